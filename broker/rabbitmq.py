@@ -54,7 +54,7 @@ from taxiway.contract.keys import ARRIVALS, LEVELS, amqp_priority, job_key
 from taxiway.contract.wire import Durability, Envelope, check_confirmed, confirming
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.aio import ANSWER, Connection
+from taxiway.valkey.connection import ANSWER, AsyncConnection
 
 _EVENTS = "celeryev"  # Celery's exchange for events
 AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
@@ -97,7 +97,7 @@ class RabbitTransport:
         durability: Durability = "written",
     ) -> None:
         self._url = broker
-        self._records = Connection(state)
+        self._records = AsyncConnection(state)
         self._durability = durability
         self._confirming = confirming(durability, ANSWER / 2)
         self._name = name

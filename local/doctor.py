@@ -24,7 +24,7 @@ from tasks.models.catalogue import Model
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
 from tasks.topology import Topology
 from taxiway.valkey import ServerError
-from taxiway.valkey.blocking import Connections
+from taxiway.valkey.connection import Connections
 
 _QUICK = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}

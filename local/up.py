@@ -26,7 +26,7 @@ from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, Wo
 from local.supervisor import Exit, SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from
 from taxiway.valkey import ServerError
-from taxiway.valkey.blocking import Connections
+from taxiway.valkey.connection import Connections
 
 START_PATIENCE = 240.0
 """Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""

@@ -22,7 +22,7 @@ from taxiway.contract.keys import LEAD, LEADS, MOVES, PLAN, TUNER, TUNERS, WORK,
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.aio import Connection
+from taxiway.valkey.connection import AsyncConnection
 
 
 def tune_call(name: str, lease: float) -> Call:
@@ -42,7 +42,7 @@ class Leadership:
     """
 
     def __init__(self, url: str, name: str, lease: float) -> None:
-        self._connection = Connection(url)
+        self._connection = AsyncConnection(url)
         self._name, self._lease = name, lease
         self._token, self._until = "", -inf
 
@@ -118,7 +118,7 @@ class MoveRecords:
     """What every queue mover keeps in the state store, whatever its broker."""
 
     def __init__(self, url: str) -> None:
-        self._store = Connection(url)
+        self._store = AsyncConnection(url)
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
         """See `QueueMover.records`."""
@@ -154,7 +154,7 @@ class ValkeyQueueMover(MoveRecords):
     """Class queues on Valkey. Where `state` is another server, records change there first."""
 
     def __init__(self, *, broker: str, state: str) -> None:
-        self._connection = Connection(broker)
+        self._connection = AsyncConnection(broker)
         super().__init__(state)
         self._apart = state != broker
 

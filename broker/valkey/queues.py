@@ -51,7 +51,7 @@ from taxiway.contract.wire import (
 )
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.valkey import ServerError, fleet_errors, parse
-from taxiway.valkey.aio import Connection
+from taxiway.valkey.connection import AsyncConnection
 
 LASTS = 5.0
 """Seconds without a sign after which what a router took is put back."""
@@ -80,7 +80,7 @@ SOURCES = (TAKES, *map(str, range(LEVELS)))
 class Session:
     """One router's sessions, one after the other."""
 
-    def __init__(self, connection: Connection, router: str) -> None:
+    def __init__(self, connection: AsyncConnection, router: str) -> None:
         self._connection = connection
         self._router = router
         self._looks = 0
@@ -184,9 +184,13 @@ class ValkeyTransport:
     def __init__(
         self, *, broker: str, state: str, name: str, keep_record: int, durability: Durability = "written"
     ) -> None:
-        self._signs, self._takes, self._sends = Connection(broker), Connection(broker), Connection(broker)
-        self._records = Connection(state) if state != broker else None
-        self._waiters = [Connection(broker, answer=None) for _ in range(LEVELS)]
+        self._signs, self._takes, self._sends = (
+            AsyncConnection(broker),
+            AsyncConnection(broker),
+            AsyncConnection(broker),
+        )
+        self._records = AsyncConnection(state) if state != broker else None
+        self._waiters = [AsyncConnection(broker, answer=None) for _ in range(LEVELS)]
         self._database = parse(broker).database
         self._keep = keep_record
         self._confirming = confirming(durability, _CONFIRMED_WITHIN)
@@ -400,7 +404,7 @@ class ValkeyTransport:
             self._bursts = True
         return answer.done
 
-    async def _confirm(self, connection: Connection, tags: Set[str]) -> None:
+    async def _confirm(self, connection: AsyncConnection, tags: Set[str]) -> None:
         """Wait until what was written on the connection is as durable as it is to be, of what comes from the own door.
 
         What came by the arrivals was accepted there, and a replica that has less has it there still.

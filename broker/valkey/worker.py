@@ -64,7 +64,7 @@ from taxiway.contract.values import Buffer, Reference
 from taxiway.contract.wire import outlasted, outlasting, refusal
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, ServerError, checked, fleet_errors, is_unknown_script, parse
-from taxiway.valkey.blocking import ANSWER, Connection, Connections
+from taxiway.valkey.connection import BLOCKING_ANSWER, Connection, Connections
 
 MOST = 256
 """Most messages that one script takes: a limit on how long one worker blocks the server."""
@@ -204,7 +204,7 @@ class ClassQueue:
                 self._blocked[name] = self._block(name, queue, levels)
         fetches = self._woken(dict(lists), longest)
         if not fetches and self._connections.call("GETDEL", self._room) == _USED:
-            fetches += self._woken(dict(lists), ANSWER)  # taken in the meantime
+            fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
         return fetches
 
     def _block(self, name: str, queue: str, levels: int) -> Connection:
@@ -260,7 +260,7 @@ _REMEMBERED = 30 * 86400
 _AT_ONCE = 500
 """Jobs that one script looks at, so that the server is not blocked for long by one worker."""
 
-_KEPT_WITHIN = 0.8 * ANSWER
+_KEPT_WITHIN = 0.8 * BLOCKING_ANSWER
 """Seconds for which a store is asked whether its log is on its disk. A disk that is so slow has it written at least: it
 is lost with the machine only."""
 

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from router.history.columns import SETTLE, SLICE, Arrivals, assembled, hour_of
 from taxiway.contract.keys import history_key
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.blocking import Connections
+from taxiway.valkey.connection import Connections
 
 LAG = SLICE + 2 * SETTLE
 """Seconds in which a job that was accepted is in the history, while a router leads."""

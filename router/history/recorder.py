@@ -26,7 +26,7 @@ from router.upkeep import Duty
 from tasks.topology import Limits
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
 from taxiway.valkey import Command, fleet_errors
-from taxiway.valkey.aio import Connection
+from taxiway.valkey.connection import AsyncConnection
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Recorder(Duty):
 
     def __init__(self, url: str, store: Store, limits: Limits) -> None:
         super().__init__(SETTLE)
-        self._connection = Connection(url)
+        self._connection = AsyncConnection(url)
         self._store = store
         self._limits = limits
 

@@ -34,7 +34,7 @@ from taxiway.contract.request import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
-from taxiway.valkey.aio import settle
+from taxiway.valkey.connection import settle
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from taxiway.client.valkey_link import PAUSE, Rounds
 from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError
-from taxiway.valkey.aio import Connection
+from taxiway.valkey.connection import AsyncConnection
 
 CHECK_EVERY = 0.05
 """Seconds between two checks: a wait ends up to this much late."""
@@ -80,7 +80,7 @@ class Results:
     """
 
     def __init__(self, url: str, store: Store, name: str, *, pause: float = PAUSE) -> None:
-        self._connection = Connection(url)
+        self._connection = AsyncConnection(url)
         self._store = store
         self._own = reply_channel(name)
         self._pause = pause

@@ -66,7 +66,7 @@ from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.values import KEPT, Buffer
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.valkey import Command, ServerError, fleet_errors
-from taxiway.valkey.aio import Connection
+from taxiway.valkey.connection import AsyncConnection
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class AppendOnlyFile:
     is upgraded, tests/integration/test_full_disk.py shows whether `_LAST_VALKEY` must change.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._cut = False
         self._refused: str | None = None
@@ -189,11 +189,11 @@ class Store:
     def __init__(self, url: str, limits: Limits) -> None:
         self.ended: Counter[tuple[str, ...]] = Counter()
         self._url = url
-        self._calls, self._periodic = Connection(url), Connection(url)
+        self._calls, self._periodic = AsyncConnection(url), AsyncConnection(url)
         self._file = AppendOnlyFile(self._periodic)
-        self._lines = [Connection(url) for _ in range(_CARRIERS)]
+        self._lines = [AsyncConnection(url) for _ in range(_CARRIERS)]
         self._carriers = cycle(self._lines)
-        self._readers: list[Connection] = []  # idle
+        self._readers: list[AsyncConnection] = []  # idle
         self._reading = asyncio.Semaphore(_READERS)
         self._limits = limits
         self._ahead = 0.0
@@ -478,10 +478,10 @@ class Store:
             connection.close()
 
     @asynccontextmanager
-    async def _reader(self) -> AsyncIterator[Connection]:
+    async def _reader(self) -> AsyncIterator[AsyncConnection]:
         """A connection for a command that blocks."""
         async with self._reading:
-            reader = self._readers.pop() if self._readers else Connection(self._url)
+            reader = self._readers.pop() if self._readers else AsyncConnection(self._url)
             try:
                 yield reader
             except BaseException:

@@ -31,7 +31,7 @@ from tasks.settings import Settings
 from tasks.topology import Topology
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.blocking import Connections
+from taxiway.valkey.connection import Connections
 
 FEWEST = 30
 """Fewer arrivals than this in the window say nothing about what comes."""

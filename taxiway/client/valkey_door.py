@@ -42,7 +42,7 @@ from taxiway.contract.tensors import Show
 from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
 from taxiway.contract.wire import Carried, Durability, cancel_message, infer_message, read_key, submitting
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
-from taxiway.valkey.aio import settle
+from taxiway.valkey.connection import settle
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals queue, and the blobs that it references."""

@@ -21,7 +21,7 @@ from taxiway.contract.values import KEPT, Buffer
 from taxiway.contract.wire import Durability, check_confirmed, confirming, refusal
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, ResultTimeoutError
 from taxiway.valkey import ServerError
-from taxiway.valkey.aio import Connection, settle
+from taxiway.valkey.connection import AsyncConnection, settle
 
 PAUSE = 3.0
 """Seconds between passes. With few waiters, a missed announcement is recovered after 3 to 6 s."""
@@ -71,7 +71,7 @@ class ValkeyLink:
 
     def __init__(self, url: str, patience: float, durability: Durability = "written") -> None:
         try:
-            self._connection = Connection(url, answer=None, patience=patience)
+            self._connection = AsyncConnection(url, answer=None, patience=patience)
         except ValueError:  # its text may quote part of a password
             wanted = "redis://NAME:PASSWORD@HOST:PORT/DATABASE, with / and # in a password as %2F and %23"
             raise InvalidRequestError(f"url: expected {wanted}", field="url") from None
@@ -103,9 +103,9 @@ class ValkeyLink:
         self._arrivals.append(((message, blobs), settle))
         self._start()
 
-    def connection(self) -> Connection:
+    def connection(self) -> AsyncConnection:
         """A new connection for the caller's own use."""
-        return Connection(self._url, answer=None, patience=self.patience)
+        return AsyncConnection(self._url, answer=None, patience=self.patience)
 
     async def close(self) -> None:
         """Disconnect after all pending commands have been answered or refused."""

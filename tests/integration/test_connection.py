@@ -19,7 +19,8 @@ from router.service.store import Store
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey import ServerError, aio, blocking, fleet_errors
+from taxiway.valkey import ServerError, fleet_errors
+from taxiway.valkey.connection import AsyncConnection, Connection, Connections
 from tests.cable import Cable
 
 SOON = 20.0
@@ -71,7 +72,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> None:
     async def scenario() -> list[Any]:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         first = await connection.run(Echo(("a", b"\x00", 7)))
         await connection.call("SCRIPT", "FLUSH")
         second = await connection.run(Echo(("b",)))
@@ -79,7 +80,7 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
         return [*first, *second]
 
     assert asyncio.run(scenario()) == [b"a", b"\x00", b"7", b"b"]
-    connections = blocking.Connections(settings.state)
+    connections = Connections(settings.state)
     connections.call("SCRIPT", "FLUSH")
     assert [connections.run(Echo(("c",))), connections.run(Echo(("d",)))] == [[b"c"], [b"d"]]
     connections.close()
@@ -87,7 +88,7 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
 
 def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         await connection.call("CLIENT", "SETNAME", "ended")
         kill(settings, "ended")
         await until(lambda: not connection.connected)
@@ -96,7 +97,7 @@ def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> 
         return answer
 
     assert asyncio.run(scenario()) == b"again"
-    connections = blocking.Connections(settings.state)
+    connections = Connections(settings.state)
     connections.call("CLIENT", "SETNAME", "ended")
     kill(settings, "ended")
     assert connections.call("ECHO", "again") == b"again"
@@ -105,7 +106,7 @@ def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> 
 
 def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> None:
     async def scenario() -> list[bytes]:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         answers: list[bytes] = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(20)))
         connection.close()
         return answers
@@ -115,7 +116,7 @@ def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> N
 
 def test_a_caller_that_gives_up_leaves_the_others_their_answers(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         await connection.connect()
         given_up = asyncio.ensure_future(connection.call("ECHO", "first"))
         await asyncio.sleep(0)
@@ -129,7 +130,7 @@ def test_a_caller_that_gives_up_leaves_the_others_their_answers(settings: Settin
 
 def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = aio.Connection(settings.state, answer=0.2)
+        connection = AsyncConnection(settings.state, answer=0.2)
         with pytest.raises(BrokerUnavailableError), fleet_errors("broker"):
             await connection.call("BLPOP", "nothing", 5)
         answer: bytes = await connection.call("ECHO", "next")
@@ -137,7 +138,7 @@ def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(sett
         return answer
 
     assert asyncio.run(scenario()) == b"next"
-    connections = blocking.Connections(settings.state, answer=0.2)
+    connections = Connections(settings.state, answer=0.2)
     with pytest.raises(BrokerUnavailableError), fleet_errors("broker"):
         connections.call("BLPOP", "nothing", 5)
     assert connections.call("ECHO", "next") == b"next"
@@ -146,7 +147,7 @@ def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(sett
 
 def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
     async def scenario() -> None:
-        connection = aio.Connection(settings.state, answer=None)
+        connection = AsyncConnection(settings.state, answer=None)
         waiting = asyncio.ensure_future(connection.call("BLMOVE", "from", "to", "LEFT", "LEFT", 0))
         with redis.Redis.from_url(settings.state) as store:
             await until(lambda: store.info("clients")["blocked_clients"] > 0)
@@ -159,7 +160,7 @@ def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
 
 def test_who_waits_on_a_connection_that_is_closed_is_told_at_once(settings: Settings) -> None:
     async def scenario() -> None:
-        connection = aio.Connection(settings.state, answer=None)
+        connection = AsyncConnection(settings.state, answer=None)
         waiting = asyncio.ensure_future(connection.call("BLPOP", "nothing", 0))
         await until(lambda: connection.connected)
         await asyncio.sleep(0)
@@ -172,7 +173,7 @@ def test_who_waits_on_a_connection_that_is_closed_is_told_at_once(settings: Sett
 
 def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> None:
     async def scenario() -> list[Any]:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         await connection.calls(*(("SET", key, value) for key, value in VALUES.items()))
         found = await connection.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none")))
         connection.close()
@@ -180,14 +181,14 @@ def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> 
 
     wanted = [None, *VALUES.values(), None]
     assert uvloop.run(scenario()) == wanted
-    connections = blocking.Connections(settings.state)
+    connections = Connections(settings.state)
     assert connections.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none"))) == wanted
     connections.close()
 
 
 def test_what_the_server_refuses_is_told_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         with pytest.raises(ServerError, match="WRONGTYPE"):
             await connection.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
         answer: bytes = await connection.call("ECHO", "next")
@@ -195,7 +196,7 @@ def test_what_the_server_refuses_is_told_and_the_next_call_is_answered(settings:
         return answer
 
     assert asyncio.run(scenario()) == b"next"
-    connections = blocking.Connections(settings.state)
+    connections = Connections(settings.state)
     with pytest.raises(ServerError, match="WRONGTYPE"):
         connections.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
     assert connections.call("ECHO", "next") == b"next"
@@ -204,7 +205,7 @@ def test_what_the_server_refuses_is_told_and_the_next_call_is_answered(settings:
 
 def test_what_a_transaction_refuses_is_told(settings: Settings) -> None:
     async def scenario() -> None:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         assert await connection.transaction(("SET", "one", 1), ("GET", "one")) == [b"OK", b"1"]
         with pytest.raises(ServerError, match="WRONGTYPE"):
             await connection.transaction(("LPUSH", "one", 1), ("GET", "one"))
@@ -217,7 +218,7 @@ def test_all_who_call_a_silent_server_are_told_in_one_time(settings: Settings, c
     """Also those who come while another connects: no wait is added to another."""
 
     async def scenario() -> float:
-        connection = aio.Connection(through(cable, settings), answer=0.3, patience=0.3)
+        connection = AsyncConnection(through(cable, settings), answer=0.3, patience=0.3)
         await connection.call("PING")
         cable.forget()
         began = time.monotonic()
@@ -232,13 +233,13 @@ def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
     parts = urlsplit(settings.state)
     url = urlunsplit(parts._replace(netloc=f":wrong@{parts.hostname}:{parts.port}"))
     with pytest.raises(ServerError, match="WRONGPASS"):
-        asyncio.run(aio.Connection(url).call("PING"))
+        asyncio.run(AsyncConnection(url).call("PING"))
     with pytest.raises(ServerError, match="WRONGPASS"):
-        blocking.Connections(url).call("PING")
+        Connections(url).call("PING")
 
 
 def test_a_subscription_hears_what_is_published_and_nothing_for_as_long_as_it_was_asked(settings: Settings) -> None:
-    connection, other = blocking.Connection(settings.state), blocking.Connections(settings.state)
+    connection, other = Connection(settings.state), Connections(settings.state)
     assert connection.ask([("SUBSCRIBE", "heard")]) == [[b"subscribe", b"heard", 1]]
     assert connection.hear(0.01) is None
     other.call("PUBLISH", "heard", "x")
@@ -248,7 +249,7 @@ def test_a_subscription_hears_what_is_published_and_nothing_for_as_long_as_it_wa
 
 
 def test_threads_share_connections(settings: Settings) -> None:
-    connections = blocking.Connections(settings.state)
+    connections = Connections(settings.state)
     answers: dict[int, bytes] = {}
 
     def ask(number: int) -> None:
@@ -266,8 +267,8 @@ def test_threads_share_connections(settings: Settings) -> None:
 
 FORKED = """
 import os, sys
-from taxiway.valkey import blocking
-connections = blocking.Connections(sys.argv[1])
+from taxiway.valkey.connection import Connections
+connections = Connections(sys.argv[1])
 mine = connections.call("CLIENT", "ID")
 child = os.fork()
 if not child:
@@ -299,7 +300,7 @@ def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings)
 
 def test_a_connection_whose_caller_gave_up_while_it_opened_is_closed_with_the_others(settings: Settings) -> None:
     async def scenario() -> bool:
-        connection = aio.Connection(settings.state)
+        connection = AsyncConnection(settings.state)
         asking = asyncio.create_task(connection.call("PING"))
         await asyncio.sleep(0)  # it is connecting
         asking.cancel()

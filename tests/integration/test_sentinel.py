@@ -21,7 +21,7 @@ from local.embedded import EmbeddedValkey, find_binary
 from tasks.settings import Settings, settings_from
 from taxiway import BrokerUnavailableError, Client
 from taxiway.client.sync_client import Job
-from taxiway.valkey import aio, blocking
+from taxiway.valkey.connection import AsyncConnection, Connections
 from tests.guarded import free_port
 from tests.routing import router_process
 from tests.waiting import until as patiently
@@ -129,10 +129,10 @@ sentinel failover-timeout {SERVICE} 5000
 
 
 def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> None:
-    connections = blocking.Connections(watched.url)
+    connections = Connections(watched.url)
 
     async def ask() -> bytes:
-        connection = aio.Connection(watched.url)
+        connection = AsyncConnection(watched.url)
         await connection.call("SET", "who", "x")
         answer: bytes = (await connection.call("CONFIG", "GET", "port"))[1]
         connection.close()
@@ -154,14 +154,14 @@ def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> No
 
 def test_a_sentinel_that_is_away_is_passed_over(watched: Watched) -> None:
     account, hosts = watched.url.split("@")
-    connections = blocking.Connections(f"{account}@127.0.0.1:1,{hosts}")
+    connections = Connections(f"{account}@127.0.0.1:1,{hosts}")
     assert connections.call("PING") == b"PONG"
     connections.close()
     unknown = watched.url.replace(f"service={SERVICE}", "service=other")
     with pytest.raises(ConnectionError, match="knows no service 'other'"):
-        blocking.Connections(unknown).call("PING")
+        Connections(unknown).call("PING")
     with pytest.raises(ConnectionError, match="knows no service 'other'"):
-        asyncio.run(aio.Connection(unknown).call("PING"))
+        asyncio.run(AsyncConnection(unknown).call("PING"))
 
 
 def test_a_failover_under_a_running_fleet_loses_no_accepted_job(watched: Watched) -> None:
