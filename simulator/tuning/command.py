@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from typing import NoReturn
 
 import click
@@ -30,6 +31,9 @@ from taxiway.errors import BrokerUnavailableError
 NICE = 10
 """Added to the niceness of the process that tunes again and again: requests come first."""
 
+UNSIGNED: Mapping[str, str] = {"TAXIWAY_SECRET": "0" * 64}
+"""A tuner signs nothing, so it needs no signing key."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,7 +45,7 @@ def tune(*, once: bool, dry_run: bool, as_json: bool) -> None:
     """Keep the fleet's plan: which class each model and service prefers, and how classes scale."""
     log_to_stderr()
     try:
-        settings = settings_from(os.environ)
+        settings = settings_from({**UNSIGNED, **os.environ})
         topology = load_topology(settings.queues)
     except (SettingsError, TopologyError) as error:
         click.echo(f"error: {error}", err=True)

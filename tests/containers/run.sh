@@ -62,6 +62,7 @@ cat >"$work/env" <<ENV
 VALKEY_PASSWORD=$(openssl rand -hex 32)
 TAXIWAY_SECRET=$(openssl rand -hex 32)
 FLOWER_VALKEY_PASSWORD=$(openssl rand -hex 32)
+TUNER_VALKEY_PASSWORD=$(openssl rand -hex 32)
 FLOWER_BASIC_AUTH=operator:secret
 CPU_WORKERS=2
 PIP_CONFIG=$work/pip.conf

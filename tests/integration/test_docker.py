@@ -38,6 +38,7 @@ SECRETS = {
     "TAXIWAY_SECRET": "ab" * 32,
     "FLOWER_BASIC_AUTH": "operator:secret",
     "FLOWER_VALKEY_PASSWORD": "fedcba9876543210",
+    "TUNER_VALKEY_PASSWORD": "76543210fedcba98",
 }
 
 each_image = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -153,7 +154,7 @@ def test_every_service_is_bounded_in_memory_and_processes(services: dict[str, An
 
 def test_models_reach_running_containers_by_their_folder(services: dict[str, Any]) -> None:
     for name, service in services.items():
-        if name == "router" or name.startswith("worker-"):
+        if name in ("router", "tuner") or name.startswith("worker-"):
             mounts = {one["target"]: one for one in service["volumes"]}
             assert mounts["/app/models"]["type"] == "bind", name
             assert mounts["/app/models"]["read_only"], name
@@ -189,15 +190,30 @@ def test_ports_are_open_on_the_loopback_only(services: dict[str, Any]) -> None:
     assert "ports" not in services["valkey"]
 
 
-def test_flower_has_an_account_of_its_own_at_valkey_with_no_more_rights_than_it_needs(compose: list[str]) -> None:
-    passwords = dict.fromkeys(ACCOUNTS, SECRETS["FLOWER_VALKEY_PASSWORD"])
+@pytest.mark.parametrize(("name", "variable"), [("flower", "CELERY_BROKER_URL"), ("tuner", "TAXIWAY_BROKER")])
+def test_flower_and_the_tuner_have_accounts_with_no_more_rights_than_they_need(
+    compose: list[str], name: str, variable: str
+) -> None:
+    password = SECRETS[f"{name.upper()}_VALKEY_PASSWORD"]
     answer = resolved(compose)
-    [line] = [line for line in answer["configs"]["valkey"]["content"].splitlines() if line.startswith("user ")]
-    [rules] = [line for line in valkey_accounts([], passwords).splitlines() if line.startswith("user flower ")]
+    lines = answer["configs"]["valkey"]["content"].splitlines()
+    [line] = [line for line in lines if line.startswith(f"user {name} ")]
+    [rules] = [
+        line
+        for line in valkey_accounts([], dict.fromkeys(ACCOUNTS, password)).splitlines()
+        if line.startswith(f"user {name} ")
+    ]
 
-    assert line.split()[:4] == ["user", "flower", "on", f">{passwords['flower']}"]
+    assert line.split()[:4] == ["user", name, "on", f">{password}"]
     assert line.split()[4:] == rules.split()[4:]
-    assert "redis://flower:" in answer["services"]["flower"]["environment"]["CELERY_BROKER_URL"]
+    assert f"redis://{name}:" in answer["services"][name]["environment"][variable]
+
+
+def test_the_tuner_runs_from_the_routers_image_and_gets_no_signing_key(services: dict[str, Any]) -> None:
+    tuner = services["tuner"]
+    assert tuner["image"] == services["router"]["image"]
+    assert tuner["entrypoint"] == ["python", "-m", "simulator.tuning.command"]
+    assert "TAXIWAY_SECRET" not in tuner["environment"]
 
 
 def test_flower_is_reached_through_a_door_that_closes_what_flower_leaves_open(compose: list[str]) -> None:

@@ -72,7 +72,10 @@ def tune(settings: Settings, *options: str) -> dict[str, Any]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    return {**os.environ, **settings.environment()}
+    """A tuner gets no signing key."""
+    known = {**os.environ, **settings.environment()}
+    known.pop("TAXIWAY_SECRET")
+    return known
 
 
 def firsts(plan: Plan, locality: str | None) -> set[str]:
