@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from broker.port import Head, Moved, QueueMover
 from router.decide.classify import Constraints, classify
-from router.decide.plan import Cell, Followed, Tuned, preferred_class
+from router.decide.plan import STALE, Cell, Followed, Tuned, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
@@ -159,7 +159,8 @@ def view_plan(
 ) -> PlanView | None:
     """The plan and the tuner at `now`; None if there is neither.
 
-    `reports` are what processes said of themselves, and `tuner` is the token of the one at work.
+    `reports` are what processes said of themselves, and `tuner` is the token of the one that holds the lease. One that
+    tuned lately is at work without it, too: on a busy machine a search may take longer.
     """
     if not followed.raw and not tuner and told is None:
         return None
@@ -174,7 +175,7 @@ def view_plan(
         routers=len(routers),
         score=plan.score if plan is not None else None,
         cells=tuple(_planned_cell(cell, serving, now) for cell in plan.cells) if plan is not None else (),
-        tuner=tuner.rpartition("#")[0],
+        tuner=tuner.rpartition("#")[0] or (told.tuner if told is not None and now - told.at < STALE else ""),
         tuned=max(now - told.at, 0.0) if told is not None else None,
         adopted=told is not None and told.adopted,
         found=told.why if told is not None else "",

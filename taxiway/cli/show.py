@@ -61,13 +61,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
-def age(seconds: float) -> str:
-    """Whole seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
-
-
 def brief(value: Any) -> str:
     """A value in one line; long lists and bytes are truncated, with their length."""
     if isinstance(value, float):
@@ -236,7 +229,7 @@ def plan_title(plan: Mapping[str, Any]) -> str:
     if plan["number"] is None:
         return "no plan: each request is placed by itself"
     followers, routers = plan["followers"], plan["routers"]
-    return f"plan {plan['number']}, {age(plan['age'])} old, followed by {followers} of {routers} routers"
+    return f"plan {plan['number']}, {_span(plan['age'])} old, followed by {followers} of {routers} routers"
 
 
 def planned_rows(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -254,7 +247,7 @@ def tuner_line(plan: Mapping[str, Any]) -> Text:
     """The tuner at work and what the last tuning found, or that there is none; in yellow what needs a look."""
     parts = [f"tuner {plan['tuner']}" if plan["tuner"] else "no tuner at work"]
     if plan["tuned"] is not None:
-        parts.append(f"{age(plan['tuned'])} ago: {'adopted' if plan['adopted'] else 'unchanged'}, {plan['found']}")
+        parts.append(f"{_span(plan['tuned'])} ago: {'adopted' if plan['adopted'] else 'unchanged'}, {plan['found']}")
     said = "; ".join(filter(None, [plan["not_followed"], ", ".join(parts)]))
     return Text(said, "yellow" if plan["not_followed"] or not plan["tuner"] else "dim")
 
@@ -468,7 +461,7 @@ def _look_again(look: Callable[[], Mapping[str, Any]], fleet: Mapping[str, Any])
 def _room(console: Console, fleet: Mapping[str, Any]) -> int:
     """How many devices fit beside the rest of the page."""
     moves = min(len(fleet["moves"]), _MOVES_SHOWN)
-    planned = len(_plan(fleet["plan"])) - 1 + _models_shown(fleet["plan"]) if fleet.get("plan") else 0
+    planned = min(len(planned_rows(fleet["plan"])), _MODELS_SHOWN) + 3 if fleet.get("plan") else 0
     return max(1, console.height - len(fleet["classes"]) - (moves + 1 if moves else 0) - planned - _HEADINGS)
 
 
@@ -566,12 +559,6 @@ def _plan(plan: Mapping[str, Any]) -> list[Any]:
             table.add_row(row["model"], *(row.get(service, "").rpartition(" ")[2] for service in services))
         parts.append(table)
     return [*parts, _line(tuner_line(plan))]
-
-
-def _models_shown(plan: Mapping[str, Any]) -> int:
-    """Lines of the plan's table."""
-    rows = len(planned_rows(plan))
-    return min(rows, _MODELS_SHOWN) + 1 if rows else 0
 
 
 def _line(text: Text) -> Text:

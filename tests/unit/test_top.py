@@ -116,17 +116,17 @@ def test_the_plan_shows_each_models_first_classes_who_follows_it_and_the_tuner()
     lines = drawn(a_fleet() | {"plan": a_plan()})
     assert max(map(len, lines)) <= 80
     first = next(number for number, line in enumerate(lines) if line.startswith("plan 7"))
-    assert lines[first].rstrip() == "plan 7, 45 s old, followed by 1 of 2 routers"
+    assert lines[first].rstrip() == "plan 7, 45.0 s old, followed by 1 of 2 routers"
     assert [line.split() for line in lines[first + 1 : first + 4]] == [
         ["model", "live", "bulk"],
         ["sentiment:1", "cpu.batch", "gpu.realtime"],
         ["image:1", "lab", "tpu.bulk"],
     ]
-    assert lines[first + 4].startswith("tuner vm-12, 45 s ago: adopted, 16% better than the plan in use")
+    assert lines[first + 4].startswith("tuner vm-12, 45.0 s ago: adopted, 16% better than the plan in use")
 
 
 def test_without_a_plan_there_is_still_a_line_on_the_tuner() -> None:
     lines = drawn(a_fleet() | {"plan": a_plan(number=None, cells=[], adopted=False, found="too few arrivals")})
     at = lines.index("no plan: each request is placed by itself")
-    assert lines[at + 1].startswith("tuner vm-12, 45 s ago: unchanged, too few arrivals")
+    assert lines[at + 1].startswith("tuner vm-12, 45.0 s ago: unchanged, too few arrivals")
     assert not any(line.startswith(("plan", "tuner", "no plan")) for line in drawn(a_fleet()))
