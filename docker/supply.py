@@ -25,11 +25,12 @@ from typing import Any
 TREE = Path(__file__).resolve().parent.parent
 LOCKS = TREE / "docker" / "requirements"
 IMAGES = {
-    "router": ("router",),
+    "router": ("router", "simulator"),
     "worker-cpu": ("worker", "onnx"),
     "worker-cuda": ("worker", "torch"),
     "worker-tpu": ("worker", "tpu"),
     "flower": ("flower",),
+    "controller": ("controller",),
 }
 """The dependency groups of each image."""
 

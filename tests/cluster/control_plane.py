@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,16 @@ API = {
     "Pod": "/api/v1/pods",
     "Deployment": "/apis/apps/v1/deployments",
 }
+
+
+def until(condition: Callable[[], bool], *, patience: float = 30.0) -> bool:
+    """Whether the condition came true within `patience` seconds; each look costs the API server some work."""
+    end = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.15)
+    return True
 
 
 class ControlPlane:
@@ -115,6 +125,7 @@ class ControlPlane:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
     def items(self, path: str, **selected: str) -> list[Any]:
         """What is under an API path, by label: `items("/api/v1/pods", labelSelector="a=b")`."""

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from tests.cluster.chart import FLEET, Release, nodes_of, ready
-from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node
-from tests.waiting import until
+from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
 
 GPU = {"nvidia.com/gpu": "1"}
 TYPE = "node.kubernetes.io/instance-type"
@@ -152,11 +151,11 @@ def test_an_edited_queues_yaml_rolls_the_only_gpu_and_is_rolled_back(on_gke: Rel
 
     before = first()
     on_gke.upgrade(FLEET, values_for("gke"), {"limits": {"lease": 20}})
-    assert until(lambda: rolled(before), patience=30)
+    assert until(lambda: rolled(before))
     assert nodes_of(on_gke.of_class("gpu.realtime")) == {"l4"}
     edited = first()
     on_gke.helm("rollback", "1")
-    assert until(lambda: rolled(edited), patience=30)
+    assert until(lambda: rolled(edited))
 
 
 def test_an_upgrade_without_a_change_rolls_nothing_and_keeps_replicas_that_others_set(on_gke: Release) -> None:

@@ -20,7 +20,7 @@ from tasks.models.catalogue import Derived, Model, Variant, load_catalogue
 from tasks.models.files import ENTRIES, entry_code, recipe_code
 from tasks.settings import TREE
 
-OURS = {"taxiway", "tasks", "broker", "router", "workers"}
+OURS = {"taxiway", "tasks", "broker", "router", "workers", "simulator", "controller"}
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu", "torch", "jax"}
 IMAGES = {
     "router": set(),
@@ -28,19 +28,28 @@ IMAGES = {
     "worker-cuda": {"torch"},
     "worker-tpu": {"jax"},
     "flower": set(),
+    "controller": set(),
 }
 LOCKED = {
-    "router": ("router",),
+    "router": ("router", "simulator"),
     "worker-cpu": ("worker", "onnx"),
     "worker-cuda": ("worker", "torch"),
     "worker-tpu": ("worker", "tpu"),
     "flower": ("flower",),
+    "controller": ("controller",),
 }
 """The groups of each image, as docker/supply.py has them."""
 
 WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
 LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
 """What Celery loads for a `redis://` address; it does not require all that these import."""
+
+PROCESSES = {
+    "router": {*LOADED_BY_NAME, "router.__main__", "simulator.tuning.command"},
+    "flower": {*LOADED_BY_NAME, "flower.command"},
+    "controller": {"controller.__main__"},
+}
+"""The entry points of the other images."""
 
 
 def installed_by(image: str) -> set[str]:
@@ -122,7 +131,7 @@ def parents(module: str) -> list[str]:
 def modules_of(image: str) -> set[str]:
     """The modules that an image's process loads: its entry point's, and those it loads by name for its variants."""
     if image not in WORKERS:
-        return {*LOADED_BY_NAME, *({"router.__main__"} if image == "router" else {"flower.command"})}
+        return set(PROCESSES[image])
     found = {*LOADED_BY_NAME, *tried_by(image)}
     for model in load_catalogue(TREE / "models").models.values():
         for variant in model.variants.values():

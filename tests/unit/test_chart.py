@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from runpy import run_path
 
+import pytest
 import yaml
 
 from broker.accounts import ACCOUNTS, valkey_accounts
@@ -18,9 +19,11 @@ def test_the_charts_schema_is_that_of_queues_yaml_with_its_own_values() -> None:
     assert found["WRITTEN"].read_text() == found["schema"](), "run: python charts/schema.py"
 
 
-def test_flower_may_do_at_valkey_what_its_account_may() -> None:
-    [line] = [one for one in valkey_accounts([], dict.fromkeys(ACCOUNTS, "x")).splitlines() if "user flower " in one]
-    assert (CHARTS / "taxiway" / "files" / "flower.acl").read_text().split() == line.split()[4:]
+@pytest.mark.parametrize("account", ["flower", "tuner"])
+def test_flower_and_the_tuner_may_do_at_valkey_what_their_accounts_may(account: str) -> None:
+    accounts = valkey_accounts([], dict.fromkeys(ACCOUNTS, "x"))
+    [line] = [one for one in accounts.splitlines() if f"user {account} " in one]
+    assert (CHARTS / "taxiway" / "files" / f"{account}.acl").read_text().split() == line.split()[4:]
 
 
 def test_the_chart_has_the_images_of_others_that_compose_has() -> None:

@@ -29,10 +29,10 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{ .root.Values.image.registry }}/{{ .image }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
 {{- end }}
 
-{{/* A pod at the Pod Security level `restricted`, without a token. */}}
+{{/* A pod at the Pod Security level `restricted`; a token only for an `account` of its own. */}}
 {{- define "taxiway.pod" -}}
-serviceAccountName: {{ include "taxiway.name" .root }}
-automountServiceAccountToken: false
+serviceAccountName: {{ .account | default (include "taxiway.name" .root) }}
+automountServiceAccountToken: {{ not (empty .account) }}
 enableServiceLinks: false
 priorityClassName: {{ include "taxiway.clusterName" .root }}-{{ .priority }}
 {{- with .root.Values.image.pullSecrets }}

@@ -1,0 +1,75 @@
+"""`python -m controller`: the operator of one namespace, until SIGTERM.
+
+In a pod it works as the pod's service account; elsewhere by `KUBECONFIG` and `TAXIWAY_NAMESPACE`. `TAXIWAY_SCALING_KEY`
+is its key at the routers' door, and `TAXIWAY_LEASE` the Lease by which several operators agree who works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import uuid
+from typing import Any
+
+import kopf
+
+from controller.cluster import GROUP, PLURAL, VERSION, Cluster, find_access
+from controller.leader import Leader
+from controller.operator import Operator
+from controller.routers import Routers
+from tasks.telemetry import log_to_stderr
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    log_to_stderr("INFO")
+    access = find_access(os.environ)
+    registry = kopf.OperatorRegistry()
+    running: dict[str, Any] = {}
+
+    @kopf.on.login(registry=registry)
+    def login(**_: Any) -> kopf.ConnectionInfo:
+        """How kopf itself watches."""
+        authorities = None if access.authorities is None else str(access.authorities)
+        return kopf.ConnectionInfo(
+            server=access.server, token=access.token, ca_path=authorities, insecure=access.insecure
+        )
+
+    @kopf.on.startup(registry=registry)
+    async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.scanning.disabled = True  # the definition is there, and nothing else is watched
+        settings.posting.enabled = False
+        cluster, routers = Cluster(access), Routers(os.environ.get("TAXIWAY_SCALING_KEY", ""))
+        name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        leader = Leader(cluster, os.environ.get("TAXIWAY_LEASE", "taxiway-controller"), name)
+        operator = Operator(cluster, routers, leader)
+        running.update(operator=operator, task=asyncio.create_task(operator.run()), open=(cluster, routers))
+
+    @kopf.on.cleanup(registry=registry)
+    async def stop(**_: Any) -> None:
+        running["task"].cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running["task"]
+        for one in running["open"]:
+            await one.close()
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    def notice(type: str | None, body: kopf.Body, **_: Any) -> None:  # the names are kopf's
+        running["operator"].notice(type, dict(body))
+
+    @kopf.on.probe(registry=registry)
+    def working(**_: Any) -> bool:
+        return not running["task"].done()
+
+    kopf.run(
+        registry=registry,
+        standalone=True,
+        namespace=access.namespace,
+        liveness_endpoint=os.environ.get("TAXIWAY_LIVENESS") or None,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What the operator reads and changes in its namespace of a Kubernetes cluster."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds the token of its service account, which is replaced from time to time."""
+
+GROUP, VERSION, PLURAL = "taxiway.dev", "v1alpha1", "hardwareclasses"
+COST = "controller.kubernetes.io/pod-deletion-cost"
+
+_MERGE = {"Content-Type": "application/merge-patch+json"}
+
+Object = Mapping[str, Any]
+
+
+class ConflictError(Exception):
+    """Another process changed the object first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The API server, how it is verified, and who asks."""
+
+    server: str
+    namespace: str
+    token_file: Path | None = None
+    fixed_token: str = ""
+    authorities: Path | None = None
+    insecure: bool = False
+
+    @property
+    def token(self) -> str:
+        """The token as it is now."""
+        return self.fixed_token if self.token_file is None else self.token_file.read_text().strip()
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """What verifies the server."""
+        return not self.insecure and ssl.create_default_context(cafile=self.authorities)
+
+
+def find_access(environment: Mapping[str, str]) -> Access:
+    """That of the pod that this runs in, or of the file that `KUBECONFIG` names."""
+    if "KUBERNETES_SERVICE_HOST" in environment and (MOUNTED / "token").exists():
+        host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
+        namespace = (MOUNTED / "namespace").read_text().strip()
+        server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        return Access(server, namespace, token_file=MOUNTED / "token", authorities=MOUNTED / "ca.crt")
+    path = Path(environment.get("KUBECONFIG") or Path.home() / ".kube" / "config")
+    config = yaml.safe_load(path.read_text())
+    context = _named(config["contexts"], config["current-context"])["context"]
+    cluster = _named(config["clusters"], context["cluster"])["cluster"]
+    user = _named(config["users"], context["user"])["user"]
+    authorities = cluster.get("certificate-authority")
+    if "certificate-authority-data" in cluster:
+        written = Path(os.environ.get("TMPDIR", "/tmp")) / f"taxiway-authorities-{os.getpid()}.pem"
+        written.write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
+        authorities = str(written)
+    return Access(
+        cluster["server"],
+        environment.get("TAXIWAY_NAMESPACE") or context.get("namespace", "default"),
+        fixed_token=user.get("token", ""),
+        authorities=None if authorities is None else Path(authorities),
+        insecure=cluster.get("insecure-skip-tls-verify", False),
+    )
+
+
+def _named(entries: list[Any], name: str) -> Any:
+    [found] = [one for one in entries if one["name"] == name]
+    return found
+
+
+class Cluster:
+    """The API of one namespace. Methods raise `httpx.HTTPError` if the server does not answer or refuses."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._http = httpx.AsyncClient(base_url=access.server, verify=access.tls(), timeout=10)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def pods(self, selector: str) -> list[Object]:
+        """The pods with these labels."""
+        answer = await self._ask("GET", f"{self._core}/pods", params={"labelSelector": selector})
+        found: list[Object] = answer["items"]
+        return found
+
+    async def asked(self, deployment: str) -> int:
+        """The replicas of a Deployment."""
+        replicas: int = (await self._ask("GET", self._scale(deployment)))["spec"].get("replicas", 0)
+        return replicas
+
+    async def scale(self, deployment: str, replicas: int) -> None:
+        """Set the replicas of a Deployment."""
+        await self._ask("PATCH", self._scale(deployment), {"spec": {"replicas": replicas}})
+
+    async def note_cost(self, pod: str, cost: int) -> None:
+        """Set which pod ends first when its ReplicaSet shrinks."""
+        path = f"{self._core}/pods/{pod}"
+        await self._ask("PATCH", path, {"metadata": {"annotations": {COST: str(cost)}}})
+
+    async def say_status(self, hardware_class: str, status: Object) -> None:
+        """Replace fields of the status of a HardwareClass."""
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._access.namespace}/{PLURAL}/{hardware_class}/status"
+        await self._ask("PATCH", path, {"status": status})
+
+    async def say_event(self, about: Object, reason: str, message: str) -> None:
+        """Add an event to an object."""
+        now, place = _now(), about["metadata"]
+        event = {
+            "metadata": {"generateName": f"{place['name']}-", "namespace": place["namespace"]},
+            "involvedObject": {
+                "apiVersion": about["apiVersion"], "kind": about["kind"], "name": place["name"],
+                "namespace": place["namespace"], "uid": place["uid"],
+            },
+            "type": "Normal", "reason": reason, "message": message, "source": {"component": "taxiway-controller"},
+            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+        }  # fmt: skip
+        await self._ask("POST", f"{self._core}/events", event)
+
+    async def lease(self, name: str) -> Object | None:
+        """A Lease; None if there is none."""
+        try:
+            return await self._ask("GET", f"{self._leases}/{name}")
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.NOT_FOUND:
+                return None
+            raise
+
+    async def write_lease(self, name: str, holder: str, seconds: int, before: Object | None) -> None:
+        """Take or renew a Lease that is still as it was `before`.
+
+        Raises:
+            ConflictError: it is not.
+        """
+        spec = {"holderIdentity": holder, "leaseDurationSeconds": seconds, "renewTime": _now("microseconds")}
+        try:
+            if before is None:
+                await self._ask("POST", self._leases, {"metadata": {"name": name}, "spec": spec})
+            else:
+                version = before["metadata"]["resourceVersion"]
+                body = {"metadata": {"name": name, "resourceVersion": version}, "spec": spec}
+                await self._ask("PUT", f"{self._leases}/{name}", body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.CONFLICT:
+                raise ConflictError(name) from error
+            raise
+
+    @property
+    def _core(self) -> str:
+        return f"/api/v1/namespaces/{self._access.namespace}"
+
+    @property
+    def _leases(self) -> str:
+        return f"/apis/coordination.k8s.io/v1/namespaces/{self._access.namespace}/leases"
+
+    def _scale(self, deployment: str) -> str:
+        return f"/apis/apps/v1/namespaces/{self._access.namespace}/deployments/{deployment}/scale"
+
+    async def _ask(
+        self, method: str, path: str, body: Object | None = None, params: Mapping[str, str] | None = None
+    ) -> Object:
+        headers = {"Authorization": f"Bearer {self._access.token}"}
+        if body is not None:
+            headers |= _MERGE if method == "PATCH" else {"Content-Type": "application/json"}
+        content = None if body is None else json.dumps(body)
+        answer = await self._http.request(method, path, content=content, headers=headers, params=params)
+        answer.raise_for_status()
+        found: Object = answer.json()
+        return found
+
+
+def _now(precision: str = "seconds") -> str:
+    return datetime.now(UTC).isoformat(timespec=precision).replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""What the operator decides, as functions from frozen values: no I/O, no clock."""

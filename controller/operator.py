@@ -1,0 +1,116 @@
+"""The loop: every second each HardwareClass is brought to what its router wants. Any part may fail and be repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import msgspec
+
+from controller.cluster import Cluster, Object
+from controller.decide.endings import Ending, deletion_cost
+from controller.decide.pools import Allotment, Seen, allot
+from controller.leader import Leader
+from controller.routers import Routers
+from controller.spec import ClassSpec, ClassStatus, seen, standings, status_of
+
+PERIOD = 1.0
+"""Seconds between two looks at a class."""
+
+logger = logging.getLogger(__name__)
+
+
+class Operator:
+    """The HardwareClasses of one namespace, and what brings them to their routers' wishes."""
+
+    def __init__(self, cluster: Cluster, routers: Routers, leader: Leader) -> None:
+        self._cluster, self._routers, self._leader = cluster, routers, leader
+        self._classes: dict[str, Object] = {}
+        self._said: dict[str, ClassStatus] = {}
+
+    def notice(self, change: str | None, body: Object) -> None:
+        """A HardwareClass is there, has changed, or is gone (`DELETED`)."""
+        name = body["metadata"]["name"]
+        if change == "DELETED":
+            self._classes.pop(name, None)
+            self._said.pop(name, None)
+        else:
+            self._classes[name] = body
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            began = time.monotonic()
+            try:
+                if await self._leader.leads():
+                    await asyncio.gather(*map(self._look, list(self._classes.values())))
+                else:
+                    self._said.clear()
+            except httpx.HTTPError as error:
+                logger.warning("cluster does not answer", extra={"error": str(error)})
+            await asyncio.sleep(max(PERIOD - (time.monotonic() - began), 0.1))
+
+    async def _look(self, body: Object) -> None:
+        name = body["metadata"]["name"]
+        try:
+            spec = msgspec.convert(body["spec"], ClassSpec)
+            await self._reconcile(name, body, spec)
+        except (msgspec.ValidationError, httpx.HTTPError) as error:
+            logger.warning("class left unchanged", extra={"class": name, "error": str(error) or repr(error)})
+
+    async def _reconcile(self, name: str, body: Object, spec: ClassSpec) -> None:
+        before = self._said.get(name) or msgspec.convert(body.get("status") or {}, ClassStatus)
+        wanted, reason = await self._wanted(spec, before)
+        if wanted is None:
+            return
+        now = time.time()
+        by_pool: Mapping[str, list[Any]] = defaultdict(list)
+        for pod in await self._cluster.pods(spec.selector):
+            by_pool[pod["metadata"]["labels"].get("taxiway/pool", "")].append(pod)
+        asked = await asyncio.gather(*(self._cluster.asked(pool.deployment) for pool in spec.pools))
+        pools = [seen(pool, count, by_pool[pool.name], now) for pool, count in zip(spec.pools, asked, strict=True)]
+        allotted = allot(wanted, pools, standings(spec, before), now, spec.rules)
+        status = status_of(spec, wanted, reason, pools, allotted)
+        await self._remember(name, status)  # first: a successor judges pools as this one did
+        await self._apply(body, spec, pools, allotted, reason)
+
+    async def _wanted(self, spec: ClassSpec, before: ClassStatus) -> tuple[int | None, str]:
+        """The count that was set by hand, that of the router, or the last one while no router knows."""
+        if spec.replicas is not None:
+            return spec.replicas, "set by hand"
+        try:
+            return await self._routers.wanted(spec.router, spec.hardware_class)
+        except httpx.HTTPError as error:
+            logger.warning("router does not know", extra={"class": spec.hardware_class, "error": str(error)})
+            return before.wanted, before.reason
+
+    async def _remember(self, name: str, status: ClassStatus) -> None:
+        if status != self._said.get(name):
+            await self._cluster.say_status(name, msgspec.to_builtins(status))
+            self._said[name] = status
+
+    async def _apply(self, body: Object, spec: ClassSpec, pools: list[Seen], allotted: Allotment, reason: str) -> None:
+        for pool, found, replicas in zip(spec.pools, pools, allotted.replicas, strict=True):
+            if replicas == found.asked:
+                continue
+            if replicas < found.asked:
+                await self._choose(spec, pool.name)
+            await self._cluster.scale(pool.deployment, replicas)
+            message = f"{pool.deployment}: {found.asked} to {replicas} pods: {reason}"
+            logger.info("scaled", extra={"class": spec.hardware_class, "said": message})
+            await self._cluster.say_event(body, "Scaled", message[:1000])
+
+    async def _choose(self, spec: ClassSpec, pool: str) -> None:
+        """Say of each pod of the pool what would be lost with it, so that the right ones end."""
+        try:
+            endings = await self._routers.endings(spec.router)
+        except httpx.HTTPError:
+            return  # Kubernetes chooses
+        for pod in await self._cluster.pods(f"{spec.selector},taxiway/pool={pool}"):
+            name = pod["metadata"]["name"]
+            await self._cluster.note_cost(name, deletion_cost(endings.get(name, Ending())))

@@ -1,0 +1,111 @@
+"""A HardwareClass as the cluster has it: what is asked of the operator, and what it has said. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from controller.decide.pools import Allotment, Rules, Seen, Standing
+
+_USUAL = Rules()
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool of nodes: the Deployment whose pods run there, and the most that it may have."""
+
+    name: str
+    deployment: str
+    most: int = 1000
+
+
+class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`spec` of a HardwareClass. With `replicas` somebody sets the count by hand, in place of the router."""
+
+    hardware_class: str = msgspec.field(name="class")
+    router: str
+    selector: str
+    pools: tuple[Pool, ...]
+    replicas: int | None = None
+    stock_out: float = _USUAL.stock_out
+    retry: float = _USUAL.retry
+    hold: float = _USUAL.hold
+
+    @property
+    def rules(self) -> Rules:
+        """The times of its pools."""
+        return Rules(self.stock_out, self.retry, self.hold)
+
+
+class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool in the status: its pods, and what is thought of it."""
+
+    name: str
+    asked: int = 0
+    ready: int = 0
+    phase: str = "trusted"
+    since: float = 0.0
+    failures: int = 0
+
+
+class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`status` of a HardwareClass: all that the operator remembers."""
+
+    wanted: int | None = None
+    reason: str = ""
+    replicas: int = 0
+    selector: str = ""
+    pools: tuple[PoolStatus, ...] = ()
+
+
+def standings(spec: ClassSpec, status: ClassStatus) -> list[Standing]:
+    """What was thought of each pool."""
+    known = {one.name: one for one in status.pools}
+    return [msgspec.convert(_standing(known.get(pool.name)), Standing) for pool in spec.pools]
+
+
+def _standing(pool: PoolStatus | None) -> Mapping[str, Any]:
+    return {} if pool is None else {"phase": pool.phase, "since": pool.since, "failures": pool.failures}
+
+
+def seen(pool: Pool, asked: int, pods: Sequence[Mapping[str, Any]], now: float) -> Seen:
+    """A pool by its Deployment's replicas and its pods."""
+    alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    ready = sum(_condition(pod, "Ready").get("status") == "True" for pod in alive)
+    waits = [
+        now - _seconds(found["lastTransitionTime"])
+        for pod in alive
+        if (found := _condition(pod, "PodScheduled")).get("reason") == "Unschedulable"
+    ]
+    return Seen(pool.name, asked, ready, max([0.0, *waits]), pool.most)
+
+
+def _condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    return next((one for one in pod["status"].get("conditions", ()) if one["type"] == kind), {})
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def status_of(spec: ClassSpec, wanted: int, reason: str, pools: Sequence[Seen], allotted: Allotment) -> ClassStatus:
+    """The status after a decision."""
+    return ClassStatus(
+        wanted=wanted,
+        reason=reason,
+        replicas=sum(one.ready for one in pools),
+        selector=spec.selector,
+        pools=tuple(
+            PoolStatus(
+                name=one.name,
+                asked=asked,
+                ready=one.ready,
+                phase=standing.phase,
+                since=round(standing.since, 1),
+                failures=standing.failures,
+            )
+            for one, asked, standing in zip(pools, allotted.replicas, allotted.standings, strict=True)
+        ),
+    )

@@ -1,0 +1,171 @@
+"""The operator against a real API server: exact counts, pools, the right pods, and its own death."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.chart import FLEET, Release, nodes_of, ready
+from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
+from tests.cluster.operating import Controller, Wishes, operated
+
+L4, SPOT = "cloud.google.com/gke-accelerator", "cloud.google.com/gke-spot"
+VALUES: dict[str, Any] = {
+    "cloud": "gke",
+    "autoscaler": "controller",
+    "classes": {
+        "gpu.realtime": {"accelerator": "nvidia-l4"},
+        "gpu.spot": {
+            "accelerator": "nvidia-l4",
+            "pools": [{"name": "other", "accelerator": "nvidia-l4", "capacity": "on-demand"}],
+        },
+    },
+    "controller": {"times": {"stockOut": 8, "retry": 10, "hold": 2}},
+}
+QUIET = {"hardware": {name: {"scaling": {"minimum": 0}} for name in ("gpu.realtime", "gpu.spot")}}
+
+
+@pytest.fixture
+def fleet(plane: ControlPlane, kubelets: Kubelets, chart: Path) -> Iterator[Release]:
+    """Sixteen L4s on demand, four on a spot node, and no worker yet."""
+    add_node(plane, "cpu", {})
+    add_node(plane, "l4", {L4: "nvidia-l4"}, "nvidia.com/gpu=present", {"nvidia.com/gpu": "16"})
+    add_spot(plane)
+    release = Release(plane, chart, "operated")
+    release.upgrade(FLEET, QUIET, VALUES)
+    yield release
+    release.helm("uninstall")
+    assert until(lambda: list(release.plane.items(f"{HARDWARE}")) == [])
+    plane.http.request("DELETE", API["Node"])
+
+
+HARDWARE = "/apis/taxiway.dev/v1alpha1/namespaces/operated/hardwareclasses"
+
+
+def add_spot(plane: ControlPlane) -> None:
+    add_node(plane, "l4-spot", {L4: "nvidia-l4", SPOT: "true"}, "nvidia.com/gpu=present", {"nvidia.com/gpu": "4"})
+
+
+@pytest.fixture
+def wishes() -> Iterator[Wishes]:
+    with Wishes() as running:
+        yield running
+
+
+@pytest.fixture
+def controller(fleet: Release, wishes: Wishes, tmp_path: Path) -> Iterator[Controller]:
+    with operated(fleet, tmp_path, wishes.url) as running:
+        yield running
+
+
+def settle(fleet: Release, name: str, count: int) -> None:
+    """Wait until a class has so many pods, and all are ready."""
+    assert until(lambda: len(found := fleet.of_class(name)) == ready(found) == count, patience=60)
+
+
+def seconds_until_asked(fleet: Release, wishes: Wishes, count: int) -> float:
+    """Until the Deployment has as many replicas as the router wants; then until they run."""
+    wishes.wanted["gpu.realtime"] = count
+    began = time.monotonic()
+    assert until(lambda: fleet.deployment("worker-gpu-realtime")["spec"]["replicas"] == count)
+    took = time.monotonic() - began
+    settle(fleet, "gpu.realtime", count)
+    return took
+
+
+def test_a_class_has_exactly_the_pods_that_its_router_wants_and_says_why(
+    fleet: Release, wishes: Wishes, controller: Controller
+) -> None:
+    seconds_until_asked(fleet, wishes, 11)  # the operator starts
+    took = {count: seconds_until_asked(fleet, wishes, count) for count in (12, 1, 16, 0)}
+    assert max(took.values()) < 5, took
+    assert until(lambda: fleet.of_class("gpu.realtime") == [])
+    table = fleet.plane.tool("kubectl", "get", "hwc", "fleet-worker-gpu-realtime", "--namespace", "operated")
+    assert "gpu.realtime was asked for" in table
+    events = fleet.plane.tool("kubectl", "get", "events", "--namespace", "operated", "--output", "wide")
+    assert "fleet-worker-gpu-realtime: 12 to 1 pods: gpu.realtime was asked for" in events
+    assert controller.stop() == 0
+
+
+def test_a_reclaimed_spot_pool_moves_to_the_next_and_back(
+    fleet: Release, wishes: Wishes, controller: Controller
+) -> None:
+    wishes.wanted["gpu.spot"] = 2
+    settle(fleet, "gpu.spot", 2)
+    assert nodes_of(fleet.of_class("gpu.spot")) == {"l4-spot"}
+
+    reclaim(fleet)
+    assert until(lambda: ready(fleet.of_class("gpu.spot", "other")) == 2, patience=60), controller.log
+
+    add_spot(fleet.plane)
+    fewest = [2]
+
+    def is_back() -> bool:
+        fewest[0] = min(fewest[0], ready(fleet.of_class("gpu.spot")))
+        return ready(fleet.of_class("gpu.spot", "first")) == 2 and fleet.of_class("gpu.spot", "other") == []
+
+    assert until(is_back, patience=90), controller.log
+    assert fewest == [2]
+
+
+def reclaim(fleet: Release) -> None:
+    """The spot node goes, and its pods with it."""
+    fleet.plane.http.request("DELETE", f"{API['Node']}/l4-spot")
+    for pod in fleet.of_class("gpu.spot"):
+        path = f"/api/v1/namespaces/operated/pods/{pod['metadata']['name']}"
+        fleet.plane.http.request("DELETE", path, json={"gracePeriodSeconds": 0})
+
+
+def test_an_operator_that_is_killed_in_the_middle_is_followed_by_one_that_ends_the_work(
+    fleet: Release, wishes: Wishes, controller: Controller
+) -> None:
+    lease = "/apis/coordination.k8s.io/v1/namespaces/operated/leases/taxiway-controller"
+    for round in range(3):
+        wishes.wanted |= {"gpu.realtime": 12 - round, "gpu.spot": 2 + round}
+        assert until(lambda: fleet.plane.get(lease) is not None), controller.log
+        controller.kill()
+        fleet.plane.http.request("DELETE", lease)  # as if its time were over
+        controller.start()
+    settle(fleet, "gpu.realtime", 10)
+    settle(fleet, "gpu.spot", 4)
+
+
+def test_the_pods_that_end_first_are_those_that_lose_least(
+    fleet: Release, wishes: Wishes, controller: Controller
+) -> None:
+    wishes.wanted["gpu.realtime"] = 3
+    settle(fleet, "gpu.realtime", 3)
+    names = sorted(pod["metadata"]["name"] for pod in fleet.of_class("gpu.realtime"))
+    wishes.devices = [
+        {"worker": f"gpu.realtime.cuda-0@{names[0]}", "running": 4},
+        {"worker": f"gpu.realtime.cuda-0@{names[1]}", "warm": ["a", "b"]},
+    ]
+    wishes.wanted["gpu.realtime"] = 2
+    costs: dict[str, str] = {}
+
+    def noted() -> bool:
+        for pod in fleet.plane.items("/api/v1/namespaces/operated/pods", labelSelector="taxiway/class=gpu.realtime"):
+            cost = pod["metadata"].get("annotations", {}).get("controller.kubernetes.io/pod-deletion-cost")
+            if cost is not None:
+                costs[pod["metadata"]["name"]] = cost
+        return len(costs) == 3 and len(fleet.of_class("gpu.realtime")) == 2
+
+    assert until(noted), controller.log
+    assert [costs[name] for name in names] == ["4000", "20", "0"]
+
+
+def test_a_count_that_was_set_by_hand_goes_before_the_routers(
+    fleet: Release, wishes: Wishes, controller: Controller
+) -> None:
+    wishes.wanted["gpu.realtime"] = 3
+    settle(fleet, "gpu.realtime", 3)
+    fleet.plane.tool(
+        "kubectl", "scale", "hwc", "fleet-worker-gpu-realtime", "--replicas", "1", "--namespace", "operated"
+    )
+    settle(fleet, "gpu.realtime", 1)
+    fleet.plane.patch(f"{HARDWARE}/fleet-worker-gpu-realtime", {"spec": {"replicas": None}})
+    settle(fleet, "gpu.realtime", 3)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.decide.endings import Ending, deletion_cost
+from controller.decide.pools import DOUBLINGS, Rules, Seen, Standing, allot
+
+RULES = Rules(stock_out=10, retry=30, hold=5)
+STEP = 1.0
+
+phases = st.sampled_from(["trusted", "out", "trial"])
+standings = st.builds(Standing, phase=phases, since=st.floats(0, 100), failures=st.integers(1, 6))
+seens = st.builds(
+    Seen,
+    name=st.just("p"),
+    asked=st.integers(0, 40),
+    ready=st.integers(0, 40),
+    short=st.floats(0, 30),
+    most=st.integers(0, 40),
+)
+fleets = st.lists(st.tuples(seens, standings), min_size=1, max_size=4)
+
+
+@given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
+def test_no_pool_gets_more_than_is_wanted_or_it_may_have(
+    fleet: list[tuple[Seen, Standing]], wanted: int, now: float
+) -> None:
+    pools = [seen for seen, _ in fleet]
+    given_ = allot(wanted, pools, [standing for _, standing in fleet], now, RULES)
+    for seen, asked in zip(pools, given_.replicas, strict=True):
+        assert 0 <= asked <= min(wanted, seen.most)
+
+
+@given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
+def test_all_that_is_wanted_is_asked_for_where_pools_may_have_as_many(
+    fleet: list[tuple[Seen, Standing]], wanted: int, now: float
+) -> None:
+    pools = [replace(seen, most=1000) for seen, _ in fleet]
+    allotted = allot(wanted, pools, [standing for _, standing in fleet], now, RULES)
+    if any(one.phase == "trusted" for one in allotted.standings) or all(
+        one.phase == "out" for one in allotted.standings
+    ):
+        assert sum(allotted.replicas) >= wanted
+
+
+@given(wanted=st.integers(0, 40), pools=st.integers(1, 4))
+def test_pools_without_trouble_leave_all_to_the_first(wanted: int, pools: int) -> None:
+    seen = [Seen(str(index), 0, 0) for index in range(pools)]
+    allotted = allot(wanted, seen, [Standing()] * pools, 100, RULES)
+    assert allotted.replicas == (wanted, *[0] * (pools - 1))
+
+
+@dataclass
+class World:
+    """Pools with so many nodes; a pod runs `START` seconds after it found one, and is reclaimed with its node."""
+
+    START = 3.0
+
+    asked: list[int]
+    started: list[list[float]]
+    short_since: list[float | None]
+    standings: list[Standing]
+
+    @classmethod
+    def of(cls, pools: int) -> World:
+        return cls([0] * pools, [[] for _ in range(pools)], [None] * pools, [Standing()] * pools)
+
+    def step(self, wanted: int, nodes: tuple[int, ...], now: float) -> tuple[int, ...]:
+        """One look of the operator; how many pods are ready in each pool before it."""
+        ready = []
+        for index, capacity in enumerate(nodes):
+            self.started[index] = self.started[index][: min(capacity, self.asked[index])]
+            while len(self.started[index]) < min(capacity, self.asked[index]):
+                self.started[index].append(now)
+            lacking = self.asked[index] > capacity
+            self.short_since[index] = (self.short_since[index] or now) if lacking else None
+            ready.append(sum(now - at >= self.START for at in self.started[index]))
+        seen = [
+            Seen(str(index), self.asked[index], ready[index], now - (self.short_since[index] or now))
+            for index in range(len(nodes))
+        ]
+        allotted = allot(wanted, seen, self.standings, now, RULES)
+        self.asked, self.standings = list(allotted.replicas), list(allotted.standings)
+        return tuple(ready)
+
+
+def played(capacities: list[tuple[int, ...]], wanted: int, seconds: float) -> tuple[World, list[tuple[int, ...]]]:
+    """A world in which pools have these nodes for `seconds` each, and the ready pods at each look."""
+    world, now, looks = World.of(len(capacities[0])), 1.0, []
+    for nodes in capacities:
+        for _ in range(int(seconds / STEP)):
+            looks.append(world.step(wanted, nodes, now))
+            now += STEP
+    return world, looks
+
+
+@given(wanted=st.integers(1, 8))
+def test_a_reclaimed_pool_is_replaced_within_its_time_and_gets_its_pods_back(wanted: int) -> None:
+    world, looks = played([(8, 8)], wanted, 30)
+    assert looks[-1] == (wanted, 0)
+    world, looks = played([(8, 8), (0, 8)], wanted, 30)
+    assert looks[-1] == (0, wanted)
+    back = [one for one in looks[30:] if one[1] == wanted]
+    assert len(back) >= 30 - RULES.stock_out - World.START - 3
+    world, looks = played([(8, 8), (0, 8), (8, 8), (8, 8), (8, 8)], wanted, 40)
+    assert looks[-1] == (wanted, 0)
+    assert world.standings[0].phase == "trusted"
+
+
+@given(wanted=st.integers(1, 8))
+def test_going_back_never_takes_a_pod_away_before_another_serves(wanted: int) -> None:
+    _, looks = played([(8, 8), (0, 8), (8, 8), (8, 8), (8, 8)], wanted, 40)
+    moved = looks.index((0, wanted))
+    assert all(sum(one) >= wanted for one in looks[moved:])
+
+
+@given(
+    wanted=st.integers(1, 8),
+    capacities=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.just(8)), min_size=1, max_size=12),
+    seconds=st.sampled_from([1.0, 3.0, 11.0, 37.0]),
+)
+def test_a_pool_whose_capacity_comes_and_goes_is_not_tried_more_often_than_its_pauses_allow(
+    wanted: int, capacities: list[tuple[int, ...]], seconds: float
+) -> None:
+    world, now, outs = World.of(3), 1.0, [0, 0, 0]
+    for nodes in capacities:
+        for _ in range(int(seconds / STEP)):
+            before = [one.phase for one in world.standings]
+            world.step(wanted, nodes, now)
+            for index, one in enumerate(world.standings):
+                outs[index] += one.phase == "out" and before[index] != "out"
+            now += STEP
+    most = 1 + now / (RULES.retry + RULES.stock_out)
+    assert max(outs) <= most
+
+
+@given(failures=st.integers(1, 50))
+def test_pauses_double_up_to_a_bound(failures: int) -> None:
+    pause = Standing("out", 0, failures).until(RULES)
+    assert pause == RULES.retry * 2 ** min(failures - 1, DOUBLINGS)
+
+
+@given(running=st.integers(0, 64), warm=st.integers(0, 20), held=st.integers(0, 9))
+def test_an_idle_pod_ends_before_a_busy_one_and_a_cold_one_before_a_warm_one(
+    running: int, warm: int, held: int
+) -> None:
+    cost = deletion_cost(Ending(running, warm, held))
+    assert deletion_cost(Ending(running + 1, 0, 0)) > deletion_cost(Ending(running, warm, held))
+    assert deletion_cost(Ending(running, warm + 1, held)) > cost
+    assert deletion_cost(Ending(running, warm, held, draining=True)) < deletion_cost(Ending())
