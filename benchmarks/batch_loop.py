@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workloads import Plan, parameters_of, payloads, plan_from_environment, row_of
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from workers.pipelines import Row, open_pipeline
 from workers.runtimes import Placed, open_runtime
 

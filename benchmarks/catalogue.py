@@ -10,7 +10,7 @@ import yaml
 
 from benchmarks.workloads import KEEP, Plan, Workload
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 
 OWN = TREE / "benchmarks" / "models"

@@ -50,7 +50,8 @@ from tasks.check import QUEUES, check_configuration
 from tasks.document import DocumentError
 from tasks.machine import Machine, look
 from tasks.models.artefacts import ArtefactError
-from tasks.models.catalogue import Catalogue, load_catalogue
+from tasks.models.catalogue import Catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import SettingsError, cache_directory, models_folder, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, load_topology

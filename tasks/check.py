@@ -14,8 +14,9 @@ from typing import Literal
 import msgspec
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Catalogue, Derived, Model, ModelError, graph_contradictions, load_catalogue
+from tasks.models.catalogue import Catalogue, Derived, Model, ModelError
 from tasks.models.files import ENTRIES, CodeError, entry_code, runtime_code
+from tasks.models.folder import graph_contradictions, load_catalogue
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 

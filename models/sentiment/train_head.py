@@ -24,7 +24,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Model, load_catalogue
+from tasks.models.catalogue import Model
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from workers.pipelines.text import open_pipeline
 from workers.runtimes import Placed, open_runtime

@@ -1,14 +1,13 @@
 """The model catalogue: `models/<name>/model*.yaml`, parsed once into frozen values.
 
 A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). The file `model.yaml`
-describes the current version; older versions stand beside it as `model-<version>.yaml`.
+describes the current version; older versions stand beside it as `model-<version>.yaml` (`folder` reads them).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,6 @@ import msgspec
 
 from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.endpoints import PROTOCOLS
-from tasks.models.files import GraphError, differences, local_sha256, local_signature
 from tasks.models.units import EXPECTED, UnitError, read_unit
 from taxiway.contract.request import TERMS
 from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError, cut, quoted
@@ -343,11 +341,11 @@ def schema() -> dict[str, Any]:
     return json_schema(Model)
 
 
-_Contradictions = Iterator[tuple[str, str, object]]
+Contradictions = Iterator[tuple[str, str, object]]
 """Path, expectation and value of what one field says against another."""
 
 
-def _contradictions(model: Model) -> _Contradictions:
+def _contradictions(model: Model) -> Contradictions:
     if model.reference not in model.variants:
         yield "reference", f"one of the variants {sorted(model.variants)}", model.reference
     if list(model.buckets) != sorted(set(model.buckets)):
@@ -365,7 +363,7 @@ def _contradictions(model: Model) -> _Contradictions:
             yield f"variants.{name}.{place}", expected, value
 
 
-def _variant_contradictions(model: Model, variant: Variant) -> _Contradictions:
+def _variant_contradictions(model: Model, variant: Variant) -> Contradictions:
     yield from _unknown(model, variant.artefacts, "artefacts")
     if variant.runtime in ("torch", "jax", "python") and not variant.entry:
         yield "entry", f"what the {variant.runtime} runtime shall run", variant.entry
@@ -374,7 +372,7 @@ def _variant_contradictions(model: Model, variant: Variant) -> _Contradictions:
     yield from _place_contradictions(model, variant)
 
 
-def _place_contradictions(model: Model, variant: Variant) -> _Contradictions:
+def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
     """What does not fit a variant that runs on endpoints, or one that runs on devices of ours."""
     if not variant.on_endpoint:
         if variant.memory is _NO_MEMORY:
@@ -390,7 +388,7 @@ def _place_contradictions(model: Model, variant: Variant) -> _Contradictions:
         yield "runtime", f"a runtime for the pipeline {model.pipeline}", variant.runtime
 
 
-def _size_contradictions(model: Model) -> _Contradictions:
+def _size_contradictions(model: Model) -> Contradictions:
     try:
         unit = read_unit(model.size_unit, model.inputs, model.pipeline)
     except UnitError:
@@ -402,7 +400,7 @@ def _size_contradictions(model: Model) -> _Contradictions:
         yield "expected_size", f"at most the last bucket, {model.buckets[-1]}", model.expected_size
 
 
-def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> _Contradictions:
+def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> Contradictions:
     names = [tensor.name for tensor in tensors]
     for index, tensor in enumerate(tensors):
         if names.index(tensor.name) != index:
@@ -415,7 +413,7 @@ def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> _Cont
             yield f"{place}.{index}.shape", "sizes >= 1, or -1 where they may vary", list(tensor.shape)
 
 
-def _batch_contradictions(model: Model) -> _Contradictions:
+def _batch_contradictions(model: Model) -> Contradictions:
     """What does not fit batch axes other than the first."""
     if all(tensor.batch_axis is None for tensor in model.inputs):
         yield "inputs", "one with a batch axis, by which rows are counted", [tensor.name for tensor in model.inputs]
@@ -441,7 +439,7 @@ def _first_axis_reason(model: Model, tensor: TensorSpec, runtimes: Sequence[str]
     return f"the {runtimes[0]} runtime takes no other" if runtimes else ""
 
 
-def _parameter_contradictions(name: str, parameter: Parameter) -> _Contradictions:
+def _parameter_contradictions(name: str, parameter: Parameter) -> Contradictions:
     if name in TERMS:
         yield f"parameters.{name}", f"a name that is none of the service terms {sorted(TERMS)}", name
     low, high = parameter.minimum, parameter.maximum
@@ -449,18 +447,18 @@ def _parameter_contradictions(name: str, parameter: Parameter) -> _Contradiction
         yield f"parameters.{name}.minimum", f"at most the maximum, {high:g}", low
 
 
-def _artefact_contradictions(model: Model, name: str, artefact: Artefact) -> _Contradictions:
+def _artefact_contradictions(model: Model, name: str, artefact: Artefact) -> Contradictions:
     if isinstance(artefact, LocalFile):
         path = PurePosixPath(artefact.path)
         if path.is_absolute() or ".." in path.parts or not path.parts:
             yield f"artefacts.{name}.path", "a relative path that stays inside the model's folder", artefact.path
     if isinstance(artefact, Derived):
         yield from _unknown(model, artefact.inputs, f"artefacts.{name}.inputs")
-        if name in _sources(model, name):
+        if name in sources_of(model, name):
             yield f"artefacts.{name}.inputs", "artefacts that are not made from it", sorted(artefact.inputs.values())
 
 
-def _sources(model: Model, name: str) -> set[str]:
+def sources_of(model: Model, name: str) -> set[str]:
     """Every artefact that `name` is made from, directly or not."""
     found: set[str] = set()
     left = [name]
@@ -472,154 +470,7 @@ def _sources(model: Model, name: str) -> set[str]:
     return found
 
 
-def _unknown(model: Model, wanted: Mapping[str, str], path: str) -> _Contradictions:
+def _unknown(model: Model, wanted: Mapping[str, str], path: str) -> Contradictions:
     for role, artefact in wanted.items():
         if artefact not in model.artefacts:
             yield f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact
-
-
-def load_catalogue(root: Path, last: Catalogue | None = None) -> Catalogue:
-    """The models that `model*.yaml` describe one folder below `root`; one that is wrong is disabled, with the reason.
-
-    Where two files claim the same version or alias, `model.yaml` has it, then the first by file name; the other is
-    disabled. What `last` served and what is wrong now is served as it was, and `outdated` says what is wrong.
-    """
-    loading = _Loading(root, last)
-    for path in sorted(root.glob("*/model*.yaml"), key=lambda path: (path.parent, path.name != _CURRENT, path.name)):
-        if not path.parent.name.startswith("."):  # Kubernetes keeps the folders that its links lead to there
-            loading.add(path)
-    return loading.catalogue
-
-
-class _Loading:
-    """The catalogue of a folder as its files are read, in the order in which they win a clash."""
-
-    def __init__(self, root: Path, last: Catalogue | None) -> None:
-        self._root = root
-        self._last = {} if last is None else {model.file: model for model in last.models.values()}
-        self._models: dict[str, Model] = {}
-        self._aliases: dict[str, Model] = {}
-        self._disabled: dict[str, str] = {}
-        self._outdated: dict[str, str] = {}
-        self._files: set[Path] = set()
-
-    @property
-    def catalogue(self) -> Catalogue:
-        return Catalogue(self._models, self._disabled, self._outdated, self._files)
-
-    def add(self, path: Path) -> None:
-        """Take in one file's model, or why there is none."""
-        file = str(path.relative_to(self._root))
-        served = self._last.get(file)
-        try:
-            model = self._read(path, file)
-            self._take(model if model != served else served)  # who holds the old object sees that nothing changed
-        except ModelError as error:
-            if served is not None and self._fault(served) is None:
-                self._outdated[served.id] = str(error)
-                self._take(served)
-            else:
-                self._disabled[_reference(path)] = str(error)
-
-    def _read(self, path: Path, file: str) -> Model:
-        model = _parsed(_text(path, file), file, str(path.parent))
-        local = (artefact for artefact in model.artefacts.values() if isinstance(artefact, LocalFile))
-        self._files |= {path.parent / artefact.path for artefact in local}
-        if model.name != path.parent.name:
-            raise ModelError(file, "name", f"the folder's name {path.parent.name!r}", model.name)
-        for where, expected, value in _file_contradictions(model):
-            raise ModelError(file, where, expected, value)
-        if (fault := self._fault(model)) is not None:
-            raise fault
-        return model
-
-    def _fault(self, model: Model) -> ModelError | None:
-        """What the model claims and another file has."""
-        other = self._models.get(model.id)
-        if other is not None:
-            return ModelError(model.file, "version", f"a version that {other.file} does not have", model.version)
-        for alias in model.aliases:
-            other = self._aliases.get(f"{model.name}@{alias}")
-            if other is not None:
-                return ModelError(model.file, "aliases", f"no alias of {other.id} in {other.file}", alias)
-        return None
-
-    def _take(self, model: Model) -> None:
-        self._models[model.id] = model
-        self._aliases |= {f"{model.name}@{alias}": model for alias in model.aliases}
-
-
-_parsed = lru_cache(maxsize=1024)(parse_model)
-"""The same object for the same text, which is not parsed again: a changed file among many costs only its own time."""
-
-_CURRENT = "model.yaml"
-
-
-def _reference(path: Path) -> str:
-    """The name by which the model of a file is asked for, as far as the file's own name tells."""
-    return path.parent.name if path.name == _CURRENT else f"{path.parent.name}:{path.stem.removeprefix('model-')}"
-
-
-def _file_contradictions(model: Model) -> _Contradictions:
-    """What is wrong with the files beside model.yaml that a variant needs, cheaply: without opening weights."""
-    for name in sorted({artefact for variant in model.variants.values() for artefact in variant.artefacts.values()}):
-        for source in sorted({name, *_sources(model, name)}):
-            artefact = model.artefacts[source]
-            if isinstance(artefact, LocalFile):
-                yield from _local_contradictions(model, source, artefact)
-    for name, variant in model.variants.items():
-        graph = model.artefacts.get(variant.artefacts.get("graph", ""))
-        if isinstance(graph, LocalFile):
-            yield from graph_contradictions(model, name, Path(model.folder, graph.path))
-
-
-def _local_contradictions(model: Model, name: str, artefact: LocalFile) -> _Contradictions:
-    path = Path(model.folder, artefact.path)
-    if not path.is_file():
-        yield f"artefacts.{name}.path", f"a file in {Path(model.folder).name}/", artefact.path
-    elif (got := local_sha256(path)) not in (artefact.sha256, None):
-        yield f"artefacts.{name}.sha256", f"that of {artefact.path}, {got}", artefact.sha256
-
-
-def graph_contradictions(model: Model, variant: str, path: Path) -> _Contradictions:
-    """Where the ONNX file at `path` is not what model.yaml says of the variant that runs it; nothing for others.
-
-    Yields:
-        The path inside model.yaml, what was expected there, and what it says.
-    """
-    described = model.variants[variant]
-    declared = _graph_tensors(model)
-    if described.runtime != "onnx" or declared is None:
-        return
-    try:
-        signature = local_signature(path)
-    except (GraphError, OSError) as error:
-        yield f"variants.{variant}.artefacts.graph", "an ONNX graph", Verbatim(f"{path.name}: {error}")
-        return
-    for where, expected, value in differences(signature, *declared, rows=described.max_batch or 0):
-        yield where, f"{expected} as in {path.name}", value
-
-
-def _graph_tensors(model: Model) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec]] | None:
-    """The inputs and outputs that a graph of the model has to have; None where they are not checked."""
-    if model.pipeline == "tensors":
-        return model.inputs, model.outputs
-    if model.pipeline == "image":
-        pixels = [spec for spec in model.inputs if spec.name == "pixels"]
-        return pixels, (TensorSpec("logits", "FP32", (-1, -1)),)
-    if model.pipeline == "text":
-        tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask")]
-        return tokens, (TensorSpec("sentence_embedding", "FP32", (-1, -1)),)
-    return None
-
-
-def _text(path: Path, file: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(file, "", "a readable file of UTF-8 text", Verbatim(_plainly(error))) from error
-
-
-def _plainly(error: OSError | UnicodeDecodeError) -> str:
-    """What is wrong with a file, without its place on this machine."""
-    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

@@ -1,5 +1,7 @@
 """The models folder as a process sees it: its catalogue and profiles, read again when files change, and reported.
 
+A model whose files beside model.yaml are not what that says is disabled, with the reason.
+
 A change is detected by sizes, times and inodes of the files behind links, so that a mounted folder whose links are
 swapped (a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
 
@@ -14,14 +16,25 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.document import Verbatim
+from tasks.models.catalogue import (
+    Catalogue,
+    Contradictions,
+    LocalFile,
+    Model,
+    ModelError,
+    TensorSpec,
+    parse_model,
+    sources_of,
+)
 from tasks.models.discovered import with_discovered
-from tasks.models.files import Stamp, forget, stamp_of
+from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
 from tasks.queues_file import QueuesFile
 
@@ -214,3 +227,151 @@ class Reporter:
             self._done = asked
         self._asked = asked
         self._told = self._sent if known else b""
+
+
+def load_catalogue(root: Path, last: Catalogue | None = None) -> Catalogue:
+    """The models that `model*.yaml` describe one folder below `root`; one that is wrong is disabled, with the reason.
+
+    Where two files claim the same version or alias, `model.yaml` has it, then the first by file name; the other is
+    disabled. What `last` served and what is wrong now is served as it was, and `outdated` says what is wrong.
+    """
+    loading = _Loading(root, last)
+    for path in sorted(root.glob("*/model*.yaml"), key=lambda path: (path.parent, path.name != _CURRENT, path.name)):
+        if not path.parent.name.startswith("."):  # Kubernetes keeps the folders that its links lead to there
+            loading.add(path)
+    return loading.catalogue
+
+
+class _Loading:
+    """The catalogue of a folder as its files are read, in the order in which they win a clash."""
+
+    def __init__(self, root: Path, last: Catalogue | None) -> None:
+        self._root = root
+        self._last = {} if last is None else {model.file: model for model in last.models.values()}
+        self._models: dict[str, Model] = {}
+        self._aliases: dict[str, Model] = {}
+        self._disabled: dict[str, str] = {}
+        self._outdated: dict[str, str] = {}
+        self._files: set[Path] = set()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(self._models, self._disabled, self._outdated, self._files)
+
+    def add(self, path: Path) -> None:
+        """Take in one file's model, or why there is none."""
+        file = str(path.relative_to(self._root))
+        served = self._last.get(file)
+        try:
+            model = self._read(path, file)
+            self._take(model if model != served else served)  # who holds the old object sees that nothing changed
+        except ModelError as error:
+            if served is not None and self._fault(served) is None:
+                self._outdated[served.id] = str(error)
+                self._take(served)
+            else:
+                self._disabled[_reference(path)] = str(error)
+
+    def _read(self, path: Path, file: str) -> Model:
+        model = _parsed(_text(path, file), file, str(path.parent))
+        local = (artefact for artefact in model.artefacts.values() if isinstance(artefact, LocalFile))
+        self._files |= {path.parent / artefact.path for artefact in local}
+        if model.name != path.parent.name:
+            raise ModelError(file, "name", f"the folder's name {path.parent.name!r}", model.name)
+        for where, expected, value in _file_contradictions(model):
+            raise ModelError(file, where, expected, value)
+        if (fault := self._fault(model)) is not None:
+            raise fault
+        return model
+
+    def _fault(self, model: Model) -> ModelError | None:
+        """What the model claims and another file has."""
+        other = self._models.get(model.id)
+        if other is not None:
+            return ModelError(model.file, "version", f"a version that {other.file} does not have", model.version)
+        for alias in model.aliases:
+            other = self._aliases.get(f"{model.name}@{alias}")
+            if other is not None:
+                return ModelError(model.file, "aliases", f"no alias of {other.id} in {other.file}", alias)
+        return None
+
+    def _take(self, model: Model) -> None:
+        self._models[model.id] = model
+        self._aliases |= {f"{model.name}@{alias}": model for alias in model.aliases}
+
+
+_parsed = lru_cache(maxsize=1024)(parse_model)
+"""The same object for the same text, which is not parsed again: a changed file among many costs only its own time."""
+
+
+_CURRENT = "model.yaml"
+
+
+def _reference(path: Path) -> str:
+    """The name by which the model of a file is asked for, as far as the file's own name tells."""
+    return path.parent.name if path.name == _CURRENT else f"{path.parent.name}:{path.stem.removeprefix('model-')}"
+
+
+def _file_contradictions(model: Model) -> Contradictions:
+    """What is wrong with the files beside model.yaml that a variant needs, cheaply: without opening weights."""
+    for name in sorted({artefact for variant in model.variants.values() for artefact in variant.artefacts.values()}):
+        for source in sorted({name, *sources_of(model, name)}):
+            artefact = model.artefacts[source]
+            if isinstance(artefact, LocalFile):
+                yield from _local_contradictions(model, source, artefact)
+    for name, variant in model.variants.items():
+        graph = model.artefacts.get(variant.artefacts.get("graph", ""))
+        if isinstance(graph, LocalFile):
+            yield from graph_contradictions(model, name, Path(model.folder, graph.path))
+
+
+def _local_contradictions(model: Model, name: str, artefact: LocalFile) -> Contradictions:
+    path = Path(model.folder, artefact.path)
+    if not path.is_file():
+        yield f"artefacts.{name}.path", f"a file in {Path(model.folder).name}/", artefact.path
+    elif (got := local_sha256(path)) not in (artefact.sha256, None):
+        yield f"artefacts.{name}.sha256", f"that of {artefact.path}, {got}", artefact.sha256
+
+
+def graph_contradictions(model: Model, variant: str, path: Path) -> Contradictions:
+    """Where the ONNX file at `path` is not what model.yaml says of the variant that runs it; nothing for others.
+
+    Yields:
+        The path inside model.yaml, what was expected there, and what it says.
+    """
+    described = model.variants[variant]
+    declared = _graph_tensors(model)
+    if described.runtime != "onnx" or declared is None:
+        return
+    try:
+        signature = local_signature(path)
+    except (GraphError, OSError) as error:
+        yield f"variants.{variant}.artefacts.graph", "an ONNX graph", Verbatim(f"{path.name}: {error}")
+        return
+    for where, expected, value in differences(signature, *declared, rows=described.max_batch or 0):
+        yield where, f"{expected} as in {path.name}", value
+
+
+def _graph_tensors(model: Model) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec]] | None:
+    """The inputs and outputs that a graph of the model has to have; None where they are not checked."""
+    if model.pipeline == "tensors":
+        return model.inputs, model.outputs
+    if model.pipeline == "image":
+        pixels = [spec for spec in model.inputs if spec.name == "pixels"]
+        return pixels, (TensorSpec("logits", "FP32", (-1, -1)),)
+    if model.pipeline == "text":
+        tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask")]
+        return tokens, (TensorSpec("sentence_embedding", "FP32", (-1, -1)),)
+    return None
+
+
+def _text(path: Path, file: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(file, "", "a readable file of UTF-8 text", Verbatim(_plainly(error))) from error
+
+
+def _plainly(error: OSError | UnicodeDecodeError) -> str:
+    """What is wrong with a file, without its place on this machine."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

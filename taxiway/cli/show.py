@@ -1,29 +1,20 @@
-"""Output for people: tables, and `top`, a live overview that is redrawn until it is stopped.
-
-Only this module imports rich, and it is imported only for such output.
-"""
+"""Output for people. Only this module and `top` import rich, and they are imported only for such output."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import click
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from taxiway.cli.address import ask, fleet_options, print_json
 from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport
-from taxiway.errors import FleetUnavailable
 
 _LONGEST = 8
 """Maximum numbers shown of a list."""
@@ -229,7 +220,7 @@ def plan_title(plan: Mapping[str, Any]) -> str:
     if plan["number"] is None:
         return "no plan: each request is placed by itself"
     followers, routers = plan["followers"], plan["routers"]
-    return f"plan {plan['number']}, {_span(plan['age'])} old, followed by {followers} of {routers} routers"
+    return f"plan {plan['number']}, {span(plan['age'])} old, followed by {followers} of {routers} routers"
 
 
 def planned_rows(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -247,7 +238,7 @@ def tuner_line(plan: Mapping[str, Any]) -> Text:
     """The tuner at work and what the last tuning found, or that there is none; in yellow what needs a look."""
     parts = [f"tuner {plan['tuner']}" if plan["tuner"] else "no tuner at work"]
     if plan["tuned"] is not None:
-        parts.append(f"{_span(plan['tuned'])} ago: {'adopted' if plan['adopted'] else 'unchanged'}, {plan['found']}")
+        parts.append(f"{span(plan['tuned'])} ago: {'adopted' if plan['adopted'] else 'unchanged'}, {plan['found']}")
     said = "; ".join(filter(None, [plan["not_followed"], ", ".join(parts)]))
     return Text(said, "yellow" if plan["not_followed"] or not plan["tuner"] else "dim")
 
@@ -399,199 +390,7 @@ def _console() -> Console:
     return Console(file=sys.stdout, width=shutil.get_terminal_size((160, 24)).columns, highlight=False)
 
 
-_BAR = 5
-_HEADINGS = 5  # lines other than classes, devices and moves: headline, warning, two headings, omitted devices
-_MOVES_SHOWN = 5
-_MODELS_SHOWN = 8
-
-
-@click.command()
-@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between updates.")
-@click.option("--once", is_flag=True, help="Look once and leave.")
-@fleet_options
-def top(*, every: float, once: bool, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Show classes, queues, devices, moves and spending, live. Ctrl-C exits."""
-
-    def look() -> Mapping[str, Any]:
-        return ask(url, data, lambda client: client.fleet())
-
-    if as_json:
-        print_json(look())
-        return
-    console, fleet = Console(), look()
-    if once:
-        console.print(page(fleet, rows=len(fleet["devices"])))
-        return
-    first = page(fleet, rows=_room(console, fleet))
-    with Live(first, console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(every)
-            before, fleet, trouble = fleet, *_look_again(look, fleet)
-            live.update(page(fleet, before, rows=_room(console, fleet), trouble=trouble), refresh=True)
-
-
-def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, rows: int, trouble: str = "") -> Group:
-    """The whole page, for a terminal of 80 columns or more.
-
-    `before` is an earlier overview, from which rates are computed. At most `rows` devices are shown; `trouble` says why
-    the figures are stale.
-    """
-    parts: list[Any] = [_headline(fleet), _classes(fleet, _rates(before, fleet))]
-    if trouble or fleet["stale"]:
-        parts.insert(1, Text(f"stale: {trouble or 'the state store does not answer'}", "yellow"))
-    if fleet.get("plan"):
-        parts += _plan(fleet["plan"])
-    if fleet["moves"]:
-        parts.append(_moves(fleet["moves"][:_MOVES_SHOWN], fleet["now"]))
-    devices = fleet["devices"]
-    parts.append(_devices(devices[:rows]))
-    if len(devices) > rows:
-        parts.append(Text(f"… and {len(devices) - rows} more", "dim"))
-    return Group(*parts)
-
-
-def _look_again(look: Callable[[], Mapping[str, Any]], fleet: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The current overview; while the fleet does not answer, the last one and the reason."""
-    try:
-        return look(), ""
-    except FleetUnavailable as error:
-        return fleet, error.message
-
-
-def _room(console: Console, fleet: Mapping[str, Any]) -> int:
-    """How many devices fit beside the rest of the page."""
-    moves = min(len(fleet["moves"]), _MOVES_SHOWN)
-    planned = min(len(planned_rows(fleet["plan"])), _MODELS_SHOWN) + 3 if fleet.get("plan") else 0
-    return max(1, console.height - len(fleet["classes"]) - (moves + 1 if moves else 0) - planned - _HEADINGS)
-
-
-def _headline(fleet: Mapping[str, Any]) -> Text:
-    classes = fleet["classes"].values()
-    spending = sum(one["spending"] for one in classes)
-    counts = {
-        "devices": len(fleet["devices"]),
-        "waiting": sum(sum(one["depth"]) for one in classes),
-        "held": fleet["held"],
-        "dead letters": fleet["dead"],
-    }
-    said = [f"{count} {what}" for what, count in counts.items() if count or what in ("devices", "waiting")]
-    return Text("  ".join(["taxiway", *said, f"${spending:.2f}/h"]), "bold")
-
-
-def _rates(before: Mapping[str, Any] | None, fleet: Mapping[str, Any]) -> Mapping[str, float]:
-    """Jobs finished per second by class since the earlier overview, for the workers in both."""
-    if before is None or fleet["now"] <= before["now"]:
-        return {}
-    past = {device["worker"]: device.get("done", {}) for device in before["devices"]}
-    rates: dict[str, float] = {}
-    for device in fleet["devices"]:
-        for name, done in device.get("done", {}).items() if device["worker"] in past else ():
-            gained = _jobs(done) - _jobs(past[device["worker"]].get(name, {}))
-            rates[name] = rates.get(name, 0.0) + max(gained, 0) / (fleet["now"] - before["now"])
-    return rates
-
-
-def _jobs(done: Mapping[str, Any]) -> int:
-    return sum(done.get("outcomes", {}).values())
-
-
-def _classes(fleet: Mapping[str, Any], done: Mapping[str, float]) -> Table:
-    columns = ("class", "busy", ">waiting", ">oldest", ">work", ">held", ">rows/s", ">done/s", ">devices", ">$/h")
-    table = _overview_table(*columns)
-    for name, one in fleet["classes"].items():
-        wanted = one["replicas"]
-        devices = str(one["devices"]) if wanted in (None, one["devices"]) else f"{one['devices']}→{wanted}"
-        table.add_row(
-            name,
-            _bar(one["utilisation"]) if one["devices"] else "–",
-            str(sum(one["depth"])),
-            _span(one["oldest"]),
-            _span(sum(one["work"])),
-            _span(sum(one["held"])),
-            _rate(one["rows_per_second"]),
-            _rate(done.get(name, 0.0)),
-            devices,
-            f"{one['spending']:.2f}" if one["devices"] else "",
-        )
-    return table
-
-
-def _serves(device: Mapping[str, Any]) -> str:
-    """The classes that a device serves, or why it serves none."""
-    if device.get("draining"):
-        return "draining"
-    return "out of service" if device.get("fault") else ", ".join(device.get("serves") or [device["hardware_class"]])
-
-
-def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
-    table = _overview_table("device", "class", "busy", ">runs", ">has", "warm")
-    hosts = {_host(one) for one in devices}
-    for one in devices:
-        emulated = " (emulated)" if one["emulated"] else ""
-        host = f"@{_host(one)}" if len(hosts) > 1 else ""
-        warm = sorted({key.partition(":")[0] for key in one.get("warm", ())})
-        table.add_row(
-            f"{one['device']}{host}{emulated}",
-            _serves(one),
-            _bar(one.get("utilisation", 0.0)),
-            str(one.get("running", 0) or ""),
-            str(one.get("held", 0) or ""),
-            ", ".join(warm),
-        )
-    return table
-
-
-def _moves(moves: Iterable[Mapping[str, Any]], now: float) -> Table:
-    table = _overview_table(">ago", ">jobs", "from → to", "why")
-    for one in moves:
-        table.add_row(_span(now - one["at"]), str(one["jobs"]), f"{one['source']} → {one['target']}", one["reason"])
-    return table
-
-
-def _plan(plan: Mapping[str, Any]) -> list[Any]:
-    """A line on the plan, the class that each model and service prefers, and a line on the tuner."""
-    rows = planned_rows(plan)
-    parts: list[Any] = [_line(Text(plan_title(plan)))]
-    if rows:
-        services = list(dict.fromkeys(cell["service"] for cell in plan["cells"]))
-        table = _overview_table("model", *services)
-        for row in rows[:_MODELS_SHOWN]:
-            table.add_row(row["model"], *(row.get(service, "").rpartition(" ")[2] for service in services))
-        parts.append(table)
-    return [*parts, _line(tuner_line(plan))]
-
-
-def _line(text: Text) -> Text:
-    """The text on one line, cut at the terminal's width."""
-    text.no_wrap, text.overflow = True, "ellipsis"
-    return text
-
-
-def _host(device: Mapping[str, Any]) -> str:
-    """A worker's machine, by the first part of its name."""
-    return str(device["worker"]).rpartition("@")[2].partition(".")[0]
-
-
-def _overview_table(*columns: str) -> Table:
-    """A table without borders; a column whose heading begins with `>` is right-aligned."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
-    for column in columns:
-        side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        table.add_column(column.lstrip(">"), justify=side, no_wrap=True, overflow="ellipsis")
-    return table
-
-
-def _bar(share: float) -> Text:
-    full = round(min(max(share, 0.0), 1.0) * _BAR)
-    colour = "red" if share > 0.9 else "yellow" if share > 0.65 else "green"
-    return Text.assemble(("█" * full, colour), ("░" * (_BAR - full), "dim"), f" {share:4.0%}")
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}" if rate >= 0.05 else ""
-
-
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """A duration in six characters; empty if there is none."""
     if seconds < 0.0005:
         return ""

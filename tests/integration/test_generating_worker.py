@@ -15,7 +15,7 @@ from broker.valkey.records import Ending, finish_call
 from broker.valkey.worker import Store
 from tasks.heartbeat import DeviceFacts
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.job import KEEP, MOST_PIECES, JobState, Lost, Piece, Progress, Restarted, failure_meta, read_piece

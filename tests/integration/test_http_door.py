@@ -26,8 +26,7 @@ from router.http.protocol import read_infer
 from router.jobs import Jobs
 from router.service.admission import Admitted, Rules
 from router.service.arrivals import Router
-from tasks.models.catalogue import load_catalogue
-from tasks.models.folder import ModelsFolder
+from tasks.models.folder import ModelsFolder, load_catalogue
 from tasks.queues_file import QueuesFile
 from tasks.settings import TREE, Settings, settings_from
 from tasks.topology import load_topology

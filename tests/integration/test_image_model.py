@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Model, load_catalogue
+from tasks.models.catalogue import Model
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Item, Pipeline, open_pipeline

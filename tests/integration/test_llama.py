@@ -13,7 +13,7 @@ import pytest
 import taxiway
 from local.embedded import EmbeddedValkey
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, Settings, cache_directory, settings_from
 from taxiway.contract.job import Result
 from taxiway.errors import JobCancelledError, RequestTooLargeError

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.heartbeat import variant_key
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.models.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
 from tasks.settings import TREE
 from workers.device import find_device

@@ -9,7 +9,7 @@ import pytest
 
 from broker.valkey.worker import Store
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.topology import Limits
 from taxiway.contract.keys import LEVELS, PATIENT

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from router.http.protocol import read_infer, request_of
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.models.signature import FIRST, SHOWN, conflict, digest_of
 from tasks.settings import TREE
 from taxiway.contract.request import Request

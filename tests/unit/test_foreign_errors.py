@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from taxiway.contract.job import failure_meta, read_meta, read_result

@@ -12,7 +12,8 @@ import pytest
 
 from broker.valkey.records import Claim, Verdict
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.catalogue import Catalogue, Model
+from tasks.models.folder import load_catalogue
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Price
 from taxiway.contract.job import Piece

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.models.profiles import bin_of, generates, length_of, predicted, ran_size, read_lengths, tokens_of
 from tasks.settings import TREE
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Catalogue, load_catalogue
+from tasks.models.catalogue import Catalogue
+from tasks.models.folder import load_catalogue
 from taxiway.errors import TaxiwayError
 from tests.builders import a_class, a_delivery, a_ticket
 from workers.device import find_device

@@ -18,7 +18,7 @@ from router.service.admission import Rules
 from router.service.decision import decide
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket, TicketError, read_ticket, sign
 from tasks.topology import load_topology

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError

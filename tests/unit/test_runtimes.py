@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Model, TensorSpec, load_catalogue
+from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.folder import load_catalogue
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Row, open_pipeline
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor

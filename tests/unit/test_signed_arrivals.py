@@ -17,7 +17,7 @@ from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
 from router.service.decision import Decision, decide
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.contract.request import Request

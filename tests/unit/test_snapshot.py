@@ -15,7 +15,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.service.snapshot_reader import STARTS_FOR, Refusal, snapshot_from
 from router.service.store import FleetFacts
 from tasks.heartbeat import GONE_AFTER
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import load_topology

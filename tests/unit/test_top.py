@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from taxiway.cli.show import page
+from taxiway.cli.top import page
 
 
 def a_class(**facts: Any) -> dict[str, Any]:

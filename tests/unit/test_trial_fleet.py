@@ -14,7 +14,7 @@ from router.decide.classify import Constraints, classify
 from router.decide.scaling_rule import Density, Depth
 from router.decide.snapshot import FleetSnapshot
 from simulator.policies import Assignment
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.topology import load_topology
 from taxiway.contract.job import RunReport
 

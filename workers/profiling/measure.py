@@ -21,7 +21,8 @@ import psutil
 from tasks.document import Size
 from tasks.machine import RUNTIMES, version_of
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Model, load_catalogue
+from tasks.models.catalogue import Model
+from tasks.models.folder import load_catalogue
 from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
 from tasks.models.sizes import unit_of
