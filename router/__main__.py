@@ -28,6 +28,7 @@ import uvloop
 from router.access import KeysError
 from router.http.app import make_app
 from router.http.gate import is_loopback
+from router.http.openai.object_store import ObjectStore
 from router.http.server import HttpServer, open_tls
 from router.keys_file import KeyFile
 from router.service.admission import Rules
@@ -35,7 +36,7 @@ from router.service.arrivals import Router
 from tasks.document import DocumentError
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
-from tasks.settings import Settings, SettingsError, settings_from
+from tasks.settings import Settings, SettingsError, cache_directory, settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from tasks.topology import Topology
 
@@ -52,12 +53,14 @@ its time scanning the requests in progress (256 concurrent, by the HTTP door).""
 class Door:
     """Where HTTP is served, to whom, and whether with TLS.
 
-    `parting` is the number of seconds for which a stopping router still serves and reports not ready.
+    `files` is where files are kept: a folder, or an object store's address. `parting` is the number of seconds for
+    which a stopping router still serves and reports not ready.
     """
 
     host: str
     port: int
     keys: KeyFile | None
+    files: str
     tls: ssl.SSLContext | None
     parting: float
 
@@ -73,7 +76,8 @@ async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Do
     """
     router = Router(settings, rules, router_name(), folder)
     try:
-        server = HttpServer(make_app(router, door.keys), door.host, door.port, rules.topology.limits, door.tls)
+        store = ObjectStore(router, settings, door.files)
+        server = HttpServer(make_app(router, door.keys, store), door.host, door.port, rules.topology.limits, door.tls)
     except OSError as error:
         logger.critical("cannot listen", extra={"address": f"{door.host}:{door.port}", "error": error.strerror})
         return CANNOT_LISTEN
@@ -84,6 +88,7 @@ async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Do
         )
     await router.start()
     await server.start()
+    store.start()
     sys.stdout.write(msgspec.json.encode({"ready": "router", "http": server.url}).decode() + "\n")
     sys.stdout.flush()
     stopped, failed = asyncio.create_task(stopping.wait()), asyncio.create_task(router.failed())
@@ -94,6 +99,7 @@ async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Do
         at_once.set()
     stopped.cancel()
     failed.cancel()
+    await store.stop()
     await leave(router, server, door.parting, at_once)
     return 0 if asked else 1
 
@@ -127,7 +133,7 @@ def read_door(arguments: argparse.Namespace) -> Door:
     keys = None if arguments.keys is None else KeyFile(arguments.keys)
     if tls is None and not is_loopback(arguments.host):
         logger.warning("http is not encrypted: use a TLS proxy, or --tls-cert and --tls-key")
-    return Door(arguments.host, arguments.port, keys, tls, arguments.parting)
+    return Door(arguments.host, arguments.port, keys, arguments.files, tls, arguments.parting)
 
 
 def read_starts(text: str, topology: Topology) -> frozenset[str]:
@@ -157,6 +163,8 @@ def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--host", default=said("HTTP_HOST", "127.0.0.1"), help="where to listen [TAXIWAY_HTTP_HOST]")
     parser.add_argument("--port", type=int, default=said("HTTP_PORT", "8080"), help="0: a free one [TAXIWAY_HTTP_PORT]")
     parser.add_argument("--keys", type=Path, default=said("KEYS"), help="file of the door's keys [TAXIWAY_KEYS]")
+    where = "folder or object store (s3://, gs://, az://) of files, the same for all routers [TAXIWAY_FILES]"
+    parser.add_argument("--files", default=said("FILES", str(cache_directory(environment) / "files")), help=where)
     parser.add_argument("--tls-cert", type=Path, default=said("TLS_CERT"), help="certificate, PEM [TAXIWAY_TLS_CERT]")
     parser.add_argument("--tls-key", type=Path, default=said("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
     parting = "seconds to keep serving after SIGTERM, not ready, for load balancers to react [TAXIWAY_PARTING]"

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UnknownJobError,
         UnknownLetterError,
         UnknownModelError,
+        UnknownObjectError,
         UnplaceableError,
         UnsupportedEncodingError,
     )
@@ -79,6 +80,7 @@ __all__ = [
     "UnknownJobError",
     "UnknownLetterError",
     "UnknownModelError",
+    "UnknownObjectError",
     "UnplaceableError",
     "UnsupportedEncodingError",
 ]

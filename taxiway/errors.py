@@ -8,6 +8,7 @@
     │   ├── UnknownModelError          no such model, version or alias
     │   ├── UnknownJobError            no such job
     │   ├── UnknownLetterError         no such dead letter
+    │   ├── UnknownObjectError         no such file or batch
     │   ├── ResultExpiredError         the job's result has expired
     │   ├── RequestTooLargeError       it exceeds a named limit
     │   ├── IdempotencyConflictError   its key was first used for another request
@@ -162,6 +163,13 @@ class UnknownLetterError(RequestError):
     """No dead letter of that id is kept."""
 
     code = "unknown_letter"
+    status = 404
+
+
+class UnknownObjectError(RequestError):
+    """No file or batch of that id is known to the fleet, or it is another tenant's."""
+
+    code = "unknown_object"
     status = 404
 
 

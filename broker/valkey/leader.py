@@ -32,7 +32,12 @@ def tune_call(name: str, lease: float) -> Call:
 
 def plan_call(before: bytes, plan: bytes) -> Call:
     """Replaces the stored plan if it is still `before`, empty if there was none; answers 1 if so, else 0."""
-    return Call("fleet/plan", [PLAN], [before, plan])
+    return replace_call(PLAN, before, plan)
+
+
+def replace_call(key: str, before: bytes, after: bytes) -> Call:
+    """Replaces the value at `key` if it is still `before`, empty if there was none; answers 1 if so, else 0."""
+    return Call("fleet/replace", [key], [before, after])
 
 
 class Leadership:

@@ -23,6 +23,8 @@ from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Front, Inference, Traced
 from router.http.openai import endpoints as openai
+from router.http.openai import object_endpoints as stored
+from router.http.openai.object_store import ObjectStore
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from router.jobs import DeadLetters, Jobs
@@ -57,8 +59,8 @@ class Door:
     letters: DeadLetters
 
 
-def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
-    """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller."""
+def make_app(router: Router, keys: KeyFile | None, store: ObjectStore) -> Gate:
+    """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
     limit = int(router.rules.topology.limits.payload)
     app = Litestar(
         route_handlers=_ENDPOINTS,
@@ -77,6 +79,7 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     app.state[_DOOR] = Door(router, inference, DeadLetters(router))
     app.state[triton.ROUTER] = router
     app.state[openai.DOOR] = openai.OpenAIDoor(router, inference)
+    app.state[stored.STORE] = store
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     bounded = BodyLimits(Inflated(front, BodyLimits(front, bodies, limit), limit), bodies, limit)
     return Gate(bounded, keys, Rates(router.rules.topology))
@@ -389,6 +392,7 @@ _ENDPOINTS = [
     *described.ENDPOINTS,
     *triton.ENDPOINTS,
     *openai.ENDPOINTS,
+    *stored.ENDPOINTS,
 ]
 
 

@@ -54,6 +54,9 @@ CONNECTION = "taxiway.connection"
 WHOLE = "taxiway.whole"
 """Key of the `Whole` in a request's extensions."""
 
+ALLOW = "taxiway.allow"
+"""Key of a function in a request's extensions: it allows a body of so many bytes, instead of `limits.payload`."""
+
 Whole = Callable[[bytes, int], Awaitable[memoryview | None]]
 """Given what `receive` returned first and the body's length: the whole body, read directly into one buffer.
 
@@ -98,7 +101,7 @@ class Bounded:
         """Serve one request."""
         connection: Connection = scope["state"].pop(CONNECTION)
         connection.serves()
-        scope["extensions"] = {WHOLE: connection.whole}
+        scope["extensions"] = {WHOLE: connection.whole, ALLOW: connection.allow}
         await self._behind(scope, receive, connection.watched(send))
 
 
@@ -108,7 +111,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._limits = shared.limits
-        self._largest = 2 * shared.limits.payload + HEAD  # of a body: each chunk adds a size line
+        self._largest = _largest(shared.limits.payload)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._outlet: _Outlet | None = None
@@ -172,6 +175,10 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._resume()
         return whole
+
+    def allow(self, size: int) -> None:
+        """Allow the present request a body of `size` bytes: its reader keeps none of it."""
+        self._largest = _largest(size)
 
     def look(self, now: float) -> None:
         """Close it if its client is too slow. `now` is the event loop's time."""
@@ -282,6 +289,7 @@ class Connection(asyncio.BufferedProtocol):
         """Pass on a head, together with a short body; returns the data after them."""
         assert self._outlet is not None
         self._received = self._seen = 0
+        self._largest = _largest(self._limits.payload)
         if not framing.chunked and framing.length <= len(behind):
             self._state, self._until = _State.ANSWER, self._loop.time() + self._limits.head
             self._outlet.pass_on(framing.head + behind[: framing.length])
@@ -494,6 +502,11 @@ class _Outlet(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Part of `asyncio.BaseTransport`."""
         return self._transport.get_extra_info(name, default)
+
+
+def _largest(size: int) -> int:
+    """Most bytes of a body of `size` bytes as it is sent: each chunk adds a size line."""
+    return 2 * size + HEAD
 
 
 def _refusal(status: HTTPStatus, error: TaxiwayError) -> bytes:

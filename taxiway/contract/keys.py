@@ -256,3 +256,20 @@ def learned_key(address: str) -> str:
 def history_key(hour: str) -> str:
     """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.history.columns`); `hour` is its UTC hour."""
     return f"taxiway:history:{hour}"
+
+
+BATCHES_OPEN = "taxiway:batches-open"
+"""Set of the batches that have not ended."""
+
+
+_PLURALS = {"file": "files", "batch": "batches"}
+
+
+def object_key(kind: str, name: str) -> str:
+    """What is known of a `file` or `batch` of OpenAI's API."""
+    return f"taxiway:{kind}:{name}"
+
+
+def objects_key(kind: str, tenant: str) -> str:
+    """Sorted set of a tenant's files or batches by the time they were made."""
+    return f"taxiway:{_PLURALS[kind]}:{tenant}"

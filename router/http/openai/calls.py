@@ -143,9 +143,9 @@ class Calls:
 
     async def _waited(self, request: Request, running: Running) -> bytes:
         """The stored result, however long it takes: the job's deadline bounds the wait."""
-        while (meta := await running.wait(math.inf)) is None:
-            if self._router.results.hurried.is_set():
-                raise await self._left(request, running.job)
+        meta = await awaited(self._router, running)
+        if meta is None:
+            raise await self._left(request, running.job)
         return meta
 
     async def _left(self, request: Request, job: str) -> FleetUnavailable:
@@ -158,6 +158,14 @@ class Calls:
         if request.idempotency_key is None:
             with contextlib.suppress(BrokerUnavailableError):  # then it runs for nobody, or to its deadline
                 await self._router.store.cancel([job])
+
+
+async def awaited(router: Router, running: Running) -> bytes | None:
+    """The stored result of a job, however long it takes; None if the router stops before."""
+    while (meta := await running.wait(math.inf)) is None:
+        if router.results.hurried.is_set():
+            return None
+    return meta
 
 
 async def _gone(receive: Receive) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from litestar.openapi.spec import Operation
+
 from router.http.described import ASKED, KEYED, RUN, InferOperation, answers
 from router.http.openai.answers import ChatCompletion, Completion, Embeddings, ListedModel, ModelList
 from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall
+from router.http.openai.batches import BatchCall
 from router.http.openai.errors import ErrorContent
+from router.http.openai.object_answers import BatchAnswer, Deleted, FileAnswer, Page
+from taxiway.contract.tensors import OCTETS
 
 
 class ChatOperation(InferOperation):
@@ -35,9 +40,35 @@ class EmbeddingsOperation(ChatOperation):
     body = EmbeddingsCall
 
 
+class BatchOperation(InferOperation):
+    """Describes a request for a batch."""
+
+    body: ClassVar[type[Any]] = BatchCall
+    headers: ClassVar[Mapping[str, str]] = {}
+
+
+class FileOperation(Operation):
+    """Describes an upload."""
+
+    def to_schema(self) -> dict[str, Any]:
+        """The operation with its form."""
+        fields = {"purpose": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
+        form = {"type": "object", "properties": fields, "required": [*fields]}
+        content = {"multipart/form-data": {"schema": form}}
+        return {**super().to_schema(), "requestBody": {"required": True, "content": content}}
+
+
 MODELS = answers(ModelList, *KEYED, problem=ErrorContent)
 MODEL = answers(ListedModel, *KEYED, 404, 503, problem=ErrorContent)
 CHAT = answers(ChatCompletion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 COMPLETION = answers(Completion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 EMBEDDINGS = answers(Embeddings, *KEYED, *ASKED, *RUN, problem=ErrorContent)
+FILE_UPLOAD = answers(FileAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
+FILE = answers(FileAnswer, *KEYED, 404, 503, problem=ErrorContent)
+FILES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
+DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
+FILE_CONTENT = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
+BATCH_CREATE = answers(BatchAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
+BATCH = answers(BatchAnswer, *KEYED, 404, 503, problem=ErrorContent)
+BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 """What each call answers, by status; a stream has the status 200, too."""

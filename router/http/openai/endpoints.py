@@ -15,16 +15,7 @@ from broker.port import beside
 from router.http.gate import caller_of, claim, needs
 from router.http.inference import Inference
 from router.http.openai import described
-from router.http.openai.answers import (
-    Head,
-    chat_completion,
-    completion,
-    embeddings,
-    headers_of_result,
-    is_used,
-    listed,
-    listed_model,
-)
+from router.http.openai.answers import Head, headers_of_result, is_used, listed, listed_model
 from router.http.openai.asked import (
     Asked,
     Call,
@@ -39,10 +30,10 @@ from router.http.openai.asked import (
 from router.http.openai.calls import Calls, Whole
 from router.http.openai.chunks import ChatWriter, CompletionWriter, Writer
 from router.http.openai.terms import read_terms, tier_of
+from router.http.openai.writing import AnyCall, written
 from router.jobs import Jobs
 from router.service.arrivals import Router
 from tasks.models.catalogue import Model
-from taxiway.contract.job import Result
 from taxiway.contract.request import Request as TaxiwayRequest
 from taxiway.contract.request import parse_request
 from taxiway.errors import UnknownModelError, quoted
@@ -104,7 +95,7 @@ async def chat_completions(request: _Any) -> ASGIApp:
     asked, read = await _read(request, ChatCall, chat_fields)
     if asked.call.stream:
         return await _stream(request, asked.call, read, ChatWriter)
-    return await _whole(request, read, chat_completion)
+    return await _whole(request, asked.call, read)
 
 
 @post(
@@ -119,7 +110,7 @@ async def completions(request: _Any) -> ASGIApp:
     asked, read = await _read(request, CompletionCall, completion_fields)
     if asked.call.stream:
         return await _stream(request, asked.call, read, CompletionWriter)
-    return await _whole(request, read, completion)
+    return await _whole(request, asked.call, read)
 
 
 @post(
@@ -132,14 +123,7 @@ async def completions(request: _Any) -> ASGIApp:
 async def embed(request: _Any) -> ASGIApp:
     """The embeddings of one or more texts, which are one job."""
     asked, read = await _read(request, EmbeddingsCall, embedding_fields)
-    call = asked.call
-
-    def write(head: Head, result: Result) -> Any:
-        texts = [call.input] if isinstance(call.input, str) else call.input
-        packed = call.encoding_format == "base64"
-        return embeddings(head, result, model=read.model, texts=texts, packed=packed, dimensions=call.dimensions)
-
-    return await _whole(request, read, write)
+    return await _whole(request, asked.call, read)
 
 
 ENDPOINTS = (models, model, chat_completions, completions, embed)
@@ -159,9 +143,9 @@ async def _read(request: _Any, kind: type[Call], fields: _Fields[Call]) -> tuple
     return asked, _Read(converted, found, len(body), tier)
 
 
-async def _whole(request: _Any, read: _Read, write: Callable[[Head, Result], Any]) -> ASGIApp:
+async def _whole(request: _Any, call: AnyCall, read: _Read) -> ASGIApp:
     job, result = await _calls(request).run(read.request, read.size, request.receive)
-    content = await beside(read.size, lambda: _encode(write(read.head(job), result)))
+    content = await beside(read.size, written, call, read.model, read.head(job), result)
     return Whole(headers_of_result(job, result), content)
 
 

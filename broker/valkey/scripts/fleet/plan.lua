@@ -1,6 +1,0 @@
--- Replaces the plan, if it is still the one that the new plan was made from.
--- KEYS: plan. ARGV: the plan as it was (empty = none), the new one.
--- Returns 1 if it was replaced, else 0. Safe to run twice: the second run finds the new plan, and leaves it.
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-return 1

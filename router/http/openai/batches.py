@@ -1,0 +1,198 @@
+"""A batch: its states, the lines that it reads, and those that it writes. Pure.
+
+A batch is one value, replaced as a whole. A router works on it while it is the `owner`, until `lease`. Lines are run in
+their order, some at a time; once a run of them has ended, their answers are written as one *part*, and only then the
+batch names that part and counts its lines. So a router that takes over repeats the lines of no named part, and each
+line is in exactly one of them. Jobs have keys made of the batch and the line's `custom_id`: a repeated line is its job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from router.http.openai.asked import (
+    ChatCall,
+    CompletionCall,
+    EmbeddingsCall,
+    chat_fields,
+    completion_fields,
+    embedding_fields,
+)
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
+
+MOST_LINES = 50_000
+"""Lines of a batch."""
+
+MOST_ERRORS = 100
+"""Errors of its lines that a batch lists."""
+
+PART = 500
+"""Lines after which a part is written."""
+
+Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+"""States that a batch never leaves."""
+
+KINDS: Mapping[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
+    "/v1/chat/completions": (ChatCall, chat_fields),
+    "/v1/completions": (CompletionCall, completion_fields),
+    "/v1/embeddings": (EmbeddingsCall, embedding_fields),
+}
+"""The calls that lines may make: how their bodies are read, and become requests."""
+
+_WINDOW = re.compile(r"([0-9]{1,6})([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 7 * 86400
+
+
+class LineError(msgspec.Struct, frozen=True):
+    """What is wrong with a line of the input; `line` counts from 1."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch. Times are Unix seconds, 0 if not reached. `done` counts the lines in the parts, `lines` all."""
+
+    id: str
+    tenant: str
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    created_at: int
+    expires_at: int
+    metadata: dict[str, str] | None = None
+    status: Status = "validating"
+    errors: list[LineError] = []
+    lines: int = 0
+    done: int = 0
+    completed: int = 0
+    failed: int = 0
+    expired: int = 0
+    outputs: list[str] = []
+    faults: list[str] = []
+    output_file_id: str = ""
+    error_file_id: str = ""
+    in_progress_at: int = 0
+    finalizing_at: int = 0
+    cancelling_at: int = 0
+    ended_at: int = 0
+    owner: str = ""
+    lease: float = 0.0
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked to be cancelled."""
+        return self.cancelling_at > 0
+
+
+class BatchCall(msgspec.Struct, frozen=True):
+    """The body of a request for a batch."""
+
+    input_file_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+
+
+decode_batch = msgspec.json.Decoder(Batch).decode
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line of the input."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a line ended: the line that is written, and whether it is an answer, or came too late."""
+
+    written: bytes
+    completed: bool
+    expired: bool = False
+
+
+_decode_line = msgspec.json.Decoder(Line).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def window_of(text: str) -> int:
+    """The seconds of a completion window such as `24h`.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    found = _WINDOW.fullmatch(text)
+    seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not 0 < seconds <= _LONGEST:
+        expected = "such as 24h, 30m or 7d, at most 7d"
+        raise InvalidRequestError(
+            f"completion_window: expected a time {expected}, got {quoted(text)}", field="completion_window"
+        )
+    return seconds
+
+
+def read_line(text: bytes, endpoint: str) -> Line:
+    """The line of a batch.
+
+    Raises:
+        InvalidRequestError: it is none, or for another call than the batch's.
+    """
+    try:
+        line = _decode_line(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"expected custom_id, method, url and body: {error}", field="body") from error
+    if line.method != "POST" or line.url != endpoint:
+        got = f"{line.method} {line.url}"
+        raise InvalidRequestError(f"url: expected POST {endpoint}, got {quoted(got)}", field="url")
+    if not 0 < len(line.custom_id) <= 512:
+        raise InvalidRequestError("custom_id: expected 1 to 512 characters", field="custom_id")
+    return line
+
+
+def key_of(batch: str, custom_id: str, attempt: int) -> str:
+    """The idempotency key of a line's job; another `attempt` is another job, as the first one's result is gone."""
+    return f"{batch}.{hashlib.sha256(custom_id.encode()).hexdigest()}.{attempt}"
+
+
+def answered(custom_id: str, job: str, status: int, body: bytes) -> bytes:
+    """The line that is written for an answer, or an error in OpenAI's form."""
+    response = {"status_code": status, "request_id": job, "body": msgspec.Raw(body)}
+    written = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": response, "error": None}
+    return _encode(written) + b"\n"
+
+
+def too_late(custom_id: str) -> bytes:
+    """The line that is written where a job was not answered in the batch's window."""
+    error = {"code": "batch_expired", "message": "the batch's completion window passed before this line was answered"}
+    return _encode({"id": None, "custom_id": custom_id, "response": None, "error": error}) + b"\n"
+
+
+async def lines_of(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
+    """The lines of a file that are not empty, without their ends.
+
+    Raises:
+        RequestTooLargeError: a line has more than `most` bytes.
+    """
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in (*lines, rest):
+            if len(line) > most:
+                raise RequestTooLargeError(f"payload: expected at most {most} bytes a line", limit="payload")
+        for line in lines:
+            if line.strip():
+                yield line
+    if rest.strip():
+        yield rest

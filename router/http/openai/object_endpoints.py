@@ -1,0 +1,279 @@
+"""OpenAI's files and batches at their paths."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import MediaType, Request, Response, delete, get, post
+from litestar.params import Parameter
+from litestar.response import Stream
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from router.access import Caller
+from router.http.connection import ALLOW
+from router.http.gate import caller_of, needs
+from router.http.openai import described
+from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, decode_batch, window_of
+from router.http.openai.object_answers import Deleted, batch_answer, file_answer, page_of
+from router.http.openai.object_store import ObjectStore
+from router.http.openai.objects import FileRecord, bounded, file_path, new_name, owner_of
+from taxiway.contract.request import check_json
+from taxiway.errors import InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
+
+STORE = "openai-objects"
+"""Key of the `ObjectStoreDoor` in the application's state."""
+
+MOST = 1000
+"""Objects in one list."""
+
+PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+
+_Any = Request[Any, Any, Any]
+_Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=10_000)]
+_After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
+_Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
+_decode_file = msgspec.json.Decoder(FileRecord).decode
+_encode = msgspec.json.Encoder().encode
+
+
+_decode_batch_call = msgspec.json.Decoder(BatchCall).decode
+
+
+@post(
+    "/v1/files",
+    status_code=200,
+    opt=needs("submit"),
+    responses=described.FILE_UPLOAD,
+    operation_class=described.FileOperation,
+    request_max_body_size=None,
+)
+async def upload(request: _Any) -> Response[bytes]:
+    """Upload a file, as `multipart/form-data`."""
+    door = _door(request)
+    allow: Any = request.scope["extensions"]
+    allow[ALLOW](door.limit + _FORM)
+    form, name, now = _Form(request), new_name("file-"), door.router.store.stored_now()
+    purpose = await form.begin()
+    try:
+        size = await door.contents.write(file_path(name), bounded(form.content(), door.limit))
+        record = FileRecord(
+            id=name,
+            tenant=_owner(request),
+            bytes=size,
+            created_at=int(now),
+            filename=form.filename,
+            purpose=await form.end(purpose),
+        )
+        await door.objects.add("file", name, record.tenant, record, now)
+    except TaxiwayError:
+        await door.contents.delete(file_path(name))
+        raise
+    return _json(file_answer(record))
+
+
+@get("/v1/files", opt=needs("read"), responses=described.FILES)
+async def files(request: _Any, limit: _Limit = MOST, after: _After = "", order: _Order = "desc") -> Response[bytes]:
+    """The caller's files, latest first."""
+    found = await _door(request).objects.page(
+        "file", _owner(request), after=after, most=limit + 1, latest_first=order == "desc"
+    )
+    return _json(page_of([file_answer(_decode_file(raw)) for raw in found], limit))
+
+
+@get("/v1/files/{file:str}", opt=needs("read"), responses=described.FILE)
+async def file(request: _Any, file: str) -> Response[bytes]:
+    """What is known of a file."""
+    return _json(file_answer(await _file(request, file)))
+
+
+@delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=described.DELETED)
+async def file_delete(request: _Any, file: str) -> Response[bytes]:
+    """Delete a file."""
+    door, record = _door(request), await _file(request, file)
+    await door.objects.delete("file", file, record.tenant)
+    await door.contents.delete(file_path(file))
+    return _json(Deleted(id=file))
+
+
+@get("/v1/files/{file:str}/content", opt=needs("read"), responses=described.FILE_CONTENT)
+async def file_content(request: _Any, file: str) -> Stream:
+    """A file's content."""
+    record = await _file(request, file)
+    pieces = _door(request).contents.read(file_path(file))
+    try:
+        first = await anext(pieces, b"")
+    except FileNotFoundError as error:
+        raise UnknownObjectError(f"the content of {quoted(file)} is gone", file=file) from error
+
+    async def all_pieces() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    headers = {"content-length": str(record.bytes)}
+    return Stream(all_pieces(), media_type="application/octet-stream", headers=headers)
+
+
+@post(
+    "/v1/batches",
+    status_code=200,
+    opt=needs("submit"),
+    responses=described.BATCH_CREATE,
+    operation_class=described.BatchOperation,
+)
+async def batch_create(request: _Any) -> Response[bytes]:
+    """Run the calls in a file."""
+    body = await request.body()
+    check_json(body, 10_000)
+    try:
+        call = _decode_batch_call(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        message = f"body: expected input_file_id, endpoint and completion_window: {cut(str(error))}"
+        raise InvalidRequestError(message, field="body") from error
+    seconds = window_of(call.completion_window)
+    if call.endpoint not in KINDS:
+        message = f"endpoint: expected one of {sorted(KINDS)}, got {quoted(call.endpoint)}"
+        raise InvalidRequestError(message, field="endpoint")
+    door, record = _door(request), await _file(request, call.input_file_id)
+    now = door.router.store.stored_now()
+    batch = Batch(
+        id=new_name("batch_"),
+        tenant=record.tenant,
+        endpoint=call.endpoint,
+        input_file_id=record.id,
+        completion_window=call.completion_window,
+        created_at=int(now),
+        expires_at=int(now) + seconds,
+        metadata=call.metadata,
+    )
+    await door.objects.add("batch", batch.id, batch.tenant, batch, now)
+    door.runner.wake()
+    return _json(batch_answer(batch))
+
+
+@get("/v1/batches", opt=needs("read"), responses=described.BATCHES)
+async def batches(request: _Any, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
+    """The caller's batches, latest first."""
+    found = await _door(request).objects.page("batch", _owner(request), after=after, most=limit + 1, latest_first=True)
+    return _json(page_of([batch_answer(decode_batch(raw)) for raw in found], limit))
+
+
+@get("/v1/batches/{batch:str}", opt=needs("read"), responses=described.BATCH)
+async def batch(request: _Any, batch: str) -> Response[bytes]:
+    """A batch's state, and how many of its lines are answered."""
+    return _json(batch_answer(decode_batch(await _door(request).objects.get("batch", batch, _caller(request).tenant))))
+
+
+@post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=described.BATCH)
+async def batch_cancel(request: _Any, batch: str) -> Response[bytes]:
+    """Cancel a batch: what is answered is kept. One that has ended is left unchanged."""
+    door = _door(request)
+    now = int(door.router.store.stored_now())
+
+    def cancel(raw: bytes) -> Batch:
+        found = decode_batch(raw)
+        if found.status in ENDED or found.status == "finalizing" or found.cancelled:
+            return found
+        return msgspec.structs.replace(found, status="cancelling", cancelling_at=now)
+
+    raw = await door.objects.change("batch", batch, _caller(request).tenant, cancel)
+    door.runner.wake()
+    return _json(batch_answer(decode_batch(raw)))
+
+
+ENDPOINTS = (upload, files, file, file_delete, file_content, batch_create, batches, batch, batch_cancel)
+
+_FORM = 2**16
+"""Most bytes of a form besides its file."""
+
+
+class _Form:
+    """A form with the fields `purpose` and `file`, in any order; only the file may be large."""
+
+    def __init__(self, request: _Any) -> None:
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        if kind != "multipart/form-data" or not options.get("boundary"):
+            raise InvalidRequestError("body: expected multipart/form-data", field="body")
+        self.filename = ""
+        self._parser = PushMultipartParser(options["boundary"], max_segment_count=16)
+        self._stream = request.stream()
+        self._events = self._parsed()
+        self._fields: dict[str, bytes] = {}
+
+    async def begin(self) -> str:
+        """Read up to the file; the purpose, if that came before it."""
+        await self._read_fields()
+        if not self.filename:
+            raise InvalidRequestError("file: expected a file with a name", field="file")
+        return self._purpose()
+
+    async def content(self) -> AsyncIterator[bytes]:
+        """The file's content."""
+        async for event in self._events:
+            if isinstance(event, MultipartSegment) or event is None:
+                if event is None:
+                    return
+                continue
+            yield bytes(event)
+
+    async def end(self, purpose: str) -> str:
+        """Read what follows the file; the purpose."""
+        filename = self.filename
+        await self._read_fields()
+        self.filename = filename
+        purpose = purpose or self._purpose()
+        if purpose not in PURPOSES:
+            message = f"purpose: expected one of {list(PURPOSES)}, got {quoted(purpose)}"
+            raise InvalidRequestError(message, field="purpose")
+        return purpose
+
+    def _purpose(self) -> str:
+        return self._fields.get("purpose", b"").decode(errors="replace")
+
+    async def _read_fields(self) -> None:
+        """Read fields up to the file, or to the end."""
+        name = ""
+        async for event in self._events:
+            if isinstance(event, MultipartSegment):
+                name = event.name or ""
+                if name == "file":
+                    self.filename = cut(event.filename or "file", 255)
+                    return
+            elif event is not None:
+                self._fields[name] = self._fields.get(name, b"") + bytes(event)
+                if sum(map(len, self._fields.values())) > _FORM:
+                    raise InvalidRequestError("body: the fields besides the file are too large", field="body")
+
+    async def _parsed(self) -> AsyncIterator[MultipartSegment | bytearray | None]:
+        """A segment's head, the pieces of its content, and None at its end, for each segment."""
+        try:
+            async for chunk in self._stream:
+                for event in self._parser.parse(chunk):
+                    yield event
+            for event in self._parser.parse(b""):
+                yield event
+        except (MultipartError, ValueError) as error:
+            raise InvalidRequestError(f"body: expected multipart/form-data: {error}", field="body") from error
+
+
+async def _file(request: _Any, name: str) -> FileRecord:
+    return _decode_file(await _door(request).objects.get("file", name, _caller(request).tenant))
+
+
+def _caller(request: _Any) -> Caller:
+    return caller_of(request.scope)
+
+
+def _owner(request: _Any) -> str:
+    return owner_of(_caller(request).tenant)
+
+
+def _door(request: _Any) -> ObjectStore:
+    door: ObjectStore = request.app.state[STORE]
+    return door
+
+
+def _json(content: Any) -> Response[bytes]:
+    return Response(_encode(content), media_type=MediaType.JSON)

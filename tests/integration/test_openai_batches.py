@@ -1,0 +1,242 @@
+"""OpenAI's files and batches by the stock SDK: uploads, lines that are jobs, and routers that are killed meanwhile."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types import Batch, FileObject
+
+from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
+from tests.routing import eventually, router_process
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[OpenAIFleet]:
+    queues = QUEUES.replace("limits: {{", "limits: {{file: 1MiB, ")
+    with openai_fleet(tmp_path_factory.mktemp("batches"), ["--files", str(files)], queues) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def client(fleet: OpenAIFleet) -> Iterator[openai.OpenAI]:
+    with client_of(fleet.url) as client:
+        yield client
+
+
+def client_of(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
+
+
+def line(number: int, text: str, endpoint: str = "/v1/chat/completions", **fields: Any) -> dict[str, Any]:
+    body = {"model": "talk", "messages": [{"role": "user", "content": text}], **fields}
+    return {"custom_id": f"line-{number}", "method": "POST", "url": endpoint, "body": body}
+
+
+def upload(client: openai.OpenAI, lines: list[Any]) -> FileObject:
+    content = "\n".join(one if isinstance(one, str) else json.dumps(one) for one in lines)
+    return client.files.create(file=("lines.jsonl", content.encode()), purpose="batch")
+
+
+def begin(
+    client: openai.OpenAI, lines: list[Any], endpoint: Any = "/v1/chat/completions", window: Any = "24h"
+) -> Batch:
+    return client.batches.create(
+        input_file_id=upload(client, lines).id,
+        endpoint=endpoint,
+        completion_window=window,
+        metadata={"for": "tests"},
+    )
+
+
+def ended(client: openai.OpenAI, batch: str, within: float = 60) -> Batch:
+    def look() -> Batch | None:
+        found = client.batches.retrieve(batch)
+        return found if found.status in ("completed", "failed", "expired", "cancelled") else None
+
+    found: Batch = eventually(look, within=within)
+    return found
+
+
+def lines_of(client: openai.OpenAI, file: str | None) -> list[dict[str, Any]]:
+    return [] if file is None else [json.loads(line) for line in client.files.content(file).text.splitlines()]
+
+
+def test_a_file_is_kept_listed_and_deleted(client: openai.OpenAI, files: Path) -> None:
+    content = b"a line\n" * 1000
+    made = client.files.create(file=("notes.txt", io.BytesIO(content)), purpose="user_data")
+
+    assert (made.bytes, made.filename, made.purpose, made.status) == (7000, "notes.txt", "user_data", "processed")
+    assert client.files.retrieve(made.id) == made
+    assert client.files.content(made.id).content == content
+    assert made.id in [one.id for one in client.files.list()]
+    assert made.id in [one.id for one in client.files.list(limit=1)]  # the SDK reads on, page by page
+    assert (files / "files" / made.id).read_bytes() == content
+    assert client.files.delete(made.id).deleted
+    for gone in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            gone(made.id)
+    assert not (files / "files" / made.id).exists()
+
+
+def test_an_upload_over_the_limit_and_one_without_a_purpose_leave_nothing(
+    client: openai.OpenAI, fleet: OpenAIFleet, files: Path
+) -> None:
+    before = sorted(files.rglob("*"))
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.files.create(file=("large", bytes(2**20 + 1)), purpose="batch")
+    assert caught.value.status_code == 413
+    url = f"{fleet.url}/files"
+    forms: list[dict[str, Any]] = [{"files": {"file": b"x"}}, {"data": {"purpose": "batch"}}, {"content": b"nothing"}]
+    for form in forms:
+        answer = httpx.post(url, trust_env=False, **form)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert [path for path in sorted(files.rglob("*")) if path.is_file()] == [path for path in before if path.is_file()]
+
+
+def test_a_batch_answers_each_line_once_under_its_custom_id(client: openai.OpenAI) -> None:
+    batch = begin(client, [line(number, f"Hello {number}") for number in range(30)])
+    assert (batch.object, batch.status, batch.metadata) == ("batch", "validating", {"for": "tests"})
+    done = ended(client, batch.id)
+
+    counts = done.request_counts
+    assert counts is not None
+    assert (done.status, counts.total, counts.completed, counts.failed) == ("completed", 30, 30, 0)
+    assert done.error_file_id is None
+    written = lines_of(client, done.output_file_id)
+    said = {one["custom_id"]: one["response"]["body"]["choices"][0]["message"]["content"] for one in written}
+    assert said == {f"line-{number}": f"Hello {number} " for number in range(30)}
+    assert len(written) == 30
+    assert {one["response"]["body"]["service_tier"] for one in written} == {"flex"}
+    assert done.id in [one.id for one in client.batches.list()]
+
+
+def test_a_batch_of_embeddings_and_lines_that_fail(client: openai.OpenAI) -> None:
+    lines = [
+        {**line(number, ""), "url": "/v1/embeddings", "body": {"model": "vector", "input": ["a", "bb"]}}
+        for number in range(3)
+    ]
+    done = ended(client, begin(client, lines, "/v1/embeddings").id)
+    assert [len(one["response"]["body"]["data"]) for one in lines_of(client, done.output_file_id)] == [2, 2, 2]
+
+    done = ended(client, begin(client, [line(1, "fine"), line(2, "status=400 no such tool")]).id)
+    assert done.request_counts is not None
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 1)
+    (fault,) = lines_of(client, done.error_file_id)
+    assert (fault["custom_id"], fault["response"]["status_code"]) == ("line-2", 400)
+    assert "no such tool" in fault["response"]["body"]["error"]["message"]
+
+
+def test_wrong_lines_fail_the_batch_with_their_numbers(client: openai.OpenAI) -> None:
+    wrong = [line(1, "fine"), "{", line(1, "again"), line(3, "x", "/v1/embeddings"), line(4, "x", model="tlak")]
+    wrong += [line(5, "x", stream=True), line(6, "x", temperature=9)]
+    done = ended(client, begin(client, wrong).id)
+
+    assert done.status == "failed"
+    assert done.errors is not None and done.errors.data is not None
+    assert [(one.line, one.code) for one in done.errors.data] == [
+        (2, "invalid_value"),
+        (3, "duplicate_custom_id"),
+        (4, "invalid_value"),
+        (5, "model_not_found"),
+        (6, "unsupported_parameter"),
+        (7, "invalid_value"),
+    ]
+    assert ended(client, begin(client, [""]).id).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"completion_window": "soon"}, "completion_window"),
+        ({"endpoint": "/v1/images"}, "endpoint"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused(client: openai.OpenAI, fields: dict[str, str], param: str) -> None:
+    asked: Any = {"input_file_id": upload(client, [line(1, "x")]).id, "endpoint": "/v1/chat/completions"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.batches.create(**{"completion_window": "24h", **asked, **fields})
+    assert caught.value.param == param
+    with pytest.raises(openai.NotFoundError):
+        client.batches.create(input_file_id="file-none", endpoint="/v1/embeddings", completion_window="24h")
+
+
+def test_a_cancelled_batch_keeps_what_is_answered_and_ends_its_jobs(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
+    batch = begin(client, [line(1, "first"), *(line(n, f"cancelled {n} stall") for n in range(2, 9))])
+    eventually(lambda: fleet.engine.running == 4)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    done = ended(client, batch.id)
+
+    assert (done.status, [one["custom_id"] for one in lines_of(client, done.output_file_id)]) == (
+        "cancelled",
+        ["line-1"],
+    )
+    eventually(lambda: fleet.engine.running == 0, within=5)
+    assert client.batches.cancel(batch.id).status == "cancelled"
+
+
+def test_what_is_not_answered_within_the_window_expires_and_the_rest_is_kept(client: openai.OpenAI) -> None:
+    done = ended(client, begin(client, [line(1, "early"), line(2, "late stall")], window="3s").id)
+
+    assert (done.status, [one["custom_id"] for one in lines_of(client, done.output_file_id)]) == ("expired", ["line-1"])
+    (late,) = lines_of(client, done.error_file_id)
+    assert (late["custom_id"], late["response"], late["error"]["code"]) == ("line-2", None, "batch_expired")
+
+
+def test_what_routers_begin_is_finished_by_others_and_no_line_is_lost_or_answered_twice(
+    fleet: OpenAIFleet, client: openai.OpenAI, files: Path
+) -> None:
+    """Routers that work on a batch are killed, five times."""
+    settings = fleet.settings
+    before = Counter(prompt_of(chat) for chat in fleet.engine.chats)
+    options = ["--files", str(files)]
+    # the module's own router must not work on it: it is paused while others do
+    fleet.router.process.send_signal(signal.SIGSTOP)
+    try:
+        batch = None
+        for turn in range(5):
+            with router_process(settings, options=options) as router:
+                eventually(lambda: ready(router.http), within=20)
+                with client_of(f"{router.http}/v1") as other:
+                    if batch is None:
+                        batch = begin(other, [line(n, f"wait=0.05 survivor {n} said") for n in range(300)]).id
+                    eventually(partial(begun, fleet, 50 * (turn + 1)), within=40)
+                    router.process.kill()
+        assert batch is not None
+    finally:
+        fleet.router.process.send_signal(signal.SIGCONT)
+    done = ended(client, batch, within=120)
+
+    assert done.request_counts is not None
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 300, 0)
+    written = [one["custom_id"] for one in lines_of(client, done.output_file_id)]
+    assert written == [f"line-{number}" for number in range(300)]
+    asked = Counter(prompt_of(chat) for chat in fleet.engine.chats) - before
+    assert sum(count for prompt, count in asked.items() if "survivor" in prompt) == 300
+
+
+def prompt_of(chat: dict[str, Any]) -> str:
+    return str(chat["messages"][-1]["content"])
+
+
+def begun(fleet: OpenAIFleet, most: int) -> bool:
+    """Whether the engine was asked for so many of the lines."""
+    return sum("survivor" in prompt_of(chat) for chat in fleet.engine.chats) >= most
+
+
+def ready(http: str) -> bool:
+    return httpx.get(f"{http}/v2/models/talk/ready", trust_env=False).is_success
