@@ -28,7 +28,7 @@ import uvloop
 from router.access import KeysError
 from router.http.app import make_app
 from router.http.gate import is_loopback
-from router.http.openai.object_store import ObjectStore
+from router.http.openai.stored import StoredObjects
 from router.http.server import HttpServer, open_tls
 from router.keys_file import KeyFile
 from router.service.admission import Rules
@@ -76,7 +76,7 @@ async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Do
     """
     router = Router(settings, rules, router_name(), folder)
     try:
-        store = ObjectStore(router, settings, door.files)
+        store = StoredObjects(router, settings, door.files)
         server = HttpServer(make_app(router, door.keys, store), door.host, door.port, rules.topology.limits, door.tls)
     except OSError as error:
         logger.critical("cannot listen", extra={"address": f"{door.host}:{door.port}", "error": error.strerror})

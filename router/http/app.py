@@ -24,7 +24,7 @@ from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Front, Inference, Traced
 from router.http.openai import endpoints as openai
 from router.http.openai import object_endpoints as stored
-from router.http.openai.object_store import ObjectStore
+from router.http.openai.stored import StoredObjects
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from router.jobs import DeadLetters, Jobs
@@ -59,7 +59,7 @@ class Door:
     letters: DeadLetters
 
 
-def make_app(router: Router, keys: KeyFile | None, store: ObjectStore) -> Gate:
+def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Gate:
     """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
     limit = int(router.rules.topology.limits.payload)
     app = Litestar(

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from router.http.openai.asked import embedding_of
+from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall, embedding_of
 from router.http.protocol import array_output
 from router.service.admission import Admitted
 from tasks.models.catalogue import Catalogue, Model
@@ -131,6 +131,9 @@ class Head(NamedTuple):
     created: int
 
 
+AnyCall = ChatCall | CompletionCall | EmbeddingsCall
+
+_encode = msgspec.json.Encoder().encode
 _USED = ("chat", "generation")
 _SAFE = dict.fromkeys((*range(32), 127), "?")
 _LONGEST = 256  # characters of a header
@@ -149,6 +152,17 @@ def listed_model(name: str, model: Model) -> ListedModel:
 def is_used(model: Model) -> bool:
     """Whether one of these calls can use a model."""
     return model.pipeline in _USED or embedding_of(model) is not None
+
+
+def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
+    """The whole answer to a call, as JSON."""
+    if isinstance(call, ChatCall):
+        return _encode(chat_completion(head, result))
+    if isinstance(call, CompletionCall):
+        return _encode(completion(head, result))
+    texts = [call.input] if isinstance(call.input, str) else call.input
+    packed = call.encoding_format == "base64"
+    return _encode(embeddings(head, result, model=model, texts=texts, packed=packed, dimensions=call.dimensions))
 
 
 def chat_completion(head: Head, result: Result) -> ChatCompletion:

@@ -14,7 +14,7 @@ import msgspec
 
 from broker.port import beside
 from router.http.inference import Inference
-from router.http.openai.answers import Head
+from router.http.openai.answers import AnyCall, Head, written
 from router.http.openai.asked import read_call, unsupported
 from router.http.openai.batches import (
     ENDED,
@@ -34,9 +34,8 @@ from router.http.openai.batches import (
 )
 from router.http.openai.calls import awaited
 from router.http.openai.errors import JOB, code_of, content, param_of
-from router.http.openai.objects import Contents, FileRecord, Objects, file_path
+from router.http.openai.objects import Contents, FileRecord, Objects, file_path, one_piece
 from router.http.openai.terms import service_of, tier_of
-from router.http.openai.writing import AnyCall, written
 from router.service.arrivals import Router
 from tasks.models.catalogue import Model
 from taxiway.contract.job import Result
@@ -334,7 +333,7 @@ class _Work:
             lines = [one.written for one in part if one.completed is completed]
             if lines:
                 name = f"batches/{self.batch.id}/{number:06}-{self.batch.owner}-{'output' if completed else 'error'}"
-                await self._contents.write_bytes(name, b"".join(lines))
+                await self._contents.write(name, one_piece(b"".join(lines)))
                 names[completed].append(name)
         batch = self.batch
         await self._change(

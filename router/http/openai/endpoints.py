@@ -15,7 +15,7 @@ from broker.port import beside
 from router.http.gate import caller_of, claim, needs
 from router.http.inference import Inference
 from router.http.openai import described
-from router.http.openai.answers import Head, headers_of_result, is_used, listed, listed_model
+from router.http.openai.answers import AnyCall, Head, headers_of_result, is_used, listed, listed_model, written
 from router.http.openai.asked import (
     Asked,
     Call,
@@ -30,7 +30,6 @@ from router.http.openai.asked import (
 from router.http.openai.calls import Calls, Whole
 from router.http.openai.chunks import ChatWriter, CompletionWriter, Writer
 from router.http.openai.terms import read_terms, tier_of
-from router.http.openai.writing import AnyCall, written
 from router.jobs import Jobs
 from router.service.arrivals import Router
 from tasks.models.catalogue import Model

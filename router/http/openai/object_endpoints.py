@@ -17,13 +17,13 @@ from router.http.gate import caller_of, needs
 from router.http.openai import described
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, decode_batch, window_of
 from router.http.openai.object_answers import Deleted, batch_answer, file_answer, page_of
-from router.http.openai.object_store import ObjectStore
 from router.http.openai.objects import FileRecord, bounded, file_path, new_name, owner_of
+from router.http.openai.stored import StoredObjects
 from taxiway.contract.request import check_json
 from taxiway.errors import InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
 
 STORE = "openai-objects"
-"""Key of the `ObjectStoreDoor` in the application's state."""
+"""Key of the `StoredObjectsDoor` in the application's state."""
 
 MOST = 1000
 """Objects in one list."""
@@ -270,8 +270,8 @@ def _owner(request: _Any) -> str:
     return owner_of(_caller(request).tenant)
 
 
-def _door(request: _Any) -> ObjectStore:
-    door: ObjectStore = request.app.state[STORE]
+def _door(request: _Any) -> StoredObjects:
+    door: StoredObjects = request.app.state[STORE]
     return door
 
 

@@ -1,38 +1,50 @@
-"""Files and batches of one router: where they are, and what works on the batches."""
+"""Contents of files in an object store: S3, Google Cloud Storage or Azure, by their address."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
-from router.http.inference import Inference
-from router.http.openai.batch_runner import BatchRunner
-from router.http.openai.objects import Contents, Objects
-from router.jobs import Jobs
-from router.service.arrivals import Router
-from tasks.settings import Settings
+import obstore
+from obstore.store import from_url
+
+from router.http.openai.objects import PIECE
+
+_PART = 5 * 2**20  # bytes of a part of an upload: the least that S3 takes
 
 
-class ObjectStore:
-    """What the endpoints need; `limit` is the most bytes of a file.
+class StoreContents:
+    """Contents at an address; credentials come from the environment."""
 
-    `place` is a folder, or an object store's address.
-    """
+    def __init__(self, address: str) -> None:
+        self._store = from_url(address)
 
-    def __init__(self, router: Router, settings: Settings, place: str) -> None:
-        self.router = router
-        self.objects = Objects(settings.state)
-        self.contents = Contents(place)
-        self.runner = BatchRunner(router, Inference(router, Jobs(router)), self.objects, self.contents)
-        self.limit = int(router.rules.topology.limits.file)
-        self._running: asyncio.Task[None] | None = None
+    async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
+        """See `objects.Contents`."""
+        size = 0
 
-    def start(self) -> None:
-        """Work on batches from now on."""
-        self._running = asyncio.create_task(self.runner.run(), name="batches")
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for piece in pieces:
+                size += len(piece)
+                yield piece
 
-    async def stop(self) -> None:
-        """Leave the batches to other routers, and disconnect."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-        self.objects.close()
+        await obstore.put_async(self._store, name, counted(), chunk_size=_PART, max_concurrency=2)
+        return size
+
+    async def read(self, name: str) -> AsyncIterator[bytes]:
+        """See `objects.Contents`."""
+        found = await obstore.get_async(self._store, name)
+        async for piece in found.stream(min_chunk_size=PIECE):
+            yield bytes(piece)
+
+    async def delete(self, *names: str) -> None:
+        """See `objects.Contents`."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, name)
+
+    async def delete_below(self, folder: str) -> None:
+        """See `objects.Contents`."""
+        async for found in obstore.list(self._store, folder):
+            await self.delete(*(one["path"] for one in found))

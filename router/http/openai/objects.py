@@ -6,15 +6,15 @@ still what the new value was made from, so any number of routers may write.
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import os
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, Protocol
 
 import msgspec
-import obstore
-from obstore.store import LocalStore, ObjectStore, from_url
 
 from broker.valkey.leader import replace_call
 from taxiway.contract.keys import BATCHES_OPEN, object_key, objects_key
@@ -23,7 +23,6 @@ from taxiway.valkey import fleet_errors
 from taxiway.valkey.aio import Connection
 
 Kind = Literal["file", "batch"]
-Value = TypeVar("Value")
 
 PIECE = 2**18
 """Bytes of a file's content read and written at once."""
@@ -137,49 +136,77 @@ class Objects:
             await self._connection.call("SREM", BATCHES_OPEN, name)
 
 
-class Contents:
-    """Contents of files, at a folder or the address of an object store (`s3://`, `gs://`, `az://`)."""
-
-    def __init__(self, place: str) -> None:
-        self._store: ObjectStore = from_url(place) if "://" in place else LocalStore(Path(place).resolve(), mkdir=True)
+class Contents(Protocol):
+    """Contents of files, by name. A content is there as a whole or not at all."""
 
     async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
-        """Write a content, which is there as a whole or not at all; returns its bytes."""
-        size = 0
+        """Write a content as it comes; returns its bytes."""
 
-        async def counted() -> AsyncIterator[bytes]:
-            nonlocal size
-            async for piece in pieces:
-                size += len(piece)
-                yield piece
-
-        await obstore.put_async(self._store, name, counted(), chunk_size=5 * 2**20, max_concurrency=2)
-        return size
-
-    async def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a small content."""
-        await obstore.put_async(self._store, name, content)
-
-    async def read(self, name: str) -> AsyncIterator[bytes]:
-        """A content, in pieces.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        found = await obstore.get_async(self._store, name)
-        async for piece in found.stream(min_chunk_size=PIECE):
-            yield bytes(piece)
+    def read(self, name: str) -> AsyncIterator[bytes]:
+        """A content, in pieces. Raises `FileNotFoundError`."""
 
     async def delete(self, *names: str) -> None:
         """Delete contents; those that are not there are ignored."""
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                await obstore.delete_async(self._store, name)
 
-    async def delete_below(self, prefix: str) -> None:
-        """Delete all contents whose names begin with a folder."""
-        async for found in obstore.list(self._store, prefix):
-            await self.delete(*(one["path"] for one in found))
+    async def delete_below(self, folder: str) -> None:
+        """Delete all contents in a folder."""
+
+
+class FolderContents:
+    """Contents in a folder of this machine, or one that all routers mount."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+
+    async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
+        """See `Contents`."""
+        path = self._folder / name
+        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+        size = 0
+        try:
+            with await asyncio.to_thread(unfinished.open, "wb") as file:
+                async for piece in pieces:
+                    size += await asyncio.to_thread(file.write, piece)
+                await asyncio.to_thread(_flush, file)
+            await asyncio.to_thread(unfinished.replace, path)
+        finally:
+            await asyncio.to_thread(unfinished.unlink, missing_ok=True)
+        return size
+
+    async def read(self, name: str) -> AsyncIterator[bytes]:
+        """See `Contents`."""
+        with await asyncio.to_thread((self._folder / name).open, "rb") as file:
+            while piece := await asyncio.to_thread(file.read, PIECE):
+                yield piece
+
+    async def delete(self, *names: str) -> None:
+        """See `Contents`."""
+        for name in names:
+            await asyncio.to_thread((self._folder / name).unlink, missing_ok=True)
+
+    async def delete_below(self, folder: str) -> None:
+        """See `Contents`."""
+        await asyncio.to_thread(shutil.rmtree, self._folder / folder, ignore_errors=True)
+
+
+def open_contents(place: str) -> Contents:
+    """The contents in a folder, or at the address of an object store."""
+    if "://" not in place:
+        return FolderContents(Path(place))
+    from router.http.openai.object_store import StoreContents  # obstore is installed only where it is used
+
+    return StoreContents(place)
+
+
+async def one_piece(content: bytes) -> AsyncIterator[bytes]:
+    """A small content as pieces."""
+    yield content
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def file_path(name: str) -> str:
