@@ -20,7 +20,7 @@ from broker.valkey.leader import replace_call
 from taxiway.contract.keys import BATCHES_OPEN, object_key, objects_key
 from taxiway.errors import RequestTooLargeError, UnknownObjectError, quoted
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.aio import Connection
+from taxiway.valkey.connection import AsyncConnection
 
 Kind = Literal["file", "batch"]
 
@@ -67,7 +67,7 @@ class Objects:
     """What is known of files and batches."""
 
     def __init__(self, url: str) -> None:
-        self._connection = Connection(url)
+        self._connection = AsyncConnection(url)
 
     def close(self) -> None:
         """Disconnect."""
