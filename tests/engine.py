@@ -12,6 +12,7 @@ import json
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ class Engine:
 
     `begun` has the prompts of chats that it began, `aborts` when the connection of a prompt ended before its answer.
     `models` are those that it lists, `script` replaces what prompts ask for, if it is set, and answers
-    that it streams have the `headers`.
+    that it streams have the `headers`. `faults` has what happens instead when a prompt comes for the first time, and
+    `came` counts how often each came.
     """
 
     port: int = 0
@@ -36,6 +38,8 @@ class Engine:
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     aborts: dict[str, float] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    came: Counter[str] = field(default_factory=Counter)
     running: int = 0
     most: int = 0
     scheme: str = "http"
@@ -77,7 +81,8 @@ class Engine:
         if path == "/v1/embeddings":
             return await self._whole(writer, {"data": [{"embedding": [float(len(asked["input"])), 1.0]}]})
         prompt = asked["messages"][-1]["content"]
-        script = self.script or prompt
+        self.came[prompt] += 1
+        script = self.faults.pop(prompt, "") or self.script or prompt
         words = script.split()
         if words[0].startswith("status="):
             more = {"Retry-After": self.retry_after} if self.retry_after else {}

@@ -1,0 +1,238 @@
+"""What does an engine behind the fleet cost its callers, and what do aborted chats leave behind?
+
+`python -m benchmarks.engines [--aborts 10000]` puts the tests' scripted engine behind a router and an endpoint's
+worker, asks it alone and through both doors in turn, and prints the time to the first token that the fleet adds; the
+CPU of worker and router for each token with all slots busy, and the worker's memory; and how long aborts take to reach
+the engine, with what is left of them. With `--llama` the engine is llama.cpp with SmolLM2: the question is its tokens
+per second alone and behind the fleet, under 16 callers, and the time to the first token that the fleet adds to one
+caller; each in turn. `--faults 100` has every fault of an engine so often, under load, and counts what became of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import psutil
+import uvloop
+
+from benchmarks.measure import answer, cpu_seconds, percentile, say
+from benchmarks.processes import Doors, fleet
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
+from tasks.settings import TREE, cache_directory
+from taxiway import AsyncClient
+from taxiway.contract.job import Result
+from taxiway.errors import JobCancelledError
+from tests.engine import Engine, serving
+from tests.engine_faults import CLASSES, FaultyEngine, table
+from tests.llama import NAME, llama_server
+
+QUEUES = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}", slots: {slots}, models: {{chat: {name}}}}}
+    price: {{usd_per_hour: 0.1}}
+    horizon: 60
+service:
+  standard: {{deadline: 120}}
+default_service: standard
+"""
+
+SLOTS = 200
+PROBES = 200
+"""Chats, one after the other, for the time to the first token."""
+
+LLAMA_PROBES, WARM = 40, 5
+
+CALLERS, LLAMA_SLOTS, ROUNDS = 16, 16, 3
+
+Ask = Callable[[str, int], AsyncIterator[str]]
+"""Asks with a prompt and the most tokens; yields the text as it comes."""
+
+
+def main() -> None:
+    """Measure, and print JSON lines."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
+    parser.add_argument("--aborts", type=int, default=10_000, help="chats that are cancelled while they run")
+    parser.add_argument("--llama", action="store_true", help="measure llama.cpp instead")
+    parser.add_argument(
+        "--faults", type=int, default=0, help="count what becomes of so many faults of each kind instead"
+    )
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        if given.faults:
+            _faults(Path(name), given.faults)
+        elif given.llama:
+            _llama(Path(name))
+        else:
+            _scripted(Path(name), given.aborts)
+
+
+def _scripted(folder: Path, aborts: int) -> None:
+    with serving(Engine()) as engine, _behind(folder, engine.url, "served", SLOTS) as doors:
+        uvloop.run(first_tokens(engine.url, "served", doors, "wait=0.002 one two three", PROBES))
+        uvloop.run(busy_slots(doors))
+        uvloop.run(aborted(engine, doors, aborts))
+
+
+def _behind(folder: Path, url: str, name: str, slots: int) -> Any:
+    queues = folder / "queues.yaml"
+    queues.write_text(QUEUES.format(url=url, name=name, slots=slots))
+    return fleet(folder, queues, [["--class", "engine", "--device", "endpoint:0"]])
+
+
+def _chat(text: str, tokens: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, "temperature": 0}
+
+
+async def first_tokens(url: str, name: str, doors: Doors, prompt: str, probes: int) -> None:
+    """The time to the first token: of the engine alone, and what each door adds. The three are asked in turn."""
+    times: dict[str, list[float]] = {"alone": [], "broker": [], "http": []}
+    async with aiohttp.ClientSession() as session, AsyncClient(doors.broker) as broker, AsyncClient(doors.http) as http:
+        asks: dict[str, Ask] = {
+            "alone": lambda text, most: _direct(session, url, name, text, most),
+            "broker": lambda text, most: _through(broker, text, most),
+            "http": lambda text, most: _through(http, text, most),
+        }
+        for number in range(-WARM, probes):
+            for way, ask in asks.items():
+                taken = await _first(ask, f"{prompt} {number}")
+                if number >= 0:
+                    times[way].append(taken)
+    alone = percentile(times["alone"], 50)
+    for door in ("broker", "http"):
+        added = [with_fleet - without for with_fleet, without in zip(times[door], times["alone"], strict=True)]
+        figures = {"alone_p50": alone, "added_p50": percentile(times[door], 50) - alone}
+        say(answer(f"seconds added to the time to the first token, {door} door", added, **figures))
+
+
+async def _first(ask: Ask, prompt: str) -> float:
+    """Seconds until the first text; the rest is read, so that the engine is idle afterwards."""
+    began, first = time.perf_counter(), 0.0
+    async for text in ask(prompt, 4):
+        if text and not first:
+            first = time.perf_counter() - began
+    return first
+
+
+async def busy_slots(doors: Doors) -> None:
+    """CPU for each token with all slots busy, and the worker's memory."""
+    words = " ".join(["wait=0.05", *["word"] * 100])
+    (worker,), (router,) = doors.processes["worker"], doors.processes["router"]
+    async with AsyncClient(doors.broker) as client:
+        await _drained(_through(client, words, 100))
+        before, began = (cpu_seconds(worker), cpu_seconds(router)), time.perf_counter()
+        await asyncio.gather(*(_drained(_through(client, words, 100)) for _ in range(SLOTS)))
+        seconds = time.perf_counter() - began
+        tokens = SLOTS * 100
+        spent = [(cpu_seconds(worker) - before[0]) / tokens, (cpu_seconds(router) - before[1]) / tokens]
+    more = {"router": spent[1], "tokens_a_second": tokens / seconds, "memory": psutil.Process(worker).memory_info().rss}
+    say(answer(f"CPU seconds of the worker for each token, {SLOTS} slots busy", [spent[0]], **more))
+
+
+async def aborted(engine: Engine, doors: Doors, jobs: int) -> None:
+    """How long a cancellation takes to reach the engine, and what is left of them."""
+    numbers, taken, done = iter(range(jobs)), [], len(engine.aborts)
+    async with AsyncClient(doors.broker) as client:
+
+        async def canceller() -> None:
+            for number in numbers:
+                prompt = f"one stall {number}"
+                job = await client.submit("chat", _chat(prompt, 8))
+                while prompt not in engine.begun:
+                    await asyncio.sleep(0.002)
+                cancelled = time.monotonic()
+                await job.cancel()
+                with contextlib.suppress(JobCancelledError):
+                    await job.result(30)
+                while prompt not in engine.aborts:
+                    await asyncio.sleep(0.002)
+                taken.append(engine.aborts[prompt] - cancelled)
+
+        await asyncio.gather(*(canceller() for _ in range(16)))
+        result = await client.infer("chat", _chat("well again", 8), timeout=30)
+    assert result.outputs["text"] == "well again "
+    left = {"aborts_seen": len(engine.aborts) - done, "running_after": engine.running}
+    say(answer(f"seconds from cancel to the engine's end, {jobs:,} chats", taken, p99=percentile(taken, 99), **left))
+
+
+def _faults(folder: Path, count: int) -> None:
+    faulty = FaultyEngine(folder)
+    with faulty.serving() as queues:
+        (folder / "queues.yaml").write_text(queues)
+        with fleet(folder, folder / "queues.yaml", [["--class", name] for name in CLASSES]) as doors:
+            for tally in uvloop.run(table(doors.http, faulty, count)):
+                say({"question": f"what became of the jobs: {tally.fault}", **asdict(tally)})
+
+
+def _llama(folder: Path) -> None:
+    store, model = ArtefactStore(cache_directory(os.environ)), load_catalogue(TREE / "models").resolve("chat")
+    with (
+        llama_server(store.path(model, "weights"), LLAMA_SLOTS) as url,
+        _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as doors,
+    ):
+        uvloop.run(first_tokens(f"{url}/v1", NAME, doors, "Say the number", LLAMA_PROBES))
+        uvloop.run(_compare(f"{url}/v1", doors))
+
+
+async def _compare(url: str, doors: Doors) -> None:
+    alone, behind = [], []
+    async with aiohttp.ClientSession() as session, AsyncClient(doors.broker) as client:
+        for _ in range(ROUNDS):
+            alone.append(await _rate(lambda text, most: _direct(session, url, NAME, text, most)))
+            behind.append(await _rate(lambda text, most: _through(client, text, most)))
+    say(answer(f"llama.cpp's tokens a second alone, {CALLERS} callers", alone))
+    say(
+        answer(
+            f"llama.cpp's tokens a second behind the fleet, {CALLERS} callers", behind, share=sum(behind) / sum(alone)
+        )
+    )
+
+
+async def _rate(ask: Ask) -> float:
+    """Pieces of text a second, each a token, under the callers; 64 tokens a chat."""
+    began = time.perf_counter()
+    chats = [[f"Write about the number {caller} and {turn}." for turn in range(3)] for caller in range(CALLERS)]
+
+    async def call(prompts: list[str]) -> int:
+        return sum([await _drained(ask(prompt, 64)) for prompt in prompts])
+
+    pieces = sum(await asyncio.gather(*map(call, chats)))
+    return pieces / (time.perf_counter() - began)
+
+
+async def _drained(texts: AsyncIterator[str]) -> int:
+    return sum([1 async for text in texts if text])
+
+
+async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str, most: int) -> AsyncIterator[str]:
+    asked = _chat(text, most) | {"model": name, "stream": True}
+    async with session.post(f"{url}/chat/completions", json=asked) as response:
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                for choice in msgspec.json.decode(line[6:])["choices"]:
+                    yield choice["delta"].get("content") or ""
+
+
+async def _through(client: AsyncClient, text: str, most: int) -> AsyncIterator[str]:
+    async for event in client.stream("chat", _chat(text, most), timeout=120):
+        if isinstance(event, str):
+            yield event
+        elif not isinstance(event, Result):
+            raise TypeError(f"expected text, got {event!r}")
+
+
+if __name__ == "__main__":
+    main()

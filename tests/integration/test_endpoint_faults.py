@@ -1,0 +1,49 @@
+"""Each fault of an engine a few times under load, before a router: `python -m benchmarks.engines --faults` has more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tasks.settings import TREE, Settings
+from tests.engine_faults import CLASSES, OF_PROMPTS, OF_SERVERS, FaultyEngine, table
+from tests.routing import RouterProcess, eventually, router_process
+from tests.working import worker_process, worker_settings
+
+COUNT = 3
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> FaultyEngine:
+    return FaultyEngine(tmp_path)
+
+
+@pytest.fixture
+def router(settings: Settings, tmp_path: Path, faulty: FaultyEngine) -> Iterator[RouterProcess]:
+    with faulty.serving() as queues:
+        told = worker_settings(settings, tmp_path, queues)
+        (told.models / "chat").symlink_to(TREE / "models" / "chat")
+        with (
+            worker_process(told, "--class", CLASSES[0]),
+            worker_process(told, "--class", CLASSES[1]),
+            router_process(told) as router,
+        ):
+            eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
+            yield router
+
+
+def test_no_fault_loses_a_job_or_is_silent_and_only_an_unknown_fate_is_sent_again(
+    router: RouterProcess, faulty: FaultyEngine
+) -> None:
+    tallies = asyncio.run(table(router.http, faulty, COUNT))
+    assert [tally.fault for tally in tallies] == [*OF_PROMPTS, *OF_SERVERS]
+    assert [(tally.fault, tally.lost, tally.silent, tally.told) for tally in tallies if tally.jobs] == [
+        (tally.fault, 0, 0, 0) for tally in tallies
+    ]
+    for tally in tallies[: len(OF_PROMPTS)]:
+        assert tally.again <= tally.faults, tally
+    assert tallies[-1].again == 0  # other models: nothing was sent that could not run
