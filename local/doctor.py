@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from local.embedded import EmbeddedValkeyError, find_binary
+from local.endpoints import look_at_endpoints
 from local.up import Fleet, ProcessState
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
@@ -53,7 +54,13 @@ def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | Non
     cache = cache_directory(environment)
     here = [*processes(fleet), *outdated(fleet, environment)] if fleet is not None else []
     this = [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
-    return [*this, *configuration(environment), *here]
+    return [*this, *configuration(environment), *endpoints(environment), *here]
+
+
+def endpoints(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What the endpoints of queues.yaml answer; one that makes text is asked for a token."""
+    for one in look_at_endpoints(environment):
+        yield Finding(subject=f"endpoint {one.subject}", found=one.found, value=one.value, remedy=one.remedy)
 
 
 def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -41,11 +41,15 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """One worker process; an emulated one has the label of the device that it stands in for."""
+    """One worker process; an emulated one has the label of the device that it stands in for.
+
+    One `with_engine` starts the engine of its endpoint, too.
+    """
 
     hardware_class: str
     device: str
     emulated: bool
+    with_engine: bool = False
 
     @property
     def name(self) -> str:
@@ -59,7 +63,8 @@ class WorkerPlan:
 
     def command(self) -> list[str]:
         """Arguments of `python` that start it."""
-        command = ["-m", "workers", "--class", self.hardware_class, "--device", self.device]
+        module = "local.engine" if self.with_engine else "workers"
+        command = ["-m", module, "--class", self.hardware_class, "--device", self.device]
         return [*command, "--emulate"] if self.emulated else command
 
 
@@ -122,7 +127,9 @@ def _workers(
     most = devices_of(hardware, machine, kind)
     if kind != "cpu" and count > most:
         raise PlanError(f"{name}: expected at most one worker a device ({most}), got {count}")
-    return [WorkerPlan(name, f"{hardware.device}:{index}", emulated) for index in range(count)]
+    start = None if hardware.endpoint is None else hardware.endpoint.start
+    engine = start is not None and start.command is not None
+    return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]
 
 
 def _usual_count(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
@@ -17,6 +18,7 @@ PROTOCOLS: tuple[str, ...] = get_args(EndpointProtocol)
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$", max_length=2048)]
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)]
 HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]
+Command = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 PerMinute = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -66,6 +68,25 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     tokens_per_minute: PerMinute | None = None
 
 
+class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a replica is started and stopped: by a `command` of this machine, or by whoever scales a `deployment`.
+
+    In the command, a text or a list of words, and in the URL `ready`, which answers with 200 once the engine serves,
+    `{host}` and `{port}` are those of the replica's URL. By default `ready` is what probes get.
+    """
+
+    command: Command | tuple[Command, ...] | None = None
+    ready: Annotated[str, msgspec.Meta(pattern=r"^https?://", max_length=2048)] | None = None
+    deployment: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)] | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command's words."""
+        if self.command is None:
+            return ()
+        return tuple(shlex.split(self.command)) if isinstance(self.command, str) else self.command
+
+
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A server that runs models, and its replicas.
 
@@ -89,6 +110,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rate: Rate = Rate()
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     discover: bool = False
+    start: Start | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -126,6 +148,8 @@ def contradictions(endpoint: Endpoint) -> Iterator[tuple[str, str, object]]:
     tls = endpoint.tls
     if not endpoint.models and not endpoint.discover:
         yield "models", "a model, or discover: true", {}
+    if endpoint.start is not None and (endpoint.start.command is None) == (endpoint.start.deployment is None):
+        yield "start", "either a command or a deployment", "both" if endpoint.start.command else "neither"
     if tls.key is not None and tls.certificate is None:
         yield "tls.certificate", "the certificate of the key", None
     if tls != Tls() and not all(url.startswith("https:") for url in endpoint.urls):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import ssl
+import sys
 import threading
 import time
 from collections import Counter
@@ -74,6 +75,8 @@ class Engine:
         """Answer one request; whether the connection goes on."""
         if path == "/v1/models":
             return await self._whole(writer, {"data": [{"id": name} for name in self.models]})
+        if "/status=" in path:
+            return await self._whole(writer, {"error": {"message": path}}, path.partition("=")[2])
         if path.startswith("/v2/"):
             return await self._infer(path, writer)
         asked = json.loads(body)
@@ -197,3 +200,13 @@ def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engin
         loop.call_soon_threadsafe(stopped.set)
         thread.join()
         loop.close()
+
+
+def main(port: int) -> None:
+    """Serve on a port until the process is ended."""
+    with serving(Engine(port=port)):
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

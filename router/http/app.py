@@ -145,9 +145,11 @@ def _target(router: Router, hardware_class: str) -> _Json:
     target = router.scaler.targets().get(hardware_class)
     if target is None or router.fleet.working.fleet.stale:
         raise BrokerUnavailableError("the fleet snapshot is stale: the number of devices is unknown", retry_after=1.0)
-    return Response(
-        {"class": hardware_class, "replicas": target.replicas, "devices": target.devices, "reason": target.reason}
-    )
+    endpoint = router.rules.topology.hardware[hardware_class].endpoint
+    start = None if endpoint is None else endpoint.start
+    more = {"deployment": start.deployment} if start is not None and start.deployment is not None else {}
+    told = {"class": hardware_class, "replicas": target.replicas, "devices": target.devices, "reason": target.reason}
+    return Response(told | more)
 
 
 @get("/metrics", responses=described.METRICS)

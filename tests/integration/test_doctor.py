@@ -12,10 +12,11 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from local.doctor import configuration, outdated, servers
+from local.doctor import configuration, endpoints, outdated, servers
 from local.embedded import find_binary
 from local.up import Fleet
 from tasks.settings import TREE, Settings
+from tests.engine import Engine, serving
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.guarded import free_port
 from tests.routing import router_process
@@ -77,3 +78,47 @@ def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings
         assert list(outdated(fleet, {})) == []
         queues.write_text(queues.read_text() + "plan: {enabled: false}\n")
         assert until(lambda: [one.remedy for one in outdated(fleet, {})] == ["restart it"])
+
+
+ENDPOINTS = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint:
+      protocol: openai
+      url: ["{url}", "http://127.0.0.1:1/v1"]
+      slots: 4
+      models: {{chat: served, embed: other}}
+    price: {{usd_per_hour: 1}}
+  paid:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}", slots: 4, models: {{chat: served}}, key_env: PAID_KEY}}
+    price: {{usd_per_hour: 1}}
+  lost:
+    device: endpoint
+    endpoint:
+      protocol: openai
+      url: "{url}/nowhere"
+      slots: 4
+      models: {{chat: served}}
+      health: {{path: /status=404}}
+    price: {{usd_per_hour: 1}}
+service:
+  standard: {{deadline: 60}}
+default_service: standard
+"""
+
+
+def test_every_endpoint_is_asked_for_its_models_and_a_token(tmp_path: Path) -> None:
+    with serving(Engine()) as engine:
+        (tmp_path / "queues.yaml").write_text(ENDPOINTS.format(url=engine.url))
+        found = {one.subject: one for one in endpoints({"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")})}
+        url = engine.url
+        assert [body["max_tokens"] for body in engine.chats] == [1]
+    assert found[f"endpoint engine {url}"].value == "answers, and lists served"
+    assert found[f"endpoint engine {url} embed"].value == "the endpoint lists no model 'other'"
+    assert found[f"endpoint engine {url} token"].found
+    gone = found["endpoint engine http://127.0.0.1:1/v1"]
+    assert (gone.found, gone.remedy) == (False, "start the server, or correct endpoint.url")
+    assert found[f"endpoint paid {url}"].value == "PAID_KEY is not set"
+    assert found[f"endpoint lost {url}/nowhere"].remedy.startswith("correct endpoint.url")

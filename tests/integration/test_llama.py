@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, Settings, cache_directory, settings_from
 from taxiway.contract.job import Result
-from taxiway.errors import JobCancelledError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, JobCancelledError, RequestTooLargeError
 from tests.llama import NAME, llama_server
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import worker_process, worker_settings
@@ -110,6 +111,12 @@ def test_a_chat_that_is_too_long_is_refused_in_the_engines_words(client: taxiway
     long = {"messages": [{"role": "user", "content": "far " * 1500}], "max_tokens": 8}
     with pytest.raises(RequestTooLargeError, match="exceeds the available context size"):
         client.infer("chat", long, timeout=60)
+
+
+@pytest.mark.parametrize("tools", [[{"type": "function"}], [{"type": "other", "function": {}}]])
+def test_wrong_tools_are_refused_in_the_engines_words_and_not_tried_again(client: taxiway.Client, tools: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        client.infer("chat", HELLO | {"tools": tools}, timeout=60)
 
 
 def test_more_chats_than_slots_are_all_answered(client: taxiway.Client) -> None:

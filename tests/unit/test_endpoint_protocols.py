@@ -261,6 +261,8 @@ def test_any_other_answer_is_malformed(raw: bytes, length: str | None) -> None:
         (400, {"error": {"message": "bad field", "code": "context_length_exceeded"}}, RequestTooLargeError),
         (400, {"error": {"message": "bad field", "type": "exceed_context_size_error"}}, RequestTooLargeError),
         (413, "bad field", RequestTooLargeError),
+        (500, {"error": {"message": "Failed to parse tools: bad field", "type": "server_error"}}, InvalidRequestError),
+        (500, {"error": {"message": "[json.exception.403] bad field", "type": "server_error"}}, InvalidRequestError),
     ],
 )
 def test_a_request_of_its_own_fault_ends_with_the_engines_words(status: int, body: Any, kind: type[Exception]) -> None:

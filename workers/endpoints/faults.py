@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -19,6 +20,12 @@ BUSY_FOR = 1.0
 
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
 """The `code` of OpenAI and vLLM, and the `type` of llama.cpp, for a prompt that does not fit."""
+
+_OWN_FAULT = re.compile(
+    r"(Expected '|Missing (?!model)|[Uu]nsupported |Invalid |Failed to parse (messages|tools|grammar)|"
+    r"JSON schema conversion failed|\[json\.exception)"
+)
+"""How llama.cpp refuses a chat's fields with the status 500. Source: its common/chat.cpp, and its JSON reader."""
 
 _MOST = 500  # characters of an engine's message
 
@@ -51,7 +58,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
     text = f"{status}{': ' if said else ''}{said}"
     if status == 413 or (status in (400, 422) and any(mark in _TOO_LONG for mark in marks)):
         return RequestTooLargeError(f"the endpoint refuses the request: {text}")
-    if status in (400, 422):
+    if status in (400, 422) or (status == 500 and "server_error" in marks and _OWN_FAULT.match(said)):
         return InvalidRequestError(f"the endpoint refuses the request: {text}")
     if status == 429 or (status == 503 and "Retry-After" in headers):
         wait = retry_after(headers.get("Retry-After", ""), now)

@@ -1,0 +1,139 @@
+"""`python -m local.engine --class NAME --device endpoint:0`: an endpoint's engine as a child process, and its worker.
+
+The engine is what `endpoint.start` of queues.yaml names. The worker begins once the engine is ready; when the worker
+has drained and ended, the engine is stopped. An engine that ends by itself is started again; meanwhile its worker takes
+no work. `taxiway up` starts and stops this process as it does any worker, so that an idle class has no engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+import httpx
+
+from local.children import start_child, stop_child
+from local.supervisor import restart_delay
+from tasks.endpoints import Endpoint
+from tasks.settings import TREE, queues_file
+from tasks.telemetry import log_to_stderr
+from tasks.topology import load_topology
+from workers.device import DeviceMissingError, endpoint_device
+from workers.endpoints.asking import open_protocol
+
+logger = logging.getLogger("local.engine")
+
+LONGEST_LOAD = 600.0
+"""Seconds within which an engine must be ready: it may read its weights from a network first."""
+
+PATIENCE = 10.0
+"""Seconds that an engine has to end when asked."""
+
+NO_ENGINE = 4
+"""Exit status: the engine ended or was not ready in time."""
+
+_TICK = 0.1
+
+
+class Engine:
+    """One replica's engine. For one thread: the engine dies with it."""
+
+    def __init__(self, endpoint: Endpoint, url: str) -> None:
+        assert endpoint.start is not None
+        self._command = [_placed(word, url) for word in endpoint.start.words]
+        path = endpoint.health.path or open_protocol(endpoint.protocol).HEALTH
+        self._ready = _placed(endpoint.start.ready or url + path, url)
+        self._failures, self._due = 0, 0.0
+        self._start()
+
+    def wait(self, stopped: Sequence[int]) -> bool:
+        """Wait until it is ready; False if it ended or took too long, or a signal came."""
+        began = time.monotonic()
+        while self._process.poll() is None and time.monotonic() - began < LONGEST_LOAD and not stopped:
+            if self._is_ready():
+                logger.info("engine ready", extra={"seconds": round(time.monotonic() - began, 2)})
+                return True
+            time.sleep(_TICK)
+        return False
+
+    def tend(self) -> None:
+        """Start it again after it ended by itself."""
+        if self._process.poll() is None:
+            return
+        if not self._due:
+            self._failures += 1
+            self._due = time.monotonic() + restart_delay(self._failures)
+            logger.warning("engine ended, restarting", extra={"status": self._process.returncode})
+        elif time.monotonic() >= self._due:
+            self._due = 0.0
+            self._start()
+
+    def stop(self) -> None:
+        """End it."""
+        stop_child(self._process, patience=PATIENCE)
+
+    def _start(self) -> None:
+        logger.info("engine starting", extra={"command": self._command})
+        self._process = start_child(self._command, output=sys.stderr.fileno(), errors=sys.stderr.fileno())
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(self._ready, timeout=1.0, trust_env=False).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+
+def _placed(text: str, url: str) -> str:
+    """The text with the host and port of the replica at `url`."""
+    parts = urlsplit(url)
+    return text.replace("{host}", parts.hostname or "").replace("{port}", str(parts.port or ""))
+
+
+def run(engine: Engine, worker: Sequence[str], stopped: list[int]) -> int:
+    """Run the worker beside the engine; its exit status. Signals in `stopped` are passed on to it."""
+    try:
+        if not engine.wait(stopped):
+            logger.error("engine is not ready")
+            return 0 if stopped else NO_ENGINE
+        with subprocess.Popen(worker, cwd=TREE) as process:
+            while process.poll() is None:
+                for number in stopped:
+                    process.send_signal(number)
+                stopped.clear()
+                engine.tend()
+                time.sleep(_TICK)
+            return process.returncode
+    finally:
+        engine.stop()
+
+
+def main(environment: Mapping[str, str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m local.engine", description="Runs an engine and its worker.")
+    parser.add_argument("--class", dest="hardware_class", required=True)
+    parser.add_argument("--device", default="endpoint:0")
+    given = parser.parse_args()
+    log_to_stderr("INFO")
+    hardware = load_topology(queues_file(environment)).hardware.get(given.hardware_class)
+    if hardware is None or hardware.endpoint is None or hardware.endpoint.start is None:
+        parser.error(f"{given.hardware_class} has no endpoint.start in queues.yaml")
+    try:
+        url = endpoint_device(hardware.endpoint, given.device).address.partition("#")[0]
+    except DeviceMissingError as error:
+        parser.error(str(error))
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    worker = [sys.executable, "-u", "-m", "workers", "--class", given.hardware_class, "--device", given.device]
+    return run(Engine(hardware.endpoint, url), worker, stopped)
+
+
+if __name__ == "__main__":
+    sys.exit(main(os.environ))

@@ -1,0 +1,76 @@
+"""An engine that is started with its endpoint's worker, and ends with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.settings import TREE, Settings
+from tests.guarded import free_port
+from tests.integration.test_endpoint_worker import TALK
+from tests.routing import eventually
+from tests.working import Tower, worker_settings
+
+QUEUES = """
+hardware:
+  cpu.batch:
+    device: endpoint
+    endpoint:
+      protocol: openai
+      url: http://127.0.0.1:{port}/v1
+      slots: 4
+      models: {{talk: served}}
+      health: {{every: 0.2}}
+      start: {{command: ["{python}", -m, tests.engine, "{{port}}"]}}
+    price: {{usd_per_hour: 1}}
+service:
+  standard: {{deadline: 60}}
+default_service: standard
+"""
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    told = worker_settings(settings, tmp_path, QUEUES.format(port=free_port(), python=sys.executable))
+    (told.models / "talk").mkdir()
+    (told.models / "talk" / "model.yaml").write_text(TALK)
+    return told
+
+
+@pytest.fixture
+def process(fleet: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-W", "ignore", "-m", "local.engine", "--class", "cpu.batch", "--device", "endpoint:0"]
+    environment = {**os.environ, **fleet.environment()}
+    with subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert json.loads(started.stdout.readline())["ready"] == "worker"
+        yield started
+        started.kill()
+
+
+def engines(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [one for one in psutil.Process(process.pid).children() if "tests.engine" in one.cmdline()]
+
+
+def test_an_engine_serves_with_its_worker_is_restarted_and_ends_with_it(
+    fleet: Settings, process: subprocess.Popen[bytes]
+) -> None:
+    talk = {"messages": [{"role": "user", "content": "Hello"}]}
+    with Tower(fleet) as tower:
+        assert tower.result(tower.order("talk", talk, variant="engine")).outputs["text"] == "Hello "
+        (first,) = engines(process)
+        first.kill()
+        first.wait(5)
+        assert tower.result(tower.order("talk", talk, variant="engine")).outputs["text"] == "Hello "
+        (second,) = eventually(lambda: engines(process))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        eventually(lambda: not second.is_running())
