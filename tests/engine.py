@@ -81,6 +81,9 @@ class Engine:
             return await self._infer(path, writer)
         asked = json.loads(body)
         self.asked.append((path, headers, asked))
+        if path == "/v1/rerank":
+            scores = [{"index": 0, "relevance_score": float(len(asked["documents"][0]))}]
+            return await self._whole(writer, {"results": scores})
         if path == "/v1/embeddings":
             return await self._whole(writer, {"data": [{"embedding": [float(len(asked["input"])), 1.0]}]})
         prompt = asked["messages"][-1]["content"]

@@ -140,10 +140,10 @@ async def table(url: str, faulty: FaultyEngine, count: int, patience: float = 11
     """One tally for each fault, which happens `count` times. `patience` is seconds for one job."""
     tallies = []
     async with AsyncClient(url) as client:
-        for fault, script in OF_PROMPTS.items():
+        for place, (fault, script) in enumerate(OF_PROMPTS.items()):
             tally = Tally(fault, count)
-            faulty.engine.faults = {f"{fault} {number}": script for number in range(count)}
-            prompts = [f"{kind} {n}" for n in range(count) for kind in (fault, f"{fault} beside")]
+            faulty.engine.faults = {f"kind {place} {number}": script for number in range(count)}
+            prompts = [f"{word} {place} {number}" for number in range(count) for word in ("kind", "beside")]
             await _called(client, faulty, tally, iter(prompts), patience)
             tally.faults = count - len(faulty.engine.faults)
             tallies.append(tally)

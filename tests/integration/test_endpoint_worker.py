@@ -38,7 +38,7 @@ hardware:
       protocol: openai
       url: {url}
       slots: 4
-      models: {{talk: served, vector: served}}
+      models: {{talk: served, vector: served, rank: served}}
       key_env: ENGINE_KEY
       headers: {{X-Team: lab}}
       health: {{every: 0.2}}
@@ -88,6 +88,22 @@ variants:
   engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0}}}
 """
 
+RANK = """
+name: rank
+version: 1
+summary: How well a document answers a query.
+licence: Apache-2.0
+pipeline: text
+inputs:
+  - {name: query, datatype: BYTES, shape: [-1]}
+  - {name: document, datatype: BYTES, shape: [-1]}
+outputs:
+  - {name: score, datatype: FP32, shape: [-1]}
+reference: engine
+variants:
+  engine: {runtime: openai, entry: rerank, profiles: {endpoint: {base: 0.1, slope: 0}}}
+"""
+
 VARIANT = {"variant": "engine"}
 
 
@@ -123,7 +139,7 @@ def fleet(
 ) -> Settings:
     monkeypatch.setenv("ENGINE_KEY", "sk-1")
     told = worker_settings(settings, tmp_path, QUEUES.format(url=engine.url))
-    for name, text in (("talk", TALK), ("vector", VECTOR)):
+    for name, text in (("talk", TALK), ("vector", VECTOR), ("rank", RANK)):
         (told.models / name).mkdir()
         (told.models / name / "model.yaml").write_text(text)
     return told
@@ -170,7 +186,10 @@ def test_a_chat_is_answered_with_message_usage_and_share(tower: Tower, engine: E
     eventually(lambda: not facts(tower).fault)  # the first heartbeat may precede the first probe
     seen = facts(tower)
     assert (seen.kind, seen.runtimes, seen.fault) == ("endpoint", ("openai",), "")
-    assert set(seen.warm) == {"talk:1/engine", "vector:1/engine"}
+    assert set(seen.warm) == {"talk:1/engine", "vector:1/engine", "rank:1/engine"}
+    pairs = {"query": ["who", "who"], "document": ["he", "she"]}
+    scores = tower.result(tower.order("rank", pairs, **VARIANT)).outputs["score"]
+    assert list(np.frombuffer(scores["data"], "<f4")) == [2, 3]
 
 
 @pytest.mark.usefixtures("worker")

@@ -202,6 +202,24 @@ def test_an_embedding_is_read_as_an_array() -> None:
         empty.answer()
 
 
+def test_a_document_is_scored_by_its_query() -> None:
+    ranking = described(
+        inputs=[{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("query", "document")],
+        outputs=[{"name": "score", "datatype": "FP32", "shape": [-1]}],
+        variants={"onnx": {"runtime": "openai", "entry": "rerank", **ENDPOINT}},
+    )
+    item = openai.prepare(ranking, ranking.variants["onnx"], "m", {"query": "who", "document": "he"}, {})
+    assert sent(item) == {"model": "m", "query": "who", "documents": ["he"], "top_n": 1}
+    assert item.ask is not None
+    reader = item.ask.read({})
+    reader.feed(b'{"results": [{"index": 0, "relevance_score": 0.75}], "usage": {"total_tokens": 4}}')
+    assert reader.answer() == {"score": 0.75}
+    with pytest.raises(EndpointError, match="expected one score, got 0"):
+        empty = item.ask.read({})
+        empty.feed(b'{"results": []}')
+        empty.answer()
+
+
 def tensors() -> AskItem:
     row = {"x": [1.5, 2.0], "word": "ü", "rate": np.array([7])}
     return oip.prepare(TENSORS, TENSORS.variants["onnx"], "a/b", row, {})

@@ -1,7 +1,8 @@
 """The API of OpenAI, as vLLM, SGLang, llama.cpp, TGI and hosted providers have it.
 
 Chats and generations are always streamed from the engine, so that tokens, usage and aborts are known as they happen.
-A variant with the entry `completions` sends its prompt as it is; else a prompt is a chat's only message.
+A variant with the entry `completions` sends its prompt as it is; else a prompt is a chat's only message. One with the
+entry `rerank` scores its second text by its first one, in the form of Jina, Cohere, vLLM and llama.cpp.
 
 Source: https://platform.openai.com/docs/api-reference.
 """
@@ -33,7 +34,7 @@ HEALTH = "/models"
 
 _END = "[DONE]"
 _IMAGES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-_COMPLETIONS = "completions"
+_COMPLETIONS, _RERANK = "completions", "rerank"
 
 Value = TypeVar("Value")
 
@@ -95,6 +96,15 @@ class _Embeddings(msgspec.Struct, frozen=True):
     usage: Usage | None = None
 
 
+class _Rank(msgspec.Struct, frozen=True):
+    relevance_score: float
+
+
+class _Ranks(msgspec.Struct, frozen=True):
+    results: list[_Rank]
+    usage: Usage | None = None
+
+
 class _Listed(msgspec.Struct, frozen=True):
     id: str
     aliases: list[str] = []
@@ -112,6 +122,7 @@ class _Models(msgspec.Struct, frozen=True):
 
 _chunk = msgspec.json.Decoder(_Chunk).decode
 _embeddings = msgspec.json.Decoder(_Embeddings).decode
+_ranks = msgspec.json.Decoder(_Ranks).decode
 _models = msgspec.json.Decoder(_Models).decode
 
 
@@ -222,6 +233,21 @@ class EmbeddingReader(WholeReader):
         return {self._output: np.array(answer.data[0].embedding, np.float32)}
 
 
+class RankReader(WholeReader):
+    """Reads the score of one document, which becomes `output`."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(self._score)
+        self._output = output
+
+    def _score(self, raw: bytes) -> Row:
+        answer = _decoded(_ranks, raw)
+        self.tokens = None if answer.usage is None else answer.usage.tokens
+        if len(answer.results) != 1:
+            raise malformed(f"expected one score, got {len(answer.results)}")
+        return {self._output: np.float32(answer.results[0].relevance_score)}
+
+
 def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     first = model.inputs[0].name
     chat = read_chat(row.get(first), f"inputs.{first}")
@@ -243,7 +269,16 @@ def _prepare_prompt(model: Model, variant: Variant, name: str, row: Row, paramet
     return _streamed("/chat/completions", name, {"messages": messages, **given}, size, parameters)
 
 
+def _prepare_rerank(model: Model, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    query, document = (read_text(spec.name, row) for spec in model.inputs[:2])
+    body = {"model": name, "query": query, "documents": [document], "top_n": 1}
+    ask = Ask("/rerank", msgspec.json.encode(body), lambda _: RankReader(model.outputs[0].name))
+    return AskItem({}, max(len(query + document) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
+
+
 def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    if variant.entry == _RERANK:
+        return _prepare_rerank(model, name, row, parameters)
     text, output = read_text(model.inputs[0].name, row), model.outputs[0].name
     body = {"model": name, "input": text, "encoding_format": "float"}
 
