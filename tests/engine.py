@@ -55,7 +55,7 @@ class Engine:
         return [body for path, _, body in self.asked if path == "/v1/chat/completions"]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError), _aborted_if_cancelled(writer):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 path, headers = head[0].split(" ")[1], dict(line.lower().split(": ", 1) for line in head[1:] if line)
@@ -174,6 +174,19 @@ class Engine:
         writer.write(_HEAD.format(status=status, kind=kind, more=lines).encode())
 
 
+_TURNS = 20
+"""Turns of the loop in which its transports close, those of TLS after some messages."""
+
+
+@contextlib.contextmanager
+def _aborted_if_cancelled(writer: asyncio.StreamWriter) -> Iterator[None]:
+    """Close the connection at once if the server stops: TLS would wait for the other side."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        writer.transport.abort()
+
+
 @contextlib.contextmanager
 def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engine]:
     """The engine on its port, a free one at first, until the context ends; it may then be served again."""
@@ -192,7 +205,8 @@ def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engin
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
-        await asyncio.sleep(0)  # transports close in the next turn
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
