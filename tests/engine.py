@@ -200,6 +200,7 @@ def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engin
         ready.set()
         await stopped.wait()
         server.close()
+        await asyncio.sleep(0)  # tasks of accepted connections begin
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
