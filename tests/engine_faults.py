@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from taxiway import AsyncClient
@@ -70,7 +70,8 @@ class Tally:
     """What became of the jobs during one kind of fault.
 
     `lost` had no answer in time, `told` ended with an error, `silent` with a wrong text and no error. `again` counts
-    what was sent more often than once, and `known` those of them whose first attempt surely did not run.
+    what was sent more often than once, and `known` those of them whose first attempt surely did not run. `errors` has
+    the first error of each kind.
     """
 
     fault: str
@@ -81,6 +82,7 @@ class Tally:
     silent: int = 0
     again: int = 0
     known: int = 0
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 class FaultyEngine:
@@ -198,7 +200,8 @@ async def _one(client: AsyncClient, tally: Tally, prompt: str, patience: float) 
         result = await client.infer("chat", chat, timeout=patience)
     except ResultTimeoutError:
         tally.lost += 1
-    except TaxiwayError:
+    except TaxiwayError as error:
         tally.told += 1
+        tally.errors.setdefault(type(error).__name__, error.message)
     else:
         tally.silent += result.outputs["text"] != f"{words} "

@@ -44,8 +44,8 @@ def test_no_fault_loses_a_job_or_is_silent_and_only_an_unknown_fate_is_sent_agai
 ) -> None:
     tallies = asyncio.run(table(router.http, faulty, COUNT))
     assert [tally.fault for tally in tallies] == [*OF_PROMPTS, *OF_SERVERS]
-    assert [(tally.fault, tally.lost, tally.silent, tally.told) for tally in tallies if tally.jobs] == [
-        (tally.fault, 0, 0, 0) for tally in tallies
+    assert [(tally.fault, tally.lost, tally.silent, tally.errors) for tally in tallies if tally.jobs] == [
+        (tally.fault, 0, 0, {}) for tally in tallies
     ]
     for tally in tallies[: len(OF_PROMPTS)]:
         assert tally.again <= tally.faults, tally
