@@ -11,7 +11,6 @@ import argparse
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -102,14 +101,14 @@ def run(engine: Engine, worker: Sequence[str], stopped: list[int]) -> int:
         if not engine.wait(stopped):
             logger.error("engine is not ready")
             return 0 if stopped else NO_ENGINE
-        with subprocess.Popen(worker, cwd=TREE) as process:
-            while process.poll() is None:
-                for number in stopped:
-                    process.send_signal(number)
-                stopped.clear()
-                engine.tend()
-                time.sleep(_TICK)
-            return process.returncode
+        process = start_child(worker, folder=TREE)
+        while process.poll() is None:
+            for number in stopped:
+                process.send_signal(number)
+            stopped.clear()
+            engine.tend()
+            time.sleep(_TICK)
+        return process.returncode
     finally:
         engine.stop()
 
