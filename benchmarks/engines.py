@@ -173,8 +173,12 @@ def _faults(folder: Path, count: int) -> None:
     with faulty.serving() as queues:
         (folder / "queues.yaml").write_text(queues)
         with fleet(folder, folder / "queues.yaml", [["--class", name] for name in CLASSES]) as doors:
-            for tally in uvloop.run(table(doors.http, faulty, count)):
-                say({"question": f"what became of the jobs: {tally.fault}", **asdict(tally)})
+            uvloop.run(_tallied(doors.http, faulty, count))
+
+
+async def _tallied(url: str, faulty: FaultyEngine, count: int) -> None:
+    async for tally in table(url, faulty, count):
+        say({"question": f"what became of the jobs: {tally.fault}", **asdict(tally)})
 
 
 def _llama(folder: Path) -> None:

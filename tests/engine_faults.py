@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,9 +138,8 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-async def table(url: str, faulty: FaultyEngine, count: int, patience: float = 110.0) -> list[Tally]:
+async def table(url: str, faulty: FaultyEngine, count: int, patience: float = 110.0) -> AsyncIterator[Tally]:
     """One tally for each fault, which happens `count` times. `patience` is seconds for one job."""
-    tallies = []
     async with AsyncClient(url) as client:
         for place, (fault, script) in enumerate(OF_PROMPTS.items()):
             tally = Tally(fault, count)
@@ -148,10 +147,9 @@ async def table(url: str, faulty: FaultyEngine, count: int, patience: float = 11
             prompts = [f"{word} {place} {number}" for number in range(count) for word in ("kind", "beside")]
             await _called(client, faulty, tally, iter(prompts), patience)
             tally.faults = count - len(faulty.engine.faults)
-            tallies.append(tally)
+            yield tally
         for fault in OF_SERVERS:
-            tallies.append(await _toggled(client, faulty, fault, count, patience))
-    return tallies
+            yield await _toggled(client, faulty, fault, count, patience)
 
 
 async def _toggled(client: AsyncClient, faulty: FaultyEngine, fault: str, count: int, patience: float) -> Tally:
