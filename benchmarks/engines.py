@@ -29,7 +29,7 @@ import uvloop
 from benchmarks.measure import answer, cpu_seconds, percentile, say
 from benchmarks.processes import Doors, fleet
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway import AsyncClient
 from taxiway.contract.job import Result

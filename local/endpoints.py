@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from tasks.endpoints import Endpoint
-from tasks.models.catalogue import Catalogue, load_catalogue
+from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered
+from tasks.models.folder import load_catalogue
 from tasks.settings import models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
 from taxiway.errors import TaxiwayError
