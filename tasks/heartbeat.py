@@ -128,15 +128,25 @@ class Curve(msgspec.Struct, frozen=True, array_like=True):
     prompt_slope: float
 
 
+class Engine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an engine tells of itself: requests of anybody that run and wait there, and the used share of its cache."""
+
+    running: int = 0
+    waiting: int = 0
+    cache: float = 0.0
+
+
 class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker knows of its endpoint: the `state` of its circuit breaker, what rate limits allow, and `curves`.
 
-    The curve of a variant is learned from answers, and used in place of its profile.
+    The curve of a variant is learned from answers, and used in place of its profile. `engine` is None where the
+    endpoint tells nothing.
     """
 
     state: Literal["closed", "open", "half-open"]
     allowed: Allowed | None = None
     curves: dict[str, Curve] = {}
+    engine: Engine | None = None
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -28,13 +28,15 @@ class Engine:
     `begun` has the prompts of chats that it began, `aborts` when the connection of a prompt ended before its answer.
     `models` are those that it lists, `script` replaces what prompts ask for, if it is set, and answers
     that it streams have the `headers`. `faults` has what happens instead when a prompt comes for the first time, and
-    `came` counts how often each came.
+    `came` counts how often each came. Without
+    `metrics` it has none.
     """
 
     port: int = 0
     models: list[str] = field(default_factory=lambda: ["served"])
     script: str = ""
     retry_after: str = ""
+    metrics: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
@@ -79,6 +81,8 @@ class Engine:
             return await self._whole(writer, {"error": {"message": path}}, path.partition("=")[2])
         if path.startswith("/v2/"):
             return await self._infer(path, writer)
+        if path in ("/metrics", "/slots"):
+            return await self._whole(writer, self.metrics, "200" if self.metrics and path == "/metrics" else "404")
         asked = json.loads(body)
         self.asked.append((path, headers, asked))
         if path == "/v1/rerank":
@@ -163,7 +167,7 @@ class Engine:
     async def _whole(
         self, writer: asyncio.StreamWriter, content: Any, status: str = "200", more: dict[str, str] | None = None
     ) -> bool:
-        body = json.dumps(content).encode()
+        body = (content if isinstance(content, str) else json.dumps(content)).encode()
         self._head(writer, status, "application/json", {"Content-Length": str(len(body)), **(more or {})})
         writer.write(body)
         await writer.drain()

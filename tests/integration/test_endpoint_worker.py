@@ -453,3 +453,20 @@ def test_what_was_learned_of_an_engine_outlives_its_worker(fleet: Settings, towe
     with worker_process(fleet, "--device", "endpoint:0"):
         again = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"), within=5)
     assert again.step + again.slope == pytest.approx(0.05, rel=0.4)
+
+
+def test_an_engine_whose_requests_wait_gets_one_at_a_time_until_they_do_not(
+    fleet: Settings, tower: Tower, engine: Engine
+) -> None:
+    engine.metrics = "vllm:num_requests_running 9\nvllm:num_requests_waiting 3\n"
+    with worker_process(fleet, "--device", "endpoint:0"):
+        told = eventually(lambda: (one := facts(tower).endpoint) and one.engine, within=5)
+        assert (told.running, told.waiting) == (9, 3)
+        for job in [order(tower, f"wait=0.1 {n} done") for n in range(3)]:
+            tower.result(job)
+        assert engine.most == 1
+        engine.metrics = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
+        for n in range(8):
+            order(tower, f"wait=0.4 {n} done done")
+        eventually(lambda: engine.most > 1, within=10)
+        settled(tower, engine)

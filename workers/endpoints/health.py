@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from tasks.endpoints import Endpoint
+from tasks.heartbeat import Engine
 from tasks.models.discovered import Announced
 from workers.decide.faults import Breaker, State
 from workers.endpoints.asking import EndpointProtocol
+from workers.endpoints.engine import METRICS, SLOTS, is_full, read_metrics, read_slots
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.http import EndpointLink
 
@@ -21,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 DISCOVER_EVERY = 10.0
 """Seconds between two looks for models of an endpoint whose probe lists none."""
+
+ASK_AGAIN = 60.0
+"""Seconds until an endpoint that tells no facts of its engine is asked again."""
 
 SHORTEST_PAUSE = 0.1
 """Seconds for which no request is sent, at least, after one for which the endpoint had no capacity."""
@@ -54,7 +59,8 @@ class EndpointHealth:
         self._every, self._timeout = endpoint.health.every, endpoint.connect_timeout
         self._slots, self._changed = endpoint.slots, changed
         self._breaker = Breaker()
-        self._paused_until = 0.0
+        self._paused_until = self._mute_until = 0.0
+        self.engine: Engine | None = None
         self._now = asyncio.Event()
         self.probed = asyncio.Event()
         self._failing: set[str] = set()
@@ -143,6 +149,22 @@ class EndpointHealth:
                 self._set(self._breaker.unreached(error.reason, time.monotonic()))
         else:
             self._set(self._breaker.probed())
+            full = is_full(self.engine)
+            await self._look()
+            if full and not is_full(self.engine):
+                self._changed()
+
+    async def _look(self) -> None:
+        """Ask the engine for its facts; one that has none is asked again later."""
+        if self._mute_until > time.monotonic():
+            return
+        self.engine = None
+        for path, read in ((METRICS, read_metrics), (SLOTS, read_slots)):
+            with contextlib.suppress(EndpointError):
+                self.engine = read(await self._link.probe(path, self._timeout, base=self._link.root))
+            if self.engine is not None:
+                return
+        self._mute_until = time.monotonic() + ASK_AGAIN
 
     async def _discovered(self) -> Mapping[str, Announced]:
         """All models that the endpoint has."""

@@ -78,6 +78,8 @@ class EndpointLink:
         self._connect_timeout, self._stall = endpoint.connect_timeout, stall
         self._headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
         self._tls = _context(endpoint.tls) if url.startswith("https:") else None
+        parts = urlsplit(self._url)
+        self.root = f"{parts.scheme}://{parts.netloc}"
         self.heard = 0.0
 
     async def open(self) -> None:
@@ -126,14 +128,16 @@ class EndpointLink:
                 break
         return reader.answer()
 
-    async def probe(self, path: str, timeout: float, method: str = "GET") -> bytes:
+    async def probe(self, path: str, timeout: float, method: str = "GET", *, base: str = "") -> bytes:
         """What the endpoint answers to a request without a body, in at most `timeout` seconds.
+
+        The path is below `base`, by default the endpoint's URL; `root` is that of its server.
 
         Raises:
             EndpointError: it does not answer with 200.
         """
         try:
-            async with asyncio.timeout(timeout), self._request(method, path) as response:
+            async with asyncio.timeout(timeout), self._request(method, path, base=base) as response:
                 return await _read(response, MAX_LIST)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._fault(error) from error
@@ -142,11 +146,11 @@ class EndpointLink:
 
     @contextlib.asynccontextmanager
     async def _request(
-        self, method: str, path: str, exchange: Exchange | None = None
+        self, method: str, path: str, exchange: Exchange | None = None, *, base: str = ""
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The endpoint's answer, if it has the status 200; a redirect would take the key elsewhere."""
         body, headers = (None, None) if exchange is None else (exchange.ask.body, exchange.ask.headers)
-        url = self._url + path
+        url = (base or self._url) + path
         async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
             if exchange is not None:
                 exchange.headers, exchange.refused = response.headers, response.status != 200

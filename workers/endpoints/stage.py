@@ -29,6 +29,7 @@ from workers.decide.faults import describe, pause
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.drain import Drain
 from workers.endpoints.asking import AskItem, EndpointProtocol, Exchange
+from workers.endpoints.engine import is_full
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.health import EndpointHealth
 from workers.endpoints.http import EndpointConfigError, EndpointLink
@@ -64,6 +65,7 @@ TICK = 0.05
 ABSENT = 1.0
 """Seconds for which a job is kept from its queue whose model the endpoint does not list."""
 
+_SMOOTHING = 0.1  # weight of the newest row in the usual share of the endpoint's time
 _IDLE = 1.0  # seconds; any arrival ends the wait
 
 
@@ -118,6 +120,7 @@ class EndpointStage:
         self._gone = ""
         self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._rows = 0
+        self._usual_share = 0.0
         self._turned = math.inf
         self._stopping = threading.Event()
 
@@ -129,7 +132,10 @@ class EndpointStage:
     @property
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
-        return EndpointFacts(state=self._target.health.state, allowed=self._gate.allowed, curves=self.variants.curves())
+        health = self._target.health
+        return EndpointFacts(
+            state=health.state, allowed=self._gate.allowed, curves=self.variants.curves(), engine=health.engine
+        )
 
     def memory(self) -> tuple[str, bytes]:
         """What was learned of the endpoint's times. Thread-safe."""
@@ -177,8 +183,9 @@ class EndpointStage:
         return now - self._turned > self.store.limits.stall
 
     def occupied(self, now: float) -> float:
-        """0: the endpoint is told at once that a row is not wanted."""
-        return 0.0
+        """Seconds of the endpoint for what waits in the engine: it is not ours, or we would be told. Thread-safe."""
+        engine = self._target.health.engine
+        return 0.0 if engine is None else engine.waiting * self._usual_share
 
     def blocked(self, now: float) -> tuple[float, int]:
         """The seconds of the pause that the endpoint asked for, for jobs of every level. Thread-safe."""
@@ -313,6 +320,8 @@ class EndpointStage:
 
     def _room(self) -> int:
         slots = 0 if self._gone else self._target.health.slots
+        if is_full(self._target.health.engine):
+            slots = min(slots, max(self.running, 1))
         waiting = self._rows - self.running + self._inbox.rows
         return int(min(slots - self.running, self._gate.room)) - waiting
 
@@ -411,6 +420,7 @@ class EndpointStage:
         mates = seconds / max(share, 1e-9) if seconds > 0 else 1.0
         job.answers[index] = answer
         job.device_time += share
+        self._usual_share += _SMOOTHING * (share - self._usual_share)
         job.run_time = time.time() - job.delivery.began
         job.batch = max(job.batch, round(mates))
         self.variants.learn(loaded, item, exchange, rows=max(mates, 1.0), seconds=seconds)
