@@ -212,10 +212,10 @@ def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence
     answered = outcome.state == ANSWERED
     powered = {pool.name: sum(device.powered for device in pool.devices) for pool in pools}
     busy = {pool.name: sum(device.busy for device in pool.devices) for pool in pools}
-    paid = {pool.name: powered[pool.name] * pool.usd_per_second for pool in pools}
+    paid = {pool.name: powered[pool.name] * pool.usd_per_second + pool.metered for pool in pools}
     cost = sum(paid.values())
     starts = sum(pool.started * pool.start * pool.usd_per_second for pool in pools)
-    used = sum(busy[pool.name] * pool.usd_per_second for pool in pools)
+    used = sum(busy[pool.name] * pool.usd_per_second + pool.metered for pool in pools)
     return Summary(
         policy=policy,
         requests=len(workload),

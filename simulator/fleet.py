@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.document import DocumentError, Size, Verbatim, parse_document
+from tasks.endpoints import Rate
 from tasks.topology import ClassName, Price, Rebalance, price_contradictions
 from taxiway.contract.request import Priority
 
@@ -89,6 +90,8 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     `reserve_for` names the service that the class is reserved for. `horizon` is the most seconds of work bound to it. A
     batch that runs as a whole takes at most `max_run` seconds, as in queues.yaml; unbounded if absent. `accelerator`
     and `instances` are names in a price file, for the planner.
+    An `endpoint` is somebody else's server: `max_batch` are its slots, its price may be by tokens and requests, and
+    each device is sent no more than `rate`.
     """
 
     count: Positive
@@ -109,6 +112,8 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     curves: dict[str, Curve] = {}
     accelerator: Name | None = None
     instances: tuple[Name, ...] = ()
+    endpoint: bool = False
+    rate: Rate = Rate()
 
     @property
     def usd_per_second(self) -> float:
@@ -273,10 +278,12 @@ def _event_contradictions(path: str, document: Document, event: Event) -> Iterat
         yield path, "exactly one of slower, available and reclaimed", changes
 
 
-def _wrong_prices(device: DeviceClass) -> Iterator[tuple[str, str, object]]:
+def _wrong_terms(device: DeviceClass) -> Iterator[tuple[str, str, object]]:
     if device.spot and device.price.spot_usd_per_hour is None:
         yield "price.spot_usd_per_hour", "a price, because the class is spot", Verbatim("nothing")
-    yield from price_contradictions(device.price, None)
+    if device.rate != Rate() and not device.endpoint:
+        yield "rate", "nothing, as only an endpoint has limits", msgspec.to_builtins(device.rate)
+    yield from price_contradictions(device.price, "openai" if device.endpoint else None)
 
 
 def _class_contradictions(path: str, document: Document, device: DeviceClass) -> Iterator[tuple[str, str, object]]:
@@ -284,7 +291,7 @@ def _class_contradictions(path: str, document: Document, device: DeviceClass) ->
         yield f"{path}.minimum", f"at most the count, {device.count}", device.minimum
     if not device.minimum <= device.initial <= device.count and device.initial:
         yield f"{path}.initial", f"from the minimum, {device.minimum}, to the count, {device.count}", device.initial
-    for place, expected, value in _wrong_prices(device):
+    for place, expected, value in _wrong_terms(device):
         yield f"{path}.{place}", expected, value
     if device.roofline is None and not device.curves:
         yield path, "a roofline, or curves of models", Verbatim("neither")

@@ -14,7 +14,9 @@ from router.decide.scaling_rule import Density, Depth, Need, ScalingRule, densit
 from simulator.device import Device
 from simulator.fleet import USABLE, Fleet, Stepping, Timing, Whole
 from simulator.workload import Job
+from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
+from workers.decide import rates
 from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
 from workers.decide.occupation import BATCHES
 
@@ -38,6 +40,7 @@ class Pool:
     `serving` devices take work and `powered` ones cost money. `running` counts jobs, and `expected` those that wait
     elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and `inside` those
     of running jobs. `available` is how many devices may be on, and `pace` the time that work takes over its profile's.
+    `metered` is US dollars for `metered_requests` to an endpoint, and `rates` what it may be sent, over all devices.
     `batches` are the latest whole batches: when they began, their model and their seconds.
     """
 
@@ -53,6 +56,10 @@ class Pool:
         self.start = device.start
         self.spot = device.spot
         self.usd_per_second = device.usd_per_second
+        self.tariff = device.price.tariff
+        self.metered = self._allowed_at = 0.0
+        self.metered_requests = 0
+        self.rates = rates.begin(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
         self.serving = self.powered = self.expected = self.running = self.started = 0
         self.available = device.count
         self.pace = 1.0
@@ -95,8 +102,16 @@ class Pool:
         return job.alone[self.index] < math.inf
 
     def cost(self, job: Job) -> float:
-        """US dollars of the device seconds that the job is expected to use."""
-        return job.work[self.index] * self.usd_per_second
+        """US dollars of the device seconds that the job is expected to use, and of its tokens."""
+        return job.work[self.index] * self.usd_per_second + self.bill(job)
+
+    def bill(self, job: Job) -> float:
+        """US dollars for the job's tokens, and for it as a request."""
+        return 0.0 if self.tariff is None else self.tariff.bill(Tokens(input=job.size, output=job.output), 1)
+
+    def spent(self, now: float) -> float:
+        """US dollars so far."""
+        return self.usd_per_second * self.powered_seconds(now) + self.metered
 
     def busy_seconds(self) -> float:
         """Device seconds of all jobs here."""
@@ -169,6 +184,11 @@ class Pool:
         return True
 
     def _give(self, job: Job, now: float) -> bool:
+        if (wait := self.rates.wait(job.size + job.output, now)) > 0:
+            if self._allowed_at <= now:
+                self._allowed_at = now + wait
+                self._world.at(self._allowed_at, self._allowed, None, 0)
+            return False
         timing = self._timings[job.model]
         if isinstance(timing, Stepping):
             return self._admit(job, timing, now)
@@ -266,7 +286,7 @@ class Pool:
             return False
         device = min(able, key=lambda device: (len(device), job.model not in device.resident))
         self._unqueue(job)
-        self._enter(job)
+        self._enter(job, now)
         device.admit(job, timing, now)
         self._expect(device)
         return True
@@ -298,8 +318,12 @@ class Pool:
         chosen = [alike[portion.entry] for portion in form(shares, self._batching, timing.batch)]
         for job in chosen:
             self._unqueue(job)
-            self._enter(job)
+            self._enter(job, now)
         return chosen
+
+    def _allowed(self, device: Device | None, version: int, now: float) -> None:
+        """A rate limit allows another job."""
+        self.feed(now)
 
     def _wake(self, device: Device | None, version: int, now: float) -> None:
         if version == self._woken:
@@ -379,8 +403,11 @@ class Pool:
         self._density -= self._density_of(job)
         self._world.end(job, self, now, answered=False)
 
-    def _enter(self, job: Job) -> None:
+    def _enter(self, job: Job, now: float) -> None:
         self.running += 1
+        self.metered += self.bill(job)
+        self.metered_requests += self.tariff is not None
+        self.rates = self.rates.taken(job.size + job.output, now)
         self.inside += job.work[self.index]
 
     def _leave(self, job: Job) -> None:

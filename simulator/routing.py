@@ -30,12 +30,13 @@ from simulator.pool import Pool
 from simulator.traces import Column
 from simulator.workload import Figures, Job, Workload
 from tasks.document import Size
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, variant_key
+from tasks.heartbeat import HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
 from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import arrived_cell, held_cell, work_cell
 from workers.decide.occupation import Track, begin, blocking_by_model, observe
+from workers.decide.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +192,22 @@ class Reader:
                 blocking=blocking,
                 pace={key: track.pace for key, track in learned.items()},
                 residual={key: track.residuals for key, track in learned.items()},
+                endpoint=_endpoint_of(pool, now),
             )
             for number in range(pool.serving)
         ]
+
+
+def _endpoint_of(pool: Pool, now: float) -> EndpointFacts | None:
+    """What each serving device of an endpoint's class tells."""
+    if not pool.device_class.endpoint:
+        return None
+    (requests, left), (tokens, tokens_left) = (
+        (None, 0.0) if bucket is None else (bucket.rate / pool.serving, bucket.left(now) / pool.serving)
+        for bucket in (pool.rates.requests, pool.rates.tokens)
+    )
+    allowed = Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)
+    return EndpointFacts(state="closed", allowed=None if pool.rates == Rates() else allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +256,7 @@ def model_of(name: str) -> Model:
         pipeline="tensors",
         inputs=(tensor,),
         outputs=(tensor,),
+        size_unit="tokens",
         variants={"default": variant},
         reference="default",
     )

@@ -374,7 +374,8 @@ def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, o
     if not _is_pattern(hardware.notice.says):
         yield "notice.says", "a regular expression", hardware.notice.says
     yield from _device_contradictions(hardware)
-    yield from price_contradictions(hardware.price, hardware.endpoint)
+    protocol = None if hardware.endpoint is None else hardware.endpoint.protocol
+    yield from price_contradictions(hardware.price, protocol)
 
 
 def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
@@ -396,18 +397,18 @@ def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, 
         yield f"endpoint.{place}", expected, value
 
 
-def price_contradictions(price: Price, endpoint: Endpoint | None) -> Iterator[tuple[str, str, object]]:
-    """Prices that a class with or without an endpoint must not have, or lacks."""
+def price_contradictions(price: Price, protocol: str | None) -> Iterator[tuple[str, str, object]]:
+    """Prices that a class whose endpoint speaks a protocol, or that has none, must not have, or lacks."""
     used = [name for name in _PRICES_OF_USE if getattr(price, name)]
-    if price.usd_per_hour == 0 and (endpoint is None or not used):
-        others = "" if endpoint is None else ", or another price, as somebody pays for the endpoint"
+    if price.usd_per_hour == 0 and (protocol is None or not used):
+        others = "" if protocol is None else ", or another price, as somebody pays for the endpoint"
         yield "price.usd_per_hour", f"a number > 0{others}", price.usd_per_hour
-    if endpoint is None:
+    if protocol is None:
         for name in used:
             yield f"price.{name}", "nothing, as only an endpoint has such prices", getattr(price, name)
-    elif endpoint.protocol != "openai":
+    elif protocol != "openai":
         for name in [one for one in used if one != "usd_per_request"]:
-            yield f"price.{name}", f"nothing, as {endpoint.protocol} counts no tokens", getattr(price, name)
+            yield f"price.{name}", f"nothing, as {protocol} counts no tokens", getattr(price, name)
 
 
 def _body_limits_below_payload(topology: Topology) -> Iterator[tuple[str, str, object]]:

@@ -75,6 +75,7 @@ class Taxiway(ByLevel):
         self._batch = max(device.max_batch for device in fleet.classes.values())
         self._expected_batch = ExpectedBatch(len(workload.trace.models))
         self._holding = Holding()
+        self._predicted = workload.trace.predicted
         self._mover = Mover(fleet.rebalance, self._reader, self._table, self._needs)
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
@@ -171,7 +172,9 @@ class Taxiway(ByLevel):
         unfinished, and its own size counts only for itself. Device seconds are those of a full batch, because jobs wait
         only then.
         """
-        table = working.table(self._reader.models[job.model], self._constraints[job.model][job.service])
+        table = self._metered(
+            job, working.table(self._reader.models[job.model], self._constraints[job.model][job.service])
+        )
         places = [self._place[candidate.hardware_class] for candidate in table.candidates]
         pace, alone = table.base, table.base * [job.alone[place] for place in places]
         if not self._stepping[job.model]:
@@ -193,6 +196,19 @@ class Taxiway(ByLevel):
             max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
             rates=np.full_like(table.rates, _ENDLESS),
         )
+
+    def _metered(self, job: Job, table: CandidateTable) -> CandidateTable:
+        """The table whose prices and limits of tokens are those of the whole job, as its size counts as 1 there."""
+        if table.metered is None and table.allowed is None:
+            return table
+        read, written = float(job.size), float(self._predicted[job.index])
+        metered, allowed = table.metered, table.allowed
+        if metered is not None:
+            whole = metered[0] + metered[1] * read + metered[2] * written
+            metered = np.stack([whole, np.zeros_like(whole), np.zeros_like(whole)])
+        if allowed is not None:
+            allowed = allowed / np.array([1.0, max(read + written, 1.0)])[:, None, None]
+        return replace(table, metered=metered, allowed=allowed)
 
     def _count(self, job: Job, pool: Pool, placement: Placement | None) -> Count:
         if placement is not None and not self._stepping[job.model]:
@@ -298,7 +314,7 @@ class Tuned(Taxiway):
 
     def _fails(self, pools: Sequence[Pool], now: float) -> bool:
         """Whether the plan did not keep what it promised: it is dropped then."""
-        spent = sum(pool.usd_per_second * pool.powered_seconds(now) for pool in pools)
+        spent = sum(pool.spent(now) for pool in pools)
         decision = self.decisions[-1][1]
         if now - self._judged.since >= PERIOD:
             score = self._judged.score(now, spent, self._fleet.penalties)
@@ -317,7 +333,7 @@ class Tuned(Taxiway):
         """Follow the decision; an assignment that is kept may need other numbers of devices by now."""
         self.decisions.append((now, decision))
         if decision.adopted:
-            spent = sum(pool.usd_per_second * pool.powered_seconds(now) for pool in pools)
+            spent = sum(pool.spent(now) for pool in pools)
             self._trim, self._trust, self._judged = True, Trust(), Judged(now, spent)
             self._handed_over = max((move.latest for move in decision.moves.values()), default=now)
         on = decision.begin if decision.adopted else decision.devices

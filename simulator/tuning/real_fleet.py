@@ -25,6 +25,7 @@ from simulator.traces import Column, Trace, trace_of
 from simulator.tuning.twin import Conditions
 from simulator.workload import Workload, prepare
 from tasks.document import Size
+from tasks.endpoints import Rate
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook, generates
@@ -210,6 +211,8 @@ def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceCla
         max_wait=hardware.max_wait,
         max_run=hardware.max_run,
         horizon=max(hardware.horizon, 1e-3),
+        endpoint=hardware.endpoint is not None,
+        rate=Rate() if hardware.endpoint is None else hardware.endpoint.rate,
     )
 
 

@@ -232,7 +232,7 @@ class Replay(Engine):
 
     def cost(self) -> float:
         """US dollars so far; work that is left costs what it will use."""
-        on = sum(pool.usd_per_second * pool.powered_seconds(self.now) for pool in self.pools)
+        on = sum(pool.spent(self.now) for pool in self.pools)
         left = sum(pool.usd_per_second * pool.busy_seconds() for pool in self.pools)
         return on + left / TARGET
 

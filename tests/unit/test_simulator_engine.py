@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.decide.scaling_rule import Density, Need, devices_wanted
 from router.service.snapshot_reader import BEAT
 from simulator.cost_bound import lower_bound
-from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, simulate
+from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, simulate, summarise
 from simulator.fleet import Fleet, parse_fleet
 from simulator.policies.taxiway import POLICIES
 from simulator.routing import Count, Reader, Surroundings, topology_of
@@ -213,3 +213,38 @@ def test_the_fleet_file_is_the_router_s_topology() -> None:
     assert topology.hardware["small"].capacity == "spot"
     assert topology.hardware["big"].dollars_per_second == fleet().classes["big"].usd_per_second
     assert topology.service["bulk"].priority == "low"
+
+
+PROVIDER = FLEET.replace(
+    "  cores:",
+    """  provider: {count: 1, minimum: 1, initial: 1, endpoint: true, memory: 80GiB, start: 0, max_batch: 64,
+             price: {usd_per_million_input: 0.5, usd_per_million_output: 1.5, usd_per_request: 0.0001},
+             rate: {requests_per_minute: 60},
+             roofline: {peak_flops: 9.9e+14, bandwidth: 3.3e+12, host_link: 3.0e+10}}
+  cores:""",
+)
+
+
+@pytest.mark.parametrize("name", ["per-request", "always-fastest"])
+def test_an_endpoint_is_paid_by_use_and_never_sent_more_than_its_rate_allows(name: str) -> None:
+    trace = synthetic_trace("poisson:rate=4,duration=60,seed=3", model="chat")
+    run = engine(name, prepare(trace, parse_fleet(PROVIDER), seed=1))
+    outcome = run.run()
+    provider = run.pools[2]
+    sent = provider.metered_requests
+    assert 0 < sent <= 60 + trace.arrival[-1] + 300
+    assert provider.metered >= 0.0001 * sent
+    summary = summarise(name, run.workload, outcome, run.pools)
+    assert summary.usd_by_class["provider"] == pytest.approx(provider.metered)
+
+
+def test_the_policy_uses_a_cheap_endpoint_and_leaves_an_expensive_one() -> None:
+    trace = synthetic_trace("poisson:rate=1,duration=60,seed=3", model="chat")
+
+    def sent(price: str) -> float:
+        fleet = parse_fleet(PROVIDER.replace("usd_per_million_output: 1.5", f"usd_per_million_output: {price}"))
+        run = engine("per-request", prepare(trace, fleet, seed=1))
+        run.run()
+        return run.pools[2].metered_requests
+
+    assert sent("0.001") > 3 * sent("500")

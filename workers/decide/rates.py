@@ -81,9 +81,9 @@ class Rates:
         return [(bucket, amount) for bucket, amount in pairs if bucket is not None]
 
 
-def begin(requests: float | None, tokens: float | None, now: float) -> Rates:
-    """The rates that queues.yaml states, for each minute."""
-    return Rates(*(None if each is None else minute_bucket(each, now) for each in (requests, tokens)))
+def begin(requests: float | None, tokens: float | None, now: float, endpoints: int = 1) -> Rates:
+    """The rates that are stated for each minute and endpoint, over so many endpoints."""
+    return Rates(*(None if each is None else minute_bucket(each * endpoints, now) for each in (requests, tokens)))
 
 
 def learned(rates: Rates, headers: Mapping[str, str], now: float) -> Rates:
