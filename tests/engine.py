@@ -75,14 +75,12 @@ class Engine:
         writer: asyncio.StreamWriter,
     ) -> bool:
         """Answer one request; whether the connection goes on."""
-        if path == "/v1/models":
-            return await self._whole(writer, {"data": [{"id": name} for name in self.models]})
+        if not body and path in ("/v1/models", "/metrics", "/slots"):
+            return await self._tell_of_itself(path, writer)
         if "/status=" in path:
             return await self._whole(writer, {"error": {"message": path}}, path.partition("=")[2])
         if path.startswith("/v2/"):
             return await self._infer(path, writer)
-        if path in ("/metrics", "/slots"):
-            return await self._whole(writer, self.metrics, "200" if self.metrics and path == "/metrics" else "404")
         asked = json.loads(body)
         self.asked.append((path, headers, asked))
         if path == "/v1/rerank":
@@ -114,6 +112,11 @@ class Engine:
             return telling.result()
         finally:
             self.running -= 1
+
+    async def _tell_of_itself(self, path: str, writer: asyncio.StreamWriter) -> bool:
+        if path == "/v1/models":
+            return await self._whole(writer, {"data": [{"id": name} for name in self.models]})
+        return await self._whole(writer, self.metrics, "200" if self.metrics and path == "/metrics" else "404")
 
     async def _infer(self, path: str, writer: asyncio.StreamWriter) -> bool:
         """Answer a probe, or an OIP request of one row: always a half, or never if the script is `stall`."""
