@@ -20,6 +20,7 @@ import psutil
 
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
+from tasks.queues_file import QueuesFile
 from tasks.topology import DeviceKind, HardwareClass, Topology
 
 HTTP_PORT = 8080
@@ -127,6 +128,10 @@ def _workers(
     most = devices_of(hardware, machine, kind)
     if kind != "cpu" and count > most:
         raise PlanError(f"{name}: expected at most one worker a device ({most}), got {count}")
+    return _planned(name, hardware, emulated, count)
+
+
+def _planned(name: str, hardware: HardwareClass, emulated: bool, count: int) -> list[WorkerPlan]:
     start = None if hardware.endpoint is None else hardware.endpoint.start
     engine = start is not None and start.command is not None
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]
@@ -295,6 +300,46 @@ class Autoscaler:
             process.wanted = True
         for process in wanted[count:]:
             process.retire()
+
+
+class Replicas:
+    """Runs a worker for each replica of an endpoint, as queues.yaml changes while the fleet runs.
+
+    Args:
+        workers: those that run; new ones are added, with the process that `make` makes of a plan.
+    """
+
+    def __init__(
+        self,
+        queues: QueuesFile,
+        workers: list[tuple[WorkerPlan, SupervisedProcess]],
+        make: Callable[[WorkerPlan], SupervisedProcess],
+    ) -> None:
+        self._queues, self._workers, self._make = queues, workers, make
+        self._classes = {plan.hardware_class for plan, _ in workers}
+        self._due = 0.0
+
+    def tend(self) -> None:
+        """Periodically look at queues.yaml, and fit the workers to it."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + EVERY
+        if self._queues.look():
+            for name, hardware in self._queues.topology.hardware.items():
+                if hardware.endpoint is not None and name in self._classes:
+                    self._fit(_planned(name, hardware, False, len(hardware.endpoint.replicas)), name)
+
+    def _fit(self, planned: Sequence[WorkerPlan], name: str) -> None:
+        running = {plan.device: process for plan, process in self._workers if plan.hardware_class == name}
+        for plan in planned:
+            process = running.pop(plan.device, None)
+            if process is None:
+                self._workers.append((plan, self._make(plan)))
+            else:
+                process.wanted = True
+        for process in running.values():
+            if process.wanted:
+                process.retire()
 
 
 Ask = Callable[[str, str, str], int | None]

@@ -22,8 +22,9 @@ import msgspec
 
 from broker.valkey.records import heartbeat_call
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
-from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, WorkerPlan, ask_router
+from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, Replicas, WorkerPlan, ask_router
 from local.supervisor import Exit, SupervisedProcess, Supervisor
+from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, settings_from
 from taxiway.valkey import ServerError
 from taxiway.valkey.connection import Connections
@@ -56,7 +57,7 @@ class _Processes:
     """
 
     router: SupervisedProcess
-    workers: tuple[tuple[WorkerPlan, SupervisedProcess], ...]
+    workers: list[tuple[WorkerPlan, SupervisedProcess]]
     flower: SupervisedProcess | None
     flower_url: str | None
     tuner: SupervisedProcess | None
@@ -97,12 +98,16 @@ def run_fleet(
         try:
             settings = _settings(broker, options.data, environment)
             scaled = frozenset() if bounds is None else frozenset(worker.hardware_class for worker in plan.workers)
-            processes = _processes(plan, options, {**environment, **settings.environment()}, scaled)
-            supervisor = Supervisor(broker, processes.stop_order())
+            told = {**environment, **settings.environment()}
+            processes = _processes(plan, options, told, scaled)
+            order = processes.stop_order()
+            added = partial(_added_worker, partial(_worker, plan, options, told), order[0])
+            replicas = Replicas(QueuesFile(settings.queues), processes.workers, added)
+            supervisor = Supervisor(broker, order)
             describe = partial(_fleet, settings, plan, options, processes, partial(_broker_state, broker, supervisor))
             watch = partial(
                 supervisor.watch,
-                tend=_tending(processes, bounds, environment, ask),
+                tend=_tending(processes, bounds, environment, ask) if bounds is not None else replicas.tend,
                 failed=partial(_forget_device, settings.state),
             )
             _supervise(supervisor, processes, describe, announce, watch)
@@ -113,12 +118,8 @@ def run_fleet(
                 broker.stop()
 
 
-def _tending(
-    processes: _Processes, bounds: Bounds | None, environment: Mapping[str, str], ask: Ask
-) -> Callable[[], None]:
-    """The function that resizes classes while the fleet runs; does nothing without bounds."""
-    if bounds is None:
-        return lambda: None
+def _tending(processes: _Processes, bounds: Bounds, environment: Mapping[str, str], ask: Ask) -> Callable[[], None]:
+    """The function that resizes classes while the fleet runs."""
     key = environment.get("TAXIWAY_KEY", "")
     return Autoscaler(processes.workers, bounds, lambda name: ask(_said(processes.router, "http"), key, name)).tend
 
@@ -164,18 +165,29 @@ def _processes(plan: Plan, options: Options, environment: Mapping[str, str], sca
     logs = options.data / "logs"
     logs.mkdir(exist_ok=True)
     make = partial(SupervisedProcess, environment=environment, logs=logs, patience=STOP_PATIENCE)
-    grace = plan.grace + STOP_PATIENCE
     port = options.port or kept_port(options.data / "http.port", HTTP_PORT)
     router = make("router", _router_arguments(port, scaled), announces=True)
-    workers = tuple(
-        (worker, make(worker.name, worker.command(), announces=True, patience=grace)) for worker in plan.workers
-    )
+    workers = [(worker, _worker(plan, options, environment, worker)) for worker in plan.workers]
     tuner = make("tuner", ["-m", "simulator", "tune"], announces=False) if scaled else None
     if not options.flower:
         return _Processes(router, workers, None, None, tuner)
     port = options.flower_port or kept_port(options.data / "flower.port", FLOWER_PORT)
     flower = make("flower", _flower_arguments(port), announces=False)
     return _Processes(router, workers, flower, f"http://127.0.0.1:{port}", tuner)
+
+
+def _worker(plan: Plan, options: Options, environment: Mapping[str, str], worker: WorkerPlan) -> SupervisedProcess:
+    grace, logs = plan.grace + STOP_PATIENCE, options.data / "logs"
+    return SupervisedProcess(worker.name, worker.command(), environment, logs, announces=True, patience=grace)
+
+
+def _added_worker(
+    make: Callable[[WorkerPlan], SupervisedProcess], group: list[SupervisedProcess], worker: WorkerPlan
+) -> SupervisedProcess:
+    """A worker that joins those that stop first."""
+    process = make(worker)
+    group.append(process)
+    return process
 
 
 def _router_arguments(port: int, scaled: Set[str]) -> Sequence[str]:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.plan import Autoscaler, Bounds, WorkerPlan, most_workers, resize
+from local.plan import Autoscaler, Bounds, Replicas, WorkerPlan, most_workers, resize
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
+from tasks.queues_file import QueuesFile
 from tasks.topology import parse_topology
 
 TOPOLOGY = parse_topology("""
@@ -83,3 +84,41 @@ def test_the_last_workers_of_a_class_are_the_first_to_go(tmp_path: Path) -> None
     workers = slots(tmp_path, 3)
     Autoscaler(workers, Bounds({"cpu": 3}, 4), lambda name: 1).tend()
     assert wanted(workers) == [True, False, False]
+
+
+ENGINES = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint: {{protocol: openai, url: [{urls}], slots: 4, models: {{chat: served}}}}
+    price: {{usd_per_hour: 1}}
+service: {{standard: {{deadline: 5}}}}
+default_service: standard
+"""
+
+
+def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local.plan.EVERY", 0.0)
+    path = tmp_path / "queues.yaml"
+    path.write_text(ENGINES.format(urls='"http://a"'))
+
+    def made(plan: WorkerPlan) -> SupervisedProcess:
+        return SupervisedProcess(plan.name, [], dict(os.environ), tmp_path, announces=True)
+
+    first = WorkerPlan("engine", "endpoint:0", False)
+    workers = [(first, made(first)), *slots(tmp_path, 1)]
+    replicas = Replicas(QueuesFile(path), workers, made)
+    replicas.tend()
+    assert len(workers) == 2
+    path.write_text(ENGINES.format(urls='"http://a", "http://b", "http://c"'))
+    replicas.tend()
+    assert [plan.device for plan, _ in workers] == ["endpoint:0", "cpu:0", "endpoint:1", "endpoint:2"]
+    assert wanted(workers) == [True] * 4
+    path.write_text(ENGINES.format(urls='"http://b"'))
+    replicas.tend()
+    assert wanted(workers) == [True, True, False, False]
+    path.write_text(ENGINES.format(urls='"http://b", "http://a"'))
+    replicas.tend()
+    assert wanted(workers) == [True, True, True, False]
