@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib.metadata
 import math
 from collections.abc import AsyncIterator
@@ -45,6 +47,8 @@ EXTENSIONS = ["binary_tensor_data", "classification", "generate", "model_configu
 
 MOST = 1000
 """Most dead letters in one list; the default is a tenth of it."""
+
+_EACH = 1.0  # seconds between two events of the fleet's stream
 
 _encode = msgspec.json.Encoder().encode
 _DOOR = "door"
@@ -109,6 +113,22 @@ async def ready(request: _Any) -> _Json:
 async def fleet(request: _Any) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the latest moves."""
     return _json(await _door(request).router.view())
+
+
+@get("/v2/fleet/stream", responses=described.FLEET_STREAM)
+async def fleet_stream(request: _Any) -> Stream:
+    """The same each second, as server-sent events."""
+    router = _door(request).router
+    first = await router.view()
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"data: " + _encode(first) + b"\n\n"
+        while not router.leaving:
+            await asyncio.sleep(_EACH)
+            with contextlib.suppress(BrokerUnavailableError):  # the page shows that its figures are old
+                yield b"data: " + _encode(await router.view()) + b"\n\n"
+
+    return Stream(events(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
 
 @get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)
@@ -369,6 +389,7 @@ _ENDPOINTS = [
     live,
     ready,
     fleet,
+    fleet_stream,
     scaling,
     scaling_starts,
     metrics,

@@ -1,15 +1,14 @@
-"""The OpenAPI document, and the pages for a browser: `/`, a short description, and `/docs`, the document as a page.
+"""The OpenAPI document, and the pages for a browser: `/`, the fleet as it is now, and `/docs`, the document as a page.
 
-The endpoints' bodies and answers are described here; no logic. The page `/docs` needs nothing from another host: it
-fetches the document itself, and asks for a key if the router has keys. It is therefore open, like the health endpoints,
-and reveals nothing about the fleet.
+The endpoints' bodies and answers are described here; no logic. The pages need nothing from another host: they fetch
+what they show themselves, and ask for a key if the router has keys. They are therefore open, like the health endpoints,
+and reveal nothing about the fleet.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -173,6 +172,7 @@ PAGE_OR_JSON = answers(_FIELDS, 403, 500)
 HEALTH = answers(_FIELDS, 500)
 READINESS = {**HEALTH, **answers(_FIELDS, status=503)}
 FLEET = answers(FleetView, *KEYED, 503)
+FLEET_STREAM = answers(Event, *KEYED, 503, media=MEDIA_TYPE)
 FLEET_CHANGE = answers(_FIELDS, *KEYED, 503)
 SCALING = answers(_FIELDS, *KEYED, 400, 404, 503)
 METRICS = answers(str, *KEYED, 503, media=MediaType.TEXT)
@@ -199,7 +199,7 @@ VERSION = "version"
 _LINKS = {"docs": "/docs", "openapi": "/schema/openapi.json", "api": "/v2", "models": "/v2/models"}
 _LINKS |= {"health": "/v2/health/ready"}
 _ABOUT = "Air traffic control for AI inference: each request runs on the cheapest device that meets its deadline."
-_DOCS = (Path(__file__).parent / "docs.html").read_text(encoding="utf-8")
+_SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 def _digest(text: str, begin: str, end: str) -> str:
@@ -208,22 +208,27 @@ def _digest(text: str, begin: str, end: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
 
-_SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
-_SCRIPT, _STYLE = _digest(_DOCS, "<script>", "</script>"), _digest(_DOCS, "<style>", "</style>")
-_POLICY = f"default-src 'none'; script-src {_SCRIPT}; style-src {_STYLE}; connect-src 'self'"
-_DOCS_HEADERS = {**_SAFE, "content-security-policy": f"{_POLICY}; base-uri 'none'; frame-ancestors 'none'"}
-_ROOT_HEADERS = {**_SAFE, "content-security-policy": "default-src 'none'; frame-ancestors 'none'", "vary": "accept"}
+def _read_page(name: str) -> tuple[str, dict[str, str]]:
+    """A page beside this module, and its headers: nothing but itself may run in it."""
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    script, style = _digest(text, "<script>", "</script>"), _digest(text, "<style>", "</style>")
+    policy = f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; form-action 'self'"
+    return text, {**_SAFE, "content-security-policy": f"{policy}; base-uri 'none'; frame-ancestors 'none'"}
+
+
+_DOCS, _DOCS_HEADERS = _read_page("docs.html")
+_PAGE, _PAGE_HEADERS = _read_page("page.html")
 
 
 @get("/", opt=needs(), responses=PAGE_OR_JSON, security=NONE)
 async def root(request: Request[Any, Any, Any]) -> Response[Any]:
-    """What this server is, with links; HTML if the client prefers it, else JSON."""
+    """The fleet as a page, if the client prefers HTML; else what this server is, with links, in JSON."""
+    if MediaType.HTML.value in request.headers.get("accept", ""):
+        return Response(_PAGE, media_type=MediaType.HTML, headers={**_PAGE_HEADERS, "vary": "accept"})
     content = {"name": "taxiway", "about": _ABOUT}
     # without a key no version is shown: it would help to look up known vulnerabilities
     if caller_of(request.scope) is not UNAUTHENTICATED:
         content["version"] = request.app.state[VERSION]
-    if MediaType.HTML.value in request.headers.get("accept", ""):
-        return Response(_page(content), media_type=MediaType.HTML, headers=_ROOT_HEADERS)
     return Response({**content, "links": _LINKS}, headers={"vary": "accept"})
 
 
@@ -234,10 +239,3 @@ async def docs() -> Response[str]:
 
 
 ENDPOINTS = (root, docs)
-
-
-def _page(content: dict[str, str]) -> str:
-    links = "".join(f'<li><a href="{path}">{name}</a> <code>{path}</code></li>' for name, path in _LINKS.items())
-    name = html.escape(" ".join([content["name"], content.get("version", "")]).strip())
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title></head>'
-    return f"{head}<body><h1>{name}</h1><p>{_ABOUT}</p><ul>{links}</ul></body></html>"

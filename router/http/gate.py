@@ -166,8 +166,10 @@ def _here(scope: Mapping[str, Any]) -> Caller:
     Raises:
         ForbiddenError: the request comes from a web page, or names a host other than the loopback.
     """
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
     for name, value in scope["headers"]:
-        if name == b"origin" or (name == b"sec-fetch-site" and value not in _OWN_SITE):
+        other = name == b"origin" and value not in (b"http://" + host, b"https://" + host)
+        if other or (name == b"sec-fetch-site" and value not in _OWN_SITE):
             message = f"{name.decode()}: cross-site requests are refused by a router without keys"
             raise ForbiddenError(message, header=name.decode())
         if name == b"host" and not _is_own(value):
