@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import uuid
@@ -19,12 +20,12 @@ from controller.cluster import GROUP, PLURAL, VERSION, Cluster, find_access
 from controller.leader import Leader
 from controller.operator import Operator
 from controller.routers import Routers
-from tasks.telemetry import log_to_stderr
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    log_to_stderr("INFO")
+    kopf.configure(log_format=kopf.LogFormat.JSON)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     access = find_access(os.environ)
     registry = kopf.OperatorRegistry()
     running: dict[str, Any] = {}

@@ -26,4 +26,4 @@ for one in kube-apiserver kube-controller-manager kube-scheduler; do
 done
 [ -x "$tools/helm" ] || "$python" tests/cluster/fetch_helm.py "$tools" || skip "helm and kubectl cannot be fetched"
 
-TAXIWAY_KUBERNETES=$PWD/$tools exec .venv/bin/pytest tests/cluster --durations 5
+TAXIWAY_KUBERNETES=$PWD/$tools exec .venv/bin/pytest tests/cluster -n 2 --dist loadfile --durations 5

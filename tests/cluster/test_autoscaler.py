@@ -1,0 +1,68 @@
+"""The chart's HorizontalPodAutoscalers under the real controller, by the router's wish as an external metric."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.chart import FLEET, Release
+from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
+
+METRIC = "/apis/external.metrics.k8s.io/v1beta1/namespaces/scaled/wanted"
+DEFINITION: dict[str, Any] = yaml.safe_load("""
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: wanted.external.metrics.k8s.io, annotations: {api-approved.kubernetes.io: "unapproved, a test"}}
+spec:
+  group: external.metrics.k8s.io
+  scope: Namespaced
+  names: {plural: wanted, singular: wanted, kind: ExternalMetricValue, listKind: ExternalMetricValueList}
+  versions:
+    - name: v1beta1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+""")
+"""Serves what an adapter for Prometheus would; the name of a resource may have no underscore."""
+
+
+def test_an_hpa_follows_the_router_up_and_down_at_once_but_not_within_a_tenth(
+    plane: ControlPlane, kubelets: Kubelets, chart: Path
+) -> None:
+    plane.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", DEFINITION)
+    assert until(lambda: plane.get(METRIC) is not None)
+    add_node(plane, "cpu", {})
+    fleet = Release(plane, chart, "scaled")
+    hardware = {"cpu.batch": {**FLEET["hardware"]["cpu.batch"], "scaling": {"minimum": 1}}}
+    fleet.upgrade({**FLEET, "hardware": hardware}, {"autoscaler": "hpa"})
+    hpa = "/apis/autoscaling/v2beta2/namespaces/scaled/horizontalpodautoscalers/fleet-worker-cpu-batch"
+    metrics = plane.get(hpa)["spec"]["metrics"]
+    metrics[0]["external"]["metric"]["name"] = "wanted"
+    plane.patch(hpa, {"spec": {"metrics": metrics}})
+    body = {"apiVersion": "external.metrics.k8s.io/v1beta1", "kind": "ExternalMetricValue"}
+    labels = {"class": "cpu.batch", "service": "fleet-router"}
+    plane.create(METRIC, {**body, "metadata": {"name": "cpu-batch", "labels": labels}, "metricName": "wanted"})
+
+    def replicas() -> int:
+        found: int = fleet.deployment("worker-cpu-batch")["spec"]["replicas"]
+        return found
+
+    def follows(count: int) -> float:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        plane.patch(f"{METRIC}/cpu-batch", {"value": str(count), "timestamp": now})
+        began = time.monotonic()
+        assert until(lambda: replicas() == count, patience=60), plane.get(hpa)["status"]
+        return time.monotonic() - began
+
+    try:
+        took = {count: follows(count) for count in (11, 3, 12, 1)}
+        assert max(took.values()) < 60, took  # 300 s without the chart's behaviour
+        follows(11)
+        plane.patch(f"{METRIC}/cpu-batch", {"value": "12"})
+        assert not until(lambda: replicas() != 11, patience=6)
+    finally:
+        fleet.helm("uninstall")
+        plane.http.request("DELETE", API["Node"])
