@@ -242,9 +242,10 @@ def test_the_policy_uses_a_cheap_endpoint_and_leaves_an_expensive_one() -> None:
     trace = synthetic_trace("poisson:rate=1,duration=60,seed=3", model="chat")
 
     def sent(price: str) -> float:
-        fleet = parse_fleet(PROVIDER.replace("usd_per_million_output: 1.5", f"usd_per_million_output: {price}"))
+        offered = "usd_per_million_input: 0.5, usd_per_million_output: 1.5, usd_per_request: 0.0001"
+        fleet = parse_fleet(PROVIDER.replace(offered, f"usd_per_million_output: {price}"))
         run = engine("per-request", prepare(trace, fleet, seed=1))
         run.run()
         return run.pools[2].metered_requests
 
-    assert sent("0.001") > 3 * sent("500")
+    assert sent("0.001") > 2 * sent("500")
