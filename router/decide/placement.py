@@ -493,7 +493,7 @@ def _unplaceable(table: CandidateTable) -> InvalidRequestError | UnplaceableErro
     if asked and all(r.ever for r in refusals):
         field = f"inputs.{table.model.inputs[0].name}"
         text = f"{field}: expected what some variant honours, got {', '.join(asked)}: {lines}"
-        return InvalidRequestError(text, field=field, unsupported=True)
+        return InvalidRequestError(text, field=field, unsupported=True, asked=asked)
     if all(r.ever for r in refusals):
         return UnplaceableError(message, refusals=refused)
     return NoDeviceError(message, refusals=refused, retry_after=RETRY_AFTER)

@@ -37,6 +37,9 @@ def map_headers(context: HookContext, headers: dict[str, Any] | None) -> dict[st
 
 @schemathesis.hook
 def map_body(context: HookContext, body: Any) -> Any:
+    if isinstance(body, dict) and "model" in body and often(body):
+        fields = {"messages": "chat", "prompt": "generate", "input": "embed"}
+        return {**body, "model": next((model for name, model in fields.items() if name in body), "chat")}
     inputs = body.get("inputs") if isinstance(body, dict) else None
     if not isinstance(inputs, list) or not often(body):
         return body

@@ -124,6 +124,13 @@ def test_an_error_names_the_parameter_as_its_caller_knows_it(path: str, field: s
     assert said["message"] == f"{param or field}: expected this"
 
 
+def test_what_no_variant_honours_is_the_parameter() -> None:
+    field = "inputs.request"
+    error = InvalidRequestError(f"{field}: expected …", field=field, unsupported=True, asked=["tools"])
+    said = json.loads(content(error, "/v1/chat/completions"))["error"]
+    assert (said["param"], said["code"]) == ("tools", "unsupported_parameter")
+
+
 def test_a_spent_budget_is_openais_quota() -> None:
     said = json.loads(content(OverloadedError("spent", tenant="lab"), "/v1/embeddings"))["error"]
     assert (said["type"], said["code"]) == ("insufficient_quota", "insufficient_quota")

@@ -111,6 +111,9 @@ def param_of(error: TaxiwayError, path: str) -> str | None:
     """The parameter that an error names, as the caller of `path` knows it."""
     if isinstance(error, UnknownModelError):
         return "model"
+    asked = error.details.get("asked")  # what no variant honours
+    if asked:
+        return str(asked[0])
     field = str(error.details.get("field", ""))
     if not field or field == "body":
         return None
