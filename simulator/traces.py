@@ -141,6 +141,19 @@ class _Rows:
         self.tenant.append(self.tenants.setdefault(row.get("tenant", ""), len(self.tenants)))
 
 
+def windows_of(trace: Trace, *, count: int, each: float) -> list[Trace]:
+    """`count` windows of `each` seconds, spread evenly over a trace. Each begins at 0; empty ones are left out."""
+    stratum = float(trace.arrival[-1]) / count
+    found = []
+    for number in range(count):
+        begin = number * stratum + (stratum - each) / 2
+        first, last = np.searchsorted(trace.arrival, (begin, begin + each))
+        if last > first:
+            part = trace.part(slice(first, last))
+            found.append(replace(part, arrival=part.arrival - begin))
+    return found
+
+
 def joined(traces: Sequence[Trace]) -> Trace:
     """All requests of several traces that start together; tenants of different traces stay distinct only by name."""
     models = tuple(dict.fromkeys(name for trace in traces for name in trace.models))

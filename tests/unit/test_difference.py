@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import StringIO
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,8 @@ from rich.console import Console
 from simulator.engine import Summary, simulate
 from simulator.fleet import SERVICES, parse_fleet
 from simulator.policies.taxiway import Taxiway
-from simulator.reports import Comparison, compared, difference_table
-from simulator.traces import synthetic_trace
+from simulator.reports import Comparison, compared, difference_table, sample_line, sampled
+from simulator.traces import synthetic_trace, windows_of
 from simulator.workload import prepare
 
 FLEET = """
@@ -82,3 +83,40 @@ def test_the_table_has_signs_and_a_dash_for_what_is_absent() -> None:
     assert "cost $2.00 $1.00 -$1.00" in lines
     assert "cost of a $2.00 – -$2.00" in lines
     assert "cost of b – $1.00 +$1.00" in lines
+
+
+@given(count=st.integers(2, 9), each=st.floats(1, 6))
+def test_windows_lie_apart_within_the_trace_and_begin_at_0(count: int, each: float) -> None:
+    trace = synthetic_trace("poisson:rate=20,duration=60,size=1,output=0,seed=1", model="m")
+    windows = windows_of(trace, count=count, each=each)
+    assert len(windows) <= count
+    assert all(window.arrival[0] >= 0 and window.arrival[-1] <= each for window in windows)
+    assert sum(map(len, windows)) == pytest.approx(len(trace) * count * each / 60, rel=0.5)
+
+
+def part(live: float, cost: float) -> Summary:
+    none = dict.fromkeys(SERVICES)
+    shares = {**none, "live": live}
+    return Summary(policy="a", requests=1, attainment=shares, cost_usd=cost, score=cost, usd_by_class={"cpu": cost})
+
+
+def test_windows_are_scaled_to_the_whole_and_shares_weigh_by_requests() -> None:
+    asked = np.array([[30, 0, 0], [10, 0, 0]])
+    runs = [(part(1.0, 2.0), part(1.0, 1.0)), (part(0.0, 2.0), part(1.0, 1.0))]
+    found = sampled(runs, asked, count=4, each=10, of=400)  # two windows were empty
+    assert (found.old.attainment["live"], found.new.attainment["live"]) == (0.75, 1.0)
+    assert (found.old.cost_usd, found.new.usd_by_class["cpu"]) == (40.0, 20.0)
+    assert found.difference.cost_usd == -20.0
+    assert found.sample is not None
+    deviation = np.std([-1, -1, 0, 0], ddof=1)
+    assert found.sample.error.cost_usd == pytest.approx(2 * np.sqrt(0.9) * 10 * np.sqrt(4) * deviation)
+    assert "±" in shown(found)[1]
+    assert sample_line(found.sample).startswith("4 windows of 10 s of 0.1 h were replayed")
+
+
+def test_what_does_not_differ_between_windows_has_no_error() -> None:
+    found = sampled([(part(1.0, 2.0), part(1.0, 3.0))] * 3, np.array([[5, 0, 0]] * 3), count=3, each=10, of=300)
+    assert found.sample is not None
+    assert found.sample.error.cost_usd == pytest.approx(0)
+    assert found.difference.cost_usd == pytest.approx(30)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
