@@ -72,6 +72,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `load` is the seconds until a cold variant is ready, `memory` the bytes that it then holds, `peak` the most that it
     held after a batch, `disturbed` the share of the timed seconds in which other processes used the processor.
+    Endpoints have `prompt_step` and `prompt_slope` for the tokens of prompts (`catalogue.Profile`).
     """
 
     date: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
@@ -83,6 +84,8 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     step: Seconds = 0.0
     slope: Seconds
     floor: Seconds = 0.0
+    prompt_step: Seconds | None = None
+    prompt_slope: Seconds | None = None
     residual: Residuals
     disturbed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     points: tuple[Point, ...] = ()
@@ -90,7 +93,15 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def profile(self) -> Profile:
         """The curve, as placement reads it."""
-        return Profile(base=self.base, step=self.step, slope=self.slope, floor=self.floor, load=self.load)
+        return Profile(
+            base=self.base,
+            step=self.step,
+            slope=self.slope,
+            floor=self.floor,
+            load=self.load,
+            prompt_step=self.prompt_step,
+            prompt_slope=self.prompt_slope,
+        )
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -248,11 +259,12 @@ def render_profile(profile: DeviceProfile) -> str:
 
 
 def _variant_lines(variant: Measurement) -> list[str]:
-    fitted = ("base", "step", "slope", "floor")
+    fitted = ("base", "step", "slope", "floor", "prompt_step", "prompt_slope")
     lines = [f"date: {_quoted(variant.date)}"]
     lines += [f"packages: {_flow(variant.packages)}"] if variant.packages else []
     lines += [f"{name}: {_number(getattr(variant, name))}" for name in ("load", "memory", "peak", "disturbed")]
-    lines += [f"{name}: {_number(getattr(variant, name))}" for name in fitted]
+    given = [name for name in fitted if getattr(variant, name) is not None]
+    lines += [f"{name}: {_number(getattr(variant, name))}" for name in given]
     lines.append(f"residual: {_flow(msgspec.structs.asdict(variant.residual))}")
     if variant.points:
         lines += ["points: # rows, mean size, median seconds"]

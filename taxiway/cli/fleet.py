@@ -150,6 +150,7 @@ def keys(arguments: tuple[str, ...]) -> None:
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated [all].")
 @click.option("--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; may be repeated [all].")
 @click.option("--device", default="cpu:0", metavar="DEVICE", help="cpu:0, cuda:0 or tpu:0.", show_default=True)
+@click.option("--endpoint", metavar="CLASS", help="Measure the endpoint of a class, not this machine.")
 @click.option("--quick", is_flag=True, help="About 12 seconds per variant instead of 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--output", metavar="DIR", help="Models folder to write to [the checkout's models/].")
@@ -157,6 +158,7 @@ def profile(
     models: Sequence[str],
     variants: Sequence[str],
     device: str,
+    endpoint: str | None,
     *,
     quick: bool,
     as_json: bool,
@@ -169,6 +171,7 @@ def profile(
     flags = {"--quick": quick, "--json": as_json}
     arguments = [flag for flag, wanted in flags.items() if wanted]
     arguments += [*pairs("--model", models), *pairs("--variant", variants), "--device", device]
+    arguments += pairs("--endpoint", [endpoint] if endpoint else [])
     become("workers.profiling", [*arguments, *pairs("--output", [output] if output else [])], verb="profile")
 
 

@@ -25,7 +25,8 @@ from tasks.settings import TREE, models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
 from taxiway.cli.fleet import shown_as
 from taxiway.errors import ModelUnavailableError, UnknownModelError
-from workers.device import Device, DeviceMissingError, find_device
+from workers.device import Device, DeviceMissingError, endpoint_device, find_device
+from workers.profiling.endpoint import QUICK_ROUNDS, ROUNDS, measure_endpoint
 from workers.profiling.measure import ProgressMessage, bench_class
 from workers.profiling.report import Outcome, show, write
 
@@ -113,7 +114,16 @@ _KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda"
 @click.command()
 @click.option("--model", "names", multiple=True, metavar="NAME", help="Model to measure; may be repeated [all].")
 @click.option("--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; may be repeated [all].")
-@click.option("--device", default="cpu:0", metavar="DEVICE", help="cpu:0, cuda:0 or tpu:0.", show_default=True)
+@click.option(
+    "--device",
+    default="cpu:0",
+    metavar="DEVICE",
+    help="cpu:0, cuda:0 or tpu:0; with --endpoint its replica, such as endpoint:1.",
+    show_default=True,
+)
+@click.option(
+    "--endpoint", "endpoint_class", metavar="CLASS", help="Measure the endpoint of a class, not this machine."
+)
 @click.option("--quick", is_flag=True, help="About 12 seconds a variant instead of 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the models [models/].")
@@ -121,6 +131,7 @@ def main(
     names: Sequence[str],
     variants: Sequence[str],
     device: str,
+    endpoint_class: str | None,
     *,
     quick: bool,
     as_json: bool,
@@ -133,14 +144,16 @@ def main(
     root = models_folder(os.environ).absolute()
     console = Console(stderr=True)
     try:
-        found = find_device(bench_class(_kind(device)), device, emulate=False)
         models = _chosen(load_catalogue(root), names)
-        tasks = _tasks(models, variants, found, root, quick=quick)
+        if endpoint_class is not None:
+            found, outcomes = _on_endpoint(endpoint_class, device, models, variants, quick=quick)
+        else:
+            found = find_device(bench_class(_kind(device)), device, emulate=False)
+            outcomes = run_all(_tasks(models, variants, found, root, quick=quick), console)
     except (DocumentError, ModelUnavailableError, UnknownModelError, click.BadParameter) as error:
         raise SystemExit(_fail(console, str(error), USAGE)) from error
     except DeviceMissingError as error:
         raise SystemExit(_fail(console, str(error), MISSING)) from error
-    outcomes = run_all(tasks, console)
     processor = Processor(kind=found.kind, name=found.name)
     files = write(outcomes, processor, output or root)
     if as_json:
@@ -148,6 +161,24 @@ def main(
     else:
         show(outcomes, files, processor, Console(width=None if sys.stdout.isatty() else 120))
     sys.exit(FAILED if any(outcome.error for outcome in outcomes) else 0)
+
+
+def _on_endpoint(
+    name: str, device: str, models: Sequence[Model], variants: Sequence[str], *, quick: bool
+) -> tuple[Device, list[Outcome]]:
+    """A replica of the class's endpoint, and what was measured there.
+
+    Raises:
+        BadParameter: the class has no endpoint.
+    """
+    hardware = load_topology(queues_file(os.environ)).hardware.get(name)
+    if hardware is None or hardware.endpoint is None:
+        raise click.BadParameter(f"--endpoint: expected a class with an endpoint, got {name!r}")
+    endpoint = hardware.endpoint
+    found = endpoint_device(endpoint, device if device.startswith("endpoint:") else "endpoint:0")
+    key = os.environ.get(endpoint.key_env, "") if endpoint.key_env else ""
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    return found, measure_endpoint(endpoint, found, key, models, variants, rounds=rounds)
 
 
 def _kind(device: str) -> Literal["cpu", "cuda", "tpu"]:
