@@ -189,10 +189,37 @@ def test_the_fleets_own_test_is_a_pod_that_succeeds(on_gke: Release) -> None:
     assert "Succeeded" in on_gke.helm("test", "--timeout", "30s")
 
 
-def test_server_side_apply_takes_every_manifest(plane: ControlPlane, chart: Path, nodes: None, tmp_path: Path) -> None:
+OTHERS = (
+    ("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects"),
+    ("keda.sh", "v1alpha1", "TriggerAuthentication", "triggerauthentications"),
+    ("monitoring.coreos.com", "v1", "ServiceMonitor", "servicemonitors"),
+)
+"""Resources of KEDA and of the Prometheus operator, which define what is in them."""
+
+
+def define(plane: ControlPlane, group: str, version: str, kind: str, plural: str) -> None:
+    anything = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    body = {
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group, "scope": "Namespaced", "names": {"kind": kind, "plural": plural},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": anything}],
+        },
+    }  # fmt: skip
+    plane.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body)
+    assert until(lambda: plane.get(f"/apis/{group}/{version}/{plural}") is not None)
+
+
+def test_server_side_apply_takes_every_manifest_again_and_again(
+    plane: ControlPlane, chart: Path, nodes: None, tmp_path: Path
+) -> None:
+    for one in OTHERS:
+        define(plane, *one)
     values = tmp_path / "values.yaml"
-    values.write_text(yaml.safe_dump({**FLEET, **values_for("gke")}))
+    more = {"autoscaler": "keda", "metrics": {"serviceMonitor": True, "dashboard": True}}
+    values.write_text(yaml.safe_dump({**FLEET, **values_for("gke"), **more}))
     manifests = plane.tool("helm", "template", "applied", str(chart), "--namespace", "default", "--values", str(values))
     for _ in range(2):
         plane.tool("kubectl", "apply", "--server-side", "--filename", "-", stdin=manifests)
+    assert len(plane.items("/apis/keda.sh/v1alpha1/scaledobjects")) == 3
     plane.tool("kubectl", "delete", "--wait=false", "--filename", "-", stdin=manifests)
