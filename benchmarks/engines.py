@@ -56,7 +56,7 @@ PROBES = 200
 
 LLAMA_PROBES, WARM = 40, 5
 
-CALLERS, LLAMA_SLOTS, ROUNDS = 16, 16, 3
+CALLERS, LLAMA_SLOTS, ROUNDS = 16, 16, 2
 
 Ask = Callable[[str, int], AsyncIterator[str]]
 """Asks with a prompt and the most tokens; yields the text as it comes."""
@@ -100,7 +100,7 @@ def _chat(text: str, tokens: int) -> dict[str, Any]:
 async def first_tokens(url: str, name: str, doors: Doors, prompt: str, probes: int) -> None:
     """The time to the first token: of the engine alone, and what each door adds. The three are asked in turn."""
     times: dict[str, list[float]] = {"alone": [], "broker": [], "http": []}
-    async with aiohttp.ClientSession() as session, AsyncClient(doors.broker) as broker, AsyncClient(doors.http) as http:
+    async with _direct_session() as session, AsyncClient(doors.broker) as broker, AsyncClient(doors.http) as http:
         asks: dict[str, Ask] = {
             "alone": lambda text, most: _direct(session, url, name, text, most),
             "broker": lambda text, most: _through(broker, text, most),
@@ -188,13 +188,13 @@ def _llama(folder: Path) -> None:
         llama_server(store.path(model, "weights"), LLAMA_SLOTS) as url,
         _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as doors,
     ):
-        uvloop.run(first_tokens(f"{url}/v1", NAME, doors, "Say", LLAMA_PROBES))
         uvloop.run(_compare(f"{url}/v1", doors))
+        uvloop.run(first_tokens(f"{url}/v1", NAME, doors, "Say", LLAMA_PROBES))
 
 
 async def _compare(url: str, doors: Doors) -> None:
     alone, behind = [], []
-    async with aiohttp.ClientSession() as session, AsyncClient(doors.broker) as client:
+    async with _direct_session() as session, AsyncClient(doors.broker) as client:
         for _ in range(ROUNDS):
             alone.append(await _rate(lambda text, most: _direct(session, url, NAME, text, most)))
             behind.append(await _rate(lambda text, most: _through(client, text, most)))
@@ -220,6 +220,11 @@ async def _rate(ask: Ask) -> float:
 
 async def _drained(texts: AsyncIterator[str]) -> int:
     return sum([1 async for text in texts if text])
+
+
+def _direct_session() -> aiohttp.ClientSession:
+    """Connections to the engine that are closed here before it closes them."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2))
 
 
 async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str, most: int) -> AsyncIterator[str]:
