@@ -138,9 +138,11 @@ async def busy_slots(doors: Doors) -> None:
         await asyncio.gather(*(_drained(_through(client, words, 100)) for _ in range(SLOTS)))
         seconds = time.perf_counter() - began
         tokens = SLOTS * 100
-        spent = [(cpu_seconds(worker) - before[0]) / tokens, (cpu_seconds(router) - before[1]) / tokens]
+        spent = [
+            1e6 * (now - then) / tokens for now, then in zip(map(cpu_seconds, (worker, router)), before, strict=True)
+        ]
     more = {"router": spent[1], "tokens_a_second": tokens / seconds, "memory": psutil.Process(worker).memory_info().rss}
-    say(answer(f"CPU seconds of the worker for each token, {SLOTS} slots busy", [spent[0]], **more))
+    say(answer(f"microseconds of the worker's CPU for each token, {SLOTS} slots busy", [spent[0]], **more))
 
 
 async def aborted(engine: Engine, doors: Doors, jobs: int) -> None:

@@ -101,6 +101,7 @@ class Engine:
         try:
             telling = asyncio.ensure_future(self._tell(words, writer))
             hearing = asyncio.ensure_future(reader.read(1))
+            hearing.add_done_callback(lambda heard: heard.cancelled() or heard.exception())  # a broken connection
             await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
             if not telling.done():
                 self.aborts[prompt] = time.monotonic()
