@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from router.access import Key, digest_of
 from router.keys_file import write_keys
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
+from tests.routing import eventually
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "reader", "slow")}
@@ -30,7 +32,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
     ]
     write_keys(folder / "keys", keys)
     queues = QUEUES + "tenants: {{slow: {{requests_per_second: 0.5}}}}\n"
-    with openai_fleet(folder, ["--keys", str(folder / "keys")], queues, SECRETS["lab"]) as fleet:
+    with openai_fleet(
+        folder, ["--keys", str(folder / "keys"), "--files", str(folder / "files")], queues, SECRETS["lab"]
+    ) as fleet:
         yield fleet
 
 
@@ -70,6 +74,31 @@ def test_one_key_of_two_tenants_names_two_jobs(fleet: OpenAIFleet) -> None:
             )
             jobs.add(answer._request_id)
     assert len(jobs) == 2
+
+
+def test_files_and_batches_of_another_tenant_do_not_exist(fleet: OpenAIFleet) -> None:
+    body = {"model": "vector", "input": "a"}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": body}
+    with client(fleet, "lab") as lab, client(fleet, "shop") as shop:
+        file = lab.files.create(file=("l.jsonl", json.dumps(line).encode()), purpose="batch")
+        asked: Any = {"endpoint": "/v1/embeddings", "completion_window": "24h", "input_file_id": file.id}
+        batch = lab.batches.create(**asked)
+        calls: list[Callable[[], Any]] = [
+            lambda: shop.files.retrieve(file.id),
+            lambda: shop.files.content(file.id),
+            lambda: shop.files.delete(file.id),
+            lambda: shop.batches.create(**asked),
+            lambda: shop.batches.retrieve(batch.id),
+            lambda: shop.batches.cancel(batch.id),
+        ]
+        for call in calls:
+            with pytest.raises(openai.NotFoundError):
+                call()
+        assert (shop.files.list().data, shop.batches.list().data) == ([], [])
+        done = eventually(lambda: [b for b in lab.batches.list().data if b.status == "completed"], within=30)
+        with pytest.raises(openai.NotFoundError):
+            shop.files.content(str(done[0].output_file_id))
+        assert lab.files.content(str(done[0].output_file_id)).text.count("\n") == 1
 
 
 def test_a_rate_limit_is_told_in_openais_headers_and_the_sdk_waits_as_told(fleet: OpenAIFleet) -> None:
