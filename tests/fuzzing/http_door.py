@@ -85,7 +85,9 @@ def _fleet(folder: Path, secret: str, log: Path) -> Iterator[RouterProcess]:
         named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)}
         settings = settings_from(named | {"TAXIWAY_QUEUES": str(folder / "queues.yaml")})
         with (
-            router_process(settings, logged, ["--keys", str(folder / "keys"), "--log", "WARNING"]) as router,
+            router_process(
+                settings, logged, ["--keys", str(folder / "keys"), "--files", str(folder / "files"), "--log", "WARNING"]
+            ) as router,
             worker_process(settings, "--device", "cpu:0", log=subprocess.DEVNULL),
         ):
             yield router
