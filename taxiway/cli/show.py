@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport
+from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport, Tokens
 
 _LONGEST = 8
 """Maximum numbers shown of a list."""
@@ -41,10 +41,16 @@ def report_line(report: RunReport) -> str:
         device,
         f"waited {duration(report.queue_wait)}",
         f"ran {duration(report.run_time)} in a batch of {report.batch}",
+        *([] if report.tokens is None else [_tokens(report.tokens)]),
         f"${report.cost:.3g}",
         report.reason,
     ]
     return " · ".join(parts)
+
+
+def _tokens(tokens: Tokens) -> str:
+    cached = f" ({tokens.cached} cached)" if tokens.cached else ""
+    return f"{tokens.input} tokens in{cached}, {tokens.output} out"
 
 
 def duration(seconds: float) -> str:

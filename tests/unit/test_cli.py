@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from taxiway.cli import COMMANDS, EXIT_CODES, exit_code, hint_for
@@ -20,7 +21,7 @@ from taxiway.cli.show import (
     show_result,
     show_status,
 )
-from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
+from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport, Tokens
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
 from tests.command_line import CommandLine
 
@@ -240,3 +241,8 @@ def test_the_key_goes_to_routers_alone() -> None:
 
     assert key_for("http://router", environment) == key_for("https://router", environment) == "taxiway_one"
     assert key_for("redis://broker", environment) is key_for("http://router", {}) is None
+
+
+def test_a_report_tells_the_tokens_that_an_endpoint_counted() -> None:
+    report = msgspec.structs.replace(REPORT, tokens=Tokens(12, 4, 3), cost=0.25)
+    assert "12 tokens in (4 cached), 3 out · $0.25" in report_line(report)
