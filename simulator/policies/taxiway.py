@@ -336,10 +336,9 @@ class Tuned(Taxiway):
             spent = sum(pool.spent(now) for pool in pools)
             self._trim, self._trust, self._judged = True, Trust(), Judged(now, spent)
             self._handed_over = max((move.latest for move in decision.moves.values()), default=now)
-        on = decision.begin if decision.adopted else decision.devices
-        for pool, rule, least, devices in zip(pools, decision.assignment.rules, decision.devices, on, strict=True):
-            pool.follow(rule, least)
-            for _ in range(min(max(devices, least), pool.available) - pool.powered):
+        for pool, rule, devices in zip(pools, decision.assignment.rules, decision.devices, strict=True):
+            pool.follow(rule, devices)
+            for _ in range(min(devices, pool.available) - pool.powered):
                 pool.switch_on(now, after=pool.start)
 
 

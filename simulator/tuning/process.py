@@ -36,7 +36,7 @@ from taxiway.valkey.connection import Connections
 FEWEST = 30
 """Fewer arrivals than this in the window say nothing about what comes."""
 
-CPU = 16.0
+CPU = 8.0
 """Seconds of processor time of one tuning: its plays are fewer if the last ones took longer."""
 
 LEASE = 120.0

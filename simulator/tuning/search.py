@@ -16,7 +16,7 @@ from router.decide.scaling_rule import TARGET, Density, Depth, ScalingRule
 from simulator.fleet import Fleet
 from simulator.policies import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.estimate import Estimate
-from simulator.tuning.twin import Played, Twin, Window, starving
+from simulator.tuning.twin import HOPELESS, Played, Twin, Window, starving
 from simulator.workload import figures_of
 
 RULES: tuple[ScalingRule, ...] = (
@@ -27,6 +27,9 @@ RULES: tuple[ScalingRule, ...] = (
 
 Targets over 1 are for generating models: their work counts by a high quantile of answers' lengths and in batches of
 eight, so a device in full batches can do twice as much."""
+
+ROUGH = 1.4
+"""A contender's play ends early if it is this many times worse than the best one's: descents gain less."""
 
 BETTER = 0.997
 """A step is taken if the score falls to this share: plays differ by a tenth of a per cent for no reason."""
@@ -85,7 +88,7 @@ class Search:
         """
         found = [*([former] if former is not None else []), *known, *self.estimated()]
         unlike = {assignment.key: assignment for assignment in found}
-        contenders = sorted(unlike.values(), key=lambda contender: self._play(contender).score)[:CONTENDERS]
+        contenders = self._ranked(list(unlike.values()))[:CONTENDERS]
         for contender in contenders:
             self.descend(contender, SHORT * plays)
         contenders.sort(key=lambda contender: self._lowest[contender.key][0])
@@ -94,6 +97,15 @@ class Search:
         before = self._play(former).score if former is not None else math.inf
         good = {end.key: end for end in (assignment, *ends[1:])}
         return Found(assignment, score, before, tuple(good.values()))
+
+    def _ranked(self, contenders: Sequence[Assignment]) -> list[Assignment]:
+        """The contenders by their scores, best first; those that no descent will make good are played in part."""
+        best: Played | None = None
+        for contender in contenders:
+            played = self._play(contender, best, ROUGH)
+            if best is None or played.score < best.score:
+                best = played
+        return sorted(contenders, key=lambda contender: self._played[contender.key].score)
 
     def estimated(self) -> list[Assignment]:
         """The assignments that estimates find cheapest, best first: local minima, as classes are closed."""
@@ -154,11 +166,11 @@ class Search:
         self._lowest[start.key] = (played.score, assignment)
         return self._lowest[start.key]
 
-    def _play(self, assignment: Assignment, best: Played | None = None) -> Played:
+    def _play(self, assignment: Assignment, best: Played | None = None, hopeless: float = HOPELESS) -> Played:
         """Play an assignment: once, unless the play ended early and its end is needed."""
         known = self._played.get(assignment.key)
         if known is None or (best is None and known.score == math.inf):
-            known = self._played[assignment.key] = self._twin.play(assignment, best)
+            known = self._played[assignment.key] = self._twin.play(assignment, best, hopeless)
             self._progress(self._twin.plays)
         return known
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from simulator.fleet import Fleet
 from simulator.policies import Assignment, Cell
-from simulator.tuning.search import CONTENDERS, Search
+from simulator.tuning.search import Search
 from simulator.tuning.twin import Conditions, Twin, Window
 
 PERIOD = 120.0
@@ -22,8 +22,8 @@ FIRST = 45.0
 """Seconds of arrivals before the first plan, where nothing was recorded earlier. It is tuned again when twice as much
 is known, until that takes a period."""
 
-PLAYED, PLAYS = 360_000, 200
-"""Arrivals that one tuning plays, about 8 s of processor time; and its plays at most, where windows are short."""
+PLAYED, PLAYS = 300_000, 200
+"""Arrivals that one search plays, about 7 s of processor time; and its plays at most, where windows are short."""
 
 LEAST = 225.0
 """Seconds of arrivals that are played at least: shorter windows are followed by arrivals drawn from them, so that a
@@ -70,8 +70,9 @@ class Move:
 class Decision:
     """What a tuning found. `assignment` is the one to follow, `devices` what it needs at least, by class.
 
-    `begin` is how many devices would be on by now if it had been followed, by class. `before` and `after` are scores in
-    US dollars an hour on arrivals that were not searched on. `moves` are the handovers of an adopted assignment.
+    `begin` is how many devices would be on by now if it had been followed, by class: others are let go, but none is
+    started for what is over. `before` and `after` are scores in US dollars an hour, those of an adopted assignment on
+    arrivals that were not searched on. `moves` are its handovers.
     """
 
     assignment: Assignment
@@ -108,8 +109,22 @@ class Watch:
 
 
 def plays_for(window: Window) -> int:
-    """Plays of a tuning on this window, without those that compare plans."""
-    return min(PLAYS, max(PLAYED // max(len(window.jobs), 1) - DRAWS * (CONTENDERS + 1), 1))
+    """Plays of a search on this window."""
+    return min(PLAYS, max(PLAYED // max(len(window.jobs), 1), 1))
+
+
+def _compared(
+    former: Assignment | None, good: Sequence[Assignment], twins: Sequence[Twin]
+) -> tuple[Assignment, float, float, bool]:
+    """The best of these on windows that were not searched on, the former one's score and its, and whether to adopt it.
+
+    It must be clearly better on each window.
+    """
+    scores = {found: [twin.play(found).score for twin in twins] for found in good}
+    best = min(good, key=lambda found: fmean(scores[found]))
+    before = [twin.play(former).score if former is not None else math.inf for twin in twins]
+    clearly = all(new < old * (1 - HYSTERESIS) for new, old in zip(scores[best], before, strict=True))
+    return best, fmean(before), fmean(scores[best]), clearly
 
 
 class Tuner:
@@ -145,21 +160,19 @@ class Tuner:
         search = Search(twin, seed)
         former = self.assignment
         found = search.find(former, plays_for(window) if plays is None else plays, self.good)
-        twins = [Twin(self._fleet, window.redrawn(seed + draw), fleet_now) for draw in range(DRAWS)]
-        scores = {good: [other.play(good).score for other in twins] for good in found.good}
-        best = min(found.good, key=lambda good: fmean(scores[good]))
         self.good = found.good
-        before = [other.play(former).score for other in twins] if former is not None else [math.inf] * DRAWS
-        adopted = former is None or all(
-            new < old * (1 - HYSTERESIS) for new, old in zip(scores[best], before, strict=True)
-        )
+        best, before, after, adopted = found.assignment, found.before, found.score, False
+        twins = list[Twin]()
+        if found.score < found.before * (1 - HYSTERESIS):
+            twins = [Twin(self._fleet, window.redrawn(seed + draw), fleet_now) for draw in range(DRAWS)]
+            best, before, after, adopted = _compared(former, found.good, twins)
         if adopted:
             self.assignment = best
         chosen = self.assignment or best
         devices, begin = tuple(twin.devices(chosen)), twin.play(chosen).powered
-        moves = self._moves(former, chosen, begin, now) if adopted else {}
+        moves = self._moves(former, chosen, devices, now) if adopted else {}
         used = twin.plays + sum(other.plays for other in twins)
-        return Decision(chosen, adopted, devices, begin, fmean(before), fmean(scores[best]), used, moves)
+        return Decision(chosen, adopted, devices, begin, before, after, used, moves)
 
     def _moves(
         self, former: Assignment | None, new: Assignment, devices: Sequence[int], now: float

@@ -128,7 +128,7 @@ CHECKS = (0.25, 0.5, 0.75)
 """Shares of a window at which a play is compared with the best one so far."""
 
 HOPELESS = 1.1
-"""A play ends early if its cost and penalties by then are this many times the best one's."""
+"""A play ends early if its cost and penalties by then are this many times those of the assignment to improve."""
 
 
 class Played(NamedTuple):
@@ -172,8 +172,11 @@ class Twin:
             needed.append(min(device.count, self.conditions.available[place], max(device.minimum, count)))
         return needed
 
-    def play(self, assignment: Assignment, best: Played | None = None) -> Played:
-        """Play the window from the devices that the assignment needs; end early if it is much worse than `best`."""
+    def play(self, assignment: Assignment, best: Played | None = None, hopeless: float = HOPELESS) -> Played:
+        """Play the window from the devices that the assignment needs.
+
+        It ends early once its cost and penalties are `hopeless` times those of `best`.
+        """
         devices = self.devices(assignment)
         classes = {
             name: msgspec.structs.replace(device, initial=count, failures_per_hour=0.0, reclaims_per_hour=0.0)
@@ -190,7 +193,7 @@ class Twin:
             until = check * span
             replay.play(self.window.jobs, until)
             partial.append(replay.cost() + starts * span / LIFE + self._missed(replay, until))
-            if best is not None and partial[-1] > HOPELESS * best.partial[number]:
+            if best is not None and partial[-1] > hopeless * best.partial[number]:
                 self.plays += check
                 return Played(math.inf, replay.outcome.in_time(workload), partial)
         self.plays += 1

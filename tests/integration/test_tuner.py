@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import msgspec
@@ -21,8 +21,10 @@ from broker.valkey.leader import plan_call, tune_call
 from router.decide.plan import Plan, Tuned, parse_plan
 from router.history.columns import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.history.reader import LAG
-from simulator.tuning.process import LEASE
+from simulator.tuning.process import LEASE, FleetTuner
+from simulator.tuning.trust import PERIODS, Judged, Trust
 from tasks.settings import TREE, Settings
+from tasks.topology import load_topology
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
 from tests.routing import EchoDevice, eventually
 
@@ -110,6 +112,20 @@ def test_without_arrivals_there_is_no_plan(settings: Settings, store: Any, devic
     told = tune(settings)
     assert told["why"] == "too few arrivals are recorded: 0 in 0 s"
     assert store.get(PLAN) is None
+
+
+def test_a_plan_that_does_not_keep_what_it_promised_is_removed(settings: Settings, store: Any, devices: None) -> None:
+    record(store)
+    with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
+        assert tuner.due()
+        assert tuner.tune(dry_run=False)[1] is not None
+        assert not tuner.due()
+        tuner._trust, tuner._judged = Trust(PERIODS), Judged()
+        told, plan = tuner.tune(dry_run=False)
+        assert plan is None
+        assert "worse than predicted" in told.why
+        assert store.get(PLAN) == b""
+        assert not tuner.due()
 
 
 def test_a_plan_is_replaced_only_if_it_is_the_one_that_was_read(store: Any) -> None:
