@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,11 @@ async def first_tokens(url: str, name: str, doors: Doors, prompt: str, probes: i
             "broker": lambda text, most: _through(broker, text, most),
             "http": lambda text, most: _through(http, text, most),
         }
-        for number in range(-WARM, probes):
-            for turn in range(len(asks)):
-                way = [*asks][(number + turn) % len(asks)]
-                taken = await _first(asks[way], f"{prompt} {way} {number}")  # engines keep what they read of a prompt
-                if number >= 0:
-                    times[way].append(taken)
+        for number, turn in product(range(-WARM, probes), range(len(asks))):
+            way = [*asks][(number + turn) % len(asks)]
+            taken = await _first(asks[way], f"{prompt} {way} {number}")  # engines keep what they read of a prompt
+            if number >= 0:
+                times[way].append(taken)
     alone = percentile(times["alone"], 50)
     for door in ("broker", "http"):
         added = [with_fleet - without for with_fleet, without in zip(times[door], times["alone"], strict=True)]
@@ -233,9 +233,8 @@ async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str
     asked = _chat(text, most) | {"model": name, "stream": True}
     async with session.post(f"{url}/chat/completions", json=asked) as response:
         async for line in response.content:
-            if line.startswith(b"data: {"):
-                for choice in msgspec.json.decode(line[6:])["choices"]:
-                    yield choice["delta"].get("content") or ""
+            for choice in msgspec.json.decode(line[6:])["choices"] if line.startswith(b"data: {") else ():
+                yield choice["delta"].get("content") or ""
 
 
 async def _through(client: AsyncClient, text: str, most: int) -> AsyncIterator[str]:

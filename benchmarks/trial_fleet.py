@@ -298,10 +298,7 @@ def main() -> None:
                 shown = bar.add_task(f"{name}, seed {seed}", total=given.seconds + given.warm)
                 progress = partial(_advance, bar, shown)
                 runs.append(run(side(name, requests(given.seconds, seed), topology), scene, topology, progress))
-                if given.json:
-                    line = {**msgspec.to_builtins(runs[-1]), **machine()}
-                    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-                    sys.stdout.flush()
+                _say(runs[-1], given.json)
     if not given.json:
         Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
     console.print(verdict(runs))
@@ -309,6 +306,12 @@ def main() -> None:
     panel = Panel("Score", "USD", bars, "Cost and penalties: lower is better.")
     about = f"{given.seconds:g} s after {given.warm:g} s, seeds {given.seeds}, commit {machine()['commit']}"
     write_chart(given.chart, "A real autoscaled fleet under a plan and under static splits", about, [panel])
+
+
+def _say(made: Run, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(msgspec.json.encode({**msgspec.to_builtins(made), **machine()}).decode() + "\n")
+        sys.stdout.flush()
 
 
 def _advance(bar: Progress, shown: TaskID, done: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import kopf
 
-from controller.cluster import GROUP, PLURAL, VERSION, Cluster, find_access
+from controller.cluster import GROUP, PLURAL, VERSION, Access, Cluster, find_access
 from controller.leader import Leader
 from controller.operator import Operator
 from controller.routers import Routers
@@ -32,20 +32,14 @@ def main() -> None:
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
-        """How kopf itself watches."""
-        authorities = None if access.authorities is None else str(access.authorities)
-        return kopf.ConnectionInfo(
-            server=access.server, token=access.token, ca_path=authorities, insecure=access.insecure
-        )
+        return _connection(access)
 
     @kopf.on.startup(registry=registry)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.scanning.disabled = True  # the definition is there, and nothing else is watched
         settings.posting.enabled = False
         cluster, routers = Cluster(access), Routers(os.environ.get("TAXIWAY_SCALING_KEY", ""))
-        name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        leader = Leader(cluster, os.environ.get("TAXIWAY_LEASE", "taxiway-controller"), name)
-        operator = Operator(cluster, routers, leader)
+        operator = Operator(cluster, routers, _leader(cluster))
         running.update(operator=operator, task=asyncio.create_task(operator.run()), open=(cluster, routers))
 
     @kopf.on.cleanup(registry=registry)
@@ -70,6 +64,17 @@ def main() -> None:
         namespace=access.namespace,
         liveness_endpoint=os.environ.get("TAXIWAY_LIVENESS") or None,
     )
+
+
+def _connection(access: Access) -> kopf.ConnectionInfo:
+    """How kopf itself watches."""
+    authorities = None if access.authorities is None else str(access.authorities)
+    return kopf.ConnectionInfo(server=access.server, token=access.token, ca_path=authorities, insecure=access.insecure)
+
+
+def _leader(cluster: Cluster) -> Leader:
+    name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    return Leader(cluster, os.environ.get("TAXIWAY_LEASE", "taxiway-controller"), name)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def figures_of(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures, Fig
 
 
 def barred(trace: Trace, fleet: Fleet) -> Column:
-    """Which requests may not run on which classes, whoever decides; shape (n, classes)."""
+    """Which requests may not run on which classes, under any policy; shape (n, classes)."""
     spot = np.array([device.spot for device in fleet.classes.values()])
     firm = np.array([not service.preemptible for service in fleet.services])
     both: Column = firm[trace.service][:, None] & spot[None, :]

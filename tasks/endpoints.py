@@ -69,7 +69,7 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a replica is started and stopped: by a `command` of this machine, or by whoever scales a `deployment`.
+    """How a replica is started and stopped: by a `command` of this machine, or by what scales a `deployment`.
 
     In the command, a text or a list of words, and in the URL `ready`, which answers with 200 once the engine serves,
     `{host}` and `{port}` are those of the replica's URL. By default `ready` is what probes get.

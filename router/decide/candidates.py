@@ -110,17 +110,13 @@ def build_table(
     none.
     """
     known = FleetSnapshot(stale=True) if fleet.stale else fleet
-    last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     classes = tuple(sorted(topology.hardware))
     candidates, refusals = classify(model, constraints, topology, known)
     if place is not None:
         candidates, refusals = with_place(place, candidates, refusals, model, topology)
     seen = [_Seen.of(candidate, model, book, startable=known.startable) for candidate in candidates]
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
-    here_or_coming = last_seen if fleet.stale else set(known.startable)
-    live = [bool(c.devices) or c.hardware_class in here_or_coming for c in candidates]
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
-    here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
     total = sum(flows.values())
     blocked = np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T
     limit = np.array([_limit(c) for c in candidates], dtype=np.float64)
@@ -133,7 +129,7 @@ def build_table(
         warnings=tuple(s.warning for s in seen),
         queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
         servers=servers,
-        live=np.array(live, dtype=bool),
+        live=_live(candidates, fleet, topology),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
         limit=limit,
         billed=billed(limit) if generates(model) else None,
@@ -145,7 +141,7 @@ def build_table(
         prompt=_prompt(seen),
         metered=_metered(candidates),
         allowed=_allowed(candidates),
-        rates=np.stack([here, total / servers]),
+        rates=np.stack([[flows[c.hardware_class] for c in candidates], np.full(len(candidates), total)]) / servers,
         sharers=total * RESIDENCE,
         stale=fleet.stale,
         guide=guide,
@@ -153,6 +149,13 @@ def build_table(
         **_device_columns(seen),
         **_class_columns([c.hardware for c in candidates]),
     )
+
+
+def _live(candidates: Sequence[Candidate], fleet: FleetSnapshot, topology: Topology) -> np.ndarray:
+    """The table's `live`: which candidates have devices, or can get some."""
+    last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
+    here_or_coming = last_seen if fleet.stale else fleet.startable
+    return np.array([bool(c.devices) or c.hardware_class in here_or_coming for c in candidates], dtype=bool)
 
 
 def billed(limit: Column) -> Column:

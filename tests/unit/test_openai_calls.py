@@ -146,7 +146,7 @@ def said(*events: Any) -> list[str]:
             yield event
 
     async def read(told: AsyncGenerator[Any, None]) -> list[str]:
-        return [piece async for piece in said_once(told) if isinstance(piece, str)]
+        return [piece async for piece in said_once(told) if piece and isinstance(piece, str)]
 
     return asyncio.run(read(tell()))
 

@@ -10,7 +10,7 @@ from types import TracebackType
 class Slots:
     """At most `limit` holders at a time, first come, first served. For one event loop; use it as a context manager.
 
-    After the limit falls, nobody gets a slot until enough holders have left.
+    After the limit falls, no slot is given until enough holders have left.
     """
 
     def __init__(self, limit: int) -> None:

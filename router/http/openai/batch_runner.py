@@ -136,7 +136,7 @@ class _Work:
 
     @classmethod
     async def taken(cls, name: str, router: Router, *more: Any) -> _Work | None:
-        """The work on a batch, if nobody else works on it."""
+        """The work on a batch, unless another router works on it."""
         objects: Objects = more[1]
         try:
             raw = await objects.get("batch", name, None)

@@ -154,9 +154,9 @@ class Calls:
         return BrokerUnavailableError("the router stops: ask again", retry_after=1.0)
 
     async def _cancel(self, request: Request, job: str) -> None:
-        """Cancel a job that nobody waits for; one with an idempotency key may be asked for again."""
+        """Cancel a job whose client has left, unless an idempotency key lets it ask for the result again."""
         if request.idempotency_key is None:
-            with contextlib.suppress(BrokerUnavailableError):  # then it runs for nobody, or to its deadline
+            with contextlib.suppress(BrokerUnavailableError):  # then it runs, or expires
                 await self._router.store.cancel([job])
 
 

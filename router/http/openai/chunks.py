@@ -129,14 +129,14 @@ async def chunks(told: Told, writer: Writer, *, usage: bool) -> AsyncGenerator[b
     """The events of an answer, with its `usage` before the last one if asked for. Raises the job's error."""
     async with contextlib.aclosing(said_once(told)) as pieces:
         async for piece in pieces:
-            if isinstance(piece, str):
-                yield writer.piece(piece)
-            else:
+            if isinstance(piece, Result):
                 yield writer.ending(piece) + (writer.usage(piece) if usage else b"") + DONE
+            elif piece:
+                yield writer.piece(piece)
 
 
 async def said_once(told: Told) -> AsyncGenerator[str | Result, None]:
-    """The text of an answer, each part once, and then the result.
+    """The text of an answer, each part once, and then the result. The last part may be empty.
 
     Raises:
         DeviceFaultError: part of the text was sent, and the answer that came after a restart begins differently.
@@ -146,8 +146,7 @@ async def said_once(told: Told) -> AsyncGenerator[str | Result, None]:
     async with contextlib.aclosing(told) as events:
         async for event in events:
             if isinstance(event, Result):
-                if rest := _rest(said, str(_only(event, TEXT) or "")):
-                    yield rest
+                yield _rest(said, str(_only(event, TEXT) or ""))
                 yield event
             elif not isinstance(event, str):
                 whole = False
