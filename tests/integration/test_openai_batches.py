@@ -108,6 +108,15 @@ def test_an_upload_over_the_limit_and_one_without_a_purpose_leave_nothing(
     assert [path for path in sorted(files.rglob("*")) if path.is_file()] == [path for path in before if path.is_file()]
 
 
+def test_a_router_that_cannot_write_files_says_so(fleet: OpenAIFleet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with router_process(fleet.settings, options=["--files", str(tmp_path / "file")]) as router:
+        eventually(lambda: ready(router.http), within=20)
+        with client_of(f"{router.http}/v1") as client, pytest.raises(openai.InternalServerError) as caught:
+            upload(client, [line(1, "x")])
+    assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
+
+
 def test_a_batch_answers_each_line_once_under_its_custom_id(client: openai.OpenAI) -> None:
     batch = begin(client, [line(number, f"Hello {number}") for number in range(30)])
     assert (batch.object, batch.status, batch.metadata) == ("batch", "validating", {"for": "tests"})

@@ -20,7 +20,7 @@ from router.http.openai.object_answers import Deleted, batch_answer, file_answer
 from router.http.openai.objects import FileRecord, bounded, file_path, new_name, owner_of
 from router.http.openai.stored import StoredObjects
 from taxiway.contract.request import check_json
-from taxiway.errors import InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
+from taxiway.errors import FleetUnavailable, InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
 
 STORE = "openai-objects"
 """Key of the `StoredObjectsDoor` in the application's state."""
@@ -70,6 +70,9 @@ async def upload(request: _Any) -> Response[bytes]:
     except TaxiwayError:
         await door.contents.delete(file_path(name))
         raise
+    except OSError as error:
+        message = f"the router cannot write files where --files says: {error.strerror or error}"
+        raise FleetUnavailable(message, retry_after=5.0) from error
     return _json(file_answer(record))
 
 
