@@ -50,7 +50,15 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "in_flight_key",
                 "holding_key",
             ),
-            *("spent_key", "reply_channel", "withdrawn_channel"),
+            *(
+                "spent_key",
+                "learned_key",
+                "object_key",
+                "objects_key",
+                "BATCHES_OPEN",
+                "reply_channel",
+                "withdrawn_channel",
+            ),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "SESSIONS", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
             *("MODELS", "ACCEPTED", "HISTORY", "HISTORY_OPEN", "history_key", "PLAN", "TUNER", "TUNERS", "TUNING"),
@@ -62,7 +70,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             (
                 *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
                 *("bindings of control", "binding deadlines", "control", "events"),
-                *("job_key", "blob_key", "stream_key", "room_key", "kept_key", "spent_key"),
+                *("job_key", "blob_key", "stream_key", "room_key", "kept_key", "spent_key", "learned_key"),
                 *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS", "CATALOGUES", "CATALOGUES_SEEN"),
             ),
             ALL,
@@ -161,8 +169,13 @@ def kinds() -> dict[str, list[str]]:
         for name, value in names.items()
         if name not in ("ARRIVALS", "ARRIVED", "COUNT", "TURNS", "WAITING", "RECORDED", "INFER", "CANCEL")
     }
-    found |= {name: [make(*"12"[: len(inspect.signature(make).parameters)])] for name, make in makers.items()}
-    return found
+    return found | {name: [make(*_arguments(make))] for name, make in makers.items()}
+
+
+def _arguments(make: Any) -> list[str]:
+    """Any arguments for what makes a key; a kind is one of a few."""
+    names = inspect.signature(make).parameters
+    return ["file" if name == "kind" else value for name, value in zip(names, "12", strict=False)]
 
 
 @dataclass(frozen=True)
