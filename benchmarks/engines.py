@@ -225,8 +225,8 @@ async def _drained(texts: AsyncIterator[str]) -> int:
 
 
 def _direct_session() -> aiohttp.ClientSession:
-    """Connections to the engine that are closed here before it closes them."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2))
+    """A connection for each request: llama.cpp closes kept ones, which a client without retries takes for a fault."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
 
 
 async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str, most: int) -> AsyncIterator[str]:
