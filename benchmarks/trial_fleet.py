@@ -48,7 +48,7 @@ from benchmarks.trial_targets import OPPONENTS
 from local.plan import Ask, ask_router
 from router.decide.scaling_rule import Depth
 from simulator.fleet import SERVICES
-from simulator.policies import Assignment
+from simulator.policies.policy import Assignment
 from simulator.reports import percent
 from simulator.traces import Column, Trace
 from simulator.tuning.opponents import pinned, tuned_split

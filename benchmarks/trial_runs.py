@@ -16,7 +16,7 @@ import numpy as np
 from simulator.cost_bound import NAME as LP
 from simulator.cost_bound import lower_bound
 from simulator.engine import Summary, simulate
-from simulator.policies import LIVE, REFUSED, Held, Policy, Shift
+from simulator.policies.policy import LIVE, REFUSED, Held, Policy, Shift
 from simulator.policies.taxiway import POLICIES, taxiway
 from simulator.pool import Pool
 from simulator.score_bound import NAME as WHOLE

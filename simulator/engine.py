@@ -13,10 +13,10 @@ from heapq import heappop, heappush
 import msgspec
 import numpy as np
 
-from simulator import policies as seam
 from simulator.device import Device
 from simulator.fleet import SERVICES, Event
-from simulator.policies import Held, Policy, Shift
+from simulator.policies import policy as policies
+from simulator.policies.policy import Held, Policy, Shift
 from simulator.pool import Action, Pool
 from simulator.traces import Column
 from simulator.workload import Figures, Job, Workload, jobs
@@ -96,7 +96,7 @@ class Engine:
 
     def _arrive(self, job: Job, now: float) -> None:
         chosen = self.policy.choose(job, self.pools, now)
-        if chosen == seam.REFUSED:
+        if chosen == policies.REFUSED:
             self.outcome.close(job.index, REFUSED, math.nan)
             return
         self._inside += 1

@@ -25,7 +25,7 @@ from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_fr
 from router.service.store import FleetFacts
 from router.waiting import backlogged, group_by_kind, magnitude, window_per_level
 from simulator.fleet import SERVICES, Fleet
-from simulator.policies import Shift
+from simulator.policies.policy import Shift
 from simulator.pool import Pool
 from simulator.traces import Column
 from simulator.workload import Figures, Job, Workload

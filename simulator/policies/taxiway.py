@@ -20,7 +20,7 @@ from router.decide.scaling_rule import Density
 from router.decide.working_snapshot import WorkingSnapshot
 from router.waiting import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet, Stepping
-from simulator.policies import (
+from simulator.policies.policy import (
     LIVE,
     REFUSED,
     AlwaysCheapest,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from router.decide.scaling_rule import TARGET
 from simulator.fleet import Fleet
-from simulator.policies import Cell
+from simulator.policies.policy import Cell
 
 Classes = dict[Cell, int]
 

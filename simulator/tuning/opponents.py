@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from router.decide.scaling_rule import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import SERVICES
-from simulator.policies import LIVE, STANDARD, Assignment, Cell, Fixed
+from simulator.policies.policy import LIVE, STANDARD, Assignment, Cell, Fixed
 from simulator.tuning.search import Search, fresh, moved
 from simulator.tuning.twin import Conditions, Twin, Window
 from simulator.workload import Workload

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from router.decide.plan import Cell, ClassPlan, Handover, Plan
 from simulator.fleet import SERVICES, Fleet
-from simulator.policies import Cell as Place
-from simulator.policies import able_classes
+from simulator.policies.policy import Cell as Place
+from simulator.policies.policy import able_classes
 from simulator.tuning.search import Costs
 from simulator.tuning.tuner import Decision
 from simulator.tuning.twin import Window

@@ -19,8 +19,8 @@ from router.decide.scaling_rule import Density
 from router.decide.snapshot import FleetSnapshot
 from router.history.columns import ENDED, REFUSED, Arrivals
 from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, Stepping, Timing, Whole
-from simulator.policies import Assignment, able_classes
-from simulator.policies import Cell as TwinCell
+from simulator.policies.policy import Assignment, able_classes
+from simulator.policies.policy import Cell as TwinCell
 from simulator.traces import Column, Trace, trace_of
 from simulator.tuning.twin import Conditions
 from simulator.workload import Workload, prepare

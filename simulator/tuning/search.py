@@ -14,7 +14,7 @@ import numpy as np
 
 from router.decide.scaling_rule import TARGET, Density, Depth, ScalingRule
 from simulator.fleet import Fleet
-from simulator.policies import LIVE, Assignment, Cell, able_classes
+from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.estimate import Estimate
 from simulator.tuning.twin import HOPELESS, Played, Twin, Window, starving
 from simulator.workload import figures_of

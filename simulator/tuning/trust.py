@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from simulator.policies import LIVE, Cell
+from simulator.policies.policy import LIVE, Cell
 from simulator.tuning.twin import starving
 
 WORSE = 2.5

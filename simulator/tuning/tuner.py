@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from simulator.fleet import Fleet
-from simulator.policies import Assignment, Cell
+from simulator.policies.policy import Assignment, Cell
 from simulator.tuning.search import Search
 from simulator.tuning.twin import Conditions, Twin, Window
 

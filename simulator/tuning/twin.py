@@ -13,7 +13,7 @@ import numpy as np
 from router.decide.scaling_rule import TARGET, Density
 from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet, Timing
-from simulator.policies import LIVE, Assignment, Cell, Fixed
+from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
 from simulator.traces import Column, joined
 from simulator.workload import Job, Workload, jobs
 

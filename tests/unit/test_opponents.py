@@ -12,7 +12,7 @@ import pytest
 from router.decide.scaling_rule import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
-from simulator.policies import Assignment, Fixed
+from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.tuning.opponents import descend, pinned, recorded, tuned_plan, tuned_split

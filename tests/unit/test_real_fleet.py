@@ -14,7 +14,7 @@ from router.decide.plan import Cell, ClassPlan, Plan
 from router.decide.scaling_rule import Density
 from router.decide.snapshot import FleetSnapshot
 from router.history.columns import JOB, STATES, Arrivals
-from simulator.policies import able_classes
+from simulator.policies.policy import able_classes
 from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, paces, recorded, timely
 from tasks.document import Size
 from tasks.models.catalogue import Catalogue, Parameter, Profile, Variant

@@ -10,7 +10,7 @@ import pytest
 from simulator.device import Device
 from simulator.engine import ANSWERED, Engine, simulate
 from simulator.fleet import SERVICES, FleetError, Stepping, Whole, parse_fleet
-from simulator.policies import ByLevel
+from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
 from simulator.traces import make_trace

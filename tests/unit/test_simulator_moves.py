@@ -15,7 +15,7 @@ from router.decide.fairness import HeldKind
 from router.waiting import RELEASE_TICK
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
 from simulator.fleet import parse_fleet
-from simulator.policies import Central, Policy, Shift
+from simulator.policies.policy import Central, Policy, Shift
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import ClassQueue, Pool
 from simulator.routing import ExpectedBatch, Holding

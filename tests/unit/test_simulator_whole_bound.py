@@ -15,7 +15,7 @@ from router.decide.scaling_rule import Density
 from simulator.cost_bound import Pace, least_work, lower_bound
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
-from simulator.policies import Assignment, Fixed, Policy, able_classes
+from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
 from simulator.policies.taxiway import POLICIES
 from simulator.score_bound import kinds, whole_bound
 from simulator.traces import make_trace

@@ -13,7 +13,7 @@ from local.plan import ask_router
 from router.decide.classify import Constraints, classify
 from router.decide.scaling_rule import Density, Depth
 from router.decide.snapshot import FleetSnapshot
-from simulator.policies import Assignment
+from simulator.policies.policy import Assignment
 from tasks.models.folder import load_catalogue
 from tasks.topology import load_topology
 from taxiway.contract.job import RunReport

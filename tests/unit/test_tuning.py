@@ -12,7 +12,7 @@ from router.decide.plan import Plan, preferred_class
 from router.decide.scaling_rule import Density
 from simulator.engine import Engine, simulate
 from simulator.fleet import parse_fleet
-from simulator.policies import Assignment, Fixed
+from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Tuned
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.planning import plan_of
