@@ -158,7 +158,7 @@ class Heartbeat:
     def _look(self) -> DeviceFacts:
         variants = self._device.variants
         device, loaded = variants.device, variants.all_loaded()
-        tracks = {one.key: variants.track(one) for one in loaded}
+        served, tracks = {one.model.name for one in loaded}, {one.key: variants.track(one) for one in loaded}
         measured = utilisation(device)
         busy = self._busy_share()
         blocked, blocked_by = self._device.blocked(time.monotonic())
@@ -190,7 +190,7 @@ class Heartbeat:
             serves=() if self._device.fault else self._served(),
             fault=self._device.fault,
             endpoint=self._device.endpoint,
-            announced=dict(variants.discovered),
+            announced={name: one for name, one in variants.discovered.items() if name in served},
             draining=self._drain.begun,
             done=self._counters.totals(),
         )
