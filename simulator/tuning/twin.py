@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from router.decide.candidates import FULL
 from router.decide.scaling_rule import TARGET, Density
 from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet, Timing
@@ -27,9 +28,6 @@ FLOOR, WEIGHT = 0.92, 0.5
 """Share of each model's live requests to answer in time, and what is missing of it costs, in penalties of the service.
 
 Without it a cheap plan starves the model that needs most devices."""
-
-FULL = 16
-"""Rows of a full batch, by which the work of a load is counted (`router.decide.cost`)."""
 
 SLOWER = 1.1
 """A class whose work takes this many times its profile's seconds, or more, is modelled as slow."""

@@ -24,7 +24,7 @@ from workers.runtimes import Arrays, Runtime
 
 
 class EndpointVariants(LearnedTimes):
-    """See `stages.driver.DeviceVariants`: nothing is loaded here, and what is known of a variant is learned.
+    """See `stages.queues.DeviceVariants`: nothing is loaded here, and what is known of a variant is learned.
 
     Args:
         protocol: the module of the endpoint's protocol.
@@ -120,22 +120,22 @@ class EndpointVariants(LearnedTimes):
         return self._catalogue.models.get(model.id) is model
 
     def ready(self, model: Model, variant: str) -> Loaded | None:
-        """See `stages.driver.DeviceVariants`."""
+        """See `stages.queues.DeviceVariants`."""
         key = variant_key(model.id, variant)
         served = self._served.get(key)
         return served if served is not None and served.model is model and key not in self.unavailable else None
 
     def all_loaded(self) -> list[Loaded]:
-        """See `stages.driver.DeviceVariants`."""
+        """See `stages.queues.DeviceVariants`."""
         return [one for one in list(self._served.values()) if one.key not in self.unavailable]
 
     def lacks(self, key: str, reason: str) -> None:
-        """See `stages.driver.DeviceVariants`."""
+        """See `stages.queues.DeviceVariants`."""
         self._lacking[key] = reason
         self._judge()
 
     def known(self, model: Model, name: str) -> Known:
-        """See `stages.driver.DeviceVariants`."""
+        """See `stages.queues.DeviceVariants`."""
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
     def memory_used(self) -> int:

@@ -1,7 +1,7 @@
 """ONNX graphs on ONNX Runtime: on the CPU, or on CUDA if its build has the provider.
 
 An `entry` that ends in `decoder` is for generation, on the CPU: a graph that reads tokens into a cache, which it may
-write in place. `models/generate/smollm2_onnx.py` describes the graph's inputs and outputs. Its caches are kept here in
+write in place. `workers/recipes/smollm2_onnx.py` describes the graph's inputs and outputs. Its caches are kept here in
 host memory, as arrays of shape (rows, kv heads, capacity, head width) for each layer's keys and values.
 """
 

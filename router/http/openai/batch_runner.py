@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from typing import Any
 
@@ -64,7 +64,7 @@ _AT_ONCE = 4  # batches that one router works on
 _PAUSE = (0.2, 5.0)  # seconds before a line is tried again where the fleet did not take it: first, longest
 
 
-_Window = deque[asyncio.Task[Ended | None]]
+_Window = deque[asyncio.Task[Ended]]
 
 
 class _LostError(Exception):
@@ -135,9 +135,10 @@ class _Work:
         self.batch = decode_batch(raw)
 
     @classmethod
-    async def taken(cls, name: str, router: Router, *more: Any) -> _Work | None:
+    async def taken(
+        cls, name: str, router: Router, inference: Inference, objects: Objects, contents: Contents
+    ) -> _Work | None:
         """The work on a batch, unless another router works on it."""
-        objects: Objects = more[1]
         try:
             raw = await objects.get("batch", name, None)
         except TaxiwayError:  # deleted
@@ -149,7 +150,7 @@ class _Work:
             return None
         if batch.owner and batch.lease > router.store.now():
             return None
-        work = cls(raw, router, *more)
+        work = cls(raw, router, inference, objects, contents)
         await work._change(owner=router.name)
         return work
 
@@ -284,7 +285,7 @@ class _Work:
         self._flushed = asyncio.get_running_loop().time()
         try:
             await self._begin_lines(waiting, part)
-            while waiting and not self._stops():
+            while waiting and not self.batch.cancelled:
                 await self._take(waiting, part)
         finally:
             for task in waiting:
@@ -304,20 +305,16 @@ class _Work:
             if place <= done:
                 continue
             while len(waiting) >= WINDOW or (waiting and waiting[0].done()):
-                if self._stops():
+                if self.batch.cancelled:
                     return
                 await self._take(waiting, part)
             waiting.append(asyncio.create_task(self._answer(text)))
 
-    def _stops(self) -> bool:
-        """Whether the batch was cancelled meanwhile."""
-        return self.batch.cancelled
-
     async def _take(self, waiting: _Window, part: list[Ended]) -> None:
         """Wait for the first line, and write a part if it is time to."""
         done, _ = await asyncio.wait((waiting[0],), timeout=_RENEW)
-        if done and (ended := waiting.popleft().result()) is not None:
-            part.append(ended)
+        if done:
+            part.append(waiting.popleft().result())
         late = asyncio.get_running_loop().time() - self._flushed >= _FLUSH
         if len(part) >= PART or (part and late):
             await self._flush(part)
@@ -346,27 +343,26 @@ class _Work:
         )
         part.clear()
 
-    async def _answer(self, text: bytes) -> Ended | None:
-        """Run one line until it is answered, or too late; None if the batch was cancelled before."""
+    async def _answer(self, text: bytes) -> Ended:
+        """Run one line until it is answered, or too late."""
         line = read_line(text, self.batch.endpoint)
-        pauses = iter(range(10**9))
-        for attempt in count():
+        attempt, pauses = 0, count()
+        while True:
             left = self.batch.expires_at - self._router.store.now()
             if left <= 0:
                 return Ended(too_late(line.custom_id), completed=False, expired=True)
             try:
                 return await self._ask(line, key_of(self.batch.id, line.custom_id, attempt), left, pauses)
             except ResultExpiredError:  # it ended while no router worked on the batch, and nothing is left of it
-                continue
+                attempt += 1
             except DeadlineExceededError:
                 return Ended(too_late(line.custom_id), completed=False, expired=True)
             except TaxiwayError as error:
                 body = content(error, self.batch.endpoint)
                 job = str(error.details.get(JOB, ""))
                 return Ended(answered(line.custom_id, job, error.status, body), completed=False)
-        return None
 
-    async def _ask(self, line: Line, key: str, left: float, pauses: Any) -> Ended:
+    async def _ask(self, line: Line, key: str, left: float, pauses: Iterator[int]) -> Ended:
         """The answer to a line; where the fleet does not take it now, it is tried again."""
         while True:
             size = len(bytes(line.body))

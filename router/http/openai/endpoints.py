@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
@@ -42,6 +42,7 @@ DOOR = "openai"
 
 _Any = Request[Any, Any, Any]
 _encode = msgspec.json.Encoder().encode
+Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 _Fields = Callable[[Asked[Call], Model], dict[str, Any]]
 
 
@@ -91,10 +92,7 @@ async def model(request: _Any, model: str) -> Response[bytes]:
 )
 async def chat_completions(request: _Any) -> ASGIApp:
     """Answer a chat: at once, or with `stream` as server-sent events."""
-    asked, read = await _read(request, ChatCall, chat_fields)
-    if asked.call.stream:
-        return await _stream(request, asked.call, read, ChatWriter)
-    return await _whole(request, asked.call, read)
+    return await _answer(request, ChatCall, chat_fields, ChatWriter)
 
 
 @post(
@@ -106,10 +104,7 @@ async def chat_completions(request: _Any) -> ASGIApp:
 )
 async def completions(request: _Any) -> ASGIApp:
     """Continue one or more prompts: at once, or one with `stream` as server-sent events."""
-    asked, read = await _read(request, CompletionCall, completion_fields)
-    if asked.call.stream:
-        return await _stream(request, asked.call, read, CompletionWriter)
-    return await _whole(request, asked.call, read)
+    return await _answer(request, CompletionCall, completion_fields, CompletionWriter)
 
 
 @post(
@@ -140,6 +135,15 @@ async def _read(request: _Any, kind: type[Call], fields: _Fields[Call]) -> tuple
         terms["stream"] = True
     converted = await beside(len(body), lambda: parse_request({**terms, **fields(asked, found)}))
     return asked, _Read(converted, found, len(body), tier)
+
+
+async def _answer(
+    request: _Any, kind: type[Spoken], fields: _Fields[Spoken], writer: Callable[[Head, str], Writer]
+) -> ASGIApp:
+    asked, read = await _read(request, kind, fields)
+    if asked.call.stream:
+        return await _stream(request, asked.call, read, writer)
+    return await _whole(request, asked.call, read)
 
 
 async def _whole(request: _Any, call: AnyCall, read: _Read) -> ASGIApp:

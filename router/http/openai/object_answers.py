@@ -83,13 +83,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 def file_answer(record: FileRecord) -> FileAnswer:
     """A file as it is told."""
-    return FileAnswer(
-        id=record.id,
-        bytes=record.bytes,
-        created_at=record.created_at,
-        filename=record.filename,
-        purpose=record.purpose,
-    )
+    return msgspec.convert(record, FileAnswer, from_attributes=True)
 
 
 def batch_answer(batch: Batch) -> BatchAnswer:

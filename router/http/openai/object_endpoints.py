@@ -215,11 +215,10 @@ class _Form:
     async def content(self) -> AsyncIterator[bytes]:
         """The file's content."""
         async for event in self._events:
-            if isinstance(event, MultipartSegment) or event is None:
-                if event is None:
-                    return
-                continue
-            yield bytes(event)
+            if event is None:
+                return
+            if not isinstance(event, MultipartSegment):
+                yield bytes(event)
 
     async def end(self, purpose: str) -> str:
         """Read what follows the file; the purpose."""
