@@ -6,10 +6,10 @@ import base64
 import contextlib
 import http.client
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from benchmarks.catalogue import CLASS, queues_of
 from benchmarks.installing import AbsentError, interpreter
 from benchmarks.processes import fleet, running
 from benchmarks.workloads import Plan, payloads
-from local.embedded import EmbeddedValkey, kept_port
+from local.embedded import EmbeddedValkey, kept_port, within
 
 PATIENCE = 120.0
 """Seconds within which a server must answer its first request."""
@@ -64,7 +64,8 @@ class Server:
         variables = served.environment() | {MODELS: str(models), **_QUIET}
         with running([python, *self.command(served)], variables, log) as process:
             body = self.body(payloads(plan)[0])
-            if not _within(PATIENCE, lambda: process.poll() is not None or _answers(served.port, self.path, body)):
+            answers = partial(_answers, served.port, self.path, body)
+            if not within(PATIENCE, lambda: process.poll() is not None or answers(), every=0.1):
                 raise AbsentError(f"no answer within {PATIENCE:g} s; its log ends with {log.read_text()[-300:]!r}")
             if process.poll() is not None:
                 raise AbsentError(f"it ended; its log ends with {log.read_text()[-300:]!r}")
@@ -180,12 +181,3 @@ def _answers(port: int, path: str, body: bytes) -> bool:
         connection.request("POST", path, body, {"content-type": kind})
         return connection.getresponse().status == http.HTTPStatus.OK
     return False
-
-
-def _within(patience: float, condition: Callable[[], bool]) -> bool:
-    ends = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.1)
-    return True

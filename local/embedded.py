@@ -125,7 +125,7 @@ class EmbeddedValkey:
                 return False
             return True
 
-        if _within(self._patience, taken):
+        if within(self._patience, taken):
             return descriptor
         os.close(descriptor)
         raise EmbeddedValkeyError(f"{self.data}: another Valkey server serves this directory")
@@ -134,7 +134,7 @@ class EmbeddedValkey:
         assert self._process is not None
         process = self._process
         with closing(Connections(self.url, answer=1)) as connections:
-            _within(self._patience, lambda: process.poll() is not None or _answers(connections))
+            within(self._patience, lambda: process.poll() is not None or _answers(connections))
             if process.poll() is None and _answers(connections):
                 return
         ended = process.poll()
@@ -211,13 +211,13 @@ def _answers(connections: Connections) -> bool:
         return False
 
 
-def _within(patience: float, condition: Callable[[], bool]) -> bool:
-    """Whether the condition came true within `patience` seconds."""
+def within(patience: float, condition: Callable[[], bool], *, every: float = 0.01) -> bool:
+    """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""
     end = time.monotonic() + patience
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(0.01)
+        time.sleep(every)
     return True
 
 

@@ -9,7 +9,6 @@ import fcntl
 import os
 import select
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import httpx
 import msgspec
 
 from broker.valkey.records import heartbeat_call
-from local.embedded import EmbeddedValkey, kept_port, kept_secret
+from local.embedded import EmbeddedValkey, kept_port, kept_secret, within
 from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, Replicas, WorkerPlan, ask_router
 from local.supervisor import Exit, SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
@@ -363,7 +362,7 @@ def supervising(data: Path) -> Iterator[None]:
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data / LOCK).open("a+") as lock:
-        if not _within(_GLANCE, lambda: _locked(lock, fcntl.LOCK_EX)):
+        if not within(_GLANCE, lambda: _locked(lock, fcntl.LOCK_EX), every=0.05):
             raise AlreadyRunningError(data, supervisor_pid(data))
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -449,13 +448,4 @@ def _locked(lock: IO[str], how: int) -> bool:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _within(patience: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
     return True

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def until(condition: Callable[[], bool], *, patience: float = 15.0) -> bool:
-    """Whether the condition came true within `patience` seconds."""
+def until(condition: Callable[[], bool], *, patience: float = 15.0, every: float = 0.02) -> bool:
+    """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""
     end = time.monotonic() + patience
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(every)
+    return True
 
 
 def gone(pid: int) -> bool:

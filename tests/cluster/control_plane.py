@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests import waiting
+from tests.guarded import free_port
 
 PATIENCE = 120.0
 """Seconds for the API server to get ready on a busy machine; 7 to 16 on an idle one."""
@@ -26,14 +29,8 @@ API = {
 }
 
 
-def until(condition: Callable[[], bool], *, patience: float = 30.0) -> bool:
-    """Whether the condition came true within `patience` seconds; each look costs the API server some work."""
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.15)
-    return True
+until = partial(waiting.until, patience=30.0, every=0.15)
+"""Waits for a condition; each look costs the API server some work."""
 
 
 class ControlPlane:
@@ -57,7 +54,7 @@ class ControlPlane:
         self._stop()
 
     def _start(self) -> None:
-        client, peer, api = _free_port(), _free_port(), _free_port()
+        client, peer, api = free_port(), free_port(), free_port()
         self.url, self.token = f"https://127.0.0.1:{api}", secrets.token_hex(16)
         key = self.folder / "key"
         subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
@@ -246,10 +243,3 @@ def add_node(
     )
     # The controller taints nodes that are not ready when they are created.
     plane.patch(f"{API['Node']}/{name}", {"spec": {"taints": taints}})
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

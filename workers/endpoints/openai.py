@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import numpy as np
@@ -92,8 +92,13 @@ class _Embedding(msgspec.Struct, frozen=True):
 
 
 class _Embeddings(msgspec.Struct, frozen=True):
+    NAME: ClassVar[str] = "embedding"
     data: list[_Embedding]
     usage: Usage | None = None
+
+    @property
+    def found(self) -> list[Any]:
+        return [np.array(one.embedding, np.float32) for one in self.data]
 
 
 class _Rank(msgspec.Struct, frozen=True):
@@ -101,8 +106,13 @@ class _Rank(msgspec.Struct, frozen=True):
 
 
 class _Ranks(msgspec.Struct, frozen=True):
+    NAME: ClassVar[str] = "score"
     results: list[_Rank]
     usage: Usage | None = None
+
+    @property
+    def found(self) -> list[Any]:
+        return [np.float32(one.relevance_score) for one in self.results]
 
 
 class _Listed(msgspec.Struct, frozen=True):
@@ -218,34 +228,19 @@ class StreamReader(Reader):
         return message
 
 
-class EmbeddingReader(WholeReader):
-    """Reads an answer that is one embedding, which becomes `output`."""
+class OneReader(WholeReader):
+    """Reads an answer that is one embedding, or one score of a document, which becomes `output`."""
 
-    def __init__(self, output: str) -> None:
-        super().__init__(self._embedding)
-        self._output = output
+    def __init__(self, output: str, decode: Callable[[bytes | str], _Embeddings | _Ranks]) -> None:
+        super().__init__(self._one)
+        self._output, self._decode = output, decode
 
-    def _embedding(self, raw: bytes) -> Row:
-        answer = _decoded(_embeddings, raw)
+    def _one(self, raw: bytes) -> Row:
+        answer = _decoded(self._decode, raw)
         self.tokens = None if answer.usage is None else answer.usage.tokens
-        if len(answer.data) != 1:
-            raise malformed(f"expected one embedding, got {len(answer.data)}")
-        return {self._output: np.array(answer.data[0].embedding, np.float32)}
-
-
-class RankReader(WholeReader):
-    """Reads the score of one document, which becomes `output`."""
-
-    def __init__(self, output: str) -> None:
-        super().__init__(self._score)
-        self._output = output
-
-    def _score(self, raw: bytes) -> Row:
-        answer = _decoded(_ranks, raw)
-        self.tokens = None if answer.usage is None else answer.usage.tokens
-        if len(answer.results) != 1:
-            raise malformed(f"expected one score, got {len(answer.results)}")
-        return {self._output: np.float32(answer.results[0].relevance_score)}
+        if len(found := answer.found) != 1:
+            raise malformed(f"expected one {answer.NAME}, got {len(found)}")
+        return {self._output: found[0]}
 
 
 def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
@@ -272,7 +267,7 @@ def _prepare_prompt(model: Model, variant: Variant, name: str, row: Row, paramet
 def _prepare_rerank(model: Model, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     query, document = (read_text(spec.name, row) for spec in model.inputs[:2])
     body = {"model": name, "query": query, "documents": [document], "top_n": 1}
-    ask = Ask("/rerank", msgspec.json.encode(body), lambda _: RankReader(model.outputs[0].name))
+    ask = Ask("/rerank", msgspec.json.encode(body), lambda _: OneReader(model.outputs[0].name, _ranks))
     return AskItem({}, max(len(query + document) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
@@ -282,7 +277,7 @@ def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameter
     text, output = read_text(model.inputs[0].name, row), model.outputs[0].name
     body = {"model": name, "input": text, "encoding_format": "float"}
 
-    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: EmbeddingReader(output))
+    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: OneReader(output, _embeddings))
     return AskItem({}, max(len(text) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
