@@ -13,6 +13,7 @@ from tests.cluster.chart import FLEET, Release, nodes_of, ready
 from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
 from tests.cluster.operating import Controller, Wishes, operated
 
+PODS = "/api/v1/namespaces/operated/pods"
 L4, SPOT = "cloud.google.com/gke-accelerator", "cloud.google.com/gke-spot"
 VALUES: dict[str, Any] = {
     "cloud": "gke",
@@ -116,7 +117,7 @@ def reclaim(fleet: Release) -> None:
     """The spot node goes, and its pods with it."""
     fleet.plane.http.request("DELETE", f"{API['Node']}/l4-spot")
     for pod in fleet.of_class("gpu.spot"):
-        path = f"/api/v1/namespaces/operated/pods/{pod['metadata']['name']}"
+        path = f"{PODS}/{pod['metadata']['name']}"
         fleet.plane.http.request("DELETE", path, json={"gracePeriodSeconds": 0})
 
 
@@ -140,21 +141,25 @@ def test_the_pods_that_end_first_are_those_that_lose_least(
     wishes.wanted["gpu.realtime"] = 3
     settle(fleet, "gpu.realtime", 3)
     names = sorted(pod["metadata"]["name"] for pod in fleet.of_class("gpu.realtime"))
+    for name in names:  # a pod that ends stays to be seen
+        fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": ["taxiway.test/seen"]}})
     wishes.devices = [
         {"worker": f"gpu.realtime.cuda-0@{names[0]}", "running": 4},
         {"worker": f"gpu.realtime.cuda-0@{names[1]}", "warm": ["a", "b"]},
     ]
     wishes.wanted["gpu.realtime"] = 2
-    costs: dict[str, str] = {}
 
-    def noted() -> bool:
-        for pod in fleet.plane.items("/api/v1/namespaces/operated/pods", labelSelector="taxiway/class=gpu.realtime"):
-            cost = pod["metadata"].get("annotations", {}).get("controller.kubernetes.io/pod-deletion-cost")
-            if cost is not None:
-                costs[pod["metadata"]["name"]] = cost
-        return len(costs) == 3 and len(fleet.of_class("gpu.realtime")) == 2
+    def found() -> dict[str, Any]:
+        pods = fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime")
+        return {pod["metadata"]["name"]: pod["metadata"] for pod in pods}
 
-    assert until(noted), controller.log
+    def ended() -> list[str]:
+        return [name for name, pod in found().items() if pod.get("deletionTimestamp")]
+
+    assert until(lambda: len(ended()) == 1 and len(fleet.of_class("gpu.realtime")) == 2), controller.log
+    costs = {name: pod["annotations"]["controller.kubernetes.io/pod-deletion-cost"] for name, pod in found().items()}
+    for name in names:
+        fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": None}})
     assert [costs[name] for name in names] == ["4000", "20", "0"]
 
 
