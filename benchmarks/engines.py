@@ -5,7 +5,9 @@ worker, asks it alone and through both doors in turn, and prints the time to the
 CPU of worker and router for each token with all slots busy, and the worker's memory; and how long aborts take to reach
 the engine, with what is left of them. With `--llama` the engine is llama.cpp with SmolLM2: the question is its tokens
 per second alone and behind the fleet, under 16 callers, and the time to the first token that the fleet adds to one
-caller; each in turn. `--faults 100` has every fault of an engine so often, under load, and counts what became of it.
+caller; each in turn. `--mixed` has live chats arrive beside a backlog of bulk ones: how long live ones wait for the
+first token with llama.cpp alone, first in, first out, and behind a fleet that runs SmolLM2 in-process too. `--faults
+100` has every fault of an engine so often, under load, and counts what became of it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,27 @@ service:
 default_service: standard
 """
 
+MIXED_QUEUES = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}", slots: {slots}, models: {{chat: {name}}}}}
+    price: {{usd_per_hour: 0.1}}
+    horizon: 60
+  cpu.batch:
+    device: cpu
+    runtimes: [onnx]
+    max_batch: 8
+    max_wait: 0.005
+    price: {{usd_per_hour: 0.1}}
+    horizon: 60
+    warm: [chat]
+service:
+  live: {{deadline: 20, priority: high}}
+  bulk: {{deadline: 3600, priority: low}}
+default_service: live
+"""
+
 SLOTS = 200
 PROBES = 200
 """Chats, one after the other, for the time to the first token."""
@@ -58,6 +82,9 @@ PROBES = 200
 LLAMA_PROBES, WARM = 40, 5
 
 CALLERS, LLAMA_SLOTS, ROUNDS = 16, 16, 2
+
+MIXED_SLOTS, BULK_CALLERS, LIVE_EVERY, MIXED_SECONDS = 4, 32, 1.0, 60.0
+"""The engine's slots; bulk chats in progress at any time; seconds between two live chats; and seconds of each turn."""
 
 Ask = Callable[[str, int], AsyncIterator[str]]
 """Asks with a prompt and the most tokens; yields the text as it comes."""
@@ -68,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
     parser.add_argument("--aborts", type=int, default=10_000, help="chats that are cancelled while they run")
     parser.add_argument("--llama", action="store_true", help="measure llama.cpp instead")
+    parser.add_argument("--mixed", action="store_true", help="measure live chats beside bulk ones instead")
     parser.add_argument(
         "--faults", type=int, default=0, help="count what becomes of so many faults of each kind instead"
     )
@@ -75,6 +103,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if given.faults:
             _faults(Path(name), given.faults)
+        elif given.mixed:
+            _mixed(Path(name))
         elif given.llama:
             _llama(Path(name))
         else:
@@ -184,10 +214,14 @@ async def _tallied(url: str, faulty: FaultyEngine, count: int) -> None:
         say({"question": f"what became of the jobs: {tally.fault}", **asdict(tally)})
 
 
-def _llama(folder: Path) -> None:
+def _smollm2() -> Path:
     store, model = ArtefactStore(cache_directory(os.environ)), load_catalogue(TREE / "models").resolve("chat")
+    return store.path(model, "weights")
+
+
+def _llama(folder: Path) -> None:
     with (
-        llama_server(store.path(model, "weights"), LLAMA_SLOTS) as url,
+        llama_server(_smollm2(), LLAMA_SLOTS) as url,
         _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as doors,
     ):
         uvloop.run(_compare(f"{url}/v1", doors))
@@ -206,6 +240,66 @@ async def _compare(url: str, doors: Doors) -> None:
             f"llama.cpp's tokens a second behind the fleet, {CALLERS} callers", behind, share=sum(behind) / sum(alone)
         )
     )
+
+
+def _mixed(folder: Path) -> None:
+    workers = [["--class", "engine", "--device", "endpoint:0"], ["--class", "cpu.batch", "--device", "cpu:0"]]
+    with llama_server(_smollm2(), MIXED_SLOTS) as url:
+        queues = folder / "queues.yaml"
+        queues.write_text(MIXED_QUEUES.format(url=f"{url}/v1", name=NAME, slots=MIXED_SLOTS))
+        with fleet(folder, queues, workers) as doors:
+            uvloop.run(_live_beside_bulk(f"{url}/v1", doors))
+
+
+async def _live_beside_bulk(url: str, doors: Doors) -> None:
+    first: dict[str, list[float]] = {"alone": [], "behind": []}
+    rates: dict[str, list[float]] = {"alone": [], "behind": []}
+    async with _direct_session() as session, AsyncClient(doors.broker) as client:
+
+        def alone(text: str, most: int) -> AsyncIterator[str]:
+            return _direct(session, url, NAME, text, most)
+
+        sides: dict[str, tuple[Ask, Ask]] = {
+            "alone": (alone, alone),
+            "behind": (partial(_through, client, service="live"), partial(_through, client, service="bulk")),
+        }
+        for number, (side, (live, bulk)) in product(range(ROUNDS), sides.items()):
+            taken, rate = await _mixture(live, bulk, f"{side} {number}")
+            first[side] += taken
+            rates[side].append(rate)
+    p99 = {side: percentile(taken, 99) for side, taken in first.items()}
+    question = f"seconds to a live chat's first token beside {BULK_CALLERS} bulk chats"
+    say(answer(f"{question}, llama.cpp alone", first["alone"], p99=p99["alone"]))
+    say(answer(f"{question}, behind the fleet", first["behind"], p99=p99["behind"], times=p99["alone"] / p99["behind"]))
+    say(answer("bulk's tokens a second, llama.cpp alone", rates["alone"]))
+    say(
+        answer(
+            "bulk's tokens a second, behind the fleet",
+            rates["behind"],
+            share=sum(rates["behind"]) / sum(rates["alone"]),
+        )
+    )
+
+
+async def _mixture(live: Ask, bulk: Ask, turn: str) -> tuple[list[float], float]:
+    """Seconds to each live chat's first token, and the bulk chats' tokens a second, in `MIXED_SECONDS`."""
+    loop, tokens = asyncio.get_running_loop(), 0
+    ends = loop.time() + MIXED_SECONDS
+
+    async def caller(number: int) -> None:
+        nonlocal tokens
+        while loop.time() < ends:
+            async for text in bulk(f"Write about {turn}, {number} and {loop.time()}.", 64):
+                tokens += bool(text) and loop.time() < ends
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(BULK_CALLERS):
+            group.create_task(caller(number))
+        chats = list[asyncio.Task[float]]()
+        while loop.time() < ends:
+            chats.append(group.create_task(_first(live, f"Say {turn} {len(chats)}")))
+            await asyncio.sleep(LIVE_EVERY)
+    return [chat.result() for chat in chats], tokens / MIXED_SECONDS
 
 
 async def _rate(ask: Ask) -> float:
@@ -237,8 +331,8 @@ async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str
                 yield choice["delta"].get("content") or ""
 
 
-async def _through(client: AsyncClient, text: str, most: int) -> AsyncIterator[str]:
-    async for event in client.stream("chat", _chat(text, most), timeout=120):
+async def _through(client: AsyncClient, text: str, most: int, service: str | None = None) -> AsyncIterator[str]:
+    async for event in client.stream("chat", _chat(text, most), timeout=120, service=service):
         if isinstance(event, str):
             yield event
         elif not isinstance(event, Result):
