@@ -20,6 +20,7 @@ MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 GROUP, VERSION, PLURAL = "taxiway.dev", "v1alpha1", "hardwareclasses"
 COST = "controller.kubernetes.io/pod-deletion-cost"
+"""Of two pods, the one with less ends first when their ReplicaSet shrinks: in Kubernetes 1.22 and later."""
 
 _MERGE = {"Content-Type": "application/merge-patch+json"}
 
@@ -108,10 +109,10 @@ class Cluster:
         """Set the replicas of a Deployment."""
         await self._ask("PATCH", self._scale(deployment), {"spec": {"replicas": replicas}})
 
-    async def note_cost(self, pod: str, cost: int) -> None:
+    async def note_cost(self, pod: str, cost: str) -> None:
         """Set which pod ends first when its ReplicaSet shrinks."""
         path = f"{self._core}/pods/{pod}"
-        await self._ask("PATCH", path, {"metadata": {"annotations": {COST: str(cost)}}})
+        await self._ask("PATCH", path, {"metadata": {"annotations": {COST: cost}}})
 
     async def say_status(self, hardware_class: str, status: Object) -> None:
         """Replace fields of the status of a HardwareClass."""

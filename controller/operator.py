@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from controller.cluster import Cluster, Object
+from controller.cluster import COST, Cluster, Object
 from controller.decide.endings import Ending, deletion_cost
 from controller.decide.pools import Allotment, Seen, allot
 from controller.leader import Leader
@@ -32,6 +32,7 @@ class Operator:
         self._cluster, self._routers, self._leader = cluster, routers, leader
         self._classes: dict[str, Object] = {}
         self._said: dict[str, ClassStatus] = {}
+        self._chosen: set[str] = set()
 
     def notice(self, change: str | None, body: Object) -> None:
         """A HardwareClass is there, has changed, or is gone (`DELETED`)."""
@@ -96,10 +97,13 @@ class Operator:
 
     async def _apply(self, body: Object, spec: ClassSpec, pools: list[Seen], allotted: Allotment, reason: str) -> None:
         for pool, found, replicas in zip(spec.pools, pools, allotted.replicas, strict=True):
+            if replicas < found.asked and pool.deployment not in self._chosen:
+                await self._choose(spec, pool.name)
+                self._chosen.add(pool.deployment)
+                continue  # the ReplicaSet controller reads the costs from a cache, which has them at the next look
+            self._chosen.discard(pool.deployment)
             if replicas == found.asked:
                 continue
-            if replicas < found.asked:
-                await self._choose(spec, pool.name)
             await self._cluster.scale(pool.deployment, replicas)
             message = f"{pool.deployment}: {found.asked} to {replicas} pods: {reason}"
             logger.info("scaled", extra={"class": spec.hardware_class, "said": message})
@@ -112,5 +116,6 @@ class Operator:
         except httpx.HTTPError:
             return  # Kubernetes chooses
         for pod in await self._cluster.pods(f"{spec.selector},taxiway/pool={pool}"):
-            name = pod["metadata"]["name"]
-            await self._cluster.note_cost(name, deletion_cost(endings.get(name, Ending())))
+            name, cost = pod["metadata"]["name"], str(deletion_cost(endings.get(pod["metadata"]["name"], Ending())))
+            if pod["metadata"].get("annotations", {}).get(COST, "0") != cost:
+                await self._cluster.note_cost(name, cost)

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,11 @@ class ControlPlane:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    @cached_property
+    def honours_costs(self) -> bool:
+        """Whether ReplicaSets shrink by `pod-deletion-cost`, which came with Kubernetes 1.21."""
+        return b"pod-deletion-cost" in (self.binaries / "kube-controller-manager").read_bytes()
 
     def items(self, path: str, **selected: str) -> list[Any]:
         """What is under an API path, by label: `items("/api/v1/pods", labelSelector="a=b")`."""

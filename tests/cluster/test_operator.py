@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, u
 from tests.cluster.operating import Controller, Wishes, operated
 
 PODS = "/api/v1/namespaces/operated/pods"
+COST = "controller.kubernetes.io/pod-deletion-cost"
 L4, SPOT = "cloud.google.com/gke-accelerator", "cloud.google.com/gke-spot"
 VALUES: dict[str, Any] = {
     "cloud": "gke",
@@ -83,7 +85,7 @@ def test_a_class_has_exactly_the_pods_that_its_router_wants_and_says_why(
 ) -> None:
     seconds_until_asked(fleet, wishes, 11)  # the operator starts
     took = {count: seconds_until_asked(fleet, wishes, count) for count in (12, 1, 16, 0)}
-    assert max(took.values()) < 5, took
+    assert max(took.values()) < 10, took  # 1 to 3 on an idle machine: a look, and another before pods end
     assert until(lambda: fleet.of_class("gpu.realtime") == [])
     table = fleet.plane.tool("kubectl", "get", "hwc", "fleet-worker-gpu-realtime", "--namespace", "operated")
     assert "gpu.realtime was asked for" in table
@@ -138,29 +140,38 @@ def test_an_operator_that_is_killed_in_the_middle_is_followed_by_one_that_ends_t
 def test_the_pods_that_end_first_are_those_that_lose_least(
     fleet: Release, wishes: Wishes, controller: Controller
 ) -> None:
-    wishes.wanted["gpu.realtime"] = 3
-    settle(fleet, "gpu.realtime", 3)
+    wishes.wanted["gpu.realtime"] = 4
+    settle(fleet, "gpu.realtime", 4)
     names = sorted(pod["metadata"]["name"] for pod in fleet.of_class("gpu.realtime"))
     for name in names:  # a pod that ends stays to be seen
         fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": ["taxiway.test/seen"]}})
-    wishes.devices = [
-        {"worker": f"gpu.realtime.cuda-0@{names[0]}", "running": 4},
-        {"worker": f"gpu.realtime.cuda-0@{names[1]}", "warm": ["a", "b"]},
-    ]
-    wishes.wanted["gpu.realtime"] = 2
+    held: tuple[dict[str, Any], ...] = (
+        {"running": 4},
+        {"warm": ["a", "b"]},
+        {"held": 1},
+        {"running": 9, "draining": True},
+    )
+    wishes.devices = [{"worker": f"gpu.realtime.cuda-0@{name}", **one} for name, one in zip(names, held, strict=True)]
 
-    def found() -> dict[str, Any]:
-        pods = fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime")
-        return {pod["metadata"]["name"]: pod["metadata"] for pod in pods}
+    def ended() -> dict[str, str]:
+        """The pods that end, with their costs."""
+        pods = [pod["metadata"] for pod in fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime")]
+        return {pod["name"]: pod["annotations"][COST] for pod in pods if "deletionTimestamp" in pod}
 
-    def ended() -> list[str]:
-        return [name for name, pod in found().items() if pod.get("deletionTimestamp")]
+    def going(count: int) -> bool:
+        return len(ended()) == count
 
-    assert until(lambda: len(ended()) == 1 and len(fleet.of_class("gpu.realtime")) == 2), controller.log
-    costs = {name: pod["annotations"]["controller.kubernetes.io/pod-deletion-cost"] for name, pod in found().items()}
-    for name in names:
-        fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": None}})
-    assert [costs[name] for name in names] == ["4000", "20", "0"]
+    try:
+        for left in (3, 2, 1):
+            wishes.wanted["gpu.realtime"] = left
+            assert until(partial(going, 4 - left)), controller.log
+        costs = dict(zip(names, ("4000", "20", "1", "-1"), strict=True))
+        assert ended().items() <= costs.items()
+        if fleet.plane.honours_costs:
+            assert ended().keys() == set(names[1:])
+    finally:
+        for name in names:
+            fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": None}})
 
 
 def test_a_count_that_was_set_by_hand_goes_before_the_routers(
