@@ -187,14 +187,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Limits that an operator can set; sizes in bytes, times in seconds.
 
     `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor, `file` one
-    uploaded file. A value of more than `inline` bytes is stored beside its message. `keep_result`, `keep_record` and
-    `keep_explanation` are how long a result, its job's record and the snapshots of placements are kept. The history of
-    arrivals is kept for `keep_history`, in at most `history` bytes of the state store. After `lease` seconds of silence
-    a worker's jobs run elsewhere. A worker exits within `grace` of a stop signal, and kills itself when a batch takes
-    both `stall` seconds and twenty times its profile. `wait` bounds one long poll. A job is dead-lettered after
-    `attempts` runs without a result. A worker exits after `memory_faults` consecutive out-of-memory jobs of a model
-    whose example fails, too. The HTTP door acknowledges a job once it is `written` or `replicated` (`durability`), and
-    accepts none while the state store uses more than the share `memory` of its limit.
+    uploaded file. A compressed body over 1 MiB may have `inflation` times its compressed size. A value of more than
+    `inline` bytes is stored beside its message. `keep_result`, `keep_record` and `keep_explanation` are how long a
+    result, its job's record and the snapshots of placements are kept. The history of arrivals is kept for
+    `keep_history`, in at most `history` bytes of the state store. After `lease` seconds of silence a worker's jobs run
+    elsewhere. A worker exits within `grace` of a stop signal, and kills itself when a batch takes both `stall` seconds
+    and twenty times its profile. `wait` bounds one long poll. A job is dead-lettered after `attempts` runs without a
+    result. A worker exits after `memory_faults` consecutive out-of-memory jobs of a model whose example fails, too. The
+    HTTP door acknowledges a job once it is `written` or `replicated` (`durability`), and accepts none while the state
+    store uses more than the share `memory` of its limit.
 
     Limits of a router's HTTP door: the number of `connections`; `requests_per_second` of a tenant's keys; `head`
     seconds for a request's head, and `body` seconds to send or read a MiB or the rest; bytes of unanswered requests'
@@ -204,6 +205,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
     file: Size = msgspec.field(default_factory=lambda: Size(200 * 2**20))
     elements: Positive = ELEMENTS
+    inflation: Positive = 100
     inline: Size = msgspec.field(default_factory=lambda: Size(INLINE))
     keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400

@@ -19,7 +19,7 @@ from litestar.response import Stream
 from broker.port import beside
 from router.access import Bodies, Rates
 from router.http import described, triton
-from router.http.bodies import BodyLimits, Inflated
+from router.http.bodies import BodyLimits, Gzipped, Inflated
 from router.http.described import GenerateOperation, InferOperation, document
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.gate import Gate, caller_of, claim, guard, needs
@@ -65,7 +65,8 @@ class Door:
 
 def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Gate:
     """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
-    limit = int(router.rules.topology.limits.payload)
+    limits = router.rules.topology.limits
+    limit = int(limits.payload)
     app = Litestar(
         route_handlers=_ENDPOINTS,
         guards=[guard],
@@ -85,8 +86,8 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Gate
     app.state[openai.DOOR] = openai.OpenAIDoor(router, inference)
     app.state[stored.STORE] = store
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
-    bounded = BodyLimits(Inflated(front, BodyLimits(front, bodies, limit), limit), bodies, limit)
-    return Gate(bounded, keys, Rates(router.rules.topology))
+    inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
+    return Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology))
 
 
 @get("/v2", opt=needs(), responses=described.INFO)

@@ -73,10 +73,26 @@ def test_another_encoding_is_refused_with_those_that_are_read(http: httpx.Client
         assert answer.headers["accept-encoding"] == "gzip, deflate"
 
 
-def test_a_body_that_inflates_beyond_the_limit_is_refused(http: httpx.Client) -> None:
-    answer = post(http, "/v2/models/echo/infer", gzip.compress(bytes(2**25)), "gzip")
+def test_a_body_that_inflates_beyond_a_limit_is_refused_at_every_door(http: httpx.Client) -> None:
+    bomb, large = bytes(2**25), (secrets.token_bytes(2**10) + bytes(2**16)) * 2**8  # random bytes beyond gzip's window
+    for content, limit in ((bomb, "inflation"), (large, "payload")):
+        packed = gzip.compress(content, 1)
+        answer = post(http, "/v2/models/echo/infer", packed, "gzip")
+        assert (answer.status_code, answer.json()["details"]["limit"]) == (413, limit)
+    answer = post(http, "/v1/embeddings", gzip.compress(bomb), "gzip")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
 
-    assert (answer.status_code, answer.json()["details"]["limit"]) == (413, "payload")
+
+def test_an_answer_is_compressed_for_those_who_accept_it(http: httpx.Client) -> None:
+    rows = {**ROW, "shape": [500], "data": [f"row {index}" for index in range(500)]}
+    path, body = "/v2/models/echo/infer", {**BODY, "inputs": [rows]}
+    plain = http.post(path, json=body, headers={"accept-encoding": "identity"})
+    packed = http.post(path, json=body, headers={"accept-encoding": "gzip"})
+
+    assert packed.headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in plain.headers
+    assert packed.json()["outputs"] == plain.json()["outputs"]
+    assert http.get("/schema/openapi.json").headers["content-encoding"] == "gzip"
 
 
 def test_a_body_that_is_no_gzip_is_refused_by_name(http: httpx.Client) -> None:
