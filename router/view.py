@@ -27,7 +27,7 @@ from router.service.store import Store
 from tasks.heartbeat import BOUNDS, HEARTBEAT, DeviceFacts, Done, Ran, Use, empty, is_emulated
 from tasks.models.catalogue import Catalogue, Model, TensorSpec, Variant
 from tasks.models.folder import Report
-from tasks.topology import HardwareClass, Topology
+from tasks.topology import HardwareClass, Price, Topology
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.values import BATCH_AXIS
 
@@ -35,6 +35,7 @@ from taxiway.contract.values import BATCH_AXIS
 class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     """One hardware class. Times in seconds, money in US dollars.
 
+    `usd_per_hour` is what a device costs now, and `price` all that queues.yaml says, with the prices of use.
     `depth` is waiting messages by level if the broker reports it, else one total. `work` is device seconds queued and
     running, `held` those in holding for the class, both by level. `oldest` is the age of the oldest waiting job since
     acceptance. `replicas` is the number of devices there should be, and `why` the reason.
@@ -44,6 +45,7 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     devices: int
     emulated: int
     usd_per_hour: float
+    price: Price
     spending: float
     utilisation: float
     depth: tuple[int, ...]
@@ -221,6 +223,7 @@ def _class_view(
         devices=len(devices),
         emulated=sum(is_emulated(device.kind, hardware) for device in devices),
         usd_per_hour=price,
+        price=hardware.price,
         spending=price * len(fleet.own(name)),
         utilisation=sum(device.utilisation for device in devices) / len(devices) if devices else 0.0,
         depth=head.depths,

@@ -323,11 +323,18 @@ def _refused_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"class": row["hardware_class"], "variant": row["variant"], "why": row["reason"]}
 
 
+USE = {"usd_per_million_input": "M in", "usd_per_million_output": "M out", "usd_per_request": "request"}
+"""The prices of an endpoint's use, and what each is for: a million tokens of input or of output, or a request."""
+
+
 def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    price = facts.get("price", {})
+    use = ", ".join(f"{price[field]:g}/{unit}" for field, unit in USE.items() if price.get(field))
     return {
         "class": name,
         "asks for": facts["device"],
         "$/hour": facts["usd_per_hour"],
+        **({"$ of use": use} if use else {}),
         "devices": facts["devices"],
         "work": duration(sum(facts["work"])),
     }

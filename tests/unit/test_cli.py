@@ -211,6 +211,14 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert "these figures are stale" in shown
 
 
+def test_a_class_that_charges_for_its_use_shows_what(capsys: pytest.CaptureFixture[str]) -> None:
+    price = {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0, "usd_per_request": 0.0}
+    hosted = {"device": "endpoint", "usd_per_hour": 0.0, "price": price, "devices": 1, "work": [0.0]}
+    show_fleet({"stale": False, "classes": {"hosted": hosted}})
+
+    assert "2.5/M in, 10/M out" in capsys.readouterr().out
+
+
 def test_a_fleet_with_a_plan_shows_its_first_classes_and_what_moves(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [
         {"model": "echo:1", "service": "live", "locality": None, "prefers": "cpu.batch", "until_then": None},
