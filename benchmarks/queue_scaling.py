@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from local.plan import ask_router
-from router.decide.scaling_rule import Depth, Need, devices_wanted
+from router.decide.plan import Depth, Need, devices_wanted
 
 _QUICK = 1.0  # seconds for one answer of a router on loopback
 

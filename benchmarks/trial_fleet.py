@@ -46,7 +46,7 @@ from benchmarks.queue_scaling import QueueScaling
 from benchmarks.trial_runs import OURS
 from benchmarks.trial_targets import OPPONENTS
 from local.plan import Ask, ask_router
-from router.decide.scaling_rule import Depth
+from router.decide.plan import Depth
 from simulator.fleet import SERVICES
 from simulator.policies.policy import Assignment
 from simulator.reports import percent

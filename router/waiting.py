@@ -21,8 +21,8 @@ import msgspec
 from broker.port import Moved, Peeked, QueueMover, Step, Transport
 from broker.valkey.forwarding import Drawn, HoldingQueue
 from broker.valkey.leader import Leadership
-from router.decide.capacity import has_capacity
 from router.decide.classify import Needs
+from router.decide.cost import has_capacity
 from router.decide.explain import read_basis
 from router.decide.fairness import FairOrder, Releasable, kind_of
 from router.decide.rebalance import Flows, Group, Move, rebalance

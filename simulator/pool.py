@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Literal, Protocol
 
-from router.decide.scaling_rule import Density, Depth, Need, ScalingRule, density, devices_wanted
+from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted
 from simulator.device import Device
 from simulator.fleet import USABLE, Fleet, Stepping, Timing, Whole
 from simulator.workload import Job

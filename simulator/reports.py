@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from router.decide.plan import Plan
-from router.decide.scaling_rule import Density, ScalingRule
+from router.decide.plan import Density, Plan, ScalingRule
 from simulator.cost_bound import NAME as BOUND
 from simulator.engine import Summary
 from simulator.fleet import SERVICES

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from router.history.columns import REFUSED, Arrivals
+from router.decide.history import REFUSED, Arrivals
 from simulator.fleet import SERVICES
 from taxiway.contract.request import Priority
 

@@ -12,9 +12,8 @@ import msgspec
 import numpy as np
 
 from router.decide.candidates import CandidateTable, build_table
-from router.decide.capacity import horizon
 from router.decide.classify import Needs
-from router.decide.cost import Figures, dearest, estimate_figures
+from router.decide.cost import Figures, dearest, estimate_figures, horizon
 from router.decide.placement import choose, prefer, reserved_and_busy, route_by_plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model

@@ -1,15 +1,210 @@
-"""Which held job is released next: by deadline within a tenant, by weighted fair virtual time between tenants. Pure."""
+"""What tenants and classes use now, the limits on it, and whose held job is released next. Pure.
+
+Depths limit what waits, in jobs and bytes. Budgets limit what a tenant spends in a day. Fair shares order tenants while
+queues are long. Held jobs are released by deadline within a tenant, and by weighted fair virtual time between tenants.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import msgspec
 
 from broker.valkey.forwarding import HoldingQueue
-from router.decide.classify import Constraints
-from tasks.topology import Tenant
+from router.decide.classify import Allowance, Constraints
+from tasks.models.profiles import Lengths, read_lengths
+from tasks.topology import Tenant, Topology
+from taxiway.contract.keys import COUNT, WAITING, lengths_cell, tenant_cell
+from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
+
+RETRY_AFTER = 1.0
+"""Seconds after which a refused request may be retried: several snapshots later."""
+
+_TENANT = tenant_cell("")
+
+
+@dataclass(slots=True)
+class Depths:
+    """Unfinished jobs, bound and held, by hardware class and by tenant.
+
+    Only tenants with a bounded depth are counted. `used` is the share of its memory that the state store uses, 0 if
+    unbounded. `refuses` is set while the store accepts no writes.
+    """
+
+    classes: dict[str, float] = field(default_factory=dict)
+    tenants: dict[str, float] = field(default_factory=dict)
+    used: float = 0.0
+    refuses: bool = False
+
+    def count(self, hardware_class: str, tenant: str) -> None:
+        """Count a placement made since the snapshot."""
+        self.classes[hardware_class] = self.classes.get(hardware_class, 0) + 1
+        self.tenants[tenant] = self.tenants.get(tenant, 0) + 1
+
+
+def depths_from(cells: Mapping[str, float], used: float, *, refuses: bool = False) -> Depths:
+    """The depths counted in the cells of `WORK`."""
+    depths = Depths(used=used, refuses=refuses)
+    for cell, jobs in cells.items():
+        place, _, kind = cell.rpartition("|")
+        if kind == COUNT:
+            hardware_class = place.rpartition("|")[0].removeprefix(f"{WAITING}|")
+            depths.classes[hardware_class] = depths.classes.get(hardware_class, 0) + jobs
+        elif cell.endswith(_TENANT):
+            depths.tenants[cell.removesuffix(_TENANT)] = jobs
+    return depths
+
+
+def check_store(depths: Depths, topology: Topology) -> None:
+    """Refuse every request while the state store is nearly full or accepts no writes.
+
+    Raises:
+        BrokerFullError: the store cannot write to its disk, or uses more than `limits.memory` of its memory limit.
+    """
+    if depths.refuses:
+        message = "the state store cannot write to its disk and accepts no requests: free disk space"
+        raise BrokerFullError(message, retry_after=RETRY_AFTER)
+    if depths.used > topology.limits.memory:
+        message = f"the state store uses {depths.used:.0%} of its memory, more than limits.memory allows"
+        raise BrokerFullError(message, retry_after=RETRY_AFTER, used=depths.used)
+
+
+def check_tenant(depths: Depths, topology: Topology, *, tenant: str, size: int) -> None:
+    """Refuse a request of `size` bytes if it exceeds its tenant's limits.
+
+    Raises:
+        RequestTooLargeError: larger than the tenant's `payload`.
+        OverloadedError: the tenant has `max_depth` unfinished jobs.
+    """
+    rules = topology.tenants.get(tenant)
+    if rules is not None:
+        _check(f"tenants.{tenant}", rules.payload, rules.max_depth, size=size, depth=depths.tenants.get(tenant, 0))
+
+
+def check_class(depths: Depths, topology: Topology, *, hardware_class: str, size: int) -> None:
+    """Refuse a request of `size` bytes if it exceeds the class's limits. Raises as `check_tenant` does."""
+    hardware = topology.hardware[hardware_class]
+    depth = depths.classes.get(hardware_class, 0)
+    _check(f"hardware.{hardware_class}", hardware.payload, hardware.max_depth, size=size, depth=depth)
+
+
+def _check(whose: str, payload: int | None, most: int | None, *, size: int, depth: float) -> None:
+    if payload is not None and size > payload:
+        limit = f"{whose}.payload"
+        raise RequestTooLargeError(f"payload: expected at most {payload} bytes ({limit}), got {size}", limit=limit)
+    if most is not None and depth >= most:
+        limit = f"{whose}.max_depth"
+        message = f"queue depth limit reached: {depth:.0f} unfinished jobs (limit {most}, {limit})"
+        raise OverloadedError(message, retry_after=RETRY_AFTER, limit=limit)
+
+
+MEMORY = 10.0
+"""Time constant, in seconds, of the decay of a tenant's usage: short bursts do not put a tenant over its share."""
+
+_DAY = 86_400.0  # seconds
+_SMOOTHING = 0.2  # exponential smoothing of the release interval
+_FORGOTTEN = 1e-4  # share of the highest usage
+
+
+def day_of(now: float) -> str:
+    """The UTC date of `now`, by the store's clock."""
+    return datetime.fromtimestamp(now, UTC).date().isoformat()
+
+
+class Shares:
+    """Virtual time of each recently active tenant: US dollars of device time bound for it, over its weight.
+
+    A tenant above the mean is *over its fair share*: while queues are long, its requests are held (`capacity`), and all
+    others bypass them. A tenant that is alone never is. Credit is limited to `CREDIT`; otherwise a tenant with low
+    usage could fill the queues before it is over its fair share. Each router counts only what it binds itself, which is
+    a fair sample of the fleet.
+    """
+
+    CREDIT = 0.02
+    """The most that a tenant may be below the mean when it is charged, as a share of the mean."""
+
+    MIN_WORK = 0.04
+    """Seconds of work that keep a device busy between two releases from holding: two intervals' worth."""
+
+    def __init__(self, tenants: Mapping[str, Tenant]) -> None:
+        self._weights = {name: tenant.weight for name, tenant in tenants.items()}
+        self._usage: dict[str, float] = {}
+        self._total = 0.0
+        self._work_limit = self.MIN_WORK
+
+    def record_interval(self, seconds: float) -> None:
+        """Record the time since the last release from holding: the longer it is, the more work is bound."""
+        self._work_limit += _SMOOTHING * (max(2 * seconds, self.MIN_WORK) - self._work_limit)
+
+    def work_limit(self, tenant: str) -> float | None:
+        """Seconds of work that may be bound ahead of a request of a tenant over its fair share; None for any other."""
+        return self._work_limit if self.over_fair_share(tenant) else None
+
+    def charge(self, tenant: str, dollars: float) -> None:
+        """Count what is bound for a tenant."""
+        before = self._usage.get(tenant, 0.0)
+        least = (1 - self.CREDIT) * self._total / max(len(self._usage), 1)
+        self._usage[tenant] = max(before, least) + dollars / self._weights.get(tenant, 1.0)
+        self._total += self._usage[tenant] - before
+
+    def decay(self, seconds: float) -> None:
+        """Decay all usage by elapsed time; inactive tenants are forgotten."""
+        kept, most = math.exp(-seconds / MEMORY), max(self._usage.values(), default=0.0)
+        self._usage = {name: kept * had for name, had in self._usage.items() if had > _FORGOTTEN * most}
+        self._total = sum(self._usage.values())
+
+    def over_fair_share(self, tenant: str) -> bool:
+        """Whether the tenant's usage is above the mean of the active tenants."""
+        return self._usage.get(tenant, 0.0) * len(self._usage) > self._total * (1 + 1e-9)
+
+    def bypasses_holding(self, tenant: str) -> bool:
+        """Whether the tenant's requests bypass held jobs: others are active, and it is not over its fair share."""
+        return len(self._usage) > (tenant in self._usage) and not self.over_fair_share(tenant)
+
+
+class Tenants:
+    """The store's facts about tenants at the last read; spending grows as this router places more.
+
+    Args:
+        lengths: answer lengths as stored, by `keys.lengths_cell`.
+        day: the date of `spent`.
+        spent: US dollars by tenant.
+        shares: each tenant's recent usage; it outlives the snapshot.
+    """
+
+    def __init__(
+        self,
+        lengths: Mapping[str, bytes] | None = None,
+        day: str = "",
+        spent: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
+    ) -> None:
+        self.shares = shares or Shares({})
+        self._lengths = lengths or {}
+        self._day = day
+        self._spent = dict(spent or {})
+
+    def lengths(self, model: str, tenant: str) -> Lengths:
+        """Recent lengths of `model`'s answers to the tenant; empty if none are stored."""
+        raw = self._lengths.get(lengths_cell(model, tenant))
+        return read_lengths(raw) if raw is not None else {}
+
+    def allowance(self, tenant: str, topology: Topology, now: float) -> Allowance | None:
+        """What the tenant may still spend today; None if unbounded."""
+        rules = topology.tenants.get(tenant)
+        if rules is None or rules.usd_per_day is None:
+            return None
+        day = day_of(now)
+        spent = self._spent.get(tenant, 0.0) if day == self._day else 0.0
+        return Allowance(tenant, day, rules.usd_per_day, rules.usd_per_day - spent, _DAY - now % _DAY)
+
+    def spend(self, allowance: Allowance, dollars: float) -> None:
+        """Count the cost of a placement under the allowance."""
+        if allowance.day == self._day:
+            self._spent[allowance.tenant] = self._spent.get(allowance.tenant, 0.0) + dollars
 
 
 class HeldKind(msgspec.Struct, frozen=True, array_like=True):

@@ -11,9 +11,17 @@ from zlib import crc32
 import numpy as np
 
 from router.decide.candidates import CandidateTable, build_table
-from router.decide.capacity import horizon
 from router.decide.classify import Candidate, Needs, Refusal
-from router.decide.cost import Estimate, Figures, dearest, estimate_figures, full_batch, metered_cost, run_alone
+from router.decide.cost import (
+    Estimate,
+    Figures,
+    dearest,
+    estimate_figures,
+    full_batch,
+    horizon,
+    metered_cost,
+    run_alone,
+)
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook

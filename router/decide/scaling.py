@@ -15,8 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from router.decide.classify import level_of
-from router.decide.plan import Cell, ClassPlan, moves
-from router.decide.scaling_rule import LONGEST, Density, Depth, Need, devices_wanted
+from router.decide.plan import LONGEST, Cell, ClassPlan, Density, Depth, Need, devices_wanted, moves
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS

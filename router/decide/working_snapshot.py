@@ -15,10 +15,9 @@ import numpy as np
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import basis_text
-from router.decide.fairness import HeldKind
+from router.decide.fairness import Depths, HeldKind, Tenants
 from router.decide.placement import Choice, Placement, weigh
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
-from router.decide.usage import Depths, Tenants
 from tasks.endpoints import Tariff
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook, generates

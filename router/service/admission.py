@@ -21,8 +21,8 @@ from broker.port import Outgoing
 from broker.valkey.records import Course, exceeded
 from router.decide.classify import Needs, needs_of
 from router.decide.explain import Explanation, explain
+from router.decide.fairness import Tenants, check_class, check_tenant
 from router.decide.placement import Placement, seed_of
-from router.decide.usage import Tenants, check_class, check_tenant
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.chats import answer_limit, asks

@@ -15,17 +15,16 @@ from broker.port import Arrival, DeadLetter, Outgoing, QueueMover, Transport, be
 from broker.rabbitmq import RabbitQueueMover, RabbitTransport
 from broker.valkey.leader import Leadership, ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
+from router.decide.fairness import check_store
 from router.decide.scaling import Scaler
-from router.decide.usage import check_store
 from router.decide.working_snapshot import WorkingSnapshot
-from router.history.recorder import Recorder
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
 from router.service.events import SentEvents, trace_placement, trace_refusal
 from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader, FolderWatch
 from router.service.store import Store
-from router.upkeep import LEASE, Deadlines, Housekeeping, Leader, Retargeter
+from router.upkeep import LEASE, Deadlines, Housekeeping, Leader, Recorder, Retargeter
 from router.view import Counters, FleetView, OutcomeCounters, view_fleet, view_plan
 from router.waiting import Mover, Releaser
 from tasks.models.folder import ModelsFolder

@@ -22,10 +22,10 @@ import msgspec
 from broker.port import StoredSnapshot
 from router.decide.cost import shadow_prices
 from router.decide.explain import pack_snapshot
+from router.decide.fairness import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.placement import Placement
 from router.decide.plan import NO_PLAN, Followed, follow
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
-from router.decide.usage import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
 from router.service.store import FleetFacts, Store

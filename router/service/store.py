@@ -28,8 +28,8 @@ from broker.valkey.forwarding import (
     survey_call,
 )
 from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
+from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST, Tuned
-from router.decide.usage import day_of
 from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report
 from tasks.topology import Limits

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol
 
-from router.decide.scaling_rule import ScalingRule
+from router.decide.plan import ScalingRule
 from router.waiting import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet
 from simulator.pool import Order, Pool

@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from router.decide.candidates import CandidateTable, billed
-from router.decide.capacity import has_capacity
 from router.decide.classify import Constraints, Needs
+from router.decide.cost import has_capacity
 from router.decide.fairness import HeldKind
 from router.decide.placement import Placement, choose
-from router.decide.scaling_rule import Density
+from router.decide.plan import Density
 from router.decide.working_snapshot import WorkingSnapshot
 from router.waiting import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet, Stepping

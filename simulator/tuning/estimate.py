@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from router.decide.scaling_rule import TARGET
+from router.decide.plan import TARGET
 from simulator.fleet import Fleet
 from simulator.policies.policy import Cell
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from router.decide.scaling_rule import Density, Depth
+from router.decide.plan import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import SERVICES
 from simulator.policies.policy import LIVE, STANDARD, Assignment, Cell, Fixed

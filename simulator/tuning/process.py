@@ -15,9 +15,9 @@ import msgspec
 
 from broker.valkey.leader import plan_call, tune_call
 from router.decide.plan import Plan, Tuned, follow
-from router.history.reader import LAG, History
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts, figures, named
+from simulator.history import LAG, History
 from simulator.policies.policy import LIVE, Assignment
 from simulator.tuning.planning import plan_of
 from simulator.tuning.real_fleet import Known, Recorded, paces, penalties, recorded, spending, timely

@@ -14,10 +14,9 @@ import msgspec
 import numpy as np
 
 from router.decide.classify import Candidate, Constraints, classify, level_of
-from router.decide.plan import Cell, Plan
-from router.decide.scaling_rule import Density
+from router.decide.history import ENDED, REFUSED, Arrivals
+from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from router.history.columns import ENDED, REFUSED, Arrivals
 from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, Stepping, Timing, Whole
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router.decide.scaling_rule import TARGET, Density, Depth, ScalingRule
+from router.decide.plan import TARGET, Density, Depth, ScalingRule
 from simulator.fleet import Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.estimate import Estimate

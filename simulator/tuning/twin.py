@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from router.decide.candidates import FULL
-from router.decide.scaling_rule import TARGET, Density
+from router.decide.plan import TARGET, Density
 from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet, Timing
 from simulator.policies.policy import LIVE, Assignment, Cell, Fixed

@@ -254,7 +254,7 @@ def learned_key(address: str) -> str:
 
 
 def history_key(hour: str) -> str:
-    """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.history.columns`); `hour` is its UTC hour."""
+    """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.decide.history`); `hour` is its UTC hour."""
     return f"taxiway:history:{hour}"
 
 

@@ -23,9 +23,9 @@ import taxiway
 from broker.valkey.records import Ending
 from router.decide.classify import Needs
 from router.decide.explain import basis_text
-from router.history.columns import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of
-from router.history.reader import LAG, History
-from router.history.recorder import Recorder
+from router.decide.history import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of
+from router.upkeep import Recorder
+from simulator.history import LAG, History
 from simulator.traces import read_trace
 from tasks.models.profiles import bin_of, tokens_of
 from tasks.settings import TREE, Settings

@@ -12,8 +12,7 @@ import msgspec
 import pytest
 import redis
 
-from router.decide.plan import STALE, Cell, ClassPlan, Plan, Tuned
-from router.decide.scaling_rule import Density
+from router.decide.plan import STALE, Cell, ClassPlan, Density, Plan, Tuned
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, PLAN, TUNER, TUNING, job_key
 from taxiway.contract.request import Request

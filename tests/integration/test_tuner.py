@@ -18,9 +18,9 @@ import redis
 
 from broker.valkey import run
 from broker.valkey.leader import plan_call, tune_call
+from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import Plan, Tuned, parse_plan
-from router.history.columns import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
-from router.history.reader import LAG
+from simulator.history import LAG
 from simulator.tuning.process import LEASE, FleetTuner
 from simulator.tuning.trust import PERIODS, Judged, Trust
 from tasks.settings import TREE, Settings

@@ -15,8 +15,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from router.decide.classify import Allowance, Constraints, Needs
-from router.decide.plan import Cell, ClassPlan, Handover, Plan
-from router.decide.scaling_rule import Density, Depth
+from router.decide.plan import Cell, ClassPlan, Density, Depth, Handover, Plan
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from broker.port import Arrival
 from broker.valkey.forwarding import forward_call
 from router.decide.explain import explain_record, read_basis
+from router.decide.fairness import Tenants, day_of
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
-from router.decide.usage import Tenants, day_of
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, size_of
 from router.service.decision import Decision, decide, undecidable

@@ -16,7 +16,7 @@ from broker.valkey import records
 from broker.valkey.records import Group, Observed
 from router.decide.classify import Constraints, Needs, level_of
 from router.decide.explain import basis_text
-from router.history.columns import (
+from router.decide.history import (
     AGAIN,
     ENDED,
     JOB,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.history.columns import JOB, NAMED, STATES, Arrivals
+from router.decide.history import JOB, NAMED, STATES, Arrivals
 from simulator.fleet import SERVICES
 from simulator.history import shares_of
 from simulator.traces import PRIORITIES, UNSET, read_trace, trace_of, write_trace

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from router.decide.scaling_rule import Density, Depth
+from router.decide.plan import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed

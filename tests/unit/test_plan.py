@@ -13,6 +13,8 @@ from router.decide.plan import (
     STALE,
     Cell,
     ClassPlan,
+    Density,
+    Depth,
     Handover,
     Plan,
     PlanError,
@@ -20,7 +22,6 @@ from router.decide.plan import (
     parse_plan,
     preferred_class,
 )
-from router.decide.scaling_rule import Density, Depth
 
 MOVING = Cell(
     model="m", service="live", classes=("new", "old"), handover=Handover(former="old", devices=2, latest=100.0)

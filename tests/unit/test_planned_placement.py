@@ -12,8 +12,7 @@ from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import Explanation, explain, pack_snapshot, unpack_snapshot
 from router.decide.placement import Placement, choose, place, weigh
-from router.decide.plan import Cell, ClassPlan, Handover, Plan
-from router.decide.scaling_rule import Density
+from router.decide.plan import Cell, ClassPlan, Density, Handover, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
 from tasks.models.catalogue import Model, Profile, Variant

@@ -9,9 +9,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.plan import Cell, ClassPlan, Handover, Plan
+from router.decide.plan import Cell, ClassPlan, Density, Depth, Handover, Plan, ScalingRule
 from router.decide.scaling import Scaler
-from router.decide.scaling_rule import Density, Depth, ScalingRule
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Price, Scaling, Service, Topology
 from taxiway.contract.keys import flow

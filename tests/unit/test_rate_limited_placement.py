@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.decide.candidates import CandidateTable, build_table
-from router.decide.capacity import has_capacity
 from router.decide.classify import Constraints, Needs
-from router.decide.cost import estimate_figures
+from router.decide.cost import estimate_figures, has_capacity
 from router.decide.placement import place
 from router.decide.rebalance import Block, Group
 from router.decide.snapshot import FleetSnapshot

@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from router.decide.plan import Cell, ClassPlan, Plan
-from router.decide.scaling_rule import Density
+from router.decide.history import JOB, STATES, Arrivals
+from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from router.history.columns import JOB, STATES, Arrivals
 from simulator.policies.policy import able_classes
 from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, paces, recorded, timely
 from tasks.document import Size

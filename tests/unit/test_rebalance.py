@@ -16,9 +16,8 @@ from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
 from router.decide.placement import reserved_and_busy
-from router.decide.plan import Cell, ClassPlan, Plan
+from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
-from router.decide.scaling_rule import Density
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.waiting import group_by_kind, window_per_level

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.decide.scaling_rule import Density, Need, devices_wanted
+from router.decide.plan import Density, Need, devices_wanted
 from router.service.snapshot_reader import BEAT
 from simulator.cost_bound import lower_bound
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, simulate, summarise

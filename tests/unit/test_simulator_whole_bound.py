@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.decide.scaling_rule import Density
+from router.decide.plan import Density
 from simulator.cost_bound import Pace, least_work, lower_bound
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet

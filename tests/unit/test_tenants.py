@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.usage import MEMORY, Shares, Tenants, day_of
+from router.decide.fairness import MEMORY, Shares, Tenants, day_of
 from tasks.settings import TREE
 from tasks.topology import Tenant, load_topology
 from taxiway.contract.keys import lengths_cell

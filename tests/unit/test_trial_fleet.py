@@ -11,7 +11,7 @@ from benchmarks.queue_scaling import QueueScaling
 from benchmarks.trial_fleet import Answers, Run, Scene, Side, homes_of, result, table, verdict
 from local.plan import ask_router
 from router.decide.classify import Constraints, classify
-from router.decide.scaling_rule import Density, Depth
+from router.decide.plan import Density, Depth
 from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import Assignment
 from tasks.models.folder import load_catalogue

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.decide.plan import Plan, preferred_class
-from router.decide.scaling_rule import Density
+from router.decide.plan import Density, Plan, preferred_class
 from simulator.engine import Engine, simulate
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Assignment, Fixed
