@@ -20,9 +20,8 @@ from simulator.engine import Summary
 from simulator.fleet import SERVICES, DeviceClass, Fleet
 from simulator.reports import percent, plan_tables
 from simulator.traces import TraceError
-from simulator.tuning.planning import plan_of
 from simulator.tuning.search import Search
-from simulator.tuning.tuner import Decision
+from simulator.tuning.tuner import Decision, plan_of
 from simulator.tuning.twin import Conditions, Twin, Window
 from simulator.workload import Figures, Workload
 from tasks.topology import Price

@@ -45,9 +45,7 @@ from simulator.policies.policy import (
 from simulator.pool import Pool
 from simulator.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
-from simulator.tuning.planning import plan_of
-from simulator.tuning.trust import Judged, Trust
-from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Tuner
+from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Judged, Trust, Tuner, plan_of
 from simulator.tuning.twin import MOST, Conditions, Window
 from simulator.workload import Job, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError

@@ -1,14 +1,20 @@
-"""The command `tune`. Data to stdout, logs to stderr.
+"""`python -m simulator tune`: keeps the fleet's plan. A process of low priority, one at a time in the fleet.
 
-`python -m simulator.tuning.command` is the same without the simulator's other commands and what they import.
+It reads the history of arrivals and the devices from the state store, searches for a better plan in the fleet's twin,
+and replaces the stored plan in one step. A tuner that is killed changes nothing.
+
+`python -m simulator.tuning.command` is the same without the simulator's other commands and what they import. Data to
+stdout, logs to stderr.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -19,14 +25,249 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from router.decide.plan import Plan
+from broker.valkey.leader import plan_call, tune_call
+from router.decide.plan import Plan, Tuned, follow
+from router.service.snapshot_reader import snapshot_from
+from router.service.store import FleetFacts, figures, named
+from simulator.history import LAG, History
+from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
-from simulator.tuning.process import LEASE, FleetTuner, Tuning
-from simulator.tuning.tuner import REST
-from tasks.settings import SettingsError, settings_from
+from simulator.tuning.real_fleet import Known, Recorded, paces, penalties, recorded, spending, timely
+from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Judged, Trust, Watch, plan_of, plays_for
+from simulator.tuning.tuner import Tuner as Search
+from simulator.tuning.twin import Window
+from tasks.models.folder import ModelsFolder
+from tasks.queues_file import QueuesFile
+from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
-from tasks.topology import TopologyError, load_topology
+from tasks.topology import Topology, TopologyError, load_topology
+from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
 from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey import fleet_errors
+from taxiway.valkey.connection import Connections
+
+FEWEST = 30
+"""Fewer arrivals than this in the window say nothing about what comes."""
+
+CPU = 8.0
+"""Seconds of processor time of one tuning: its plays are fewer if the last ones took longer."""
+
+LEASE = 120.0
+"""Seconds for which one tuner keeps others from tuning: longer than a search takes on a busy machine."""
+
+TOLD = 86400
+"""Seconds for which routers can show what was found."""
+
+_SERVER = "state store"
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tuning found. Scores are US dollars an hour: of the plan in use, and of the best one found.
+
+    `adopted` says whether another assignment is followed from now on, and `why` in words. `number` is that of the plan;
+    None if there is none. `cells` are the requests that prefer another class than before.
+    """
+
+    number: int | None
+    adopted: bool
+    why: str
+    arrivals: int
+    before: float | None = None
+    after: float | None = None
+    plays: float = 0.0
+    cpu: float = 0.0
+    cells: tuple[str, ...] = ()
+
+
+class FleetTuner:
+    """Tunes the plan of one fleet. Methods raise `BrokerUnavailableError` while the state store does not answer."""
+
+    def __init__(self, settings: Settings, topology: Topology) -> None:
+        self._topology = topology
+        self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
+        self._connections = Connections(settings.state)
+        self._history = History(settings.state)
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._each = 0.0
+        self._watch: Watch | None = None
+        self._good: tuple[Assignment, ...] = ()
+        self._models: tuple[str, ...] = ()
+        self._trust, self._judged = Trust(), Judged()
+        self._spent, self._seen = 0.0, math.inf
+
+    def lead(self) -> bool:
+        """Take or keep the lease; False while another tuner has it."""
+        with fleet_errors(_SERVER):
+            return bool(self._connections.run(tune_call(self._name, LEASE)))
+
+    def due(self) -> bool:
+        """Whether the plan shall be tuned again, by its period or because the fleet is not as it was then."""
+        if self._watch is None:
+            return True
+        now, _, known = self._read()
+        recent = timely(self._history.read_recent(now - LAG - RECENT), self._topology)
+        live = [in_time for (_, service), in_time in recent if service == LIVE]
+        self._spend(known, now)
+        return self._watch.due(now, paces(known), live, self._topology.plan.period)
+
+    def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
+        """Tune once: what was found, and the plan to follow from now on. A dry run writes nothing."""
+        tuning, plan = self._tune(dry_run=dry_run)
+        if not dry_run:
+            self._tell(tuning)
+        return tuning, plan
+
+    def _tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
+        now, raw, known = self._read()
+        before, until = follow(raw, now).stored, now - LAG
+        if before is not None and self._fails(before, known, now):
+            why = "its plan scored worse than predicted for two periods: requests are placed one by one for a period"
+            if not dry_run:
+                self._write(raw, None)
+            self._forget(now)
+            self._watch = Watch(now, math.inf, paces(known))
+            return _unchanged(None, why, 0), None
+        found = recorded(self._history.read_recent(until - WINDOW), known, until)
+        arrivals = len(found.workload) if found is not None else 0
+        if found is None or arrivals < FEWEST or (before is None and found.span < FIRST):
+            why = f"too few arrivals are recorded: {arrivals} in {found.span if found is not None else 0:.0f} s"
+            return _unchanged(before, why, arrivals), before
+        tuning, plan = self._search(found, before, now)
+        self._watch = Watch(now, found.span, paces(known))
+        if tuning.adopted:
+            self._forget(now)
+        if not dry_run and not self._write(raw, plan):
+            return _unchanged(before, "another tuner replaced the plan meanwhile", arrivals), before
+        return tuning, plan
+
+    def close(self) -> None:
+        """Let another tuner work, and disconnect."""
+        with fleet_errors(_SERVER):
+            self._connections.run(tune_call(self._name, 0.0))
+        self._connections.close()
+        self._history.close()
+
+    def _fails(self, plan: Plan, known: Known, now: float) -> bool:
+        """Whether the plan did not keep what it promised."""
+        self._spend(known, now)
+        since = self._judged.since
+        if since and now - since < self._topology.plan.period:
+            return False
+        if since:
+            for cell, in_time in timely(self._history.read_recent(since - LAG), self._topology):
+                self._judged.note(cell, timely=in_time)
+            score = self._judged.score(now, self._spent, penalties(self._topology))
+            self._trust = self._trust.after(score, plan.score)
+        self._judged = Judged(now, self._spent)
+        return self._trust.lost
+
+    def _spend(self, known: Known, now: float) -> None:
+        """Count what the devices have cost since they were last looked at."""
+        self._spent += max(now - self._seen, 0.0) / 3600 * spending(known)
+        self._seen = now
+
+    def _forget(self, now: float) -> None:
+        """Judge the plan from now on."""
+        self._trust, self._judged = Trust(), Judged(now, self._spent)
+
+    def _search(self, found: Recorded, before: Plan | None, now: float) -> tuple[Tuning, Plan]:
+        began = time.process_time()
+        number = 1 if before is None else before.number + 1
+        search = Search(found.workload.fleet, seed=number)
+        search.assignment = found.assignment(before)
+        first = search.assignment is None
+        window = Window.latest(found.workload, found.span, WINDOW)
+        if self._models == found.workload.trace.models:
+            search.good = self._good
+        decision = search.tune(window, found.conditions, now, plays=self._plays(plays_for(window)))
+        self._good, self._models = search.good, found.workload.trace.models
+        cpu = time.process_time() - began
+        self._each = cpu / max(decision.plays, 1.0)
+        twins = plan_of(decision, found.workload.fleet, window, number=number, made=now)
+        plan = _still_moving(found.translated(twins), before, now)
+        return _told(decision, plan, before, len(window.jobs), cpu, first=first), plan
+
+    def _plays(self, most: int) -> int:
+        """Plays for which there is processor time, as the last ones took it."""
+        return max(1, min(most, int(CPU / self._each))) if self._each else most
+
+    def _read(self) -> tuple[float, bytes, Known]:
+        """The store's time, the stored plan, and what is known of the fleet."""
+        self._folder.look()
+        with fleet_errors(_SERVER):
+            at, plan, devices, beats, starts = self._connections.calls(
+                ("TIME",),
+                ("GET", PLAN),
+                ("HGETALL", DEVICES),
+                ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+                ("HGETALL", STARTS),
+            )
+        now = int(at[0]) + int(at[1]) / 1e6
+        facts = FleetFacts(
+            now=now,
+            devices=named(devices),
+            heartbeats=figures(beats),
+            work={},
+            starts=figures(starts),
+        )
+        known = Known(self._topology, self._folder.catalogue, self._folder.book, snapshot_from(facts))
+        return now, bytes(plan or b""), known
+
+    def _tell(self, tuning: Tuning) -> None:
+        """Leave what was found for routers to show."""
+        with fleet_errors(_SERVER):
+            (now,) = self._connections.calls(("TIME",))
+            told = Tuned(tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after)
+            self._connections.calls(("SET", TUNING, msgspec.json.encode(told), "EX", TOLD))
+
+    def _write(self, before: bytes, plan: Plan | None) -> bool:
+        """Store the plan, or that there is none; False if another tuner has replaced it meanwhile."""
+        with fleet_errors(_SERVER):
+            after = msgspec.json.encode(plan) if plan is not None else b""
+            return bool(self._connections.run(plan_call(before, after)))
+
+
+def changed(before: Plan | None, after: Plan) -> tuple[str, ...]:
+    """The requests that prefer another class than before, in words."""
+    found = []
+    for cell in after.cells:
+        was = before.cell(cell.model, cell.service, cell.locality) if before is not None else None
+        if was is None or was.classes[0] != cell.classes[0]:
+            name = " ".join(part for part in (cell.model, cell.service, cell.locality) if part)
+            found.append(f"{name}: {f'{was.classes[0]} → ' if was is not None else ''}{cell.classes[0]}")
+    return tuple(found)
+
+
+def _still_moving(plan: Plan, before: Plan | None, now: float) -> Plan:
+    """The plan with the handovers of the one before that go on."""
+    cells = []
+    for cell in plan.cells:
+        was = before.cell(cell.model, cell.service, cell.locality) if before is not None else None
+        goes_on = was is not None and was.handover is not None and was.handover.latest > now
+        if was is not None and goes_on and cell.handover is None and was.classes[0] == cell.classes[0]:
+            cell = msgspec.structs.replace(cell, handover=was.handover)
+        cells.append(cell)
+    return msgspec.structs.replace(plan, cells=tuple(cells))
+
+
+def _told(decision: Decision, plan: Plan, before: Plan | None, arrivals: int, cpu: float, *, first: bool) -> Tuning:
+    gain = 0.0 if first else 1 - decision.after / max(decision.before, 1e-9)
+    return Tuning(
+        number=plan.number,
+        adopted=decision.adopted,
+        why="there was no plan for these requests" if first else f"{gain:.0%} better than the plan in use",
+        arrivals=arrivals,
+        before=None if first else round(decision.before, 3),
+        after=round(decision.after, 3),
+        plays=round(decision.plays, 1),
+        cpu=round(cpu, 2),
+        cells=changed(before, plan),
+    )
+
+
+def _unchanged(before: Plan | None, why: str, arrivals: int) -> Tuning:
+    return Tuning(number=before.number if before is not None else None, adopted=False, why=why, arrivals=arrivals)
+
 
 NICE = 10
 """Added to the niceness of the process that tunes again and again: requests come first."""

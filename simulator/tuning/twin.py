@@ -120,7 +120,7 @@ class Window:
 
 
 BLOCK = 30.0
-"""Seconds of arrivals that stay together when a window is drawn anew: bursts last about as long."""
+"""Seconds of arrivals that stay together when a window is resampled: bursts last about as long."""
 
 CHECKS = (0.25, 0.5, 0.75)
 """Shares of a window at which a play is compared with the best one so far."""

@@ -21,8 +21,8 @@ from broker.valkey.leader import plan_call, tune_call
 from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
-from simulator.tuning.process import LEASE, FleetTuner
-from simulator.tuning.trust import PERIODS, Judged, Trust
+from simulator.tuning.command import LEASE, FleetTuner
+from simulator.tuning.tuner import PERIODS, Judged, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key

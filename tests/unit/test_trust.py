@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.tuning.trust import PERIODS, WORSE, Answers, Judged, Trust, measured
+from simulator.tuning.tuner import PERIODS, WORSE, Answers, Judged, Trust, measured
 from simulator.tuning.twin import FLOOR
 
 PENALTIES = (48.0, 24.0, 12.0)

@@ -14,10 +14,8 @@ from simulator.fleet import parse_fleet
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Tuned
 from simulator.traces import joined, synthetic_trace
-from simulator.tuning.planning import plan_of
 from simulator.tuning.search import Search, fresh
-from simulator.tuning.trust import PERIODS
-from simulator.tuning.tuner import HYSTERESIS, PERIOD, REST, Decision, Tuner, Watch
+from simulator.tuning.tuner import HYSTERESIS, PERIOD, PERIODS, REST, Decision, Tuner, Watch, plan_of
 from simulator.tuning.twin import Conditions, Twin, Window
 from simulator.workload import Workload, prepare
 

@@ -1,4 +1,4 @@
--- Forgets that a job ended dead, so that it may begin anew.
+-- Forgets that a job ended dead, so that it can run again.
 -- KEYS: the job, its result. Returns 0 where it ended in another way, or not at all.
 -- Safe to run twice: what is forgotten is not there to be forgotten.
 local state = redis.call('HGET', KEYS[1], 'state')
