@@ -13,9 +13,8 @@ from tasks.models.folder import load_catalogue
 from tasks.settings import models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
 from taxiway.errors import TaxiwayError
-from workers.endpoints.asking import Exchange, open_protocol
-from workers.endpoints.faults import EndpointError
 from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.protocol import EndpointError, Exchange, open_protocol
 
 PATIENCE = 30.0
 """Seconds for one token: an engine may load its model first."""

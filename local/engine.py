@@ -25,7 +25,7 @@ from tasks.settings import TREE, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import load_topology
 from workers.device import DeviceMissingError, endpoint_device
-from workers.endpoints.asking import open_protocol
+from workers.endpoints.protocol import open_protocol
 
 logger = logging.getLogger("local.engine")
 

@@ -31,8 +31,8 @@ from tasks.settings import STATES
 from tasks.topology import Topology
 from workers.device import Device, DeviceMissingError, WorkerContext, find_device
 from workers.drain import Drain, NoticeWatch
-from workers.endpoints.asking import open_protocol
 from workers.endpoints.http import EndpointConfigError
+from workers.endpoints.protocol import open_protocol
 from workers.endpoints.stage import EndpointStage
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Executor

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.decide.faults import FAILURES, FIRST_PROBE, LONGEST_PROBE, Breaker, State
-from workers.endpoints.usage import Seat, SlotUsage
+from workers.endpoints.capacity import Seat, SlotUsage
 
 Step = tuple[Literal["answered", "failed", "unreached", "probed"], float]
 steps = st.lists(st.tuples(st.sampled_from(["answered", "failed", "unreached", "probed"]), st.floats(0, 100)))

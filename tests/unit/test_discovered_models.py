@@ -13,8 +13,7 @@ from tasks.models.catalogue import Catalogue, TensorSpec, parse_model
 from tasks.models.discovered import MOST, Announced, discovered, discovered_by, fits, named, with_discovered
 from tests.unit.test_catalogue import model as described
 from workers.endpoints import oip, openai
-from workers.endpoints.asking import Discovery
-from workers.endpoints.faults import EndpointError
+from workers.endpoints.protocol import Discovery, EndpointError
 
 X, Y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1,))
 FORMS = [Announced(), Announced("text"), Announced("tensors", (X,), (Y,))]

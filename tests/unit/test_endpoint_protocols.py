@@ -15,8 +15,7 @@ from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.test_catalogue import model as described
 from workers.endpoints import oip, openai
-from workers.endpoints.asking import AskItem
-from workers.endpoints.faults import BUSY_FOR, LONGEST_WAIT, EndpointError, FaultKind, refused, retry_after
+from workers.endpoints.protocol import BUSY_FOR, LONGEST_WAIT, AskItem, EndpointError, FaultKind, refused, retry_after
 from workers.pipelines import Row
 
 ENDPOINT = {"profiles": {"endpoint": {"base": 0.1, "slope": 0}}}

@@ -16,8 +16,8 @@ from tasks.endpoints import Endpoint
 from tasks.queues_file import with_endpoints
 from tasks.topology import Topology, parse_topology
 from workers.device import DeviceMissingError, endpoint_device
+from workers.endpoints.capacity import Slots
 from workers.endpoints.http import OneAddress
-from workers.endpoints.slots import Slots
 
 TEXT = """
 hardware:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.heartbeat import Engine
-from workers.endpoints.engine import is_full, read_metrics, read_slots
+from workers.endpoints.health import is_full, read_metrics, read_slots
 
 VLLM = """
 # HELP vllm:num_requests_running Number of requests in model execution batches.

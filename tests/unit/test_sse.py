@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.endpoints import sse
-from workers.endpoints.sse import EventParser, EventTooLargeError, ServerEvent
+from workers.endpoints import openai
+from workers.endpoints.openai import EventParser, EventTooLargeError, ServerEvent
 
 lines = st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=12)
 ends = st.sampled_from(["\n", "\r", "\r\n"])
@@ -53,7 +53,7 @@ def test_an_event_has_its_name_and_its_lines_and_an_unfinished_one_is_none() -> 
 
 
 def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+    monkeypatch.setattr(openai, "MAX_EVENT", 1000)
     parser = EventParser()
     for _ in range(100):
         assert len(parser.feed(b"data: 1234567890\n\n" * 10)) == 10

@@ -16,8 +16,7 @@ from aiohttp.resolver import ThreadedResolver
 
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
-from workers.endpoints.asking import Exchange
-from workers.endpoints.faults import EndpointError, FaultKind, refused
+from workers.endpoints.protocol import EndpointError, Exchange, FaultKind, refused
 from workers.pipelines import Row
 
 KEPT = 4.0

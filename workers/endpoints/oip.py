@@ -17,7 +17,7 @@ from tasks.models.discovered import MOST, Announced, fits
 from taxiway.contract.tensors import HEADER, OCTETS, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
-from workers.endpoints.asking import Ask, AskItem, Discovery, WholeReader, malformed
+from workers.endpoints.protocol import Ask, AskItem, Discovery, WholeReader, malformed
 from workers.pipelines import Row
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
 

@@ -28,15 +28,10 @@ from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionEr
 from workers.decide.faults import describe, pause
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.drain import Drain
-from workers.endpoints.asking import AskItem, EndpointProtocol, Exchange
-from workers.endpoints.engine import is_full
-from workers.endpoints.faults import EndpointError, FaultKind
-from workers.endpoints.health import EndpointHealth
+from workers.endpoints.capacity import RateGate, Slots, SlotUsage, pieces_of
+from workers.endpoints.health import EndpointHealth, Target, is_full
 from workers.endpoints.http import EndpointConfigError, EndpointLink
-from workers.endpoints.rates import RateGate
-from workers.endpoints.slots import Slots
-from workers.endpoints.target import Target
-from workers.endpoints.usage import SlotUsage, pieces_of
+from workers.endpoints.protocol import AskItem, EndpointError, EndpointProtocol, Exchange, FaultKind
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
 from workers.pipelines import Row

@@ -17,7 +17,7 @@ from taxiway.errors import ExecutionError
 from workers.decide.curve import ENOUGH, Learned, after, curve_of
 from workers.decide.occupation import Track, observe
 from workers.device import Device
-from workers.endpoints.asking import AskItem, EndpointProtocol, Exchange
+from workers.endpoints.protocol import AskItem, EndpointProtocol, Exchange
 from workers.executor import LearnedTimes, Loaded
 from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Runtime

@@ -18,9 +18,8 @@ from tasks.models.profiles import LONGEST, Measurement, Residuals, generates, ra
 from taxiway.errors import TaxiwayError
 from workers.decide.curve import Learned, after, curve_of
 from workers.device import Device
-from workers.endpoints.asking import AskItem, Exchange, open_protocol
-from workers.endpoints.faults import EndpointError
 from workers.endpoints.http import EndpointLink
+from workers.endpoints.protocol import AskItem, EndpointError, Exchange, open_protocol
 from workers.pipelines import Row
 from workers.profiling.report import Outcome
 

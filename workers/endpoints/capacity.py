@@ -1,0 +1,184 @@
+"""How much work an endpoint gets at once: its slots, how they are used, and its rate limits."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+
+from tasks.endpoints import Rate
+from tasks.heartbeat import Allowed
+from workers.decide.rates import Bucket, Rates, begin, learned
+from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
+
+
+class Slots:
+    """At most `limit` holders at a time, first come, first served. For one event loop; use it as a context manager.
+
+    After the limit falls, no slot is given until enough holders have left.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def resize(self, limit: int) -> None:
+        """Allow so many holders from now on."""
+        self._limit = limit
+        self._admit()
+
+    async def __aenter__(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it got the slot and will not use it
+                self._leave()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._held -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._held < self._limit:
+            turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self._held += 1
+                turn.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A row's slot since a time: with how much of the endpoint each running row had until then."""
+
+    since: float
+    shares: float
+
+
+def pieces_of(exchange: Exchange, now: float) -> tuple[float | None, float | None]:
+    """Seconds until the first part of an answer came, and for each token after it until `now`; None where unknown."""
+    if not exchange.first:
+        return None, None
+    first = exchange.first - exchange.sent
+    more = exchange.tokens.output - 1
+    return first, (now - exchange.first) / more if more > 0 else None
+
+
+class SlotUsage:
+    """Rows on an endpoint of so many slots. Times are seconds on one clock.
+
+    n rows that run together have a n-th of the endpoint each, so that the shares of all rows add up to its busy time.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.running = 0
+        self._slots = slots
+        self._at = 0.0
+        self._shares = 0.0
+        self._used = 0.0
+
+    def enter(self, now: float) -> Seat:
+        """A row begins."""
+        self._advance(now)
+        self.running += 1
+        return Seat(now, self._shares)
+
+    def leave(self, seat: Seat, now: float) -> tuple[float, float]:
+        """A row ends: the seconds that it ran, and its share of the endpoint's time in seconds."""
+        self._advance(now)
+        self.running -= 1
+        return now - seat.since, self._shares - seat.shares
+
+    def resize(self, slots: int, now: float) -> None:
+        """The endpoint has so many slots from now on."""
+        self._advance(now)
+        self._slots = slots
+
+    def used(self, now: float) -> float:
+        """Seconds for which slots were used, a slot counting by its part of all."""
+        return self._used + self.running / self._slots * max(now - self._at, 0.0)
+
+    def _advance(self, now: float) -> None:
+        self._used = self.used(now)
+        if self.running:
+            self._shares += (now - self._at) / self.running
+        self._at = now
+
+
+LONGEST = 0.5
+"""Seconds that a row waits in its slot for its turn; for longer its job returns to the queue, where it may be moved."""
+
+_SMOOTHING = 0.1
+
+
+class RateGate:
+    """What may be sent. For one event loop; any thread may read `room`, `wait` and `allowed`."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._size = 1.0
+        self.state(rate)
+
+    def state(self, rate: Rate) -> None:
+        """Go by what queues.yaml says; what was learned is forgotten."""
+        self._stated = rate
+        self._rates = begin(rate.requests_per_minute, rate.tokens_per_minute, time.monotonic())
+
+    def follow(self, rate: Rate) -> None:
+        """Go by what queues.yaml says now, if that has changed."""
+        if rate != self._stated:
+            self.state(rate)
+
+    @property
+    def room(self) -> float:
+        """How many rows of the usual size may be sent now; infinite without limits."""
+        return math.floor(room) if math.isfinite(room := self._rates.room(self._size, time.monotonic())) else room
+
+    @property
+    def wait(self) -> float:
+        """Seconds until a row of the usual size may be sent."""
+        return self._rates.wait(self._size, time.monotonic())
+
+    @property
+    def allowed(self) -> Allowed | None:
+        """What heartbeats tell of it; None without limits."""
+        rates, now = self._rates, time.monotonic()
+        if rates == Rates():
+            return None
+        (requests, left), (tokens, tokens_left) = _told(rates.requests, now), _told(rates.tokens, now)
+        return Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)
+
+    async def enter(self, size: int) -> None:
+        """Wait until a row of at most `size` tokens may be sent, and count it.
+
+        Raises:
+            EndpointError: that takes too long; it says how long.
+        """
+        while (wait := self._rates.wait(size, time.monotonic())) > 0:
+            if wait > LONGEST:
+                raise EndpointError(FaultKind.BUSY, f"rate limit of the endpoint: next request in {wait:.3g} s", wait)
+            await asyncio.sleep(wait)
+        self._rates = self._rates.taken(size, time.monotonic())
+
+    def leave(self, exchange: Exchange, size: int) -> None:
+        """Count what a row that was let in with `size` really took, and learn what its answer told."""
+        used, now = exchange.tokens, time.monotonic()
+        took = used.input + used.output
+        self._size += _SMOOTHING * (max(took, 1) - self._size) if exchange.ran else 0.0
+        unsent = 0.0 if exchange.sent else -1.0
+        self._rates = learned(self._rates.taken(took - size, now, requests=unsent), exchange.headers, now)
+
+
+def _told(bucket: Bucket | None, now: float) -> tuple[float | None, float]:
+    return (None, 0.0) if bucket is None else (round(bucket.rate, 6), round(bucket.left(now), 3))
