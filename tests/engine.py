@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,10 +96,8 @@ class Engine:
             more = {"Retry-After": self.retry_after} if self.retry_after else {}
             return await self._whole(writer, {"error": {"message": script}}, words[0][7:], more)
         self.begun.add(prompt)
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            telling = asyncio.ensure_future(self._tell(words, writer))
+        with self._counted() as counted:
+            telling = asyncio.ensure_future(self._tell(words, writer, counted.close))
             hearing = asyncio.ensure_future(reader.read(1))
             hearing.add_done_callback(lambda heard: heard.cancelled() or heard.exception())  # a broken connection
             await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
@@ -111,8 +109,18 @@ class Engine:
             with contextlib.suppress(asyncio.CancelledError):
                 await hearing
             return telling.result()
-        finally:
+
+    def _counted(self) -> contextlib.ExitStack:
+        """Count a chat as running until this is closed."""
+
+        def end() -> None:
             self.running -= 1
+
+        self.running += 1
+        self.most = max(self.most, self.running)
+        stack = contextlib.ExitStack()
+        stack.callback(end)
+        return stack
 
     async def _tell_of_itself(self, path: str, writer: asyncio.StreamWriter) -> bool:
         if path == "/v1/models":
@@ -133,7 +141,8 @@ class Engine:
         output = {"name": "estimate", "datatype": "FP64", "shape": [1], "data": [0.5]}
         return await self._whole(writer, {"outputs": [output]})
 
-    async def _tell(self, words: list[str], writer: asyncio.StreamWriter) -> bool:
+    async def _tell(self, words: list[str], writer: asyncio.StreamWriter, done: Callable[[], None]) -> bool:
+        """Stream the words; `done` is called before the end is told, since the next chat may come at once then."""
         self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked", **self.headers})
         wait, said = 0.0, 0
         for word in words:
@@ -142,6 +151,7 @@ class Engine:
             elif word == "break":
                 return False
             elif word == "cut":
+                done()
                 return await self._end(writer)
             elif word == "stall":
                 await asyncio.sleep(3600)
@@ -151,6 +161,7 @@ class Engine:
                 await asyncio.sleep(wait if said else 0.0)
                 self._event(writer, choices=[{"index": 0, "delta": {"content": f"{word} "}}])
                 said += 1
+        done()
         self._event(writer, choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
         usage = {"prompt_tokens": 3, "completion_tokens": said, "total_tokens": 3 + said}
         self._event(writer, choices=[], usage=usage)
