@@ -255,11 +255,12 @@ def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
 def model_list(catalogue: Catalogue, fleet: FleetSnapshot) -> list[dict[str, Any]]:
     """Every model by name: versions and aliases, plus variants and summary of the version that the bare name means.
 
+    A second name has the versions and variants of the model that it leads to, and that model's `alias_of`.
     `disabled` is why the bare name is not served. `problems` lists other faults: invalid files of other versions, or of
     a version still served from before its file became invalid; and, by variant, why live devices could not load it.
     """
-    disabled = {_bare(reference) for reference in catalogue.disabled}
-    return [_listed(catalogue, name, fleet) for name in sorted({m.name for m in catalogue.models.values()} | disabled)]
+    names = {m.name for m in catalogue.models.values()} | {_bare(reference) for reference in catalogue.disabled}
+    return [_listed(catalogue, name, fleet) for name in sorted(names | catalogue.others.keys())]
 
 
 def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot) -> dict[str, Any]:
@@ -272,6 +273,8 @@ def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot) -> dict[str, 
         "variants": {} if current is None else {key: _variant(v) for key, v in current.variants.items()},
         "summary": "" if current is None else current.summary,
     }
+    if current is not None and name in catalogue.others:
+        entry["alias_of"] = current.id
     problems = _problems(catalogue, name) | ({} if current is None else _unloadable(current, fleet))
     if current is None and name in problems:
         entry["disabled"] = problems.pop(name)
@@ -388,6 +391,10 @@ _PER_FLEET: Mapping[str, tuple[str, Callable[[FleetView], float]]] = {
     "stale": ("1 while the fleet's state cannot be read.", lambda view: view.stale),
     "held_jobs": ("Jobs in holding.", lambda view: view.held),
     "dead_letters": ("Messages that were given up and are kept.", lambda view: view.dead),
+    "models_wrong": (
+        "Models with a wrong file: not served, or as they were before.",
+        lambda view: len(view.disabled) + len(view.outdated),
+    ),
 }
 _PER_CLASS: Mapping[str, tuple[str, Callable[[ClassView], float | None]]] = {
     "devices": ("Live devices.", lambda one: one.devices),

@@ -111,9 +111,10 @@ def convert(raw: object, kind: type[Value]) -> Value:
     return msgspec.convert(raw, kind, dec_hook=_decode_size)
 
 
-def json_schema(kind: type[Any]) -> dict[str, Any]:
-    """The JSON Schema of a document of `kind`."""
-    return msgspec.json.schema(kind, schema_hook=_size_schema)
+def json_schema(*kinds: type[Any]) -> dict[str, Any]:
+    """The JSON Schema of a document of one of `kinds`."""
+    refs, parts = msgspec.json.schema_components(kinds, schema_hook=_size_schema, ref_template="#/$defs/{name}")
+    return {**(refs[0] if len(refs) == 1 else {"anyOf": list(refs)}), "$defs": parts}
 
 
 def _located(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], str, object]:

@@ -33,6 +33,7 @@ from router.jobs import DeadLetters, Jobs
 from router.keys_file import KeyFile
 from router.service.arrivals import Router
 from router.view import CONTENT_TYPE, exposition, model_list, model_metadata, unready
+from tasks.models.catalogue import reference_of
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of
 from taxiway.contract.tensors import HEADER, OCTETS, Framed
@@ -202,7 +203,7 @@ async def models(request: _Any) -> _Json:
 async def metadata(request: _Any, model: str, version: str | None = None) -> _Json:
     """A model's inputs, outputs and parameters."""
     catalogue = _door(request).router.rules.catalogue
-    return Response(model_metadata(catalogue, catalogue.resolve(_reference(model, version))))
+    return Response(model_metadata(catalogue, catalogue.resolve(reference_of(model, version))))
 
 
 @get(
@@ -214,7 +215,7 @@ async def model_ready(request: _Any, model: str, version: str | None = None) -> 
     """Whether a live device has or can load the model; 503 with the reason if none can, or the model is disabled."""
     router = _door(request).router
     try:
-        found = router.rules.catalogue.resolve(_reference(model, version))
+        found = router.rules.catalogue.resolve(reference_of(model, version))
         reason = unready(found, router.rules.topology, router.fleet.snapshot)
     except ModelUnavailableError as error:
         reason = str(error.details["reason"])
@@ -232,7 +233,7 @@ async def model_ready(request: _Any, model: str, version: str | None = None) -> 
 async def infer(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
     """Run the model: 200 with its outputs; 202 with the job's location, at once with `Prefer: respond-async`."""
     answer = await _door(request).inference.answer_to(
-        _reference(model, version),
+        reference_of(model, version),
         await request.body(),
         caller=caller_of(request.scope),
         header_length=request.headers.get(HEADER),
@@ -252,7 +253,7 @@ async def model_placement(request: _Any, model: str, version: str | None = None)
     """Where the present fleet would run an infer request, and why; nothing is accepted."""
     infer = await _read(request)
     preview = _door(request).inference.preview
-    return Response(await preview(_reference(model, version), infer, len(await request.body())))
+    return Response(await preview(reference_of(model, version), infer, len(await request.body())))
 
 
 @post(
@@ -264,7 +265,7 @@ async def model_placement(request: _Any, model: str, version: str | None = None)
 )
 async def generate(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
     """Generate text: 200 with the whole text, or 202 with the job's location."""
-    answer = await _streaming(request).generate(_reference(model, version), await _read_generate(request))
+    answer = await _streaming(request).generate(reference_of(model, version), await _read_generate(request))
     if isinstance(answer, Accepted):
         return _accepted(answer.job)
     return _json(answer)
@@ -280,7 +281,7 @@ async def generate(request: _Any, model: str, version: str | None = None) -> Res
 async def generate_stream(request: _Any, model: str, version: str | None = None) -> Stream:
     """Generate text and stream it as server-sent events; `Location` has the job's own stream."""
     streaming = _streaming(request)
-    job = await streaming.submit(_reference(model, version), await _read_generate(request))
+    job = await streaming.submit(reference_of(model, version), await _read_generate(request))
     return _stream(await streaming.events(job, None), job)
 
 
@@ -460,10 +461,6 @@ def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
 
 def _framed(answer: Framed) -> Response[bytes]:
     return Response(answer.body, headers=answer.headers)
-
-
-def _reference(model: str, version: str | None) -> str:
-    return model if version is None else f"{model}:{version}"
 
 
 def _seconds(wait: float) -> float:

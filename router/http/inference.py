@@ -43,6 +43,7 @@ from router.http.protocol import (
 from router.jobs import Jobs
 from router.service.admission import Admitted, Order, check_size, preview
 from router.service.arrivals import Router
+from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
@@ -396,7 +397,7 @@ class Front:
         header_length = headers.get(_HEADER)
         try:
             return await self._inference.answer_to(
-                asked[1] if asked[2] is None else f"{asked[1]}:{asked[2]}",
+                reference_of(asked[1], asked[2]),
                 body,
                 caller=caller_of(scope),
                 header_length=None if header_length is None else header_length.decode("latin-1"),

@@ -16,7 +16,7 @@ from router.http.gate import needs
 from router.service.arrivals import Router
 from router.view import unready
 from tasks.heartbeat import Ran
-from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.catalogue import Model, TensorSpec, reference_of
 from taxiway.errors import InvalidRequestError, cut
 
 ROUTER = "router"
@@ -34,7 +34,7 @@ class IndexRequest(msgspec.Struct, frozen=True):
 
 
 class IndexedModel(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One version of a model; `reason` says why it could not run now."""
+    """One version of a model; `reason` says why it could not run now, or is not what its file says."""
 
     name: str
     version: str
@@ -55,8 +55,10 @@ async def repository_index(request: _Any) -> Response[bytes]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(f"body: expected ready: {cut(str(error))}", field="body") from error
     router = _router(request)
-    found = [_indexed(router, model) for model in _models(router)]
-    found += [_disabled(reference, why) for reference, why in sorted(router.rules.catalogue.disabled.items())]
+    catalogue = router.rules.catalogue
+    found = [_indexed(router, model.name, model) for model in _models(router)]
+    found += [_indexed(router, name, m) for name in catalogue.served_others() for m in catalogue.versions(name)]
+    found += [_disabled(reference, why) for reference, why in sorted(catalogue.disabled.items())]
     return _json([one for one in found if one.state == "READY" or not asked.ready])
 
 
@@ -143,9 +145,13 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "data_type": _TYPES.get(spec.datatype, f"TYPE_{spec.datatype}"), "dims": dims or [1]}
 
 
-def _indexed(router: Router, model: Model) -> IndexedModel:
+def _indexed(router: Router, name: str, model: Model) -> IndexedModel:
+    """A model under one of its names: why it could not run, or why it is not what its file says."""
     reason = unready(model, router.rules.topology, router.fleet.snapshot)
-    return IndexedModel(model.name, str(model.version), "UNAVAILABLE" if reason else "READY", reason)
+    outdated = router.rules.catalogue.outdated
+    old = outdated.get(model.id) or outdated.get(name)
+    told = reason or (f"served as it was, as its file is wrong: {old}" if old else "")
+    return IndexedModel(name, str(model.version), "UNAVAILABLE" if reason else "READY", told)
 
 
 def _disabled(reference: str, why: str) -> IndexedModel:
@@ -165,7 +171,7 @@ def _stats(router: Router, models: list[Model]) -> Response[bytes]:
 
 
 def _resolved(request: _Any, model: str, version: str | None) -> Model:
-    return _router(request).rules.catalogue.resolve(model if version is None else f"{model}:{version}")
+    return _router(request).rules.catalogue.resolve(reference_of(model, version))
 
 
 def _router(request: _Any) -> Router:

@@ -1,12 +1,14 @@
 """The model catalogue: `models/<name>/model*.yaml`, parsed once into frozen values.
 
 A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). The file `model.yaml`
-describes the current version; older versions stand beside it as `model-<version>.yaml` (`folder` reads them).
+describes the current version; older versions stand beside it as `model-<version>.yaml` (`folder` reads them). A
+model.yaml with the field `alias` describes no model: it gives another one, or a version of it, a second name.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -254,11 +256,29 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return self.file == DISCOVERED
 
 
+class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A second name of the model that `alias` names: of one `version` of it, else of all, with their aliases."""
+
+    name: Name
+    alias: Name
+    version: Positive | None = None
+    file: str = ""
+
+    def names(self, names: Mapping[str, Model]) -> dict[str, Model]:
+        """What it adds to the `names` of models; empty if they have no such model."""
+        if self.version is not None:
+            found = names.get(f"{self.alias}:{self.version}")
+            return {} if found is None else {self.name: found, f"{self.name}:{self.version}": found}
+        parts = ((name, name.removeprefix(self.alias)) for name in names if name.startswith(self.alias))
+        return {self.name + rest: names[name] for name, rest in parts if rest[:1] in ("", ":", "@")}
+
+
 class Catalogue:
     """All models, by exact name, alias and bare name (the version aliased `stable`, else the newest). Immutable.
 
     Attributes:
         models: what is served, by `name:version`.
+        others: second names of models, by name.
         disabled: why a model is not served, by the name that is asked for: a bare one for `model.yaml`, else
             `name:version` with the version in the file's name.
         outdated: why the file of a model that is still served in its last good form is wrong, by `name:version`.
@@ -271,12 +291,20 @@ class Catalogue:
         disabled: Mapping[str, str] | None = None,
         outdated: Mapping[str, str] | None = None,
         files: Collection[Path] = (),
+        others: Mapping[str, Alias] | None = None,
     ) -> None:
         self.models = dict(models)
         self.files = frozenset(files)
         self.disabled = dict(disabled or {})
         self.outdated = dict(outdated or {})
-        self._names = _names(models, self.disabled)
+        self.others = dict(others or {})
+        own = _names(models, self.disabled)
+        self._names = dict(own)
+        for name, alias in self.others.items():
+            added = alias.names(own)
+            self._names |= added
+            if name not in added:
+                self.disabled[name] = str(astray(alias))
 
     def resolve(self, reference: str) -> Model:
         """The model that a reference such as `sentiment`, `sentiment:2` or `sentiment@stable` names.
@@ -294,13 +322,18 @@ class Catalogue:
         """Whether `resolve` succeeds for the reference."""
         return reference in self._names
 
+    def served_others(self) -> list[str]:
+        """The second names that lead to a model."""
+        return sorted(name for name in self.others if name in self._names)
+
     def names(self) -> list[tuple[str, Model]]:
         """Every name that `resolve` takes, with its model, by name."""
         return sorted(self._names.items())
 
     def versions(self, name: str) -> list[Model]:
-        """The served versions of the model with this bare name, oldest first."""
-        return sorted((model for model in self.models.values() if model.name == name), key=lambda model: model.version)
+        """The served versions of the model with this bare or second name, oldest first."""
+        found = (model for own, model in self._names.items() if own.startswith(f"{name}:"))
+        return sorted(found, key=lambda model: model.version)
 
     def _missing(self, reference: str) -> TaxiwayError:
         name = reference.partition("@")[0].partition(":")[0]
@@ -324,6 +357,29 @@ def _names(models: Mapping[str, Model], disabled: Collection[str]) -> dict[str, 
     return names
 
 
+def astray(alias: Alias) -> ModelError:
+    """The error of an alias that names no model."""
+    version = "" if alias.version is None else f":{alias.version}"
+    return ModelError(alias.file, "alias", "a model that is served", f"{alias.alias}{version}")
+
+
+def reference_of(model: str, version: str | None) -> str:
+    """The reference to a model and, if given, one of its versions by number or alias, as addresses have them."""
+    if version is None:
+        return model
+    return f"{model}:{version}" if version.isdecimal() else f"{model}@{version}"
+
+
+_IS_ALIAS = re.compile(r"^alias *:", re.MULTILINE).search
+
+
+def parse_file(text: str, file: str, folder: str = "") -> Model | Alias:
+    """The model, or the second name of one, that the YAML `text` describes. Raises as `parse_model` does."""
+    if _IS_ALIAS(text):
+        return msgspec.structs.replace(parse_document(text, Alias, file=file, error=ModelError), file=file)
+    return parse_model(text, file, folder)
+
+
 def parse_model(text: str, file: str, folder: str = "") -> Model:
     """The model that the YAML `text` describes.
 
@@ -338,7 +394,7 @@ def parse_model(text: str, file: str, folder: str = "") -> Model:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a model.yaml."""
-    return json_schema(Model)
+    return json_schema(Model, Alias)
 
 
 Contradictions = Iterator[tuple[str, str, object]]

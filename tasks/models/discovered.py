@@ -84,12 +84,14 @@ def discovered_by(announcements: Iterable[tuple[str, Mapping[str, Announced]]]) 
 def with_discovered(catalogue: Catalogue, models: Mapping[str, Model]) -> Catalogue:
     """The catalogue, with those models whose name no model.yaml has, also no wrong one."""
     taken = {model.name for model in catalogue.models.values()} | {
-        name.partition(":")[0] for name in catalogue.disabled
+        name.partition(":")[0] for name in (*catalogue.disabled, *catalogue.others)
     }
     more = {model.id: model for name, model in models.items() if name not in taken}
     if not more:
         return catalogue
-    return Catalogue({**catalogue.models, **more}, catalogue.disabled, catalogue.outdated, catalogue.files)
+    disabled = {name: why for name, why in catalogue.disabled.items() if name not in catalogue.others}
+    served = {**catalogue.models, **more}
+    return Catalogue(served, disabled, catalogue.outdated, catalogue.files, catalogue.others)
 
 
 def fits(announced: Announced) -> bool:

@@ -15,7 +15,7 @@ import datetime
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -24,13 +24,15 @@ import msgspec
 
 from tasks.document import Verbatim
 from tasks.models.catalogue import (
+    Alias,
     Catalogue,
     Contradictions,
     LocalFile,
     Model,
     ModelError,
     TensorSpec,
-    parse_model,
+    astray,
+    parse_file,
     sources_of,
 )
 from tasks.models.discovered import with_discovered
@@ -55,7 +57,7 @@ class ModelsFolder:
         packages: versions in use of the packages that profiles were measured with, if profiles should doubt others.
 
     `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds.
-    `digests` identifies the description of each model served, by its `name:version`.
+    `digests` identifies the description of each model served, by its `name:version`, and the model of each second name.
     """
 
     def __init__(self, root: Path, queues: QueuesFile, packages: Mapping[str, str] | None = None) -> None:
@@ -114,11 +116,12 @@ class ModelsFolder:
 
     def _read(self) -> None:
         """Read everything; files that change meanwhile differ from `stamps` and are read again."""
-        self._written, self._added = load_catalogue(self.root, self._written), self.discovered
+        self._written, self._added = load_catalogue(self.root, self._written, self.discovered), self.discovered
         self.catalogue = with_discovered(self._written, self._added)
         today = datetime.datetime.now(datetime.UTC).date()
         self.book, self._broken_profiles = load_book(self.root, today, self._packages)
         self.digests = {name: _model_digest(model) for name, model in self.catalogue.models.items()}
+        self.digests |= {name: self.catalogue.resolve(name).id for name in self.catalogue.served_others()}
         self._stamps = {**self._stamp(self._written), **self._stamps}
 
     def _log_profiles(self) -> None:
@@ -137,8 +140,13 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, li
 
 
 def _alike(one: Catalogue, other: Catalogue) -> bool:
-    """Whether two catalogues serve the same models, with the same problems of others."""
-    return (one.models, one.disabled, one.outdated) == (other.models, other.disabled, other.outdated)
+    """Whether two catalogues serve the same models by the same names, with the same problems of others."""
+    return (one.models, one.disabled, one.outdated, one.others) == (
+        other.models,
+        other.disabled,
+        other.outdated,
+        other.others,
+    )
 
 
 def _log(before: Catalogue, after: Catalogue) -> None:
@@ -229,13 +237,14 @@ class Reporter:
         self._told = self._sent if known else b""
 
 
-def load_catalogue(root: Path, last: Catalogue | None = None) -> Catalogue:
+def load_catalogue(root: Path, last: Catalogue | None = None, discovered: Collection[str] = ()) -> Catalogue:
     """The models that `model*.yaml` describe one folder below `root`; one that is wrong is disabled, with the reason.
 
     Where two files claim the same version or alias, `model.yaml` has it, then the first by file name; the other is
-    disabled. What `last` served and what is wrong now is served as it was, and `outdated` says what is wrong.
+    disabled. What `last` served and what is wrong now is served as it was, and `outdated` says what is wrong. A second
+    name may also be one of a model in `discovered`, given by name.
     """
-    loading = _Loading(root, last)
+    loading = _Loading(root, last or Catalogue({}), discovered)
     for path in sorted(root.glob("*/model*.yaml"), key=lambda path: (path.parent, path.name != _CURRENT, path.name)):
         if not path.parent.name.startswith("."):  # Kubernetes keeps the folders that its links lead to there
             loading.add(path)
@@ -245,9 +254,12 @@ def load_catalogue(root: Path, last: Catalogue | None = None) -> Catalogue:
 class _Loading:
     """The catalogue of a folder as its files are read, in the order in which they win a clash."""
 
-    def __init__(self, root: Path, last: Catalogue | None) -> None:
+    def __init__(self, root: Path, last: Catalogue, discovered: Collection[str]) -> None:
         self._root = root
-        self._last = {} if last is None else {model.file: model for model in last.models.values()}
+        self._last = {model.file: model for model in last.models.values()}
+        self._last_others = {alias.file: alias for alias in last.others.values()}
+        self._discovered = discovered
+        self._others: dict[str, Alias] = {}
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, Model] = {}
         self._disabled: dict[str, str] = {}
@@ -256,7 +268,8 @@ class _Loading:
 
     @property
     def catalogue(self) -> Catalogue:
-        return Catalogue(self._models, self._disabled, self._outdated, self._files)
+        others = {alias.name: self._led(alias) for alias in self._others.values()}
+        return Catalogue(self._models, self._disabled, self._outdated, self._files, others)
 
     def add(self, path: Path) -> None:
         """Take in one file's model, or why there is none."""
@@ -264,20 +277,51 @@ class _Loading:
         served = self._last.get(file)
         try:
             model = self._read(path, file)
-            self._take(model if model != served else served)  # who holds the old object sees that nothing changed
         except ModelError as error:
-            if served is not None and self._fault(served) is None:
-                self._outdated[served.id] = str(error)
-                self._take(served)
+            self._keep(path, file, served, error)
+        else:
+            if isinstance(model, Alias):
+                self._others[model.name] = model
             else:
-                self._disabled[_reference(path)] = str(error)
+                self._take(model if model != served else served)  # who holds the old object sees that nothing changed
 
-    def _read(self, path: Path, file: str) -> Model:
+    def _keep(self, path: Path, file: str, served: Model | None, error: ModelError) -> None:
+        """Go on with what a file that is wrong said before; disable its model if that was nothing."""
+        alias = self._last_others.get(file)
+        if served is not None and self._fault(served) is None:
+            self._outdated[served.id] = str(error)
+            self._take(served)
+        elif alias is not None:
+            self._outdated[alias.name] = str(error)
+            self._others[alias.name] = alias
+        else:
+            self._disabled[_reference(path)] = str(error)
+
+    def _led(self, alias: Alias) -> Alias:
+        """The alias, or the one that its file had before if it leads nowhere and that does not."""
+        before = self._last_others.get(alias.file)
+        if not self._leads(alias) and before is not None and self._leads(before):
+            self._outdated[alias.name] = str(astray(alias))
+            return before
+        return alias
+
+    def _leads(self, alias: Alias) -> bool:
+        version = "" if alias.version is None else f":{alias.version}"
+        known = self._models.keys() | {model.name for model in self._models.values()} | set(self._discovered)
+        return f"{alias.alias}{version}" in known
+
+    def _read(self, path: Path, file: str) -> Model | Alias:
         model = _parsed(_text(path, file), file, str(path.parent))
-        local = (artefact for artefact in model.artefacts.values() if isinstance(artefact, LocalFile))
-        self._files |= {path.parent / artefact.path for artefact in local}
         if model.name != path.parent.name:
             raise ModelError(file, "name", f"the folder's name {path.parent.name!r}", model.name)
+        if isinstance(model, Alias):
+            if path.name != _CURRENT:
+                raise ModelError(file, "alias", f"an alias only in a {_CURRENT}", model.alias)
+            return model
+        if model.name in self._others:
+            raise ModelError(file, "name", f"no model beside the alias in {self._others[model.name].file}", model.name)
+        local = (artefact for artefact in model.artefacts.values() if isinstance(artefact, LocalFile))
+        self._files |= {path.parent / artefact.path for artefact in local}
         for where, expected, value in _file_contradictions(model):
             raise ModelError(file, where, expected, value)
         if (fault := self._fault(model)) is not None:
@@ -300,7 +344,7 @@ class _Loading:
         self._aliases |= {f"{model.name}@{alias}": model for alias in model.aliases}
 
 
-_parsed = lru_cache(maxsize=1024)(parse_model)
+_parsed = lru_cache(maxsize=1024)(parse_file)
 """The same object for the same text, which is not parsed again: a changed file among many costs only its own time."""
 
 

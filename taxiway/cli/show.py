@@ -118,7 +118,7 @@ def show_models(models: Sequence[Mapping[str, Any]]) -> None:
     table = Table("model", "versions", "aliases", "variants", "what it does", box=None, pad_edge=False)
     for model in models:
         names = (_joined(model.get(field)) for field in ("versions", "aliases", "variants"))
-        summary = Text("disabled", "red") if "disabled" in model else Text(str(model.get("summary", "")))
+        summary = Text("disabled", "red") if "disabled" in model else Text(_summary(model))
         table.add_row(Text(str(model["name"]), "bold"), *map(Text, names), summary)
     console.print(table)
     for model in models:
@@ -126,6 +126,10 @@ def show_models(models: Sequence[Mapping[str, Any]]) -> None:
             console.print(_disabled(model["name"], model["disabled"]), soft_wrap=True)
         for name, why in model.get("problems", {}).items():
             console.print(Text(f"warning: {model['name']}: {name}: {why}", "yellow"), soft_wrap=True)
+
+
+def _summary(model: Mapping[str, Any]) -> str:
+    return f"another name of {model['alias_of']}" if "alias_of" in model else str(model.get("summary", ""))
 
 
 def show_reload(processes: Sequence[Mapping[str, Any]]) -> None:

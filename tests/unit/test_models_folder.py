@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import yaml
 
+from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import ModelsFolder, Report, Reporter, changes
 from tasks.models.profiles import ProfileBook
 from tasks.queues_file import QueuesFile
@@ -120,6 +121,71 @@ def test_an_artefact_that_comes_after_its_model_repairs_it(folder: ModelsFolder)
     (made / "graph.onnx").write_bytes(content)
     assert folder.look()
     assert folder.catalogue.serves("late")
+
+
+def name_it(folder: ModelsFolder, text: str) -> None:
+    """Give `stand-in` another meaning."""
+    (folder.root / "stand-in").mkdir(exist_ok=True)
+    (folder.root / "stand-in" / "model.yaml").write_text(f"name: stand-in\n{text}\n")
+    folder.look(closely=True)
+
+
+def meant(folder: ModelsFolder, *references: str) -> list[str]:
+    return [folder.catalogue.resolve(reference).id for reference in references]
+
+
+def test_a_second_name_leads_to_a_model_or_one_version_of_it_and_changes_with_its_file(folder: ModelsFolder) -> None:
+    write_model(folder.root, "other", scale_graph(2.0), **SCALE_SPECS, aliases=["stable"])
+    second = (folder.root / "other" / "model.yaml").read_text().replace("version: 1", "version: 2")
+    (folder.root / "other" / "model-2.yaml").write_text(second.replace("stable", "next"))
+    name_it(folder, "alias: other")
+    assert meant(folder, "stand-in", "stand-in:2", "stand-in@next", "other") == [
+        "other:1",
+        "other:2",
+        "other:2",
+        "other:1",
+    ]
+    assert folder.digests["stand-in"] == "other:1"
+    name_it(folder, "alias: other\nversion: 2")
+    assert meant(folder, "stand-in", "stand-in:2", "other") == ["other:2", "other:2", "other:1"]
+    assert not folder.catalogue.serves("stand-in:1")
+    name_it(folder, "alias: scale")
+    assert meant(folder, "stand-in", "stand-in:1") == ["scale:1", "scale:1"]
+    shutil.rmtree(folder.root / "stand-in")
+    folder.look()
+    assert not folder.catalogue.serves("stand-in")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("alias: nothing", "alias: expected a model that is served, got 'nothing'"),
+        ("alias: stand-in", "alias: expected a model that is served, got 'stand-in'"),
+        ("alias: scale\nversion: 7", "alias: expected a model that is served, got 'scale:7'"),
+        ("alias: scale\nversion: one", "version: expected `int | null`, got 'one'"),
+        ("alias: scale\nsummary: what", "summary: expected no such field"),
+    ],
+)
+def test_a_second_name_that_leads_nowhere_is_disabled_or_keeps_its_last_meaning(
+    folder: ModelsFolder, text: str, reason: str
+) -> None:
+    name_it(folder, text)
+    assert folder.catalogue.disabled["stand-in"].startswith(f"stand-in/model.yaml: {reason}")
+    name_it(folder, "alias: scale")
+    assert not folder.catalogue.disabled
+    name_it(folder, text)
+    assert meant(folder, "stand-in") == ["scale:1"]
+    assert folder.catalogue.outdated["stand-in"].startswith(f"stand-in/model.yaml: {reason}")
+    assert not folder.catalogue.disabled
+
+
+def test_a_second_name_may_be_one_of_a_model_that_an_endpoint_announces(folder: ModelsFolder) -> None:
+    name_it(folder, "alias: served")
+    assert not folder.catalogue.serves("stand-in")
+    folder.discovered = {"served": discovered("served", "openai", Announced(pipeline="chat"))}
+    folder.look()
+    assert meant(folder, "stand-in") == ["served:1"]
+    assert not folder.catalogue.disabled
 
 
 def test_endpoints_of_a_queues_yaml_that_changed_are_followed_and_all_else_is_told(folder: ModelsFolder) -> None:
