@@ -22,7 +22,7 @@ from router.http import described, triton
 from router.http.bodies import BodyLimits, Gzipped, Inflated
 from router.http.described import GenerateOperation, InferOperation, document
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
-from router.http.gate import Gate, caller_of, claim, guard, needs
+from router.http.gate import Gate, caller_of, claim, guard, json_answer, needs
 from router.http.inference import Accepted, Front, Inference, Traced
 from router.http.openai import endpoints as openai
 from router.http.openai import object_endpoints as stored
@@ -114,7 +114,7 @@ async def ready(request: _Any) -> _Json:
 @get("/v2/fleet", responses=described.FLEET)
 async def fleet(request: _Any) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the latest moves."""
-    return _json(await _door(request).router.view())
+    return json_answer(await _door(request).router.view())
 
 
 @get("/v2/fleet/stream", responses=described.FLEET_STREAM)
@@ -268,7 +268,7 @@ async def generate(request: _Any, model: str, version: str | None = None) -> Res
     answer = await _streaming(request).generate(reference_of(model, version), await _read_generate(request))
     if isinstance(answer, Accepted):
         return _accepted(answer.job)
-    return _json(answer)
+    return json_answer(answer)
 
 
 @post(
@@ -336,26 +336,26 @@ async def dead_list(request: _Any, most: int = MOST // 10) -> Response[bytes]:
     """Dead letters, latest first, up to `most`."""
     if not 0 < most <= MOST:
         raise InvalidRequestError(f"most: expected 1 to {MOST}, got {most}", field="most")
-    return _json({"letters": await _door(request).letters.list(most)})
+    return json_answer({"letters": await _door(request).letters.list(most)})
 
 
 @get("/v2/dead/{letter:str}", responses=described.DEAD)
 async def dead_show(request: _Any, letter: str) -> Response[bytes]:
     """One dead letter with its message."""
-    return _json(await _door(request).letters.show(letter))
+    return json_answer(await _door(request).letters.show(letter))
 
 
 @post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
 async def dead_replay(request: _Any, letter: str) -> Response[bytes]:
     """Run a dead letter's job again."""
-    return _json({"id": letter, "job": await _door(request).letters.replay(letter)})
+    return json_answer({"id": letter, "job": await _door(request).letters.replay(letter)})
 
 
 @delete("/v2/dead/{letter:str}", status_code=200, responses=described.DEAD)
 async def dead_drop(request: _Any, letter: str) -> Response[bytes]:
     """Delete a dead letter."""
     await _door(request).letters.drop(letter)
-    return _json({"id": letter, "dropped": True})
+    return json_answer({"id": letter, "dropped": True})
 
 
 _States = Annotated[str, QueryParameter(name="state", description="Only jobs in these states, comma-separated.")]
@@ -383,7 +383,7 @@ async def jobs(
         model=router.rules.catalogue.resolve(model).id if "@" in model else model,
         tenant=asked.get("tenant", ""),
     )
-    return _json(await router.store.list_jobs(wanted, limit=limit, cursor=cursor))
+    return json_answer(await router.store.list_jobs(wanted, limit=limit, cursor=cursor))
 
 
 _ENDPOINTS = [
@@ -488,7 +488,3 @@ def _version() -> str:
         return importlib.metadata.version("taxiway")
     except importlib.metadata.PackageNotFoundError:
         return "0"
-
-
-def _json(content: Any) -> Response[bytes]:
-    return Response(_encode(content), media_type=MediaType.JSON)

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
+from litestar import MediaType, Response
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
@@ -40,6 +42,7 @@ _CALLER = "taxiway.caller"
 _TENANT = "taxiway.tenant"
 _NEEDS = "needs"
 _BEARER = b"bearer "
+_encode = msgspec.json.Encoder().encode
 
 
 def needs(*scopes: Scope) -> dict[str, Any]:
@@ -145,6 +148,11 @@ async def refuse(scope: Mapping[str, Any], send: Send, error: TaxiwayError, more
     """Answer a request with an error, and `more` headers."""
     answered = error_answer(error, scope["path"])
     await answer(send, answered.status, {**answered.headers, **more}, answered.body)
+
+
+def json_answer(content: Any, headers: Mapping[str, str] = {}) -> Response[bytes]:
+    """The answer of an endpoint that has JSON."""
+    return Response(_encode(content), media_type=MediaType.JSON, headers=headers)
 
 
 async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from litestar import MediaType, Request, Response, get, post
+from litestar import Request, Response, get, post
 
 from router.http import described
-from router.http.gate import needs
+from router.http.gate import json_answer, needs
 from router.service.arrivals import Router
 from router.view import unready
 from tasks.heartbeat import Ran
@@ -42,7 +42,6 @@ class IndexedModel(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-_encode = msgspec.json.Encoder().encode
 _decode_index = msgspec.json.Decoder(IndexRequest).decode
 
 
@@ -59,7 +58,7 @@ async def repository_index(request: _Any) -> Response[bytes]:
     found = [_indexed(router, model.name, model) for model in _models(router)]
     found += [_indexed(router, name, m) for name in catalogue.served_others() for m in catalogue.versions(name)]
     found += [_disabled(reference, why) for reference, why in sorted(catalogue.disabled.items())]
-    return _json([one for one in found if one.state == "READY" or not asked.ready])
+    return json_answer([one for one in found if one.state == "READY" or not asked.ready])
 
 
 @get(
@@ -69,7 +68,7 @@ async def repository_index(request: _Any) -> Response[bytes]:
 )
 async def model_config(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
     """A model's configuration in Triton's form: name, platform, most rows per request, inputs and outputs."""
-    return _json(config_of(_resolved(request, model, version)))
+    return json_answer(config_of(_resolved(request, model, version)))
 
 
 @get("/v2/models/stats", opt=needs(), responses=described.INFO)
@@ -167,7 +166,7 @@ def _models(router: Router) -> list[Model]:
 
 def _stats(router: Router, models: list[Model]) -> Response[bytes]:
     ran = router.outcomes.models
-    return _json({"model_stats": [stats_of(model, ran.get(model.id, Ran())) for model in models]})
+    return json_answer({"model_stats": [stats_of(model, ran.get(model.id, Ran())) for model in models]})
 
 
 def _resolved(request: _Any, model: str, version: str | None) -> Model:
@@ -177,7 +176,3 @@ def _resolved(request: _Any, model: str, version: str | None) -> Model:
 def _router(request: _Any) -> Router:
     router: Router = request.app.state[ROUTER]
     return router
-
-
-def _json(content: Any) -> Response[bytes]:
-    return Response(_encode(content), media_type=MediaType.JSON)

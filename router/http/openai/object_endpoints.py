@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import MediaType, Request, Response, delete, get, post
+from litestar import Request, Response, delete, get, post
 from litestar.params import Parameter
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from router.access import Caller
 from router.http.connection import ALLOW
-from router.http.gate import caller_of, needs
+from router.http.gate import caller_of, json_answer, needs
 from router.http.openai import described
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, decode_batch, window_of
 from router.http.openai.object_answers import Deleted, batch_answer, file_answer, page_of
@@ -35,7 +35,6 @@ _Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=10_0
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
 _decode_file = msgspec.json.Decoder(FileRecord).decode
-_encode = msgspec.json.Encoder().encode
 
 
 _decode_batch_call = msgspec.json.Decoder(BatchCall).decode
@@ -51,7 +50,7 @@ _decode_batch_call = msgspec.json.Decoder(BatchCall).decode
 )
 async def upload(request: _Any) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
-    door = _door(request)
+    door = stored_objects(request)
     allow: Any = request.scope["extensions"]
     allow[ALLOW](door.limit + _FORM)
     form, name, now = _Form(request), new_name("file-"), door.router.store.stored_now()
@@ -73,38 +72,38 @@ async def upload(request: _Any) -> Response[bytes]:
     except OSError as error:
         message = f"the router cannot write files where --files says: {error.strerror or error}"
         raise FleetUnavailable(message, retry_after=5.0) from error
-    return _json(file_answer(record))
+    return json_answer(file_answer(record))
 
 
 @get("/v1/files", opt=needs("read"), responses=described.FILES)
 async def files(request: _Any, limit: _Limit = MOST, after: _After = "", order: _Order = "desc") -> Response[bytes]:
     """The caller's files, latest first."""
-    found = await _door(request).objects.page(
+    found = await stored_objects(request).objects.page(
         "file", _owner(request), after=after, most=limit + 1, latest_first=order == "desc"
     )
-    return _json(page_of([file_answer(_decode_file(raw)) for raw in found], limit))
+    return json_answer(page_of([file_answer(_decode_file(raw)) for raw in found], limit))
 
 
 @get("/v1/files/{file:str}", opt=needs("read"), responses=described.FILE)
 async def file(request: _Any, file: str) -> Response[bytes]:
     """What is known of a file."""
-    return _json(file_answer(await _file(request, file)))
+    return json_answer(file_answer(await _file(request, file)))
 
 
 @delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=described.DELETED)
 async def file_delete(request: _Any, file: str) -> Response[bytes]:
     """Delete a file."""
-    door, record = _door(request), await _file(request, file)
+    door, record = stored_objects(request), await _file(request, file)
     await door.objects.delete("file", file, record.tenant)
     await door.contents.delete(file_path(file))
-    return _json(Deleted(id=file))
+    return json_answer(Deleted(id=file))
 
 
 @get("/v1/files/{file:str}/content", opt=needs("read"), responses=described.FILE_CONTENT)
 async def file_content(request: _Any, file: str) -> Stream:
     """A file's content."""
     record = await _file(request, file)
-    pieces = _door(request).contents.read(file_path(file))
+    pieces = stored_objects(request).contents.read(file_path(file))
     try:
         first = await anext(pieces, b"")
     except FileNotFoundError as error:
@@ -139,7 +138,7 @@ async def batch_create(request: _Any) -> Response[bytes]:
     if call.endpoint not in KINDS:
         message = f"endpoint: expected one of {sorted(KINDS)}, got {quoted(call.endpoint)}"
         raise InvalidRequestError(message, field="endpoint")
-    door, record = _door(request), await _file(request, call.input_file_id)
+    door, record = stored_objects(request), await _file(request, call.input_file_id)
     now = door.router.store.stored_now()
     batch = Batch(
         id=new_name("batch_"),
@@ -153,26 +152,30 @@ async def batch_create(request: _Any) -> Response[bytes]:
     )
     await door.objects.add("batch", batch.id, batch.tenant, batch, now)
     door.runner.wake()
-    return _json(batch_answer(batch))
+    return json_answer(batch_answer(batch))
 
 
 @get("/v1/batches", opt=needs("read"), responses=described.BATCHES)
 async def batches(request: _Any, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
-    found = await _door(request).objects.page("batch", _owner(request), after=after, most=limit + 1, latest_first=True)
-    return _json(page_of([batch_answer(decode_batch(raw)) for raw in found], limit))
+    found = await stored_objects(request).objects.page(
+        "batch", _owner(request), after=after, most=limit + 1, latest_first=True
+    )
+    return json_answer(page_of([batch_answer(decode_batch(raw)) for raw in found], limit))
 
 
 @get("/v1/batches/{batch:str}", opt=needs("read"), responses=described.BATCH)
 async def batch(request: _Any, batch: str) -> Response[bytes]:
     """A batch's state, and how many of its lines are answered."""
-    return _json(batch_answer(decode_batch(await _door(request).objects.get("batch", batch, _caller(request).tenant))))
+    return json_answer(
+        batch_answer(decode_batch(await stored_objects(request).objects.get("batch", batch, _caller(request).tenant)))
+    )
 
 
 @post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=described.BATCH)
 async def batch_cancel(request: _Any, batch: str) -> Response[bytes]:
     """Cancel a batch: what is answered is kept. One that has ended is left unchanged."""
-    door = _door(request)
+    door = stored_objects(request)
     now = int(door.router.store.stored_now())
 
     def cancel(raw: bytes) -> Batch:
@@ -183,7 +186,7 @@ async def batch_cancel(request: _Any, batch: str) -> Response[bytes]:
 
     raw = await door.objects.change("batch", batch, _caller(request).tenant, cancel)
     door.runner.wake()
-    return _json(batch_answer(decode_batch(raw)))
+    return json_answer(batch_answer(decode_batch(raw)))
 
 
 ENDPOINTS = (upload, files, file, file_delete, file_content, batch_create, batches, batch, batch_cancel)
@@ -261,7 +264,7 @@ class _Form:
 
 
 async def _file(request: _Any, name: str) -> FileRecord:
-    return _decode_file(await _door(request).objects.get("file", name, _caller(request).tenant))
+    return _decode_file(await stored_objects(request).objects.get("file", name, _caller(request).tenant))
 
 
 def _caller(request: _Any) -> Caller:
@@ -272,10 +275,7 @@ def _owner(request: _Any) -> str:
     return owner_of(_caller(request).tenant)
 
 
-def _door(request: _Any) -> StoredObjects:
+def stored_objects(request: _Any) -> StoredObjects:
+    """What the router of a request keeps."""
     door: StoredObjects = request.app.state[STORE]
     return door
-
-
-def _json(content: Any) -> Response[bytes]:
-    return Response(_encode(content), media_type=MediaType.JSON)
