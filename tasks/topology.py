@@ -187,7 +187,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Limits that an operator can set; sizes in bytes, times in seconds.
 
     `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor, `file` one
-    uploaded file. A compressed body over 1 MiB may have `inflation` times its compressed size. A value of more than
+    uploaded file. Of a tenant's stored `responses` the latest are kept, each for `keep_response` after its last use.
+    A compressed body over 1 MiB may have `inflation` times its compressed size. A value of more than
     `inline` bytes is stored beside its message. `keep_result`, `keep_record` and `keep_explanation` are how long a
     result, its job's record and the snapshots of placements are kept. The history of arrivals is kept for
     `keep_history`, in at most `history` bytes of the state store. After `lease` seconds of silence a worker's jobs run
@@ -210,6 +211,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
     keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
+    keep_response: Annotated[int, msgspec.Meta(ge=1)] = 7 * 86400
+    responses: Positive = 10_000
     keep_history: Annotated[int, msgspec.Meta(ge=3600)] = 14 * 86400
     history: Size = msgspec.field(default_factory=lambda: Size(128 * 2**20))
     lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0

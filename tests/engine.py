@@ -2,6 +2,7 @@
 
 The last message of a chat is what happens: the words that are said, with `wait=0.1` before each further one, or
 `status=500`, `break` (the connection ends in the middle), `cut` (the stream ends early, properly), `garble`, `stall`.
+`call=name:arguments` calls a function, `think=word` is reasoning, and `finish=length` the reason why it ended.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Engine:
     async def _tell(self, words: list[str], writer: asyncio.StreamWriter, done: Callable[[], None]) -> bool:
         """Stream the words; `done` is called before the end is told, since the next chat may come at once then."""
         self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked", **self.headers})
-        wait, said = 0.0, 0
+        wait, said, finish = 0.0, 0, "stop"
         for word in words:
             if word.startswith("wait="):
                 wait = float(word[5:])
@@ -153,20 +154,40 @@ class Engine:
             elif word == "cut":
                 done()
                 return await self._end(writer)
-            elif word == "stall":
-                await asyncio.sleep(3600)
-            elif word == "garble":
-                self._chunk(writer, b"data: {nonsense\n\n")
-            else:
+            elif word.startswith("finish="):
+                finish = word[7:]
+            elif not await self._did(word, writer):
                 await asyncio.sleep(wait if said else 0.0)
                 self._event(writer, choices=[{"index": 0, "delta": {"content": f"{word} "}}])
                 said += 1
         done()
-        self._event(writer, choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+        self._event(writer, choices=[{"index": 0, "delta": {}, "finish_reason": finish}])
         usage = {"prompt_tokens": 3, "completion_tokens": said, "total_tokens": 3 + said}
         self._event(writer, choices=[], usage=usage)
         self._chunk(writer, b"data: [DONE]\n\n")
         return await self._end(writer)
+
+    async def _did(self, word: str, writer: asyncio.StreamWriter) -> bool:
+        """Do what a word asks for, if it does not stand for itself."""
+        if word == "stall":
+            await asyncio.sleep(3600)
+        elif word == "garble":
+            self._chunk(writer, b"data: {nonsense\n\n")
+        elif word.startswith("call="):
+            self._call(writer, *word[5:].split(":", 1))
+        elif word.startswith("think="):
+            self._event(writer, choices=[{"index": 0, "delta": {"reasoning_content": word[6:]}}])
+        else:
+            return False
+        return True
+
+    def _call(self, writer: asyncio.StreamWriter, name: str, arguments: str) -> None:
+        """Call a function, with the arguments in two parts."""
+        half = len(arguments) // 2
+        named: dict[str, Any] = {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": ""}}
+        parts = [{"function": {"arguments": part}} for part in (arguments[:half], arguments[half:])]
+        for part in (named, *parts):
+            self._event(writer, choices=[{"index": 0, "delta": {"tool_calls": [{"index": 0, **part}]}}])
 
     def _event(self, writer: asyncio.StreamWriter, **fields: Any) -> None:
         self._chunk(writer, f"data: {json.dumps(fields)}\n\n".encode())

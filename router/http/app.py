@@ -26,6 +26,7 @@ from router.http.gate import Gate, caller_of, claim, guard, json_answer, needs
 from router.http.inference import Accepted, Front, Inference, Traced
 from router.http.openai import endpoints as openai
 from router.http.openai import object_endpoints as stored
+from router.http.openai import response_endpoints as responses
 from router.http.openai.stored import StoredObjects
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
@@ -418,6 +419,7 @@ _ENDPOINTS = [
     *triton.ENDPOINTS,
     *openai.ENDPOINTS,
     *stored.ENDPOINTS,
+    *responses.ENDPOINTS,
 ]
 
 

@@ -262,14 +262,17 @@ BATCHES_OPEN = "taxiway:batches-open"
 """Set of the batches that have not ended."""
 
 
-_PLURALS = {"file": "files", "batch": "batches"}
+RESPONSES_OPEN = "taxiway:responses-open"
+"""Sorted set of the responses in the background that have not ended, by the time they were made."""
+
+_PLURALS = {"file": "files", "batch": "batches", "response": "responses"}
 
 
 def object_key(kind: str, name: str) -> str:
-    """What is known of a `file` or `batch` of OpenAI's API."""
+    """What is known of a `file`, `batch` or `response` of OpenAI's API."""
     return f"taxiway:{kind}:{name}"
 
 
 def objects_key(kind: str, tenant: str) -> str:
-    """Sorted set of a tenant's files or batches by the time they were made."""
+    """Sorted set of a tenant's files or batches by the time they were made, or of its responses by their last use."""
     return f"taxiway:{_PLURALS[kind]}:{tenant}"

@@ -56,6 +56,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "object_key",
                 "objects_key",
                 "BATCHES_OPEN",
+                "RESPONSES_OPEN",
                 "reply_channel",
                 "withdrawn_channel",
             ),

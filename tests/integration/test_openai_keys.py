@@ -101,6 +101,28 @@ def test_files_and_batches_of_another_tenant_do_not_exist(fleet: OpenAIFleet) ->
         assert lab.files.content(str(done[0].output_file_id)).text.count("\n") == 1
 
 
+def test_responses_of_another_tenant_do_not_exist(fleet: OpenAIFleet) -> None:
+    with client(fleet, "lab") as lab, client(fleet, "shop") as shop, client(fleet, "reader") as reader:
+        made = lab.responses.create(model="talk", input="Hello", background=True)
+        calls: list[Callable[[], Any]] = [
+            lambda: shop.responses.retrieve(made.id),
+            lambda: shop.responses.cancel(made.id),
+            lambda: shop.responses.delete(made.id),
+            lambda: shop.responses.input_items.list(made.id),
+            lambda: reader.responses.retrieve(made.id),
+        ]
+        for call in calls:
+            with pytest.raises(openai.NotFoundError):
+                call()
+        with pytest.raises(openai.BadRequestError) as caught:
+            shop.responses.create(model="talk", input="Go on", previous_response_id=made.id)
+        assert caught.value.code == "previous_response_not_found"
+        with pytest.raises(openai.PermissionDeniedError):
+            reader.responses.create(model="talk", input="Hello")
+        eventually(lambda: lab.responses.retrieve(made.id).status == "completed", within=10)
+        assert lab.responses.retrieve(made.id).output_text == "Hello "
+
+
 def test_a_rate_limit_is_told_in_openais_headers_and_the_sdk_waits_as_told(fleet: OpenAIFleet) -> None:
     with client(fleet, "slow") as slow:
         raw = slow.models.with_raw_response.list()

@@ -17,6 +17,7 @@ from router.http.openai.answers import Head, embeddings, usage_of
 from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall, chat_fields, read_call
 from router.http.openai.chunks import said_once
 from router.http.openai.errors import content, param_of
+from router.http.openai.responses import ResponseCall, ResponseWriter, begun, messages_of, response_fields
 from router.http.openai.terms import read_terms, service_of, tier_of
 from tasks.models.catalogue import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
@@ -46,7 +47,7 @@ def topology(**tiers: Any) -> Topology:
 
 
 @given(content=st.binary(max_size=40) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
-@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall])
+@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
 def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
     try:
         read_call(content, kind, 500_000)
@@ -55,7 +56,7 @@ def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
 
 
 @given(body=st.dictionaries(st.sampled_from(FIELDS), ANY_JSON))
-@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall])
+@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
 def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[str, Any]) -> None:
     try:
         asked = read_call(json.dumps(body).encode(), kind, 500_000)
@@ -184,3 +185,85 @@ def test_fewer_dimensions_are_the_first_ones_at_unit_length(rows: list[tuple[flo
     assert [one.index for one in answer.data] == [*range(len(rows))]
     if not packed:
         assert [one.embedding for one in answer.data] == [[float(np.sign(np.float32(first)))] for first, _ in rows]
+
+
+ITEMS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | ANY_JSON,
+            "role": st.sampled_from(["user", "assistant", "developer"]) | ANY_JSON,
+            "content": st.text(max_size=8)
+            | st.lists(
+                st.fixed_dictionaries(
+                    {"type": st.sampled_from(["input_text", "input_image"]) | ANY_JSON},
+                    optional={"text": st.text(max_size=8) | ANY_JSON, "image_url": ANY_JSON},
+                ),
+                max_size=3,
+            )
+            | ANY_JSON,
+            **dict.fromkeys(("call_id", "name", "arguments", "output"), st.text(max_size=8) | ANY_JSON),
+        },
+    ),
+    max_size=4,
+)
+
+
+@given(items=ITEMS)
+def test_items_of_any_form_are_messages_or_are_refused_by_name(items: list[dict[str, Any]]) -> None:
+    try:
+        messages = messages_of(items)
+    except InvalidRequestError as error:
+        assert error.details["field"].startswith("input[")
+    else:
+        assert len(messages) <= len(items)
+        assert all(message["role"] in ("user", "assistant", "system", "tool") for message in messages)
+
+
+def test_a_response_asks_its_model_for_what_a_chat_would() -> None:
+    body = {
+        "model": "talk",
+        "input": [{"role": "developer", "content": [{"type": "input_text", "text": "x"}]}],
+        "instructions": "y",
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+        "reasoning": {"effort": "low"},
+        "tool_choice": {"type": "function", "name": "f"},
+        "tools": [{"type": "function", "name": "f"}],
+        "store": False,
+        "metadata": {"a": "b"},
+        "top_k": 3,
+    }
+    asked = read_call(json.dumps(body).encode(), ResponseCall, 500_000)
+
+    (chat,) = response_fields(asked, TALK)["inputs"].values()
+    assert chat == {
+        "messages": [{"role": "system", "content": "y"}, {"role": "system", "content": "x"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
+        "reasoning_effort": "low",
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "top_k": 3,
+    }
+
+
+@given(pieces=st.lists(st.text(min_size=1, max_size=5), max_size=5), calls=st.integers(0, 2))
+def test_the_events_of_a_response_add_up_to_it(pieces: list[str], calls: int) -> None:
+    asked = read_call(b'{"model": "talk", "input": "x"}', ResponseCall, 500_000)
+    called = [{"id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(calls)]
+    message = {"role": "assistant", "content": "".join(pieces), "tool_calls": called, "reasoning_content": "hm"}
+    writer = ResponseWriter(begun(asked.call, TALK, Head("j", "default", 1)))
+
+    raw = writer.begin() + b"".join(map(writer.piece, pieces))
+    done = result(message=message, **{"finish-reason": "stop"})
+    response = writer.finish(done, 2)
+    raw += writer.ending(done)
+
+    events = [json.loads(event.partition(b"\ndata: ")[2]) for event in raw.split(b"\n\n")[:-1]]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    said = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert said == "".join(pieces)
+    assert items == events[-1]["response"]["output"] == response.output
+    assert [event["output_index"] for event in events if event["type"] == "response.output_item.added"] == list(
+        range(len(items))
+    )

@@ -7,9 +7,9 @@ that are not named here. What no model here can honour is refused with the field
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -22,81 +22,13 @@ from taxiway.errors import InvalidRequestError, cut, quoted
 MOST_CHOICES = 128
 """Most choices of one call."""
 
-_ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
-_Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Texts = Annotated[list[Any], msgspec.Meta(min_length=1)]
 
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    """Whether a stream ends with a chunk that has the usage."""
-
-    include_usage: bool | None = None
-
-
-class ChatCall(msgspec.Struct, frozen=True):
-    """The body of a chat completion; further fields go to the model as they are."""
-
-    model: _ModelName
-    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: _Choices | None = None
-    service_tier: str | None = None
-    max_completion_tokens: _Count | None = None
-    max_tokens: _Count | None = None
-    temperature: _Temperature | None = None
-    top_p: _Share | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
-    user: str | None = None
-
-
-class CompletionCall(msgspec.Struct, frozen=True):
-    """The body of a completion; further fields are parameters of the model."""
-
-    model: _ModelName
-    prompt: str | _Texts
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: _Choices | None = None
-    service_tier: str | None = None
-    max_tokens: _Count | None = None
-    temperature: _Temperature | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    user: str | None = None
-
-
-class EmbeddingsCall(msgspec.Struct, frozen=True):
-    """The body of a request for embeddings."""
-
-    model: _ModelName
-    input: str | _Texts
-    encoding_format: str | None = None
-    dimensions: _Count | None = None
-    service_tier: str | None = None
-    user: str | None = None
-
-
-Call = TypeVar("Call", ChatCall, CompletionCall, EmbeddingsCall)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked(Generic[Call]):
-    """A call, with all fields of its body as they came."""
-
-    call: Call
-    fields: dict[str, Any]
-
-
-_OWN = ("model", "stream", "stream_options", "n", "service_tier")
-"""Fields that this server reads itself."""
 
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
@@ -112,6 +44,95 @@ _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Fields that no model here honours, with the values that ask for nothing."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """Whether a stream ends with a chunk that has the usage."""
+
+    include_usage: bool | None = None
+
+
+class ChatCall(msgspec.Struct, frozen=True):
+    """The body of a chat completion; further fields go to the model as they are."""
+
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
+
+    model: ModelName
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: _Choices | None = None
+    service_tier: str | None = None
+    max_completion_tokens: _Count | None = None
+    max_tokens: _Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    user: str | None = None
+
+
+class CompletionCall(msgspec.Struct, frozen=True):
+    """The body of a completion; further fields are parameters of the model."""
+
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
+
+    model: ModelName
+    prompt: str | _Texts
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: _Choices | None = None
+    service_tier: str | None = None
+    max_tokens: _Count | None = None
+    temperature: Temperature | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    user: str | None = None
+
+
+class EmbeddingsCall(msgspec.Struct, frozen=True):
+    """The body of a request for embeddings."""
+
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
+
+    model: ModelName
+    input: str | _Texts
+    encoding_format: str | None = None
+    dimensions: _Count | None = None
+    service_tier: str | None = None
+    user: str | None = None
+
+
+class AnyAsked(Protocol):
+    """What every call has. `NOTHING` are fields that none honours, with the values that ask for nothing."""
+
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+
+    @property
+    def service_tier(self) -> str | None:
+        """The tier that is asked for."""
+
+
+Call = TypeVar("Call", bound=AnyAsked)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[Call]):
+    """A call, with all fields of its body as they came."""
+
+    call: Call
+    fields: dict[str, Any]
+
+
+_OWN = ("model", "stream", "stream_options", "n", "service_tier")
+"""Fields that this server reads itself."""
 
 _DEFAULTS: Mapping[str, Any] = {"frequency_penalty": 0, "logit_bias": {}, "presence_penalty": 0, "top_p": 1}
 """Values that change no completion."""
@@ -136,7 +157,7 @@ def read_call(body: bytes, kind: type[Call], most: int) -> Asked[Call]:
         call = msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise _named(error) from error
-    for name, values in _NOTHING.items():
+    for name, values in kind.NOTHING.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise unsupported(name, "nothing, as it is not supported here", value)
     return Asked(call, {name: value for name, value in fields.items() if value is not None})
@@ -148,10 +169,18 @@ def chat_fields(asked: Asked[ChatCall], model: Model) -> dict[str, Any]:
     Raises:
         InvalidRequestError: the model does not chat, or the messages are malformed.
     """
-    first = _first_input(model, model.pipeline == "chat", "that answers chats")
     chat = {name: value for name, value in asked.fields.items() if name not in (*_OWN, *_NOTHING)}
-    chat = read_chat(chat, f"inputs.{first}")
-    return {"model": asked.call.model, "inputs": {first: _rows(chat, asked.call.n or 1)}}
+    return chat_request(asked.call.model, chat, model, asked.call.n or 1)
+
+
+def chat_request(name: str, chat: dict[str, Any], model: Model, choices: int = 1) -> dict[str, Any]:
+    """The request's fields for a chat with the model of that name: a row for each choice.
+
+    Raises:
+        InvalidRequestError: the model does not chat, or the messages are malformed.
+    """
+    first = _first_input(model, model.pipeline == "chat", "that answers chats")
+    return {"model": name, "inputs": {first: _rows(read_chat(chat, f"inputs.{first}"), choices)}}
 
 
 def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, Any]:
@@ -183,7 +212,7 @@ def embedding_fields(asked: Asked[EmbeddingsCall], model: Model) -> dict[str, An
     call, output = asked.call, embedding_of(model)
     first = _first_input(model, output is not None, "that gives embeddings")
     if call.encoding_format not in (None, *_FORMATS):
-        raise _wrong("encoding_format", f"one of {list(_FORMATS)}", call.encoding_format)
+        raise wrong("encoding_format", f"one of {list(_FORMATS)}", call.encoding_format)
     assert output is not None
     if call.dimensions is not None and not call.dimensions <= output.shape[1]:
         raise unsupported("dimensions", f"1 to {output.shape[1]}", call.dimensions)
@@ -209,7 +238,7 @@ def texts_of(value: str | list[Any], name: str) -> str | list[str]:
         if isinstance(text, int | list):
             raise unsupported(f"{name}[{index}]", "text, as tokens are not supported", text)
         if not isinstance(text, str):
-            raise _wrong(f"{name}[{index}]", "text", text)
+            raise wrong(f"{name}[{index}]", "text", text)
     return value
 
 
@@ -217,6 +246,11 @@ def unsupported(name: str, expected: str, value: object) -> InvalidRequestError:
     """The error for a field that cannot be honoured."""
     message = f"{name}: expected {expected}, got {quoted(value)}"
     return InvalidRequestError(message, field=name, **{UNSUPPORTED: True})
+
+
+def wrong(name: str, expected: str, value: object) -> InvalidRequestError:
+    """The error for a field of another value than expected."""
+    return InvalidRequestError(f"{name}: expected {expected}, got {quoted(value)}", field=name)
 
 
 def _rows(chat: dict[str, Any], choices: int) -> dict[str, Any] | list[dict[str, Any]]:
@@ -235,10 +269,6 @@ def _first_input(model: Model, fits: bool, expected: str) -> str:
     return model.inputs[0].name
 
 
-def _wrong(name: str, expected: str, value: object) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}: expected {expected}, got {quoted(value)}", field=name)
-
-
 def _named(error: msgspec.ValidationError) -> InvalidRequestError:
     """The validation error with the field first."""
     match = _WHERE.match(str(error))
@@ -249,6 +279,3 @@ def _named(error: msgspec.ValidationError) -> InvalidRequestError:
 
 
 _MISSING = re.compile(r"Object missing required field `([^`]*)`.*", re.DOTALL)
-
-Fields = Callable[[Any, Model], dict[str, Any]]
-"""Converts a call to the fields of a request for a model."""

@@ -35,7 +35,7 @@ from router.http.openai.batches import (
 from router.http.openai.calls import awaited
 from router.http.openai.errors import JOB, code_of, content, param_of
 from router.http.openai.objects import Contents, FileRecord, Objects, file_path, one_piece
-from router.http.openai.terms import service_of, tier_of
+from router.http.openai.terms import service_of, tier_for_later, tier_of
 from router.service.arrivals import Router
 from tasks.models.catalogue import Model
 from taxiway.contract.job import Result
@@ -269,9 +269,8 @@ class _Work:
         if getattr(asked.call, "stream", None):
             raise unsupported("stream", "nothing, as lines of a batch are not streamed", True)
         model = rules.catalogue.resolve(asked.call.model)
-        tiers = {service.tier for service in rules.topology.service.values()}
         terms = {
-            "service": service_of("flex" if "flex" in tiers else None, rules.topology),
+            "service": service_of(tier_for_later(None, rules.topology), rules.topology),
             "tenant": self.batch.tenant,
             "deadline": left,
             "idempotency_key": key,

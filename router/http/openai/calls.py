@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from router.http.gate import Receive, answer
 from router.http.inference import Inference, Running
 from router.http.openai.answers import headers_of_placement
-from router.http.openai.chunks import Writer, chunks
-from router.http.openai.errors import JOB, content
+from router.http.openai.chunks import Writer, events_of
+from router.http.openai.errors import JOB
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs
 from router.service.admission import Admitted
@@ -40,6 +40,7 @@ class Streamed:
     headers: Mapping[str, str]
     first: bytes
     events: AsyncGenerator[bytes, None]
+    writer: Writer
     cancel: Callable[[], Awaitable[None]]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -63,7 +64,23 @@ class Streamed:
             await self.cancel()
             return b""
         except TaxiwayError as error:
-            return b"data: " + content(error, self.path) + b"\n\n"
+            return self.writer.failed(error, self.path)
+
+
+async def _as_is(result: Result) -> None:
+    """An answer that is only sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """How a job is answered: what writes the events, and what is awaited before the last ones.
+
+    One that `stays` goes on when its client leaves.
+    """
+
+    writer: Writer
+    ended: Callable[[Result], Awaitable[None]] = _as_is
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +127,28 @@ class Calls:
         receive: Receive,
         *,
         path: str,
-        write: Callable[[Admitted], Writer],
-        usage: bool,
+        begin: Callable[[Admitted], Awaitable[Begun]],
     ) -> Streamed:
         """The answer to a request as it is generated, once it has begun or has waited for a while.
+
+        `begin` says how a job that was accepted is answered.
 
         Raises:
             TaxiwayError: the request was refused, or the job ended with an error before it had an answer.
         """
-        admitted = await self._inference.accept(request, size)
+        admitted, begun = await self.begin(request, size, begin)
         job = admitted.ticket.job
 
         async def cancel() -> None:
-            await self._cancel(request, job)
+            if not begun.stays:
+                await self._cancel(request, job)
 
         async def ends() -> None:
             await _unless(self._router.results.hurried.wait(), _gone(receive))
-            raise await self._left(request, job)
+            await cancel()
+            raise _stops()
 
-        written = chunks(self._streaming.told(job), write(admitted), usage=usage)
+        written = events_of(self._streaming.told(job), begun.writer, begun.ended)
         events = kept_alive(written, ends())
         try:
             first = await anext(events)
@@ -139,25 +159,41 @@ class Calls:
             error.details.setdefault(JOB, job)
             raise
         headers = {**STREAM_HEADERS, **headers_of_placement(admitted)}
-        return Streamed(path, headers, first, events, cancel)
+        return Streamed(path, headers, first, events, begun.writer, cancel)
+
+    async def begin(
+        self, request: Request, size: int, begin: Callable[[Admitted], Awaitable[Value]]
+    ) -> tuple[Admitted, Value]:
+        """A request that was accepted, and what `begin` makes of it; where that fails, its job is cancelled.
+
+        Raises:
+            TaxiwayError: the request was refused, or what `begin` raises.
+        """
+        admitted = await self._inference.accept(request, size)
+        try:
+            return admitted, await begin(admitted)
+        except TaxiwayError:
+            await self._cancel(request, admitted.ticket.job)
+            raise
 
     async def _waited(self, request: Request, running: Running) -> bytes:
         """The stored result, however long it takes: the job's deadline bounds the wait."""
         meta = await awaited(self._router, running)
         if meta is None:
-            raise await self._left(request, running.job)
+            await self._cancel(request, running.job)
+            raise _stops()
         return meta
-
-    async def _left(self, request: Request, job: str) -> FleetUnavailable:
-        """The error for a call that this router leaves without an answer, because it stops."""
-        await self._cancel(request, job)
-        return BrokerUnavailableError("the router stops: ask again", retry_after=1.0)
 
     async def _cancel(self, request: Request, job: str) -> None:
         """Cancel a job whose client has left, unless an idempotency key lets it ask for the result again."""
         if request.idempotency_key is None:
             with contextlib.suppress(BrokerUnavailableError):  # then it runs, or expires
                 await self._router.store.cancel([job])
+
+
+def _stops() -> FleetUnavailable:
+    """The error for a call that this router leaves without an answer, because it stops."""
+    return BrokerUnavailableError("the router stops: ask again", retry_after=1.0)
 
 
 async def awaited(router: Router, running: Running) -> bytes | None:

@@ -7,14 +7,16 @@ follows the rest, if the result begins with what was sent. Else the stream ends 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
 from router.http.openai.answers import Head, Report, Usage, report_of, usage_of
+from router.http.openai.errors import content
 from taxiway.contract.job import TEXT, Result, Told
-from taxiway.errors import DeviceFaultError
+from taxiway.errors import DeviceFaultError, TaxiwayError
 
 DONE = b"data: [DONE]\n\n"
 """The last event."""
@@ -45,48 +47,93 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Writer(Protocol):
-    """Writes the chunks of one kind of answer."""
+    """Writes one kind of answer as events."""
+
+    def begin(self) -> bytes:
+        """What comes before all else; may be empty."""
 
     def piece(self, text: str) -> bytes:
         """A piece of text."""
 
     def ending(self, result: Result) -> bytes:
-        """What follows the last piece of text, with the reason why it ended."""
+        """What follows the last piece of text."""
 
-    def usage(self, result: Result) -> bytes:
-        """The chunk with the usage."""
+    def failed(self, error: TaxiwayError, path: str) -> bytes:
+        """The end of a stream whose job failed."""
 
 
-class ChatWriter:
-    """Writes chunks of a chat."""
+class ChunkWriter(ABC):
+    """Writes chunks, and `[DONE]`; with `usage`, a chunk that has it comes before."""
 
-    def __init__(self, head: Head, model: str) -> None:
-        self._job = head.job
+    PREFIX: ClassVar[str]
+    KIND: ClassVar[Literal["chat.completion.chunk", "text_completion"]]
+
+    def __init__(self, head: Head, model: str, *, usage: bool) -> None:
+        self._job, self._usage = head.job, usage
         self._named: dict[str, Any] = {
-            "id": f"chatcmpl-{head.job}",
-            "object": "chat.completion.chunk",
+            "id": f"{self.PREFIX}-{head.job}",
+            "object": self.KIND,
             "created": head.created,
             "model": model,
             "service_tier": head.tier,
         }
-        self._begun = False
+
+    def begin(self) -> bytes:
+        """See `Writer`: nothing."""
+        return b""
 
     def piece(self, text: str) -> bytes:
         """See `Writer`."""
-        return self._chunk(None, {**self._role(), "content": text})
+        return self._chunk(ChunkChoice(0, None, **self._said(text)))
 
     def ending(self, result: Result) -> bytes:
-        """See `Writer`. Tool calls are complete only now."""
-        message, reason = _only(result, "message"), _only(result, "finish-reason")
+        """See `Writer`: the reason why it ended, and the run report."""
+        last = ChunkChoice(0, str(_only(result, "finish-reason")), **self._nothing())
+        events = self._rest(result) + self._chunk(last, taxiway=report_of(self._job, result))
+        return events + (self._chunk(usage=usage_of(result)) if self._usage else b"") + DONE
+
+    def failed(self, error: TaxiwayError, path: str) -> bytes:
+        """See `Writer`."""
+        return b"data: " + content(error, path) + b"\n\n"
+
+    def _chunk(self, *choices: ChunkChoice, **more: Any) -> bytes:
+        return b"data: " + _encode(Chunk(**self._named, choices=[*choices], **more)) + b"\n\n"
+
+    def _rest(self, result: Result) -> bytes:
+        """What is known only at the end, besides the reason."""
+        return b""
+
+    @abstractmethod
+    def _said(self, text: str) -> dict[str, Any]:
+        """The part of a choice that a piece of text is."""
+
+    @abstractmethod
+    def _nothing(self) -> dict[str, Any]:
+        """The part of a choice that says nothing."""
+
+
+class ChatWriter(ChunkWriter):
+    """Writes chunks of a chat."""
+
+    PREFIX = "chatcmpl"
+    KIND = "chat.completion.chunk"
+    _begun = False
+
+    def _said(self, text: str) -> dict[str, Any]:
+        return {"delta": {**self._role(), "content": text}}
+
+    def _nothing(self) -> dict[str, Any]:
+        return {"delta": {}}
+
+    def _rest(self, result: Result) -> bytes:
+        """Tool calls are complete only now."""
+        message = _only(result, "message")
         calls = message.get("tool_calls") or []
         more = {"tool_calls": [{"index": index, **call} for index, call in enumerate(calls)]} if calls else {}
         more |= {name: message[name] for name in ("reasoning_content", "refusal") if message.get(name)}
-        before = self._chunk(None, {**self._role(), **more}) if more or not self._begun else b""
-        return before + self._chunk(str(reason), {}, taxiway=report_of(self._job, result))
-
-    def usage(self, result: Result) -> bytes:
-        """See `Writer`."""
-        return _event(Chunk(**self._named, choices=[], usage=usage_of(result)))
+        if self._begun and not more:
+            return b""
+        return self._chunk(ChunkChoice(0, None, delta={**self._role(), **more}))
 
     def _role(self) -> dict[str, str]:
         """The role, in the first chunk."""
@@ -94,43 +141,31 @@ class ChatWriter:
         self._begun = True
         return role
 
-    def _chunk(self, reason: str | None, delta: dict[str, Any], **more: Any) -> bytes:
-        return _event(Chunk(**self._named, choices=[ChunkChoice(0, reason, delta=delta)], **more))
 
-
-class CompletionWriter:
+class CompletionWriter(ChunkWriter):
     """Writes chunks of a completion."""
 
-    def __init__(self, head: Head, model: str) -> None:
-        self._job = head.job
-        self._named: dict[str, Any] = {
-            "id": f"cmpl-{head.job}",
-            "object": "text_completion",
-            "created": head.created,
-            "model": model,
-            "service_tier": head.tier,
-        }
+    PREFIX = "cmpl"
+    KIND = "text_completion"
 
-    def piece(self, text: str) -> bytes:
-        """See `Writer`."""
-        return _event(Chunk(**self._named, choices=[ChunkChoice(0, None, text=text)]))
+    def _said(self, text: str) -> dict[str, Any]:
+        return {"text": text}
 
-    def ending(self, result: Result) -> bytes:
-        """See `Writer`."""
-        choice = ChunkChoice(0, str(_only(result, "finish-reason")), text="")
-        return _event(Chunk(**self._named, choices=[choice], taxiway=report_of(self._job, result)))
-
-    def usage(self, result: Result) -> bytes:
-        """See `Writer`."""
-        return _event(Chunk(**self._named, choices=[], usage=usage_of(result)))
+    def _nothing(self) -> dict[str, Any]:
+        return {"text": ""}
 
 
-async def chunks(told: Told, writer: Writer, *, usage: bool) -> AsyncGenerator[bytes, None]:
-    """The events of an answer, with its `usage` before the last one if asked for. Raises the job's error."""
+async def events_of(
+    told: Told, writer: Writer, ended: Callable[[Result], Awaitable[None]]
+) -> AsyncGenerator[bytes, None]:
+    """The events of an answer; `ended` is awaited before those that end it. Raises the job's error."""
+    if begin := writer.begin():
+        yield begin
     async with contextlib.aclosing(said_once(told)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Result):
-                yield writer.ending(piece) + (writer.usage(piece) if usage else b"") + DONE
+                await ended(piece)
+                yield writer.ending(piece)
             elif piece:
                 yield writer.piece(piece)
 
@@ -166,7 +201,3 @@ def _only(result: Result, name: str) -> Any:
     """An output of the only row."""
     value = result.outputs[name]
     return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _event(chunk: Chunk) -> bytes:
-    return b"data: " + _encode(chunk) + b"\n\n"

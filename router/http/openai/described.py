@@ -13,6 +13,7 @@ from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall
 from router.http.openai.batches import BatchCall
 from router.http.openai.errors import ErrorContent
 from router.http.openai.object_answers import BatchAnswer, Deleted, FileAnswer, Page
+from router.http.openai.responses import DeletedResponse, ItemList, Response, ResponseCall
 from taxiway.contract.tensors import OCTETS
 
 
@@ -47,6 +48,12 @@ class BatchOperation(InferOperation):
     headers: ClassVar[Mapping[str, str]] = {}
 
 
+class ResponseOperation(ChatOperation):
+    """Describes a request for a response."""
+
+    body = ResponseCall
+
+
 class FileOperation(Operation):
     """Describes an upload."""
 
@@ -63,6 +70,11 @@ MODEL = answers(ListedModel, *KEYED, 404, 503, problem=ErrorContent)
 CHAT = answers(ChatCompletion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 COMPLETION = answers(Completion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 EMBEDDINGS = answers(Embeddings, *KEYED, *ASKED, *RUN, problem=ErrorContent)
+RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
+RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
+RESPONSE_CANCEL = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
+RESPONSE_DELETED = answers(DeletedResponse, *KEYED, 404, 503, problem=ErrorContent)
+RESPONSE_INPUT = answers(ItemList, *KEYED, 400, 404, 503, problem=ErrorContent)
 FILE_UPLOAD = answers(FileAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
 FILE = answers(FileAnswer, *KEYED, 404, 503, problem=ErrorContent)
 FILES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
-from litestar import MediaType, Request, Response, get, post
+from litestar import Request, Response, get, post
 from litestar.types import ASGIApp
 
 from broker.port import beside
-from router.http.gate import caller_of, claim, needs
+from router.http.gate import caller_of, claim, json_answer, needs
 from router.http.inference import Inference
 from router.http.openai import described
 from router.http.openai.answers import AnyCall, Head, headers_of_result, is_used, listed, listed_model, written
@@ -27,12 +26,14 @@ from router.http.openai.asked import (
     embedding_fields,
     read_call,
 )
-from router.http.openai.calls import Calls, Whole
-from router.http.openai.chunks import ChatWriter, CompletionWriter, Writer
+from router.http.openai.calls import Begun, Calls, Whole
+from router.http.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
 from router.http.openai.terms import read_terms, tier_of
 from router.jobs import Jobs
+from router.service.admission import Admitted
 from router.service.arrivals import Router
 from tasks.models.catalogue import Model
+from taxiway.contract.job import Result
 from taxiway.contract.request import Request as TaxiwayRequest
 from taxiway.contract.request import parse_request
 from taxiway.errors import UnknownModelError, quoted
@@ -41,9 +42,9 @@ DOOR = "openai"
 """Key of the `OpenAIDoor` in the application's state."""
 
 _Any = Request[Any, Any, Any]
-_encode = msgspec.json.Encoder().encode
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
-_Fields = Callable[[Asked[Call], Model], dict[str, Any]]
+Fields = Callable[[Asked[Call], Model], dict[str, Any]]
+"""Converts a call to the fields of a request for a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class OpenAIDoor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class Read:
     """A call as a request; `size` is its body's in bytes."""
 
     request: TaxiwayRequest
@@ -71,7 +72,7 @@ class _Read:
 @get("/v1/models", opt=needs(), responses=described.MODELS)
 async def models(request: _Any) -> Response[bytes]:
     """The models that these calls can use, by every name: bare, by version and by alias."""
-    return _json(listed(_door(request).router.rules.catalogue))
+    return json_answer(listed(_door(request).router.rules.catalogue))
 
 
 @get("/v1/models/{model:str}", opt=needs(), responses=described.MODEL)
@@ -80,7 +81,7 @@ async def model(request: _Any, model: str) -> Response[bytes]:
     found = _door(request).router.rules.catalogue.resolve(model)
     if not is_used(found):
         raise UnknownModelError(f"model {quoted(model)} is none that these calls can use", model=model)
-    return _json(listed_model(model, found))
+    return json_answer(listed_model(model, found))
 
 
 @post(
@@ -123,50 +124,64 @@ async def embed(request: _Any) -> ASGIApp:
 ENDPOINTS = (models, model, chat_completions, completions, embed)
 
 
-async def _read(request: _Any, kind: type[Call], fields: _Fields[Call]) -> tuple[Asked[Call], _Read]:
-    """The call in a request's body and headers."""
+async def read_body(request: _Any, kind: type[Call]) -> Asked[Call]:
+    """The call in a request's body."""
     body, rules = await request.body(), _door(request).router.rules
-    asked = await beside(len(body), read_call, body, kind, rules.topology.limits.elements)
+    return await beside(len(body), read_call, body, kind, rules.topology.limits.elements)
+
+
+async def read_request(
+    request: _Any, asked: Asked[Call], fields: Fields[Call], tier: str | None, size: int = 0
+) -> Read:
+    """The call as a request, with the terms in its headers; `size` more bytes belong to it than to its body."""
+    rules, size = _door(request).router.rules, size + len(await request.body())
     found = rules.catalogue.resolve(asked.call.model)
-    terms = read_terms(request.headers, asked.call.service_tier, rules.topology)
+    terms = read_terms(request.headers, tier, rules.topology)
     claim(caller_of(request.scope), terms)
-    tier = tier_of(terms["service"], rules.topology)
     if getattr(asked.call, "stream", None):
         terms["stream"] = True
-    converted = await beside(len(body), lambda: parse_request({**terms, **fields(asked, found)}))
-    return asked, _Read(converted, found, len(body), tier)
+    converted = await beside(size, lambda: parse_request({**terms, **fields(asked, found)}))
+    return Read(converted, found, size, tier_of(terms["service"], rules.topology))
 
 
-async def _answer(
-    request: _Any, kind: type[Spoken], fields: _Fields[Spoken], writer: Callable[[Head, str], Writer]
-) -> ASGIApp:
+async def _read(request: _Any, kind: type[Call], fields: Fields[Call]) -> tuple[Asked[Call], Read]:
+    asked = await read_body(request, kind)
+    return asked, await read_request(request, asked, fields, asked.call.service_tier)
+
+
+async def _answer(request: _Any, kind: type[Spoken], fields: Fields[Spoken], writer: type[ChunkWriter]) -> ASGIApp:
     asked, read = await _read(request, kind, fields)
-    if asked.call.stream:
-        return await _stream(request, asked.call, read, writer)
-    return await _whole(request, asked.call, read)
+    if not asked.call.stream:
+        return await _whole(request, asked.call, read)
+    options = asked.call.stream_options
+    usage = options is not None and bool(options.include_usage)
+
+    async def begin(admitted: Admitted) -> Begun:
+        return Begun(writer(read.head(admitted.ticket.job), read.model.id, usage=usage))
+
+    return await stream(request, read, begin)
 
 
-async def _whole(request: _Any, call: AnyCall, read: _Read) -> ASGIApp:
-    job, result = await _calls(request).run(read.request, read.size, request.receive)
+async def _whole(request: _Any, call: AnyCall, read: Read) -> ASGIApp:
+    job, result = await run(request, read)
     content = await beside(read.size, written, call, read.model, read.head(job), result)
     return Whole(headers_of_result(job, result), content)
 
 
-async def _stream(
-    request: _Any, call: ChatCall | CompletionCall, read: _Read, writer: Callable[[Head, str], Writer]
-) -> ASGIApp:
-    options = call.stream_options
-    return await _calls(request).stream(
-        read.request,
-        read.size,
-        request.receive,
-        path=request.scope["path"],
-        write=lambda admitted: writer(read.head(admitted.ticket.job), read.model.id),
-        usage=options is not None and bool(options.include_usage),
+async def run(request: _Any, read: Read) -> tuple[str, Result]:
+    """The job of a call, and its result."""
+    return await calls_of(request).run(read.request, read.size, request.receive)
+
+
+async def stream(request: _Any, read: Read, begin: Callable[[Admitted], Awaitable[Begun]]) -> ASGIApp:
+    """The answer to a call as it is generated."""
+    return await calls_of(request).stream(
+        read.request, read.size, request.receive, path=request.scope["path"], begin=begin
     )
 
 
-def _calls(request: _Any) -> Calls:
+def calls_of(request: _Any) -> Calls:
+    """Runs calls for the request's caller."""
     door = _door(request)
     return Calls(door.router, Jobs(door.router, caller_of(request.scope).tenant), door.inference)
 
@@ -174,7 +189,3 @@ def _calls(request: _Any) -> Calls:
 def _door(request: _Any) -> OpenAIDoor:
     door: OpenAIDoor = request.app.state[DOOR]
     return door
-
-
-def _json(content: Any) -> Response[bytes]:
-    return Response(_encode(content), media_type=MediaType.JSON)

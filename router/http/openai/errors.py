@@ -38,6 +38,16 @@ _RETRY_AFTER = "1"  # seconds, if the fleet cannot estimate them
 _OURS = "/v1/scaling/"  # was there before
 _HEADERS = {term: header for header, term in HEADERS.items()}
 _FIELDS = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
+_RESPONSES = "/v1/responses"
+_OF_RESPONSES = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+"""What a chat's fields are called in a call for a response."""
+
 _OF_CHAT = re.compile(r"inputs\.[^.\[]+\.([a-z].*)", re.DOTALL)
 _OF_ROWS = re.compile(r"inputs(?:\.[^.\[]+)?((?:\.\d+|\[\d+\])?)")
 
@@ -113,23 +123,33 @@ def param_of(error: TaxiwayError, path: str) -> str | None:
         return "model"
     asked = error.details.get("asked")  # what no variant honours
     if asked:
-        return str(asked[0])
+        return _named_at(path, str(asked[0]))
     field = str(error.details.get("field", ""))
     if not field or field == "body":
         return None
     chat = _OF_CHAT.fullmatch(field)
     if chat is not None:
-        return chat[1]
+        return _named_at(path, chat[1])
     rows = _OF_ROWS.fullmatch(field)
     if rows is not None:
         return _FIELDS.get(path.removeprefix("/v1/"), "input") + rows[1]
     return _HEADERS.get(field, field.removeprefix("parameters."))
 
 
+def _named_at(path: str, field: str) -> str:
+    """The field of a chat as the caller of `path` knows it."""
+    if path != _RESPONSES:
+        return field
+    head, *rest = re.split(r"(?=[.\[])", field, maxsplit=1)
+    return _OF_RESPONSES.get(head, head) + "".join(rest)
+
+
 def code_of(error: TaxiwayError, status: int = 0) -> str:
     """The error's code: OpenAI's word if it has one."""
     if _is_context(error):
         return "context_length_exceeded"
+    if error.details.get("field") == "previous_response_id":
+        return "previous_response_not_found"
     if error.details.get(UNSUPPORTED):
         return "unsupported_parameter"
     if isinstance(error, OverloadedError) and "tenant" in error.details:

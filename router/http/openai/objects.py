@@ -1,4 +1,4 @@
-"""Files and batches: what is known of them in the state store, and contents of files in a folder or an object store.
+"""Files, batches and responses: what is known of them in the state store, and where contents of files are.
 
 An object belongs to a tenant; for any other it does not exist. Everything is replaced as a whole, and only if it is
 still what the new value was made from, so any number of routers may write.
@@ -10,19 +10,19 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 import msgspec
 
 from broker.valkey.leader import replace_call
-from taxiway.contract.keys import BATCHES_OPEN, object_key, objects_key
+from taxiway.contract.keys import BATCHES_OPEN, RESPONSES_OPEN, object_key, objects_key
 from taxiway.errors import RequestTooLargeError, UnknownObjectError, quoted
 from taxiway.valkey import fleet_errors
 from taxiway.valkey.connection import AsyncConnection
 
-Kind = Literal["file", "batch"]
+Kind = Literal["file", "batch", "response"]
 
 PIECE = 2**18
 """Bytes of a file's content read and written at once."""
@@ -64,7 +64,7 @@ def new_name(prefix: str) -> str:
 
 
 class Objects:
-    """What is known of files and batches."""
+    """What is known of files, batches and responses."""
 
     def __init__(self, url: str) -> None:
         self._connection = AsyncConnection(url)
@@ -124,6 +124,57 @@ class Objects:
             after = await self.replace(kind, name, before, change(before))
             if after is not None:
                 return after
+
+    async def keep_response(
+        self, name: str, tenant: str, value: Any, now: float, *, most: int, kept: int, opened: bool
+    ) -> None:
+        """Add a response for `kept` seconds, unless it is there, and forget the tenant's oldest beyond `most`."""
+        index = objects_key("response", tenant)
+        opening = [("ZADD", RESPONSES_OPEN, now, name)] if opened else []
+        with fleet_errors(_SERVER):
+            *_, count = await self._connection.transaction(
+                ("SET", object_key("response", name), _encode(value), "NX", "EX", kept),
+                *opening,
+                ("ZADD", index, now, name),
+                ("ZREMRANGEBYSCORE", index, "-inf", now - kept),
+                ("ZCARD", index),
+            )
+            if count > most:
+                oldest = [one.decode() for one in await self._connection.call("ZRANGE", index, 0, count - most - 1)]
+                keys = [object_key("response", one) for one in oldest]
+                await self._connection.transaction(("DEL", *keys), ("ZREM", index, *oldest))
+
+    async def use_responses(self, names: Sequence[str], tenant: str, now: float, *, most: int, kept: int) -> list[Any]:
+        """Responses of a tenant as stored, None for each that is not there; they are kept for `kept` seconds again.
+
+        Raises:
+            RequestTooLargeError: together they have more than `most` bytes.
+        """
+        keys = [object_key("response", name) for name in names]
+        renewed = [("EXPIRE", key, kept) for key in keys]
+        used = [part for name in names for part in (now, name)]
+        with fleet_errors(_SERVER):
+            size = sum(await self._connection.calls(*(("STRLEN", key) for key in keys)))
+            if size > most:
+                message = f"previous_response_id: expected at most {most} bytes of conversation, got {size}"
+                raise RequestTooLargeError(message, limit="payload", most=most, got=size)
+            found, *_ = await self._connection.transaction(
+                ("MGET", *keys), *renewed, ("ZADD", objects_key("response", tenant), "XX", *used)
+            )
+        return [raw if raw is not None and _owned(raw).tenant == tenant else None for raw in found]
+
+    async def open_responses(self, since: float) -> list[str]:
+        """The responses in the background that were made after a time and have not ended."""
+        with fleet_errors(_SERVER):
+            _, names = await self._connection.transaction(
+                ("ZREMRANGEBYSCORE", RESPONSES_OPEN, "-inf", since), ("ZRANGE", RESPONSES_OPEN, 0, -1)
+            )
+        return [name.decode() for name in names]
+
+    async def close_response(self, name: str) -> None:
+        """Note that a response has ended."""
+        with fleet_errors(_SERVER):
+            await self._connection.call("ZREM", RESPONSES_OPEN, name)
 
     async def open_batches(self) -> list[str]:
         """The batches that have not ended."""

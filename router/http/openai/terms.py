@@ -52,6 +52,12 @@ def service_of(tier: str | None, topology: Topology) -> str:
     return known[tier]
 
 
+def tier_for_later(tier: str | None, topology: Topology) -> str | None:
+    """The tier of work that nobody waits for: `flex` unless it asks for another, if there is a service for that."""
+    tiers = {service.tier for service in topology.service.values()}
+    return "flex" if tier in (None, _AUTO) and "flex" in tiers else tier
+
+
 def tier_of(service: str, topology: Topology) -> str:
     """The tier that serves a job of a service."""
     return topology.service[service].tier or "default"

@@ -1,0 +1,187 @@
+"""The Responses API at its paths."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Request, delete, get, post
+from litestar import Response as HttpResponse
+from litestar.params import Parameter
+from litestar.types import ASGIApp
+
+from router.http.gate import caller_of, json_answer, needs
+from router.http.openai import described
+from router.http.openai.answers import headers_of_placement, headers_of_result
+from router.http.openai.asked import Asked, unsupported, wrong
+from router.http.openai.calls import Begun, Whole
+from router.http.openai.endpoints import Read, calls_of, read_body, read_request, run, stream
+from router.http.openai.object_endpoints import stored_objects
+from router.http.openai.objects import owner_of
+from router.http.openai.responses import (
+    DeletedResponse,
+    Item,
+    ItemList,
+    Response,
+    ResponseCall,
+    ResponseWriter,
+    StoredResponse,
+    begun,
+    check_response_call,
+    input_items,
+    response_fields,
+    succeeded,
+)
+from router.http.openai.stored import Responses
+from router.http.openai.terms import tier_for_later
+from router.service.admission import Admitted
+from taxiway.contract.job import Result
+
+MOST = 100
+"""Items in one page of a response's input."""
+
+_Any = Request[Any, Any, Any]
+_Limit = Annotated[int, Parameter(description="Items per page.", ge=1, le=MOST)]
+_After = Annotated[str, Parameter(description="The id of the last item of the previous page.")]
+_Order = Annotated[Literal["asc", "desc"], Parameter(description="As they were given, or the other way round.")]
+
+
+@post(
+    "/v1/responses",
+    status_code=200,
+    operation_class=described.ResponseOperation,
+    opt=needs("submit"),
+    responses=described.RESPONSE_CREATE,
+)
+async def response_create(request: _Any) -> ASGIApp:
+    """Answer a chat: at once, as server-sent events with `stream`, or later with `background`."""
+    making = await _Making.asked_by(request)
+    call = making.asked.call
+    if call.stream:
+        return await stream(request, making.read, making.begin_stream)
+    if call.background:
+        return await making.later()
+    return await making.whole()
+
+
+@get("/v1/responses/{response:str}", opt=needs("read"), responses=described.RESPONSE)
+async def response_retrieve(request: _Any, response: str) -> HttpResponse[bytes]:
+    """A stored response as it is now."""
+    if request.query_params.get("stream", "").lower() == "true":
+        raise unsupported("stream", "nothing, as only a call that creates a response streams it", True)
+    return json_answer((await _responses(request).get(response, _tenant(request))).response)
+
+
+@post(
+    "/v1/responses/{response:str}/cancel",
+    status_code=200,
+    opt=needs("submit"),
+    responses=described.RESPONSE_CANCEL,
+)
+async def response_cancel(request: _Any, response: str) -> HttpResponse[bytes]:
+    """Cancel a response in the background; one that has ended is left unchanged."""
+    found = await _responses(request).get(response, _tenant(request))
+    if not found.response.background:
+        raise wrong("response_id", "a response in the background", response)
+    return json_answer((await _responses(request).cancel(response, _tenant(request))).response)
+
+
+@delete("/v1/responses/{response:str}", status_code=200, opt=needs("submit"), responses=described.RESPONSE_DELETED)
+async def response_delete(request: _Any, response: str) -> HttpResponse[bytes]:
+    """Delete a stored response, and cancel it if it has not ended."""
+    await _responses(request).delete(response, _tenant(request))
+    return json_answer(DeletedResponse(id=response))
+
+
+@get("/v1/responses/{response:str}/input_items", opt=needs("read"), responses=described.RESPONSE_INPUT)
+async def response_input(
+    request: _Any, response: str, limit: _Limit = 20, after: _After = "", order: _Order = "desc"
+) -> HttpResponse[bytes]:
+    """The input of a stored response, without that of the responses before it."""
+    items = (await _responses(request).get(response, _tenant(request))).input
+    listed = items if order == "asc" else items[::-1]
+    names = [item["id"] for item in listed]
+    begin = names.index(after) + 1 if after in names else 0
+    page, names = listed[begin : begin + limit], names[begin : begin + limit]
+    first, last = (names[0], names[-1]) if names else (None, None)
+    return json_answer(ItemList(data=page, first_id=first, last_id=last, has_more=begin + limit < len(items)))
+
+
+ENDPOINTS = (response_create, response_retrieve, response_cancel, response_delete, response_input)
+
+
+class _Making:
+    """A response that is being made for a call."""
+
+    def __init__(self, request: _Any, asked: Asked[ResponseCall], read: Read, earlier: list[str]) -> None:
+        self.asked, self.read = asked, read
+        self._request = request
+        self._earlier = earlier
+
+    @classmethod
+    async def asked_by(cls, request: _Any) -> _Making:
+        """The call in a request, after the conversation that it continues."""
+        asked = await read_body(request, ResponseCall)
+        call = asked.call
+        earlier: list[str] = []
+        before: list[Item] = []
+        check_response_call(call)
+        if call.previous_response_id is not None:
+            owner = owner_of(_tenant(request))
+            earlier, before = await _responses(request).conversation(call.previous_response_id, owner)
+        topology = stored_objects(request).router.rules.topology
+        tier = tier_for_later(call.service_tier, topology) if call.background else call.service_tier
+        fields = partial(response_fields, before=before)
+        size = len(msgspec.json.encode(before)) if before else 0
+        return cls(request, asked, await read_request(request, asked, fields, tier, size), earlier)
+
+    async def whole(self) -> ASGIApp:
+        """The answer of the job, once that has ended."""
+        job, result = await run(self._request, self.read)
+        response = succeeded(self._begun(job), result, self._now())
+        if self.asked.call.stored:
+            await self._keep(response)
+        return Whole(headers_of_result(job, result), msgspec.json.encode(response))
+
+    async def later(self) -> ASGIApp:
+        """The response as it is once its job was accepted."""
+        admitted, _ = await calls_of(self._request).begin(self.read.request, self.read.size, self._keep_begun)
+        response = self._begun(admitted.ticket.job)
+        return Whole(headers_of_placement(admitted), msgspec.json.encode(response))
+
+    async def begin_stream(self, admitted: Admitted) -> Begun:
+        """What writes the job's events."""
+        call, writer = self.asked.call, ResponseWriter(self._begun(admitted.ticket.job))
+        if call.background:
+            await self._keep_begun(admitted)
+
+        async def ended(result: Result) -> None:
+            response = writer.finish(result, self._now())
+            if call.stored and not call.background:
+                await self._keep(response)
+
+        return Begun(writer, ended, stays=bool(call.background))
+
+    async def _keep_begun(self, admitted: Admitted) -> None:
+        await self._keep(self._begun(admitted.ticket.job))
+
+    async def _keep(self, response: Response) -> None:
+        items: list[Item] = input_items(self.asked.call, response.job)
+        owner = owner_of(_tenant(self._request))
+        stored = StoredResponse(tenant=owner, input=items, earlier=self._earlier, response=response)
+        await _responses(self._request).keep(stored)
+
+    def _begun(self, job: str) -> Response:
+        return begun(self.asked.call, self.read.model, self.read.head(job))
+
+    def _now(self) -> int:
+        return int(stored_objects(self._request).router.store.now())
+
+
+def _responses(request: _Any) -> Responses:
+    return stored_objects(request).responses
+
+
+def _tenant(request: _Any) -> str | None:
+    return caller_of(request.scope).tenant

@@ -1,0 +1,590 @@
+"""The Responses API as values: a call becomes a chat, and a chat's result becomes items or events. Pure.
+
+A response is a job, `resp_` and the job's id. What a stored one keeps of its conversation are its own input, its output
+and the ids of the responses before it.
+
+Source: https://platform.openai.com/docs/api-reference/responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+from router.http.openai.answers import Head, Report, report_of, usage_of
+from router.http.openai.asked import (
+    Asked,
+    ModelName,
+    Share,
+    StreamOptions,
+    Temperature,
+    chat_request,
+    unsupported,
+    wrong,
+)
+from router.http.openai.errors import code_of
+from tasks.models.catalogue import Model
+from tasks.telemetry import redacted
+from taxiway.contract.job import JobState, Result
+from taxiway.errors import (
+    InvalidRequestError,
+    JobCancelledError,
+    OverloadedError,
+    RateLimitedError,
+    RequestError,
+    TaxiwayError,
+    quoted,
+)
+
+PREFIX = "resp_"
+"""What a response's id has before its job's."""
+
+MOST_TURNS = 1000
+"""Most responses that one continues, with those before them."""
+
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
+"""States that a response never leaves."""
+
+Item = dict[str, Any]
+_Metadata = Annotated[dict[str, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)]
+_INCLUDED = ("reasoning.encrypted_content",)  # asks for nothing: what a model reasoned is not hidden here
+
+
+class ResponseCall(msgspec.Struct, frozen=True):
+    """The body of a request for a response."""
+
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "background_options": (),
+        "context_management": ([],),
+        "conversation": (),
+        "max_tool_calls": (),
+        "moderation": (),
+        "prompt": (),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    }
+
+    model: ModelName
+    input: str | Annotated[list[Item], msgspec.Meta(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    background: bool | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    service_tier: str | None = None
+    include: list[str] | None = None
+    max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    metadata: _Metadata | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    reasoning: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    temperature: Temperature | None = None
+    text: dict[str, Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    top_p: Share | None = None
+    user: str | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the response is kept; it is unless the caller says otherwise."""
+        return self.store is not False
+
+
+class Cached(msgspec.Struct, frozen=True):
+    """Tokens that the engine had read before."""
+
+    cached_tokens: int = 0
+
+
+class Reasoned(msgspec.Struct, frozen=True):
+    """Tokens that the model reasoned with."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, frozen=True):
+    """Tokens read, generated, and both."""
+
+    input_tokens: int
+    input_tokens_details: Cached
+    output_tokens: int
+    output_tokens_details: Reasoned
+    total_tokens: int
+
+
+class ResponseFailure(msgspec.Struct, frozen=True):
+    """Why a response failed; `type` is the error's own code."""
+
+    code: str
+    message: str
+    type: str
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """A response: what was asked, how far it is, and its output. Times are Unix seconds."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Status
+    background: bool
+    error: ResponseFailure | None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[Item] = []
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, Any] | None
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float | None
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None
+    taxiway: Report | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has its final state."""
+        return self.status in ENDED
+
+    @property
+    def job(self) -> str:
+        """Its job's id."""
+        return self.id.removeprefix(PREFIX)
+
+
+class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A response that is kept: its own input, and the ids of the responses before it, oldest first."""
+
+    tenant: str
+    input: list[Item]
+    earlier: list[str]
+    response: Response
+
+
+class ItemList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a response's input."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A response that was deleted."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: bool = True
+
+
+def begun(call: ResponseCall, model: Model, head: Head) -> Response:
+    """The response to a call whose job was accepted."""
+    return Response(
+        id=PREFIX + head.job,
+        created_at=head.created,
+        status="queued" if call.background else "in_progress",
+        background=bool(call.background),
+        instructions=call.instructions,
+        max_output_tokens=call.max_output_tokens,
+        metadata=call.metadata or {},
+        model=model.id,
+        parallel_tool_calls=call.parallel_tool_calls is not False,
+        previous_response_id=call.previous_response_id,
+        prompt_cache_key=call.prompt_cache_key,
+        reasoning=call.reasoning,
+        safety_identifier=call.safety_identifier,
+        service_tier=head.tier,
+        store=call.stored,
+        temperature=call.temperature,
+        text=call.text or {"format": {"type": "text"}},
+        tool_choice=call.tool_choice or "auto",
+        tools=call.tools or [],
+        top_p=call.top_p,
+        user=call.user,
+    )
+
+
+def succeeded(response: Response, result: Result, now: int, output: Sequence[Item] | None = None) -> Response:
+    """The response whose job has a result; `output` if its items were made before."""
+    finish = _only(result, "finish-reason")
+    reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(str(finish))
+    status: Status = "completed" if reason is None else "incomplete"
+    items = output_of(response.job, result) if output is None else output
+    return msgspec.structs.replace(
+        response,
+        status=status,
+        completed_at=now if reason is None else None,
+        incomplete_details=None if reason is None else {"reason": reason},
+        model=result.model,
+        output=[{**item, "status": status} for item in items],
+        usage=_usage(result),
+        taxiway=report_of(response.job, result),
+    )
+
+
+def failed(response: Response, error: TaxiwayError) -> Response:
+    """The response whose job ended with an error, or was cancelled."""
+    if isinstance(error, JobCancelledError):
+        return msgspec.structs.replace(response, status="cancelled")
+    limited = isinstance(error, RateLimitedError | OverloadedError)
+    code = "rate_limit_exceeded" if limited else "invalid_prompt" if isinstance(error, RequestError) else "server_error"
+    failure = ResponseFailure(code, redacted(error.message), code_of(error))
+    return msgspec.structs.replace(response, status="failed", error=failure)
+
+
+def waiting(response: Response, state: JobState) -> Response:
+    """The response whose job has not ended."""
+    status: Status = "in_progress" if state == JobState.RUNNING else "queued"
+    return msgspec.structs.replace(response, status=status)
+
+
+def output_of(job: str, result: Result) -> list[Item]:
+    """The items of an answer: what the model reasoned, its message, and its calls of functions."""
+    message: Mapping[str, Any] = _only(result, "message")
+    items = []
+    if reasoned := message.get("reasoning_content"):
+        content = [{"type": "reasoning_text", "text": reasoned}]
+        items.append({"id": f"rs_{job}", "type": "reasoning", "summary": [], "content": content})
+    calls = message.get("tool_calls") or []
+    if message.get("content") or message.get("refusal") or not calls:
+        items.append(_message(job, _parts(message)))
+    items += [function_call(job, index, call) for index, call in enumerate(calls)]
+    return items
+
+
+def function_call(job: str, index: int, call: Mapping[str, Any]) -> Item:
+    """A tool call of a chat as an item."""
+    function = call.get("function") or {}
+    return {
+        "id": f"fc_{job}_{index}",
+        "type": "function_call",
+        "call_id": call.get("id") or f"call_{job}_{index}",
+        "name": function.get("name", ""),
+        "arguments": function.get("arguments", ""),
+    }
+
+
+def _message(job: str, content: list[Item]) -> Item:
+    return {"id": f"msg_{job}", "type": "message", "role": "assistant", "content": content}
+
+
+def _parts(message: Mapping[str, Any]) -> list[Item]:
+    refusal = message.get("refusal")
+    if refusal:
+        return [{"type": "refusal", "refusal": refusal}]
+    return [_text_part(str(message.get("content") or ""))]
+
+
+def _text_part(text: str) -> Item:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _usage(result: Result) -> ResponseUsage | None:
+    usage = usage_of(result)
+    if usage is None:
+        return None
+    told = _only(result, "usage")
+    cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    reasoned = (told.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return ResponseUsage(
+        usage.prompt_tokens, Cached(cached), usage.completion_tokens, Reasoned(reasoned), usage.total_tokens
+    )
+
+
+def _only(result: Result, name: str) -> Any:
+    value = result.outputs[name]
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def check_response_call(call: ResponseCall) -> None:
+    """Refuse what contradicts itself or is not supported.
+
+    Raises:
+        InvalidRequestError: names the parameter.
+    """
+    if call.background and not call.stored:
+        raise wrong("store", "true, as a response in the background is stored", False)
+    for index, name in enumerate(call.include or ()):
+        if name not in _INCLUDED:
+            raise unsupported(f"include[{index}]", f"one of {list(_INCLUDED)}", name)
+
+
+def input_items(call: ResponseCall, job: str = "") -> list[Item]:
+    """A call's input as items, each with an id."""
+    text = call.input
+    items: list[Item] = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    return [_listed(item, f"{job}_{index}") for index, item in enumerate(items)]
+
+
+def _listed(item: Item, name: str) -> Item:
+    """An item as it is listed: with its type, id and parts."""
+    kind = item.get("type") or "message"
+    listed = {"id": f"{_IDS.get(kind, 'item')}_{name}", "status": "completed", **item, "type": kind}
+    if kind == "message" and isinstance(item.get("content"), str):
+        part = "output_text" if item.get("role") == "assistant" else "input_text"
+        listed["content"] = [{"type": part, "text": item["content"]}]
+    return listed
+
+
+_IDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+
+
+def response_fields(asked: Asked[ResponseCall], model: Model, before: Sequence[Item] = ()) -> dict[str, Any]:
+    """The request's fields for a response after the items `before`: those of a chat.
+
+    Raises:
+        InvalidRequestError: the model does not chat, or the input is malformed or not supported.
+    """
+    call = asked.call
+    given = {
+        "messages": [*_system(call), *messages_of([*before, *input_items(call)], len(before))],
+        "max_completion_tokens": call.max_output_tokens,
+        "parallel_tool_calls": call.parallel_tool_calls,
+        "reasoning_effort": (call.reasoning or {}).get("effort"),
+        "response_format": _format(call.text or {}),
+        "verbosity": (call.text or {}).get("verbosity"),
+        "tool_choice": _choice(call.tool_choice),
+        "tools": [_tool(index, tool) for index, tool in enumerate(call.tools or ())] or None,
+        "temperature": call.temperature,
+        "top_p": call.top_p,
+    }
+    known = {*ResponseCall.__struct_fields__, *ResponseCall.NOTHING}
+    further = {name: value for name, value in asked.fields.items() if name not in known}
+    kept = {name: asked.fields[name] for name in _AS_IT_IS if name in asked.fields}
+    chat = {name: value for name, value in {**further, **kept, **given}.items() if value is not None}
+    return chat_request(call.model, chat, model)
+
+
+_AS_IT_IS = ("user", "safety_identifier", "prompt_cache_key")
+
+
+def _system(call: ResponseCall) -> Iterator[dict[str, Any]]:
+    if call.instructions:
+        yield {"role": "system", "content": call.instructions}
+
+
+def messages_of(items: Sequence[Item], earlier: int = 0) -> list[dict[str, Any]]:
+    """The messages of a chat that items stand for; the first `earlier` ones are not the caller's.
+
+    What the model said and the functions that it called in one turn are one message.
+    """
+    messages: list[dict[str, Any]] = []
+    for index, item in enumerate(items):
+        kind = item.get("type") or "message"
+        read = _READ.get(str(kind))
+        name = f"input[{index - earlier}]"
+        if read is None:
+            raise unsupported(f"{name}.type", f"one of {sorted(_READ)}", kind)
+        message = read(item, name)
+        if message is None:
+            continue
+        if messages and "tool_calls" in message and messages[-1]["role"] == "assistant":
+            last = messages[-1]
+            messages[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *message["tool_calls"]]}
+        else:
+            messages.append(message)
+    return messages
+
+
+def _said(item: Item, name: str) -> dict[str, Any]:
+    role = _ROLES.get(str(item.get("role")))
+    if role is None:
+        raise wrong(f"{name}.role", f"one of {sorted(_ROLES)}", item.get("role"))
+    return {"role": role, "content": _content(item.get("content"), f"{name}.content")}
+
+
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+
+
+def _called(item: Item, name: str) -> dict[str, Any]:
+    function = {key: _text(item, key, name) for key in ("name", "arguments")}
+    call = {"id": _text(item, "call_id", name), "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def _returned(item: Item, name: str) -> dict[str, Any]:
+    content = _content(item.get("output"), f"{name}.output")
+    return {"role": "tool", "tool_call_id": _text(item, "call_id", name), "content": content}
+
+
+_READ: Mapping[str, Callable[[Item, str], dict[str, Any] | None]] = {
+    "message": _said,
+    "function_call": _called,
+    "function_call_output": _returned,
+    "reasoning": lambda item, name: None,  # models are not shown what they reasoned in earlier turns
+}
+
+
+def _content(value: Any, name: str) -> str | list[dict[str, Any]]:
+    """A message's content: text alone as text, as every variant reads that."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong(name, "text, or a list of parts", value)
+    parts = [_part(part, f"{name}[{index}]") for index, part in enumerate(value)]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(part: Any, name: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("input_text", "output_text", "text"):
+        return {"type": "text", "text": _text(part, "text", name)}
+    if kind == "refusal":
+        return {"type": "text", "text": _text(part, "refusal", name)}
+    if kind == "input_image" and part.get("image_url"):
+        detail = {"detail": part["detail"]} if part.get("detail") else {}
+        return {"type": "image_url", "image_url": {"url": _text(part, "image_url", name), **detail}}
+    raise unsupported(f"{name}.type", "input_text, output_text, refusal, or input_image with image_url", kind or part)
+
+
+def _text(value: Mapping[str, Any], key: str, name: str) -> str:
+    text = value.get(key)
+    if not isinstance(text, str):
+        raise wrong(f"{name}.{key}", "text", text)
+    return text
+
+
+def _tool(index: int, tool: Mapping[str, Any]) -> dict[str, Any]:
+    name = f"tools[{index}]"
+    if tool.get("type") != "function":
+        raise unsupported(f"{name}.type", "function", tool.get("type"))
+    function = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
+    return {"type": "function", "function": {"name": _text(tool, "name", name), **function}}
+
+
+def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") != "function":
+        raise unsupported("tool_choice.type", "function", choice.get("type"))
+    return {"type": "function", "function": {"name": _text(choice, "name", "tool_choice")}}
+
+
+def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
+    wanted = text.get("format") or {"type": "text"}
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": kind}
+    if kind == "json_schema":
+        return {"type": kind, "json_schema": {key: value for key, value in wanted.items() if key != "type"}}
+    raise wrong("text.format", "one with the type text, json_object or json_schema", wanted)
+
+
+def no_such_previous(name: str) -> InvalidRequestError:
+    """The error for a response that cannot be continued, because it is not there."""
+    message = f"previous_response_id: no response {quoted(name)} is stored"
+    return InvalidRequestError(message, field="previous_response_id")
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ResponseWriter:
+    """Writes a response as events. Each has the number after its predecessor's."""
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        self._numbers = count()
+        self._text = ""
+        self._spoke = False
+
+    def begin(self) -> bytes:
+        """See `chunks.Writer`."""
+        states = ["created", "queued" if self.response.background else "in_progress"]
+        return b"".join(self._event(f"response.{state}", response=self.response) for state in states)
+
+    def piece(self, text: str) -> bytes:
+        """See `chunks.Writer`."""
+        head = b"" if self._spoke else self._begin_message()
+        self._text += text
+        place = self._place(0)
+        return head + self._event("response.output_text.delta", **place, delta=text, logprobs=[])
+
+    def finish(self, result: Result, now: int) -> Response:
+        """The whole response, whose items are in the order in which they began."""
+        items = output_of(self.response.job, result)
+        if self._spoke:
+            items.sort(key=lambda item: item["type"] != "message")
+        self.response = succeeded(self.response, result, now, items)
+        return self.response
+
+    def ending(self, result: Result) -> bytes:
+        """See `chunks.Writer`; after `finish`."""
+        events = [self._item(index, item) for index, item in enumerate(self.response.output)]
+        return b"".join(events) + self._event(f"response.{self.response.status}", response=self.response)
+
+    def failed(self, error: TaxiwayError, path: str) -> bytes:
+        """See `chunks.Writer`."""
+        return self._event("response.failed", response=failed(self.response, error))
+
+    def _begin_message(self) -> bytes:
+        self._spoke = True
+        item = {**_message(self.response.job, []), "status": "in_progress"}
+        place = self._place(0)
+        return self._event("response.output_item.added", output_index=0, item=item) + self._event(
+            "response.content_part.added", **place, part=_text_part("")
+        )
+
+    def _place(self, index: int) -> dict[str, Any]:
+        return {"item_id": f"msg_{self.response.job}", "output_index": index, "content_index": 0}
+
+    def _item(self, index: int, item: Item) -> bytes:
+        """The events that are left of an item, when all of it is known."""
+        told = {"message": self._rest_of_message, "function_call": self._function_call}.get(item["type"])
+        before = b""
+        if not (item["type"] == "message" and self._spoke):
+            empty = {**item, "status": "in_progress", **_EMPTY.get(item["type"], {})}
+            before = self._event("response.output_item.added", output_index=index, item=empty)
+        middle = b"" if told is None else told(index, item)
+        return before + middle + self._event("response.output_item.done", output_index=index, item=item)
+
+    def _rest_of_message(self, index: int, item: Item) -> bytes:
+        part, place = item["content"][0], self._place(index)
+        added = b"" if self._spoke else self._event("response.content_part.added", **place, part=_emptied(part))
+        if part["type"] == "refusal":
+            said = self._event("response.refusal.delta", **place, delta=part["refusal"])
+            said += self._event("response.refusal.done", **place, refusal=part["refusal"])
+        else:
+            said = self._event("response.output_text.done", **place, text=part["text"], logprobs=[])
+        return added + said + self._event("response.content_part.done", **place, part=part)
+
+    def _function_call(self, index: int, item: Item) -> bytes:
+        place, kind = {"item_id": item["id"], "output_index": index}, "response.function_call_arguments"
+        delta = self._event(f"{kind}.delta", **place, delta=item["arguments"])
+        return delta + self._event(f"{kind}.done", **place, name=item["name"], arguments=item["arguments"])
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        content = _encode({"type": kind, "sequence_number": next(self._numbers), **fields})
+        return b"event: " + kind.encode() + b"\ndata: " + content + b"\n\n"
+
+
+_EMPTY: Mapping[str, dict[str, Any]] = {"message": {"content": []}, "function_call": {"arguments": ""}}
+
+
+def _emptied(part: Item) -> Item:
+    return {**part, part["type"].removeprefix("output_"): ""}
