@@ -17,6 +17,7 @@ from simulator.fleet import Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.twin import HOPELESS, Played, Twin, Window, starving
 from simulator.workload import figures_of
+from taxiway.contract.job import Tokens
 
 RULES: tuple[ScalingRule, ...] = (
     *(Density(target=target, keep=keep) for target in (0.65, 1.0, 1.5, 2.0) for keep in (None, 300.0)),
@@ -138,15 +139,16 @@ class Search:
             ]
             for cell in self._cells
         }
-        late = {
+        besides = {
             cell: [
-                costs.share[cell] * penalties[cell[1]] * (1 - timely)
+                metered
+                + costs.share[cell] * penalties[cell[1]] * (1 - timely)
                 + (starving(timely, penalties) if cell[1] == LIVE else 0.0)
-                for timely in costs.timely[cell]
+                for metered, timely in zip(costs.metered[cell], costs.timely[cell], strict=True)
             ]
             for cell in self._cells
         }
-        return Estimate(self._fleet, self.able, used, late, twin.conditions.available)
+        return Estimate(self._fleet, self.able, used, besides, twin.conditions.available)
 
     def descend(self, start: Assignment, plays: float) -> tuple[float, Assignment]:
         """Take the first change that is better until none is, or the plays are used up."""
@@ -257,12 +259,13 @@ def _from_target(rule: ScalingRule, target: float) -> float:
 class Costs:
     """By cell and class: mean seconds of a job `alone`, `dollars` an hour, and the share `timely` at half speed.
 
-    `share` is the cell's part of its service's requests.
+    `share` is the cell's part of its service's requests, and `metered` the part of the dollars that is paid by use.
     """
 
     share: Mapping[Cell, float]
     alone: Mapping[Cell, Sequence[float]]
     dollars: Mapping[Cell, Sequence[float]]
+    metered: Mapping[Cell, Sequence[float]]
     timely: Mapping[Cell, Sequence[float]]
 
     @classmethod
@@ -272,16 +275,20 @@ class Costs:
         trace = workload.trace
         alone, work, _ = figures_of(trace, workload.fleet, trace.output)
         usd = np.array([device.usd_per_second for device in fleet.classes.values()])
-        share, mean, dollars, timely = {}, {}, {}, {}
+        tariffs = [device.price.tariff for device in fleet.classes.values()]
+        share, mean, dollars, metered, timely = {}, {}, {}, {}, {}
         for cell in sorted({(job.model, job.service) for job in window.jobs}):
             of_service = trace.service == cell[1]
             mine = of_service & (trace.model == cell[0])
             seconds = alone[mine] * pace
             share[cell] = float(mine.sum() / of_service.sum())
             mean[cell] = seconds.mean(axis=0).tolist()
-            dollars[cell] = (work[mine].sum(axis=0) * pace * usd * 3600 / window.span).tolist()
+            tokens = Tokens(input=int(trace.size[mine].sum()), output=int(trace.output[mine].sum()))
+            bills = [0.0 if tariff is None else tariff.bill(tokens, int(mine.sum())) for tariff in tariffs]
+            metered[cell] = [bill * 3600 / window.span for bill in bills]
+            dollars[cell] = ((work[mine].sum(axis=0) * pace * usd + bills) * 3600 / window.span).tolist()
             timely[cell] = (seconds * SLACK <= trace.deadline[mine][:, None]).mean(axis=0).tolist()
-        return cls(share, mean, dollars, timely)
+        return cls(share, mean, dollars, metered, timely)
 
 
 def moved(now: Assignment, moves: Mapping[Cell, int]) -> Assignment:
@@ -301,14 +308,15 @@ Classes = dict[Cell, int]
 class Estimate:
     """Estimates for one fleet and load.
 
-    `able` are the classes that a cell may use. `used` is by cell how many devices it keeps busy, `late` what it costs
-    in US dollars an hour, both by class. `available` is how many devices each class may have.
+    `able` are the classes that a cell may use. `used` is by cell how many devices it keeps busy, `besides` what it
+    costs in US dollars an hour besides devices (use of an endpoint, and what is late), both by class. `available` is
+    how many devices each class may have.
     """
 
     fleet: Fleet
     able: Mapping[Cell, Sequence[int]]
     used: Mapping[Cell, Sequence[float]]
-    late: Mapping[Cell, Sequence[float]]
+    besides: Mapping[Cell, Sequence[float]]
     available: Sequence[int]
 
     def score(self, classes: Mapping[Cell, int]) -> float:
@@ -322,9 +330,9 @@ class Estimate:
             devices = min(max(wanted, device.minimum), self.available[place])
             total += devices * device.usd_per_second * 3600
             lacking[place] = 1 - devices / wanted if wanted > devices else 0.0
-        for (model, service), late in self.late.items():
+        for (model, service), besides in self.besides.items():
             place = classes[model, service]
-            total += late[place] + lacking[place] * self.fleet.penalties[service]
+            total += besides[place] + lacking[place] * self.fleet.penalties[service]
         return total
 
     def descend(self, classes: Mapping[Cell, int]) -> tuple[float, Classes]:

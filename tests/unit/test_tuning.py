@@ -69,6 +69,17 @@ def test_a_search_finds_a_better_assignment_and_the_same_one_again() -> None:
     assert Search(twin(), seed=1).find(everything_on(0), plays=30).assignment.key == found.assignment.key
 
 
+def test_an_estimate_counts_what_the_use_of_an_endpoint_costs() -> None:
+    hosted = "dear: {count: 1, endpoint: true, initial: 1, price: {usd_per_request: 0.01}, memory: 8GiB, start: 0,"
+    text = FLEET.replace("dear: {count: 4, initial: 1, price: {usd_per_hour: 2}, memory: 8GiB, start: 5,", hosted)
+    work = replace(workload(), fleet=parse_fleet(text))
+    window = Window.of(work, 0.0, 120.0)
+    costs = Search(Twin(work.fleet, window, Conditions((1, 1), (4, 1), (1.0, 1.0))), seed=1).costs
+    requests = sum(job.model == job.service == 0 for job in window.jobs)
+    assert costs.metered[0, 0] == [0.0, pytest.approx(0.01 * requests * 3600 / window.span)]
+    assert costs.dollars[0, 0][1] == pytest.approx(costs.metered[0, 0][1])
+
+
 def test_live_work_that_would_be_late_leaves_a_class_that_became_slow() -> None:
     slow = Search(twin(pace=20.0), seed=1).find(everything_on(1), plays=40).assignment
     quick = workload().trace.models.index("quick")
