@@ -192,7 +192,7 @@ def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_cod
 def test_a_plan_with_penalties_has_the_classes_and_rules_that_routers_would_follow(tmp_path: Path) -> None:
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(FLEET.read_text(encoding="utf-8") + "penalties: {live: 48, standard: 24, bulk: 12}\n")
-    given = ("--rate", "chat=2,duration=60", *SLO)
+    given = ("--rate", "chat=2,duration=20", *SLO)
 
     told = plan(tmp_path, PRICES, *given, "--json", fleet=fleet)
 
