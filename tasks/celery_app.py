@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 from celery import Celery
 from kombu import Exchange, Queue
 
-from tasks.settings import Settings
+from tasks.settings import Settings, on_socket
 from tasks.topology import Topology
 from taxiway.contract.keys import ARRIVALS, INFER, LEVELS
 from taxiway.contract.wire import Durability
@@ -45,9 +45,10 @@ def class_queue(hardware_class: str, durability: Durability = "written") -> Queu
 def make_app(settings: Settings, topology: Topology, *, backend: str = "") -> Celery:
     """The app of a fleet process; `backend` is a result backend's class path where it is not Celery's own."""
     broker, tls = _told_apart(settings.broker)
-    broker, watched, broker_tls = _sentinels(broker)
-    state, state_watched, state_tls = _sentinels(settings.state)
-    app = Celery("taxiway", broker=broker, backend=f"{backend}+{state}" if backend else state)
+    broker, watched, broker_tls = _sentinels(on_socket(broker))
+    state, state_watched, state_tls = _sentinels(on_socket(settings.state))
+    backend = f"{backend}+{state.removeprefix('redis+')}" if backend else state
+    app = Celery("taxiway", broker=broker, backend=backend)
     app.conf.update(_guarantees(topology) | _routing(topology) | tls)
     app.conf.broker_transport_options |= watched
     app.conf.result_backend_transport_options = state_watched

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from taxiway.contract.wire import SHORTEST, read_key
+from taxiway.valkey import parse
 
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
 
-STATES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
+STATES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 BROKERS = (*STATES, "amqp", "amqps")
 
 
@@ -73,6 +75,15 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         cache=cache_directory(environment),
         producers=_keys(environment, producers, "the same on every router") if environment.get(producers) else (),
     )
+
+
+def on_socket(url: str) -> str:
+    """An address `unix://…` as Celery and kombu take it, `redis+socket://…`; any other as it is."""
+    if not url.startswith("unix://"):
+        return url
+    address = parse(url)
+    account = f"{quote(address.username, safe='')}:{quote(address.password, safe='')}@" if address.password else ""
+    return f"redis+socket://{account}{quote(str(address.places[0]))}?virtual_host={address.database}"
 
 
 def queues_file(environment: Mapping[str, str]) -> Path:

@@ -64,7 +64,7 @@ def find_store(url: str | None, data: Path | None, environment: Mapping[str, str
         CommandError: no local fleet is running.
     """
     broker = environment.get("TAXIWAY_BROKER", "")
-    given = url or environment.get("TAXIWAY_STATE") or (broker if broker.startswith("redis") else "")
+    given = url or environment.get("TAXIWAY_STATE") or (broker if broker.startswith(("redis", "unix")) else "")
     return given or _local_fleet(data, environment).state
 
 

@@ -16,6 +16,7 @@ from celery import Celery
 from local.up import Fleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
+from taxiway.contract.keys import ARRIVALS, INFER
 from tests.acceptance.running import start_fleet, taxiway
 from tests.narrowing import present
 from tests.waiting import gone, until
@@ -47,8 +48,12 @@ def small_fleet(tmp_path: Path) -> Iterator[Fleet]:
 def test_every_door_of_a_fleet_that_says_it_is_up_answers(fleet: Fleet) -> None:
     assert httpx.get(f"{fleet.http}/v2/health/ready").status_code == 200
     assert httpx.get(f"{fleet.flower}/healthcheck").status_code == 200
-    with Client(fleet.broker) as client:
-        assert client.infer("echo", "hello", deadline=30).outputs == {"payload": "hello"}
+    for address in (fleet.broker, present(fleet.socket)):
+        with Client(address) as client:
+            assert client.infer("echo", "hello", deadline=30).outputs == {"payload": "hello"}
+    with Celery(broker=fleet.celery_broker, backend=fleet.celery_broker, set_as_current=False) as producer:
+        answer = producer.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, queue=ARRIVALS)
+        assert answer.get(timeout=30)["outputs"] == {"payload": "hello"}
 
 
 def test_every_hardware_class_has_a_worker_and_emulated_ones_say_so(fleet: Fleet) -> None:
@@ -104,7 +109,7 @@ def test_a_fleet_on_rabbitmq_keeps_its_state_in_an_embedded_valkey_and_answers(t
     arguments = ("--no-flower", "--workers", "cpu.batch=1")
     fleet = start_fleet(tmp_path, *arguments, settings={"TAXIWAY_BROKER": amqp_url})
     try:
-        assert fleet.broker == amqp_url
+        assert fleet.broker == fleet.celery_broker == amqp_url
         assert fleet.state.startswith("redis://:")
         with Client(fleet.http) as client:
             assert client.infer("echo", "by rabbit", deadline=30).outputs == {"payload": "by rabbit"}

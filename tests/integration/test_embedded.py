@@ -48,6 +48,27 @@ def test_the_server_listens_on_loopback_only(tmp_path: Path) -> None:
         assert client.config_get("bind") == {"bind": "127.0.0.1"}
 
 
+def test_the_server_listens_on_a_unix_socket_of_its_owner_which_survives_a_restart(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "my fleet") as first:
+        place = tmp_path / "my fleet" / "valkey.sock"
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        with redis.Redis.from_url(first.socket_url) as client:
+            client.set("kept", "yes")
+        bare = f"unix://{first.socket_url.partition('@')[2]}"
+        with redis.Redis.from_url(bare, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+    assert not place.exists()
+    with EmbeddedValkey(tmp_path / "my fleet") as second, redis.Redis.from_url(second.url) as client:
+        assert second.socket_url == first.socket_url
+        assert client.get("kept") == b"yes"
+
+
+def test_where_a_sockets_path_would_be_too_long_loopback_serves(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / ("long" * 25)) as server:
+        assert server.socket_url == server.url
+        assert not refused(server.url)
+
+
 def test_the_password_is_readable_by_its_owner_only_and_on_no_command_line(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as server:
         kept = tmp_path / "valkey.password"

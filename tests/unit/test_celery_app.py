@@ -25,6 +25,14 @@ def test_celery_is_told_of_sentinels_in_its_own_form() -> None:
     assert conf.result_backend_transport_options == watched
 
 
+def test_celery_is_told_of_a_unix_socket_in_its_own_form() -> None:
+    conf = app_of("unix://u:p%2F@/run/my%20fleet/valkey.sock?db=3")
+    address = "socket://u:p%2F@/run/my%20fleet/valkey.sock?virtual_host=3"
+
+    assert conf.broker_url == f"redis+{address}"
+    assert conf.result_backend == f"module:Backend+{address}"
+
+
 def test_celery_is_told_of_tls_at_sentinels_and_at_the_primary() -> None:
     conf = app_of(SENTINELS.replace("redis+", "rediss+") + "&ssl_ca_certs=ca.pem")
     tls = {"ssl_ca_certs": "ca.pem", "ssl_cert_reqs": "required"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.settings import SettingsError, cache_directory, settings_from
+from tasks.settings import SettingsError, cache_directory, on_socket, settings_from
 
 SECRET = "00" * 32
 REDIS = {"TAXIWAY_BROKER": "redis://:word@host/0", "TAXIWAY_SECRET": SECRET}
@@ -15,6 +15,13 @@ def test_the_state_store_is_the_broker_where_none_is_named() -> None:
         settings = settings_from(environment)
         assert settings.state == settings.broker
         assert settings.broker_is_state
+
+
+def test_broker_and_state_may_be_a_unix_socket() -> None:
+    settings = settings_from(REDIS | {"TAXIWAY_BROKER": "unix://:word@/run/valkey.sock?db=1"})
+    assert settings.broker_is_state
+    assert on_socket(settings.state) == "redis+socket://:word@/run/valkey.sock?virtual_host=1"
+    assert on_socket(REDIS["TAXIWAY_BROKER"]) == REDIS["TAXIWAY_BROKER"]
 
 
 def test_a_child_process_reads_the_same_settings() -> None:
