@@ -1,16 +1,19 @@
-"""The synchronous client: the asyncio client, run on a background thread's event loop."""
+"""The synchronous client: the asyncio client, on an event loop that the caller runs, or else a background thread."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import signal
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from taxiway.client.asyncio_client import (
@@ -32,18 +35,120 @@ T = TypeVar("T")
 Last = Callable[[], Coroutine[Any, Any, None]]
 
 
+HAND_BACK = 0.05
+"""Seconds without a call after which the background thread runs the loop: timers and pings are late by this at most."""
+
+CONTENDED = 1.0
+"""Seconds without driving callers after two threads used a client at once: handing the loop over costs each of them."""
+
+_NAMES = "ABRT ALRM CHLD HUP IO PROF QUIT TERM TSTP USR1 USR2 VTALRM WINCH"
+_HANDLED = [getattr(signal, f"SIG{name}") for name in _NAMES.split() if hasattr(signal, f"SIG{name}")]
+"""Signals that programs handle, besides SIGINT."""
+
+
+class _Turns:
+    """Who runs the loop: the background thread, or the only thread that calls. `changed` guards all of it.
+
+    `driver` is the calling thread that runs it, `pending` counts the coroutines that no caller drives.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.changed = threading.Condition()
+        self.driver: int | None = None
+        self.pending = 0
+        self.closing = False
+        self._loop = loop
+        self._serving = True
+        self._waits_for_driver = False
+        self._called = -math.inf  # when the last call ended
+        self._contended = -math.inf
+
+    def serve(self) -> None:
+        """Run the loop whenever no caller does, until closed; on the background thread."""
+        while self._await_turn():
+            self._loop.run_forever()
+            with self.changed:
+                self._serving = False
+                self.changed.notify_all()
+
+    def begin(self) -> bool:
+        """Take the loop over for a call; False if the background thread, or another caller, shall run the call."""
+        with self.changed:
+            now = time.monotonic()
+            if self.driver is not None:
+                self._contended = now
+            if self.driver is not None or self.pending or self.closing or now - self._contended < CONTENDED:
+                return False
+            if self._serving and now - self._called >= HAND_BACK:
+                return False  # a call now and then: handing over would cost as much as it saves
+            self.driver = threading.get_ident()
+            if self._serving:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self.changed.wait_for(lambda: not self._serving)
+            return True
+
+    def end(self) -> None:
+        """The call that was begun has ended: give the loop back, at once if it is waited for."""
+        with self.changed:
+            self.driver, self._called = None, time.monotonic()
+            if self.pending or self.closing or self._waits_for_driver:
+                self.changed.notify_all()
+
+    def add(self) -> None:
+        """A coroutine is to run that no caller drives."""
+        with self.changed:
+            self.pending += 1
+            if self.driver is not None:
+                self._contended = time.monotonic()
+            elif not self._serving:
+                self.changed.notify_all()
+
+    def remove(self, _: Future[Any]) -> None:
+        """It has ended."""
+        with self.changed:
+            self.pending -= 1
+            self._called = time.monotonic()
+
+    def close(self) -> None:
+        """End `serve`."""
+        with self.changed:
+            self.closing = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self.changed.notify_all()
+
+    def wait_for_driver(self) -> None:
+        """Wait until no caller runs the loop."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.driver is None)
+
+    def _await_turn(self) -> bool:
+        """Wait until the background thread is to run the loop; False if it is to end."""
+        with self.changed:
+            while not self.closing:
+                left = self._called + HAND_BACK - time.monotonic()
+                if self.driver is None and (self.pending or left <= 0):
+                    self._serving = True
+                    return True
+                self._waits_for_driver = self.driver is not None
+                self.changed.wait(None if self._waits_for_driver else left)
+                self._waits_for_driver = False
+        return False
+
+
 class LoopThread:
     """Runs coroutines for any number of threads. It ends on `close`, on garbage collection, or at interpreter exit.
 
-    `last` runs on the loop before it ends.
+    A thread that is the only one to wait runs the loop itself, which saves two thread switches a call. Else, and while
+    nobody calls, a background thread does. `last` runs on the loop before it ends.
     """
 
     def __init__(self, last: Last) -> None:
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=self._loop.run_forever, name="taxiway-client", daemon=True)
+        self._turns = _Turns(self._loop)
+        thread = threading.Thread(target=self._turns.serve, name="taxiway-client", daemon=True)
         thread.start()
-        self._stop = weakref.finalize(self, _stop, self._loop, thread, self._process, last)
+        self._stop = weakref.finalize(self, _stop, self._loop, self._turns, thread, self._process, last)
 
     @property
     def alive(self) -> bool:
@@ -52,13 +157,18 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's value. An interrupt (KeyboardInterrupt) cancels it and is raised here."""
-        future = self.start(coroutine)
-        try:
-            return future.result()
-        except CancelledError as error:
-            raise RuntimeError("this client was closed while it waited") from error
-        finally:
-            future.cancel()
+        self._check(coroutine)
+        if self._turns.driver == threading.get_ident():  # an input's own code, or a finalizer: it would wait for itself
+            coroutine.close()
+            raise RuntimeError("this client was called from within its own call")
+        if _may_run_loop():
+            with _Interrupts(self._loop) as interrupts:
+                if self._turns.begin():
+                    try:
+                        return self._drive(coroutine, interrupts)
+                    finally:
+                        self._turns.end()
+        return self._wait(coroutine)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start the coroutine and return at once.
@@ -66,29 +176,113 @@ class LoopThread:
         Raises:
             RuntimeError: the loop is closed, or belongs to the process that this one was forked from.
         """
+        self._check(coroutine)
+        return _start(self._loop, self._turns, coroutine)
+
+    def close(self) -> None:
+        """Cancel running coroutines and end the thread. Closing twice has no effect."""
+        self._stop()
+
+    def _check(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         if os.getpid() != self._process:
             coroutine.close()
             raise RuntimeError("this client belongs to the parent process: make a new one after a fork")
         if not self._stop.alive:
             coroutine.close()
             raise RuntimeError("this client is closed")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def close(self) -> None:
-        """Cancel running coroutines and end the thread. Closing twice has no effect."""
-        self._stop()
+    def _drive(self, coroutine: Coroutine[Any, Any, T], interrupts: _Interrupts) -> T:
+        """Run the loop here until the coroutine has ended."""
+        task = interrupts.cancelled = self._loop.create_task(coroutine)
+        try:
+            value: T = self._loop.run_until_complete(task)
+            return value
+        except asyncio.CancelledError as error:
+            if interrupts.came:
+                raise KeyboardInterrupt from None
+            raise RuntimeError("this client was closed while it waited") from error
+        finally:
+            task.cancel()  # after a second interrupt it has not ended
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for the thread that runs the loop."""
+        future = _start(self._loop, self._turns, coroutine)
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise RuntimeError("this client was closed while it waited") from error
+        finally:
+            future.cancel()
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int, last: Last) -> None:
+class _Interrupts:
+    """Defers Ctrl-C on the main thread, as asyncio does: raised between two callbacks' lines, it would break the loop.
+
+    The first cancels the task `cancelled`, and is raised at the end; a second one is raised at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.cancelled: asyncio.Task[Any] | None = None
+        self._loop = loop
+        self.came = False
+        self._defers = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._defers = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._defers:
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._defers:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.came and kind is not KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+        if self.cancelled is not None:
+            self.cancelled.cancel()
+            self._loop.call_soon_threadsafe(lambda: None)
+
+
+def _may_run_loop() -> bool:
+    """Whether this thread may run an event loop: it runs none, and no signal handler of the program runs on it.
+
+    What such a handler raises would end in one of the loop's callbacks, not at the caller.
+    """
+    if asyncio._get_running_loop() is not None:
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return True
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, *_HANDLED)]
+    return not any(callable(handler) and handler is not signal.default_int_handler for handler in handlers)
+
+
+def _start(loop: asyncio.AbstractEventLoop, turns: _Turns, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start the coroutine, which whoever runs the loop runs too."""
+    turns.add()
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    future.add_done_callback(turns.remove)
+    return future
+
+
+def _stop(loop: asyncio.AbstractEventLoop, turns: _Turns, thread: threading.Thread, process: int, last: Last) -> None:
     if os.getpid() != process:
         return
-    ending = asyncio.run_coroutine_threadsafe(_end(last), loop)
-    if threading.current_thread() is thread:  # collected on the loop's own thread: it cannot join itself
-        ending.add_done_callback(lambda _: loop.stop())
+    ending = _start(loop, turns, _end(last))
+    if threading.get_ident() in (thread.ident, turns.driver):  # collected where the loop runs: no wait can end there
+        ending.add_done_callback(lambda _: turns.close())
         return
     ending.result()
-    loop.call_soon_threadsafe(loop.stop)
+    turns.close()
     thread.join()
+    turns.wait_for_driver()
     loop.close()
 
 
