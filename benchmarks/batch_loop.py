@@ -21,8 +21,7 @@ import numpy as np
 
 from benchmarks.workloads import Plan, parameters_of, payloads, plan_from_environment, row_of
 from tasks.models.folder import load_catalogue
-from workers.pipelines import Row, open_pipeline
-from workers.runtimes import Placed, open_runtime
+from workers.port import Placed, Row, open_pipeline, open_runtime
 
 MODELS = "TAXIWAY_MODELS"
 """The variable with the catalogue's folder, the same as the fleet's."""

@@ -16,8 +16,8 @@ from simulator.fleet import USABLE, Fleet, Stepping, Timing, Whole
 from simulator.workload import Job
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
-from workers.decide import rates
 from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
+from workers.decide.endpoints import rates_of
 from workers.decide.occupation import BATCHES
 
 Action = Callable[[Device | None, int, float], None]
@@ -59,7 +59,7 @@ class Pool:
         self.tariff = device.price.tariff
         self.metered = self._allowed_at = 0.0
         self.metered_requests = 0
-        self.rates = rates.begin(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
+        self.rates = rates_of(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
         self.serving = self.powered = self.expected = self.running = self.started = 0
         self.available = device.count
         self.pace = 1.0

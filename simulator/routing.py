@@ -35,8 +35,8 @@ from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import arrived_cell, held_cell, work_cell
+from workers.decide.endpoints import Rates
 from workers.decide.occupation import Track, begin, blocking_by_model, observe
-from workers.decide.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)

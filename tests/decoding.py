@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tasks.models.files import recipe_code
-from workers.runtimes import Placed
+from workers.port import Placed
 from workers.runtimes.onnx import OnnxDecoder
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -32,7 +32,7 @@ from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
 from workers.device import Device, find_device
 from workers.executor import Executor, Loaded, briefest
-from workers.pipelines import Item
+from workers.port import Item
 
 ROWS = 2
 """Rows that run together, where the variant takes so many: a graph that takes only one fails on them."""

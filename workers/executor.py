@@ -24,13 +24,24 @@ from tasks.models.profiles import Known, ProfileBook, ran_size
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
-from workers.calling import CallError, NotWantedError, OutOfMemoryError
+from workers.calling.channel import CallError, NotWantedError, OutOfMemoryError
 from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, said
 from workers.decide.occupation import Track, begin, observe
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device
-from workers.pipelines import Item, Pipeline, Row, open_pipeline
-from workers.runtimes import Interruptible, ModelLoadError, Placed, Runtime, Watch, import_runtime, open_runtime
+from workers.port import (
+    Interruptible,
+    Item,
+    ModelLoadError,
+    Pipeline,
+    Placed,
+    Row,
+    Runtime,
+    Watch,
+    import_runtime,
+    open_pipeline,
+    open_runtime,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from tasks.models.catalogue import Model
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from workers.pipelines.text import open_pipeline
-from workers.runtimes import Placed, open_runtime
+from workers.port import Placed, open_runtime
 
 SEED = 20140601  # the month of the data's paper
 HELD_OUT = 0.2

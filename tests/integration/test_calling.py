@@ -22,7 +22,8 @@ from hypothesis.extra import numpy as arrays
 from tasks.models.files import Code
 from taxiway.errors import InvalidRequestError
 from tests.waiting import gone, until
-from workers.calling import (
+from workers.calling.callee import TEXT
+from workers.calling.channel import (
     INLINE,
     KEPT,
     CallError,
@@ -33,7 +34,6 @@ from workers.calling import (
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.callee import TEXT
 from workers.calling.child import GRACE, LOOK, Child
 
 DEEDS = Code("tests.callables.deeds:call")

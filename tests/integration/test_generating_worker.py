@@ -29,8 +29,7 @@ from tests.scripting import is_held
 from tests.stored import facts_of
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
 from workers.drain import SIGNAL
-from workers.pipelines import open_pipeline
-from workers.runtimes import Placed, open_runtime
+from workers.port import Placed, open_pipeline, open_runtime
 
 PROMPT = {"variant": "onnx", "parameters": {"max_tokens": 40}}
 ENDLESS = {"variant": "onnx", "parameters": {"max_tokens": 1600}}

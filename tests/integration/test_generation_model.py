@@ -15,10 +15,9 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from workers.pipelines import Pipeline, Row, open_pipeline
 from workers.pipelines.generation import MAX_HELD, GenerationPipeline
 from workers.pipelines.text import MAX_BYTES
-from workers.runtimes import MAX_PREFILL, Placed, Runtime, SteppingRuntime, open_runtime
+from workers.port import MAX_PREFILL, Pipeline, Placed, Row, Runtime, SteppingRuntime, open_pipeline, open_runtime
 
 pytestmark = pytest.mark.models
 

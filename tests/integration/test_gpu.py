@@ -20,8 +20,7 @@ from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from tests.acceptance.running import start_fleet
 from tests.acceptance.running import taxiway as command_line
-from workers.pipelines import Row, open_pipeline
-from workers.runtimes import Placed, open_runtime
+from workers.port import Placed, Row, open_pipeline, open_runtime
 
 torch = pytest.importorskip("torch")
 pytestmark = [

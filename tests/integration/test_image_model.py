@@ -24,10 +24,9 @@ from tasks.models.catalogue import Model
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from workers.pipelines import Item, Pipeline, open_pipeline
 from workers.pipelines.image import MAX_PIXELS, batch_of, decode
+from workers.port import Item, Pipeline, Placed, Runtime, open_pipeline, open_runtime
 from workers.recipes.torch_checkpoint import UnsafeCheckpointError, read_checkpoint
-from workers.runtimes import Placed, Runtime, open_runtime
 
 pytestmark = pytest.mark.models
 

@@ -21,7 +21,7 @@ from tasks.models.files import CodeError, entry_code, recipe_code
 from tasks.settings import Settings
 from tests import installed
 from tests.working import QUEUES, Tower, worker_process, worker_settings
-from workers.runtimes import Placed, open_runtime
+from workers.port import Placed, open_runtime
 
 MODEL = """
 name: lab

@@ -14,8 +14,7 @@ from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, Settings, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.working import QUEUES, Tower, worker_process
-from workers.pipelines import Pipeline, Row, open_pipeline
-from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
+from workers.port import ModelLoadError, Pipeline, Placed, Row, Runtime, open_pipeline, open_runtime
 
 pytestmark = pytest.mark.models
 

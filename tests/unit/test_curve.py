@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.catalogue import Profile
-from workers.decide.curve import ENOUGH, Learned, after, curve_of
+from workers.decide.endpoints import ENOUGH, Learned, after, curve_of
 
 PRIOR = Profile(base=0.1, slope=0.0005, step=0.004)
 SLOTS = 16

@@ -18,7 +18,7 @@ from tests.celery_double import NoCelery
 from workers.device import find_device
 from workers.drain import Drain
 from workers.executor import Executor
-from workers.pipelines import Item
+from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
 from workers.stages.held import HeldJobs

@@ -16,7 +16,7 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.test_catalogue import model as described
 from workers.endpoints import oip, openai
 from workers.endpoints.protocol import BUSY_FOR, LONGEST_WAIT, AskItem, EndpointError, FaultKind, refused, retry_after
-from workers.pipelines import Row
+from workers.port import Row
 
 ENDPOINT = {"profiles": {"endpoint": {"base": 0.1, "slope": 0}}}
 TOKENS = {"parameters": {"max_tokens": {"type": "integer", "default": 64}}}

@@ -19,8 +19,7 @@ from taxiway.errors import MAX_ERROR, ExecutionError, InvalidRequestError, Taxiw
 from tests.builders import a_class
 from workers.device import find_device
 from workers.executor import Executor, Loaded, as_ours
-from workers.pipelines import Item, Row
-from workers.runtimes import Runtime
+from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 
 

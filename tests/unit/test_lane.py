@@ -9,7 +9,7 @@ from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tests.builders import a_class, a_delivery
 from workers.decide.batcher import BatchPolicy
-from workers.pipelines import Item
+from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.job import Job
 from workers.stages.lane import Lane

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.decide.rates import Rates, begin, duration, learned
+from workers.decide.endpoints import Rates, duration, learned, rates_of
 
 amounts = st.floats(1, 5000)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=40)
@@ -17,7 +17,7 @@ def test_what_waits_as_told_never_exceeds_a_limit_in_any_minute(
     requests: float, tokens: float, steps: list[tuple[float, float]]
 ) -> None:
     """A bucket lets at most its capacity through at once, and as much again in the minute after."""
-    rates, now, sent = begin(requests, tokens, 0.0), 0.0, []
+    rates, now, sent = rates_of(requests, tokens, 0.0), 0.0, []
     for pause, amount in steps:
         now += pause
         now += rates.wait(amount, now)
@@ -32,7 +32,7 @@ def test_what_waits_as_told_never_exceeds_a_limit_in_any_minute(
 
 @given(amount=amounts, tokens=st.floats(1, 1e5))
 def test_what_is_given_back_may_be_sent_again(amount: float, tokens: float) -> None:
-    rates = begin(None, tokens, 0.0).taken(amount, 0.0).taken(-amount, 0.0, requests=0.0)
+    rates = rates_of(None, tokens, 0.0).taken(amount, 0.0).taken(-amount, 0.0, requests=0.0)
     assert rates.room(1.0, 0.0) == pytest.approx(tokens)
 
 
@@ -56,7 +56,7 @@ def test_an_answer_tells_limits_and_what_is_left() -> None:
 
 
 def test_the_stricter_of_what_is_stated_and_learned_holds() -> None:
-    stated = begin(30, None, 0.0)
+    stated = rates_of(30, None, 0.0)
     looser = learned(stated, {"x-ratelimit-limit-requests": "3000", "x-ratelimit-remaining-requests": "2999"}, 0.0)
     stricter = learned(stated, {"x-ratelimit-limit-requests": "10"}, 0.0)
     assert (looser.room(1, 0.0), stricter.room(1, 0.0)) == (30, 10)
@@ -100,7 +100,7 @@ headers = st.dictionaries(
 
 @given(told=st.lists(headers, max_size=5), tokens=amounts)
 def test_whatever_an_endpoint_states_the_wait_is_finite(told: list[dict[str, str]], tokens: float) -> None:
-    rates = begin(60, None, 0.0)
+    rates = rates_of(60, None, 0.0)
     for now, one in enumerate(told):
         rates = learned(rates, one, float(now)).taken(tokens, float(now))
     assert 0 <= rates.wait(tokens, 10.0) < 1e9

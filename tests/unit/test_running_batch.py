@@ -9,7 +9,6 @@ import pytest
 
 from taxiway.errors import ExecutionError
 from tests.decoding import VOCABULARY, tiny_decoder
-from workers.pipelines import Item
 from workers.pipelines.generation import (
     MAX_HELD,
     MIN_PREFILL,
@@ -18,6 +17,7 @@ from workers.pipelines.generation import (
     RunningRow,
     SamplingParameters,
 )
+from workers.port import Item
 from workers.runtimes.onnx import OnnxDecoder
 
 NO_TOKEN = VOCABULARY + 1

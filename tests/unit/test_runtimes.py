@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.folder import load_catalogue
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
-from workers.pipelines import Row, open_pipeline
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
+from workers.port import ModelLoadError, Placed, Row, Runtime, open_pipeline, open_runtime
 from workers.recipes.graph_writer import GraphWriter
-from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
 from workers.runtimes.jax import pad_rows
 from workers.runtimes.onnx import providers
 

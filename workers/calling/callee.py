@@ -22,7 +22,7 @@ import numpy as np
 
 from tasks.models.files import Code
 from taxiway.errors import TaxiwayError
-from workers.calling import Channel, ClosedError, FormError
+from workers.calling.channel import Channel, ClosedError, FormError
 
 TEXT = 4096
 """Most bytes of an error's text."""

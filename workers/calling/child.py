@@ -18,7 +18,8 @@ import numpy as np
 
 from tasks.models.files import Code
 from taxiway.errors import TaxiwayError, error_from
-from workers.calling import (
+from workers.calling.callee import ANSWERED, REFUSED, STARVED
+from workers.calling.channel import (
     CallError,
     Channel,
     ClosedError,
@@ -28,7 +29,6 @@ from workers.calling import (
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.callee import ANSWERED, REFUSED, STARVED
 from workers.calling.keeper import own_keeper
 
 LOOK = 0.02

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from tasks.endpoints import Rate
 from tasks.heartbeat import Allowed
-from workers.decide.rates import Bucket, Rates, begin, learned
+from workers.decide.endpoints import Bucket, Rates, learned, rates_of
 from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
 
 
@@ -133,7 +133,7 @@ class RateGate:
     def state(self, rate: Rate) -> None:
         """Go by what queues.yaml says; what was learned is forgotten."""
         self._stated = rate
-        self._rates = begin(rate.requests_per_minute, rate.tokens_per_minute, time.monotonic())
+        self._rates = rates_of(rate.requests_per_minute, rate.tokens_per_minute, time.monotonic())
 
     def follow(self, rate: Rate) -> None:
         """Go by what queues.yaml says now, if that has changed."""

@@ -17,7 +17,7 @@ from aiohttp.resolver import ThreadedResolver
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
 from workers.endpoints.protocol import EndpointError, Exchange, FaultKind, refused
-from workers.pipelines import Row
+from workers.port import Row
 
 KEPT = 4.0
 """Seconds that an idle connection is kept: uvicorn, before vLLM and others, closes them after 5."""

@@ -18,8 +18,8 @@ from taxiway.contract.tensors import HEADER, OCTETS, SIZE, Framed, bytes_element
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
 from workers.endpoints.protocol import Ask, AskItem, Discovery, WholeReader, malformed
-from workers.pipelines import Row
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
+from workers.port import Row
 
 HEALTH = "/v2/health/ready"
 """What a server answers with 200 once it serves."""

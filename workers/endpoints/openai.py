@@ -27,8 +27,8 @@ from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Tokens
 from taxiway.errors import cut
 from workers.endpoints.protocol import Ask, AskItem, Discovery, EndpointError, FaultKind, Reader, WholeReader, malformed
-from workers.pipelines import Row
 from workers.pipelines.text import read_text
+from workers.port import Row
 
 HEALTH = "/models"
 """Where an endpoint lists its models."""

@@ -17,7 +17,7 @@ from tasks.models.catalogue import Model, Variant
 from tasks.models.discovered import Announced
 from taxiway.contract.job import Tokens
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
-from workers.pipelines import Item, Row
+from workers.port import Item, Row
 
 LONGEST_WAIT = 300.0
 """Most seconds for which a `Retry-After` is obeyed before the endpoint is asked again."""

@@ -34,7 +34,7 @@ from workers.endpoints.http import EndpointConfigError, EndpointLink
 from workers.endpoints.protocol import AskItem, EndpointError, EndpointProtocol, Exchange, FaultKind
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
-from workers.pipelines import Row
+from workers.port import Row
 from workers.stages.admit import named_row, prepare
 from workers.stages.held import HeldJobs
 from workers.stages.job import (

@@ -14,13 +14,12 @@ from tasks.models.catalogue import Catalogue, Model, Profile, Variant
 from tasks.models.discovered import Announced, discovered, named
 from tasks.models.profiles import Known, ProfileBook, generates
 from taxiway.errors import ExecutionError
-from workers.decide.curve import ENOUGH, Learned, after, curve_of
+from workers.decide.endpoints import ENOUGH, Learned, after, curve_of
 from workers.decide.occupation import Track, observe
 from workers.device import Device
 from workers.endpoints.protocol import AskItem, EndpointProtocol, Exchange
 from workers.executor import LearnedTimes, Loaded
-from workers.pipelines import Item, Row
-from workers.runtimes import Arrays, Runtime
+from workers.port import Arrays, Item, Row, Runtime
 
 
 class EndpointVariants(LearnedTimes):

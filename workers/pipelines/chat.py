@@ -21,9 +21,8 @@ from tokenizers import Tokenizer
 from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import NO_EFFECT, ROLES, answer_limit, honoured, read_chat
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
-from workers.pipelines import Item, Row
 from workers.pipelines.generation import MAX_STOPS, SteppingPipeline
-from workers.runtimes import ModelLoadError, Placed
+from workers.port import Item, ModelLoadError, Placed, Row
 
 
 class ChatTemplate:

@@ -17,9 +17,8 @@ from tokenizers import Tokenizer
 
 from tasks.models.catalogue import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from workers.pipelines import Item, Row
 from workers.pipelines.text import read_text
-from workers.runtimes import MAX_PREFILL, ModelLoadError, Placed, Runtime, SteppingRuntime
+from workers.port import MAX_PREFILL, Item, ModelLoadError, Placed, Row, Runtime, SteppingRuntime
 
 MAX_STOPS = 4
 

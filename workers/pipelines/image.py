@@ -19,9 +19,8 @@ from tasks.models.catalogue import Model, TensorSpec, Variant
 from tasks.models.sizes import size_of_row
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.decide.faults import said
-from workers.pipelines import Item, Row
 from workers.pipelines.tensors import read_tensor
-from workers.runtimes import Placed, Runtime
+from workers.port import Item, Placed, Row, Runtime
 
 FORMATS = ("JPEG", "PNG")
 

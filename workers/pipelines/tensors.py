@@ -13,8 +13,7 @@ import numpy as np
 from tasks.models.catalogue import Model, TensorSpec, Variant
 from tasks.models.sizes import size_of_row
 from taxiway.errors import ExecutionError, InvalidRequestError
-from workers.pipelines import Item, Row
-from workers.runtimes import Arrays, Placed, Runtime
+from workers.port import Arrays, Item, Placed, Row, Runtime
 
 DTYPES: dict[str, type[np.generic]] = {
     "BOOL": np.bool_,

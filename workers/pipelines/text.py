@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 
 from tasks.models.catalogue import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from workers.pipelines import Item, Row
-from workers.runtimes import Arrays, Placed, Runtime
+from workers.port import Arrays, Item, Placed, Row, Runtime
 
 LABELS = ("negative", "positive")
 """The head's classes, in order."""

@@ -16,11 +16,11 @@ from tasks.endpoints import Endpoint
 from tasks.models.catalogue import Model
 from tasks.models.profiles import LONGEST, Measurement, Residuals, generates, ran_size
 from taxiway.errors import TaxiwayError
-from workers.decide.curve import Learned, after, curve_of
+from workers.decide.endpoints import Learned, after, curve_of
 from workers.device import Device
 from workers.endpoints.http import EndpointLink
 from workers.endpoints.protocol import AskItem, EndpointError, Exchange, open_protocol
-from workers.pipelines import Row
+from workers.port import Row
 from workers.profiling.report import Outcome
 
 PROMPTS = (16, 256, 1024)

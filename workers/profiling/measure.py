@@ -31,9 +31,8 @@ from tasks.topology import HardwareClass, Price
 from taxiway.errors import TaxiwayError
 from workers.device import Device, DeviceMissingError, find_device, memory_free
 from workers.executor import Executor, Loaded
-from workers.pipelines import Item, Pipeline, Row
+from workers.port import Item, ModelLoadError, Pipeline, Row, import_runtime
 from workers.profiling.fit import FULL, QUICK, Plan, Timed, fit, grid, repeats, residuals, rounded
-from workers.runtimes import ModelLoadError, import_runtime
 
 CALM = 0.05
 """Largest share of a run that its threads may wait for a processor if it counts as undisturbed."""

@@ -11,7 +11,7 @@ import re
 import time
 
 from taxiway.errors import ExecutionError
-from workers.runtimes import Arrays, ModelLoadError, Placed
+from workers.port import Arrays, ModelLoadError, Placed
 
 PACED_BASE = 0.005  # seconds a batch
 PACED_ROW = 0.0001  # seconds a row

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from tasks.models.files import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
-from workers.runtimes import Arrays, ModelLoadError, Placed
+from workers.port import Arrays, ModelLoadError, Placed
 
 Tensors = Mapping[str, jax.Array]
 

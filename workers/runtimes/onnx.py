@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
-from workers.runtimes import Arrays, ModelLoadError, Placed, SlotDecoder
+from workers.port import Arrays, ModelLoadError, Placed, SlotDecoder
 
 
 class OnnxRuntime:

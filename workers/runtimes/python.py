@@ -12,10 +12,10 @@ import numpy as np
 
 from tasks.models.files import CodeError, entry_code
 from taxiway.errors import ExecutionError, TaxiwayError
-from workers.calling import CallError, NotWantedError, ProcessLostError
+from workers.calling.channel import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
 from workers.decide.faults import said
-from workers.runtimes import Arrays, ModelLoadError, Placed, Watch
+from workers.port import Arrays, ModelLoadError, Placed, Watch
 
 
 class PythonRuntime:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tasks.models.files import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
-from workers.runtimes import Arrays, ModelLoadError, Placed, SlotDecoder
+from workers.port import Arrays, ModelLoadError, Placed, SlotDecoder
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

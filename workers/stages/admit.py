@@ -44,7 +44,7 @@ from workers.decide.batcher import bucket_of
 from workers.decide.faults import describe
 from workers.device import WorkerContext
 from workers.executor import Loaded
-from workers.pipelines import Item
+from workers.port import Item
 from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, Outcome, late
 from workers.stages.queues import AdmitQueue, DeviceQueue, DeviceVariants, EndingSink

@@ -28,8 +28,7 @@ from workers.decide.batcher import BatchPolicy
 from workers.decide.occupation import BATCHES, Occupation, Stint, blocking_by_model, unfinished
 from workers.drain import Drain
 from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows
-from workers.pipelines import Item
-from workers.runtimes import Interruptible, Watch
+from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
 from workers.stages.finish import Batch, note
 from workers.stages.held import HeldJobs

@@ -34,7 +34,7 @@ from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, TaxiwayError, error_of_code
 from workers.decide.faults import describe
 from workers.device import Device
-from workers.pipelines import Row
+from workers.port import Row
 from workers.stages.admit import named_row
 from workers.stages.held import HeldJobs
 from workers.stages.job import (

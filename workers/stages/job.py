@@ -19,7 +19,7 @@ from taxiway.contract.job import Result, Tokens
 from taxiway.contract.values import Buffer
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
-from workers.pipelines import Item, Row
+from workers.port import Item, Row
 
 
 class Headers(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
 from workers.decide.residency import InUseError
 from workers.executor import Executor, Loaded, as_ours
 from workers.pipelines.generation import RunningBatch, RunningRow
-from workers.runtimes import Runtime
+from workers.port import Runtime
 from workers.stages.admit import named_row
 from workers.stages.job import Job
 from workers.stages.queues import PieceQueue, patient_seconds

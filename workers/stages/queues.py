@@ -30,7 +30,7 @@ from taxiway.errors import TaxiwayError
 from workers.decide.occupation import Track
 from workers.device import Device
 from workers.executor import Loaded
-from workers.pipelines import Row
+from workers.port import Row
 from workers.stages.job import Delivery, Ending, Job
 
 AHEAD = 2
