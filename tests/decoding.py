@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import gguf
@@ -14,6 +15,16 @@ from workers.port import Placed
 from workers.runtimes.onnx import OnnxDecoder
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT = {
+    "template": """<|im_start|>system
+You are a helpful AI assistant<|im_end|>
+{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+""",
+    "begin": "<|im_start|>",
+    "end": "<|im_end|>",
+    "ends": ["<|im_end|>", "<|endoftext|>"],
+}
 VOCABULARY = 256 + len(CONTROL)  # a token a byte, then those of `CONTROL`
 _WIDTH, _HEADS, _KV_HEADS, _HEAD_WIDTH = 64, 2, 1, 32
 
@@ -39,13 +50,14 @@ buckets: [256, 512, 2048]
 artefacts:
   graph: {{kind: file, path: graph.onnx, sha256: {graph}, licence: Apache-2.0}}
   tokenizer: {{kind: file, path: tokenizer.json, sha256: {tokenizer}, licence: Apache-2.0}}
+  chat: {{kind: file, path: chat.json, sha256: {chat}, licence: Apache-2.0}}
 reference: onnx
 variants:
   onnx:
     runtime: onnx
     precision: fp32
     entry: decoder
-    artefacts: {{graph: graph, tokenizer: tokenizer}}
+    artefacts: {{graph: graph, tokenizer: tokenizer, chat: chat}}
     memory: {memory}
     profiles: {{cpu: {{base: 0.01, slope: 0.00001}}}}
 """
@@ -65,9 +77,10 @@ def tiny_model(models: Path, *, layers: int = 2, hidden: int = 64, memory: str =
     """
     folder = models / "tiny"
     folder.mkdir()
-    graph, tokenizer = _write_graph(folder, layers, hidden), folder / "tokenizer.json"
+    graph, tokenizer, chat = _write_graph(folder, layers, hidden), folder / "tokenizer.json", folder / "chat.json"
     byte_tokenizer().save(str(tokenizer))
-    digests = {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in (graph, tokenizer)}
+    chat.write_text(json.dumps(CHAT))
+    digests = {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in (graph, tokenizer, chat)}
     (folder / "model.yaml").write_text(MODEL.format(**digests, memory=memory))
 
 

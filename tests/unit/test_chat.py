@@ -13,7 +13,8 @@ from tasks.models.chats import asks
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.decoding import CONTROL, byte_tokenizer
 from tests.unit.test_catalogue import model as described
-from workers.pipelines.chat import ChatPipeline, ChatTemplate
+from workers.pipelines.chat import ChatPipeline
+from workers.pipelines.generation import ChatTemplate
 from workers.port import Item, ModelLoadError
 
 MODEL = described(

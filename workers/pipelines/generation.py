@@ -6,13 +6,18 @@ sequence independently of its batch.
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from tasks.models.catalogue import Model, Variant
@@ -22,41 +27,86 @@ from workers.port import MAX_PREFILL, Item, ModelLoadError, Placed, Row, Runtime
 
 MAX_STOPS = 4
 
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-"""The default system prompt, from the chat template in SmolLM2's GGUF file."""
-
 
 class ChatTemplate:
-    """SmolLM2's chat template. Text in a prompt never becomes a control token."""
+    """A chat as a model was trained to read it, by the template of its makers.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    What a message spells never becomes a control token.
+
+    Args:
+        chat: what the recipe `gguf-chat` writes.
+
+    Raises:
+        ModelLoadError: the template is wrong, or the tokenizer lacks a token that it names.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, chat: Mapping[str, Any]) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._template = environment.from_string(chat["template"])
+        except TemplateError as error:
+            raise ModelLoadError(f"the chat template is wrong: {error}") from error
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True
-        self.ends = frozenset(self._control(name) for name in ("<|im_end|>", "<|endoftext|>"))
-        self._before = [*self._part(f"system\n{SYSTEM}"), *self._encode("\n")]
-        self._after = [*self._encode("\n"), self._control("<|im_start|>"), *self._encode("assistant\n")]
+        special = {one.content: number for number, one in tokenizer.get_added_tokens_decoder().items() if one.special}
+        self._special = special
+        self._controls = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+        self._around = {"bos_token": chat["begin"], "eos_token": chat["end"]}
+        missing = [text for text in chat["ends"] if text not in special]
+        if missing:
+            raise ModelLoadError(f"the tokenizer has no token {missing[0]!r}: it is another model's")
+        self.ends = frozenset(special[text] for text in chat["ends"])
 
-    def tokens(self, prompt: str) -> list[int]:
-        """The tokens of the chat up to the answer."""
-        return [*self._before, *self._part(f"user\n{prompt}"), *self._after]
+    def tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The whole chat up to where the answer begins.
+
+        Raises:
+            InvalidRequestError: the template does not take such a chat.
+        """
+        mark = f"\ue000{secrets.token_hex(8)}\ue001"  # stands in a message for what would be a control token
+        spelt: list[str] = []
+
+        def hide(found: re.Match[str]) -> str:
+            spelt.append(found[0])
+            return mark
+
+        hidden = [{**m, "content": self._controls.sub(hide, m["content"])} for m in messages]
+        try:
+            text = self._template.render(messages=hidden, add_generation_prompt=True, **self._around)
+        except TemplateError as error:
+            raise InvalidRequestError(f"the model's chat template refuses the messages: {error}") from error
+        return self._encoded(text, mark, iter(spelt))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The tokens' text."""
+        """What the tokens say."""
         decoded: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return decoded
 
-    def _part(self, text: str) -> list[int]:
-        return [self._control("<|im_start|>"), *self._encode(text), self._control("<|im_end|>")]
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _encoded(self, text: str, mark: str, spelt: Iterator[str]) -> list[int]:
+        """The tokens of a rendered chat: control tokens where the template has them, and text between these."""
+        ids: list[int] = []
+        at = 0
+        for control in (*self._controls.finditer(text), None):
+            first, *rest = text[at : control.start() if control is not None else len(text)].split(mark)
+            part = first + "".join(next(spelt, "") + more for more in rest)
+            if part:
+                ids += self._tokenizer.encode(part, add_special_tokens=False).ids
+            if control is not None:
+                ids.append(self._special[control[0]])
+                at = control.end()
         return ids
 
-    def _control(self, name: str) -> int:
-        token: int | None = self._tokenizer.token_to_id(name)
-        if token is None:
-            raise ModelLoadError(f"the tokenizer has no token {name!r}: it is not SmolLM2's")
-        return token
+
+def _refuse(reason: str) -> str:
+    """What templates call for a chat that they do not take."""
+    raise TemplateError(reason)
+
+
+def open_template(placed: Placed) -> ChatTemplate:
+    """The template of a variant, from the files in the roles `tokenizer` and `chat`."""
+    chat = json.loads(placed.files["chat"].read_text(encoding="utf-8"))
+    return ChatTemplate(Tokenizer.from_file(str(placed.files["tokenizer"])), chat)
 
 
 class SteppingPipeline:
@@ -97,7 +147,7 @@ class GenerationPipeline(SteppingPipeline):
 
     Args:
         model: its first input is the prompt; its last bucket is the most tokens of prompt and answer in total.
-        template: the chat around a prompt.
+        template: makes a chat of a prompt.
     """
 
     def __init__(self, model: Model, template: ChatTemplate) -> None:
@@ -116,7 +166,7 @@ class GenerationPipeline(SteppingPipeline):
         """
         wanted = {**self._defaults, **parameters}
         _check_stops(wanted.get("stop"))
-        ids = self._template.tokens(read_text(self._input, row))
+        ids = self._template.tokens([{"role": "user", "content": read_text(self._input, row)}])
         size = len(ids) + int(wanted["max_tokens"])
         if size > self._limit:
             expected = f"at most {self._limit} tokens of chat and max_tokens together"
@@ -132,8 +182,8 @@ def _check_stops(stops: Any) -> None:
 
 
 def open_pipeline(model: Model, variant: Variant, placed: Placed) -> GenerationPipeline:
-    """The pipeline for one variant, from the file in the role `tokenizer`."""
-    return GenerationPipeline(model, ChatTemplate(Tokenizer.from_file(str(placed.files["tokenizer"]))))
+    """The pipeline for one variant, from the files in the roles `tokenizer` and `chat`."""
+    return GenerationPipeline(model, open_template(placed))
 
 
 MAX_HELD = 12_288
