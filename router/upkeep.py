@@ -49,11 +49,11 @@ from router.view import model_list
 from tasks.celery_app import make_app
 from tasks.settings import Settings
 from tasks.topology import Limits, Topology
+from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState, failure_meta
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, fleet_errors
-from taxiway.valkey.connection import AsyncConnection
 
 logger = logging.getLogger(__name__)
 

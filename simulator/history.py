@@ -40,10 +40,10 @@ from simulator.traces import Trace, parse_trace, trace_of, write_trace
 from taxiway.cli import MISSING, CommandError, exit_code, hint_for, report
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import shown_as
+from taxiway.connection import Connections
 from taxiway.contract.keys import history_key
 from taxiway.errors import TaxiwayError
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.connection import Connections
 
 LAG = SLICE + 2 * SETTLE
 """Seconds in which a job that was accepted is in the history, while a router leads."""

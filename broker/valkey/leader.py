@@ -18,11 +18,11 @@ import msgspec
 from broker.port import PEEK_BYTES, Head, Moved, Peeked, Shown, Step
 from broker.valkey import Call
 from broker.valkey.forwarding import addressed
+from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import LEAD, LEADS, MOVES, PLAN, TUNER, TUNERS, WORK, job_key, priority_list, priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.connection import AsyncConnection
 
 
 def tune_call(name: str, lease: float) -> Call:

@@ -29,6 +29,7 @@ from broker.valkey.forwarding import (
     marked,
     unpublished,
 )
+from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (
     ARRIVALS,
@@ -51,7 +52,6 @@ from taxiway.contract.wire import (
 )
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.valkey import ServerError, fleet_errors, parse
-from taxiway.valkey.connection import AsyncConnection
 
 LASTS = 5.0
 """Seconds without a sign after which what a router took is put back."""

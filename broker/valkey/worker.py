@@ -44,6 +44,7 @@ from broker.valkey.records import (
     watch_call,
 )
 from tasks.topology import Limits
+from taxiway.connection import BLOCKING_ANSWER, Connection, Connections
 from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta
 from taxiway.contract.keys import (
     DEAD,
@@ -64,7 +65,6 @@ from taxiway.contract.values import Buffer, Reference
 from taxiway.contract.wire import outlasted, outlasting, refusal
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, ServerError, checked, fleet_errors, is_unknown_script, parse
-from taxiway.valkey.connection import BLOCKING_ANSWER, Connection, Connections
 
 MOST = 256
 """Most messages that one script takes: a limit on how long one worker blocks the server."""

@@ -29,11 +29,11 @@ from router.view import Counters, FleetView, OutcomeCounters, view_fleet, view_p
 from router.waiting import Mover, Releaser
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
+from taxiway.connection import settle
 from taxiway.contract.request import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
-from taxiway.valkey.connection import settle
 
 logger = logging.getLogger(__name__)
 

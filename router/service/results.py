@@ -12,10 +12,10 @@ import msgspec
 
 from router.service.store import Store
 from taxiway.client.valkey_link import PAUSE, Rounds
+from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError
-from taxiway.valkey.connection import AsyncConnection
 
 CHECK_EVERY = 0.05
 """Seconds between two checks: a wait ends up to this much late."""

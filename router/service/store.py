@@ -33,6 +33,7 @@ from router.decide.plan import PLAN_AT_MOST, Tuned
 from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report
 from tasks.topology import Limits
+from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState, Piece, failure_meta, read_piece
 from taxiway.contract.keys import (
     CATALOGUES,
@@ -66,7 +67,6 @@ from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.values import KEPT, Buffer
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.valkey import Command, ServerError, fleet_errors
-from taxiway.valkey.connection import AsyncConnection
 
 logger = logging.getLogger(__name__)
 

@@ -41,10 +41,10 @@ from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, TopologyError, load_topology
+from taxiway.connection import Connections
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.connection import Connections
 
 FEWEST = 30
 """Fewer arrivals than this in the window say nothing about what comes."""

@@ -16,6 +16,7 @@ import msgspec
 
 from taxiway.client import Receipt
 from taxiway.client.valkey_link import PieceReader, Replies, ValkeyLink
+from taxiway.connection import settle
 from taxiway.contract.job import (
     FINAL,
     JobRecord,
@@ -42,7 +43,6 @@ from taxiway.contract.tensors import Show
 from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
 from taxiway.contract.wire import Carried, Durability, cancel_message, infer_message, read_key, submitting
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
-from taxiway.valkey.connection import settle
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals queue, and the blobs that it references."""

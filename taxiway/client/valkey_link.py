@@ -15,13 +15,13 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.job import FINAL, Piece, expired, read_piece, unknown
 from taxiway.contract.keys import ARRIVALS, blob_key, job_key, result_key, stream_key
 from taxiway.contract.values import KEPT, Buffer
 from taxiway.contract.wire import Durability, check_confirmed, confirming, refusal
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, ResultTimeoutError
 from taxiway.valkey import ServerError
-from taxiway.valkey.connection import AsyncConnection, settle
 
 PAUSE = 3.0
 """Seconds between passes. With few waiters, a missed announcement is recovered after 3 to 6 s."""

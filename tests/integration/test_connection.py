@@ -18,9 +18,9 @@ import uvloop
 from router.service.store import Store
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits
+from taxiway.connection import AsyncConnection, Connection, Connections
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError, fleet_errors
-from taxiway.valkey.connection import AsyncConnection, Connection, Connections
 from tests.cable import Cable
 
 SOON = 20.0
@@ -267,7 +267,7 @@ def test_threads_share_connections(settings: Settings) -> None:
 
 FORKED = """
 import os, sys
-from taxiway.valkey.connection import Connections
+from taxiway.connection import Connections
 connections = Connections(sys.argv[1])
 mine = connections.call("CLIENT", "ID")
 child = os.fork()

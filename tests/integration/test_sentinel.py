@@ -21,7 +21,7 @@ from local.embedded import EmbeddedValkey, find_binary
 from tasks.settings import Settings, settings_from
 from taxiway import BrokerUnavailableError, Client
 from taxiway.client.sync_client import Job
-from taxiway.valkey.connection import AsyncConnection, Connections
+from taxiway.connection import AsyncConnection, Connections
 from tests.guarded import free_port
 from tests.routing import router_process
 from tests.waiting import until as patiently

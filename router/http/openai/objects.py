@@ -17,10 +17,10 @@ from typing import IO, Any, Literal, Protocol
 import msgspec
 
 from broker.valkey.leader import replace_call
+from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import BATCHES_OPEN, RESPONSES_OPEN, object_key, objects_key
 from taxiway.errors import RequestTooLargeError, UnknownObjectError, quoted
 from taxiway.valkey import fleet_errors
-from taxiway.valkey.connection import AsyncConnection
 
 Kind = Literal["file", "batch", "response"]
 

@@ -1,9 +1,9 @@
 """Our own connections to Valkey or Redis: each connects to an `Address`, without hidden retries.
 
-`connection` has the one for asyncio and the blocking one. Here is what they share: where a server is, what a connection
-to it says first, and commands as bytes and bytes as answers or errors, in C (hiredis). A library copies a value into
-the command that carries it, and an answer out of the received bytes: each time into new memory of the process, which
-costs more than the copy itself. Source: the Redis serialization protocol (RESP2).
+`taxiway.connection` has the one for asyncio and the blocking one. Here is what they share: where a server is, what a
+connection to it says first, and commands as bytes and bytes as answers or errors, in C (hiredis). A library copies a
+value into the command that carries it, and an answer out of the received bytes: each time into new memory of the
+process, which costs more than the copy itself. Source: the Redis serialization protocol (RESP2).
 
 A connection that fails raises `OSError` (`TimeoutError` and `ConnectionError` are such); a server that answers with an
 error raises `ServerError`. Celery and kombu have connections of their own.
