@@ -45,7 +45,7 @@ from simulator.policies.policy import (
 from simulator.pool import Pool
 from simulator.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
-from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Judged, Trust, Tuner, plan_of
+from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Trust, Tuner, plan_of
 from simulator.tuning.twin import MOST, Conditions, Window
 from simulator.workload import Job, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
@@ -250,7 +250,7 @@ class Tuned(Taxiway):
         self._handed_over = 0.0
         self._live: deque[tuple[float, bool]] = deque()
         self._trim = False
-        self._trust, self._judged = Trust(), Judged()
+        self._trust = Trust()
         self.decisions: list[tuple[float, Decision]] = []
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
@@ -258,7 +258,7 @@ class Tuned(Taxiway):
         self._tune(pools, now)
         chosen = super().choose(job, pools, now)
         if chosen == REFUSED:
-            self._judged.note((job.model, job.service), timely=False)
+            self._trust.note((job.model, job.service), timely=False)
         return chosen
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
@@ -275,7 +275,7 @@ class Tuned(Taxiway):
 
     def ended(self, job: Job, pool: Pool, seconds: float) -> None:
         """As `Policy.ended`."""
-        self._judged.note((job.model, job.service), timely=seconds <= job.deadline)
+        self._trust.note((job.model, job.service), timely=seconds <= job.deadline)
         if job.service == LIVE:
             self._live.append((job.arrival + seconds, seconds <= job.deadline))
         super().ended(job, pool, seconds)
@@ -314,13 +314,10 @@ class Tuned(Taxiway):
         """Whether the plan did not keep what it promised: it is dropped then."""
         spent = sum(pool.spent(now) for pool in pools)
         decision = self.decisions[-1][1]
-        if now - self._judged.since >= PERIOD:
-            score = self._judged.score(now, spent, self._fleet.penalties)
-            self._trust = self._trust.after(score, decision.predicted)
-            self._judged = Judged(now, spent)
-        if not self._trust.lost:
+        over = now - self._trust.since >= PERIOD
+        if not over or not self._trust.is_lost(now, spent, self._fleet.penalties, decision.predicted):
             return False
-        self._trust = Trust()
+        self._trust.begin(now, spent)
         self._tuner.drop(now)
         self._reader.follow(None)
         for pool in pools:
@@ -331,8 +328,8 @@ class Tuned(Taxiway):
         """Follow the decision; an assignment that is kept may need other numbers of devices by now."""
         self.decisions.append((now, decision))
         if decision.adopted:
-            spent = sum(pool.spent(now) for pool in pools)
-            self._trim, self._trust, self._judged = True, Trust(), Judged(now, spent)
+            self._trim = True
+            self._trust.begin(now, sum(pool.spent(now) for pool in pools))
             self._handed_over = max((move.latest for move in decision.moves.values()), default=now)
         for pool, rule, devices in zip(pools, decision.assignment.rules, decision.devices, strict=True):
             pool.follow(rule, devices)

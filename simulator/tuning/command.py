@@ -33,7 +33,7 @@ from simulator.history import LAG, History
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.tuning.real_fleet import Known, Recorded, paces, penalties, recorded, spending, timely
-from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Judged, Trust, Watch, plan_of, plays_for
+from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Watch, plan_of, plays_for
 from simulator.tuning.tuner import Tuner as Search
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
@@ -92,7 +92,7 @@ class FleetTuner:
         self._watch: Watch | None = None
         self._good: tuple[Assignment, ...] = ()
         self._models: tuple[str, ...] = ()
-        self._trust, self._judged = Trust(), Judged()
+        self._trust = Trust()
         self._spent, self._seen = 0.0, math.inf
 
     def lead(self) -> bool:
@@ -124,7 +124,7 @@ class FleetTuner:
             why = "its plan scored worse than predicted for two periods: requests are placed one by one for a period"
             if not dry_run:
                 self._write(raw, None)
-            self._forget(now)
+            self._trust.begin(now, self._spent)
             self._watch = Watch(now, math.inf, paces(known))
             return _unchanged(None, why, 0), None
         found = recorded(self._history.read_recent(until - WINDOW), known, until)
@@ -135,7 +135,7 @@ class FleetTuner:
         tuning, plan = self._search(found, before, now)
         self._watch = Watch(now, found.span, paces(known))
         if tuning.adopted:
-            self._forget(now)
+            self._trust.begin(now, self._spent)
         if not dry_run and not self._write(raw, plan):
             return _unchanged(before, "another tuner replaced the plan meanwhile", arrivals), before
         return tuning, plan
@@ -150,25 +150,19 @@ class FleetTuner:
     def _fails(self, plan: Plan, known: Known, now: float) -> bool:
         """Whether the plan did not keep what it promised."""
         self._spend(known, now)
-        since = self._judged.since
-        if since and now - since < self._topology.plan.period:
+        trust = self._trust
+        if not trust.since:  # this process has just started
+            trust.begin(now, self._spent)
+        if now - trust.since < self._topology.plan.period:
             return False
-        if since:
-            for cell, in_time in timely(self._history.read_recent(since - LAG), self._topology):
-                self._judged.note(cell, timely=in_time)
-            score = self._judged.score(now, self._spent, penalties(self._topology))
-            self._trust = self._trust.after(score, plan.score)
-        self._judged = Judged(now, self._spent)
-        return self._trust.lost
+        for cell, in_time in timely(self._history.read_recent(trust.since - LAG), self._topology):
+            trust.note(cell, timely=in_time)
+        return trust.is_lost(now, self._spent, penalties(self._topology), plan.score)
 
     def _spend(self, known: Known, now: float) -> None:
         """Count what the devices have cost since they were last looked at."""
         self._spent += max(now - self._seen, 0.0) / 3600 * spending(known)
         self._seen = now
-
-    def _forget(self, now: float) -> None:
-        """Judge the plan from now on."""
-        self._trust, self._judged = Trust(), Judged(now, self._spent)
 
     def _search(self, found: Recorded, before: Plan | None, now: float) -> tuple[Tuning, Plan]:
         began = time.process_time()

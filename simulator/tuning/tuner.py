@@ -288,29 +288,19 @@ def measured(usd_per_hour: float, answers: Mapping[Cell, Answers], penalties: Se
     return score + sum(starving(1 - found.late / found.ended, penalties) for found in live)
 
 
-@dataclass(frozen=True, slots=True)
 class Trust:
-    """How many periods in a row were worse than predicted."""
+    """Whether the plan in use keeps what it promised. It is judged by periods, the present one since `since`.
 
-    worse: int = 0
-
-    def after(self, score: float, predicted: float) -> Trust:
-        """After a period with this score."""
-        return Trust(self.worse + 1 if score > WORSE * predicted else 0)
-
-    @property
-    def lost(self) -> bool:
-        """Whether the plan shall be dropped."""
-        return self.worse >= PERIODS
-
-
-class Judged:
-    """What is counted of a period: when it began, the US dollars that had been spent by then, and answers since."""
+    `worse` is how many periods in a row scored worse than predicted.
+    """
 
     def __init__(self, since: float = 0.0, spent: float = 0.0) -> None:
-        self.since = since
-        self._spent = spent
-        self._answers: dict[Cell, Answers] = {}
+        self.begin(since, spent)
+
+    def begin(self, since: float, spent: float) -> None:
+        """Judge another plan, or the same one from the start; `spent` are the US dollars spent so far."""
+        self.worse = 0
+        self._next_period(since, spent)
 
     def note(self, cell: Cell, *, timely: bool) -> None:
         """A request of a cell has ended."""
@@ -319,3 +309,13 @@ class Judged:
     def score(self, now: float, spent: float, penalties: Sequence[float]) -> float:
         """The period's score until now, in US dollars an hour."""
         return measured((spent - self._spent) / (now - self.since) * 3600, self._answers, penalties)
+
+    def is_lost(self, now: float, spent: float, penalties: Sequence[float], predicted: float) -> bool:
+        """End the period: whether the plan, which was to score `predicted`, shall be dropped."""
+        self.worse = self.worse + 1 if self.score(now, spent, penalties) > WORSE * predicted else 0
+        self._next_period(now, spent)
+        return self.worse >= PERIODS
+
+    def _next_period(self, since: float, spent: float) -> None:
+        self.since, self._spent = since, spent
+        self._answers: dict[Cell, Answers] = {}

@@ -22,7 +22,7 @@ from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, s
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
 from simulator.tuning.command import LEASE, FleetTuner
-from simulator.tuning.tuner import PERIODS, Judged, Trust
+from simulator.tuning.tuner import PERIODS, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
@@ -120,7 +120,8 @@ def test_a_plan_that_does_not_keep_what_it_promised_is_removed(settings: Setting
         assert tuner.due()
         assert tuner.tune(dry_run=False)[1] is not None
         assert not tuner.due()
-        tuner._trust, tuner._judged = Trust(PERIODS), Judged()
+        tuner._trust = Trust(float(store.time()[0]) - 600, spent=-1e6)
+        tuner._trust.worse = PERIODS - 1
         told, plan = tuner.tune(dry_run=False)
         assert plan is None
         assert "worse than predicted" in told.why

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.tuning.tuner import PERIODS, WORSE, Answers, Judged, Trust, measured
+from simulator.tuning.tuner import PERIODS, WORSE, Answers, Trust, measured
 from simulator.tuning.twin import FLOOR
 
 PENALTIES = (48.0, 24.0, 12.0)
@@ -15,15 +15,16 @@ CELLS = st.dictionaries(
 )
 
 
-@given(scores=st.lists(st.floats(0, 100), max_size=8), predicted=st.floats(0.1, 50))
+@given(scores=st.lists(st.integers(0, 100), max_size=8), predicted=st.integers(0, 40).map(lambda usd: usd + 0.1))
 def test_trust_is_lost_after_periods_in_a_row_that_were_worse_than_predicted(
-    scores: list[float], predicted: float
+    scores: list[int], predicted: float
 ) -> None:
-    trust = Trust()
+    trust, spent = Trust(), 0.0
     for number, score in enumerate(scores):
-        trust = trust.after(score, predicted)
+        spent += score
         last = scores[max(number + 1 - PERIODS, 0) : number + 1]
-        assert trust.lost == (len(last) == PERIODS and min(last) > WORSE * predicted)
+        lost = trust.is_lost(3600.0 * (number + 1), spent, PENALTIES, predicted)
+        assert lost == (len(last) == PERIODS and min(last) > WORSE * predicted)
 
 
 @given(cost=st.floats(0, 100), answers=CELLS)
@@ -42,7 +43,9 @@ def test_one_more_late_answer_makes_no_score_better(answers: dict, cell: tuple[i
 
 
 def test_a_period_is_scored_by_what_it_cost_and_what_was_late_in_it() -> None:
-    judged = Judged(100.0, 2.0)
-    judged.note((0, 1), timely=True)
-    judged.note((1, 1), timely=False)
-    assert judged.score(460.0, 2.5, PENALTIES) == 5.0 + 12.0
+    trust = Trust(100.0, 2.0)
+    trust.note((0, 1), timely=True)
+    trust.note((1, 1), timely=False)
+    assert trust.score(460.0, 2.5, PENALTIES) == 5.0 + 12.0
+    assert not trust.is_lost(460.0, 2.5, PENALTIES, predicted=10.0)
+    assert trust.score(820.0, 2.5, PENALTIES) == 0.0

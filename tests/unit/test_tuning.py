@@ -195,8 +195,8 @@ def test_the_policy_drops_a_plan_that_is_worse_than_it_predicted() -> None:
     run.run()
     for _ in range(PERIODS):
         for _ in range(100):
-            policy._judged.note((0, 0), timely=False)
-        policy._fails(run.pools, policy._judged.since + PERIOD)
+            policy._trust.note((0, 0), timely=False)
+        policy._fails(run.pools, policy._trust.since + PERIOD)
     assert policy._tuner.assignment is None
 
 
