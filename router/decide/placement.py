@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from zlib import crc32
 
@@ -177,7 +177,6 @@ class Choice:
     why: Callable[[int], str]
     within_horizon: np.ndarray
     route: Route
-    _picked: dict[int, Placement] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:
@@ -191,19 +190,19 @@ class Choice:
         alike = np.minimum(full_batch(self.table, self.needs), self.figures.wait) * self.table.servers
         return float(alike[list(self.equals)].min())
 
-    def pick(self, seed: int) -> Placement:
-        """The earlier of two picked at random. Deterministic in `seed`; one candidate is always the same object."""
+    def pick(self, seed: int) -> int:
+        """The candidate's row: the earlier of two picked at random. Deterministic in `seed`."""
         equals, finish = self.equals, self.figures.finish
         first, second = equals[seed % len(equals)], equals[(seed // len(equals)) % len(equals)]
         if first != second:
             first = min(first, second, key=lambda i: (finish[i], self.figures.cost[i], i))
-        picked = self._picked.get(first)
-        if picked is None:
-            held = not self.within_horizon[first]
-            figures = self._batched_figures() if held else self.figures
-            picked = Placement(self.table, self.needs, figures, first, self._reason(first), held)
-            self._picked[first] = picked
-        return picked
+        return first
+
+    def placement(self, index: int) -> Placement:
+        """The placement on the candidate of this row, one of `equals`."""
+        held = not self.within_horizon[index]
+        figures = self._batched_figures() if held else self.figures
+        return Placement(self.table, self.needs, figures, index, self._reason(index), held)
 
     def _reason(self, index: int) -> str:
         reason = self.route.note + (self.why(index) if self.within_horizon[index] else self._held_reason(index))
@@ -257,7 +256,8 @@ def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) 
         OverloadedError: it cannot be in time now, but could with shorter queues; or every candidate costs more than its
             tenant may still spend today.
     """
-    return weigh(table, needs, work).pick(seed)
+    choice = weigh(table, needs, work)
+    return choice.placement(choice.pick(seed))
 
 
 def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:

@@ -102,13 +102,13 @@ class JobTemplate:
 
 @dataclass(slots=True, eq=False)
 class CachedChoice:
-    """The present choice for requests with equal needs."""
+    """A choice with a template for each candidate that was picked of it: requests with equal needs share them."""
 
     choice: Choice
     tenant: str
     topology: Topology
     basis: str
-    _templates: dict[Placement, JobTemplate] = field(default_factory=dict)
+    _templates: dict[int, JobTemplate] = field(default_factory=dict)
 
     @classmethod
     def of(cls, choice: Choice, topology: Topology, tenant: str, snapshot: str, ahead: np.ndarray) -> CachedChoice:
@@ -117,10 +117,11 @@ class CachedChoice:
 
     def pick(self, seed: int) -> JobTemplate:
         """The template of the placement that `seed` selects."""
-        placement = self.choice.pick(seed)
-        template = self._templates.get(placement)
+        index = self.choice.pick(seed)
+        template = self._templates.get(index)
         if template is None:
-            template = self._templates[placement] = JobTemplate.of(placement, self.topology, self.tenant, self.basis)
+            placement = self.choice.placement(index)
+            template = self._templates[index] = JobTemplate.of(placement, self.topology, self.tenant, self.basis)
         return template
 
 
