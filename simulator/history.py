@@ -5,7 +5,6 @@ Data to stdout, everything else to stderr.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import shutil
@@ -36,7 +35,7 @@ from router.decide.history import (
     hour_of,
 )
 from simulator.reports import percent, seconds
-from simulator.traces import Trace, parse_trace, trace_of, write_trace
+from simulator.traces import Trace, TraceError, trace_of, without_versions, write_trace
 from taxiway.cli import MISSING, CommandError, exit_code, hint_for, report
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import shown_as
@@ -189,10 +188,10 @@ def trace_of_day(url: str | None, data: Path | None, day: datetime) -> Trace:
         CommandError: none are recorded, or there is no state store.
         TraceError: all of them were refused.
     """
-    lines = io.StringIO()
-    write_trace(trace_of(_read(url, data, day)), lines)
-    lines.seek(0)
-    return parse_trace(lines, f"the history of {day.date()}", model="")
+    trace = trace_of(_read(url, data, day))
+    if not len(trace):
+        raise TraceError(f"the history of {day.date()}", 0, "at least one request", "none")
+    return without_versions(trace)
 
 
 def _read(url: str | None, data: Path | None, day: datetime | None) -> Arrivals:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.decide.history import REFUSED, Arrivals
+from router.decide.history import PRIORITIES, REFUSED, Arrivals
 from simulator.fleet import SERVICES
-from taxiway.contract.request import Priority
 
 AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 """The header of an Azure LLM trace."""
@@ -29,8 +28,6 @@ GENERIC = ("arrival", "model", "size", "deadline", "priority", "tenant")
 """The header of a generic trace; the columns of `OPTIONAL` may follow in any order."""
 
 OPTIONAL = ("output", "service")
-
-PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 UNSET = -1
 """In the columns `priority` and `service`: not given in the trace."""
@@ -183,14 +180,9 @@ def read_trace(path: Path, *, model: str) -> Trace:
     source = str(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            return parse_trace(lines, source, model=model)
+            return _read(csv.reader(lines, strict=True), source, model)
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(source, 0, "a readable CSV file in UTF-8", error) from error
-
-
-def parse_trace(lines: Iterable[str], source: str, *, model: str) -> Trace:
-    """`read_trace` of lines; `source` names them in errors."""
-    return _read(csv.reader(lines, strict=True), source, model)
 
 
 def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
@@ -303,12 +295,17 @@ def _trace(rows: _Rows) -> Trace:
         model=model,
         size=np.array(rows.size, np.int32)[order],
         output=output,
-        predicted=predict(output, model.astype(np.int64) * len(rows.tenants) + tenant),
+        predicted=_predicted(output, model, tenant),
         deadline=np.array(rows.deadline)[order],
         priority=np.array(rows.priority, np.int8)[order],
         service=np.array(rows.service, np.int8)[order],
         tenant=tenant,
     )
+
+
+def _predicted(output: Column, model: Column, tenant: Column) -> Column:
+    """`predict` by model and tenant."""
+    return predict(output, model.astype(np.int64) * (int(tenant.max(initial=0)) + 1) + tenant)
 
 
 def predict(output: Column, group: Column) -> Column:
@@ -480,6 +477,17 @@ def trace_of(arrivals: Arrivals) -> Trace:
 def _bounded(sizes: Column) -> Column:
     bounded: Column = np.minimum(sizes, _LARGEST).astype(np.int32)
     return bounded
+
+
+def without_versions(trace: Trace) -> Trace:
+    """The trace as it is after `write_trace` and `read_trace`.
+
+    Models are named without their version, and answers are predicted from the earlier ones in it.
+    """
+    named = tuple(name.partition(":")[0] for name in trace.models)
+    models = tuple(dict.fromkeys(named[number] for number in np.unique(trace.model)))
+    model = np.array([models.index(name) if name in models else 0 for name in named], np.int16)[trace.model]
+    return replace(trace, models=models, model=model, predicted=_predicted(trace.output, model, trace.tenant))
 
 
 class _Lines(Protocol):

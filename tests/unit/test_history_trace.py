@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.history import JOB, NAMED, STATES, Arrivals
+from router.decide.history import JOB, NAMED, PRIORITIES, STATES, Arrivals
 from simulator.fleet import SERVICES
 from simulator.history import shares_of
-from simulator.traces import PRIORITIES, UNSET, read_trace, trace_of, write_trace
+from simulator.traces import UNSET, read_trace, trace_of, without_versions, write_trace
 
 NAMES = {
     **dict.fromkeys(NAMED, ("x",)),
@@ -55,6 +55,10 @@ def test_a_day_that_was_exported_is_read_as_the_trace_that_it_is(
         assert getattr(read, column).tolist() == getattr(trace, column).tolist()
     assert [read.models[n] for n in read.model] == [trace.models[n].partition(":")[0] for n in trace.model]
     assert [read.tenants[n] for n in read.tenant] == [trace.tenants[n] for n in trace.tenant]
+    alike = without_versions(trace)
+    assert sorted(alike.models) == sorted(read.models)
+    assert [alike.models[n] for n in alike.model] == [read.models[n] for n in read.model]
+    assert alike.predicted.tolist() == read.predicted.tolist()
 
 
 def some(**columns: Sequence[float]) -> Arrivals:
