@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tasks.heartbeat import DeviceFacts
@@ -76,3 +77,66 @@ def a_text_model(name: str = "sentiment", **variants: Variant) -> Model:
         variants=variants,
         reference=next(iter(variants)),
     )
+
+
+_ENGINE_MODEL = """
+name: {name}
+version: 1
+aliases: [stable]
+summary: What an engine answers.
+licence: Apache-2.0
+pipeline: {pipeline}
+"""
+
+_GENERATED = """
+  - {name: text, datatype: BYTES, shape: [-1]}
+  - {name: tokens, datatype: INT64, shape: [-1]}
+  - {name: finish-reason, datatype: BYTES, shape: [-1]}
+  - {name: usage, datatype: BYTES, shape: [-1]}
+parameters:
+  max_tokens: {type: integer, default: 64, minimum: 1, maximum: 512}
+  temperature: {type: number, default: 0, minimum: 0, maximum: 2}
+  stop: {type: strings, maximum: 4}
+size_unit: tokens
+expected_size: 96
+buckets: [2048]
+reference: engine
+variants:
+  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0, step: 0.001}}}
+"""
+
+ENGINE_MODELS = {
+    "talk": _ENGINE_MODEL.format(name="talk", pipeline="chat")
+    + """inputs: [{name: request, datatype: BYTES, shape: [-1]}]
+outputs:
+  - {name: message, datatype: BYTES, shape: [-1]}"""
+    + _GENERATED,
+    "tale": _ENGINE_MODEL.format(name="tale", pipeline="generation")
+    + """inputs: [{name: prompt, datatype: BYTES, shape: [-1]}]
+outputs:"""
+    + _GENERATED,
+    "vector": _ENGINE_MODEL.format(name="vector", pipeline="text")
+    + """inputs: [{name: text, datatype: BYTES, shape: [-1]}]
+outputs: [{name: embedding, datatype: FP32, shape: [-1, 2]}]
+reference: engine
+variants:
+  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0}}}
+""",
+    "rank": _ENGINE_MODEL.format(name="rank", pipeline="text")
+    + """inputs:
+  - {name: query, datatype: BYTES, shape: [-1]}
+  - {name: document, datatype: BYTES, shape: [-1]}
+outputs: [{name: score, datatype: FP32, shape: [-1]}]
+reference: engine
+variants:
+  engine: {runtime: openai, entry: rerank, profiles: {endpoint: {base: 0.1, slope: 0}}}
+""",
+}
+"""The model.yaml of models that `tests.engine` serves."""
+
+
+def add_engine_models(models: Path, *names: str) -> None:
+    """Write some of `ENGINE_MODELS` into a folder."""
+    for name in names:
+        (models / name).mkdir()
+        (models / name / "model.yaml").write_text(ENGINE_MODELS[name])

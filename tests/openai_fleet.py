@@ -15,6 +15,7 @@ import httpx
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
+from tests.builders import add_engine_models
 from tests.engine import Engine, serving
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import worker_process, worker_settings
@@ -38,51 +39,6 @@ default_service: standard
 limits: {{lease: 1, stall: 2, grace: 6, payload: 64KiB, wait: 1}}
 """
 
-_MODEL = """
-name: {name}
-version: 1
-aliases: [stable]
-summary: What an engine answers.
-licence: Apache-2.0
-pipeline: {pipeline}
-"""
-
-_ANSWER = """
-  - {name: text, datatype: BYTES, shape: [-1]}
-  - {name: tokens, datatype: INT64, shape: [-1]}
-  - {name: finish-reason, datatype: BYTES, shape: [-1]}
-  - {name: usage, datatype: BYTES, shape: [-1]}
-parameters:
-  max_tokens: {type: integer, default: 64, minimum: 1, maximum: 512}
-  temperature: {type: number, default: 0, minimum: 0, maximum: 2}
-  stop: {type: strings, maximum: 4}
-size_unit: tokens
-expected_size: 96
-buckets: [2048]
-reference: engine
-variants:
-  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0, step: 0.001}}}
-"""
-
-MODELS = {
-    "talk": _MODEL.format(name="talk", pipeline="chat")
-    + """inputs: [{name: request, datatype: BYTES, shape: [-1]}]
-outputs:
-  - {name: message, datatype: BYTES, shape: [-1]}"""
-    + _ANSWER,
-    "tale": _MODEL.format(name="tale", pipeline="generation")
-    + """inputs: [{name: prompt, datatype: BYTES, shape: [-1]}]
-outputs:"""
-    + _ANSWER,
-    "vector": _MODEL.format(name="vector", pipeline="text")
-    + """inputs: [{name: text, datatype: BYTES, shape: [-1]}]
-outputs: [{name: embedding, datatype: FP32, shape: [-1, 2]}]
-reference: engine
-variants:
-  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0}}}
-""",
-}
-
 
 @dataclass(frozen=True)
 class OpenAIFleet:
@@ -97,13 +53,6 @@ class OpenAIFleet:
         return f"{self.router.http}/v1"
 
 
-def add_models(models: Path) -> None:
-    """Write the models into a folder."""
-    for name, text in MODELS.items():
-        (models / name).mkdir()
-        (models / name / "model.yaml").write_text(text)
-
-
 @contextmanager
 def openai_fleet(
     folder: Path, options: Sequence[str] = (), queues: str = QUEUES, key: str = "none"
@@ -113,7 +62,7 @@ def openai_fleet(
     with EmbeddedValkey(folder / "valkey") as server, serving(engine):
         base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
         settings = worker_settings(base, folder, queues.format(url=engine.url))
-        add_models(settings.models)
+        add_engine_models(settings.models, "talk", "tale", "vector")
         with worker_process(settings), router_process(settings, options=options) as router:
             address, headers = f"{router.http}/v2/models/talk/ready", {"authorization": f"Bearer {key}"}
             eventually(lambda: httpx.get(address, headers=headers, trust_env=False).is_success, within=30)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from local.embedded import within
 
 
 def until(condition: Callable[[], bool], *, patience: float = 15.0, every: float = 0.02) -> bool:
     """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(every)
-    return True
+    return within(patience, condition, every=every)
 
 
 def gone(pid: int) -> bool:

@@ -10,15 +10,15 @@ import pytest
 from tasks.endpoints import Endpoint
 from tasks.models.catalogue import parse_model
 from tasks.models.profiles import Processor, load_profile
+from tests.builders import ENGINE_MODELS
 from tests.engine import Engine, serving
-from tests.integration.test_endpoint_worker import TALK
 from workers.device import endpoint_device
 from workers.profiling.endpoint import measure_endpoint
 from workers.profiling.report import write
 
 
 def test_an_endpoint_is_measured_by_prompt_answer_and_load(tmp_path: Path) -> None:
-    model = parse_model(TALK, "talk/model.yaml")
+    model = parse_model(ENGINE_MODELS["talk"], "talk/model.yaml")
     with serving(Engine(script="wait=0.02 one two three four")) as engine:
         endpoint = Endpoint(protocol="openai", url=engine.url, slots=4, models={"talk": "served"})
         device = endpoint_device(endpoint, "endpoint:0")
@@ -34,7 +34,7 @@ def test_an_endpoint_is_measured_by_prompt_answer_and_load(tmp_path: Path) -> No
 
 
 def test_an_endpoint_that_cannot_be_reached_is_an_error() -> None:
-    model = parse_model(TALK, "talk/model.yaml")
+    model = parse_model(ENGINE_MODELS["talk"], "talk/model.yaml")
     endpoint = Endpoint(protocol="openai", url="http://127.0.0.1:1/v1", slots=4, models={"talk": "served"})
     (outcome,) = measure_endpoint(endpoint, endpoint_device(endpoint, "endpoint:0"), "", [model], [], rounds=1)
     assert "cannot connect to 127.0.0.1:1" in outcome.error

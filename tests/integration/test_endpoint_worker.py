@@ -26,6 +26,7 @@ from taxiway.errors import (
     InvalidRequestError,
     JobCancelledError,
 )
+from tests.builders import add_engine_models
 from tests.engine import Engine, serving
 from tests.routing import eventually
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
@@ -47,61 +48,6 @@ service:
   standard: {{deadline: 60}}
 default_service: standard
 limits: {{lease: 1, stall: 2, grace: 6}}
-"""
-
-TALK = """
-name: talk
-version: 1
-summary: What an engine answers to a chat.
-licence: Apache-2.0
-pipeline: chat
-inputs:
-  - {name: request, datatype: BYTES, shape: [-1]}
-outputs:
-  - {name: message, datatype: BYTES, shape: [-1]}
-  - {name: text, datatype: BYTES, shape: [-1]}
-  - {name: tokens, datatype: INT64, shape: [-1]}
-  - {name: finish-reason, datatype: BYTES, shape: [-1]}
-  - {name: usage, datatype: BYTES, shape: [-1]}
-parameters:
-  max_tokens: {type: integer, default: 64, minimum: 1, maximum: 512}
-size_unit: tokens
-expected_size: 96
-buckets: [2048]
-reference: engine
-variants:
-  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0, step: 0.001}}}
-"""
-
-VECTOR = """
-name: vector
-version: 1
-summary: An engine's embedding of a text.
-licence: Apache-2.0
-pipeline: text
-inputs:
-  - {name: text, datatype: BYTES, shape: [-1]}
-outputs:
-  - {name: embedding, datatype: FP32, shape: [-1, 2]}
-reference: engine
-variants:
-  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0}}}
-"""
-
-RANK = """
-name: rank
-version: 1
-summary: How well a document answers a query.
-licence: Apache-2.0
-pipeline: text
-inputs:
-  - {name: query, datatype: BYTES, shape: [-1]}
-  - {name: document, datatype: BYTES, shape: [-1]}
-outputs:
-  - {name: score, datatype: FP32, shape: [-1]}
-reference: engine
-variants:
-  engine: {runtime: openai, entry: rerank, profiles: {endpoint: {base: 0.1, slope: 0}}}
 """
 
 VARIANT = {"variant": "engine"}
@@ -139,9 +85,7 @@ def fleet(
 ) -> Settings:
     monkeypatch.setenv("ENGINE_KEY", "sk-1")
     told = worker_settings(settings, tmp_path, QUEUES.format(url=engine.url))
-    for name, text in (("talk", TALK), ("vector", VECTOR), ("rank", RANK)):
-        (told.models / name).mkdir()
-        (told.models / name / "model.yaml").write_text(text)
+    add_engine_models(told.models, "talk", "vector", "rank")
     return told
 
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tasks.settings import TREE, Settings
+from tests.builders import add_engine_models
 from tests.guarded import free_port
-from tests.integration.test_endpoint_worker import TALK
 from tests.routing import eventually
 from tests.working import Tower, worker_settings
 
@@ -40,8 +40,7 @@ default_service: standard
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     told = worker_settings(settings, tmp_path, QUEUES.format(port=free_port(), python=sys.executable))
-    (told.models / "talk").mkdir()
-    (told.models / "talk" / "model.yaml").write_text(TALK)
+    add_engine_models(told.models, "talk")
     return told
 
 

@@ -23,11 +23,11 @@ from tasks.models.catalogue import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway.contract.job import Lost, Restarted, Result, RunReport, Told
 from taxiway.errors import DeviceFaultError, InvalidRequestError, OverloadedError, TaxiwayError
-from tests.openai_fleet import MODELS
+from tests.builders import ENGINE_MODELS
 from tests.unit.test_topology import TEXT
 
-TALK = parse_model(MODELS["talk"], "model.yaml")
-VECTOR = parse_model(MODELS["vector"], "model.yaml")
+TALK = parse_model(ENGINE_MODELS["talk"], "model.yaml")
+VECTOR = parse_model(ENGINE_MODELS["vector"], "model.yaml")
 REPORT = RunReport(
     hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason=""
 )
