@@ -47,9 +47,8 @@ from simulator.traces import (
 from simulator.trials import TRIALS
 from simulator.tuning.command import tune
 from simulator.workload import Workload, prepare
-from taxiway.cli import USAGE, CommandError, exit_code, hint_for, report
+from taxiway.cli import USAGE, exit_on_error, report
 from taxiway.cli.fleet import shown_as
-from taxiway.errors import TaxiwayError
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
 
@@ -365,18 +364,13 @@ def _progress(name: str, total: int) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def _exit_on_error() -> Iterator[None]:
-    """Turn errors into an `error:` line, a `hint:` line and an exit code: 2 for the caller's input."""
+    """As `exit_on_error`; exit code 2 for the caller's input."""
     try:
-        yield
+        with exit_on_error():
+            yield
     except tuple(_HINTS) as error:
         report(str(error), next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
         sys.exit(USAGE)
-    except CommandError as error:
-        report(str(error), error.hint)
-        sys.exit(error.code)
-    except TaxiwayError as error:
-        report(error.message, hint_for(error))
-        sys.exit(exit_code(error))
 
 
 main.add_command(tune)

@@ -36,12 +36,11 @@ from router.decide.history import (
 )
 from simulator.reports import percent, seconds
 from simulator.traces import Trace, TraceError, trace_of, without_versions, write_trace
-from taxiway.cli import MISSING, CommandError, exit_code, hint_for, report
+from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import shown_as
 from taxiway.connection import Connections
 from taxiway.contract.keys import history_key
-from taxiway.errors import TaxiwayError
 from taxiway.valkey import fleet_errors
 
 LAG = SLICE + 2 * SETTLE
@@ -232,11 +231,5 @@ def _table(shares: Sequence[Share]) -> Table:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_error():
         main(prog_name=shown_as("python -m simulator.history"))
-    except CommandError as error:
-        report(str(error), error.hint)
-        sys.exit(error.code)
-    except TaxiwayError as error:
-        report(error.message, hint_for(error))
-        sys.exit(exit_code(error))

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -60,11 +63,6 @@ class CommandError(Exception):
         self.code = code
 
 
-def exit_code(error: TaxiwayError) -> int:
-    """The exit code for an error of the fleet."""
-    return error.exit_code
-
-
 def hint_for(error: TaxiwayError) -> str:
     """What to do about the error; empty if unknown."""
     hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
@@ -80,6 +78,19 @@ def report(message: str, hint: str) -> None:
     if hint:
         click.secho("hint: ", fg="cyan", bold=True, nl=False, err=True)
         click.echo(hint, err=True)
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Turn errors into an `error:` line, a `hint:` line and an exit code."""
+    try:
+        yield
+    except TaxiwayError as error:
+        report(error.message, hint_for(error))
+        sys.exit(error.exit_code)
+    except CommandError as error:
+        report(str(error), error.hint)
+        sys.exit(error.code)
 
 
 @click.command()
@@ -152,13 +163,8 @@ class Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
         try:
-            return super().invoke(ctx)
-        except TaxiwayError as error:
-            report(error.message, hint_for(error))
-            ctx.exit(exit_code(error))
-        except CommandError as error:
-            report(str(error), error.hint)
-            ctx.exit(error.code)
+            with exit_on_error():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             report("interrupted", "")
             ctx.exit(INTERRUPTED)

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from taxiway.cli import COMMANDS, EXIT_CODES, exit_code, hint_for
+from taxiway.cli import COMMANDS, EXIT_CODES, hint_for
 from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.fleet import find_tree
 from taxiway.cli.jobs import json_or_text
@@ -125,10 +125,10 @@ def test_standard_input_is_json_else_text_else_bytes(raw: bytes, value: object) 
 
 
 def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are() -> None:
-    assert exit_code(UnknownModelError("")) == 2
-    assert exit_code(DeadlineExceededError("")) == 1
-    assert exit_code(OverloadedError("")) == 4
-    assert exit_code(TaxiwayError("")) == 1
+    assert UnknownModelError("").exit_code == 2
+    assert DeadlineExceededError("").exit_code == 1
+    assert OverloadedError("").exit_code == 4
+    assert TaxiwayError("").exit_code == 1
     assert hint_for(OverloadedError("", retry_after=3.0)).endswith("(in 3 s)")
 
 
