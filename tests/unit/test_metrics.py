@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router.view import ClassView, Counters, FleetView, exposition
 from tasks.heartbeat import STAGES, EndpointFacts, Use, count, empty
+from tasks.topology import Price
 from tests.builders import a_device
 from tests.unit.test_rebalance import two_classes
 
@@ -57,6 +58,7 @@ def a_class(**changes: object) -> ClassView:
         "warm": ("generate:1",),
         "replicas": 3,
         "why": "the test says so",
+        "price": Price(1.0),
     }
     return ClassView(**(facts | changes))  # type: ignore[arg-type]
 
