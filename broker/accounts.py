@@ -85,6 +85,8 @@ def _router(classes: Iterable[str]) -> str:
 def _worker(classes: Iterable[str]) -> str:
     """It takes jobs out of holding as they end, and puts none in; of dead letters it adds some and drops the oldest.
 
+    It adds events to the outboxes of webhook endpoints, and reads neither them nor the endpoints' secrets.
+
     Scripts declare the keys that they touch; what they do to each is asked of the account again.
     """
     jobs = [
@@ -102,10 +104,14 @@ def _worker(classes: Iterable[str]) -> str:
     facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS, keys.CATALOGUES, keys.CATALOGUES_SEEN]
     owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]
     grants = [
-        _grant("+lpush +ltrim", [f"%W~{keys.DEAD}"]),
+        _grant("+lpush +ltrim", [f"%W~{keys.DEAD}", f"%W~{keys.webhook_dead_key('*')}"]),
+        _grant("+rpush +llen", [f"~{keys.webhook_outbox_key('*')}"]),
+        _grant("+zadd", [f"%W~{keys.WEBHOOKS_DUE}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
         _grant("+get", [f"%R~{keys.RELOADS}"]),
-        _grant("+eval +evalsha", [*owns, *(f"~{name}" for name in (keys.RELEASED, keys.HELD, keys.RELOADS))]),
+        _grant(
+            "+eval +evalsha", [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS))]
+        ),
     ]
     return " ".join([_GREETING, _SERVING, "+waitaof", *owns, *_CHANNELS, *grants])
 

@@ -96,7 +96,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """The whole fleet; `stale` if its state could not be read recently. Moves are latest first.
 
     `silent` has the workers left out of `devices`, with the seconds since their last heartbeat: they may have died, or
-    lost the state store. `held` counts the held jobs, `dead` the dead letters. `disabled` gives by name why models are
+    lost the state store. `held` counts the held jobs, `dead` the dead letters, `webhooks_waiting` and `webhooks_dead`
+    the events that wait for webhook endpoints, and those given up. `disabled` gives by name why models are
     not served. `outdated` gives by name and version which models are served as they were before their file became
     invalid. The processes in `restart` use a queues.yaml that has changed since they started. `plan` is None if
     there is neither a plan nor a tuner.
@@ -114,6 +115,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     outdated: Mapping[str, str] = {}
     restart: tuple[str, ...] = ()
     plan: PlanView | None = None
+    webhooks_waiting: int = 0
+    webhooks_dead: int = 0
 
     @property
     def spending(self) -> float:
@@ -395,6 +398,8 @@ _PER_FLEET: Mapping[str, tuple[str, Callable[[FleetView], float]]] = {
         "Models with a wrong file: not served, or as they were before.",
         lambda view: len(view.disabled) + len(view.outdated),
     ),
+    "webhook_events_waiting": ("Events that wait for webhook endpoints.", lambda view: view.webhooks_waiting),
+    "webhook_events_dead": ("Events that were given up and are kept.", lambda view: view.webhooks_dead),
 }
 _PER_CLASS: Mapping[str, tuple[str, Callable[[ClassView], float | None]]] = {
     "devices": ("Live devices.", lambda one: one.devices),
@@ -426,9 +431,9 @@ class Counters:
     """Counters since one router started.
 
     Counted by the router: `placed` by class and model, `moved` by source, target and kind, `refused` by error code,
-    `ended` by final state, `parked` (dead-lettered arrivals). Counted by the fleet's workers: `outcomes` by class and
-    final state, `latency` by class and stage with the figures of `tasks.heartbeat`, `rejected` messages by class,
-    `used` by class and model, and `dollars` by class, model and tenant.
+    `ended` by final state, `parked` (dead-lettered arrivals), `webhooks` by the outcome of an attempt. Counted by the
+    fleet's workers: `outcomes` by class and final state, `latency` by class and stage with the figures of
+    `tasks.heartbeat`, `rejected` messages by class, `used` by class and model, `dollars` by class, model and tenant.
     """
 
     placed: Counts
@@ -441,6 +446,7 @@ class Counters:
     rejected: Counts = field(default_factory=dict)
     used: Mapping[tuple[str, str], Use] = field(default_factory=dict)
     dollars: Counts = field(default_factory=dict)
+    webhooks: Counts = field(default_factory=dict)
 
 
 def exposition(view: FleetView, done: Counters) -> bytes:
@@ -470,6 +476,7 @@ class _Families(Collector):
         yield CounterMetricFamily(
             "taxiway_parked", "Arrivals that this router could not read, and parked.", done.parked
         )
+        yield _counter("webhook_attempts", "Webhook deliveries that this router tried.", ("outcome",), done.webhooks)
         yield _counter("rejected", "Messages that no router ordered, and workers parked.", ("class",), done.rejected)
         yield _counter("results", "Jobs that workers ended.", ("class", "outcome"), done.outcomes)
         yield _counter("usd", "US dollars that jobs cost.", ("class", "model", "tenant"), done.dollars)

@@ -6,6 +6,7 @@ Only this module and `endpoints` (servers that run models) know the file's shape
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -263,6 +264,28 @@ class Planning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     late_usd_per_hour: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
 
 
+class Webhooks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Webhooks: how events are delivered, and where they may go.
+
+    An attempt takes at most `timeout` seconds. An event is tried again for `retry` seconds, after pauses that double
+    from `pause` up to `longest_pause`, then it is a dead letter. Per endpoint up to `waiting` events wait, and `dead`
+    dead letters are kept; a tenant has up to `endpoints`. For `overlap` seconds after a rotation, events are signed
+    with both secrets. With `http`, addresses may begin with http://. `networks` (CIDR) are the private networks that
+    events may go to.
+    """
+
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    retry: Annotated[float, msgspec.Meta(gt=0)] = 86400.0
+    pause: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    longest_pause: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    waiting: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10_000
+    dead: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    endpoints: Positive = 20
+    overlap: Seconds = 86400.0
+    http: bool = False
+    networks: tuple[str, ...] = ()
+
+
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of queues.yaml."""
 
@@ -273,6 +296,7 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     limits: Limits = msgspec.field(default_factory=Limits)
     rebalance: Rebalance = Rebalance()
     plan: Planning = Planning()
+    webhooks: Webhooks = Webhooks()
 
 
 def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
@@ -370,6 +394,7 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
     yield from _body_limits_below_payload(topology)
+    yield from _malformed_networks(topology.webhooks)
 
 
 def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
@@ -432,6 +457,20 @@ def _is_pattern(text: str) -> bool:
     try:
         re.compile(text)
     except re.error:
+        return False
+    return True
+
+
+def _malformed_networks(webhooks: Webhooks) -> Iterator[tuple[str, str, object]]:
+    for place, network in enumerate(webhooks.networks):
+        if not _is_network(network):
+            yield f"webhooks.networks.{place}", "a network such as 10.0.0.0/8", network
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
         return False
     return True
 

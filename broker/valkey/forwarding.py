@@ -27,6 +27,7 @@ from taxiway.contract.keys import (
     LEAD,
     LEVELS,
     RELEASED,
+    WEBHOOKS_DUE,
     WORK,
     holding_key,
     job_key,
@@ -37,6 +38,8 @@ from taxiway.contract.keys import (
     reply_channel,
     result_key,
     snapshot_key,
+    webhook_dead_key,
+    webhook_outbox_key,
 )
 from taxiway.contract.wire import Envelope, encode_envelope
 from taxiway.valkey import Command
@@ -165,18 +168,26 @@ def forward_answer(answer: Sequence[Any]) -> Forwarded:
     return Forwarded(float(now), bool(lives), [one == 1 for one in done], taken, [one < 0 for one in done])
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job that ended before placement: when it was accepted, fields for its record, and its result if it is told."""
+
+    accepted: str
+    fields: Mapping[str, str]
+    meta: bytes = b""
+
+
 def forget_call(since: str, keep_record: float, most: int) -> Call:
     """Removes up to `most` groups of jobs whose records are gone from the index of jobs."""
     return Call("jobs/forget_listed", [ACCEPTED], [since, keep_record, most])
 
 
-def list_refused_call(jobs: Mapping[str, Mapping[str, str]], keep_record: float) -> Call:
-    """Lists jobs that ended before placement and records what they were, `accepted` (a time) among it."""
-    args: list[Any] = [int(keep_record)]
-    for fields in jobs.values():
-        said = {name: value for name, value in fields.items() if name != "accepted"}
-        args += (fields["accepted"], 2 * len(said), *(text for pair in said.items() for text in pair))
-    return Call("jobs/list_refused", [ACCEPTED, *map(job_key, jobs)], args)
+def list_refused_call(jobs: Mapping[str, Refused], keep_record: float) -> Call:
+    """Lists jobs that ended before placement, records what they were, and announces their end."""
+    args: list[Any] = [int(keep_record), webhook_outbox_key(""), webhook_dead_key("")]
+    for one in jobs.values():
+        args += (one.meta, one.accepted, 2 * len(one.fields), *(text for pair in one.fields.items() for text in pair))
+    return Call("jobs/list_refused", [ACCEPTED, WEBHOOKS_DUE, *map(job_key, jobs)], args)
 
 
 def _use(use: KeyUse) -> bytes:

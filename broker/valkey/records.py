@@ -33,12 +33,15 @@ from taxiway.contract.keys import (
     RELEASED,
     RELOADS,
     UNACKED,
+    WEBHOOKS_DUE,
     WORK,
     holding_key,
     job_key,
     kept_key,
     reply_channel,
     result_key,
+    webhook_dead_key,
+    webhook_outbox_key,
     withdrawn_channel,
 )
 from taxiway.errors import DeadlineExceededError
@@ -212,8 +215,11 @@ def _seconds(seconds: float) -> str:
 REFUSED = "-"
 """The token of a refused job: it ends no job of the same id, but one that was recorded and is published nowhere."""
 
-_KEYS = (WORK, LENGTHS, HELD, RELEASED, *UNACKED)
-_PREFIXES = (reply_channel(""), withdrawn_channel(""), holding_key(""))
+_KEYS = (WORK, LENGTHS, HELD, RELEASED, *UNACKED, WEBHOOKS_DUE)
+_PREFIXES = (
+    *(reply_channel(""), withdrawn_channel(""), holding_key("")),
+    *(webhook_outbox_key(""), webhook_dead_key("")),
+)
 
 
 @dataclass(frozen=True, slots=True)

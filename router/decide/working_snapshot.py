@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from broker.valkey.webhooks import HOOKS
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import basis_text
@@ -33,7 +34,7 @@ _SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
 class JobTemplate:
     """A placement with everything its jobs share: ticket contents, record fields and the text shown in Flower.
 
-    `record` returns the same object for jobs with the same acceptance and placement times, so it is stored once.
+    `record` returns the same object for jobs with the same times and webhook endpoints, so it is stored once.
     """
 
     placement: Placement
@@ -45,7 +46,7 @@ class JobTemplate:
     keep_record: int
     _fields: Mapping[str, str]
     _record: dict[str, str] = field(default_factory=dict)
-    _times: tuple[float, float] = (-1.0, -1.0)
+    _made_for: tuple[float, float, str] = (-1.0, -1.0, "")
 
     @classmethod
     def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> JobTemplate:
@@ -90,13 +91,14 @@ class JobTemplate:
             reply=reply,
         )
 
-    def record(self, accepted: float, placed: float) -> Mapping[str, str]:
-        """A job's record as stored: `job.JobRecord`, plus what scripts and explanations need."""
-        if (accepted, placed) != self._times:
+    def record(self, accepted: float, placed: float, hooks: str = "") -> Mapping[str, str]:
+        """A job's record as stored: `job.JobRecord`, plus what scripts and explanations need, `hooks` among it."""
+        if (accepted, placed, hooks) != self._made_for:
             due = repr(deadline_at(self.placement.needs, placed))
             at = "0.0" if self.placement.held else repr(placed)
             times = {"accepted": repr(accepted), "placed": at, "deadline_at": due}
-            self._record, self._times = {**self._fields, **times}, (accepted, placed)
+            told = {HOOKS: hooks} if hooks else {}
+            self._record, self._made_for = {**self._fields, **times, **told}, (accepted, placed, hooks)
         return self._record
 
 

@@ -27,6 +27,7 @@ from router.http.inference import Accepted, Front, Inference, Traced
 from router.http.openai import endpoints as openai
 from router.http.openai import object_endpoints as stored
 from router.http.openai import response_endpoints as responses
+from router.http.openai import webhook_endpoints as webhooks
 from router.http.openai.stored import StoredObjects
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
@@ -87,6 +88,7 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Gate
     app.state[triton.ROUTER] = router
     app.state[openai.DOOR] = openai.OpenAIDoor(router, inference)
     app.state[stored.STORE] = store
+    app.state[webhooks.WEBHOOKS] = router.webhooks
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     return Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology))
@@ -420,6 +422,7 @@ _ENDPOINTS = [
     *openai.ENDPOINTS,
     *stored.ENDPOINTS,
     *responses.ENDPOINTS,
+    *webhooks.ENDPOINTS,
 ]
 
 

@@ -194,25 +194,27 @@ class Inference:
             raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
         return Accepted((await self.accept(request, size)).ticket.job)
 
-    async def accept(self, request: Request, size: int = 0) -> Admitted:
+    async def accept(self, request: Request, size: int = 0, told: bool = True) -> Admitted:
         """Accept a request, whose body had `size` bytes, and return at once.
+
+        Webhook endpoints are told of its end if it is to be `told`.
 
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
         """
-        prepared = await self._prepared(request, size, reply="")
+        prepared = await self._prepared(request, size, reply="", told=told)
         admitted = await self._placed(prepared)
         await self._forward(prepared, admitted)
         return admitted
 
     @asynccontextmanager
-    async def running(self, request: Request, size: int = 0) -> AsyncIterator[Running]:
-        """Accept a request, whose body had `size` bytes, and listen for its result.
+    async def running(self, request: Request, size: int = 0, told: bool = True) -> AsyncIterator[Running]:
+        """Accept a request as `accept` does, and listen for its result.
 
         Raises:
             TaxiwayError: as `accept` raises it.
         """
-        prepared = await self._prepared(request, size, reply=self._router.name)
+        prepared = await self._prepared(request, size, reply=self._router.name, told=told)
         job, admitted = prepared.order.job, await self._placed(prepared)
         with self._router.results.expect(job) as future:
             fresh = await self._forward(prepared, admitted)
@@ -263,10 +265,11 @@ class Inference:
         request = await beside(size, request_of, reference, infer, self._limits.elements)
         return request, classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
 
-    async def _prepared(self, request: Request, size: int, *, reply: str) -> _Prepared:
+    async def _prepared(self, request: Request, size: int, *, reply: str, told: bool = True) -> _Prepared:
         prepared = await beside(size, self._checked, request)
         carry(prepared.order.envelope.headers)
-        order = msgspec.structs.replace(prepared.order, accepted=self._router.store.stored_now(), reply=reply)
+        accepted = self._router.store.stored_now()
+        order = msgspec.structs.replace(prepared.order, accepted=accepted, reply=reply, told=told)
         return replace(prepared, order=order)
 
     def _checked(self, request: Request) -> _Prepared:

@@ -23,6 +23,7 @@ from router.decide.classify import Needs, needs_of
 from router.decide.explain import Explanation, explain
 from router.decide.fairness import Tenants, check_class, check_tenant
 from router.decide.placement import Placement, seed_of
+from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.chats import answer_limit, asks
@@ -44,7 +45,8 @@ class Rules:
     """What every admission depends on. Arrivals must be signed with one of `producers`, if there are any.
 
     Each field is immutable; `renew` replaces the topology, the catalogue and the book. `starts` are the classes
-    whose devices an autoscaler starts on demand: they accept work without any.
+    whose devices an autoscaler starts on demand: they accept work without any. `webhooks` has their endpoints, as they
+    were last read.
     """
 
     topology: Topology
@@ -53,6 +55,7 @@ class Rules:
     book: ProfileBook = field(default_factory=ProfileBook)
     producers: tuple[bytes, ...] = field(default=(), repr=False)
     starts: frozenset[str] = frozenset()
+    webhooks: Endpoints = field(default_factory=Endpoints)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
         """Use other ones from now on; the topology differs from the last one in its endpoints alone."""
@@ -64,7 +67,8 @@ class Order(msgspec.Struct, frozen=True):
 
     `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
     left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 if it has none. `submission`
-    is where its submitter waits to learn whether a job under its idempotency key matches its request.
+    is where its submitter waits to learn whether a job under its idempotency key matches its request. Webhook endpoints
+    are told of its end if it is to be `told`.
     """
 
     job: str
@@ -79,6 +83,7 @@ class Order(msgspec.Struct, frozen=True):
     company: int = 0
     due: float = 0.0
     submission: str = ""
+    told: bool = True
 
     @property
     def moment(self) -> float:
@@ -147,7 +152,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
         level=placement.level,
         envelope=order.envelope,
         job=order.job,
-        fields=_record(template, order),
+        fields=_record(template, order, hooks_of(order, rules)),
         reply=order.reply,
         use=_use(order, rules),
     )
@@ -172,8 +177,19 @@ def _check_eta(envelope: Envelope, ticket: Ticket) -> None:
         raise InvalidRequestError(message, field="eta")
 
 
-def _record(template: JobTemplate, order: Order) -> Mapping[str, str]:
-    record = template.record(order.accepted, order.moment)
+def hooks_of(order: Order, rules: Rules) -> str:
+    """What the job's record says of who is told of its end; empty for nobody, and where the record says it already.
+
+    Raises:
+        InvalidRequestError: the request names an endpoint that its tenant does not have.
+    """
+    if not order.told or order.released:
+        return ""
+    return rules.webhooks.record(order.request.tenant, order.request.webhook)
+
+
+def _record(template: JobTemplate, order: Order, hooks: str) -> Mapping[str, str]:
+    record = template.record(order.accepted, order.moment, hooks)
     return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
 
 

@@ -27,6 +27,7 @@ from router.service.store import Store
 from router.upkeep import LEASE, Deadlines, Housekeeping, Leader, Recorder, Retargeter
 from router.view import Counters, FleetView, OutcomeCounters, view_fleet, view_plan
 from router.waiting import Mover, Releaser
+from router.webhooks import Webhooks
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from taxiway.connection import settle
@@ -120,6 +121,7 @@ class Router:
         self.parked = 0
         self.outcomes = OutcomeCounters()
         self.wait_timeouts = WaitTimeouts()
+        self.webhooks = Webhooks(settings.state, self.store, rules, name)
         self._submissions = Submissions(self.transport, self.fleet)
         self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
         retargeter = Retargeter(settings, rules.topology, self.fleet, self.store)
@@ -143,6 +145,7 @@ class Router:
         """Read the fleet if possible, then take arrivals and run the background loops until `stop`."""
         with contextlib.suppress(BrokerUnavailableError):
             await self.fleet.read()
+            await self.webhooks.read()
         self._keepers = [
             asyncio.create_task(keep, name=name)
             for name, keep in {
@@ -151,6 +154,7 @@ class Router:
                 "results": self.results.run(),
                 "tidy": self._tidy(),
                 "deadlines": self._deadlines.run(),
+                "webhooks": self.webhooks.run(),
             }.items()
         ]
         self._consumer = asyncio.create_task(self._consume(), name="consume")
@@ -170,7 +174,9 @@ class Router:
     async def stop(self) -> None:
         """Retire, then disconnect."""
         await self.retire()
+        await self.webhooks.retire()
         await _end([*self._turning, *self._keepers])
+        await self.webhooks.close()
         await self.results.close()
         await self._recorder.close()
         await self.leadership.close()
@@ -223,6 +229,7 @@ class Router:
             rejected=self.outcomes.rejected,
             used=self.outcomes.used,
             dollars=self.outcomes.dollars,
+            webhooks=self.webhooks.outcomes,
         )
 
     async def _admit(self, order: Order) -> Admitted:
@@ -247,8 +254,11 @@ class Router:
         view = await view_fleet(topology, self.fleet, self.queue_mover, self.scaler.targets(), self.store)
         reports = await self.store.catalogues()
         tuner, told = await self.store.tuner()
+        waiting, given_up = await self.webhooks.figures()
         return msgspec.structs.replace(
             view,
+            webhooks_waiting=waiting,
+            webhooks_dead=given_up,
             disabled=catalogue.disabled,
             outdated=catalogue.outdated,
             restart=tuple(name for name, report in sorted(reports.items()) if report.queues_changed),
@@ -336,7 +346,7 @@ class Router:
         if endings:
             await self.store.finish(endings)
             await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
-            refused = {d.ending.job: d.fields for d in decisions if d.ending is not None and d.fields}
+            refused = {d.ending.job: d.refused for d in decisions if d.ending is not None and d.refused is not None}
             if refused:  # also those that ended before: by a router that died before it listed them
                 await self.store.note_refused(refused)
         for arrival, decision in zip(arrivals, decisions, strict=True):

@@ -12,8 +12,9 @@ from typing import TypeGuard
 import msgspec
 
 from broker.port import Arrival
-from broker.valkey.forwarding import Drawn
+from broker.valkey.forwarding import Drawn, Refused
 from broker.valkey.records import REFUSED, Ending
+from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import (
     Admitted,
@@ -24,6 +25,7 @@ from router.service.admission import (
     check_embed,
     check_headers,
     check_size,
+    hooks_of,
     read_embed,
 )
 from tasks.topology import Limits
@@ -50,7 +52,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     `cancel` is the id of a job to cancel. `letter` is the reason for dead-lettering the message. `refusal` is the
     result for the submitter of a refused request under its submission id, independent of the job that has its
-    idempotency key. `code` is the ending's error code, and `fields` describe the refused request in its record.
+    idempotency key. `code` is the ending's error code, and `refused` describes the refused request for its record.
     `deviceless` means that no device is live, which a fresher snapshot may change.
     """
 
@@ -62,7 +64,7 @@ class Decision(msgspec.Struct, frozen=True):
     letter: str = ""
     code: str = ""
     deviceless: bool = False
-    fields: Mapping[str, str] = {}
+    refused: Refused | None = None
 
 
 def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float) -> Decision:
@@ -77,10 +79,20 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
     try:
         return Decision(found.tag, admitted=admit(found, rules, working))
     except TaxiwayError as error:
-        asked = found.request
-        fields = {"model": cut(asked.model), "tenant": cut(asked.tenant), "accepted": repr(found.accepted)}
         ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
-        return msgspec.structs.replace(ended, refusal=_refusal(found.envelope, error, found.reply), fields=fields)
+        refused = _refused(found, rules, failure_meta(found.job, error))
+        return msgspec.structs.replace(ended, refusal=_refusal(found.envelope, error, found.reply), refused=refused)
+
+
+def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
+    """What is recorded of a refused request."""
+    try:
+        hooks = hooks_of(order, rules)
+    except InvalidRequestError:  # it names an endpoint that is not there
+        hooks = rules.webhooks.record(order.request.tenant, None)
+    fields = {"model": cut(order.request.model), "tenant": cut(order.request.tenant)}
+    told = {HOOKS: hooks} if hooks else {}
+    return Refused(repr(order.accepted), {**fields, **told}, meta if hooks else b"")
 
 
 def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:

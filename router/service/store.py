@@ -19,6 +19,7 @@ import msgspec
 from broker.port import DeadLetter
 from broker.valkey.forwarding import (
     Drawn,
+    Refused,
     Survey,
     draw_answer,
     draw_call,
@@ -433,11 +434,8 @@ class Store:
         with fleet_errors(_SERVER):
             return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
 
-    async def note_refused(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
-        """Record what jobs that ended before placement were, and list them, unless they are listed.
-
-        The fields of each include the time at which it was `accepted`.
-        """
+    async def note_refused(self, jobs: Mapping[str, Refused]) -> None:
+        """Record what jobs that ended before placement were, list them, and announce that, unless they are listed."""
         with fleet_errors(_SERVER):
             await self._calls.run(list_refused_call(jobs, self._limits.keep_record))
 

@@ -198,6 +198,40 @@ def show_letter(letter: Mapping[str, Any]) -> None:
     console.print(Text(letter["body"]), soft_wrap=True)
 
 
+def show_endpoints(endpoints: Sequence[Mapping[str, Any]]) -> None:
+    """A table of webhook endpoints."""
+    rows = [
+        {
+            "endpoint": one["id"],
+            "tenant": one["tenant"],
+            "name": one["name"],
+            "address": one["url"],
+            "events": " ".join(one["event_types"]) + (" (only named)" if one["only_named"] else ""),
+            "waiting": one["waiting"],
+            "dead": one["dead"],
+            "fault": one.get("fault", ""),
+        }
+        for one in endpoints
+    ]
+    _console().print(_table("webhook endpoints, most recent first", rows))
+
+
+def show_dead_events(events: Sequence[Mapping[str, Any]]) -> None:
+    """A table of events that were given up."""
+    rows = [
+        {
+            "event": one["id"],
+            "type": one["type"],
+            "about": one["event"]["data"]["id"],
+            "given up": _moment(one["at"]),
+            "attempts": one["attempts"],
+            "why": one["fault"],
+        }
+        for one in events
+    ]
+    _console().print(_table("events that were given up, most recent first", rows))
+
+
 def show_fleet(fleet: Mapping[str, Any]) -> None:
     """Hardware classes with price and load, then live devices; or whatever else the router reports."""
     console = _console()

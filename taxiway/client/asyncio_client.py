@@ -22,7 +22,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 import msgspec
 
-from taxiway.client import DeadLetters, Door, Receipt, open_door
+from taxiway.client import DeadLetters, Door, Receipt, WebhookEndpoints, open_door
 from taxiway.contract.job import FINAL, JobStatus, Result, Told
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.contract.request import Request, check_content, parse_request
@@ -132,6 +132,7 @@ class Options(TypedDict, total=False):
     min_accuracy: float | None
     idempotency_key: str | None
     stream: bool | None
+    webhook: str | None
 
 
 class AsyncJob:
@@ -342,6 +343,11 @@ class AsyncClient:
     def dead(self) -> DeadLetters:
         """The fleet's dead letters, for operators."""
         return DeadLetters(self._door)
+
+    @property
+    def webhooks(self) -> WebhookEndpoints:
+        """The fleet's webhook endpoints, for operators. HTTP only, else `InvalidRequestError`."""
+        return WebhookEndpoints(self._door)
 
     def job(self, id: str) -> AsyncJob:
         """A handle for the job with this id, submitted by any client. Sends nothing."""

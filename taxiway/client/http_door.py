@@ -191,9 +191,10 @@ class HttpDoor:
         """The fleet's classes and devices now."""
         return _checked(await self._asked("GET", "/v2/fleet"))
 
-    async def administer(self, verb: str, path: str) -> dict[str, Any]:
+    async def administer(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The router's answer."""
-        return _checked(await self._link.ask(verb, path, once=verb != "GET"))
+        sent = () if body is None else (msgspec.json.encode(body),)
+        return _checked(await self._link.ask(verb, path, sent, once=verb != "GET"))
 
     def _told(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """Decode an event of a job's stream; an error event raises the job's error."""
@@ -320,6 +321,9 @@ def _checked(response: Response) -> dict[str, Any]:
         raise _foreign(response) from error
     if response.ok:
         return {**answer, "outputs": placed(answer["outputs"], rest)} if rest else answer
+    said = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(said, dict):  # the form of OpenAI's API
+        raise _kind_of(response)(str(said.get("message", "")), status=response.status)
     if not isinstance(answer, dict) or "code" not in answer:
         raise _foreign(response)
     details = dict(answer.get("details") or {})
@@ -330,6 +334,10 @@ def _checked(response: Response) -> dict[str, Any]:
 
 def _foreign(response: Response) -> TaxiwayError:
     """The error for a response that did not come from a router, but from a proxy or another server."""
+    message = f"{response.status} came, which is not a response of taxiway"
+    return _kind_of(response)(message, status=response.status)
+
+
+def _kind_of(response: Response) -> type[TaxiwayError]:
     theirs = HTTPStatus.BAD_REQUEST <= response.status < HTTPStatus.INTERNAL_SERVER_ERROR
-    kind = RequestError if theirs else FleetUnavailable
-    return kind(f"{response.status} came, which is not a response of taxiway", status=response.status)
+    return RequestError if theirs else FleetUnavailable

@@ -276,3 +276,30 @@ def object_key(kind: str, name: str) -> str:
 def objects_key(kind: str, tenant: str) -> str:
     """Sorted set of a tenant's files or batches by the time they were made, or of its responses by their last use."""
     return f"taxiway:{_PLURALS[kind]}:{tenant}"
+
+
+WEBHOOKS = "taxiway:webhooks"
+"""Hash of a webhook endpoint's id to what is known of it, its secrets included."""
+
+WEBHOOKS_DUE = "taxiway:webhooks-due"
+"""Sorted set of the endpoints whose outbox has events, by the time of the next attempt, on the store's clock."""
+
+
+def webhook_mark_key(event: str) -> str:
+    """Present for a day after an event of a batch or response was added to outboxes."""
+    return f"taxiway:webhook-mark:{event}"
+
+
+def webhook_outbox_key(endpoint: str) -> str:
+    """List of the events that wait for an endpoint, first come first."""
+    return f"taxiway:webhook-outbox:{endpoint}"
+
+
+def webhook_dead_key(endpoint: str) -> str:
+    """List of the events that an endpoint did not take in time, latest first."""
+    return f"taxiway:webhook-dead:{endpoint}"
+
+
+def webhook_state_key(endpoint: str) -> str:
+    """Hash of an endpoint's delivery in progress: its fencing token, and the attempts and last fault of the event."""
+    return f"taxiway:webhook-state:{endpoint}"

@@ -33,7 +33,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 
     `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` is a label that every device on the
     request's path must carry (`edge`); `min_accuracy` (0 to 1) is the minimum stated accuracy of the variant; `service`
-    names a set of defaults in queues.yaml; with `stream` a generated answer is streamed.
+    names a set of defaults in queues.yaml; with `stream` a generated answer is streamed; `webhook` names an endpoint of
+    the tenant's that is told of the end.
     """
 
     deadline: float | None = None
@@ -45,6 +46,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     min_accuracy: float | None = None
     idempotency_key: str | None = None
     stream: bool | None = None
+    webhook: str | None = None
 
 
 class Request(Terms, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -168,7 +170,7 @@ _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "min_accuracy": (_is_share, "a number from 0 to 1"),
     "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),
     **dict.fromkeys(
-        ("tenant", "locality", "service", "idempotency_key", "model"),
+        ("tenant", "locality", "service", "idempotency_key", "webhook", "model"),
         (is_name, f"text of 1 to {MAX_NAME} printable characters"),
     ),
 }

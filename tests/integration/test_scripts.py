@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from broker.port import Outgoing
-from broker.valkey.forwarding import list_refused_call
+from broker.valkey.forwarding import Refused, list_refused_call
 from broker.valkey.records import (
     REFUSED,
     Ending,
@@ -368,7 +368,7 @@ def test_a_device_that_says_goodbye_is_gone(store: Store) -> None:
 
 
 def test_a_refused_job_is_listed_once_though_the_router_that_refused_it_died_before(store: Store) -> None:
-    listing = list_refused_call({"j": {"accepted": "5.5", "model": "none"}}, keep_record=120)
+    listing = list_refused_call({"j": Refused("5.5", {"model": "none"})}, keep_record=120)
     assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [1]
     assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [0]  # another router, from the copy
 
@@ -385,7 +385,7 @@ def test_a_refusal_of_a_copy_leaves_an_accepted_job_as_it_is(store: Store) -> No
     store.finish(success("j"))
     before = store.record("j")
 
-    store.run(list_refused_call({"j": {"accepted": "5.5"}, "gone": {"accepted": "5.5"}}, keep_record=120))
+    store.run(list_refused_call({"j": Refused("5.5", {}), "gone": Refused("5.5", {})}, keep_record=120))
 
     assert store.record("j") == before
     assert not store.client.exists(job_key("gone"))

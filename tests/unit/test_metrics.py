@@ -37,6 +37,7 @@ DONE = Counters(
     rejected={("gpu",): 8},
     used={("gpu", "talk:1"): Use(rows=3, aborted=1, input=10, cached=4, output=5)},
     dollars={("gpu", "talk:1", "lab"): 0.5},
+    webhooks={("delivered",): 3},
 )
 ENDPOINT = a_device("gpu", kind="endpoint", endpoint=EndpointFacts(state="half-open"))
 

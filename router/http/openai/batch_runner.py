@@ -22,6 +22,7 @@ from router.http.openai.batches import (
     MOST_ERRORS,
     MOST_LINES,
     PART,
+    Batch,
     Ended,
     Line,
     LineError,
@@ -146,7 +147,7 @@ class _Work:
             return None
         batch = decode_batch(raw)
         if batch.status in ENDED:
-            await objects.close_batch(name)
+            await _close(batch, router, objects)
             return None
         if batch.owner and batch.lease > router.store.now():
             return None
@@ -173,7 +174,7 @@ class _Work:
         except FileNotFoundError:
             error = LineError("invalid_file", f"the content of {self.batch.input_file_id} is not there")
             await self._change(status="failed", errors=[error], ended_at=self._now())
-        await self._objects.close_batch(self.batch.id)
+        await _close(self.batch, self._router, self._objects)
 
     async def _advance(self) -> None:
         if self.batch.status == "validating":
@@ -380,7 +381,7 @@ class _Work:
 
     async def _run(self, request: Request, size: int) -> tuple[str, Result]:
         """The job of a request, and its result."""
-        async with self._inference.running(request, size) as running:
+        async with self._inference.running(request, size, told=False) as running:
             self._jobs.add(running.job)
             try:
                 meta = await awaited(self._router, running)
@@ -425,3 +426,9 @@ class _Work:
         )
         await self._objects.add("file", name, self.batch.tenant, record, record.created_at)
         return name
+
+
+async def _close(batch: Batch, router: Router, objects: Objects) -> None:
+    """Tell of a batch's end, then note it: a router that dies in between leaves both to another one."""
+    await router.webhooks.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
+    await objects.close_batch(batch.id)

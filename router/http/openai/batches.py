@@ -60,7 +60,10 @@ class LineError(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. Times are Unix seconds, 0 if not reached. `done` counts the lines in the parts, `lines` all."""
+    """A batch. Times are Unix seconds, 0 if not reached. `done` counts the lines in the parts, `lines` all.
+
+    `webhook` is the endpoint that its request named.
+    """
 
     id: str
     tenant: str
@@ -70,6 +73,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     expires_at: int
     metadata: dict[str, str] | None = None
+    webhook: str | None = None
     status: Status = "validating"
     errors: list[LineError] = []
     lines: int = 0

@@ -26,6 +26,7 @@ class ChatOperation(InferOperation):
         "X-Taxiway-Budget": "The most that the request may cost, in US dollars.",
         "X-Taxiway-Locality": "A label that every device on the way must have.",
         "Idempotency-Key": "Calls with the same key are one job.",
+        "X-Taxiway-Webhook": "A webhook endpoint that is told of the end: its name, id or address.",
     }
 
 
@@ -45,7 +46,9 @@ class BatchOperation(InferOperation):
     """Describes a request for a batch."""
 
     body: ClassVar[type[Any]] = BatchCall
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: ClassVar[Mapping[str, str]] = {
+        "X-Taxiway-Webhook": "A webhook endpoint that is told of the end: its name, id or address.",
+    }
 
 
 class ResponseOperation(ChatOperation):

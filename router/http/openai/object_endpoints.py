@@ -139,6 +139,8 @@ async def batch_create(request: _Any) -> Response[bytes]:
         message = f"endpoint: expected one of {sorted(KINDS)}, got {quoted(call.endpoint)}"
         raise InvalidRequestError(message, field="endpoint")
     door, record = stored_objects(request), await _file(request, call.input_file_id)
+    webhook = request.headers.get("x-taxiway-webhook")
+    door.router.rules.webhooks.told("batch", record.tenant, webhook)  # it must be there
     now = door.router.store.stored_now()
     batch = Batch(
         id=new_name("batch_"),
@@ -149,6 +151,7 @@ async def batch_create(request: _Any) -> Response[bytes]:
         created_at=int(now),
         expires_at=int(now) + seconds,
         metadata=call.metadata,
+        webhook=webhook,
     )
     await door.objects.add("batch", batch.id, batch.tenant, batch, now)
     door.runner.wake()

@@ -169,7 +169,8 @@ class _Making:
     async def _keep(self, response: Response) -> None:
         items: list[Item] = input_items(self.asked.call, response.job)
         owner = owner_of(_tenant(self._request))
-        stored = StoredResponse(tenant=owner, input=items, earlier=self._earlier, response=response)
+        webhook = self._request.headers.get("x-taxiway-webhook")
+        stored = StoredResponse(tenant=owner, input=items, earlier=self._earlier, response=response, webhook=webhook)
         await _responses(self._request).keep(stored)
 
     def _begun(self, job: str) -> Response:

@@ -172,12 +172,16 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A response that is kept: its own input, and the ids of the responses before it, oldest first."""
+    """A response that is kept: its own input, and the ids of the responses before it, oldest first.
+
+    `webhook` is the endpoint that its request named.
+    """
 
     tenant: str
     input: list[Item]
     earlier: list[str]
     response: Response
+    webhook: str | None = None
 
 
 class ItemList(msgspec.Struct, frozen=True, kw_only=True):

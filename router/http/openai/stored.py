@@ -227,5 +227,5 @@ class Responses:
         return stored
 
     async def _ended(self, stored: StoredResponse) -> None:
-        """The place where `response.completed`, `.failed`, `.incomplete` or `.cancelled` is told to others."""
-        logger.debug("response ended", extra={"response": stored.response.id, "status": stored.response.status})
+        response = stored.response
+        await self._router.webhooks.announce("response", response.status, response.id, stored.tenant, stored.webhook)

@@ -14,6 +14,7 @@ HEADERS: Mapping[str, str] = {
     "X-Taxiway-Budget": "budget",
     "X-Taxiway-Locality": "locality",
     "Idempotency-Key": "idempotency_key",
+    "X-Taxiway-Webhook": "webhook",
 }
 """The term that each header gives: seconds from acceptance, US dollars, a label, and text."""
 

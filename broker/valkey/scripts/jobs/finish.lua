@@ -1,38 +1,41 @@
 #!lua flags=allow-oom
 -- Writes results once, announces them, and acknowledges their messages.
 --
--- KEYS: work, lengths, held, released, kombu's hash of unacknowledged messages, its index, then for each job its result
---   and its record. A record names the job's blobs, its holding queue and the day's spending.
+-- KEYS: work, lengths, held, released, kombu's hash of unacknowledged messages, its index, the sorted set of webhook
+--   endpoints with events, then for each job its result and its record. A record names the job's blobs, its holding
+--   queue, the day's spending and the endpoints to tell of its end.
 -- ARGV: seconds to keep a result, seconds to keep a record, prefixes of the channels of replies and of withdrawals and
---   of the keys of holding queues; then for each job: token ('' = no claim is needed, '-' = the job has no record, or was
---   recorded and never published: its router died in between, and a copy of its arrival is refused),
---   state, meta, client ('' = the one on its record, read here, for a router may be writing it just now), bins of the
---   lengths that it generated ('' = none), time and device of its start ('' = none, or recorded before), tag of its
---   message ('' = none).
+--   of the keys of holding queues, of outboxes and of their dead letters; then for each job: token ('' = no claim is
+--   needed, '-' = the job has no record, or was recorded and never published: its router died in between, and a copy of
+--   its arrival is refused), state, meta, client ('' = the one on its record, read here, for a router may be writing it
+--   just now), bins of the lengths that it generated ('' = none), time and device of its start ('' = none, or recorded
+--   before), tag of its message ('' = none).
 -- Returns 1 for each result that was written.
 -- Safe to run twice: a result that is there, or a job that ended, is left as it is.
 --- @include "now"
 --- @include "final"
 --- @include "ours"
 --- @include "cells"
-local work, lengths, held, released, unacked, index = unpack(KEYS, 1, 6)
-local keep_result, keep_record, reply_prefix, withdrawn_prefix, holding_prefix = unpack(ARGV, 1, 5)
+local work, lengths, held, released, unacked, index, webhooks_due = unpack(KEYS, 1, 7)
+local keep_result, keep_record, reply_prefix, withdrawn_prefix, holding_prefix, outbox_prefix, dead_prefix =
+  unpack(ARGV, 1, 7)
 --- @include "let_go"
 --- @include "learn"
+--- @include "outbox"
 -- The worker that holds a job is notified that it was ended for it.
 local function withdraw(holder, job)
   local worker = holder and string.match(holder, '(.*)#')
   if worker then redis.call('PUBLISH', withdrawn_prefix .. worker, job) end
 end
 local written, tags, cells, jobs, tenants, finished = {}, {}, {}, {}, {}, tostring(now)
-for k = 7, #KEYS, 2 do
+for k = 8, #KEYS, 2 do
   local result, job = KEYS[k], KEYS[k + 1]
-  local i = 4 * k - 22
+  local i = 4 * k - 24
   local token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 7)
   local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, counted, reply,
-    published = unpack(redis.call('HMGET', job,
+    published, hooks = unpack(redis.call('HMGET', job,
     'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
-    'counted', 'reply', 'published'))
+    'counted', 'reply', 'published', 'webhooks'))
   local nowhere = not was or published == '0' and (holder or '') == ''
   local may = not final[was] and (token == '' or token == '-' and nowhere or has(holder, token))
   if may and redis.call('SET', result, meta, 'EX', keep_result, 'NX') then
@@ -60,6 +63,7 @@ for k = 7, #KEYS, 2 do
     if client == '' then client = reply or '' end
     if client ~= '' then redis.call('PUBLISH', reply_prefix .. client, meta) end
     if tag ~= '' then tags[#tags + 1] = tag end
+    if hooks then announce(hooks, job, state, meta) end
     written[#written + 1] = 1
   else
     written[#written + 1] = 0

@@ -1,0 +1,146 @@
+"""The outboxes of webhook endpoints: events that wait, one delivery at a time an endpoint, and those given up.
+
+A job's end writes its event in the step that writes its result (`includes/outbox.lua`), to the endpoints that its
+record names. A router takes an endpoint for a lease; its token fences a router that took it before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from broker.valkey import Call
+from taxiway.contract.keys import (
+    WEBHOOKS,
+    WEBHOOKS_DUE,
+    job_key,
+    webhook_dead_key,
+    webhook_mark_key,
+    webhook_outbox_key,
+    webhook_state_key,
+)
+
+HOOKS = "webhooks"
+"""The field of a job's record that says which endpoints are told of its end: `Told` as JSON."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The endpoints that are told of each ending of something, and the limits of their outboxes."""
+
+    endpoints: dict[str, list[str]]
+    most: int
+    most_dead: int
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """An event as it waits: what ended and how, at a time by the store's clock.
+
+    Of a job it has the record's `model` and `state`, and its stored result, unless it succeeded. It is tried from
+    `since` on: from `at`, unless it was replayed.
+    """
+
+    id: str
+    kind: str
+    ending: str
+    at: float
+    about: str
+    model: str = ""
+    state: str = ""
+    meta: str = ""
+    since: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The id of what ended."""
+        return self.about.removeprefix(job_key(""))
+
+    @property
+    def begun(self) -> float:
+        """The time from which on it is tried."""
+        return self.since or self.at
+
+
+class DeadEvent(msgspec.Struct, frozen=True, array_like=True):
+    """An event that was given up: when by the store's clock, after so many attempts, and why."""
+
+    event: Event
+    at: float
+    attempts: int
+    fault: str
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """An endpoint that is ours for a lease, the attempts made for its first event, and that event as stored."""
+
+    endpoint: str
+    token: str
+    attempts: int
+    event: bytes
+
+
+decode_event = msgspec.msgpack.Decoder(Event).decode
+decode_dead = msgspec.msgpack.Decoder(DeadEvent).decode
+
+
+def announce_call(told: Told, event: str, kind: str, ending: str, name: str) -> Call:
+    """Adds the event with this id, that the thing of this kind and name ended, to outboxes, unless it was before."""
+    args = (webhook_outbox_key(""), webhook_dead_key(""), told.most, told.most_dead, event, kind, ending, name)
+    return Call("webhooks/announce", [WEBHOOKS_DUE, webhook_mark_key(event)], [*args, *told.endpoints[ending]])
+
+
+def take_call(router: str, lease: float, most: int) -> Call:
+    """Takes up to `most` endpoints whose first event is due."""
+    return Call("webhooks/take", [WEBHOOKS_DUE], [webhook_outbox_key(""), webhook_state_key(""), lease, most, router])
+
+
+def take_answer(answer: Sequence[bytes]) -> tuple[float, list[Taken]]:
+    """The store's time, and what was taken."""
+    parts = zip(answer[1::4], answer[2::4], answer[3::4], answer[4::4], strict=True)
+    taken = [Taken(one.decode(), token.decode(), int(tries), raw) for one, token, tries, raw in parts]
+    return float(answer[0]), taken
+
+
+def settle_call(
+    endpoint: str,
+    token: str,
+    outcome: Literal["delivered", "retry", "dead"],
+    *,
+    pause: float,
+    fault: str = "",
+    most_dead: int,
+) -> Call:
+    """Records the outcome of an attempt. `pause` is until the next attempt or, after the event's last, the lease."""
+    keys = [WEBHOOKS_DUE, webhook_outbox_key(endpoint), webhook_state_key(endpoint), webhook_dead_key(endpoint)]
+    return Call("webhooks/settle", keys, [endpoint, token, outcome, pause, fault, most_dead])
+
+
+def settle_answer(answer: bytes | None) -> Event | None:
+    """The next event of the endpoint; None if there is none to send now, or another router has the endpoint."""
+    return decode_event(answer) if answer else None
+
+
+def replay_call(endpoint: str, most: int, events: Sequence[str]) -> Call:
+    """Puts dead letters back into the outbox, all if no `events` are named; answers how many."""
+    keys = [WEBHOOKS_DUE, webhook_outbox_key(endpoint), webhook_dead_key(endpoint)]
+    return Call("webhooks/replay", keys, [endpoint, most, *events])
+
+
+def change_call(endpoint: str, before: bytes, after: bytes) -> Call:
+    """Adds, replaces or removes (`after` empty) an endpoint that is still as it was; answers 1 if that was so."""
+    keys = [
+        *(WEBHOOKS, WEBHOOKS_DUE),
+        *(webhook_outbox_key(endpoint), webhook_state_key(endpoint), webhook_dead_key(endpoint)),
+    ]
+    return Call("webhooks/change", keys, [endpoint, before, after])
+
+
+def view_commands(endpoint: str) -> list[tuple[Any, ...]]:
+    """Commands that read how many events wait, how many are dead, and the fault and attempts of the first one."""
+    state = webhook_state_key(endpoint)
+    return [
+        ("LLEN", webhook_outbox_key(endpoint)),
+        ("LLEN", webhook_dead_key(endpoint)),
+        ("HMGET", state, "fault", "attempts"),
+    ]

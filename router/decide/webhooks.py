@@ -1,0 +1,288 @@
+"""Webhooks: which endpoints are told, what they are sent and how it is signed, when it is tried again, and where to.
+
+Signatures follow the Standard Webhooks specification, https://github.com/standard-webhooks/standard-webhooks: a message
+is its id, its time and its body; a receiver accepts any of the signatures in its header.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+
+from broker.valkey.webhooks import Event, Told
+from tasks.topology import Webhooks
+from taxiway.contract.job import failure_of, read_meta
+from taxiway.errors import InvalidRequestError, quoted
+
+SECRET = "whsec_"
+"""Prefix of a secret; base64 follows."""
+
+SECRET_BYTES = 32
+"""Random bytes of a secret: the specification asks for 24 to 64."""
+
+MOST_URL = 2048
+"""Most characters of an endpoint's address."""
+
+Kind = Literal["job", "batch", "response"]
+"""What ends."""
+
+EventType = Literal[
+    "job.completed",
+    "job.failed",
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
+    "response.completed",
+    "response.failed",
+    "response.cancelled",
+    "response.incomplete",
+]
+"""What an endpoint can be told of."""
+
+_TYPES: Mapping[tuple[str, str], EventType] = {
+    **{tuple(one.split(".")): one for one in get_args(EventType)},
+    ("job", "cancelled"): "job.failed",
+}
+"""The event of each ending of each kind of thing."""
+
+
+class Secret(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A secret of an endpoint, and the time until which it signs; 0: indefinitely."""
+
+    text: str
+    until: float = 0.0
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a tenant's events go: an address, and the types of event that it is told of.
+
+    One that is `only_named` is told only of what a request named it for. The newest of the `secrets` is the first.
+    Times are Unix seconds.
+    """
+
+    id: str
+    tenant: str
+    name: str
+    url: str
+    event_types: tuple[EventType, ...]
+    only_named: bool = False
+    secrets: tuple[Secret, ...] = ()
+    created_at: int
+    updated_at: int
+
+    def signing(self, now: float) -> list[str]:
+        """The secrets that sign at `now`, the newest first."""
+        return [one.text for one in self.secrets if not one.until or now < one.until]
+
+    def rotated(self, secret: str, now: float, overlap: float) -> Endpoint:
+        """The endpoint with a new secret; the one before signs for `overlap` seconds more."""
+        until = now + overlap
+        kept = [Secret(one.text, min(one.until or until, until)) for one in self.secrets]
+        secrets = (Secret(secret), *(one for one in kept if one.until > now))
+        return msgspec.structs.replace(self, secrets=secrets, updated_at=int(now))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """All endpoints of the fleet; `rules` has their limits."""
+
+    rules: Webhooks = field(default_factory=Webhooks)
+    by_tenant: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    _known: dict[tuple[str, str | None], str] = field(default_factory=dict)  # what `record` answers
+
+    def __bool__(self) -> bool:
+        return bool(self.by_tenant)
+
+    def record(self, tenant: str, named: str | None) -> str:
+        """What the record of a tenant's job says of this; empty if nobody is told. Raises as `told` does."""
+        if not self.by_tenant and named is None:
+            return ""
+        known = self._known.get((tenant, named))
+        if known is None:
+            told = self.told("job", tenant, named)
+            known = self._known[tenant, named] = "" if told is None else msgspec.json.encode(told).decode()
+        return known
+
+    def told(self, kind: Kind, tenant: str, named: str | None) -> Told | None:
+        """Which endpoints are told when something of this kind ends; None if none is.
+
+        `named` is the endpoint that a request of the tenant named, by its id, its name or its address.
+
+        Raises:
+            InvalidRequestError: the tenant has no such endpoint.
+        """
+        own = self.by_tenant.get(tenant, ())
+        chosen = [one for one in own if not one.only_named]
+        if named is not None:
+            found = [one for one in own if named in (one.id, one.name, one.url)]
+            if not found:
+                message = f"webhook: expected the name, id or address of an endpoint of the tenant, got {quoted(named)}"
+                raise InvalidRequestError(message, field="webhook")
+            chosen += [one for one in found if one.only_named]
+        told = {ending: [one.id for one in chosen if type in one.event_types] for ending, type in _endings(kind)}
+        told = {ending: ids for ending, ids in told.items() if ids}
+        if not told:
+            return None
+        return Told(told, self.rules.waiting, self.rules.dead)
+
+
+def _endings(kind: Kind) -> list[tuple[str, EventType]]:
+    return [(ending, type) for (one, ending), type in _TYPES.items() if one == kind]
+
+
+def secret_from(random: bytes) -> str:
+    """The secret that is made of random bytes."""
+    return SECRET + base64.b64encode(random).decode()
+
+
+def hint_of(endpoint: Endpoint) -> str:
+    """What may be shown of an endpoint's secret."""
+    return f"{SECRET}…{endpoint.secrets[0].text[-4:]}" if endpoint.secrets else ""
+
+
+def event_id(*parts: str) -> str:
+    """The id of the event of what these name: the same whenever, and by whichever router, it is told of."""
+    return hashlib.sha1("\n".join(parts).encode()).hexdigest()[:32]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What is sent: its id and body, the same at each attempt."""
+
+    id: str
+    body: bytes
+
+
+def message_of(event: Event) -> Message:
+    """The message for an event, in OpenAI's form. It says what ended, and not what came out."""
+    data: dict[str, Any] = {"id": event.name}
+    if event.kind == "job":
+        data |= {"model": event.model, "state": event.state}
+        with contextlib.suppress(msgspec.MsgspecError):  # empty where it succeeded, or the reason is too long
+            failure = failure_of(read_meta(event.meta))
+            data |= {} if failure is None else {"error": {"code": failure.code, "message": failure.message}}
+    name, type = f"evt_{event.id}", _TYPES[event.kind, event.ending]
+    content = {"object": "event", "id": name, "type": type, "created_at": int(event.at), "data": data}
+    return Message(name, msgspec.json.encode(content))
+
+
+def headers_of(message: Message, secrets: Iterable[str], now: float) -> dict[str, str]:
+    """The headers of an attempt at `now`, a Unix time, signed with each of the secrets."""
+    at = str(int(now))
+    signed = f"{message.id}.{at}.".encode() + message.body
+    return {
+        "content-type": "application/json",
+        "user-agent": "taxiway",
+        "webhook-id": message.id,
+        "webhook-timestamp": at,
+        "webhook-signature": " ".join(f"v1,{_signature(secret, signed)}" for secret in secrets),
+    }
+
+
+def _signature(secret: str, signed: bytes) -> str:
+    key = base64.b64decode(secret.removeprefix(SECRET))
+    return base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of an attempt: the status of the answer, 0 if there was none, and why not.
+
+    `retry_after` is the number of seconds that the answer asks to wait.
+    """
+
+    status: int
+    fault: str = ""
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from an attempt; `pause` is the time until the next one, `fault` why there is one, or none."""
+
+    outcome: Literal["delivered", "retry", "dead"]
+    pause: float = 0.0
+    fault: str = ""
+
+
+_GONE = 410
+
+
+def judge(attempt: Attempt, *, before: int, begun: float, now: float, draw: float, rules: Webhooks) -> Verdict:
+    """What follows from an attempt for an event that was tried `before` times, from `begun` on.
+
+    The last attempt is made when `rules.retry` seconds are over. `draw`, from 0 to 1, spreads the pauses by a fifth.
+    """
+    if 200 <= attempt.status < 300:
+        return Verdict("delivered")
+    fault = attempt.fault or f"the endpoint answered {attempt.status}"
+    left = begun + rules.retry - now
+    if attempt.status == _GONE or left <= 0:
+        return Verdict("dead", fault=fault)
+    pause = min(rules.pause * 2.0 ** min(before, 64), rules.longest_pause) * (0.9 + 0.2 * draw)
+    pause = max(pause, min(attempt.retry_after, rules.longest_pause))
+    return Verdict("retry", min(pause, left), fault)
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_NEVER_PUBLIC = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "fec0::/10", "64:ff9b:1::/48")))
+"""Networks that `ipaddress` of some release takes for public: Azure's service for its own machines, those of IETF
+protocols, site-local, local NAT64."""
+
+
+def forbidden(host: str, networks: Sequence[str]) -> str:
+    """Why events must not go to an IP address; empty if they may, because it is public, or in one of `networks`."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    for one in _meant(address):
+        public = one.is_global and not one.is_multicast and not any(one in network for network in _NEVER_PUBLIC)
+        if not public and not any(one in ipaddress.ip_network(network) for network in networks):
+            return f"{host} is not a public address, and in no network that webhooks.networks allows"
+    return ""
+
+
+def _meant(address: _Address) -> list[_Address]:
+    """The addresses to one of which a packet may go: also the IPv4 addresses that an IPv6 address embeds."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    mapped = address.ipv4_mapped
+    if mapped is not None:
+        return [mapped]
+    embedded = [address.sixtofour, *(address.teredo or ())]
+    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
+        embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    inner: list[_Address] = [one for one in embedded if one is not None]
+    return [*inner] if address in _NAT64 else [address, *inner]
+
+
+def check_url(url: str, rules: Webhooks) -> None:
+    """Check the address of an endpoint, as far as that is possible without resolving its name.
+
+    Raises:
+        InvalidRequestError: it is malformed, not https:// where that is required, or names a forbidden address.
+    """
+    expected = "https:// or http://" if rules.http else "https://"
+    wrong = InvalidRequestError(f"url: expected an address that begins with {expected}, got {quoted(url)}", field="url")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise wrong from error
+    schemes = ("https", "http") if rules.http else ("https",)
+    if parts.scheme not in schemes or not host or len(url) > MOST_URL or not url.isascii() or not url.isprintable():
+        raise wrong
+    if parts.username is not None or parts.fragment:
+        raise InvalidRequestError("url: expected one without a user and a fragment", field="url")
+    with contextlib.suppress(ValueError):  # a name: its addresses are checked when it is connected to
+        if why := forbidden(host, rules.networks):
+            raise InvalidRequestError(f"url: {why}", field="url")

@@ -1,0 +1,386 @@
+"""Webhooks of one router: the endpoints as the store has them, and the delivery of events to them.
+
+Every router reads the endpoints once a second, and delivers. An endpoint is one router's for a lease, so it gets one
+event at a time, in order. An event is delivered at least once: when a router dies after the endpoint took an event and
+before that is recorded, another router sends it again under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import secrets
+import socket
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from random import random
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from broker.valkey.webhooks import (
+    DeadEvent,
+    Event,
+    Taken,
+    announce_call,
+    change_call,
+    decode_dead,
+    decode_event,
+    replay_call,
+    settle_answer,
+    settle_call,
+    take_answer,
+    take_call,
+    view_commands,
+)
+from router.decide.webhooks import (
+    SECRET_BYTES,
+    Attempt,
+    Endpoint,
+    Endpoints,
+    EventType,
+    Kind,
+    Message,
+    Secret,
+    check_url,
+    event_id,
+    forbidden,
+    headers_of,
+    judge,
+    message_of,
+    secret_from,
+)
+from router.service.admission import Rules
+from router.service.store import Store
+from taxiway.connection import AsyncConnection
+from taxiway.contract.keys import WEBHOOKS, webhook_dead_key
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, UnknownObjectError, cut, quoted
+from taxiway.valkey import fleet_errors
+
+logger = logging.getLogger(__name__)
+
+LOOK = 1.0
+"""Seconds between two readings of the endpoints: a change is in force at every router after this time."""
+
+POLL = 0.25
+"""Seconds between two looks for due events, if there are endpoints."""
+
+SPARE = 2.0
+"""Seconds by which a lease is longer than an attempt may take: enough to record its outcome."""
+
+AT_ONCE = 64
+"""Endpoints that one router delivers to at the same time."""
+
+MOST_ANSWER = 65_536
+"""Bytes of an endpoint's answer that are read, and ignored, so that the connection can be used again."""
+
+_SERVER = "state store"
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Endpoint).decode
+
+
+class Webhooks:
+    """The endpoints, and deliveries to them. `outcomes` counts this router's attempts by what followed from each."""
+
+    def __init__(self, url: str, store: Store, rules: Rules, name: str) -> None:
+        self.outcomes: Counter[tuple[str, ...]] = Counter()
+        self._connection = AsyncConnection(url)
+        self._store = store
+        self._rules = rules
+        self._limits = rules.topology.webhooks
+        self._name = name
+        self._raw: dict[str, bytes] = {}
+        self._known: dict[str, Endpoint] = {}
+        self._deliveries: dict[str, asyncio.Task[None]] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._leaving = False
+
+    async def read(self) -> None:
+        """Read the endpoints; jobs that are admitted from now on are told to them."""
+        with fleet_errors(_SERVER):
+            flat = await self._connection.call("HGETALL", WEBHOOKS)
+        raw = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        if raw == self._raw:
+            return
+        self._raw, self._known = raw, {name: one for name, value in raw.items() if (one := _read(name, value))}
+        by_tenant = defaultdict[str, list[Endpoint]](list)
+        for one in sorted(self._known.values(), key=lambda one: (one.created_at, one.id)):
+            by_tenant[one.tenant].append(one)
+        own = {tenant: tuple(endpoints) for tenant, endpoints in by_tenant.items()}
+        self._rules.webhooks = Endpoints(self._limits, own)
+
+    async def run(self) -> None:
+        """Read the endpoints and deliver until cancelled; outages are logged by other loops."""
+        clock, read_at = asyncio.get_running_loop().time, 0.0
+        while True:
+            with contextlib.suppress(BrokerUnavailableError):
+                if clock() - read_at >= LOOK:
+                    await self.read()
+                    read_at = clock()
+                if self._known and not self._leaving:
+                    await self._take()
+            await asyncio.sleep(POLL)
+
+    async def retire(self) -> None:
+        """Begin no attempt, and finish those in progress."""
+        self._leaving = True
+        if self._deliveries:
+            await asyncio.wait(self._deliveries.values(), timeout=self._limits.timeout)
+
+    async def close(self) -> None:
+        """Stop; events whose attempts are in progress are sent again by another router."""
+        for delivery in self._deliveries.values():
+            delivery.cancel()
+        await asyncio.gather(*self._deliveries.values(), return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+        self._connection.close()
+
+    async def announce(self, kind: Kind, ending: str, name: str, tenant: str, named: str | None = None) -> None:
+        """Tell the tenant's endpoints that a batch or response ended; `named` is the one that its request named.
+
+        It may be called again, also by other routers: what was told is not told again.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        try:
+            told = self._rules.webhooks.told(kind, tenant, named)
+        except InvalidRequestError:  # it was removed since
+            told = self._rules.webhooks.told(kind, tenant, None)
+        if told is not None and told.endpoints.get(ending):
+            with fleet_errors(_SERVER):
+                await self._connection.run(announce_call(told, event_id(kind, name, ending), kind, ending, name))
+
+    async def _take(self) -> None:
+        self._store.stored_now()  # raises until the store's time is known: signatures have it
+        self._deliveries = {name: task for name, task in self._deliveries.items() if not task.done()}
+        free = AT_ONCE - len(self._deliveries)
+        if free <= 0:
+            return
+        with fleet_errors(_SERVER):
+            _, taken = take_answer(await self._connection.run(take_call(self._name, self._lease, free)))
+        for one in taken:
+            if one.endpoint not in self._deliveries:  # else its lease passed: that delivery is fenced, and ends
+                self._deliveries[one.endpoint] = asyncio.create_task(self._deliver(one))
+
+    @property
+    def _lease(self) -> float:
+        return self._limits.timeout + SPARE
+
+    async def _deliver(self, taken: Taken) -> None:
+        """Send an endpoint its events, one after the other, until one fails or none is left."""
+        before = taken.attempts
+        try:
+            event: Event | None = decode_event(taken.event)
+            if taken.endpoint not in self._known:
+                await self._forget(taken.endpoint)
+            while event is not None and not self._leaving and (endpoint := self._known.get(taken.endpoint)):
+                event, before = await self._attempt(endpoint, taken.token, event, before), 0
+        except BrokerUnavailableError as error:  # the lease passes
+            logger.warning("webhook outcome not recorded", extra={"endpoint": taken.endpoint, "error": error.message})
+        except Exception:
+            logger.exception("webhook delivery failed", extra={"endpoint": taken.endpoint})
+
+    async def _attempt(self, endpoint: Endpoint, token: str, event: Event, before: int) -> Event | None:
+        """Send an event once, and record the outcome; returns the next event to send."""
+        attempt = await self._post(endpoint, message_of(event))
+        now = self._store.now()
+        verdict = judge(attempt, before=before, begun=event.begun, now=now, draw=random(), rules=self._limits)
+        self.outcomes[verdict.outcome,] += 1
+        if verdict.outcome == "dead":
+            logger.warning("webhook event given up", extra={"endpoint": endpoint.id, "fault": verdict.fault})
+        lease = 0.0 if self._leaving else self._lease
+        call = settle_call(
+            endpoint.id,
+            token,
+            verdict.outcome,
+            pause=verdict.pause if verdict.outcome == "retry" else lease,
+            fault=verdict.fault,
+            most_dead=self._limits.dead,
+        )
+        with fleet_errors(_SERVER):
+            return settle_answer(await self._connection.run(call))
+
+    async def _post(self, endpoint: Endpoint, message: Message) -> Attempt:
+        now = self._store.now()
+        headers = headers_of(message, endpoint.signing(now), now)
+        try:
+            sent = self._open().post(endpoint.url, data=message.body, headers=headers, allow_redirects=False)
+            async with sent as answer:
+                with contextlib.suppress(aiohttp.ClientError, asyncio.IncompleteReadError, TimeoutError):
+                    await answer.content.readexactly(MOST_ANSWER)
+                return _answered(answer)
+        except aiohttp.ClientConnectorError as error:
+            return Attempt(0, f"cannot connect: {cut(error.os_error.strerror or str(error.os_error))}")
+        except TimeoutError:
+            return Attempt(0, f"no answer within {self._limits.timeout:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Attempt(0, cut(f"{type(error).__name__}: {error}"))
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=AT_ONCE, socket_factory=guarded(self._limits.networks)),
+                timeout=aiohttp.ClientTimeout(total=self._limits.timeout),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # what is compressed may be large
+                trust_env=False,  # a proxy would connect in place of the guard
+            )
+        return self._session
+
+    async def _forget(self, name: str) -> None:
+        """Remove what waits for an endpoint that is not there: a job that named it ended after it was removed."""
+        await self.read()
+        if name not in self._known:
+            await self._change(name, b"", b"")
+
+    async def add(
+        self, *, tenant: str, name: str, url: str, event_types: Sequence[EventType], only_named: bool = False
+    ) -> Endpoint:
+        """Register an endpoint, with a new secret.
+
+        Raises:
+            InvalidRequestError: its address is not allowed, or the tenant has as many as it may.
+        """
+        check_url(url, self._limits)
+        await self.read()
+        most = self._limits.endpoints
+        if len(self._rules.webhooks.by_tenant.get(tenant, ())) >= most:
+            message = f"tenant {quoted(tenant)} has {most} webhook endpoints (limit webhooks.endpoints)"
+            raise InvalidRequestError(message, field="tenant")
+        now = self._store.stored_now()
+        endpoint = Endpoint(
+            id=f"we_{secrets.token_hex(12)}",
+            tenant=tenant,
+            name=name,
+            url=url,
+            event_types=tuple(dict.fromkeys(event_types)),
+            only_named=only_named,
+            secrets=(Secret(_new_secret()),),
+            created_at=int(now),
+            updated_at=int(now),
+        )
+        await self._change(endpoint.id, b"", _encode(endpoint))
+        return endpoint
+
+    async def replace(self, name: str, tenant: str | None, **fields: Any) -> Endpoint:
+        """Change fields of an endpoint. Raises as `get` and `add` do."""
+        if "url" in fields:
+            check_url(fields["url"], self._limits)
+        now = int(self._store.stored_now())
+        return await self._changed(name, tenant, lambda one: msgspec.structs.replace(one, updated_at=now, **fields))
+
+    async def rotate(self, name: str, tenant: str | None, *, overlap: bool = True) -> Endpoint:
+        """Give an endpoint a new secret; the one before signs too for `webhooks.overlap` seconds, with `overlap`."""
+        seconds = self._limits.overlap if overlap else 0.0
+        now, secret = self._store.stored_now(), _new_secret()
+        return await self._changed(name, tenant, lambda one: one.rotated(secret, now, seconds))
+
+    async def remove(self, name: str, tenant: str | None) -> None:
+        """Remove an endpoint with all that waits for it. Raises as `get` does."""
+        await self.get(name, tenant)
+        while name in self._known and not await self._change(name, self._raw[name], b""):
+            pass
+
+    async def get(self, name: str, tenant: str | None) -> Endpoint:
+        """An endpoint that a caller of `tenant` may see; None may see all.
+
+        Raises:
+            UnknownObjectError: there is none.
+        """
+        await self.read()
+        found = self._known.get(name)
+        if found is None or tenant not in (None, found.tenant):
+            raise UnknownObjectError(f"no webhook endpoint {quoted(name)} is known", webhook_endpoint=name)
+        return found
+
+    async def all(self, tenant: str | None) -> list[Endpoint]:
+        """The endpoints of a tenant, or of all, the latest first."""
+        await self.read()
+        found = [one for one in self._known.values() if tenant in (None, one.tenant)]
+        return sorted(found, key=lambda one: (-one.created_at, one.id))
+
+    async def view(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, int, str]]:
+        """How many events wait for each endpoint, how many dead letters it has, and why the first event waits."""
+        with fleet_errors(_SERVER):
+            answers = await self._connection.calls(*(part for one in endpoints for part in view_commands(one.id)))
+        trios = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
+        return [(int(waiting), int(dead), (fault or b"").decode()) for waiting, dead, (fault, _) in trios]
+
+    async def figures(self) -> tuple[int, int]:
+        """How many events wait in the fleet, and how many are dead letters."""
+        found = await self.view([*self._known.values()])
+        return sum(waiting for waiting, _, _ in found), sum(dead for _, dead, _ in found)
+
+    async def dead(self, name: str, most: int) -> list[DeadEvent]:
+        """An endpoint's dead letters, the latest first."""
+        with fleet_errors(_SERVER):
+            return [*map(decode_dead, await self._connection.call("LRANGE", webhook_dead_key(name), 0, most - 1))]
+
+    async def replay(self, name: str, events: Sequence[str]) -> int:
+        """Send dead letters again, all if no `events` are named; returns how many."""
+        with fleet_errors(_SERVER):
+            return int(await self._connection.run(replay_call(name, self._limits.waiting, events)))
+
+    async def test(self, endpoint: Endpoint, type: EventType) -> int:
+        """Send a sample event at once, beside the outbox; returns the status of the answer.
+
+        Raises:
+            InvalidRequestError: there was no answer.
+        """
+        kind, _, ending = type.partition(".")
+        now = self._store.stored_now()
+        name = f"{'resp' if kind == 'response' else kind}_test"
+        attempt = await self._post(endpoint, message_of(Event(secrets.token_hex(16), kind, ending, now, name)))
+        if not attempt.status:
+            raise InvalidRequestError(f"url: {attempt.fault}", field="url")
+        return attempt.status
+
+    async def _changed(self, name: str, tenant: str | None, change: Callable[[Endpoint], Endpoint]) -> Endpoint:
+        while True:
+            after = change(await self.get(name, tenant))
+            if await self._change(name, self._raw[name], _encode(after)):
+                return after
+
+    async def _change(self, name: str, before: bytes, after: bytes) -> bool:
+        with fleet_errors(_SERVER):
+            done = bool(await self._connection.run(change_call(name, before, after)))
+        await self.read()
+        return done
+
+
+def _read(name: str, raw: bytes) -> Endpoint | None:
+    """An endpoint as stored; None if another release wrote it in a form that this one does not know."""
+    try:
+        return _decode(raw)
+    except msgspec.MsgspecError as error:
+        logger.error("webhook endpoint not read", extra={"endpoint": name, "error": str(error)})
+        return None
+
+
+def guarded(networks: Sequence[str]) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
+    """Makes the socket for each address that is about to be connected to, if events may go there.
+
+    So a name that is resolved anew is checked anew, and an address that stands in place of a name is checked too.
+    """
+
+    def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if why := forbidden(str(address[0]), networks):
+            raise PermissionError(errno.EACCES, why)
+        return socket.socket(family, kind, protocol)
+
+    return open_socket
+
+
+def _answered(answer: aiohttp.ClientResponse) -> Attempt:
+    asked = answer.headers.get("retry-after", "")
+    return Attempt(answer.status, retry_after=float(asked) if asked.isdecimal() and len(asked) < 9 else 0.0)
+
+
+def _new_secret() -> str:
+    return secret_from(secrets.token_bytes(SECRET_BYTES))

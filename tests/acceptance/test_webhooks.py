@@ -1,0 +1,52 @@
+"""Webhooks on a fleet as an operator starts it: by the command line, and with its router killed as it delivers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import msgspec
+import openai
+import yaml
+from standardwebhooks import Webhook
+
+from tasks.settings import TREE
+from taxiway import Client
+from tests.acceptance.running import start_fleet, taxiway
+from tests.receiver import receiving
+from tests.waiting import until
+
+RULES = {"http": True, "networks": ["127.0.0.0/8"], "timeout": 1}
+JOBS = 20
+
+
+def test_a_fleet_whose_router_is_killed_as_it_delivers_tells_of_every_job(tmp_path: Path) -> None:
+    queues = yaml.safe_load((TREE / "queues.yaml").read_text()) | {"webhooks": RULES}
+    (tmp_path / "queues.yaml").write_text(yaml.safe_dump(queues))
+    settings = {"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml"), "TAXIWAY_DATA": str(tmp_path / "data")}
+    fleet = start_fleet(tmp_path / "data", "--no-flower", "--workers", "cpu.batch=1", settings=settings)
+    killed = threading.Event()
+    try:
+        with receiving() as receiver, Client(fleet.broker) as client:
+            receiver.answer = lambda _: (200 if killed.wait(30) else 500, {})
+            told = ("--event", "job.completed", "--event", "job.failed", "--json")
+            made = msgspec.json.decode(taxiway("webhooks", "add", "mine", receiver.url, *told, settings=settings))
+            jobs = [client.submit("echo", str(turn), webhook="mine").id for turn in range(JOBS)]
+            assert until(lambda: bool(receiver.deliveries))
+            os.kill(fleet.router_pid, signal.SIGKILL)
+            killed.set()
+            assert until(lambda: {one["data"]["id"] for one in receiver.events} == {*jobs}, patience=60)
+
+        for delivery in receiver.deliveries:
+            Webhook(made["signing_secret"]).verify(delivery.body, delivery.headers)
+            with openai.OpenAI(api_key="none", webhook_secret=made["signing_secret"]) as sdk:
+                event: object = sdk.webhooks.unwrap(delivery.body, delivery.headers)
+                assert getattr(event, "type", None) == "job.completed"
+        ids = {one.event["data"]["id"]: one.headers["webhook-id"] for one in receiver.deliveries}
+        assert len({one.headers["webhook-id"] for one in receiver.deliveries}) == len(ids) == JOBS
+        (listed,) = msgspec.json.decode(taxiway("webhooks", "list", "--json", settings=settings))
+        assert (listed["waiting"], listed["dead"], "signing_secret" in listed) == (0, 0, False)
+    finally:
+        taxiway("down", "--data", str(tmp_path / "data"))

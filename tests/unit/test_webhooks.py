@@ -1,0 +1,210 @@
+"""Webhooks' decisions: who is told, signatures, when it is tried again, and where events may go."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.valkey.webhooks import Event
+from router.decide.webhooks import (
+    Attempt,
+    Endpoint,
+    Endpoints,
+    EventType,
+    Message,
+    Secret,
+    check_url,
+    forbidden,
+    headers_of,
+    judge,
+    message_of,
+    secret_from,
+)
+from tasks.topology import Webhooks
+from taxiway.contract.job import failure_meta
+from taxiway.contract.keys import job_key
+from taxiway.errors import ExecutionError, InvalidRequestError
+
+RULES = Webhooks()
+keys = st.binary(min_size=24, max_size=64)
+
+
+def endpoint(name: str = "one", *types: EventType, **more: Any) -> Endpoint:
+    return Endpoint(
+        id=f"we_{name}",
+        tenant="lab",
+        name=name,
+        url=f"https://{name}.example/",
+        event_types=types or get_args(EventType),
+        created_at=1,
+        updated_at=1,
+        **more,
+    )
+
+
+def test_a_signature_is_that_of_the_specifications_example() -> None:
+    message = Message("msg_loFOjxBNrRLzqYUf", b'{"event_type":"ping","data":{"success":true}}')
+    headers = headers_of(message, ["whsec_plJ3nmyCDGBKInavdOK15jsl"], 1731705121.9)
+    assert headers["webhook-id"] == "msg_loFOjxBNrRLzqYUf"
+    assert headers["webhook-timestamp"] == "1731705121"
+    assert headers["webhook-signature"] == "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0="
+
+
+@given(body=st.binary(max_size=200), own=st.lists(keys, min_size=1, max_size=3), now=st.floats(0, 4e9))
+def test_each_secret_signs_as_it_does_alone(body: bytes, own: list[bytes], now: float) -> None:
+    message, secrets = Message("evt_1", body), [secret_from(one) for one in own]
+    alone = [headers_of(message, [secret], now)["webhook-signature"] for secret in secrets]
+    assert headers_of(message, secrets, now)["webhook-signature"].split(" ") == alone
+
+
+@given(
+    before=st.integers(0, 10_000),
+    age=st.floats(0, 200_000),
+    draw=st.floats(0, 1),
+    status=st.sampled_from((0, 302, 400, 429, 500, 503)),
+    retry_after=st.floats(0, 1e9),
+)
+def test_an_event_is_tried_until_its_time_is_over_and_not_beyond(
+    before: int, age: float, draw: float, status: int, retry_after: float
+) -> None:
+    attempt = Attempt(status, retry_after=retry_after)
+    verdict = judge(attempt, before=before, begun=1000.0, now=1000.0 + age, draw=draw, rules=RULES)
+
+    assert verdict.outcome == ("dead" if age >= RULES.retry else "retry")
+    assert verdict.fault
+    if verdict.outcome == "retry":
+        assert 0 < verdict.pause <= min(RULES.longest_pause * 1.1, RULES.retry - age)
+
+
+@given(before=st.integers(0, 9))
+def test_pauses_double_within_a_tenth(before: int) -> None:
+    verdict = judge(Attempt(500), before=before, begun=0.0, now=0.0, draw=0.5, rules=RULES)
+    assert verdict.pause == pytest.approx(RULES.pause * 2**before)
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(200, "delivered"), (204, "delivered"), (410, "dead"), (404, "retry")])
+def test_an_answer_decides_by_its_status(status: int, outcome: str) -> None:
+    assert judge(Attempt(status), before=0, begun=0.0, now=0.0, draw=0.5, rules=RULES).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.100.100.200", "0.0.0.0"),
+        *("168.63.129.16", "224.0.0.1", "255.255.255.255", "198.18.0.1", "192.0.0.8"),
+        *("::1", "::", "fe80::1%eth0", "fd00:ec2::254", "fec0::1", "ff02::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1"),
+        *("64:ff9b::169.254.169.254", "64:ff9b:1::1", "2002:7f00:1::", "::7f00:1", "2001:0:a00:1::1"),
+    ],
+)
+def test_a_private_address_is_forbidden_in_every_form(host: str) -> None:
+    assert host in forbidden(host, ())
+
+
+@pytest.mark.parametrize("host", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"])
+def test_a_public_address_is_allowed(host: str) -> None:
+    assert forbidden(host, ()) == ""
+
+
+@given(st.ip_addresses(v=4))
+def test_no_form_of_an_ipv4_address_is_allowed_unless_the_address_is(address: ipaddress.IPv4Address) -> None:
+    mapped, translated = f"::ffff:{address}", f"64:ff9b::{address}"
+    if forbidden(str(address), ()):
+        assert forbidden(mapped, ()) and forbidden(translated, ())
+    else:
+        assert not forbidden(mapped, ()) and not forbidden(translated, ())
+
+
+def test_a_network_that_is_named_is_allowed_and_no_other() -> None:
+    networks = ("10.0.0.0/8", "fd00::/8")
+    assert [forbidden(host, networks) for host in ("10.1.2.3", "fd00::1", "::ffff:10.1.2.3")] == [""] * 3
+    assert forbidden("192.168.0.1", networks)
+    assert forbidden("2002:c0a8:1::", networks)  # embeds 192.168.0.1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "https://", "http://a.example/", "ftp://a.example", "https://u:p@a.example/", "https://a.example/#x"),
+        *("https://a.example:x/", "https://10.0.0.1/", "https://[::1]/", "https://a.example/\n", "https://é.example/"),
+        "https://a.example/" + "x" * 2048,
+    ],
+)
+def test_an_address_that_cannot_be_or_must_not_be_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^url: "):
+        check_url(url, RULES)
+
+
+def test_http_is_allowed_where_the_rules_say_so() -> None:
+    check_url("https://a.example:8443/hook?x=1", RULES)
+    check_url("http://a.example/", Webhooks(http=True))
+
+
+def test_only_those_are_told_that_asked_for_the_ending_or_were_named() -> None:
+    ends = endpoint("ends", "job.completed", "batch.completed")
+    fails = endpoint("fails", "job.failed")
+    named = endpoint("named", only_named=True)
+    endpoints = Endpoints(RULES, {"lab": (ends, fails, named)})
+
+    def told(named: str | None, tenant: str = "lab") -> dict[str, list[str]]:
+        found = endpoints.told("job", tenant, named)
+        return {} if found is None else found.endpoints
+
+    assert told(None) == {"completed": ["we_ends"], "failed": ["we_fails"], "cancelled": ["we_fails"]}
+    assert told("named")["failed"] == ["we_fails", "we_named"]
+    assert told("ends") == told(None)
+    assert told(None, "shop") == {}
+    for tenant, name in (("lab", "nobody"), ("shop", "ends")):
+        with pytest.raises(InvalidRequestError, match=r"^webhook: "):
+            told(name, tenant)
+
+
+def test_nothing_is_recorded_where_nobody_is_told() -> None:
+    assert Endpoints().record("lab", None) == ""
+    with pytest.raises(InvalidRequestError):
+        Endpoints().record("lab", "one")
+    endpoints = Endpoints(RULES, {"lab": (endpoint("one", "job.failed"),)})
+    told = {"failed": ["we_one"], "cancelled": ["we_one"]}
+    assert msgspec.json.decode(endpoints.record("lab", None)) == {
+        "endpoints": told,
+        "most": RULES.waiting,
+        "most_dead": RULES.dead,
+    }
+    assert Endpoints(RULES, {"lab": (endpoint("one", "batch.failed"),)}).record("lab", None) == ""
+
+
+def test_a_secret_signs_until_its_overlap_is_over() -> None:
+    first = endpoint(secrets=(Secret("a"),))
+    second = first.rotated("b", now=100.0, overlap=10.0)
+    assert (second.signing(105.0), second.signing(110.0)) == (["b", "a"], ["b"])
+    assert second.rotated("c", now=105.0, overlap=10.0).signing(109.0) == ["c", "b", "a"]
+    assert second.rotated("c", now=105.0, overlap=10.0).signing(112.0) == ["c", "b"]
+    assert second.rotated("c", now=105.0, overlap=0.0).signing(105.0) == ["c"]
+
+
+def test_a_message_is_the_same_at_each_attempt_and_says_why_a_job_failed() -> None:
+    meta = failure_meta("j", ExecutionError("no such tool")).decode()
+    event = Event("1", "job", "cancelled", 5.5, job_key("j"), "talk:1", "cancelled", meta)
+    message = message_of(event)
+    assert message == message_of(msgspec.structs.replace(event, since=99.0))
+    assert msgspec.json.decode(message.body) == {
+        "object": "event",
+        "id": "evt_1",
+        "type": "job.failed",
+        "created_at": 5,
+        "data": {
+            "id": "j",
+            "model": "talk:1",
+            "state": "cancelled",
+            "error": {"code": "execution_failed", "message": "no such tool"},
+        },
+    }
+
+
+def test_a_reason_that_cannot_be_read_is_left_out() -> None:
+    message = message_of(Event("1", "job", "failed", 5.5, job_key("j"), "talk:1", "failed", "not JSON"))
+    assert "error" not in msgspec.json.decode(message.body)["data"]
