@@ -109,8 +109,10 @@ def _worker(classes: Iterable[str]) -> str:
         _grant("+zadd", [f"%W~{keys.WEBHOOKS_DUE}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
         _grant("+get", [f"%R~{keys.RELOADS}"]),
+        _grant("+hgetall", [f"%R~{keys.CONTROLS}"]),
         _grant(
-            "+eval +evalsha", [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS))]
+            "+eval +evalsha",
+            [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS, keys.CONTROLS))],
         ),
     ]
     return " ".join([_GREETING, _SERVING, "+waitaof", *owns, *_CHANNELS, *grants])

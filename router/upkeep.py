@@ -163,7 +163,8 @@ class Housekeeping(Duty):
 
     async def _publish_models(self) -> None:
         """Publish the content of `GET /v2/models` to clients of the broker, when it has changed or needs renewal."""
-        listed, now = msgspec.json.encode(model_list(self._rules.catalogue, self._fleet.snapshot)), time.monotonic()
+        rules, now = self._rules, time.monotonic()
+        listed = msgspec.json.encode(model_list(rules.catalogue, self._fleet.snapshot, rules.unloaded))
         published, at = self._published
         if published != listed or now - at > PUBLISH:
             await self._store.publish_models(listed)

@@ -7,7 +7,7 @@ since their start; `OutcomeCounters` sums their increments.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -22,6 +22,7 @@ from router.decide.classify import Constraints, classify
 from router.decide.plan import STALE, Cell, Followed, Tuned, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
+from router.service.admission import UNLOADED
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
 from tasks.heartbeat import BOUNDS, HEARTBEAT, DeviceFacts, Done, Ran, Use, empty, is_emulated
@@ -99,8 +100,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     lost the state store. `held` counts the held jobs, `dead` the dead letters, `webhooks_waiting` and `webhooks_dead`
     the events that wait for webhook endpoints, and those given up. `disabled` gives by name why models are
     not served. `outdated` gives by name and version which models are served as they were before their file became
-    invalid. The processes in `restart` use a queues.yaml that has changed since they started. `plan` is None if
-    there is neither a plan nor a tuner.
+    invalid; operators took those in `unloaded` out of service. The processes in `restart` use a queues.yaml that has
+    changed since they started. `plan` is None if there is neither a plan nor a tuner.
     """
 
     stale: bool
@@ -113,6 +114,7 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     silent: dict[str, float] = {}
     disabled: Mapping[str, str] = {}
     outdated: Mapping[str, str] = {}
+    unloaded: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
     plan: PlanView | None = None
     webhooks_waiting: int = 0
@@ -255,18 +257,19 @@ def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
     }
 
 
-def model_list(catalogue: Catalogue, fleet: FleetSnapshot) -> list[dict[str, Any]]:
+def model_list(catalogue: Catalogue, fleet: FleetSnapshot, unloaded: Collection[str] = ()) -> list[dict[str, Any]]:
     """Every model by name: versions and aliases, plus variants and summary of the version that the bare name means.
 
     A second name has the versions and variants of the model that it leads to, and that model's `alias_of`.
     `disabled` is why the bare name is not served. `problems` lists other faults: invalid files of other versions, or of
-    a version still served from before its file became invalid; and, by variant, why live devices could not load it.
+    a version still served from before its file became invalid; versions that an operator unloaded; and, by variant, why
+    live devices could not load it.
     """
     names = {m.name for m in catalogue.models.values()} | {_bare(reference) for reference in catalogue.disabled}
-    return [_listed(catalogue, name, fleet) for name in sorted(names | catalogue.others.keys())]
+    return [_listed(catalogue, name, fleet, unloaded) for name in sorted(names | catalogue.others.keys())]
 
 
-def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot) -> dict[str, Any]:
+def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot, unloaded: Collection[str]) -> dict[str, Any]:
     versions = catalogue.versions(name)
     current = catalogue.resolve(name) if catalogue.serves(name) else None
     entry = {
@@ -278,7 +281,8 @@ def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot) -> dict[str, 
     }
     if current is not None and name in catalogue.others:
         entry["alias_of"] = current.id
-    problems = _problems(catalogue, name) | ({} if current is None else _unloadable(current, fleet))
+    out = {m.id: UNLOADED for m in versions if m.id in unloaded}
+    problems = _problems(catalogue, name) | out | ({} if current is None else _unloadable(current, fleet))
     if current is None and name in problems:
         entry["disabled"] = problems.pop(name)
     return entry | ({"problems": problems} if problems else {})
@@ -313,8 +317,10 @@ def _bare(reference: str) -> str:
     return reference.partition(":")[0]
 
 
-def unready(model: Model, topology: Topology, fleet: FleetSnapshot) -> str:
-    """Why no live device has or can load the model; empty if one does."""
+def unready(model: Model, topology: Topology, fleet: FleetSnapshot, unloaded: Collection[str] = ()) -> str:
+    """Why the model takes no requests, or no live device has or can load it; empty if one does."""
+    if model.id in unloaded:
+        return UNLOADED
     if fleet.stale:
         return "the fleet snapshot is stale"
     candidates, refusals = classify(model, Constraints(), topology, fleet)

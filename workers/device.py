@@ -235,11 +235,15 @@ class WorkerContext:
         return self.topology.hardware[self.options.hardware_class]
 
     def warm(self) -> list[Model]:
-        """The models that the class keeps warm; those that the catalogue does not serve are logged and skipped."""
-        found = []
+        """The models that the class keeps warm, without those that an operator unloaded.
+
+        Those that the catalogue does not serve are logged and skipped.
+        """
+        found: list[Model] = []
         for name in self.hardware.warm:
             try:
-                found.append(self.folder.catalogue.resolve(name))
+                model = self.folder.catalogue.resolve(name)
+                found += [model] if model.id not in self.folder.unloaded else []
             except (UnknownModelError, ModelUnavailableError) as error:
                 extra = {"class": self.options.hardware_class, "reason": error.message}
                 logger.error("warm model of the class is not served", extra=extra)

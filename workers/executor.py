@@ -175,6 +175,15 @@ class Executor(LearnedTimes):
             loaded.runtime.unload()
             logger.info("unloaded", extra={"variant": loaded.key, "to_load": ""})
 
+    def retry(self, model: Model) -> None:
+        """Forget why variants of the model could not be loaded: the next load tries again. Thread-safe."""
+        for name in model.variants:
+            self.unavailable.pop(variant_key(model.id, name), None)
+
+    def unused_for(self, loaded: Loaded) -> float:
+        """Seconds since the variant's last use."""
+        return time.monotonic() - self._uses[loaded.key].last
+
     def all_loaded(self) -> list[Loaded]:
         """Every loaded variant. Thread-safe."""
         return list(self._loaded.values())

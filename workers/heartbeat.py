@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -231,17 +231,23 @@ class FolderWatch:
         self._store = store
         self._reporter = Reporter(context.folder, "worker", store.worker)
         self._stopped = threading.Event()
+        self._unloaded: frozenset[str] = frozenset()
         context.folder.follow(lambda catalogue, book: device.renew(catalogue, book, warm=context.warm()))
+
+    def begin(self) -> None:
+        """Learn which models operators unloaded, before any is loaded."""
+        self._report()
 
     def run(self) -> None:
         """Check until stopped."""
         self._context.folder.log_problems()
         while not self._stopped.is_set():
-            self._report()
+            load = self._report()
             variants = self._device.variants
             self._context.folder.discovered = discovered_by([(variants.device.runtimes[0], variants.discovered)])
             asked = self._reporter.asked
             self._context.folder.look(closely=asked)
+            self._control(load)
             if asked:
                 self._reporter.looked()
             else:
@@ -251,8 +257,18 @@ class FolderWatch:
         """End `run`. Any thread may call it."""
         self._stopped.set()
 
-    def _report(self) -> None:
+    def _report(self) -> list[str]:
+        """Report what is served; returns the models that operators asked to load."""
         try:
-            self._reporter.heard(self._store.watch(self._reporter.arguments()))
+            return self._reporter.heard(self._store.watch(self._reporter.arguments()))
         except BrokerUnavailableError as error:  # the heartbeat logs the outage; the folder is read anyway
             logger.debug("cannot report the catalogue", extra={"error": error.message})
+            return []
+
+    def _control(self, load: Iterable[str]) -> None:
+        """Have the device load these models, and unload those that operators unloaded, as long as there are any."""
+        models, unloaded = self._context.folder.catalogue.models, self._context.folder.unloaded
+        wanted = [models[name] for name in load if name in models]
+        if wanted or unloaded or self._unloaded:
+            self._device.control(load=wanted, unloaded=unloaded)
+            self._unloaded = unloaded

@@ -101,13 +101,14 @@ class Worker:
             )
         self.heartbeat = Heartbeat(device, drain, held, counters, celery, context.options)
         self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs
+        self._reload = FolderWatch(context, device, store)
         self._stages: dict[str, Service] = {"admit": admit, "device": device, "finish": self.finish}
         if self.fetch is not None:
             self._stages = {"fetch": self.fetch, **self._stages}
         self._beside: dict[str, Service] = {
             "stream": StreamStage(pieces, store),
             "cancellations": Cancellations(store, held, self._marked),
-            "reload": FolderWatch(context, device, store),
+            "reload": self._reload,
             "notice": self.notice,
             "heartbeat": self.heartbeat,
         }
@@ -119,6 +120,7 @@ class Worker:
         """
         self._services = {**self._stages, **after_finish, **self._beside}
         self._threads: dict[str, threading.Thread] = {}
+        self._reload.begin()
         loaded = threading.Event()
 
         def serve_device() -> None:

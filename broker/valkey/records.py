@@ -18,6 +18,7 @@ import msgspec
 
 from broker.port import Holder
 from broker.valkey import Call
+from tasks.models.folder import Watched
 from tasks.models.profiles import bin_of, tokens_of
 from taxiway.contract.job import FINAL, JobState
 from taxiway.contract.keys import (
@@ -25,6 +26,7 @@ from taxiway.contract.keys import (
     ARRIVALS,
     CATALOGUES,
     CATALOGUES_SEEN,
+    CONTROLS,
     DEADLINES,
     DEVICES,
     HEARTBEATS,
@@ -267,8 +269,15 @@ def heartbeat_call(worker: str, facts: bytes) -> Call:
 
 
 def watch_call(arguments: Sequence[str | bytes]) -> Call:
-    """Reports what a process serves, as a `Reporter` has it; answers the number of reload requests."""
-    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN, RELOADS], arguments)
+    """Reports what a process serves, as a `Reporter` has it; `watch_answer` reads the answer."""
+    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN, RELOADS, CONTROLS], arguments)
+
+
+def watch_answer(answer: Sequence[Any]) -> Watched:
+    """What operators asked of all processes, and whether the store has this one's report."""
+    reloads, known, controls = answer
+    marks = [part.decode() for part in controls]
+    return Watched(int(reloads), bool(known), dict(zip(marks[::2], marks[1::2], strict=True)))
 
 
 STATES = (*JobState,)

@@ -41,8 +41,10 @@ from broker.valkey.records import (
     release_call,
     renew_call,
     start_call,
+    watch_answer,
     watch_call,
 )
+from tasks.models.folder import Watched
 from tasks.topology import Limits
 from taxiway.connection import BLOCKING_ANSWER, Connection, Connections
 from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta
@@ -375,9 +377,9 @@ class Store:
         """Publish the device's facts."""
         self._run(heartbeat_call(self.worker, msgspec.json.encode(facts)))
 
-    def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
-        """Tell what this worker serves, and hear how often a look at the models folder was asked for."""
-        return [int(one) for one in self._run(watch_call(arguments))]
+    def watch(self, arguments: Sequence[str | bytes]) -> Watched:
+        """Tell what this worker serves, and hear what operators asked for."""
+        return watch_answer(self._run(watch_call(arguments)))
 
     def retire(self) -> None:
         """Take the device's facts back: it takes no more work."""

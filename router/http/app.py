@@ -45,7 +45,9 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUna
 _Any = Request[Any, Any, Any]
 _Json = Response[dict[str, Any]]
 
-EXTENSIONS = ["binary_tensor_data", "classification", "generate", "model_configuration", "statistics"]
+EXTENSIONS = [
+    *("binary_tensor_data", "classification", "generate", "model_configuration", "model_repository", "statistics"),
+]
 """Triton's names for the extensions of the protocol that this door supports."""
 
 MOST = 1000
@@ -195,7 +197,8 @@ async def reload(request: _Any) -> _Json:
 async def models(request: _Any) -> _Json:
     """Every model with its versions, aliases and variants, and why one is disabled."""
     router = _door(request).router
-    return Response({"models": model_list(router.rules.catalogue, router.fleet.working.fleet)})
+    rules = router.rules
+    return Response({"models": model_list(rules.catalogue, router.fleet.working.fleet, rules.unloaded)})
 
 
 @get(
@@ -219,7 +222,7 @@ async def model_ready(request: _Any, model: str, version: str | None = None) -> 
     router = _door(request).router
     try:
         found = router.rules.catalogue.resolve(reference_of(model, version))
-        reason = unready(found, router.rules.topology, router.fleet.snapshot)
+        reason = unready(found, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)
     except ModelUnavailableError as error:
         reason = str(error.details["reason"])
     content = {"name": model, "ready": not reason}

@@ -176,7 +176,8 @@ FLEET_STREAM = answers(Event, *KEYED, 503, media=MEDIA_TYPE)
 FLEET_CHANGE = answers(_FIELDS, *KEYED, 503)
 SCALING = answers(_FIELDS, *KEYED, 400, 404, 503)
 METRICS = answers(str, *KEYED, 503, media=MediaType.TEXT)
-INDEX = answers(list[_FIELDS], *KEYED, 400, 413)
+INDEX = answers(list[_FIELDS], *KEYED, 400, 413, 415)
+REPOSITORY = answers(_FIELDS, *KEYED, 400, 404, 413, 415, 503)
 MODEL = answers(_FIELDS, *KEYED, 404, 503)
 MODEL_READY = {**MODEL, **answers(_FIELDS, status=503)}
 INFER = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **_PLACED}

@@ -1,4 +1,4 @@
-"""Triton Inference Server's endpoints beyond the Open Inference Protocol: index, configuration, statistics.
+"""Triton Inference Server's endpoints beyond the Open Inference Protocol: repository, configuration, statistics.
 
 Sources: triton-inference-server/server, docs/protocol: extension_model_repository.md, extension_model_configuration.md,
 extension_statistics.md. Fields that this fleet has no equivalent for are left out.
@@ -6,7 +6,7 @@ extension_statistics.md. Fields that this fleet has no equivalent for are left o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request, Response, get, post
@@ -42,23 +42,42 @@ class IndexedModel(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-_decode_index = msgspec.json.Decoder(IndexRequest).decode
+class ControlRequest(msgspec.Struct, frozen=True):
+    """A request to load or unload a model. Models here have no dependents, and are described by their folder alone."""
+
+    parameters: dict[str, Any] = {}
+
+
+Body = TypeVar("Body")
 
 
 @post("/v2/repository/index", status_code=200, opt=needs(), responses=described.INDEX)
 async def repository_index(request: _Any) -> Response[bytes]:
     """Every version of every model, and whether a live device has it or could load it."""
-    body = await request.body()
-    try:
-        asked = _decode_index(body) if body.strip() else IndexRequest()
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"body: expected ready: {cut(str(error))}", field="body") from error
+    asked = await _asked(request, IndexRequest)
     router = _router(request)
     catalogue = router.rules.catalogue
     found = [_indexed(router, model.name, model) for model in _models(router)]
     found += [_indexed(router, name, m) for name in catalogue.served_others() for m in catalogue.versions(name)]
     found += [_disabled(reference, why) for reference, why in sorted(catalogue.disabled.items())]
     return json_answer([one for one in found if one.state == "READY" or not asked.ready])
+
+
+@post("/v2/repository/models/{model:str}/load", status_code=200, responses=described.REPOSITORY)
+async def repository_load(request: _Any, model: str) -> Response[bytes]:
+    """Read the models folder, accept requests for a model, and load it on each class that can run it.
+
+    503 with the reason if its file is wrong, or if no device has loaded it within 50 s.
+    """
+    await _check_control(request)
+    return json_answer(await _router(request).repository.load(model))
+
+
+@post("/v2/repository/models/{model:str}/unload", status_code=200, responses=described.REPOSITORY)
+async def repository_unload(request: _Any, model: str) -> Response[bytes]:
+    """Accept no more requests for a model; workers unload it once the accepted ones have run."""
+    await _check_control(request)
+    return json_answer(await _router(request).repository.unload(model))
 
 
 @get(
@@ -94,7 +113,25 @@ async def version_stats(request: _Any, model: str, version: str) -> Response[byt
     return _stats(_router(request), [_resolved(request, model, version)])
 
 
-ENDPOINTS = (repository_index, model_config, all_stats, model_stats, version_stats)
+ENDPOINTS = (repository_index, repository_load, repository_unload, model_config, all_stats, model_stats, version_stats)
+
+
+async def _asked(request: _Any, kind: type[Body]) -> Body:
+    """The body as a `kind`, of which it may have none."""
+    body = await request.body()
+    try:
+        return msgspec.json.decode(body, type=kind) if body.strip() else kind()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        expected = " and ".join(kind.__annotations__)
+        raise InvalidRequestError(f"body: expected {expected}: {cut(str(error))}", field="body") from error
+
+
+async def _check_control(request: _Any) -> None:
+    """Refuse a request that brings a configuration or files along."""
+    for name in (await _asked(request, ControlRequest)).parameters:
+        if name != "unload_dependents":
+            message = f"parameters.{cut(name)}: expected none, as the models folder describes the model"
+            raise InvalidRequestError(message, field="parameters")
 
 
 def config_of(model: Model) -> dict[str, Any]:
@@ -146,7 +183,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def _indexed(router: Router, name: str, model: Model) -> IndexedModel:
     """A model under one of its names: why it could not run, or why it is not what its file says."""
-    reason = unready(model, router.rules.topology, router.fleet.snapshot)
+    reason = unready(model, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)
     outdated = router.rules.catalogue.outdated
     old = outdated.get(model.id) or outdated.get(name)
     told = reason or (f"served as it was, as its file is wrong: {old}" if old else "")

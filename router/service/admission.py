@@ -35,7 +35,7 @@ from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
 from taxiway.contract.request import RESENT, Request, check_terms, check_values
 from taxiway.contract.wire import HEADER, Envelope
-from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
@@ -46,7 +46,7 @@ class Rules:
 
     Each field is immutable; `renew` replaces the topology, the catalogue and the book. `starts` are the classes
     whose devices an autoscaler starts on demand: they accept work without any. `webhooks` has their endpoints, as they
-    were last read.
+    were last read. No new request is accepted for a model in `unloaded`.
     """
 
     topology: Topology
@@ -56,6 +56,7 @@ class Rules:
     producers: tuple[bytes, ...] = field(default=(), repr=False)
     starts: frozenset[str] = frozenset()
     webhooks: Endpoints = field(default_factory=Endpoints)
+    unloaded: frozenset[str] = frozenset()
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
         """Use other ones from now on; the topology differs from the last one in its endpoints alone."""
@@ -196,7 +197,7 @@ def _record(template: JobTemplate, order: Order, hooks: str) -> Mapping[str, str
 def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> CachedChoice:
     """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
-    model = rules.catalogue.resolve(request.model)
+    model = _accepting(order, rules)
     rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
     asked = _asks(model, request)
     key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked)
@@ -218,7 +219,7 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
         TaxiwayError: as `needs_of` raises it, or because the model is unknown.
     """
     request = order.request
-    model = rules.catalogue.resolve(request.model)
+    model = _accepting(order, rules)
     rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
     asked, until = _asks(model, request), _until(order)
     needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked)
@@ -226,6 +227,24 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     return model, explain(
         table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
     )
+
+
+UNLOADED = "an operator unloaded it"
+"""Why an unloaded model takes no requests."""
+
+
+def _accepting(order: Order, rules: Rules) -> Model:
+    """The request's model. One that is unloaded still runs what was accepted before.
+
+    Raises:
+        ModelUnavailableError: it is disabled, or takes no new requests.
+        UnknownModelError: there is none.
+    """
+    model = rules.catalogue.resolve(order.request.model)
+    if model.id in rules.unloaded and not order.released:
+        message = f"model {model.id!r} is unloaded: {UNLOADED}"
+        raise ModelUnavailableError(message, model=model.id, reason=UNLOADED)
+    return model
 
 
 Sizes = tuple[int, int, int]

@@ -21,6 +21,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
 from router.service.events import SentEvents, trace_placement, trace_refusal
+from router.service.repository import Repository
 from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader, FolderWatch
 from router.service.store import Store
@@ -108,6 +109,7 @@ class Router:
         self.store = Store(settings.state, rules.topology.limits)
         self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts)
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
+        self.repository = Repository(rules, self.fleet, self.folder, self.store)
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)
         self.queue_mover = open_queue_mover(settings)
@@ -146,6 +148,7 @@ class Router:
         with contextlib.suppress(BrokerUnavailableError):
             await self.fleet.read()
             await self.webhooks.read()
+        await self.folder.begin()
         self._keepers = [
             asyncio.create_task(keep, name=name)
             for name, keep in {
@@ -261,6 +264,7 @@ class Router:
             webhooks_dead=given_up,
             disabled=catalogue.disabled,
             outdated=catalogue.outdated,
+            unloaded=tuple(sorted(self.rules.unloaded & catalogue.models.keys())),
             restart=tuple(name for name, report in sorted(reports.items()) if report.queues_changed),
             plan=view_plan(self.fleet.followed, self.fleet.snapshot, view.now, reports.values(), tuner, told),
         )

@@ -313,22 +313,30 @@ class FolderWatch:
         self._reporter = Reporter(folder, "router", name)
         self._now = asyncio.Event()
 
+    async def begin(self) -> None:
+        """Learn which models operators unloaded, before any request is accepted."""
+        await self._report()
+
     async def run(self) -> None:
         """Check indefinitely."""
         while True:
             await self._report()
             asked = self._reporter.asked
             self.folder.discovered = self._fleet.discovered
-            if await asyncio.to_thread(self.folder.look, closely=asked):
-                topology = self.folder.queues.topology
-                self._rules.renew(topology, self.folder.catalogue, self.folder.book)
-                self._fleet.renew(topology, self.folder.book)
+            await self.look(closely=asked)
             if asked:
                 self._reporter.looked()
                 continue  # report it at once: the reload request waits for it
             self._now.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._now.wait(), LOOK)
+
+    async def look(self, *, closely: bool) -> None:
+        """Check the folder now."""
+        if await asyncio.to_thread(self.folder.look, closely=closely):
+            topology = self.folder.queues.topology
+            self._rules.renew(topology, self.folder.catalogue, self.folder.book)
+            self._fleet.renew(topology, self.folder.book)
 
     async def reload(self) -> dict[str, Any]:
         """Have every process reload now; returns what each of them serves then, and what changed there.
@@ -338,15 +346,24 @@ class FolderWatch:
         """
         before = await self._store.catalogues()
         wanted = await self._store.ask_reload()
-        self._now.set()
-        after = before
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_WITHIN):
-                while not after or any(report.reload < wanted for report in after.values()):
-                    await asyncio.sleep(_POLL)
-                    after = await self._store.catalogues()
+        after = await self.all_looked(wanted)
         processes = [_shown(name, before.get(name), report, wanted) for name, report in sorted(after.items())]
         return {"processes": processes}
+
+    async def all_looked(self, wanted: int) -> dict[str, Report]:
+        """The reports of all processes once each has done the reload of that number, or after `ANSWER_WITHIN`.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        self._now.set()
+        reports: dict[str, Report] = {}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_WITHIN):
+                while not reports or any(report.reload < wanted for report in reports.values()):
+                    await asyncio.sleep(_POLL if reports else 0)
+                    reports = await self._store.catalogues()
+        return reports
 
     async def _report(self) -> None:
         """Report to the store what is served. During an outage, which another loop logs, the folder is still read."""
@@ -354,6 +371,7 @@ class FolderWatch:
         self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):
             self._reporter.heard(await self._store.watch(self._reporter.arguments()))
+            self._rules.unloaded = self.folder.unloaded
 
 
 def _shown(name: str, before: Report | None, after: Report, wanted: int) -> dict[str, Any]:

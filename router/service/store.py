@@ -28,17 +28,27 @@ from broker.valkey.forwarding import (
     survey_answer,
     survey_call,
 )
-from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
+from broker.valkey.records import (
+    Ending,
+    Overdue,
+    finish_call,
+    overdue_answer,
+    overdue_call,
+    revive_call,
+    watch_answer,
+    watch_call,
+)
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST, Tuned
 from router.service.decision import Refusal
-from tasks.models.folder import LIVE, Report
+from tasks.models.folder import LIVE, Report, Watched
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState, Piece, failure_meta, read_piece
 from taxiway.contract.keys import (
     CATALOGUES,
     CATALOGUES_SEEN,
+    CONTROLS,
     DEAD,
     DEVICES,
     HEARTBEATS,
@@ -449,16 +459,27 @@ class Store:
             looked, last = await self._periodic.run(call)
         self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
 
-    async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
-        """Report what this router serves; returns how often a reload was requested."""
+    async def watch(self, arguments: Sequence[str | bytes]) -> Watched:
+        """Report what this router serves; returns what operators asked for."""
         with fleet_errors(_SERVER):
-            answer = await self._calls.run(watch_call(arguments))
-        return [int(one) for one in answer]
+            return watch_answer(await self._calls.run(watch_call(arguments)))
 
     async def ask_reload(self) -> int:
         """Ask all processes to reload their models folder; returns the number of such requests, this one included."""
         with fleet_errors(_SERVER):
             return int(await self._calls.call("INCR", RELOADS))
+
+    async def control_models(self, marks: Mapping[str, str | None]) -> int:
+        """Record what an operator asks of models, as `CONTROLS` has it, None for nothing; have all processes reload.
+
+        Returns the number of that request.
+        """
+        kept = [part for name, mark in marks.items() if mark is not None for part in (name, mark)]
+        dropped = [name for name, mark in marks.items() if mark is None]
+        commands = [("HSET", CONTROLS, *kept)] if kept else []
+        commands += [("HDEL", CONTROLS, *dropped)] if dropped else []
+        with fleet_errors(_SERVER):
+            return int((await self._calls.transaction(*commands, ("INCR", RELOADS)))[-1])
 
     async def catalogues(self) -> dict[str, Report]:
         """What each running process serves, by its name."""

@@ -6,7 +6,8 @@ A change is detected by sizes, times and inodes of the files behind links, so th
 swapped (a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
 
 Each process calls `broker.valkey.records.watch_call` once a second. It reports what it serves, if that changed, and
-learns how often an operator requested a reload (`RELOADS`). A report expires a minute after its process's last call.
+learns how often an operator requested a reload (`RELOADS`), and which models operators loaded and unloaded
+(`CONTROLS`). A report expires a minute after its process's last call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -56,7 +57,8 @@ class ModelsFolder:
         queues: the process's queues.yaml, which is looked at together with the folder.
         packages: versions in use of the packages that profiles were measured with, if profiles should doubt others.
 
-    `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds.
+    `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds. `unloaded`
+    are those that an operator unloaded, by `name:version`: routers accept no requests for them.
     `digests` identifies the description of each model served, by its `name:version`, and the model of each second name.
     """
 
@@ -65,6 +67,7 @@ class ModelsFolder:
         self.catalogue = self._written = Catalogue({})
         self.discovered: Mapping[str, Model] = {}
         self._added: Mapping[str, Model] = {}
+        self.unloaded: frozenset[str] = frozenset()
         self.book = ProfileBook()
         self.digests: Mapping[str, str] = {}
         self.queues = queues
@@ -187,6 +190,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     plan: int = 0
 
 
+class Watched(NamedTuple):
+    """The answer to a process's call: requests of reloads so far, and whether the store has its report.
+
+    `controls` maps models to what an operator last asked of them, as `CONTROLS` has it.
+    """
+
+    reloads: int
+    known: bool
+    controls: Mapping[str, str]
+
+
 class Reporter:
     """Makes one process's arguments for `watch_call`, and follows its answers. For one thread at a time.
 
@@ -198,6 +212,7 @@ class Reporter:
         self._kind = kind
         self._process = process
         self._asked: int | None = None
+        self._controls: Mapping[str, str] = {}
         self._done = 0
         self._told = b""
         self._sent = b""
@@ -228,13 +243,18 @@ class Reporter:
         )
         return self._process, b"" if self._sent == self._told else self._sent
 
-    def heard(self, answer: Sequence[int]) -> None:
-        """Process the answer."""
-        asked, known = int(answer[0]), bool(answer[1])
+    def heard(self, answer: Watched) -> list[str]:
+        """Process the answer; returns the models to load that were asked for since the last one."""
+        asked, controls = answer.reloads, answer.controls
+        fresh = [name for name, mark in controls.items() if mark and self._controls.get(name) != mark]
+        started = self._asked is None
         if self._asked is None or asked < self._asked:  # requests from before the start are done; or it is a new store
             self._done = asked
         self._asked = asked
-        self._told = self._sent if known else b""
+        self._told = self._sent if answer.known else b""
+        self._controls = controls
+        self._folder.unloaded = frozenset(name for name, mark in controls.items() if not mark)
+        return [] if started else fresh
 
 
 def load_catalogue(root: Path, last: Catalogue | None = None, discovered: Collection[str] = ()) -> Catalogue:

@@ -311,6 +311,8 @@ def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
         yield _disabled(name, why)
     for name, why in fleet.get("outdated", {}).items():
         yield Text(f"{name} is served in its last valid version: {why}", "yellow")
+    if fleet.get("unloaded"):
+        yield Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "yellow")
     if fleet.get("restart"):
         yield _restart(fleet["restart"])
     for worker, seconds in fleet.get("silent", {}).items():

@@ -17,11 +17,16 @@ from tests.working import Tower, WorkerProcess, worker_process, worker_settings
 
 HERE = Path(__file__).parent
 
+_TESTS_OF = {
+    "openai": "test_openai_*.py",
+    "standardwebhooks": "test_openai_webhooks.py",
+    "tritonclient": "test_triton_*.py",
+}
+
 collect_ignore = [
-    *([] if importlib.util.find_spec("openai") else map(str, HERE.glob("test_openai_*.py"))),
-    *([] if importlib.util.find_spec("standardwebhooks") else map(str, HERE.glob("test_openai_webhooks.py"))),
+    str(path) for sdk, tests in _TESTS_OF.items() if not importlib.util.find_spec(sdk) for path in HERE.glob(tests)
 ]
-"""Tests with the stock SDK, in an environment that was made before it was a development dependency."""
+"""Tests of stock clients, in an environment that was made before they were development dependencies."""
 
 
 @pytest.fixture

@@ -114,6 +114,8 @@ def test_without_a_good_key_only_the_health_is_told(door: str, folder: Path, sec
         ("GET", "/v2/models/echo/config", {"lab", "shop", "writer", "reader", "ops"}),
         ("GET", "/v2/models/echo/stats", {"lab", "shop", "writer", "reader", "ops"}),
         ("POST", "/v2/repository/index", {"lab", "shop", "writer", "reader", "ops"}),
+        ("POST", "/v2/repository/models/no-such/load", {"ops"}),
+        ("POST", "/v2/repository/models/no-such/unload", {"ops"}),
         ("GET", "/v2/jobs/none/result", {"lab", "shop", "reader"}),
         ("GET", "/v2/jobs/none/placement", {"lab", "shop", "reader"}),
         ("GET", "/v2/jobs/none/stream", {"lab", "shop", "reader"}),

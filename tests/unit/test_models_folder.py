@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tasks.models.discovered import Announced, discovered
-from tasks.models.folder import ModelsFolder, Report, Reporter, changes
+from tasks.models.folder import ModelsFolder, Report, Reporter, Watched, changes
 from tasks.models.profiles import ProfileBook
 from tasks.queues_file import QueuesFile
 from tasks.topology import Topology
@@ -216,12 +216,13 @@ def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look
     reporter = Reporter(folder, "worker", "w")
     name, raw = reporter.arguments()
     assert (name, set(msgspec.json.decode(raw, type=Report).models)) == ("w", {"scale:1"})
-    reporter.heard([3, 1])
+    assert reporter.heard(Watched(3, True, {"scale:1": "first", "gone:1": ""})) == []
+    assert folder.unloaded == {"gone:1"}
     assert not reporter.asked  # that was before it began, and it has read the folder since
     assert msgspec.json.decode(reporter.arguments()[1], type=Report).reload == 3
-    reporter.heard([3, 1])
+    assert reporter.heard(Watched(3, True, {"scale:1": "first"})) == []
     assert reporter.arguments()[1] == b""
-    reporter.heard([4, 0])
+    assert reporter.heard(Watched(4, False, {"scale:1": "second"})) == ["scale:1"]
     assert reporter.asked
     assert reporter.arguments()[1]
     reporter.looked()

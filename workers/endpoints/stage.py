@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 
 from broker.valkey.worker import Store
 from tasks.endpoints import Endpoint, connection
@@ -144,6 +144,9 @@ class EndpointStage:
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
         self.variants.renew(catalogue, book)
+
+    def control(self, *, load: Sequence[Model], unloaded: Collection[str]) -> None:
+        """Do nothing: an endpoint's server loads and unloads its own models."""
 
     def follow(self, endpoint: Endpoint) -> None:
         """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""

@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from broker.valkey.worker import Store, insist
@@ -46,6 +46,9 @@ STALL = 20.0
 
 `limits.stall` is minutes because the first use compiles. One step of a generation may take `limits.stall`.
 """
+
+LINGER = 2.0
+"""Seconds since its last use after which a model that an operator unloaded goes: accepted jobs may be on their way."""
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
 _SMOOTHING = 0.2  # weight of the newest job in the mean rows per job
@@ -94,6 +97,7 @@ class DeviceStage:
         self._busy_since: float | None = None
         self.ahead = ahead_of(executor.hardware)
         self._renewals: deque[tuple[Catalogue, ProfileBook, Sequence[Model]]] = deque(maxlen=1)
+        self._controls: deque[tuple[Sequence[Model], Collection[str]]] = deque()
         self._lanes: dict[Key, Lane] = {}
         self._rate = _RowRate()
         self._stopping = threading.Event()
@@ -112,6 +116,16 @@ class DeviceStage:
         Running batches and generations finish with the old model; waiting jobs of changed models are decoded again.
         """
         self._renewals.append((catalogue, book, tuple(warm)))
+        self._inbox.wake()
+
+    def control(self, *, load: Sequence[Model], unloaded: Collection[str]) -> None:
+        """Load these models as far as memory allows, and unload those of these names once no job needs them.
+
+        Thread-safe.
+        """
+        for model in load:
+            self.executor.retry(model)
+        self._controls.append((load, unloaded))
         self._inbox.wake()
 
     def stop(self) -> None:
@@ -247,13 +261,15 @@ class DeviceStage:
             self._take_in(job)
         for job in self._loads.finish():
             self._take_in(job)
+        if self._controls and not self._calling:
+            self._control(*self._controls.popleft())
         if not self._stopping.is_set():
             self._loads.begin(self._in_lanes)
         if jobs and self._loads.rows:  # the new jobs may let other loads go ahead
             self._inbox.wake()
 
     def _has_news(self) -> bool:
-        return self._loads.ended or self._stopping.is_set() or bool(self._renewals)
+        return self._loads.ended or self._stopping.is_set() or bool(self._renewals or self._controls)
 
     def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
         """Unload removed variants, load warm models, and have jobs of changed models decoded again."""
@@ -274,6 +290,17 @@ class DeviceStage:
         for job in sorted(outdated, key=lambda job: job.arrived):
             job.delivery.began = 0.0  # rows that already ran run again with the others
             self._admit.put(job.delivery)
+
+    def _control(self, load: Sequence[Model], unloaded: Collection[str]) -> None:
+        for model in load:
+            if self.executor.is_current(model):
+                self._loads.want(model)
+        queued = {lane.variant for lane in self._lanes.values() if lane}
+        for loaded in self.executor.all_loaded():
+            idle = not loaded.in_use and loaded.key not in queued and self.executor.unused_for(loaded) > LINGER
+            if loaded.model.id in unloaded and idle:
+                self.executor.unload(loaded)
+                logger.info("unloaded", extra={"variant": loaded.key, "to_load": ""})
 
     def _take_in(self, job: Job) -> None:
         if not self.executor.is_current(job.model) and not self._stopping.is_set():

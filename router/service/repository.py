@@ -1,0 +1,153 @@
+"""What operators ask of models while the fleet runs: load one, unload one.
+
+An unloaded model stays in the catalogue, so that what was accepted runs, is moved and is read. The state store has
+what was asked of each version (`CONTROLS`); every router and worker learns it within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from router.decide.classify import Constraints, classify
+from router.decide.snapshot import FleetSnapshot
+from router.service.admission import Rules
+from router.service.snapshot_reader import FleetReader, FolderWatch
+from router.service.store import Store
+from tasks.models.catalogue import Model
+from tasks.topology import Topology
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, quoted
+
+logger = logging.getLogger(__name__)
+
+LOAD_WITHIN = 50.0
+"""Seconds that a caller waits for a load, which goes on: Triton's clients give up after 60."""
+
+_POLL = 0.1  # seconds between two looks at the devices
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A load on one class's devices: how many have the model, how many may still load it, and why others do not."""
+
+    loaded: int
+    pending: int
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.loaded:
+            return f"loaded on {self.loaded} of {self.loaded + self.pending} devices"
+        return self.reason or "not loaded yet: it still loads, or others use the memory that it needs"
+
+
+def progress(
+    model: Model, topology: Topology, fleet: FleetSnapshot, heard: Collection[str] | None = None
+) -> dict[str, Progress]:
+    """How far the load of a model is, by the classes that can run it; only what workers in `heard` say counts."""
+    candidates, refusals = classify(model, Constraints(), topology, fleet)
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for refusal in refusals:
+        if not refusal.ever:
+            reasons[refusal.hardware_class].append(f"{refusal.variant}: {refusal.reason}")
+    able: dict[str, set[str]] = {name: set() for name in reasons}
+    for candidate in candidates:
+        able.setdefault(candidate.hardware_class, set()).update(device.worker for device in candidate.devices)
+    found = {}
+    for name, workers in sorted(able.items()):
+        devices = fleet.own(name)
+        unheard = {device.worker for device in devices if heard is not None and device.worker not in heard}
+        loaded = {device.worker for device in devices if _has(device.warm, model)} - unheard
+        pending = {device.worker for device in devices if device.worker in workers | unheard} - loaded
+        reason = "" if loaded or pending else "; ".join(reasons.get(name, ())) or "no live device"
+        found[name] = Progress(len(loaded), len(pending), reason)
+    return found
+
+
+def _has(warm: Collection[str], model: Model) -> bool:
+    return any(key.startswith(f"{model.id}/") for key in warm)
+
+
+class Repository:
+    """The fleet's models as an operator controls them, at any router."""
+
+    def __init__(self, rules: Rules, fleet: FleetReader, folder: FolderWatch, store: Store) -> None:
+        self._rules = rules
+        self._fleet = fleet
+        self._folder = folder
+        self._store = store
+
+    async def load(self, reference: str) -> dict[str, Any]:
+        """Accept requests for a model, and load it on the classes that can run it; returns what came of it on each.
+
+        Raises:
+            UnknownModelError: there is none of that name in the models folder.
+            ModelUnavailableError: its file is wrong, or no device has loaded it within `LOAD_WITHIN`.
+            BrokerUnavailableError: the state store does not answer.
+        """
+        await self._folder.look(closely=True)
+        catalogue = self._rules.catalogue
+        model = catalogue.resolve(reference)
+        wrong = catalogue.outdated.get(model.id) or catalogue.outdated.get(reference)
+        if wrong is not None:
+            message = f"model {quoted(reference)} is served as it was, as its file is wrong: {wrong}"
+            raise ModelUnavailableError(message, model=model.id, reason=wrong)
+        again = {one.id for one in self._versions(reference, model)} & self._rules.unloaded
+        await self._control({**dict.fromkeys(again), model.id: uuid.uuid4().hex})
+        logger.info("model loaded by an operator", extra={"model": model.id})
+        classes = await self._loaded(model)
+        told = {name: one.text for name, one in classes.items()}
+        if not any(one.loaded for one in classes.values()):
+            reason = "; ".join(f"{name}: {text}" for name, text in told.items()) or "no class of this fleet can run it"
+            raise ModelUnavailableError(f"model {model.id!r} is not loaded: {reason}", model=model.id, reason=reason)
+        return {"name": model.name, "version": str(model.version), "classes": told}
+
+    async def unload(self, reference: str) -> dict[str, Any]:
+        """Accept no more requests for a model or, if the reference names one, for that version; jobs end as they would.
+
+        Returns its versions, and the processes that have not answered and may still accept some.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+            ModelUnavailableError: its file is wrong, and it takes no requests.
+            InvalidRequestError: it is a second name of a model.
+            BrokerUnavailableError: the state store does not answer.
+        """
+        model = self._rules.catalogue.resolve(reference)
+        if reference.partition(":")[0].partition("@")[0] != model.name:
+            message = (
+                f"model: expected a model's own name, got another name of {model.id!r}: unload that, or remove this"
+            )
+            raise InvalidRequestError(message, field="model")
+        versions = sorted(one.id for one in self._versions(reference, model))
+        silent = await self._control(dict.fromkeys(versions, ""))
+        logger.info("model unloaded by an operator", extra={"model": reference, "versions": versions})
+        return {"name": model.name, "versions": [one.partition(":")[2] for one in versions], "unanswered": silent}
+
+    def _versions(self, reference: str, model: Model) -> list[Model]:
+        """The versions that a reference names: all, unless it names one."""
+        return [model] if ":" in reference or "@" in reference else self._rules.catalogue.versions(model.name)
+
+    async def _control(self, marks: Mapping[str, str | None]) -> list[str]:
+        """Record what is asked, and wait until all processes know; returns those that did not answer."""
+        wanted = await self._store.control_models(marks)
+        reports = await self._folder.all_looked(wanted)
+        return sorted(name for name, report in reports.items() if report.reload < wanted)
+
+    async def _loaded(self, model: Model) -> dict[str, Progress]:
+        """What came of a load that all workers know of, by class: each has the model, or will not get it soon."""
+        since, found = self._store.now(), dict[str, Progress]()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(LOAD_WITHIN, self._rules.topology.limits.wait)):
+                while not found or any(one.pending and not one.loaded for one in found.values()):
+                    heard = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}
+                    found = progress(model, self._rules.topology, self._fleet.snapshot, heard)
+                    await asyncio.sleep(_POLL)
+        return found

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from router.decide.snapshot import FleetSnapshot
+from router.service.repository import Progress, progress
+from tasks.document import Size
+from tasks.models.catalogue import Profile, Variant
+from tests.builders import a_class, a_device, a_text_model, a_topology
+
+MODEL = a_text_model(
+    echo=Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.1, 0.0)}),
+    big=Variant(runtime="echo", memory=Size(2**40), profiles={"cpu": Profile(0.1, 0.0)}),
+)
+TOPOLOGY = a_topology(fast=a_class(), slow=a_class(), other=a_class(runtimes=("onnx",)))
+WARM = {"warm": (f"{MODEL.id}/echo",)}
+FAILED = {"unavailable": {f"{MODEL.id}/echo": "no such file"}}
+
+
+def device(name: str, **fields: Any) -> Any:
+    return a_device(name.partition("@")[0], worker=name, runtimes=("echo",), **fields)
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected", "text"),
+    [
+        ([], Progress(0, 0, "no live device"), "no live device"),
+        ([device("fast@1")], Progress(0, 1), "not loaded yet: it still loads, or others use the memory that it needs"),
+        ([device("fast@1", **WARM)], Progress(1, 0, ""), "loaded on 1 of 1 devices"),
+        ([device("fast@1", **WARM), device("fast@2")], Progress(1, 1), "loaded on 1 of 2 devices"),
+        ([device("fast@1", **WARM), device("fast@2", draining=True)], Progress(1, 0), "loaded on 1 of 1 devices"),
+        (
+            [device("fast@1", **FAILED)],
+            Progress(0, 0),
+            "big: needs 1099511627776 bytes of memory, fast@1 has 17179869184; echo: could not be loaded on fast@1: no",
+        ),
+        ([device("fast@1", **FAILED), device("fast@2")], Progress(0, 1), "not loaded yet"),
+    ],
+)
+def test_a_load_is_told_by_class(devices: list[Any], expected: Progress, text: str) -> None:
+    found = progress(MODEL, TOPOLOGY, FleetSnapshot(devices=tuple(devices)))
+    assert found.keys() == {"fast", "slow"}
+    assert (found["fast"].loaded, found["fast"].pending) == (expected.loaded, expected.pending)
+    assert found["fast"].text.startswith(text)
+
+
+def test_a_worker_that_was_not_heard_since_may_still_load_it() -> None:
+    fleet = FleetSnapshot(devices=(device("fast@1", **FAILED), device("slow@1", **WARM)))
+    found = progress(MODEL, TOPOLOGY, fleet, heard=())
+    assert found == {"fast": Progress(0, 1), "slow": Progress(0, 1)}
+    assert progress(MODEL, TOPOLOGY, fleet, heard={"fast@1", "slow@1"})["slow"] == Progress(1, 0)
