@@ -115,7 +115,7 @@ def _worker(classes: Iterable[str]) -> str:
             [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS, keys.CONTROLS))],
         ),
     ]
-    return " ".join([_GREETING, _SERVING, "+waitaof", *owns, *_CHANNELS, *grants])
+    return " ".join([_GREETING, _SERVING, "+waitaof +client|reply", *owns, *_CHANNELS, *grants])
 
 
 def _flower() -> str:

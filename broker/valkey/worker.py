@@ -3,9 +3,10 @@
 One script moves messages by priority into the unacked hash and claims their jobs, so other workers and tools that read
 these keys keep working. An idle worker blocks on `BLMOVE queue queue RIGHT RIGHT`, which leaves the message in place;
 the script is pipelined behind it on the same connection, so one answer wakes the worker and brings its messages. The
-script takes as many as the worker last said it has room for, once, whichever list woke it. kombu needs two round trips
-and 150 µs a message. The messages of a silent worker return to the front of their queue; kombu would put them last, by
-some host's clock.
+script takes as many as the worker last said it has room for, once, whichever list woke it. A worker that was woken and
+has emptied its queue says its room and blocks again in one packet, without an answer to the former. kombu needs two
+round trips and 150 µs a message. The messages of a silent worker return to the front of their queue; kombu would put
+them last, by some host's clock.
 
 `Store` is what a worker says to the state store: claims, results, heartbeats and dead letters, each one script or
 command.
@@ -133,14 +134,15 @@ class ClassQueue:
         call = self._take_call(queue, levels, min(most, MOST), self._takes)
         return self._fetched(queue, self._run(call))
 
-    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS) -> list[Fetched]:
+    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS, room: int = 0) -> list[Fetched]:
         """Block for up to `longest` seconds until a message is in one of the queues' `levels`; what was taken then.
 
-        It takes at most what the last `take` was short of, from one queue. An empty list means: call `take`.
+        It takes at most `room`, or without it what the last `take` was short of, from one queue. An empty list means:
+        call `take`. `room` is for who was just woken, and saves that call.
         """
         try:
             lists = [(name, queue) for queue in queues for name in priority_lists(queue)[:levels]]
-            return self._wait(lists, longest, levels)
+            return self._wait(lists, longest, levels, room)
         except (ServerError, OSError) as error:
             for name in [*self._blocked]:
                 self._leave(name)
@@ -198,21 +200,32 @@ class ClassQueue:
         ]
         return Fetched(queue, float(now), messages)
 
-    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int) -> list[Fetched]:
+    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int, room: int) -> list[Fetched]:
         for name in self._blocked.keys() - {name for name, _ in lists}:  # of a class that the worker no longer serves
             self._leave(name)
-        for name, queue in lists:
-            if name not in self._blocked:
-                self._blocked[name] = self._block(name, queue, levels)
+        left = [(name, queue) for name, queue in lists if name not in self._blocked]
+        if room and not left:
+            return []  # no connection to say it on
+        saying = self._saying(room) if room else []
+        for name, queue in left:
+            self._blocked[name] = self._block(name, queue, levels, saying)
+            saying = []
         fetches = self._woken(dict(lists), longest)
         if not fetches and self._connections.call("GETDEL", self._room) == _USED:
             fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
         return fetches
 
-    def _block(self, name: str, queue: str, levels: int) -> Connection:
+    def _saying(self, room: int) -> list[Command]:
+        """The commands that say the room for what `wait` takes. They have no answer: one would end the wait."""
+        self._takes += 2
+        said = f"{min(room, MOST)} {self._takes + 1}"
+        return [("CLIENT", "REPLY", "SKIP"), ("SET", self._room, said, "PX", int(self._lease * 1000))]
+
+    def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:
         """A connection that blocks until the list has a message, then takes from the queue."""
         connection = self._free.pop() if self._free else Connection(self._url)
-        connection.send([("BLMOVE", name, name, "RIGHT", "RIGHT", 0), self._take_call(queue, levels).command])
+        blocking = ("BLMOVE", name, name, "RIGHT", "RIGHT", 0)
+        connection.send([*first, blocking, self._take_call(queue, levels).command])
         return connection
 
     def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[Fetched]:

@@ -141,7 +141,7 @@ CLUSTER = "clusterscan"
 KEYLESS = {
     "producer": f"{GREETING} subscribe unsubscribe multi exec wait",
     "router": f"{SERVING} {CLUSTER} bgrewriteaof",
-    "worker": f"{SERVING} {CLUSTER} waitaof",
+    "worker": f"{SERVING} {CLUSTER} waitaof client|reply",
     "flower": f"{GREETING} {HEARING} multi exec script|load script|exists time info",
     "tuner": f"{GREETING} time script|load",
 }

@@ -38,11 +38,13 @@ def queue(settings: Settings) -> Iterator[ClassQueue]:
 class Waiter(threading.Thread):
     """Waits for what the last take was short of."""
 
-    def __init__(self, queue: ClassQueue, broker: redis.Redis, *queues: str, longest: float = LONG) -> None:
+    def __init__(
+        self, queue: ClassQueue, broker: redis.Redis, *queues: str, longest: float = LONG, room: int = 0
+    ) -> None:
         super().__init__(daemon=True)
         self.fetches: list[Fetched] = []
         blocked = broker.info("clients")["blocked_clients"] + 1
-        self._wait = lambda: queue.wait(queues or [QUEUE], longest)
+        self._wait = lambda: queue.wait(queues or [QUEUE], longest, room=room)
         self.start()
         assert until(lambda: broker.info("clients")["blocked_clients"] >= blocked)
 
@@ -54,6 +56,11 @@ class Waiter(threading.Thread):
         self.join(LONG)
         assert not self.is_alive()
         return [one.raw for fetched in self.fetches for one in fetched.messages]
+
+
+def calls(broker: redis.Redis) -> dict[str, int]:
+    """How often each command was called."""
+    return {name.removeprefix("cmdstat_"): told["calls"] for name, told in broker.info("commandstats").items()}
 
 
 def waiting(broker: redis.Redis, queue: str = QUEUE) -> int:
@@ -68,6 +75,46 @@ def test_what_wakes_an_idle_worker_comes_with_all_that_it_has_room_for(queue: Cl
     assert waiter.messages() == [b"second", b"third"]
     assert waiting(broker) == 1
     assert broker.hlen(UNACKED[0]) == 3
+
+
+def test_a_worker_that_was_woken_blocks_again_with_its_room_in_one_packet(
+    queue: ClassQueue, broker: redis.Redis
+) -> None:
+    queue.take(QUEUE, 9)
+    first = Waiter(queue, broker)
+    broker.lpush(QUEUE, b"first")
+    assert first.messages() == [b"first"]
+    before = calls(broker)
+    again = Waiter(queue, broker, room=2)
+    broker.lpush(priority_list(QUEUE, 1), b"second", b"third", b"fourth")
+    assert again.messages() == [b"second", b"third"]
+    after = calls(broker)
+    assert waiting(broker) == 1
+    assert after["evalsha"] - before["evalsha"] == 1
+    takes = [int(fetched.messages[0].tag.split(".")[1]) for fetched in (*first.fetches, *again.fetches)]
+    assert takes == sorted(set(takes))
+
+
+def test_what_came_before_a_worker_blocked_again_is_taken_at_once_or_by_the_next_take(
+    queue: ClassQueue, broker: redis.Redis
+) -> None:
+    queue.take(QUEUE, 9)
+    waiter = Waiter(queue, broker)
+    broker.lpush(QUEUE, b"first")
+    assert waiter.messages() == [b"first"]
+    broker.lpush(QUEUE, b"second")
+    assert [one.raw for fetched in queue.wait([QUEUE], LONG, room=9) for one in fetched.messages] == [b"second"]
+    broker.lpush(priority_list(QUEUE, 2), b"of a list that is still waited for")
+    assert queue.wait([QUEUE], LONG, room=9) == []
+    assert [one.raw for one in queue.take(QUEUE, 9).messages] == [b"of a list that is still waited for"]
+
+
+def test_who_waits_for_every_list_cannot_say_its_room_and_takes(queue: ClassQueue, broker: redis.Redis) -> None:
+    queue.take(QUEUE, 9)
+    assert Waiter(queue, broker, longest=0.05).messages() == []
+    assert queue.wait([QUEUE], LONG, room=9) == []
+    broker.lpush(QUEUE, b"movable")
+    assert (waiting(broker), broker.hlen(UNACKED[0])) == (1, 0)
 
 
 def test_the_tags_of_what_was_waited_for_follow_those_of_the_take_before(
