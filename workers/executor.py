@@ -94,6 +94,11 @@ class LearnedTimes:
         track = self._tracks.get(key)
         return 1.0 if track is None else track.pace
 
+    def predicted(self, loaded: Loaded, items: Sequence[Item]) -> float:
+        """The seconds of a batch, at the variant's recent pace. Thread-safe."""
+        size = sum(item.size for item in items) / len(items)
+        return self.pace(loaded.key) * loaded.known.profile.latency(len(items), size)
+
     def observe(
         self, loaded: Loaded, items: Sequence[Item], answers: Sequence[Row], *, rows: int, seconds: float
     ) -> None:
@@ -105,7 +110,7 @@ class LearnedTimes:
 
 
 class Executor(LearnedTimes):
-    """Loads variants within the device's memory, and runs batches on them. Device thread only, unless stated.
+    """Loads variants within the device's memory, and runs batches on them. Only who has its turn, unless stated.
 
     Args:
         book: profiles for predicting batch times; defaults to those in model.yaml.
@@ -381,6 +386,20 @@ def _what_runs(model: Model, variant: str) -> tuple[Any, ...]:
 def most_rows(hardware: HardwareClass, variant: Variant) -> int:
     """Most rows of a variant in one batch of the class."""
     return min(hardware.max_batch, variant.max_batch or hardware.max_batch)
+
+
+STALL = 20.0
+"""A batch that takes this multiple of its predicted time, plus `limits.stall`, counts as hung.
+
+`limits.stall` is minutes because the first use compiles. One step of a generation may take `limits.stall`.
+"""
+
+
+def time_limit(loaded: Loaded, items: Sequence[Item]) -> float:
+    """The batch's time limit in seconds, from its model's own profile."""
+    profile = next(iter(loaded.variant.profiles.values()))
+    size = sum(item.size for item in items) / len(items)
+    return STALL * profile.latency(len(items), size)
 
 
 def _compiled_for(device: Device, cache: Path) -> Path:

@@ -97,7 +97,7 @@ class Worker:
         self.fetch = None
         if class_queue is not None:
             self.fetch = FetchStage(
-                class_queue, admissions, endings, admit, device, held, store, counters, celery, context
+                class_queue, admissions, endings, admit, device, self.finish, held, store, counters, celery, context
             )
         self.heartbeat = Heartbeat(device, drain, held, counters, celery, context.options)
         self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs

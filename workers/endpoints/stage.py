@@ -153,6 +153,10 @@ class EndpointStage:
         self._told.append(endpoint)
         self._inbox.wake()
 
+    def run_alone(self, job: Job) -> bool:
+        """No: a request to an endpoint waits for another machine."""
+        return False
+
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
         self._stopping.set()

@@ -51,6 +51,8 @@ from workers.stages.queues import AdmitQueue, DeviceQueue, DeviceVariants, Endin
 
 logger = logging.getLogger(__name__)
 
+RunAlone = Callable[[Job], bool]
+
 LOOK_AGAIN = 1.0
 """Maximum seconds before the claim of a job that another worker holds is retried."""
 
@@ -101,8 +103,11 @@ class AdmitStage:
                     self._claim([delivery for delivery in due if delivery.lost or not delivery.token])
         self._held.requeue(self._inbox.rest())
 
-    def admit(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Admit deliveries according to their claims, as of `now` on the store's clock. Thread-safe."""
+    def admit(self, deliveries: Sequence[Delivery], now: float, alone: RunAlone | None = None) -> None:
+        """Admit deliveries according to their claims, as of `now` on the store's clock. Thread-safe.
+
+        `alone` may run the job instead of the device stage, and returns whether it did.
+        """
         arrived = time.monotonic()
         self._device.clock = now - arrived
         able = []
@@ -114,7 +119,7 @@ class AdmitStage:
                 self._give_up(delivery)
             else:
                 able.append(delivery)
-        self._admit(able, arrived)
+        self._admit(able, arrived, alone)
 
     def _claim(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
@@ -152,11 +157,13 @@ class AdmitStage:
         self._held.dead_letter(delivery, error.message)
         self._finish.put([Ended(delivery, Outcome(error=error))])
 
-    def _admit(self, deliveries: Sequence[Delivery], arrived: float) -> None:
+    def _admit(self, deliveries: Sequence[Delivery], arrived: float, alone: RunAlone | None = None) -> None:
         """Pass the jobs to the device, in groups whose inputs were fetched together."""
         with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is unavailable: they are requeued
             for some, contents in self._reader.groups(deliveries):
-                self._device.put([job for one in some for job in self._admitted(one, arrived, contents)])
+                jobs = [job for one in some for job in self._admitted(one, arrived, contents)]
+                if alone is None or len(jobs) != 1 or not alone(jobs[0]):
+                    self._device.put(jobs)
 
     def _admitted(self, delivery: Delivery, arrived: float, contents: Contents) -> list[Job]:
         """The job, prepared if its variant is already loaded; empty if it cannot be read."""

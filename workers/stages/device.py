@@ -4,6 +4,9 @@ Rows of stepwise generation join a running batch as soon as it has room (`InFlig
 batch of another variant may run; the more urgent of the two goes first. Jobs whose variant is not loaded wait for the
 load outside the lanes (`Loads`).
 
+A short job that comes alone to an idle device runs on the thread that fetched it (`run_alone`). Whoever runs has the
+turn: no two threads are on the device.
+
 Python callables run their rows in a separate process. While such a row runs, due batches of other variants with more
 urgent jobs run on the device.
 """
@@ -27,13 +30,13 @@ from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.decide.batcher import BatchPolicy
 from workers.decide.occupation import BATCHES, Occupation, Stint, blocking_by_model, unfinished
 from workers.drain import Drain
-from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows
+from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows, time_limit
 from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
 from workers.stages.finish import Batch, note
 from workers.stages.held import HeldJobs
 from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending, Job, Outcome, Revoked, late
-from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, Urgency
+from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, RowRate, Stepwise, Urgency, key_of, lacks
 from workers.stages.queues import AHEAD, AHEAD_FOR, AdmitQueue, DeviceQueue, EndingSink, PieceQueue, ahead_of
 
 logger = logging.getLogger(__name__)
@@ -41,20 +44,14 @@ logger = logging.getLogger(__name__)
 OTHERS_FIRST = 0.005
 """Seconds for which a device that has its next batch leaves the queue to devices without one."""
 
-STALL = 20.0
-"""A batch that takes this multiple of its predicted time, plus `limits.stall`, counts as hung.
-
-`limits.stall` is minutes because the first use compiles. One step of a generation may take `limits.stall`.
-"""
+ALONE_AT_MOST = 0.002
+"""Longest predicted run, in seconds, of a job on the thread that fetched it, which fetches nothing meanwhile: a longer
+job does not notice the 0.2 ms that it takes to wake the device and the finish thread."""
 
 LINGER = 2.0
 """Seconds since its last use after which a model that an operator unloaded goes: accepted jobs may be on their way."""
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
-_SMOOTHING = 0.2  # weight of the newest job in the mean rows per job
-
-
-_OVER = 0.25  # seconds over which the rate of rows is measured
 
 
 class DeviceStage:
@@ -99,8 +96,11 @@ class DeviceStage:
         self._renewals: deque[tuple[Catalogue, ProfileBook, Sequence[Model]]] = deque(maxlen=1)
         self._controls: deque[tuple[Sequence[Model], Collection[str]]] = deque()
         self._lanes: dict[Key, Lane] = {}
-        self._rate = _RowRate()
+        self._rate = RowRate()
         self._stopping = threading.Event()
+        self._turns = threading.Lock()
+        self._alone = False
+        self._left_over = False  # `run_alone` did not end what it took over
         self._must_end_by = math.inf
         self._whole: tuple[Occupation, Portions] | None = None
         self._batches: deque[tuple[float, str, float]] = deque(maxlen=BATCHES)
@@ -204,14 +204,51 @@ class DeviceStage:
         """Run until stopped, then finish what ends in time."""
         wait = 0.0
         while not self._stopping.is_set():
-            self._collect(wait)
-            wait = self._turn(time.monotonic())
-        while self._ends_in_time():
-            self._turn(math.inf)  # no more rows will come for a batch to wait for
-        self._loads.leave()
-        for loaded in self.executor.all_loaded():
-            if loaded.interruptible is not None:
-                self.executor.unload(loaded)  # and its process
+            jobs = self._inbox.take(wait, self._has_news)
+            with self._turns:
+                self._accept(jobs)
+                wait = self._turn(time.monotonic())
+        with self._turns:
+            while self._ends_in_time():
+                self._turn(math.inf)  # no more rows will come for a batch to wait for
+            self._loads.leave()
+            for loaded in self.executor.all_loaded():
+                if loaded.interruptible is not None:
+                    self.executor.unload(loaded)  # and its process
+
+    def run_alone(self, job: Job) -> bool:
+        """Run a job on the caller's thread, if it is short and nothing else is here; whether it was taken over.
+
+        What does not end with its batch (it waits for others, or runs again) is left to the device thread. Thread-safe.
+        """
+        if not self._turns.acquire(blocking=False):
+            return False
+        try:
+            if self._stopping.is_set() or not self._idle() or not self._short(job):
+                return False
+            self._alone = True
+            self._take_in(job)
+            self._turn(time.monotonic())
+            self._left_over = not self._idle()
+            if self._left_over:
+                self._inbox.wake()
+            return True
+        finally:
+            self._alone = False
+            self._turns.release()
+
+    def _idle(self) -> bool:
+        """Whether nothing waits or runs here."""
+        elsewhere = self._inbox.rows or self._inflight.rows or self._loads.rows or self._renewals or self._controls
+        return not elsewhere and not any(self._lanes.values())
+
+    def _short(self, job: Job) -> bool:
+        """Whether the job is one whole batch, predicted to run for at most `ALONE_AT_MOST`."""
+        loaded = self.executor.ready(job.model, job.variant)
+        if loaded is None or loaded.interruptible is not None or isinstance(loaded.pipeline, Stepwise):
+            return False
+        one = len(job.waiting) == 1 and len(job.items) <= most_rows(job.hardware, loaded.variant)
+        return one and not job.delivery.suspect and self.executor.predicted(loaded, job.items) <= ALONE_AT_MOST
 
     def _turn(self, now: float) -> float:
         """Run a due batch, and a step of an in-flight batch; returns the seconds until something is due."""
@@ -252,8 +289,12 @@ class DeviceStage:
         return rows - waiting - self._inflight.rows - self._inbox.rows - beside
 
     def _collect(self, wait: float) -> None:
-        """Take all queued jobs, waiting up to `wait` seconds for the first."""
-        jobs = self._inbox.take(wait, self._has_news)
+        """Accept all queued jobs, waiting up to `wait` seconds for the first."""
+        self._accept(self._inbox.take(wait, self._has_news))
+
+    def _accept(self, jobs: Sequence[Job]) -> None:
+        """Take in jobs from the queue and from ended loads, and what is renewed."""
+        self._left_over = False
         renewal = self._renewals.pop() if self._renewals and not self._calling else None
         if renewal is not None and not self._stopping.is_set():
             self._renew(*renewal)
@@ -269,7 +310,8 @@ class DeviceStage:
             self._inbox.wake()
 
     def _has_news(self) -> bool:
-        return self._loads.ended or self._stopping.is_set() or bool(self._renewals or self._controls)
+        renewed = self._renewals or self._controls
+        return self._loads.ended or self._stopping.is_set() or bool(renewed) or self._left_over
 
     def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
         """Unload removed variants, load warm models, and have jobs of changed models decoded again."""
@@ -324,7 +366,7 @@ class DeviceStage:
         return {lane.variant for lane in self._lanes.values() if lane and lane.urgency()[:2] <= urgency}
 
     def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
-        key = _key(job, bucket)
+        key = key_of(job, bucket)
         if key not in self._lanes:
             whole = not self._inflight.serve(loaded)
             longest = job.hardware.runs_at_most if whole else math.inf
@@ -363,7 +405,8 @@ class DeviceStage:
     def _serve(self, lane: Lane) -> None:
         room = self._room_in(lane) if self._joins(lane) else lane.policy.max_batch
         batch = self._begin(lane.take(room))
-        self._inbox.wake()
+        if not self._alone:  # else the thread that waits for room is this one
+            self._inbox.wake()
         if batch:
             self._run(batch)
         lane.answered(time.monotonic())
@@ -439,15 +482,13 @@ class DeviceStage:
         self._finish.put(endings)
         if None in answers:
             ended = {ending.delivery for ending in endings}
-            self._take_up([job for job, rows in batch if job.delivery not in ended and _lacks(job, rows)])
+            self._take_up([job for job, rows in batch if job.delivery not in ended and lacks(job, rows)])
 
     def _run_whole(self, loaded: Loaded, batch: Portions, items: Sequence[Item]) -> Sequence[Answer]:
         """Run the batch, which cannot be interrupted; meanwhile `occupied` gives the part spent on ended jobs."""
         now = time.monotonic()
-        self._must_end_by = now + self.store.limits.stall + _time_limit(loaded, items)
-        size = sum(item.size for item in items) / len(items)
-        predicted = loaded.known.profile.latency(len(items), size) * self.executor.track(loaded).pace
-        self._whole = Occupation(now, predicted), batch
+        self._must_end_by = now + self.store.limits.stall + time_limit(loaded, items)
+        self._whole = Occupation(now, self.executor.predicted(loaded, items)), batch
         try:
             return self.executor.run(loaded, items)
         finally:
@@ -473,7 +514,7 @@ class DeviceStage:
         limit, goes_on = loaded.variant.limits.time, partial(self._goes_on, job)
         if limit is not None:
             return Watch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
-        longest = self.store.limits.stall + _time_limit(loaded, [job.items[row]])
+        longest = self.store.limits.stall + time_limit(loaded, [job.items[row]])
         return Watch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
 
     def _goes_on(self, job: Job) -> bool:
@@ -582,41 +623,5 @@ class DeviceStage:
     def _leave(self, job: Job) -> None:
         """Take the job's rows out of the lanes they wait in."""
         for bucket in job.waiting:
-            if (lane := self._lanes.get(_key(job, bucket))) is not None:
+            if (lane := self._lanes.get(key_of(job, bucket))) is not None:
                 lane.remove(job)
-
-
-class _RowRate:
-    """The recent rate of rows per second."""
-
-    def __init__(self) -> None:
-        self.rows = 0.0
-        self._since = time.monotonic()
-        self._counted = 0
-
-    def count(self, rows: int, now: float) -> None:
-        """Count rows that have run."""
-        self._counted += rows
-        if now - self._since >= _OVER:
-            self.rows = self._counted / (now - self._since)
-            self._since, self._counted = now, 0
-
-
-def _key(job: Job, bucket: int) -> Key:
-    """The lane of a job's rows of a bucket. A suspect job (its worker crashed) gets a lane to itself.
-
-    Each class has its own batching rules, so its own lanes.
-    """
-    return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
-
-
-def _lacks(job: Job, rows: Sequence[int]) -> bool:
-    """Whether any of the rows has no answer."""
-    return any(job.answers[row] is None for row in rows)
-
-
-def _time_limit(loaded: Loaded, items: Sequence[Item]) -> float:
-    """The batch's time limit in seconds, from its profile."""
-    profile = next(iter(loaded.variant.profiles.values()))
-    size = sum(item.size for item in items) / len(items)
-    return STALL * profile.latency(len(items), size)

@@ -2,8 +2,11 @@
 
 It pauses while too many results are unwritten: held claims must be renewed, and held jobs cannot move.
 
-Plain jobs are claimed by the same broker script and admitted on this thread, which saves the admit queue. Messages that
-Celery must handle (a canvas, an eta, a message to be refused) go to its consumer.
+Plain jobs are claimed by the same broker script and admitted on this thread, which saves the admit queue. A short job
+that comes alone to an idle device also runs on this thread, and its result is written here: an idle worker is one
+thread, and waking two others would take longer than such a job.
+
+Messages that Celery must handle (a canvas, an eta, a message to be refused) go to its consumer.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 
 from broker.valkey.worker import ClassQueue, Fetched, FetchedMessage, Store
 from taxiway.contract.keys import LEVELS
@@ -18,9 +22,9 @@ from taxiway.contract.wire import decode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from workers.device import WorkerContext
 from workers.stages.admit import AdmitStage, read_plain
-from workers.stages.finish import OutcomeCounters
+from workers.stages.finish import FinishStage, OutcomeCounters
 from workers.stages.held import HeldJobs, add_dead_letter
-from workers.stages.job import CeleryWorker, Delivery
+from workers.stages.job import CeleryWorker, Delivery, Job
 from workers.stages.queues import AdmitQueue, DeviceDriver, EndingQueue
 
 logger = logging.getLogger(__name__)
@@ -29,9 +33,9 @@ LOOK = 1.0
 """Maximum seconds of one wait for messages: a connection may have died silently."""
 
 _REST = 0.0002
-"""Seconds for which this stage leaves the interpreter to the previously idle device and the finish stage.
+"""Seconds for which this stage leaves the interpreter to the device and the finish stage, if a job woke them.
 
-An echo job then takes 0.1 ms less from message to result.
+It then takes 0.1 ms less.
 """
 
 _LOOKS = 4  # polls during the run time of the patient work waiting here, whose place is free by then
@@ -45,7 +49,8 @@ class FetchStage:
         admissions: receives deliveries that are not claimed yet.
         endings: tells whether too many endings are unwritten.
         admit: admits claimed deliveries.
-        device: tells how many jobs it has room for.
+        device: tells how many jobs it has room for, and runs a job that came alone.
+        finish: writes the result of such a job.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class FetchStage:
         endings: EndingQueue,
         admit: AdmitStage,
         device: DeviceDriver,
+        finish: FinishStage,
         held: HeldJobs,
         store: Store,
         counters: OutcomeCounters,
@@ -66,12 +72,15 @@ class FetchStage:
         self._endings = endings
         self._admit = admit
         self._device = device
+        self._finish = finish
         self._held = held
         self._store = store
         self._counters = counters
         self._celery = celery
         self._own = context.options.hardware_class
         self._secret = context.settings.secret
+        self._woken = False  # fewer messages came than there was room for, as one queue was waited for
+        self._ran_alone = False
         self._resumed = threading.Event()
         self._stopping = threading.Event()
 
@@ -113,24 +122,33 @@ class FetchStage:
             self._stopping.wait(0.0 if queues and not receiving else 0.01)
             return
         levels = self._device.levels()
-        for queue in queues:
-            if room > 0:
-                room -= self._receive(self._queue.take(queue, room, levels))
+        blocks_again, self._woken = self._woken and len(queues) == 1, False
+        if not blocks_again:
+            for queue in queues:
+                if room > 0:
+                    room -= self._receive(self._queue.take(queue, room, levels))
+        if room > 0:
+            self._wait(queues, levels, room, says_room=blocks_again)
+
+    def _wait(self, queues: Sequence[str], levels: int, room: int, *, says_room: bool) -> None:
+        """Wait for messages, and pass them on."""
         longest = LOOK if levels == LEVELS else self._device.ahead / _LOOKS
-        if room > 0 and (fetches := self._queue.wait(queues, longest, levels)):
-            for fetched in fetches:
-                if self._resumed.is_set() and fetched.queue in self._queues():
-                    self._receive(fetched)
-                else:
-                    self._return(fetched)
+        fetches = self._queue.wait(queues, longest, levels, room if says_room else 0)
+        self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < room, False
+        for fetched in fetches:
+            if self._resumed.is_set() and fetched.queue in self._queues():
+                self._receive(fetched, alone=len(fetches) == 1)
+            else:
+                self._return(fetched)
+        if fetches and not self._ran_alone:
             time.sleep(_REST)
 
     def _queues(self) -> list[str]:
         """The queues that Celery's consumer names, the worker's own class first."""
         return sorted(self._celery.queues(), key=lambda name: (name != self._own, name))
 
-    def _receive(self, fetched: Fetched) -> int:
-        """Pass on fetched messages; returns their number."""
+    def _receive(self, fetched: Fetched, *, alone: bool = True) -> int:
+        """Pass on fetched messages; returns their number. `alone` says that no others were fetched with them."""
         claimed: list[Delivery] = []
         for_celery: list[FetchedMessage] = []
         unused: list[tuple[str, str]] = []
@@ -150,8 +168,16 @@ class FetchStage:
             self._hand_over(one, fetched.queue)
         self._held.hold(claimed)
         if claimed:
-            self._admit.admit(claimed, fetched.now)
+            alone = alone and len(fetched.messages) == 1
+            self._admit.admit(claimed, fetched.now, self._run_alone if alone else None)
         return len(fetched.messages)
+
+    def _run_alone(self, job: Job) -> bool:
+        """Run a job that came alone and write its result, if it is short and the device idle; whether it was run."""
+        with self._endings.collected() as ended:
+            self._ran_alone = self._device.run_alone(job)
+        self._finish.end_here(ended)
+        return self._ran_alone
 
     def _return(self, fetched: Fetched) -> None:
         """Return messages from a queue that the worker no longer consumes."""

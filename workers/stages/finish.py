@@ -89,11 +89,27 @@ class FinishStage:
         self._celery = celery
         self._given_up = threading.Event()
         self._started: list[Delivery] = []
+        self._writing = threading.Lock()
 
     def report_started(self, deliveries: list[Delivery]) -> None:
         """Soon report running jobs to the store, and send pending events. Thread-safe."""
         self._started = deliveries
         self._inbox.wake()
+
+    def end_here(self, endings: Sequence[Ending]) -> None:
+        """Write a plain job's answer on the caller's thread; anything else is put in the queue. Thread-safe.
+
+        One attempt: what the store does not take is put in the queue too, and the finish thread insists.
+        """
+        job = endings[0].job if len(endings) == 1 and isinstance(endings[0], Answered) else None
+        written = False
+        if job is not None and job.delivery.task is None and self._writing.acquire(blocking=False):
+            try:
+                written = not job.delivery.ended and self._write_once(self._reported(job))
+            finally:
+                self._writing.release()
+        if not written:
+            self._inbox.put(endings)
 
     def stop(self) -> None:
         """End after the queued endings, or if the store does not answer."""
@@ -106,7 +122,8 @@ class FinishStage:
             endings, last = self._inbox.take()
             for start in range(0, len(endings), _MOST):
                 some = endings[start : start + _MOST]
-                self._finish(some)
+                with self._writing:
+                    self._finish(some)
                 self._inbox.wrote(len(some))
             if self._started or not endings:
                 self._report()
@@ -180,7 +197,23 @@ class FinishStage:
         if not ended:
             return
         endings = [self._ending(one) for one in ended]
-        written = self._insist(lambda: self._store.finish(endings))
+        self._settle(ended, endings, self._insist(lambda: self._store.finish(endings)))
+
+    def _write_once(self, ended: Ended) -> bool:
+        """Write a result without blobs; whether the store answered that it is written."""
+        ending = self._ending(ended)
+        if ended.outcome.blobs:
+            return False
+        try:
+            written = self._store.finish([ending])
+        except BrokerUnavailableError:
+            return False
+        if written[0]:
+            self._settle([ended], [ending], written)
+        return written[0]
+
+    def _settle(self, ended: Sequence[Ended], endings: Sequence[StoredEnding], written: Sequence[bool]) -> None:
+        """Count and report the results that were written, and find out why others were not."""
         pairs = list(zip(ended, endings, written, strict=True))
         self._counters.count(one for one, _, done in pairs if done)
         if self._queue is not None and not self._queue.acknowledges_with_result:

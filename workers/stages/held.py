@@ -187,7 +187,7 @@ OUT_OF_MEMORY = os.EX_OSERR
 
 
 class OutOfMemoryPolicy:
-    """Watches outcomes, and makes the worker exit when its device memory is exhausted. Device thread only.
+    """Watches outcomes, and makes the worker exit when its device memory is exhausted. Only who has the device's turn.
 
     Args:
         most: consecutive jobs for which a variant may be out of memory.
@@ -226,7 +226,7 @@ class OutOfMemoryPolicy:
 
 
 class Retries:
-    """Passes endings to the finish stage, except jobs to be retried. Device thread only.
+    """Passes endings to the finish stage, except jobs to be retried. Only who has the device's turn.
 
     Args:
         finish: receives endings.

@@ -113,7 +113,7 @@ class Delivery:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A job in the device stage; only the device thread changes it.
+    """A job in the device stage; only who has the device's turn changes it.
 
     `hardware` is the class that it runs for, `key` names the variant. `deadline` is on the store's clock, infinite if
     there is none. `waiting` maps a size bucket to the indices of rows that are in no batch. With `stream` the answer is

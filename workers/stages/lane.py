@@ -42,7 +42,7 @@ _ORDER = itertools.count()
 
 
 class Lane:
-    """Rows of a variant that can run together. Only the device thread changes it; any thread may read `rows`.
+    """Rows of a variant that can run together. Only who has the device's turn changes it; any thread may read `rows`.
 
     `patient` counts the rows of jobs at patient levels.
 
@@ -201,6 +201,38 @@ class Lane:
         return heads
 
 
+_RATE_OVER = 0.25  # seconds over which the rate of rows is measured
+
+
+class RowRate:
+    """The recent rate of rows per second."""
+
+    def __init__(self) -> None:
+        self.rows = 0.0
+        self._since = time.monotonic()
+        self._counted = 0
+
+    def count(self, rows: int, now: float) -> None:
+        """Count rows that have run."""
+        self._counted += rows
+        if now - self._since >= _RATE_OVER:
+            self.rows = self._counted / (now - self._since)
+            self._since, self._counted = now, 0
+
+
+def key_of(job: Job, bucket: int) -> Key:
+    """The lane of a job's rows of a bucket. A suspect job (its worker crashed) gets a lane to itself.
+
+    Each class has its own batching rules, so its own lanes.
+    """
+    return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
+
+
+def lacks(job: Job, rows: Sequence[int]) -> bool:
+    """Whether any of the rows has no answer."""
+    return any(job.answers[row] is None for row in rows)
+
+
 @runtime_checkable
 class Stepwise(Protocol):
     """A pipeline whose rows join and leave a running batch."""
@@ -219,7 +251,7 @@ class _Running:
 
 
 class InFlight:
-    """All in-flight batches of a device. Device thread only, unless stated.
+    """All in-flight batches of a device. Only who has the device's turn, unless stated.
 
     Args:
         stream: receives the pieces of streamed answers.
@@ -361,7 +393,7 @@ class _Load:
 
 
 class Loads:
-    """Jobs that wait for loads. One load runs at a time, on its own thread. Device thread only, unless stated.
+    """Jobs that wait for loads. One runs at a time, on its own thread. Only who has the device's turn, unless stated.
 
     Args:
         wake: called on the load's thread when it has ended.

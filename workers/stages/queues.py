@@ -12,7 +12,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -150,10 +150,24 @@ class EndingQueue:
         self._inbox: queue.SimpleQueue[Sequence[Ending] | None] = queue.SimpleQueue()
         self._unwritten = 0
         self._fewer = threading.Condition()
+        self._collecting: tuple[int, list[Ending]] | None = None
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[list[Ending]]:
+        """The endings that this thread puts meanwhile, which nobody takes. For one thread at a time."""
+        found: list[Ending] = []
+        self._collecting = threading.get_ident(), found
+        try:
+            yield found
+        finally:
+            self._collecting = None
 
     def put(self, endings: Sequence[Ending]) -> None:
         """Add endings."""
-        if endings:
+        collecting = self._collecting
+        if collecting is not None and collecting[0] == threading.get_ident():
+            collecting[1].extend(endings)
+        elif endings:
             with self._fewer:
                 self._unwritten += len(endings)
             self._inbox.put(endings)
@@ -328,6 +342,9 @@ class DeviceDriver(Protocol):
 
     def run(self) -> None:
         """Run admitted jobs until stopped, then finish what ends in time."""
+
+    def run_alone(self, job: Job) -> bool:
+        """Run a job on the caller's thread, if it is short and nothing else is here; whether it was taken over."""
 
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end."""
