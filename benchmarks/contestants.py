@@ -21,6 +21,7 @@ from benchmarks.installing import AbsentError, interpreter
 from benchmarks.processes import fleet, running
 from benchmarks.workloads import Plan, payloads
 from local.embedded import EmbeddedValkey, kept_port, within
+from tasks.settings import on_socket
 
 PATIENCE = 120.0
 """Seconds within which a server must answer its first request."""
@@ -104,14 +105,15 @@ class Celery:
         packages = [f"celery=={version('celery')}", f"redis=={version('redis')}", f"hiredis=={version('hiredis')}"]
         python, log = interpreter("celery", packages), folder / f"{self.name}.log"
         with EmbeddedValkey(folder) as valkey:
-            urls = {"CELERY_BROKER_URL": valkey.url, "CELERY_RESULT_BACKEND": valkey.url}
+            url = on_socket(valkey.socket_url)
+            urls = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
             variables = plan.environment() | urls | {MODELS: str(models)}
             command = ["-m", "celery", "--app", "benchmarks.peers.celery", "worker", "--task-events"]
             pool = ["--pool", self.pool, "--concurrency", str(self.concurrency(plan)), "--loglevel", "warning"]
             with running([python, *command, *pool], variables, log) as process:
                 assert valkey.pid is not None
                 yield Up(
-                    {self.name: lambda: CeleryCaller(plan, valkey.url, self.task)},
+                    {self.name: lambda: CeleryCaller(plan, url, self.task)},
                     {"broker": [valkey.pid], "worker": [process.pid]},
                 )
 

@@ -2,22 +2,29 @@
 
 `python -m benchmarks.idle_round_trip` starts one Valkey (append-only file, flushed every second), a router, a cpu.batch
 worker and a plain Celery worker with an echo task, and asks one request at a time. Within a round the paths alternate
-after a few requests each, so other load on the machine affects all alike. It prints the p50 and p99 of each path, and
-the ratios of the client's and the HTTP door's p50 to plain Celery's in the same round.
+after a few requests each, so other load on the machine affects all alike. It prints the p50 and p99 of each path, the
+ratios of the client's and the HTTP door's p50 to plain Celery's in the same round, and for each path and process the
+thread switches and the processor time of a request, which other load affects less than the times.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import statistics
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import psutil
+
 import taxiway
-from benchmarks.measure import Line, answer, percentile, say
+from benchmarks.measure import Line, answer, cpu_seconds, percentile, say, thread_switches
 from benchmarks.plain_celery import echo
 from benchmarks.processes import Doors, fleet_and_peer
 from benchmarks.workloads import TEXT
@@ -33,6 +40,22 @@ TURN = 20
 
 RoundTrip = Callable[[], object]
 
+SERVING = {
+    "celery": ("broker", "celery"),
+    "client": ("broker", "router", "worker"),
+    "http": ("broker", "router", "worker"),
+}
+"""The processes that serve each path, besides this one."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a path's requests in one round took: seconds each, and in each process all switches and processor time."""
+
+    times: list[float] = field(default_factory=list)
+    switches: Counter[str] = field(default_factory=Counter)
+    cpu: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
+
 
 def main() -> None:
     """Measure, and print one JSON line for each figure."""
@@ -41,13 +64,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds; each gives one figure of the median and spread")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, fleet_and_peer(Path(folder)) as doors:
-        times = measured(doors, requests=given.requests, rounds=given.rounds)
-    for line in lines(times):
+        rounds = measured(doors, requests=given.requests, rounds=given.rounds)
+    for line in lines(rounds):
         say(line)
 
 
-def measured(doors: Doors, *, requests: int, rounds: int) -> dict[str, list[list[float]]]:
-    """For each path, per round, the seconds of each request."""
+def measured(doors: Doors, *, requests: int, rounds: int) -> list[dict[str, Figures]]:
+    """The figures of each path, per round."""
     with taxiway.Client(doors.broker) as client, taxiway.Client(doors.http) as http:
         paths: dict[str, RoundTrip] = {
             "celery": lambda: echo.delay(TEXT).get(timeout=10),
@@ -56,16 +79,37 @@ def measured(doors: Doors, *, requests: int, rounds: int) -> dict[str, list[list
         }
         for ask in paths.values():
             timed(ask, WARM_UP)
-        each_round = [_one_round(paths, turns=requests // TURN) for _ in range(rounds)]
-        return {name: [times[name] for times in each_round] for name in paths}
+        pids = {**doors.processes, "client": [os.getpid()]}
+        return [_one_round(paths, pids, turns=requests // TURN) for _ in range(rounds)]
 
 
-def _one_round(paths: Mapping[str, RoundTrip], *, turns: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in paths}
+def _one_round(paths: Mapping[str, RoundTrip], pids: Mapping[str, Sequence[int]], *, turns: int) -> dict[str, Figures]:
+    figures = {name: Figures() for name in paths}
     for _ in range(turns):
         for name, ask in paths.items():
-            times[name] += timed(ask, TURN)
-    return times
+            one = figures[name]
+            before = _spent(pids)
+            one.times += timed(ask, TURN)
+            for role, (switches, cpu) in _spent(pids).items():
+                one.switches[role] += switches - before[role][0]
+                one.cpu[role] += cpu - before[role][1]
+    return figures
+
+
+def _spent(pids: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, float]]:
+    """Thread switches and processor time of each role's processes so far. This process's own children are others'."""
+    return {
+        role: (
+            sum(thread_switches(pid, deep=role != "client") for pid in of_role),
+            sum(_cpu(pid) if role == "client" else cpu_seconds(pid) for pid in of_role),
+        )
+        for role, of_role in pids.items()
+    }
+
+
+def _cpu(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def timed(ask: RoundTrip, requests: int) -> list[float]:
@@ -79,16 +123,21 @@ def timed(ask: RoundTrip, requests: int) -> list[float]:
     return taken
 
 
-def lines(times: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[Line]:
-    """What is printed: milliseconds for each path, then each ratio with its target."""
-    for name, rounds in times.items():
+def lines(rounds: Sequence[Mapping[str, Figures]]) -> Iterator[Line]:
+    """What is printed: milliseconds for each path, each ratio with its target, then what each process did."""
+    for name in SERVING:
         for share in (50, 99):
-            figures = [1000 * percentile(taken, share) for taken in rounds]
+            figures = [1000 * percentile(one[name].times, share) for one in rounds]
             yield answer(f"idle round trip of echo, {name} p{share} ms", figures)
     for name, target in TARGETS.items():
-        pairs = zip(times[name], times["celery"], strict=True)
-        ratios = [statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs]
+        ratios = [statistics.median(one[name].times) / statistics.median(one["celery"].times) for one in rounds]
         yield answer(f"idle round trip of echo, {name}_ratio to plain Celery", ratios, target=target)
+    for name, roles in SERVING.items():
+        for role in ("client", *roles):
+            switches = [one[name].switches[role] / len(one[name].times) for one in rounds]
+            yield answer(f"idle round trip of echo by {name}, thread switches of the {role} a request", switches)
+            cpu = [1e6 * one[name].cpu[role] / len(one[name].times) for one in rounds]
+            yield answer(f"idle round trip of echo by {name}, processor time of the {role} a request in us", cpu)
 
 
 if __name__ == "__main__":

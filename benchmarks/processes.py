@@ -21,7 +21,7 @@ from benchmarks.measure import tree
 from benchmarks.plain_celery import app
 from local.children import start_child, stop_child
 from local.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings, cache_directory
+from tasks.settings import TREE, Settings, cache_directory, on_socket
 
 PATIENCE = 60.0
 """Seconds within which a process must become ready, and exit when terminated."""
@@ -49,9 +49,9 @@ def fleet_and_peer(folder: Path) -> Iterator[Doors]:
     workers = [["--class", "cpu.batch", "--device", "cpu:0"]]
     with (
         fleet(folder, TREE / "benchmarks" / "queues.yaml", workers) as doors,
-        _peer_worker(f"{doors.broker.rpartition('/')[0]}/1", folder / "celery.log"),
+        _peer_worker(on_socket(doors.broker.replace("?db=0", "?db=1")), folder / "celery.log") as peer,
     ):
-        yield doors
+        yield replace(doors, processes={**doors.processes, "celery": [peer]})
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def fleet(
     """A router and a worker for each list of arguments, on one Valkey in `folder`; they end with the block."""
     with EmbeddedValkey(folder) as valkey:
         assert valkey.pid is not None
-        settings = broker_settings(valkey.url, queues, models)
+        settings = broker_settings(valkey.socket_url, queues, models)
         with serving(folder, settings, workers) as doors:
             yield replace(doors, processes={"broker": [valkey.pid], **doors.processes})
 
@@ -108,16 +108,16 @@ def started(arguments: list[str], variables: Mapping[str, str], log: Path) -> It
 
 
 @contextmanager
-def _peer_worker(url: str, log: Path) -> Iterator[None]:
-    """The plain Celery worker, with Celery's default pool and one process."""
+def _peer_worker(url: str, log: Path) -> Iterator[int]:
+    """The plain Celery worker, with Celery's default pool and one process; its pid."""
     command = [sys.executable, "-m", "celery", "--app", "benchmarks.plain_celery", "worker"]
     options = ["--pool", "prefork", "--concurrency", "1", "--task-events", "--loglevel", "warning"]
     variables = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
     app.conf.update(broker_url=url, result_backend=url)
-    with running([*command, *options], variables, log):
+    with running([*command, *options], variables, log) as process:
         if not app.tasks["plain.echo"].delay("ready").get(timeout=PATIENCE):
             raise NotReadyError(f"the plain Celery worker gave a wrong answer; see {log}")
-        yield
+        yield process.pid
 
 
 @contextmanager
