@@ -257,7 +257,7 @@ class Inference:
             TaxiwayError: the error that the job ended with.
         """
         result, size = await self._read(meta)
-        return await beside(size, answer_of, self._router.rules.catalogue.resolve(result.model), job, result, wants)
+        return await beside(size, answer_of, self._router.rules.model_of(result.model), job, result, wants)
 
     async def _converted(self, reference: str, infer: InferRequest, size: int) -> tuple[Request, Mapping[str, int]]:
         """A request in our form, and the number of classes wanted of its outputs."""

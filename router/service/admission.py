@@ -40,6 +40,10 @@ from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTo
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
 
+_REMEMBERED = 256
+"""Most removed models that a router knows for the results of their jobs."""
+
+
 @dataclass(slots=True)
 class Rules:
     """What every admission depends on. Arrivals must be signed with one of `producers`, if there are any.
@@ -57,10 +61,17 @@ class Rules:
     starts: frozenset[str] = frozenset()
     webhooks: Endpoints = field(default_factory=Endpoints)
     unloaded: frozenset[str] = frozenset()
+    _removed: dict[str, Model] = field(default_factory=dict, repr=False)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
         """Use other ones from now on; the topology differs from the last one in its endpoints alone."""
+        gone = {name: model for name, model in self.catalogue.models.items() if name not in catalogue.models}
+        self._removed = dict(list((self._removed | gone).items())[-_REMEMBERED:])
         self.topology, self.catalogue, self.book = topology, catalogue, book
+
+    def model_of(self, name: str) -> Model:
+        """The model of a job that has run, by `name:version`: also one that was removed since. Raises as `resolve`."""
+        return self.catalogue.models.get(name) or self._removed.get(name) or self.catalogue.resolve(name)
 
 
 class Order(msgspec.Struct, frozen=True):

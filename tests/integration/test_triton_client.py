@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -121,6 +122,21 @@ def test_what_was_accepted_runs_though_its_model_was_unloaded(
     assert until(lambda: not any(key.startswith("slab:") for key in warm(router)))
     client.load_model("slab")
     assert any(key.startswith("slab:") for key in warm(router))
+
+
+def test_the_result_of_a_job_is_there_after_its_model_was_removed(
+    served: Settings, router: RouterProcess, client: InferenceServerClient
+) -> None:
+    write(served, "removed", 2.0)
+    client.load_model("removed")
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+    headers = {"prefer": "respond-async"}
+    job = httpx.post(f"{router.http}/v2/models/removed/infer", json=body, headers=headers).headers["location"]
+    assert httpx.get(f"{router.http}{job}?wait=30", timeout=40).json()["state"] == "succeeded"
+    shutil.rmtree(served.models / "removed")
+    assert until(lambda: state(client, "removed") is None)
+    result = httpx.get(f"{router.http}{job}/result")
+    assert (result.status_code, result.json()["outputs"][0]["data"]) == (200, [2.0, 4.0])
 
 
 def test_a_load_that_cannot_be_done_says_why_and_what_was_served_still_is(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,9 @@ from tasks.settings import TREE
 from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs, Reference
 from taxiway.contract.wire import request_body
-from taxiway.errors import ResultExpiredError
+from taxiway.errors import InvalidRequestError, ResultExpiredError
 from tests.builders import a_class, a_delivery, a_ticket
+from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from workers.stages.admit import AT_ONCE, JobReader
 from workers.stages.job import Delivery
 
@@ -73,3 +75,15 @@ def test_a_blob_that_is_gone_fails_its_request() -> None:
     desk.blobs.contents.clear()
     with pytest.raises(ResultExpiredError):
         desk.read(delivery)
+
+
+def test_a_request_that_a_router_accepted_by_a_newer_model_yaml_is_bound_by_that(tmp_path: Path) -> None:
+    write_model(tmp_path, "scale", scale_graph(2.0), **SCALE_SPECS)
+    reader = JobReader(ModelsFolder(tmp_path, QueuesFile(TREE / "queues.yaml")), {CLASS: a_class()}, lambda found: {})
+    body = request_body(Request(model="scale", inputs={"z": [[1.0, 2.0]]}), Blobs(limit=16))
+    delivery = a_delivery(a_ticket(model="scale:1", variants={CLASS: "onnx"}), body, hardware_class=CLASS)
+    with pytest.raises(InvalidRequestError):
+        reader.read(delivery, 0.0, {})
+    renamed = {**SCALE_SPECS, "inputs": [{**SCALE_SPECS["inputs"][0], "name": "z"}]}
+    write_model(tmp_path, "scale", scale_graph(2.0, name="z"), **renamed)
+    assert reader.read(delivery, 0.0, {}).rows[0]["z"].tolist() == [1.0, 2.0]

@@ -24,7 +24,7 @@ from broker.valkey.worker import FetchedMessage, Store, insist
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
-from tasks.models.signature import bind, check_stream
+from tasks.models.signature import Bound, bind, check_stream
 from tasks.telemetry import Trail, trail_of
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
@@ -36,6 +36,7 @@ from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,
     ExecutionError,
+    InvalidRequestError,
     ModelUnavailableError,
     TaxiwayError,
     UnknownModelError,
@@ -311,8 +312,7 @@ class JobReader:
         if may_refer(delivery.body):
             request = with_blobs(request, contents)
         variant = ticket.variants[delivery.hardware_class]
-        model = self._model(ticket.model, variant)
-        bound = bind(model, request.inputs, request.parameters, request.outputs)
+        model, bound = self._bound(ticket.model, variant, request)
         if request.stream:
             check_stream(model, bound)
         return Job(
@@ -329,6 +329,21 @@ class JobReader:
             deadline=ticket.deadline_at or math.inf,
             stream=bool(request.stream),
         )
+
+    def _bound(self, reference: str, variant: str, request: Request) -> tuple[Model, Bound]:
+        """The model, and the request bound to it.
+
+        A request that does not fit was accepted by what a router knew: it is held against the files as they are now.
+        """
+        model = self._model(reference, variant)
+        try:
+            return model, bind(model, request.inputs, request.parameters, request.outputs)
+        except InvalidRequestError:
+            self._folder.look()
+            if self._model(reference, variant) is model:
+                raise
+        model = self._model(reference, variant)
+        return model, bind(model, request.inputs, request.parameters, request.outputs)
 
     def _model(self, reference: str, variant: str) -> Model:
         """The model with this variant; a router may see a change of the models folder shortly before this worker.
