@@ -8,7 +8,7 @@
 {{- end }}
 
 {{- define "taxiway.queues" -}}
-{{ pick .Values "hardware" "service" "default_service" "tenants" "limits" "rebalance" "plan" | toYaml }}
+{{ pick .Values "hardware" "service" "default_service" "tenants" "limits" "rebalance" "plan" "webhooks" | toYaml }}
 {{- end }}
 
 {{/* Labels of one component: what selectors read. */}}

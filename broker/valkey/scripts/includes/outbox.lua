@@ -19,7 +19,8 @@ local endings = {succeeded = 'completed', cancelled = 'cancelled'}
 local function announce(hooks, job, state, meta)
   local read, told = pcall(cjson.decode, hooks)
   local ending = endings[state] or 'failed'
-  local endpoints = read and told.endpoints[ending]
+  local endpoints = read and type(told) == 'table' and told.endpoints  -- what ends a job must not fail for this
+  endpoints = endpoints and endpoints[ending]
   if not endpoints then return end
   local id = string.sub(redis.sha1hex(job .. ' ' .. tostring(now)), 1, 32)
   local model = redis.call('HGET', job, 'model') or ''
