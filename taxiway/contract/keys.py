@@ -265,6 +265,9 @@ BATCHES_OPEN = "taxiway:batches-open"
 """Set of the batches that have not ended."""
 
 
+FILES_EXPIRING = "taxiway:files-expiring"
+"""Sorted set of the files that expire, by the Unix time at which they do."""
+
 RESPONSES_OPEN = "taxiway:responses-open"
 """Sorted set of the responses in the background that have not ended, by the time they were made."""
 

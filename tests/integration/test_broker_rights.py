@@ -61,6 +61,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "objects_key",
                 "BATCHES_OPEN",
                 "RESPONSES_OPEN",
+                "FILES_EXPIRING",
                 "reply_channel",
                 "withdrawn_channel",
             ),

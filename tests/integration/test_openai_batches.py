@@ -93,6 +93,21 @@ def test_a_file_is_kept_listed_and_deleted(client: openai.OpenAI, files: Path) -
     assert not (files / "files" / made.id).exists()
 
 
+def test_a_file_expires_when_it_is_to(client: openai.OpenAI, files: Path) -> None:
+    given: Any = {"file": ("notes.txt", b"x"), "purpose": "user_data"}
+    made: Any = client.files.create(**given, expires_after={"anchor": "created_at", "seconds": 2})
+    assert made.expires_at == made.created_at + 2
+    eventually(lambda: not (files / "files" / made.id).exists(), within=15)
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(made.id)
+    assert made.id not in [one.id for one in client.files.list()]
+    for wrong in ({"anchor": "created_at", "seconds": 0}, {"anchor": "now", "seconds": 60}, {"seconds": 60}):
+        after: Any = wrong
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.files.create(**given, expires_after=after)
+        assert caught.value.param == "expires_after"
+
+
 def test_an_upload_over_the_limit_and_one_without_a_purpose_leave_nothing(
     client: openai.OpenAI, fleet: OpenAIFleet, files: Path
 ) -> None:

@@ -154,6 +154,8 @@ def test_completions_of_several_prompts_come_in_their_order(call: Callable[..., 
 
     assert type(answer) is Completion
     assert [choice.text for choice in answer.choices] == ["one two ", "one two ", "three ", "three "]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 6)
     chunks = call("completions.create", model="tale", prompt="one two", stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == "one two "
     assert chunks[-1].choices[0].finish_reason == "stop"

@@ -1,7 +1,7 @@
 """Answers in OpenAI's form: results as completions and embeddings, and pieces of text as chunks. Pure.
 
-Each answer has a field `taxiway` more than OpenAI's, with the run report; the SDK keeps it (`model_extra`). Chats of
-models that do not count their tokens have no `usage`.
+Each answer has a field `taxiway` more than OpenAI's, with the run report; the SDK keeps it (`model_extra`). Where the
+model or its engine does not count its tokens, `usage` is null.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[TextChoice]
+    usage: Usage | None
     system_fingerprint: str
     service_tier: str
     taxiway: Report
@@ -159,7 +160,7 @@ def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
     if isinstance(call, ChatCall):
         return _encode(chat_completion(head, result))
     if isinstance(call, CompletionCall):
-        return _encode(completion(head, result))
+        return _encode(completion(head, result, call.n or 1))
     texts = [call.input] if isinstance(call.input, str) else call.input
     packed = call.encoding_format == "base64"
     return _encode(embeddings(head, result, model=model, texts=texts, packed=packed, dimensions=call.dimensions))
@@ -181,14 +182,15 @@ def chat_completion(head: Head, result: Result) -> ChatCompletion:
     )
 
 
-def completion(head: Head, result: Result) -> Completion:
-    """The completions of one or more texts."""
+def completion(head: Head, result: Result, choices: int = 1) -> Completion:
+    """The completions of one or more texts, with `choices` of each."""
     columns = [_column(result, name) for name in (TEXT, "finish-reason")]
     return Completion(
         id=f"cmpl-{head.job}",
         created=head.created,
         model=result.model,
         choices=[TextChoice(index, *row) for index, row in enumerate(zip(*columns, strict=True))],
+        usage=usage_of(result, choices),
         service_tier=head.tier,
         system_fingerprint=result.report.variant,
         taxiway=report_of(head.job, result),
@@ -214,13 +216,13 @@ def embeddings(
     )
 
 
-def usage_of(result: Result) -> Usage | None:
-    """Tokens of all choices, the prompt's once; None if the model does not count them."""
+def usage_of(result: Result, choices: int = 0) -> Usage | None:
+    """Tokens of all rows, a prompt's once for its `choices`, which are all rows if 0; None if they are not counted."""
     counts = _column(result, "usage") if "usage" in result.outputs else [None]
     told = [one for one in counts if isinstance(one, Mapping)]
     if len(told) < len(counts):
         return None
-    prompt = int(told[0].get("prompt_tokens", 0))
+    prompt = sum(int(one.get("prompt_tokens", 0)) for one in told[:: choices or len(told)])
     generated = sum(int(one.get("completion_tokens", 0)) for one in told)
     return Usage(prompt, generated, prompt + generated)
 

@@ -416,15 +416,17 @@ class _Work:
                     yield piece
 
         size = await self._contents.write(file_path(name), pieces())
+        now, after = self._now(), self.batch.output_expires_after
         record = FileRecord(
             id=name,
             tenant=self.batch.tenant,
             bytes=size,
-            created_at=self._now(),
+            created_at=now,
+            expires_at=None if after is None else now + after.seconds,
             filename=f"{self.batch.id}_{kind}.jsonl",
             purpose="batch_output",
         )
-        await self._objects.add("file", name, self.batch.tenant, record, record.created_at)
+        await self._objects.add_file(record, now)
         return name
 
 

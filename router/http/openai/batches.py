@@ -23,6 +23,7 @@ from router.http.openai.asked import (
     completion_fields,
     embedding_fields,
 )
+from router.http.openai.objects import ExpiresAfter
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
 
 MOST_LINES = 50_000
@@ -91,6 +92,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: int = 0
     owner: str = ""
     lease: float = 0.0
+    output_expires_after: ExpiresAfter | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -105,6 +107,7 @@ class BatchCall(msgspec.Struct, frozen=True):
     endpoint: str
     completion_window: str
     metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 decode_batch = msgspec.json.Decoder(Batch).decode

@@ -63,7 +63,8 @@ class FileOperation(Operation):
     def to_schema(self) -> dict[str, Any]:
         """The operation with its form."""
         fields = {"purpose": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
-        form = {"type": "object", "properties": fields, "required": [*fields]}
+        expiry = {"expires_after[anchor]": {"const": "created_at"}, "expires_after[seconds]": {"type": "integer"}}
+        form = {"type": "object", "properties": {**fields, **expiry}, "required": [*fields]}
         content = {"multipart/form-data": {"schema": form}}
         return {**super().to_schema(), "requestBody": {"required": True, "content": content}}
 

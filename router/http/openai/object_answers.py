@@ -18,6 +18,7 @@ class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
+    expires_at: int | None
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"

@@ -17,7 +17,7 @@ from router.http.gate import caller_of, json_answer, needs
 from router.http.openai import described
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, decode_batch, window_of
 from router.http.openai.object_answers import Deleted, batch_answer, file_answer, page_of
-from router.http.openai.objects import FileRecord, bounded, file_path, new_name, owner_of
+from router.http.openai.objects import ExpiresAfter, FileRecord, bounded, decode_file, file_path, new_name, owner_of
 from router.http.openai.stored import StoredObjects
 from taxiway.contract.request import check_json
 from taxiway.errors import FleetUnavailable, InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
@@ -34,7 +34,6 @@ _Any = Request[Any, Any, Any]
 _Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=10_000)]
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
-_decode_file = msgspec.json.Decoder(FileRecord).decode
 
 
 _decode_batch_call = msgspec.json.Decoder(BatchCall).decode
@@ -64,8 +63,9 @@ async def upload(request: _Any) -> Response[bytes]:
             created_at=int(now),
             filename=form.filename,
             purpose=await form.end(purpose),
+            expires_at=form.expires(int(now)),
         )
-        await door.objects.add("file", name, record.tenant, record, now)
+        await door.objects.add_file(record, now)
     except TaxiwayError:
         await door.contents.delete(file_path(name))
         raise
@@ -81,7 +81,8 @@ async def files(request: _Any, limit: _Limit = MOST, after: _After = "", order: 
     found = await stored_objects(request).objects.page(
         "file", _owner(request), after=after, most=limit + 1, latest_first=order == "desc"
     )
-    return json_answer(page_of([file_answer(_decode_file(raw)) for raw in found], limit))
+    records = [record for record in map(decode_file, found) if not _is_over(request, record)]
+    return json_answer(page_of([file_answer(record) for record in records], limit))
 
 
 @get("/v1/files/{file:str}", opt=needs("read"), responses=described.FILE)
@@ -152,6 +153,7 @@ async def batch_create(request: _Any) -> Response[bytes]:
         expires_at=int(now) + seconds,
         metadata=call.metadata,
         webhook=webhook,
+        output_expires_after=call.output_expires_after,
     )
     await door.objects.add("batch", batch.id, batch.tenant, batch, now)
     door.runner.wake()
@@ -194,6 +196,7 @@ async def batch_cancel(request: _Any, batch: str) -> Response[bytes]:
 
 ENDPOINTS = (upload, files, file, file_delete, file_content, batch_create, batches, batch, batch_cancel)
 
+_EXPIRY = ("anchor", "seconds")
 _FORM = 2**16
 """Most bytes of a form besides its file."""
 
@@ -237,6 +240,16 @@ class _Form:
             raise InvalidRequestError(message, field="purpose")
         return purpose
 
+    def expires(self, now: int) -> int | None:
+        """When the file expires, if it does; all fields must have been read."""
+        given = {key: self._fields.get(f"expires_after[{key}]", b"").decode(errors="replace") for key in _EXPIRY}
+        if not any(given.values()):
+            return None
+        try:
+            return now + msgspec.convert(given, ExpiresAfter, strict=False).seconds
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"expires_after: {cut(str(error))}", field="expires_after") from error
+
     def _purpose(self) -> str:
         return self._fields.get("purpose", b"").decode(errors="replace")
 
@@ -267,7 +280,15 @@ class _Form:
 
 
 async def _file(request: _Any, name: str) -> FileRecord:
-    return _decode_file(await stored_objects(request).objects.get("file", name, _caller(request).tenant))
+    """A file of the caller's that has not expired."""
+    record = decode_file(await stored_objects(request).objects.get("file", name, _caller(request).tenant))
+    if _is_over(request, record):
+        raise UnknownObjectError(f"file {quoted(name)} has expired", file=name)
+    return record
+
+
+def _is_over(request: _Any, record: FileRecord) -> bool:
+    return record.expires_at is not None and record.expires_at <= stored_objects(request).router.store.now()
 
 
 def _caller(request: _Any) -> Caller:

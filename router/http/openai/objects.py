@@ -12,13 +12,13 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Annotated, Any, Literal, Protocol
 
 import msgspec
 
 from broker.valkey.leader import replace_call
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import BATCHES_OPEN, RESPONSES_OPEN, object_key, objects_key
+from taxiway.contract.keys import BATCHES_OPEN, FILES_EXPIRING, RESPONSES_OPEN, object_key, objects_key
 from taxiway.errors import RequestTooLargeError, UnknownObjectError, quoted
 from taxiway.valkey import fleet_errors
 
@@ -49,6 +49,14 @@ class Owned(msgspec.Struct):
     tenant: str
 
 
+class ExpiresAfter(msgspec.Struct, frozen=True):
+    """When a file expires: so many seconds after it was made."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, msgspec.Meta(ge=1, le=30 * 86400)]
+
+
+decode_file = msgspec.json.Decoder(FileRecord).decode
 _encode = msgspec.json.Encoder().encode
 _owned = msgspec.json.Decoder(Owned).decode
 
@@ -80,6 +88,19 @@ class Objects:
         with fleet_errors(_SERVER):
             await self._connection.transaction(("SET", object_key(kind, name), _encode(value)), index, *opened)
 
+    async def add_file(self, record: FileRecord, created: float) -> None:
+        """Add a file, which may expire."""
+        if record.expires_at is not None:
+            with fleet_errors(_SERVER):
+                await self._connection.call("ZADD", FILES_EXPIRING, record.expires_at, record.id)
+        await self.add("file", record.id, record.tenant, record, created)
+
+    async def expired_files(self, now: float, most: int) -> list[str]:
+        """Up to `most` files whose time has come."""
+        with fleet_errors(_SERVER):
+            found = await self._connection.call("ZRANGEBYSCORE", FILES_EXPIRING, "-inf", now, "LIMIT", 0, most)
+        return [name.decode() for name in found]
+
     async def get(self, kind: Kind, name: str, tenant: str | None) -> bytes:
         """An object that a caller of `tenant` may see; None may see all.
 
@@ -105,9 +126,10 @@ class Objects:
 
     async def delete(self, kind: Kind, name: str, tenant: str) -> None:
         """Forget an object."""
+        others = [("ZREM", FILES_EXPIRING, name)] if kind == "file" else []
         with fleet_errors(_SERVER):
             await self._connection.transaction(
-                ("DEL", object_key(kind, name)), ("ZREM", objects_key(kind, tenant), name)
+                ("DEL", object_key(kind, name)), ("ZREM", objects_key(kind, tenant), name), *others
             )
 
     async def replace(self, kind: Kind, name: str, before: bytes, value: Any) -> bytes | None:

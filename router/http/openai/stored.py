@@ -10,7 +10,7 @@ import msgspec
 
 from router.http.inference import Inference
 from router.http.openai.batch_runner import BatchRunner
-from router.http.openai.objects import Objects, open_contents
+from router.http.openai.objects import Objects, decode_file, file_path, open_contents
 from router.http.openai.responses import (
     MOST_TURNS,
     PREFIX,
@@ -30,7 +30,8 @@ from taxiway.errors import FleetUnavailable, JobCancelledError, TaxiwayError, Un
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 256  # of them looked for by one call
+_AT_ONCE = 256  # of them, and of files, looked for by one call
+_EXPIRE = 5.0  # seconds between two looks for files that expired
 _LOOK = 2.0  # seconds between two looks for responses that ended while no router waited for them
 
 decode_response = msgspec.json.Decoder(StoredResponse).decode
@@ -57,6 +58,7 @@ class StoredObjects:
         self._running = [
             asyncio.create_task(self.runner.run(), name="batches"),
             asyncio.create_task(self.responses.run(), name="responses"),
+            asyncio.create_task(self._expire(), name="expiring files"),
         ]
 
     async def stop(self) -> None:
@@ -65,6 +67,17 @@ class StoredObjects:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         self.objects.close()
+
+    async def _expire(self) -> None:
+        """Delete files whose time has come."""
+        while True:
+            with contextlib.suppress(FleetUnavailable, OSError):
+                for name in await self.objects.expired_files(self.router.store.now(), _AT_ONCE):
+                    with contextlib.suppress(UnknownObjectError):  # another router deletes them, too
+                        record = decode_file(await self.objects.get("file", name, None))
+                        await self.contents.delete(file_path(name))
+                        await self.objects.delete("file", name, record.tenant)
+            await asyncio.sleep(_EXPIRE)
 
 
 class Responses:
