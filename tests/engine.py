@@ -98,7 +98,7 @@ class Engine:
             return await self._whole(writer, {"error": {"message": script}}, words[0][7:], more)
         self.begun.add(prompt)
         with self._counted() as counted:
-            telling = asyncio.ensure_future(self._tell(words, writer, counted.close))
+            telling = asyncio.ensure_future(self._tell(asked, words, writer, counted.close))
             hearing = asyncio.ensure_future(reader.read(1))
             hearing.add_done_callback(lambda heard: heard.cancelled() or heard.exception())  # a broken connection
             await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +142,9 @@ class Engine:
         output = {"name": "estimate", "datatype": "FP64", "shape": [1], "data": [0.5]}
         return await self._whole(writer, {"outputs": [output]})
 
-    async def _tell(self, words: list[str], writer: asyncio.StreamWriter, done: Callable[[], None]) -> bool:
+    async def _tell(
+        self, asked: dict[str, Any], words: list[str], writer: asyncio.StreamWriter, done: Callable[[], None]
+    ) -> bool:
         """Stream the words; `done` is called before the end is told, since the next chat may come at once then."""
         self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked", **self.headers})
         wait, said, finish = 0.0, 0, "stop"
@@ -158,7 +160,9 @@ class Engine:
                 finish = word[7:]
             elif not await self._did(word, writer):
                 await asyncio.sleep(wait if said else 0.0)
-                self._event(writer, choices=[{"index": 0, "delta": {"content": f"{word} "}}])
+                told = {"content": [{"token": f"{word} ", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+                more = {"logprobs": told} if asked.get("logprobs") else {}
+                self._event(writer, choices=[{"index": 0, "delta": {"content": f"{word} "}, **more}])
                 said += 1
         done()
         self._event(writer, choices=[{"index": 0, "delta": {}, "finish_reason": finish}])

@@ -33,6 +33,7 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_logprobs": (0,),
     "top_p": (1,),
 }
 """Values of fields that ask for nothing. `None` asks for nothing in every field."""

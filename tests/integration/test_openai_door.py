@@ -149,6 +149,19 @@ def test_what_a_chat_asks_for_reaches_its_model(client: openai.OpenAI, fleet: Op
     assert (asked["max_completion_tokens"], asked["top_k"], asked["user"]) == (7, 3, "somebody")
 
 
+def test_a_chat_tells_the_probabilities_of_its_tokens_if_asked(call: Callable[..., Value]) -> None:
+    asked = {"model": "talk", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
+    (choice,) = call("chat.completions.create", **asked).choices
+    chunks = call("chat.completions.create", **asked, stream=True)
+
+    parts = [one.logprobs for chunk in chunks for one in chunk.choices if one.logprobs]
+    streamed = [one for part in parts for one in part.content]
+    assert [one.token for one in choice.logprobs.content] == ["Hello ", "dear ", "world "]
+    assert [one.token for one in streamed] == ["Hello ", "dear ", "world "]
+    assert "logprobs" not in (choice.message.model_extra or {})
+    assert call("chat.completions.create", model="talk", messages=HELLO).choices[0].logprobs is None
+
+
 def test_completions_of_several_prompts_come_in_their_order(call: Callable[..., Value]) -> None:
     answer = call("completions.create", model="tale", prompt=["one two", "three"], n=2, max_tokens=9, top_p=1)
 
@@ -209,10 +222,10 @@ WRONG: list[tuple[str, dict[str, Any], type[openai.APIStatusError], str | None, 
     ),
     (
         "chat.completions.create",
-        {"model": "talk", "messages": HELLO, "logprobs": True},
+        {"model": "talk", "messages": HELLO, "top_logprobs": 2},
         openai.BadRequestError,
-        "logprobs",
-        "unsupported_parameter",
+        "top_logprobs",
+        "invalid_value",
     ),
     (
         "chat.completions.create",
@@ -255,6 +268,13 @@ WRONG: list[tuple[str, dict[str, Any], type[openai.APIStatusError], str | None, 
         openai.UnprocessableEntityError,
         None,
         "unplaceable",
+    ),
+    (
+        "completions.create",
+        {"model": "tale", "prompt": "a", "logprobs": 0},
+        openai.BadRequestError,
+        "logprobs",
+        "unsupported_parameter",
     ),
     (
         "completions.create",

@@ -211,6 +211,11 @@ def test_a_deleted_response_is_gone_and_a_running_one_is_cancelled(
     eventually(lambda: text in fleet.engine.aborts, within=10)
 
 
+def test_the_probabilities_of_tokens_are_included_if_asked(call: Callable[..., Value]) -> None:
+    answer = call("create", model="talk", input="one two", include=["message.output_text.logprobs"], top_logprobs=1)
+    assert [one.token for one in answer.output[0].content[0].logprobs] == ["one ", "two "]
+
+
 def test_the_input_is_listed_in_pages(call: Callable[..., Value]) -> None:
     texts = ["a", "b", "c"]
     made = call("create", model="talk", input=[{"role": "user", "content": text} for text in texts])

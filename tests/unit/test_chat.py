@@ -13,7 +13,7 @@ from tasks.models.chats import asks
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.decoding import CONTROL, byte_tokenizer
 from tests.unit.test_catalogue import model as described
-from workers.pipelines.chat import ChatPipeline
+from workers.pipelines.chat import HONOURED, ChatPipeline
 from workers.pipelines.generation import ChatTemplate
 from workers.port import Item, ModelLoadError
 
@@ -64,9 +64,9 @@ def test_what_a_message_spells_never_becomes_a_control_token(texts: list[str]) -
 
 def test_the_requests_own_wishes_count() -> None:
     item = prepared("Hi", max_tokens=5, temperature=0.5, seed=3, stop="x")
-    assert item.parameters == {"max_tokens": 5, "temperature": 0.5, "seed": 3, "stop": ["x"]}
+    assert item.parameters == {"max_tokens": 5, "temperature": 0.5, "seed": 3, "stop": ["x"], "logprobs": None}
     assert item.size == len(item.arrays["tokens"]) + 5
-    assert prepared("Hi").parameters == {"max_tokens": 64, "temperature": 0, "seed": None, "stop": []}
+    assert prepared("Hi").parameters == {"max_tokens": 64, "temperature": 0, "seed": None, "stop": [], "logprobs": None}
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
     assert list(prepared(parts).arrays["tokens"]) == list(prepared("Hi").arrays["tokens"])
     assert prepared("Hi", top_p=1, n=1, tools=[], response_format={"type": "text"}, user="me", model="x", logprobs=None)
@@ -117,6 +117,7 @@ def test_a_router_knows_what_a_model_in_a_process_refuses(fields: dict[str, Any]
     chat = {"messages": [{"role": "user", "content": "Hi"}], **fields}
     asked = asks(chat)
     assert asks([chat, chat]) == asks(json.dumps(chat)) == asks({"data": [json.dumps(chat)]}) == asked
+    asked = tuple(name for name in asked if name not in HONOURED)
     if not asked:
         assert prepared("Hi", **fields)
         return

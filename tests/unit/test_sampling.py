@@ -40,6 +40,20 @@ def test_a_text_ends_at_the_token_that_ends_texts_and_does_not_count_it() -> Non
     assert (generated.text, len(generated.tokens), generated.finish) == ("one two ", 2, "stop")
 
 
+def test_the_probabilities_of_tokens_are_told_if_asked() -> None:
+    generated, logits = GeneratedText(SamplingParameters(9, logprobs=2), ENDS, spell), np.log([0.1, 0.2, 0.3, 0.4])
+    generated.take(1, logits.astype(np.float32))
+    generated.take(0, logits.astype(np.float32))
+
+    (told,) = generated.logprobs
+    likely = told["top_logprobs"]
+    assert (told["token"], told["bytes"]) == ("one ", list(b"one "))
+    assert [one["token"] for one in likely] == ["three ", "two "]
+    said = [told["logprob"], *(one["logprob"] for one in likely)]
+    np.testing.assert_allclose(said, np.log([0.2, 0.4, 0.3]), rtol=1e-5)
+    assert after(SamplingParameters(9), 1).logprobs == []
+
+
 def test_a_text_ends_at_its_most_tokens() -> None:
     generated = after(SamplingParameters(2), 1, 2, 3)
     assert (generated.text, len(generated.tokens), generated.finish) == ("one two ", 2, "length")

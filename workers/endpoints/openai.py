@@ -75,9 +75,14 @@ class _Delta(msgspec.Struct, frozen=True):
     tool_calls: list[_Call] | None = None
 
 
+class _Logprobs(msgspec.Struct, frozen=True):
+    content: list[dict[str, Any]] | None = None
+
+
 class _Choice(msgspec.Struct, frozen=True):
     index: int = 0
     delta: _Delta = _Delta()
+    logprobs: _Logprobs | None = None
     text: str | None = None
     finish_reason: str | None = None
 
@@ -164,6 +169,7 @@ class StreamReader(Reader):
         self._text: list[str] = []
         self._extra: dict[str, list[str]] = {}
         self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: list[dict[str, Any]] = []
         self._finish = ""
         self._usage: Usage | None = None
 
@@ -209,6 +215,8 @@ class StreamReader(Reader):
                 self._extra.setdefault(name, []).append(more)
         for call in delta.tool_calls or ():
             self._add_call(call)
+        if choice.logprobs is not None:
+            self._logprobs += choice.logprobs.content or ()
         self.pieces += bool(text or delta.reasoning_content or delta.tool_calls)
         self._text.append(text)
         return text
@@ -226,6 +234,8 @@ class StreamReader(Reader):
         message |= {name: "".join(parts) for name, parts in self._extra.items()}
         if self._calls:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        if self._logprobs:
+            message["logprobs"] = {"content": self._logprobs}
         return message
 
 

@@ -16,6 +16,11 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
 from workers.pipelines.generation import MAX_STOPS, ChatTemplate, SteppingPipeline, open_template
 from workers.port import Item, Placed, Row
 
+HONOURED = ("logprobs", "top_logprobs")
+"""What models in this process can do beyond a plain chat; their variants say so by `honours`."""
+
+_MOST_LOGPROBS = 20
+
 
 class ChatPipeline(SteppingPipeline):
     """Reads chat requests, and lets a running batch answer them.
@@ -45,6 +50,7 @@ class ChatPipeline(SteppingPipeline):
             "temperature": self._checked(chat, "temperature", "a number from 0 to 2", _is_temperature) or 0,
             "seed": self._checked(chat, "seed", "an integer >= 0", lambda seed: type(seed) is int and seed >= 0),
             "stop": self._stops(chat),
+            "logprobs": self._logprobs(chat),
         }
         ids = self._template.tokens([self._message(index, one) for index, one in enumerate(chat["messages"])])
         size = len(ids) + wanted["max_tokens"]
@@ -58,7 +64,7 @@ class ChatPipeline(SteppingPipeline):
     def _check_fields(self, chat: Mapping[str, Any]) -> None:
         """Refuse fields that ask for what this model cannot do."""
         for name, value in chat.items():
-            if honoured(name, value):
+            if name in HONOURED or honoured(name, value):
                 continue
             choices = NO_EFFECT.get(name)
             expected = f"nothing{f' or {choices[0]}' if choices else ''}, as this variant does not honour the field"
@@ -69,6 +75,12 @@ class ChatPipeline(SteppingPipeline):
         if value is not None and not fits(value):
             raise self._wrong(name, expected, value)
         return value
+
+    def _logprobs(self, chat: Mapping[str, Any]) -> int | None:
+        """How many likely tokens are told at each place beside the one that was taken; None to tell nothing."""
+        most = self._checked(chat, "top_logprobs", f"an integer from 0 to {_MOST_LOGPROBS}", _is_most)
+        told = self._checked(chat, "logprobs", "true or false", lambda value: type(value) is bool)
+        return most or 0 if told else None
 
     def _stops(self, chat: Mapping[str, Any]) -> list[str]:
         stops = chat.get("stop")
@@ -99,6 +111,10 @@ class ChatPipeline(SteppingPipeline):
 
 def _is_temperature(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 2
+
+
+def _is_most(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_LOGPROBS
 
 
 def _is_stop(value: Any) -> bool:

@@ -237,11 +237,12 @@ class RunningRow:
     def answer(self) -> Row:
         """`text`, `tokens` and `finish-reason`; and, for a chat, the assistant's `message` and the `usage`."""
         text, asked, tokens = self.generated.text, len(self.prompt), len(self.generated.tokens)
+        told = {"logprobs": {"content": self.generated.logprobs}} if self.generated.logprobs else {}
         return {
             "text": text,
             "tokens": tokens,
             "finish-reason": self.generated.finish,
-            "message": {"role": "assistant", "content": text},
+            "message": {"role": "assistant", "content": text, **told},
             "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
         }
 
@@ -373,8 +374,9 @@ def _take(rows: Sequence[RunningRow], logits: np.ndarray) -> list[RunningRow]:
     """Append each row's next token; returns the rows that ended with it."""
     texts = [row.generated for row in rows]
     draws = [generated.draw() if generated.temperature else 0.0 for generated in texts]
-    for generated, token in zip(texts, choose(logits, [s.temperature for s in texts], draws), strict=True):
-        generated.take(token)
+    chosen = choose(logits, [s.temperature for s in texts], draws)
+    for generated, token, row in zip(texts, chosen, logits, strict=True):
+        generated.take(token, row)
     return [row for row in rows if row.generated.finish]
 
 
@@ -386,12 +388,16 @@ _BLOCK = 256  # probabilities that are summed at a time
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """Parameters of a generation; temperature 0 is greedy."""
+    """Parameters of a generation; temperature 0 is greedy.
+
+    With `logprobs`, each token's logarithmic probability is told, and those of so many likely ones.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
 
 def read_sampling(parameters: Mapping[str, Any]) -> SamplingParameters:
@@ -401,6 +407,7 @@ def read_sampling(parameters: Mapping[str, Any]) -> SamplingParameters:
         temperature=float(parameters["temperature"] or 0),
         seed=parameters.get("seed"),
         stop=tuple(parameters.get("stop") or ()),
+        logprobs=parameters.get("logprobs"),
     )
 
 
@@ -442,7 +449,7 @@ class GeneratedText:
         ends: the end-of-text tokens; they are not part of the answer.
         decode: tokens to text, as for `Detokenizer`.
 
-    `emitted` counts the characters that `new_text` returned.
+    `emitted` counts the characters that `new_text` returned. `logprobs` has each token's in OpenAI's form, if asked.
     """
 
     def __init__(
@@ -451,8 +458,10 @@ class GeneratedText:
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self.emitted = 0
+        self.logprobs: list[dict[str, Any]] = []
         self._sampling = sampling
         self._ends = ends
+        self._decode = decode
         self._detokenizer = Detokenizer(decode)
         self._random = np.random.default_rng(sampling.seed)
         self._searched = 0
@@ -471,12 +480,14 @@ class GeneratedText:
         """The next random number in [0, 1), one per token."""
         return self._random.random()
 
-    def take(self, token: int) -> None:
-        """Append the next token."""
+    def take(self, token: int, logits: np.ndarray | None = None) -> None:
+        """Append the next token, which was chosen by these logits."""
         if token in self._ends:
             self._end("stop")
             return
         self.tokens.append(token)
+        if self._sampling.logprobs is not None and logits is not None:
+            self.logprobs.append(self._told(token, logits, self._sampling.logprobs))
         self._detokenizer.add(token)
         if not self._stopped() and len(self.tokens) >= self._sampling.max_tokens:
             self._end("length")
@@ -487,6 +498,16 @@ class GeneratedText:
         given = self.text[self.emitted : stable]
         self.emitted += len(given)
         return given
+
+    def _told(self, token: int, logits: np.ndarray, most: int) -> dict[str, Any]:
+        probabilities = log_probabilities(logits)
+        likely = np.argsort(-probabilities, kind="stable")[:most].tolist()
+        return {**self._one(token, probabilities), "top_logprobs": [self._one(one, probabilities) for one in likely]}
+
+    def _one(self, token: int, probabilities: np.ndarray) -> dict[str, Any]:
+        text = self._decode([token])
+        spelt = None if _UNFINISHED in text else list(text.encode())
+        return {"token": text, "logprob": float(probabilities[token]), "bytes": spelt}
 
     def _end(self, reason: FinishReason) -> None:
         self._detokenizer.end()
@@ -520,6 +541,13 @@ def choose(logits: np.ndarray, temperatures: Sequence[float], draws: Sequence[fl
         for row, weights in zip(warm, np.exp(scaled, out=scaled), strict=True):
             tokens[row] = passed(weights, draws[row])
     return tokens
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """The logarithm of each token's probability, float64."""
+    shifted = logits.astype(np.float64) - logits.max()
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum())
+    return result
 
 
 def passed(weights: np.ndarray, draw: float) -> int:

@@ -41,7 +41,7 @@ class Choice(msgspec.Struct, frozen=True):
     index: int
     message: dict[str, Any]
     finish_reason: str | None
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +169,10 @@ def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
 def chat_completion(head: Head, result: Result) -> ChatCompletion:
     """The answer to a chat of one or more choices."""
     columns = [_column(result, name) for name in ("message", "finish-reason")]
-    choices = [Choice(index, *row) for index, row in enumerate(zip(*columns, strict=True))]
+    choices = [
+        Choice(index, plain(message), finish, message.get("logprobs"))
+        for index, (message, finish) in enumerate(zip(*columns, strict=True))
+    ]
     return ChatCompletion(
         id=f"chatcmpl-{head.job}",
         created=head.created,
@@ -180,6 +183,11 @@ def chat_completion(head: Head, result: Result) -> ChatCompletion:
         system_fingerprint=result.report.variant,
         taxiway=report_of(head.job, result),
     )
+
+
+def plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what is told beside it."""
+    return {name: value for name, value in message.items() if name != "logprobs"}
 
 
 def completion(head: Head, result: Result, choices: int = 1) -> Completion:

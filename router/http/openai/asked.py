@@ -27,6 +27,7 @@ _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Likely = Annotated[int, msgspec.Meta(ge=0, le=20)]
 _Texts = Annotated[list[Any], msgspec.Meta(min_length=1)]
 
 
@@ -36,11 +37,9 @@ _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "prediction": (),
     "suffix": ("",),
-    "top_logprobs": (0,),
     "web_search_options": (),
 }
 """Fields that no model here honours, with the values that ask for nothing."""
@@ -72,13 +71,15 @@ class ChatCall(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Likely | None = None
     user: str | None = None
 
 
 class CompletionCall(msgspec.Struct, frozen=True):
     """The body of a completion; further fields are parameters of the model."""
 
-    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_NOTHING, "logprobs": ()}
 
     model: ModelName
     prompt: str | _Texts
@@ -169,7 +170,9 @@ def chat_fields(asked: Asked[ChatCall], model: Model) -> dict[str, Any]:
     Raises:
         InvalidRequestError: the model does not chat, or the messages are malformed.
     """
-    chat = {name: value for name, value in asked.fields.items() if name not in (*_OWN, *_NOTHING)}
+    chat = {name: value for name, value in asked.fields.items() if name not in (*_OWN, *ChatCall.NOTHING)}
+    if asked.call.top_logprobs and not asked.call.logprobs:
+        raise wrong("top_logprobs", "nothing without logprobs", asked.call.top_logprobs)
     return chat_request(asked.call.model, chat, model, asked.call.n or 1)
 
 
@@ -190,7 +193,7 @@ def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, A
         InvalidRequestError: the model does not complete texts, or a prompt is not text.
     """
     first = _first_input(model, model.pipeline == "generation", "that continues prompts")
-    ours = (*_OWN, *_NOTHING, "prompt", "user")
+    ours = (*_OWN, *CompletionCall.NOTHING, "prompt", "user")
     parameters = {name: value for name, value in asked.fields.items() if name not in ours}
     parameters = {name: value for name, value in parameters.items() if _DEFAULTS.get(name) != value}
     if isinstance(parameters.get("stop"), str):

@@ -31,6 +31,7 @@ class ChunkChoice(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: str | None
     delta: dict[str, Any] | None = None
     text: str | None = None
+    logprobs: dict[str, Any] | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -126,14 +127,15 @@ class ChatWriter(ChunkWriter):
         return {"delta": {}}
 
     def _rest(self, result: Result) -> bytes:
-        """Tool calls are complete only now."""
+        """Tool calls and the probabilities of tokens are complete only now."""
         message = _only(result, "message")
         calls = message.get("tool_calls") or []
         more = {"tool_calls": [{"index": index, **call} for index, call in enumerate(calls)]} if calls else {}
         more |= {name: message[name] for name in ("reasoning_content", "refusal") if message.get(name)}
-        if self._begun and not more:
+        logprobs = message.get("logprobs")
+        if self._begun and not more and not logprobs:
             return b""
-        return self._chunk(ChunkChoice(0, None, delta={**self._role(), **more}))
+        return self._chunk(ChunkChoice(0, None, delta={**self._role(), **more}, logprobs=logprobs))
 
     def _role(self) -> dict[str, str]:
         """The role, in the first chunk."""

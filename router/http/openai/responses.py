@@ -17,6 +17,7 @@ import msgspec
 from router.http.openai.answers import Head, Report, report_of, usage_of
 from router.http.openai.asked import (
     Asked,
+    Likely,
     ModelName,
     Share,
     StreamOptions,
@@ -51,7 +52,8 @@ ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
 Item = dict[str, Any]
 _Metadata = Annotated[dict[str, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)]
-_INCLUDED = ("reasoning.encrypted_content",)  # asks for nothing: what a model reasoned is not hidden here
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDED = (_LOGPROBS, "reasoning.encrypted_content")  # the second is empty: what a model reasoned is not hidden here
 
 
 class ResponseCall(msgspec.Struct, frozen=True):
@@ -64,7 +66,6 @@ class ResponseCall(msgspec.Struct, frozen=True):
         "max_tool_calls": (),
         "moderation": (),
         "prompt": (),
-        "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
 
@@ -88,6 +89,7 @@ class ResponseCall(msgspec.Struct, frozen=True):
     text: dict[str, Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
+    top_logprobs: Likely | None = None
     top_p: Share | None = None
     user: str | None = None
 
@@ -154,6 +156,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
+    top_logprobs: int | None
     top_p: float | None
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
@@ -224,6 +227,7 @@ def begun(call: ResponseCall, model: Model, head: Head) -> Response:
         text=call.text or {"format": {"type": "text"}},
         tool_choice=call.tool_choice or "auto",
         tools=call.tools or [],
+        top_logprobs=call.top_logprobs,
         top_p=call.top_p,
         user=call.user,
     )
@@ -297,11 +301,12 @@ def _parts(message: Mapping[str, Any]) -> list[Item]:
     refusal = message.get("refusal")
     if refusal:
         return [{"type": "refusal", "refusal": refusal}]
-    return [_text_part(str(message.get("content") or ""))]
+    logprobs = (message.get("logprobs") or {}).get("content") or []
+    return [_text_part(str(message.get("content") or ""), logprobs)]
 
 
-def _text_part(text: str) -> Item:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text_part(text: str, logprobs: Sequence[Any] = ()) -> Item:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
 
 
 def _usage(result: Result) -> ResponseUsage | None:
@@ -373,6 +378,8 @@ def response_fields(asked: Asked[ResponseCall], model: Model, before: Sequence[I
         "temperature": call.temperature,
         "top_p": call.top_p,
     }
+    if call.top_logprobs is not None or _LOGPROBS in (call.include or ()):
+        given |= {"logprobs": True, "top_logprobs": call.top_logprobs}
     known = {*ResponseCall.__struct_fields__, *ResponseCall.NOTHING}
     further = {name: value for name, value in asked.fields.items() if name not in known}
     kept = {name: asked.fields[name] for name in _AS_IT_IS if name in asked.fields}
@@ -574,7 +581,7 @@ class ResponseWriter:
             said = self._event("response.refusal.delta", **place, delta=part["refusal"])
             said += self._event("response.refusal.done", **place, refusal=part["refusal"])
         else:
-            said = self._event("response.output_text.done", **place, text=part["text"], logprobs=[])
+            said = self._event("response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
         return added + said + self._event("response.content_part.done", **place, part=part)
 
     def _function_call(self, index: int, item: Item) -> bytes:
