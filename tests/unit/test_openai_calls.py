@@ -13,12 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.openai.answers import Head, embeddings, usage_of
-from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall, chat_fields, read_call
-from router.http.openai.chunks import said_once
+from router.http.openai.answers import Head, embeddings, said_once, usage_of
+from router.http.openai.asked import (
+    ChatCall,
+    CompletionCall,
+    EmbeddingsCall,
+    chat_fields,
+    read_call,
+    read_terms,
+    service_of,
+    tier_of,
+)
 from router.http.openai.errors import content, param_of
-from router.http.openai.responses import ResponseCall, ResponseWriter, begun, messages_of, response_fields
-from router.http.openai.terms import read_terms, service_of, tier_of
+from router.http.openai.response_events import ResponseWriter
+from router.http.openai.responses import ResponseCall, begun, messages_of, response_fields
 from tasks.models.catalogue import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway.contract.job import Lost, Restarted, Result, RunReport, Told

@@ -1,11 +1,13 @@
-"""What callers ask for: bodies of OpenAI's calls, checked and converted to requests of ours. Pure.
+"""What callers ask for: bodies of OpenAI's calls and their service terms, as requests of ours. Pure.
 
 A chat goes to its model as it came, without what this server reads itself; so a model on an endpoint may honour fields
-that are not named here. What no model here can honour is refused with the field's name.
+that are not named here. What no model here can honour is refused with the field's name. OpenAI's `service_tier` names
+a service of queues.yaml, and headers give the other terms.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +15,14 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
-from router.http.openai.errors import UNSUPPORTED
 from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.chats import read_chat
+from tasks.topology import Topology
 from taxiway.contract.request import AT_ONCE, MAX_NAME, check_json
 from taxiway.errors import InvalidRequestError, cut, quoted
+
+UNSUPPORTED = "unsupported"
+"""Key in an error's details: the field is known, but the model or this server cannot honour it."""
 
 MOST_CHOICES = 128
 """Most choices of one call."""
@@ -282,3 +287,68 @@ def _named(error: msgspec.ValidationError) -> InvalidRequestError:
 
 
 _MISSING = re.compile(r"Object missing required field `([^`]*)`.*", re.DOTALL)
+
+
+HEADERS: Mapping[str, str] = {
+    "X-Taxiway-Deadline": "deadline",
+    "X-Taxiway-Budget": "budget",
+    "X-Taxiway-Locality": "locality",
+    "Idempotency-Key": "idempotency_key",
+    "X-Taxiway-Webhook": "webhook",
+}
+"""The term that each header gives: seconds from acceptance, US dollars, a label, and text."""
+
+_NUMBERS = ("deadline", "budget")
+_AUTO = "auto"
+
+
+def read_terms(headers: Mapping[str, str], tier: str | None, topology: Topology) -> dict[str, Any]:
+    """The terms that a call's headers and its tier give.
+
+    Raises:
+        InvalidRequestError: names the header or parameter.
+    """
+    terms: dict[str, Any] = {"service": service_of(tier, topology)}
+    for header, term in HEADERS.items():
+        text = headers.get(header.lower())
+        if text is not None:
+            terms[term] = _number(header, text) if term in _NUMBERS else text
+    return terms
+
+
+def service_of(tier: str | None, topology: Topology) -> str:
+    """The service that a tier selects.
+
+    Raises:
+        InvalidRequestError: queues.yaml has no service for it.
+    """
+    tiers = {service.tier: name for name, service in topology.service.items() if service.tier is not None}
+    if tier in (None, _AUTO):
+        return tiers.get("default", topology.default_service)
+    known = {"default": topology.default_service, **tiers}
+    if tier not in known:
+        expected = f"one of {sorted([_AUTO, *known])}"
+        message = f"service_tier: expected {expected}, got {quoted(tier)}"
+        raise InvalidRequestError(message, field="service_tier", unsupported=True)
+    return known[tier]
+
+
+def tier_for_later(tier: str | None, topology: Topology) -> str | None:
+    """The tier of work that nobody waits for: `flex` unless it asks for another, if there is a service for that."""
+    tiers = {service.tier for service in topology.service.values()}
+    return "flex" if tier in (None, _AUTO) and "flex" in tiers else tier
+
+
+def tier_of(service: str, topology: Topology) -> str:
+    """The tier that serves a job of a service."""
+    return topology.service[service].tier or "default"
+
+
+def _number(header: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number <= 0:
+        raise InvalidRequestError(f"{header}: expected a number > 0, got {quoted(text)}", field=header)
+    return number

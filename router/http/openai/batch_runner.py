@@ -15,7 +15,7 @@ import msgspec
 from broker.port import beside
 from router.http.inference import Inference
 from router.http.openai.answers import AnyCall, Head, written
-from router.http.openai.asked import read_call, unsupported
+from router.http.openai.asked import read_call, service_of, tier_for_later, tier_of, unsupported
 from router.http.openai.batches import (
     ENDED,
     KINDS,
@@ -36,7 +36,6 @@ from router.http.openai.batches import (
 from router.http.openai.calls import awaited
 from router.http.openai.errors import JOB, code_of, content, param_of
 from router.http.openai.objects import Contents, FileRecord, Objects, file_path, one_piece
-from router.http.openai.terms import service_of, tier_for_later, tier_of
 from router.service.arrivals import Router
 from tasks.models.catalogue import Model
 from taxiway.contract.job import Result

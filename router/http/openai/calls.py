@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from router.http.gate import Receive, answer
 from router.http.inference import Inference, Running
-from router.http.openai.answers import headers_of_placement
-from router.http.openai.chunks import Writer, events_of
+from router.http.openai.answers import Writer, events_of, headers_of_placement
 from router.http.openai.errors import JOB
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from litestar import Request, Response, get, post
 from litestar.types import ASGIApp
 
 from broker.port import beside
+from router.http.described import ASKED, KEYED, RUN, InferOperation, answers
 from router.http.gate import caller_of, claim, json_answer, needs
 from router.http.inference import Inference
-from router.http.openai import described
-from router.http.openai.answers import AnyCall, Head, headers_of_result, is_used, listed, listed_model, written
+from router.http.openai.answers import (
+    AnyCall,
+    ChatCompletion,
+    ChatWriter,
+    ChunkWriter,
+    Completion,
+    CompletionWriter,
+    Embeddings,
+    Head,
+    ListedModel,
+    ModelList,
+    headers_of_result,
+    is_used,
+    listed,
+    listed_model,
+    written,
+)
 from router.http.openai.asked import (
     Asked,
     Call,
@@ -25,10 +41,11 @@ from router.http.openai.asked import (
     completion_fields,
     embedding_fields,
     read_call,
+    read_terms,
+    tier_of,
 )
 from router.http.openai.calls import Begun, Calls, Whole
-from router.http.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
-from router.http.openai.terms import read_terms, tier_of
+from router.http.openai.errors import ErrorContent
 from router.jobs import Jobs
 from router.service.admission import Admitted
 from router.service.arrivals import Router
@@ -45,6 +62,38 @@ _Any = Request[Any, Any, Any]
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 Fields = Callable[[Asked[Call], Model], dict[str, Any]]
 """Converts a call to the fields of a request for a model."""
+
+
+class ChatOperation(InferOperation):
+    """Describes a chat."""
+
+    body: ClassVar[type[Any]] = ChatCall
+    headers: ClassVar[Mapping[str, str]] = {
+        "X-Taxiway-Deadline": "Seconds from acceptance, instead of the service's deadline.",
+        "X-Taxiway-Budget": "The most that the request may cost, in US dollars.",
+        "X-Taxiway-Locality": "A label that every device on the way must have.",
+        "Idempotency-Key": "Calls with the same key are one job.",
+        "X-Taxiway-Webhook": "A webhook endpoint that is told of the end: its name, id or address.",
+    }
+
+
+class CompletionOperation(ChatOperation):
+    """Describes a completion."""
+
+    body = CompletionCall
+
+
+class EmbeddingsOperation(ChatOperation):
+    """Describes a request for embeddings."""
+
+    body = EmbeddingsCall
+
+
+_MODELS = answers(ModelList, *KEYED, problem=ErrorContent)
+_MODEL = answers(ListedModel, *KEYED, 404, 503, problem=ErrorContent)
+_CHAT = answers(ChatCompletion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
+_COMPLETION = answers(Completion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
+_EMBEDDINGS = answers(Embeddings, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +118,13 @@ class Read:
         return Head(job, self.tier, int(time.time()))
 
 
-@get("/v1/models", opt=needs(), responses=described.MODELS)
+@get("/v1/models", opt=needs(), responses=_MODELS)
 async def models(request: _Any) -> Response[bytes]:
     """The models that these calls can use, by every name: bare, by version and by alias."""
     return json_answer(listed(_door(request).router.rules.catalogue))
 
 
-@get("/v1/models/{model:str}", opt=needs(), responses=described.MODEL)
+@get("/v1/models/{model:str}", opt=needs(), responses=_MODEL)
 async def model(request: _Any, model: str) -> Response[bytes]:
     """One of them."""
     found = _door(request).router.rules.catalogue.resolve(model)
@@ -87,9 +136,9 @@ async def model(request: _Any, model: str) -> Response[bytes]:
 @post(
     "/v1/chat/completions",
     status_code=200,
-    operation_class=described.ChatOperation,
+    operation_class=ChatOperation,
     opt=needs("submit"),
-    responses=described.CHAT,
+    responses=_CHAT,
 )
 async def chat_completions(request: _Any) -> ASGIApp:
     """Answer a chat: at once, or with `stream` as server-sent events."""
@@ -99,9 +148,9 @@ async def chat_completions(request: _Any) -> ASGIApp:
 @post(
     "/v1/completions",
     status_code=200,
-    operation_class=described.CompletionOperation,
+    operation_class=CompletionOperation,
     opt=needs("submit"),
-    responses=described.COMPLETION,
+    responses=_COMPLETION,
 )
 async def completions(request: _Any) -> ASGIApp:
     """Continue one or more prompts: at once, or one with `stream` as server-sent events."""
@@ -111,9 +160,9 @@ async def completions(request: _Any) -> ASGIApp:
 @post(
     "/v1/embeddings",
     status_code=200,
-    operation_class=described.EmbeddingsOperation,
+    operation_class=EmbeddingsOperation,
     opt=needs("submit"),
-    responses=described.EMBEDDINGS,
+    responses=_EMBEDDINGS,
 )
 async def embed(request: _Any) -> ASGIApp:
     """The embeddings of one or more texts, which are one job."""

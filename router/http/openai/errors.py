@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from router.http.openai.terms import HEADERS
+from router.http.openai.asked import HEADERS, UNSUPPORTED
 from tasks.telemetry import redacted
 from taxiway.errors import (
     FleetUnavailable,
@@ -27,9 +27,6 @@ from taxiway.errors import (
     UnauthenticatedError,
     UnknownModelError,
 )
-
-UNSUPPORTED = "unsupported"
-"""Key in an error's details: the field is known, but the model or this server cannot honour it."""
 
 JOB = "job"
 """Key in an error's details: the job that ended with it."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from litestar import Request, Response, delete, get, post
+from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from router.access import Caller
 from router.http.connection import ALLOW
+from router.http.described import KEYED, InferOperation, answers
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai import described
-from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, decode_batch, window_of
-from router.http.openai.object_answers import Deleted, batch_answer, file_answer, page_of
+from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
+from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import ExpiresAfter, FileRecord, bounded, decode_file, file_path, new_name, owner_of
 from router.http.openai.stored import StoredObjects
 from taxiway.contract.request import check_json
+from taxiway.contract.tensors import OCTETS
 from taxiway.errors import FleetUnavailable, InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
 
 STORE = "openai-objects"
@@ -39,12 +41,152 @@ _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")
 _decode_batch_call = msgspec.json.Decoder(BatchCall).decode
 
 
+class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was deleted."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Lines of a batch: all, answered, and those that ended with an error."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class Errors(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with a batch's input."""
+
+    object: Literal["list"] = "list"
+    data: list[LineError]
+
+
+class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch. Times are Unix seconds."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: Errors | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: Counts
+    metadata: dict[str, str] | None
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Any]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def file_answer(record: FileRecord) -> FileAnswer:
+    """A file as it is told."""
+    return msgspec.convert(record, FileAnswer, from_attributes=True)
+
+
+def batch_answer(batch: Batch) -> BatchAnswer:
+    """A batch as it is told."""
+    ended: dict[str, Any] = {f"{status}_at": batch.ended_at if batch.status == status else None for status in _ENDS}
+    return BatchAnswer(
+        id=batch.id,
+        endpoint=batch.endpoint,
+        errors=Errors(data=batch.errors) if batch.errors else None,
+        input_file_id=batch.input_file_id,
+        completion_window=batch.completion_window,
+        status=batch.status,
+        output_file_id=batch.output_file_id or None,
+        error_file_id=batch.error_file_id or None,
+        created_at=batch.created_at,
+        in_progress_at=batch.in_progress_at or None,
+        expires_at=batch.expires_at,
+        finalizing_at=batch.finalizing_at or None,
+        cancelling_at=batch.cancelling_at or None,
+        request_counts=Counts(batch.lines, batch.completed, batch.failed),
+        metadata=batch.metadata,
+        **ended,
+    )
+
+
+_ENDS = ("completed", "failed", "expired", "cancelled")
+
+
+def page_of(found: Sequence[Any], limit: int) -> Page:
+    """The first `limit` of the objects as a page."""
+    data = [*found[:limit]]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return Page(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
+
+
+class BatchOperation(InferOperation):
+    """Describes a request for a batch."""
+
+    body: ClassVar[type[Any]] = BatchCall
+    headers: ClassVar[Mapping[str, str]] = {
+        "X-Taxiway-Webhook": "A webhook endpoint that is told of the end: its name, id or address.",
+    }
+
+
+class FileOperation(Operation):
+    """Describes an upload."""
+
+    def to_schema(self) -> dict[str, Any]:
+        """The operation with its form."""
+        fields = {"purpose": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
+        expiry = {"expires_after[anchor]": {"const": "created_at"}, "expires_after[seconds]": {"type": "integer"}}
+        form = {"type": "object", "properties": {**fields, **expiry}, "required": [*fields]}
+        content = {"multipart/form-data": {"schema": form}}
+        return {**super().to_schema(), "requestBody": {"required": True, "content": content}}
+
+
+_FILE_UPLOAD = answers(FileAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
+_FILE = answers(FileAnswer, *KEYED, 404, 503, problem=ErrorContent)
+_FILES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
+_DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
+_FILE_CONTENT = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
+_BATCH_CREATE = answers(BatchAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
+_BATCH = answers(BatchAnswer, *KEYED, 404, 503, problem=ErrorContent)
+_BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
+
+
 @post(
     "/v1/files",
     status_code=200,
     opt=needs("submit"),
-    responses=described.FILE_UPLOAD,
-    operation_class=described.FileOperation,
+    responses=_FILE_UPLOAD,
+    operation_class=FileOperation,
     request_max_body_size=None,
 )
 async def upload(request: _Any) -> Response[bytes]:
@@ -75,7 +217,7 @@ async def upload(request: _Any) -> Response[bytes]:
     return json_answer(file_answer(record))
 
 
-@get("/v1/files", opt=needs("read"), responses=described.FILES)
+@get("/v1/files", opt=needs("read"), responses=_FILES)
 async def files(request: _Any, limit: _Limit = MOST, after: _After = "", order: _Order = "desc") -> Response[bytes]:
     """The caller's files, latest first."""
     found = await stored_objects(request).objects.page(
@@ -85,13 +227,13 @@ async def files(request: _Any, limit: _Limit = MOST, after: _After = "", order: 
     return json_answer(page_of([file_answer(record) for record in records], limit))
 
 
-@get("/v1/files/{file:str}", opt=needs("read"), responses=described.FILE)
+@get("/v1/files/{file:str}", opt=needs("read"), responses=_FILE)
 async def file(request: _Any, file: str) -> Response[bytes]:
     """What is known of a file."""
     return json_answer(file_answer(await _file(request, file)))
 
 
-@delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=described.DELETED)
+@delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=_DELETED)
 async def file_delete(request: _Any, file: str) -> Response[bytes]:
     """Delete a file."""
     door, record = stored_objects(request), await _file(request, file)
@@ -100,7 +242,7 @@ async def file_delete(request: _Any, file: str) -> Response[bytes]:
     return json_answer(Deleted(id=file))
 
 
-@get("/v1/files/{file:str}/content", opt=needs("read"), responses=described.FILE_CONTENT)
+@get("/v1/files/{file:str}/content", opt=needs("read"), responses=_FILE_CONTENT)
 async def file_content(request: _Any, file: str) -> Stream:
     """A file's content."""
     record = await _file(request, file)
@@ -123,8 +265,8 @@ async def file_content(request: _Any, file: str) -> Stream:
     "/v1/batches",
     status_code=200,
     opt=needs("submit"),
-    responses=described.BATCH_CREATE,
-    operation_class=described.BatchOperation,
+    responses=_BATCH_CREATE,
+    operation_class=BatchOperation,
 )
 async def batch_create(request: _Any) -> Response[bytes]:
     """Run the calls in a file."""
@@ -160,7 +302,7 @@ async def batch_create(request: _Any) -> Response[bytes]:
     return json_answer(batch_answer(batch))
 
 
-@get("/v1/batches", opt=needs("read"), responses=described.BATCHES)
+@get("/v1/batches", opt=needs("read"), responses=_BATCHES)
 async def batches(request: _Any, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
     found = await stored_objects(request).objects.page(
@@ -169,7 +311,7 @@ async def batches(request: _Any, limit: _Limit = 20, after: _After = "") -> Resp
     return json_answer(page_of([batch_answer(decode_batch(raw)) for raw in found], limit))
 
 
-@get("/v1/batches/{batch:str}", opt=needs("read"), responses=described.BATCH)
+@get("/v1/batches/{batch:str}", opt=needs("read"), responses=_BATCH)
 async def batch(request: _Any, batch: str) -> Response[bytes]:
     """A batch's state, and how many of its lines are answered."""
     return json_answer(
@@ -177,7 +319,7 @@ async def batch(request: _Any, batch: str) -> Response[bytes]:
     )
 
 
-@post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=described.BATCH)
+@post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
 async def batch_cancel(request: _Any, batch: str) -> Response[bytes]:
     """Cancel a batch: what is answered is kept. One that has ended is left unchanged."""
     door = stored_objects(request)

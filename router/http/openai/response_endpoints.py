@@ -11,21 +11,25 @@ from litestar import Response as HttpResponse
 from litestar.params import Parameter
 from litestar.types import ASGIApp
 
+from router.http.described import ASKED, KEYED, RUN, answers
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai import described
-from router.http.openai.answers import headers_of_placement, headers_of_result
-from router.http.openai.asked import Asked, unsupported, wrong
+from router.http.openai.answers import (
+    headers_of_placement,
+    headers_of_result,
+)
+from router.http.openai.asked import Asked, tier_for_later, unsupported, wrong
 from router.http.openai.calls import Begun, Whole
-from router.http.openai.endpoints import Read, calls_of, read_body, read_request, run, stream
+from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
+from router.http.openai.errors import ErrorContent
 from router.http.openai.object_endpoints import stored_objects
 from router.http.openai.objects import owner_of
+from router.http.openai.response_events import ResponseWriter
 from router.http.openai.responses import (
     DeletedResponse,
     Item,
     ItemList,
     Response,
     ResponseCall,
-    ResponseWriter,
     StoredResponse,
     begun,
     check_response_call,
@@ -34,7 +38,6 @@ from router.http.openai.responses import (
     succeeded,
 )
 from router.http.openai.stored import Responses
-from router.http.openai.terms import tier_for_later
 from router.service.admission import Admitted
 from taxiway.contract.job import Result
 
@@ -47,12 +50,25 @@ _After = Annotated[str, Parameter(description="The id of the last item of the pr
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="As they were given, or the other way round.")]
 
 
+class ResponseOperation(ChatOperation):
+    """Describes a request for a response."""
+
+    body = ResponseCall
+
+
+_RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
+_RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
+_RESPONSE_CANCEL = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
+_RESPONSE_DELETED = answers(DeletedResponse, *KEYED, 404, 503, problem=ErrorContent)
+_RESPONSE_INPUT = answers(ItemList, *KEYED, 400, 404, 503, problem=ErrorContent)
+
+
 @post(
     "/v1/responses",
     status_code=200,
-    operation_class=described.ResponseOperation,
+    operation_class=ResponseOperation,
     opt=needs("submit"),
-    responses=described.RESPONSE_CREATE,
+    responses=_RESPONSE_CREATE,
 )
 async def response_create(request: _Any) -> ASGIApp:
     """Answer a chat: at once, as server-sent events with `stream`, or later with `background`."""
@@ -65,7 +81,7 @@ async def response_create(request: _Any) -> ASGIApp:
     return await making.whole()
 
 
-@get("/v1/responses/{response:str}", opt=needs("read"), responses=described.RESPONSE)
+@get("/v1/responses/{response:str}", opt=needs("read"), responses=_RESPONSE)
 async def response_retrieve(request: _Any, response: str) -> HttpResponse[bytes]:
     """A stored response as it is now."""
     if request.query_params.get("stream", "").lower() == "true":
@@ -77,7 +93,7 @@ async def response_retrieve(request: _Any, response: str) -> HttpResponse[bytes]
     "/v1/responses/{response:str}/cancel",
     status_code=200,
     opt=needs("submit"),
-    responses=described.RESPONSE_CANCEL,
+    responses=_RESPONSE_CANCEL,
 )
 async def response_cancel(request: _Any, response: str) -> HttpResponse[bytes]:
     """Cancel a response in the background; one that has ended is left unchanged."""
@@ -87,14 +103,14 @@ async def response_cancel(request: _Any, response: str) -> HttpResponse[bytes]:
     return json_answer((await _responses(request).cancel(response, _tenant(request))).response)
 
 
-@delete("/v1/responses/{response:str}", status_code=200, opt=needs("submit"), responses=described.RESPONSE_DELETED)
+@delete("/v1/responses/{response:str}", status_code=200, opt=needs("submit"), responses=_RESPONSE_DELETED)
 async def response_delete(request: _Any, response: str) -> HttpResponse[bytes]:
     """Delete a stored response, and cancel it if it has not ended."""
     await _responses(request).delete(response, _tenant(request))
     return json_answer(DeletedResponse(id=response))
 
 
-@get("/v1/responses/{response:str}/input_items", opt=needs("read"), responses=described.RESPONSE_INPUT)
+@get("/v1/responses/{response:str}/input_items", opt=needs("read"), responses=_RESPONSE_INPUT)
 async def response_input(
     request: _Any, response: str, limit: _Limit = 20, after: _After = "", order: _Order = "desc"
 ) -> HttpResponse[bytes]:

@@ -1,4 +1,4 @@
-"""The Responses API as values: a call becomes a chat, and a chat's result becomes items or events. Pure.
+"""The Responses API as values: a call becomes a chat, and a chat's result becomes items. Pure.
 
 A response is a job, `resp_` and the job's id. What a stored one keeps of its conversation are its own input, its output
 and the ids of the responses before it.
@@ -9,7 +9,6 @@ Source: https://platform.openai.com/docs/api-reference/responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -276,7 +275,7 @@ def output_of(job: str, result: Result) -> list[Item]:
         items.append({"id": f"rs_{job}", "type": "reasoning", "summary": [], "content": content})
     calls = message.get("tool_calls") or []
     if message.get("content") or message.get("refusal") or not calls:
-        items.append(_message(job, _parts(message)))
+        items.append(message_item(job, _parts(message)))
     items += [function_call(job, index, call) for index, call in enumerate(calls)]
     return items
 
@@ -293,7 +292,8 @@ def function_call(job: str, index: int, call: Mapping[str, Any]) -> Item:
     }
 
 
-def _message(job: str, content: list[Item]) -> Item:
+def message_item(job: str, content: list[Item]) -> Item:
+    """What the model says, in parts."""
     return {"id": f"msg_{job}", "type": "message", "role": "assistant", "content": content}
 
 
@@ -302,10 +302,11 @@ def _parts(message: Mapping[str, Any]) -> list[Item]:
     if refusal:
         return [{"type": "refusal", "refusal": refusal}]
     logprobs = (message.get("logprobs") or {}).get("content") or []
-    return [_text_part(str(message.get("content") or ""), logprobs)]
+    return [text_part(str(message.get("content") or ""), logprobs)]
 
 
-def _text_part(text: str, logprobs: Sequence[Any] = ()) -> Item:
+def text_part(text: str, logprobs: Sequence[Any] = ()) -> Item:
+    """A part of what the model says."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
 
 
@@ -510,92 +511,3 @@ def no_such_previous(name: str) -> InvalidRequestError:
     """The error for a response that cannot be continued, because it is not there."""
     message = f"previous_response_id: no response {quoted(name)} is stored"
     return InvalidRequestError(message, field="previous_response_id")
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-class ResponseWriter:
-    """Writes a response as events. Each has the number after its predecessor's."""
-
-    def __init__(self, response: Response) -> None:
-        self.response = response
-        self._numbers = count()
-        self._text = ""
-        self._spoke = False
-
-    def begin(self) -> bytes:
-        """See `chunks.Writer`."""
-        states = ["created", "queued" if self.response.background else "in_progress"]
-        return b"".join(self._event(f"response.{state}", response=self.response) for state in states)
-
-    def piece(self, text: str) -> bytes:
-        """See `chunks.Writer`."""
-        head = b"" if self._spoke else self._begin_message()
-        self._text += text
-        place = self._place(0)
-        return head + self._event("response.output_text.delta", **place, delta=text, logprobs=[])
-
-    def finish(self, result: Result, now: int) -> Response:
-        """The whole response, whose items are in the order in which they began."""
-        items = output_of(self.response.job, result)
-        if self._spoke:
-            items.sort(key=lambda item: item["type"] != "message")
-        self.response = succeeded(self.response, result, now, items)
-        return self.response
-
-    def ending(self, result: Result) -> bytes:
-        """See `chunks.Writer`; after `finish`."""
-        events = [self._item(index, item) for index, item in enumerate(self.response.output)]
-        return b"".join(events) + self._event(f"response.{self.response.status}", response=self.response)
-
-    def failed(self, error: TaxiwayError, path: str) -> bytes:
-        """See `chunks.Writer`."""
-        return self._event("response.failed", response=failed(self.response, error))
-
-    def _begin_message(self) -> bytes:
-        self._spoke = True
-        item = {**_message(self.response.job, []), "status": "in_progress"}
-        place = self._place(0)
-        return self._event("response.output_item.added", output_index=0, item=item) + self._event(
-            "response.content_part.added", **place, part=_text_part("")
-        )
-
-    def _place(self, index: int) -> dict[str, Any]:
-        return {"item_id": f"msg_{self.response.job}", "output_index": index, "content_index": 0}
-
-    def _item(self, index: int, item: Item) -> bytes:
-        """The events that are left of an item, when all of it is known."""
-        told = {"message": self._rest_of_message, "function_call": self._function_call}.get(item["type"])
-        before = b""
-        if not (item["type"] == "message" and self._spoke):
-            empty = {**item, "status": "in_progress", **_EMPTY.get(item["type"], {})}
-            before = self._event("response.output_item.added", output_index=index, item=empty)
-        middle = b"" if told is None else told(index, item)
-        return before + middle + self._event("response.output_item.done", output_index=index, item=item)
-
-    def _rest_of_message(self, index: int, item: Item) -> bytes:
-        part, place = item["content"][0], self._place(index)
-        added = b"" if self._spoke else self._event("response.content_part.added", **place, part=_emptied(part))
-        if part["type"] == "refusal":
-            said = self._event("response.refusal.delta", **place, delta=part["refusal"])
-            said += self._event("response.refusal.done", **place, refusal=part["refusal"])
-        else:
-            said = self._event("response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
-        return added + said + self._event("response.content_part.done", **place, part=part)
-
-    def _function_call(self, index: int, item: Item) -> bytes:
-        place, kind = {"item_id": item["id"], "output_index": index}, "response.function_call_arguments"
-        delta = self._event(f"{kind}.delta", **place, delta=item["arguments"])
-        return delta + self._event(f"{kind}.done", **place, name=item["name"], arguments=item["arguments"])
-
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        content = _encode({"type": kind, "sequence_number": next(self._numbers), **fields})
-        return b"event: " + kind.encode() + b"\ndata: " + content + b"\n\n"
-
-
-_EMPTY: Mapping[str, dict[str, Any]] = {"message": {"content": []}, "function_call": {"arguments": ""}}
-
-
-def _emptied(part: Item) -> Item:
-    return {**part, part["type"].removeprefix("output_"): ""}
