@@ -8,7 +8,7 @@
     │   ├── UnknownModelError          no such model, version or alias
     │   ├── UnknownJobError            no such job
     │   ├── UnknownLetterError         no such dead letter
-    │   ├── UnknownObjectError         no such file, batch or webhook endpoint
+    │   ├── UnknownObjectError         no such file, batch, response or webhook endpoint
     │   ├── ResultExpiredError         the job's result has expired
     │   ├── RequestTooLargeError       it exceeds a named limit
     │   ├── IdempotencyConflictError   its key was first used for another request
@@ -167,7 +167,7 @@ class UnknownLetterError(RequestError):
 
 
 class UnknownObjectError(RequestError):
-    """No file, batch or webhook endpoint of that id is known to the fleet, or it is another tenant's."""
+    """No file, batch, response or webhook endpoint of that id is known to the fleet, or it is another tenant's."""
 
     code = "unknown_object"
     status = 404

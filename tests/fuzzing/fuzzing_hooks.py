@@ -13,6 +13,7 @@ import schemathesis
 from schemathesis.hooks import HookContext
 
 JOBS = os.environ["FUZZING_JOBS"].split()
+OBJECTS = dict(one.split("=") for one in os.environ["FUZZING_OBJECTS"].split())
 _answers: Counter[tuple[str, int]] = Counter()
 
 
@@ -25,7 +26,8 @@ def often(value: object) -> bool:
 def map_path_parameters(context: HookContext, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
     if not parameters or not often(parameters):
         return parameters
-    there = {"model": "echo", "version": "1", "job": JOBS[_number(parameters) % len(JOBS)]}
+    job = JOBS[_number(parameters) % len(JOBS)]
+    there = {"model": "echo", "version": "1", "job": job, **OBJECTS}
     return {name: there.get(name, value) for name, value in parameters.items()}
 
 
@@ -38,8 +40,9 @@ def map_headers(context: HookContext, headers: dict[str, Any] | None) -> dict[st
 @schemathesis.hook
 def map_body(context: HookContext, body: Any) -> Any:
     if isinstance(body, dict) and "model" in body and often(body):
-        fields = {"messages": "chat", "prompt": "generate", "input": "embed"}
-        return {**body, "model": next((model for name, model in fields.items() if name in body), "chat")}
+        fields = {"messages": "talk", "prompt": "tale", "input": "vector"}
+        model = next((model for name, model in fields.items() if name in body), "talk")
+        return {**body, "model": "talk" if context.operation.path == "/v1/responses" else model}
     inputs = body.get("inputs") if isinstance(body, dict) else None
     if not isinstance(inputs, list) or not often(body):
         return body

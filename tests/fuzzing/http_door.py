@@ -9,8 +9,10 @@ the fleet is too busy or late (503, 504) are documented, and no failures. Before
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,12 +21,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import openai
+
 import taxiway
 from benchmarks.installing import environment
 from local.embedded import EmbeddedValkey
 from router.access import SCOPES, Key, digest_of
 from router.keys_file import write_keys
 from tasks.settings import cache_directory, settings_from
+from tests.builders import add_engine_models
+from tests.engine import Engine, serving
 from tests.fuzzing.connections import Target, harm
 from tests.routing import RouterProcess, router_process
 from tests.working import worker_process
@@ -35,6 +41,10 @@ QUEUES = """
 hardware:
   cpu.batch:
     {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.002, price: {usd_per_hour: 0.05}, warm: [echo]}
+  engine.chat:
+    device: endpoint
+    endpoint: {protocol: openai, url: URL, slots: 8, models: {talk: served, tale: served, vector: served}}
+    price: {usd_per_hour: 1}
 service: {standard: {deadline: 5}}
 default_service: standard
 limits: {requests_per_second: 100000, wait: 2, head: 2, bodies: 64MiB, all_bodies: 64MiB}
@@ -66,6 +76,7 @@ def main() -> int:
             command += ["--continue-on-failure", "--suppress-health-check", "all", "--request-timeout", "30"]
             hooks = {"SCHEMATHESIS_HOOKS": "fuzzing_hooks", "PYTHONPATH": str(Path(__file__).parent)}
             hooks |= {"FUZZING_JOBS": " ".join(_jobs(router.http, secret))}
+            hooks |= {"FUZZING_OBJECTS": " ".join(_objects(router.http, secret))}
             port = int(router.http.rpartition(":")[2])
             problems = harm(Target(port, router.process.pid, secret), seconds=given.seconds / 5, seed=given.seed)
             failed = subprocess.run(command, cwd=folder, env={**os.environ, **hooks}, check=False).returncode != 0
@@ -78,19 +89,34 @@ def main() -> int:
 
 @contextmanager
 def _fleet(folder: Path, secret: str, log: Path) -> Iterator[RouterProcess]:
-    """A router that knows one key for everything, before a worker that echoes."""
-    (folder / "queues.yaml").write_text(QUEUES)
+    """A router that knows one key for everything, before workers that echo, and ask a scripted engine."""
+    engine = Engine()
+    shutil.copytree(Path(__file__).parents[2] / "models" / "echo", folder / "models" / "echo")
+    add_engine_models(folder / "models", "talk", "tale", "vector")
     write_keys(folder / "keys", [Key(id="fuzz", digest=digest_of(secret), tenant="fuzz", scopes=SCOPES)])
-    with EmbeddedValkey(folder / "valkey") as server, log.open("wb") as logged:
+    with EmbeddedValkey(folder / "valkey") as server, log.open("wb") as logged, serving(engine):
+        (folder / "queues.yaml").write_text(QUEUES.replace("URL", engine.url))
         named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)}
+        named |= {"TAXIWAY_MODELS": str(folder / "models")}
         settings = settings_from(named | {"TAXIWAY_QUEUES": str(folder / "queues.yaml")})
         with (
             router_process(
                 settings, logged, ["--keys", str(folder / "keys"), "--files", str(folder / "files"), "--log", "WARNING"]
             ) as router,
             worker_process(settings, "--device", "cpu:0", log=subprocess.DEVNULL),
+            worker_process(settings, "--class", "engine.chat", log=subprocess.DEVNULL),
         ):
             yield router
+
+
+def _objects(http: str, secret: str) -> list[str]:
+    """Objects of OpenAI's API to ask for, each as the path parameter and its id."""
+    with openai.OpenAI(base_url=f"{http}/v1", api_key=secret, timeout=30) as client:
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "vector", "input": "a"}}
+        file = client.files.create(file=("lines.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+        response = client.responses.create(model="talk", input="a", background=True)
+    return [f"file={file.id}", f"batch={batch.id}", f"response={response.id}"]
 
 
 def _jobs(http: str, secret: str) -> list[str]:

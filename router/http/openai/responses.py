@@ -99,9 +99,10 @@ class ResponseCall(msgspec.Struct, frozen=True):
 
 
 class Cached(msgspec.Struct, frozen=True):
-    """Tokens that the engine had read before."""
+    """Tokens that the engine had read before, and that it kept for later."""
 
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 class Reasoned(msgspec.Struct, frozen=True):
