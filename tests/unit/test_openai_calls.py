@@ -26,7 +26,7 @@ from router.http.openai.asked import (
 )
 from router.http.openai.errors import content, param_of
 from router.http.openai.response_events import ResponseWriter
-from router.http.openai.responses import ResponseCall, begun, messages_of, response_fields
+from router.http.openai.responses import ResponseCall, begun, input_items, messages_of, response_fields
 from tasks.models.catalogue import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway.contract.job import Lost, Restarted, Result, RunReport, Told
@@ -195,22 +195,23 @@ def test_fewer_dimensions_are_the_first_ones_at_unit_length(rows: list[tuple[flo
         assert [one.embedding for one in answer.data] == [[float(np.sign(np.float32(first)))] for first, _ in rows]
 
 
+ODD = st.sampled_from([None, True, 3, "", "x", [], ["x"], {}, {"type": "x"}])
 ITEMS = st.lists(
     st.fixed_dictionaries(
         {},
         optional={
-            "type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | ANY_JSON,
-            "role": st.sampled_from(["user", "assistant", "developer"]) | ANY_JSON,
+            "type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | ODD,
+            "role": st.sampled_from(["user", "assistant", "developer"]) | ODD,
             "content": st.text(max_size=8)
             | st.lists(
                 st.fixed_dictionaries(
-                    {"type": st.sampled_from(["input_text", "input_image"]) | ANY_JSON},
-                    optional={"text": st.text(max_size=8) | ANY_JSON, "image_url": ANY_JSON},
+                    {"type": st.sampled_from(["input_text", "input_image"]) | ODD},
+                    optional={"text": st.text(max_size=8) | ODD, "image_url": ODD},
                 ),
                 max_size=3,
             )
-            | ANY_JSON,
-            **dict.fromkeys(("call_id", "name", "arguments", "output"), st.text(max_size=8) | ANY_JSON),
+            | ODD,
+            **dict.fromkeys(("id", "call_id", "name", "arguments", "output"), st.text(max_size=8) | ODD),
         },
     ),
     max_size=4,
@@ -219,8 +220,10 @@ ITEMS = st.lists(
 
 @given(items=ITEMS)
 def test_items_of_any_form_are_messages_or_are_refused_by_name(items: list[dict[str, Any]]) -> None:
+    listed = input_items(ResponseCall("talk", items), "j")
+    assert all(isinstance(item["id"], str) and item["id"] for item in listed)
     try:
-        messages = messages_of(items)
+        messages = messages_of(listed)
     except InvalidRequestError as error:
         assert error.details["field"].startswith("input[")
     else:

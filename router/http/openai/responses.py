@@ -350,8 +350,9 @@ def input_items(call: ResponseCall, job: str = "") -> list[Item]:
 
 def _listed(item: Item, name: str) -> Item:
     """An item as it is listed: with its type, id and parts."""
-    kind = item.get("type") or "message"
-    listed = {"id": f"{_IDS.get(kind, 'item')}_{name}", "status": "completed", **item, "type": kind}
+    kind, given = item.get("type") or "message", item.get("id")
+    own = given if isinstance(given, str) and given else f"{_IDS.get(str(kind), 'item')}_{name}"
+    listed = {"status": "completed", **item, "id": own, "type": kind}
     if kind == "message" and isinstance(item.get("content"), str):
         part = "output_text" if item.get("role") == "assistant" else "input_text"
         listed["content"] = [{"type": part, "text": item["content"]}]
