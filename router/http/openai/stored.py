@@ -190,9 +190,10 @@ class Responses:
         """Wait for a response's job, and end it."""
         try:
             found: JobStatus | bytes | None = None
-            while not isinstance(found, bytes):
+            while not isinstance(found, bytes) and not self._router.results.hurried.is_set():
                 found = await self._jobs.result(job, wait=self._limits.wait)
-            await self._settle(name, found)
+            if isinstance(found, bytes):
+                await self._settle(name, found)
         except TaxiwayError as error:  # it is found by a look
             logger.info("response left", extra={"response": name, "error": str(error)})
 
