@@ -16,7 +16,7 @@ from typing import Any
 
 import kopf
 
-from controller.cluster import GROUP, PLURAL, VERSION, Access, Cluster, find_access
+from controller.cluster import CLASSES, FLEETS, GROUP, VERSION, Access, Cluster, find_access
 from controller.leader import Leader
 from controller.operator import Operator
 from controller.routers import Routers
@@ -50,9 +50,13 @@ def main() -> None:
         for one in running["open"]:
             await one.close()
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    @kopf.on.event(GROUP, VERSION, CLASSES, registry=registry)
     def notice(type: str | None, body: kopf.Body, **_: Any) -> None:  # the names are kopf's
         running["operator"].notice(type, dict(body))
+
+    @kopf.on.event(GROUP, VERSION, FLEETS, registry=registry)
+    def notice_fleet(type: str | None, body: kopf.Body, **_: Any) -> None:
+        running["operator"].notice_fleet(type, dict(body))
 
     @kopf.on.probe(registry=registry)
     def working(**_: Any) -> bool:

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +18,15 @@ import yaml
 MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds the token of its service account, which is replaced from time to time."""
 
-GROUP, VERSION, PLURAL = "taxiway.dev", "v1alpha1", "hardwareclasses"
+GROUP, VERSION, CLASSES, FLEETS = "taxiway.dev", "v1alpha1", "hardwareclasses", "fleets"
+FINALIZER = "taxiway.dev/drain"
+"""Keeps a HardwareClass until its pods have drained."""
 COST = "controller.kubernetes.io/pod-deletion-cost"
 """Of two pods, the one with less ends first when their ReplicaSet shrinks: in Kubernetes 1.22 and later."""
 
-_MERGE = {"Content-Type": "application/merge-patch+json"}
+_MERGE, _JSON_PATCH = "application/merge-patch+json", "application/json-patch+json"
+
+_MANAGER = "taxiway-controller"
 
 Object = Mapping[str, Any]
 
@@ -96,14 +100,52 @@ class Cluster:
 
     async def pods(self, selector: str) -> list[Object]:
         """The pods with these labels."""
-        answer = await self._ask("GET", f"{self._core}/pods", params={"labelSelector": selector})
-        found: list[Object] = answer["items"]
-        return found
+        return await self._list(f"{self._core}/pods", selector)
 
-    async def asked(self, deployment: str) -> int:
-        """The replicas of a Deployment."""
-        replicas: int = (await self._ask("GET", self._scale(deployment)))["spec"].get("replicas", 0)
-        return replicas
+    async def deployments(self, selector: str) -> list[Object]:
+        """The Deployments with these labels."""
+        return await self._list(f"{self._apps}/deployments", selector)
+
+    async def replica_sets(self, selector: str) -> list[Object]:
+        """The ReplicaSets with these labels."""
+        return await self._list(f"{self._apps}/replicasets", selector)
+
+    async def pause(self, deployment: str, *, paused: bool) -> None:
+        """Whether the pods of a Deployment stay as they are when its template changes."""
+        await self._change(deployment, [{"op": "add", "path": "/spec/paused", "value": paused}])
+
+    async def restore(self, deployment: str, template: Object) -> None:
+        """Replace the template of a Deployment."""
+        await self._change(deployment, [{"op": "replace", "path": "/spec/template", "value": template}])
+
+    async def _change(self, deployment: str, operations: Sequence[Object]) -> None:
+        """Change a Deployment, but leave no mark of who did: helm, which applies it, shall go on without a conflict."""
+        path, who = f"{self._apps}/deployments/{deployment}", {"fieldManager": _MANAGER}
+        changed = await self._ask("PATCH", path, operations, who)
+        owners = [one["manager"] for one in changed["metadata"].get("managedFields", [])]
+        if _MANAGER in owners:
+            entry = f"/metadata/managedFields/{owners.index(_MANAGER)}"
+            test = {"op": "test", "path": f"{entry}/manager", "value": _MANAGER}
+            await self._ask("PATCH", path, [test, {"op": "remove", "path": entry}], who)
+
+    async def queues(self, selector: str) -> list[Object]:
+        """The ConfigMaps with these labels."""
+        return await self._list(f"{self._core}/configmaps", selector)
+
+    async def own_queues(self, name: str, owner: Object) -> None:
+        """Have a ConfigMap deleted with its owner."""
+        place = owner["metadata"]
+        reference = {key: owner[key] for key in ("apiVersion", "kind")} | {key: place[key] for key in ("name", "uid")}
+        await self._ask("PATCH", f"{self._core}/configmaps/{name}", {"metadata": {"ownerReferences": [reference]}})
+
+    async def delete_queues(self, name: str) -> None:
+        """Delete a ConfigMap."""
+        await self._ask("DELETE", f"{self._core}/configmaps/{name}")
+
+    async def asked(self, deployment: str) -> int | None:
+        """The replicas of a Deployment; None if there is none."""
+        found = await self._find(self._scale(deployment))
+        return None if found is None else found["spec"].get("replicas", 0)
 
     async def scale(self, deployment: str, replicas: int) -> None:
         """Set the replicas of a Deployment."""
@@ -114,10 +156,32 @@ class Cluster:
         path = f"{self._core}/pods/{pod}"
         await self._ask("PATCH", path, {"metadata": {"annotations": {COST: cost}}})
 
-    async def say_status(self, hardware_class: str, status: Object) -> None:
-        """Replace fields of the status of a HardwareClass."""
-        path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._access.namespace}/{PLURAL}/{hardware_class}/status"
-        await self._ask("PATCH", path, {"status": status})
+    async def say_status(self, plural: str, name: str, status: Object) -> None:
+        """Replace fields of the status of a HardwareClass or a Fleet."""
+        await self._ask("PATCH", f"{self._own(plural)}/{name}/status", {"status": status})
+
+    async def classes(self, selector: str) -> list[Object]:
+        """The HardwareClasses with these labels."""
+        return await self._list(self._own(CLASSES), selector)
+
+    async def delete_class(self, hardware_class: str) -> None:
+        """Delete a HardwareClass, which waits for its finalizers."""
+        await self._ask("DELETE", f"{self._own(CLASSES)}/{hardware_class}")
+
+    async def finalize(self, about: Object, finalizers: Sequence[str]) -> None:
+        """Replace the finalizers of a HardwareClass that is still as it was seen.
+
+        Raises:
+            ConflictError: it is not.
+        """
+        place = about["metadata"]
+        body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": place["resourceVersion"]}}
+        try:
+            await self._ask("PATCH", f"{self._own(CLASSES)}/{place['name']}", body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.CONFLICT:
+                raise ConflictError(place["name"]) from error
+            raise
 
     async def say_event(self, about: Object, reason: str, message: str) -> None:
         """Add an event to an object."""
@@ -135,12 +199,7 @@ class Cluster:
 
     async def lease(self, name: str) -> Object | None:
         """A Lease; None if there is none."""
-        try:
-            return await self._ask("GET", f"{self._leases}/{name}")
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.NOT_FOUND:
-                return None
-            raise
+        return await self._find(f"{self._leases}/{name}")
 
     async def write_lease(self, name: str, holder: str, seconds: int, before: Object | None) -> None:
         """Take or renew a Lease that is still as it was `before`.
@@ -169,15 +228,39 @@ class Cluster:
     def _leases(self) -> str:
         return f"/apis/coordination.k8s.io/v1/namespaces/{self._access.namespace}/leases"
 
+    def _own(self, plural: str) -> str:
+        return f"/apis/{GROUP}/{VERSION}/namespaces/{self._access.namespace}/{plural}"
+
+    @property
+    def _apps(self) -> str:
+        return f"/apis/apps/v1/namespaces/{self._access.namespace}"
+
     def _scale(self, deployment: str) -> str:
-        return f"/apis/apps/v1/namespaces/{self._access.namespace}/deployments/{deployment}/scale"
+        return f"{self._apps}/deployments/{deployment}/scale"
+
+    async def _list(self, path: str, selector: str) -> list[Object]:
+        found: list[Object] = (await self._ask("GET", path, params={"labelSelector": selector}))["items"]
+        return found
+
+    async def _find(self, path: str) -> Object | None:
+        try:
+            return await self._ask("GET", path)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.NOT_FOUND:
+                return None
+            raise
 
     async def _ask(
-        self, method: str, path: str, body: Object | None = None, params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Object | Sequence[Object] | None = None,
+        params: Mapping[str, str] | None = None,
     ) -> Object:
         headers = {"Authorization": f"Bearer {self._access.token}"}
         if body is not None:
-            headers |= _MERGE if method == "PATCH" else {"Content-Type": "application/json"}
+            patch = _MERGE if isinstance(body, Mapping) else _JSON_PATCH
+            headers["Content-Type"] = patch if method == "PATCH" else "application/json"
         content = None if body is None else json.dumps(body)
         answer = await self._http.request(method, path, content=content, headers=headers, params=params)
         answer.raise_for_status()

@@ -1,8 +1,9 @@
-"""The loop: every second each HardwareClass is brought to what its router wants. Any part may fail and be repeated."""
+"""The loop: every second each HardwareClass and each Fleet is brought to what is wanted. Any part may be repeated."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -12,12 +13,13 @@ from typing import Any
 import httpx
 import msgspec
 
-from controller.cluster import COST, Cluster, Object
-from controller.decide.endings import Ending, deletion_cost
+from controller.cluster import CLASSES, COST, FINALIZER, Cluster, ConflictError, Object
+from controller.decide.endings import Ending, Left, deletion_cost, drain
 from controller.decide.pools import Allotment, Seen, allot
+from controller.fleets import Fleets
 from controller.leader import Leader
 from controller.routers import Routers
-from controller.spec import ClassSpec, ClassStatus, seen, standings, status_of
+from controller.spec import ClassSpec, ClassStatus, age, longest_grace, seen, standings, status_of
 
 PERIOD = 1.0
 """Seconds between two looks at a class."""
@@ -31,6 +33,8 @@ class Operator:
     def __init__(self, cluster: Cluster, routers: Routers, leader: Leader) -> None:
         self._cluster, self._routers, self._leader = cluster, routers, leader
         self._classes: dict[str, Object] = {}
+        self._fleets: dict[str, Object] = {}
+        self._rollouts = Fleets(cluster, routers)
         self._said: dict[str, ClassStatus] = {}
         self._chosen: set[str] = set()
 
@@ -43,15 +47,26 @@ class Operator:
         else:
             self._classes[name] = body
 
+    def notice_fleet(self, change: str | None, body: Object) -> None:
+        """The same of a Fleet."""
+        name = body["metadata"]["name"]
+        if change == "DELETED":
+            self._fleets.pop(name, None)
+            self._rollouts.forget(name)
+        else:
+            self._fleets[name] = body
+
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
             began = time.monotonic()
             try:
                 if await self._leader.leads():
-                    await asyncio.gather(*map(self._look, list(self._classes.values())))
+                    fleets = map(self._look_at_fleet, list(self._fleets.values()))
+                    await asyncio.gather(*map(self._look, list(self._classes.values())), *fleets)
                 else:
                     self._said.clear()
+                    self._rollouts.forget()
             except httpx.HTTPError as error:
                 logger.warning("cluster does not answer", extra={"error": str(error)})
             await asyncio.sleep(max(PERIOD - (time.monotonic() - began), 0.1))
@@ -61,22 +76,36 @@ class Operator:
         try:
             spec = msgspec.convert(body["spec"], ClassSpec)
             await self._reconcile(name, body, spec)
+        except ConflictError:
+            pass  # the watch brings what changed
         except (msgspec.ValidationError, httpx.HTTPError) as error:
             logger.warning("class left unchanged", extra={"class": name, "error": str(error) or repr(error)})
 
+    async def _look_at_fleet(self, body: Object) -> None:
+        try:
+            await self._rollouts.look(body, self._classes)
+        except (msgspec.ValidationError, httpx.HTTPError) as error:
+            name = body["metadata"]["name"]
+            logger.warning("fleet left unchanged", extra={"fleet": name, "error": str(error) or repr(error)})
+
     async def _reconcile(self, name: str, body: Object, spec: ClassSpec) -> None:
         before = self._said.get(name) or msgspec.convert(body.get("status") or {}, ClassStatus)
-        wanted, reason = await self._wanted(spec, before)
+        now, pods = time.time(), await self._cluster.pods(spec.selector)
+        if (deleted := age(body, now)) is not None:
+            wanted, reason = await self._drain(body, spec, pods, deleted)
+        else:
+            await self._adopt(body)
+            wanted, reason = await self._wanted(spec, before)
         if wanted is None:
             return
-        now = time.time()
         by_pool: Mapping[str, list[Any]] = defaultdict(list)
-        for pod in await self._cluster.pods(spec.selector):
+        for pod in pods:
             by_pool[pod["metadata"]["labels"].get("taxiway/pool", "")].append(pod)
         asked = await asyncio.gather(*(self._cluster.asked(pool.deployment) for pool in spec.pools))
         pools = [seen(pool, count, by_pool[pool.name], now) for pool, count in zip(spec.pools, asked, strict=True)]
         allotted = allot(wanted, pools, standings(spec, before), now, spec.rules)
-        status = status_of(spec, wanted, reason, pools, allotted)
+        missing = {pool.name for pool, count in zip(spec.pools, asked, strict=True) if count is None}
+        status = status_of(spec, wanted, reason, pools, allotted, missing)
         await self._remember(name, status)  # first: a successor judges pools as this one did
         await self._apply(body, spec, pools, allotted, reason)
 
@@ -90,9 +119,32 @@ class Operator:
             logger.warning("router does not know", extra={"class": spec.hardware_class, "error": str(error)})
             return before.wanted, before.reason
 
+    async def _adopt(self, body: Object) -> None:
+        """Take a new class over: it is not gone before its pods have drained."""
+        finalizers = body["metadata"].get("finalizers", [])
+        if FINALIZER not in finalizers:
+            await self._cluster.finalize(body, [*finalizers, FINALIZER])
+
+    async def _drain(self, body: Object, spec: ClassSpec, pods: list[Object], deleted: float) -> tuple[int | None, str]:
+        """The count of a class that is being deleted; None once it may go."""
+        waiting: bool | None = None
+        with contextlib.suppress(httpx.HTTPError):
+            waiting = await self._routers.waits(spec.router, spec.hardware_class)
+        step = drain(Left(waiting, len(pods), longest_grace(pods)), deleted, spec.drain)
+        if step == "serve":
+            with contextlib.suppress(httpx.HTTPError):
+                count, _ = await self._routers.wanted(spec.router, spec.hardware_class, starts=False)
+                return count, "deleted: the jobs that wait for it are served"
+            return None, ""
+        if step == "gone":
+            others = [one for one in body["metadata"].get("finalizers", []) if one != FINALIZER]
+            await self._cluster.finalize(body, others)
+            return None, ""
+        return 0, "deleted: its pods end"
+
     async def _remember(self, name: str, status: ClassStatus) -> None:
         if status != self._said.get(name):
-            await self._cluster.say_status(name, msgspec.to_builtins(status))
+            await self._cluster.say_status(CLASSES, name, msgspec.to_builtins(status))
             self._said[name] = status
 
     async def _apply(self, body: Object, spec: ClassSpec, pools: list[Seen], allotted: Allotment, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -21,18 +21,33 @@ class Routers:
         """Close the connections."""
         await self._http.aclose()
 
-    async def wanted(self, router: str, hardware_class: str) -> tuple[int, str]:
-        """The devices that a class should have, and why. It also says that somebody starts them."""
-        answer = await self._http.post(f"{router}/v1/scaling/{hardware_class}/starts")
+    async def wanted(self, router: str, hardware_class: str, *, starts: bool = True) -> tuple[int, str]:
+        """The devices that a class should have, and why. With `starts` it says that somebody starts them."""
+        method, verb = ("POST", "/starts") if starts else ("GET", "")
+        answer = await self._http.request(method, f"{router}/v1/scaling/{hardware_class}{verb}")
         answer.raise_for_status()
         said = answer.json()
         return said["replicas"], said["reason"]
 
     async def endings(self, router: str) -> Mapping[str, Ending]:
         """What would be lost with each pod, by its name."""
+        return {one["worker"].rpartition("@")[2]: _ending(one) for one in await self.devices(router)}
+
+    async def devices(self, router: str) -> Sequence[Mapping[str, Any]]:
+        """The fleet's devices, as workers report them."""
+        found: Sequence[Mapping[str, Any]] = (await self._fleet(router))["devices"]
+        return found
+
+    async def waits(self, router: str, hardware_class: str) -> bool:
+        """Whether jobs wait for a class; those of a class that the routers do not know wait for nothing."""
+        found = (await self._fleet(router)).get("classes", {}).get(hardware_class, {})
+        return any((*found.get("depth", ()), *found.get("held", ())))
+
+    async def _fleet(self, router: str) -> Mapping[str, Any]:
         answer = await self._http.get(f"{router}/v2/fleet")
         answer.raise_for_status()
-        return {one["worker"].rpartition("@")[2]: _ending(one) for one in answer.json()["devices"]}
+        found: Mapping[str, Any] = answer.json()
+        return found
 
 
 def _ending(device: Mapping[str, Any]) -> Ending:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,9 @@ import msgspec
 from controller.decide.pools import Allotment, Rules, Seen, Standing
 
 _USUAL = Rules()
+
+GRACE = 30.0
+"""Seconds beyond a pod's grace period in which its node reports that it is gone."""
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +25,10 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """`spec` of a HardwareClass. With `replicas` somebody sets the count by hand, in place of the router."""
+    """`spec` of a HardwareClass. With `replicas` somebody sets the count by hand, in place of the router.
+
+    Once it is deleted, jobs that wait for it are served for `drain` seconds at most before its pods end.
+    """
 
     hardware_class: str = msgspec.field(name="class")
     router: str
@@ -32,6 +38,7 @@ class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     stock_out: float = _USUAL.stock_out
     retry: float = _USUAL.retry
     hold: float = _USUAL.hold
+    drain: float = 120.0
 
     @property
     def rules(self) -> Rules:
@@ -40,9 +47,10 @@ class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool in the status: its pods, and what is thought of it."""
+    """A pool in the status: its pods, what is thought of it, and whether its Deployment is missing."""
 
     name: str
+    missing: bool = False
     asked: int = 0
     ready: int = 0
     phase: str = "trusted"
@@ -70,8 +78,8 @@ def _standing(pool: PoolStatus | None) -> Mapping[str, Any]:
     return {} if pool is None else {"phase": pool.phase, "since": pool.since, "failures": pool.failures}
 
 
-def seen(pool: Pool, asked: int, pods: Sequence[Mapping[str, Any]], now: float) -> Seen:
-    """A pool by its Deployment's replicas and its pods."""
+def seen(pool: Pool, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> Seen:
+    """A pool by its Deployment's replicas, None without a Deployment, and its pods."""
     alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     ready = sum(_condition(pod, "Ready").get("status") == "True" for pod in alive)
     waits = [
@@ -79,7 +87,19 @@ def seen(pool: Pool, asked: int, pods: Sequence[Mapping[str, Any]], now: float) 
         for pod in alive
         if (found := _condition(pod, "PodScheduled")).get("reason") == "Unschedulable"
     ]
-    return Seen(pool.name, asked, ready, max([0.0, *waits]), pool.most)
+    return Seen(pool.name, asked or 0, ready, max([0.0, *waits]), 0 if asked is None else pool.most)
+
+
+def age(body: Mapping[str, Any], now: float) -> float | None:
+    """Seconds since an object was deleted; None if it is not."""
+    deleted = body["metadata"].get("deletionTimestamp")
+    return None if deleted is None else now - _seconds(deleted)
+
+
+def longest_grace(pods: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds after which the last of these pods is gone, with some for its node to say so."""
+    graces: list[float] = [pod["spec"].get("terminationGracePeriodSeconds", 30.0) for pod in pods]
+    return GRACE + max([0.0, *graces])
 
 
 def _condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
@@ -90,7 +110,9 @@ def _seconds(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def status_of(spec: ClassSpec, wanted: int, reason: str, pools: Sequence[Seen], allotted: Allotment) -> ClassStatus:
+def status_of(
+    spec: ClassSpec, wanted: int, reason: str, pools: Sequence[Seen], allotted: Allotment, missing: Set[str]
+) -> ClassStatus:
     """The status after a decision."""
     return ClassStatus(
         wanted=wanted,
@@ -100,6 +122,7 @@ def status_of(spec: ClassSpec, wanted: int, reason: str, pools: Sequence[Seen], 
         pools=tuple(
             PoolStatus(
                 name=one.name,
+                missing=one.name in missing,
                 asked=asked,
                 ready=one.ready,
                 phase=standing.phase,

@@ -1,8 +1,9 @@
-"""Which of a class's pods end first when it shrinks: Kubernetes deletes those with the lowest cost."""
+"""How a class's pods end: which first when it shrinks, by their deletion costs, and all of them when it is deleted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 RUNNING, WARM, HELD = 1000, 10, 1
 """Costs: a row that runs is lost work and outweighs all else; a variant takes seconds to load; a held job returns."""
@@ -25,3 +26,23 @@ def deletion_cost(pod: Ending) -> int:
     if pod.draining:
         return -1
     return min(RUNNING * pod.running + WARM * pod.warm + HELD * pod.held, MOST)
+
+
+Drain = Literal["serve", "end", "gone"]
+"""What becomes of a class that is being deleted: its waiting jobs are served, its pods end, or it may go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is left of a class: whether jobs wait (None: no router knows), its pods, and the seconds that one takes."""
+
+    waiting: bool | None
+    pods: int
+    grace: float = 0.0
+
+
+def drain(left: Left, age: float, bound: float) -> Drain:
+    """What to do `age` seconds after a class was deleted; it is gone after `bound` and a pod's grace at most."""
+    if left.waiting is not False and age < bound:
+        return "serve"
+    return "end" if left.pods and age < bound + left.grace else "gone"

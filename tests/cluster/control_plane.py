@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,8 @@ class ControlPlane:
 class Kubelets:
     """Stands in for the kubelets of made-up nodes: bound pods run and are ready, ended ones go after `stop` seconds.
 
-    Pods that run once succeed; those whose image is in `broken` never get ready.
+    Pods whose image is in `broken` never get ready. Those that run once succeed, after what `programs` starts for their
+    container.
     """
 
     def __init__(self, plane: ControlPlane) -> None:
@@ -176,6 +177,8 @@ class Kubelets:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.broken: set[str] = set()
+        self.programs: dict[str, Callable[[], subprocess.Popen[bytes]]] = {}
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Kubelets:
         self._thread.start()
@@ -200,10 +203,17 @@ class Kubelets:
             self._plane.http.request("DELETE", path, json={"gracePeriodSeconds": 0})
         elif pod["spec"].get("nodeName") and pod["status"].get("phase") == "Pending":
             if pod["spec"]["restartPolicy"] == "Never":
-                self._plane.patch(f"{path}/status", {"status": {"phase": "Succeeded"}})
+                if self._has_run(pod):
+                    self._plane.patch(f"{path}/status", {"status": {"phase": "Succeeded"}})
                 return
             ready = not any(one["image"] in self.broken for one in pod["spec"]["containers"])
             self._plane.patch(f"{path}/status", {"status": running(pod["spec"], ready=ready)})
+
+    def _has_run(self, pod: Mapping[str, Any]) -> bool:
+        name, uid = pod["spec"]["containers"][0]["name"], pod["metadata"]["uid"]
+        if name in self.programs and uid not in self._started:
+            self._started[uid] = self.programs[name]()
+        return uid not in self._started or self._started[uid].poll() == 0
 
 
 def running(spec: Mapping[str, Any], *, ready: bool) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The operator as a process under its own service account, and a stand-in for the routers' answers."""
+"""The operator as a process under its own account, a stand-in for the routers' answers, and workers behind pods."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from tasks.settings import TREE
-from tests.cluster.chart import Release
+from local.embedded import EmbeddedValkey
+from tasks.settings import TREE, Settings, settings_from
+from tests.cluster.chart import Release, ready
 from tests.cluster.control_plane import until
 
 
@@ -26,15 +29,19 @@ class Wishes:
     def __init__(self) -> None:
         self.wanted: dict[str, int] = {}
         self.devices: list[dict[str, Any]] = []
+        self.waiting: dict[str, int] = {}
         wishes = self
 
         class Door(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the name is http.server's
-                name = self.path.split("/")[3]
+                name = urlsplit(self.path).path.split("/")[3]
                 self._say({"replicas": wishes.wanted.get(name, 0), "reason": f"{name} was asked for"})
 
             def do_GET(self) -> None:
-                self._say({"devices": wishes.devices})
+                if "/v1/scaling" in self.path:
+                    return self.do_POST()
+                classes = {name: {"depth": [0, count, 0]} for name, count in wishes.waiting.items()}
+                return self._say({"devices": wishes.devices, "classes": classes})
 
             def _say(self, answer: Any) -> None:
                 body = json.dumps(answer).encode()
@@ -63,21 +70,24 @@ class Wishes:
 class Controller:
     """The operator's process."""
 
-    def __init__(self, release: Release, folder: Path) -> None:
+    def __init__(self, release: Release, folder: Path, proxy: str = "") -> None:
+        self._proxy = proxy
         self._folder, self._log = folder, folder / "controller.log"
         self._config = _config(release, folder)
         self._namespace = release.namespace
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self._process = self.run("controller")
+
+    def run(self, *command: str) -> subprocess.Popen[bytes]:
+        """A module of the operator's, as a process under its account."""
         environment = {
             **os.environ, "KUBECONFIG": str(self._config), "TAXIWAY_NAMESPACE": self._namespace,
-            "PYTHONPATH": str(TREE), "TMPDIR": str(self._folder),
+            "PYTHONPATH": str(TREE), "TMPDIR": str(self._folder), "HTTP_PROXY": self._proxy,
         }  # fmt: skip
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "controller"], env=environment, stdout=log, stderr=log
-            )
+            return subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """End it in the middle of whatever it does."""
@@ -115,14 +125,94 @@ def _config(release: Release, folder: Path) -> Path:
 
 
 @contextmanager
-def operated(release: Release, folder: Path, router: str) -> Iterator[Controller]:
-    """The operator at work on a fleet whose HardwareClasses ask `router`."""
-    path = f"/apis/taxiway.dev/v1alpha1/namespaces/{release.namespace}/hardwareclasses"
-    for one in release.plane.items(path):
-        release.plane.patch(f"{path}/{one['metadata']['name']}", {"spec": {"router": router}})
-    controller = Controller(release, folder)
+def operated(release: Release, folder: Path, router: str, *, as_is: bool = False) -> Iterator[Controller]:
+    """The operator at work on a fleet whose resources ask `router`; `as_is` they stay as helm has written them."""
+    space = f"/apis/taxiway.dev/v1alpha1/namespaces/{release.namespace}"
+    path = f"{space}/hardwareclasses"
+    if not as_is:
+        for one in (*release.plane.items(path), *release.plane.items(f"{space}/fleets")):
+            plural = "fleets" if one["metadata"]["name"] == release.name else "hardwareclasses"
+            release.plane.patch(f"{space}/{plural}/{one['metadata']['name']}", {"spec": {"router": router}})
+    controller = Controller(release, folder, proxy=router if as_is else "")
     controller.start()
     try:
         yield controller
     finally:
         controller.kill()
+        for one in release.plane.items(path):  # nobody is left to drain them
+            release.plane.patch(f"{path}/{one['metadata']['name']}", {"metadata": {"finalizers": None}})
+
+
+QUEUES = """
+hardware:
+  gpu.realtime:
+    device: cuda
+    runtimes: [echo]
+    max_batch: 1
+    max_wait: 0
+    price: {usd_per_hour: 0.7}
+    scaling: {start: 2, maximum: 3}
+service: {standard: {deadline: 12}}
+default_service: standard
+"""
+
+
+@contextmanager
+def store_and_model(folder: Path) -> Iterator[Settings]:
+    """A store, a queues.yaml of one class of three devices at most, and a model that takes a fifth of a second."""
+    models = folder / "models" / "paced"
+    models.mkdir(parents=True)
+    text = (TREE / "models" / "paced" / "model.yaml").read_text()
+    slow = text.replace("entry: paced", "entry: paced=0.2+0.001").replace("base: 0.005", "base: 0.2")
+    (models / "model.yaml").write_text(slow)
+    (folder / "queues.yaml").write_text(QUEUES)
+    with EmbeddedValkey(folder / "store") as store:
+        variables = {
+            "TAXIWAY_BROKER": store.url, "TAXIWAY_SECRET": "00" * 32, "TAXIWAY_MODELS": str(models.parent),
+            "TAXIWAY_QUEUES": str(folder / "queues.yaml"),
+        }  # fmt: skip
+        yield settings_from(variables)
+
+
+@dataclass
+class Machines:
+    """Runs a real worker for each ready pod, and stops it as the pod goes: with SIGTERM, or at once if it is `lost`."""
+
+    release: Release
+    settings: Settings
+    over: threading.Event = field(default_factory=threading.Event)
+    workers: dict[str, tuple[int, subprocess.Popen[bytes]]] = field(default_factory=dict)
+    ended: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    most: int = 0
+    lost: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        while not self.over.wait(0.3):
+            pods = self.release.of_class("gpu.realtime")
+            here = {pod["metadata"]["name"] for pod in pods if ready([pod])}
+            self.most = max(self.most, len(here))
+            for name in self.workers.keys() - here:
+                worker = self.workers.pop(name)[1]
+                if name in self.lost:
+                    worker.kill()
+                    worker.wait()
+                else:
+                    worker.terminate()
+                    self.ended.append(worker)
+            for name in here - self.workers.keys():
+                slots = {slot for slot, _ in self.workers.values()}
+                slot = next(index for index in range(100) if index not in slots)
+                self.workers[name] = (slot, self._start(slot))
+
+    def _start(self, slot: int) -> subprocess.Popen[bytes]:
+        options = ["--class", "gpu.realtime", "--device", f"cuda:{slot}", "--emulate", "--loglevel", "WARNING"]
+        return subprocess.Popen([sys.executable, "-m", "workers", *options], env=self._variables(), cwd=TREE)
+
+    def _variables(self) -> dict[str, str]:
+        return {**os.environ, **self.settings.environment()}
+
+    def kill(self) -> None:
+        """End what still runs."""
+        for worker in (*self.ended, *(worker for _, worker in self.workers.values())):
+            worker.kill()
+            worker.wait()

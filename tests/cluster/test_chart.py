@@ -110,6 +110,10 @@ def test_pods_read_the_queues_yaml_that_the_chart_was_given(helm: Path) -> None:
         ({"classes": {"cpu.batch": {"engine": {"preset": "vllm"}}}}, "classes.cpu.batch.engine: the class is not"),
         ({"hardware": {"gpu-realtime": OURS["hardware"]["cpu.batch"]}}, "would have the same names"),
         ({"classes": {"tpu.bulk": {"pools": [{"name": "b", "accelerator": "x"}]}}}, "classes.tpu.bulk.pools: only"),
+        (
+            {"autoscaler": "controller", "controller": {"rollout": {"canary": "gpu.huge"}}},
+            "controller.rollout.canary: gpu.huge: no such class in queues.yaml",
+        ),
         ({"nonsense": 1}, "additional properties 'nonsense' not allowed"),
         (
             {"hardware": {"cpu.batch": {"capacity": "spot"}}},
@@ -253,3 +257,30 @@ def test_a_store_of_your_own_replaces_valkey_and_flower(helm: Path) -> None:
     assert not {"valkey", "flower"} & found.keys()
     [broker] = [one for one in found["router"]["containers"][0]["env"] if one["name"] == "TAXIWAY_BROKER"]
     assert broker["valueFrom"]["secretKeyRef"] == {"name": "taxiway", "key": "TAXIWAY_BROKER"}
+
+
+def test_a_change_reaches_the_canary_first_the_other_classes_then_and_the_routers_last(helm: Path) -> None:
+    values = {"autoscaler": "controller", "controller": {"rollout": {"canary": "gpu.vllm", "share": 0.25}}}
+    found = named(rendered(helm, *EVERYTHING, values))
+    stages = found["Fleet", "fleet"]["spec"]["rollout"]["stages"]
+    canary = "fleet-worker-gpu-vllm"
+    assert stages[:2] == [{"parts": [canary], "share": 0.25}, {"parts": [canary]}]
+    assert stages[-1] == {"parts": ["fleet-router", "fleet-tuner"]}
+    parts = [name.removeprefix("fleet-") for stage in stages[1:] for name in stage["parts"]]
+    assert len(parts) == len(set(parts))
+    apart = {"controller", "flower"}
+    assert set(parts) | apart == {name for kind, name in found if kind == "Deployment"}
+
+
+def test_pods_keep_the_queues_yaml_that_they_began_with_where_the_operator_rolls_changes_out(helm: Path) -> None:
+    def mounted(limits: dict[str, Any]) -> str:
+        found = named(rendered(helm, OURS, OURS_ON_GKE, {"autoscaler": "controller", "limits": limits}))
+        [queues] = [one for (kind, name), one in found.items() if kind == "ConfigMap" and "queues" in name]
+        assert (queues["immutable"], queues["metadata"]["annotations"]) == (True, {"helm.sh/resource-policy": "keep"})
+        name: str = queues["metadata"]["name"]
+        assert found["Fleet", "fleet"]["spec"]["queues"] == name
+        volumes = found["Deployment", "router"]["spec"]["template"]["spec"]["volumes"]
+        assert name in [one["configMap"]["name"] for one in volumes if "configMap" in one]
+        return name
+
+    assert mounted({}) == mounted({}) != mounted({"lease": 20})

@@ -41,7 +41,7 @@ def fleet(plane: ControlPlane, kubelets: Kubelets, chart: Path) -> Iterator[Rele
     release = Release(plane, chart, "operated")
     release.upgrade(FLEET, QUIET, VALUES)
     yield release
-    release.helm("uninstall")
+    release.helm("uninstall", "--ignore-not-found")
     assert until(lambda: list(release.plane.items(f"{HARDWARE}")) == [])
     plane.http.request("DELETE", API["Node"])
 
@@ -185,3 +185,53 @@ def test_a_count_that_was_set_by_hand_goes_before_the_routers(
     settle(fleet, "gpu.realtime", 1)
     fleet.plane.patch(f"{HARDWARE}/fleet-worker-gpu-realtime", {"spec": {"replicas": None}})
     settle(fleet, "gpu.realtime", 3)
+
+
+def test_what_others_change_is_put_right_and_a_deployment_that_is_missing_is_said(
+    fleet: Release, wishes: Wishes, controller: Controller
+) -> None:
+    wishes.wanted |= {"gpu.realtime": 2, "gpu.spot": 1}
+    settle(fleet, "gpu.realtime", 2)
+    deployments = "/apis/apps/v1/namespaces/operated/deployments"
+    fleet.plane.patch(f"{deployments}/fleet-worker-gpu-realtime/scale", {"spec": {"replicas": 5}})
+    fleet.plane.http.request("DELETE", f"{deployments}/fleet-worker-gpu-spot")
+    settle(fleet, "gpu.realtime", 2)
+
+    def pools() -> list[bool]:
+        found = fleet.plane.get(f"{HARDWARE}/fleet-worker-gpu-spot").get("status", {})
+        return [pool["missing"] for pool in found.get("pools", [])]
+
+    assert until(lambda: pools() == [True, False]), controller.log
+    assert until(lambda: ready(fleet.of_class("gpu.spot", "other")) == 1), controller.log
+
+
+def test_a_class_that_is_deleted_serves_what_waits_for_it_then_drains_and_goes(
+    fleet: Release, wishes: Wishes, controller: Controller
+) -> None:
+    wishes.wanted["gpu.realtime"], wishes.waiting["gpu.realtime"] = 2, 3
+    settle(fleet, "gpu.realtime", 2)
+    name = f"{HARDWARE}/fleet-worker-gpu-realtime"
+    assert until(lambda: fleet.plane.get(name)["metadata"].get("finalizers") == ["taxiway.dev/drain"])
+
+    fleet.plane.http.request("DELETE", name)
+    assert until(lambda: "the jobs that wait" in fleet.plane.get(name)["status"]["reason"]), controller.log
+    controller.kill()
+    controller.start()
+    assert ready(fleet.of_class("gpu.realtime")) == 2
+
+    wishes.waiting.clear()
+    assert until(lambda: fleet.plane.get(name) is None, patience=60), controller.log
+    assert fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime") == []
+
+
+def test_uninstalling_drains_every_class_first_and_leaves_nothing(
+    fleet: Release, wishes: Wishes, controller: Controller, kubelets: Kubelets
+) -> None:
+    selector = "app.kubernetes.io/name=taxiway,app.kubernetes.io/instance=fleet"
+    kubelets.programs["uninstall"] = lambda: controller.run("controller.uninstall", selector)
+    wishes.wanted |= {"gpu.realtime": 2, "gpu.spot": 1}
+    settle(fleet, "gpu.realtime", 2)
+    fleet.helm("uninstall")
+    assert fleet.plane.items(HARDWARE) == []
+    volumes = {"persistentvolumeclaim/data-fleet-valkey-0", "persistentvolumeclaim/data-fleet-valkey-1"}
+    assert until(lambda: set(fleet.remaining()) <= volumes), list(fleet.remaining())

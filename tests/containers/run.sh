@@ -83,7 +83,10 @@ fi
 
 "${compose[@]}" build --quiet router worker-cpu flower
 "${compose[@]}" --profile tpu build --quiet worker-tpu
-step "built the images of router, worker-cpu, worker-tpu and flower; worker-cuda is left out: 3 GB of wheels"
+image=$(sed -n 's/^PYTHON_IMAGE=//p' "$work/env")
+docker build --quiet --file docker/controller.Dockerfile --tag taxiway/controller --build-arg "PYTHON_IMAGE=${image:-$base}" \
+  --secret "id=pip,src=$work/pip.conf" --secret "id=authorities,src=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" . >/dev/null
+step "built the images of router, worker-cpu, worker-tpu, flower and controller; worker-cuda is left out: 3 GB of wheels"
 
 docker run --rm --user 0 --volume "$work/keys:/keys" --entrypoint python taxiway/router -m router.keys_file new \
   --file /keys/keys.jsonl --tenant ci --scope admin --scope submit --scope read >"$work/key" 2>/dev/null

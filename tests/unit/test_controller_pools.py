@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.decide.endings import Ending, deletion_cost
+from controller.decide.endings import Ending, Left, deletion_cost, drain
 from controller.decide.pools import DOUBLINGS, Rules, Seen, Standing, allot
 
 RULES = Rules(stock_out=10, retry=30, hold=5)
@@ -151,3 +151,19 @@ def test_an_idle_pod_ends_before_a_busy_one_and_a_cold_one_before_a_warm_one(
     assert deletion_cost(Ending(running + 1, 0, 0)) > deletion_cost(Ending(running, warm, held))
     assert deletion_cost(Ending(running, warm + 1, held)) > cost
     assert deletion_cost(Ending(running, warm, held, draining=True)) < deletion_cost(Ending())
+
+
+@given(
+    waits=st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=40),
+    pods=st.integers(0, 5),
+    bound=st.floats(0, 20),
+    grace=st.floats(0, 10),
+)
+def test_a_deleted_class_ends_no_pod_while_jobs_wait_and_goes_within_its_time(
+    waits: list[bool | None], pods: int, bound: float, grace: float
+) -> None:
+    steps = [drain(Left(waiting, pods, grace), float(age), bound) for age, waiting in enumerate(waits)]
+    for age, (step, waiting) in enumerate(zip(steps, waits, strict=True)):
+        assert (step == "serve") == (waiting is not False and age < bound)
+        assert step != "gone" or pods == 0 or age >= bound + grace
+    assert drain(Left(True, pods, grace), bound + grace, bound) == "gone"

@@ -71,6 +71,18 @@ securityContext:
   valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: TAXIWAY_SECRET}}
 {{- end }}
 
+{{/* The ConfigMap with queues.yaml. The operator rolls changes out in stages: pods that are there keep what they read. */}}
+{{- define "taxiway.queuesName" -}}
+{{ include "taxiway.name" . }}-queues
+{{- if eq .Values.autoscaler "controller" }}-{{ include "taxiway.queues" . | sha256sum | trunc 10 }}{{ end -}}
+{{- end }}
+
+{{/* The operator pauses Deployments whose turn it is not: an upgrade leaves that as it is. */}}
+{{- define "taxiway.paused" -}}
+{{- $live := lookup "apps/v1" "Deployment" .root.Release.Namespace .name -}}
+{{- if and $live (dig "spec" "paused" false $live) }}paused: {{ eq .root.Values.autoscaler "controller" }}{{ end -}}
+{{- end }}
+
 {{/* What every process of the fleet reads: queues.yaml, and models where they are not the image's. */}}
 {{- define "taxiway.fleetMounts" -}}
 - {name: queues, mountPath: /app/queues.yaml, subPath: queues.yaml, readOnly: true}
@@ -82,7 +94,7 @@ securityContext:
 
 {{- define "taxiway.fleetVolumes" -}}
 - name: queues
-  configMap: {name: {{ include "taxiway.name" . }}-queues}
+  configMap: {name: {{ include "taxiway.queuesName" . }}}
 - name: tmp
   emptyDir: {}
 {{- with .Values.models }}

@@ -11,6 +11,9 @@ metadata:
     taxiway/class: {{ .class }}
 spec:
   replicas: {{ include "taxiway.replicas" . }}
+  {{- with include "taxiway.paused" . }}
+  {{ . }}
+  {{- end }}
   minReadySeconds: 5
   progressDeadlineSeconds: {{ add .root.Values.startup 600 }}
   {{- if or $placement.devices (not $ofDevices) }}

@@ -1,0 +1,198 @@
+"""How a change of images, models or queues.yaml reaches a fleet: stage after stage, watched, and back if it does harm.
+
+Kubernetes replaces the pods of a Deployment whose template has changed unless it is paused. All of a fleet's are, but
+those of one stage. A change is *pending* while Deployments still change. A stage is *rolling* until its pods are those
+of the new template and ready, which includes that they have loaded their models, then *watching* while they serve, and
+then the next stage rolls. The first stage is the canary: a hardware class, or a share of its pods. The last has the
+routers. If new pods fail more jobs or take longer than those before, or do not get ready, all that has changed is
+*returning* to what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Literal
+
+Phase = Literal["idle", "pending", "rolling", "watching", "returning"]
+
+STILL = 5.0
+"""Seconds without a further change after which one rolls: Deployments are changed one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What new pods may do.
+
+    They have `timeout` seconds to get ready and serve for `watch` seconds before the next stage. Of at least `jobs`
+    jobs, the share that fails may be `errors` more than before, and one may run `latency` times as long.
+    """
+
+    watch: float = 60.0
+    timeout: float = 1800.0
+    jobs: int = 20
+    errors: float = 0.05
+    latency: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Jobs that ended, those that failed among them, and the seconds that they ran."""
+
+    jobs: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+    def plus(self, other: Figures) -> Figures:
+        """Both together."""
+        return Figures(self.jobs + other.jobs, self.failed + other.failed, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A Deployment as it is: the template that it asks for and that of its newest pods, by their digests.
+
+    `asked` pods are wanted; `updated` of them are of its template, `ready` of these are ready, and `old` pods of other
+    templates are left. A Deployment that never had pods has no `runs`.
+    """
+
+    wants: str
+    runs: str
+    asked: int = 0
+    updated: int = 0
+    ready: int = 0
+    old: int = 0
+
+    @property
+    def rolled(self) -> bool:
+        """Whether all of its pods are of its template and ready."""
+        return self.wants == self.runs and self.old == 0 and self.ready >= self.asked
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Deployments that roll together, and the share of their pods after which they are watched first."""
+
+    parts: tuple[str, ...]
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What is going on since a time: `before` and `target` are the templates of each part, `why` the last outcome."""
+
+    phase: Phase = "idle"
+    stage: int = 0
+    since: float = 0.0
+    before: Mapping[str, str] | None = None
+    target: Mapping[str, str] | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What goes on now, the parts that are not paused, and those that get their earlier template back."""
+
+    rollout: Rollout
+    open: frozenset[str] = frozenset()
+    restore: frozenset[str] = frozenset()
+
+
+def judge(before: Figures, after: Figures, rules: Rules) -> str:
+    """Why new pods do harm; empty if they do not, or have had too few jobs to tell."""
+    if after.jobs < rules.jobs:
+        return ""
+    failing, usual = after.failed / after.jobs, before.failed / max(before.jobs, 1)
+    if failing > usual + rules.errors:
+        return f"{failing:.0%} of {after.jobs} jobs failed, {usual:.0%} before"
+    took, took_before = after.seconds / after.jobs, before.seconds / max(before.jobs, 1)
+    if before.jobs >= rules.jobs and took > took_before * rules.latency:
+        return f"jobs ran {took:.3g} s, {took_before:.3g} s before"
+    return ""
+
+
+def advance(
+    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, rules: Rules
+) -> Step:
+    """The next step; `harm` is what `judge` says of the pods that have changed so far.
+
+    A part that never had pods, as in a new fleet or a new class, is never paused until it has them.
+    """
+    fresh = frozenset(name for name, part in parts.items() if not part.runs)
+    step = _advance(rollout, stages, {name: part for name, part in parts.items() if part.runs}, harm, now, rules)
+    return replace(step, open=step.open | fresh)
+
+
+def _advance(
+    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, rules: Rules
+) -> Step:
+    if rollout.phase == "idle" or _is_new(rollout, parts):
+        return _begin(rollout, parts, now)
+    if rollout.phase == "pending":
+        still = now >= rollout.since + STILL
+        return _next(replace(rollout, phase="rolling"), stages, parts, now) if still else Step(rollout)
+    if rollout.phase == "returning":
+        return _return(rollout, parts, now, rules)
+    if harm:
+        return _return(replace(rollout, phase="returning", since=now, why=harm), parts, now, rules)
+    if rollout.phase == "watching":
+        after = replace(rollout, stage=rollout.stage + 1)
+        return Step(rollout) if now < rollout.since + rules.watch else _next(after, stages, parts, now)
+    return _roll(rollout, stages, parts, now, rules)
+
+
+def _roll(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float, rules: Rules) -> Step:
+    """Leave a stage open until it has changed; one without pods is not watched."""
+    stage = stages[rollout.stage] if rollout.stage < len(stages) else Stage(())
+    names = frozenset(stage.parts) & parts.keys()
+    if all(_has_changed(parts[name], stage.share) for name in names):
+        if any(parts[name].updated for name in names):
+            return Step(replace(rollout, phase="watching", since=now))
+        return _next(replace(rollout, stage=rollout.stage + 1), stages, parts, now)
+    if now >= rollout.since + rules.timeout:
+        why = f"{', '.join(sorted(names))}: not ready after {rules.timeout:g} s"
+        return _return(replace(rollout, phase="returning", since=now, why=why), parts, now, rules)
+    return Step(rollout, names)
+
+
+def _is_new(rollout: Rollout, parts: Mapping[str, Part]) -> bool:
+    """Whether a part asks for a template that this rollout knows nothing of: somebody has changed it meanwhile."""
+    target, before = rollout.target or {}, rollout.before or {}
+    return any(part.wants not in (target.get(name), before.get(name)) for name, part in parts.items())
+
+
+def _has_changed(part: Part, share: float) -> bool:
+    if share >= 1.0:
+        return part.rolled
+    return part.wants == part.runs and part.ready >= min(ceil(part.asked * share), part.asked)
+
+
+def _begin(rollout: Rollout, parts: Mapping[str, Part], now: float) -> Step:
+    """Note what has changed; a rollout that was under way starts again, from what was before it."""
+    if rollout.phase == "idle" and all(part.wants == part.runs for part in parts.values()):
+        return Step(rollout, frozenset(name for name, part in parts.items() if part.old))
+    earlier = (rollout.before or {}) if rollout.phase != "idle" else {}
+    before = {name: earlier.get(name, part.runs) for name, part in parts.items()}
+    target = {name: part.wants for name, part in parts.items()}
+    return Step(Rollout("pending", 0, now, before, target))
+
+
+def _next(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float) -> Step:
+    """The first stage from here on that has something to change; none is left at the end."""
+    for index in range(rollout.stage, len(stages)):
+        names = frozenset(stages[index].parts) & parts.keys()
+        if not all(_has_changed(parts[name], stages[index].share) for name in names):
+            return Step(replace(rollout, phase="rolling", stage=index, since=now), names)
+    return Step(Rollout("idle", since=now, why="done"))
+
+
+def _return(rollout: Rollout, parts: Mapping[str, Part], now: float, rules: Rules) -> Step:
+    """Give every part its earlier template, and let those roll that have pods of the new one."""
+    before = rollout.before or {}
+    restore = frozenset(name for name, part in parts.items() if part.wants != before.get(name, part.wants))
+    if not restore and all(part.rolled for part in parts.values()):
+        return Step(Rollout("idle", since=now, why=f"rolled back: {rollout.why}"))
+    if not restore and now >= rollout.since + rules.timeout:
+        return Step(Rollout("idle", since=now, why=f"rolled back, but not all pods are ready: {rollout.why}"))
+    return Step(rollout, frozenset(name for name, part in parts.items() if not part.rolled), restore)

@@ -1,0 +1,169 @@
+"""No job is lost over 50 drains, 20 deaths of the operator and 20 switches of pools; and how soon wishes are granted.
+
+It takes minutes and prints its figures, so `make cluster` leaves it out. After one `make cluster`:
+
+    TAXIWAY_KUBERNETES=build/kubernetes pytest -s --timeout 3600 tests/cluster/endurance.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.settings import Settings
+from taxiway import Client, Job
+from tests.cluster.chart import FLEET, Release, ready
+from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
+from tests.cluster.operating import Controller, Machines, Wishes, operated, store_and_model
+from tests.routing import router_process
+
+DRAINS, DEATHS, SWITCHES = 50, 20, 20
+PERIOD, DEADLINE = 0.25, 900.0
+"""Seconds between two jobs, each of which needs a fifth of a second, and until each is due."""
+
+SPACE = "/apis/taxiway.dev/v1alpha1/namespaces/endured"
+L4, SPOT = "cloud.google.com/gke-accelerator", "cloud.google.com/gke-spot"
+NAME = "gpu.realtime"
+VALUES: dict[str, Any] = {
+    "cloud": "gke",
+    "autoscaler": "controller",
+    "classes": {
+        NAME: {
+            "accelerator": "nvidia-l4",
+            "pools": [{"name": "other", "accelerator": "nvidia-l4", "capacity": "on-demand"}],
+        }
+    },
+    "controller": {"times": {"stockOut": 1, "retry": 1, "hold": 0}},
+}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    with store_and_model(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def fleet(plane: ControlPlane, kubelets: Kubelets, chart: Path) -> Iterator[Release]:
+    """A spot node and one on demand, of four devices each."""
+    add_node(plane, "cpu", {})
+    add_node(plane, "l4", {L4: "nvidia-l4"}, "", {"nvidia.com/gpu": "4"})
+    add_spot(plane)
+    release = Release(plane, chart, "endured")
+    spot = {**FLEET["hardware"]["gpu.spot"], "scaling": {}}
+    release.upgrade({**FLEET, "hardware": {NAME: spot}}, VALUES)
+    yield release
+    release.helm("uninstall")
+    plane.http.request("DELETE", API["Node"])
+
+
+def add_spot(plane: ControlPlane) -> None:
+    add_node(plane, "l4-spot", {L4: "nvidia-l4", SPOT: "true"}, "", {"nvidia.com/gpu": "4"})
+
+
+@dataclass
+class Load:
+    """Submits jobs one after the other until it is over."""
+
+    client: Client
+    over: threading.Event = field(default_factory=threading.Event)
+    jobs: list[Job] = field(default_factory=list)
+
+    def run(self) -> None:
+        while not self.over.wait(PERIOD):
+            self.jobs.append(self.client.submit("paced", str(len(self.jobs)), deadline=DEADLINE))
+
+
+def phase_of(fleet: Release) -> str:
+    """What is thought of the first pool."""
+    found: str = fleet.plane.get(f"{SPACE}/hardwareclasses/fleet-worker-gpu-realtime")["status"]["pools"][0]["phase"]
+    return found
+
+
+def drain_one(fleet: Release, machines: Machines) -> None:
+    """Delete a pod whose worker runs, as a node that is emptied does, and wait until another one serves."""
+    assert until(lambda: bool(machines.workers), patience=120)
+    name, before = next(iter(machines.workers)), len(machines.ended)
+    fleet.plane.http.request("DELETE", f"/api/v1/namespaces/endured/pods/{name}")
+    assert until(lambda: len(machines.ended) > before, patience=60)
+
+
+def switch(fleet: Release, machines: Machines) -> None:
+    """The spot node goes with its pods, their class moves to the other pool, and back once there is one again."""
+    fleet.plane.http.request("DELETE", f"{API['Node']}/l4-spot")
+    for pod in fleet.of_class(NAME, "first"):
+        machines.lost.add(pod["metadata"]["name"])
+        path = f"/api/v1/namespaces/endured/pods/{pod['metadata']['name']}"
+        fleet.plane.http.request("DELETE", path, json={"gracePeriodSeconds": 0})
+    assert until(lambda: ready(fleet.of_class(NAME, "other")) > 0, patience=90)
+    add_spot(fleet.plane)
+    assert until(lambda: phase_of(fleet) == "trusted" and not fleet.of_class(NAME, "other"), patience=120)
+
+
+def test_no_job_is_lost_over_drains_deaths_and_switches(fleet: Release, settings: Settings, tmp_path: Path) -> None:
+    machines = Machines(fleet, settings)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        router = stack.enter_context(router_process(settings))
+        controller = stack.enter_context(operated(fleet, tmp_path, router.http))
+        watching = threading.Thread(target=machines.run)
+        watching.start()
+        for end in (machines.kill, watching.join, machines.over.set):
+            stack.callback(end)
+        load = Load(stack.enter_context(Client(settings.broker)))
+        submitting = threading.Thread(target=load.run)
+        submitting.start()
+        for end in (submitting.join, load.over.set):
+            stack.callback(end)
+        for number in range(DRAINS):
+            drain_one(fleet, machines)
+            if number * DEATHS // DRAINS < (number + 1) * DEATHS // DRAINS:
+                revive(fleet, controller)
+            if number * SWITCHES // 2 // DRAINS < (number + 1) * SWITCHES // 2 // DRAINS:
+                switch(fleet, machines)
+        load.over.set()
+        submitting.join()
+        answers = [job.result(timeout=DEADLINE).outputs["payload"] for job in load.jobs]
+        lost = sum(answer != str(number) for number, answer in enumerate(answers))
+        ended = {worker.wait(60) for worker in machines.ended}
+    said = (
+        f"{len(answers)} jobs, {lost} lost: {len(machines.ended)} drains, {len(machines.lost)} workers lost at once, "
+    )
+    sys.stdout.write(f"\n{said}{DEATHS} deaths, {SWITCHES} switches, {time.monotonic() - began:.0f} s\n")
+    assert lost == 0
+    assert ended == {0}
+
+
+def revive(fleet: Release, controller: Controller) -> None:
+    """The operator dies, and another one leads."""
+    controller.kill()
+    fleet.plane.http.request("DELETE", "/apis/coordination.k8s.io/v1/namespaces/endured/leases/taxiway-controller")
+    controller.start()
+
+
+def test_how_soon_a_wish_is_in_the_deployment(fleet: Release, tmp_path: Path) -> None:
+    took: dict[str, list[float]] = {"up": [], "down": []}
+    with Wishes() as wishes, operated(fleet, tmp_path, wishes.url):
+        for count in (0, 3, 1, 4, 2, 3, 0, 4, 1, 2, 0):
+            before = fleet.deployment("worker-gpu-realtime")["spec"]["replicas"]
+            wishes.wanted[NAME], began = count, time.monotonic()
+            assert until(partial(_asks, fleet, count), patience=60)
+            took["up" if count > before else "down"].append(time.monotonic() - began)
+    for way, seconds in took.items():
+        half = statistics.median(seconds[1:])
+        sys.stdout.write(f"\nwish to Deployment, {way}: median {half:.1f} s, most {max(seconds[1:]):.1f} s\n")
+
+
+def _asks(fleet: Release, count: int) -> bool:
+    found: int = fleet.deployment("worker-gpu-realtime")["spec"]["replicas"]
+    return found == count
