@@ -77,10 +77,10 @@ securityContext:
 {{- if eq .Values.autoscaler "controller" }}-{{ include "taxiway.queues" . | sha256sum | trunc 10 }}{{ end -}}
 {{- end }}
 
-{{/* The operator pauses Deployments whose turn it is not: an upgrade leaves that as it is. */}}
+{{/* The operator pauses Deployments whose turn it is not: what it leaves behind is undone, else it is its own affair. */}}
 {{- define "taxiway.paused" -}}
 {{- $live := lookup "apps/v1" "Deployment" .root.Release.Namespace .name -}}
-{{- if and $live (dig "spec" "paused" false $live) }}paused: {{ eq .root.Values.autoscaler "controller" }}{{ end -}}
+{{- if and (ne .root.Values.autoscaler "controller") $live (dig "spec" "paused" false $live) }}paused: false{{ end -}}
 {{- end }}
 
 {{/* What every process of the fleet reads: queues.yaml, and models where they are not the image's. */}}
