@@ -276,7 +276,8 @@ def test_pods_keep_the_queues_yaml_that_they_began_with_where_the_operator_rolls
     def mounted(limits: dict[str, Any]) -> str:
         found = named(rendered(helm, OURS, OURS_ON_GKE, {"autoscaler": "controller", "limits": limits}))
         [queues] = [one for (kind, name), one in found.items() if kind == "ConfigMap" and "queues" in name]
-        assert (queues["immutable"], queues["metadata"]["annotations"]) == (True, {"helm.sh/resource-policy": "keep"})
+        assert queues["immutable"]
+        assert "pre-rollback" in queues["metadata"]["annotations"]["helm.sh/hook"]
         name: str = queues["metadata"]["name"]
         assert found["Fleet", "fleet"]["spec"]["queues"] == name
         volumes = found["Deployment", "router"]["spec"]["template"]["spec"]["volumes"]
