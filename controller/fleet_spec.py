@@ -183,8 +183,9 @@ def _condition(kind: str, usual: str, found: tuple[str, str], *, negative: bool 
 def _not_ready(classes: Mapping[str, ClassStatus | None], routers: int) -> tuple[str, str]:
     if not routers:
         return "NoRouter", "no router is ready"
-    without = [name for name, one in classes.items() if one is not None and one.wanted and not one.replicas]
-    return ("NoWorker", f"no pod is ready of {', '.join(without)}") if without else ("", "")
+    wanted = {name: one.replicas for name, one in classes.items() if one is not None and one.wanted}
+    idle = bool(wanted) and not any(wanted.values())
+    return ("NoWorker", f"no pod is ready of {', '.join(wanted)}") if idle else ("", "")
 
 
 def _degraded(

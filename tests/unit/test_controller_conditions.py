@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controller.decide.rollout import Figures, Rollout, Rules
+from controller.fleet_spec import (
+    Condition,
+    FleetSpec,
+    conditions,
+    digest,
+    earlier_template,
+    figures_of,
+    harm_of,
+    part_of,
+    sets_of,
+    since,
+)
+from controller.spec import ClassStatus, PoolStatus
+
+SPEC = FleetSpec(router="http://r", routers="router", selector="a=b", classes=("gpu", "cpu"))
+FINE: dict[str, ClassStatus | None] = {"gpu": ClassStatus(wanted=2, replicas=2), "cpu": ClassStatus(wanted=0)}
+
+
+@pytest.mark.parametrize(
+    ("classes", "rollout", "routers", "answers", "expected"),
+    [
+        (FINE, Rollout(), 2, True, ("Serving", "AsDeclared", "Steady")),
+        (FINE, Rollout(), 0, True, ("NoRouter", "AsDeclared", "Steady")),
+        (FINE, Rollout(), 1, False, ("Serving", "RouterUnreachable", "Steady")),
+        ({"gpu": None}, Rollout(), 1, True, ("Serving", "Missing", "Steady")),
+        ({"gpu": ClassStatus(wanted=2)}, Rollout(), 1, True, ("NoWorker", "AsDeclared", "Scaling")),
+        ({**FINE, "cpu": ClassStatus(wanted=1)}, Rollout(), 1, True, ("Serving", "AsDeclared", "Scaling")),
+        (
+            {"gpu": ClassStatus(pools=(PoolStatus(name="spot", phase="out"),))}, Rollout(), 1, True,
+            ("Serving", "PoolOut", "Steady"),
+        ),
+        (FINE, Rollout(why="rolled back: gpu"), 1, True, ("Serving", "RolledBack", "Steady")),
+        (FINE, Rollout("watching"), 1, True, ("Serving", "AsDeclared", "Watching")),
+    ],
+)  # fmt: skip
+def test_conditions_say_why(
+    classes: dict[str, ClassStatus | None], rollout: Rollout, routers: int, answers: bool, expected: tuple[str, ...]
+) -> None:
+    found = list(conditions(SPEC, rollout, classes, routers, answers=answers))
+    assert tuple(one.reason for one in found) == expected
+    ready, degraded, progressing = (one.status == "True" for one in found)
+    assert (ready, degraded, progressing) == (
+        expected[0] == "Serving", expected[1] != "AsDeclared", expected[2] != "Steady",
+    )  # fmt: skip
+
+
+def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
+    before = (Condition(type="Ready", status="True", reason="a", message="", last_transition_time="then"),)
+    same = Condition(type="Ready", status="True", reason="b", message="")
+    other = Condition(type="Ready", status="False", reason="b", message="")
+    assert since([same], before, "now")[0].last_transition_time == "then"
+    assert since([other], before, "now")[0].last_transition_time == "now"
+
+
+def template(image: str, **labels: str) -> dict[str, Any]:
+    return {"metadata": {"labels": {"app": "a", **labels}}, "spec": {"image": image}}
+
+
+def replica_set(image: str, revision: int, replicas: int) -> dict[str, Any]:
+    owner = {"ownerReferences": [{"uid": "d"}], "annotations": {"deployment.kubernetes.io/revision": str(revision)}}
+    status = {"replicas": replicas, "availableReplicas": replicas}
+    return {"metadata": owner, "spec": {"template": template(image, **{"pod-template-hash": "x"})}, "status": status}
+
+
+def test_a_deployment_is_told_by_the_templates_of_its_replica_sets() -> None:
+    deployment = {"metadata": {"uid": "d"}, "spec": {"replicas": 3, "template": template("new")}}
+    sets = sets_of(deployment, [replica_set("new", 9, 1), replica_set("old", 10, 2), replica_set("first", 1, 0)])
+    part = part_of(deployment, sets)
+    assert (part.wants, part.runs) == (digest(template("new")), digest(template("old")))
+    assert (part.asked, part.updated, part.ready, part.old) == (3, 1, 1, 2)
+    assert earlier_template(sets, part.runs) == template("old")
+    assert earlier_template(sets, "unknown") is None
+
+
+def test_only_what_changed_pods_have_done_is_judged() -> None:
+    done = {
+        "gpu": {"outcomes": {"succeeded": 5, "failed": 4, "dead": 1, "expired": 7}, "latency": {"run": [1, 9, 3.5]}}
+    }
+    devices = [{"worker": f"gpu.cuda-0@{pod}", "hardware_class": "gpu", "done": done} for pod in ("a", "b")]
+    assert figures_of(devices, {"a"}) == {"gpu": Figures(10, 5, 3.5)}
+    assert figures_of(devices) == {"gpu": Figures(20, 10, 7.0)}
+    assert harm_of({}, figures_of(devices), Rules()) == "gpu: 50% of 20 jobs failed, 0% before"
+    assert harm_of({}, {}, Rules()) == ""
