@@ -28,6 +28,9 @@ _MERGE, _JSON_PATCH = "application/merge-patch+json", "application/json-patch+js
 
 _MANAGER = "taxiway-controller"
 
+ATTEMPTS = 5
+"""Tries to remove our mark from a Deployment in one look; the next one tries again."""
+
 Object = Mapping[str, Any]
 
 
@@ -119,14 +122,27 @@ class Cluster:
         await self._change(deployment, [{"op": "replace", "path": "/spec/template", "value": template}])
 
     async def _change(self, deployment: str, operations: Sequence[Object]) -> None:
-        """Change a Deployment, but leave no mark of who did: helm, which applies it, shall go on without a conflict."""
-        path, who = f"{self._apps}/deployments/{deployment}", {"fieldManager": _MANAGER}
-        changed = await self._ask("PATCH", path, operations, who)
-        owners = [one["manager"] for one in changed["metadata"].get("managedFields", [])]
-        if _MANAGER in owners:
-            entry = f"/metadata/managedFields/{owners.index(_MANAGER)}"
-            test = {"op": "test", "path": f"{entry}/manager", "value": _MANAGER}
-            await self._ask("PATCH", path, [test, {"op": "remove", "path": entry}], who)
+        path = f"{self._apps}/deployments/{deployment}"
+        await self.disown(await self._ask("PATCH", path, operations, {"fieldManager": _MANAGER}))
+
+    async def disown(self, deployment: Object) -> None:
+        """Leave no mark of who changed a Deployment: helm applies it, and refuses to change what another one owns."""
+        path = f"{self._apps}/deployments/{deployment['metadata']['name']}"
+        for _ in range(ATTEMPTS):
+            owners = [one["manager"] for one in deployment["metadata"].get("managedFields", [])]
+            entries = [f"/metadata/managedFields/{index}" for index, name in enumerate(owners) if name == _MANAGER]
+            if not entries:
+                return
+            removal: list[Object] = []
+            for entry in reversed(entries):
+                test = {"op": "test", "path": f"{entry}/manager", "value": _MANAGER}
+                removal += [test, {"op": "remove", "path": entry}]
+            try:
+                deployment = await self._ask("PATCH", path, removal, {"fieldManager": _MANAGER})
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
+                    raise
+                deployment = await self._ask("GET", path)  # somebody else has changed it meanwhile
 
     async def queues(self, selector: str) -> list[Object]:
         """The ConfigMaps with these labels."""

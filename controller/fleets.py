@@ -110,6 +110,7 @@ class Fleets:
 
     async def _apply(self, parts: Mapping[str, Object], sets: Mapping[str, Sets], step: Step) -> None:
         for name, deployment in parts.items():
+            await self._cluster.disown(deployment)  # if an operator died over it
             if name not in step.open and not deployment["spec"].get("paused", False):
                 await self._cluster.pause(name, paused=True)
         for name in step.restore:
