@@ -127,6 +127,8 @@ def test_no_job_is_lost_over_drains_deaths_and_switches(fleet: Release, settings
         watching.start()
         for end in (machines.kill, watching.join, machines.over.set):
             stack.callback(end)
+        path = f"{SPACE}/hardwareclasses/fleet-worker-gpu-realtime"
+        assert until(lambda: "wanted" in fleet.plane.get(path).get("status", {}), patience=90), controller.log
         load = Load(stack.enter_context(Client(settings.broker)))
         submitting = threading.Thread(target=load.run)
         submitting.start()
