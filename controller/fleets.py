@@ -13,7 +13,9 @@ import msgspec
 
 from controller.cluster import FLEETS, Cluster, Object
 from controller.decide.rollout import Step, advance
-from controller.fleet_spec import (
+from controller.routers import Routers
+from controller.spec import (
+    ClassStatus,
     FleetSpec,
     FleetStatus,
     Sets,
@@ -28,8 +30,6 @@ from controller.fleet_spec import (
     since,
     stage_of,
 )
-from controller.routers import Routers
-from controller.spec import ClassStatus
 
 KEPT = 600.0
 """Seconds for which a ConfigMap that no pod template mounts is kept: helm creates it before the Deployments."""
@@ -87,12 +87,12 @@ class Fleets:
         devices: Sequence[Object] | None,
     ) -> tuple[Step, FleetStatus]:
         """While no router tells what its devices have done, new pods are judged by whether they get ready."""
-        rollout, rules, harm = before.rollout, spec.rollout.rules, ""
+        rollout, limits, harm = before.rollout, spec.rollout.limits, ""
         if rollout.phase in ("rolling", "watching") and devices is not None:
             pods = await self._cluster.pods(spec.selector)
-            harm = harm_of(before.baseline, figures_of(devices, changed_pods(rollout, sets, pods)), rules)
+            harm = harm_of(before.baseline, figures_of(devices, changed_pods(rollout, sets, pods)), limits)
         seen = {name: part_of(one, sets[name]) for name, one in parts.items()}
-        step = advance(rollout, spec.stages, seen, harm, round(time.time(), 1), rules)
+        step = advance(rollout, spec.stages, seen, harm, round(time.time(), 1), limits)
         begins = rollout.phase == "idle" and step.rollout.phase != "idle"
         baseline = figures_of(devices or ()) if begins else before.baseline
         return step, FleetStatus(rollout=step.rollout, baseline=baseline)

@@ -1,16 +1,21 @@
-"""A HardwareClass as the cluster has it: what is asked of the operator, and what it has said. Pure."""
+"""HardwareClasses and Fleets as the cluster has them: what is asked of the operator, and what it has said. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from controller.decide.pools import Allotment, Rules, Seen, Standing
+from controller.decide.rollout import Figures, Limits, Part, Rollout, Stage, judge
 
-_USUAL = Rules()
+Object = Mapping[str, Any]
+
+_USUAL, _LIMITS = Rules(), Limits()
 
 GRACE = 30.0
 """Seconds beyond a pod's grace period in which its node reports that it is gone."""
@@ -132,3 +137,225 @@ def status_of(
             for one, asked, standing in zip(pools, allotted.replicas, allotted.standings, strict=True)
         ),
     )
+
+
+_HASH = "pod-template-hash"
+_REVISION = "deployment.kubernetes.io/revision"
+
+
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Deployments that change together, and the share of their pods that does so first."""
+
+    parts: tuple[str, ...]
+    share: float = 1.0
+
+
+class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The stages of a change, the canary first, and what its pods may do."""
+
+    stages: tuple[StageSpec, ...] = ()
+    watch: float = _LIMITS.watch
+    timeout: float = _LIMITS.timeout
+    jobs: int = _LIMITS.jobs
+    errors: float = _LIMITS.errors
+    latency: float = _LIMITS.latency
+
+    @property
+    def limits(self) -> Limits:
+        """What new pods may do."""
+        return Limits(self.watch, self.timeout, self.jobs, self.errors, self.latency)
+
+
+class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator reads of `spec`: the routers' door and Deployment, the labels of all that is the fleet's.
+
+    `classes` names its HardwareClasses, and `queues` the ConfigMap with its queues.yaml.
+    """
+
+    router: str
+    routers: str
+    selector: str
+    classes: tuple[str, ...] = ()
+    queues: str = ""
+    rollout: RolloutSpec = RolloutSpec()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of a change."""
+        return [Stage(one.parts, one.share) for one in self.rollout.stages]
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """All Deployments of its stages."""
+        return frozenset(name for stage in self.rollout.stages for name in stage.parts)
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """As Kubernetes has it: `status` is True or False."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    last_transition_time: str = ""
+
+
+class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`status` of a Fleet: all that the operator remembers of a rollout, with what each class did before it."""
+
+    rollout: Rollout = Rollout()
+    baseline: dict[str, Figures] = {}
+    stage: str = ""
+    conditions: tuple[Condition, ...] = ()
+
+
+def digest(template: Object) -> str:
+    """What a pod template is told by; that of a ReplicaSet has a label more than its Deployment's."""
+    labels = {name: value for name, value in template["metadata"].get("labels", {}).items() if name != _HASH}
+    annotations = template["metadata"].get("annotations", {})
+    text = json.dumps([labels, annotations, template["spec"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+Sets = dict[str, Object]
+"""A Deployment's ReplicaSets by the digests of their templates, the newest last."""
+
+
+def sets_of(deployment: Object, sets: Sequence[Object]) -> Sets:
+    """Those of all ReplicaSets that are the Deployment's."""
+    uid = deployment["metadata"]["uid"]
+    owned = [one for one in sets if any(ref["uid"] == uid for ref in one["metadata"].get("ownerReferences", []))]
+    owned.sort(key=lambda one: int(one["metadata"].get("annotations", {}).get(_REVISION, 0)))
+    return {digest(one["spec"]["template"]): one for one in owned}
+
+
+def part_of(deployment: Object, sets: Sets) -> Part:
+    """A Deployment as a rollout sees it."""
+    wants = digest(deployment["spec"]["template"])
+    own = sets[wants]["status"] if wants in sets else {}
+    return Part(
+        wants=wants,
+        runs=next(reversed(sets), ""),
+        asked=deployment["spec"].get("replicas", 1),
+        updated=own.get("replicas", 0),
+        ready=own.get("availableReplicas", 0),
+        old=sum(one["status"].get("replicas", 0) for template, one in sets.items() if template != wants),
+    )
+
+
+def earlier_template(sets: Sets, wanted: str) -> Object | None:
+    """The pod template of that digest, as a Deployment has it; None if its ReplicaSet is gone."""
+    if wanted not in sets:
+        return None
+    found = sets[wanted]["spec"]["template"]
+    labels = {name: value for name, value in found["metadata"].get("labels", {}).items() if name != _HASH}
+    return {**found, "metadata": {**found["metadata"], "labels": labels}}
+
+
+def changed_pods(rollout: Rollout, sets: Mapping[str, Sets], pods: Sequence[Object]) -> set[str]:
+    """The names of pods that have the new template of their Deployment."""
+    before, target = rollout.before or {}, rollout.target or {}
+    hashes = {
+        sets[name][template]["metadata"]["labels"][_HASH]
+        for name, template in target.items()
+        if template != before.get(name) and template in sets.get(name, {})
+    }
+    return {pod["metadata"]["name"] for pod in pods if pod["metadata"].get("labels", {}).get(_HASH) in hashes}
+
+
+def figures_of(devices: Sequence[Object], pods: set[str] | None = None) -> dict[str, Figures]:
+    """What devices have done since they started, by class; of those in `pods`, or of all."""
+    found: dict[str, Figures] = {}
+    for device in devices:
+        if pods is not None and device["worker"].rpartition("@")[2] not in pods:
+            continue
+        for done in device.get("done", {}).values():
+            name = device["hardware_class"]
+            found[name] = found.get(name, Figures()).plus(_figures(done))
+    return found
+
+
+def _figures(done: Object) -> Figures:
+    outcomes = done.get("outcomes", {})
+    failed = outcomes.get("failed", 0) + outcomes.get("dead", 0)
+    run = done.get("latency", {}).get("run") or (0.0,)
+    return Figures(outcomes.get("succeeded", 0) + failed, failed, run[-1])
+
+
+def harm_of(baseline: Mapping[str, Figures], after: Mapping[str, Figures], limits: Limits) -> str:
+    """Why the pods that have changed do harm; empty if they do not."""
+    for name, figures in sorted(after.items()):
+        if why := judge(baseline.get(name, Figures()), figures, limits):
+            return f"{name}: {why}"
+    return ""
+
+
+def conditions(
+    spec: FleetSpec, rollout: Rollout, classes: Mapping[str, ClassStatus | None], routers: int, *, answers: bool
+) -> Iterator[Condition]:
+    """Ready, Degraded and Progressing of a fleet with so many routers ready, one of which `answers` or not."""
+    yield _stated("Ready", "Serving", _not_ready(classes, routers), negative=True)
+    yield _stated("Degraded", "AsDeclared", _degraded(spec, rollout, classes, answers=answers))
+    yield _stated("Progressing", "Steady", _progress(spec, rollout, classes))
+
+
+def _stated(kind: str, usual: str, found: tuple[str, str], *, negative: bool = False) -> Condition:
+    status = bool(found[0]) != negative
+    return Condition(type=kind, status=str(status), reason=found[0] or usual, message=found[1])
+
+
+def _not_ready(classes: Mapping[str, ClassStatus | None], routers: int) -> tuple[str, str]:
+    if not routers:
+        return "NoRouter", "no router is ready"
+    wanted = {name: one.replicas for name, one in classes.items() if one is not None and one.wanted}
+    idle = bool(wanted) and not any(wanted.values())
+    return ("NoWorker", f"no pod is ready of {', '.join(wanted)}") if idle else ("", "")
+
+
+def _degraded(
+    spec: FleetSpec, rollout: Rollout, classes: Mapping[str, ClassStatus | None], *, answers: bool
+) -> tuple[str, str]:
+    if gone := [name for name, one in classes.items() if one is None or any(pool.missing for pool in one.pools)]:
+        return "Missing", f"its HardwareClass or a Deployment is missing: {', '.join(gone)}"
+    if not answers:
+        return "RouterUnreachable", f"{spec.router} does not answer: classes keep their pods"
+    pools = [
+        f"{n}/{p.name}" for n, one in classes.items() if one is not None for p in one.pools if p.phase != "trusted"
+    ]
+    if pools:
+        return "PoolOut", f"without capacity: {', '.join(pools)}"
+    return ("RolledBack", rollout.why) if rollout.why.startswith("rolled back") else ("", "")
+
+
+def _progress(spec: FleetSpec, rollout: Rollout, classes: Mapping[str, ClassStatus | None]) -> tuple[str, str]:
+    if rollout.phase != "idle":
+        return rollout.phase.capitalize(), stage_of(spec, rollout)
+    short = [name for name, one in classes.items() if one is not None and one.replicas < (one.wanted or 0)]
+    return ("Scaling", f"fewer pods are ready than wanted of {', '.join(short)}") if short else ("", "")
+
+
+def stage_of(spec: FleetSpec, rollout: Rollout) -> str:
+    """What rolls now, in words."""
+    if rollout.phase == "idle":
+        return rollout.why
+    if rollout.phase == "returning":
+        return f"back to the earlier pods: {rollout.why}"
+    if rollout.phase == "pending":
+        return "Deployments have changed"
+    parts = ", ".join(spec.stages[rollout.stage].parts) if rollout.stage < len(spec.stages) else "nothing"
+    return f"stage {rollout.stage + 1} of {len(spec.stages)}: {parts}"
+
+
+def since(conditions_now: Sequence[Condition], before: Sequence[Condition], now: str) -> tuple[Condition, ...]:
+    """The conditions with the times at which their status last changed."""
+    times = {(one.type, one.status): one.last_transition_time for one in before}
+    return tuple(
+        msgspec.structs.replace(one, last_transition_time=times.get((one.type, one.status)) or now)
+        for one in conditions_now
+    )
+
+
+def queues_in(template: Object) -> set[str]:
+    """The ConfigMaps that a pod template mounts."""
+    volumes = template["spec"].get("volumes") or []
+    return {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}

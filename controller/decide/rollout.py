@@ -22,7 +22,7 @@ STILL = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class Limits:
     """What new pods may do.
 
     They have `timeout` seconds to get ready and serve for `watch` seconds before the next stage. Of at least `jobs`
@@ -99,33 +99,33 @@ class Step:
     restore: frozenset[str] = frozenset()
 
 
-def judge(before: Figures, after: Figures, rules: Rules) -> str:
+def judge(before: Figures, after: Figures, limits: Limits) -> str:
     """Why new pods do harm; empty if they do not, or have had too few jobs to tell."""
-    if after.jobs < rules.jobs:
+    if after.jobs < limits.jobs:
         return ""
     failing, usual = after.failed / after.jobs, before.failed / max(before.jobs, 1)
-    if failing > usual + rules.errors:
+    if failing > usual + limits.errors:
         return f"{failing:.0%} of {after.jobs} jobs failed, {usual:.0%} before"
     took, took_before = after.seconds / after.jobs, before.seconds / max(before.jobs, 1)
-    if before.jobs >= rules.jobs and took > took_before * rules.latency:
+    if before.jobs >= limits.jobs and took > took_before * limits.latency:
         return f"jobs ran {took:.3g} s, {took_before:.3g} s before"
     return ""
 
 
 def advance(
-    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, rules: Rules
+    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, limits: Limits
 ) -> Step:
     """The next step; `harm` is what `judge` says of the pods that have changed so far.
 
     A part that never had pods, as in a new fleet or a new class, is never paused until it has them.
     """
     fresh = frozenset(name for name, part in parts.items() if not part.runs)
-    step = _advance(rollout, stages, {name: part for name, part in parts.items() if part.runs}, harm, now, rules)
+    step = _advance(rollout, stages, {name: part for name, part in parts.items() if part.runs}, harm, now, limits)
     return replace(step, open=step.open | fresh)
 
 
 def _advance(
-    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, rules: Rules
+    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, limits: Limits
 ) -> Step:
     if rollout.phase == "idle" or _is_new(rollout, parts):
         return _begin(rollout, parts, now)
@@ -133,16 +133,16 @@ def _advance(
         still = now >= rollout.since + STILL
         return _next(replace(rollout, phase="rolling"), stages, parts, now) if still else Step(rollout)
     if rollout.phase == "returning":
-        return _return(rollout, parts, now, rules)
+        return _return(rollout, parts, now, limits)
     if harm:
-        return _return(replace(rollout, phase="returning", since=now, why=harm), parts, now, rules)
+        return _return(replace(rollout, phase="returning", since=now, why=harm), parts, now, limits)
     if rollout.phase == "watching":
         after = replace(rollout, stage=rollout.stage + 1)
-        return Step(rollout) if now < rollout.since + rules.watch else _next(after, stages, parts, now)
-    return _roll(rollout, stages, parts, now, rules)
+        return Step(rollout) if now < rollout.since + limits.watch else _next(after, stages, parts, now)
+    return _roll(rollout, stages, parts, now, limits)
 
 
-def _roll(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float, rules: Rules) -> Step:
+def _roll(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float, limits: Limits) -> Step:
     """Leave a stage open until it has changed; one without pods is not watched."""
     stage = stages[rollout.stage] if rollout.stage < len(stages) else Stage(())
     names = frozenset(stage.parts) & parts.keys()
@@ -150,9 +150,9 @@ def _roll(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], 
         if any(parts[name].updated for name in names):
             return Step(replace(rollout, phase="watching", since=now))
         return _next(replace(rollout, stage=rollout.stage + 1), stages, parts, now)
-    if now >= rollout.since + rules.timeout:
-        why = f"{', '.join(sorted(names))}: not ready after {rules.timeout:g} s"
-        return _return(replace(rollout, phase="returning", since=now, why=why), parts, now, rules)
+    if now >= rollout.since + limits.timeout:
+        why = f"{', '.join(sorted(names))}: not ready after {limits.timeout:g} s"
+        return _return(replace(rollout, phase="returning", since=now, why=why), parts, now, limits)
     return Step(rollout, names)
 
 
@@ -187,12 +187,12 @@ def _next(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], 
     return Step(Rollout("idle", since=now, why="done"))
 
 
-def _return(rollout: Rollout, parts: Mapping[str, Part], now: float, rules: Rules) -> Step:
+def _return(rollout: Rollout, parts: Mapping[str, Part], now: float, limits: Limits) -> Step:
     """Give every part its earlier template, and let those roll that have pods of the new one."""
     before = rollout.before or {}
     restore = frozenset(name for name, part in parts.items() if part.wants != before.get(name, part.wants))
     if not restore and all(part.rolled for part in parts.values()):
         return Step(Rollout("idle", since=now, why=f"rolled back: {rollout.why}"))
-    if not restore and now >= rollout.since + rules.timeout:
+    if not restore and now >= rollout.since + limits.timeout:
         return Step(Rollout("idle", since=now, why=f"rolled back, but not all pods are ready: {rollout.why}"))
     return Step(rollout, frozenset(name for name, part in parts.items() if not part.rolled), restore)

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
-from controller.decide.rollout import Figures, Rollout, Rules
-from controller.fleet_spec import (
+from controller.decide.rollout import Figures, Limits, Rollout
+from controller.spec import (
+    ClassStatus,
     Condition,
     FleetSpec,
+    PoolStatus,
     conditions,
     digest,
     earlier_template,
@@ -17,7 +19,6 @@ from controller.fleet_spec import (
     sets_of,
     since,
 )
-from controller.spec import ClassStatus, PoolStatus
 
 SPEC = FleetSpec(router="http://r", routers="router", selector="a=b", classes=("gpu", "cpu"))
 FINE: dict[str, ClassStatus | None] = {"gpu": ClassStatus(wanted=2, replicas=2), "cpu": ClassStatus(wanted=0)}
@@ -86,5 +87,5 @@ def test_only_what_changed_pods_have_done_is_judged() -> None:
     devices = [{"worker": f"gpu.cuda-0@{pod}", "hardware_class": "gpu", "done": done} for pod in ("a", "b")]
     assert figures_of(devices, {"a"}) == {"gpu": Figures(10, 5, 3.5)}
     assert figures_of(devices) == {"gpu": Figures(20, 10, 7.0)}
-    assert harm_of({}, figures_of(devices), Rules()) == "gpu: 50% of 20 jobs failed, 0% before"
-    assert harm_of({}, {}, Rules()) == ""
+    assert harm_of({}, figures_of(devices), Limits()) == "gpu: 50% of 20 jobs failed, 0% before"
+    assert harm_of({}, {}, Limits()) == ""

@@ -6,10 +6,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.decide.rollout import STILL, Figures, Part, Rollout, Rules, Stage, Step, advance, judge
-from controller.fleet_spec import FleetStatus
+from controller.decide.rollout import STILL, Figures, Limits, Part, Rollout, Stage, Step, advance, judge
+from controller.spec import FleetStatus
 
-RULES = Rules(watch=5, timeout=60)
+LIMITS = Limits(watch=5, timeout=60)
 STAGES = (Stage(("a",), 0.5), Stage(("a",)), Stage(("b", "c")), Stage(("router",)))
 NAMES = ("a", "b", "c", "router")
 SLOW = 3
@@ -40,7 +40,7 @@ class World:
     def look(self, harm: str = "") -> Step:
         """One look of the operator and what Kubernetes does until the next."""
         known = msgspec.json.decode(msgspec.json.encode(FleetStatus(rollout=self.rollout)), type=FleetStatus).rollout
-        step = advance(known, STAGES, {name: self.part(name) for name in NAMES}, harm, self.now, RULES)
+        step = advance(known, STAGES, {name: self.part(name) for name in NAMES}, harm, self.now, LIMITS)
         self.rollout = step.rollout
         for name in step.restore:
             self.wants[name] = (step.rollout.before or {})[name]
@@ -145,9 +145,9 @@ def test_whatever_happens_it_ends_and_every_part_has_one_template(
 
 def test_parts_that_never_had_pods_are_open_at_once_beside_any_stage() -> None:
     parts = {"a": Part("2", "1", 1, 0, 0, 1), "b": Part("2", ""), "router": Part("1", "1", 1, 1, 1)}
-    step = advance(Rollout(), STAGES, parts, "", 1.0, RULES)
+    step = advance(Rollout(), STAGES, parts, "", 1.0, LIMITS)
     assert step.open == {"b"}
-    step = advance(step.rollout, STAGES, parts, "", 1.0 + STILL, RULES)
+    step = advance(step.rollout, STAGES, parts, "", 1.0 + STILL, LIMITS)
     assert step.open == {"a", "b"}
 
 
@@ -165,9 +165,9 @@ def test_deployments_that_change_one_after_the_other_roll_together(order: list[s
 
 def test_new_pods_are_judged_once_they_have_done_enough() -> None:
     before = Figures(jobs=1000, failed=10, seconds=100)
-    assert judge(before, Figures(19, 19, 100), RULES) == ""
-    assert judge(before, Figures(100, 6, 10), RULES) == ""
-    assert judge(before, Figures(100, 7, 10), RULES) == "7% of 100 jobs failed, 1% before"
-    assert judge(before, Figures(100, 1, 25), RULES) == "jobs ran 0.25 s, 0.1 s before"
-    assert judge(Figures(), Figures(100, 1, 2500), RULES) == ""
-    assert judge(before, replace(before, seconds=200), RULES) == ""
+    assert judge(before, Figures(19, 19, 100), LIMITS) == ""
+    assert judge(before, Figures(100, 6, 10), LIMITS) == ""
+    assert judge(before, Figures(100, 7, 10), LIMITS) == "7% of 100 jobs failed, 1% before"
+    assert judge(before, Figures(100, 1, 25), LIMITS) == "jobs ran 0.25 s, 0.1 s before"
+    assert judge(Figures(), Figures(100, 1, 2500), LIMITS) == ""
+    assert judge(before, replace(before, seconds=200), LIMITS) == ""
