@@ -267,7 +267,7 @@ class Webhooks:
         await self._change(endpoint.id, b"", _encode(endpoint))
         return endpoint
 
-    async def replace(self, name: str, tenant: str | None, **fields: Any) -> Endpoint:
+    async def replace(self, name: str, tenant: str | None, /, **fields: Any) -> Endpoint:
         """Change fields of an endpoint. Raises as `get` and `add` do."""
         if "url" in fields:
             check_url(fields["url"], self._limits)

@@ -273,6 +273,15 @@ def test_a_name_that_resolves_to_a_private_address_is_not_connected_to(fleet: Op
     assert receiver.deliveries == []
 
 
+def test_an_endpoint_gets_another_name_and_other_events(fleet: OpenAIFleet, receiver: Receiver) -> None:
+    with endpoint(fleet, receiver) as made:
+        path = f"/v1/webhook_endpoints/{made.id}"
+        changed = call(fleet, path, {"name": "other", "event_types": ["batch.failed"]})
+        found = call(fleet, path).json()
+    assert changed.status_code == 200
+    assert (found["name"], found["event_types"], found["url"]) == ("other", ["batch.failed"], receiver.url)
+
+
 def test_a_sample_is_sent_at_once(fleet: OpenAIFleet, receiver: Receiver) -> None:
     receiver.answer = lambda _: (418, {})
     with endpoint(fleet, receiver) as made, client(fleet, "root") as root:
