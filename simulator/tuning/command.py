@@ -33,8 +33,7 @@ from simulator.history import LAG, History
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.tuning.real_fleet import Known, Recorded, paces, penalties, recorded, spending, timely
-from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Watch, plan_of, plays_for
-from simulator.tuning.tuner import Tuner as Search
+from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of, plays_for
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
@@ -167,14 +166,14 @@ class FleetTuner:
     def _search(self, found: Recorded, before: Plan | None, now: float) -> tuple[Tuning, Plan]:
         began = time.process_time()
         number = 1 if before is None else before.number + 1
-        search = Search(found.workload.fleet, seed=number)
-        search.assignment = found.assignment(before)
-        first = search.assignment is None
+        tuner = Tuner(found.workload.fleet, seed=number)
+        tuner.assignment = found.assignment(before)
+        first = tuner.assignment is None
         window = Window.latest(found.workload, found.span, WINDOW)
         if self._models == found.workload.trace.models:
-            search.good = self._good
-        decision = search.tune(window, found.conditions, now, plays=self._plays(plays_for(window)))
-        self._good, self._models = search.good, found.workload.trace.models
+            tuner.good = self._good
+        decision = tuner.tune(window, found.conditions, now, plays=self._plays(plays_for(window)))
+        self._good, self._models = tuner.good, found.workload.trace.models
         cpu = time.process_time() - began
         self._each = cpu / max(decision.plays, 1.0)
         twins = plan_of(decision, found.workload.fleet, window, number=number, made=now)
