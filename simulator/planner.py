@@ -310,7 +310,8 @@ def fleet_plan(
     counts = tuple(device.count for device in fleet.classes.values())
     window = Window.latest(on_mix, end, end)
     twin = Twin(fleet, window, Conditions.usual(fleet, counts))
-    found = Search(twin, seed, progress).find(None, PLAYS)
+    search = Search(twin, seed, progress)
+    found = search.find(None, PLAYS)
     decision = Decision(
         assignment=found.assignment,
         adopted=True,
@@ -320,6 +321,7 @@ def fleet_plan(
         after=found.score,
         plays=twin.plays,
         moves={},
+        dollars=search.costs.dollars,
     )
     return plan_of(decision, fleet, window, number=1, made=0.0)
 

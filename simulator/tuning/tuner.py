@@ -14,7 +14,7 @@ from router.decide.plan import Cell as PlannedCell
 from router.decide.plan import ClassPlan, Handover, Plan
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
-from simulator.tuning.search import Costs, Search
+from simulator.tuning.search import Search
 from simulator.tuning.twin import Conditions, Twin, Window, starving
 
 PERIOD = 120.0
@@ -77,7 +77,8 @@ class Decision:
 
     `begin` is how many devices would be on by now if it had been followed, by class: others are let go, but none is
     started for what is over. `before` and `after` are scores in US dollars an hour, those of an adopted assignment on
-    arrivals that were not searched on. `moves` are its handovers.
+    arrivals that were not searched on. `moves` are its handovers, and `dollars` what each cell's jobs cost an hour, by
+    class.
     """
 
     assignment: Assignment
@@ -88,6 +89,7 @@ class Decision:
     after: float
     plays: float
     moves: Mapping[Cell, Move]
+    dollars: Mapping[Cell, Sequence[float]]
 
     @property
     def predicted(self) -> float:
@@ -177,7 +179,7 @@ class Tuner:
         devices, begin = tuple(twin.devices(chosen)), twin.play(chosen).powered
         moves = self._moves(former, chosen, devices, now) if adopted else {}
         used = twin.plays + sum(other.plays for other in twins)
-        return Decision(chosen, adopted, devices, begin, before, after, used, moves)
+        return Decision(chosen, adopted, devices, begin, before, after, used, moves, search.costs.dollars)
 
     def _moves(
         self, former: Assignment | None, new: Assignment, devices: Sequence[int], now: float
@@ -217,12 +219,11 @@ def plan_of(
         name_of: what a model of the fleet file stands for in the real fleet.
     """
     names, models = list(fleet.classes), window.workload.trace.models
-    costs, due = Costs.of(window, fleet, (1.0,) * len(names)), _tightest(window)
-    able = able_classes(fleet, models)
+    due, able = _tightest(window), able_classes(fleet, models)
     cells = []
     for cell, place in decision.assignment.classes.items():
         model, locality = name_of(models[cell[0]])
-        dollars = costs.dollars.get(cell, range(len(names)))
+        dollars = decision.dollars.get(cell, range(len(names)))
         others = sorted((other for other in able[cell] if other != place), key=lambda other: dollars[other])
         move = decision.moves.get(cell)
         former = names[move.former] if move is not None and move.former is not None else None
