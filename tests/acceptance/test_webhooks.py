@@ -9,22 +9,25 @@ from pathlib import Path
 
 import msgspec
 import openai
-import yaml
 from standardwebhooks import Webhook
 
-from tasks.settings import TREE
 from taxiway import Client
 from tests.acceptance.running import start_fleet, taxiway
 from tests.receiver import receiving
 from tests.waiting import until
 
-RULES = {"http": True, "networks": ["127.0.0.0/8"], "timeout": 1}
+QUEUES = """
+hardware:
+  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.005, price: {usd_per_hour: 0.05}}
+service: {standard: {deadline: 60}}
+default_service: standard
+webhooks: {http: true, networks: [127.0.0.0/8], timeout: 1}
+"""
 JOBS = 20
 
 
 def test_a_fleet_whose_router_is_killed_as_it_delivers_tells_of_every_job(tmp_path: Path) -> None:
-    queues = yaml.safe_load((TREE / "queues.yaml").read_text()) | {"webhooks": RULES}
-    (tmp_path / "queues.yaml").write_text(yaml.safe_dump(queues))
+    (tmp_path / "queues.yaml").write_text(QUEUES)
     settings = {"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml"), "TAXIWAY_DATA": str(tmp_path / "data")}
     fleet = start_fleet(tmp_path / "data", "--no-flower", "--workers", "cpu.batch=1", settings=settings)
     killed = threading.Event()
@@ -39,9 +42,9 @@ def test_a_fleet_whose_router_is_killed_as_it_delivers_tells_of_every_job(tmp_pa
             killed.set()
             assert until(lambda: {one["data"]["id"] for one in receiver.events} == {*jobs}, patience=60)
 
-        for delivery in receiver.deliveries:
-            Webhook(made["signing_secret"]).verify(delivery.body, delivery.headers)
-            with openai.OpenAI(api_key="none", webhook_secret=made["signing_secret"]) as sdk:
+        with openai.OpenAI(api_key="none", webhook_secret=made["signing_secret"]) as sdk:
+            for delivery in receiver.deliveries:
+                Webhook(made["signing_secret"]).verify(delivery.body, delivery.headers)
                 event: object = sdk.webhooks.unwrap(delivery.body, delivery.headers)
                 assert getattr(event, "type", None) == "job.completed"
         ids = {one.event["data"]["id"]: one.headers["webhook-id"] for one in receiver.deliveries}

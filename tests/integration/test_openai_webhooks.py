@@ -25,6 +25,7 @@ from router.access import Key, Scope, digest_of
 from router.keys_file import write_keys
 from taxiway import Client
 from taxiway.contract.keys import WEBHOOKS_DUE
+from tests.command_line import CommandLine
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.receiver import Delivery, Receiver, receiving
 from tests.routing import eventually, router_process
@@ -314,6 +315,32 @@ def test_two_routers_send_one_event_at_a_time_and_one_that_is_killed_loses_none(
 
     assert [one.event["data"]["id"] for one in receiver.deliveries] == [*jobs, held[0], *held]
     assert len({one.headers["webhook-id"] for one in receiver.about(held[0])}) == 1
+
+
+def test_the_command_line_registers_an_endpoint_and_sends_again_what_it_did_not_take(
+    fleet: OpenAIFleet, receiver: Receiver, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAXIWAY_URL", fleet.router.http)
+    monkeypatch.setenv("TAXIWAY_KEY", SECRETS["root"])
+    asked = ("--event", "job.completed", "--tenant", "lab", "--json")
+    made = json.loads(cli.succeed("webhooks", "add", "mine", receiver.url, *asked).stdout)
+    name = made["id"]
+    rotated = cli.succeed("webhooks", "rotate", name, "--at-once").stdout.strip()
+    assert cli.succeed("webhooks", "test", name).stdout.strip() == "200"
+    Webhook(rotated).verify(receiver.deliveries[0].body, receiver.deliveries[0].headers)
+    assert receiver.url in cli.succeed("webhooks", "list", env={"COLUMNS": "300"}).stdout
+
+    receiver.answer = lambda _: (410, {})  # gone: it is not tried again
+    job = ask(fleet)
+    eventually(lambda: job in cli.succeed("webhooks", "dead", name, "--json").stdout)
+    assert "answered 410" in cli.succeed("webhooks", "dead", name, env={"COLUMNS": "300"}).stdout
+    receiver.answer = lambda _: (200, {})
+    assert cli.succeed("webhooks", "replay", name).stdout.strip() == "1"
+    came(receiver, job, 2)
+
+    cli.succeed("webhooks", "remove", name)
+    gone = cli("webhooks", "remove", name)
+    assert (gone.exit_code, "no webhook endpoint" in gone.stderr) == (2, True)
 
 
 def test_a_signature_is_what_the_specification_says(fleet: OpenAIFleet, receiver: Receiver) -> None:
