@@ -1,7 +1,7 @@
 """`python -m controller.uninstall SELECTOR`: deletes HardwareClasses and waits until the operator has drained them.
 
 The chart runs it before it removes a release. Classes that are still there after their time lose their finalizers, so
-that nothing keeps a namespace for ever.
+that nothing keeps a namespace indefinitely.
 """
 
 from __future__ import annotations

@@ -365,7 +365,7 @@ def _read(name: str, raw: bytes) -> Endpoint | None:
 def guarded(networks: Sequence[str]) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
     """Makes the socket for each address that is about to be connected to, if events may go there.
 
-    So a name that is resolved anew is checked anew, and an address that stands in place of a name is checked too.
+    So a name is checked each time that it is resolved, and an address that stands in place of a name is checked too.
     """
 
     def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:

@@ -104,7 +104,7 @@ class Endpoints:
         return bool(self.by_tenant)
 
     def record(self, tenant: str, named: str | None) -> str:
-        """What the record of a tenant's job says of this; empty if nobody is told. Raises as `told` does."""
+        """What the record of a tenant's job says of this; empty if no endpoint is notified. Raises as `told` does."""
         if not self.by_tenant and named is None:
             return ""
         known = self._known.get((tenant, named))

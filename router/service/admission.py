@@ -190,7 +190,7 @@ def _check_eta(envelope: Envelope, ticket: Ticket) -> None:
 
 
 def hooks_of(order: Order, rules: Rules) -> str:
-    """What the job's record says of who is told of its end; empty for nobody, and where the record says it already.
+    """Which endpoints the job's record notifies of its end; empty for none, and where the record has them already.
 
     Raises:
         InvalidRequestError: the request names an endpoint that its tenant does not have.

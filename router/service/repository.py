@@ -63,9 +63,9 @@ def progress(
     found = {}
     for name, workers in sorted(able.items()):
         devices = fleet.own(name)
-        unheard = {device.worker for device in devices if heard is not None and device.worker not in heard}
-        loaded = {device.worker for device in devices if _has(device.warm, model)} - unheard
-        pending = {device.worker for device in devices if device.worker in workers | unheard} - loaded
+        silent = {device.worker for device in devices if heard is not None and device.worker not in heard}
+        loaded = {device.worker for device in devices if _has(device.warm, model)} - silent
+        pending = {device.worker for device in devices if device.worker in workers | silent} - loaded
         reason = "" if loaded or pending else "; ".join(reasons.get(name, ())) or "no live device"
         found[name] = Progress(len(loaded), len(pending), reason)
     return found

@@ -4,8 +4,8 @@ Rows of stepwise generation join a running batch as soon as it has room (`InFlig
 batch of another variant may run; the more urgent of the two goes first. Jobs whose variant is not loaded wait for the
 load outside the lanes (`Loads`).
 
-A short job that comes alone to an idle device runs on the thread that fetched it (`run_alone`). Whoever runs has the
-turn: no two threads are on the device.
+A short job that comes alone to an idle device runs on the thread that fetched it (`run_alone`). The thread that
+runs has the turn: no two threads are on the device.
 
 Python callables run their rows in a separate process. While such a row runs, due batches of other variants with more
 urgent jobs run on the device.

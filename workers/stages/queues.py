@@ -154,7 +154,7 @@ class EndingQueue:
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[list[Ending]]:
-        """The endings that this thread puts meanwhile, which nobody takes. For one thread at a time."""
+        """The endings that this thread puts meanwhile, which no other thread takes. For one thread at a time."""
         found: list[Ending] = []
         self._collecting = threading.get_ident(), found
         try:

@@ -334,7 +334,7 @@ def service_of(tier: str | None, topology: Topology) -> str:
 
 
 def tier_for_later(tier: str | None, topology: Topology) -> str | None:
-    """The tier of work that nobody waits for: `flex` unless it asks for another, if there is a service for that."""
+    """The tier of work that no caller waits for: `flex` unless it asks for another, if there is a service for that."""
     tiers = {service.tier for service in topology.service.values()}
     return "flex" if tier in (None, _AUTO) and "flex" in tiers else tier
 

@@ -176,7 +176,7 @@ class Responses:
             await asyncio.gather(*self._waits.values(), return_exceptions=True)
 
     async def _look(self) -> None:
-        """End the responses whose jobs have ended, if nobody here waits for them."""
+        """End the responses whose jobs have ended, if no caller here waits for them."""
         names = await self._objects.open_responses(self._router.store.stored_now() - self._limits.keep_response)
         names = [name for name in names if name not in self._waits]
         for start in range(0, len(names), _AT_ONCE):

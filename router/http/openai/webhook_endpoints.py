@@ -1,6 +1,6 @@
 """Webhook endpoints, in the form of OpenAI's API, with their tenant, deliveries and dead letters besides.
 
-An operator registers them, for any tenant; whoever may read sees those of its own tenant. A secret is in the answer to
+An operator registers them, for any tenant; a reader sees those of its own tenant. A secret is in the answer to
 the call that made it, and in no other.
 """
 
