@@ -50,8 +50,14 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
         verdicts += _warm(topology, catalogue)
     if not catalogue.models and not catalogue.disabled:
         verdicts.append(Verdict(subject=str(models), level="error", text="expected model folders, found none"))
+    discovers = topology is not None and any(
+        one.endpoint and one.endpoint.discover for one in topology.hardware.values()
+    )
     for name, reason in sorted(catalogue.disabled.items()):
-        verdicts.append(Verdict(subject=name, level="error", text=reason, hint=_REPAIR))
+        if discovers and name in catalogue.others:
+            verdicts.append(Verdict(subject=name, level="warning", text=reason, hint=_ANNOUNCED))
+        else:
+            verdicts.append(Verdict(subject=name, level="error", text=reason, hint=_REPAIR))
     store = ArtefactStore(cache)
     for _, model in sorted(catalogue.models.items()):
         verdicts += _model(model, topology, store)
@@ -59,6 +65,7 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
 
 
 _ELSEWHERE = "correct the name, or install its package on the workers (it may be missing on this machine)"
+_ANNOUNCED = "correct the name, unless an endpoint with `discover: true` announces the model"
 _REPAIR = "the model is disabled until this is corrected; a running fleet picks up the correction"
 
 

@@ -146,8 +146,10 @@ class Repository:
         since, found = self._store.now(), dict[str, Progress]()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(LOAD_WITHIN, self._rules.topology.limits.wait)):
-                while not found or any(one.pending and not one.loaded for one in found.values()):
+                while True:
                     heard = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}
                     found = progress(model, self._rules.topology, self._fleet.snapshot, heard)
+                    if not any(one.pending and not one.loaded for one in found.values()):
+                        break
                     await asyncio.sleep(_POLL)
         return found

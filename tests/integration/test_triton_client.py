@@ -158,6 +158,9 @@ def test_a_load_that_cannot_be_done_says_why_and_what_was_served_still_is(
         InferenceServerException, match=r"'broken:1' is not loaded: cpu.batch: .*needs 966367641600 bytes"
     ):
         client.load_model("broken")
+    path.write_text(good.replace("runtime: onnx", "runtime: torch\n    entry: nothing"))
+    with pytest.raises(InferenceServerException, match=r"'broken:1' is not loaded: no class of this fleet can run it"):
+        client.load_model("broken")
     with pytest.raises(InferenceServerException, match="unknown model 'nowhere'"):
         client.load_model("nowhere")
     with pytest.raises(InferenceServerException, match="unknown model 'nowhere'"):

@@ -57,6 +57,21 @@ def test_a_warm_model_that_does_not_exist_is_an_error_with_the_name_that_was_mea
     assert found.text == "hardware.cpu.batch.warm.0: expected a model of the catalogue, got 'embedd'"
 
 
+def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_announce_its_model(folder: Path) -> None:
+    (folder / "models" / "stand-in").mkdir()
+    (folder / "models" / "stand-in" / "model.yaml").write_text("name: stand-in\nalias: elsewhere\n")
+    (found,) = checked(folder)
+    assert (found.subject, found.level) == ("stand-in", "error")
+    engine = {"protocol": "openai", "url": "http://engine/v1", "slots": 4, "discover": True}
+    hardware = {
+        **TOPOLOGY["hardware"],
+        "engine": {"device": "endpoint", "endpoint": engine, "price": {"usd_per_hour": 1}},
+    }
+    (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": hardware}))
+    verdicts = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    assert [one.level for one in verdicts if one.subject == "stand-in"] == ["warning"]
+
+
 def test_a_class_that_cannot_run_what_it_keeps_warm_is_warned_of(folder: Path) -> None:
     found = checked(folder, runtimes=["python"])
     assert [verdict.level for verdict in found] == ["warning"] * 2
