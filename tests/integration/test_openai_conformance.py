@@ -157,7 +157,12 @@ def test_a_call_gets_what_the_sdk_expects(ask: Callable[..., Any], call: Call) -
     assert all(call.kind is None or type(answer) is call.kind for answer in answers)
     assert bool(answers) == (call.kind is not None or call.stream)
     for answer in answers:
-        type(answer).model_validate(answer.to_dict(mode="json"))  # the SDK itself only reads
+        told: Any = answer.to_dict(mode="json")
+        if call.stream and call.kind is Completion:  # the SDK has no type for a part, which has no reason yet
+            told["choices"] = [
+                {**choice, "finish_reason": choice["finish_reason"] or "stop"} for choice in told["choices"]
+            ]
+        type(answer).model_validate(told)  # the SDK itself only reads
     if call.code:
         with pytest.raises(openai.APIStatusError) as caught:
             ask(call.name, {**fields, **call.wrong})
