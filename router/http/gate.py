@@ -11,7 +11,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -186,6 +186,7 @@ def _here(scope: Mapping[str, Any]) -> Caller:
     return TRUSTED
 
 
+@lru_cache(maxsize=64)
 def _is_own(host: bytes) -> bool:
     """Whether a `Host` header names this machine's loopback, at any port."""
     found = _HOST.fullmatch(host)

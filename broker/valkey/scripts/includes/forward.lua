@@ -96,8 +96,11 @@ while i <= #ARGV do
       if new and client ~= its_client then reply_to(job, client) end
     elseif due(job, was) then
       if was ~= '' then leave(job) end
-      redis.call('HSET', job, unpack(ARGV, fields, charges - 2))
-      if client ~= '' then reply_to(job, client) end
+      if client == '' then
+        redis.call('HSET', job, unpack(ARGV, fields, charges - 2))
+      else
+        redis.call('HSET', job, 'reply', client, unpack(ARGV, fields, charges - 2))
+      end
       redis.call('EXPIRE', job, keep)
       new = true
       if was == '' then first, its_client = job, client end
