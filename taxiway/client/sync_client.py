@@ -35,7 +35,7 @@ T = TypeVar("T")
 Last = Callable[[], Coroutine[Any, Any, None]]
 
 
-HAND_BACK = 0.05
+HAND_BACK = 0.1
 """Seconds without a call after which the background thread runs the loop: timers and pings are late by this at most."""
 
 CONTENDED = 1.0
@@ -60,7 +60,7 @@ class _Turns:
         self._loop = loop
         self._serving = True
         self._waits_for_driver = False
-        self._called = -math.inf  # when the last call ended
+        self._began = self._called = -math.inf  # when the last driven call began, and any last one ended
         self._contended = -math.inf
 
     def serve(self) -> None:
@@ -81,7 +81,7 @@ class _Turns:
                 return False
             if self._serving and now - self._called >= HAND_BACK:
                 return False  # a call now and then: handing over would cost as much as it saves
-            self.driver = threading.get_ident()
+            self.driver, self._began = threading.get_ident(), now
             if self._serving:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self.changed.wait_for(lambda: not self._serving)
@@ -125,12 +125,14 @@ class _Turns:
         """Wait until the background thread is to run the loop; False if it is to end."""
         with self.changed:
             while not self.closing:
-                left = self._called + HAND_BACK - time.monotonic()
+                now = time.monotonic()
+                left = self._called + HAND_BACK - now
                 if self.driver is None and (self.pending or left <= 0):
                     self._serving = True
                     return True
-                self._waits_for_driver = self.driver is not None
-                self.changed.wait(None if self._waits_for_driver else left)
+                self._waits_for_driver = self.driver is not None and now - self._began >= HAND_BACK
+                short = HAND_BACK if self.driver is not None else left  # to be woken after each call would cost more
+                self.changed.wait(None if self._waits_for_driver else short)
                 self._waits_for_driver = False
         return False
 
