@@ -88,22 +88,22 @@ def _one_round(paths: Mapping[str, RoundTrip], pids: Mapping[str, Sequence[int]]
     for _ in range(turns):
         for name, ask in paths.items():
             one = figures[name]
-            before = _spent(pids)
+            before = _spent([*pids.items()])
             one.times += timed(ask, TURN)
-            for role, (switches, cpu) in _spent(pids).items():
+            for role, (switches, cpu) in _spent([*reversed(pids.items())]).items():  # this process is next to the turn
                 one.switches[role] += switches - before[role][0]
                 one.cpu[role] += cpu - before[role][1]
     return figures
 
 
-def _spent(pids: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, float]]:
+def _spent(pids: Sequence[tuple[str, Sequence[int]]]) -> dict[str, tuple[int, float]]:
     """Thread switches and processor time of each role's processes so far. This process's own children are others'."""
     return {
         role: (
             sum(thread_switches(pid, deep=role != "client") for pid in of_role),
             sum(_cpu(pid) if role == "client" else cpu_seconds(pid) for pid in of_role),
         )
-        for role, of_role in pids.items()
+        for role, of_role in pids
     }
 
 

@@ -75,13 +75,16 @@ def cpu_seconds(pid: int) -> float:
 
 
 def thread_switches(pid: int, *, deep: bool = True) -> int:
-    """How often the threads of a process, and where `deep` its descendants', gave up a processor; Linux."""
+    """How often the threads of a process, and where `deep` its descendants', waited for something; Linux.
+
+    Where they had to leave a processor to others does not count: that is those others' doing.
+    """
     found = 0
     for process in tree(pid) if deep else [psutil.Process(pid)]:
         for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
             with suppress(OSError):
                 lines = status.read_text().splitlines()
-                found += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+                found += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
     return found
 
 
