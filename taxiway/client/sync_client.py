@@ -82,9 +82,14 @@ class _Turns:
             if self._serving and now - self._called >= HAND_BACK:
                 return False  # a call now and then: handing over would cost as much as it saves
             self.driver, self._began = threading.get_ident(), now
-            if self._serving:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self.changed.wait_for(lambda: not self._serving)
+            try:
+                if self._serving:
+                    self._loop.call_soon_threadsafe(self._loop.stop)
+                    self.changed.wait_for(lambda: not self._serving)
+            except BaseException:  # a second interrupt
+                self.driver = None
+                self.changed.notify_all()
+                raise
             return True
 
     def end(self) -> None:
@@ -196,6 +201,8 @@ class LoopThread:
     def _drive(self, coroutine: Coroutine[Any, Any, T], interrupts: _Interrupts) -> T:
         """Run the loop here until the coroutine has ended."""
         task = interrupts.cancelled = self._loop.create_task(coroutine)
+        if interrupts.came:
+            task.cancel()
         try:
             value: T = self._loop.run_until_complete(task)
             return value

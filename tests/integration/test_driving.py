@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from taxiway.client.sync_client import CONTENDED, HAND_BACK, LoopThread
+from taxiway.client.sync_client import CONTENDED, HAND_BACK, LoopThread, _Interrupts
 from tests.waiting import until
 
 
@@ -318,6 +318,22 @@ def test_an_interrupt_ends_the_call_and_a_programs_own_handlers_run_and_raise_as
         "nested True",
         "closed",
     ]
+
+
+@pytest.mark.usefixtures("soon")
+def test_an_interrupt_while_the_loop_is_taken_over_ends_the_call(loop: LoopThread) -> None:
+    interrupts = _Interrupts(loop._loop)
+
+    def calls() -> bool:
+        loop.run(here())
+        assert loop._turns.begin()
+        interrupts.came = True
+        with pytest.raises(KeyboardInterrupt):
+            loop._drive(asyncio.sleep(30), interrupts)
+        loop._turns.end()
+        return loop.run(here()) == threading.get_ident()
+
+    assert elsewhere(calls)
 
 
 def test_a_second_interrupt_is_raised_at_once() -> None:
