@@ -230,12 +230,16 @@ def sets_of(deployment: Object, sets: Sequence[Object]) -> Sets:
 
 
 def part_of(deployment: Object, sets: Sets) -> Part:
-    """A Deployment as a rollout sees it."""
+    """A Deployment as a rollout sees it.
+
+    Kubernetes calls the ReplicaSet of an earlier template the newest as soon as a Deployment asks for it again, paused
+    or not, so pods tell which one runs, and revisions only where there are none.
+    """
     wants = digest(deployment["spec"]["template"])
     own = sets[wants]["status"] if wants in sets else {}
     return Part(
         wants=wants,
-        runs=next(reversed(sets), ""),
+        runs=max(reversed(sets), key=lambda one: sets[one]["status"].get("replicas", 0), default=""),
         asked=deployment["spec"].get("replicas", 1),
         updated=own.get("replicas", 0),
         ready=own.get("availableReplicas", 0),

@@ -51,7 +51,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A Deployment as it is: the template that it asks for and that of its newest pods, by their digests.
+    """A Deployment as it is: the template that it asks for and that of most of its pods, by their digests.
 
     `asked` pods are wanted; `updated` of them are of its template, `ready` of these are ready, and `old` pods of other
     templates are left. A Deployment that never had pods has no `runs`.
@@ -163,9 +163,7 @@ def _is_new(rollout: Rollout, parts: Mapping[str, Part]) -> bool:
 
 
 def _has_changed(part: Part, share: float) -> bool:
-    if share >= 1.0:
-        return part.rolled
-    return part.wants == part.runs and part.ready >= min(ceil(part.asked * share), part.asked)
+    return part.rolled or (share < 1.0 and part.asked > 0 and part.ready >= ceil(part.asked * share))
 
 
 def _begin(rollout: Rollout, parts: Mapping[str, Part], now: float) -> Step:

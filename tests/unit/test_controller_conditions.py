@@ -76,6 +76,11 @@ def test_a_deployment_is_told_by_the_templates_of_its_replica_sets() -> None:
     part = part_of(deployment, sets)
     assert (part.wants, part.runs) == (digest(template("new")), digest(template("old")))
     assert (part.asked, part.updated, part.ready, part.old) == (3, 1, 1, 2)
+    again = sets_of(deployment, [replica_set("new", 11, 0), replica_set("old", 10, 2)])
+    assert part_of(deployment, again).runs == digest(template("old"))
+    none = sets_of(deployment, [replica_set("new", 11, 0), replica_set("old", 10, 0)])
+    assert part_of(deployment, none).runs == digest(template("new"))
+    assert part_of(deployment, {}).runs == ""
     assert earlier_template(sets, part.runs) == template("old")
     assert earlier_template(sets, "unknown") is None
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -35,7 +36,9 @@ class World:
         pods, wants = self.pods[name], self.wants[name]
         mine = [born for template, born in pods if template == wants]
         ready = [born for born in mine if self.now >= born + SLOW and wants not in self.broken]
-        return Part(wants, self.newest[name], self.counts[name], len(mine), len(ready), len(pods) - len(mine))
+        have = Counter(template for template, _ in pods)
+        runs = max(have, key=have.__getitem__, default=self.newest[name])
+        return Part(wants, runs, self.counts[name], len(mine), len(ready), len(pods) - len(mine))
 
     def look(self, harm: str = "") -> Step:
         """One look of the operator and what Kubernetes does until the next."""
