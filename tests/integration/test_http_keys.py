@@ -250,7 +250,7 @@ def test_a_door_with_keys_answers_by_any_name(door: str, folder: Path) -> None:
 def test_a_router_that_would_be_open_to_everybody_does_not_start(settings: Settings) -> None:
     command = [sys.executable, "-m", "router", "--port", "0", "--host", "0.0.0.0"]
     done = subprocess.run(
-        command, cwd=TREE, env=settings.environment(), capture_output=True, text=True, timeout=20, check=False
+        command, cwd=TREE, env=settings.environment(), capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (done.returncode, done.stdout) == (2, "")

@@ -147,7 +147,7 @@ def test_a_worker_finds_out_that_its_profile_is_wrong(tmp_path: Path) -> None:
     track = run_paced(paced_executor(book, tmp_path), 40)
     assert device.name == file.device.name
     assert track.drifted
-    assert track.pace == pytest.approx(5.1 / 1.1, rel=0.3)
+    assert track.pace > 0.7 * 5.1 / 1.1  # or more, on a busy machine
 
 
 def test_a_worker_keeps_what_it_learned_of_a_variant_under_its_name(tmp_path: Path) -> None:
