@@ -238,12 +238,11 @@ class Gzipped:
 
 def takes_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether `Accept-Encoding` among a request's headers names gzip, with a weight above zero."""
-    for name, value in headers:
-        if name == b"accept-encoding":
-            for one in value.lower().split(b","):
-                coding, _, weight = one.partition(b";")
-                if coding.strip() in (b"gzip", b"x-gzip"):
-                    return _NEVER(weight) is None
+    named = next((value.lower() for name, value in headers if name == b"accept-encoding"), b"")
+    for one in named.split(b","):
+        coding, _, weight = one.partition(b";")
+        if coding.strip() in (b"gzip", b"x-gzip"):
+            return _NEVER(weight) is None
     return False
 
 

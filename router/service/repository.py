@@ -7,8 +7,8 @@ what was asked of each version (`CONTROLS`); every router and worker learns it w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -143,13 +143,11 @@ class Repository:
 
     async def _loaded(self, model: Model) -> dict[str, Progress]:
         """What came of a load that all workers know of, by class: each has the model, or will not get it soon."""
-        since, found = self._store.now(), dict[str, Progress]()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(LOAD_WITHIN, self._rules.topology.limits.wait)):
-                while True:
-                    heard = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}
-                    found = progress(model, self._rules.topology, self._fleet.snapshot, heard)
-                    if not any(one.pending and not one.loaded for one in found.values()):
-                        break
-                    await asyncio.sleep(_POLL)
-        return found
+        since = self._store.now()
+        ends = time.monotonic() + min(LOAD_WITHIN, self._rules.topology.limits.wait)
+        while True:
+            heard = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}
+            found = progress(model, self._rules.topology, self._fleet.snapshot, heard)
+            if time.monotonic() >= ends or not any(one.pending and not one.loaded for one in found.values()):
+                return found
+            await asyncio.sleep(_POLL)

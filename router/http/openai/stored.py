@@ -73,11 +73,15 @@ class StoredObjects:
         while True:
             with contextlib.suppress(FleetUnavailable, OSError):
                 for name in await self.objects.expired_files(self.router.store.now(), _AT_ONCE):
-                    with contextlib.suppress(UnknownObjectError):  # another router deletes them, too
-                        record = decode_file(await self.objects.get("file", name, None))
-                        await self.contents.delete(file_path(name))
-                        await self.objects.delete("file", name, record.tenant)
+                    await self._delete_file(name)
             await asyncio.sleep(_EXPIRE)
+
+    async def _delete_file(self, name: str) -> None:
+        """Delete a file, unless another router did."""
+        with contextlib.suppress(UnknownObjectError):
+            record = decode_file(await self.objects.get("file", name, None))
+            await self.contents.delete(file_path(name))
+            await self.objects.delete("file", name, record.tenant)
 
 
 class Responses:
