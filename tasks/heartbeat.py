@@ -118,7 +118,7 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_left: float = 0.0
 
 
-class Curve(msgspec.Struct, frozen=True, array_like=True):
+class Curve(msgspec.Struct, frozen=True):
     """What was learned of a variant on an endpoint, as in a `Profile`."""
 
     base: float

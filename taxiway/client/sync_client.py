@@ -171,10 +171,7 @@ class LoopThread:
         if _may_run_loop():
             with _Interrupts(self._loop) as interrupts:
                 if self._turns.begin():
-                    try:
-                        return self._drive(coroutine, interrupts)
-                    finally:
-                        self._turns.end()
+                    return self._drive(coroutine, interrupts)
         return self._wait(coroutine)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -199,7 +196,7 @@ class LoopThread:
             raise RuntimeError("this client is closed")
 
     def _drive(self, coroutine: Coroutine[Any, Any, T], interrupts: _Interrupts) -> T:
-        """Run the loop here until the coroutine has ended."""
+        """Run the loop, which was taken over, until the coroutine has ended, and give it back."""
         task = interrupts.cancelled = self._loop.create_task(coroutine)
         if interrupts.came:
             task.cancel()
@@ -212,6 +209,7 @@ class LoopThread:
             raise RuntimeError("this client was closed while it waited") from error
         finally:
             task.cancel()  # after a second interrupt it has not ended
+            self._turns.end()
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for the thread that runs the loop."""

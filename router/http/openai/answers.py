@@ -285,7 +285,7 @@ def _packed(row: np.ndarray) -> str:
 
 def _shortened(rows: np.ndarray, dimensions: int) -> np.ndarray:
     first = rows[:, :dimensions]
-    lengths = np.linalg.norm(first, axis=1, keepdims=True)
+    lengths = np.linalg.norm(first.astype(np.float64), axis=1, keepdims=True)
     return first / np.where(lengths > 0, lengths, 1)
 
 
