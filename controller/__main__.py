@@ -50,6 +50,22 @@ def main() -> None:
         for one in running["open"]:
             await one.close()
 
+    @kopf.on.probe(registry=registry)
+    def working(**_: Any) -> bool:
+        return not running["task"].done()
+
+    _watch(registry, running)
+    kopf.run(
+        registry=registry,
+        standalone=True,
+        namespace=access.namespace,
+        liveness_endpoint=os.environ.get("TAXIWAY_LIVENESS") or None,
+    )
+
+
+def _watch(registry: kopf.OperatorRegistry, running: dict[str, Any]) -> None:
+    """Tell the operator what happens to its resources."""
+
     @kopf.on.event(GROUP, VERSION, CLASSES, registry=registry)
     def notice(type: str | None, body: kopf.Body, **_: Any) -> None:  # the names are kopf's
         running["operator"].notice(type, dict(body))
@@ -57,17 +73,6 @@ def main() -> None:
     @kopf.on.event(GROUP, VERSION, FLEETS, registry=registry)
     def notice_fleet(type: str | None, body: kopf.Body, **_: Any) -> None:
         running["operator"].notice_fleet(type, dict(body))
-
-    @kopf.on.probe(registry=registry)
-    def working(**_: Any) -> bool:
-        return not running["task"].done()
-
-    kopf.run(
-        registry=registry,
-        standalone=True,
-        namespace=access.namespace,
-        liveness_endpoint=os.environ.get("TAXIWAY_LIVENESS") or None,
-    )
 
 
 def _connection(access: Access) -> kopf.ConnectionInfo:

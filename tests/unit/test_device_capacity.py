@@ -97,7 +97,7 @@ def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(st
     assert stage.levels() == LEVELS
     stage._inbox.put([slept(stage, 3, long)])
     assert stage.levels() == PATIENT
-    stage._collect(0.0)
+    stage._collect()
     assert stage.levels() == PATIENT
     while any(stage._lanes.values()):
         next(filter(None, stage._lanes.values())).take(BATCH)

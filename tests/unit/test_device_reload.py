@@ -174,7 +174,7 @@ def test_a_model_that_becomes_warm_is_loaded_with_no_job(device: Device) -> None
 def test_a_model_that_an_operator_loads_is_there_and_one_that_he_unloads_goes_once_nothing_uses_it(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.stages.device.LINGER", 0.0)
+    monkeypatch.setattr("workers.executor.LINGER", 0.0)
     one = device.folder.catalogue.resolve("one")
     with device.running():
         device.executor.unavailable["one:1/onnx"] = "no room"

@@ -22,11 +22,11 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
-from broker.valkey.worker import Store, insist
+from broker.valkey.worker import Store
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT
-from taxiway.errors import BrokerUnavailableError, TaxiwayError
+from taxiway.errors import TaxiwayError
 from workers.decide.batcher import BatchPolicy
 from workers.decide.occupation import BATCHES, Occupation, Stint, blocking_by_model, unfinished
 from workers.drain import Drain
@@ -34,9 +34,9 @@ from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, r
 from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
 from workers.stages.finish import Batch, note
-from workers.stages.held import HeldJobs
-from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending, Job, Outcome, Revoked, late
-from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, RowRate, Stepwise, Urgency, key_of, lacks
+from workers.stages.held import HeldJobs, count_runs
+from workers.stages.job import Answered, CeleryWorker, Ended, Ending, Job, Outcome, Revoked, late
+from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, RowRate, Urgency, is_short, key_of
 from workers.stages.queues import AHEAD, AHEAD_FOR, AdmitQueue, DeviceQueue, EndingSink, PieceQueue, ahead_of
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,6 @@ OTHERS_FIRST = 0.005
 ALONE_AT_MOST = 0.002
 """Longest predicted run, in seconds, of a job on the thread that fetched it, which fetches nothing meanwhile: a longer
 job does not notice the 0.2 ms that it takes to wake the device and the finish thread."""
-
-LINGER = 2.0
-"""Seconds since its last use after which a model that an operator unloaded goes: accepted jobs may be on their way."""
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
 
@@ -224,7 +221,7 @@ class DeviceStage:
         if not self._turns.acquire(blocking=False):
             return False
         try:
-            if self._stopping.is_set() or not self._idle() or not self._short(job):
+            if self._stopping.is_set() or not self._idle() or not is_short(job, self.executor, ALONE_AT_MOST):
                 return False
             self._alone = True
             self._take_in(job)
@@ -242,14 +239,6 @@ class DeviceStage:
         elsewhere = self._inbox.rows or self._inflight.rows or self._loads.rows or self._renewals or self._controls
         return not elsewhere and not any(self._lanes.values())
 
-    def _short(self, job: Job) -> bool:
-        """Whether the job is one whole batch, predicted to run for at most `ALONE_AT_MOST`."""
-        loaded = self.executor.ready(job.model, job.variant)
-        if loaded is None or loaded.interruptible is not None or isinstance(loaded.pipeline, Stepwise):
-            return False
-        one = len(job.waiting) == 1 and len(job.items) <= most_rows(job.hardware, loaded.variant)
-        return one and not job.delivery.suspect and self.executor.predicted(loaded, job.items) <= ALONE_AT_MOST
-
     def _turn(self, now: float) -> float:
         """Run a due batch, and a step of an in-flight batch; returns the seconds until something is due."""
         lane, wait = self._next(now)
@@ -262,7 +251,7 @@ class DeviceStage:
 
     def _ends_in_time(self) -> bool:
         """Whether anything is left to run before the time limit; jobs that would not end by then are requeued."""
-        self._collect(0.0)
+        self._collect()
         left = self._drain.left
         late = {*unfinished(self._stints(), left), *self._inflight.late(left)}
         for job in late:
@@ -288,9 +277,8 @@ class DeviceStage:
         beside = max(0, self._loads.rows - rows)  # as many again may wait for loads without taking room from others
         return rows - waiting - self._inflight.rows - self._inbox.rows - beside
 
-    def _collect(self, wait: float) -> None:
-        """Accept all queued jobs, waiting up to `wait` seconds for the first."""
-        self._accept(self._inbox.take(wait, self._has_news))
+    def _collect(self) -> None:
+        self._accept(self._inbox.take(0.0, self._has_news))
 
     def _accept(self, jobs: Sequence[Job]) -> None:
         """Take in jobs from the queue and from ended loads, and what is renewed."""
@@ -310,8 +298,7 @@ class DeviceStage:
             self._inbox.wake()
 
     def _has_news(self) -> bool:
-        renewed = self._renewals or self._controls
-        return self._loads.ended or self._stopping.is_set() or bool(renewed) or self._left_over
+        return self._loads.ended or self._stopping.is_set() or bool(self._renewals or self._controls or self._left_over)
 
     def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
         """Unload removed variants, load warm models, and have jobs of changed models decoded again."""
@@ -337,12 +324,7 @@ class DeviceStage:
         for model in load:
             if self.executor.is_current(model):
                 self._loads.want(model)
-        queued = {lane.variant for lane in self._lanes.values() if lane}
-        for loaded in self.executor.all_loaded():
-            idle = not loaded.in_use and loaded.key not in queued and self.executor.unused_for(loaded) > LINGER
-            if loaded.model.id in unloaded and idle:
-                self.executor.unload(loaded)
-                logger.info("unloaded", extra={"variant": loaded.key, "to_load": ""})
+        self.executor.unload_unused(unloaded, {lane.variant for lane in self._lanes.values() if lane})
 
     def _take_in(self, job: Job) -> None:
         if not self.executor.is_current(job.model) and not self._stopping.is_set():
@@ -421,7 +403,7 @@ class DeviceStage:
         for job in fresh:
             job.delivery.began, job.delivery.started = time.time(), now
         suspects = [job.delivery for job in fresh if job.delivery.suspect]
-        if suspects and not self._count(suspects):
+        if suspects and not count_runs(self.store, suspects, self._stopping):
             return []
         for job in fresh:
             if job.delivery.task is not None and not job.delivery.retries:
@@ -441,21 +423,6 @@ class DeviceStage:
             return True
         self._leave(job)
         return False
-
-    def _count(self, suspects: Sequence[Delivery]) -> bool:
-        """Count a run in the store before it begins, since it may crash this worker; False without an answer."""
-        begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
-        try:
-            insist(
-                lambda: self.store.start(begun),
-                self._stopping,
-                lambda why: logger.warning("cannot count attempts", extra={"error": why}),
-            )
-        except BrokerUnavailableError:  # stopping: the messages are delivered again
-            return False
-        for delivery in suspects:
-            delivery.start_stored = True
-        return True
 
     def _run(self, batch: Portions) -> None:
         items = [job.items[row] for job, rows in batch for row in rows]
@@ -482,7 +449,7 @@ class DeviceStage:
         self._finish.put(endings)
         if None in answers:
             ended = {ending.delivery for ending in endings}
-            self._take_up([job for job, rows in batch if job.delivery not in ended and lacks(job, rows)])
+            self._take_up([job for job, rows in batch if job.delivery not in ended and job.lacks(rows)])
 
     def _run_whole(self, loaded: Loaded, batch: Portions, items: Sequence[Item]) -> Sequence[Answer]:
         """Run the batch, which cannot be interrupted; meanwhile `occupied` gives the part spent on ended jobs."""
@@ -530,7 +497,7 @@ class DeviceStage:
         if job.delivery.suspect:  # it runs alone
             return
         started, outer = time.monotonic(), (self.running, self._must_end_by, self._busy_since)
-        self._collect(0.0)
+        self._collect()
         while (lane := self._more_urgent(job)) is not None:
             self._serve(lane)
         if self._inflight.rows:

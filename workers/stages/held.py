@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from broker.port import DeadLetter
-from broker.valkey.worker import ClassQueue, Store
+from broker.valkey.worker import ClassQueue, Store, insist
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError, bounded
 from workers.decide.faults import LONGEST_PAUSE, Budget, pause
@@ -184,6 +184,22 @@ def add_dead_letter(store: Store, raw: bytes, reason: str, job: object) -> None:
 
 OUT_OF_MEMORY = os.EX_OSERR
 """Exit status of a worker whose device memory is exhausted (71): its supervisor starts another."""
+
+
+def count_runs(store: Store, suspects: Sequence[Delivery], stopping: threading.Event) -> bool:
+    """Count a run of each in the store before it begins, since it may crash this worker; False without an answer."""
+    begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
+    try:
+        insist(
+            lambda: store.start(begun),
+            stopping,
+            lambda why: logger.warning("cannot count attempts", extra={"error": why}),
+        )
+    except BrokerUnavailableError:  # stopping: the messages are delivered again
+        return False
+    for delivery in suspects:
+        delivery.start_stored = True
+    return True
 
 
 class OutOfMemoryPolicy:

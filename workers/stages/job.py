@@ -156,6 +156,10 @@ class Job:
         """Whether every row has its answer."""
         return None not in self.answers
 
+    def lacks(self, rows: Sequence[int]) -> bool:
+        """Whether any of the rows has no answer."""
+        return any(self.answers[row] is None for row in rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -25,7 +25,7 @@ from taxiway.errors import ExecutionError, TaxiwayError
 from workers.decide import batcher
 from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
 from workers.decide.residency import InUseError
-from workers.executor import Executor, Loaded, as_ours
+from workers.executor import Executor, Loaded, as_ours, most_rows
 from workers.pipelines.generation import RunningBatch, RunningRow
 from workers.port import Runtime
 from workers.stages.admit import named_row
@@ -228,9 +228,13 @@ def key_of(job: Job, bucket: int) -> Key:
     return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
 
 
-def lacks(job: Job, rows: Sequence[int]) -> bool:
-    """Whether any of the rows has no answer."""
-    return any(job.answers[row] is None for row in rows)
+def is_short(job: Job, executor: Executor, longest: float) -> bool:
+    """Whether the job is one whole batch that is predicted to run for at most `longest` seconds."""
+    loaded = executor.ready(job.model, job.variant)
+    if loaded is None or loaded.interruptible is not None or isinstance(loaded.pipeline, Stepwise):
+        return False
+    one = len(job.waiting) == 1 and len(job.items) <= most_rows(job.hardware, loaded.variant)
+    return one and not job.delivery.suspect and executor.predicted(loaded, job.items) <= longest
 
 
 @runtime_checkable
