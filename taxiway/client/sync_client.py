@@ -146,7 +146,7 @@ class LoopThread:
     """Runs coroutines for any number of threads. It ends on `close`, on garbage collection, or at interpreter exit.
 
     A thread that is the only one to wait runs the loop itself, which saves two thread switches a call. Else, and while
-    nobody calls, a background thread does. `last` runs on the loop before it ends.
+    no thread calls, a background thread does. `last` runs on the loop before it ends.
     """
 
     def __init__(self, last: Last) -> None:
