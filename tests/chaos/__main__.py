@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from tests.chaos.batch import Batches
 from tests.chaos.checker import Report, check
 from tests.chaos.doors import CeleryDoor, ClientDoor, Door
 from tests.chaos.faults import FaultInjector
@@ -31,6 +32,9 @@ from tests.chaos.results import read_notes, read_store
 from tests.chaos.workload import JobSpec, generate_jobs
 
 BROKERS = ("valkey", "rabbitmq")
+
+LINES = 500
+"""Of each batch."""
 
 _TICK = 0.05
 
@@ -107,9 +111,11 @@ def _record(folder: Path, history: Path, broker: str, size: Size, seed: int) -> 
         injector = FaultInjector(fleet, recorder, lambda model: load.submit(JobSpec(next(numbers), doors, model)))
         for fault in plan_faults(seed, size.seconds, fleet.targets(), size.kills):
             injector.schedule(fault)
+        batches = Batches(list(fleet.http.values()), LINES, recorder)
         load.start(list(generate_jobs(seed, size.jobs, doors)), size.seconds)
-        _run_to_the_end(fleet, load, injector, size)
+        _run_to_the_end(fleet, load, batches, injector, size)
         load.stop()
+        batches.stop()
         jobs = {event.job: None for event in read_history(history) if isinstance(event, Accepted)}
         for _ in range(2):
             asyncio.run(read_store(fleet.store.primary.url, jobs, recorder))
@@ -119,14 +125,17 @@ def _record(folder: Path, history: Path, broker: str, size: Size, seed: int) -> 
     return ends
 
 
-def _run_to_the_end(fleet: Fleet, load: Load, injector: FaultInjector, size: Size) -> None:
-    """Inject and repair faults until every job has its result, or none got one for a while."""
+def _run_to_the_end(fleet: Fleet, load: Load, batches: Batches, injector: FaultInjector, size: Size) -> None:
+    """Inject and repair faults until every job and line has its result, or none got one for a while."""
     until, fewest = math.inf, math.inf
-    while not (load.settled and injector.done) and time.monotonic() < until:
+    while not (load.settled and injector.done and not batches.left) and time.monotonic() < until:
         injector.poll()
         fleet.processes.poll()
-        if load.all_submitted and injector.done and load.waiting < fewest:
-            until, fewest = time.monotonic() + size.quiet, load.waiting
+        if load.all_submitted and injector.done:
+            batches.finish()
+        waiting = load.waiting + batches.left
+        if load.all_submitted and injector.done and waiting < fewest:
+            until, fewest = time.monotonic() + size.quiet, waiting
         time.sleep(_TICK)
 
 

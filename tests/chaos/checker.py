@@ -11,6 +11,7 @@ from taxiway.contract.job import FINAL, JobState
 from tests.chaos.history import (
     Accepted,
     AnyEvent,
+    BatchRead,
     CancelRequested,
     FailedOver,
     Observed,
@@ -70,7 +71,7 @@ def check(history: Iterable[AnyEvent]) -> Report:
     events = list(history)
     jobs, failovers = _jobs(events), [event for event in events if isinstance(event, FailedOver)]
     excused = {job.job: age for job in jobs if (age := _lost_by_failover(job, failovers)) is not None}
-    violations = [*_duplicate_jobs_of_a_key(events)]
+    violations = [*_duplicate_jobs_of_a_key(events), *_wrong_batches(events, failovers)]
     for job in jobs:
         violations += (v for v in _violations(job, failovers) if job.job not in excused or v.guarantee != "lost")
     return Report(_counts(events, jobs, violations, len(excused)), violations, max(excused.values(), default=0.0))
@@ -166,6 +167,19 @@ def _duplicate_jobs_of_a_key(events: Iterable[AnyEvent]) -> Iterator[Violation]:
             yield Violation("two jobs", sorted(jobs)[0], f"key {key!r} gave {len(jobs)} jobs")
 
 
+def _wrong_batches(events: Iterable[AnyEvent], failovers: Sequence[FailedOver]) -> Iterator[Violation]:
+    """Every line of a batch is in one of its files, once. What is known of a batch may be lost in a failover."""
+    for event in events:
+        if not isinstance(event, BatchRead):
+            continue
+        excused = any(event.began - CLOCKS <= failover.at <= event.at + failover.window for failover in failovers)
+        if event.missing and not excused:
+            why = f"{event.missing} of {event.lines} lines of the {event.status} batch are in neither file"
+            yield Violation("lost", f"batch of {event.began:.3f}", why)
+        if event.repeated:
+            yield Violation("two answers", f"batch of {event.began:.3f}", f"{event.repeated} lines are there again")
+
+
 def _lost_by_failover(job: _Job, failovers: Iterable[FailedOver]) -> float | None:
     """Age of a lost job's acceptance at the failover that lost it; None if no failover explains the loss."""
     if job.ended or any(accepted.replicated for accepted in job.accepted):
@@ -201,6 +215,7 @@ def _counts(
     broken = Counter(violation.guarantee for violation in violations)
     ran = Counter(event.number for event in events if isinstance(event, Ran))
     states = Counter(job.stored.state for job in jobs if job.stored is not None)
+    batches = [event for event in events if isinstance(event, BatchRead)]
     return {
         "submitted": sum(isinstance(event, Submitted) for event in events),
         "accepted": len(jobs),
@@ -218,4 +233,7 @@ def _counts(
         "cancelled without a request": broken["unrequested"],
         "two jobs of a key": broken["two jobs"],
         "waiters not notified": broken["unanswered"],
+        "lines of batches": sum(batch.lines for batch in batches),
+        "lines answered": sum(batch.answered for batch in batches),
+        "lines answered twice": broken["two answers"],
     }

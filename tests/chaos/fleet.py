@@ -19,6 +19,7 @@ from local.embedded import kept_port
 from local.supervisor import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
 from tests.cable import Cable
+from tests.chaos.batch import MODEL as BATCH_MODEL
 from tests.chaos.plan import Targets
 from tests.chaos.processes import Processes
 from tests.chaos.rabbit import RabbitServer
@@ -127,7 +128,8 @@ def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
     (folder / "queues.yaml").write_text(QUEUES)
     (folder / "logs").mkdir()
     shutil.copytree(TREE / "tests" / "chaos" / "models", folder / "models")
-    (folder / "models" / "echo").symlink_to(TREE / "models" / "echo")
+    for name in ("echo", BATCH_MODEL):
+        (folder / "models" / name).symlink_to(TREE / "models" / name)
     _write_graphs(folder / "models")
     notes, clocks = folder / "notes", _clocks(folder)
     ports = {f"router-{n}": kept_port(folder / f"router-{n}.port") for n in range(ROUTERS)}
@@ -138,7 +140,7 @@ def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
             variables |= _fake_time(clocks[name])
         return SupervisedProcess(name, arguments, variables, folder / "logs", announces=True)
 
-    processes = {name: process(name, _router(port), "routers") for name, port in ports.items()}
+    processes = {name: process(name, _router(port, folder / "files"), "routers") for name, port in ports.items()}
     classes = [name for name, count in WORKERS.items() for _ in range(count)]
     processes |= {f"worker-{n}": process(f"worker-{n}", _worker(c, n), "workers") for n, c in enumerate(classes)}
     http = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
@@ -157,8 +159,8 @@ def _write_graphs(models: Path) -> None:
         write_model(models, name, graph, inputs=number, outputs=after, variants={"onnx": onnx_variant(0.001)})
 
 
-def _router(port: int) -> list[str]:
-    return ["-m", "router", "--port", str(port), "--log", "WARNING"]
+def _router(port: int, files: Path) -> list[str]:
+    return ["-m", "router", "--port", str(port), "--files", str(files), "--log", "WARNING"]
 
 
 def _worker(hardware_class: str, number: int) -> list[str]:

@@ -100,8 +100,29 @@ class Stored(Event, frozen=True, kw_only=True):
     deadline_at: float = 0.0
 
 
+class BatchRead(Event, frozen=True, kw_only=True):
+    """How a batch that began at `began` ended; of its lines `answered` are in the output, and `missing` in no file."""
+
+    status: str
+    began: float
+    lines: int
+    answered: int
+    missing: int
+    repeated: int
+
+
 AnyEvent = (
-    Submitted | Accepted | Refused | CancelRequested | Observed | Unanswered | FaultInjected | FailedOver | Ran | Stored
+    Submitted
+    | Accepted
+    | Refused
+    | CancelRequested
+    | Observed
+    | Unanswered
+    | FaultInjected
+    | FailedOver
+    | Ran
+    | Stored
+    | BatchRead
 )
 
 

@@ -15,6 +15,7 @@ from tests.chaos.checker import Report, check
 from tests.chaos.history import (
     Accepted,
     AnyEvent,
+    BatchRead,
     CancelRequested,
     FailedOver,
     Observed,
@@ -37,6 +38,12 @@ TARGETS = Targets(
     clocks=["worker-0"],
     replicated=True,
 )
+
+
+def batch(*, missing: int = 0, repeated: int = 0) -> BatchRead:
+    return BatchRead(
+        at=20.0, began=10.0, status="completed", lines=9, answered=9 - missing, missing=missing, repeated=repeated
+    )
 
 
 def submitted(number: int = 1, *, key: str = "") -> Submitted:
@@ -84,6 +91,13 @@ def test_a_result_that_later_differs_has_changed() -> None:
     assert broken(submitted(), accepted(), observed(digest="x"), stored(digest="y")) == ["changed"]
     assert broken(submitted(), accepted(), observed(state="expired"), stored()) == ["changed"]
     assert broken(submitted(), accepted(), stored(), stored(digest="y")) == ["changed"]
+
+
+def test_a_line_of_a_batch_is_answered_once() -> None:
+    assert broken(batch()) == []
+    assert broken(batch(missing=1)) == ["lost"]
+    assert broken(batch(missing=1), FailedOver(at=15.0, window=1.0)) == []
+    assert broken(batch(repeated=1)) == ["two answers"]
 
 
 def test_an_answer_of_another_job_is_wrong() -> None:
