@@ -59,6 +59,7 @@ def main() -> None:
     """Measure, and print one JSON line for each figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch_lines", description=__doc__)
     parser.add_argument("--lines", type=int, default=10_000, help="lines of the batch")
+    parser.add_argument("--padding", type=int, default=0, help="spaces in each line, for a larger file")
     given = parser.parse_args()
     workers = [["--class", "cpu.batch", "--device", "cpu:0"], ["--class", "engine", "--device", "endpoint:0"]]
     with tempfile.TemporaryDirectory() as name, llama_server(_artefact("chat", "weights"), 4) as url:
@@ -67,12 +68,12 @@ def main() -> None:
         with fleet(Path(name), queues, workers) as doors:
             router = psutil.Process(doors.processes["router"][0])
             with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
-                _run(http, router, 100)  # the model is loaded, and the router has seen a batch
+                _run(http, router, 100, 0)  # the model is loaded, and the router has seen a batch
                 alone = Live(f"{doors.http}/v1")
                 time.sleep(ALONE)
                 before = alone.end()
                 beside = Live(f"{doors.http}/v1")
-                rate, memory = _run(http, router, given.lines)
+                rate, memory = _run(http, router, given.lines, given.padding)
                 during = beside.end()
     limit = _loop_rate()
     say(answer("live chats alone, seconds", before, p99=percentile(before, 99)))
@@ -107,10 +108,10 @@ class Live:
                 self._taken.append(time.perf_counter() - began)
 
 
-def _run(http: httpx.Client, router: psutil.Process, lines: int) -> tuple[float, float]:
+def _run(http: httpx.Client, router: psutil.Process, lines: int, padding: int) -> tuple[float, float]:
     """Lines a second of a batch of so many lines, and by how many MiB the router's memory grew at most."""
     before = most = router.memory_info().rss
-    content = "\n".join(json.dumps(_line(number)) for number in range(lines)).encode()
+    content = "\n".join(json.dumps(_line(number)) + " " * padding for number in range(lines)).encode()
     form: Any = {"data": {"purpose": "batch"}, "files": {"file": ("lines.jsonl", content)}}
     file = http.post("/files", **form).raise_for_status().json()["id"]
     began = time.perf_counter()
