@@ -313,7 +313,7 @@ def test_a_worker_that_ends_leaves_no_process_and_no_memory_behind(
             process.send_signal(how)  # for the second time: now
         assert process.wait(15) == (0 if how == signal.SIGTERM else -how)
         assert until(lambda: all(map(gone, processes)), patience=AT_ONCE)
-        assert not memory & shared_memory_of(every_process())
+        assert until(lambda: not memory & shared_memory_of(every_process()), patience=AT_ONCE)
         if how == signal.SIGTERM:
             assert (own.tower.waiting(), attempts(own.tower, job)) == (1, 0)
 
