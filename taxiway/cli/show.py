@@ -177,12 +177,12 @@ def show_jobs(jobs: Sequence[JobRecord]) -> None:
         }
         for job in jobs
     ]
-    _console().print(_table("the latest first", rows) if rows else Text("no such jobs", "dim"))
+    _print_rows("the latest first", rows, none="no such jobs")
 
 
 def show_letters(letters: Sequence[Mapping[str, Any]]) -> None:
     """A table of dead letters."""
-    _console().print(_table("dead letters, most recent first", [_letter_row(letter) for letter in letters]))
+    _print_rows("dead letters, most recent first", [_letter_row(letter) for letter in letters], none="no dead letters")
 
 
 def show_letter(letter: Mapping[str, Any]) -> None:
@@ -213,7 +213,9 @@ def show_endpoints(endpoints: Sequence[Mapping[str, Any]]) -> None:
         }
         for one in endpoints
     ]
-    _console().print(_table("webhook endpoints, most recent first", rows))
+    _print_rows(
+        "webhook endpoints, most recent first", rows, none="no webhook endpoints: see taxiway webhooks add --help"
+    )
 
 
 def show_dead_events(events: Sequence[Mapping[str, Any]]) -> None:
@@ -229,7 +231,7 @@ def show_dead_events(events: Sequence[Mapping[str, Any]]) -> None:
         }
         for one in events
     ]
-    _console().print(_table("events that were given up, most recent first", rows))
+    _print_rows("events that were given up, most recent first", rows, none="no events were given up")
 
 
 def show_fleet(fleet: Mapping[str, Any]) -> None:
@@ -410,6 +412,11 @@ def _show_rows(console: Console, outputs: Mapping[str, list[Any]]) -> None:
     for number, row in enumerate(zip(*outputs.values(), strict=True)):
         table.add_row(str(number), *(Text(brief(value)) for value in row))
     console.print(table)
+
+
+def _print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, none: str) -> None:
+    """Print a table, or what it means that there are no rows."""
+    _console().print(_table(title, rows) if rows else Text(none, "dim"))
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -15,7 +15,9 @@ from taxiway.cli.show import (
     brief,
     duration,
     report_line,
+    show_endpoints,
     show_fleet,
+    show_letters,
     show_models,
     show_placement,
     show_result,
@@ -209,6 +211,12 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert "1.00 s" in shown
     assert "cpu:0 (emulated)" in shown
     assert "these figures are stale" in shown
+
+
+def test_what_is_empty_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    show_letters([])
+    show_endpoints([])
+    assert capsys.readouterr().out.startswith("no dead letters\nno webhook endpoints: see taxiway webhooks add --help")
 
 
 def test_a_class_that_charges_for_its_use_shows_what(capsys: pytest.CaptureFixture[str]) -> None:
