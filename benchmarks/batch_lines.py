@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks.engines import ENGINE
 from benchmarks.measure import answer, percentile, say
 from benchmarks.processes import fleet
 from tasks.models.artefacts import ArtefactStore
@@ -28,27 +29,24 @@ from tasks.settings import TREE, cache_directory
 from tests.llama import NAME, llama_server
 from workers.port import Placed, open_pipeline, open_runtime
 
-ROWS, VARIANT = 16, "onnx-int8"
+ROWS, SLOTS, VARIANT = 16, 4, "onnx-int8"
 
-_QUEUES = """
-hardware:
-  cpu.batch:
+_QUEUES = (
+    "hardware:"
+    + ENGINE
+    + """  cpu.batch:
     device: cpu
     runtimes: [onnx]
     max_batch: {rows}
     max_wait: 0.005
     price: {{usd_per_hour: 0.05}}
     warm: [embed]
-  engine:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}/v1", slots: 4, models: {{chat: {name}}}}}
-    price: {{usd_per_hour: 0.1}}
-    horizon: 60
 service:
   live: {{deadline: 20, priority: high, tier: default}}
   bulk: {{deadline: 3600, priority: low, tier: flex}}
 default_service: live
 """
+)
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
 EVERY, ALONE = 0.4, 30.0
@@ -62,9 +60,9 @@ def main() -> None:
     parser.add_argument("--padding", type=int, default=0, help="spaces in each line, for a larger file")
     given = parser.parse_args()
     workers = [["--class", "cpu.batch", "--device", "cpu:0"], ["--class", "engine", "--device", "endpoint:0"]]
-    with tempfile.TemporaryDirectory() as name, llama_server(_artefact("chat", "weights"), 4) as url:
+    with tempfile.TemporaryDirectory() as name, llama_server(SLOTS) as url:
         queues = Path(name) / "queues.yaml"
-        queues.write_text(_QUEUES.format(url=url, name=NAME, rows=ROWS))
+        queues.write_text(_QUEUES.format(url=f"{url}/v1", slots=SLOTS, name=NAME, rows=ROWS))
         with fleet(Path(name), queues, workers) as doors:
             router = psutil.Process(doors.processes["router"][0])
             with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
@@ -135,7 +133,7 @@ def _loop_rate(seconds: float = 5.0) -> float:
     """Texts a second of the model alone in a loop, with one thread and full batches."""
     model = load_catalogue(TREE / "models").resolve("embed")
     variant = model.variants[VARIANT]
-    files = {role: _artefact("embed", artefact) for role, artefact in variant.artefacts.items()}
+    files = ArtefactStore(cache_directory(os.environ)).files(model, VARIANT)
     placed = Placed(VARIANT, variant.precision, variant.entry, files, "cpu", 1, folder=model.folder)
     runtime, pipeline = open_runtime(variant.runtime, placed), open_pipeline(model, variant, placed)
     runtime.load()
@@ -147,10 +145,6 @@ def _loop_rate(seconds: float = 5.0) -> float:
         pipeline.run(runtime, [pipeline.prepare({field: text}, parameters) for text in texts])
         done += ROWS
     return done / (time.perf_counter() - began)
-
-
-def _artefact(model: str, name: str) -> Path:
-    return ArtefactStore(cache_directory(os.environ)).path(load_catalogue(TREE / "models").resolve(model), name)
 
 
 def _line(number: int) -> dict[str, Any]:

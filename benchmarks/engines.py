@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -32,9 +31,6 @@ import uvloop
 
 from benchmarks.measure import answer, cpu_seconds, percentile, say
 from benchmarks.processes import Doors, fleet
-from tasks.models.artefacts import ArtefactStore
-from tasks.models.folder import load_catalogue
-from tasks.settings import TREE, cache_directory
 from taxiway import AsyncClient
 from taxiway.contract.job import Result
 from taxiway.errors import JobCancelledError
@@ -42,26 +38,28 @@ from tests.engine import Engine, serving
 from tests.engine_faults import CLASSES, FaultyEngine, table
 from tests.llama import NAME, llama_server
 
-QUEUES = """
-hardware:
+ENGINE = """
   engine:
     device: endpoint
     endpoint: {{protocol: openai, url: "{url}", slots: {slots}, models: {{chat: {name}}}}}
     price: {{usd_per_hour: 0.1}}
     horizon: 60
-service:
+"""
+"""The class of an engine that serves the model `chat`; the fleets of several benchmarks have it."""
+
+QUEUES = (
+    "hardware:"
+    + ENGINE
+    + """service:
   standard: {{deadline: 120}}
 default_service: standard
 """
+)
 
-MIXED_QUEUES = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}", slots: {slots}, models: {{chat: {name}}}}}
-    price: {{usd_per_hour: 0.1}}
-    horizon: 60
-  cpu.batch:
+MIXED_QUEUES = (
+    "hardware:"
+    + ENGINE
+    + """  cpu.batch:
     device: cpu
     runtimes: [onnx]
     max_batch: 8
@@ -74,6 +72,7 @@ service:
   bulk: {{deadline: 3600, priority: low}}
 default_service: live
 """
+)
 
 SLOTS = 200
 PROBES = 200
@@ -214,14 +213,9 @@ async def _tallied(url: str, faulty: FaultyEngine, count: int) -> None:
         say({"question": f"what became of the jobs: {tally.fault}", **asdict(tally)})
 
 
-def _smollm2() -> Path:
-    store, model = ArtefactStore(cache_directory(os.environ)), load_catalogue(TREE / "models").resolve("chat")
-    return store.path(model, "weights")
-
-
 def _llama(folder: Path) -> None:
     with (
-        llama_server(_smollm2(), LLAMA_SLOTS) as url,
+        llama_server(LLAMA_SLOTS) as url,
         _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as doors,
     ):
         uvloop.run(_compare(f"{url}/v1", doors))
@@ -244,7 +238,7 @@ async def _compare(url: str, doors: Doors) -> None:
 
 def _mixed(folder: Path) -> None:
     workers = [["--class", "engine", "--device", "endpoint:0"], ["--class", "cpu.batch", "--device", "cpu:0"]]
-    with llama_server(_smollm2(), MIXED_SLOTS) as url:
+    with llama_server(MIXED_SLOTS) as url:
         queues = folder / "queues.yaml"
         queues.write_text(MIXED_QUEUES.format(url=f"{url}/v1", name=NAME, slots=MIXED_SLOTS))
         with fleet(folder, queues, workers) as doors:

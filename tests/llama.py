@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from tasks.settings import TREE
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.folder import load_catalogue
+from tasks.settings import TREE, cache_directory
 
 NAME = "smollm2"
 """What the server calls its model."""
@@ -33,9 +35,10 @@ def main(gguf: str, slots: int) -> None:
 
 
 @contextmanager
-def llama_server(gguf: Path, slots: int) -> Iterator[str]:
-    """The address of a server, as `http://127.0.0.1:…`."""
-    command = [sys.executable, "-m", "tests.llama", str(gguf), str(slots)]
+def llama_server(slots: int) -> Iterator[str]:
+    """The address of a server of SmolLM2, as `http://127.0.0.1:…`."""
+    store, model = ArtefactStore(cache_directory(os.environ)), load_catalogue(TREE / "models").resolve("chat")
+    command = [sys.executable, "-m", "tests.llama", str(store.path(model, "weights")), str(slots)]
     with subprocess.Popen(
         command, cwd=TREE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

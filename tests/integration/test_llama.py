@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,9 +12,7 @@ import pytest
 
 import taxiway
 from local.embedded import EmbeddedValkey
-from tasks.models.artefacts import ArtefactStore
-from tasks.models.folder import load_catalogue
-from tasks.settings import TREE, Settings, cache_directory, settings_from
+from tasks.settings import TREE, Settings, settings_from
 from taxiway.contract.job import Result
 from taxiway.errors import InvalidRequestError, JobCancelledError, RequestTooLargeError
 from tests.llama import NAME, llama_server
@@ -52,8 +49,7 @@ ENDLESS = {
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[str]:
-    store, model = ArtefactStore(cache_directory(os.environ)), load_catalogue(TREE / "models").resolve("chat")
-    with llama_server(store.path(model, "weights"), SLOTS) as url:
+    with llama_server(SLOTS) as url:
         yield url
 
 
