@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -289,14 +289,23 @@ def _named(error: msgspec.ValidationError) -> InvalidRequestError:
 _MISSING = re.compile(r"Object missing required field `([^`]*)`.*", re.DOTALL)
 
 
-HEADERS: Mapping[str, str] = {
-    "X-Taxiway-Deadline": "deadline",
-    "X-Taxiway-Budget": "budget",
-    "X-Taxiway-Locality": "locality",
-    "Idempotency-Key": "idempotency_key",
-    "X-Taxiway-Webhook": "webhook",
+class Header(NamedTuple):
+    """The term that a header gives, and what it means."""
+
+    term: str
+    meaning: str
+
+
+WEBHOOK = "X-Taxiway-Webhook"
+
+HEADERS: Mapping[str, Header] = {
+    "X-Taxiway-Deadline": Header("deadline", "Seconds from acceptance, instead of the service's deadline."),
+    "X-Taxiway-Budget": Header("budget", "The most that the request may cost, in US dollars."),
+    "X-Taxiway-Locality": Header("locality", "A label that every device on the way must have."),
+    "Idempotency-Key": Header("idempotency_key", "Calls with the same key are one job."),
+    WEBHOOK: Header("webhook", "A webhook endpoint that is told of the end: its name, id or address."),
 }
-"""The term that each header gives: seconds from acceptance, US dollars, a label, and text."""
+"""The headers of a call that give terms."""
 
 _NUMBERS = ("deadline", "budget")
 _AUTO = "auto"
@@ -309,7 +318,7 @@ def read_terms(headers: Mapping[str, str], tier: str | None, topology: Topology)
         InvalidRequestError: names the header or parameter.
     """
     terms: dict[str, Any] = {"service": service_of(tier, topology)}
-    for header, term in HEADERS.items():
+    for header, (term, _) in HEADERS.items():
         text = headers.get(header.lower())
         if text is not None:
             terms[term] = _number(header, text) if term in _NUMBERS else text

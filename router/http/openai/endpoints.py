@@ -32,6 +32,7 @@ from router.http.openai.answers import (
     written,
 )
 from router.http.openai.asked import (
+    HEADERS,
     Asked,
     Call,
     ChatCall,
@@ -68,13 +69,7 @@ class ChatOperation(InferOperation):
     """Describes a chat."""
 
     body: ClassVar[type[Any]] = ChatCall
-    headers: ClassVar[Mapping[str, str]] = {
-        "X-Taxiway-Deadline": "Seconds from acceptance, instead of the service's deadline.",
-        "X-Taxiway-Budget": "The most that the request may cost, in US dollars.",
-        "X-Taxiway-Locality": "A label that every device on the way must have.",
-        "Idempotency-Key": "Calls with the same key are one job.",
-        "X-Taxiway-Webhook": "A webhook endpoint that is told of the end: its name, id or address.",
-    }
+    headers: ClassVar[Mapping[str, str]] = {name: its.meaning for name, its in HEADERS.items()}
 
 
 class CompletionOperation(ChatOperation):

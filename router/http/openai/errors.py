@@ -33,7 +33,7 @@ JOB = "job"
 
 _RETRY_AFTER = "1"  # seconds, if the fleet cannot estimate them
 _OURS = "/v1/scaling/"  # was there before
-_HEADERS = {term: header for header, term in HEADERS.items()}
+_HEADERS = {its.term: header for header, its in HEADERS.items()}
 _FIELDS = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
 _RESPONSES = "/v1/responses"
 _OF_RESPONSES = {

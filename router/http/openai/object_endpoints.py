@@ -16,6 +16,7 @@ from router.access import Caller
 from router.http.connection import ALLOW
 from router.http.described import KEYED, InferOperation, answers
 from router.http.gate import caller_of, json_answer, needs
+from router.http.openai.asked import HEADERS, WEBHOOK
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import ExpiresAfter, FileRecord, bounded, decode_file, file_path, new_name, owner_of
@@ -154,9 +155,7 @@ class BatchOperation(InferOperation):
     """Describes a request for a batch."""
 
     body: ClassVar[type[Any]] = BatchCall
-    headers: ClassVar[Mapping[str, str]] = {
-        "X-Taxiway-Webhook": "A webhook endpoint that is told of the end: its name, id or address.",
-    }
+    headers: ClassVar[Mapping[str, str]] = {WEBHOOK: HEADERS[WEBHOOK].meaning}
 
 
 class FileOperation(Operation):
@@ -282,7 +281,7 @@ async def batch_create(request: _Any) -> Response[bytes]:
         message = f"endpoint: expected one of {sorted(KINDS)}, got {quoted(call.endpoint)}"
         raise InvalidRequestError(message, field="endpoint")
     door, record = stored_objects(request), await _file(request, call.input_file_id)
-    webhook = request.headers.get("x-taxiway-webhook")
+    webhook = request.headers.get(WEBHOOK)
     door.router.rules.webhooks.told("batch", record.tenant, webhook)  # it must be there
     now = door.router.store.stored_now()
     batch = Batch(

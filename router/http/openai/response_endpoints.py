@@ -13,10 +13,7 @@ from litestar.types import ASGIApp
 
 from router.http.described import ASKED, KEYED, RUN, answers
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai.answers import (
-    headers_of_placement,
-    headers_of_result,
-)
+from router.http.openai.answers import headers_of_placement, headers_of_result
 from router.http.openai.asked import Asked, tier_for_later, unsupported, wrong
 from router.http.openai.calls import Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
@@ -185,7 +182,7 @@ class _Making:
     async def _keep(self, response: Response) -> None:
         items: list[Item] = input_items(self.asked.call, response.job)
         owner = owner_of(_tenant(self._request))
-        webhook = self._request.headers.get("x-taxiway-webhook")
+        webhook = self.read.request.webhook
         stored = StoredResponse(tenant=owner, input=items, earlier=self._earlier, response=response, webhook=webhook)
         await _responses(self._request).keep(stored)
 
