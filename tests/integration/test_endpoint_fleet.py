@@ -110,10 +110,11 @@ def test_what_waits_and_what_ran_on_an_endpoint_that_dies_runs_elsewhere(setting
         with (
             worker_process(told),
             worker_process(told, "--class", "engine"),
-            router_process(told),
-            taxiway.Client(told.broker) as client,
+            router_process(told) as router,
+            taxiway.Client(router.http) as client,
         ):
             eventually(lambda: {one.kind for one in device_facts(told) if one.classes} == {"cpu", "endpoint"})
+            eventually(lambda: client.what_if("slab", {"samples": [4], "seed": [0]})["hardware_class"] == "engine")
             jobs = [client.submit("slab", {"samples": [4], "seed": [n]}) for n in range(4)]
             eventually(lambda: engine.begun)
             server.close()
