@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.valkey.worker import ClassQueue, Store
@@ -41,7 +40,7 @@ from workers.stages.admit import AdmitStage
 from workers.stages.device import DeviceStage
 from workers.stages.fetch import FetchStage
 from workers.stages.finish import FinishStage, OutcomeCounters, StreamStage
-from workers.stages.held import Cancellations, HeldJobs, OutOfMemoryPolicy, Retries
+from workers.stages.held import Cancellations, HeldJobs, OutOfMemoryPolicy, Retries, Shared
 from workers.stages.job import CeleryWorker, Delivery
 from workers.stages.queues import AdmitQueue, DeviceDriver, DeviceQueue, EndingQueue, PieceQueue, ahead_of
 
@@ -89,16 +88,14 @@ class Worker:
         admissions, endings, pieces = AdmitQueue(), EndingQueue(), PieceQueue()
         self.admissions, self.endings = admissions, endings
 
-        around = _Around(endings, pieces, admissions, store, held, celery, drain)
+        shared = Shared(admissions, endings, pieces, store, held, celery, drain)
         drive = _drive_device if context.hardware.endpoint is None else _drive_endpoint
-        device, jobs = drive(context, found, around)
-        admit = AdmitStage(admissions, jobs, endings, device.variants, store, held, context, self._shutdown)
-        self.finish = FinishStage(endings, admissions, store, held, counters, class_queue, found, celery)
+        device, jobs = drive(context, found, shared)
+        admit = AdmitStage(jobs, device.variants, shared, context, self._shutdown)
+        self.finish = FinishStage(shared, counters, class_queue, found)
         self.fetch = None
         if class_queue is not None:
-            self.fetch = FetchStage(
-                class_queue, admissions, endings, admit, device, self.finish, held, store, counters, celery, context
-            )
+            self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)
         self.heartbeat = Heartbeat(device, drain, held, counters, celery, context.options)
         self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs
         self._reload = FolderWatch(context, device, store)
@@ -226,41 +223,17 @@ def start_thread(name: str, body: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
-@dataclass(frozen=True, slots=True)
-class _Around:
-    """What surrounds stage 3."""
-
-    endings: EndingQueue
-    pieces: PieceQueue
-    admissions: AdmitQueue
-    store: Store
-    held: HeldJobs
-    celery: CeleryWorker
-    drain: Drain
-
-
-def _drive_device(context: WorkerContext, device: Device, around: _Around) -> tuple[DeviceDriver, DeviceQueue]:
+def _drive_device(context: WorkerContext, device: Device, shared: Shared) -> tuple[DeviceDriver, DeviceQueue]:
     """What drives a device of this machine, and its queue."""
     artefacts, threads = ArtefactStore(context.settings.cache), context.options.threads
     executor = Executor(context.hardware, device, artefacts, threads=threads, book=context.folder.book)
-    limits, jobs = around.store.limits, DeviceQueue(executor)
-    memory = OutOfMemoryPolicy(limits.memory_faults, executor.runs_example, around.drain, around.celery)
-    retries = Retries(around.endings, around.admissions, limits.attempts, memory)
-    stage = DeviceStage(
-        jobs,
-        retries,
-        around.pieces,
-        around.admissions,
-        executor,
-        around.store,
-        around.held,
-        around.celery,
-        around.drain,
-    )
-    return stage, jobs
+    limits, jobs = shared.store.limits, DeviceQueue(executor)
+    memory = OutOfMemoryPolicy(limits.memory_faults, executor.runs_example, shared.drain, shared.celery)
+    retries = Retries(shared.endings, shared.admissions, limits.attempts, memory)
+    return DeviceStage(jobs, retries, executor, shared), jobs
 
 
-def _drive_endpoint(context: WorkerContext, device: Device, around: _Around) -> tuple[DeviceDriver, DeviceQueue]:
+def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> tuple[DeviceDriver, DeviceQueue]:
     """What drives an endpoint, and its queue."""
     endpoint, folder = context.hardware.endpoint, context.folder
     assert endpoint is not None
@@ -268,20 +241,7 @@ def _drive_endpoint(context: WorkerContext, device: Device, around: _Around) -> 
     variants = EndpointVariants(endpoint, protocol, device, folder.catalogue, folder.book)
     jobs = DeviceQueue(variants)
     try:
-        stage = EndpointStage(
-            endpoint,
-            protocol,
-            context.options.endpoint_key,
-            variants,
-            jobs,
-            around.endings,
-            around.pieces,
-            around.admissions,
-            around.store,
-            around.held,
-            around.celery,
-            around.drain,
-        )
+        stage = EndpointStage(endpoint, protocol, context.options.endpoint_key, variants, jobs, shared)
     except EndpointConfigError as error:
         raise _missing(context, str(error), "the paths are those on the worker's machine") from error
 

@@ -21,7 +21,7 @@ from workers.executor import Executor
 from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
-from workers.stages.held import HeldJobs
+from workers.stages.held import HeldJobs, Shared
 from workers.stages.job import Job
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue
 
@@ -34,17 +34,9 @@ def stage(tmp_path: Path) -> DeviceStage:
     device = find_device(hardware, "cpu:0", emulate=False)
     executor = Executor(hardware, device, ArtefactStore(tmp_path), threads=1)
     store, celery = Store("redis://127.0.0.1:1", "w", Limits()), NoCelery()
-    return DeviceStage(
-        DeviceQueue(executor),
-        EndingQueue(),
-        PieceQueue(),
-        AdmitQueue(),
-        executor,
-        store,
-        HeldJobs(store, None, celery),
-        celery,
-        Drain(),
-    )
+    held, endings = HeldJobs(store, None, celery), EndingQueue()
+    shared = Shared(AdmitQueue(), endings, PieceQueue(), store, held, celery, Drain())
+    return DeviceStage(DeviceQueue(executor), endings, executor, shared)
 
 
 def jobs(stage: DeviceStage, count: int) -> list[Job]:

@@ -26,9 +26,9 @@ from workers.device import find_device
 from workers.drain import Drain
 from workers.executor import Executor
 from workers.stages.device import DeviceStage
-from workers.stages.held import HeldJobs
+from workers.stages.held import HeldJobs, Shared
 from workers.stages.job import Answered, Ending, Job
-from workers.stages.queues import DeviceQueue, PieceQueue
+from workers.stages.queues import DeviceQueue, EndingQueue, PieceQueue
 
 
 class Gate(NoCelery):
@@ -61,9 +61,8 @@ class Device:
         self.endings, self.admissions = Endings(), Admissions()
         store, celery = Store("redis://127.0.0.1:1", "w", Limits()), Gate(self.begun, self.gate)
         held = HeldJobs(store, None, celery)
-        self.stage = DeviceStage(
-            self.jobs, self.endings, PieceQueue(), self.admissions, self.executor, store, held, celery, Drain()
-        )
+        shared = Shared(self.admissions, EndingQueue(), PieceQueue(), store, held, celery, Drain())
+        self.stage = DeviceStage(self.jobs, self.endings, self.executor, shared)
 
     def job(self, name: str) -> Job:
         """A job of the model as the folder has it now."""

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 
-from broker.valkey.worker import Store
 from tasks.endpoints import Endpoint, connection
 from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
@@ -27,7 +26,6 @@ from taxiway.contract.keys import LEVELS, learned_key
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import describe, pause
 from workers.device import Device, DeviceMissingError, endpoint_device
-from workers.drain import Drain
 from workers.endpoints.capacity import RateGate, Slots, SlotUsage, pieces_of
 from workers.endpoints.health import EndpointHealth, Target, is_full
 from workers.endpoints.http import EndpointConfigError, EndpointLink
@@ -36,10 +34,9 @@ from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
 from workers.port import Row
 from workers.stages.admit import named_row, prepare
-from workers.stages.held import HeldJobs
+from workers.stages.held import Shared
 from workers.stages.job import (
     Answered,
-    CeleryWorker,
     Delivery,
     Ended,
     Ending,
@@ -50,7 +47,7 @@ from workers.stages.job import (
     Used,
     late,
 )
-from workers.stages.queues import AdmitQueue, DeviceQueue, EndingSink, PieceQueue
+from workers.stages.queues import DeviceQueue
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +66,6 @@ class EndpointStage:
 
     Args:
         key: the endpoint's API key; empty for none.
-        finish: receives endings.
-        stream: receives the pieces of streamed answers.
-        admit: receives deliveries to be decoded again, and claimed again if their claim was lost.
-        drain: the time limit for work after `stop`.
 
     Raises:
         EndpointConfigError: the endpoint's certificates cannot be read.
@@ -85,26 +78,20 @@ class EndpointStage:
         key: str,
         variants: EndpointVariants,
         inbox: DeviceQueue,
-        finish: EndingSink,
-        stream: PieceQueue,
-        admit: AdmitQueue,
-        store: Store,
-        held: HeldJobs,
-        celery: CeleryWorker,
-        drain: Drain,
+        shared: Shared,
     ) -> None:
         self.variants = variants
-        self.store = store
+        self.store = shared.store
         self.ahead = math.inf
         self.running = 0
         self._endpoint, self._protocol, self._key = endpoint, protocol, key
         self._inbox = inbox
-        self._finish = finish
-        self._stream = stream
-        self._admit = admit
-        self._held = held
-        self._celery = celery
-        self._drain = drain
+        self._finish = shared.endings
+        self._stream = shared.pieces
+        self._admit = shared.admissions
+        self._held = shared.held
+        self._celery = shared.celery
+        self._drain = shared.drain
         self._usage = SlotUsage(endpoint.slots)
         self._slots = Slots(endpoint.slots)
         self._gate = RateGate(endpoint.rate)

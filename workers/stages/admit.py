@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from broker.valkey.records import Claim, Verdict
-from broker.valkey.worker import FetchedMessage, Store, insist
+from broker.valkey.worker import FetchedMessage, insist
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
@@ -46,9 +46,9 @@ from workers.decide.faults import describe
 from workers.device import WorkerContext
 from workers.executor import Loaded
 from workers.port import Item
-from workers.stages.held import HeldJobs
+from workers.stages.held import Shared
 from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, Outcome, late
-from workers.stages.queues import AdmitQueue, DeviceQueue, DeviceVariants, EndingSink
+from workers.stages.queues import DeviceQueue, DeviceVariants
 
 logger = logging.getLogger(__name__)
 
@@ -69,21 +69,18 @@ class AdmitStage:
 
     def __init__(
         self,
-        inbox: AdmitQueue,
         device: DeviceQueue,
-        finish: EndingSink,
         variants: DeviceVariants,
-        store: Store,
-        held: HeldJobs,
+        shared: Shared,
         context: WorkerContext,
         shutdown: threading.Event,
     ) -> None:
-        self._inbox = inbox
+        self._inbox = shared.admissions
         self._device = device
-        self._finish = finish
+        self._finish = shared.endings
         self._variants = variants
-        self._store = store
-        self._held = held
+        self._store = shared.store
+        self._held = shared.held
         self._reader = JobReader(context.folder, context.topology.hardware, self._fetch)
         self._shutdown = shutdown
         self._stopping = threading.Event()

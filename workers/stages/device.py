@@ -22,22 +22,20 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
-from broker.valkey.worker import Store
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import TaxiwayError
 from workers.decide.batcher import BatchPolicy
 from workers.decide.occupation import BATCHES, Occupation, Stint, blocking_by_model, unfinished
-from workers.drain import Drain
 from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows, time_limit
 from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
 from workers.stages.finish import Batch, note
-from workers.stages.held import HeldJobs, count_runs
-from workers.stages.job import Answered, CeleryWorker, Ended, Ending, Job, Outcome, Revoked, late
+from workers.stages.held import Shared, count_runs
+from workers.stages.job import Answered, Ended, Ending, Job, Outcome, Revoked, late
 from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, RowRate, Urgency, is_short, key_of
-from workers.stages.queues import AHEAD, AHEAD_FOR, AdmitQueue, DeviceQueue, EndingSink, PieceQueue, ahead_of
+from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, ahead_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +54,6 @@ class DeviceStage:
 
     Args:
         finish: receives endings.
-        stream: receives the pieces of streamed answers.
-        admit: receives deliveries to be decoded again, and claimed again if their claim was lost.
-        drain: the time limit for work after `stop`.
 
     `ahead` is the maximum of patient work (seconds) that may wait here, not counting the last job. `running` counts the
     rows on the device now, `busy` the total seconds of finished batches.
@@ -68,24 +63,19 @@ class DeviceStage:
         self,
         inbox: DeviceQueue,
         finish: EndingSink,
-        stream: PieceQueue,
-        admit: AdmitQueue,
         executor: Executor,
-        store: Store,
-        held: HeldJobs,
-        celery: CeleryWorker,
-        drain: Drain,
+        shared: Shared,
     ) -> None:
         self.executor = self.variants = executor
         self.fault = ""
         self.endpoint = None
-        self.store = store
+        self.store = shared.store
         self._inbox = inbox
         self._finish = finish
-        self._admit = admit
-        self._held = held
-        self._celery = celery
-        self._drain = drain
+        self._admit = shared.admissions
+        self._held = shared.held
+        self._celery = shared.celery
+        self._drain = shared.drain
         self.running = 0
         self.busy = 0.0
         self._busy_since: float | None = None
@@ -104,7 +94,7 @@ class DeviceStage:
         self._calling = False
         self._beside = 0.0
         self._fault: Exception | None = None
-        self._inflight = InFlight(executor, stream)
+        self._inflight = InFlight(executor, shared.pieces)
         self._loads = Loads(executor, wake=inbox.wake, fail=self._fail)
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:

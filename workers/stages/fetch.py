@@ -16,16 +16,16 @@ import threading
 import time
 from collections.abc import Sequence
 
-from broker.valkey.worker import ClassQueue, Fetched, FetchedMessage, Store
+from broker.valkey.worker import ClassQueue, Fetched, FetchedMessage
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from workers.device import WorkerContext
 from workers.stages.admit import AdmitStage, read_plain
 from workers.stages.finish import FinishStage, OutcomeCounters
-from workers.stages.held import HeldJobs, add_dead_letter
-from workers.stages.job import CeleryWorker, Delivery, Job
-from workers.stages.queues import AdmitQueue, DeviceDriver, EndingQueue
+from workers.stages.held import Shared, add_dead_letter
+from workers.stages.job import Delivery, Job
+from workers.stages.queues import DeviceDriver
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ class FetchStage:
     """Keeps the device supplied from the class queues that Celery's consumer names.
 
     Args:
-        admissions: receives deliveries that are not claimed yet.
-        endings: tells whether too many endings are unwritten.
         admit: admits claimed deliveries.
         device: tells how many jobs it has room for, and runs a job that came alone.
         finish: writes the result of such a job.
@@ -56,27 +54,23 @@ class FetchStage:
     def __init__(
         self,
         class_queue: ClassQueue,
-        admissions: AdmitQueue,
-        endings: EndingQueue,
         admit: AdmitStage,
         device: DeviceDriver,
         finish: FinishStage,
-        held: HeldJobs,
-        store: Store,
         counters: OutcomeCounters,
-        celery: CeleryWorker,
+        shared: Shared,
         context: WorkerContext,
     ) -> None:
         self._queue = class_queue
-        self._admissions = admissions
-        self._endings = endings
+        self._admissions = shared.admissions
+        self._endings = shared.endings
         self._admit = admit
         self._device = device
         self._finish = finish
-        self._held = held
-        self._store = store
+        self._held = shared.held
+        self._store = shared.store
         self._counters = counters
-        self._celery = celery
+        self._celery = shared.celery
         self._own = context.options.hardware_class
         self._secret = context.settings.secret
         self._woken = False  # fewer messages came than there was room for, as one queue was waited for

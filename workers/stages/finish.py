@@ -36,11 +36,10 @@ from workers.decide.faults import describe
 from workers.device import Device
 from workers.port import Row
 from workers.stages.admit import named_row
-from workers.stages.held import HeldJobs
+from workers.stages.held import Shared
 from workers.stages.job import (
     Answered,
     CeleryTask,
-    CeleryWorker,
     Delivery,
     Dropped,
     Ended,
@@ -50,7 +49,7 @@ from workers.stages.job import (
     Returned,
     Used,
 )
-from workers.stages.queues import AdmitQueue, EndingQueue, PieceQueue
+from workers.stages.queues import PieceQueue
 
 logger = logging.getLogger(__name__)
 
@@ -69,24 +68,16 @@ class FinishStage:
     """
 
     def __init__(
-        self,
-        inbox: EndingQueue,
-        admit: AdmitQueue,
-        store: Store,
-        held: HeldJobs,
-        counters: OutcomeCounters,
-        class_queue: ClassQueue | None,
-        device: Device,
-        celery: CeleryWorker,
+        self, shared: Shared, counters: OutcomeCounters, class_queue: ClassQueue | None, device: Device
     ) -> None:
-        self._inbox = inbox
-        self._admit = admit
-        self._store = store
-        self._held = held
+        self._inbox = shared.endings
+        self._admit = shared.admissions
+        self._store = shared.store
+        self._held = shared.held
         self._counters = counters
         self._queue = class_queue
         self._device = device
-        self._celery = celery
+        self._celery = shared.celery
         self._given_up = threading.Event()
         self._started: list[Delivery] = []
         self._writing = threading.Lock()

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from broker.port import DeadLetter
 from broker.valkey.worker import ClassQueue, Store, insist
@@ -23,7 +24,7 @@ from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavai
 from workers.decide.faults import LONGEST_PAUSE, Budget, pause
 from workers.drain import Drain
 from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending
-from workers.stages.queues import AdmitQueue, EndingSink
+from workers.stages.queues import AdmitQueue, EndingQueue, EndingSink, PieceQueue
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,23 @@ class HeldJobs:
     def _tags(self, held_for: float = 0.0) -> list[str]:
         """Tags of messages that Celery holds, and of those held here for at least `held_for` seconds."""
         return [*self._celery.tags(), *(delivery.tag for delivery in self.all(held_for) if delivery.tag)]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the stages of a worker share: the queues between them, the jobs that they hold, and who else is told.
+
+    `admissions` takes deliveries to be decoded, and claimed if they are not, or no longer; `endings` how jobs ended;
+    `pieces` the pieces of streamed answers. `drain` is the time limit for work after `stop`.
+    """
+
+    admissions: AdmitQueue
+    endings: EndingQueue
+    pieces: PieceQueue
+    store: Store
+    held: HeldJobs
+    celery: CeleryWorker
+    drain: Drain
 
 
 class Cancellations:
