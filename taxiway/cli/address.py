@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -121,3 +122,11 @@ def ask(url: str | None, data: Path | None, question: Callable[[AsyncClient], Aw
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
     click.echo(msgspec.json.encode(value).decode())
+
+
+def present(value: Any, show: str, *, as_json: bool) -> None:
+    """Print a value as JSON, or for people, by that function of `taxiway.cli.show`, which is imported only for them."""
+    if as_json:
+        print_json(value)
+    else:
+        getattr(importlib.import_module("taxiway.cli.show"), show)(value)

@@ -56,6 +56,7 @@ NEW.yaml         the fleet file to try
 --history TRACE  what arrived: a CSV file of `taxiway history export`, another trace, or a UTC day such as 2026-11-27
 --url URL        for a day: the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
 --data DIR       for a day: data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
+--sample SECONDS how much to replay of a longer history, in windows spread over it [3600]; 0 replays all
 --seed N         seed of the random numbers
 --json           one JSON object: old, new and difference
 --plot FILE      a chart, one HTML file

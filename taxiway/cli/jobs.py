@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError
-from taxiway.cli.address import ask, fleet_options, print_json, processes_here
+from taxiway.cli.address import ask, fleet_options, present, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, Event, JobState, JobStatus, Lost, Restarted, Result
 from taxiway.contract.listing import MOST, JobPage
@@ -250,7 +250,7 @@ def result(job: str, *, wait: float, url: str | None, data: Path | None, as_json
 def status(job: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
     """Show the state of job ID. Without an ID, show the fleet: classes, devices, warm variants and queue depths."""
     if job is None:
-        _show_fleet(_fleet_with_processes(url, data), as_json=as_json)
+        present(_fleet_with_processes(url, data), "show_fleet", as_json=as_json)
     else:
         _show_status(ask(url, data, lambda client: client.job(job).status()), as_json=as_json)
 
@@ -325,13 +325,7 @@ def explain(
         question = _what_if(what_if, **asked)
     else:
         raise click.UsageError("expected the ID of a job, or --what-if MODEL")
-    placement = ask(url, data, question)
-    if as_json:
-        print_json(placement)
-        return
-    from taxiway.cli.show import show_placement
-
-    show_placement(placement)
+    present(ask(url, data, question), "show_placement", as_json=as_json)
 
 
 @click.command()
@@ -422,15 +416,6 @@ def _show_status(status: JobStatus, *, as_json: bool, **more: bool) -> None:
     show_status(status)
 
 
-def _show_fleet(fleet: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(fleet)
-        return
-    from taxiway.cli.show import show_fleet
-
-    show_fleet(fleet)
-
-
 _MOST = 100
 
 
@@ -447,13 +432,7 @@ def dead() -> None:
 @fleet_options
 def list_(*, most: int, url: str | None, data: Path | None, as_json: bool) -> None:
     """List dead letters, most recent first."""
-    letters = ask(url, data, lambda client: client.dead.list(most))
-    if as_json:
-        print_json(letters)
-        return
-    from taxiway.cli.show import show_letters
-
-    show_letters(letters)
+    present(ask(url, data, lambda client: client.dead.list(most)), "show_letters", as_json=as_json)
 
 
 @dead.command()
@@ -461,13 +440,7 @@ def list_(*, most: int, url: str | None, data: Path | None, as_json: bool) -> No
 @fleet_options
 def show(letter: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
     """Show a LETTER: its reason, the workers that its job crashed, and the message."""
-    opened = ask(url, data, lambda client: client.dead.show(letter))
-    if as_json:
-        print_json(opened)
-        return
-    from taxiway.cli.show import show_letter
-
-    show_letter(opened)
+    present(ask(url, data, lambda client: client.dead.show(letter)), "show_letter", as_json=as_json)
 
 
 @dead.command()
@@ -512,12 +485,7 @@ def models(name: str | None, *, url: str | None, data: Path | None, as_json: boo
         found = [model for model in found if model["name"] == name]
         if not found:
             raise UnknownModelError(f"unknown model {name!r}", model=name)
-    if as_json:
-        print_json(found)
-        return
-    from taxiway.cli.show import show_models
-
-    show_models(found)
+    present(found, "show_models", as_json=as_json)
 
 
 @click.command()
@@ -529,11 +497,6 @@ def reload(*, url: str | None, data: Path | None, as_json: bool) -> None:
     is disabled or served in an older version of its files.
     """
     processes = ask(url, data, lambda client: client.reload())
-    if as_json:
-        print_json(processes)
-    else:
-        from taxiway.cli.show import show_reload
-
-        show_reload(processes)
+    present(processes, "show_reload", as_json=as_json)
     if any(not one["answered"] or one["disabled"] or one["outdated"] for one in processes):
         raise SystemExit(JOB_FAILED)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.address import ask, fleet_options, present, print_json
 
 _ENDPOINT = click.argument("endpoint")
 
@@ -23,13 +23,7 @@ def webhooks() -> None:
 @fleet_options
 def list_(*, url: str | None, data: Path | None, as_json: bool) -> None:
     """List endpoints, most recent first."""
-    found = ask(url, data, lambda client: client.webhooks.list())
-    if as_json:
-        print_json(found)
-        return
-    from taxiway.cli.show import show_endpoints
-
-    show_endpoints(found)
+    present(ask(url, data, lambda client: client.webhooks.list()), "show_endpoints", as_json=as_json)
 
 
 @webhooks.command()
@@ -98,13 +92,7 @@ def test(endpoint: str, *, event: str, url: str | None, data: Path | None, as_js
 @fleet_options
 def dead(endpoint: str, *, most: int, url: str | None, data: Path | None, as_json: bool) -> None:
     """List events that ENDPOINT did not take in time, most recent first."""
-    found = ask(url, data, lambda client: client.webhooks.dead(endpoint, most))
-    if as_json:
-        print_json(found)
-        return
-    from taxiway.cli.show import show_dead_events
-
-    show_dead_events(found)
+    present(ask(url, data, lambda client: client.webhooks.dead(endpoint, most)), "show_dead_events", as_json=as_json)
 
 
 @webhooks.command()
