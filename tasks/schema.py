@@ -1,4 +1,7 @@
-"""Writes the JSON Schemas of queues.yaml and model.yaml beside this file: `python -m tasks.schema`."""
+"""Writes the JSON Schemas of queues.yaml, of model.yaml and of the chart's values: `python -m tasks.schema`.
+
+The chart's values are queues.yaml, and those of charts/own.schema.json, which say where the fleet runs.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,44 @@ from typing import Any
 
 from tasks import topology
 from tasks.models import catalogue
+from tasks.settings import TREE
 
-FOLDER = Path(__file__).resolve().parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
+_OWN = TREE / "charts" / "own.schema.json"
 
-def schemas() -> Mapping[str, str]:
-    """The text of each schema by its file name."""
+
+def schemas() -> Mapping[Path, str]:
+    """The text of each schema by its file."""
+    queues = topology.schema()
     return {
-        "queues.schema.json": _text("queues.yaml", topology.schema()),
-        "model.schema.json": _text("model.yaml", catalogue.schema()),
+        TREE / "tasks" / "queues.schema.json": _text("queues.yaml", queues),
+        TREE / "tasks" / "model.schema.json": _text("model.yaml", catalogue.schema()),
+        TREE / "charts" / "taxiway" / "values.schema.json": _text("Values of the chart taxiway", _values(queues)),
+    }
+
+
+def _values(queues: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the chart's values."""
+    own: dict[str, Any] = json.loads(_OWN.read_text(encoding="utf-8"))
+    definitions = dict(queues["$defs"])
+    fields = definitions.pop("Topology")
+    return {
+        **fields,
+        "$defs": {**definitions, **own["$defs"]},
+        "description": "queues.yaml, and where the fleet runs.",
+        "properties": {**fields["properties"], **own["properties"]},
     }
 
 
 def _text(title: str, schema: Mapping[str, Any]) -> str:
-    return json.dumps({"$schema": DIALECT, "title": title, **schema}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({"$schema": DIALECT, **schema, "title": title}, indent=2, sort_keys=True) + "\n"
 
 
 def main() -> None:
-    """Write both files."""
-    for name, text in schemas().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+    """Write the files."""
+    for file, text in schemas().items():
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.endpoints import Tariff
-from tasks.schema import FOLDER, schemas
+from tasks.schema import schemas
 from tasks.settings import TREE
 from tasks.topology import Topology, TopologyError, load_topology, parse_topology
 from tests.unit.strategies import json_values
@@ -166,9 +166,9 @@ def test_a_file_that_cannot_be_read_is_a_topology_error(content: bytes | None, t
         load_topology(path)
 
 
-@pytest.mark.parametrize("name", sorted(schemas()))
-def test_the_schema_in_the_tree_is_the_one_that_the_types_give(name: str) -> None:
-    assert (FOLDER / name).read_text(encoding="utf-8") == schemas()[name], "run: python -m tasks.schema"
+@pytest.mark.parametrize("file", sorted(schemas()), ids=lambda file: file.name)
+def test_the_schema_in_the_tree_is_the_one_that_the_types_give(file: Path) -> None:
+    assert file.read_text(encoding="utf-8") == schemas()[file], "run: python -m tasks.schema"
 
 
 ENGINE: dict[str, Any] = {
