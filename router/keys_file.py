@@ -20,6 +20,7 @@ import click
 import msgspec
 
 from router.access import PREFIX, SCOPES, Caller, Key, Keyring, KeysError, Scope, digest_of, parse_keys, written
+from tasks.models.files import stamp_of
 from taxiway.cli.fleet import shown_as
 from taxiway.contract.request import MAX_NAME
 
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 LOOK = 1.0
 """Seconds between two checks for changes of the file: a revoked key stays valid for at most this long."""
-
-_Mark = tuple[int, int, int]
 
 
 class KeyFile:
@@ -40,7 +39,7 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._mark = _mark(path)
+        self._stamp = stamp_of(path)
         self._keyring = read_keys(path)
         self._next = time.monotonic() + LOOK
 
@@ -52,10 +51,10 @@ class KeyFile:
 
     def _check(self) -> None:
         self._next = time.monotonic() + LOOK
-        mark = _mark(self._path)
-        if mark == self._mark:
+        stamp = stamp_of(self._path)
+        if stamp == self._stamp:
             return
-        self._mark = mark
+        self._stamp = stamp
         try:
             self._keyring = read_keys(self._path)
         except KeysError as error:
@@ -95,15 +94,6 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _mark(path: Path) -> _Mark | None:
-    """A value that changes with the file's content; None while the file is missing."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 _BYTES = 32  # of randomness in a key

@@ -13,7 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from simulator.fleet import SERVICES, DeviceClass, Fleet, FleetError, Timing
 from simulator.traces import Column
-from simulator.workload import Figures, Workload
+from simulator.workload import Figures, Workload, barred
 from tasks.document import Verbatim
 
 COLUMNS = ("instance", "accelerator", "accelerator_count", "usd_per_hour", "usd_per_hour_spot")
@@ -286,10 +286,7 @@ def _busiest(arrival: Figures, work: Figures, window: float, windows: int) -> Fi
 
 def _permitted(workload: Workload, figures: Figures) -> Figures:
     """The figures, infinite on spot classes for services that must not be interrupted."""
-    fleet = workload.fleet
-    spot = np.array([device.spot for device in fleet.classes.values()])
-    firm = np.array([not service.preemptible for service in fleet.services])[workload.trace.service]
-    return np.where(firm[:, None] & spot, math.inf, figures)
+    return np.where(barred(workload.trace, workload.fleet), math.inf, figures)
 
 
 def _alone(workload: Workload) -> Figures:

@@ -64,12 +64,18 @@ class Transformer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         )
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device's roofline: peak dense operations per second, and bytes per second of its memory and host link."""
+class Roofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A device's limits: peak dense operations per second, and bytes per second of its memory and host link."""
 
     peak_flops: Above
     bandwidth: Above
     host_link: Above
+
+    def layer(self, shape: Shape, tokens: float, shards: int = 1) -> float:
+        """Seconds of one layer's dense operators for `tokens` in the batch."""
+        compute = 2 * shape.layer / shards * tokens / (self.peak_flops * COMPUTE_EFFICIENCY)
+        reading = shape.layer / shards * shape.bytes_per_weight / (self.bandwidth * BANDWIDTH_EFFICIENCY)
+        return max(compute, reading) + LAYER_OVERHEAD
 
 
 class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,7 +114,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_run: Above | None = None
     horizon: Above = 1.0
     reserve_for: Literal["live", "standard", "bulk"] | None = None
-    roofline: Limits | None = None
+    roofline: Roofline | None = None
     curves: dict[str, Curve] = {}
     accelerator: Name | None = None
     instances: tuple[Name, ...] = ()
@@ -248,8 +254,7 @@ def _timing(document: Document, model: str, device: DeviceClass) -> Timing | Non
     transformer = document.models.get(model)
     if device.roofline is None or transformer is None:
         return None
-    limits = device.roofline
-    timing = Stepping.of(transformer.shape(), Roofline(limits.peak_flops, limits.bandwidth, limits.host_link))
+    timing = Stepping.of(transformer.shape(), device.roofline)
     return timing if timing.memory < device.memory * USABLE else None
 
 
@@ -331,21 +336,6 @@ class Shape:
         return int((self.layers * self.layer + 2 * self.head) * self.bytes_per_weight)
 
 
-@dataclass(frozen=True, slots=True)
-class Roofline:
-    """A device's limits: peak operations per second, bytes per second of memory and of the link to the host."""
-
-    flops: float
-    bandwidth: float
-    link: float
-
-    def layer(self, shape: Shape, tokens: float, shards: int = 1) -> float:
-        """Seconds of one layer's dense operators for `tokens` in the batch."""
-        compute = 2 * shape.layer / shards * tokens / (self.flops * COMPUTE_EFFICIENCY)
-        reading = shape.layer / shards * shape.bytes_per_weight / (self.bandwidth * BANDWIDTH_EFFICIENCY)
-        return max(compute, reading) + LAYER_OVERHEAD
-
-
 class Timing(Protocol):
     """What one model takes on one device class."""
 
@@ -385,10 +375,10 @@ class Stepping:
     def of(cls, shape: Shape, roofline: Roofline) -> Stepping:
         """The timing of a transformer on a device."""
         weights = shape.layers * shape.layer + shape.head
-        flops = roofline.flops * COMPUTE_EFFICIENCY
+        flops = roofline.peak_flops * COMPUTE_EFFICIENCY
         bandwidth = roofline.bandwidth * BANDWIDTH_EFFICIENCY
         return cls(
-            load=shape.memory / roofline.link,
+            load=shape.memory / roofline.host_link,
             memory=shape.memory,
             cache=shape.cache * 2.0,
             per_token=2 * weights / flops,

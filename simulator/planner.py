@@ -18,7 +18,7 @@ from router.decide.plan import Plan as FleetPlan
 from simulator.demand import InfeasibleError, Mix, Offer, cheapest, check_deadlines, demand
 from simulator.engine import Summary
 from simulator.fleet import SERVICES, DeviceClass, Fleet
-from simulator.reports import percent, plan_tables
+from simulator.reports import percent, plan_tables, table
 from simulator.traces import TraceError
 from simulator.tuning.search import Search
 from simulator.tuning.tuner import Decision, plan_of
@@ -355,7 +355,7 @@ def tables(answer: Answer) -> list[Table | Text]:
 
 
 def _mix(plan: Plan) -> Table:
-    shown = _table("class", "instance", right=("instances", "devices", "$ an hour", "busy"))
+    shown = table("class", "instance", right=("instances", "devices", "$ an hour", "busy"))
     for row in plan.mix:
         kind = f"{row.instance} (spot)" if row.spot else row.instance
         cells = [str(row.instances), str(row.devices), f"{row.usd_per_hour:.2f}", percent(row.utilisation)]
@@ -366,7 +366,7 @@ def _mix(plan: Plan) -> Table:
 
 
 def _attained(slo: Mapping[str, float], plan: Plan) -> Table:
-    shown = _table("service", right=("asked", "attained", "headroom"))
+    shown = table("service", right=("asked", "attained", "headroom"))
     headroom = plan.rounds[-1].headroom
     for name in SERVICES:
         shown.add_row(name, percent(slo.get(name)), percent(plan.attainment[name]), f"×{headroom[name]:.2f}")
@@ -380,7 +380,7 @@ def _found(plan: Plan) -> str:
 
 
 def _loads(loads: Sequence[Sensitivity]) -> Table:
-    shown = _table("load", right=("$ an hour", *SERVICES))
+    shown = table("load", right=("$ an hour", *SERVICES))
     shown.add_column("mix", overflow="fold")
     for row in loads:
         if row.mix is None or row.attainment is None:
@@ -389,13 +389,4 @@ def _loads(loads: Sequence[Sensitivity]) -> Table:
             cells = [f"{row.usd_per_hour:.2f}", *(percent(row.attainment[name]) for name in SERVICES)]
             mix = ", ".join(f"{number} × {name}" for name, number in row.mix.items())
         shown.add_row(f"×{row.load:g}", *map(Text, [*cells, mix]))
-    return shown
-
-
-def _table(*left: str, right: Sequence[str]) -> Table:
-    shown = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in left:
-        shown.add_column(name, no_wrap=True)
-    for name in right:
-        shown.add_column(name, justify="right", no_wrap=True)
     return shown

@@ -30,7 +30,7 @@ def json_lines(summaries: Sequence[Summary]) -> str:
 
 def figures(summaries: Sequence[Summary]) -> Table:
     """What each policy attains and costs, one row per policy."""
-    shown = _policy_table((*SERVICES, "cost", "score", "p50", "p99", "goodput", "moves"))
+    shown = table(first="policy", right=(*SERVICES, "cost", "score", "p50", "p99", "goodput", "moves"))
     for summary in summaries:
         cells = [percent(summary.attainment[name]) for name in SERVICES]
         cells += [f"${summary.cost_usd:.2f}", f"${summary.score:.2f}"]
@@ -42,17 +42,21 @@ def figures(summaries: Sequence[Summary]) -> Table:
 def usage(summaries: Sequence[Summary]) -> Table:
     """How busy each class's devices are while they are on, one row per policy."""
     classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
-    shown = _policy_table([f"{name} busy" for name in classes])
+    shown = table(first="policy", right=[f"{name} busy" for name in classes])
     for summary in summaries:
         if summary.utilisation:
             shown.add_row(summary.policy, *(Text(percent(summary.utilisation[name])) for name in classes))
     return shown
 
 
-def _policy_table(names: Sequence[str]) -> Table:
+def table(*left: str, right: Sequence[str] = (), first: str | None = None) -> Table:
+    """An empty table: a bold `first` column if it is named, then those on the `left`, and figures on the `right`."""
     shown = Table(box=None, pad_edge=False, collapse_padding=True)
-    shown.add_column("policy", style="bold", no_wrap=True)
-    for name in names:
+    if first is not None:
+        shown.add_column(first, style="bold", no_wrap=True)
+    for name in left:
+        shown.add_column(name, no_wrap=True)
+    for name in right:
         shown.add_column(name, justify="right", no_wrap=True)
     return shown
 
@@ -73,10 +77,10 @@ def _rate(value: float | None) -> str:
 
 def plan_tables(plan: Plan) -> tuple[Table, Table]:
     """The classes of each kind of request, and how each class scales."""
-    cells = _plan_table("model", "service", "locality", "classes, best first")
+    cells = table("model", "service", "locality", "classes, best first")
     for cell in plan.cells:
         cells.add_row(*map(Text, [cell.model, cell.service, cell.locality or "", ", ".join(cell.classes)]))
-    classes = _plan_table("class", "rule", "devices")
+    classes = table("class", "rule", "devices")
     for name, planned in plan.classes.items():
         classes.add_row(*map(Text, [name, _rule(planned.rule), str(planned.devices)]))
     return cells, classes
@@ -84,13 +88,6 @@ def plan_tables(plan: Plan) -> tuple[Table, Table]:
 
 def _rule(rule: ScalingRule) -> str:
     return f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"
-
-
-def _plan_table(*names: str) -> Table:
-    shown = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in names:
-        shown.add_column(name, no_wrap=True)
-    return shown
 
 
 _DOLLARS = {"score": "score", "cost_usd": "cost", "starts_usd": "cost of starts", "idle_usd": "cost of idle devices"}
@@ -200,10 +197,7 @@ def sample_line(sample: Sample) -> str:
 
 def difference_table(found: Comparison) -> Table:
     """One row per figure: old, new and the difference."""
-    shown = Table(box=None, pad_edge=False, collapse_padding=True)
-    shown.add_column("", style="bold", no_wrap=True)
-    for name in ("old", "new", "difference"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown = table(first="", right=("old", "new", "difference"))
     for row in _difference_rows(found):
         shown.add_row(*map(Text, row))
     return shown

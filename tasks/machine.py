@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def look() -> Machine:
         instruction_sets=_instruction_sets(),
         cuda=_cuda_devices(),
         tpu_chips=_tpu_chips(),
-        runtimes=_runtimes(),
+        runtimes=_installed(RUNTIMES),
     )
 
 
@@ -73,9 +74,7 @@ def version_of(distribution: str) -> str | None:
 
 def packages() -> dict[str, str]:
     """The installed distributions that decide how fast variants run, with their versions."""
-    found = {name: version_of(name) for name in (*RUNTIMES.values(), "numpy")}
-    others = {name: point.dist.version if point.dist else "" for name, point in registered("runtimes").items()}
-    return others | {name: version for name, version in found.items() if version is not None}
+    return _installed({name: name for name in (*RUNTIMES.values(), "numpy")})
 
 
 def _cores() -> int:
@@ -117,7 +116,8 @@ def _tpu_chips() -> int:
     return chips
 
 
-def _runtimes() -> dict[str, str]:
-    found = {name: version_of(distribution) for name, distribution in RUNTIMES.items()}
+def _installed(distributions: Mapping[str, str]) -> dict[str, str]:
+    """The versions of those that are installed, and of the runtimes that other packages register, by name."""
+    found = {name: version_of(distribution) for name, distribution in distributions.items()}
     others = {name: point.dist.version if point.dist else "" for name, point in registered("runtimes").items()}
     return others | {name: version for name, version in found.items() if version is not None}

@@ -32,7 +32,7 @@ DEVICES = {
 }
 
 PHI = MODELS["microsoft/phi-2"].shape()
-A100 = Roofline(flops=312e12, bandwidth=1555e9, link=31.5e9)
+A100 = Roofline(peak_flops=312e12, bandwidth=1555e9, host_link=31.5e9)
 
 
 def rows_of(name: str) -> Iterator[dict[str, str]]:
@@ -47,7 +47,7 @@ def rows_of(name: str) -> Iterator[dict[str, str]]:
 def test_the_roofline_is_near_the_measured_dense_operators(device: str) -> None:
     facts = next(row for row in rows_of("accelerators.csv") if row["name"] == DEVICES[device])
     bandwidth, link = float(facts["memory_bandwidth_bytes_per_s"]), float(facts["host_link_bytes_per_s"])
-    roofline = Roofline(float(facts["peak_bf16_flops"]), bandwidth, link)
+    roofline = Roofline(peak_flops=float(facts["peak_bf16_flops"]), bandwidth=bandwidth, host_link=link)
     measured = [row for row in rows_of("vidur_profiles.csv") if row["device"] == device]
     errors = [
         abs(
