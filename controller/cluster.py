@@ -167,10 +167,18 @@ class Cluster:
         """Set the replicas of a Deployment."""
         await self._ask("PATCH", self._scale(deployment), {"spec": {"replicas": replicas}})
 
-    async def note_cost(self, pod: str, cost: str) -> None:
+    async def end_pod(self, pod: str) -> None:
+        """Delete a pod, if it is still there; it has its grace period."""
+        try:
+            await self._ask("DELETE", f"{self._core}/pods/{pod}")
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.NOT_FOUND:
+                raise
+
+    async def note_cost(self, pod: str, cost: int) -> None:
         """Set which pod ends first when its ReplicaSet shrinks."""
         path = f"{self._core}/pods/{pod}"
-        await self._ask("PATCH", path, {"metadata": {"annotations": {COST: cost}}})
+        await self._ask("PATCH", path, {"metadata": {"annotations": {COST: str(cost)}}})
 
     async def say_status(self, plural: str, name: str, status: Object) -> None:
         """Replace fields of the status of a HardwareClass or a Fleet."""

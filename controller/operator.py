@@ -7,19 +7,19 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 
-from controller.cluster import CLASSES, COST, FINALIZER, Cluster, ConflictError, Object
-from controller.decide.endings import Ending, Left, deletion_cost, drain
+from controller.cluster import CLASSES, FINALIZER, Cluster, ConflictError, Object
+from controller.decide.endings import Ending, Left, deletion_cost, drain, least
 from controller.decide.pools import Allotment, Seen, allot
 from controller.fleets import Fleets
 from controller.leader import Leader
 from controller.routers import Routers
-from controller.spec import ClassSpec, ClassStatus, age, longest_grace, seen, standings, status_of
+from controller.spec import HASH, ClassSpec, ClassStatus, active, age, longest_grace, ready, seen, standings, status_of
 
 PERIOD = 1.0
 """Seconds between two looks at a class."""
@@ -36,7 +36,7 @@ class Operator:
         self._fleets: dict[str, Object] = {}
         self._rollouts = Fleets(cluster, routers)
         self._said: dict[str, ClassStatus] = {}
-        self._chosen: set[str] = set()
+        self._leads = False
 
     def notice(self, change: str | None, body: Object) -> None:
         """A HardwareClass is there, has changed, or is gone (`DELETED`)."""
@@ -57,19 +57,28 @@ class Operator:
             self._fleets[name] = body
 
     async def run(self) -> None:
-        """Work until cancelled."""
-        while True:
-            began = time.monotonic()
-            try:
-                if await self._leader.leads():
-                    fleets = map(self._look_at_fleet, list(self._fleets.values()))
-                    await asyncio.gather(*map(self._look, list(self._classes.values())), *fleets)
-                else:
-                    self._said.clear()
-                    self._rollouts.forget()
-            except httpx.HTTPError as error:
-                logger.warning("cluster does not answer", extra={"error": str(error)})
-            await asyncio.sleep(max(PERIOD - (time.monotonic() - began), 0.1))
+        """Work until cancelled. A step of a rollout may take seconds, so Fleets have a loop of their own."""
+        async with asyncio.TaskGroup() as loops:
+            for step in (self._lead, self._look_at_classes, self._look_at_fleets):
+                loops.create_task(_repeat(step))
+
+    async def _lead(self) -> None:
+        try:
+            self._leads = await self._leader.leads()
+        except httpx.HTTPError:
+            self._leads = False
+            raise
+        if not self._leads:
+            self._said.clear()
+            self._rollouts.forget()
+
+    async def _look_at_classes(self) -> None:
+        if self._leads:
+            await asyncio.gather(*map(self._look, list(self._classes.values())))
+
+    async def _look_at_fleets(self) -> None:
+        if self._leads:
+            await asyncio.gather(*map(self._look_at_fleet, list(self._fleets.values())))
 
     async def _look(self, body: Object) -> None:
         name = body["metadata"]["name"]
@@ -107,7 +116,7 @@ class Operator:
         missing = {pool.name for pool, count in zip(spec.pools, asked, strict=True) if count is None}
         status = status_of(spec, wanted, reason, pools, allotted, missing)
         await self._remember(name, status)  # first: a successor judges pools as this one did
-        await self._apply(body, spec, pools, allotted, reason)
+        await self._apply(body, spec, pools, allotted, reason, by_pool)
 
     async def _wanted(self, spec: ClassSpec, before: ClassStatus) -> tuple[int | None, str]:
         """The count that was set by hand, that of the router, or the last one while no router knows."""
@@ -147,27 +156,48 @@ class Operator:
             await self._cluster.say_status(CLASSES, name, msgspec.to_builtins(status))
             self._said[name] = status
 
-    async def _apply(self, body: Object, spec: ClassSpec, pools: list[Seen], allotted: Allotment, reason: str) -> None:
+    async def _apply(
+        self,
+        body: Object,
+        spec: ClassSpec,
+        pools: Sequence[Seen],
+        allotted: Allotment,
+        reason: str,
+        pods: Mapping[str, Sequence[Object]],
+    ) -> None:
         for pool, found, replicas in zip(spec.pools, pools, allotted.replicas, strict=True):
-            if replicas < found.asked and pool.deployment not in self._chosen:
-                await self._choose(spec, pool.name)
-                self._chosen.add(pool.deployment)
-                continue  # the ReplicaSet controller reads the costs from a cache, which has them at the next look
-            self._chosen.discard(pool.deployment)
             if replicas == found.asked:
                 continue
+            if 0 < replicas < found.asked:
+                await self._end(spec, active(pods[pool.name]), replicas)
             await self._cluster.scale(pool.deployment, replicas)
             message = f"{pool.deployment}: {found.asked} to {replicas} pods: {reason}"
             logger.info("scaled", extra={"class": spec.hardware_class, "said": message})
             await self._cluster.say_event(body, "Scaled", message[:1000])
 
-    async def _choose(self, spec: ClassSpec, pool: str) -> None:
-        """Say of each pod of the pool what would be lost with it, so that the right ones end."""
+    async def _end(self, spec: ClassSpec, pods: Sequence[Object], left: int) -> None:
+        """Delete the pods that lose least, before their Deployment shrinks and its ReplicaSet chooses by itself.
+
+        A pod by which the ReplicaSet replaces one of these meanwhile is not ready, so it is what then ends. In the
+        middle of a rollout Kubernetes decides which of two ReplicaSets shrinks: it is told the costs of their pods.
+        """
         try:
             endings = await self._routers.endings(spec.router)
         except httpx.HTTPError:
             return  # Kubernetes chooses
-        for pod in await self._cluster.pods(f"{spec.selector},taxiway/pool={pool}"):
-            name, cost = pod["metadata"]["name"], str(deletion_cost(endings.get(pod["metadata"]["name"], Ending())))
-            if pod["metadata"].get("annotations", {}).get(COST, "0") != cost:
-                await self._cluster.note_cost(name, cost)
+        lost = {pod["metadata"]["name"]: endings.get(pod["metadata"]["name"], Ending()) for pod in pods}
+        if len({pod["metadata"]["labels"].get(HASH) for pod in pods}) > 1:
+            await asyncio.gather(*(self._cluster.note_cost(name, deletion_cost(one)) for name, one in lost.items()))
+        else:
+            ending = least(lost, set(ready(pods)), len(pods) - left)
+            await asyncio.gather(*map(self._cluster.end_pod, ending))
+
+
+async def _repeat(step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        began = time.monotonic()
+        try:
+            await step()
+        except httpx.HTTPError as error:
+            logger.warning("cluster does not answer", extra={"error": str(error)})
+        await asyncio.sleep(max(PERIOD - (time.monotonic() - began), 0.1))

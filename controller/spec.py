@@ -17,6 +17,9 @@ Object = Mapping[str, Any]
 
 _USUAL, _LIMITS = Rules(), Limits()
 
+HASH = "pod-template-hash"
+"""The label by which the pods of a ReplicaSet are told from those of the Deployment's others."""
+
 GRACE = 30.0
 """Seconds beyond a pod's grace period in which its node reports that it is gone."""
 
@@ -85,14 +88,26 @@ def _standing(pool: PoolStatus | None) -> Mapping[str, Any]:
 
 def seen(pool: Pool, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> Seen:
     """A pool by its Deployment's replicas, None without a Deployment, and its pods."""
-    alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    ready = sum(_condition(pod, "Ready").get("status") == "True" for pod in alive)
+    alive = active(pods)
     waits = [
         now - _seconds(found["lastTransitionTime"])
         for pod in alive
         if (found := _condition(pod, "PodScheduled")).get("reason") == "Unschedulable"
     ]
-    return Seen(pool.name, asked or 0, ready, max([0.0, *waits]), 0 if asked is None else pool.most)
+    return Seen(pool.name, asked or 0, len(ready(alive)), max([0.0, *waits]), 0 if asked is None else pool.most)
+
+
+def active(pods: Sequence[Object]) -> list[Object]:
+    """The pods that a ReplicaSet counts."""
+    ended = ("Succeeded", "Failed")
+    return [
+        pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") not in ended
+    ]
+
+
+def ready(pods: Sequence[Object]) -> list[str]:
+    """The names of those that are ready."""
+    return [pod["metadata"]["name"] for pod in pods if _condition(pod, "Ready").get("status") == "True"]
 
 
 def age(body: Mapping[str, Any], now: float) -> float | None:
@@ -139,7 +154,6 @@ def status_of(
     )
 
 
-_HASH = "pod-template-hash"
 _REVISION = "deployment.kubernetes.io/revision"
 
 
@@ -211,7 +225,7 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def digest(template: Object) -> str:
     """What a pod template is told by; that of a ReplicaSet has a label more than its Deployment's."""
-    labels = {name: value for name, value in template["metadata"].get("labels", {}).items() if name != _HASH}
+    labels = {name: value for name, value in template["metadata"].get("labels", {}).items() if name != HASH}
     annotations = template["metadata"].get("annotations", {})
     text = json.dumps([labels, annotations, template["spec"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -252,7 +266,7 @@ def earlier_template(sets: Sets, wanted: str) -> Object | None:
     if wanted not in sets:
         return None
     found = sets[wanted]["spec"]["template"]
-    labels = {name: value for name, value in found["metadata"].get("labels", {}).items() if name != _HASH}
+    labels = {name: value for name, value in found["metadata"].get("labels", {}).items() if name != HASH}
     return {**found, "metadata": {**found["metadata"], "labels": labels}}
 
 
@@ -260,11 +274,11 @@ def changed_pods(rollout: Rollout, sets: Mapping[str, Sets], pods: Sequence[Obje
     """The names of pods that have the new template of their Deployment."""
     before, target = rollout.before or {}, rollout.target or {}
     hashes = {
-        sets[name][template]["metadata"]["labels"][_HASH]
+        sets[name][template]["metadata"]["labels"][HASH]
         for name, template in target.items()
         if template != before.get(name) and template in sets.get(name, {})
     }
-    return {pod["metadata"]["name"] for pod in pods if pod["metadata"].get("labels", {}).get(_HASH) in hashes}
+    return {pod["metadata"]["name"] for pod in pods if pod["metadata"].get("labels", {}).get(HASH) in hashes}
 
 
 def figures_of(devices: Sequence[Object], pods: set[str] | None = None) -> dict[str, Figures]:

@@ -1,7 +1,8 @@
-"""How a class's pods end: which first when it shrinks, by their deletion costs, and all of them when it is deleted."""
+"""How a class's pods end: which of them when it shrinks, by what would be lost, and all of them when it is deleted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,11 @@ def deletion_cost(pod: Ending) -> int:
     if pod.draining:
         return -1
     return min(RUNNING * pod.running + WARM * pod.warm + HELD * pod.held, MOST)
+
+
+def least(pods: Mapping[str, Ending], ready: Set[str], count: int) -> list[str]:
+    """The names of `count` pods that lose least. Of those that lose the same, one that is not ready ends first."""
+    return sorted(pods, key=lambda name: (deletion_cost(pods[name]), name in ready, name))[:count]
 
 
 Drain = Literal["serve", "end", "gone"]

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ until = partial(waiting.until, patience=30.0, every=0.15)
 class ControlPlane:
     """The processes, and an HTTP client of their API server."""
 
-    def __init__(self, folder: Path, binaries: Path) -> None:
-        self.folder, self.binaries = folder, binaries
+    def __init__(self, folder: Path, binaries: Path, *, hpa_period: int = 2) -> None:
+        self.folder, self.binaries, self._hpa_period = folder, binaries, hpa_period
         self.kubeconfig = folder / "kubeconfig"
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -89,7 +89,7 @@ class ControlPlane:
         quiet = (f"--kubeconfig={self.kubeconfig}", "--port=0", "--secure-port=0", "--leader-elect=false")
         self._run(
             "kube-controller-manager", *quiet, "--use-service-account-credentials=false",
-            f"--service-account-private-key-file={key}", "--horizontal-pod-autoscaler-sync-period=2s",
+            f"--service-account-private-key-file={key}", f"--horizontal-pod-autoscaler-sync-period={self._hpa_period}s",
             "--node-monitor-grace-period=10h",
         )  # fmt: skip
         self._run("kube-scheduler", *quiet)
@@ -123,11 +123,6 @@ class ControlPlane:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-    @cached_property
-    def honours_costs(self) -> bool:
-        """Whether ReplicaSets shrink by `pod-deletion-cost`, which came with Kubernetes 1.21."""
-        return b"pod-deletion-cost" in (self.binaries / "kube-controller-manager").read_bytes()
 
     def items(self, path: str, **selected: str) -> list[Any]:
         """What is under an API path, by label: `items("/api/v1/pods", labelSelector="a=b")`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -85,7 +86,7 @@ def test_a_class_has_exactly_the_pods_that_its_router_wants_and_says_why(
 ) -> None:
     seconds_until_asked(fleet, wishes, 11)  # the operator starts
     took = {count: seconds_until_asked(fleet, wishes, count) for count in (12, 1, 16, 0)}
-    assert max(took.values()) < 10, took  # 1 to 3 on an idle machine: a look, and another before pods end
+    assert statistics.median(took.values()) < 3, took  # a look, and what it asks the API server
     assert until(lambda: fleet.of_class("gpu.realtime") == [])
     table = fleet.plane.tool("kubectl", "get", "hwc", "fleet-worker-gpu-realtime", "--namespace", "operated")
     assert "gpu.realtime was asked for" in table
@@ -137,9 +138,7 @@ def test_an_operator_that_is_killed_in_the_middle_is_followed_by_one_that_ends_t
     settle(fleet, "gpu.spot", 4)
 
 
-def test_the_pods_that_end_first_are_those_that_lose_least(
-    fleet: Release, wishes: Wishes, controller: Controller
-) -> None:
+def test_the_pods_that_end_are_those_that_lose_least(fleet: Release, wishes: Wishes, controller: Controller) -> None:
     wishes.wanted["gpu.realtime"] = 4
     settle(fleet, "gpu.realtime", 4)
     names = sorted(pod["metadata"]["name"] for pod in fleet.of_class("gpu.realtime"))
@@ -153,25 +152,33 @@ def test_the_pods_that_end_first_are_those_that_lose_least(
     )
     wishes.devices = [{"worker": f"gpu.realtime.cuda-0@{name}", **one} for name, one in zip(names, held, strict=True)]
 
-    def ended() -> dict[str, str]:
-        """The pods that end, with their costs."""
-        pods = [pod["metadata"] for pod in fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime")]
-        return {pod["name"]: pod["annotations"][COST] for pod in pods if "deletionTimestamp" in pod}
+    def there() -> list[dict[str, Any]]:
+        """The pods by their metadata, those that end included, without what a ReplicaSet replaced meanwhile."""
+        found = [pod["metadata"] for pod in fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime")]
+        return [pod for pod in found if pod["name"] in names]
 
-    def going(count: int) -> bool:
-        return len(ended()) == count
+    def ended(count: int) -> bool:
+        """Whether just the first `count` of those that lose least end."""
+        ending = {pod["name"] for pod in there() if "deletionTimestamp" in pod}
+        assert ending <= {names[index] for index in (3, 2, 1)[:count]}
+        return len(ending) == count
+
+    def costs() -> list[str | None]:
+        return [pod.get("annotations", {}).get(COST) for pod in there()]
 
     try:
-        for left in (3, 2, 1):
+        for left in (3, 2):
             wishes.wanted["gpu.realtime"] = left
-            assert until(partial(going, 4 - left)), controller.log
-        costs = dict(zip(names, ("4000", "20", "1", "-1"), strict=True))
-        assert ended().items() <= costs.items()
-        if fleet.plane.honours_costs:
-            assert ended().keys() == set(names[1:])
+            assert until(partial(ended, 4 - left)), controller.log
+            settle(fleet, "gpu.realtime", left)
+        assert costs() == [None] * 4
+        fleet.plane.patch(f"{PODS}/{names[0]}", {"metadata": {"labels": {"pod-template-hash": "earlier"}}})
+        wishes.wanted["gpu.realtime"] = 1  # as in a rollout, its pods are of two ReplicaSets
+        assert until(lambda: costs()[:2] == ["4000", "20"]), controller.log
     finally:
         for name in names:
             fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": None}})
+        fleet.plane.http.request("DELETE", f"{PODS}/{names[0]}")
 
 
 def test_a_count_that_was_set_by_hand_goes_before_the_routers(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.decide.endings import Ending, Left, deletion_cost, drain
+from controller.decide.endings import Ending, Left, deletion_cost, drain, least
 from controller.decide.pools import DOUBLINGS, Rules, Seen, Standing, allot
 
 RULES = Rules(stock_out=10, retry=30, hold=5)
@@ -151,6 +151,31 @@ def test_an_idle_pod_ends_before_a_busy_one_and_a_cold_one_before_a_warm_one(
     assert deletion_cost(Ending(running + 1, 0, 0)) > deletion_cost(Ending(running, warm, held))
     assert deletion_cost(Ending(running, warm + 1, held)) > cost
     assert deletion_cost(Ending(running, warm, held, draining=True)) < deletion_cost(Ending())
+
+
+pods = st.dictionaries(
+    st.text("abc", min_size=1),
+    st.builds(
+        Ending,
+        running=st.integers(0, 2),
+        warm=st.integers(0, 2),
+        held=st.integers(0, 2),
+        draining=st.booleans(),
+    ),
+)
+
+
+@given(pods=pods, count=st.integers(0, 5), data=st.data())
+def test_the_pods_that_end_lose_no_more_than_any_that_stays(
+    pods: dict[str, Ending], count: int, data: st.DataObject
+) -> None:
+    ready = data.draw(st.sets(st.sampled_from(sorted(pods)))) if pods else set()
+    ending = least(pods, ready, count)
+    assert len(ending) == len(set(ending)) == min(count, len(pods))
+    staying = pods.keys() - set(ending)
+    for end in ending:
+        for stay in staying:
+            assert (deletion_cost(pods[end]), end in ready) <= (deletion_cost(pods[stay]), stay in ready)
 
 
 @given(
