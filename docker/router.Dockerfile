@@ -23,6 +23,7 @@ COPY tasks tasks
 COPY broker broker
 COPY router router
 COPY simulator simulator
+COPY controller/decide controller/decide
 COPY workers workers
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \

@@ -89,6 +89,8 @@ class Engine:
         pool = next(pool for pool in self.pools if pool.name == event.hardware_class)
         if event.slower is not None:
             pool.slow_down(event.slower, now)
+        elif event.pool is not None:
+            pool.limit_nodes(event.pool, event.available, now)
         elif event.available is not None:
             pool.limit(event.available, now)
         else:
@@ -212,10 +214,10 @@ def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence
     answered = outcome.state == ANSWERED
     powered = {pool.name: sum(device.powered for device in pool.devices) for pool in pools}
     busy = {pool.name: sum(device.busy for device in pool.devices) for pool in pools}
-    paid = {pool.name: powered[pool.name] * pool.usd_per_second + pool.metered for pool in pools}
+    paid = {pool.name: pool.dollars(lambda device: device.powered) + pool.metered for pool in pools}
     cost = sum(paid.values())
     starts = sum(pool.started * pool.start * pool.usd_per_second for pool in pools)
-    used = sum(busy[pool.name] * pool.usd_per_second + pool.metered for pool in pools)
+    used = sum(pool.dollars(lambda device: device.busy) + pool.metered for pool in pools)
     return Summary(
         policy=policy,
         requests=len(workload),

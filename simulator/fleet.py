@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.decide.pools import Rules
 from tasks.document import DocumentError, Size, Verbatim, parse_document
 from tasks.endpoints import Rate
 from tasks.topology import ClassName, Price, Rebalance, price_contradictions
@@ -88,6 +89,26 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     memory: Size = msgspec.field(default_factory=lambda: Size(0))
 
 
+class NodePool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Nodes for at most `count` devices of a class, or for all; `spot` ones cost the spot price and are reclaimed."""
+
+    name: Name
+    count: Positive | None = None
+    spot: bool = False
+
+
+class PoolTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Seconds, as in `controller.times` of the chart's values: the operator's patience with pools."""
+
+    stock_out: Above = Rules().stock_out
+    retry: Above = Rules().retry
+    hold: AtLeast0 = Rules().hold
+
+    def rules(self) -> Rules:
+        """As the operator's decisions have them."""
+        return Rules(self.stock_out, self.retry, self.hold)
+
+
 class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A hardware class: at most `count` identical devices that share one queue.
 
@@ -98,6 +119,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     and `instances` are names in a price file, for the planner.
     An `endpoint` is somebody else's server: `max_batch` are its slots, its price may be by tokens and requests, and
     each device is sent no more than `rate`.
+    With `pools` the Kubernetes operator decides on which nodes devices run, first choice first, once a second.
     """
 
     count: Positive
@@ -120,12 +142,33 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     instances: tuple[Name, ...] = ()
     endpoint: bool = False
     rate: Rate = Rate()
+    pools: tuple[NodePool, ...] = ()
+    times: PoolTimes = PoolTimes()
 
     @property
     def usd_per_second(self) -> float:
         """Price of a device while it is on."""
+        return self.usd_on(self)
+
+    def usd_on(self, nodes: DeviceClass | NodePool) -> float:
+        """Price of a device on such nodes, a second."""
         spot = self.price.spot_usd_per_hour
-        return (spot if self.spot and spot is not None else self.price.usd_per_hour) / 3600
+        return (spot if nodes.spot and spot is not None else self.price.usd_per_hour) / 3600
+
+    @property
+    def least_usd_per_second(self) -> float:
+        """Price of a device on its cheapest nodes."""
+        return min(self.usd_on(nodes) for nodes in self.pools or (self,))
+
+    @property
+    def most(self) -> int:
+        """Devices that may be on at once: while they move from pool to pool, more than `count`."""
+        return sum(pool.count or self.count for pool in self.pools) or self.count
+
+    @property
+    def is_reclaimed(self) -> bool:
+        """Whether devices are reclaimed now and then."""
+        return self.reclaims_per_hour > 0 and any(nodes.spot for nodes in self.pools or (self,))
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -146,7 +189,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A change of a class's hardware, `at` seconds into the trace; exactly one of the three.
 
     Work takes `slower` times its profile's seconds from then on. At most `available` devices may be on. All devices
-    that are on are `reclaimed`.
+    that are on are `reclaimed`. Of a class with pools, the last two happen to one `pool`.
     """
 
     at: AtLeast0
@@ -154,6 +197,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     slower: Above | None = None
     available: Annotated[int, msgspec.Meta(ge=0)] | None = None
     reclaimed: bool = False
+    pool: Name | None = None
 
 
 class Penalties(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -281,11 +325,17 @@ def _event_contradictions(path: str, document: Document, event: Event) -> Iterat
     changes = sum((event.slower is not None, event.available is not None, event.reclaimed))
     if changes != 1:
         yield path, "exactly one of slower, available and reclaimed", changes
+    elif event.hardware_class in document.classes:
+        pools = [pool.name for pool in document.classes[event.hardware_class].pools if event.slower is None]
+        if event.pool not in pools and (pools or event.pool is not None):
+            yield f"{path}.pool", f"one of the class's pools, {pools}" if pools else "nothing", event.pool
 
 
 def _wrong_terms(device: DeviceClass) -> Iterator[tuple[str, str, object]]:
-    if device.spot and device.price.spot_usd_per_hour is None:
+    if (device.spot or any(pool.spot for pool in device.pools)) and device.price.spot_usd_per_hour is None:
         yield "price.spot_usd_per_hour", "a price, because the class is spot", Verbatim("nothing")
+    if len({pool.name for pool in device.pools}) < len(device.pools):
+        yield "pools", "a name of its own for each", [pool.name for pool in device.pools]
     if device.rate != Rate() and not device.endpoint:
         yield "rate", "nothing, as only an endpoint has limits", msgspec.to_builtins(device.rate)
     yield from price_contradictions(device.price, "openai" if device.endpoint else None)

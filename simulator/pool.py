@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted
 from simulator.device import Device
 from simulator.fleet import USABLE, Fleet, Stepping, Timing, Whole
+from simulator.nodes import Nodes
 from simulator.workload import Job
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
@@ -39,9 +40,10 @@ class Pool:
 
     `serving` devices take work and `powered` ones cost money. `running` counts jobs, and `expected` those that wait
     elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and `inside` those
-    of running jobs. `available` is how many devices may be on, and `pace` the time that work takes over its profile's.
-    `metered` is US dollars for `metered_requests` to an endpoint, and `rates` what it may be sent, over all devices.
-    `batches` are the latest whole batches: when they began, their model and their seconds.
+    of running jobs. `available` is how many devices may be on, on the `nodes` of its pools if any, and `pace` the
+    time that work takes over its profile's. `metered` is US dollars for `metered_requests` to an endpoint, and `rates`
+    what it may be sent, over all devices. `batches` are the latest whole batches: when they began, their model and
+    their seconds.
     """
 
     def __init__(
@@ -61,23 +63,23 @@ class Pool:
         self.metered_requests = 0
         self.rates = rates_of(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
         self.serving = self.powered = self.expected = self.running = self.started = 0
+        self.nodes = Nodes(device) if device.pools else None
         self.available = device.count
         self.pace = 1.0
         self.batches: deque[tuple[float, int, float]] = deque(maxlen=BATCHES)
         self.queued = [0.0] * LEVELS
         self.inside = 0.0
-        self.devices = [Device(number, device.memory * USABLE) for number in range(device.count)]
+        self.devices = [Device(number, device.memory * USABLE) for number in range(device.most)]
         self._profiles: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
         self._timings = self._profiles
         self._random = random.Random(f"{seed} {name}")
-        self._hazard = (device.failures_per_hour + device.reclaims_per_hour * device.spot) / 3600
         self._world = world
         longest = math.inf if device.max_run is None else device.max_run
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
         self.queue = ClassQueue(order)
         self._rule: ScalingRule = Density()
         self._least = device.minimum
-        self._need = Need(device.count, device.start)
+        self._need = Need(device.most, device.start)
         self._density = self._peak = 0.0
         self._draining = 0
         self._polled = -math.inf
@@ -111,7 +113,7 @@ class Pool:
 
     def spent(self, now: float) -> float:
         """US dollars so far."""
-        return self.usd_per_second * self.powered_seconds(now) + self.metered
+        return self.dollars(lambda device: _paid_for(device, now)) + self.metered
 
     def busy_seconds(self) -> float:
         """Device seconds of all jobs here."""
@@ -119,9 +121,13 @@ class Pool:
 
     def powered_seconds(self, now: float) -> float:
         """Device seconds paid so far."""
-        return sum(
-            device.powered + (now - device.on_since if device.on_since is not None else 0.0) for device in self.devices
-        )
+        return sum(_paid_for(device, now) for device in self.devices)
+
+    def dollars(self, seconds: Callable[[Device], float]) -> float:
+        """US dollars for these seconds of each device."""
+        if self.nodes is not None:
+            return sum(seconds(device) * self.nodes.usd_per_second(device) for device in self.devices)
+        return self.usd_per_second * sum(map(seconds, self.devices))
 
     def wait(self, job: Job) -> float:
         """Seconds until the job is expected to start."""
@@ -220,6 +226,14 @@ class Pool:
             self._lose(device, now)
         self.feed(now)
 
+    def limit_nodes(self, name: str, available: int | None, now: float) -> None:
+        """A pool has nodes for `available` devices from now on, or loses those that are on (None)."""
+        assert self.nodes is not None
+        for device in self.nodes.limit(name, available, self.devices):
+            self._lose(device, now)
+        self.available = min(self.nodes.available, self.count)
+        self.feed(now)
+
     def reclaim(self, now: float) -> None:
         """All devices that are on are lost; the jobs that they ran are queued again."""
         for device in [device for device in self.devices if device.on_since is not None]:
@@ -231,24 +245,51 @@ class Pool:
         self._grow(now)
         self._need.note(self._wanted(self._peak), now)
         self._peak = self._density
+        if self.nodes is not None:
+            self._spread(self.nodes, now)
+            return
         keep = max(self._need.kept(self.powered, now), self._least)
         surplus = self.powered - self._draining - keep
         for device in sorted(self.devices, key=_idleness)[: max(surplus, 0)]:
-            device.draining = True
-            self._draining += 1
-            self.serving -= device.serving
-            self._let_go(device, now)
+            self._drain(device, now)
+
+    def _spread(self, nodes: Nodes, now: float) -> None:
+        """Have devices where the operator would, and no more of them than are needed, or were lately."""
+        wanted = max(self._wanted(self._density), min(self._need.kept(self.count, now), self.count), self._least)
+        on, off = nodes.spread(wanted, self.devices, now)
+        for device in off:
+            self._drain(device, now)
+        for device in on:
+            self._switch_on(device, now, self.start)
+
+    def _drain(self, device: Device, now: float) -> None:
+        """Give the device no more work, and switch it off once it has none."""
+        device.draining = True
+        self._draining += 1
+        self.serving -= device.serving
+        self._let_go(device, now)
 
     def switch_on(self, now: float, *, after: float) -> None:
         """Switch the next device on; it serves `after` that many seconds."""
-        device = next(device for device in self.devices if device.on_since is None)
+        off = (device for device in self.devices if device.on_since is None)
+        device = next(off) if self.nodes is None else self.nodes.free(self.devices)
+        if device is not None:
+            self._switch_on(device, now, after)
+            self._need.note(self.powered, now)
+
+    def _switch_on(self, device: Device, now: float, after: float) -> None:
         device.switch_on(now)
         self.powered += 1
         self.started += after > 0
-        self._need.note(self.powered, now)
         self._world.at(now + after, self._started, device, device.session)
-        if self._hazard:
-            self._world.at(now + self._random.expovariate(self._hazard), self._fail, device, device.session)
+        hazard = self._hazard(device)
+        if hazard:
+            self._world.at(now + self._random.expovariate(hazard), self._fail, device, device.session)
+
+    def _hazard(self, device: Device) -> float:
+        """How often a device is lost, a second."""
+        spot = self.spot if self.nodes is None else self.nodes.spot(device)
+        return (self.device_class.failures_per_hour + self.device_class.reclaims_per_hour * spot) / 3600
 
     def switch_all_off(self, now: float) -> None:
         """The simulation has ended."""
@@ -362,6 +403,8 @@ class Pool:
             self._draining -= 1
 
     def _grow(self, now: float) -> None:
+        if self.nodes is not None:
+            return  # the operator looks once a second
         if isinstance(self._rule, Depth) and now < self._polled + self._rule.poll:
             return
         self._polled = now
@@ -378,8 +421,8 @@ class Pool:
             self.switch_on(now, after=self.start)
 
     def _wanted(self, load: float) -> int:
-        least = min(self._least, self.available)
-        return devices_wanted(self._rule, load, self._jobs(), minimum=least, count=self.available)
+        most = self.available if self.nodes is None else self.count  # the router does not know of nodes
+        return devices_wanted(self._rule, load, self._jobs(), minimum=min(self._least, most), count=most)
 
     def _jobs(self) -> int:
         return self.waiting + self.running + self.expected
@@ -416,6 +459,11 @@ class Pool:
 
     def _density_of(self, job: Job) -> float:
         return density(job.work[self.index], job.deadline, job.alone[self.index])
+
+
+def _paid_for(device: Device, now: float) -> float:
+    """Seconds that a device was on."""
+    return device.powered + (now - device.on_since if device.on_since is not None else 0.0)
 
 
 def _idleness(device: Device) -> tuple[bool, int, int]:
