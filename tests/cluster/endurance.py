@@ -1,4 +1,4 @@
-"""No job is lost over 50 drains, 20 deaths of the operator and 20 switches of pools; and how soon wishes are granted.
+"""No job is lost over 50 drains, 20 deaths of the operator and 20 switches of pools; how soon replicas follow a wish.
 
 It takes minutes and prints its figures, so `make cluster` leaves it out. After one `make cluster`:
 
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from tasks.settings import Settings
 from taxiway import Client, Job
 from tests.cluster.chart import FLEET, Release, ready
 from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
-from tests.cluster.operating import Controller, Machines, Wishes, operated, store_and_model
+from tests.cluster.operating import Controller, Machines, Watch, Wishes, operated, store_and_model, wish_of
+from tests.cluster.test_autoscaler import measure, metered
 from tests.routing import router_process
 
 DRAINS, DEATHS, SWITCHES = 50, 20, 20
@@ -169,11 +170,79 @@ def test_how_soon_a_wish_is_in_the_deployment(fleet: Release, tmp_path: Path) ->
             wishes.wanted[NAME], began = count, time.monotonic()
             assert until(partial(_asks, fleet, count), patience=60)
             took["up" if count > before else "down"].append(time.monotonic() - began)
-    for way, seconds in took.items():
-        half = statistics.median(seconds[1:])
-        sys.stdout.write(f"\nwish to Deployment, {way}: median {half:.1f} s, most {max(seconds[1:]):.1f} s\n")
+    say("wish to Deployment", {way: seconds[1:] for way, seconds in took.items()})
 
 
 def _asks(fleet: Release, count: int) -> bool:
     found: int = fleet.deployment("worker-gpu-realtime")["spec"]["replicas"]
     return found == count
+
+
+def say(what: str, took: dict[str, list[float]]) -> None:
+    for way, seconds in took.items():
+        half, most = statistics.median(seconds or [0.0]), max(seconds, default=0.0)
+        sys.stdout.write(f"\n{what}, {way}: {len(seconds)} times, median {half:.1f} s, most {most:.1f} s\n")
+
+
+CROWD = 240
+"""Jobs of a flash crowd, which three devices serve in 16 s."""
+
+
+@pytest.fixture
+def usual_plane(binaries: Path, tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane whose HPA controller looks as often as Kubernetes' own does."""
+    folder = tmp_path / "plane"
+    folder.mkdir()
+    with ControlPlane(folder, binaries, hpa_period=15) as running:
+        yield running
+
+
+@pytest.mark.parametrize("autoscaler", ["controller", "hpa"])
+def test_how_soon_replicas_follow_a_flash_crowd(
+    usual_plane: ControlPlane, chart: Path, settings: Settings, tmp_path: Path, autoscaler: str
+) -> None:
+    add_node(usual_plane, "l4", {L4: "nvidia-l4"}, "", {"nvidia.com/gpu": "4"})
+    release = Release(usual_plane, chart, "crowded")
+    hardware = {NAME: {**FLEET["hardware"][NAME], "scaling": {"minimum": 1}}}
+    classes = {NAME: {"accelerator": "nvidia-l4"}}
+    with ExitStack() as stack:
+        stack.enter_context(Kubelets(usual_plane))
+        release.upgrade({**FLEET, "hardware": hardware}, {"cloud": "gke", "autoscaler": autoscaler, "classes": classes})
+        router = stack.enter_context(router_process(settings, options=["--starts", NAME]))
+        if autoscaler == "hpa":
+            metered(release, "worker-gpu-realtime", NAME)
+            stack.enter_context(_adapter(release, router.http))
+        else:
+            stack.enter_context(operated(release, tmp_path, router.http))
+        machines = Machines(release, settings)
+        thread = threading.Thread(target=machines.run)
+        thread.start()
+        for end in (machines.kill, thread.join, machines.over.set):
+            stack.callback(end)
+        watch = stack.enter_context(Watch(release, router.http, least=int(autoscaler == "hpa")))
+        client = stack.enter_context(Client(settings.broker))
+        assert until(lambda: wish_of(router.http) is not None, patience=60)
+        for _ in range(3):
+            jobs = [client.submit("paced", str(number), deadline=DEADLINE) for number in range(CROWD)]
+            assert [job.result(timeout=DEADLINE).outputs["payload"] for job in jobs] == list(map(str, range(CROWD)))
+            assert until(lambda: ready(release.of_class(NAME)) <= 1, patience=120)
+    say(f"flash crowd, {autoscaler}", watch.late())
+
+
+@contextmanager
+def _adapter(release: Release, router: str) -> Iterator[None]:
+    """Serves the router's wish as an external metric, as fresh as KEDA's least polling interval has it: a second."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(1.0):
+            if (wish := wish_of(router)) is not None:
+                measure(release, wish)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
@@ -216,3 +219,51 @@ class Machines:
         for worker in (*self.ended, *(worker for _, worker in self.workers.values())):
             worker.kill()
             worker.wait()
+
+
+@dataclass
+class Watch:
+    """Compares the replicas of a class's Deployment with its router's wish, five times a second, in a thread."""
+
+    release: Release
+    router: str
+    least: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
+    looks: list[tuple[float, int, int]] = field(default_factory=list)
+
+    def __enter__(self) -> Watch:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self.over.wait(0.2):
+            if (wish := wish_of(self.router)) is not None:
+                replicas = self.release.deployment("worker-gpu-realtime")["spec"]["replicas"]
+                self.looks.append((time.monotonic(), max(wish, self.least), replicas))
+
+    def late(self, away: tuple[float, float] = (0.0, 0.0)) -> dict[str, list[float]]:
+        """Seconds for which replicas were too few and too many each time, but for while the operator was `away`."""
+        found: dict[str, list[float]] = {"up": [], "down": []}
+        began, way = 0.0, ""
+        for now, wish, replicas in self.looks:
+            current = "up" if wish > replicas else "down" if wish < replicas else ""
+            if way and current != way and not (began < away[1] and now > away[0]):
+                found[way].append(now - began)
+            if current != way:
+                began, way = now, current
+        return found
+
+
+def wish_of(router: str) -> int | None:
+    """The devices that a router wants; None while it does not know."""
+    try:
+        answer = httpx.get(f"{router}/v1/scaling/gpu.realtime", timeout=10).raise_for_status()
+    except httpx.HTTPError:
+        return None
+    found: int = answer.json()["replicas"]
+    return found

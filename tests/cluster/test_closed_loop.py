@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from controller.operator import PERIOD
 from tasks.settings import Settings
 from taxiway import Client
 from tests.cluster.chart import FLEET, Release
 from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
-from tests.cluster.operating import Machines, operated, store_and_model
+from tests.cluster.operating import Controller, Machines, Watch, operated, store_and_model
 from tests.routing import router_process
 
 CLASS = "/apis/taxiway.dev/v1alpha1/namespaces/closed/hardwareclasses/fleet-worker-gpu-realtime"
+
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/closed/leases/taxiway-controller"
 
 JOBS, PATIENCE = 240, 280
 """Jobs of a fifth of a second each, due in so many seconds: 48 device seconds, for a service whose deadline is 12 s.
@@ -50,15 +55,27 @@ def test_load_starts_workers_that_serve_it_and_end_again_and_no_job_is_lost(
         stack.callback(machines.kill)
         stack.callback(thread.join)
         stack.callback(machines.over.set)
+        watch = stack.enter_context(Watch(release, router.http))
         client = stack.enter_context(Client(settings.broker))
         assert until(lambda: "wanted" in plane.get(CLASS).get("status", {}), patience=60), controller.log
         jobs = [client.submit("paced", str(number), deadline=PATIENCE) for number in range(JOBS)]
         assert until(lambda: machines.most > 0, patience=60), controller.log
-        controller.kill()
-        controller.start()
+        away = die_and_return(release, controller)
         answers = [job.result(timeout=PATIENCE).outputs["payload"] for job in jobs]
         assert answers == [str(number) for number in range(JOBS)]
         assert machines.most == 3
         assert until(lambda: release.of_class("gpu.realtime") == [], patience=60), controller.log
         assert until(lambda: machines.workers == {})
         assert {worker.wait(60) for worker in machines.ended} == {0}
+    late = watch.late(away)
+    assert statistics.median(late["up"] + late["down"]) < 3, late
+
+
+def die_and_return(release: Release, controller: Controller) -> tuple[float, float]:
+    """From when until when there is no operator."""
+    began = time.monotonic()
+    controller.kill()
+    release.plane.http.request("DELETE", LEASE)  # as if its time were over
+    controller.start()
+    assert until(lambda: release.plane.get(LEASE) is not None, patience=60), controller.log
+    return began, time.monotonic() + 2 * PERIOD
