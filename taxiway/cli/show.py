@@ -421,7 +421,9 @@ def _print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, none: str) -> 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(*names, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=name != names[-1])  # the last one is text
     for row in rows:
         table.add_row(*(Text(brief(row.get(name, ""))) for name in names))
     return table
