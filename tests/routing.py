@@ -189,7 +189,7 @@ def depth_on_rabbitmq(url: str, hardware_class: str) -> int:
         return int(declared.message_count)
 
 
-def eventually(condition: Callable[[], Any], *, within: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], *, within: float = 30.0) -> Any:
     """The condition's first true answer; fails when it has none within these seconds."""
     end = time.monotonic() + within
     while time.monotonic() < end:

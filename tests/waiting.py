@@ -8,7 +8,7 @@ from pathlib import Path
 from local.embedded import within
 
 
-def until(condition: Callable[[], bool], *, patience: float = 15.0, every: float = 0.02) -> bool:
+def until(condition: Callable[[], bool], *, patience: float = 30.0, every: float = 0.02) -> bool:
     """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""
     return within(patience, condition, every=every)
 

@@ -229,11 +229,11 @@ class Tower:
         ending = Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled")))
         run(self.state, finish_call([ending], keep_result=60, keep_record=60))
 
-    def result(self, job: str, *, within: float = 20.0) -> Result:
+    def result(self, job: str, *, within: float = 60.0) -> Result:
         """The job's result; raises the error that it ended with."""
         return read_result(read_meta(self.await_meta(job, within=within)))
 
-    def await_meta(self, job: str, *, within: float = 20.0) -> bytes:
+    def await_meta(self, job: str, *, within: float = 60.0) -> bytes:
         """The stored result's bytes."""
         end = time.monotonic() + within
         while time.monotonic() < end:

@@ -77,7 +77,7 @@ def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_i
         return json.loads(taxiway("status", "--json", settings=here))
 
     os.kill(worker.pid, signal.SIGKILL)
-    assert until(lambda: not status()["devices"], patience=3)
+    assert until(lambda: not status()["devices"], patience=10)
     assert until(lambda: status()["devices"] != [], patience=60)
 
     restarted = next(one for one in status()["processes"] if one["name"] == "cpu.batch.cpu-0")
@@ -93,7 +93,7 @@ def test_nothing_survives_a_supervisor_that_is_killed(small_fleet: Fleet) -> Non
     started = children(small_fleet.pid)
     assert len(started) == 3  # the broker, the router and a worker
     os.kill(small_fleet.pid, signal.SIGKILL)
-    assert until(lambda: all(map(gone, started)), patience=10)
+    assert until(lambda: all(map(gone, started)))
 
 
 def test_down_stops_everything_and_may_be_said_twice(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ busy.call({{"deed": deed, "number": np.asarray(600)}}, lambda: None)
         orphan, noted = pids(tmp_path / "notes", 2)
         assert noted == busy
         os.kill(worker.pid, signal.SIGKILL)
-        assert until(lambda: all(map(gone, (idle, busy, orphan))), patience=5)
+        assert until(lambda: all(map(gone, (idle, busy, orphan))))
 
 
 def test_calls_use_no_file_in_dev_shm(child: Child) -> None:

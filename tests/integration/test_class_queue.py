@@ -218,7 +218,7 @@ def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_cl
     assert [one.raw for one in queue.take(QUEUE, 9).messages] == [b"other"]
     assert waiting(broker) == 0
     assert another.recover() == 0
-    assert until(lambda: another.recover() == 1 or waiting(broker) == 1, patience=3)
+    assert until(lambda: another.recover() == 1 or waiting(broker) == 1)
     [taken] = another.take(QUEUE, 9).messages
     assert (taken.raw, taken.job) == (ORDER, "lost")
     assert taken.claim is not None

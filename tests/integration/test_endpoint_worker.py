@@ -109,7 +109,7 @@ def told(tower: Tower, job: str) -> list[Piece]:
 
 def settled(tower: Tower, engine: Engine) -> None:
     """The endpoint runs nothing, and the worker holds no message."""
-    eventually(lambda: engine.running == 0 and tower.unacknowledged() == 0, within=5)
+    eventually(lambda: engine.running == 0 and tower.unacknowledged() == 0)
 
 
 @pytest.mark.usefixtures("worker")
@@ -161,7 +161,7 @@ def test_a_cancelled_job_closes_its_connection_at_once(tower: Tower, engine: Eng
     eventually(lambda: engine.running == 2)
     cancelled = time.monotonic()
     tower.cancel(job)
-    eventually(lambda: engine.aborts, within=5)
+    eventually(lambda: engine.aborts)
     assert engine.aborts["one stall"] - cancelled < 0.1
     assert tower.result(other).outputs["text"] == "one two "
     with pytest.raises(JobCancelledError):
@@ -175,8 +175,8 @@ def test_a_job_that_expires_while_it_runs_closes_its_connection(tower: Tower, en
     job = order(tower, "one stall", deadline_at=due)
     with pytest.raises(DeadlineExceededError):
         tower.result(job)
-    eventually(lambda: engine.aborts, within=5)
-    assert engine.aborts["one stall"] - time.monotonic() + time.time() - due < 0.2
+    eventually(lambda: engine.aborts)
+    assert engine.aborts["one stall"] - time.monotonic() + time.time() - due < 1
     settled(tower, engine)
 
 
@@ -220,8 +220,8 @@ def test_an_endpoint_that_is_gone_takes_no_work_and_loses_none(tower: Tower, eng
     eventually(lambda: engine.running == 1)
     server.stop()
     stopped = time.monotonic()
-    eventually(lambda: "cannot connect" in facts(tower).fault, within=5)
-    assert time.monotonic() - stopped < 2.5
+    eventually(lambda: "cannot connect" in facts(tower).fault)
+    assert time.monotonic() - stopped < 5
     assert facts(tower).classes == ()
     waiting = order(tower, "later")
     eventually(lambda: tower.waiting() == 2)  # the one that ran has come back, and neither is taken
@@ -248,7 +248,7 @@ def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_says(tower: Tower, engi
 @pytest.mark.usefixtures("worker")
 def test_a_model_that_the_endpoint_no_longer_lists_is_unavailable(tower: Tower, engine: Engine) -> None:
     engine.models = ["other"]
-    eventually(lambda: "talk:1/engine" in facts(tower).unavailable, within=5)
+    eventually(lambda: "talk:1/engine" in facts(tower).unavailable)
     assert facts(tower).unavailable["talk:1/engine"] == "the endpoint lists no model 'served' (other)"
     assert facts(tower).warm == ()
     job = order(tower, "hello")
@@ -278,7 +278,7 @@ def test_an_edited_endpoint_is_used_without_a_restart_and_what_runs_ends_where_i
         assert {headers["x-team"] for _, headers, _ in other.asked} == {"field"}
         assert {body["model"] for body in other.chats} == {"renamed"}
         fleet.queues.write_text(written)
-        eventually(lambda: tower.result(order(tower, "home again")) and len(engine.chats) > 4, within=10)
+        eventually(lambda: tower.result(order(tower, "home again")) and len(engine.chats) > 4)
 
 
 def test_a_replica_that_leaves_queues_yaml_takes_no_work_until_it_is_back(
@@ -291,7 +291,7 @@ def test_a_replica_that_leaves_queues_yaml_takes_no_work_until_it_is_back(
         assert tower.result(order(tower, "second")).outputs["text"] == "second "
         fleet.queues.write_text(alone)
         gone = "no endpoint:1: the class has 1 endpoint(s) in queues.yaml now"
-        eventually(lambda: facts(tower).fault == gone, within=10)
+        eventually(lambda: facts(tower).fault == gone)
         job = order(tower, "later")
         fleet.queues.write_text("hardware: wrong")
         fleet.queues.write_text(paired.replace("slots: 2", "slots: 2\n      addresses: 1"))
@@ -387,12 +387,12 @@ def test_what_was_learned_of_an_engine_outlives_its_worker(fleet: Settings, towe
     with worker_process(fleet, "--device", "endpoint:0") as worker:
         for n in range(8):
             tower.result(order(tower, f"wait=0.05 {n} one two three"))
-        curve = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"), within=5)
+        curve = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"))
         assert curve.step + curve.slope == pytest.approx(0.05, rel=0.4)
         worker.process.terminate()
-        eventually(lambda: tower.state.exists(learned_key(engine.url)), within=5)
+        eventually(lambda: tower.state.exists(learned_key(engine.url)))
     with worker_process(fleet, "--device", "endpoint:0"):
-        again = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"), within=5)
+        again = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"))
     assert again.step + again.slope == pytest.approx(0.05, rel=0.4)
 
 
@@ -401,7 +401,7 @@ def test_an_engine_whose_requests_wait_gets_one_at_a_time_until_they_do_not(
 ) -> None:
     engine.metrics = "vllm:num_requests_running 9\nvllm:num_requests_waiting 3\n"
     with worker_process(fleet, "--device", "endpoint:0"):
-        told = eventually(lambda: (one := facts(tower).endpoint) and one.engine, within=5)
+        told = eventually(lambda: (one := facts(tower).endpoint) and one.engine)
         assert (told.running, told.waiting) == (9, 3)
         for job in [order(tower, f"wait=0.1 {n} done") for n in range(3)]:
             tower.result(job)
@@ -409,5 +409,5 @@ def test_an_engine_whose_requests_wait_gets_one_at_a_time_until_they_do_not(
         engine.metrics = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
         for n in range(8):
             order(tower, f"wait=0.4 {n} done done")
-        eventually(lambda: engine.most > 1, within=10)
+        eventually(lambda: engine.most > 1)
         settled(tower, engine)

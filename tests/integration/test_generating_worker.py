@@ -109,7 +109,7 @@ def test_a_cancelled_generation_leaves_the_device_and_is_acknowledged(tower: Tow
     job = tower.order("tiny", "long", **ENDLESS)
     eventually(lambda: running(tower) == 1)
     cancel(tower, job)
-    eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0, within=5)
+    eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0)
     assert state_of(tower, job) == "cancelled"
     assert not is_held(tower.state, job)
 
@@ -119,7 +119,7 @@ def test_a_revoked_generation_leaves_the_device(tower: Tower, worker: WorkerProc
     eventually(lambda: running(tower) == 1)
     with Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False) as app:
         app.control.revoke(job, destination=[worker.name])
-        eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0, within=5)
+        eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0)
         stop_listening(app)
     with pytest.raises(JobCancelledError):
         tower.result(job)

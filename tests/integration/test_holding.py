@@ -207,7 +207,7 @@ def test_tenants_leave_holding_in_proportion_to_their_weights(fleet: Settings, s
         lab, shop = send(fleet, 600, tenant="lab"), send(fleet, 600, tenant="shop")
         eventually(lambda: record_of(store, shop[-1]).state is record_of(store, lab[-1]).state is JobState.HELD)
     with EchoDevice(fleet) as device, router_process(fleet):
-        eventually(lambda: {*lab, *shop} <= set(device.done), within=20)
+        eventually(lambda: {*lab, *shop} <= set(device.done))
 
     first = sorted([*lab, *shop], key=lambda job: record_of(store, job).placed)[:600]
     assert len(set(first) & set(shop)) == pytest.approx(450, abs=130)  # a share is kept to a draw
@@ -238,7 +238,7 @@ def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(
             eventually(lambda: store.hlen(HELD) > 300)
         for _ in range(3):
             with router_process(fleet) as router:
-                eventually(partial(holds_fewer_than, store, store.hlen(HELD)), within=20)
+                eventually(partial(holds_fewer_than, store, store.hlen(HELD)))
                 router.process.kill()
         with router_process(fleet), router_process(fleet):
             eventually(lambda: set(jobs) <= set(device.done), within=30)

@@ -191,7 +191,7 @@ def test_a_client_that_does_not_read_is_let_go(server: HttpServer) -> None:
     with connected(server.port) as connection:
         connection.sendall(GET.replace(b"/a", b"/long"))
         connection.recv(1)
-        assert until(lambda: server.connections == 0, patience=5)
+        assert until(lambda: server.connections == 0)
         assert len(read(connection)) < 1000 * 2**16
 
 
@@ -270,7 +270,7 @@ def test_a_request_that_is_answered_before_its_body_has_one_answer_and_ends_its_
             for _ in range(0 if silent else 20):
                 connection.sendall(b"x" * 1000)
         received += read(connection)
-        assert until(lambda: server.connections == 0, patience=5)
+        assert until(lambda: server.connections == 0)
     assert received.count(b"HTTP/1.1 ") == 1
     assert received.startswith(b"HTTP/1.1 403 ")
     assert b"\r\nconnection: close\r\n" in received
@@ -425,8 +425,8 @@ def test_a_sender_that_leaves_within_its_body_is_not_waited_for() -> None:
     with served(PATIENT, application=reader) as server:
         with connected(server.port) as connection:
             connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\nx" % len(BODY))
-            assert until(lambda: server.connections == 1, patience=5)
-        assert until(lambda: server.connections == 0, patience=5)
+            assert until(lambda: server.connections == 1)
+        assert until(lambda: server.connections == 0)
 
 
 @pytest.mark.parametrize(

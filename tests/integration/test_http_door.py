@@ -207,7 +207,7 @@ def test_a_request_that_no_device_runs_in_time_ends_at_its_deadline(idle: httpx.
     answer = infer(idle, "a", parameters={"deadline": 0.5})
 
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
-    assert 0.5 - 0.1 <= time.monotonic() - began < 1  # the promise, and a busy machine
+    assert 0.5 - 0.1 <= time.monotonic() - began < 2  # the promise, and a busy machine
 
 
 def test_a_poller_learns_that_the_deadline_passed(idle: httpx.Client) -> None:

@@ -124,7 +124,7 @@ def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are
         assert is_answered(port, "shop")
         assert status_of(port, "lab", b"{") == 429
         assert grown() < 20 * MIB
-    assert until(lambda: is_answered(port, "lab"), patience=5)
+    assert until(lambda: is_answered(port, "lab"))
 
 
 def test_bodies_of_no_declared_length_count_as_they_come(port: int, grown: Callable[[], int]) -> None:
@@ -140,7 +140,7 @@ def test_bodies_of_no_declared_length_count_as_they_come(port: int, grown: Calla
             pushed(connection, b"0\r\n\r\n", 1)
         answers = {connection.recv(12)[9:] for connection in many}
         assert answers == {b"400", b"429"}
-    assert until(lambda: is_answered(port, "lab"), patience=5)
+    assert until(lambda: is_answered(port, "lab"))
 
 
 def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> None:
@@ -153,7 +153,7 @@ def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> No
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nretry-after: 1\r\n" in answer
         assert answer.count(b"HTTP/1.1 ") == 1
-    assert until(lambda: is_answered(port, "lab"), patience=5)
+    assert until(lambda: is_answered(port, "lab"))
 
 
 def test_a_request_without_a_good_key_has_one_answer_though_its_body_goes_on(port: int) -> None:

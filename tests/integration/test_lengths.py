@@ -46,5 +46,5 @@ def test_the_answers_to_a_tenant_size_only_its_own_next_request(settings: Settin
         assert sum(learned.values()) == pytest.approx(12)
         assert max(short) < 64
 
-        eventually(lambda: ask(state, ["What is the capital of France?"], "lab")[1] < first - 64, within=30)
+        eventually(lambda: ask(state, ["What is the capital of France?"], "lab")[1] < first - 64, within=120)
         assert ask(state, ["What is the capital of France?"] * 12, "other")[1] == first

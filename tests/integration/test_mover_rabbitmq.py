@@ -58,7 +58,7 @@ def test_waiting_work_moves_and_runs_once_while_those_that_lead_are_killed(twins
         stack.enter_context(worker_process(twins, "--class", "cpu.b"))
         for _ in range(3):
             with router_process(twins) as router:
-                eventually(lambda: moved(store, jobs), within=20)
+                eventually(lambda: moved(store, jobs))
                 os.kill(router.process.pid, signal.SIGKILL)
         stack.enter_context(worker_process(twins, "--class", "cpu.a"))  # else done before a router is up
         eventually(lambda: finished(store, jobs), within=60)
@@ -76,12 +76,12 @@ def test_of_two_copies_of_a_job_that_wait_one_moves(twins: Settings) -> None:
                 producer.send_task(INFER, kwargs=asked, queue=ARRIVALS, ignore_result=True)
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
         with router_process(twins):
-            eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 100, within=20)
+            eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 100)
         double(twins, "cpu.a")
         eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 200)
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
         router = stack.enter_context(router_process(twins))
-        eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.b") > 20, within=20)
+        eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.b") > 20)
         router.process.send_signal(signal.SIGTERM)
         assert router.process.wait(10) == 0
 

@@ -97,7 +97,7 @@ def test_a_file_expires_when_it_is_to(client: openai.OpenAI, files: Path) -> Non
     given: Any = {"file": ("notes.txt", b"x"), "purpose": "user_data"}
     made: Any = client.files.create(**given, expires_after={"anchor": "created_at", "seconds": 2})
     assert made.expires_at == made.created_at + 2
-    eventually(lambda: not (files / "files" / made.id).exists(), within=15)
+    eventually(lambda: not (files / "files" / made.id).exists())
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(made.id)
     assert made.id not in [one.id for one in client.files.list()]
@@ -126,7 +126,7 @@ def test_an_upload_over_the_limit_and_one_without_a_purpose_leave_nothing(
 def test_a_router_that_cannot_write_files_says_so(fleet: OpenAIFleet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with router_process(fleet.settings, options=["--files", str(tmp_path / "file")]) as router:
-        eventually(lambda: ready(router.http), within=20)
+        eventually(lambda: ready(router.http))
         with client_of(f"{router.http}/v1") as client, pytest.raises(openai.InternalServerError) as caught:
             upload(client, [line(1, "x")])
     assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
@@ -209,7 +209,7 @@ def test_a_cancelled_batch_keeps_what_is_answered_and_ends_its_jobs(client: open
         "cancelled",
         ["line-1"],
     )
-    eventually(lambda: fleet.engine.running == 0, within=5)
+    eventually(lambda: fleet.engine.running == 0)
     assert client.batches.cancel(batch.id).status == "cancelled"
 
 
@@ -234,7 +234,7 @@ def test_what_routers_begin_is_finished_by_others_and_no_line_is_lost_or_answere
         batch = None
         for turn in range(5):
             with router_process(settings, options=options) as router:
-                eventually(lambda: ready(router.http), within=20)
+                eventually(lambda: ready(router.http))
                 with client_of(f"{router.http}/v1") as other:
                     if batch is None:
                         batch = begin(other, [line(n, f"wait=0.05 survivor {n} said") for n in range(300)]).id

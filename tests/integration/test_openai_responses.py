@@ -66,7 +66,7 @@ def ended(client: openai.OpenAI, name: str) -> Response:
         found = client.responses.retrieve(name)
         return found if found.status not in ("queued", "in_progress") else None
 
-    found: Response = eventually(look, within=20)
+    found: Response = eventually(look)
     return found
 
 
@@ -180,11 +180,11 @@ def test_a_response_in_the_background_is_queued_and_then_there(
 def test_a_response_in_the_background_is_cancelled(call: Callable[..., Value], fleet: OpenAIFleet) -> None:
     text = f"cancelled {id(call)} stall"
     begun = call("create", model="talk", input=text, background=True)
-    eventually(lambda: text in fleet.engine.begun, within=10)
+    eventually(lambda: text in fleet.engine.begun)
 
     assert call("cancel", begun.id).status == "cancelled"
     assert call("retrieve", begun.id).status == "cancelled"
-    eventually(lambda: text in fleet.engine.aborts, within=10)
+    eventually(lambda: text in fleet.engine.aborts)
 
 
 def test_a_stream_of_the_background_goes_on_without_its_reader(client: openai.OpenAI) -> None:
@@ -201,14 +201,14 @@ def test_a_deleted_response_is_gone_and_a_running_one_is_cancelled(
     text = f"deleted {id(call)} stall"
     done = call("create", model="talk", input="one")
     running = call("create", model="talk", input=text, background=True)
-    eventually(lambda: text in fleet.engine.begun, within=10)
+    eventually(lambda: text in fleet.engine.begun)
 
     for name in (done.id, running.id):
         call("delete", name)
         for gone in ("retrieve", "delete", "cancel", "input_items"):
             with pytest.raises(openai.NotFoundError):
                 call(gone, name)
-    eventually(lambda: text in fleet.engine.aborts, within=10)
+    eventually(lambda: text in fleet.engine.aborts)
 
 
 def test_the_probabilities_of_tokens_are_included_if_asked(call: Callable[..., Value]) -> None:
@@ -305,7 +305,7 @@ def test_responses_outlive_the_router_that_began_them(tmp_path_factory: pytest.T
         fleet.router.process.send_signal(signal.SIGKILL)
         fleet.router.process.wait()
         with router_process(fleet.settings) as router, client_of(f"{router.http}/v1") as client:
-            eventually(lambda: httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success, within=20)
+            eventually(lambda: httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success)
             assert client.responses.retrieve(done.id).output_text == "one "
             assert ended(client, running.id).output_text == "a b c "
 

@@ -64,8 +64,9 @@ def test_the_paced_devices_pace_is_measured_and_written(tmp_path: Path) -> None:
     assert "variants" in done.stderr  # the progress bar
     (path,) = (tmp_path / "here").glob("*/profiles/*.yaml")
     measured = load_profile(path).variants["paced"]
-    assert measured.profile.latency(1, 1) == pytest.approx(0.0051, rel=0.25)
-    assert measured.profile.latency(16, 1) == pytest.approx(0.0066, rel=0.25)
+    late = 1.25 if measured.disturbed < 0.05 else 5  # a sleep ends late while others use the processor
+    for rows, seconds in ((1, 0.0051), (16, 0.0066)):
+        assert seconds / 1.25 < measured.profile.latency(rows, 1) < seconds * late
     assert [point.rows for point in measured.points] == [1, 2, 4, 8, 16]
     assert measured.date in (TODAY.isoformat(), (TODAY + datetime.timedelta(1)).isoformat())
 
@@ -121,7 +122,8 @@ def test_a_real_models_memory_load_and_curve_are_measured(tmp_path: Path) -> Non
     assert 2**24 < measured.memory <= measured.peak < 2**30
     assert 0.01 < measured.load < 30
     assert measured.profile.latency(16, 128) > 4 * measured.profile.latency(1, 128)
-    assert len(measured.points) >= 8
+    rows, sizes, _ = zip(*map(msgspec.structs.astuple, measured.points), strict=True)
+    assert min(len(set(rows)), len(set(sizes))) >= 2  # as many as the time allows: two of each give a curve
     assert set(measured.packages) == {"onnxruntime"}
 
 

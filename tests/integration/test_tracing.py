@@ -55,9 +55,9 @@ def test_a_moved_jobs_trace_goes_from_its_submission_to_its_result(twins: Settin
         stack.enter_context(router_process(twins))
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
         subprocess.run([sys.executable, "-c", PRODUCER, twins.broker], cwd=TREE, check=True)
-        eventually(lambda: fleet.waiting("cpu.a") == 150, within=20)
+        eventually(lambda: fleet.waiting("cpu.a") == 150)
         stack.enter_context(worker_process(twins, "--class", "cpu.b"))
-        trace = eventually(lambda: a_moved_trace(spans), within=20)
+        trace = eventually(lambda: a_moved_trace(spans))
     names = {span["id"]: span["name"] for span in trace}
     assert [(names.get(span["parent"]), span["name"]) for span in trace] == [
         (None, "submit"),

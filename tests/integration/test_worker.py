@@ -213,7 +213,7 @@ def test_a_job_that_was_ended_without_notice_while_it_waited_runs_once_at_most(f
         eventually(lambda: is_held(tower.state, job))
         tower.state.hset(job_key(job), "state", "cancelled")  # without notice to the worker, which checks after 20 s
         tower.result(running)
-        eventually(lambda: tower.unacknowledged() == 0, within=5)
+        eventually(lambda: tower.unacknowledged() == 0)
         assert tower.state.exists(result_key(job)) == 0
 
 
