@@ -122,7 +122,7 @@ COMMANDS = {
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
     "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
     "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
-    "webhooks": ("taxiway.cli.webhooks", "Register webhook endpoints, and see what they did not take."),
+    "webhooks": ("taxiway.cli.webhooks", "Register webhook endpoints, and list undelivered events."),
     "models": ("taxiway.cli.jobs", "List what the fleet can run."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
     "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),

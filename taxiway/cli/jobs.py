@@ -57,7 +57,9 @@ _OPTIONS = (
     click.option("--tenant", help="The tenant that the request belongs to."),
     click.option("--locality", help="A label that every device on the request's path must carry."),
     click.option("--min-accuracy", type=float, metavar="SHARE", help="Minimum stated accuracy of the variant, 0 to 1."),
-    click.option("--webhook", metavar="ENDPOINT", help="A webhook endpoint to tell of the end: name, id or address."),
+    click.option(
+        "--webhook", metavar="ENDPOINT", help="A webhook endpoint to notify when the job ends: name, id or address."
+    ),
     click.option("--idempotency-key", help="Requests with the same tenant and key are one job."),
 )
 

@@ -1,4 +1,4 @@
-"""`taxiway webhooks`: where events go, their secrets, and what endpoints did not take."""
+"""`taxiway webhooks`: where events go, their secrets, and the events that could not be delivered."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ENDPOINT = click.argument("endpoint")
 
 @click.group()
 def webhooks() -> None:
-    """Register webhook endpoints, and see what they did not take.
+    """Register webhook endpoints, and list undelivered events.
 
-    An endpoint is told of the ends of a tenant's jobs, batches and responses. Each verb takes --json.
+    An endpoint is notified when a tenant's jobs, batches and responses end. Each verb takes --json.
     """
 
 
@@ -33,7 +33,7 @@ def list_(*, url: str | None, data: Path | None, as_json: bool) -> None:
     "--event", "events", multiple=True, required=True, help="A type such as job.completed; repeat it for several."
 )
 @click.option("--tenant", help="The tenant whose events it gets [the key's].")
-@click.option("--only-named", is_flag=True, help="Tell it only of requests that name it.")
+@click.option("--only-named", is_flag=True, help="Notify it only of requests that name it.")
 @fleet_options
 def add(
     name: str,
@@ -91,7 +91,7 @@ def test(endpoint: str, *, event: str, url: str | None, data: Path | None, as_js
 @click.option("--most", type=click.IntRange(1, 1000), default=100, show_default=True, help="Events to list.")
 @fleet_options
 def dead(endpoint: str, *, most: int, url: str | None, data: Path | None, as_json: bool) -> None:
-    """List events that ENDPOINT did not take in time, most recent first."""
+    """List events that could not be delivered to ENDPOINT in time, most recent first."""
     present(ask(url, data, lambda client: client.webhooks.dead(endpoint, most)), "show_dead_events", as_json=as_json)
 
 
@@ -100,6 +100,6 @@ def dead(endpoint: str, *, most: int, url: str | None, data: Path | None, as_jso
 @click.argument("events", metavar="[EVENT...]", nargs=-1)
 @fleet_options
 def replay(endpoint: str, events: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Send events that ENDPOINT did not take again: each EVENT, or all."""
+    """Send undelivered events to ENDPOINT again: each EVENT, or all."""
     replayed = ask(url, data, lambda client: client.webhooks.replay(endpoint, events))
     print_json({"replayed": replayed}) if as_json else click.echo(replayed)

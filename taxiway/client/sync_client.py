@@ -272,7 +272,7 @@ def _may_run_loop() -> bool:
 
 
 def _start(loop: asyncio.AbstractEventLoop, turns: _Turns, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start the coroutine, which whoever runs the loop runs too."""
+    """Start the coroutine, which the thread that runs the loop runs too."""
     turns.add()
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     future.add_done_callback(turns.remove)
