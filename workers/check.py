@@ -26,13 +26,13 @@ from tasks.models.catalogue import Catalogue, Model
 from tasks.models.folder import load_catalogue
 from tasks.models.signature import bind
 from tasks.settings import cache_directory, models_folder, queues_file
-from tasks.topology import HardwareClass, Price
 from taxiway.cli.fleet import shown_as
 from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
 from workers.device import Device, find_device
 from workers.executor import Executor, Loaded, briefest
 from workers.port import Item
+from workers.profiling.measure import bench_class
 
 ROWS = 2
 """Rows that run together, where the variant takes so many: a graph that takes only one fails on them."""
@@ -68,7 +68,7 @@ def main(models: Path | None, queues: Path | None, *, running: bool, as_json: bo
 
 def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) -> Iterator[Verdict]:
     """Whether each variant answers an example on this machine's CPU; those of `leaving_out` are not run."""
-    device = find_device(_hardware(1), "cpu:0", emulate=False)
+    device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
     for _, model in sorted(catalogue.models.items()):
         for name in sorted(model.variants):
             subject = f"{model.id}/{name}"
@@ -86,7 +86,7 @@ def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> V
     if device.kind not in variant.profiles or missing:
         reason = f"its CPU lacks {', '.join(missing)}" if missing else "model.yaml has no profile for a CPU"
         return Verdict(subject=subject, level="ok", text=f"not run on this machine: {reason}")
-    executor = Executor(_hardware(ROWS), device, artefacts, threads=1)
+    executor = Executor(bench_class("cpu", ROWS), device, artefacts, threads=1)
     own = bool(model.examples)
     try:
         loaded = executor.load(model, name)
@@ -127,11 +127,6 @@ def _answer(executor: Executor, loaded: Loaded, artefacts: ArtefactStore) -> str
             to_wire(answer[spec.name], spec.name)
     whose = "its example" if own else "an example made from its inputs"
     return f"{whose} was answered in {seconds:.3g} s, {rows} at once"
-
-
-def _hardware(rows: int) -> HardwareClass:
-    price = Price(usd_per_hour=1.0)
-    return HardwareClass(device="cpu", runtimes=("echo",), max_batch=rows, max_wait=0.0, price=price)
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:

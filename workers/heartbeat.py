@@ -24,10 +24,8 @@ from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.decide.occupation import Track
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
-from workers.drain import Drain
 from workers.stages.finish import OutcomeCounters
-from workers.stages.held import HeldJobs
-from workers.stages.job import CeleryWorker
+from workers.stages.held import Shared
 from workers.stages.queues import DeviceDriver
 
 logger = logging.getLogger(__name__)
@@ -51,23 +49,15 @@ UNREACHED = 300.0
 class Heartbeat:
     """One device's heartbeat. The file `options.alive` is touched after each one that the store accepted."""
 
-    def __init__(
-        self,
-        device: DeviceDriver,
-        drain: Drain,
-        held: HeldJobs,
-        counters: OutcomeCounters,
-        celery: CeleryWorker,
-        options: WorkerOptions,
-    ) -> None:
+    def __init__(self, device: DeviceDriver, shared: Shared, counters: OutcomeCounters, options: WorkerOptions) -> None:
         self._device = device
-        self._drain = drain
-        self._held = held
+        self._drain = shared.drain
+        self._held = shared.held
         self._counters = counters
-        self._celery = celery
+        self._celery = shared.celery
         self._hardware_class, self._alive = options.hardware_class, options.alive
         self._answered_at = time.monotonic()
-        self._store = device.store
+        self._store = shared.store
         due = self._store.limits.lease / RENEWALS
         self._kept_at, self._memory = time.monotonic(), b""
         self._period = min(HEARTBEAT, due)

@@ -96,7 +96,7 @@ class Worker:
         self.fetch = None
         if class_queue is not None:
             self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)
-        self.heartbeat = Heartbeat(device, drain, held, counters, celery, context.options)
+        self.heartbeat = Heartbeat(device, shared, counters, context.options)
         self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs
         self._reload = FolderWatch(context, device, store)
         self._stages: dict[str, Service] = {"admit": admit, "device": device, "finish": self.finish}

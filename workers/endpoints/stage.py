@@ -81,7 +81,7 @@ class EndpointStage:
         shared: Shared,
     ) -> None:
         self.variants = variants
-        self.store = shared.store
+        self._store = shared.store
         self.ahead = math.inf
         self.running = 0
         self._endpoint, self._protocol, self._key = endpoint, protocol, key
@@ -126,7 +126,7 @@ class EndpointStage:
     def warm_up(self, models: Sequence[Model]) -> None:
         """Nothing but to recall what earlier processes learned: the endpoint has loaded its models."""
         with contextlib.suppress(BrokerUnavailableError):
-            self.variants.recall(self.store.learned(learned_key(self.variants.device.address)))
+            self.variants.recall(self._store.learned(learned_key(self.variants.device.address)))
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
@@ -169,7 +169,7 @@ class EndpointStage:
 
     def hung(self, now: float) -> bool:
         """Whether the event loop does not turn. Thread-safe."""
-        return now - self._turned > self.store.limits.stall
+        return now - self._turned > self._store.limits.stall
 
     def occupied(self, now: float) -> float:
         """Seconds of the endpoint for what waits in the engine: it is not ours, or we would be told. Thread-safe."""
@@ -251,7 +251,7 @@ class EndpointStage:
             leaving.add_done_callback(self._left.discard)
 
     def _target_of(self, endpoint: Endpoint, device: Device) -> Target:
-        link = EndpointLink(endpoint, device.address, self._key, self.store.limits.stall)
+        link = EndpointLink(endpoint, device.address, self._key, self._store.limits.stall)
         health = EndpointHealth(link, self._protocol, endpoint, self._inbox.wake, self._announced)
         return Target(link, health)
 
@@ -476,7 +476,7 @@ class EndpointStage:
         if error.kind is not FaultKind.BROKEN:
             return Returned(delivery, counts=False)
         began = 0 if delivery.claim is None else delivery.claim.attempts
-        if began + 1 < self.store.limits.attempts:
+        if began + 1 < self._store.limits.attempts:
             await asyncio.sleep(pause(began, random.random()))
             return Returned(delivery, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)

@@ -27,7 +27,7 @@ from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
 from tasks.models.sizes import unit_of
 from tasks.settings import cache_directory
-from tasks.topology import HardwareClass, Price
+from tasks.topology import DeviceKind, HardwareClass, Price
 from taxiway.errors import TaxiwayError
 from workers.device import Device, DeviceMissingError, find_device, memory_free
 from workers.executor import Executor, Loaded
@@ -165,13 +165,7 @@ class Subject:
 
     def __init__(self, model: Model, variant: str, device: Device, artefacts: ArtefactStore, max_rows: int) -> None:
         described = model.variants[variant]
-        hardware = HardwareClass(
-            device=device.kind,
-            runtimes=(described.runtime,),
-            max_batch=max_rows,
-            max_wait=0.0,
-            price=Price(usd_per_hour=1.0),
-        )
+        hardware = bench_class(device.kind, max_rows, described.runtime)
         self.model = model
         self.variant = variant
         self.max_rows = min(max_rows, described.max_batch or max_rows)
@@ -293,10 +287,10 @@ def main(
     _send(ProgressMessage(measurement=measurement))
 
 
-def bench_class(kind: Literal["cpu", "cuda", "tpu"]) -> HardwareClass:
-    """A hardware class of that kind of device."""
+def bench_class(kind: DeviceKind, rows: int = 1, runtime: str = "echo") -> HardwareClass:
+    """A hardware class of that kind of device, for batches of so many rows."""
     price = Price(usd_per_hour=1.0)
-    return HardwareClass(device=kind, runtimes=("echo",), max_batch=1, max_wait=0.0, price=price)
+    return HardwareClass(device=kind, runtimes=(runtime,), max_batch=rows, max_wait=0.0, price=price)
 
 
 def _send_progress(done: int, of: int, what: str) -> None:

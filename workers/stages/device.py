@@ -69,7 +69,7 @@ class DeviceStage:
         self.executor = self.variants = executor
         self.fault = ""
         self.endpoint = None
-        self.store = shared.store
+        self._store = shared.store
         self._inbox = inbox
         self._finish = finish
         self._admit = shared.admissions
@@ -393,7 +393,7 @@ class DeviceStage:
         for job in fresh:
             job.delivery.began, job.delivery.started = time.time(), now
         suspects = [job.delivery for job in fresh if job.delivery.suspect]
-        if suspects and not count_runs(self.store, suspects, self._stopping):
+        if suspects and not count_runs(self._store, suspects, self._stopping):
             return []
         for job in fresh:
             if job.delivery.task is not None and not job.delivery.retries:
@@ -444,7 +444,7 @@ class DeviceStage:
     def _run_whole(self, loaded: Loaded, batch: Portions, items: Sequence[Item]) -> Sequence[Answer]:
         """Run the batch, which cannot be interrupted; meanwhile `occupied` gives the part spent on ended jobs."""
         now = time.monotonic()
-        self._must_end_by = now + self.store.limits.stall + time_limit(loaded, items)
+        self._must_end_by = now + self._store.limits.stall + time_limit(loaded, items)
         self._whole = Occupation(now, self.executor.predicted(loaded, items)), batch
         try:
             return self.executor.run(loaded, items)
@@ -456,7 +456,7 @@ class DeviceStage:
         """Run the batch row by row, each while it is wanted; a runtime lost with a row is loaded again."""
         rows = [WatchedItem(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
         longest = sum(row.watch.seconds for row in rows)
-        self._must_end_by = time.monotonic() + longest + self.store.limits.stall
+        self._must_end_by = time.monotonic() + longest + self._store.limits.stall
         self._calling = loaded.in_use = True  # a load beside it must evict other variants, and no model changes
         answers = run_rows(self.executor, loaded, runtime, rows)
         self._calling = loaded.in_use = False
@@ -471,7 +471,7 @@ class DeviceStage:
         limit, goes_on = loaded.variant.limits.time, partial(self._goes_on, job)
         if limit is not None:
             return Watch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
-        longest = self.store.limits.stall + time_limit(loaded, [job.items[row]])
+        longest = self._store.limits.stall + time_limit(loaded, [job.items[row]])
         return Watch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
 
     def _goes_on(self, job: Job) -> bool:
@@ -530,7 +530,7 @@ class DeviceStage:
     def _step(self) -> None:
         """Run one step of an in-flight batch; answer finished rows, and remove jobs that have ended."""
         started = self._busy_since = time.monotonic()
-        self.running, self._must_end_by = self._inflight.rows, started + self.store.limits.stall
+        self.running, self._must_end_by = self._inflight.rows, started + self._store.limits.stall
         finished = self._inflight.step()
         self._must_end_by = math.inf
         self.busy, self._busy_since = self.busy + time.monotonic() - started, None

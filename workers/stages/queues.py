@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
-from broker.valkey.worker import Store
 from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.discovered import Announced
@@ -315,7 +314,6 @@ class DeviceDriver(Protocol):
     `ahead` is the maximum seconds of patient work that may wait here, `running` the rows on the device now.
     """
 
-    store: Store
     ahead: float
     running: int
 
