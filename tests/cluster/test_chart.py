@@ -272,6 +272,15 @@ def test_a_change_reaches_the_canary_first_the_other_classes_then_and_the_router
     assert set(parts) | apart == {name for kind, name in found if kind == "Deployment"}
 
 
+def test_a_hardware_class_tells_what_queues_yaml_says_of_it(helm: Path) -> None:
+    scaling = {"minimum": 2, "maximum": 5}
+    more = {"hardware": {"gpu.spot": {"scaling": scaling, "warm": ["chat"]}}}
+    found = named(rendered(helm, *EVERYTHING, more, {"autoscaler": "controller"}))
+    spec = found["HardwareClass", "worker-gpu-spot"]["spec"]
+    assert (spec["device"], spec["capacity"], spec["scaling"], spec["warm"]) == ("cuda", "spot", scaling, ["chat"])
+    assert found["HardwareClass", "worker-gpu-realtime"]["spec"]["capacity"] == "on-demand"
+
+
 def test_pods_keep_the_queues_yaml_that_they_began_with_where_the_operator_rolls_changes_out(helm: Path) -> None:
     def mounted(limits: dict[str, Any]) -> str:
         found = named(rendered(helm, OURS, OURS_ON_GKE, {"autoscaler": "controller", "limits": limits}))
