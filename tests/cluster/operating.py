@@ -246,6 +246,11 @@ class Watch:
                 replicas = self.release.deployment("worker-gpu-realtime")["spec"]["replicas"]
                 self.looks.append((time.monotonic(), max(wish, self.least), replicas))
 
+    def agrees(self) -> bool:
+        """Whether the latest look found what the router wants."""
+        _, wish, replicas = self.looks[-1]
+        return wish == replicas
+
     def late(self, away: tuple[float, float] = (0.0, 0.0)) -> dict[str, list[float]]:
         """Seconds for which replicas were too few and too many each time, but for while the operator was `away`."""
         found: dict[str, list[float]] = {"up": [], "down": []}
