@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -90,20 +91,27 @@ def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_acce
 
 
 def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client: Client) -> None:
-    rows = [f"row {n}" for n in range(512)]  # 130 ms, many largest batches: the burst is asked for in less time
-    idle = client.what_if("paced", rows, service="live", deadline=1)
-    deadline = ROOM * soonest(idle, CPU)
+    rows = [f"row {n}" for n in range(256)]  # 66 ms, many largest batches: more than it takes to ask for another one
 
-    burst = [client.submit("paced", rows, service="live", deadline=deadline) for _ in range(2 * ROOM)]
+    def on_idle_devices() -> float:
+        return ROOM * soonest(client.what_if("paced", rows, service="live", deadline=1), CPU)
+
+    def ask(deadline: float) -> taxiway.Job:
+        return client.submit("paced", rows, service="live", deadline=deadline)
+
+    deadline = on_idle_devices()
+    with ThreadPoolExecutor(2 * ROOM) as pool:
+        burst = [ask(deadline), *pool.map(ask, [deadline] * (2 * ROOM - 1))]
     placed = [job.placement() for job in burst]
     for job in burst:
         with contextlib.suppress(DeadlineExceededError):
             job.result(timeout=60)
     within(30, lambda: waits(client, CPU) == 0)
-    next_one = client.submit("paced", rows, service="live", deadline=deadline)
+    next_one = ask(on_idle_devices())  # the burst may have taught the fleet that its devices are slower
 
     assert placed[0]["hardware_class"] == CPU
-    spilt = [one for one in placed if one["hardware_class"] != CPU]
+    spilt = [one for one in placed if one["hardware_class"] != CPU and not one["moves"]]  # the rest was rebalanced
     assert spilt
-    assert all(f"{CPU}/paced is cheaper and would take" in one["reason"] for one in spilt)
+    reasons = [one["reason"] for one in spilt]
+    assert [why for why in reasons if f"{CPU}/paced is cheaper and would take" not in why] == []
     assert next_one.placement()["hardware_class"] == CPU
