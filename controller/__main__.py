@@ -16,8 +16,7 @@ from typing import Any
 
 import kopf
 
-from controller.cluster import CLASSES, FLEETS, GROUP, VERSION, Access, Cluster, find_access
-from controller.leader import Leader
+from controller.cluster import CLASSES, FLEETS, GROUP, VERSION, Access, Cluster, Leader, find_access
 from controller.operator import Operator
 from controller.routers import Routers
 

@@ -13,11 +13,9 @@ from typing import Any
 import httpx
 import msgspec
 
-from controller.cluster import CLASSES, FINALIZER, Cluster, ConflictError, Object
-from controller.decide.endings import Ending, Left, deletion_cost, drain, least
-from controller.decide.pools import Allotment, Seen, allot
+from controller.cluster import CLASSES, FINALIZER, Cluster, ConflictError, Leader, Object
+from controller.decide.pools import Allotment, Ending, Left, Seen, allot, deletion_cost, drain, least
 from controller.fleets import Fleets
-from controller.leader import Leader
 from controller.routers import Routers
 from controller.spec import HASH, ClassSpec, ClassStatus, active, age, longest_grace, ready, seen, standings, status_of
 

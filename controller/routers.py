@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from controller.decide.endings import Ending
+from controller.decide.pools import Ending
 
 
 class Routers:

@@ -6,8 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from controller.decide.endings import Ending, least
-from controller.decide.pools import Seen, Standing, allot
+from controller.decide.pools import Ending, Seen, Standing, allot, least
 from simulator.device import Device
 from simulator.fleet import DeviceClass
 

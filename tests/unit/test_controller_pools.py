@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.decide.endings import Ending, Left, deletion_cost, drain, least
-from controller.decide.pools import DOUBLINGS, Rules, Seen, Standing, allot
+from controller.decide.pools import DOUBLINGS, Ending, Left, Rules, Seen, Standing, allot, deletion_cost, drain, least
 
 RULES = Rules(stock_out=10, retry=30, hold=5)
 STEP = 1.0
