@@ -36,8 +36,8 @@ from benchmarks.measure import machine, percentile, summary
 from benchmarks.processes import fleet
 from simulator.engine import ANSWERED, Engine
 from simulator.fleet import SERVICES, Fleet, parse_fleet
+from simulator.policies.routing import Surroundings
 from simulator.policies.taxiway import Taxiway
-from simulator.routing import Surroundings
 from simulator.traces import Column, Trace, joined, synthetic_trace
 from simulator.workload import Workload, prepare
 from tasks.models.catalogue import Profile

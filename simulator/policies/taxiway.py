@@ -42,8 +42,8 @@ from simulator.policies.policy import (
     Static,
     ThresholdSpill,
 )
+from simulator.policies.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
 from simulator.pool import Pool
-from simulator.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
 from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Trust, Tuner, plan_of
 from simulator.tuning.twin import MOST, Conditions, Window

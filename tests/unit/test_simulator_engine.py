@@ -15,8 +15,8 @@ from router.service.snapshot_reader import BEAT
 from simulator.cost_bound import lower_bound
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, simulate, summarise
 from simulator.fleet import Fleet, parse_fleet
+from simulator.policies.routing import Count, Reader, Surroundings, topology_of
 from simulator.policies.taxiway import POLICIES
-from simulator.routing import Count, Reader, Surroundings, topology_of
 from simulator.traces import make_trace, synthetic_trace
 from simulator.workload import Workload, jobs, prepare
 

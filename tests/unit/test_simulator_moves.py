@@ -16,9 +16,9 @@ from router.waiting import RELEASE_TICK
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Central, Policy, Shift
+from simulator.policies.routing import ExpectedBatch, Holding
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import ClassQueue, Pool
-from simulator.routing import ExpectedBatch, Holding
 from simulator.traces import make_trace
 from simulator.workload import Job, Workload, jobs, prepare
 from tests.unit.test_simulator_engine import chat
