@@ -22,6 +22,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -82,6 +83,9 @@ LLAMA_PROBES, WARM = 40, 5
 
 CALLERS, LLAMA_SLOTS, ROUNDS = 16, 16, 2
 
+TALKS, TURNS, TALK_SLOTS, OPENING = 3, 4, 8, 300
+"""Conversations of each kind, turns of each, slots of each of two engines, and words at a conversation's beginning."""
+
 MIXED_SLOTS, BULK_CALLERS, LIVE_EVERY, MIXED_SECONDS = 4, 32, 1.0, 60.0
 """The engine's slots; bulk chats in progress at any time; seconds between two live chats; and seconds of each turn."""
 
@@ -94,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
     parser.add_argument("--aborts", type=int, default=10_000, help="chats that are cancelled while they run")
     parser.add_argument("--llama", action="store_true", help="measure llama.cpp instead")
+    parser.add_argument("--prefixes", action="store_true", help="measure conversations on two llama.cpp instead")
     parser.add_argument("--mixed", action="store_true", help="measure live chats beside bulk ones instead")
     parser.add_argument(
         "--faults", type=int, default=0, help="count what becomes of so many faults of each kind instead"
@@ -102,6 +107,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if given.faults:
             _faults(Path(name), given.faults)
+        elif given.prefixes:
+            _prefixes(Path(name))
         elif given.mixed:
             _mixed(Path(name))
         elif given.llama:
@@ -234,6 +241,40 @@ async def _compare(url: str, doors: Doors) -> None:
             f"llama.cpp's tokens a second behind the fleet, {CALLERS} callers", behind, share=sum(behind) / sum(alone)
         )
     )
+
+
+def _prefixes(folder: Path) -> None:
+    workers = [["--class", "engine", "--device", f"endpoint:{number}"] for number in range(2)]
+    with llama_server(TALK_SLOTS) as one, llama_server(TALK_SLOTS) as other:
+        queues = folder / "queues.yaml"
+        text = QUEUES.format(url="{url}", name=NAME, slots=TALK_SLOTS).replace('"{url}"', f'["{one}/v1", "{other}/v1"]')
+        queues.write_text(text)
+        with fleet(folder, queues, workers) as doors:
+            uvloop.run(_conversations(doors))
+
+
+async def _conversations(doors: Doors) -> None:
+    """The time to the first token of conversations, one chat at a time.
+
+    Half of them come from another tenant in each turn, so that they are not led to the replica that has their prefix.
+    """
+    taken: dict[str, list[float]] = {"led": [], "not led": []}
+    async with AsyncClient(doors.broker) as client:
+        for turn, talk, way in product(range(TURNS), range(TALKS), taken):
+            words = Random(f"{talk} {way}").choices(["river", "stone", "garden", "window", "paper"], k=OPENING)
+            messages = [{"role": "system", "content": " ".join(words)}]
+            messages += [{"role": "user", "content": f"Say {number}"} for number in range(turn + 1)]
+            tenant = "one" if way == "led" else f"tenant-{turn}"
+            asked, began, first = {"messages": messages, "max_tokens": 4, "temperature": 0}, time.perf_counter(), 0.0
+            async for event in client.stream("chat", asked, timeout=120, tenant=tenant):
+                if isinstance(event, str) and event and not first:
+                    first = time.perf_counter() - began
+            if turn:
+                taken[way].append(first)
+    for way, seconds in taken.items():
+        mean = sum(seconds) / len(seconds)
+        say(answer(f"seconds to the first token of a conversation's later turns, {way}", seconds, mean=mean))
+    say(answer("led, as a share of not led, in the mean", [sum(taken["led"]) / sum(taken["not led"])]))
 
 
 def _mixed(folder: Path) -> None:

@@ -97,6 +97,7 @@ def _worker(classes: Iterable[str]) -> str:
             keys.stream_key,
             keys.spent_key,
             keys.room_key,
+            keys.led_key,
             keys.kept_key,
             keys.learned_key,
         )

@@ -48,6 +48,18 @@ class InFlight(msgspec.Struct, frozen=True):
     arrivals: Sequence[Arrival] = ()
 
 
+class Lead(msgspec.Struct, frozen=True):
+    """Which worker of the class a message is led to, if it can take it at once: the one that holds or held a job.
+
+    It is one of `workers`, and has at most `most` free slots less than any other of them. `lease` is in seconds.
+    """
+
+    after: str
+    workers: tuple[str, ...]
+    most: int
+    lease: float
+
+
 class Outgoing(msgspec.Struct, frozen=True):
     """A placed message on its way to a class queue, with its job's record. An empty `tag` was never an arrival.
 
@@ -55,7 +67,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     `cell` and `work`, `arrived` and `rows`; `lengths` if it generates, `spent` and `cost` if its tenant has a budget,
     and `blobs`, the keys of its large inputs, which stay with the record until the job ends. Consecutive jobs with the
     same `fields` object are forwarded as one group. `reply` is the client's name, `use` the job's use of an idempotency
-    key.
+    key. A transport may ignore the `lead`.
     """
 
     tag: str
@@ -66,6 +78,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     fields: Mapping[str, str] = {}
     reply: str = ""
     use: KeyUse | None = None
+    lead: Lead | None = None
 
     @property
     def held(self) -> bool:

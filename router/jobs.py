@@ -119,6 +119,7 @@ class Jobs:
         moves = read_moves(seen.fields.get("moves", ""))
         return {
             **{name: getattr(seen.record, name) for name in names},
+            "led_to": seen.fields.get("led"),
             "note": note,
             "moves": msgspec.to_builtins(moves),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),

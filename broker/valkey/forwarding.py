@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import Outgoing, StoredSnapshot
+from broker.port import Lead, Outgoing, StoredSnapshot
 from broker.valkey import Call
 from tasks.models.signature import FIRST, SHOWN, KeyUse
 from taxiway.contract.keys import (
@@ -27,16 +27,19 @@ from taxiway.contract.keys import (
     LEAD,
     LEVELS,
     RELEASED,
+    UNACKED,
     WEBHOOKS_DUE,
     WORK,
     holding_key,
     job_key,
     jobs_cell,
+    led_key,
     priority_list,
     priority_lists,
     redis_priority,
     reply_channel,
     result_key,
+    room_key,
     snapshot_key,
     webhook_dead_key,
     webhook_outbox_key,
@@ -47,6 +50,11 @@ from taxiway.valkey import Command
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
 _PREFIXES = (job_key(""), result_key(""), reply_channel(""), holding_key(""))
 _pack = msgspec.msgpack.Encoder().encode
+
+HANDOVER = 0.2
+"""Seconds after which a message that was led to a worker and not taken may return to its class queue.
+
+It was led because the worker waited for messages, so only a worker that has died or hangs leaves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +155,13 @@ def forward_call(
         fields = jobs[0][-1].fields
         flat = [text for pair in fields.items() for text in pair]
         charges, blobs = _charges(fields, was), fields.get("blobs", "").split()
+        published: str | bytes = "1" if queue_list else ""
         if queue_list:
             keys.append(queue_list)
-        args += ("1" if queue_list else "", keep, was, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
+        if queue_list and (lead := jobs[0][-1].lead) is not None:
+            keys += (*UNACKED, *priority_lists(jobs[0][-1].queue))
+            published = _lead(lead, jobs[0][-1].queue)
+        args += (published, keep, was, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
         args += (0 if was else fields.get("accepted", 0), len(flat), *flat, len(charges) // 2, *charges)
         if "spent" in fields:
             keys.append(fields["spent"])
@@ -203,9 +215,18 @@ def _ends_at(fields: Mapping[str, str], keep: int) -> float:
     return float(fields.get("deadline_at", 0)) or (placed and placed + keep)
 
 
-def _alike(part: tuple[str, bytes, Outgoing]) -> tuple[str, int, bool]:
-    """What jobs of a group have in common; a digest of its own is not part of the record that is copied."""
-    return part[0], id(part[2].fields), part[2].use is not None
+def _lead(lead: Lead, queue: str) -> bytes:
+    workers = [(worker, room_key(worker), led_key(worker)) for worker in lead.workers]
+    return _pack((job_key(lead.after), workers, lead.most, queue, f', "{queue}", "{queue}"]', lead.lease, HANDOVER))
+
+
+def _alike(part: tuple[str, bytes, Outgoing]) -> tuple[str, int, bool, int]:
+    """What jobs of a group have in common; a digest of its own is not part of the record that is copied.
+
+    A message that is to be led is alone.
+    """
+    _, _, message = part
+    return part[0], id(message.fields), message.use is not None, 0 if message.lead is None else id(message)
 
 
 def _charges(fields: Mapping[str, str], was: str) -> list[str | int]:

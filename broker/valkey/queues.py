@@ -441,7 +441,7 @@ def _refused(error: BaseException) -> bool:
 
 def _unrecorded(message: Outgoing) -> Outgoing:
     """Only the publication of a message that is recorded elsewhere: the broker remembers that its job was there."""
-    return msgspec.structs.replace(message, fields=_SEEN, use=None)
+    return msgspec.structs.replace(message, fields=_SEEN, use=None, lead=None)
 
 
 def _is_request(arrival: Arrival) -> bool:

@@ -58,6 +58,7 @@ from taxiway.contract.keys import (
     UNACKED,
     blob_key,
     job_key,
+    led_key,
     priority_lists,
     result_key,
     room_key,
@@ -108,9 +109,12 @@ class ClassQueue:
         worker: the worker's name; claims carry it.
         claiming: whether broker and state are one server, so that taking a message also claims its job.
         ahead: most seconds of patient work that a worker takes, where broker and state are one server.
+        led: whether routers may lead messages of its queue to this worker.
     """
 
-    def __init__(self, url: str, worker: str, limits: Limits, *, claiming: bool, ahead: float = math.inf) -> None:
+    def __init__(
+        self, url: str, worker: str, limits: Limits, *, claiming: bool, ahead: float = math.inf, led: bool = False
+    ) -> None:
         self.acknowledges_with_result = claiming
         self._url = url
         self._connections = Connections(url)
@@ -118,6 +122,7 @@ class ClassQueue:
         self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
         self._claim_args += [min(ahead, _ENDLESS), MOST, PATIENT]
         self._room = room_key(worker)
+        self._led = [led_key(worker)] if led else []
         self._events = f"/{parse(url).database}."
         self._tags = f"{uuid.uuid4().hex[:12]}."
         self._takes = 0
@@ -141,7 +146,7 @@ class ClassQueue:
         call `take`. `room` is for who was just woken, and saves that call.
         """
         try:
-            lists = [(name, queue) for queue in queues for name in priority_lists(queue)[:levels]]
+            lists = [(name, queue) for queue in queues for name in (*self._led, *priority_lists(queue)[:levels])]
             return self._wait(lists, longest, levels, room)
         except (ServerError, OSError) as error:
             for name in [*self._blocked]:
@@ -186,8 +191,10 @@ class ClassQueue:
 
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A call that takes from the queue; without the numbers, what the last take left room for."""
-        keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *priority_lists(queue)[:levels]]
-        return Call("queues/take", keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, *most_and_number])
+        lists = priority_lists(queue)[:levels]
+        keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *lists, *self._led]
+        args = [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, len(lists)]
+        return Call("queues/take", keys, [*args, *most_and_number])
 
     def _fetched(self, queue: str, answer: Sequence[bytes]) -> Fetched:
         now, take, *rest = answer
@@ -206,7 +213,7 @@ class ClassQueue:
         left = [(name, queue) for name, queue in lists if name not in self._blocked]
         if room and not left:
             return []  # no connection to say it on
-        saying = self._saying(room) if room else []
+        saying = self._saying(lists[0][1], room) if room else []
         for name, queue in left:
             self._blocked[name] = self._block(name, queue, levels, saying)
             saying = []
@@ -215,10 +222,10 @@ class ClassQueue:
             fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
         return fetches
 
-    def _saying(self, room: int) -> list[Command]:
+    def _saying(self, queue: str, room: int) -> list[Command]:
         """The commands that say the room for what `wait` takes. They have no answer: one would end the wait."""
         self._takes += 2
-        said = f"{min(room, MOST)} {self._takes + 1}"
+        said = f"{min(room, MOST)} {self._takes + 1}" + (f" {queue}" if self._led else "")
         return [("CLIENT", "REPLY", "SKIP"), ("SET", self._room, said, "PX", int(self._lease * 1000))]
 
     def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:

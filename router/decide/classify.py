@@ -56,6 +56,14 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """The first `tokens` of a prompt, which a device of a class has read before."""
+
+    hardware_class: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Needs:
     """A request's service terms, with defaults from queues.yaml. Seconds and US dollars.
 
@@ -63,7 +71,7 @@ class Needs:
     longest answer that it allows. `payload` is the number of bytes sent to the device. Without an `allowance`, the
     tenant's spending is unbounded. `company` is the expected batch: the number of jobs of the same kind released from
     holding together with it. `brief` is set for a tenant over its fair share (`usage.Shares`): the seconds of work that
-    may be bound ahead of the request.
+    may be bound ahead of the request. `prefix` is what of the prompt some device has read before.
     """
 
     deadline: float | None
@@ -78,6 +86,7 @@ class Needs:
     brief: float | None = None
     output: int = 0
     longest: int = 0
+    prefix: Prefix | None = None
 
     @property
     def affordable(self) -> float:
@@ -127,6 +136,7 @@ def needs_of(
     output: int = 0,
     longest: int = 0,
     asks: tuple[str, ...] = (),
+    prefix: Prefix | None = None,
 ) -> Needs:
     """The request's needs: its own terms, completed from its service, under its tenant's rules.
 
@@ -152,6 +162,7 @@ def needs_of(
         brief=brief,
         output=output,
         longest=longest,
+        prefix=prefix,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from router.decide.candidates import CandidateTable, Column
-from router.decide.classify import LATENCY_CRITICAL, Needs
+from router.decide.classify import LATENCY_CRITICAL, Needs, Prefix
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import RUN_STRETCH, Topology
 
@@ -30,7 +30,10 @@ DEAREST = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One candidate's figures: seconds for each part, device seconds used, US dollars."""
+    """One candidate's figures: seconds for each part, device seconds used, US dollars.
+
+    `saved` are the seconds that `run` is less because a device has read a prefix of the prompt before.
+    """
 
     transfer: float
     wait: float
@@ -40,6 +43,7 @@ class Estimate:
     cost: float
     finish: float
     guaranteed: float
+    saved: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +58,7 @@ class Figures:
     cost: Column
     finish: Column
     guaranteed: Column
+    saved: Column
 
     def at(self, index: int) -> Estimate:
         """The figures of one candidate."""
@@ -91,6 +96,10 @@ class Workload(Protocol):
     def level(self) -> int | np.ndarray:
         """Priority level; an array of shape (requests,) for several requests."""
 
+    @property
+    def prefix(self) -> Prefix | None:
+        """What of its prompt some device has read before."""
+
 
 def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> Figures:
     """The candidates' figures for a request with `ahead` device seconds before it in each class.
@@ -100,7 +109,8 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     Time is estimated with the batches of the class's own traffic, cost with the batches that all of the model's traffic
     would form there. The fleet then finds the class where the model is cheapest as a whole, even if none of it runs
     there yet. A generated row costs its share of a full batch. The start of a device adds nothing to a request's cost:
-    it serves all that runs there until the device is switched off.
+    it serves all that runs there until the device is switched off. A prefix that was read before counts where nothing
+    is ahead: only there the request is led to the device that has read it (`prefixes`).
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
     if table.billed is not None:
@@ -109,13 +119,37 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     limits = None if table.allowed is None else limits_of(table.allowed, needs, work)
     wait = wait_of(table, ahead, limits) + table.blocked[needs.level] + table.blocking[needs.level]
     transfer = table.link_delay + table.link_seconds * needs.payload
+    saved = np.zeros_like(wait) if needs.prefix is None else _saved(table, needs, needs.prefix, wait)
+    run = np.maximum(run - saved, 0.0)
     finish = transfer + wait + table.load + run
     sharers = max(1.0, table.sharers / needs.rows)
     paid = work_if_all_came * (1.0 + table.spot_loss * run / 2) + table.loading / sharers
+    paid = np.maximum(paid - saved, 0.0)
     cost = table.dollars * paid + table.shadow * work_if_all_came + table.egress * needs.payload
     if table.metered is not None:
         cost = cost + metered_cost(table.metered, needs)
-    return Figures(transfer, wait, table.load, run, work, cost, finish, finish * table.residual[needs.level])
+    return Figures(transfer, wait, table.load, run, work, cost, finish, finish * table.residual[needs.level], saved)
+
+
+def of_prompt(table: CandidateTable) -> tuple[Column, Column]:
+    """Seconds that each token of a prompt takes each candidate, and what each row beside it adds to them."""
+    if table.prompt is None:
+        return table.step, table.slope
+    return table.step + table.prompt[0], table.slope + table.prompt[1]
+
+
+def _saved(table: CandidateTable, needs: Workload, prefix: Prefix, wait: Column) -> Column:
+    """Seconds that reading the prefix would take, of candidates on its class that would start at once."""
+    here = np.array([one.hardware_class == prefix.hardware_class for one in table.candidates])
+    step, slope = of_prompt(table)
+    saved: Column = np.where(here & (wait <= 0), read_before(needs, prefix) * (step + slope), 0.0)
+    return saved
+
+
+def read_before(needs: Workload, prefix: Prefix) -> float | Column:
+    """Tokens of the prompt that a device has read before; the last one is always read again."""
+    tokens: float | Column = np.clip(needs.size - needs.output - 1, 0, prefix.tokens)
+    return tokens
 
 
 def metered_cost(metered: np.ndarray, needs: Workload) -> Column:

@@ -25,8 +25,8 @@ from taxiway.errors import TaxiwayError
 class Considered(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate's figures in the choice: seconds and US dollars for the whole request.
 
-    `finish` is the sum of `transfer`, `wait`, `load` and `run`. `why_not` is None for the chosen candidate. `warning`
-    describes a weak profile.
+    `finish` is the sum of `transfer`, `wait`, `load` and `run`. `saved` is what `run` is less because some device
+    has read a prefix of the prompt. `why_not` is None for the chosen candidate. `warning` describes a weak profile.
     """
 
     hardware_class: str
@@ -38,6 +38,7 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     wait: float
     load: float
     run: float
+    saved: float
     guaranteed: float
     cost: float
     warm: bool
@@ -190,6 +191,7 @@ class _Rows:
             wait=round(at.wait, 6),
             load=round(at.load, 6),
             run=round(at.run, 6),
+            saved=round(at.saved, 6),
             guaranteed=round(at.guaranteed, 6),
             cost=float(f"{at.cost:.4g}"),
             warm=bool(table.warm[index] > 0),

@@ -20,6 +20,7 @@ from router.decide.cost import (
     full_batch,
     horizon,
     metered_cost,
+    read_before,
     run_alone,
 )
 from router.decide.snapshot import Backlog, FleetSnapshot
@@ -206,9 +207,19 @@ class Choice:
 
     def _reason(self, index: int) -> str:
         reason = self.route.note + (self.why(index) if self.within_horizon[index] else self._held_reason(index))
+        reason += self._saving(index)
         if not self.table.stale:
             return reason
         return f"from queues.yaml only, the fleet snapshot is stale: {reason}"
+
+    def _saving(self, index: int) -> str:
+        """What a prefix of the prompt that was read before is worth there."""
+        prefix, saved = self.needs.prefix, self.figures.saved[index]
+        if prefix is None or not saved or not self.within_horizon[index]:
+            return ""
+        return (
+            f"; {read_before(self.needs, prefix):.0f} tokens of the prompt were read there before: {saved:.3g} s less"
+        )
 
     def _batched_figures(self) -> Figures:
         """The figures with the work of a held request: held jobs are released in full batches."""

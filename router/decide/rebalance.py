@@ -69,6 +69,7 @@ class GroupNeeds:
     payload: Column
     level: np.ndarray
     company: int = 0
+    prefix: None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ from router.decide.classify import Constraints, Needs
 from router.decide.explain import basis_text
 from router.decide.fairness import Depths, HeldKind, Tenants
 from router.decide.placement import Choice, Placement, weigh
+from router.decide.prefixes import Prefixes
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
 from tasks.endpoints import Tariff
 from tasks.models.catalogue import Model
@@ -196,7 +197,8 @@ TOLERANCE = 0.001
 class WorkingSnapshot:
     """One snapshot with everything derived from it. Placements add to `backlog`, held jobs to `held`.
 
-    `snapshot_name` is the name under which the snapshot is stored for explanations.
+    `snapshot_name` is the name under which the snapshot is stored for explanations. The `prefixes`
+    of prompts are known where they matter: while some class has several endpoints live.
     """
 
     def __init__(
@@ -207,6 +209,7 @@ class WorkingSnapshot:
         snapshot_name: str = "",
         tenants: Tenants | None = None,
         depths: Depths | None = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.fleet = fleet
         self.depths = depths or Depths()
@@ -216,6 +219,8 @@ class WorkingSnapshot:
         self.backlog = Backlog(classes, {} if fleet.stale else fleet.work)
         self.held = Backlog(classes, {} if fleet.stale else fleet.held)
         self._devices = np.array([float(len(fleet.of_class(name))) for name in self.backlog.classes])
+        engines = np.array([topology.hardware[name].endpoint is not None for name in classes])
+        self.prefixes = prefixes if (engines & (self._devices > 1)).any() else None
         self._topology = topology
         self._book = book
         self._tables: dict[tuple[str, Constraints, tuple[str, str] | None], CandidateTable] = {}

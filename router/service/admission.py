@@ -17,16 +17,17 @@ from typing import Any
 
 import msgspec
 
-from broker.port import Outgoing
+from broker.port import Lead, Outgoing
 from broker.valkey.records import Course, exceeded
-from router.decide.classify import Needs, needs_of
+from router.decide.classify import Needs, Prefix, needs_of
 from router.decide.explain import Explanation, explain
 from router.decide.fairness import Tenants, check_class, check_tenant
 from router.decide.placement import Placement, seed_of
+from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, slots_worth
 from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from tasks.models.catalogue import Catalogue, Model
-from tasks.models.chats import answer_limit, asks
+from tasks.models.chats import answer_limit, asks, beginning
 from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
@@ -116,11 +117,12 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """A placed request: its message, where it goes, and the ticket to run there."""
+    """A placed request: its message, where it goes, and the ticket to run there; and the prefixes of its prompt."""
 
     outgoing: Outgoing
     placement: Placement
     ticket: Ticket
+    prefixes: tuple[bytes, ...] = ()
 
 
 def check_size(size: int, limit: int) -> None:
@@ -149,7 +151,8 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
     topology, tenant, size = rules.topology, order.request.tenant, order.size
     if not order.released:
         check_tenant(working.depths, topology, tenant=tenant, size=size)
-    template = _cached_choice(order, rules, working).pick(seed_of(order.job))
+    prompt = _prompt(order, rules, working)
+    template = _cached_choice(order, rules, working, prompt).pick(seed_of(order.job))
     placement = template.placement
     if not order.released:
         check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
@@ -167,8 +170,34 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
         fields=_record(template, order, hooks_of(order, rules)),
         reply=order.reply,
         use=_use(order, rules),
+        lead=None if prompt.earlier is None else _lead(placement, prompt.earlier, topology.limits.lease),
     )
-    return Admitted(outgoing, placement, ticket)
+    return Admitted(outgoing, placement, ticket, prompt.prefixes)
+
+
+_NO_PROMPT = Prompt()
+
+
+def _prompt(order: Order, rules: Rules, working: WorkingSnapshot) -> Prompt:
+    """What is known of the request's prompt; nothing where no two devices could differ in it."""
+    prefixes = working.prefixes
+    if prefixes is None:
+        return _NO_PROMPT
+    model, request = _accepting(order, rules), order.request
+    if not generates(model):
+        return _NO_PROMPT
+    value = given_inputs(model, request.inputs).get(model.inputs[0].name)
+    owner = f"{request.tenant}\n{model.id}"
+    return prefixes.prompt(prefixes_of(owner, beginning(value, BLOCK * BLOCKS)))
+
+
+def _lead(placement: Placement, earlier: Earlier, lease: float) -> Lead | None:
+    """Where the request is led, if the class that it was placed on has several devices, and one ran the earlier job."""
+    candidate = placement.candidate
+    if placement.held or candidate.hardware_class != earlier.hardware_class or len(candidate.devices) < 2:
+        return None
+    most = slots_worth(placement.table, placement.index, placement.needs)
+    return Lead(earlier.job, tuple(device.worker for device in candidate.devices), most, lease)
 
 
 def _use(order: Order, rules: Rules) -> KeyUse | None:
@@ -205,18 +234,20 @@ def _record(template: JobTemplate, order: Order, hooks: str) -> Mapping[str, str
     return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
 
 
-def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> CachedChoice:
+def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot, prompt: Prompt) -> CachedChoice:
     """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
     model = _accepting(order, rules)
     rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
     asked = _asks(model, request)
-    key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked)
+    key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked, prompt.prefix)
     known = working.cached(key) if until is None else None
     if known is not None:
         return known
     check_terms(request)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked)
+    needs = _needs(
+        order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked, prefix=prompt.prefix
+    )
     cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
         working.keep(key, cached)
@@ -232,8 +263,10 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     request = order.request
     model = _accepting(order, rules)
     rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
-    asked, until = _asks(model, request), _until(order)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked)
+    asked, until, prefix = _asks(model, request), _until(order), _prompt(order, rules, working).prefix
+    needs = _needs(
+        order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked, prefix=prefix
+    )
     table = working.table(model, needs.constraints)
     return model, explain(
         table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
@@ -309,6 +342,7 @@ def _needs(
     sizes: Sizes,
     until: float | None,
     asked: tuple[str, ...],
+    prefix: Prefix | None,
 ) -> Needs:
     request = order.request
     size, output, longest = sizes
@@ -324,6 +358,7 @@ def _needs(
         output=output,
         longest=longest,
         asks=asked,
+        prefix=prefix,
     )
     if until is None:
         return needs

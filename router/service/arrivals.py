@@ -16,6 +16,7 @@ from broker.rabbitmq import RabbitQueueMover, RabbitTransport
 from broker.valkey.leader import Leadership, ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import check_store
+from router.decide.prefixes import Earlier, Prefixes
 from router.decide.scaling import Scaler
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit
@@ -107,7 +108,8 @@ class Router:
         self.name = name
         self.rules = rules
         self.store = Store(settings.state, rules.topology.limits)
-        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts)
+        prefixes = Prefixes() if settings.broker_is_state else None  # else no message is led anywhere
+        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts, prefixes)
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         self.repository = Repository(rules, self.fleet, self.folder, self.store)
         self.results = Results(settings.state, self.store, name)
@@ -372,7 +374,10 @@ class Router:
         if admitted.placement.held:
             self._releaser.wake()
             return
-        self.placed[admitted.placement.candidate.hardware_class, admitted.placement.table.model.id] += 1
+        hardware_class = admitted.placement.candidate.hardware_class
+        if admitted.prefixes and self.fleet.prefixes is not None:
+            self.fleet.prefixes.note(admitted.prefixes, Earlier(admitted.outgoing.job, hardware_class))
+        self.placed[hardware_class, admitted.placement.table.model.id] += 1
         self._events.add(admitted.outgoing.job, admitted.outgoing.queue, admitted.outgoing.envelope)
 
     def _refuse(self, envelope: Envelope, job: str, code: str) -> None:

@@ -25,6 +25,7 @@ from router.decide.explain import pack_snapshot
 from router.decide.fairness import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.placement import Placement
 from router.decide.plan import NO_PLAN, Followed, follow
+from router.decide.prefixes import Prefixes
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
@@ -69,11 +70,19 @@ _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 class FleetReader:
     """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
+    `prefixes` are those of prompts that were placed; None where no message is led anywhere for one.
     `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read. `discovered`
     are the models that endpoints announced, by name; one stays known after its endpoint has gone.
     """
 
-    def __init__(self, store: Store, topology: Topology, book: ProfileBook, starts: Set[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        topology: Topology,
+        book: ProfileBook,
+        starts: Set[str] = frozenset(),
+        prefixes: Prefixes | None = None,
+    ) -> None:
         self._store = store
         self._topology = topology
         self._book = book
@@ -83,6 +92,7 @@ class FleetReader:
         self._unstored: deque[WorkingSnapshot] = deque(maxlen=_UNSTORED_LIMIT)
         self._used = False
         self.shares = Shares(topology.tenants)
+        self.prefixes = prefixes
         self._set_fleet(FleetSnapshot(stale=True), Tenants(shares=self.shares))
         self._read_at = -STALE_AFTER
         self._updated_at = time.monotonic()
@@ -198,7 +208,7 @@ class FleetReader:
     def _set_fleet(self, fleet: FleetSnapshot, tenants: Tenants, depths: Depths | None = None) -> None:
         self._generation += 1
         name = f"{self._name}.{self._generation}"
-        self._working = WorkingSnapshot(self._topology, self._book, fleet, name, tenants, depths)
+        self._working = WorkingSnapshot(self._topology, self._book, fleet, name, tenants, depths, self.prefixes)
         self._used = False
 
 

@@ -126,6 +126,32 @@ def answer_limit(chat: Any) -> int | None:
     return None
 
 
+def beginning(prompt: Any, most: int) -> bytes:
+    """About the first `most` bytes of what an engine reads of a chat or prompt; longer conversations begin with them.
+
+    Nothing for a value in another form.
+    """
+    if isinstance(prompt, str):
+        return prompt[:most].encode(errors="replace")
+    messages = prompt.get("messages") if isinstance(prompt, dict) else None
+    if not isinstance(messages, list):
+        return b""
+    found = bytearray()
+    for part in ([prompt["tools"]] if prompt.get("tools") else []) + messages:
+        content = part.get("content") if isinstance(part, dict) else None
+        found += _text_of(part if not isinstance(content, str) else {**part, "content": content[:most]})
+        if len(found) >= most:
+            break
+    return bytes(found[:most])
+
+
+def _text_of(part: Any) -> bytes:
+    try:
+        return msgspec.json.encode(part)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):  # who runs it refuses it
+        return b""
+
+
 def characters(chat: Any) -> int | None:
     """About how many characters the messages have; None where the value is not a mapping with messages."""
     messages = chat.get("messages") if isinstance(chat, dict) else None

@@ -171,6 +171,11 @@ def room_key(worker: str) -> str:
     return f"taxiway:room:{worker}"
 
 
+def led_key(worker: str) -> str:
+    """List of the tags of messages that routers led to a worker, which has a cache for them (`broker.port.Lead`)."""
+    return f"taxiway:led:{worker}"
+
+
 def kept_key(worker: str) -> str:
     """The key that a worker writes to check that its earlier writes are durable."""
     return f"taxiway:kept:{worker}"

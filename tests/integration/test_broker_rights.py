@@ -44,6 +44,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "blob_key",
                 "stream_key",
                 "room_key",
+                "led_key",
                 "kept_key",
                 "session_key",
                 "snapshot_key",
@@ -98,7 +99,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             (
                 *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
                 *("bindings of control", "binding deadlines", "control", "events"),
-                *("job_key", "blob_key", "stream_key", "room_key", "kept_key", "spent_key", "learned_key"),
+                *("job_key", "blob_key", "stream_key", "room_key", "led_key", "kept_key", "spent_key", "learned_key"),
                 *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS", "CATALOGUES", "CATALOGUES_SEEN"),
             ),
             ALL,

@@ -74,9 +74,12 @@ class EndpointVariants(LearnedTimes):
     def learn(self, loaded: Loaded, item: Item, exchange: Exchange, *, rows: float, seconds: float) -> None:
         """Learn from a row that was answered in `seconds`, with `rows` running at the same time on average.
 
-        Prompts count with the length that they were expected to have: placement knows no other.
+        Prompts count with the length that they were expected to have: placement knows no other. What the engine had in
+        its cache does not count: placement takes it off itself.
         """
-        read, written = exchange.prompt, exchange.tokens.output if generates(loaded.model) else 0
+        tokens = exchange.tokens
+        read = exchange.prompt * (1 - tokens.cached / tokens.input if tokens.cached else 1.0)
+        written = exchange.tokens.output if generates(loaded.model) else 0
         curve = self.curve(loaded)
         predicted = curve.latency(rows, read + written, read)
         track = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels={item.level})

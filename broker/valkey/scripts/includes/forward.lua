@@ -68,6 +68,7 @@ local function take(most, bytes)
   end
   return taken
 end
+--- @include "lead"
 local done, i, k = {}, 10, levels == 0 and 7 or 9 + levels + in_flight
 for _ = 1, tonumber(ARGV[9]) do
   if ours then redis.call('SET', KEYS[k], ARGV[i], 'EX', ARGV[i + 1], 'NX') end
@@ -80,8 +81,9 @@ while i <= #ARGV do
   local charges = fields + ARGV[i + 7] + 1
   local spending = charges + ARGV[charges - 1] * 2
   local tenant, cost, count = unpack(ARGV, spending, spending + 2)
-  local list, spent
+  local list, spent, wanted
   if published ~= '' then list, k = KEYS[k], k + 1 end
+  if #published > 1 then wanted, k = k, k + 6 end
   if tenant ~= '' then spent, k = KEYS[k], k + 1 end
   local first_blob = k
   k, i = k + blobs, spending + 3
@@ -119,7 +121,9 @@ while i <= #ARGV do
     local group = cmsgpack.pack(jobs)
     if tonumber(deadline) > 0 then redis.call('ZADD', deadlines, deadline, group) end
     if tonumber(listed) > 0 then redis.call('ZADD', accepted, listed, group) end
-    if list then redis.call('LPUSH', list, unpack(forwarded)) end
+    if list and not (wanted and lead(published, wanted, jobs[1], forwarded[1])) then
+      redis.call('LPUSH', list, unpack(forwarded))
+    end
     for b = first_blob, first_blob + blobs - 1 do
       if queue ~= '' then redis.call('PERSIST', KEYS[b]) else redis.call('EXPIRE', KEYS[b], keep) end
     end

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- Takes messages of a class queue into kombu's hash of unacknowledged messages, and claims their jobs.
 --
--- KEYS: the unacked hash, its index, the worker's room, devices, heartbeats, then the queue's lists, first served first.
---   Keys of jobs and results follow from the messages that are taken.
+-- KEYS: the unacked hash, its index, the worker's room, devices, heartbeats, then the queue's lists, first served first,
+--   and the list of what was led to the worker, if it has one, which is served before them. Keys of jobs and results follow from the messages that are taken.
 -- ARGV: beginning of tags, end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of the
 --   keys of results and jobs, most seconds of patient work, number from which on what is parked is counted, first level
---   of patient work (0 = the first list), most messages and the number of this take, which the tags carry; without these
+--   of patient work (0 = the first list), number of the queue's lists, most messages and the number of this take, which the tags carry; without these
 --   two, as the room says that the last take left them.
 -- Returns the time, the number of the take, then for each message: itself, its job, and verdict and value of the claim.
 -- Safe to run twice: a message is taken once, and comes back if nobody keeps it for a lease.
@@ -20,7 +20,7 @@ local unacked, index, room, devices, heartbeats = unpack(KEYS, 1, 5)
 --- @include "others"
 --- @include "over"
 --- @include "claimed"
-local tags, ending, worker, lease, result_prefix, job_prefix, ahead, parking, first_patient, most, take = unpack(ARGV)
+local tags, ending, worker, lease, result_prefix, job_prefix, ahead, parking, first_patient, lists, most, take = unpack(ARGV)
 local pause, asked = 0.5, most
 ahead = tonumber(ahead)
 if not asked then most, take = string.match(redis.call('GET', room) or '0 0', '(%d+) (%d+)') end
@@ -59,7 +59,19 @@ local function receive(message, patient)
   answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
   n, left = n + 1, left - 1
 end
-for k = 6, #KEYS do
+local last = 5 + lists
+local led = KEYS[last + 1]
+while led and left > 0 do
+  local tag = redis.call('RPOP', led)
+  if not tag then break end
+  local entry = redis.call('HGET', unacked, tag)
+  if entry then  -- else it returned to the queue
+    redis.call('HDEL', unacked, tag)
+    redis.call('ZREM', index, tag)
+    receive(string.sub(entry, 2, #entry - #ending), false)
+  end
+end
+for k = 6, last do
   local patient = k - 6 >= tonumber(first_patient)
   local got = true
   while got and left > 0 and (not patient or ahead > 0) do
@@ -70,7 +82,7 @@ for k = 6, #KEYS do
 end
 local lasting = math.floor(lease * 1000)
 if asked then
-  redis.call('SET', room, left .. ' ' .. take + 1, 'PX', lasting)
+  redis.call('SET', room, left .. ' ' .. take + 1 .. (led and ' ' .. KEYS[6] or ''), 'PX', lasting)
 elseif n > 0 then
   redis.call('SET', room, '0 0', 'PX', lasting)
 end

@@ -2,11 +2,13 @@
 --
 -- KEYS: work, held, released, holding, deadlines, accepted; where something was taken or is to be: the key of the
 --   session, the in-flight list that gets the next arrivals, the arrivals' lists, first served first, and the in-flight
---   lists that this call answers as a whole; then snapshots, and for each group its class list (if it is published), the day's
+--   lists that this call answers as a whole; then snapshots, and for each group its class list (if it is published), the
+--   unacked hash, its index and all lists of the class (if it is to be led), the day's
 --   spending (if its tenant has a budget), its blobs and its jobs. Holding queues are named by records.
 -- ARGV: number of arrivals' lists (0 = nothing is taken), number of lists that are answered, most arrivals to take,
 --   bytes after which no more are taken, prefixes of keys of jobs, results, replies and holding queues, number of
---   snapshots, and each's bytes and seconds to keep it; then groups of jobs that are forwarded alike: '1' if published, seconds to keep the record, the state that the record is in
+--   snapshots, and each's bytes and seconds to keep it; then groups of jobs that are forwarded alike: '1' if published (or, for one job, where
+--   to lead it: includes/lead.lua), seconds to keep the record, the state that the record is in
 --   ('' = there is none), holding queue ('' = none), number of blobs, deadline (0 = none), time at which they were
 --   accepted (0 = they are not to be listed), number of fields, fields, number of charges, charges (field of the work
 --   hash, amount), tenant ('' = no budget), cost, number of jobs, and each's client, message and use of an idempotency
