@@ -2,7 +2,8 @@
 
 `python -m benchmarks.batch_lines` starts one Valkey, a router, a cpu.batch worker for embeddings, and llama.cpp as an
 engine for chats. It times live chats by HTTP, first alone, then beside a batch with one short text a line, checks that
-every line is answered once, and compares the batch's rate with that of the model in a plain loop in this process.
+every line is answered once, and compares the batch's rate with that of the model in a plain loop in this process. It
+also tells how many cores each process used meanwhile, as live chats wait for them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import psutil
 
 from benchmarks.engines import ENGINE
 from benchmarks.measure import answer, percentile, say
-from benchmarks.processes import fleet
+from benchmarks.processes import Doors, fleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
@@ -42,7 +44,7 @@ _QUEUES = (
     price: {{usd_per_hour: 0.05}}
     warm: [embed]
 service:
-  live: {{deadline: 20, priority: high, tier: default}}
+  live: {{deadline: 60, priority: high, tier: default}}
   bulk: {{deadline: 3600, priority: low, tier: flex}}
 default_service: live
 """
@@ -64,29 +66,47 @@ def main() -> None:
         queues = Path(name) / "queues.yaml"
         queues.write_text(_QUEUES.format(url=f"{url}/v1", slots=SLOTS, name=NAME, rows=ROWS))
         with fleet(Path(name), queues, workers) as doors:
-            router = psutil.Process(doors.processes["router"][0])
+            processes = _processes(doors)
             with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
-                _run(http, router, 100, 0)  # the model is loaded, and the router has seen a batch
-                alone = Live(f"{doors.http}/v1")
+                _Batch(http, 100, 0).end(processes["router"])  # the model is loaded, the router has seen a batch
+                alone = Live(f"{doors.http}/v1", processes)
                 time.sleep(ALONE)
                 before = alone.end()
-                beside = Live(f"{doors.http}/v1")
-                rate, memory = _run(http, router, given.lines, given.padding)
+                batch = _Batch(http, given.lines, given.padding)
+                beside = Live(f"{doors.http}/v1", processes)
+                batch.end(processes["router"])
                 during = beside.end()
-    limit = _loop_rate()
-    say(answer("live chats alone, seconds", before, p99=percentile(before, 99)))
-    say(answer("live chats beside the batch, seconds", during, p99=percentile(during, 99)))
+                batch.check()
+    grown = [most - batch.memory[0] for most in batch.memory]
+    say(answer("batch of embeddings, router's memory less before, MiB", grown, most=max(grown), lines=given.lines))
+    limit, rate = _loop_rate(), given.lines / batch.seconds
     say(answer("batch of embeddings, lines/s", [rate], lines=given.lines, loop=limit, share=rate / limit))
-    say(answer("batch of embeddings, router's memory at most less before, MiB", [memory], lines=given.lines))
+    say(answer("live chats alone, seconds", before, p99=percentile(before, 99), cores=alone.cores))
+    say(answer("live chats beside the batch, seconds", during, p99=percentile(during, 99), cores=beside.cores))
+
+
+def _processes(doors: Doors) -> dict[str, psutil.Process]:
+    """The processes that share the machine, by what they do."""
+    (broker,), (router,), (embed, engine) = (doors.processes[role] for role in ("broker", "router", "worker"))
+    server = next(one for one in psutil.Process().children() if "tests.llama" in one.cmdline())
+    numbers = {"valkey": broker, "router": router, "embed": embed, "engine's worker": engine, "engine": server.pid}
+    return {name: psutil.Process(number) for name, number in {**numbers, "this": os.getpid()}.items()}
 
 
 class Live:
-    """Chats of eight tokens, one after the other on a thread, until `end`, which returns the seconds of each."""
+    """Chats of eight tokens, one after the other on a thread, until `end`, which returns the seconds of each.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    `cores` are those that each of the `processes` used meanwhile. The first chat is not counted.
+    """
+
+    def __init__(self, url: str, processes: Mapping[str, psutil.Process]) -> None:
+        self.cores: dict[str, float] = {}
+        self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        self._processes = processes
         self._taken: list[float] = []
         self._over = threading.Event()
+        self._chat()
+        self._began, self._before = time.perf_counter(), self._used()
         self._thread = threading.Thread(target=self._call)
         self._thread.start()
 
@@ -94,39 +114,58 @@ class Live:
         """Stop, and tell how long each chat took."""
         self._over.set()
         self._thread.join()
+        self._http.close()
+        seconds = time.perf_counter() - self._began
+        self.cores = {name: round((used - self._before[name]) / seconds, 2) for name, used in self._used().items()}
         return self._taken
 
+    def _used(self) -> dict[str, float]:
+        """Seconds of a core that each process has used."""
+        return {name: sum(process.cpu_times()[:2]) for name, process in self._processes.items()}
+
     def _call(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=60, trust_env=False) as http:
-            while not self._over.wait(EVERY):
-                messages = [{"role": "user", "content": f"Say the number {len(self._taken)}."}]
-                began = time.perf_counter()
-                asked = {"model": "chat", "messages": messages, "max_tokens": 8, "temperature": 0}
-                http.post("/chat/completions", json=asked).raise_for_status()
-                self._taken.append(time.perf_counter() - began)
+        while not self._over.wait(EVERY):
+            self._taken.append(self._chat())
+
+    def _chat(self) -> float:
+        messages = [{"role": "user", "content": f"Say the number {len(self._taken)}."}]
+        began = time.perf_counter()
+        asked = {"model": "chat", "messages": messages, "max_tokens": 8, "temperature": 0}
+        self._http.post("/chat/completions", json=asked).raise_for_status()
+        return time.perf_counter() - began
 
 
-def _run(http: httpx.Client, router: psutil.Process, lines: int, padding: int) -> tuple[float, float]:
-    """Lines a second of a batch of so many lines, and by how many MiB the router's memory grew at most."""
-    before = most = router.memory_info().rss
-    content = "\n".join(json.dumps(_line(number)) + " " * padding for number in range(lines)).encode()
-    form: Any = {"data": {"purpose": "batch"}, "files": {"file": ("lines.jsonl", content)}}
-    file = http.post("/files", **form).raise_for_status().json()["id"]
-    began = time.perf_counter()
-    asked = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
-    batch = http.post("/batches", json=asked).raise_for_status().json()
-    while batch["status"] not in _ENDED:
-        time.sleep(0.25)
-        most = max(most, router.memory_info().rss)
-        batch = http.get(f"/batches/{batch['id']}").raise_for_status().json()
-    rate = lines / (time.perf_counter() - began)
-    output = http.get(f"/files/{batch['output_file_id']}/content").raise_for_status().text.splitlines()
-    answered = Counter(json.loads(line)["custom_id"] for line in output)
-    if answered != Counter(f"line-{number}" for number in range(lines)):
-        raise RuntimeError(f"{batch['status']}: {len(answered)} of {lines} lines are answered")
-    for name in (file, batch["output_file_id"]):
-        http.delete(f"/files/{name}").raise_for_status()
-    return rate, (most - before) / 2**20
+class _Batch:
+    """A batch of so many lines. `memory` has the router's in MiB, first before it, and `seconds` how long it took."""
+
+    def __init__(self, http: httpx.Client, lines: int, padding: int) -> None:
+        self.memory: list[float] = []
+        self.seconds = 0.0
+        self._http = http
+        self._lines = lines
+        content = "\n".join(json.dumps(_line(number)) + " " * padding for number in range(lines)).encode()
+        form: Any = {"data": {"purpose": "batch"}, "files": {"file": ("lines.jsonl", content)}}
+        self._file = http.post("/files", **form).raise_for_status().json()["id"]
+        self._output = ""
+
+    def end(self, router: psutil.Process) -> None:
+        """Run it to its end."""
+        began, asked = time.perf_counter(), {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+        self.memory.append(router.memory_info().rss / 2**20)
+        batch = self._http.post("/batches", json={**asked, "input_file_id": self._file}).raise_for_status().json()
+        while batch["status"] not in _ENDED:
+            time.sleep(0.25)
+            self.memory.append(router.memory_info().rss / 2**20)
+            batch = self._http.get(f"/batches/{batch['id']}").raise_for_status().json()
+        self.seconds = time.perf_counter() - began
+        self._output = batch["output_file_id"]
+
+    def check(self) -> None:
+        """Every line is answered once."""
+        with self._http.stream("GET", f"/files/{self._output}/content") as output:
+            answered = Counter(json.loads(line)["custom_id"] for line in output.iter_lines())
+        if answered != Counter(f"line-{number}" for number in range(self._lines)):
+            raise RuntimeError(f"{len(answered)} of {self._lines} lines are answered")
 
 
 def _loop_rate(seconds: float = 5.0) -> float:
