@@ -265,7 +265,9 @@ def model_list(catalogue: Catalogue, fleet: FleetSnapshot, unloaded: Collection[
     a version still served from before its file became invalid; versions that an operator unloaded; and, by variant, why
     live devices could not load it.
     """
-    names = {m.name for m in catalogue.models.values()} | {_bare(reference) for reference in catalogue.disabled}
+    names = {m.name for m in catalogue.models.values()} | {
+        catalogue.bare(reference) for reference in catalogue.disabled
+    }
     return [_listed(catalogue, name, fleet, unloaded) for name in sorted(names | catalogue.others.keys())]
 
 
@@ -300,7 +302,7 @@ def _variant(variant: Variant) -> dict[str, Any]:
 def _problems(catalogue: Catalogue, name: str) -> dict[str, str]:
     """Faults in the files of a model."""
     found = {**catalogue.disabled, **catalogue.outdated}
-    return {reference: why for reference, why in sorted(found.items()) if _bare(reference) == name}
+    return {reference: why for reference, why in sorted(found.items()) if catalogue.bare(reference) == name}
 
 
 def _unloadable(model: Model, fleet: FleetSnapshot) -> dict[str, str]:
@@ -311,10 +313,6 @@ def _unloadable(model: Model, fleet: FleetSnapshot) -> dict[str, str]:
             if key.partition("/")[0] == model.id:
                 found.setdefault(key.partition("/")[2], f"{device.worker}: {why}")
     return found
-
-
-def _bare(reference: str) -> str:
-    return reference.partition(":")[0]
 
 
 def unready(model: Model, topology: Topology, fleet: FleetSnapshot, unloaded: Collection[str] = ()) -> str:

@@ -29,6 +29,7 @@ from router.http.openai import object_endpoints as stored
 from router.http.openai import response_endpoints as responses
 from router.http.openai import webhook_endpoints as webhooks
 from router.http.openai.stored import StoredObjects
+from router.http.paths import Divided, Named
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from router.jobs import DeadLetters, Jobs
@@ -68,13 +69,14 @@ class Door:
     letters: DeadLetters
 
 
-def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Gate:
+def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divided:
     """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
     limits = router.rules.topology.limits
     limit = int(limits.payload)
     app = Litestar(
         route_handlers=_ENDPOINTS,
         guards=[guard],
+        middleware=[Named],
         exception_handlers={
             TaxiwayError: taxiway_error,
             HTTPException: protocol_error,
@@ -93,7 +95,7 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Gate
     app.state[webhooks.WEBHOOKS] = router.webhooks
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
-    return Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology))
+    return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology)))
 
 
 @get("/v2", opt=needs(), responses=described.INFO)

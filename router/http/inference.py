@@ -30,6 +30,7 @@ from router.decide.placement import Placement
 from router.http.connection import WHOLE, Whole
 from router.http.errors import UNFORESEEN, body_of, headers_of, unforeseen
 from router.http.gate import Application, Receive, Send, answer, caller_of, claim
+from router.http.paths import name_in
 from router.http.protocol import (
     CLASSIFICATION,
     InferRequest,
@@ -400,7 +401,7 @@ class Front:
         header_length = headers.get(_HEADER)
         try:
             return await self._inference.answer_to(
-                reference_of(asked[1], asked[2]),
+                reference_of(name_in(asked[1]), asked[2]),
                 body,
                 caller=caller_of(scope),
                 header_length=None if header_length is None else header_length.decode("latin-1"),

@@ -16,7 +16,7 @@ from router.http.gate import json_answer, needs
 from router.service.arrivals import Router
 from router.view import unready
 from tasks.heartbeat import Ran
-from tasks.models.catalogue import Model, TensorSpec, reference_of
+from tasks.models.catalogue import Catalogue, Model, TensorSpec, reference_of
 from taxiway.errors import InvalidRequestError, cut
 
 ROUTER = "router"
@@ -59,7 +59,7 @@ async def repository_index(request: _Any) -> Response[bytes]:
     catalogue = router.rules.catalogue
     found = [_indexed(router, model.name, model) for model in _models(router)]
     found += [_indexed(router, name, m) for name in catalogue.served_others() for m in catalogue.versions(name)]
-    found += [_disabled(reference, why) for reference, why in sorted(catalogue.disabled.items())]
+    found += [_disabled(catalogue, reference, why) for reference, why in sorted(catalogue.disabled.items())]
     return json_answer([one for one in found if one.state == "READY" or not asked.ready])
 
 
@@ -103,8 +103,7 @@ async def model_stats(request: _Any, model: str) -> Response[bytes]:
     `queue` is from acceptance to the start of the job, `compute_infer` the batches that it ran in.
     """
     router = _router(request)
-    named = router.rules.catalogue.resolve(model)
-    return _stats(router, [named] if ":" in model or "@" in model else router.rules.catalogue.versions(named.name))
+    return _stats(router, router.rules.catalogue.named_by(model))
 
 
 @get("/v2/models/{model:str}/versions/{version:str}/stats", opt=needs(), responses=described.MODEL)
@@ -190,10 +189,10 @@ def _indexed(router: Router, name: str, model: Model) -> IndexedModel:
     return IndexedModel(name, str(model.version), "UNAVAILABLE" if reason else "READY", told)
 
 
-def _disabled(reference: str, why: str) -> IndexedModel:
+def _disabled(catalogue: Catalogue, reference: str, why: str) -> IndexedModel:
     """A model whose files are invalid."""
-    name, _, version = reference.partition(":")
-    return IndexedModel(name, version, "UNAVAILABLE", why)
+    name = catalogue.bare(reference)
+    return IndexedModel(name, reference[len(name) + 1 :], "UNAVAILABLE", why)
 
 
 def _models(router: Router) -> list[Model]:

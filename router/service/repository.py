@@ -99,7 +99,7 @@ class Repository:
         if wrong is not None:
             message = f"model {quoted(reference)} is served as it was, as its file is wrong: {wrong}"
             raise ModelUnavailableError(message, model=model.id, reason=wrong)
-        again = {one.id for one in self._versions(reference, model)} & self._rules.unloaded
+        again = {one.id for one in catalogue.named_by(reference)} & self._rules.unloaded
         await self._control({**dict.fromkeys(again), model.id: uuid.uuid4().hex})
         logger.info("model loaded by an operator", extra={"model": model.id})
         classes = await self._loaded(model)
@@ -120,20 +120,17 @@ class Repository:
             InvalidRequestError: it is a second name of a model.
             BrokerUnavailableError: the state store does not answer.
         """
-        model = self._rules.catalogue.resolve(reference)
-        if reference.partition(":")[0].partition("@")[0] != model.name:
+        catalogue = self._rules.catalogue
+        model = catalogue.resolve(reference)
+        if catalogue.bare(reference) != model.name:
             message = (
                 f"model: expected a model's own name, got another name of {model.id!r}: unload that, or remove this"
             )
             raise InvalidRequestError(message, field="model")
-        versions = sorted(one.id for one in self._versions(reference, model))
+        versions = sorted(one.id for one in catalogue.named_by(reference))
         silent = await self._control(dict.fromkeys(versions, ""))
         logger.info("model unloaded by an operator", extra={"model": reference, "versions": versions})
         return {"name": model.name, "versions": [one.partition(":")[2] for one in versions], "unanswered": silent}
-
-    def _versions(self, reference: str, model: Model) -> list[Model]:
-        """The versions that a reference names: all, unless it names one."""
-        return [model] if ":" in reference or "@" in reference else self._rules.catalogue.versions(model.name)
 
     async def _control(self, marks: Mapping[str, str | None]) -> list[str]:
         """Record what is asked, and wait until all processes know; returns those that did not answer."""

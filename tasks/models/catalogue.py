@@ -24,6 +24,12 @@ from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelErro
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 
+SecondName = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(?!.*:[0-9]+$)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*$", max_length=128),
+]
+"""What OpenAI's clients may call a model: `gpt-4.1`, `llama3:8b`, `meta-llama/Llama-3.1-8B`; never like a version."""
+
 TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 """The form of names in ONNX graphs, which a model of the pipeline `tensors` uses unchanged."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -259,7 +265,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A second name of the model that `alias` names: of one `version` of it, else of all, with their aliases."""
 
-    name: Name
+    name: SecondName
     alias: Name
     version: Positive | None = None
     file: str = ""
@@ -332,12 +338,28 @@ class Catalogue:
 
     def versions(self, name: str) -> list[Model]:
         """The served versions of the model with this bare or second name, oldest first."""
-        found = (model for own, model in self._names.items() if own.startswith(f"{name}:"))
+        found = (model for own, model in self._names.items() if own == f"{name}:{model.version}")
         return sorted(found, key=lambda model: model.version)
 
+    def named_by(self, reference: str) -> list[Model]:
+        """The versions that a reference means: one if it names one, else all of its model.
+
+        Raises:
+            TaxiwayError: as `resolve` raises it.
+        """
+        model = self.resolve(reference)
+        return self.versions(model.name) if self.bare(reference) == reference else [model]
+
+    def bare(self, reference: str) -> str:
+        """The reference without the version or alias in it; a second name may have colons of its own."""
+        name = reference.partition("@")[0]
+        second = next((one for one in (name, name.rpartition(":")[0]) if one in self.others), "")
+        return second or name.partition(":")[0]
+
     def _missing(self, reference: str) -> TaxiwayError:
-        name = reference.partition("@")[0].partition(":")[0]
-        reason = self.disabled.get(reference) or self.disabled.get(name)
+        name = self.bare(reference)
+        found = (self.disabled.get(one) for one in (reference, name, folder_of(reference)))
+        reason = next(filter(None, found), None)
         if reason is not None:
             message = f"model {quoted(reference)} is disabled: {reason}"
             return ModelUnavailableError(message, model=cut(reference), reason=reason)
@@ -355,6 +377,11 @@ def _names(models: Mapping[str, Model], disabled: Collection[str]) -> dict[str, 
             names[model.name] = model
         names |= {f"{model.name}@{alias}": model for alias in model.aliases}
     return names
+
+
+def folder_of(name: str) -> str:
+    """The folder of the model or second name; a file's name has neither slashes nor, on some systems, colons."""
+    return re.sub("[/:]", "--", name)
 
 
 def astray(alias: Alias) -> ModelError:

@@ -83,9 +83,8 @@ def discovered_by(announcements: Iterable[tuple[str, Mapping[str, Announced]]]) 
 
 def with_discovered(catalogue: Catalogue, models: Mapping[str, Model]) -> Catalogue:
     """The catalogue, with those models whose name no model.yaml has, also no wrong one."""
-    taken = {model.name for model in catalogue.models.values()} | {
-        name.partition(":")[0] for name in (*catalogue.disabled, *catalogue.others)
-    }
+    taken = {model.name for model in catalogue.models.values()} | {*catalogue.others}
+    taken |= {catalogue.bare(name) for name in catalogue.disabled}
     more = {model.id: model for name, model in models.items() if name not in taken}
     if not more:
         return catalogue

@@ -33,6 +33,7 @@ from tasks.models.catalogue import (
     ModelError,
     TensorSpec,
     astray,
+    folder_of,
     parse_file,
     sources_of,
 )
@@ -332,7 +333,7 @@ class _Loading:
 
     def _read(self, path: Path, file: str) -> Model | Alias:
         model = _parsed(_text(path, file), file, str(path.parent))
-        if model.name != path.parent.name:
+        if folder_of(model.name) != path.parent.name:
             raise ModelError(file, "name", f"the folder's name {path.parent.name!r}", model.name)
         if isinstance(model, Alias):
             if path.name != _CURRENT:

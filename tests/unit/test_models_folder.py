@@ -13,6 +13,7 @@ from tasks.models.folder import ModelsFolder, Report, Reporter, Watched, changes
 from tasks.models.profiles import ProfileBook
 from tasks.queues_file import QueuesFile
 from tasks.topology import Topology
+from taxiway.errors import ModelUnavailableError
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 
 PROFILE = """
@@ -123,10 +124,11 @@ def test_an_artefact_that_comes_after_its_model_repairs_it(folder: ModelsFolder)
     assert folder.catalogue.serves("late")
 
 
-def name_it(folder: ModelsFolder, text: str) -> None:
-    """Give `stand-in` another meaning."""
-    (folder.root / "stand-in").mkdir(exist_ok=True)
-    (folder.root / "stand-in" / "model.yaml").write_text(f"name: stand-in\n{text}\n")
+def name_it(folder: ModelsFolder, text: str, name: str = "stand-in", below: str = "") -> None:
+    """Give `stand-in`, or another second name, a new meaning."""
+    place = folder.root / (below or name)
+    place.mkdir(exist_ok=True)
+    (place / "model.yaml").write_text(f"name: {name}\n{text}\n")
     folder.look(closely=True)
 
 
@@ -154,6 +156,37 @@ def test_a_second_name_leads_to_a_model_or_one_version_of_it_and_changes_with_it
     shutil.rmtree(folder.root / "stand-in")
     folder.look()
     assert not folder.catalogue.serves("stand-in")
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("gpt-4.1", "gpt-4.1"),
+        ("llama3:8b", "llama3--8b"),
+        ("meta-llama/Llama-3.1-8B", "meta-llama--Llama-3.1-8B"),
+        ("ft:gpt-4o-mini:acme::7p", "ft--gpt-4o-mini--acme----7p"),
+    ],
+)
+def test_a_second_name_may_be_what_clients_of_openai_call_a_model(folder: ModelsFolder, name: str, below: str) -> None:
+    name_it(folder, "alias: scale", name, below)
+    assert meant(folder, name, f"{name}:1") == ["scale:1", "scale:1"]
+    assert [model.id for model in folder.catalogue.named_by(name)] == ["scale:1"]
+    assert [model.id for model in folder.catalogue.versions(name)] == ["scale:1"]
+    assert folder.catalogue.bare(f"{name}:1") == folder.catalogue.bare(f"{name}@stable") == name
+    name_it(folder, "alias: nothing", name, below)
+    assert meant(folder, name) == ["scale:1"]
+
+
+@pytest.mark.parametrize("name", ["scale:1", "a//b", "../a", "a/../b", "/a", "a/", "a@b", "a b", "a%2Fb"])
+def test_a_second_name_is_never_like_a_version_or_a_path(folder: ModelsFolder, name: str) -> None:
+    name_it(folder, "alias: scale", name, "stand-in")
+    assert folder.catalogue.disabled["stand-in"].startswith("stand-in/model.yaml: name: expected")
+
+
+def test_a_second_name_whose_file_is_wrong_is_disabled_by_its_own_name(folder: ModelsFolder) -> None:
+    name_it(folder, "alias: [scale]", "llama3:8b", "llama3--8b")
+    with pytest.raises(ModelUnavailableError, match=r"llama3--8b/model\.yaml: alias: expected"):
+        folder.catalogue.resolve("llama3:8b")
 
 
 @pytest.mark.parametrize(

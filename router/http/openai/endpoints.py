@@ -119,9 +119,10 @@ async def models(request: _Any) -> Response[bytes]:
     return json_answer(listed(_door(request).router.rules.catalogue))
 
 
-@get("/v1/models/{model:str}", opt=needs(), responses=_MODEL)
+@get("/v1/models/{model:path}", opt=needs(), responses=_MODEL)
 async def model(request: _Any, model: str) -> Response[bytes]:
-    """One of them."""
+    """One of them. A name may have slashes."""
+    model = model.removeprefix("/")
     found = _door(request).router.rules.catalogue.resolve(model)
     if not is_used(found):
         raise UnknownModelError(f"model {quoted(model)} is none that these calls can use", model=model)
