@@ -123,7 +123,7 @@ COMMANDS = {
     "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
     "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
     "webhooks": ("taxiway.cli.webhooks", "Register webhook endpoints, and list undelivered events."),
-    "models": ("taxiway.cli.jobs", "List what the fleet can run."),
+    "models": ("taxiway.cli.models", "List what the fleet can run, load a model, unload one."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
     "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),
     "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP door."),

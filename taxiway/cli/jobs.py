@@ -21,7 +21,7 @@ from taxiway.contract.job import FINAL, Event, JobState, JobStatus, Lost, Restar
 from taxiway.contract.listing import MOST, JobPage
 from taxiway.contract.request import Priority
 from taxiway.contract.values import to_wire
-from taxiway.errors import FleetUnavailable, RequestError, ResultTimeoutError, UnknownModelError
+from taxiway.errors import FleetUnavailable, RequestError, ResultTimeoutError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -475,19 +475,6 @@ def drop(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_jso
     ask(url, data, dropped)
     if as_json:
         print_json({"dropped": letters})
-
-
-@click.command()
-@click.argument("name", required=False)
-@fleet_options
-def models(name: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """List what the fleet can run, or only model NAME."""
-    found = ask(url, data, lambda client: client.models())
-    if name is not None:
-        found = [model for model in found if model["name"] == name]
-        if not found:
-            raise UnknownModelError(f"unknown model {name!r}", model=name)
-    present(found, "show_models", as_json=as_json)
 
 
 @click.command()

@@ -19,6 +19,7 @@ from collections.abc import (
 )
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import quote
 
 import msgspec
 
@@ -396,11 +397,33 @@ class AsyncClient:
         processes: list[dict[str, Any]] = (await self._door.administer("POST", "/v2/reload"))["processes"]
         return processes
 
+    async def load_model(self, name: str) -> dict[str, Any]:
+        """Accept requests for a model, and load it on the classes that can run it; returns what came of it by class.
+
+        HTTP only, else `InvalidRequestError`.
+
+        Raises:
+            ModelUnavailableError: its file is wrong, or no device has loaded it in time.
+        """
+        return await self._door.administer("POST", f"{_repository_path(name)}/load")
+
+    async def unload_model(self, name: str) -> dict[str, Any]:
+        """Accept no more requests for a model, or for the version that `name` names; accepted jobs end as they would.
+
+        Returns its `versions`, and the processes that are `unanswered` and may still accept some. HTTP only, else
+        `InvalidRequestError`.
+        """
+        return await self._door.administer("POST", f"{_repository_path(name)}/unload")
+
     async def close(self) -> None:
         """Close all connections; jobs continue. Closing twice has no effect."""
         if not self._closed:
             self._closed = True
             await self._opened.close()
+
+
+def _repository_path(model: str) -> str:
+    return f"/v2/repository/models/{quote(model, safe=':@')}"
 
 
 def _request(model: str, inputs: Any, options: Options) -> Request:
