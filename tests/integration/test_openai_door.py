@@ -203,6 +203,43 @@ def test_the_models_are_those_that_the_calls_can_use_by_every_name(call: Callabl
     assert call("models.retrieve", model="talk@stable").model_extra["taxiway"]["model"] == "talk:1"
 
 
+SECOND = "meta-llama/Llama-3.1-8B"
+
+
+def test_a_second_name_may_be_what_other_servers_call_the_model(
+    client: openai.OpenAI, fleet: OpenAIFleet, http: httpx.Client
+) -> None:
+    folder = fleet.settings.models / "meta-llama--Llama-3.1-8B"
+    folder.mkdir()
+    (folder / "model.yaml").write_text(f"name: {SECOND}\nalias: talk\n")
+    try:
+        eventually(lambda: SECOND in {one.id for one in client.models.list()})
+        assert client.models.retrieve(SECOND).model_extra == {"taxiway": client.models.retrieve("talk").taxiway}  # type: ignore[attr-defined]
+        assert http.get(f"/v1/models/{SECOND}").json()["id"] == SECOND  # not escaped, as older clients do
+        assert client.chat.completions.create(model=SECOND, messages=HELLO).model == "talk:1"
+        with taxiway.Client(fleet.router.http) as other:
+            assert other.submit(SECOND, {"messages": HELLO}).result(timeout=10).model == "talk:1"
+        assert http.get("/v2/models/meta-llama%2fLlama-3.1-8B/versions/1/ready").json()["ready"]
+        assert http.get(f"/v2/models/{SECOND}/ready").status_code == 404
+    finally:
+        (folder / "model.yaml").unlink()
+        folder.rmdir()
+    eventually(lambda: SECOND not in {one.id for one in client.models.list()})
+
+
+def test_a_model_that_an_operator_unloaded_is_not_offered(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
+    with taxiway.Client(fleet.router.http) as operator:
+        operator.unload_model("vector")
+        try:
+            assert {one.id.partition(":")[0] for one in client.models.list()} & {"vector", "vector@stable"} == set()
+            with pytest.raises(openai.NotFoundError) as caught:
+                client.models.retrieve("vector")
+            assert caught.value.code == "model_not_found"
+        finally:
+            operator.load_model("vector")
+    assert client.models.retrieve("vector").id == "vector"
+
+
 WRONG: list[tuple[str, dict[str, Any], type[openai.APIStatusError], str | None, str]] = [
     ("chat.completions.create", {"model": "tlak", "messages": HELLO}, openai.NotFoundError, "model", "model_not_found"),
     (

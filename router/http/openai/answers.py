@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -131,6 +132,23 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ListedModel]
 
 
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Any]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def page_of(found: Sequence[Any], limit: int, id_of: Callable[[Any], str] = attrgetter("id")) -> Page:
+    """The first `limit` of the objects as a page."""
+    data = [*found[:limit]]
+    first, last = (id_of(data[0]), id_of(data[-1])) if data else (None, None)
+    return Page(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
+
+
 class Head(NamedTuple):
     """What every answer begins with: its job, the tier that serves it, and its Unix time."""
 
@@ -147,9 +165,10 @@ _SAFE = dict.fromkeys((*range(32), 127), "?")
 _LONGEST = 256  # characters of a header
 
 
-def listed(catalogue: Catalogue) -> ModelList:
-    """The models that these calls can use, by every name."""
-    return ModelList(data=[listed_model(name, model) for name, model in catalogue.names() if is_used(model)])
+def listed(catalogue: Catalogue, unloaded: Collection[str]) -> ModelList:
+    """The models that these calls can use now, by every name: without those that operators `unloaded`."""
+    names = [(name, model) for name, model in catalogue.names() if is_used(model) and model.id not in unloaded]
+    return ModelList(data=[listed_model(name, model) for name, model in names])
 
 
 def listed_model(name: str, model: Model) -> ListedModel:

@@ -115,16 +115,17 @@ class Read:
 
 @get("/v1/models", opt=needs(), responses=_MODELS)
 async def models(request: _Any) -> Response[bytes]:
-    """The models that these calls can use, by every name: bare, by version and by alias."""
-    return json_answer(listed(_door(request).router.rules.catalogue))
+    """The models that these calls can use now, by every name: bare, by version, by alias and second names."""
+    rules = _door(request).router.rules
+    return json_answer(listed(rules.catalogue, rules.unloaded))
 
 
 @get("/v1/models/{model:path}", opt=needs(), responses=_MODEL)
 async def model(request: _Any, model: str) -> Response[bytes]:
     """One of them. A name may have slashes."""
-    model = model.removeprefix("/")
-    found = _door(request).router.rules.catalogue.resolve(model)
-    if not is_used(found):
+    rules, model = _door(request).router.rules, model.removeprefix("/")
+    found = rules.catalogue.resolve(model)
+    if not is_used(found) or found.id in rules.unloaded:
         raise UnknownModelError(f"model {quoted(model)} is none that these calls can use", model=model)
     return json_answer(listed_model(model, found))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from router.access import Caller
 from router.http.connection import ALLOW
 from router.http.described import KEYED, InferOperation, answers
 from router.http.gate import caller_of, json_answer, needs
+from router.http.openai.answers import Page, page_of
 from router.http.openai.asked import HEADERS, WEBHOOK
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
 from router.http.openai.errors import ErrorContent
@@ -103,16 +104,6 @@ class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None
 
 
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of a list."""
-
-    object: Literal["list"] = "list"
-    data: list[Any]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 def file_answer(record: FileRecord) -> FileAnswer:
     """A file as it is told."""
     return msgspec.convert(record, FileAnswer, from_attributes=True)
@@ -142,13 +133,6 @@ def batch_answer(batch: Batch) -> BatchAnswer:
 
 
 _ENDS = ("completed", "failed", "expired", "cancelled")
-
-
-def page_of(found: Sequence[Any], limit: int) -> Page:
-    """The first `limit` of the objects as a page."""
-    data = [*found[:limit]]
-    first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return Page(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
 
 
 class BatchOperation(InferOperation):

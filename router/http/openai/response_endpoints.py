@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,7 +14,7 @@ from litestar.types import ASGIApp
 
 from router.http.described import ASKED, KEYED, RUN, answers
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai.answers import headers_of_placement, headers_of_result
+from router.http.openai.answers import Page, headers_of_placement, headers_of_result, page_of
 from router.http.openai.asked import Asked, tier_for_later, unsupported, wrong
 from router.http.openai.calls import Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
@@ -24,7 +25,6 @@ from router.http.openai.response_events import ResponseWriter
 from router.http.openai.responses import (
     DeletedResponse,
     Item,
-    ItemList,
     Response,
     ResponseCall,
     StoredResponse,
@@ -57,7 +57,7 @@ _RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 _RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
 _RESPONSE_CANCEL = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
 _RESPONSE_DELETED = answers(DeletedResponse, *KEYED, 404, 503, problem=ErrorContent)
-_RESPONSE_INPUT = answers(ItemList, *KEYED, 400, 404, 503, problem=ErrorContent)
+_RESPONSE_INPUT = answers(Page, *KEYED, 400, 404, 503, problem=ErrorContent)
 
 
 @post(
@@ -116,9 +116,7 @@ async def response_input(
     listed = items if order == "asc" else items[::-1]
     names = [item["id"] for item in listed]
     begin = names.index(after) + 1 if after in names else 0
-    page, names = listed[begin : begin + limit], names[begin : begin + limit]
-    first, last = (names[0], names[-1]) if names else (None, None)
-    return json_answer(ItemList(data=page, first_id=first, last_id=last, has_more=begin + limit < len(items)))
+    return json_answer(page_of(listed[begin:], limit, itemgetter("id")))
 
 
 ENDPOINTS = (response_create, response_retrieve, response_cancel, response_delete, response_input)

@@ -187,16 +187,6 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     webhook: str | None = None
 
 
-class ItemList(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of a response's input."""
-
-    object: Literal["list"] = "list"
-    data: list[Item]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A response that was deleted."""
 
