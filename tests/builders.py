@@ -113,8 +113,9 @@ outputs:
     + _GENERATED,
     "tale": _ENGINE_MODEL.format(name="tale", pipeline="generation")
     + """inputs: [{name: prompt, datatype: BYTES, shape: [-1]}]
-outputs:"""
-    + _GENERATED,
+outputs:
+  - {name: logprobs, datatype: BYTES, shape: [-1], optional: true}"""
+    + _GENERATED.replace("parameters:", "parameters:\n  logprobs: {type: integer, minimum: 0, maximum: 5}"),
     "vector": _ENGINE_MODEL.format(name="vector", pipeline="text")
     + """inputs: [{name: text, datatype: BYTES, shape: [-1]}]
 outputs: [{name: embedding, datatype: FP32, shape: [-1, 2]}]

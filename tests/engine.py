@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 _HEAD = "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\n{more}\r\n"
@@ -147,7 +148,7 @@ class Engine:
     ) -> bool:
         """Stream the words; `done` is called before the end is told, since the next chat may come at once then."""
         self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked", **self.headers})
-        wait, said, finish = 0.0, 0, "stop"
+        wait, said, finish, called = 0.0, 0, "stop", count()
         for word in words:
             if word.startswith("wait="):
                 wait = float(word[5:])
@@ -158,6 +159,8 @@ class Engine:
                 return await self._end(writer)
             elif word.startswith("finish="):
                 finish = word[7:]
+            elif word.startswith("call="):
+                self._call(writer, next(called), *word[5:].split(":", 1))
             elif not await self._did(word, writer):
                 await asyncio.sleep(wait if said else 0.0)
                 told = {"content": [{"token": f"{word} ", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
@@ -177,21 +180,19 @@ class Engine:
             await asyncio.sleep(3600)
         elif word == "garble":
             self._chunk(writer, b"data: {nonsense\n\n")
-        elif word.startswith("call="):
-            self._call(writer, *word[5:].split(":", 1))
         elif word.startswith("think="):
             self._event(writer, choices=[{"index": 0, "delta": {"reasoning_content": word[6:]}}])
         else:
             return False
         return True
 
-    def _call(self, writer: asyncio.StreamWriter, name: str, arguments: str) -> None:
+    def _call(self, writer: asyncio.StreamWriter, index: int, name: str, arguments: str) -> None:
         """Call a function, with the arguments in two parts."""
         half = len(arguments) // 2
         named: dict[str, Any] = {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": ""}}
         parts = [{"function": {"arguments": part}} for part in (arguments[:half], arguments[half:])]
         for part in (named, *parts):
-            self._event(writer, choices=[{"index": 0, "delta": {"tool_calls": [{"index": 0, **part}]}}])
+            self._event(writer, choices=[{"index": 0, "delta": {"tool_calls": [{"index": index, **part}]}}])
 
     def _event(self, writer: asyncio.StreamWriter, **fields: Any) -> None:
         self._chunk(writer, f"data: {json.dumps(fields)}\n\n".encode())

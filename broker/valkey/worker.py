@@ -369,10 +369,10 @@ class Store:
         self._keeps = keeps
         return [bool(one) for answer in answers for one in answer]
 
-    def append(self, pieces: Mapping[str, Piece]) -> None:
-        """Add a piece to the stream of each of these jobs."""
+    def append(self, pieces: Sequence[tuple[str, Piece]]) -> None:
+        """Add the pieces to the streams of their jobs."""
         commands: list[Command] = []
-        for job, piece in pieces.items():
+        for job, piece in pieces:
             fields = [part for pair in piece.fields().items() for part in pair]
             commands.append(("XADD", stream_key(job), "MAXLEN", "~", MOST_PIECES, "*", *fields))
             commands.append(("EXPIRE", stream_key(job), KEEP))

@@ -277,8 +277,7 @@ class Inference:
         """A request as an order, before admission."""
         model = self._router.rules.catalogue.resolve(request.model)
         bound = bind(model, request.inputs, request.parameters, request.outputs)
-        if request.stream:
-            check_stream(model, bound)
+        check_stream(model, bound, request.stream)
         blobs = Blobs(self._limits.inline)
         body = request_body(request, blobs)
         job = job_id(request)

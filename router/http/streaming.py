@@ -22,14 +22,15 @@ from tasks.models.profiles import generates
 from taxiway.contract.job import (
     TEXT,
     Event,
+    Following,
     JobStatus,
     Lost,
+    Part,
     Piece,
     Position,
     Progress,
     Restarted,
     Result,
-    Told,
     follow,
     read_position,
 )
@@ -131,9 +132,9 @@ class Streaming:
         model = found.record.model if isinstance(found, JobStatus) else ""
         return kept_alive(self._events_of(job, model, Progress(_position(last))), self._router.results.hurried.wait())
 
-    def told(self, job: str) -> Told:
-        """What a job's answer says, as it is produced, and then its result. Raises the job's error."""
-        return follow(self._reader(job), _Answer(self._jobs, self._inference, job).result(), Progress())
+    def told(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:
+        """What a job's stream tells after `progress`, and then its result. Raises the job's error."""
+        return follow(self._reader(job), _Answer(self._jobs, self._inference, job).result(), progress)
 
     async def _events_of(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
         name, _, version = model.partition(":")

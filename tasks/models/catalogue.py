@@ -45,7 +45,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
 
     A `batch_axis` of None means that all rows of a batch share the input, such as a sample rate: rows with different
-    values run in separate batches.
+    values run in separate batches. An `optional` input may be left out, an `optional` output is given only if named.
     """
 
     name: TensorName
@@ -255,6 +255,11 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def id(self) -> str:
         """`name:version`, the exact name of this version."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def usual_outputs(self) -> tuple[str, ...]:
+        """The outputs of a request that names none."""
+        return tuple(spec.name for spec in self.outputs if not spec.optional)
 
     @property
     def discovered(self) -> bool:

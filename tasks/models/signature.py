@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -102,15 +102,17 @@ def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tupl
     )
 
 
-def check_stream(model: Model, bound: Bound) -> None:
-    """Refuse to stream an answer if that is meaningless.
+def check_stream(model: Model, bound: Bound, wanted: bool | Literal["rows"] | None) -> None:
+    """Refuse to stream an answer, where that is `wanted`, if it is meaningless.
 
     Raises:
-        InvalidRequestError: the model does not generate, or there are several rows.
+        InvalidRequestError: the model does not generate, or there are several rows that the reader cannot tell apart.
     """
+    if not wanted:
+        return
     if not generates(model):
         raise InvalidRequestError(f"stream: expected a model that generates text, got {model.id}", field="stream")
-    if len(bound.rows) > 1:
+    if len(bound.rows) > 1 and wanted != "rows":
         raise InvalidRequestError(f"stream: expected a request of one row, got {len(bound.rows)}", field="stream")
 
 
@@ -159,7 +161,7 @@ def _bind_outputs(model: Model, outputs: tuple[str, ...]) -> tuple[str, ...]:
     for name in outputs:
         if name not in known:
             raise _invalid("outputs", f"one of {list(known)}", name)
-    return outputs or known
+    return outputs or model.usual_outputs
 
 
 def by_name(model: Model, inputs: Any) -> dict[str, Any]:
@@ -314,7 +316,7 @@ def conflict(request: Request, first: str, digest: str) -> IdempotencyConflictEr
 
 def digest_of(model: Model, request: Request) -> str:
     """Hexadecimal digits that are the same for requests that ask the same of a model."""
-    outputs = sorted(request.outputs or (spec.name for spec in model.outputs))
+    outputs = sorted(request.outputs or model.usual_outputs)
     asked = [model.id, _inputs(model, request.inputs), _parameters(model, request.parameters), outputs]
     return hashlib.blake2b(_encode([*asked, request.locality, request.min_accuracy]), digest_size=_BYTES).hexdigest()
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
+from taxiway.contract.deltas import Delta
 from taxiway.contract.values import from_wire
 from taxiway.errors import (
     DeadLetteredError,
@@ -311,20 +312,40 @@ MOST_PIECES = 1024
 KEEP = 120
 """Seconds that a stream is kept after its last piece, for readers that reconnect."""
 
-_ATTEMPT, _AT, _TEXT = b"a", b"i", b"t"
+_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE = b"a", b"i", b"t", b"r", b"d"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of an answer's text: `at` is the index of its first character, `attempt` the number of the job's claim."""
+    """Part of the answer to a `row` of a request, under the number of the job's claim, its `attempt`.
+
+    `at` is the index of its text's first character. `beside` are deltas of a message besides its text, which came with
+    the text or after it; `told` of them came in earlier pieces.
+    """
 
     attempt: int
     at: int
-    text: str
+    text: str = ""
+    row: int = 0
+    told: int = 0
+    beside: Sequence[Delta] = ()
 
     def fields(self) -> dict[Any, Any]:
         """The stream entry's fields, for redis-py."""
-        return {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode(errors="replace")}
+        fields = {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode(errors="replace")}
+        if self.row:
+            fields[_ROW] = self.row
+        return {**fields, _BESIDE: msgspec.json.encode((self.told, self.beside))} if self.beside else fields
+
+    def joined(self, after: Piece) -> Piece | None:
+        """This piece and the one `after` it as one; None if that does not continue it."""
+        ends = (self.row, self.attempt, self.at + len(self.text), self.told + len(self.beside))
+        if ends != (after.row, after.attempt, after.at, after.told if after.beside else ends[-1]):
+            return None
+        if self.beside and after.text:
+            return None
+        told = self.told if self.beside else after.told
+        return replace(self, text=self.text + after.text, told=told, beside=(*self.beside, *after.beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,11 +391,16 @@ class Progress:
     def __init__(self, position: Position = Position()) -> None:
         self.position = position
 
+    @property
+    def entry(self) -> str:
+        """The last entry of the stream that was read."""
+        return self.position.entry
+
     def take(self, entry: str, piece: Piece) -> list[Event]:
-        """The events of the stream's next piece; none if its attempt is superseded."""
+        """The events of the stream's next piece; none if its attempt is superseded, or it is not of the first row."""
         was = self.position
         self.position = replace(was, entry=entry)
-        if piece.attempt < was.attempt:
+        if piece.row or piece.attempt < was.attempt:
             return []
         events: list[Event] = []
         if was.at and (piece.attempt > was.attempt or piece.at == 0):
@@ -411,9 +437,29 @@ class Progress:
         return [text]
 
 
+Part_co = TypeVar("Part_co", covariant=True)
+Part = TypeVar("Part")
+
+
+class Following(Protocol[Part_co]):
+    """A reader's progress through a job's stream, in parts of its own kind."""
+
+    @property
+    def entry(self) -> str:
+        """The last entry that was read."""
+
+    def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[Part_co]:
+        """The parts in the stream's next pieces, each given with its entry id."""
+
+    def end(self, result: Result) -> Iterable[Part_co]:
+        """The parts that the result adds."""
+
+
 async def follow(
-    read: Callable[[str], Coroutine[Any, Any, list[tuple[str, Piece]]]], result: Awaitable[Result], progress: Progress
-) -> Told:
+    read: Callable[[str], Coroutine[Any, Any, list[tuple[str, Piece]]]],
+    result: Awaitable[Result],
+    progress: Following[Part],
+) -> AsyncGenerator[Part | Result, None]:
     """Yield an answer's events as they come, then its result.
 
     Args:
@@ -424,7 +470,7 @@ async def follow(
     ended, reading = asyncio.ensure_future(result), None
     try:
         while not ended.done():
-            reading = asyncio.create_task(read(progress.position.entry))
+            reading = asyncio.create_task(read(progress.entry))
             await asyncio.wait((ended, reading), return_when=asyncio.FIRST_COMPLETED)
             for event in progress.take_all(reading.result() if reading.done() else ()):
                 yield event
@@ -440,7 +486,12 @@ async def follow(
 
 def read_piece(fields: Mapping[bytes, bytes]) -> Piece:
     """The piece in a stream entry."""
-    return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), fields[_TEXT].decode())
+    told, beside = _decode_beside(fields[_BESIDE]) if _BESIDE in fields else (0, ())
+    text = fields[_TEXT].decode()
+    return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), text, int(fields.get(_ROW, 0)), told, beside)
+
+
+_decode_beside = msgspec.json.Decoder(tuple[int, tuple[dict[str, Any], ...]]).decode
 
 
 def read_position(text: str) -> Position:

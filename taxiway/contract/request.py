@@ -33,8 +33,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 
     `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` is a label that every device on the
     request's path must carry (`edge`); `min_accuracy` (0 to 1) is the minimum stated accuracy of the variant; `service`
-    names a set of defaults in queues.yaml; with `stream` a generated answer is streamed; `webhook` names an endpoint of
-    the tenant's that is notified of the end.
+    names a set of defaults in queues.yaml; with `stream` a generated answer is streamed: that of the only row, or by
+    `rows` that of each; `webhook` names an endpoint of the tenant's that is notified of the end.
     """
 
     deadline: float | None = None
@@ -45,7 +45,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     locality: str | None = None
     min_accuracy: float | None = None
     idempotency_key: str | None = None
-    stream: bool | None = None
+    stream: bool | Literal["rows"] | None = None
     webhook: str | None = None
 
 
@@ -163,11 +163,16 @@ def _is_share(value: object) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
 
+def _is_stream(value: object) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value == "rows")
+
+
 _PRIORITIES = [*get_args(Priority)]
 
 _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(("deadline", "budget"), (_is_positive, "a finite number > 0")),
     "min_accuracy": (_is_share, "a number from 0 to 1"),
+    "stream": (_is_stream, "true or false"),
     "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),
     **dict.fromkeys(
         ("tenant", "locality", "service", "idempotency_key", "webhook", "model"),

@@ -43,7 +43,7 @@ class Teller:
         self._responder.__exit__(None, None, None)
 
     def tell(self, job: str, text: str, *, at: int, attempt: int = 1) -> None:
-        self._store.append({job: Piece(attempt, at, text)})
+        self._store.append([(job, Piece(attempt, at, text))])
 
     def _answer(self, request: Request) -> Result:
         assert request.stream
@@ -153,5 +153,5 @@ def test_an_asyncio_reader_is_told_the_same(settings: Settings, teller: Teller) 
 
 
 def test_a_stream_is_asked_for_by_yes_or_no(client: taxiway.Client) -> None:
-    with pytest.raises(InvalidRequestError, match="stream: expected `bool"):
+    with pytest.raises(InvalidRequestError, match="stream: expected true or false, got 'yes'"):
         client.submit("tell", "me", stream=cast(bool, "yes"))

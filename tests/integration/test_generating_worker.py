@@ -173,7 +173,7 @@ def test_an_answer_whose_worker_is_killed_restarts_and_says_so(fleet: Settings, 
 def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(fleet: Settings, tower: Tower) -> None:
     store, progress = Store(fleet.state, "worker", Limits()), Progress()
     for n in range(2 * MOST_PIECES):
-        store.append({"job": Piece(1, 2 * n, "ab")})
+        store.append([("job", Piece(1, 2 * n, "ab"))])
     pieces = streamed(tower, "job")
     assert MOST_PIECES <= len(pieces) < MOST_PIECES + 200
     lost, *rest = [event for n, piece in enumerate(pieces) for event in progress.take(f"{n}-0", piece)]

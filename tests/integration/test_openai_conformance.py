@@ -23,9 +23,9 @@ from openai.types.responses.response_input_message_item import ResponseInputMess
 from tests.openai_fleet import OpenAIFleet, openai_fleet
 
 DOCS = Path(__file__).parents[2] / "docs" / "openai.md"
-CHAT: Any = {"model": "talk", "messages": [{"role": "user", "content": "one two"}]}
+CHAT: Any = {"model": "talk", "n": 2, "messages": [{"role": "user", "content": "think=hm one call=add:{}"}]}
 LINE = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "vector", "input": "a"}}
-TALE: Any = {"model": "tale", "prompt": "a b"}
+TALE: Any = {"model": "tale", "prompt": ["a b", "c"], "logprobs": 1}
 TALK: Any = {"model": "talk", "input": "a b"}
 VECTOR: Any = {"model": "vector", "input": ["a"]}
 UNSUPPORTED = "unsupported_parameter"
@@ -64,13 +64,22 @@ CALLS = [
     Call("models.list", {}, Model, {}, ""),
     Call("models.retrieve", {"model": "talk"}, Model, NO_MODEL, "model_not_found"),
     Call("chat.completions.create", CHAT, ChatCompletion, NO_MODEL, "model_not_found"),
-    Call("chat.completions.create", CHAT, ChatCompletionChunk, {"n": 2}, "invalid_value", stream=True),
-    Call("completions.create", TALE, Completion, {"logprobs": 1}, UNSUPPORTED),
+    Call("chat.completions.create", CHAT, ChatCompletionChunk, {"n": 0}, "invalid_value", stream=True),
+    Call("completions.create", TALE, Completion, {"echo": True}, UNSUPPORTED),
     Call("completions.create", TALE, Completion, NO_MODEL, "model_not_found", stream=True),
     Call("embeddings.create", VECTOR, CreateEmbeddingResponse, {"input": 1}, "invalid_value"),
     Call("responses.create", TALK, Response, {"truncation": "auto"}, UNSUPPORTED),
     Call("responses.create", TALK, None, NO_MODEL, "model_not_found", stream=True),
     Call("responses.retrieve", {}, Response, {"response_id": "none"}, NONE, made={"response_id": "response"}),
+    Call(
+        "responses.retrieve",
+        {"starting_after": 1},
+        None,
+        {"response_id": "none"},
+        NONE,
+        made={"response_id": "response"},
+        stream=True,
+    ),
     Call("responses.cancel", {}, Response, {"response_id": "none"}, NONE, made={"response_id": "background"}),
     Call(
         "responses.input_items.list",

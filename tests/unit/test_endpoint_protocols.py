@@ -89,7 +89,7 @@ def read(raw: bytes, *sizes: int) -> tuple[str, Row]:
     """The text and the answer of a streamed response that arrived in pieces of these sizes."""
     reader, answer, at = openai.StreamReader(), "", 0
     for size in (*sizes, len(raw)):
-        answer += reader.feed(raw[at : at + size])
+        answer += "".join(part for part in reader.feed(raw[at : at + size]) if isinstance(part, str))
         at += size
     return answer, reader.answer()
 
@@ -140,6 +140,41 @@ def test_a_streamed_answer_is_the_same_however_it_is_cut(sizes: list[int]) -> No
     assert answer["usage"] == USAGE | {"prompt_tokens_details": None}
 
 
+def test_what_is_beside_the_text_is_passed_on_as_it_comes() -> None:
+    call = {"index": 3, "id": "c", "function": {"name": "f", "arguments": ""}}
+    raw = piece(reasoning_content="hm") + piece(content="a") + piece(tool_calls=[call])
+    raw += piece(tool_calls=[{"index": 3, "function": {"name": None, "arguments": "{}"}}]) + piece("tool_calls")
+    reader = openai.StreamReader()
+    assert reader.feed(raw) == [
+        {"reasoning_content": "hm"},
+        "a",
+        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+    ]
+    message = reader.answer()["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", "a")
+    assert message["tool_calls"] == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def test_probabilities_of_a_completions_tokens_are_told_as_those_of_a_chat() -> None:
+    lists = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"b": -2.0}], "text_offset": [0]}
+    reader = openai.StreamReader()
+    raw = event(choices=[{"index": 0, "text": "a", "logprobs": lists, "finish_reason": "stop"}])
+    told = {"token": "a", "logprob": -0.5, "bytes": [97]}
+    likely = [{"token": "b", "logprob": -2.0, "bytes": [98]}]
+    assert reader.feed(raw) == ["a", {"logprobs": [{**told, "top_logprobs": likely}]}]
+    assert reader.answer()["logprobs"] == {"content": [{**told, "top_logprobs": likely}]}
+
+
+def test_a_prompt_that_is_a_chat_asks_for_probabilities_as_a_chat_does() -> None:
+    given_ = {"max_tokens": 5, "logprobs": 2}
+    alone, raw = (
+        openai.prepare(PROMPT, PROMPT.variants[name], "m", {"prompt": "Hi"}, given_) for name in ("onnx", "raw")
+    )
+    assert (sent(alone)["logprobs"], sent(alone)["top_logprobs"]) == (True, 2)
+    assert (sent(raw)["logprobs"], "top_logprobs" in sent(raw)) == (2, False)
+
+
 @given(length=st.integers(0, TELLING.index(b'"stop"')))
 def test_a_truncated_stream_is_the_endpoints_fault(length: int) -> None:
     with pytest.raises(EndpointError, match="ended before the answer did") as caught:
@@ -187,7 +222,7 @@ def test_a_prompt_is_a_chat_or_sent_as_it_is() -> None:
     assert raw.ask is not None
     assert raw.ask.path == "/completions"
     reader = raw.ask.read({})
-    assert reader.feed(event(choices=[{"index": 0, "text": "yes", "finish_reason": "length"}])) == "yes"
+    assert reader.feed(event(choices=[{"index": 0, "text": "yes", "finish_reason": "length"}])) == ["yes"]
     assert reader.answer()["finish-reason"] == "length"
 
 
@@ -195,7 +230,7 @@ def test_an_embedding_is_read_as_an_array() -> None:
     item = openai.prepare(EMBED, EMBED.variants["onnx"], "m", {"text": "Hi"}, {})
     assert item.ask is not None
     reader = item.ask.read({})
-    assert reader.feed(b'{"data": [{"embedding": [1, 2.5, 3]}]}') == ""
+    assert reader.feed(b'{"data": [{"embedding": [1, 2.5, 3]}]}') == ()
     np.testing.assert_array_equal(reader.answer()["embedding"], np.array([1, 2.5, 3], np.float32))
     empty = item.ask.read({})
     empty.feed(b'{"data": []}')

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -13,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.openai.answers import Head, embeddings, said_once, usage_of
+from router.http.openai.answers import Head, embeddings, text_logprobs, usage_of
 from router.http.openai.asked import (
     ChatCall,
     CompletionCall,
@@ -25,11 +23,13 @@ from router.http.openai.asked import (
     tier_of,
 )
 from router.http.openai.errors import content, param_of
-from router.http.openai.response_events import ResponseWriter
+from router.http.openai.progress import Answers
+from router.http.openai.response_events import ResponseWriter, told_again
 from router.http.openai.responses import ResponseCall, begun, input_items, messages_of, response_fields
 from tasks.models.catalogue import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
-from taxiway.contract.job import Lost, Restarted, Result, RunReport, Told
+from taxiway.contract.deltas import TEXTS, Message, OtherMessageError
+from taxiway.contract.job import Piece, Result, RunReport
 from taxiway.errors import DeviceFaultError, InvalidRequestError, OverloadedError, TaxiwayError
 from tests.builders import ENGINE_MODELS
 from tests.unit.test_topology import TEXT
@@ -43,6 +43,18 @@ ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=8), below, max_size=4),
     max_leaves=12,
+)
+CALLED = st.fixed_dictionaries(
+    {"index": st.integers(0, 1)},
+    optional={"id": st.sampled_from("ab"), "function": st.fixed_dictionaries({"arguments": st.text(max_size=3)})},
+)
+DELTAS = st.fixed_dictionaries(
+    {},
+    optional={
+        **{name: st.text(max_size=3) for name in TEXTS},
+        "tool_calls": st.lists(CALLED, max_size=2),
+        "logprobs": st.lists(st.integers(), max_size=2),
+    },
 )
 FIELDS = ("model", "messages", "prompt", "input", "n", "stream", "stop", "logprobs", "stream_options", "dimensions")
 
@@ -149,28 +161,92 @@ def result(**outputs: Any) -> Result:
     return Result(model="talk:1", outputs=outputs, report=REPORT)
 
 
-def said(*events: Any) -> list[str]:
-    async def tell() -> Told:
-        for event in events:
-            yield event
+def said(*pieces: Piece, whole: Any) -> list[Any]:
+    """The parts of a job whose stream has the pieces, and whose result has the message or text `whole`."""
+    answers = Answers()
+    parts = [*answers.take_all((f"{n}-0", piece) for n, piece in enumerate(pieces))]
+    ended = {"message": whole} if isinstance(whole, dict) else {"text": whole}
+    return [*(part.delta for part in parts), *(part.delta for part in answers.end(result(**ended)))]
 
-    async def read(told: AsyncGenerator[Any, None]) -> list[str]:
-        return [piece async for piece in said_once(told) if piece and isinstance(piece, str)]
 
-    return asyncio.run(read(tell()))
+def text(*parts: str) -> list[dict[str, str]]:
+    return [{"content": part} for part in parts]
 
 
 def test_text_is_told_once_whatever_happens_on_the_way() -> None:
-    assert said("ab", "c", result(text="abc")) == ["ab", "c"]
-    assert said("ab", Restarted(2), "ab", "c", result(text="abc")) == ["ab", "c"]
-    assert said("ab", Lost(3), "f", result(text="abcdef")) == ["ab", "cdef"]
-    assert said(result(text="abc")) == ["abc"]
-    assert said(result(text=["abc"])) == ["abc"]
+    ab, c = Piece(1, 0, "ab"), Piece(1, 2, "c")
+    assert said(ab, c, whole="abc") == text("ab", "c")
+    assert said(ab, c, c, Piece(1, 2, "cd"), whole="abcd") == text("ab", "c", "d")
+    assert said(ab, Piece(2, 0, "ab"), Piece(2, 2, "c"), whole="abc") == text("ab", "c")
+    assert said(ab, Piece(1, 5, "f"), whole="abcdef") == text("ab", "cdef")
+    assert said(whole="abc") == said(whole=["abc"]) == text("abc")
+    assert said(Piece(3, 0, "ab"), ab, whole="abc") == text("ab", "c")
 
 
-def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error() -> None:
+def test_what_is_beside_a_text_is_told_once_and_in_order() -> None:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    more = {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}
+    hm, calls = {"reasoning_content": "hm"}, {"tool_calls": [call]}
+    whole = {
+        "content": "a",
+        "reasoning_content": "hm",
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    begin = [Piece(1, 0, beside=[hm]), Piece(1, 0, "a", told=1)]
+    later = Piece(1, 1, told=1, beside=[calls, more])
+    assert said(*begin, later, whole=whole) == [hm, *text("a"), calls, more]
+    assert said(*begin, whole=whole)[:2] == [hm, *text("a")]
+    assert said(*begin, Piece(1, 1, told=1, beside=[calls]), later, whole=whole) == [hm, *text("a"), calls, more]
+    assert said(*begin, Piece(1, 1, told=2, beside=[more]), whole=whole)[2:] == [
+        {"tool_calls": [{"index": 0, **whole["tool_calls"][0]}]}  # type: ignore[dict-item]
+    ]
+    assert said(*begin, Piece(1, 1, told=1, beside=[calls]), whole=whole)[3:] == [more]
+
+
+def test_rows_are_told_apart() -> None:
+    answers = Answers()
+    parts = [*answers.take_all([("1-0", Piece(1, 0, "ab", row=1)), ("2-0", Piece(1, 0, "x"))])]
+    parts += answers.end(result(text=["xy", "ab", "c"]))
+    assert [(part.row, part.delta["content"]) for part in parts] == [(1, "ab"), (0, "x"), (0, "y"), (2, "c")]
+
+
+@pytest.mark.parametrize(
+    ("told", "whole"),
+    [
+        (Piece(1, 0, "ab"), "xyz"),
+        (Piece(1, 0, beside=[{"reasoning_content": "hm"}]), {"content": "a"}),
+        (Piece(1, 0, beside=[{"tool_calls": [{"index": 0, "id": "a"}]}]), {"content": "a"}),
+        (
+            Piece(1, 0, beside=[{"tool_calls": [{"index": 0, "id": "a"}]}]),
+            {"tool_calls": [{"id": "b", "function": {}}]},
+        ),
+    ],
+)
+def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(told: Piece, whole: Any) -> None:
     with pytest.raises(DeviceFaultError, match="restarted"):
-        said("ab", Restarted(2), "xy", result(text="xyz"))
+        said(told, Piece(2, 0, "xy"), whole=whole)
+
+
+@given(deltas=st.lists(DELTAS, max_size=8), told=st.integers(0, 8))
+def test_the_rest_of_a_message_makes_it_whole(deltas: list[dict[str, Any]], told: int) -> None:
+    begun, whole, indices = Message(), Message(), dict[int, int]()
+    for place, delta in enumerate(deltas):
+        for call in delta.get("tool_calls", ()):  # they begin in order
+            call["index"] = indices.setdefault(call["index"], len(indices))
+        whole.add(delta)
+        if place < told:
+            begun.add(delta)
+    plain = {name: whole.text(name) for name in TEXTS}
+    message = {**plain, "tool_calls": whole.calls, "logprobs": {"content": whole.logprobs}}
+    try:
+        rest = begun.rest(message)
+    except OtherMessageError:
+        assert [call["id"] for call in begun.calls] != [call["id"] for call in whole.calls][: len(begun.calls)]
+        return
+    begun.add(rest)
+    assert {name: begun.text(name) for name in TEXTS} == plain
+    assert (begun.calls, begun.logprobs) == (whole.calls, whole.logprobs)
+    assert begun.rest(message) == {}
 
 
 def test_the_prompts_tokens_of_several_choices_count_once() -> None:
@@ -257,24 +333,77 @@ def test_a_response_asks_its_model_for_what_a_chat_would() -> None:
     }
 
 
-@given(pieces=st.lists(st.text(min_size=1, max_size=5), max_size=5), calls=st.integers(0, 2))
-def test_the_events_of_a_response_add_up_to_it(pieces: list[str], calls: int) -> None:
+def events_in(raw: bytes) -> list[dict[str, Any]]:
+    return [json.loads(event.partition(b"\ndata: ")[2]) for event in raw.split(b"\n\n")[:-1]]
+
+
+def told_response(pieces: list[str], calls: int, cut: int) -> tuple[Any, bytes]:
+    """A response, and its events where `cut` of its pieces came before its result."""
     asked = read_call(b'{"model": "talk", "input": "x"}', ResponseCall, 500_000)
     called = [{"id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(calls)]
     message = {"role": "assistant", "content": "".join(pieces), "tool_calls": called, "reasoning_content": "hm"}
-    writer = ResponseWriter(begun(asked.call, TALK, Head("j", "default", 1)))
-
-    raw = writer.begin() + b"".join(map(writer.piece, pieces))
+    writer, answers = ResponseWriter(begun(asked.call, TALK, Head("j", "default", 1))), Answers()
+    come = [Piece(1, 0, beside=[{"reasoning_content": "hm"}])]
+    come += [Piece(1, len("".join(pieces[:n])), piece, told=1) for n, piece in enumerate(pieces)]
     done = result(message=message, **{"finish-reason": "stop"})
+    parts = [*answers.take_all((f"{n}-0", piece) for n, piece in enumerate(come[:cut])), *answers.end(done)]
+    raw = writer.begin() + b"".join(map(writer.part, parts))
     response = writer.finish(done, 2)
-    raw += writer.ending(done)
+    return response, raw + writer.ending(done)
 
-    events = [json.loads(event.partition(b"\ndata: ")[2]) for event in raw.split(b"\n\n")[:-1]]
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    said = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+
+def characters_in(raw: bytes) -> list[tuple[int, str, str]]:
+    """What events tell, with each character of a delta by itself: the number, the event's type and the character."""
+    found = []
+    for event in events_in(raw):
+        number, delta = event["sequence_number"], event.get("delta")
+        if delta is None:
+            found.append((number, event["type"], ""))
+        else:
+            first = number - len(delta) + 1
+            found += [(first + place, event["type"], character) for place, character in enumerate(delta)]
+    return found
+
+
+PIECES = st.lists(st.text(min_size=1, max_size=5), max_size=5)
+
+
+@given(pieces=PIECES, calls=st.integers(0, 2), cut=st.integers(0, 6))
+def test_the_events_of_a_response_add_up_to_it(pieces: list[str], calls: int, cut: int) -> None:
+    response, raw = told_response(pieces, calls, cut)
+
+    events = events_in(raw)
+    told = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
-    assert said == "".join(pieces)
+    assert told == "".join(pieces)
     assert items == events[-1]["response"]["output"] == response.output
-    assert [event["output_index"] for event in events if event["type"] == "response.output_item.added"] == list(
-        range(len(items))
-    )
+    assert [event["output_index"] for event in events if event["type"] == "response.output_item.added"] == [
+        *range(len(items))
+    ]
+    assert [number for number, _, _ in characters_in(raw)] == [*range(len(characters_in(raw)))]
+
+
+@given(pieces=PIECES, calls=st.integers(0, 2), cut=st.integers(0, 6), after=st.integers(-1, 60))
+def test_a_reader_that_comes_back_to_a_response_gets_the_rest(
+    pieces: list[str], calls: int, cut: int, after: int
+) -> None:
+    response, raw = told_response(pieces, calls, cut)
+
+    whole = characters_in(raw)
+    end = (max(whole[-1][0], after + 1), *whole[-1][1:])
+    assert characters_in(told_again(response, after)) == [*(one for one in whole[:-1] if one[0] > after), end]
+
+
+def test_a_completion_tells_the_probabilities_of_its_tokens_in_lists() -> None:
+    likely = [{"token": "x", "logprob": -2.0}]
+    told = [
+        {"token": "ab", "logprob": -0.5, "top_logprobs": likely},
+        {"token": "c", "logprob": -1.0, "top_logprobs": []},
+    ]
+    assert msgspec.to_builtins(text_logprobs(told, 3)) == {
+        "tokens": ["ab", "c"],
+        "token_logprobs": [-0.5, -1.0],
+        "top_logprobs": [{"x": -2.0, "ab": -0.5}, {"c": -1.0}],
+        "text_offset": [3, 5],
+    }
+    assert text_logprobs([], 3) is text_logprobs(None) is None

@@ -70,19 +70,38 @@ def test_pieces_of_an_answer_that_follow_each_other_are_joined() -> None:
     queue = PieceQueue()
     queue.put([("j", Piece(1, 0, "one ")), ("other", Piece(1, 0, "x"))])
     queue.put([("j", Piece(1, 4, "two"))])
-    assert queue.take() == {"j": Piece(1, 0, "one two"), "other": Piece(1, 0, "x")}
+    queue.put([("j", Piece(1, 0, "uno", row=1)), ("j", Piece(1, 7, " three"))])
+    assert queue.take() == [
+        ("j", Piece(1, 0, "one two three")),
+        ("other", Piece(1, 0, "x")),
+        ("j", Piece(1, 0, "uno", row=1)),
+    ]
+
+
+def test_what_is_beside_a_text_stays_in_its_place() -> None:
+    thinks, calls = {"reasoning_content": "hm"}, {"tool_calls": [{"index": 0}]}
+    queue = PieceQueue()
+    queue.put(
+        [("j", Piece(1, 0, beside=[thinks])), ("j", Piece(1, 0, "one ", told=1)), ("j", Piece(1, 4, "two", told=1))]
+    )
+    queue.put([("j", Piece(1, 7, told=1, beside=[calls])), ("j", Piece(2, 0, "anew"))])
+    assert queue.take() == [
+        ("j", Piece(1, 0, beside=[thinks])),
+        ("j", Piece(1, 0, "one two", told=1, beside=(calls,))),
+        ("j", Piece(2, 0, "anew")),
+    ]
 
 
 def test_pieces_that_were_not_written_come_before_those_that_came_since() -> None:
     queue = PieceQueue()
     queue.put([("j", Piece(1, 4, "two"))])
-    queue.put_back({"j": Piece(1, 0, "one ")}, pause=0.0)
-    assert queue.take() == {"j": Piece(1, 0, "one two")}
+    queue.put_back([("j", Piece(1, 0, "one "))], pause=0.0)
+    assert queue.take() == [("j", Piece(1, 0, "one two"))]
 
 
 def test_a_closed_piece_queue_gives_what_is_left_and_then_nothing() -> None:
     queue = PieceQueue()
     queue.put([("j", Piece(1, 0, "one"))])
     queue.close()
-    assert queue.take() == {"j": Piece(1, 0, "one")}
-    assert queue.take() == {}
+    assert queue.take() == [("j", Piece(1, 0, "one"))]
+    assert queue.take() == []

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -16,7 +16,7 @@ from aiohttp.resolver import ThreadedResolver
 
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
-from workers.endpoints.protocol import EndpointError, Exchange, FaultKind, refused
+from workers.endpoints.protocol import EndpointError, Exchange, FaultKind, Tell, refused
 from workers.port import Row
 
 KEPT = 4.0
@@ -95,8 +95,8 @@ class EndpointLink:
         """Close all connections."""
         await self._session.close()
 
-    async def ask(self, exchange: Exchange, tell: Callable[[str], None]) -> Row:
-        """The outputs that the endpoint answers with; `tell` gets generated text as it comes.
+    async def ask(self, exchange: Exchange, tell: Tell) -> Row:
+        """The outputs that the endpoint answers with; `tell` gets generated text, and what is beside it, as it comes.
 
         If this is cancelled, the connection is closed.
 
@@ -113,15 +113,15 @@ class EndpointLink:
             exchange.refused = exchange.refused or fault.kind is FaultKind.UNREACHED
             raise fault from error
 
-    async def _answer(self, response: aiohttp.ClientResponse, exchange: Exchange, tell: Callable[[str], None]) -> Row:
+    async def _answer(self, response: aiohttp.ClientResponse, exchange: Exchange, tell: Tell) -> Row:
         reader = exchange.reader = exchange.ask.read(response.headers)
         async for chunk in response.content.iter_any():
             self.heard = time.monotonic()
-            text = reader.feed(chunk)
+            parts = reader.feed(chunk)
             if reader.pieces and not exchange.first:
                 exchange.first = self.heard
-            if text:
-                tell(text)
+            if parts:
+                tell(parts)
             if reader.done:
                 await _end(response)
                 break

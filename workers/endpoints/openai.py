@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +24,7 @@ from tasks.models.chats import answer_limit, characters, read_chat
 from tasks.models.discovered import Announced
 from tasks.models.profiles import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
+from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Tokens
 from taxiway.errors import cut
 from workers.endpoints.protocol import Ask, AskItem, Discovery, EndpointError, FaultKind, Reader, WholeReader, malformed
@@ -35,7 +36,7 @@ HEALTH = "/models"
 
 _END = "[DONE]"
 _IMAGES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-_COMPLETIONS, _RERANK = "completions", "rerank"
+_COMPLETIONS, _RERANK, _LOGPROBS = "completions", "rerank", "logprobs"
 
 Value = TypeVar("Value")
 
@@ -61,11 +62,19 @@ class Usage(msgspec.Struct, frozen=True):
         )
 
 
-class _Call(msgspec.Struct, frozen=True):
+class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int = 0
     id: str | None = None
     type: str | None = None
     function: dict[str, Any] = {}
+
+    def told(self, *, first: bool) -> dict[str, Any]:
+        """It as OpenAI tells it: its type and name come first, and what an engine sets to null is left out."""
+        named: dict[str, Any] = {"type": "function"} if first else {}
+        function = {name: value for name, value in self.function.items() if value is not None}
+        if first:
+            function = {"name": "", "arguments": "", **function}
+        return {**named, **msgspec.to_builtins(self), "function": function}
 
 
 class _Delta(msgspec.Struct, frozen=True):
@@ -76,7 +85,27 @@ class _Delta(msgspec.Struct, frozen=True):
 
 
 class _Logprobs(msgspec.Struct, frozen=True):
+    """As a chat tells them, or in lists as a completion does."""
+
     content: list[dict[str, Any]] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """They, as a chat tells them."""
+        if self.tokens is None:
+            return self.content or []
+        likely = self.top_logprobs or [None] * len(self.tokens)
+        return [
+            {**_probability(token, own), "top_logprobs": [_probability(*one) for one in (top or {}).items()]}
+            for token, own, top in zip(self.tokens, self.token_logprobs, likely, strict=False)
+        ]
+
+
+def _probability(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode(errors="replace"))}
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -162,80 +191,82 @@ def discover() -> Discovery:
 
 
 class StreamReader(Reader):
-    """Reads a streamed chat or completion: `message`, `text`, `tokens`, `finish-reason` and `usage`."""
+    """Reads a streamed chat or completion: `message`, `text`, `tokens`, `finish-reason`, `usage` and `logprobs`."""
 
     def __init__(self) -> None:
         self._events = EventParser()
-        self._text: list[str] = []
-        self._extra: dict[str, list[str]] = {}
-        self._calls: dict[int, dict[str, Any]] = {}
-        self._logprobs: list[dict[str, Any]] = []
+        self._message = Message()
+        self._called: dict[int, int] = {}  # the engine's indices of calls, with ours
         self._finish = ""
         self._usage: Usage | None = None
 
-    def feed(self, chunk: bytes) -> str:
-        """The text that the chunk's events add."""
+    def feed(self, chunk: bytes) -> list[str | Delta]:
+        """The text that the chunk's events add, and the deltas beside it, in the order in which the engine tells."""
         try:
             events = self._events.feed(chunk)
         except EventTooLargeError as error:
             raise malformed(str(error)) from error
-        return "".join(self._take(event.data) for event in events)
+        return [part for event in events for part in self._take(event.data)]
 
     def answer(self) -> Row:
         """The whole answer. An engine that did not count its tokens sent about one in each piece."""
         if not self._finish:
             raise EndpointError(FaultKind.BROKEN, "the endpoint's stream ended before the answer did")
-        text, usage = "".join(self._text), self._usage
+        usage, logprobs = self._usage, self._message.logprobs
         return {
-            "message": self._message(text),
-            "text": text,
+            "message": self._whole(),
+            "text": self._message.text("content"),
             "tokens": usage.completion_tokens if usage is not None else self.pieces,
             "finish-reason": self._finish,
             "usage": None if usage is None else msgspec.to_builtins(usage),
+            "logprobs": {"content": logprobs} if logprobs else None,
         }
 
-    def _take(self, text: str) -> str:
+    def _take(self, text: str) -> Iterator[str | Delta]:
         if self.done:
-            return ""
+            return
         if text == _END:
             self.done = True
-            return ""
+            return
         chunk = _decoded(_chunk, text)
         if chunk.error is not None:
             raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {_said(chunk)}")
         if chunk.usage is not None:
             self._usage, self.tokens = chunk.usage, chunk.usage.tokens
-        return "".join(self._add(choice) for choice in chunk.choices if choice.index == 0)
+        for choice in chunk.choices:
+            if choice.index == 0:
+                yield from self._add(choice)
 
-    def _add(self, choice: _Choice) -> str:
+    def _add(self, choice: _Choice) -> Iterator[str | Delta]:
+        """What a choice adds: what the model reasons comes before what it says, and its calls come after it."""
         self._finish = choice.finish_reason or self._finish
         delta, text = choice.delta, choice.delta.content or choice.text or ""
-        for name in ("reasoning_content", "refusal"):
-            if (more := getattr(delta, name)) is not None:
-                self._extra.setdefault(name, []).append(more)
-        for call in delta.tool_calls or ():
-            self._add_call(call)
-        if choice.logprobs is not None:
-            self._logprobs += choice.logprobs.content or ()
         self.pieces += bool(text or delta.reasoning_content or delta.tool_calls)
-        self._text.append(text)
-        return text
+        before = {name: more for name in ("reasoning_content", "refusal") if (more := getattr(delta, name))}
+        after: dict[str, Any] = {}
+        if delta.tool_calls:
+            after["tool_calls"] = [self._told(call) for call in delta.tool_calls]
+        if choice.logprobs is not None and (told := choice.logprobs.told):
+            after["logprobs"] = told
+        for part in (before, text, after):
+            if part:
+                self._message.add({"content": part} if isinstance(part, str) else part)
+                yield part
 
-    def _add_call(self, call: _Call) -> None:
-        """Add a piece of a tool call: its arguments come in parts."""
-        whole = self._calls.setdefault(call.index, {"id": "", "type": "function", "function": {}})
-        whole |= {name: value for name, value in (("id", call.id), ("type", call.type)) if value}
-        function = whole["function"]
-        for name, value in call.function.items():
-            function[name] = function.get(name, "") + value if isinstance(value, str) else value
+    def _told(self, call: _Call) -> dict[str, Any]:
+        first = call.index not in self._called
+        index = self._called.setdefault(call.index, len(self._called))
+        return {**call.told(first=first), "index": index}
 
-    def _message(self, text: str) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text or (None if self._calls else "")}
-        message |= {name: "".join(parts) for name, parts in self._extra.items()}
-        if self._calls:
-            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
-        if self._logprobs:
-            message["logprobs"] = {"content": self._logprobs}
+    def _whole(self) -> dict[str, Any]:
+        said, calls = self._message, self._message.calls
+        text = said.text("content")
+        message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
+        message |= {name: more for name in ("reasoning_content", "refusal") if (more := said.text(name))}
+        if calls:
+            message["tool_calls"] = calls
+        if said.logprobs:
+            message["logprobs"] = {"content": said.logprobs}
         return message
 
 
@@ -271,6 +302,8 @@ def _prepare_prompt(model: Model, variant: Variant, name: str, row: Row, paramet
     size = len(prompt) // CHARACTERS_PER_TOKEN + int(parameters[LONGEST])
     if variant.entry == _COMPLETIONS:
         return _streamed("/completions", name, {"prompt": prompt, **given}, size, parameters)
+    if (likely := given.get(_LOGPROBS)) is not None:
+        given |= {_LOGPROBS: True, "top_logprobs": likely}
     messages = [{"role": "user", "content": prompt}]
     return _streamed("/chat/completions", name, {"messages": messages, **given}, size, parameters)
 

@@ -15,6 +15,7 @@ import msgspec
 
 from tasks.models.catalogue import Model, Variant
 from tasks.models.discovered import Announced
+from taxiway.contract.deltas import Delta
 from taxiway.contract.job import Tokens
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
 from workers.port import Item, Row
@@ -114,8 +115,8 @@ class Reader(ABC):
     tokens: Tokens | None = None
 
     @abstractmethod
-    def feed(self, chunk: bytes) -> str:
-        """Read a chunk; the generated text that it adds.
+    def feed(self, chunk: bytes) -> Sequence[str | Delta]:
+        """Read a chunk; the generated text that it adds, and what it tells of a message beside that.
 
         Raises:
             EndpointError: it is malformed, or the endpoint reports a failure.
@@ -128,6 +129,10 @@ class Reader(ABC):
         Raises:
             EndpointError: the answer is truncated or malformed.
         """
+
+
+Tell = Callable[[Sequence[str | Delta]], None]
+"""Takes what a reader's `feed` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +231,13 @@ class WholeReader(Reader):
         self._parts: list[bytes] = []
         self._size = 0
 
-    def feed(self, chunk: bytes) -> str:
+    def feed(self, chunk: bytes) -> Sequence[str | Delta]:
         """Keep the chunk; it adds no text."""
         self._size += len(chunk)
         if self._size > MAX_ANSWER:
             raise malformed(f"more than {MAX_ANSWER} bytes")
         self._parts.append(chunk)
-        return ""
+        return ()
 
     def answer(self) -> Row:
         """The outputs."""

@@ -15,12 +15,13 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 
 from tasks.endpoints import Endpoint, connection
 from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook, ran_size
+from taxiway.contract.deltas import Delta
 from taxiway.contract.job import Piece, Tokens
 from taxiway.contract.keys import LEVELS, learned_key
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
@@ -29,7 +30,7 @@ from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.endpoints.capacity import RateGate, Slots, SlotUsage, pieces_of
 from workers.endpoints.health import EndpointHealth, Target, is_full
 from workers.endpoints.http import EndpointConfigError, EndpointLink
-from workers.endpoints.protocol import AskItem, EndpointError, EndpointProtocol, Exchange, FaultKind
+from workers.endpoints.protocol import AskItem, EndpointError, EndpointProtocol, Exchange, FaultKind, Tell
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
 from workers.port import Row
@@ -394,7 +395,7 @@ class EndpointStage:
             self.running = self._usage.running
             try:
                 with target:
-                    answer = await self._asked(target, exchange, job)
+                    answer = await self._asked(target, exchange, job, index)
             except TaxiwayError as error:
                 raise named_row(error, index, job) from error
             except asyncio.CancelledError:
@@ -436,9 +437,9 @@ class EndpointStage:
         first, each = pieces_of(exchange, now)
         self._finish.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted)])
 
-    async def _asked(self, target: Target, exchange: Exchange, job: Job) -> Row:
+    async def _asked(self, target: Target, exchange: Exchange, job: Job, row: int) -> Row:
         try:
-            answer = await target.link.ask(exchange, self._teller(job))
+            answer = await target.link.ask(exchange, self._teller(job, row) if job.stream else _unheard)
         except EndpointError as error:
             target.health.failed(error, job.delivery.job)
             raise
@@ -455,15 +456,21 @@ class EndpointStage:
         if delivery.task is not None and not delivery.retries:
             delivery.task.start()
 
-    def _teller(self, job: Job) -> Callable[[str], None]:
-        """What passes on generated text of a job that streams."""
-        told = 0
+    def _teller(self, job: Job, row: int) -> Tell:
+        """What passes on the generated answer to a row of a job that streams."""
+        at = told = 0
 
-        def tell(text: str) -> None:
-            nonlocal told
-            if job.stream:
-                self._stream.put([(job.delivery.job, Piece(job.attempt, told, text))])
-            told += len(text)
+        def tell(parts: Sequence[str | Delta]) -> None:
+            nonlocal at, told
+            pieces = []
+            for part in parts:
+                if isinstance(part, str):
+                    pieces.append((job.delivery.job, Piece(job.attempt, at, part, row, told)))
+                    at += len(part)
+                else:
+                    pieces.append((job.delivery.job, Piece(job.attempt, at, "", row, told, (part,))))
+                    told += 1
+            self._stream.put(pieces)
 
         return tell
 
@@ -481,3 +488,7 @@ class EndpointStage:
             return Returned(delivery, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)
         return Ended(delivery, Outcome(error=failed))
+
+
+def _unheard(parts: Sequence[str | Delta]) -> None:
+    """Pass on nothing."""

@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from tasks.models.catalogue import Model, Variant
+from taxiway.contract.deltas import Delta
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines.text import read_text
 from workers.port import MAX_PREFILL, Item, ModelLoadError, Placed, Row, Runtime, SteppingRuntime
@@ -235,10 +236,12 @@ class RunningRow:
 
     @property
     def answer(self) -> Row:
-        """`text`, `tokens` and `finish-reason`; and, for a chat, the assistant's `message` and the `usage`."""
+        """`text`, `tokens`, `finish-reason`, `usage` and `logprobs`; and, for a chat, the assistant's `message`."""
         text, asked, tokens = self.generated.text, len(self.prompt), len(self.generated.tokens)
         told = {"logprobs": {"content": self.generated.logprobs}} if self.generated.logprobs else {}
         return {
+            "logprobs": None,
+            **told,
             "text": text,
             "tokens": tokens,
             "finish-reason": self.generated.finish,
@@ -449,7 +452,8 @@ class GeneratedText:
         ends: the end-of-text tokens; they are not part of the answer.
         decode: tokens to text, as for `Detokenizer`.
 
-    `emitted` counts the characters that `new_text` returned. `logprobs` has each token's in OpenAI's form, if asked.
+    `emitted` counts the characters that `new_text` returned. `logprobs` has each token's in OpenAI's form, if asked,
+    and `told` counts how often `new_logprobs` returned some.
     """
 
     def __init__(
@@ -458,7 +462,9 @@ class GeneratedText:
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self.emitted = 0
+        self.told = 0
         self.logprobs: list[dict[str, Any]] = []
+        self._passed = 0
         self._sampling = sampling
         self._ends = ends
         self._decode = decode
@@ -498,6 +504,12 @@ class GeneratedText:
         given = self.text[self.emitted : stable]
         self.emitted += len(given)
         return given
+
+    def new_logprobs(self) -> tuple[Delta, ...]:
+        """The logarithmic probabilities of the tokens since the last call, as a delta; nothing if there are none."""
+        new, self._passed = self.logprobs[self._passed :], len(self.logprobs)
+        self.told += bool(new)
+        return ({"logprobs": new},) if new else ()
 
     def _told(self, token: int, logits: np.ndarray, most: int) -> dict[str, Any]:
         probabilities = log_probabilities(logits)

@@ -310,8 +310,7 @@ class JobReader:
             request = with_blobs(request, contents)
         variant = ticket.variants[delivery.hardware_class]
         model, bound = self._bound(ticket.model, variant, request)
-        if request.stream:
-            check_stream(model, bound)
+        check_stream(model, bound, request.stream)
         return Job(
             delivery=delivery,
             hardware=self._hardware[delivery.hardware_class],

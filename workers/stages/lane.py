@@ -358,10 +358,11 @@ class InFlight:
     def _stream_pieces(self, running: _Running, ended: Sequence[RunningRow]) -> None:
         pieces = []
         for row in (*running.batch.rows, *ended):
-            job, _ = running.owners[row]
-            at = row.generated.emitted
+            job, index = running.owners[row]
+            at, told = row.generated.emitted, row.generated.told
             if job.stream and (text := row.generated.new_text()):
-                pieces.append((job.delivery.job, Piece(job.attempt, at, text)))
+                beside = row.generated.new_logprobs()
+                pieces.append((job.delivery.job, Piece(job.attempt, at, text, index, told, beside)))
         if pieces:
             self._stream.put(pieces)
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Protocol
 
 from tasks.heartbeat import EndpointFacts
@@ -204,21 +203,20 @@ class EndingQueue:
 
 
 class PieceQueue:
-    """Pieces of streamed answers, by job. Any thread may put; the stream thread takes.
+    """Pieces of streamed answers. Any thread may put; the stream thread takes.
 
-    Pieces of a job that arrive during a write are joined.
+    Pieces of a job's row that follow each other and arrive during a write are joined.
     """
 
     def __init__(self) -> None:
         self.closed = False
-        self._waiting: dict[str, Piece] = {}
+        self._waiting: dict[tuple[str, int], list[Piece]] = {}
         self._changed = threading.Condition()
 
     def put(self, pieces: Sequence[tuple[str, Piece]]) -> None:
         """Add jobs' next pieces."""
         with self._changed:
-            for job, piece in pieces:
-                self._add(job, piece)
+            self._add(pieces)
             self._changed.notify()
 
     def close(self) -> None:
@@ -227,26 +225,28 @@ class PieceQueue:
             self.closed = True
             self._changed.notify()
 
-    def take(self) -> dict[str, Piece]:
-        """Wait for pieces and return all of them; empty at the end."""
+    def take(self) -> list[tuple[str, Piece]]:
+        """Wait for pieces and return all of them with their jobs; empty at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.closed)
-            pieces, self._waiting = self._waiting, {}
-        return pieces
+            return self._taken()
 
-    def put_back(self, pieces: dict[str, Piece], *, pause: float) -> None:
+    def put_back(self, pieces: Sequence[tuple[str, Piece]], *, pause: float) -> None:
         """Put unwritten pieces back, before newer ones, and wait `pause` seconds or until closed."""
         with self._changed:
-            since, self._waiting = self._waiting, pieces
-            for job, piece in since.items():
-                self._add(job, piece)
+            since = self._taken()
+            self._add([*pieces, *since])
             self._changed.wait_for(lambda: self.closed, timeout=pause)
 
-    def _add(self, job: str, piece: Piece) -> None:
-        before = self._waiting.get(job)
-        if before is not None and before.attempt == piece.attempt and piece.at == before.at + len(before.text):
-            piece = replace(before, text=before.text + piece.text)
-        self._waiting[job] = piece
+    def _taken(self) -> list[tuple[str, Piece]]:
+        taken, self._waiting = self._waiting, {}
+        return [(job, piece) for (job, _), pieces in taken.items() for piece in pieces]
+
+    def _add(self, pieces: Sequence[tuple[str, Piece]]) -> None:
+        for job, piece in pieces:
+            before = self._waiting.setdefault((job, piece.row), [])
+            joined = before[-1].joined(piece) if before else None
+            before[-1:] = [*before[-1:], piece] if joined is None else [joined]
 
 
 def ahead_of(hardware: HardwareClass) -> float:

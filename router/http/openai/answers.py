@@ -2,9 +2,6 @@
 
 Each answer has a field `taxiway` more than OpenAI's, with the run report; the SDK keeps it (`model_extra`). Where the
 model or its engine does not count its tokens, `usage` is null.
-
-OpenAI's events have no way to take back text. After a restart or a gap nothing is sent until the result is there; then
-follows the rest, if the result begins with what was sent. Else the stream ends with an error, never with two answers.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ import base64
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -21,12 +19,13 @@ import numpy as np
 
 from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall, embedding_of
 from router.http.openai.errors import content
+from router.http.openai.progress import Part, column, messages_of
 from router.http.protocol import array_output
 from router.service.admission import Admitted
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
-from taxiway.contract.job import TEXT, Result, RunReport, Told
-from taxiway.errors import DeviceFaultError, TaxiwayError
+from taxiway.contract.job import Result, RunReport
+from taxiway.errors import TaxiwayError
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -66,13 +65,22 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     taxiway: Report
 
 
+class TextLogprobs(msgspec.Struct, frozen=True):
+    """The probabilities of a completion's tokens, and where each begins in its text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
 class TextChoice(msgspec.Struct, frozen=True):
     """One completion of a text."""
 
     index: int
     text: str
     finish_reason: str | None
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +202,7 @@ def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
 
 def chat_completion(head: Head, result: Result) -> ChatCompletion:
     """The answer to a chat of one or more choices."""
-    columns = [_column(result, name) for name in ("message", "finish-reason")]
+    columns = [column(result, name) for name in ("message", "finish-reason")]
     choices = [
         Choice(index, plain(message), finish, message.get("logprobs"))
         for index, (message, finish) in enumerate(zip(*columns, strict=True))
@@ -218,16 +226,33 @@ def plain(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def completion(head: Head, result: Result, choices: int = 1) -> Completion:
     """The completions of one or more texts, with `choices` of each."""
-    columns = [_column(result, name) for name in (TEXT, "finish-reason")]
+    rows = zip(messages_of(result), column(result, "finish-reason"), strict=True)
     return Completion(
         id=f"cmpl-{head.job}",
         created=head.created,
         model=result.model,
-        choices=[TextChoice(index, *row) for index, row in enumerate(zip(*columns, strict=True))],
+        choices=[
+            TextChoice(index, message["content"], finish, text_logprobs((message["logprobs"] or {}).get("content")))
+            for index, (message, finish) in enumerate(rows)
+        ],
         usage=usage_of(result, choices),
         service_tier=head.tier,
         system_fingerprint=result.report.variant,
         taxiway=report_of(head.job, result),
+    )
+
+
+def text_logprobs(told: Sequence[Mapping[str, Any]] | None, begin: int = 0) -> TextLogprobs | None:
+    """What a chat tells of its tokens as a completion tells it; the first token begins at `begin` of the text."""
+    if not told:
+        return None
+    tokens = [one["token"] for one in told]
+    likely = [{one["token"]: one["logprob"] for one in (*(each.get("top_logprobs") or ()), each)} for each in told]
+    return TextLogprobs(
+        tokens=tokens,
+        token_logprobs=[one["logprob"] for one in told],
+        top_logprobs=likely if any(each.get("top_logprobs") for each in told) else None,
+        text_offset=[*accumulate(map(len, tokens[:-1]), initial=begin)],
     )
 
 
@@ -252,7 +277,7 @@ def embeddings(
 
 def usage_of(result: Result, choices: int = 0) -> Usage | None:
     """Tokens of all rows, a prompt's once for its `choices`, which are all rows if 0; None if they are not counted."""
-    counts = _column(result, "usage") if "usage" in result.outputs else [None]
+    counts = column(result, "usage") if "usage" in result.outputs else [None]
     told = [one for one in counts if isinstance(one, Mapping)]
     if len(told) < len(counts):
         return None
@@ -292,12 +317,6 @@ def _printable(text: str) -> str:
     return text[:_LONGEST].encode("ascii", "replace").decode().translate(_SAFE)
 
 
-def _column(result: Result, name: str) -> list[Any]:
-    """An output's values, one per row."""
-    value = result.outputs[name]
-    return value if isinstance(value, list) else [value]
-
-
 def _packed(row: np.ndarray) -> str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
 
@@ -319,11 +338,11 @@ class ChunkChoice(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: str | None
     delta: dict[str, Any] | None = None
     text: str | None = None
-    logprobs: dict[str, Any] | None = None
+    logprobs: dict[str, Any] | TextLogprobs | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event of a stream. The last one of the choice has the run report."""
+    """An event of a stream. The last one of the choices has the run report."""
 
     id: str
     object: Literal["chat.completion.chunk", "text_completion"]
@@ -341,11 +360,11 @@ class Writer(Protocol):
     def begin(self) -> bytes:
         """What comes before all else; may be empty."""
 
-    def piece(self, text: str) -> bytes:
-        """A piece of text."""
+    def part(self, part: Part) -> bytes:
+        """A part of a message."""
 
     def ending(self, result: Result) -> bytes:
-        """What follows the last piece of text."""
+        """What follows the last part."""
 
     def failed(self, error: TaxiwayError, path: str) -> bytes:
         """The end of a stream whose job failed."""
@@ -357,8 +376,9 @@ class ChunkWriter(ABC):
     PREFIX: ClassVar[str]
     KIND: ClassVar[Literal["chat.completion.chunk", "text_completion"]]
 
-    def __init__(self, head: Head, model: str, *, usage: bool) -> None:
-        self._job, self._usage = head.job, usage
+    def __init__(self, head: Head, model: str, *, choices: int, usage: bool) -> None:
+        self._job, self._choices, self._usage = head.job, choices, usage
+        self._begun: dict[int, int] = {}  # rows, and how many characters the tokens that were told of each have
         self._named: dict[str, Any] = {
             "id": f"{self.PREFIX}-{head.job}",
             "object": self.KIND,
@@ -371,15 +391,20 @@ class ChunkWriter(ABC):
         """See `Writer`: nothing."""
         return b""
 
-    def piece(self, text: str) -> bytes:
+    def part(self, part: Part) -> bytes:
         """See `Writer`."""
-        return self._chunk(ChunkChoice(0, None, **self._said(text)))
+        return self._chunk(self._choice(part))
 
     def ending(self, result: Result) -> bytes:
-        """See `Writer`: the reason why it ended, and the run report."""
-        last = ChunkChoice(0, str(_only(result, "finish-reason")), **self._nothing())
-        events = self._rest(result) + self._chunk(last, taxiway=report_of(self._job, result))
-        return events + (self._chunk(usage=usage_of(result)) if self._usage else b"") + DONE
+        """See `Writer`: the reasons why they ended, and the run report."""
+        reasons = [str(reason) for reason in column(result, "finish-reason")]
+        events = [
+            self._empty(row) + self._chunk(self._last(row, reason), taxiway=report)
+            for row, reason in enumerate(reasons)
+            for report in [report_of(self._job, result) if row == len(reasons) - 1 else None]
+        ]
+        usage = usage_of(result, self._choices)
+        return b"".join(events) + (self._chunk(usage=usage) if self._usage else b"") + DONE
 
     def failed(self, error: TaxiwayError, path: str) -> bytes:
         """See `Writer`."""
@@ -388,17 +413,17 @@ class ChunkWriter(ABC):
     def _chunk(self, *choices: ChunkChoice, **more: Any) -> bytes:
         return b"data: " + _encode(Chunk(**self._named, choices=[*choices], **more)) + b"\n\n"
 
-    def _rest(self, result: Result) -> bytes:
-        """What is known only at the end, besides the reason."""
+    def _empty(self, row: int) -> bytes:
+        """What is said at the end of a row that said nothing."""
         return b""
 
     @abstractmethod
-    def _said(self, text: str) -> dict[str, Any]:
-        """The part of a choice that a piece of text is."""
+    def _choice(self, part: Part) -> ChunkChoice:
+        """The part of a choice that a part of a message is."""
 
     @abstractmethod
-    def _nothing(self) -> dict[str, Any]:
-        """The part of a choice that says nothing."""
+    def _last(self, row: int, reason: str) -> ChunkChoice:
+        """The end of a choice."""
 
 
 class ChatWriter(ChunkWriter):
@@ -406,88 +431,52 @@ class ChatWriter(ChunkWriter):
 
     PREFIX = "chatcmpl"
     KIND = "chat.completion.chunk"
-    _begun = False
 
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"delta": {**self._role(), "content": text}}
+    def _choice(self, part: Part) -> ChunkChoice:
+        delta = {**self._role(part.row), **part.delta}
+        told = delta.pop("logprobs", None)
+        return ChunkChoice(part.row, None, delta=delta, logprobs=None if told is None else {"content": told})
 
-    def _nothing(self) -> dict[str, Any]:
-        return {"delta": {}}
+    def _last(self, row: int, reason: str) -> ChunkChoice:
+        return ChunkChoice(row, reason, delta={})
 
-    def _rest(self, result: Result) -> bytes:
-        """Tool calls and the probabilities of tokens are complete only now."""
-        message = _only(result, "message")
-        calls = message.get("tool_calls") or []
-        more = {"tool_calls": [{"index": index, **call} for index, call in enumerate(calls)]} if calls else {}
-        more |= {name: message[name] for name in ("reasoning_content", "refusal") if message.get(name)}
-        logprobs = message.get("logprobs")
-        if self._begun and not more and not logprobs:
-            return b""
-        return self._chunk(ChunkChoice(0, None, delta={**self._role(), **more}, logprobs=logprobs))
+    def _empty(self, row: int) -> bytes:
+        role = self._role(row)
+        return self._chunk(ChunkChoice(row, None, delta=role)) if role else b""
 
-    def _role(self) -> dict[str, str]:
-        """The role, in the first chunk."""
-        role = {} if self._begun else {"role": "assistant"}
-        self._begun = True
+    def _role(self, row: int) -> dict[str, str]:
+        """The role, in a choice's first chunk."""
+        role = {"role": "assistant"} if row not in self._begun else {}
+        self._begun.setdefault(row, 0)
         return role
 
 
 class CompletionWriter(ChunkWriter):
-    """Writes chunks of a completion."""
+    """Writes chunks of completions."""
 
     PREFIX = "cmpl"
     KIND = "text_completion"
 
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _choice(self, part: Part) -> ChunkChoice:
+        begin, told = self._begun.get(part.row, 0), part.delta.get("logprobs") or ()
+        self._begun[part.row] = begin + sum(len(one["token"]) for one in told)
+        return ChunkChoice(part.row, None, text=part.delta.get("content", ""), logprobs=text_logprobs(told, begin))
 
-    def _nothing(self) -> dict[str, Any]:
-        return {"text": ""}
+    def _last(self, row: int, reason: str) -> ChunkChoice:
+        return ChunkChoice(row, reason, text="")
 
 
 async def events_of(
-    told: Told, writer: Writer, ended: Callable[[Result], Awaitable[None]]
+    told: AsyncGenerator[Part | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
 ) -> AsyncGenerator[bytes, None]:
     """The events of an answer; `ended` is awaited before those that end it. Raises the job's error."""
     if begin := writer.begin():
         yield begin
-    async with contextlib.aclosing(said_once(told)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Result):
-                await ended(piece)
-                yield writer.ending(piece)
-            elif piece:
-                yield writer.piece(piece)
-
-
-async def said_once(told: Told) -> AsyncGenerator[str | Result, None]:
-    """The text of an answer, each part once, and then the result. The last part may be empty.
-
-    Raises:
-        DeviceFaultError: part of the text was sent, and the answer that came after a restart begins differently.
-        TaxiwayError: the error that the job ended with.
-    """
-    said, whole = "", True
-    async with contextlib.aclosing(told) as events:
-        async for event in events:
-            if isinstance(event, Result):
-                yield _rest(said, str(_only(event, TEXT) or ""))
-                yield event
-            elif not isinstance(event, str):
-                whole = False
-            elif whole:
-                said += event
-                yield event
-
-
-def _rest(said: str, text: str) -> str:
-    if not text.startswith(said):
-        message = "the answer was restarted on another device, and is not the one that began here: ask again"
-        raise DeviceFaultError(message, retry_after=1.0)
-    return text[len(said) :]
-
-
-def _only(result: Result, name: str) -> Any:
-    """An output of the only row."""
-    value = result.outputs[name]
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    async with contextlib.aclosing(told) as parts:
+        async for part in parts:
+            if isinstance(part, Part):
+                if event := writer.part(part):
+                    yield event
+            else:
+                await ended(part)
+                yield writer.ending(part)

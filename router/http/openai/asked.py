@@ -84,7 +84,7 @@ class ChatCall(msgspec.Struct, frozen=True):
 class CompletionCall(msgspec.Struct, frozen=True):
     """The body of a completion; further fields are parameters of the model."""
 
-    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_NOTHING, "logprobs": ()}
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
 
     model: ModelName
     prompt: str | _Texts
@@ -96,6 +96,7 @@ class CompletionCall(msgspec.Struct, frozen=True):
     temperature: Temperature | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
     user: str | None = None
 
 
@@ -145,6 +146,7 @@ _DEFAULTS: Mapping[str, Any] = {"frequency_penalty": 0, "logit_bias": {}, "prese
 
 _WHERE = re.compile(r"^(?P<what>.*?) - at `\$\.(?P<field>[^`]*)`$", re.DOTALL)
 _FORMATS = ("float", "base64")
+_LOGPROBS = "logprobs"
 
 
 def read_call(body: bytes, kind: type[Call], most: int) -> Asked[Call]:
@@ -195,7 +197,7 @@ def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, A
     """The request's fields for a completion: a row for each prompt and choice.
 
     Raises:
-        InvalidRequestError: the model does not complete texts, or a prompt is not text.
+        InvalidRequestError: the model does not complete texts or tells no probabilities, or a prompt is not text.
     """
     first = _first_input(model, model.pipeline == "generation", "that continues prompts")
     ours = (*_OWN, *CompletionCall.NOTHING, "prompt", "user")
@@ -203,12 +205,21 @@ def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, A
     parameters = {name: value for name, value in parameters.items() if _DEFAULTS.get(name) != value}
     if isinstance(parameters.get("stop"), str):
         parameters["stop"] = [parameters["stop"]]
+    given = {"model": asked.call.model, "parameters": parameters, "outputs": _outputs(asked.call, model)}
     prompts, choices = texts_of(asked.call.prompt, "prompt"), asked.call.n or 1
     if isinstance(prompts, str) and choices == 1:
-        return {"model": asked.call.model, "inputs": {first: prompts}, "parameters": parameters}
+        return {**given, "inputs": {first: prompts}}
     listed = [prompts] if isinstance(prompts, str) else prompts
-    rows = [prompt for prompt in listed for _ in range(choices)]
-    return {"model": asked.call.model, "inputs": {first: rows}, "parameters": parameters}
+    return {**given, "inputs": {first: [prompt for prompt in listed for _ in range(choices)]}}
+
+
+def _outputs(call: CompletionCall, model: Model) -> list[str]:
+    """The outputs that a completion needs; none for the usual ones."""
+    if call.logprobs is None:
+        return []
+    if _LOGPROBS not in model.parameters or _LOGPROBS not in (spec.name for spec in model.outputs):
+        raise unsupported(_LOGPROBS, f"nothing, as {model.id} does not tell them", call.logprobs)
+    return [*model.usual_outputs, _LOGPROBS]
 
 
 def embedding_fields(asked: Asked[EmbeddingsCall], model: Model) -> dict[str, Any]:

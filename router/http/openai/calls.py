@@ -13,6 +13,7 @@ from router.http.gate import Receive, answer
 from router.http.inference import Inference, Running
 from router.http.openai.answers import Writer, events_of, headers_of_placement
 from router.http.openai.errors import JOB
+from router.http.openai.progress import Answers
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs
 from router.service.admission import Admitted
@@ -68,6 +69,10 @@ class Streamed:
 
 async def _as_is(result: Result) -> None:
     """An answer that is only sent."""
+
+
+async def _nothing() -> None:
+    """A job that nothing is done about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +147,31 @@ class Calls:
             if not begun.stays:
                 await self._cancel(request, job)
 
+        return await self._streamed(job, begun, receive, path, headers_of_placement(admitted), cancel)
+
+    async def follow(self, job: str, begun: Begun, receive: Receive, *, path: str) -> Streamed:
+        """The answer of a job that was accepted before, from its beginning; it goes on when the client leaves.
+
+        Raises:
+            TaxiwayError: the job ended with an error before it had an answer.
+        """
+        return await self._streamed(job, begun, receive, path, {}, _nothing)
+
+    async def _streamed(
+        self,
+        job: str,
+        begun: Begun,
+        receive: Receive,
+        path: str,
+        headers: Mapping[str, str],
+        cancel: Callable[[], Awaitable[None]],
+    ) -> Streamed:
         async def ends() -> None:
             await _unless(self._router.results.hurried.wait(), _gone(receive))
             await cancel()
             raise _stops()
 
-        written = events_of(self._streaming.told(job), begun.writer, begun.ended)
+        written = events_of(self._streaming.told(job, Answers()), begun.writer, begun.ended)
         events = kept_alive(written, ends())
         try:
             first = await anext(events)
@@ -157,8 +181,7 @@ class Calls:
         except TaxiwayError as error:
             error.details.setdefault(JOB, job)
             raise
-        headers = {**STREAM_HEADERS, **headers_of_placement(admitted)}
-        return Streamed(path, headers, first, events, begun.writer, cancel)
+        return Streamed(path, {**STREAM_HEADERS, **headers}, first, events, begun.writer, cancel)
 
     async def begin(
         self, request: Request, size: int, begin: Callable[[Admitted], Awaitable[Value]]

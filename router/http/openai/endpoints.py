@@ -150,7 +150,7 @@ async def chat_completions(request: _Any) -> ASGIApp:
     responses=_COMPLETION,
 )
 async def completions(request: _Any) -> ASGIApp:
-    """Continue one or more prompts: at once, or one with `stream` as server-sent events."""
+    """Continue one or more prompts: at once, or with `stream` as server-sent events."""
     return await _answer(request, CompletionCall, completion_fields, CompletionWriter)
 
 
@@ -184,10 +184,16 @@ async def read_request(
     found = rules.catalogue.resolve(asked.call.model)
     terms = read_terms(request.headers, tier, rules.topology)
     claim(caller_of(request.scope), terms)
-    if getattr(asked.call, "stream", None):
-        terms["stream"] = True
-    converted = await beside(size, lambda: parse_request({**terms, **fields(asked, found)}))
+    terms["stream"] = getattr(asked.call, "stream", None) or None
+    converted = await beside(size, lambda: _request(terms, fields(asked, found)))
     return Read(converted, found, size, tier_of(terms["service"], rules.topology))
+
+
+def _request(terms: Mapping[str, Any], fields: Mapping[str, Any]) -> TaxiwayRequest:
+    """The request of these terms and fields. A stream has each row's parts if there are several."""
+    several = any(isinstance(rows, list) and len(rows) > 1 for rows in fields["inputs"].values())
+    stream = "rows" if terms["stream"] and several else terms["stream"]
+    return parse_request({**terms, **fields, "stream": stream})
 
 
 async def _read(request: _Any, kind: type[Call], fields: Fields[Call]) -> tuple[Asked[Call], Read]:
@@ -203,7 +209,8 @@ async def _answer(request: _Any, kind: type[Spoken], fields: Fields[Spoken], wri
     usage = options is not None and bool(options.include_usage)
 
     async def begin(admitted: Admitted) -> Begun:
-        return Begun(writer(read.head(admitted.ticket.job), read.model.id, usage=usage))
+        choices = asked.call.n or 1
+        return Begun(writer(read.head(admitted.ticket.job), read.model.id, choices=choices, usage=usage))
 
     return await stream(request, read, begin)
 

@@ -15,13 +15,13 @@ from litestar.types import ASGIApp
 from router.http.described import ASKED, KEYED, RUN, answers
 from router.http.gate import caller_of, json_answer, needs
 from router.http.openai.answers import Page, headers_of_placement, headers_of_result, page_of
-from router.http.openai.asked import Asked, tier_for_later, unsupported, wrong
-from router.http.openai.calls import Begun, Whole
+from router.http.openai.asked import Asked, tier_for_later, wrong
+from router.http.openai.calls import STREAM_HEADERS, Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
 from router.http.openai.object_endpoints import stored_objects
 from router.http.openai.objects import owner_of
-from router.http.openai.response_events import ResponseWriter
+from router.http.openai.response_events import ResponseWriter, told_again
 from router.http.openai.responses import (
     DeletedResponse,
     Item,
@@ -32,6 +32,7 @@ from router.http.openai.responses import (
     check_response_call,
     input_items,
     response_fields,
+    restarted,
     succeeded,
 )
 from router.http.openai.stored import Responses
@@ -44,6 +45,10 @@ MOST = 100
 _Any = Request[Any, Any, Any]
 _Limit = Annotated[int, Parameter(description="Items per page.", ge=1, le=MOST)]
 _After = Annotated[str, Parameter(description="The id of the last item of the previous page.")]
+_Stream = Annotated[bool, Parameter(description="As server-sent events, from the first one on.")]
+_StartingAfter = Annotated[
+    int, Parameter(description="With `stream`: the `sequence_number` of the last event that is known.", ge=-1)
+]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="As they were given, or the other way round.")]
 
 
@@ -79,11 +84,22 @@ async def response_create(request: _Any) -> ASGIApp:
 
 
 @get("/v1/responses/{response:str}", opt=needs("read"), responses=_RESPONSE)
-async def response_retrieve(request: _Any, response: str) -> HttpResponse[bytes]:
-    """A stored response as it is now."""
-    if request.query_params.get("stream", "").lower() == "true":
-        raise unsupported("stream", "nothing, as only a call that creates a response streams it", True)
-    return json_answer((await _responses(request).get(response, _tenant(request))).response)
+async def response_retrieve(
+    request: _Any, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
+) -> ASGIApp:
+    """A stored response as it is now, or with `stream` its events as server-sent events, those to come included."""
+    found = (await _responses(request).get(response, _tenant(request))).response
+    if not stream:
+        return Whole({}, msgspec.json.encode(found))
+    if found.ended:
+        return Whole(STREAM_HEADERS, told_again(found, starting_after))
+    writer = ResponseWriter(restarted(found), starting_after)
+
+    async def ended(result: Result) -> None:
+        writer.finish(result, _now(request))
+
+    begun = Begun(writer, ended, stays=True)
+    return await calls_of(request).follow(found.job, begun, request.receive, path=request.scope["path"])
 
 
 @post(
@@ -150,7 +166,7 @@ class _Making:
     async def whole(self) -> ASGIApp:
         """The answer of the job, once that has ended."""
         job, result = await run(self._request, self.read)
-        response = succeeded(self._begun(job), result, self._now())
+        response = succeeded(self._begun(job), result, _now(self._request))
         if self.asked.call.stored:
             await self._keep(response)
         return Whole(headers_of_result(job, result), msgspec.json.encode(response))
@@ -168,7 +184,7 @@ class _Making:
             await self._keep_begun(admitted)
 
         async def ended(result: Result) -> None:
-            response = writer.finish(result, self._now())
+            response = writer.finish(result, _now(self._request))
             if call.stored and not call.background:
                 await self._keep(response)
 
@@ -187,12 +203,13 @@ class _Making:
     def _begun(self, job: str) -> Response:
         return begun(self.asked.call, self.read.model, self.read.head(job))
 
-    def _now(self) -> int:
-        return int(stored_objects(self._request).router.store.now())
-
 
 def _responses(request: _Any) -> Responses:
     return stored_objects(request).responses
+
+
+def _now(request: _Any) -> int:
+    return int(stored_objects(request).router.store.now())
 
 
 def _tenant(request: _Any) -> str | None:

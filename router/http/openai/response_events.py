@@ -1,17 +1,32 @@
 """A response as server-sent events, as its job's answer is generated. Pure.
 
+A `sequence_number` tells how much of the response is told: it grows by one with each event, and by each character of a
+text. So it is the same for every reader, however the answer was cut into events, and one that comes back gets the rest.
+
 Source: https://platform.openai.com/docs/api-reference/responses-streaming.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from router.http.openai.responses import Item, Response, failed, message_item, output_of, succeeded, text_part
+from router.http.openai.progress import Part
+from router.http.openai.responses import (
+    Item,
+    Response,
+    call_item,
+    failed,
+    message_item,
+    output_of,
+    parts_of,
+    reasoning_item,
+    restarted,
+    succeeded,
+)
+from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Result
 from taxiway.errors import TaxiwayError
 
@@ -19,86 +34,138 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ResponseWriter:
-    """Writes a response as events. Each has the number after its predecessor's."""
+    """Writes a response as events, those after the number `after`."""
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: Response, after: int = -1) -> None:
         self.response = response
-        self._numbers = count()
-        self._text = ""
-        self._spoke = False
+        self._after = after
+        self._number = 0
+        self._said = Message()
+        self._begun: dict[str, int] = {}  # ids of items with their places
 
     def begin(self) -> bytes:
         """See `answers.Writer`."""
         states = ["created", "queued" if self.response.background else "in_progress"]
         return b"".join(self._event(f"response.{state}", response=self.response) for state in states)
 
-    def piece(self, text: str) -> bytes:
+    def part(self, part: Part) -> bytes:
         """See `answers.Writer`."""
-        head = b"" if self._spoke else self._begin_message()
-        self._text += text
-        place = self._place(0)
-        return head + self._event("response.output_text.delta", **place, delta=text, logprobs=[])
+        self._said.add(part.delta)
+        return b"".join(self._grown(part.delta))
 
     def finish(self, result: Result, now: int) -> Response:
         """The whole response, whose items are in the order in which they began."""
         items = output_of(self.response.job, result)
-        if self._spoke:
-            items.sort(key=lambda item: item["type"] != "message")
+        items.sort(key=lambda item: self._begun.get(item["id"], len(items)))
         self.response = succeeded(self.response, result, now, items)
         return self.response
 
     def ending(self, result: Result) -> bytes:
         """See `answers.Writer`; after `finish`."""
-        events = [self._item(index, item) for index, item in enumerate(self.response.output)]
-        return b"".join(events) + self._event(f"response.{self.response.status}", response=self.response)
+        return self.end(self.response)
+
+    def end(self, response: Response) -> bytes:
+        """What follows the last part of a response."""
+        events = [self._item(item) for item in response.output]
+        self._number = max(self._number, self._after + 1)  # its end is told to whoever asks for it
+        state = "failed" if response.status == "cancelled" else response.status
+        return b"".join(events) + self._event(f"response.{state}", response=response)
 
     def failed(self, error: TaxiwayError, path: str) -> bytes:
         """See `answers.Writer`."""
-        return self._event("response.failed", response=failed(self.response, error))
+        return self.end(failed(self.response, error))
 
-    def _begin_message(self) -> bytes:
-        self._spoke = True
-        item = {**message_item(self.response.job, []), "status": "in_progress"}
-        place = self._place(0)
-        return self._event("response.output_item.added", output_index=0, item=item) + self._event(
-            "response.content_part.added", **place, part=text_part("")
+    def _grown(self, delta: Delta) -> Iterator[bytes]:
+        """The events of a delta: what the model reasons is before what it says, and its calls are after it."""
+        job = self.response.job
+        if text := delta.get("reasoning_content"):
+            item = reasoning_item(job, "")
+            yield self._begin(item) + self._delta("response.reasoning_text", item, text, content_index=0)
+        if text := delta.get("content"):
+            item = message_item(job, parts_of({}))
+            told = [*(delta.get("logprobs") or ())]
+            yield self._begin(item) + self._delta("response.output_text", item, text, told, content_index=0)
+        if (text := delta.get("refusal")) and not self._said.text("content"):
+            item = message_item(job, parts_of({"refusal": " "}))
+            yield self._begin(item) + self._delta("response.refusal", item, text, content_index=0)
+        for call in delta.get("tool_calls") or ():
+            yield self._called(call.get("index", 0), (call.get("function") or {}).get("arguments") or "")
+
+    def _called(self, index: int, arguments: str) -> bytes:
+        item = call_item(self.response.job, index, self._said.call(index))
+        begin = self._begin({**item, "arguments": ""})
+        return begin + (self._delta("response.function_call_arguments", item, arguments) if arguments else b"")
+
+    def _begin(self, item: Item) -> bytes:
+        """The events that begin an item, unless it has begun."""
+        if item["id"] in self._begun:
+            return b""
+        place = self._begun[item["id"]] = len(self._begun)
+        parts: Sequence[Item] = item.get("content") or ()
+        empty = {**item, "status": "in_progress", **({"content": []} if "content" in item else {})}
+        added = self._event("response.output_item.added", output_index=place, item=empty)
+        for index, part in enumerate(parts):
+            where = {"item_id": item["id"], "output_index": place, "content_index": index}
+            added += self._event("response.content_part.added", **where, part=_emptied(part))
+        return added
+
+    def _item(self, item: Item) -> bytes:
+        """The events that end an item."""
+        begin = self._begin({**item, "arguments": ""} if "arguments" in item else item)
+        place = {"item_id": item["id"], "output_index": self._begun[item["id"]]}
+        ends = [self._part(part, {**place, "content_index": n}) for n, part in enumerate(item.get("content") or ())]
+        if item["type"] == "function_call":
+            told = {"name": item["name"], "arguments": item["arguments"]}
+            ends.append(self._event("response.function_call_arguments.done", **place, **told))
+        done = self._event("response.output_item.done", output_index=place["output_index"], item=item)
+        return begin + b"".join(ends) + done
+
+    def _part(self, part: Item, place: Mapping[str, Any]) -> bytes:
+        """The events that end a part of an item."""
+        kind = part["type"]
+        told = {key: part[key] for key in ("text", "refusal", "logprobs") if key in part}
+        return self._event(f"response.{kind}.done", **place, **told) + self._event(
+            "response.content_part.done", **place, part=part
         )
 
-    def _place(self, index: int) -> dict[str, Any]:
-        return {"item_id": f"msg_{self.response.job}", "output_index": index, "content_index": 0}
-
-    def _item(self, index: int, item: Item) -> bytes:
-        """The events that are left of an item, when all of it is known."""
-        told = {"message": self._rest_of_message, "function_call": self._function_call}.get(item["type"])
-        before = b""
-        if not (item["type"] == "message" and self._spoke):
-            empty = {**item, "status": "in_progress", **_EMPTY.get(item["type"], {})}
-            before = self._event("response.output_item.added", output_index=index, item=empty)
-        middle = b"" if told is None else told(index, item)
-        return before + middle + self._event("response.output_item.done", output_index=index, item=item)
-
-    def _rest_of_message(self, index: int, item: Item) -> bytes:
-        part, place = item["content"][0], self._place(index)
-        added = b"" if self._spoke else self._event("response.content_part.added", **place, part=_emptied(part))
-        if part["type"] == "refusal":
-            said = self._event("response.refusal.delta", **place, delta=part["refusal"])
-            said += self._event("response.refusal.done", **place, refusal=part["refusal"])
-        else:
-            said = self._event("response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
-        return added + said + self._event("response.content_part.done", **place, part=part)
-
-    def _function_call(self, index: int, item: Item) -> bytes:
-        place, kind = {"item_id": item["id"], "output_index": index}, "response.function_call_arguments"
-        delta = self._event(f"{kind}.delta", **place, delta=item["arguments"])
-        return delta + self._event(f"{kind}.done", **place, name=item["name"], arguments=item["arguments"])
+    def _delta(self, kind: str, item: Item, text: str, logprobs: Sequence[Any] | None = None, **place: Any) -> bytes:
+        """What a text has more, as far as it is after the number that is asked for."""
+        self._number += len(text) - 1
+        more = text[-max(self._number - self._after, 0) :] if self._number > self._after else ""
+        told = {} if logprobs is None else {"logprobs": logprobs if more == text else []}
+        where = {"item_id": item["id"], "output_index": self._begun[item["id"]], **place}
+        return self._event(f"{kind}.delta", **where, delta=more, **told)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        content = _encode({"type": kind, "sequence_number": next(self._numbers), **fields})
+        number, self._number = self._number, self._number + 1
+        if number <= self._after:
+            return b""
+        content = _encode({"type": kind, "sequence_number": number, **fields})
         return b"event: " + kind.encode() + b"\ndata: " + content + b"\n\n"
 
 
-_EMPTY: Mapping[str, dict[str, Any]] = {"message": {"content": []}, "function_call": {"arguments": ""}}
+def told_again(response: Response, after: int) -> bytes:
+    """All events of a response that has ended, after the number `after`."""
+    writer = ResponseWriter(restarted(response), after)
+    events = [writer.begin(), *(writer.part(Part(0, delta)) for delta in _deltas(response.output))]
+    return b"".join(events) + writer.end(response)
+
+
+def _deltas(output: Sequence[Item]) -> Iterator[Delta]:
+    """What a response's output tells, item by item."""
+    calls = 0
+    for item in output:
+        if item["type"] == "function_call":
+            function = {"name": item["name"], "arguments": item["arguments"]}
+            yield {"tool_calls": [{"index": calls, "id": item["call_id"], "function": function}]}
+            calls += 1
+        for part in item.get("content") or ():
+            yield {_DELTAS[part["type"]]: part.get("text") or part.get("refusal"), "logprobs": part.get("logprobs")}
+
+
+_DELTAS = {"reasoning_text": "reasoning_content", "output_text": "content", "refusal": "refusal"}
 
 
 def _emptied(part: Item) -> Item:
-    return {**part, part["type"].removeprefix("output_"): ""}
+    empty = {"text": "", "refusal": "", "logprobs": []}
+    return {**part, **{key: empty[key] for key in part.keys() & empty.keys()}}

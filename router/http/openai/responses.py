@@ -251,6 +251,20 @@ def failed(response: Response, error: TaxiwayError) -> Response:
     return msgspec.structs.replace(response, status="failed", error=failure)
 
 
+def restarted(response: Response) -> Response:
+    """The response as it was when its job was accepted."""
+    return msgspec.structs.replace(
+        response,
+        status="queued" if response.background else "in_progress",
+        completed_at=None,
+        error=None,
+        incomplete_details=None,
+        output=[],
+        usage=None,
+        taxiway=None,
+    )
+
+
 def waiting(response: Response, state: JobState) -> Response:
     """The response whose job has not ended."""
     status: Status = "in_progress" if state == JobState.RUNNING else "queued"
@@ -262,16 +276,25 @@ def output_of(job: str, result: Result) -> list[Item]:
     message: Mapping[str, Any] = _only(result, "message")
     items = []
     if reasoned := message.get("reasoning_content"):
-        content = [{"type": "reasoning_text", "text": reasoned}]
-        items.append({"id": f"rs_{job}", "type": "reasoning", "summary": [], "content": content})
+        items.append(reasoning_item(job, reasoned))
     calls = message.get("tool_calls") or []
     if message.get("content") or message.get("refusal") or not calls:
-        items.append(message_item(job, _parts(message)))
-    items += [function_call(job, index, call) for index, call in enumerate(calls)]
+        items.append(message_item(job, parts_of(message)))
+    items += [call_item(job, index, call) for index, call in enumerate(calls)]
     return items
 
 
-def function_call(job: str, index: int, call: Mapping[str, Any]) -> Item:
+def reasoning_item(job: str, text: str) -> Item:
+    """What the model reasoned."""
+    return {
+        "id": f"rs_{job}",
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
+    }
+
+
+def call_item(job: str, index: int, call: Mapping[str, Any]) -> Item:
     """A tool call of a chat as an item."""
     function = call.get("function") or {}
     return {
@@ -288,7 +311,8 @@ def message_item(job: str, content: list[Item]) -> Item:
     return {"id": f"msg_{job}", "type": "message", "role": "assistant", "content": content}
 
 
-def _parts(message: Mapping[str, Any]) -> list[Item]:
+def parts_of(message: Mapping[str, Any]) -> list[Item]:
+    """What a chat's message says, in parts."""
     refusal = message.get("refusal")
     if refusal:
         return [{"type": "refusal", "refusal": refusal}]

@@ -1,0 +1,99 @@
+"""A chat's message as it grows: the parts in which an engine tells it. Pure.
+
+A *delta* has new parts of a message by name: texts (`content`, `reasoning_content`, `refusal`), `tool_calls` in
+OpenAI's form, each with its `index` and a piece of its arguments, and in `logprobs` a list of what is told of tokens.
+
+Source: https://platform.openai.com/docs/api-reference/chat/streaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Delta = Mapping[str, Any]
+
+TEXTS = ("reasoning_content", "content", "refusal")
+"""The texts of a message, in the order in which models tell them."""
+
+
+class OtherMessageError(ValueError):
+    """A message does not begin with what was told of it."""
+
+
+class Message:
+    """What was told of a message so far."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[Any] = []
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+
+    def add(self, delta: Delta) -> None:
+        """Take in the next part."""
+        for name in TEXTS:
+            if text := delta.get(name):
+                self._texts.setdefault(name, []).append(text)
+        for call in delta.get("tool_calls") or ():
+            self._add_call(call)
+        self.logprobs += delta.get("logprobs") or ()
+
+    def text(self, name: str) -> str:
+        """A text of it."""
+        return "".join(self._texts.get(name, ()))
+
+    def call(self, index: int) -> dict[str, Any]:
+        """The tool call of that index."""
+        return self._calls[index]
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Its tool calls."""
+        return [self._calls[index] for index in sorted(self._calls)]
+
+    def rest(self, whole: Mapping[str, Any]) -> Delta:
+        """What the whole message has more; empty if all of it was told.
+
+        Raises:
+            OtherMessageError: it does not begin with what was told.
+        """
+        delta: dict[str, Any] = {}
+        for name in TEXTS:
+            if more := _after(self.text(name), whole.get(name) or ""):
+                delta[name] = more
+        if calls := [*self._rest_of_calls(whole.get("tool_calls") or ())]:
+            delta["tool_calls"] = calls
+        tokens = (whole.get("logprobs") or {}).get("content") or []
+        if more_tokens := tokens[len(self.logprobs) :]:
+            delta["logprobs"] = more_tokens
+        return delta
+
+    def _add_call(self, call: Mapping[str, Any]) -> None:
+        whole = self._calls.setdefault(call.get("index", 0), {"id": "", "type": "function", "function": {}})
+        whole |= {name: call[name] for name in ("id", "type") if call.get(name)}
+        function = whole["function"]
+        for name, value in (call.get("function") or {}).items():
+            if isinstance(value, str):
+                function[name] = function.get(name, "") + value
+
+    def _rest_of_calls(self, calls: Any) -> Iterator[dict[str, Any]]:
+        if len(calls) <= max(self._calls, default=-1):
+            raise OtherMessageError("it has fewer tool calls")
+        for index, call in enumerate(calls):
+            said = self._calls.get(index)
+            if said is None:
+                yield {"index": index, **call}
+            elif said["id"] != call.get("id"):
+                raise OtherMessageError("its tool calls are others")
+            elif more := _rest_of(said["function"], call.get("function") or {}):
+                yield {"index": index, "function": more}
+
+
+def _rest_of(said: Mapping[str, str], function: Mapping[str, str]) -> dict[str, str]:
+    return {name: more for name, text in function.items() if (more := _after(said.get(name, ""), text))}
+
+
+def _after(said: str, text: str) -> str:
+    if not text.startswith(said):
+        raise OtherMessageError("its text is another one")
+    return text[len(said) :]
