@@ -108,7 +108,8 @@ class Jobs:
     async def placement(self, job: str) -> dict[str, Any]:
         """Why the job is where it is: the reason, and the recomputed candidate table.
 
-        `note` says why there is no table, or how it differs from the decision.
+        `note` says why there is no table, or how it differs from the decision. `first_token` is when a streamed answer
+        began, while its stream is kept.
 
         Raises:
             UnknownJobError: no router has placed a job with that id.
@@ -121,6 +122,7 @@ class Jobs:
             **{name: getattr(seen.record, name) for name in names},
             "led_to": seen.fields.get("led"),
             "note": note,
+            "first_token": await self._store.first_piece(job),
             "moves": msgspec.to_builtins(moves),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),
             "refused": [] if table is None else msgspec.to_builtins(table.refused),

@@ -101,7 +101,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     the events that wait for webhook endpoints, and those given up. `disabled` gives by name why models are
     not served. `outdated` gives by name and version which models are served as they were before their file became
     invalid; operators took those in `unloaded` out of service. The processes in `restart` use a queues.yaml that has
-    changed since they started. `plan` is None if there is neither a plan nor a tuner.
+    changed since they started. `plan` is None if there is neither a plan nor a tuner. `tokens` counts those that were
+    read and generated since this router started, as far as engines count what they read.
     """
 
     stale: bool
@@ -119,6 +120,7 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     plan: PlanView | None = None
     webhooks_waiting: int = 0
     webhooks_dead: int = 0
+    tokens: int = 0
 
     @property
     def spending(self) -> float:
@@ -484,7 +486,9 @@ class _Families(Collector):
         yield _counter("rejected", "Messages that no router ordered, and workers parked.", ("class",), done.rejected)
         yield _counter("results", "Jobs that workers ended.", ("class", "outcome"), done.outcomes)
         yield _counter("usd", "US dollars that jobs cost.", ("class", "model", "tenant"), done.dollars)
-        yield _counter("tokens", "Tokens that endpoints counted.", ("class", "model", "kind"), _tokens(done.used))
+        yield _counter(
+            "tokens", "Tokens that endpoints counted or workers made.", ("class", "model", "kind"), _tokens(done.used)
+        )
         aborted: Counts = {own: float(use.aborted) for own, use in done.used.items()}
         yield _counter("aborts", "Requests to endpoints that were closed early.", ("class", "model"), aborted)
         yield _endpoints(self._view.devices)

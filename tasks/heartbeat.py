@@ -66,7 +66,10 @@ class Ran(msgspec.Struct, frozen=True):
 
 
 class Use(msgspec.Struct, frozen=True):
-    """Rows that one model ran on endpoints, those `aborted`, and tokens of input, of that cached, and of output."""
+    """Rows that one model ran on endpoints, those `aborted`, and tokens of input, of that cached, and of output.
+
+    A model in a worker's process has output alone.
+    """
 
     rows: int = 0
     aborted: int = 0

@@ -264,6 +264,7 @@ class Router:
             view,
             webhooks_waiting=waiting,
             webhooks_dead=given_up,
+            tokens=sum(use.input + use.output for use in self.outcomes.used.values()),
             disabled=catalogue.disabled,
             outdated=catalogue.outdated,
             unloaded=tuple(sorted(self.rules.unloaded & catalogue.models.keys())),

@@ -306,6 +306,16 @@ class Store:
         entries = streams[0][1] if streams else []
         return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
 
+    async def first_piece(self, job: str) -> float | None:
+        """When the first piece of a job's answer was streamed; None if none was, or it is no longer there."""
+        with fleet_errors(_SERVER):
+            entries: Any = await self._calls.call("XRANGE", stream_key(job), "-", "+", "COUNT", 1)
+        for entry, flat in entries:
+            piece = read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))
+            if not (piece.at or piece.told):
+                return int(entry.partition(b"-")[0]) / 1000
+        return None
+
     async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is about to be forwarded."""
         with fleet_errors(_SERVER):

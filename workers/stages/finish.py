@@ -511,6 +511,9 @@ class OutcomeCounters:
             known.models[model] = known.models.get(model, Ran()).plus(_share(ended, waited, now), Ran())
             if (result := ended.outcome.result) is not None:
                 self._pay(known, delivery, result.report.cost - ended.outcome.billed)
+                if ended.outcome.generated and result.report.tokens is None:  # those of endpoints are counted by row
+                    generated = Use(output=sum(ended.outcome.generated))
+                    known.used[model] = known.used.get(model, Use()).plus(generated)
 
     def _of(self, hardware_class: str) -> _Class:
         known = self._classes.get(hardware_class)
