@@ -1,6 +1,6 @@
 """A fleet for OpenAI's clients: a real router and a worker that drives a scripted engine, on a real Valkey.
 
-Its models are `talk` (chats), `tale` (completions) and `vector` (embeddings of two numbers).
+Its models are `talk` (chats), `tale` (completions) and `vector` (embeddings of two numbers); `SECOND` is also `talk`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from local.embedded import EmbeddedValkey
+from tasks.models.catalogue import folder_of
 from tasks.settings import Settings, settings_from
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
@@ -39,6 +40,9 @@ default_service: standard
 limits: {{lease: 1, stall: 2, grace: 6, payload: 64KiB, wait: 1}}
 """
 
+SECOND = "meta-llama/Llama-3.1-8B"
+"""A name as other servers have it."""
+
 
 @dataclass(frozen=True)
 class OpenAIFleet:
@@ -63,6 +67,9 @@ def openai_fleet(
         base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
         settings = worker_settings(base, folder, queues.format(url=engine.url))
         add_engine_models(settings.models, "talk", "tale", "vector")
+        second = settings.models / folder_of(SECOND)
+        second.mkdir()
+        (second / "model.yaml").write_text(f"name: {SECOND}\nalias: talk\n")
         with worker_process(settings), router_process(settings, options=options) as router:
             address, headers = f"{router.http}/v2/models/talk/ready", {"authorization": f"Bearer {key}"}
             eventually(lambda: httpx.get(address, headers=headers, trust_env=False).is_success, within=30)

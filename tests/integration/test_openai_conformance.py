@@ -20,10 +20,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
 from openai.types.responses.response_input_message_item import ResponseInputMessageItem
 
-from tests.openai_fleet import OpenAIFleet, openai_fleet
+from tests.openai_fleet import SECOND, OpenAIFleet, openai_fleet
 
 DOCS = Path(__file__).parents[2] / "docs" / "openai.md"
-CHAT: Any = {"model": "talk", "n": 2, "messages": [{"role": "user", "content": "think=hm one call=add:{}"}]}
+CHAT: Any = {"model": SECOND, "n": 2, "messages": [{"role": "user", "content": "think=hm one call=add:{}"}]}
 LINE = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "vector", "input": "a"}}
 TALE: Any = {"model": "tale", "prompt": ["a b", "c"], "logprobs": 1}
 TALK: Any = {"model": "talk", "input": "a b"}
@@ -62,7 +62,7 @@ NONE = "unknown_object"
 FROM_FILE = {"input_file_id": "file"}
 CALLS = [
     Call("models.list", {}, Model, {}, ""),
-    Call("models.retrieve", {"model": "talk"}, Model, NO_MODEL, "model_not_found"),
+    Call("models.retrieve", {"model": SECOND}, Model, NO_MODEL, "model_not_found"),
     Call("chat.completions.create", CHAT, ChatCompletion, NO_MODEL, "model_not_found"),
     Call("chat.completions.create", CHAT, ChatCompletionChunk, {"n": 0}, "invalid_value", stream=True),
     Call("completions.create", TALE, Completion, {"echo": True}, UNSUPPORTED),

@@ -18,7 +18,7 @@ from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 import taxiway
-from tests.openai_fleet import OpenAIFleet, openai_fleet
+from tests.openai_fleet import SECOND, OpenAIFleet, openai_fleet
 from tests.routing import eventually
 
 HELLO: Any = [{"role": "user", "content": "Hello dear world"}]
@@ -195,11 +195,25 @@ def test_a_call_comes_before_its_arguments_are_complete(client: openai.OpenAI, f
             raise AssertionError("the stream ended")
 
 
-def test_the_sdks_accumulator_puts_a_stream_together(client: openai.OpenAI) -> None:
+@pytest.fixture(params=["sync", "async"])
+def together(request: pytest.FixtureRequest, fleet: OpenAIFleet, client: openai.OpenAI) -> Callable[..., Value]:
+    """Streams a chat by the SDK's accumulator; the types of its events, and what it puts together."""
+
+    def synchronous(**fields: Any) -> Value:
+        with client.chat.completions.stream(**fields) as stream:
+            return {event.type for event in stream}, stream.get_final_completion()
+
+    async def asynchronous(fields: dict[str, Any]) -> Value:
+        options: Any = {"base_url": fleet.url, "api_key": "none", "max_retries": 0, "timeout": 30}
+        async with openai.AsyncOpenAI(**options) as client, client.chat.completions.stream(**fields) as stream:
+            return {event.type async for event in stream}, await stream.get_final_completion()
+
+    return synchronous if request.param == "sync" else lambda **fields: asyncio.run(asynchronous(fields))
+
+
+def test_the_sdks_accumulator_puts_a_stream_together(together: Callable[..., Value], client: openai.OpenAI) -> None:
     asked: Any = {"model": "talk", "messages": CALLING, "tools": TOOLS, "logprobs": True}
-    with client.chat.completions.stream(**asked) as stream:
-        kinds = {event.type for event in stream}
-        final = stream.get_final_completion()
+    kinds, final = together(**asked)
     whole = client.chat.completions.create(**asked)
 
     assert {"content.delta", "logprobs.content.delta", "tool_calls.function.arguments.delta"} <= kinds
@@ -213,14 +227,9 @@ def test_the_sdks_accumulator_puts_a_stream_together(client: openai.OpenAI) -> N
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-def test_the_sdks_asynchronous_accumulator_puts_several_choices_together(fleet: OpenAIFleet) -> None:
-    async def ask() -> Any:
-        async with openai.AsyncOpenAI(base_url=fleet.url, api_key="none", max_retries=0, timeout=30) as client:
-            asked: Any = {"model": "talk", "messages": HELLO, "n": 3, "stream_options": {"include_usage": True}}
-            async with client.chat.completions.stream(**asked) as stream:
-                return await stream.get_final_completion()
+def test_the_sdks_accumulator_puts_several_choices_together(together: Callable[..., Value]) -> None:
+    _, final = together(model="talk", messages=HELLO, n=3, stream_options={"include_usage": True})
 
-    final = asyncio.run(ask())
     assert [(one.index, one.message.content, one.finish_reason) for one in final.choices] == [
         (index, "Hello dear world ", "stop") for index in range(3)
     ]
@@ -291,32 +300,21 @@ def test_the_models_are_those_that_the_calls_can_use_by_every_name(call: Callabl
 
     models = list(listed) if not isinstance(listed, list) else listed
     assert {type(one) for one in models} == {Model}
-    assert {one.id for one in models} == {f"{m}{n}" for m in ("talk", "tale", "vector") for n in ("", ":1", "@stable")}
+    names = ("talk", "tale", "vector", SECOND)
+    assert {one.id for one in models} == {f"{name}{rest}" for name in names for rest in ("", ":1", "@stable")}
     assert call("models.retrieve", model="talk@stable").model_extra["taxiway"]["model"] == "talk:1"
 
 
-SECOND = "meta-llama/Llama-3.1-8B"
-
-
 def test_a_second_name_may_be_what_other_servers_call_the_model(
-    client: openai.OpenAI, fleet: OpenAIFleet, http: httpx.Client
+    call: Callable[..., Value], fleet: OpenAIFleet, http: httpx.Client
 ) -> None:
-    folder = fleet.settings.models / "meta-llama--Llama-3.1-8B"
-    folder.mkdir()
-    (folder / "model.yaml").write_text(f"name: {SECOND}\nalias: talk\n")
-    try:
-        eventually(lambda: SECOND in {one.id for one in client.models.list()})
-        assert client.models.retrieve(SECOND).model_extra == {"taxiway": client.models.retrieve("talk").taxiway}  # type: ignore[attr-defined]
-        assert http.get(f"/v1/models/{SECOND}").json()["id"] == SECOND  # not escaped, as older clients do
-        assert client.chat.completions.create(model=SECOND, messages=HELLO).model == "talk:1"
-        with taxiway.Client(fleet.router.http) as other:
-            assert other.submit(SECOND, {"messages": HELLO}).result(timeout=10).model == "talk:1"
-        assert http.get("/v2/models/meta-llama%2fLlama-3.1-8B/versions/1/ready").json()["ready"]
-        assert http.get(f"/v2/models/{SECOND}/ready").status_code == 404
-    finally:
-        (folder / "model.yaml").unlink()
-        folder.rmdir()
-    eventually(lambda: SECOND not in {one.id for one in client.models.list()})
+    assert call("models.retrieve", model=SECOND).taxiway == call("models.retrieve", model="talk").taxiway
+    assert call("chat.completions.create", model=SECOND, messages=HELLO).model == "talk:1"
+    assert http.get(f"/v1/models/{SECOND}").json()["id"] == SECOND  # not escaped, as older clients do
+    with taxiway.Client(fleet.router.http) as other:
+        assert other.submit(SECOND, {"messages": HELLO}).result(timeout=10).model == "talk:1"
+    assert http.get("/v2/models/meta-llama%2fLlama-3.1-8B/versions/1/ready").json()["ready"]
+    assert http.get(f"/v2/models/{SECOND}/ready").status_code == 404
 
 
 def test_a_model_that_an_operator_unloaded_is_not_offered(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
