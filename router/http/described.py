@@ -99,6 +99,13 @@ class InferOperation(Operation):
         return {**described, "parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
+def or_events(described: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an operation that answers by server-sent events if it is asked to."""
+    answered = described["responses"]
+    content = {**answered["200"]["content"], MEDIA_TYPE: {"schema": {"type": "string"}}}
+    return {**described, "responses": {**answered, "200": {**answered["200"], "content": content}}}
+
+
 class GenerateOperation(InferOperation):
     """Describes the body of a request to generate text."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import schemathesis
 from schemathesis.hooks import HookContext
 
+RAW = "Inference-Header-Content-Length"
 JOBS = os.environ["FUZZING_JOBS"].split()
 OBJECTS = dict(one.split("=") for one in os.environ["FUZZING_OBJECTS"].split())
 _answers: Counter[tuple[str, int]] = Counter()
@@ -33,8 +34,9 @@ def map_path_parameters(context: HookContext, parameters: dict[str, Any] | None)
 
 @schemathesis.hook
 def map_headers(context: HookContext, headers: dict[str, Any] | None) -> dict[str, Any] | Any:
-    raw = "Inference-Header-Content-Length"
-    return {name: value for name, value in headers.items() if name != raw} if headers and often(headers) else headers
+    if not headers or not often(headers):
+        return headers
+    return {name: value for name, value in headers.items() if name != RAW and not name.startswith("X-Taxiway-")}
 
 
 @schemathesis.hook
@@ -42,7 +44,8 @@ def map_body(context: HookContext, body: Any) -> Any:
     if isinstance(body, dict) and "model" in body and often(body):
         fields = {"messages": "talk", "prompt": "tale", "input": "vector"}
         model = next((model for name, model in fields.items() if name in body), "talk")
-        return {**body, "model": "talk" if context.operation.path == "/v1/responses" else model}
+        named = {**body, "model": "talk" if context.operation.path == "/v1/responses" else model}
+        return {**named, **_plain(named)} if often(named) else named
     inputs = body.get("inputs") if isinstance(body, dict) else None
     if not isinstance(inputs, list) or not often(body):
         return body
@@ -53,6 +56,12 @@ def map_body(context: HookContext, body: Any) -> Any:
 @schemathesis.hook
 def after_call(context: HookContext, case: schemathesis.Case, response: schemathesis.Response) -> None:
     _answers[case.operation.label, response.status_code] += 1
+
+
+def _plain(body: dict[str, Any]) -> dict[str, Any]:
+    """What a call is about as a model takes it, and no tier."""
+    kinds = {"messages": [{"role": "user", "content": "call=add:{} a"}], "prompt": ["a", "b"], "input": "a"}
+    return {**{name: value for name, value in kinds.items() if name in body}, "service_tier": None}
 
 
 def _known(tensor: Any) -> Any:

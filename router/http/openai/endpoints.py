@@ -11,7 +11,7 @@ from litestar import Request, Response, get, post
 from litestar.types import ASGIApp
 
 from broker.port import beside
-from router.http.described import ASKED, KEYED, RUN, InferOperation, answers
+from router.http.described import ASKED, KEYED, RUN, InferOperation, answers, or_events
 from router.http.gate import caller_of, claim, json_answer, needs
 from router.http.inference import Inference
 from router.http.openai.answers import (
@@ -71,6 +71,10 @@ class ChatOperation(InferOperation):
     body: ClassVar[type[Any]] = ChatCall
     headers: ClassVar[Mapping[str, str]] = {name: its.meaning for name, its in HEADERS.items()}
 
+    def to_schema(self) -> dict[str, Any]:
+        """The operation, with both forms of its answer."""
+        return or_events(super().to_schema())
+
 
 class CompletionOperation(ChatOperation):
     """Describes a completion."""
@@ -78,10 +82,11 @@ class CompletionOperation(ChatOperation):
     body = CompletionCall
 
 
-class EmbeddingsOperation(ChatOperation):
+class EmbeddingsOperation(InferOperation):
     """Describes a request for embeddings."""
 
     body = EmbeddingsCall
+    headers = ChatOperation.headers
 
 
 _MODELS = answers(ModelList, *KEYED, problem=ErrorContent)

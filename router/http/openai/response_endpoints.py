@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from litestar import Request, delete, get, post
 from litestar import Response as HttpResponse
+from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 from litestar.types import ASGIApp
 
-from router.http.described import ASKED, KEYED, RUN, answers
+from router.http.described import ASKED, KEYED, RUN, answers, or_events
 from router.http.gate import caller_of, json_answer, needs
 from router.http.openai.answers import Page, headers_of_placement, headers_of_result, page_of
 from router.http.openai.asked import Asked, tier_for_later, wrong
@@ -58,6 +59,14 @@ class ResponseOperation(ChatOperation):
     body = ResponseCall
 
 
+class RetrieveOperation(Operation):
+    """Describes a response that is there."""
+
+    def to_schema(self) -> dict[str, Any]:
+        """The operation, with both forms of its answer."""
+        return or_events(super().to_schema())
+
+
 _RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 _RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
 _RESPONSE_CANCEL = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
@@ -83,7 +92,7 @@ async def response_create(request: _Any) -> ASGIApp:
     return await making.whole()
 
 
-@get("/v1/responses/{response:str}", opt=needs("read"), responses=_RESPONSE)
+@get("/v1/responses/{response:str}", opt=needs("read"), operation_class=RetrieveOperation, responses=_RESPONSE)
 async def response_retrieve(
     request: _Any, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
 ) -> ASGIApp:
