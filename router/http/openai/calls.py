@@ -13,7 +13,7 @@ from router.http.gate import Receive, answer
 from router.http.inference import Inference, Running
 from router.http.openai.answers import Writer, events_of, headers_of_placement
 from router.http.openai.errors import JOB
-from router.http.openai.progress import Answers
+from router.http.progress import Answers
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs
 from router.service.admission import Admitted

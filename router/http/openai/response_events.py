@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from router.http.openai.progress import Part
 from router.http.openai.responses import (
     Item,
     Response,
@@ -26,6 +25,7 @@ from router.http.openai.responses import (
     restarted,
     succeeded,
 )
+from router.http.progress import Part
 from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Result
 from taxiway.errors import TaxiwayError
