@@ -253,6 +253,15 @@ def _prefixes(folder: Path) -> None:
             uvloop.run(_conversations(doors))
 
 
+async def _first_token(client: AsyncClient, messages: list[dict[str, str]], tenant: str) -> float:
+    """Seconds until a chat has its first token; returns at its end."""
+    asked, began, first = {"messages": messages, "max_tokens": 4, "temperature": 0}, time.perf_counter(), 0.0
+    async for event in client.stream("chat", asked, timeout=120, tenant=tenant):
+        if isinstance(event, str) and event and not first:
+            first = time.perf_counter() - began
+    return first
+
+
 async def _conversations(doors: Doors) -> None:
     """The time to the first token of conversations, one chat at a time.
 
@@ -265,10 +274,7 @@ async def _conversations(doors: Doors) -> None:
             messages = [{"role": "system", "content": " ".join(words)}]
             messages += [{"role": "user", "content": f"Say {number}"} for number in range(turn + 1)]
             tenant = "one" if way == "led" else f"tenant-{turn}"
-            asked, began, first = {"messages": messages, "max_tokens": 4, "temperature": 0}, time.perf_counter(), 0.0
-            async for event in client.stream("chat", asked, timeout=120, tenant=tenant):
-                if isinstance(event, str) and event and not first:
-                    first = time.perf_counter() - began
+            first = await _first_token(client, messages, tenant)
             if turn:
                 taken[way].append(first)
     for way, seconds in taken.items():

@@ -474,9 +474,8 @@ async def events_of(
         yield begin
     async with contextlib.aclosing(told) as parts:
         async for part in parts:
-            if isinstance(part, Part):
-                if event := writer.part(part):
-                    yield event
-            else:
+            if isinstance(part, Result):
                 await ended(part)
                 yield writer.ending(part)
+            elif event := writer.part(part):
+                yield event

@@ -67,7 +67,7 @@ class ResponseWriter:
     def end(self, response: Response) -> bytes:
         """What follows the last part of a response."""
         events = [self._item(item) for item in response.output]
-        self._number = max(self._number, self._after + 1)  # its end is told to whoever asks for it
+        self._number = max(self._number, self._after + 1)  # a reader gets the end wherever it resumes
         state = "failed" if response.status == "cancelled" else response.status
         return b"".join(events) + self._event(f"response.{state}", response=response)
 
