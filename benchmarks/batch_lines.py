@@ -1,8 +1,9 @@
 """How fast does a batch of OpenAI's API go, and what does it cost live chats beside it and the router's memory?
 
 `python -m benchmarks.batch_lines` starts one Valkey, a router, a cpu.batch worker for embeddings, and llama.cpp as an
-engine for chats. It times live chats by HTTP, first alone, then beside a batch with one short text a line, checks that
-every line is answered once, and compares the batch's rate with that of the model in a plain loop in this process. It
+engine for chats, which run nowhere else. It times live chats by HTTP, first alone, then beside a batch with one short
+text a line, then beside one whose worker is nicer (by 10) than the other processes. It checks that every line is
+answered once, and compares the batch's rate with that of the model in a plain loop in this process. It
 also tells how many cores each process used meanwhile, as live chats wait for them.
 """
 
@@ -36,7 +37,8 @@ ROWS, SLOTS, VARIANT = 16, 4, "onnx-int8"
 _QUEUES = (
     "hardware:"
     + ENGINE
-    + """  cpu.batch:
+    + """    labels: [live]
+  cpu.batch:
     device: cpu
     runtimes: [onnx]
     max_batch: {rows}
@@ -54,6 +56,9 @@ _ENDED = ("completed", "failed", "expired", "cancelled")
 EVERY, ALONE = 0.4, 30.0
 """Seconds between two live chats, and for which they are timed alone."""
 
+NICE = 10
+"""By how much the batch's worker is nicer than the other processes in the second run."""
+
 
 def main() -> None:
     """Measure, and print one JSON line for each figure."""
@@ -61,6 +66,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10_000, help="lines of the batch")
     parser.add_argument("--padding", type=int, default=0, help="spaces in each line, for a larger file")
     given = parser.parse_args()
+    rates: dict[int, float] = {}
     workers = [["--class", "cpu.batch", "--device", "cpu:0"], ["--class", "engine", "--device", "endpoint:0"]]
     with tempfile.TemporaryDirectory() as name, llama_server(SLOTS) as url:
         queues = Path(name) / "queues.yaml"
@@ -69,20 +75,29 @@ def main() -> None:
             processes = _processes(doors)
             with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
                 _Batch(http, 100, 0).end(processes["router"])  # the model is loaded, the router has seen a batch
-                alone = Live(f"{doors.http}/v1", processes)
+                live = Live(f"{doors.http}/v1", processes)
                 time.sleep(ALONE)
-                before = alone.end()
-                batch = _Batch(http, given.lines, given.padding)
-                beside = Live(f"{doors.http}/v1", processes)
-                batch.end(processes["router"])
-                during = beside.end()
-                batch.check()
-    grown = [most - batch.memory[0] for most in batch.memory]
-    say(answer("batch of embeddings, router's memory less before, MiB", grown, most=max(grown), lines=given.lines))
-    limit, rate = _loop_rate(), given.lines / batch.seconds
-    say(answer("batch of embeddings, lines/s", [rate], lines=given.lines, loop=limit, share=rate / limit))
-    say(answer("live chats alone, seconds", before, p99=percentile(before, 99), cores=alone.cores))
-    say(answer("live chats beside the batch, seconds", during, p99=percentile(during, 99), cores=beside.cores))
+                _say_live("alone", live)
+                as_others = processes["embed"].nice()
+                for nice in (0, NICE):
+                    for thread in processes["embed"].threads():  # Linux has it by thread
+                        os.setpriority(os.PRIO_PROCESS, thread.id, as_others + nice)
+                    batch = _Batch(http, given.lines, given.padding)
+                    live = Live(f"{doors.http}/v1", processes)
+                    batch.end(processes["router"])
+                    _say_live(f"beside a batch at nice {nice}", live)
+                    batch.check()
+                    rates[nice] = given.lines / batch.seconds
+                    grown = [most - batch.memory[0] for most in batch.memory]
+                    say(answer("router's memory less before a batch, MiB", grown, most=max(grown), lines=given.lines))
+    limit = _loop_rate()
+    for nice, rate in rates.items():
+        say(answer(f"batch of embeddings at nice {nice}, lines/s", [rate], loop=limit, share=rate / limit))
+
+
+def _say_live(where: str, live: Live) -> None:
+    taken = live.end()
+    say(answer(f"live chats {where}, seconds", taken, p99=percentile(taken, 99), cores=live.cores))
 
 
 def _processes(doors: Doors) -> dict[str, psutil.Process]:
@@ -91,6 +106,9 @@ def _processes(doors: Doors) -> dict[str, psutil.Process]:
     server = next(one for one in psutil.Process().children() if "tests.llama" in one.cmdline())
     numbers = {"valkey": broker, "router": router, "embed": embed, "engine's worker": engine, "engine": server.pid}
     return {name: psutil.Process(number) for name, number in {**numbers, "this": os.getpid()}.items()}
+
+
+_ON_ENGINE = {"X-Taxiway-Locality": "live"}
 
 
 class Live:
@@ -131,7 +149,7 @@ class Live:
         messages = [{"role": "user", "content": f"Say the number {len(self._taken)}."}]
         began = time.perf_counter()
         asked = {"model": "chat", "messages": messages, "max_tokens": 8, "temperature": 0}
-        self._http.post("/chat/completions", json=asked).raise_for_status()
+        self._http.post("/chat/completions", json=asked, headers=_ON_ENGINE).raise_for_status()
         return time.perf_counter() - began
 
 
