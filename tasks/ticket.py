@@ -34,7 +34,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `variants` maps every hardware class that the job may run on to the variant it runs there. `accepted` and
     `deadline_at` are seconds by the store's clock; a copy that arrives after `deadline_at` is not run, so routers set
     it on every ticket (0 means none). `prices` are in US dollars an hour; `tariffs` are what use costs, on the classes
-    where it costs something.
+    where it costs something. `runs` is how many runs its budget bears; 0 if any number.
     """
 
     job: str
@@ -48,6 +48,11 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reason: str
     reply: str = ""
     tariffs: dict[str, Tariff] = {}
+    runs: int = 0
+
+    def attempts(self, most: int) -> int:
+        """How often the job may run, where `most` attempts are allowed to every job."""
+        return min(most, self.runs) if self.runs else most
 
 
 _decode = msgspec.json.Decoder(Ticket).decode

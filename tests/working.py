@@ -260,6 +260,7 @@ class Tower:
             variants=terms.get("variants") or {CLASS: variant},
             prices={CLASS: 0.05},
             tariffs=terms.get("tariffs") or {},
+            runs=terms.get("runs", 0),
             accepted=time.time(),
             deadline_at=terms.get("deadline_at", 0.0),
             level=1,

@@ -71,7 +71,8 @@ class Needs:
     longest answer that it allows. `payload` is the number of bytes sent to the device. Without an `allowance`, the
     tenant's spending is unbounded. `company` is the expected batch: the number of jobs of the same kind released from
     holding together with it. `brief` is set for a tenant over its fair share (`usage.Shares`): the seconds of work that
-    may be bound ahead of the request. `prefix` is what of the prompt some device has read before.
+    may be bound ahead of the request. `prefix` is what of the prompt some device has read before. Where a
+    budget has to bear them, `most_read` is the most tokens that a row's prompt may have.
     """
 
     deadline: float | None
@@ -87,6 +88,7 @@ class Needs:
     output: int = 0
     longest: int = 0
     prefix: Prefix | None = None
+    most_read: int = 0
 
     @property
     def affordable(self) -> float:
@@ -137,6 +139,7 @@ def needs_of(
     longest: int = 0,
     asks: tuple[str, ...] = (),
     prefix: Prefix | None = None,
+    most_read: int = 0,
 ) -> Needs:
     """The request's needs: its own terms, completed from its service, under its tenant's rules.
 
@@ -163,6 +166,7 @@ def needs_of(
         output=output,
         longest=longest,
         prefix=prefix,
+        most_read=most_read,
     )
 
 

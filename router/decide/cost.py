@@ -89,6 +89,10 @@ class Workload(Protocol):
         """The most that may be generated of a row."""
 
     @property
+    def most_read(self) -> int | Column:
+        """The most tokens that a row's prompt may have, where a budget has to bear them."""
+
+    @property
     def payload(self) -> float | Column:
         """Bytes sent to the device."""
 
@@ -160,14 +164,17 @@ def metered_cost(metered: np.ndarray, needs: Workload) -> Column:
 
 
 def dearest(table: CandidateTable, needs: Workload, cost: Column) -> Column:
-    """The most that a request of this expected cost may cost if its answers are as long as it allows.
+    """The most that a request of this expected cost may cost: with the longest answers and prompts that it may have.
 
     Budgets hold for that where tokens are paid for; a longer answer elsewhere is device time, which they bound only as
     it is expected.
     """
     if table.metered is None:
         return cost
-    most: Column = cost + needs.rows * table.metered[2] * np.maximum(needs.longest - needs.output, 0.0)
+    _, of_input, of_output = table.metered
+    more_read = np.maximum(needs.most_read - (needs.size - needs.output), 0.0)
+    more_written = np.maximum(needs.longest - needs.output, 0.0)
+    most: Column = cost + needs.rows * (of_input * more_read + of_output * more_written)
     return most
 
 

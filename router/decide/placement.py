@@ -59,6 +59,9 @@ HALF_BUSY = 0.5
 Source of both: shared/trials. Leaving for merely likely places made a tuned split worse on every trial."""
 
 
+_ANY = 2**31  # runs: no limit of attempts is as high
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """A candidate with its figures in the choice. `warning` describes a weak profile."""
@@ -109,6 +112,18 @@ class Placement:
     def dearest(self) -> float:
         """The most US dollars that it may cost there, which its tenant's budget has to bear."""
         return float(dearest(self.table, self.needs, self.figures.cost)[self.index])
+
+    @property
+    def runs(self) -> int:
+        """How many runs its own budget bears where tokens are paid for, each at the most it may cost; 0: any number.
+
+        A run that an endpoint broke off is billed, too.
+        """
+        table, budget = self.table, self.needs.budget
+        if budget is None or table.metered is None:
+            return 0
+        most = dearest(table, self.needs, self.figures.cost)[_open(self) & table.metered.any(axis=0)].max(initial=0.0)
+        return max(int(min(budget / most, _ANY)), 1) if most else 0
 
     @property
     def device_dollars(self) -> float:

@@ -67,6 +67,7 @@ class GroupNeeds:
     output: Column
     longest: Column
     payload: Column
+    most_read: Column
     level: np.ndarray
     company: int = 0
     prefix: None = None
@@ -121,10 +122,11 @@ class Block:
         self.reserved = bool(table.reserved.any())
         self._ahead = np.array([group.ahead for group in groups])
         self._unserved = np.where(table.live[self._here[:, 0]], 0.0, math.inf)
-        size, output, longest, payload = (
-            np.array([[getattr(each, name)] for each in needs]) for name in ("size", "output", "longest", "payload")
+        size, output, longest, payload, most_read = (
+            np.array([[getattr(each, name)] for each in needs])
+            for name in ("size", "output", "longest", "payload", "most_read")
         )
-        workload = GroupNeeds(needs[0].rows, size, output, longest, payload, self.level)
+        workload = GroupNeeds(needs[0].rows, size, output, longest, payload, most_read, self.level)
         nothing = np.zeros((len(groups), len(table.classes)))
         idle = estimate_figures(table, workload, nothing)
         self._limits = None if table.allowed is None else limits_of(table.allowed, workload, idle.work)

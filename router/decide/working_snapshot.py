@@ -85,6 +85,7 @@ class JobTemplate:
             variants=self.variants,
             prices=self.prices,
             tariffs=self.tariffs,
+            runs=placement.runs,
             accepted=accepted,
             deadline_at=deadline_at(placement.needs, placed) or placed + self.keep_record,
             level=placement.level,

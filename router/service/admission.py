@@ -27,7 +27,7 @@ from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, 
 from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from tasks.models.catalogue import Catalogue, Model
-from tasks.models.chats import answer_limit, asks, beginning
+from tasks.models.chats import answer_limit, asks, beginning, most_tokens
 from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
@@ -110,10 +110,14 @@ class Order(msgspec.Struct, frozen=True):
 
     @property
     def payload(self) -> int:
-        """`size` to five binary digits, rounded up: requests that differ by less are placed alike."""
-        size = self.size
-        step = max(size.bit_length() - 5, 0)
-        return -(-size >> step) << step
+        """`size` to a few binary digits: requests that differ by less are placed alike."""
+        return _about(self.size)
+
+
+def _about(amount: int) -> int:
+    """The amount to five binary digits, rounded up."""
+    step = max(amount.bit_length() - 5, 0)
+    return -(-amount >> step) << step
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -238,8 +242,8 @@ def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot, prompt:
     """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
     model = _accepting(order, rules)
-    rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
-    asked = _asks(model, request)
+    rows = rows_of(model, request.inputs)
+    sizes, asked = _sizes(order, model, rules.topology, working.tenants, rows), _asks(model, request)
     key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked, prompt.prefix)
     known = working.cached(key) if until is None else None
     if known is not None:
@@ -262,7 +266,8 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     """
     request = order.request
     model = _accepting(order, rules)
-    rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
+    rows = rows_of(model, request.inputs)
+    sizes = _sizes(order, model, rules.topology, working.tenants, rows)
     asked, until, prefix = _asks(model, request), _until(order), _prompt(order, rules, working).prefix
     needs = _needs(
         order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked, prefix=prefix
@@ -308,11 +313,23 @@ def size_of(model: Model, request: Request, lengths: Lengths) -> Sizes:
     return min(size, model.buckets[-1]), answer, longest  # longer texts are cut there; anything else was refused
 
 
-def _sizes(model: Model, request: Request, tenants: Tenants) -> Sizes:
-    """`size_of`, rounded to a few digits: requests of about the same sizes share a cached choice."""
+def _sizes(order: Order, model: Model, topology: Topology, tenants: Tenants, rows: int) -> tuple[int, int, int, int]:
+    """`size_of` and `_most_read`, rounded to a few digits: requests of about the same sizes share a cached choice."""
+    request = order.request
     lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
     size, answer, longest = size_of(model, request, lengths)
-    return quantised(model, size), answer, tokens_of(bin_of(longest))
+    return quantised(model, size), answer, tokens_of(bin_of(longest)), _most_read(order, model, topology, rows)
+
+
+def _most_read(order: Order, model: Model, topology: Topology, rows: int) -> int:
+    """The most tokens that a row's prompt may have; 0 where no budget has to bear them."""
+    request = order.request
+    rules = topology.tenants.get(request.tenant)
+    if request.budget is None and (rules is None or rules.usd_per_day is None):
+        return 0
+    chat = given_inputs(model, request.inputs).get(model.inputs[0].name) if model.pipeline == "chat" else None
+    most = most_tokens(chat)
+    return _about(-(-order.size // rows) if most is None else most)
 
 
 def _answer(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]:
@@ -339,13 +356,13 @@ def _needs(
     tenants: Tenants,
     *,
     rows: int,
-    sizes: Sizes,
+    sizes: tuple[int, int, int, int],
     until: float | None,
     asked: tuple[str, ...],
     prefix: Prefix | None,
 ) -> Needs:
     request = order.request
-    size, output, longest = sizes
+    size, output, longest, most_read = sizes
     needs = needs_of(
         request,
         topology,
@@ -359,6 +376,7 @@ def _needs(
         longest=longest,
         asks=asked,
         prefix=prefix,
+        most_read=most_read,
     )
     if until is None:
         return needs

@@ -19,6 +19,12 @@ _IGNORED = ("model", "stream", "stream_options")  # taxiway says itself what the
 _WORD_OF_IMAGE = 1000  # characters that an image counts for, about: engines make 256 to 1,024 tokens of one
 
 
+TOKENS_OF_MESSAGE = 64
+"""Tokens that a template adds to a message, or to a chat, at most: SmolLM2's adds 31 with its system prompt."""
+
+TOKENS_OF_IMAGE = 4096
+"""Tokens that an engine makes of an image, at most; OpenAI's make up to 1,445, Qwen2.5-VL as many as it is told to."""
+
 ROLES = ("system", "user", "assistant")
 """Roles of messages that every variant understands."""
 
@@ -158,6 +164,27 @@ def characters(chat: Any) -> int | None:
     if not isinstance(messages, list):
         return None
     return sum(_length(message.get("content")) for message in messages if isinstance(message, dict))
+
+
+def most_tokens(chat: Any) -> int | None:
+    """The most tokens that an engine may make of a chat request; None where the value is not a mapping with messages.
+
+    A token is at least a byte of text. What a template adds, and an image, count for the most that is usual.
+    """
+    messages = chat.get("messages") if isinstance(chat, dict) else None
+    if not isinstance(messages, list):
+        return None
+    around = {name: value for name, value in chat.items() if name != "messages"}
+    return TOKENS_OF_MESSAGE + len(_text_of(around)) + sum(map(_most_of, messages))
+
+
+def _most_of(message: Any) -> int:
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else ()
+    images = [part for part in parts if isinstance(part, dict) and part.get("type") == "image_url"]
+    if images:
+        message = {**message, "content": [part for part in parts if part not in images]}
+    return TOKENS_OF_MESSAGE + len(_text_of(message)) + len(images) * TOKENS_OF_IMAGE
 
 
 def _length(content: Any) -> int:

@@ -355,6 +355,15 @@ def test_a_job_is_billed_by_the_tokens_that_the_engine_counts(tower: Tower, engi
 
 
 @pytest.mark.usefixtures("worker")
+def test_a_job_is_not_repeated_more_often_than_its_budget_bears(tower: Tower, engine: Engine) -> None:
+    jobs = [order(tower, f"one break {runs}", tariffs=TARIFF, runs=runs) for runs in (1, 2)]
+    for job in jobs:
+        with pytest.raises(DeviceFaultError):
+            tower.result(job)
+    assert [engine.came[f"one break {runs}"] for runs in (1, 2)] == [1, 2]
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_cancelled_job_is_billed_for_what_came(tower: Tower, engine: Engine) -> None:
     job = order(tower, "one two stall", tariffs=TARIFF)
     placed_with_budget(tower, job)

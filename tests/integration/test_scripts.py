@@ -16,6 +16,7 @@ from broker.valkey.records import (
     REFUSED,
     Ending,
     Verdict,
+    bill_call,
     heartbeat_call,
     release_call,
     renew_call,
@@ -341,6 +342,24 @@ def test_what_placed_jobs_cost_is_added_up_by_tenant_for_two_days(store: Store) 
     store.forward(costing("j", 0.25))
     assert {name: float(dollars) for name, dollars in store.client.hgetall(SPENT).items()} == {b"lab": 0.250015}
     assert 86400 < store.client.ttl(SPENT) <= 2 * 86400
+
+
+def test_a_job_that_runs_again_may_cost_as_much_again_until_its_next_bill(store: Store) -> None:
+    def spent() -> float:
+        return float(store.client.hget(SPENT, "lab") or 0)
+
+    store.forward(costing("j", 4.0))
+    [first] = store.claim("a", "j")
+    store.run(start_call("endpoint:0", [("j", first.token, 1732.5)]))
+    store.run(bill_call([("j", "1", 0.5)]))
+    assert spent() == 0.5
+    store.run(release_call([("j", first.token)], counts=True))
+    [second] = store.claim("b", "j")
+    store.run(start_call("endpoint:1", [("j", second.token, 1733.5)]))
+    assert spent() == 4.5
+    for _ in range(2):
+        store.run(bill_call([("j", "2", 1.0)]))
+        assert spent() == 1.5
 
 
 def test_a_job_that_never_started_costs_its_tenant_nothing(store: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.chats import asks
+from tasks.models.chats import TOKENS_OF_IMAGE, asks, most_tokens
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.decoding import CONTROL, byte_tokenizer
 from tests.unit.test_catalogue import model as described
@@ -150,3 +150,18 @@ def test_a_template_of_another_model_is_not_loaded() -> None:
         template(ends=["<eos>"])
     with pytest.raises(ModelLoadError, match="the chat template is wrong"):
         template(template="{% for %}")
+
+
+@given(st.lists(st.text(max_size=80), min_size=1, max_size=4), st.integers(0, 3))
+def test_the_most_tokens_of_a_chat_are_no_fewer_than_its_bytes_and_grow_with_its_images(
+    texts: list[str], images: int
+) -> None:
+    parts: list[Any] = [{"type": "text", "text": text} for text in texts]
+    pictures: list[Any] = [{"type": "image_url", "image_url": {"url": "data:" + "A" * 9999}} for _ in range(images)]
+    plain = most_tokens({"messages": [{"role": "user", "content": parts}]})
+    assert plain is not None
+    assert plain >= sum(len(text.encode()) for text in texts)
+    assert (
+        most_tokens({"messages": [{"role": "user", "content": parts + pictures}]}) == plain + images * TOKENS_OF_IMAGE
+    )
+    assert most_tokens("{}") is None

@@ -101,7 +101,8 @@ def test_the_ticket_and_the_record_tell_what_use_costs() -> None:
     topology = topology_of(provider=PRICE)
     needs = replace(NEEDS, allowance=Allowance("lab", "2026-01-31", 1.0, 1.0, 3600.0))
     template = JobTemplate.of(place(MODEL, needs, topology, fleet_of("provider")), topology, "lab", "")
-    assert template.ticket("j", "", 0.0, 0.0).tariffs == {"provider": PRICE.tariff}
+    ticket = template.ticket("j", "", 0.0, 0.0)
+    assert (ticket.tariffs, ticket.runs) == ({"provider": PRICE.tariff}, 0)
     assert float(template.record(0.0, 0.0)["cost"]) == pytest.approx(DEAREST)
 
 
@@ -111,6 +112,38 @@ def test_a_class_that_charges_for_tokens_does_not_run_what_is_not_sized_in_token
         place(model, NEEDS, topology_of(provider=PRICE), fleet_of("provider"))
     by_request = topology_of(provider=Price(usd_per_request=0.001))
     assert place(model, NEEDS, by_request, fleet_of("provider")).cost == pytest.approx(0.002)
+
+
+@given(
+    prices=st.tuples(*[st.floats(0, 100)] * 2, st.floats(1e-4, 0.1), st.floats(0, 1)),
+    read=st.integers(1, 5000),
+    written=st.integers(0, 2000),
+    expected=st.tuples(st.integers(1, 5000), st.integers(0, 2000)),
+    rows=st.integers(1, 4),
+    beyond=st.floats(1.0, 3.5),
+)
+def test_no_bill_of_all_runs_exceeds_the_budget_whatever_was_expected(
+    prices: tuple[float, ...], read: int, written: int, expected: tuple[int, int], rows: int, beyond: float
+) -> None:
+    """`read` and `written` are what the provider counts for each row at most."""
+    of_input, of_output, of_request, cached = prices
+    price = Price(
+        usd_per_million_input=of_input,
+        usd_per_million_cached_input=of_input * cached,
+        usd_per_million_output=of_output,
+        usd_per_request=of_request,
+    )
+    size, output = sum(expected), expected[1]
+    needs = Needs(None, 1, rows, size, output=output, longest=written, most_read=read)
+    topology, fleet = topology_of(provider=price), fleet_of("provider")
+    budget = beyond * place(MODEL, needs, topology, fleet).dearest
+    placement = place(MODEL, replace(needs, budget=budget), topology, fleet)
+    tariff = price.tariff
+    assert tariff is not None
+    bill = tariff.bill(Tokens(read * rows, 0, written * rows), rows)
+    assert bill <= placement.dearest * (1 + 1e-9)
+    assert placement.runs >= 1
+    assert bill * placement.runs <= budget * (1 + 1e-9)
 
 
 tokens = st.builds(Tokens, *[st.integers(0, 10**6)] * 3)

@@ -483,7 +483,7 @@ class EndpointStage:
         if error.kind is not FaultKind.BROKEN:
             return Returned(delivery, counts=False)
         began = 0 if delivery.claim is None else delivery.claim.attempts
-        if began + 1 < self._store.limits.attempts:
+        if began + 1 < delivery.ticket.attempts(self._store.limits.attempts):
             await asyncio.sleep(pause(began, random.random()))
             return Returned(delivery, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)

@@ -113,7 +113,7 @@ class AdmitStage:
             assert delivery.claim is not None
             if delivery.claim.verdict is not Verdict.RUN:
                 self._not_run(delivery, delivery.claim, now)
-            elif delivery.claim.attempts >= self._store.limits.attempts:
+            elif delivery.claim.attempts >= delivery.ticket.attempts(self._store.limits.attempts):
                 self._give_up(delivery)
             else:
                 able.append(delivery)
@@ -150,7 +150,7 @@ class AdmitStage:
 
     def _give_up(self, delivery: Delivery) -> None:
         """Fail a job that crashed its workers, and keep its message as a dead letter."""
-        attempts = self._store.limits.attempts
+        attempts = delivery.ticket.attempts(self._store.limits.attempts)
         error = DeadLetteredError(f"given up after {attempts} attempts that ended without an answer")
         self._held.dead_letter(delivery, error.message)
         self._finish.put([Ended(delivery, Outcome(error=error))])

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Charges what jobs used of endpoints, in place of what they were expected to cost, to their tenants' spending.
+-- Charges what jobs used of endpoints, in place of the most that they may cost, to their tenants' spending. A further run
+-- counts with that again until it is billed (start.lua).
 -- KEYS: records of jobs. A record names the day's spending, and has what of its expected cost is still counted there.
 -- ARGV: for each job the bill's id and its US dollars.
 -- Returns 1 for each bill that was charged.
@@ -14,7 +15,7 @@ for n, job in ipairs(KEYS) do
     if spent and redis.call('EXISTS', spent) == 1 then
       redis.call('HINCRBYFLOAT', spent, tenant, dollars - (tonumber(cost) or 0))
     end
-    if spent then redis.call('HSET', job, 'cost', 0) end
+    if spent and (tonumber(cost) or 0) > 0 then redis.call('HSET', job, 'cost', 0, 'reserve', cost) end
   end
   charged[n] = new and 1 or 0
 end
