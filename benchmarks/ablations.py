@@ -2,7 +2,8 @@
 
 `python -m benchmarks.ablations` plays both Azure traces at half the load at which static routing answers 95 % of live
 requests in time, and at that load, and a synthetic trace on `ablations.yaml`, where models do not fit together, devices
-start cold and some are spot. It prints what each term changes in attainment (points) and in cost; `--json` prints one
+start cold and some are spot; with `--trace steady` or another trial's name, that trial, in which several models compete
+for a device. It prints what each term changes in attainment (points) and in cost; `--json` prints one
 JSON line per figure. A term is disabled in the candidate table, constant or rule table that the decision reads; the
 decision itself has no switches. Other horizons, and one central queue that binds each job at the last moment, are
 compared, too.
@@ -34,6 +35,7 @@ from simulator.cost_bound import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet
 from simulator.policies.taxiway import POLICIES, Maker, Taxiway
 from simulator.traces import Trace, joined, synthetic_trace
+from simulator.trials import TRIALS
 from simulator.workload import Job, Workload, prepare
 from tasks.topology import Rebalance
 
@@ -177,6 +179,11 @@ def mixed(seed: int) -> Workload:
     return prepare(joined([_bursts(name, rate, seed) for name, rate in RATES.items()]), fleet, seed=seed)
 
 
+def drawn(trace: str, seed: int, data: Path) -> Workload:
+    """The synthetic trace or a trial, which have loads of their own."""
+    return mixed(seed) if trace == MIXED else TRIALS[trace].workload(TRIALS[trace].trace(seed, data))
+
+
 def _bursts(model: str, rate: float, seed: int) -> Trace:
     spec = f"mmpp:low={rate},high={4 * rate},stay=60,duration=600,size=100,output=0,seed={seed}"
     return synthetic_trace(spec, model=model)
@@ -200,7 +207,8 @@ def table(figures: Sequence[Figure]) -> Table:
 
 def main() -> None:
     """Simulate all variants, and print the worth of each term."""
-    options = parser("ablations", __doc__, (*TRACES, MIXED))
+    own = (MIXED, *TRIALS)
+    options = parser("ablations", __doc__, (*TRACES, *own))
     options.add_argument("--share", action="append", type=float, help=f"of the load; {SHARES}, unless named")
     options.add_argument("--term", action="append", choices=[term.name for term in TERMS[1:]], help="all, unless named")
     given = options.parse_args()
@@ -208,9 +216,12 @@ def main() -> None:
     terms = [term for term in TERMS if term is TERMS[0] or not given.term or term.name in given.term]
     bench, seeds = Bench(given.data, given.part), range(1, given.seeds + 1)
     for trace in given.trace or (*TRACES, MIXED):
-        load = 1.0 if trace == MIXED else given.load or bench.saturation(trace, seeds[0])
-        for share in (1.0,) if trace == MIXED else given.share or SHARES:
-            workloads = {s: mixed(s) if trace == MIXED else bench.workload(trace, load * share, s) for s in seeds}
+        load = 1.0 if trace in own else given.load or bench.saturation(trace, seeds[0])
+        for share in (1.0,) if trace in own else given.share or SHARES:
+            workloads = {
+                s: drawn(trace, s, given.data) if trace in own else bench.workload(trace, load * share, s)
+                for s in seeds
+            }
             figures = play(Scene.of(trace, share, load, workloads), terms, told=given.json)
             if not given.json:
                 console.print(table(figures))
