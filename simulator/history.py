@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from router.decide.history import (
     Jobs,
     assembled,
     hour_of,
+    slice_of,
 )
 from simulator.reports import percent, seconds
 from simulator.traces import Trace, TraceError, trace_of, without_versions, write_trace
@@ -80,11 +82,11 @@ class History:
 
     def _read(self, begin: float, end: float) -> Arrivals:
         slices: dict[int, bytes] = {}
-        first = int(begin // _HOUR) * _HOUR
         with fleet_errors("state store"):
-            for hour in range(first, int(end) + 1, _HOUR):
-                flat = self._connections.call("HGETALL", history_key(hour_of(hour)))
-                slices |= {int(at): bytes(packed) for at, packed in zip(flat[::2], flat[1::2], strict=True)}
+            for hour, wanted in groupby(range(slice_of(begin), math.ceil(end), SLICE), hour_of):
+                named = list(wanted)
+                found = self._connections.calls(*(("HGET", history_key(hour), at) for at in named))
+                slices |= {at: bytes(packed) for at, packed in zip(named, found, strict=True) if packed is not None}
         return assembled(slices, begin, end)
 
 
