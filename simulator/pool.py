@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Literal, Protocol
 
-from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted
+from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted, has_ended
 from simulator.device import Device
 from simulator.fleet import USABLE, Fleet, Stepping, Timing, Whole
 from simulator.nodes import Nodes
@@ -18,8 +18,10 @@ from simulator.workload import Job
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
 from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
-from workers.decide.endpoints import rates_of
+from workers.decide.endpoints import Rates, rates_of
 from workers.decide.occupation import BATCHES
+
+UNLIMITED = Rates()
 
 Action = Callable[[Device | None, int, float], None]
 """An event's callback: the device concerned, the version of it that was expected, and the time."""
@@ -61,7 +63,8 @@ class Pool:
         self.tariff = device.price.tariff
         self.metered = self._allowed_at = 0.0
         self.metered_requests = 0
-        self.rates = rates_of(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
+        limits = rates_of(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
+        self.rates = UNLIMITED if limits == UNLIMITED else limits
         self.serving = self.powered = self.expected = self.running = self.started = 0
         self.nodes = Nodes(device) if device.pools else None
         self.available = device.count
@@ -79,6 +82,7 @@ class Pool:
         self.queue = ClassQueue(order)
         self._rule: ScalingRule = Density()
         self._least = device.minimum
+        self._worked = 0.0
         self._need = Need(device.most, device.start)
         self._density = self._peak = 0.0
         self._draining = 0
@@ -176,6 +180,8 @@ class Pool:
 
     def feed(self, now: float) -> None:
         """Give waiting jobs to devices with capacity, in the queue's order; a model that must wait blocks no other."""
+        if not self.waiting:
+            return
         blocked: set[int] = set()
         while job := next((job for job in self.queue.heads() if job.model not in blocked), None):
             if not self._take(job, now):
@@ -190,7 +196,7 @@ class Pool:
         return True
 
     def _give(self, job: Job, now: float) -> bool:
-        if (wait := self.rates.wait(job.size + job.output, now)) > 0:
+        if self.rates is not UNLIMITED and (wait := self.rates.wait(job.size + job.output, now)) > 0:
             if self._allowed_at <= now:
                 self._allowed_at = now + wait
                 self._world.at(self._allowed_at, self._allowed, None, 0)
@@ -200,8 +206,10 @@ class Pool:
             return self._admit(job, timing, now)
         return isinstance(timing, Whole) and self._begin(job, timing, now)
 
-    def follow(self, rule: ScalingRule, devices: int = 0) -> None:
-        """Scale by this rule from now on, but not below a number of devices."""
+    def follow(self, rule: ScalingRule, devices: int = 0, now: float = 0.0) -> None:
+        """Scale by this rule from `now` on, but not below a number of devices until the load has ended."""
+        if devices > self._least:
+            self._worked = now
         self._rule, self._least = rule, max(devices, self.device_class.minimum)
         self._need.keep_alive = self.start if rule.keep is None else rule.keep
 
@@ -242,6 +250,11 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""
+        if self._jobs():
+            self._worked = now
+        if self._least > self.device_class.minimum and has_ended(now - self._worked, self._need.keep_alive):
+            self._least = self.device_class.minimum
+            self._need.forget()
         self._grow(now)
         self._need.note(self._wanted(self._peak), now)
         self._peak = self._density
@@ -322,21 +335,29 @@ class Pool:
 
     def _admit(self, job: Job, timing: Stepping, now: float) -> bool:
         """Add a generating job to the device with the fewest jobs among those with capacity."""
-        able = [device for device in self.devices if device.available and device.can_admit(job, timing, self.slots)]
-        if not able:
+        device = self._emptiest(job.model, lambda device: device.can_admit(job, timing, self.slots))
+        if device is None:
             return False
-        device = min(able, key=lambda device: (len(device), job.model not in device.resident))
         self._unqueue(job)
         self._enter(job, now)
         device.admit(job, timing, now)
         self._expect(device)
         return True
 
+    def _emptiest(self, model: int, able: Callable[[Device], bool]) -> Device | None:
+        """The able device with the fewest jobs, and of several one that holds the model. Only better ones are asked."""
+        best, least = None, (math.inf, True)
+        for device in self.devices:
+            if device.serving and not device.draining:
+                crowd = (len(device), model not in device.resident)
+                if crowd < least and able(device):
+                    best, least = device, crowd
+        return best
+
     def _begin(self, first: Job, timing: Whole, now: float) -> bool:
-        able = [d for d in self.devices if d.available and d.can_begin(first.model, timing, now)]
-        if not able:
+        device = self._emptiest(first.model, lambda device: device.can_begin(first.model, timing, now))
+        if device is None:
             return False
-        device = min(able, key=lambda device: (len(device), first.model not in device.resident))
         rows = min(self.queue.count(first.model), self.slots)
         wait = ready(WaitingRows(rows, first.queued, self._newest), now, self._batching, self._gap)
         if wait > 0:
@@ -430,6 +451,7 @@ class Pool:
     def _load(self, job: Job, now: float) -> None:
         self._density += self._density_of(job)
         self._peak = max(self._peak, self._density)
+        self._worked = now
         self._grow(now)
 
     def _push(self, job: Job) -> None:
@@ -450,7 +472,8 @@ class Pool:
         self.running += 1
         self.metered += self.bill(job)
         self.metered_requests += self.tariff is not None
-        self.rates = self.rates.taken(job.size + job.output, now)
+        if self.rates is not UNLIMITED:
+            self.rates = self.rates.taken(job.size + job.output, now)
         self.inside += job.work[self.index]
 
     def _leave(self, job: Job) -> None:
@@ -466,10 +489,10 @@ def _paid_for(device: Device, now: float) -> float:
     return device.powered + (now - device.on_since if device.on_since is not None else 0.0)
 
 
-def _idleness(device: Device) -> tuple[bool, int, int]:
-    """Sort key for devices: powered ones with the fewest jobs first."""
+def _idleness(device: Device) -> tuple[bool, bool, int, int]:
+    """Sort key for devices: powered ones that start yet first, then those with the fewest jobs."""
     gone = device.on_since is None or device.draining
-    return (gone, len(device), -device.index)
+    return (gone, device.serving, len(device), -device.index)
 
 
 Order = Literal["level", "deadline"]

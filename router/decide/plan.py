@@ -94,6 +94,17 @@ class Need:
         self._last = [-math.inf] * len(self._last)
 
 
+LULL = 120.0
+"""Seconds without any job after which a class no longer keeps the devices that its plan needs: the load has ended.
+
+Pauses between bursts are shorter, and a class that shrinks in one of them is late in the next burst."""
+
+
+def has_ended(since: float, keep_alive: float) -> bool:
+    """Whether a class that had no job for `since` seconds, and keeps devices for `keep_alive`, needs none any more."""
+    return since >= max(LULL, keep_alive)
+
+
 STALE = 600.0
 """Seconds after which a plan is no longer followed: five periods of the tuner."""
 

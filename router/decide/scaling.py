@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from router.decide.classify import level_of
-from router.decide.plan import LONGEST, Cell, ClassPlan, Density, Depth, Need, devices_wanted, moves
+from router.decide.plan import LONGEST, Cell, ClassPlan, Density, Depth, Need, devices_wanted, has_ended, moves
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
@@ -198,6 +198,8 @@ def _time_available(due: Sequence[float], level: int, hardware: HardwareClass) -
 class Load:
     """What a plan's rules read of a class: live devices, unfinished jobs, their `density`, and the least it must have.
 
+    `used` says whether it has jobs, or its models have been asked for.
+
     The density is the sum over levels of the work there over the time that the level has (`scaling_rule.density`). The
     simulator sums over jobs, each with its own deadline and at most one device. Here the jobs of a level count with its
     tightest deadline, so that no job is read one by one: the sum is equal if all have that deadline, else larger.
@@ -207,6 +209,7 @@ class Load:
     jobs: int
     density: float
     least: int
+    used: bool
 
     @classmethod
     def of(
@@ -225,8 +228,10 @@ class Load:
         tightest = _tightest(cells, due, topology)
         density = sum(work / max(min(tightest[level], LONGEST), 1e-3) for level, work in enumerate(sample.work))
         queued = max(_devices_needed(sample.work, due, level, hardware) for level in range(LEVELS))
-        awake = any(_cannot_wait(cell, hardware, fleet) for cell in cells)
-        return cls(sample.devices, round(jobs), density, max(queued, int(awake)))
+        asked = [cell for cell in cells if _rate(cell, fleet) >= TRICKLE]
+        awake = any(cell.deadline is not None and cell.deadline < hardware.scaling.start for cell in asked)
+        used = bool(asked) or jobs > 0 or density > 0
+        return cls(sample.devices, round(jobs), density, max(queued, int(awake)), used)
 
 
 class PlannedClass:
@@ -240,17 +245,23 @@ class PlannedClass:
         self._need = Need(self._most, scaling.start)
         self._need.note(self._target, now)
         self._left = False
+        self._worked = now
         self._polled = -math.inf
 
     def use(self, planned: ClassPlan, load: Load, now: float, *, awaited: int = 0) -> ScalingTarget:
         """The target by the plan's rule, but at least the plan's devices, and those that moving work waits for.
 
-        A class that shrinks in a lull is late in the next burst, which the plan has seen. Source: the trials.
+        A class that shrinks in a lull is late in the next burst, which the plan has seen. Source: the trials. It keeps
+        none once its load has ended.
         """
         rule = planned.rule
         self._need.keep_alive = self._start if rule.keep is None else rule.keep
-        self._left = False
-        least = max(load.least, planned.devices, awaited)
+        if self._left or load.used or awaited:
+            self._left, self._worked = False, now
+        ended = has_ended(now - self._worked, self._need.keep_alive)
+        if ended:
+            self._need.forget()
+        least = max(load.least, 0 if ended else planned.devices, awaited)
         want = devices_wanted(rule, load.density, load.jobs, minimum=self._minimum, count=self._most)
         due = not isinstance(rule, Depth) or now >= self._polled + rule.poll
         if due:
@@ -295,9 +306,6 @@ def _tightest(cells: Sequence[Cell], due: Sequence[float], topology: Topology) -
     return [own if own < math.inf else other for own, other in zip(tightest, due, strict=True)]
 
 
-def _cannot_wait(cell: Cell, hardware: HardwareClass, fleet: FleetSnapshot) -> bool:
-    """Whether the cell's model is in use, and its requests would be late if a device had to start first."""
-    if cell.deadline is None or cell.deadline >= hardware.scaling.start:
-        return False
-    rate = sum(rate for flow, rate in fleet.rates.items() if flow.rpartition("|")[2] == cell.model)
-    return rate >= TRICKLE
+def _rate(cell: Cell, fleet: FleetSnapshot) -> float:
+    """How many requests a second the cell's model has."""
+    return sum(rate for flow, rate in fleet.rates.items() if flow.rpartition("|")[2] == cell.model)

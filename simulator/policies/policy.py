@@ -350,7 +350,7 @@ class Fixed(ByLevel):
         if not self._began:
             self._began = True
             for pool, rule, devices in zip(pools, self._assignment.rules, self._devices, strict=True):
-                pool.follow(rule, devices)
+                pool.follow(rule, devices, now)
         return self._assignment.classes[job.model, job.service]
 
 

@@ -332,7 +332,9 @@ class Tuned(Taxiway):
             self._trust.begin(now, sum(pool.spent(now) for pool in pools))
             self._handed_over = max((move.latest for move in decision.moves.values()), default=now)
         for pool, rule, devices in zip(pools, decision.assignment.rules, decision.devices, strict=True):
-            pool.follow(rule, devices)
+            pool.follow(rule, devices, now)
+            if decision.adopted:  # devices that start yet for what was placed before are not awaited
+                pool.release(max(pool.serving, decision.begin[pool.index]), now)
             for _ in range(min(devices, pool.available) - pool.powered):
                 pool.switch_on(now, after=pool.start)
 

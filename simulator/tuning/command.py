@@ -33,7 +33,7 @@ from simulator.history import LAG, History
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.tuning.real_fleet import Known, Recorded, paces, penalties, recorded, spending, timely
-from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of, plays_for
+from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
@@ -48,7 +48,7 @@ from taxiway.valkey import fleet_errors
 FEWEST = 30
 """Fewer arrivals than this in the window say nothing about what comes."""
 
-CPU = 8.0
+CPU = 7.0
 """Seconds of processor time of one tuning: its plays are fewer if the last ones took longer."""
 
 LEASE = 120.0
@@ -172,7 +172,7 @@ class FleetTuner:
         window = Window.latest(found.workload, found.span, WINDOW)
         if self._models == found.workload.trace.models:
             tuner.good = self._good
-        decision = tuner.tune(window, found.conditions, now, plays=self._plays(plays_for(window)))
+        decision = tuner.tune(window, found.conditions, now, most=self._affordable())
         self._good, self._models = tuner.good, found.workload.trace.models
         cpu = time.process_time() - began
         self._each = cpu / max(decision.plays, 1.0)
@@ -180,9 +180,9 @@ class FleetTuner:
         plan = _still_moving(found.translated(twins), before, now)
         return _told(decision, plan, before, len(window.jobs), cpu, first=first), plan
 
-    def _plays(self, most: int) -> int:
+    def _affordable(self) -> float:
         """Plays for which there is processor time, as the last ones took it."""
-        return max(1, min(most, int(CPU / self._each))) if self._each else most
+        return max(CPU / self._each, 1.0) if self._each else math.inf
 
     def _read(self) -> tuple[float, bytes, Known]:
         """The store's time, the stored plan, and what is known of the fleet."""

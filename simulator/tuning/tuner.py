@@ -15,7 +15,7 @@ from router.decide.plan import ClassPlan, Handover, Plan
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.search import Search
-from simulator.tuning.twin import Conditions, Twin, Window, starving
+from simulator.tuning.twin import MOST, Conditions, Twin, Window, starving
 
 PERIOD = 120.0
 """Seconds between two tunings."""
@@ -157,16 +157,21 @@ class Tuner:
         self.assignment = None
         self._watch = Watch(now, PERIOD, self._watch.pace)
 
-    def tune(self, window: Window, fleet_now: Conditions, now: float, *, plays: int | None = None) -> Decision:
-        """Search from the assignment in use; adopt what is better by more than `HYSTERESIS` on redrawn arrivals."""
+    def tune(
+        self, window: Window, fleet_now: Conditions, now: float, *, plays: int | None = None, most: float = math.inf
+    ) -> Decision:
+        """Search from the assignment in use; adopt what is better by more than `HYSTERESIS` on redrawn arrivals.
+
+        The search has `plays` plays, by default as many as the window's arrivals allow, but at `most` so many.
+        """
         self._watch = Watch(now, window.span, fleet_now.pace)
         self.tunings += 1
         seed = self._seed + self.tunings
-        window = window.extended(seed, LEAST)
+        window = window.extended(seed, min(LEAST, MOST * window.span / len(window.jobs)))
         twin = Twin(self._fleet, window, fleet_now)
         search = Search(twin, seed)
         former = self.assignment
-        found = search.find(former, plays_for(window) if plays is None else plays, self.good)
+        found = search.find(former, min(plays or plays_for(window), most), self.good)
         self.good = found.good
         best, before, after, adopted = found.assignment, found.before, found.score, False
         twins = list[Twin]()

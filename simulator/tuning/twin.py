@@ -22,12 +22,16 @@ LIFE = 600.0
 """Seconds over which the starts that a plan needs are spread: plans are expected to last about that long."""
 
 MOST = 9000
-"""Arrivals in a window: a play takes about 25 µs for each of them. At higher rates windows are shorter."""
+"""Arrivals in a window: a play takes about 25 µs for each of them. At higher rates windows are sampled."""
 
-FLOOR, WEIGHT = 0.92, 0.5
+PIECES, PIECE = 6, 30.0
+"""Pieces of a window that is sampled at least, spread evenly; more of so many seconds where there are more."""
+
+FLOOR, WEIGHT = 0.95, 0.5
 """Share of each model's live requests to answer in time, and what is missing of it costs, in penalties of the service.
 
-Without it a cheap plan starves the model that needs most devices."""
+Without it a cheap plan starves the model that needs most devices. It is above what shall be attained, because bursts
+that no window has seen are late too."""
 
 SLOWER = 1.1
 """A class whose work takes this many times its profile's seconds, or more, is modelled as slow."""
@@ -67,13 +71,24 @@ class Window:
 
     @classmethod
     def latest(cls, workload: Workload, now: float, span: float, most: int = MOST) -> Window:
-        """The arrivals of the last `span` seconds before `now`, or the latest `most` of them."""
+        """The arrivals of the last `span` seconds before `now`.
+
+        More than `most` are sampled: pieces of equal length, spread evenly and the last one until `now`, follow each
+        other. All arrivals of a piece are kept, because devices are needed for as many as come at once.
+        """
         arrival = workload.trace.arrival
-        end = int(np.searchsorted(arrival, now))
         begin = max(now - span, 0.0)
-        if end - int(np.searchsorted(arrival, begin)) > most:
-            begin = float(arrival[end - most])
-        return cls.of(workload, begin, now)
+        rows = np.arange(int(np.searchsorted(arrival, begin)), int(np.searchsorted(arrival, now)))
+        if len(rows) <= most:
+            return cls.of(workload, begin, now)
+        kept = (now - begin) * most / len(rows)
+        pieces = max(PIECES, int(kept / PIECE))
+        each, apart = kept / pieces, (now - begin) / pieces
+        since = arrival[rows] - begin
+        piece = np.minimum(since // apart, pieces - 1)
+        inside = since - (piece + 1) * apart + each
+        chosen = inside >= 0
+        return cls._moved(workload, rows[chosen], (piece * each + inside)[chosen], kept)
 
     def redrawn(self, seed: int, span: float = 0.0) -> Window:
         """Other arrivals of the same kind: for each model, blocks of seconds drawn from its own with replacement.
@@ -85,14 +100,14 @@ class Window:
         length = self.span / count
         places = max(count, math.ceil(span / length))
         block = np.minimum(trace.arrival // length, count - 1).astype(int)
-        rows, shifts = list[Column](), list[Column]()
+        rows, arrivals = list[Column](), list[Column]()
         for model in range(len(trace.models)):
             mine = np.flatnonzero(trace.model == model)
             for place, drawn in enumerate(random.integers(count, size=places)):
                 chosen = mine[block[mine] == drawn]
                 rows.append(chosen)
-                shifts.append(np.full(len(chosen), (place - drawn) * length))
-        return self._of(np.concatenate(rows), np.concatenate(shifts), places * length)
+                arrivals.append(trace.arrival[chosen] + (place - drawn) * length)
+        return self._moved(self.workload, np.concatenate(rows), np.concatenate(arrivals), places * length)
 
     def extended(self, seed: int, span: float) -> Window:
         """These arrivals, followed by others of the same kind if they do not last for `span` seconds."""
@@ -105,13 +120,12 @@ class Window:
         level = np.concatenate([self.workload.level, more.workload.level])
         return Window.all(replace(self.workload, trace=both, level=level), self.span + more.span)
 
-    def _of(self, rows: Column, shifts: Column, span: float) -> Window:
-        """These of the arrivals, each moved by some seconds."""
-        trace = self.workload.trace
-        arrival = trace.arrival[rows] + shifts
+    @classmethod
+    def _moved(cls, workload: Workload, rows: Column, arrival: Column, span: float) -> Window:
+        """These of a workload's requests, arriving at other times."""
         order = np.argsort(arrival, kind="stable")
-        part = replace(trace.part(rows[order]), arrival=arrival[order])
-        return Window.all(replace(self.workload, trace=part, level=self.workload.level[rows[order]]), span)
+        part = replace(workload.trace.part(rows[order]), arrival=arrival[order])
+        return cls.all(replace(workload, trace=part, level=workload.level[rows[order]]), span)
 
     @classmethod
     def all(cls, workload: Workload, span: float) -> Window:

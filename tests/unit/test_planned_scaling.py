@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.plan import Cell, ClassPlan, Density, Depth, Handover, Plan, ScalingRule
+from router.decide.plan import LULL, Cell, ClassPlan, Density, Depth, Handover, Plan, ScalingRule
 from router.decide.scaling import Scaler
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Price, Scaling, Service, Topology
@@ -66,7 +66,19 @@ def test_the_devices_of_a_plan_are_started_at_once_and_further_ones_go_when_they
     assert clock.observe(a_fleet(plan, live=2, work=work)) == 8
     assert clock.observe(a_fleet(plan, live=8), seconds=19) == 8
     assert clock.observe(a_fleet(plan, live=8), seconds=3) == 2
-    assert clock.observe(a_fleet(plan, live=2), seconds=100) == 2
+    assert clock.observe(a_fleet(plan, live=2), seconds=90) == 2
+
+
+def test_a_class_keeps_the_devices_of_its_plan_in_a_pause_but_not_once_its_load_has_ended() -> None:
+    clock, plan = Clock(), a_plan(Density(keep=20.0), devices=2)
+    assert clock.observe(a_fleet(plan, live=2), jobs=1) == 2
+    assert clock.observe(a_fleet(plan, live=2), seconds=int(LULL) - 1) == 2
+    assert clock.observe(a_fleet(plan, live=2), seconds=2) == 0
+    assert clock.observe(a_fleet(plan), jobs=1) == 2, "it has them again with the next job"
+    asked = {flow("used", "m:1"): 0.2}
+    assert clock.observe(a_fleet(plan, live=2, rates=asked), seconds=2 * int(LULL)) == 2, (
+        "jobs that are over in no time"
+    )
 
 
 def test_a_density_counts_work_against_the_tightest_planned_deadline_of_its_level() -> None:

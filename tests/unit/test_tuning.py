@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.decide.plan import Density, Plan, preferred_class
+from router.decide.plan import LULL, Density, Plan, preferred_class
 from simulator.engine import Engine, simulate
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Tuned
-from simulator.traces import joined, synthetic_trace
+from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
     HYSTERESIS,
@@ -29,7 +30,7 @@ from simulator.tuning.tuner import (
     measured,
     plan_of,
 )
-from simulator.tuning.twin import FLOOR, Conditions, Twin, Window
+from simulator.tuning.twin import FLOOR, MOST, Conditions, Twin, Window
 from simulator.workload import Workload, prepare
 
 FLEET = """
@@ -122,6 +123,60 @@ def test_a_redrawn_window_has_arrivals_of_the_same_kind(seed: int, begin: float,
         }
 
 
+def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
+    terms = {"size": 1, "output": 0, "deadline": 20.0, "service": 1}
+    early = [{"arrival": at / 2, "model": "quick", **terms} for at in range(20)]
+    late = [{"arrival": float(at), "model": "heavy", **terms} for at in range(10, 400)]
+    work = prepare(make_trace([*early, *late]), parse_fleet(FLEET), seed=1)
+    quick, heavy = (work.trace.models.index(name) for name in ("quick", "heavy"))
+    apart = Assignment({(quick, 1): 1, (heavy, 1): 0}, (Density(), Density()))
+
+    engine = Engine(work, Fixed(apart, (1, 3)), seed=1)
+    engine.run()
+
+    assert 3 * LULL < engine.pools[1].powered_seconds(engine.now) < 3 * (LULL + 15)
+    assert engine.pools[0].powered_seconds(engine.now) >= 390
+
+
+@settings(max_examples=20, deadline=None)
+@given(most=st.integers(50, 900), span=st.floats(30, 120))
+def test_a_busy_window_is_sampled_in_pieces_of_its_whole_span(most: int, span: float) -> None:
+    work = workload()
+    whole, found = Window.of(work, 120.0 - span, 120.0), Window.latest(work, 120.0, span, most)
+
+    arrivals = [job.arrival for job in found.jobs]
+    assert arrivals == sorted(arrivals)
+    assert all(0 <= arrival <= found.span + 1e-6 for arrival in arrivals)
+    if len(whole.jobs) <= most:
+        assert arrivals == [job.arrival for job in whole.jobs]
+        return
+    assert found.span == pytest.approx(span * most / len(whole.jobs))
+    assert len(found.jobs) == pytest.approx(most, rel=0.5, abs=30), "pieces have about the rate of the whole"
+
+
+def test_a_sampled_window_sees_what_changed_long_ago() -> None:
+    busy, quiet = np.linspace(0, 239, 960), np.linspace(240, 449, 105)
+    arrival = np.concatenate([busy, quiet])
+    trace = replace(workload().trace.part(np.zeros(len(arrival), int)), arrival=arrival)
+    found = Window.latest(prepare(trace, parse_fleet(FLEET), seed=1), 450.0, 450.0, most=214)
+
+    rate = len(found.jobs) / found.span
+    assert rate == pytest.approx(len(arrival) / 450, rel=0.2), "not that of the last seconds alone"
+
+
+def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> None:
+    work = workload()
+    rows = np.sort(np.resize(np.arange(len(work)), 4 * MOST))
+    trace = replace(work.trace.part(rows), arrival=np.linspace(0, 120, len(rows)))
+    window = Window.latest(prepare(trace, work.fleet, seed=1), 120.0, 120.0)
+    conditions = Conditions.usual(work.fleet, fresh(work.fleet))
+
+    decision = Tuner(work.fleet, seed=1).tune(window, conditions, 120.0, plays=1, most=1)
+
+    assert len(window.jobs) == pytest.approx(MOST, rel=0.05)
+    assert decision.plays <= 12
+
+
 def test_an_estimate_is_lowest_where_it_descends_to_and_counts_what_does_not_fit() -> None:
     search = Search(twin(), seed=1)
     estimate = search.estimate()
@@ -153,6 +208,20 @@ def test_a_first_plan_is_adopted_and_hands_over_from_placement_by_request() -> N
     assert preferred_class(cell, {first: 9}, 100.0) == first
     assert preferred_class(cell, {first: 0}, 1000.0) == first
     assert set(plan.classes) == {cell.classes[0] for cell in plan.cells}
+
+
+def test_devices_that_start_yet_are_released_before_those_that_serve() -> None:
+    engine = Engine(workload(), Fixed(everything_on(0)), seed=1)
+    pool = engine.pools[0]
+    pool.switch_on(0.0, after=5.0)
+    pool.switch_on(0.0, after=0.0)
+    engine._process_until(1.0)
+    assert (pool.powered, pool.serving) == (2, 1)
+
+    pool.release(1, 1.0)
+    pool.tick(2.0)
+
+    assert (pool.powered, pool.serving) == (1, 1)
 
 
 def test_a_plan_is_kept_unless_another_is_clearly_better() -> None:
