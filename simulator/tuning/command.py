@@ -93,6 +93,8 @@ class FleetTuner:
         self._models: tuple[str, ...] = ()
         self._trust = Trust()
         self._spent, self._seen = 0.0, math.inf
+        self.rest = REST
+        """Seconds until the next look: until the history is long enough for a first plan, if that is sooner."""
 
     def lead(self) -> bool:
         """Take or keep the lease; False while another tuner has it."""
@@ -117,6 +119,7 @@ class FleetTuner:
         return tuning, plan
 
     def _tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
+        self.rest = REST
         now, raw, known = self._read()
         before, until = follow(raw, now).stored, now - LAG
         if before is not None and self._fails(before, known, now):
@@ -129,7 +132,9 @@ class FleetTuner:
         found = recorded(self._history.read_recent(until - WINDOW), known, until)
         arrivals = len(found.workload) if found is not None else 0
         if found is None or arrivals < FEWEST or (before is None and found.span < FIRST):
-            why = f"too few arrivals are recorded: {arrivals} in {found.span if found is not None else 0:.0f} s"
+            span = found.span if found is not None else 0.0
+            self.rest = min(FIRST - span, REST) if span < FIRST else REST
+            why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"
             return _unchanged(before, why, arrivals), before
         tuning, plan = self._search(found, before, now)
         self._watch = Watch(now, found.span, paces(known))
@@ -316,7 +321,7 @@ def _turn(tuner: FleetTuner, period: float, *, dry_run: bool, as_json: bool) -> 
             _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:
         logger.warning("not tuned", extra={"error": error.message})
-    return REST
+    return tuner.rest
 
 
 def _tune(tuner: FleetTuner, *, dry_run: bool, as_json: bool, show: bool) -> Tuning:

@@ -22,7 +22,7 @@ from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, s
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
 from simulator.tuning.command import LEASE, FleetTuner
-from simulator.tuning.tuner import PERIODS, Trust
+from simulator.tuning.tuner import FIRST, PERIODS, REST, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
@@ -112,6 +112,20 @@ def test_without_arrivals_there_is_no_plan(settings: Settings, store: Any, devic
     told = tune(settings)
     assert told["why"] == "too few arrivals are recorded: 0 in 0 s"
     assert store.get(PLAN) is None
+
+
+def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
+    settings: Settings, store: Any, devices: None
+) -> None:
+    record(store, seconds=10)
+    with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
+        told, plan = tuner.tune(dry_run=False)
+        assert plan is None
+        span = float(told.why.removesuffix(" s").rpartition(" ")[2])
+        assert tuner.rest == pytest.approx(min(FIRST - span, REST), abs=1)
+        record(store)
+        assert tuner.tune(dry_run=False)[1] is not None
+        assert tuner.rest == REST
 
 
 def test_a_plan_that_does_not_keep_what_it_promised_is_removed(settings: Settings, store: Any, devices: None) -> None:
