@@ -119,6 +119,19 @@ def test_a_job_ends_with_its_last_row_and_tells_what_it_took(deck: Deck) -> None
     assert job.batch in (2, 3)
 
 
+def test_each_row_of_a_job_is_told_as_it_grows_with_the_probabilities_of_its_tokens(deck: Deck) -> None:
+    job = deck.join(deck.job("one", "two", stream=True, max_tokens=4, logprobs=1))
+    deck.finish()
+    for row, answer in enumerate(job.answers):
+        assert answer is not None
+        told = [piece for _, piece in deck.pieces if piece.row == row]
+        assert "".join(piece.text for piece in told) == answer["text"]
+        assert [piece.told for piece in told] == [*range(len(told))]
+        tokens = [token for piece in told for delta in piece.beside for token in delta["logprobs"]]
+        assert tokens == answer["logprobs"]["content"][: len(tokens)]
+        assert len(tokens) > 0
+
+
 def test_a_job_that_joins_gets_the_answer_that_it_gets_alone(deck: Deck) -> None:
     deck.join(job := deck.job("two", max_tokens=9))
     deck.finish()
