@@ -45,8 +45,9 @@ def write_catalogue(folder: Path, workloads: Iterable[Workload]) -> None:
         target = folder / workload.model
         target.mkdir(parents=True)
         (target / "model.yaml").write_text(yaml.safe_dump(model, sort_keys=False))
-        if (source / "profiles").is_dir():
-            (target / "profiles").symlink_to(source / "profiles")
+        for beside in source.iterdir():  # profiles, and the code that makes its artefacts
+            if beside.name != "model.yaml":
+                (target / beside.name).symlink_to(beside)
 
 
 def plan_of(workload: Workload, models: Path) -> Plan:
