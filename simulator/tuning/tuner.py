@@ -38,7 +38,8 @@ HYSTERESIS = 0.08
 """A plan replaces another if it is better by this share on arrivals that the search has not seen."""
 
 DRAWS = 3
-"""Windows that are resampled from the one that was searched on, to compare plans: it must be better on each."""
+"""Windows that are resampled from the one that was searched on, to compare plans: it must be better on average, and
+worse on none. While it had to be better by `HYSTERESIS` on each, plans were kept that cost a third more."""
 
 SERVING = 0.75
 """Share of a class's planned devices that must serve before a cell moves to it."""
@@ -125,13 +126,14 @@ def _compared(
 ) -> tuple[Assignment, float, float, bool]:
     """The best of these on windows that were not searched on, the former one's score and its, and whether to adopt it.
 
-    It must be clearly better on each window.
+    It must be clearly better on average, and worse on none.
     """
     scores = {found: [twin.play(found).score for twin in twins] for found in good}
     best = min(good, key=lambda found: fmean(scores[found]))
     before = [twin.play(former).score if former is not None else math.inf for twin in twins]
-    clearly = all(new < old * (1 - HYSTERESIS) for new, old in zip(scores[best], before, strict=True))
-    return best, fmean(before), fmean(scores[best]), clearly
+    clearly = fmean(scores[best]) < fmean(before) * (1 - HYSTERESIS)
+    nowhere_worse = all(new <= old for new, old in zip(scores[best], before, strict=True))
+    return best, fmean(before), fmean(scores[best]), clearly and nowhere_worse
 
 
 class Tuner:

@@ -30,7 +30,7 @@ from simulator.tuning.tuner import (
     measured,
     plan_of,
 )
-from simulator.tuning.twin import FLOOR, MOST, Conditions, Twin, Window
+from simulator.tuning.twin import FLOOR, MOST, WEIGHT, Conditions, Twin, Window
 from simulator.workload import Workload, prepare
 
 FLEET = """
@@ -320,7 +320,7 @@ def test_trust_is_lost_after_periods_in_a_row_that_were_worse_than_predicted(
 def test_a_score_is_at_least_the_cost_and_at_most_all_penalties_more(cost: float, answers: dict) -> None:  # type: ignore[type-arg]
     score = measured(cost, answers, PENALTIES)
     models = {cell[0] for cell in answers}
-    assert cost <= score <= cost + sum(PENALTIES) + len(models) * FLOOR * PENALTIES[0] / 2 + 1e-9
+    assert cost <= score <= cost + sum(PENALTIES) + len(models) * FLOOR * WEIGHT * PENALTIES[0] + 1e-9
     if not any(found.late for found in answers.values()):
         assert score == cost
 
