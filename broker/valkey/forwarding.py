@@ -154,7 +154,7 @@ def forward_call(
         jobs = list(group)
         fields = jobs[0][-1].fields
         flat = [text for pair in fields.items() for text in pair]
-        charges, blobs = _charges(fields, was), fields.get("blobs", "").split()
+        blobs = fields.get("blobs", "").split()
         published: str | bytes = "1" if queue_list else ""
         if queue_list:
             keys.append(queue_list)
@@ -162,7 +162,8 @@ def forward_call(
             keys += (*UNACKED, *priority_lists(jobs[0][-1].queue))
             published = _lead(lead, jobs[0][-1].queue)
         args += (published, keep, was, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
-        args += (0 if was else fields.get("accepted", 0), len(flat), *flat, len(charges) // 2, *charges)
+        args += (0 if was else fields.get("accepted", 0), fields.get("cell", ""))
+        args += (_pack(flat), _pack(_charges(fields, was)))
         if "spent" in fields:
             keys.append(fields["spent"])
         args += (fields["tenant"], fields["cost"]) if "spent" in fields else ("", 0)

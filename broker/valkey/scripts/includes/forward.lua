@@ -30,11 +30,12 @@ end
 local function reply_to(job, client)
   if client == '' then redis.call('HDEL', job, 'reply') else redis.call('HSET', job, 'reply', client) end
 end
-local function take_turns(jobs)
-  local cell = redis.call('HGET', jobs[1], 'cell')
-  if not cell then return end
-  local turn = redis.call('HINCRBY', work, turns_cell(cell), #jobs) - #jobs
-  for n, job in ipairs(jobs) do redis.call('HSET', job, 'turn', turn + n - 1) end
+local function turn_of(cell, count) return redis.call('HINCRBY', work, turns_cell(cell), count) - count end
+-- Writes a record in one command, with its turn in the cell and its client where it has such.
+local function write(job, cell, client, fields)
+  if cell ~= '' then fields[#fields + 1], fields[#fields + 2] = 'turn', turn_of(cell, 1) end
+  if client ~= '' then fields[#fields + 1], fields[#fields + 2] = 'reply', client end
+  redis.call('HSET', job, unpack(fields))
 end
 local function used(job, client, use, new)
   local digest, submission, same, other, keep, placeholder, shown = unpack(cmsgpack.unpack(use))
@@ -75,19 +76,17 @@ for _ = 1, tonumber(ARGV[9]) do
   i, k = i + 2, k + 1
 end
 while i <= #ARGV do
-  local published, keep, was, queue, blobs, deadline, listed = unpack(ARGV, i, i + 6)
+  local published, keep, was, queue, blobs, deadline, listed, cell = unpack(ARGV, i, i + 7)
   if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
-  local fields = i + 8
-  local charges = fields + ARGV[i + 7] + 1
-  local spending = charges + ARGV[charges - 1] * 2
-  local tenant, cost, count = unpack(ARGV, spending, spending + 2)
+  local fields, charges = cmsgpack.unpack(ARGV[i + 8]), cmsgpack.unpack(ARGV[i + 9])
+  local tenant, cost, count = unpack(ARGV, i + 10, i + 12)
   local list, spent, wanted
   if published ~= '' then list, k = KEYS[k], k + 1 end
   if #published > 1 then wanted, k = k, k + 6 end
   if tenant ~= '' then spent, k = KEYS[k], k + 1 end
   local first_blob = k
-  k, i = k + blobs, spending + 3
-  local forwarded, jobs = {}, {}
+  k, i = k + blobs, i + 13
+  local forwarded, jobs, copies = {}, {}, {}
   local first, its_client  -- of the group's new records: the others are copies of it, or there already
   for _ = 1, tonumber(count) do
     local job, new = KEYS[k], nil
@@ -95,14 +94,11 @@ while i <= #ARGV do
     k, i = k + 1, i + 3
     if first and job ~= first then
       new = redis.call('COPY', first, job) == 1
+      if new then copies[#copies + 1] = job end
       if new and client ~= its_client then reply_to(job, client) end
     elseif due(job, was) then
       if was ~= '' then leave(job) end
-      if client == '' then
-        redis.call('HSET', job, unpack(ARGV, fields, charges - 2))
-      else
-        redis.call('HSET', job, 'reply', client, unpack(ARGV, fields, charges - 2))
-      end
+      write(job, cell, client, {unpack(fields)})
       redis.call('EXPIRE', job, keep)
       new = true
       if was == '' then first, its_client = job, client end
@@ -117,7 +113,10 @@ while i <= #ARGV do
     if ours and use ~= '' and not used(job, client, use, new) then done[#done] = -1 end
   end
   if #forwarded > 0 then
-    take_turns(jobs)
+    if cell ~= '' and #copies > 0 then
+      local turn = turn_of(cell, #copies)
+      for n, job in ipairs(copies) do redis.call('HSET', job, 'turn', turn + n - 1) end
+    end
     local group = cmsgpack.pack(jobs)
     if tonumber(deadline) > 0 then redis.call('ZADD', deadlines, deadline, group) end
     if tonumber(listed) > 0 then redis.call('ZADD', accepted, listed, group) end
@@ -127,7 +126,7 @@ while i <= #ARGV do
     for b = first_blob, first_blob + blobs - 1 do
       if queue ~= '' then redis.call('PERSIST', KEYS[b]) else redis.call('EXPIRE', KEYS[b], keep) end
     end
-    for c = charges, spending - 2, 2 do redis.call('HINCRBYFLOAT', work, ARGV[c], ARGV[c + 1] * #forwarded) end
+    for c = 1, #charges, 2 do redis.call('HINCRBYFLOAT', work, charges[c], charges[c + 1] * #forwarded) end
     if spent then
       redis.call('HINCRBYFLOAT', spent, tenant, cost * #forwarded)
       redis.call('EXPIRE', spent, 172800)  -- a day's spending is read on that day: two days
