@@ -6,7 +6,6 @@ same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -195,6 +194,16 @@ TOLERANCE = 0.001
 """Change of the work ahead, in device seconds, below which a choice is always reused."""
 
 
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A cached choice: how far the `backlog` that it was made with may change, and the total change that is no more."""
+
+    choice: CachedChoice
+    tolerance: float
+    backlog: np.ndarray
+    until: float
+
+
 class WorkingSnapshot:
     """One snapshot with everything derived from it. Placements add to `backlog`, held jobs to `held`.
 
@@ -225,7 +234,7 @@ class WorkingSnapshot:
         self._topology = topology
         self._book = book
         self._tables: dict[tuple[str, Constraints, tuple[str, str] | None], CandidateTable] = {}
-        self._cached: dict[Hashable, tuple[float, CachedChoice]] = {}
+        self._cached: dict[Hashable, _Kept] = {}
         self._changed = self._elapsed = 0.0
 
     def make_choice(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> CachedChoice:
@@ -236,12 +245,20 @@ class WorkingSnapshot:
 
     def cached(self, key: Hashable) -> CachedChoice | None:
         """The choice cached under this key, while the work ahead has changed by no more than its tolerance."""
-        until, cached = self._cached.get(key, (-math.inf, None))
-        return cached if self._changed <= until else None
+        kept = self._cached.get(key)
+        if kept is None:
+            return None
+        if self._changed > kept.until:  # what came and what was served may cancel out
+            left = kept.tolerance - float(np.abs(self.backlog.seconds - kept.backlog).sum())
+            if left < 0:
+                return None
+            kept.until = self._changed + left
+        return kept.choice
 
     def keep(self, key: Hashable, cached: CachedChoice) -> None:
         """Cache the choice under this key."""
-        self._cached[key] = self._changed + max(TOLERANCE, cached.choice.tolerance), cached
+        tolerance = max(TOLERANCE, cached.choice.tolerance)
+        self._cached[key] = _Kept(cached, tolerance, self.backlog.seconds.copy(), self._changed + tolerance)
 
     def ahead(self, *, released: bool = False) -> np.ndarray:
         """Device seconds served before a new request, bound and held, shape (classes, LEVELS).

@@ -242,9 +242,10 @@ def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot, prompt:
     """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
     model = _accepting(order, rules)
-    rows = rows_of(model, request.inputs)
+    rows, shares = rows_of(model, request.inputs), working.tenants.shares
     sizes, asked = _sizes(order, model, rules.topology, working.tenants, rows), _asks(model, request)
-    key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked, prompt.prefix)
+    standing = shares.work_limit(request.tenant), shares.bypasses_holding(request.tenant)
+    key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked, prompt.prefix, standing)
     known = working.cached(key) if until is None else None
     if known is not None:
         return known

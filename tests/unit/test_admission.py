@@ -121,6 +121,16 @@ def test_where_work_waits_a_burst_is_placed_from_figures_that_hold_for_a_batch()
     assert bases(busy) <= 64 / 16 < bases(idle)  # 16 rows fill a batch of the class
 
 
+def test_requests_that_are_served_one_after_another_share_a_choice() -> None:
+    working, terms = seen(FLEET), {"model": "paced", "locality": "edge"}
+    first = alike(working, ["j1"], **terms)[0].placement
+    for _ in range(20):
+        working.advance(1.0)
+        assert alike(working, ["j2"], **terms)[0].placement is first
+
+    assert alike(working, ["j3"] * 20, **terms)[-1].placement is not first
+
+
 def test_requests_of_about_the_same_size_are_placed_alike() -> None:
     one, longer, longest = alike_texts("x" * 1000, "x" * 1010, "x" * 4000)
     assert one.outgoing.fields is longer.outgoing.fields
