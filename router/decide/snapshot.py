@@ -100,12 +100,10 @@ class Backlog:
         """
         if not self.seconds.any():
             return 0.0
-        left = seconds.copy()
-        for level in range(LEVELS):
-            done = np.minimum(self.seconds[:, level], left)
-            self.seconds[:, level] -= done
-            left -= done
-        return float((seconds - left).sum())
+        before = self.seconds.cumsum(axis=1) - self.seconds  # of the levels that are served first
+        done = np.minimum(self.seconds, np.maximum(seconds[:, np.newaxis] - before, 0.0))
+        self.seconds -= done
+        return float(done.sum())
 
     def levels(self, hardware_class: str) -> tuple[float, ...]:
         """A class's device seconds, one figure per level."""
