@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -51,7 +51,7 @@ from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request, job_id
 from taxiway.contract.tensors import HEADER, Framed
 from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
-from taxiway.contract.wire import TRACEPARENT, TRACESTATE, request_body, task_envelope
+from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
 
 _TRACEPARENT = TRACEPARENT.encode()
@@ -132,20 +132,20 @@ class Answer:
     pieces: Sequence[Buffer]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Running:
     """An accepted request: its job, where that was placed, and a wait of at most so many seconds for its stored result.
 
-    The wait returns None if it takes longer.
+    The wait returns None if it takes longer. Nothing is awaited for it after `close`.
     """
 
     job: str
     placement: Placement
     wait: Callable[[float], Awaitable[bytes | None]]
+    close: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """A request, and the blobs taken out of its message."""
 
     order: Order
@@ -208,19 +208,22 @@ class Inference:
         await self._forward(prepared, admitted)
         return admitted
 
-    @asynccontextmanager
-    async def running(self, request: Request, size: int = 0, told: bool = True) -> AsyncIterator[Running]:
-        """Accept a request as `accept` does, and listen for its result.
+    async def run(self, request: Request, size: int = 0, told: bool = True) -> Running:
+        """Accept a request as `accept` does, and listen for its result until that is closed.
 
         Raises:
             TaxiwayError: as `accept` raises it.
         """
         prepared = await self._prepared(request, size, reply=self._router.name, told=told)
         job, admitted = prepared.order.job, await self._placed(prepared)
-        with self._router.results.expect(job) as future:
+        expected = self._router.results.expect(job)
+        try:
             fresh = await self._forward(prepared, admitted)
-            wait = partial(self._own, future, job) if fresh else partial(self._earlier, job)
-            yield Running(job, admitted.placement, wait)
+        except BaseException:
+            expected.close()
+            raise
+        wait = partial(self._own, expected.future, job) if fresh else partial(self._earlier, job)
+        return Running(job, admitted.placement, wait, expected.close)
 
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
@@ -232,7 +235,7 @@ class Inference:
         """
         model = self._router.rules.catalogue.resolve(reference)
         request, classes = await self._converted(reference, infer, size)
-        async with self.running(request, size) as running:
+        with closing(await self.run(request, size)) as running:
             meta = await running.wait(min(longest, self._limits.wait))
         if meta is None:
             return Accepted(running.job)
@@ -267,24 +270,32 @@ class Inference:
         return request, classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
 
     async def _prepared(self, request: Request, size: int, *, reply: str, told: bool = True) -> _Prepared:
-        prepared = await beside(size, self._checked, request)
-        carry(prepared.order.envelope.headers)
-        accepted = self._router.store.stored_now()
-        order = msgspec.structs.replace(prepared.order, accepted=accepted, reply=reply, told=told)
-        return replace(prepared, order=order)
-
-    def _checked(self, request: Request) -> _Prepared:
         """A request as an order, before admission."""
+        job = job_id(request)
+        envelope, body, blobs = await beside(size, self._checked, request, job)
+        carry(envelope.headers)
+        order = Order(
+            job,
+            request,
+            envelope,
+            body,
+            accepted=self._router.store.stored_now(),
+            reply=reply,
+            blobs={ref: len(content) for ref, content in blobs.items()},
+            told=told,
+        )
+        return _Prepared(order, blobs)
+
+    def _checked(self, request: Request, job: str) -> tuple[Envelope, bytes, Mapping[str, Buffer]]:
+        """The message of a request that fits its model, its body, and the blobs taken out of it."""
         model = self._router.rules.catalogue.resolve(request.model)
         bound = bind(model, request.inputs, request.parameters, request.outputs)
         check_stream(model, bound, request.stream)
         blobs = Blobs(self._limits.inline)
         body = request_body(request, blobs)
-        job = job_id(request)
-        sizes = {ref: len(content) for ref, content in blobs.contents.items()}
-        check_size(len(body) + sum(sizes.values()), self._limits.payload)
+        check_size(len(body) + sum(map(len, blobs.contents.values())), self._limits.payload)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
-        return _Prepared(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), blobs.contents)
+        return envelope, body, blobs.contents
 
     async def _placed(self, prepared: _Prepared) -> Admitted:
         """The placed request, with its blobs in the store."""

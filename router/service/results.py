@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -71,6 +71,25 @@ class _Named(msgspec.Struct):
 _job_of = msgspec.json.Decoder(_Named).decode
 
 
+class Expected:
+    """A `future` of a job's stored result among those `waiting`, until it is closed."""
+
+    __slots__ = ("_job", "_waiting", "future")
+
+    def __init__(self, waiting: dict[str, set[asyncio.Future[bytes]]], job: str) -> None:
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting = waiting
+        self._job = job
+        waiting.setdefault(job, set()).add(self.future)
+
+    def close(self) -> None:
+        """Wait no more."""
+        others = self._waiting[self._job]
+        others.discard(self.future)
+        if not others:
+            del self._waiting[self._job]
+
+
 class Results:
     """The results that callers of this router wait for, as they are announced.
 
@@ -96,20 +115,12 @@ class Results:
         for future in [future for waiting in self._waiting.values() for future in waiting]:
             give_up(future)
 
-    @contextmanager
-    def expect(self, job: str) -> Iterator[asyncio.Future[bytes]]:
-        """A future of the result's stored bytes. Enter it before the job is forwarded, so no announcement is missed."""
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault(job, set())
-        waiting.add(future)
+    def expect(self, job: str) -> Expected:
+        """The result of a job. Call it before the job is forwarded, so no announcement is missed, and `close` it."""
+        expected = Expected(self._waiting, job)
         if self.hurried.is_set():
-            give_up(future)
-        try:
-            yield future
-        finally:
-            waiting.discard(future)
-            if not waiting and self._waiting.get(job) is waiting:
-                del self._waiting[job]
+            give_up(expected.future)
+        return expected
 
     async def wait(self, job: str, longest: float) -> bytes | None:
         """The result of any job, within `longest` seconds; None if it did not arrive.
@@ -117,13 +128,13 @@ class Results:
         Raises:
             BrokerUnavailableError: the state store does not answer.
         """
-        with self.expect(job) as future:
+        with closing(self.expect(job)) as expected:
             meta = await self._store.result(job)
             if meta is not None or longest <= 0:
                 return meta
             self._follow(job)
             try:
-                return await asyncio.wait_for(future, longest)
+                return await asyncio.wait_for(expected.future, longest)
             except TimeoutError:
                 return await self._store.result(job)
             finally:

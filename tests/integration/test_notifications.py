@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -73,10 +73,10 @@ def test_a_router_finds_a_result_that_was_never_announced(settings: Settings, st
     async def scenario() -> bytes:
         async with router_results(settings.state, name) as results:
             await subscribed(store, name)
-            with results.expect("j") as future:
+            with closing(results.expect("j")) as expected:
                 await asyncio.sleep(PAUSE)  # what was looked up at the start is over
                 store.set(result_key("j"), META)
-                return await asyncio.wait_for(future, SOON)
+                return await asyncio.wait_for(expected.future, SOON)
 
     assert asyncio.run(scenario()) == META
 

@@ -113,7 +113,7 @@ class Calls:
         Raises:
             TaxiwayError: the request was refused, or the job's error.
         """
-        async with self._inference.running(request, size) as running:
+        with contextlib.closing(await self._inference.run(request, size)) as running:
             try:
                 meta = await _unless(self._waited(request, running), _gone(receive))
                 return running.job, await self._inference.result(meta)
