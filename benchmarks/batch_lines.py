@@ -23,9 +23,11 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks.catalogue import write_catalogue
 from benchmarks.engines import ENGINE
 from benchmarks.measure import answer, percentile, say
 from benchmarks.processes import Doors, fleet
+from benchmarks.workloads import Workload
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
@@ -71,7 +73,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, llama_server(SLOTS) as url:
         queues = Path(name) / "queues.yaml"
         queues.write_text(_QUEUES.format(url=f"{url}/v1", slots=SLOTS, name=NAME, rows=ROWS))
-        with fleet(Path(name), queues, workers) as doors:
+        models = Path(name) / "models"
+        write_catalogue(models, [Workload("embed", "embeddings", "embed", VARIANT, ROWS, wait=0.005)])
+        (models / "chat").symlink_to(TREE / "models" / "chat")
+        with fleet(Path(name), queues, workers, models) as doors:
             processes = _processes(doors)
             with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
                 _Batch(http, 100, 0).end(processes["router"])  # the model is loaded, the router has seen a batch
