@@ -312,7 +312,7 @@ def test_a_draining_worker_finishes_what_ends_in_time_and_requeues_the_rest(
     worker.process.wait(30)
     assert tower.waiting() == 1
     assert not tower.state.exists(result_key(long))
-    assert len(engine.aborts) == 1
+    eventually(lambda: len(engine.aborts) == 1)  # the engine sees the end of the connection a little later
 
 
 def test_an_endpoint_without_its_key_is_an_error_at_the_start(
