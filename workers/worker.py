@@ -203,7 +203,7 @@ def open_class_queue(context: WorkerContext, name: str) -> ClassQueue | None:
         context.topology.limits,
         claiming=settings.broker_is_state,
         ahead=ahead_of(context.hardware),
-        led=context.hardware.endpoint is not None and len(context.hardware.endpoint.replicas) > 1,
+        led=context.hardware.endpoint is not None,
     )
 
 

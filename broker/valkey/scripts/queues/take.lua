@@ -2,11 +2,12 @@
 -- Takes messages of a class queue into kombu's hash of unacknowledged messages, and claims their jobs.
 --
 -- KEYS: the unacked hash, its index, the worker's room, devices, heartbeats, then the queue's lists, first served first,
---   and the list of what was led to the worker, if it has one, which is served before them. Keys of jobs and results follow from the messages that are taken.
+--   and the list of what was led to the worker, if it has one, which is served before them. Keys of jobs and results
+--   follow from the messages that are taken.
 -- ARGV: beginning of tags, end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of the
 --   keys of results and jobs, most seconds of patient work, number from which on what is parked is counted, first level
---   of patient work (0 = the first list), number of the queue's lists, most messages and the number of this take, which the tags carry; without these
---   two, as the room says that the last take left them.
+--   of patient work (0 = the first list), number of the queue's lists, most messages and the number of this take, which
+--   the tags carry; without these two, as the room says that the last take left them.
 -- Returns the time, the number of the take, then for each message: itself, its job, and verdict and value of the claim.
 -- Safe to run twice: a message is taken once, and comes back if nobody keeps it for a lease.
 --
