@@ -161,15 +161,16 @@ class EndpointHealth:
                 self._changed()
 
     async def _look(self) -> None:
-        """Ask the engine for its facts; one that has none is asked again later."""
+        """Ask the engine for its facts; one that has none is asked again later. The last ones hold until it answers."""
         if self._mute_until > time.monotonic():
             return
-        self.engine = None
         for path, read in ((METRICS, read_metrics), (SLOTS, read_slots)):
             with contextlib.suppress(EndpointError):
-                self.engine = read(await self._link.probe(path, self._timeout, base=self._link.root))
-            if self.engine is not None:
-                return
+                found = read(await self._link.probe(path, self._timeout, base=self._link.root))
+                if found is not None:
+                    self.engine = found
+                    return
+        self.engine = None
         self._mute_until = time.monotonic() + ASK_AGAIN
 
     async def _discovered(self) -> Mapping[str, Announced]:
