@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.openai.answers import Head, embeddings, text_logprobs, usage_of
+from router.http.openai.answers import ChatWriter, Head, embeddings, text_logprobs, usage_of
 from router.http.openai.asked import (
     ChatCall,
     CompletionCall,
@@ -25,7 +25,7 @@ from router.http.openai.asked import (
 from router.http.openai.errors import content, param_of
 from router.http.openai.response_events import ResponseWriter, told_again
 from router.http.openai.responses import ResponseCall, begun, input_items, messages_of, response_fields
-from router.http.progress import Answers
+from router.http.progress import Answers, Part
 from tasks.models.catalogue import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway.contract.deltas import TEXTS, Message, OtherMessageError
@@ -407,3 +407,13 @@ def test_a_completion_tells_the_probabilities_of_its_tokens_in_lists() -> None:
         "text_offset": [3, 5],
     }
     assert text_logprobs([], 3) is text_logprobs(None) is None
+
+
+@given(st.permutations(range(4)))
+def test_choices_begin_in_their_order_whichever_is_told_first(rows: list[int]) -> None:
+    writer = ChatWriter(Head("j", "default", 0), "talk", choices=4, usage=False)
+    events = b"".join(writer.part(Part(row, {"content": "x"})) for row in (*rows, *rows)).split(b"\n\n")[:-1]
+    choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
+
+    assert [one["index"] for one in choices if "role" in one["delta"]] == [0, 1, 2, 3]
+    assert [one["index"] for one in choices if "content" in one["delta"]] == [*rows, *rows]

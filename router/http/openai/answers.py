@@ -392,8 +392,9 @@ class ChunkWriter(ABC):
         return b""
 
     def part(self, part: Part) -> bytes:
-        """See `Writer`."""
-        return self._chunk(self._choice(part))
+        """See `Writer`. The SDKs put choices together that begin in their order."""
+        before = b"".join(map(self._empty, range(part.row))) if part.row not in self._begun else b""
+        return before + self._chunk(self._choice(part))
 
     def ending(self, result: Result) -> bytes:
         """See `Writer`: the reasons why they ended, and the run report."""
