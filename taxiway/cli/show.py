@@ -19,6 +19,9 @@ from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport, Tokens
 _LONGEST = 8
 """Maximum numbers shown of a list."""
 
+UNBROKEN = 24
+"""Characters up to which the cells of a table's column stay on one line, however long the last column's text is."""
+
 
 def show_result(result: Result) -> None:
     """The outputs, then one dim line with where and how the job ran."""
@@ -422,10 +425,11 @@ def _print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, none: str) -> 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    cells = {name: [brief(row.get(name, "")) for row in rows] for name in names}
     for name in names:
-        table.add_column(name, no_wrap=name != names[-1])  # the last one is text
-    for row in rows:
-        table.add_row(*(Text(brief(row.get(name, ""))) for name in names))
+        table.add_column(name, no_wrap=name != names[-1] and max(map(len, cells[name])) <= UNBROKEN)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
     return table
 
 
