@@ -247,7 +247,7 @@ def test_a_loop_that_nobody_holds_ends_with_its_thread() -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of what this test is about
+@pytest.mark.filterwarnings("ignore:.*fork")  # Python 3.12 and JAX warn of what this test is about
 @pytest.mark.usefixtures("soon")
 def test_a_child_is_refused_and_its_parent_goes_on_running_the_loop(loop: LoopThread) -> None:
     def calls() -> tuple[int, bool]:
