@@ -122,7 +122,14 @@ class AsyncConnection:
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(_heed)
-        wire = await asyncio.shield(self._opening)
+        opening = self._opening
+        try:
+            wire = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if opening.cancelled() and task is not None and not task.cancelling():  # by `close`, not the caller
+                raise ConnectionError("closed") from None
+            raise
         if wire.ended:  # since it was opened
             raise ConnectionError("closed")
         return wire

@@ -171,6 +171,26 @@ def test_who_waits_on_a_connection_that_is_closed_is_told_at_once(settings: Sett
     asyncio.run(scenario())
 
 
+def test_who_waits_for_a_connection_that_is_closed_while_it_opens_is_told_and_can_open_it_again(
+    settings: Settings, cable: Cable
+) -> None:
+    async def scenario() -> None:
+        connection = AsyncConnection(through(cable, settings))
+        cable.delay = 2 * SOON
+        listening = asyncio.ensure_future(connection.listen([("SUBSCRIBE", "x")], lambda _: None))
+        asking = asyncio.ensure_future(connection.call("PING"))
+        await asyncio.sleep(0.01)  # it is connecting
+        connection.close()
+        for waiting in (listening, asking):
+            with pytest.raises(ConnectionError):
+                await asyncio.wait_for(waiting, SOON)
+        cable.delay = 0.0
+        assert await connection.call("PING") == b"PONG"
+        connection.close()
+
+    asyncio.run(scenario())
+
+
 def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> None:
     async def scenario() -> list[Any]:
         connection = AsyncConnection(settings.state)
