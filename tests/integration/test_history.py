@@ -242,7 +242,7 @@ def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings:
         leads[0].process.kill()
         with device.pause():
             late = client.submit("echo", "late", service="bulk")
-            read = eventually(lambda: whole(history.read_recent(began), 22), within=LAG + 40)
+            read = eventually(lambda: whole(history.read_recent(began), 22), within=LAG + 90)
             late.cancel()
     jobs_of = {
         name: [
