@@ -68,7 +68,6 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10_000, help="lines of the batch")
     parser.add_argument("--padding", type=int, default=0, help="spaces in each line, for a larger file")
     given = parser.parse_args()
-    rates: dict[int, float] = {}
     workers = [["--class", "cpu.batch", "--device", "cpu:0"], ["--class", "engine", "--device", "endpoint:0"]]
     with tempfile.TemporaryDirectory() as name, llama_server(SLOTS) as url:
         queues = Path(name) / "queues.yaml"
@@ -77,27 +76,33 @@ def main() -> None:
         write_catalogue(models, [Workload("embed", "embeddings", "embed", VARIANT, ROWS, wait=0.005)])
         (models / "chat").symlink_to(TREE / "models" / "chat")
         with fleet(Path(name), queues, workers, models) as doors:
-            processes = _processes(doors)
-            with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
-                _Batch(http, 100, 0).end(processes["router"])  # the model is loaded, the router has seen a batch
-                live = Live(f"{doors.http}/v1", processes)
-                time.sleep(ALONE)
-                _say_live("alone", live)
-                as_others = processes["embed"].nice()
-                for nice in (0, NICE):
-                    for thread in processes["embed"].threads():  # Linux has it by thread
-                        os.setpriority(os.PRIO_PROCESS, thread.id, as_others + nice)
-                    batch = _Batch(http, given.lines, given.padding)
-                    live = Live(f"{doors.http}/v1", processes)
-                    batch.end(processes["router"])
-                    _say_live(f"beside a batch at nice {nice}", live)
-                    batch.check()
-                    rates[nice] = given.lines / batch.seconds
-                    grown = [most - batch.memory[0] for most in batch.memory]
-                    say(answer("router's memory less before a batch, MiB", grown, most=max(grown), lines=given.lines))
+            rates = _measure(doors, given.lines, given.padding)
     limit = _loop_rate()
     for nice, rate in rates.items():
         say(answer(f"batch of embeddings at nice {nice}, lines/s", [rate], loop=limit, share=rate / limit))
+
+
+def _measure(doors: Doors, lines: int, padding: int) -> dict[int, float]:
+    """Time live chats alone and beside batches; the lines a second of the batch whose worker is nicer by so much."""
+    processes = _processes(doors)
+    with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
+        _Batch(http, 100, 0).end(processes["router"])  # the model is loaded, the router has seen a batch
+        live = Live(f"{doors.http}/v1", processes)
+        time.sleep(ALONE)
+        _say_live("alone", live)
+        rates, as_others = {}, processes["embed"].nice()
+        for nice in (0, NICE):
+            for thread in processes["embed"].threads():  # Linux has it by thread
+                os.setpriority(os.PRIO_PROCESS, thread.id, as_others + nice)
+            batch = _Batch(http, lines, padding)
+            live = Live(f"{doors.http}/v1", processes)
+            batch.end(processes["router"])
+            _say_live(f"beside a batch at nice {nice}", live)
+            batch.check()
+            rates[nice] = lines / batch.seconds
+            grown = [most - batch.memory[0] for most in batch.memory]
+            say(answer("router's memory less before a batch, MiB", grown, most=max(grown), lines=lines))
+    return rates
 
 
 def _say_live(where: str, live: Live) -> None:
