@@ -131,17 +131,12 @@ def needs_of(
     *,
     rows: int,
     size: float,
-    payload: int = 0,
-    allowance: Allowance | None = None,
-    company: int = 0,
-    brief: float | None = None,
-    output: int = 0,
-    longest: int = 0,
     asks: tuple[str, ...] = (),
-    prefix: Prefix | None = None,
-    most_read: int = 0,
+    left: float = math.inf,
 ) -> Needs:
     """The request's needs: its own terms, completed from its service, under its tenant's rules.
+
+    Its deadline is at most `left` seconds.
 
     Raises:
         InvalidRequestError: unknown service; the message lists the known ones.
@@ -152,21 +147,15 @@ def needs_of(
         raise wrong_field("service", f"one of {sorted(topology.service)}", name)
     tenant = topology.tenants.get(terms.tenant, _NO_RULES)
     deadline = terms.deadline if terms.deadline is not None else service.deadline
+    if left < (math.inf if deadline is None else deadline):
+        deadline = left
     return Needs(
         deadline=deadline,
         level=level_of(deadline, terms.priority or service.priority),
         rows=rows,
         size=size,
-        payload=payload,
         budget=terms.budget,
         constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes, asks),
-        allowance=allowance,
-        company=company,
-        brief=brief,
-        output=output,
-        longest=longest,
-        prefix=prefix,
-        most_read=most_read,
     )
 
 

@@ -2,18 +2,15 @@
 
 No I/O: the fleet's state, the time and the rules are arguments. The payload is read only for the request's terms and
 its number of rows. The worker that runs it checks its values (and the HTTP door has done so before).
-
-It is refused where Celery could not run what its headers ask for, or could not send the tasks that follow from it.
 """
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,6 +23,7 @@ from router.decide.placement import Placement, seed_of
 from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, slots_worth
 from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
+from router.service.celery_message import moment_of
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.chats import answer_limit, asks, beginning, most_tokens
 from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
@@ -34,7 +32,7 @@ from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
-from taxiway.contract.request import RESENT, Request, check_terms, check_values
+from taxiway.contract.request import RESENT, Request, check_terms
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError
 
@@ -241,18 +239,15 @@ def _record(template: JobTemplate, order: Order, hooks: str) -> Mapping[str, str
 def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot, prompt: Prompt) -> CachedChoice:
     """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
-    model = _accepting(order, rules)
-    rows, shares = rows_of(model, request.inputs), working.tenants.shares
-    sizes, asked = _sizes(order, model, rules.topology, working.tenants, rows), _asks(model, request)
+    model, shares = _accepting(order, rules), working.tenants.shares
+    measurements = _measure(order, model, rules, working, prompt.prefix)
     standing = shares.work_limit(request.tenant), shares.bypasses_holding(request.tenant)
-    key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked, prompt.prefix, standing)
+    key = (*_terms_of(request), *measurements, *standing)
     known = working.cached(key) if until is None else None
     if known is not None:
         return known
     check_terms(request)
-    needs = _needs(
-        order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked, prefix=prompt.prefix
-    )
+    needs = _needs(order, measurements, rules.topology, working.tenants, until)
     cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
         working.keep(key, cached)
@@ -267,12 +262,8 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     """
     request = order.request
     model = _accepting(order, rules)
-    rows = rows_of(model, request.inputs)
-    sizes = _sizes(order, model, rules.topology, working.tenants, rows)
-    asked, until, prefix = _asks(model, request), _until(order), _prompt(order, rules, working).prefix
-    needs = _needs(
-        order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked, prefix=prefix
-    )
+    measurements = _measure(order, model, rules, working, _prompt(order, rules, working).prefix)
+    needs = _needs(order, measurements, rules.topology, working.tenants, _until(order))
     table = working.table(model, needs.constraints)
     return model, explain(
         table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
@@ -314,12 +305,36 @@ def size_of(model: Model, request: Request, lengths: Lengths) -> Sizes:
     return min(size, model.buckets[-1]), answer, longest  # longer texts are cut there; anything else was refused
 
 
-def _sizes(order: Order, model: Model, topology: Topology, tenants: Tenants, rows: int) -> tuple[int, int, int, int]:
-    """`size_of` and `_most_read`, rounded to a few digits: requests of about the same sizes share a cached choice."""
+class Measurements(NamedTuple):
+    """What was measured of a request, as `Needs` has it; rounded, so that requests of about the same share a choice."""
+
+    rows: int
+    size: int
+    output: int
+    longest: int
+    most_read: int
+    payload: int
+    company: int
+    asks: tuple[str, ...]
+    prefix: Prefix | None
+
+
+def _measure(order: Order, model: Model, rules: Rules, working: WorkingSnapshot, prefix: Prefix | None) -> Measurements:
     request = order.request
-    lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
+    rows = rows_of(model, request.inputs)
+    lengths = working.tenants.lengths(model.id, request.tenant) if generates(model) else {}
     size, answer, longest = size_of(model, request, lengths)
-    return quantised(model, size), answer, tokens_of(bin_of(longest)), _most_read(order, model, topology, rows)
+    return Measurements(
+        rows=rows,
+        size=quantised(model, size),
+        output=answer,
+        longest=tokens_of(bin_of(longest)),
+        most_read=_most_read(order, model, rules.topology, rows),
+        payload=order.payload,
+        company=order.company,
+        asks=_asks(model, request),
+        prefix=prefix,
+    )
 
 
 def _most_read(order: Order, model: Model, topology: Topology, rows: int) -> int:
@@ -352,43 +367,33 @@ def _asks(model: Model, request: Request) -> tuple[str, ...]:
 
 
 def _needs(
-    order: Order,
-    topology: Topology,
-    tenants: Tenants,
-    *,
-    rows: int,
-    sizes: tuple[int, int, int, int],
-    until: float | None,
-    asked: tuple[str, ...],
-    prefix: Prefix | None,
+    order: Order, measurements: Measurements, topology: Topology, tenants: Tenants, until: float | None
 ) -> Needs:
-    request = order.request
-    size, output, longest, most_read = sizes
-    needs = needs_of(
-        request,
-        topology,
-        rows=rows,
-        size=size,
-        payload=order.payload,
+    """The request's needs, with what was measured of it and what its tenant may use."""
+    request, left = order.request, _left(order, until)
+    return replace(
+        needs_of(request, topology, rows=measurements.rows, size=measurements.size, asks=measurements.asks, left=left),
+        payload=measurements.payload,
         allowance=tenants.allowance(request.tenant, topology, order.moment),
-        company=order.company,
+        company=measurements.company,
         brief=tenants.shares.work_limit(request.tenant),
-        output=output,
-        longest=longest,
-        asks=asked,
-        prefix=prefix,
-        most_read=most_read,
+        output=measurements.output,
+        longest=measurements.longest,
+        prefix=measurements.prefix,
+        most_read=measurements.most_read,
     )
-    if until is None:
-        return needs
-    left = until - order.moment
-    if left <= 0:
+
+
+def _left(order: Order, until: float | None) -> float:
+    """Seconds until the store's time `until`; infinite if that is None.
+
+    Raises:
+        DeadlineExceededError: that time has come.
+    """
+    left = math.inf if until is None else until - order.moment
+    if until is not None and left <= 0:
         raise exceeded(Course(order.moment, until, order.accepted, held=order.released > 0))
-    if needs.deadline is not None and needs.deadline <= left:
-        return needs
-    sooner = msgspec.structs.replace(request, deadline=left)
-    again = needs_of(sooner, topology, rows=rows, size=size)
-    return replace(needs, deadline=left, level=again.level)
+    return left
 
 
 def _until(order: Order) -> float | None:
@@ -402,166 +407,3 @@ def _until(order: Order) -> float | None:
 def _expires(envelope: Envelope) -> float | None:
     text = envelope.headers.get("expires")
     return None if text is None else moment_of("expires", text).timestamp()
-
-
-MOST_BYTES = 64 * 2**10
-"""Limit on the size of a message's headers as JSON, in bytes."""
-
-_SHOWN = 200  # characters of what came
-
-
-class Signature(msgspec.Struct, frozen=True):
-    """A task that follows from another one, as Celery encodes it."""
-
-    task: str
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    subtask_type: str | None = None
-    immutable: bool = False
-
-
-class Embed(msgspec.Struct, frozen=True):
-    """The third part of a task's body: the tasks that follow from it."""
-
-    callbacks: list[Signature] | None = None
-    errbacks: list[Signature] | None = None
-    chain: list[Signature] | None = None
-    chord: Signature | None = None
-
-
-_decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, Embed | None]).decode
-_encode = msgspec.json.Encoder().encode
-
-
-def check_headers(envelope: Envelope) -> None:
-    """Refuse headers that Celery could not read in a worker.
-
-    Raises:
-        InvalidRequestError: names the header, what was expected and what was received.
-        RequestTooLargeError: they take more than `MOST_BYTES`.
-    """
-    headers = envelope.headers
-    for name in _MEANS.keys() & headers.keys():
-        means, expected = _MEANS[name]
-        if not means(headers[name]):
-            raise _invalid(name, expected, headers[name])
-    if not _is_utf8(envelope.content_encoding):
-        raise _invalid("content-encoding", "utf-8", envelope.content_encoding)
-    size = _header_size(headers)
-    if size > MOST_BYTES:
-        message = f"headers: expected at most {MOST_BYTES} bytes, got {size}"
-        raise RequestTooLargeError(message, limit="headers", most=MOST_BYTES, got=size)
-
-
-def read_embed(body: bytes) -> Embed | None:
-    """The tasks that follow from the task in a body.
-
-    Raises:
-        InvalidRequestError: Celery could not have sent it; names what was expected.
-    """
-    try:
-        return _decode_embed(body)[2]
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$[2]")
-        field = where.strip(".`") or "embed"
-        raise InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}, as Celery writes it", field=field) from error
-
-
-def check_embed(embed: Embed | None) -> None:
-    """Refuse follow-up tasks whose arguments could not be encoded or decoded.
-
-    Raises:
-        InvalidRequestError: a value is nested too deeply.
-        RequestTooLargeError: there are too many values.
-    """
-    if embed is not None and any(getattr(embed, name) for name in embed.__struct_fields__):
-        check_values(msgspec.to_builtins(embed), "embed")
-
-
-def moment_of(header: str, text: Any) -> datetime:
-    """The time in a header; UTC if it has no time zone.
-
-    Raises:
-        InvalidRequestError: not an ISO 8601 date, or out of range.
-    """
-    moment = _moment(text)
-    if moment is None:
-        raise _invalid(header, _DATE, text)
-    return moment
-
-
-def _moment(text: Any) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return moment if 0 <= moment.timestamp() < _FARTHEST else None
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-_FARTHEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
-_DATE = "an ISO 8601 date, from 1970 to the year 9000"
-
-
-def _is_date(value: Any) -> bool:
-    return value is None or _moment(value) is not None
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 2**31)
-
-
-def _is_time_limits(value: Any) -> bool:
-    pair = value is None or (isinstance(value, (list, tuple)) and len(value) == 2)
-    return pair and all(one is None or (type(one) in (int, float) and one >= 0) for one in value or ())
-
-
-def _is_names(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-def _is_mapping(value: Any) -> bool:
-    return value is None or isinstance(value, dict)
-
-
-def _is_absent(value: Any) -> bool:
-    return value is None or value == ""
-
-
-_MEANS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "eta": (_is_date, _DATE),
-    "compression": (_is_absent, "a body that is not compressed"),
-    "timelimit": (_is_time_limits, "two numbers >= 0, or null for either"),
-    "stamped_headers": (_is_names, "a list of texts"),
-    "stamps": (_is_mapping, "a mapping"),
-    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), (_is_count, "a whole number >= 0")),
-    **dict.fromkeys(
-        ("lang", "root_id", "parent_id", "group", "shadow", "origin", "argsrepr", "kwargsrepr"), (_is_text, "text")
-    ),
-}
-"""By header: the check that its value is valid for Celery, and what is expected."""
-
-
-def _is_utf8(encoding: str) -> bool:
-    try:
-        return encoding == "binary" or codecs.lookup(encoding).name in ("utf-8", "ascii")
-    except (LookupError, ValueError):
-        return False
-
-
-def _header_size(headers: Mapping[str, Any]) -> int:
-    try:
-        return len(_encode(headers))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"headers: expected values that JSON can hold: {error}", field="headers") from error
-
-
-def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    shown = repr(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
-    return InvalidRequestError(f"{field}: expected {expected}, got {shown}", field=field)

@@ -16,18 +16,8 @@ from broker.valkey.forwarding import Drawn, Refused
 from broker.valkey.records import REFUSED, Ending
 from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import (
-    Admitted,
-    Embed,
-    Order,
-    Rules,
-    admit,
-    check_embed,
-    check_headers,
-    check_size,
-    hooks_of,
-    read_embed,
-)
+from router.service.admission import Admitted, Order, Rules, admit, check_size, hooks_of
+from router.service.celery_message import Embed, check_embed, check_headers, read_embed
 from tasks.topology import Limits
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id

@@ -1,0 +1,179 @@
+"""What a message may ask of Celery: its headers, and the tasks that follow from it.
+
+A message is refused where Celery could not run what its headers ask for, or could not send the tasks that follow.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from taxiway.contract.request import check_values
+from taxiway.contract.wire import Envelope
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
+
+MOST_BYTES = 64 * 2**10
+"""Limit on the size of a message's headers as JSON, in bytes."""
+
+_SHOWN = 200  # characters of what came
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """A task that follows from another one, as Celery encodes it."""
+
+    task: str
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    subtask_type: str | None = None
+    immutable: bool = False
+
+
+class Embed(msgspec.Struct, frozen=True):
+    """The third part of a task's body: the tasks that follow from it."""
+
+    callbacks: list[Signature] | None = None
+    errbacks: list[Signature] | None = None
+    chain: list[Signature] | None = None
+    chord: Signature | None = None
+
+
+_decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, Embed | None]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def check_headers(envelope: Envelope) -> None:
+    """Refuse headers that Celery could not read in a worker.
+
+    Raises:
+        InvalidRequestError: names the header, what was expected and what was received.
+        RequestTooLargeError: they take more than `MOST_BYTES`.
+    """
+    headers = envelope.headers
+    for name in _MEANS.keys() & headers.keys():
+        means, expected = _MEANS[name]
+        if not means(headers[name]):
+            raise _invalid(name, expected, headers[name])
+    if not _is_utf8(envelope.content_encoding):
+        raise _invalid("content-encoding", "utf-8", envelope.content_encoding)
+    size = _header_size(headers)
+    if size > MOST_BYTES:
+        message = f"headers: expected at most {MOST_BYTES} bytes, got {size}"
+        raise RequestTooLargeError(message, limit="headers", most=MOST_BYTES, got=size)
+
+
+def read_embed(body: bytes) -> Embed | None:
+    """The tasks that follow from the task in a body.
+
+    Raises:
+        InvalidRequestError: Celery could not have sent it; names what was expected.
+    """
+    try:
+        return _decode_embed(body)[2]
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$[2]")
+        field = where.strip(".`") or "embed"
+        raise InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}, as Celery writes it", field=field) from error
+
+
+def check_embed(embed: Embed | None) -> None:
+    """Refuse follow-up tasks whose arguments could not be encoded or decoded.
+
+    Raises:
+        InvalidRequestError: a value is nested too deeply.
+        RequestTooLargeError: there are too many values.
+    """
+    if embed is not None and any(getattr(embed, name) for name in embed.__struct_fields__):
+        check_values(msgspec.to_builtins(embed), "embed")
+
+
+def moment_of(header: str, text: Any) -> datetime:
+    """The time in a header; UTC if it has no time zone.
+
+    Raises:
+        InvalidRequestError: not an ISO 8601 date, or out of range.
+    """
+    moment = _moment(text)
+    if moment is None:
+        raise _invalid(header, _DATE, text)
+    return moment
+
+
+def _moment(text: Any) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return moment if 0 <= moment.timestamp() < _FARTHEST else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+_FARTHEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
+_DATE = "an ISO 8601 date, from 1970 to the year 9000"
+
+
+def _is_date(value: Any) -> bool:
+    return value is None or _moment(value) is not None
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 2**31)
+
+
+def _is_time_limits(value: Any) -> bool:
+    pair = value is None or (isinstance(value, (list, tuple)) and len(value) == 2)
+    return pair and all(one is None or (type(one) in (int, float) and one >= 0) for one in value or ())
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _is_mapping(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or value == ""
+
+
+_MEANS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "eta": (_is_date, _DATE),
+    "compression": (_is_absent, "a body that is not compressed"),
+    "timelimit": (_is_time_limits, "two numbers >= 0, or null for either"),
+    "stamped_headers": (_is_names, "a list of texts"),
+    "stamps": (_is_mapping, "a mapping"),
+    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), (_is_count, "a whole number >= 0")),
+    **dict.fromkeys(
+        ("lang", "root_id", "parent_id", "group", "shadow", "origin", "argsrepr", "kwargsrepr"), (_is_text, "text")
+    ),
+}
+"""By header: the check that its value is valid for Celery, and what is expected."""
+
+
+def _is_utf8(encoding: str) -> bool:
+    try:
+        return encoding == "binary" or codecs.lookup(encoding).name in ("utf-8", "ascii")
+    except (LookupError, ValueError):
+        return False
+
+
+def _header_size(headers: Mapping[str, Any]) -> int:
+    try:
+        return len(_encode(headers))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"headers: expected values that JSON can hold: {error}", field="headers") from error
+
+
+def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
+    return InvalidRequestError(f"{field}: expected {expected}, got {shown}", field=field)
