@@ -21,7 +21,7 @@ from router.decide.classify import Needs
 from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
-from router.waiting import Waiting, groups_of, window_per_level
+from router.upkeep.waiting import Waiting, groups_of, window_per_level
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook

@@ -34,8 +34,9 @@ from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from router.jobs import DeadLetters, Jobs
 from router.keys_file import KeyFile
+from router.metrics import CONTENT_TYPE, exposition
+from router.models import model_list, model_metadata, unready
 from router.service.arrivals import Router
-from router.view import CONTENT_TYPE, exposition, model_list, model_metadata, unready
 from tasks.models.catalogue import reference_of
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of

@@ -13,8 +13,8 @@ from litestar import Request, Response, get, post
 
 from router.http import described
 from router.http.gate import json_answer, needs
+from router.models import unready
 from router.service.arrivals import Router
-from router.view import unready
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Catalogue, Model, TensorSpec, reference_of
 from taxiway.errors import InvalidRequestError, cut

@@ -19,6 +19,7 @@ from router.decide.fairness import check_store
 from router.decide.prefixes import Earlier, Prefixes
 from router.decide.scaling import Scaler
 from router.decide.working_snapshot import WorkingSnapshot
+from router.metrics import Counters, OutcomeCounters
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
 from router.service.events import SentEvents, trace_placement, trace_refusal
@@ -26,9 +27,14 @@ from router.service.repository import Repository
 from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader, FolderWatch
 from router.service.store import Store
-from router.upkeep import LEASE, Deadlines, Housekeeping, Leader, Recorder, Retargeter
-from router.view import Counters, FleetView, OutcomeCounters, view_fleet, view_plan
-from router.waiting import Mover, Releaser
+from router.upkeep.deadlines import Deadlines
+from router.upkeep.housekeeping import Housekeeping
+from router.upkeep.leader import LEASE, Leader
+from router.upkeep.mover import Mover
+from router.upkeep.recorder import Recorder
+from router.upkeep.releaser import Releaser
+from router.upkeep.retargeter import Retargeter
+from router.view import FleetView, view_fleet, view_plan
 from router.webhooks import Webhooks
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings

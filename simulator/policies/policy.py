@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from router.decide.plan import ScalingRule
-from router.waiting import RELEASE_TICK
+from router.upkeep.releaser import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet
 from simulator.pool import Order, Pool
 from simulator.workload import Job

@@ -23,7 +23,7 @@ from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
 from router.service.store import FleetFacts
-from router.waiting import backlogged, group_by_kind, magnitude, window_per_level
+from router.upkeep.waiting import backlogged, group_by_kind, magnitude, window_per_level
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
@@ -305,7 +305,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A waiting job, as `router.waiting.Queued`."""
+    """A waiting job, as `router.upkeep.waiting.Queued`."""
 
     queue: str
     level: int
@@ -315,7 +315,7 @@ class Waiting:
 
 
 class Mover:
-    """`router.waiting.Mover` for simulated queues; `table_of` and `needs_of` give a job's table and needs."""
+    """`router.upkeep.mover.Mover` for simulated queues; `table_of` and `needs_of` give a job's table and needs."""
 
     def __init__(
         self,

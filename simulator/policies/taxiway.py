@@ -18,7 +18,7 @@ from router.decide.fairness import HeldKind
 from router.decide.placement import Placement, choose
 from router.decide.plan import Density
 from router.decide.working_snapshot import WorkingSnapshot
-from router.waiting import RELEASE_TICK
+from router.upkeep.releaser import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet, Stepping
 from simulator.policies.policy import (
     LIVE,

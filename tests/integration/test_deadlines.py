@@ -18,7 +18,7 @@ from broker.port import Outgoing
 from broker.valkey.records import Ending, overdue_answer, overdue_call, start_call
 from broker.valkey.worker import Store as WorkerStore
 from router.service.store import Store as RouterStore
-from router.upkeep import DEADLINE_TICK, Deadlines
+from router.upkeep.deadlines import DEADLINE_TICK, Deadlines
 from tasks.settings import Settings
 from tasks.ticket import Ticket
 from tasks.topology import Limits

@@ -24,7 +24,7 @@ from broker.valkey.records import Ending
 from router.decide.classify import Needs
 from router.decide.explain import basis_text
 from router.decide.history import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of
-from router.upkeep import Recorder
+from router.upkeep.recorder import Recorder
 from simulator.history import LAG, History
 from simulator.traces import read_trace
 from tasks.models.profiles import bin_of, tokens_of

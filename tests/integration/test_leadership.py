@@ -12,7 +12,7 @@ from broker.port import Peeked, Step
 from broker.valkey import run
 from broker.valkey.forwarding import draw_answer, draw_call
 from broker.valkey.leader import Leadership, move_call, record_call
-from router.upkeep import Duty, Leader
+from router.upkeep.leader import Duty, Leader
 from tasks.settings import Settings
 from taxiway.contract.keys import LEAD
 from taxiway.contract.wire import Envelope

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.view import ClassView, Counters, FleetView, exposition
+from router.metrics import Counters, exposition
+from router.view import ClassView, FleetView
 from tasks.heartbeat import STAGES, EndpointFacts, Use, count, empty
 from tasks.topology import Price
 from tests.builders import a_device

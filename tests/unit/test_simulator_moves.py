@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
-from router.waiting import RELEASE_TICK
+from router.upkeep.releaser import RELEASE_TICK
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Central, Policy, Shift

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from broker.port import Peeked
-from router.waiting import rest_of_move
+from router.upkeep.waiting import rest_of_move
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, MoveRecord
 from taxiway.contract.wire import HEADER

@@ -1,0 +1,228 @@
+"""The fleet's metrics for Prometheus (docs/metrics.md).
+
+Workers count outcomes and latencies since their start; `OutcomeCounters` sums their increments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.view import ClassView, FleetView
+from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, Use, empty
+
+
+class OutcomeCounters:
+    """Sums since this router's first update. They never decrease when workers come and go.
+
+    `outcomes` counts jobs by class and final state. `latency` has the figures of `tasks.heartbeat` by class and stage.
+    `rejected` counts messages by class. `models` has each model's sums over all classes, `used` those of endpoints by
+    class and model, and `dollars` US dollars by class, model and tenant.
+    """
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[tuple[str, ...]] = Counter()
+        self.latency: dict[tuple[str, ...], list[float]] = {}
+        self.rejected: Counter[tuple[str, ...]] = Counter()
+        self.models: dict[str, Ran] = {}
+        self.used: dict[tuple[str, str], Use] = {}
+        self.dollars: dict[tuple[str, ...], float] = {}
+        self._seen: dict[tuple[str, str], Done] = {}
+        self._started = False
+
+    def update(self, devices: Iterable[DeviceFacts]) -> None:
+        """Add what live devices did since the last update. The first update sets the baseline."""
+        for device in devices:
+            for hardware_class, done in device.done.items():
+                before = self._seen.get((device.worker, hardware_class), Done())
+                self._seen[device.worker, hardware_class] = done
+                if self._started:
+                    self._add(hardware_class, done, before)
+        self._started = True
+
+    def _add(self, hardware_class: str, done: Done, before: Done) -> None:
+        if _sum(done) < _sum(before):  # a new process under the same name
+            before = Done()
+        if done.rejected:
+            self.rejected[hardware_class,] += done.rejected - before.rejected
+        for outcome, jobs in done.outcomes.items():
+            self.outcomes[hardware_class, outcome] += jobs - before.outcomes.get(outcome, 0)
+        for model, ran in done.models.items():
+            self.models[model] = self.models.get(model, Ran()).plus(ran, before.models.get(model, Ran()))
+        self._add_use(hardware_class, done, before)
+        for stage, figures in done.latency.items():
+            sums = self.latency.setdefault((hardware_class, stage), empty())
+            counted = before.latency.get(stage, empty())
+            sums[:] = [one + now - was for one, now, was in zip(sums, figures, counted, strict=True)]
+
+    def _add_use(self, hardware_class: str, done: Done, before: Done) -> None:
+        for model, use in done.used.items():
+            own = (hardware_class, model)
+            self.used[own] = self.used.get(own, Use()).plus(use, before.used.get(model))
+        for model, paid in done.dollars.items():
+            for tenant, dollars in paid.items():
+                key, was = (hardware_class, model, tenant), before.dollars.get(model, {}).get(tenant, 0.0)
+                self.dollars[key] = self.dollars.get(key, 0.0) + dollars - was
+
+
+def _sum(done: Done) -> int:
+    return sum(done.outcomes.values()) + done.rejected
+
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The exposition format that `exposition` returns."""
+
+_PER_FLEET: Mapping[str, tuple[str, Callable[[FleetView], float]]] = {
+    "stale": ("1 while the fleet's state cannot be read.", lambda view: view.stale),
+    "held_jobs": ("Jobs in holding.", lambda view: view.held),
+    "dead_letters": ("Messages that were given up and are kept.", lambda view: view.dead),
+    "models_wrong": (
+        "Models with a wrong file: not served, or as they were before.",
+        lambda view: len(view.disabled) + len(view.outdated),
+    ),
+    "webhook_events_waiting": ("Events that wait for webhook endpoints.", lambda view: view.webhooks_waiting),
+    "webhook_events_dead": ("Events that were given up and are kept.", lambda view: view.webhooks_dead),
+}
+_PER_CLASS: Mapping[str, tuple[str, Callable[[ClassView], float | None]]] = {
+    "devices": ("Live devices.", lambda one: one.devices),
+    "utilisation": ("Busy share of the live devices, 0 to 1.", lambda one: one.utilisation),
+    "oldest_seconds": ("Seconds since the oldest waiting job was accepted.", lambda one: one.oldest),
+    "rows_per_second": ("Rows that arrive a second.", lambda one: one.rows_per_second),
+    "usd_per_hour": ("US dollars an hour for the live devices.", lambda one: one.spending),
+    "wanted_replicas": ("Devices that the class should have.", lambda one: one.replicas),
+}
+_PER_LEVEL: Mapping[str, tuple[str, Callable[[ClassView], tuple[float, ...]]]] = {
+    "waiting": ("Messages that wait, by priority level.", lambda one: one.depth),
+    "work_seconds": ("Device seconds queued and running, by priority level.", lambda one: one.work),
+    "held_seconds": ("Device seconds in holding, by priority level.", lambda one: one.held),
+}
+_LATENCIES: Mapping[str, tuple[str, str]] = {
+    "queue": ("queue_wait_seconds", "Seconds from a job's acceptance to its start."),
+    "run": ("run_seconds", "Seconds of the batches that a job ran in."),
+    "total": ("latency_seconds", "Seconds from a job's acceptance to its result."),
+    "first": ("first_token_seconds", "Seconds from sending a request to an endpoint to the first part of its answer."),
+    "token": ("token_seconds", "Seconds for each token of an endpoint's answer after the first part."),
+}
+
+Counts = Mapping[tuple[str, ...], float]
+"""Counts by the values of a metric's labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Counters since one router started.
+
+    Counted by the router: `placed` by class and model, `moved` by source, target and kind, `refused` by error code,
+    `ended` by final state, `parked` (dead-lettered arrivals), `webhooks` by the outcome of an attempt. Counted by the
+    fleet's workers: `outcomes` by class and final state, `latency` by class and stage with the figures of
+    `tasks.heartbeat`, `rejected` messages by class, `used` by class and model, `dollars` by class, model and tenant.
+    """
+
+    placed: Counts
+    moved: Counts
+    refused: Counts = field(default_factory=dict)
+    ended: Counts = field(default_factory=dict)
+    outcomes: Counts = field(default_factory=dict)
+    latency: Mapping[tuple[str, ...], Sequence[float]] = field(default_factory=dict)
+    parked: int = 0
+    rejected: Counts = field(default_factory=dict)
+    used: Mapping[tuple[str, str], Use] = field(default_factory=dict)
+    dollars: Counts = field(default_factory=dict)
+    webhooks: Counts = field(default_factory=dict)
+
+
+def exposition(view: FleetView, done: Counters) -> bytes:
+    """All metrics in Prometheus's text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(view, done))
+    return generate_latest(registry)
+
+
+class _Families(Collector):
+    """One fleet view as metric families."""
+
+    def __init__(self, view: FleetView, done: Counters) -> None:
+        self._view = view
+        self._done = done
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family with its samples."""
+        for name, (text, figure) in _PER_FLEET.items():
+            yield GaugeMetricFamily(f"taxiway_{name}", text, float(figure(self._view)))
+        yield from _gauges(self._view.classes)
+        done = self._done
+        yield _counter("placed", "Jobs that this router placed.", ("class", "model"), done.placed)
+        yield _counter("moved", "Jobs that this router moved.", ("source", "target", "kind"), done.moved)
+        yield _counter("refused", "Requests that this router refused, by error code.", ("code",), done.refused)
+        yield _counter("ended", "Jobs that this router ended before a worker did.", ("outcome",), done.ended)
+        yield CounterMetricFamily(
+            "taxiway_parked", "Arrivals that this router could not read, and parked.", done.parked
+        )
+        yield _counter("webhook_attempts", "Webhook deliveries that this router tried.", ("outcome",), done.webhooks)
+        yield _counter("rejected", "Messages that no router ordered, and workers parked.", ("class",), done.rejected)
+        yield _counter("results", "Jobs that workers ended.", ("class", "outcome"), done.outcomes)
+        yield _counter("usd", "US dollars that jobs cost.", ("class", "model", "tenant"), done.dollars)
+        yield _counter(
+            "tokens", "Tokens that endpoints counted or workers made.", ("class", "model", "kind"), _tokens(done.used)
+        )
+        aborted: Counts = {own: float(use.aborted) for own, use in done.used.items()}
+        yield _counter("aborts", "Requests to endpoints that were closed early.", ("class", "model"), aborted)
+        yield _endpoints(self._view.devices)
+        yield from _histograms(done.latency)
+
+
+def _tokens(used: Mapping[tuple[str, str], Use]) -> Counts:
+    """Tokens by class, model and kind: `input` is what was not cached."""
+    kinds: Mapping[str, Callable[[Use], int]] = {
+        "input": lambda use: use.input - use.cached,
+        "cached": lambda use: use.cached,
+        "output": lambda use: use.output,
+    }
+    return {(*own, kind): float(of(use)) for own, use in used.items() for kind, of in kinds.items()}
+
+
+def _endpoints(devices: Iterable[DeviceFacts]) -> Metric:
+    """Endpoints by class and by the state of their circuit breaker."""
+    family = GaugeMetricFamily("taxiway_endpoints", "Endpoints, by class and state.", labels=["class", "state"])
+    counts = Counter((device.hardware_class, one.state) for device in devices if (one := device.endpoint) is not None)
+    for values, endpoints in sorted(counts.items()):
+        family.add_metric(values, endpoints)
+    return family
+
+
+def _gauges(classes: Mapping[str, ClassView]) -> Iterator[Metric]:
+    for name, (text, figure) in _PER_CLASS.items():
+        family = GaugeMetricFamily(f"taxiway_{name}", text, labels=["class"])
+        for label, one in classes.items():
+            value = figure(one)
+            if value is not None:
+                family.add_metric([label], value)
+        yield family
+    for name, (text, figures) in _PER_LEVEL.items():
+        family = GaugeMetricFamily(f"taxiway_{name}", text, labels=["class", "level"])
+        for label, one in classes.items():
+            for level, value in enumerate(figures(one)):
+                family.add_metric([label, str(level)], value)
+        yield family
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], counts: Counts) -> Metric:
+    family = CounterMetricFamily(f"taxiway_{name}", text, labels=labels)
+    for values, count in sorted(counts.items()):
+        family.add_metric(values, count)
+    return family
+
+
+def _histograms(latency: Mapping[tuple[str, ...], Sequence[float]]) -> Iterator[Metric]:
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    for stage, (name, text) in _LATENCIES.items():
+        family = HistogramMetricFamily(f"taxiway_{name}", text, labels=["class"])
+        for (label, _), (*counts, seconds) in sorted(pair for pair in latency.items() if pair[0][1] == stage):
+            family.add_metric([label], list(zip(bounds, accumulate(counts), strict=True)), seconds)
+        yield family

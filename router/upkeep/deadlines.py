@@ -1,0 +1,67 @@
+"""Ends jobs at their deadline, wherever they are. Every router does this, not only the leader."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from broker.valkey.records import Ending, Overdue, exceeded
+from router.service.store import Store
+from taxiway.contract.job import JobState, failure_meta
+from taxiway.errors import BrokerUnavailableError
+
+DEADLINE_TICK = 0.05
+"""Shortest pause between two checks, in seconds: waiters are notified at most this, plus a round trip, late."""
+
+LONGEST = 0.5
+"""Longest pause in seconds: a router that knew of an earlier deadline may have died."""
+
+AT_ONCE = 4
+"""Groups of jobs, of up to `TAKE_AT_MOST`, that one check takes, so that no script blocks the store for long."""
+
+ENDING_LEASE = 1.0
+"""Seconds after which another router ends jobs that were taken and not ended: their router may have died."""
+
+
+class Deadlines:
+    """Ends jobs past their deadline by the store's clock. It checks when the first known deadline passes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._next = 0.0
+        self._sooner = asyncio.Event()
+
+    def expect(self, at: float) -> None:
+        """Register a deadline; 0 means none."""
+        if 0 < at < self._next:
+            self._next = at
+            self._sooner.set()
+
+    async def run(self) -> None:
+        """Check indefinitely; outages are logged by other loops."""
+        while True:
+            with suppress(BrokerUnavailableError):
+                while await self.fire() == AT_ONCE:
+                    pass
+            await asyncio.sleep(DEADLINE_TICK)
+            await self._wait()
+
+    async def fire(self) -> int:
+        """End the jobs in the groups that are due; returns the number of groups."""
+        self._next = self._store.now() + LONGEST
+        groups, overdue, due = await self._store.overdue(AT_ONCE, ENDING_LEASE)
+        self.expect(due)
+        if overdue:
+            await self._store.finish([_expired(one) for one in overdue])
+        return groups
+
+    async def _wait(self) -> None:
+        while (left := self._next - self._store.now()) > 0:
+            self._sooner.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._sooner.wait(), left)
+
+
+def _expired(overdue: Overdue) -> Ending:
+    meta = failure_meta(overdue.job, exceeded(overdue.course))
+    return Ending(overdue.job, JobState.EXPIRED, meta, reply=overdue.reply)

@@ -1,0 +1,59 @@
+"""What the leader keeps in order for others: the list of models, misdirected requests, the index of jobs."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import msgspec
+
+from broker.port import Transport
+from router.models import model_list
+from router.service.admission import Rules
+from router.service.decision import misdirected
+from router.service.snapshot_reader import FleetReader
+from router.service.store import Store
+from router.upkeep.leader import Duty
+
+logger = logging.getLogger(__name__)
+
+HOUSEKEEPING_TICK = 1.0
+"""Seconds between two ticks."""
+
+PUBLISH = 30.0
+"""Seconds after which the model list is published again; within `HOUSEKEEPING_TICK` if it has changed."""
+
+
+class Housekeeping(Duty):
+    """Publishes the models, ends requests sent to Celery's default queue, and removes expired jobs from the index."""
+
+    def __init__(self, transport: Transport, store: Store, fleet: FleetReader, rules: Rules) -> None:
+        super().__init__(HOUSEKEEPING_TICK)
+        self._transport = transport
+        self._store = store
+        self._fleet = fleet
+        self._rules = rules
+        self._published = b"", 0.0  # what the fleet can run, and when that was published
+
+    async def tick(self) -> None:
+        """Do each once."""
+        await self._publish_models()
+        await self._end_astray()
+        await self._store.forget_listed()
+
+    async def _publish_models(self) -> None:
+        """Publish the content of `GET /v2/models` to clients of the broker, when it has changed or needs renewal."""
+        rules, now = self._rules, time.monotonic()
+        listed = msgspec.json.encode(model_list(rules.catalogue, self._fleet.snapshot, rules.unloaded))
+        published, at = self._published
+        if published != listed or now - at > PUBLISH:
+            await self._store.publish_models(listed)
+            self._published = listed, now
+
+    async def _end_astray(self) -> None:
+        """End requests sent by plain Celery to its default queue, which has no consumer, with an error that says so."""
+        astray = await self._transport.astray()
+        if astray:
+            await self._store.finish([ending for arrival in astray if (ending := misdirected(arrival)) is not None])
+            await self._transport.forget(astray)
+            logger.warning("requests sent to Celery's default queue", extra={"messages": len(astray)})

@@ -1,0 +1,140 @@
+"""Moves waiting jobs between queues: each tick it inspects the queues and carries out `rebalance`'s moves.
+
+Work that cannot move, because it may run only in its class, has devices retargeted to it (`retargeter`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from broker.port import Moved, Peeked, QueueMover, Step
+from broker.valkey.leader import Leadership
+from router.decide.rebalance import Flows, Move, rebalance
+from router.service.admission import Rules
+from router.service.events import MoveTraces, SentEvents
+from router.service.snapshot_reader import FleetReader
+from router.service.store import Store
+from router.upkeep.leader import Duty
+from router.upkeep.waiting import (
+    FIELDS,
+    Waiting,
+    backlogged,
+    groups_of,
+    read_waiting,
+    rest_of_move,
+    steps_of,
+    window_per_level,
+)
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 250
+"""Messages read before the event loop runs other tasks."""
+
+MOVED_AT_ONCE = 100
+"""Messages moved together: the most that a dying router leaves half moved, and the size of one call to the server."""
+
+
+class Mover(Duty):
+    """Moves waiting jobs. `moves` counts them by source, target and kind since the start."""
+
+    def __init__(
+        self,
+        queue_mover: QueueMover,
+        leadership: Leadership,
+        fleet: FleetReader,
+        store: Store,
+        rules: Rules,
+        events: SentEvents,
+    ) -> None:
+        super().__init__(rules.topology.rebalance.tick)
+        self.moves: Counter[tuple[str, ...]] = Counter()
+        self._queue_mover = queue_mover
+        self._leadership = leadership
+        self._fleet = fleet
+        self._store = store
+        self._rules = rules
+        self._events = events
+        self._flows = Flows()
+
+    async def tick(self) -> None:
+        """Inspect the queues once, and move."""
+        self._flows.begin()
+        working, rules = self._fleet.working, self._rules.topology.rebalance
+        if working.fleet.stale:
+            return
+        try:
+            depths, waiting = await self._inspect()
+            groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
+            work = {name: working.backlog.levels(name) for name in working.backlog.classes}
+            decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
+            await self._make(decided, waiting)
+        finally:
+            await self._queue_mover.put_back()
+
+    async def _inspect(self) -> tuple[dict[str, int], dict[str, Waiting]]:
+        """The queue depth of each class, and by id the movable jobs among those that its queue serves last.
+
+        On RabbitMQ a job may be in the queue twice: one of the two copies is moved.
+        """
+        depths, waiting = {}, dict[str, Waiting]()
+        working, rules = self._fleet.working, self._rules.topology.rebalance
+        names = backlogged(working, rules.tick)
+        most = window_per_level(rules.window, names, working.backlog)
+        for name in names:
+            shown = await self._queue_mover.peek(name, most)
+            depths[name] = shown.depth
+            for start in range(0, len(shown.messages), AT_ONCE):
+                read = await self._read(shown.messages[start : start + AT_ONCE])
+                for job in read:
+                    waiting.setdefault(job.peeked.job, job)
+        return depths, waiting
+
+    async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:
+        fields = await self._queue_mover.records([one.job for one in messages], FIELDS)
+        now = self._store.now()
+        pairs = list(zip(messages, fields, strict=True))
+        cut = (rest_of_move(one, its, self._rules) for one, its in pairs)
+        await self._move([step for step in cut if step is not None])
+        seen = (read_waiting(one, its, self._rules.catalogue, now) for one, its in pairs)
+        return [job for job in seen if job is not None]
+
+    async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> None:
+        now, made = self._store.now(), []
+        for move in decided:
+            steps = steps_of(move, waiting, now, self._rules)
+            traces = MoveTraces(move, steps)
+            done = await self._move(steps)
+            gone = [step for step, moved in zip(steps, done, strict=True) if moved]
+            traces.end(gone)
+            for step in gone:
+                self._events.add(step.peeked.job, step.queue, step.envelope)
+            if gone:
+                made.append(_moved(move, len(gone), now))
+        self._flows.note(decided)
+        await self._note(made)
+
+    async def _move(self, steps: Sequence[Step]) -> list[bool]:
+        """Move while this router leads; returns which messages moved."""
+        done: list[bool] = []
+        for start in range(0, len(steps), MOVED_AT_ONCE):
+            token = await self._leadership.campaign()  # deciding may have taken longer than the lease
+            if not token:
+                break
+            done += await self._queue_mover.move(token, steps[start : start + MOVED_AT_ONCE])
+        return done + [False] * (len(steps) - len(done))
+
+    async def _note(self, made: Sequence[Moved]) -> None:
+        for moved in made:
+            self.moves[moved.source, moved.target, moved.kind] += moved.jobs
+            logger.info("moved", extra=msgspec.structs.asdict(moved))
+        if made:
+            await self._queue_mover.note_moves(made)
+
+
+def _moved(move: Move, jobs: int, now: float) -> Moved:
+    return Moved(at=now, source=move.source, target=move.target, kind=move.kind, jobs=jobs, reason=move.reason)

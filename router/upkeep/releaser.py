@@ -1,0 +1,137 @@
+"""Places held jobs while queues have capacity: by weighted fair turns between tenants, by deadline within one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from broker.port import Transport
+from broker.valkey.forwarding import Drawn, HoldingQueue
+from broker.valkey.leader import Leadership
+from router.decide.cost import has_capacity
+from router.decide.fairness import FairOrder, Releasable, kind_of
+from router.service.admission import Admitted, Rules
+from router.service.decision import Decision, decide_held
+from router.service.snapshot_reader import BEAT, FleetReader
+from router.service.store import Store
+from router.upkeep.leader import Duty
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+
+RELEASE_TICK = 0.02
+"""Seconds between two ticks while jobs are held: queues are kept filled to their horizon, which may be short."""
+
+RELEASE_LEASE = 5.0
+"""Seconds after which jobs that a router drew and did not place return to holding: it may have died."""
+
+_CHUNKS = (16, 64, 256)  # jobs drawn in consecutive draws from one queue; surplus jobs are returned
+
+
+class Releaser(Duty):
+    """Releases held jobs. `placed` is called for each job that leaves holding for a queue."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        rules: Rules,
+        store: Store,
+        transport: Transport,
+        fleet: FleetReader,
+        *,
+        placed: Callable[[Admitted], None],
+    ) -> None:
+        super().__init__(BEAT)
+        self._leadership = leadership
+        self._rules = rules
+        self._store = store
+        self._transport = transport
+        self._fleet = fleet
+        self._placed = placed
+        self._order = FairOrder(rules.topology.tenants)
+        self._batch = max(hardware.max_batch for hardware in rules.topology.hardware.values())
+        self._expected = False
+        self._began = 0.0
+
+    def wake(self) -> None:
+        """Signal that a job is about to be held."""
+        self._expected = True
+        if self.pause > RELEASE_TICK:
+            super().wake()
+
+    async def tick(self) -> None:
+        """Release, while the fleet's facts show held jobs."""
+        if not self._expected and not self._fleet.working.held.seconds.any():
+            self.pause = BEAT
+            return
+        began, held = time.monotonic(), True
+        if self.pause == RELEASE_TICK:
+            self._fleet.shares.record_interval(began - self._began)
+        self._began, self.pause = began, RELEASE_TICK
+        self._expected = False
+        try:
+            held = await self._release_due()
+        finally:
+            self._expected = self._expected or held
+
+    async def _release_due(self) -> bool:
+        """Release as many jobs as fill the queues to their horizons; returns whether any were held."""
+        survey = await self._store.survey()
+        if not survey.queues or self._fleet.working.fleet.stale:
+            return False
+        self._fleet.replace_work(survey.work)
+        found = [one for queue in survey.queues if (one := _releasable(queue)) is not None]
+        self._order.set_present(one.kind.tenant for one in found)
+        ready = {one: 0 for one in found if one.queue.due <= survey.now or self._has_capacity(one)}
+        until = time.monotonic() + BEAT
+        while ready and time.monotonic() < until:
+            first = self._order.next(ready)
+            chunk = _CHUNKS[min(ready[first], len(_CHUNKS) - 1)]
+            if await self._release(first, chunk):
+                ready[first] += 1
+            else:
+                del ready[first]
+        return True
+
+    def _has_capacity(self, held: Releasable) -> bool:
+        """Whether a job of the queue may be placed now. If its model is gone it may, to notify its submitter."""
+        working = self._fleet.working
+        try:
+            table = working.table(self._rules.catalogue.resolve(held.kind.model), held.kind.constraints)
+        except (UnknownModelError, ModelUnavailableError):
+            return True
+        work_limit = working.tenants.shares.work_limit(held.kind.tenant)
+        return has_capacity(table, held.queue.level, working.ahead(released=True), brief=work_limit)
+
+    async def _release(self, held: Releasable, most: int) -> bool:
+        """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
+        now, drawn = await self._store.draw(self._leadership.token, held.queue.name, most, RELEASE_LEASE)
+        company = min(held.queue.jobs, self._batch)
+        decisions = [self._decide(one, now, company) for one in drawn]
+        admitted = [d.admitted for d in decisions if d.admitted is not None]
+        bound = [one for one in admitted if not one.placement.held]
+        endings = [d.ending for d in decisions if d.ending is not None and not d.deviceless]
+        back = [one.outgoing.job for one in admitted if one.placement.held]
+        back += [d.ending.job for d in decisions if d.ending is not None and d.deviceless]
+        await self._forward(bound)
+        if endings:
+            await self._store.finish(endings)
+        if back:
+            await self._store.give_back(back)
+        self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
+        return len(drawn) == most and not back
+
+    def _decide(self, drawn: Drawn, now: float, company: int) -> Decision:
+        decision = decide_held(drawn, self._rules, self._fleet.working, now=now, company=company)
+        if decision.admitted is not None and not decision.admitted.placement.held:
+            self._placed(decision.admitted)
+        return decision
+
+    async def _forward(self, bound: Sequence[Admitted]) -> None:
+        if bound:
+            snapshots = self._fleet.snapshots()
+            await self._transport.release([one.outgoing for one in bound], snapshots)
+            self._fleet.mark_stored(snapshots)
+
+
+def _releasable(queue: HoldingQueue) -> Releasable | None:
+    kind = kind_of(queue.name)
+    return None if kind is None else Releasable(queue, kind)

@@ -1,0 +1,66 @@
+"""Asks workers to serve other classes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from kombu.exceptions import KombuError
+
+from router.decide.retarget import Conditions, Retarget, retarget
+from router.service.snapshot_reader import FleetReader
+from router.service.store import Store
+from router.upkeep.leader import Duty
+from tasks.celery_app import make_app
+from tasks.settings import Settings
+from tasks.topology import Topology
+from taxiway.errors import BrokerUnavailableError
+
+logger = logging.getLogger(__name__)
+
+
+class Retargeter(Duty):
+    """Asks workers to serve other classes. Their heartbeats show the effect."""
+
+    def __init__(self, settings: Settings, topology: Topology, fleet: FleetReader, store: Store) -> None:
+        super().__init__(topology.rebalance.tick)
+        self._fleet = fleet
+        self._store = store
+        self._app = make_app(settings, topology)
+        self._topology = topology
+        self._conditions = Conditions()
+
+    def begin(self) -> None:
+        """Conditions observed before another router led are superseded."""
+        self._conditions = Conditions()
+        super().begin()
+
+    async def tick(self) -> None:
+        """Evaluate the fleet, and send workers the resulting commands."""
+        fleet, now = self._fleet.working.fleet, self._store.now()
+        if fleet.stale:
+            return
+        self._conditions.observe(fleet, self._topology, now)
+        decided = retarget(fleet, self._topology, self._conditions, now)
+        if decided:
+            self._conditions.note(decided, now)
+            await asyncio.to_thread(self._command, decided)
+        for one in decided:
+            logger.info("retargeted", extra=asdict(one))
+
+    def _command(self, decided: Sequence[Retarget]) -> None:
+        connection = self._app.connection_for_write()
+        lost: tuple[type[BaseException], ...] = (KombuError, OSError, *connection.connection_errors)
+        try:
+            with connection:
+                for one in decided:
+                    self._app.control.broadcast(
+                        one.action.value,
+                        arguments={"queue": one.hardware_class},
+                        destination=[one.worker],
+                        connection=connection,
+                    )
+        except lost as error:
+            raise BrokerUnavailableError(f"the broker did not accept a worker command: {error}") from error

@@ -1,0 +1,216 @@
+"""Waiting jobs as the leader sees them, and the steps that move them.
+
+Messages and their records become groups of similar jobs, which `rebalance` decides on; a decided move becomes a step a
+job. No I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from broker.port import Peeked, Step
+from router.decide.classify import Needs
+from router.decide.explain import read_basis
+from router.decide.rebalance import Group, Move
+from router.decide.snapshot import Backlog
+from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot, shown
+from router.service.admission import Rules
+from tasks.models.catalogue import Catalogue, Model
+from tasks.ticket import TicketError, read_ticket, sign
+from taxiway.contract.job import JobState, MoveRecord, read_moves
+from taxiway.contract.keys import work_cell
+from taxiway.contract.wire import HEADER, Envelope
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
+
+FIELDS = ("state", "model", "hardware_class", "variant", "level", "deadline_at", "work", "basis", "moves")
+"""Fields of a job's record that are read for this."""
+
+_ALIKE = 2.0  # sizes and times left within this factor count as equal; at 1.5 a tick takes 50 % longer
+
+
+class Queued(Protocol):
+    """A job in a class's queue: `work` is its device seconds there, `kind` is equal for similar jobs."""
+
+    @property
+    def queue(self) -> str:
+        """The class that it waits for."""
+
+    @property
+    def level(self) -> int:
+        """Its level there."""
+
+    @property
+    def work(self) -> float:
+        """Its device seconds there."""
+
+    @property
+    def kind(self) -> Hashable:
+        """What jobs of one group have in common."""
+
+
+Q = TypeVar("Q", bound=Queued)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One waiting job: its message, and its record's content. `work` is device seconds in its present class."""
+
+    peeked: Peeked
+    model: Model
+    needs: Needs
+    variant: str
+    work: float
+    moves: tuple[MoveRecord, ...]
+
+    @property
+    def queue(self) -> str:
+        """As `Queued.queue`."""
+        return self.peeked.queue
+
+    @property
+    def level(self) -> int:
+        """As `Queued.level`."""
+        return self.peeked.level
+
+    @property
+    def kind(self) -> Hashable:
+        """As `Queued.kind`."""
+        needs = self.needs
+        sizes = (needs.rows, magnitude(needs.size), magnitude(needs.deadline))
+        return (self.queue, needs.level, self.model.id, self.variant, needs.constraints, *sizes)
+
+
+def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue, now: float) -> Waiting | None:
+    """The job of a message; None if it must not be moved: another release placed it, or it is not waiting."""
+    basis = read_basis(fields.get("basis", ""))
+    if basis is None or fields.get("state") != JobState.QUEUED or fields.get("hardware_class") != peeked.queue:
+        return None
+    try:
+        model = catalogue.resolve(fields.get("model", ""))
+        moves = read_moves(fields.get("moves", ""))
+    except (UnknownModelError, ModelUnavailableError, msgspec.MsgspecError):
+        return None
+    deadline_at = float(fields["deadline_at"])
+    needs = replace(basis.needs, deadline=deadline_at - now if deadline_at else None, level=int(fields["level"]))
+    return Waiting(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
+
+
+def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
+    """The classes with more work than they serve within a tick; empty if all work is on the only live class."""
+    devices = {name: len(working.fleet.of_class(name)) for name in working.backlog.classes}
+    behind = [name for name, live in devices.items() if sum(working.backlog.levels(name)) > tick * live]
+    return behind if any(live for name, live in devices.items() if behind != [name]) else []
+
+
+def window_per_level(window: int, names: Sequence[str], backlog: Backlog) -> int:
+    """Jobs to inspect at each level of these queues: one window, shared by the levels that have work."""
+    filled = sum(seconds > TOLERANCE for name in names for seconds in backlog.levels(name))
+    return max(window // max(filled, 1), 1)
+
+
+def group_by_kind(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
+    """The jobs by kind, each with the device seconds served before it.
+
+    They arrive in the order of `QueueMover.peek` and keep it: within each queue and level, last served first.
+    """
+    before = {name: list(accumulate(backlog.levels(name))) for name in backlog.classes}
+    kinds: dict[Hashable, list[tuple[Q, float]]] = {}
+    for job in jobs:
+        levels = before[job.queue]
+        levels[job.level] -= job.work
+        kinds.setdefault(job.kind, []).append((job, max(levels[job.level], 0.0)))
+    return list(kinds.values())
+
+
+def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
+    """Groups of the jobs, given in the order of `QueueMover.peek`: within each queue and level, last served first."""
+    groups = (_group(members, working, max_moves_per_job) for members in group_by_kind(jobs, working.backlog))
+    return [group for group in groups if group is not None]
+
+
+def steps_of(move: Move, waiting: Mapping[str, Waiting], now: float, rules: Rules) -> list[Step]:
+    """The steps of a move: each job's message under a new ticket, and its record's new fields.
+
+    A message without a ticket of our routers is left where it is: a worker refuses it there.
+    """
+    steps = (_step(move, waiting[job], now, rules) for job in move.jobs)
+    return [step for step in steps if step is not None]
+
+
+def rest_of_move(peeked: Peeked, fields: Mapping[str, str], rules: Rules) -> Step | None:
+    """The remaining step of a move whose router died after it changed the record; None if there is none.
+
+    Possible only if messages and records are stored apart (RabbitMQ). If the copy was published already, only one of
+    them runs.
+    """
+    target = fields.get("hardware_class", "")
+    if fields.get("state") != JobState.QUEUED or target == peeked.queue or target not in rules.topology.hardware:
+        return None
+    try:
+        moves = read_moves(fields.get("moves", ""))
+        if not moves or (moves[-1].source, moves[-1].target) != (peeked.queue, target):
+            return None
+        envelope = _ordered(target, fields["variant"], moves[-1].reason, peeked.envelope, rules)
+    except (TicketError, InvalidRequestError, msgspec.MsgspecError):
+        return None
+    return Step(peeked, target, envelope)
+
+
+def magnitude(value: float | None) -> int | None:
+    """Equal for values within the factor `_ALIKE`: sizes, and times left."""
+    return None if value is None else round(math.log(max(value, 1e-3), _ALIKE))
+
+
+def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, most: int) -> Group | None:
+    """The group of similar jobs, with the needs of the one served last; None if none of them may move."""
+    last, ahead = members[0]
+    here = (last.peeked.queue, last.variant)
+    table = working.table(last.model, last.needs.constraints)
+    names = [(c.hardware_class, c.variant_name) for c in table.candidates]
+    if here not in names:
+        table = working.table(last.model, last.needs.constraints, here)
+        names = [(c.hardware_class, c.variant_name) for c in table.candidates]
+    free = tuple(job.peeked.job for job, _ in reversed(members) if len(job.moves) < most)
+    if here not in names or not free:
+        return None
+    return Group(table, last.needs, names.index(here), ahead, free)
+
+
+def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:
+    try:
+        envelope = _ordered(move.target, move.variant, move.reason, job.peeked.envelope, rules)
+    except (TicketError, InvalidRequestError):
+        return None
+    made = MoveRecord(at=now, source=move.source, target=move.target, kind=move.kind, reason=move.reason)
+    fields = {
+        "hardware_class": move.target,
+        "variant": move.variant,
+        "reason": move.reason,
+        "cell": work_cell(move.target, move.level),
+        "work": repr(move.work),
+        "moves": msgspec.json.encode((*job.moves, made)).decode(),
+    }
+    return Step(job.peeked, move.target, envelope, fields)
+
+
+def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: Rules) -> Envelope:
+    """The message under a ticket that includes its new class."""
+    body = envelope.payload()
+    old = read_ticket(envelope.headers.get(HEADER), body, rules.secret)
+    price = rules.topology.hardware[target].price
+    unsigned = msgspec.structs.replace(
+        old,
+        variants={**old.variants, target: variant},
+        prices={**old.prices, target: price.usd_per_hour},
+        tariffs=old.tariffs if price.tariff is None else {**old.tariffs, target: price.tariff},
+        reason=reason,
+    )
+    text = shown(old.model, target, variant, reason)
+    headers = {**envelope.headers, HEADER: sign(unsigned, body, rules.secret), "kwargsrepr": text}
+    return msgspec.structs.replace(envelope, headers=headers)
