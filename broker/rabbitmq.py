@@ -200,7 +200,8 @@ class RabbitTransport:
     async def _record_due(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot]) -> list[bool]:
         """Record the jobs; which have to be published: those that are new, or recorded by a router that died then.
 
-        What runs was published, though its router did not live to say so.
+        What runs was published, though its router did not live to say so. A copy may be in a queue without that being
+        known, or at a worker: so a job that is recorded again keeps the earlier of its deadlines (forward.lua).
         """
         if not messages and not snapshots:
             return []

@@ -21,6 +21,7 @@ import redis
 import taxiway
 from broker.port import Arrival, Outgoing
 from broker.rabbitmq import RabbitTransport
+from broker.valkey.records import Verdict
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings
 from tasks.ticket import read_ticket
@@ -33,6 +34,7 @@ from taxiway.errors import BrokerUnavailableError
 from tests.cable import Cable
 from tests.narrowing import as_bytes, present
 from tests.routing import EchoDevice, depth_on_rabbitmq, empty_queues, eventually, router_process
+from tests.scripting import Store
 from tests.stored import fields_of, record_of
 
 pytestmark = pytest.mark.rabbitmq
@@ -203,8 +205,8 @@ async def take_one(transport: RabbitTransport) -> Arrival:
             return taken.arrivals[0]
 
 
-def outgoing(arrival: Arrival, job: str) -> Outgoing:
-    fields = {"state": "queued", "cell": "cpu.batch|1", "work": "1"}
+def outgoing(arrival: Arrival, job: str, deadline_at: float = 0.0) -> Outgoing:
+    fields = {"state": "queued", "cell": "cpu.batch|1", "work": "1", "deadline_at": repr(deadline_at)}
     return Outgoing(arrival.tag, "cpu.batch", 1, present(arrival.envelope), job, fields)
 
 
@@ -222,6 +224,31 @@ def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(
 
     assert asyncio.run(scenario()) == [[True]]
     assert len(receive(rabbit, "cpu.batch", 1)) == 1
+
+
+def test_a_copy_that_a_worker_holds_never_ends_its_job_before_the_deadline_in_the_record(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery
+) -> None:
+    """A worker holds the first copy, published without a confirm, when the job comes again under its key."""
+    job = send(producer)
+    scripts = Store(store)
+    first_due = store.time()[0] + 30.0
+
+    async def place(due: float) -> list[bool]:
+        transport = transport_of(rabbit)
+        placed = await transport.forward([outgoing(await take_one(transport), job, due)])
+        await transport.close()
+        return placed
+
+    assert asyncio.run(place(first_due)) == [True]
+    store.hset(job_key(job), "published", "0")  # the router heard no confirm
+    [held] = scripts.claim("a", job, deadline=first_due)
+    producer.send_task(INFER, kwargs={}, queue=ARRIVALS, task_id=job)
+    assert asyncio.run(place(first_due + 30)) == [True]
+
+    assert held.verdict is Verdict.RUN
+    assert record_of(store, job).deadline_at == first_due
+    assert depth_on_rabbitmq(rabbit.broker, "cpu.batch") == 2
 
 
 @pytest.mark.parametrize(("published", "ended"), [("0", JobState.FAILED), ("1", JobState.QUEUED)])

@@ -31,6 +31,11 @@ local function reply_to(job, client)
   if client == '' then redis.call('HDEL', job, 'reply') else redis.call('HSET', job, 'reply', client) end
 end
 local function turn_of(cell, count) return redis.call('HINCRBY', work, turns_cell(cell), count) - count end
+-- A job that is recorded again keeps the earlier of its deadlines (0 = none): a worker may hold a copy with that one.
+local function keep_deadline(job, before)
+  local due, first = tonumber(redis.call('HGET', job, 'deadline_at') or 0), tonumber(before)
+  if first > 0 and (due == 0 or first < due) then redis.call('HSET', job, 'deadline_at', before) end
+end
 -- Writes a record in one command, with its turn in the cell and its client where it has such.
 local function write(job, cell, client, fields)
   if cell ~= '' then fields[#fields + 1], fields[#fields + 2] = 'turn', turn_of(cell, 1) end
@@ -97,8 +102,10 @@ while i <= #ARGV do
       if new then copies[#copies + 1] = job end
       if new and client ~= its_client then reply_to(job, client) end
     elseif due(job, was) then
+      local before = was ~= '' and redis.call('HGET', job, 'deadline_at')
       if was ~= '' then leave(job) end
       write(job, cell, client, {unpack(fields)})
+      if before then keep_deadline(job, before) end
       redis.call('EXPIRE', job, keep)
       new = true
       if was == '' then first, its_client = job, client end

@@ -18,5 +18,6 @@
 -- Returns the time, 1 if the session lives (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
 --   its key was first used for something else, and what was taken, first served first.
 -- Safe to run twice: a job that has a record arrived before, and its copy is dropped; so is a snapshot that is there.
+--   A job that is recorded again, because its publication was not confirmed, keeps the earlier of its deadlines.
 --   The client of a copy is notified of the job's end, if it has ended: it may have been cancelled before it arrived.
 --- @include "forward"
