@@ -16,7 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from local.plan import Ask, Bounds, ask_router, plan_fleet
+from local.autoscaler import Ask, Bounds, ask_router
+from local.plan import plan_fleet
 from local.up import Fleet, Options, run_fleet
 from tasks.machine import look
 from tasks.topology import load_topology

@@ -9,7 +9,7 @@ from contextlib import suppress
 import httpx
 import msgspec
 
-from local.plan import ask_router
+from local.autoscaler import ask_router
 from router.decide.plan import Depth, Need, devices_wanted
 
 _QUICK = 1.0  # seconds for one answer of a router on loopback

@@ -45,7 +45,7 @@ from benchmarks.measure import CHARTS, machine
 from benchmarks.queue_scaling import QueueScaling
 from benchmarks.trial_runs import OURS
 from benchmarks.trial_targets import OPPONENTS
-from local.plan import Ask, ask_router
+from local.autoscaler import Ask, ask_router
 from router.decide.plan import Depth
 from simulator.fleet import SERVICES
 from simulator.policies.policy import Assignment

@@ -20,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
+from local.autoscaler import Bounds, most_workers
 from local.demo import (
     DEMO_COUNTS,
     Answer,
@@ -34,7 +35,7 @@ from local.demo import (
 )
 from local.doctor import Finding, ServerAwayError, check_servers, examine, fetch, for_runtimes, runtimes_of
 from local.embedded import EmbeddedValkeyError
-from local.plan import Bounds, Plan, PlanError, PortTakenError, absent, check_ports, most_workers, plan_fleet
+from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet
 from local.supervisor import StartError, in_tree, own_command
 from local.up import (
     AlreadyRunningError,

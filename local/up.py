@@ -20,8 +20,9 @@ import httpx
 import msgspec
 
 from broker.valkey.records import heartbeat_call
+from local.autoscaler import Ask, Autoscaler, Bounds, Replicas, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret, within
-from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, Replicas, WorkerPlan, ask_router
+from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
 from local.supervisor import Exit, SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from

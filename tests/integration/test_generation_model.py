@@ -15,7 +15,8 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from workers.pipelines.generation import MAX_HELD, GenerationPipeline
+from workers.pipelines.generation import GenerationPipeline
+from workers.pipelines.running_batch import MAX_HELD
 from workers.pipelines.text import MAX_BYTES
 from workers.port import MAX_PREFILL, Pipeline, Placed, Row, Runtime, SteppingRuntime, open_pipeline, open_runtime
 

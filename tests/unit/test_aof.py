@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.service.store import leaves_holes
+from router.service.append_only_file import leaves_holes
 
 
 @pytest.mark.parametrize(

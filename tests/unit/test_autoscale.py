@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.plan import Autoscaler, Bounds, Replicas, WorkerPlan, most_workers, resize
+from local.autoscaler import Autoscaler, Bounds, Replicas, most_workers, resize
+from local.plan import WorkerPlan
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.queues_file import QueuesFile
@@ -100,7 +101,7 @@ default_service: standard
 def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("local.plan.EVERY", 0.0)
+    monkeypatch.setattr("local.autoscaler.EVERY", 0.0)
     path = tmp_path / "queues.yaml"
     path.write_text(ENGINES.format(urls='"http://a"'))
 

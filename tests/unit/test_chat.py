@@ -14,7 +14,7 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.decoding import CONTROL, byte_tokenizer
 from tests.unit.test_catalogue import model as described
 from workers.pipelines.chat import HONOURED, ChatPipeline
-from workers.pipelines.generation import ChatTemplate
+from workers.pipelines.chat_template import ChatTemplate
 from workers.port import Item, ModelLoadError
 
 MODEL = described(

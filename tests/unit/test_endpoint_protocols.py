@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.test_catalogue import model as described
-from workers.endpoints import oip, openai
-from workers.endpoints.openai import EventParser, EventTooLargeError, ServerEvent
+from workers.endpoints import oip, openai, server_events
 from workers.endpoints.protocol import BUSY_FOR, LONGEST_WAIT, AskItem, EndpointError, FaultKind, refused, retry_after
+from workers.endpoints.server_events import EventParser, EventTooLargeError, ServerEvent
 from workers.port import Row
 
 ENDPOINT = {"profiles": {"endpoint": {"base": 0.1, "slope": 0}}}
@@ -404,7 +404,7 @@ def test_an_event_has_its_name_and_its_lines_and_an_unfinished_one_is_none() -> 
 
 
 def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "MAX_EVENT", 1000)
+    monkeypatch.setattr(server_events, "MAX_EVENT", 1000)
     parser = EventParser()
     for _ in range(100):
         assert len(parser.feed(b"data: 1234567890\n\n" * 10)) == 10

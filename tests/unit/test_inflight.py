@@ -23,7 +23,7 @@ from tests.decoding import tiny_model
 from workers.decide.residency import InUseError
 from workers.device import find_device
 from workers.executor import Executor, Loaded
-from workers.pipelines.generation import MAX_HELD
+from workers.pipelines.running_batch import MAX_HELD
 from workers.stages.admit import gather, prepare
 from workers.stages.job import Delivery, Job
 from workers.stages.lane import InFlight

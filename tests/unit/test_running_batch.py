@@ -9,14 +9,8 @@ import pytest
 
 from taxiway.errors import ExecutionError
 from tests.decoding import VOCABULARY, tiny_decoder
-from workers.pipelines.generation import (
-    MAX_HELD,
-    MIN_PREFILL,
-    GeneratedText,
-    RunningBatch,
-    RunningRow,
-    SamplingParameters,
-)
+from workers.pipelines.running_batch import MAX_HELD, MIN_PREFILL, RunningBatch, RunningRow
+from workers.pipelines.sampling import GeneratedText, SamplingParameters
 from workers.port import Item
 from workers.runtimes.onnx import OnnxDecoder
 

@@ -8,15 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pipelines.generation import (
-    Detokenizer,
-    GeneratedText,
-    SamplingParameters,
-    choose,
-    cut_at,
-    open_end,
-    passed,
-)
+from workers.pipelines.sampling import Detokenizer, GeneratedText, SamplingParameters, choose, cut_at, open_end, passed
 
 WORDS = ("<end>", "one ", "two ", "three ")
 ENDS = frozenset({0})

@@ -9,7 +9,7 @@ from rich.console import Console
 from benchmarks.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, simulated, write_models
 from benchmarks.queue_scaling import QueueScaling
 from benchmarks.trial_fleet import Answers, Run, Scene, Side, homes_of, result, table, verdict
-from local.plan import ask_router
+from local.autoscaler import ask_router
 from router.decide.classify import Constraints, classify
 from router.decide.plan import Density, Depth
 from router.decide.snapshot import FleetSnapshot

@@ -4,16 +4,13 @@ Chats and generations are always streamed from the engine, so that tokens, usage
 A variant with the entry `completions` sends its prompt as it is; else a prompt is a chat's only message. One with the
 entry `rerank` scores its second text by its first one, in the form of Jina, Cohere, vLLM and llama.cpp.
 
-Sources: https://platform.openai.com/docs/api-reference, and for its streams
-https://html.spec.whatwg.org/multipage/server-sent-events.html, "Interpreting an event stream".
+Source: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -28,6 +25,7 @@ from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Tokens
 from taxiway.errors import cut
 from workers.endpoints.protocol import Ask, AskItem, Discovery, EndpointError, FaultKind, Reader, WholeReader, malformed
+from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.pipelines.text import read_text
 from workers.port import Row
 
@@ -368,78 +366,3 @@ def _decoded(decode: Callable[[bytes | str], Value], raw: bytes | str) -> Value:
 def _said(chunk: _Chunk) -> str:
     error = chunk.error
     return cut(str(error.get("message", error) if isinstance(error, dict) else error), 500)
-
-
-MAX_EVENT = 16 * 2**20
-"""Bytes of one event; a server that sends more is at fault."""
-
-_LINE_END = re.compile(rb"\r\n|\n|\r")
-_BOM = "\ufeff".encode()
-
-
-class EventTooLargeError(ValueError):
-    """An event is over `MAX_EVENT`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
-    """One event: its name, `message` unless the server gives another, and its data."""
-
-    name: str
-    data: str
-
-
-class EventParser:
-    """Events from the chunks of a stream, however these are cut. Text that is not UTF-8 has U+FFFD in its place."""
-
-    def __init__(self) -> None:
-        self._line: list[bytes] = []
-        self._size = 0
-        self._begun = False
-        self._after_return = False
-        self._name = ""
-        self._data: list[str] = []
-
-    def feed(self, chunk: bytes) -> list[ServerEvent]:
-        """The events that end in this chunk.
-
-        Raises:
-            EventTooLargeError: an event is over the bound.
-        """
-        if self._after_return and chunk:
-            chunk = chunk.removeprefix(b"\n")  # the second half of a line end that was cut
-            self._after_return = False
-        self._size += len(chunk)
-        *ended, rest = _LINE_END.split(chunk)
-        events = []
-        for end in ended:
-            line = b"".join((*self._line, end))
-            self._line = []
-            if (event := self._take(line)) is not None:
-                events.append(event)
-                self._size = len(chunk)
-        self._line.append(rest)
-        self._after_return = chunk.endswith(b"\r")
-        if self._size > MAX_EVENT:
-            raise EventTooLargeError(f"expected an event of at most {MAX_EVENT} bytes")
-        return events
-
-    def _take(self, line: bytes) -> ServerEvent | None:
-        """Read one line; the event that it ends."""
-        if not self._begun:
-            self._begun = True
-            line = line.removeprefix(_BOM)
-        if not line:
-            return self._end()
-        field, _, value = line.decode(errors="replace").partition(":")
-        value = value.removeprefix(" ")
-        if field == "data":
-            self._data.append(value)
-        elif field == "event":
-            self._name = value
-        return None
-
-    def _end(self) -> ServerEvent | None:
-        name, data = self._name, self._data
-        self._name, self._data = "", []
-        return ServerEvent(name or "message", "\n".join(data)) if data else None

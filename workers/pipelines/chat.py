@@ -13,7 +13,8 @@ import numpy as np
 from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import NO_EFFECT, ROLES, answer_limit, honoured, read_chat
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
-from workers.pipelines.generation import MAX_STOPS, ChatTemplate, SteppingPipeline, open_template
+from workers.pipelines.chat_template import ChatTemplate, open_template
+from workers.pipelines.generation import MAX_STOPS, SteppingPipeline
 from workers.port import Item, Placed, Row
 
 HONOURED = ("logprobs", "top_logprobs")

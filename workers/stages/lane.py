@@ -26,7 +26,7 @@ from workers.decide import batcher
 from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
 from workers.decide.residency import InUseError
 from workers.executor import Executor, Loaded, as_ours, most_rows
-from workers.pipelines.generation import RunningBatch, RunningRow
+from workers.pipelines.running_batch import RunningBatch, RunningRow
 from workers.port import Runtime
 from workers.stages.admit import named_row
 from workers.stages.job import Job

@@ -1,0 +1,176 @@
+"""Resizes the classes of this machine to the number of workers that a router wants for each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import httpx
+import msgspec
+
+from local.plan import WorkerPlan, devices_of, planned_workers
+from local.supervisor import SupervisedProcess
+from tasks.machine import Machine
+from tasks.queues_file import QueuesFile
+from tasks.topology import Topology
+
+EVERY = 1.0
+"""Seconds between two looks at what a router wants, which itself looks as often."""
+
+_QUICK = 1.0  # seconds for one answer of a router on loopback
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The workers of each class to begin with, and the machine's cores."""
+
+    least: Mapping[str, int]
+    cores: int
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    replicas: int
+
+
+def most_workers(
+    topology: Topology, machine: Machine, *, emulate: Collection[str], counts: Mapping[str, int]
+) -> Mapping[str, int]:
+    """The most workers that a class may have here: its `scaling.maximum`, the machine's devices or cores, `counts`."""
+    most = {}
+    for name, hardware in topology.hardware.items():
+        here = devices_of(hardware, machine, "cpu" if name in emulate else hardware.device)
+        bounds = (here, hardware.scaling.maximum, counts.get(name))
+        most[name] = min(bound for bound in bounds if bound is not None)
+    return most
+
+
+def resize(
+    wanted: Mapping[str, int], most: Mapping[str, int], *, on_cpu: Collection[str], cores: int
+) -> dict[str, int]:
+    """Workers of each class: as many as are wanted, at most `most`.
+
+    Classes `on_cpu` share the machine's cores in turn; each that is wanted has one worker, also where cores are fewer.
+    """
+    counts = {name: min(want, most.get(name, 0)) for name, want in wanted.items()}
+    sharing = sorted(name for name in on_cpu if counts.get(name))
+    given = dict.fromkeys(sharing, 1)
+    for _ in range(cores - len(sharing)):
+        short = [name for name in sharing if given[name] < counts[name]]
+        if short:
+            given[min(short, key=lambda name: (given[name], name))] += 1
+    return counts | given
+
+
+class Autoscaler:
+    """Resizes classes by marking their processes as wanted or not; the supervisor starts those that are wanted.
+
+    Args:
+        workers: every worker that may run here, with its plan.
+        ask: how many workers a class should have; None while that is unknown.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[tuple[WorkerPlan, SupervisedProcess]],
+        bounds: Bounds,
+        ask: Callable[[str], int | None],
+    ) -> None:
+        self._cores = bounds.cores
+        self._ask = ask
+        self._slots: dict[str, list[SupervisedProcess]] = {}
+        for plan, process in workers:
+            process.wanted = False
+            self._slots.setdefault(plan.hardware_class, []).append(process)
+        self._on_cpu = {plan.hardware_class for plan, _ in workers if plan.computes_on_cpu}
+        self._due = 0.0
+        self._resize({name: bounds.least.get(name, 0) for name in self._slots})
+
+    def tend(self) -> None:
+        """Periodically ask and resize; classes without an answer are left unchanged."""
+        if time.monotonic() < self._due:
+            return
+        asked = {name: self._ask(name) for name in self._slots}
+        self._resize({name: self._running(name) if want is None else want for name, want in asked.items()})
+        self._due = time.monotonic() + EVERY
+
+    def _running(self, name: str) -> int:
+        return sum(process.wanted for process in self._slots[name])
+
+    def _resize(self, wanted: Mapping[str, int]) -> None:
+        most = {name: len(slots) for name, slots in self._slots.items()}
+        for name, count in resize(wanted, most, on_cpu=self._on_cpu, cores=self._cores).items():
+            running = self._running(name)
+            if count != running:
+                logger.info("class resized", extra={"class": name, "workers": count, "before": running})
+            self._set(self._slots[name], count)
+
+    def _set(self, slots: Sequence[SupervisedProcess], count: int) -> None:
+        """Want `count` of the processes: those that rest before those that still end; the last that run are retired."""
+        wanted = [process for process in slots if process.wanted]
+        free = sorted((process for process in slots if not process.wanted), key=lambda process: not process.resting)
+        for process in free[: max(count - len(wanted), 0)]:
+            process.wanted = True
+        for process in wanted[count:]:
+            process.retire()
+
+
+class Replicas:
+    """Runs a worker for each replica of an endpoint, as queues.yaml changes while the fleet runs.
+
+    Args:
+        workers: those that run; new ones are added, with the process that `make` makes of a plan.
+    """
+
+    def __init__(
+        self,
+        queues: QueuesFile,
+        workers: list[tuple[WorkerPlan, SupervisedProcess]],
+        make: Callable[[WorkerPlan], SupervisedProcess],
+    ) -> None:
+        self._queues, self._workers, self._make = queues, workers, make
+        self._classes = {plan.hardware_class for plan, _ in workers}
+        self._due = 0.0
+
+    def tend(self) -> None:
+        """Periodically look at queues.yaml, and fit the workers to it."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + EVERY
+        if self._queues.look():
+            for name, hardware in self._queues.topology.hardware.items():
+                if hardware.endpoint is not None and name in self._classes:
+                    self._fit(planned_workers(name, hardware, False, len(hardware.endpoint.replicas)), name)
+
+    def _fit(self, planned: Sequence[WorkerPlan], name: str) -> None:
+        running = {plan.device: process for plan, process in self._workers if plan.hardware_class == name}
+        for plan in planned:
+            process = running.pop(plan.device, None)
+            if process is None:
+                self._workers.append((plan, self._make(plan)))
+            else:
+                process.wanted = True
+        for process in running.values():
+            if process.wanted:
+                process.retire()
+
+
+Ask = Callable[[str, str, str], int | None]
+"""As `ask_router`."""
+
+
+def ask_router(url: str, key: str, name: str) -> int | None:
+    """How many devices of a class the router at `url` wants, told that they are started here; None if it cannot say.
+
+    `key` is for a door that wants one.
+    """
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with suppress(httpx.HTTPError, msgspec.DecodeError):
+        answer = httpx.post(f"{url}/v1/scaling/{name}/starts", headers=headers, timeout=_QUICK, trust_env=False)
+        if answer.status_code == httpx.codes.OK:
+            return msgspec.json.decode(answer.content, type=_Answer).replicas
+    return None

@@ -1,0 +1,88 @@
+"""The state store's append-only file: it is rewritten where the server's version leaves holes in it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from math import inf
+
+from taxiway.connection import AsyncConnection
+from taxiway.valkey import ServerError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_REDIS, _LAST_REDIS, _LAST_VALKEY = (7, 0, 0), (7, 4, 999), (9, 1, 2)
+
+_BUSY = "Background append only file rewriting already in progress"
+"""The server's error while it is already rewriting the file, possibly from before the write that was cut short."""
+
+REFUSES_FOR = 2.0
+"""Seconds after a refused write during which more refusals are expected: two heartbeats."""
+
+
+def leaves_holes(said: Mapping[str, str]) -> bool:
+    """Whether the server's version, from `INFO server`, is known to leave holes in the file."""
+    if "valkey_version" in said:
+        return _version(said["valkey_version"]) <= _LAST_VALKEY
+    return _FIRST_REDIS <= _version(said.get("redis_version", "0")) <= _LAST_REDIS
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall("[0-9]+", text)[:3])
+
+
+class AppendOnlyFile:
+    """The server's append-only file: rewritten after a full disk cut it short, if the server's version needs that.
+
+    The server's reports on it are read with the fleet's facts, by every router. Redis 7.0 to 7.4 and Valkey up to 9.1.2
+    open the file without O_APPEND after a rewrite or after having been a replica (`openNewIncrAofForAppend` in their
+    `aof.c`). When such a server truncates a write that was cut short, a hole of zeros is left, and the file cannot be
+    read after a restart. A running server still has all data, so a rewrite repairs the file. When the embedded Valkey
+    is upgraded, tests/integration/test_full_disk.py shows whether `_LAST_VALKEY` must change.
+    """
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self._cut = False
+        self._refused: str | None = None
+        self._refused_at = -inf
+        self._fails = False
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the server accepts no writes now: it cannot write to its disk, or recently refused a write."""
+        return self._fails or time.monotonic() - self._refused_at < REFUSES_FOR
+
+    async def observe(self, said: Mapping[str, str]) -> None:
+        """Read `INFO server persistence errorstats`; once writes succeed again, request a rewrite if needed.
+
+        Writes may fail for only milliseconds between two calls; the count of refused writes shows that.
+        """
+        refused = said.get("errorstat_MISCONF", "")
+        fails = self._fails = said.get("aof_last_write_status", "ok") != "ok"
+        more = self._refused not in (None, refused)
+        if more and said.get("rdb_last_bgsave_status", "ok") != "ok":  # the only sign of a refusal for that reason
+            self._refused_at = time.monotonic()
+        if fails or more:
+            if not self._cut:
+                logger.error("the state store cannot write its append-only file: is its disk full?")
+            self._cut = True
+        self._refused = refused
+        if self._cut and not fails:
+            if leaves_holes(said):
+                await self._rewrite()
+            else:
+                self._cut = False
+
+    async def _rewrite(self) -> None:
+        try:
+            await self._connection.call("BGREWRITEAOF")
+        except ServerError as error:
+            if _BUSY in str(error):
+                return
+            logger.error("append-only file may have a hole: run BGREWRITEAOF", extra={"error": str(error)})
+        else:
+            logger.warning("rewriting the append-only file after a truncated write")
+        self._cut = False
