@@ -13,14 +13,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from simulator.cost_bound import NAME as LP
-from simulator.cost_bound import lower_bound
+from simulator.bounds.cost import NAME as LP
+from simulator.bounds.cost import lower_bound
+from simulator.bounds.score import NAME as WHOLE
+from simulator.bounds.score import whole_bound
 from simulator.engine import Summary, simulate
 from simulator.policies.policy import LIVE, REFUSED, Held, Policy, Shift
 from simulator.policies.taxiway import POLICIES, taxiway
 from simulator.pool import Pool
-from simulator.score_bound import NAME as WHOLE
-from simulator.score_bound import whole_bound
 from simulator.traces import Trace, read_trace
 from simulator.trials import TRIALS
 from simulator.workload import Job, Workload

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.trial_runs import OURS, Run
+from simulator.bounds.score import NAME as WHOLE
 from simulator.reports import percent
-from simulator.score_bound import NAME as WHOLE
 from simulator.trials import LENGTH
 
 PLAN = "tuned-plan"

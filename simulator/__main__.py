@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simulator.cost_bound import lower_bound
+from simulator.bounds.cost import lower_bound
+from simulator.bounds.score import whole_bound
 from simulator.demand import COLUMNS as PRICE_COLUMNS
 from simulator.demand import InfeasibleError, PriceError, load_prices, offers
 from simulator.engine import Summary
@@ -32,7 +33,6 @@ from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import Comparison, compared, figures, json_lines, page, sample_line, sampled, usage
 from simulator.reports import difference_table as difference
-from simulator.score_bound import whole_bound
 from simulator.traces import (
     AZURE,
     GENERIC,

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from simulator.fleet import SERVICES, DeviceClass, Fleet, FleetError, Timing
+from simulator.fleet import SERVICES, DeviceClass, Fleet, FleetError
+from simulator.timing import Timing
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 from tasks.document import Verbatim

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
-from simulator.fleet import Stepping, Timing, Whole
+from simulator.timing import Stepping, Timing, Whole
 from simulator.workload import Job
 from workers.decide.residency import Resident, Uses, evict
 

@@ -12,8 +12,9 @@ from typing import Literal, Protocol
 
 from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted, has_ended
 from simulator.device import Device
-from simulator.fleet import USABLE, Fleet, Stepping, Timing, Whole
+from simulator.fleet import USABLE, Fleet
 from simulator.nodes import Nodes
+from simulator.timing import Stepping, Timing, Whole
 from simulator.workload import Job
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from router.decide.plan import Density, Plan, ScalingRule
-from simulator.cost_bound import NAME as BOUND
+from simulator.bounds.cost import NAME as BOUND
+from simulator.bounds.score import NAME as WHOLE_BOUND
 from simulator.engine import Summary
 from simulator.fleet import SERVICES
-from simulator.score_bound import NAME as WHOLE_BOUND
 
 
 def json_lines(summaries: Sequence[Summary]) -> str:

@@ -19,7 +19,7 @@ from router.decide.placement import Placement, choose
 from router.decide.plan import Density
 from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.releaser import RELEASE_TICK
-from simulator.fleet import SERVICES, Fleet, Stepping
+from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import (
     LIVE,
     REFUSED,
@@ -44,6 +44,7 @@ from simulator.policies.policy import (
 )
 from simulator.policies.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
 from simulator.pool import Pool
+from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
 from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Trust, Tuner, plan_of
 from simulator.tuning.twin import MOST, Conditions, Window

@@ -17,9 +17,10 @@ from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.history import ENDED, REFUSED, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, Stepping, Timing, Whole
+from simulator.fleet import SERVICES, DeviceClass, Fleet, Service
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
+from simulator.timing import Stepping, Timing, Whole
 from simulator.traces import Column, Trace, trace_of
 from simulator.tuning.twin import Conditions
 from simulator.workload import Workload, prepare

@@ -13,8 +13,9 @@ import numpy as np
 from router.decide.candidates import FULL
 from router.decide.plan import TARGET, Density
 from simulator.engine import WAITING, Engine
-from simulator.fleet import SERVICES, Fleet, Timing
+from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
+from simulator.timing import Timing
 from simulator.traces import Column, joined
 from simulator.workload import Job, Workload, jobs
 

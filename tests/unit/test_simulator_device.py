@@ -9,10 +9,11 @@ import pytest
 
 from simulator.device import Device
 from simulator.engine import ANSWERED, Engine, simulate
-from simulator.fleet import SERVICES, FleetError, Stepping, Whole, parse_fleet
+from simulator.fleet import SERVICES, FleetError, parse_fleet
 from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
+from simulator.timing import Stepping, Whole
 from simulator.traces import make_trace
 from simulator.workload import Job, Workload, prepare
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.fleet import Roofline, Stepping, Transformer, Whole
+from simulator.fleet import Transformer
+from simulator.timing import Roofline, Stepping, Whole
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

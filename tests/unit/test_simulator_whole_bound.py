@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.decide.plan import Density
-from simulator.cost_bound import Pace, least_work, lower_bound
+from simulator.bounds.cost import Pace, least_work, lower_bound
+from simulator.bounds.score import kinds, whole_bound
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
 from simulator.policies.taxiway import POLICIES
-from simulator.score_bound import kinds, whole_bound
 from simulator.traces import make_trace
 from simulator.workload import Figures, Workload, prepare
 from tests.unit.test_simulator_bound import MIXED, one, requests

@@ -51,7 +51,8 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from simulator.engine import Summary, fines
-from simulator.fleet import SERVICES, USABLE, DeviceClass, Event, Fleet, Stepping, Timing, Whole
+from simulator.fleet import SERVICES, USABLE, DeviceClass, Event, Fleet
+from simulator.timing import Stepping, Timing, Whole
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 
