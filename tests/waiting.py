@@ -7,6 +7,9 @@ from pathlib import Path
 
 from local.embedded import within
 
+BUSY = 3.0
+"""Seconds that a busy machine may add to what the product does within a stated time."""
+
 
 def until(condition: Callable[[], bool], *, patience: float = 30.0, every: float = 0.02) -> bool:
     """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""

@@ -48,7 +48,7 @@ variants:
     {runtime: python, entry: deeds, memory: 0, limits: {time: 0.3}, profiles: {cpu: {base: 0.001, slope: 0.001}}}
 """
 
-AT_ONCE = 2.0
+AT_ONCE = 15.0
 """Seconds within which a worker is done with what was ended: some tenths, and a busy machine."""
 
 

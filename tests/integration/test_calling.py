@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as arrays
 
 from tasks.models.files import Code
 from taxiway.errors import InvalidRequestError
-from tests.waiting import gone, until
+from tests.waiting import BUSY, gone, until
 from workers.calling.callee import TEXT
 from workers.calling.channel import (
     INLINE,
@@ -234,7 +234,7 @@ def test_a_call_without_a_waiter_is_ended_with_its_process(child: Child, notes: 
     began = time.monotonic()
     with pytest.raises(NotWantedError):
         ask(child, deed, 600, after(0.2, NotWantedError()))
-    assert time.monotonic() - began < 0.2 + GRACE + 1
+    assert time.monotonic() - began < 0.2 + GRACE + BUSY
     assert not child.alive and gone(child.pid)
     assert pids(notes, 1) == [child.pid]
 

@@ -38,6 +38,7 @@ from taxiway.errors import (
 from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder, echo, finish
 from tests.narrowing import present
+from tests.waiting import BUSY
 
 NO_SERVER = "redis://127.0.0.1:9/0"
 """The discard port, where no Valkey listens."""
@@ -173,7 +174,7 @@ def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client: Clie
     started = time.monotonic()
 
     assert client.job("theirs").result(timeout=10).outputs == {"payload": "late"}
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 2.9  # after three seconds it would be read from the store
     ending.join()  # the store outlives it
 
 
@@ -484,7 +485,7 @@ def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call: Cal
         with pytest.raises(BrokerUnavailableError):
             call(client)
 
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 2 + BUSY
 
 
 def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(tmp_path: Path) -> None:
@@ -496,7 +497,7 @@ def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_wh
                 started = time.monotonic()
                 with pytest.raises(BrokerUnavailableError):
                     call()
-                assert time.monotonic() - started < 2
+                assert time.monotonic() - started < 2 + BUSY
         finally:
             os.kill(present(server.pid), signal.SIGCONT)
 
@@ -543,7 +544,7 @@ def test_a_wrong_password_is_said_at_once(url: str) -> None:
         with pytest.raises(BrokerUnavailableError, match=r"(?i)password|auth"):
             client.submit("echo", "hello")
 
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 2 + BUSY
 
 
 def wait_until(condition: Callable[[], object], timeout: int = 10) -> None:

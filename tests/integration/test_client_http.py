@@ -35,6 +35,7 @@ from taxiway.errors import (
 from tests.cable import Cable
 from tests.narrowing import present
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
+from tests.waiting import BUSY
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_a_caller_that_will_not_wait_longer_is_told_so(client: Client, idle_devi
     with pytest.raises(ResultTimeoutError):
         client.infer("echo", "hello", timeout=0.5)
 
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 2 + BUSY
 
 
 def test_a_cancelled_job_says_so(client: Client, idle_device: EchoDevice) -> None:
@@ -206,7 +207,7 @@ def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call: Cal
         with pytest.raises(BrokerUnavailableError, match="router"):
             call(client)
 
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 2 + BUSY
 
 
 def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(
@@ -225,7 +226,7 @@ def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_wh
                 started = time.monotonic()
                 with pytest.raises(BrokerUnavailableError):
                     call()
-                assert time.monotonic() - started < 2
+                assert time.monotonic() - started < 2 + BUSY
         finally:
             os.kill(router.process.pid, signal.SIGCONT)
 

@@ -36,6 +36,7 @@ from taxiway.errors import FleetUnavailable, TaxiwayError
 from tests.narrowing import present
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import fields_of
+from tests.waiting import BUSY
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_a_long_poll_returns_as_soon_as_the_job_ends(idle: httpx.Client) -> None
         cancelled = time.monotonic()
         idle.delete(f"/v2/jobs/{job}")
         assert poll.result().json()["state"] == "cancelled"
-    assert time.monotonic() - cancelled < 2
+    assert time.monotonic() - cancelled < 2 + BUSY
 
 
 def test_a_cancelled_job_stays_cancelled(idle: httpx.Client) -> None:
@@ -207,7 +208,7 @@ def test_a_request_that_no_device_runs_in_time_ends_at_its_deadline(idle: httpx.
     answer = infer(idle, "a", parameters={"deadline": 0.5})
 
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
-    assert 0.5 - 0.1 <= time.monotonic() - began < 2  # the promise, and a busy machine
+    assert 0.5 - 0.1 <= time.monotonic() - began < 0.5 + BUSY
 
 
 def test_a_poller_learns_that_the_deadline_passed(idle: httpx.Client) -> None:
@@ -562,4 +563,4 @@ def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path: Path
             server.start()
 
     assert [(a.status_code, a.json()["code"]) for a in answers] == [(503, "broker_unavailable")] * 2
-    assert took < 2
+    assert took < 2 + BUSY

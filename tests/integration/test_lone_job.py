@@ -17,6 +17,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import DEVICES, job_key
 from tests.routing import eventually
 from tests.scripting import is_held
+from tests.stored import facts_of
 from tests.working import QUEUES, Tower, add_spinner, is_running, worker_process, worker_settings
 from workers.heartbeat import HUNG
 from workers.stages.device import ALONE_AT_MOST
@@ -86,7 +87,7 @@ def test_a_worker_that_is_told_to_stop_twice_gives_it_back(fleet: Settings, towe
     with worker_process(fleet) as first:
         job = spin(tower, ENDLESS)
         first.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        eventually(lambda: facts_of(tower.state, first.name).draining)
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(20) == 0
     assert (tower.waiting(), tower.unacknowledged()) == (1, 0)

@@ -37,6 +37,7 @@ from taxiway.contract.wire import infer_message
 from tests.narrowing import as_bytes
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import fields_of, record_of
+from tests.waiting import BUSY
 from tests.working import worker_process
 
 QUEUES = """
@@ -163,8 +164,8 @@ def has_more_than(device: EchoDevice, count: int) -> bool:
 def test_every_job_is_answered_once_while_those_that_lead_are_killed(twins: Settings) -> None:
     with fleet_of(twins) as fleet, ExitStack() as stack:
         with router_process(twins), EchoDevice(twins, hardware_class="cpu.a", answering=False):
-            jobs = fleet.send(3000)
-            eventually(lambda: fleet.waiting("cpu.a") == 3000, within=30)
+            jobs = fleet.send(1500)
+            eventually(lambda: fleet.waiting("cpu.a") == 1500, within=60)
         idle = stack.enter_context(EchoDevice(twins, hardware_class="cpu.b"))
         with EchoDevice(twins, hardware_class="cpu.a", answering=False):
             for _ in range(4):
@@ -173,7 +174,7 @@ def test_every_job_is_answered_once_while_those_that_lead_are_killed(twins: Sett
                     eventually(more)
                     os.kill(router.process.pid, signal.SIGKILL)
         busy = stack.enter_context(EchoDevice(twins, hardware_class="cpu.a"))
-        eventually(lambda: all(fleet.results(jobs)), within=60)
+        eventually(lambda: all(fleet.results(jobs)), within=120)
         assert sorted(idle.done + busy.done) == sorted(jobs)
 
 
@@ -186,7 +187,7 @@ def test_another_router_leads_within_two_ticks(twins: Settings) -> None:
         os.kill(first.process.pid, signal.SIGKILL)
         killed = time.monotonic()
         eventually(lambda: fleet.store.get(LEAD) not in (None, token))
-        assert time.monotonic() - killed < 2 * 0.2 + 2
+        assert time.monotonic() - killed < 2 * 0.2 + BUSY
 
 
 def test_two_workers_share_what_was_placed_on_one_and_both_work_to_the_end(twins: Settings) -> None:

@@ -522,7 +522,7 @@ def test_an_outage_while_a_job_runs_costs_neither_the_job_nor_a_second_run(setti
             time.sleep(2)
             server.start()
             report = tower.result(job, within=30).report
-            assert report.queue_wait < 1
+            assert report.queue_wait < 2  # it ran before the outage
             assert tower.result(tower.order("echo", "after"), within=30).outputs == {"payload": "after"}
             assert worker.process.poll() is None
 
