@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
+import resource
 import statistics
 import tempfile
 import time
@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-
-import psutil
 
 import taxiway
 from benchmarks.measure import Line, answer, cpu_seconds, percentile, say, thread_switches
@@ -79,8 +77,7 @@ def measured(doors: Doors, *, requests: int, rounds: int) -> list[dict[str, Figu
         }
         for ask in paths.values():
             timed(ask, WARM_UP)
-        pids = {**doors.processes, "client": [os.getpid()]}
-        return [_one_round(paths, pids, turns=requests // TURN) for _ in range(rounds)]
+        return [_one_round(paths, doors.processes, turns=requests // TURN) for _ in range(rounds)]
 
 
 def _one_round(paths: Mapping[str, RoundTrip], pids: Mapping[str, Sequence[int]], *, turns: int) -> dict[str, Figures]:
@@ -88,33 +85,31 @@ def _one_round(paths: Mapping[str, RoundTrip], pids: Mapping[str, Sequence[int]]
     for _ in range(turns):
         for name, ask in paths.items():
             one = figures[name]
-            before = _spent([*pids.items()])
+            gc.collect()  # here: it takes as long as several requests
+            before, began = _spent(pids), (_own_switches(), time.process_time())
             one.times += timed(ask, TURN)
-            for role, (switches, cpu) in _spent([*reversed(pids.items())]).items():  # this process is next to the turn
+            one.cpu["client"] += time.process_time() - began[1]
+            one.switches["client"] += _own_switches() - began[0]
+            for role, (switches, cpu) in _spent(pids).items():
                 one.switches[role] += switches - before[role][0]
                 one.cpu[role] += cpu - before[role][1]
     return figures
 
 
-def _spent(pids: Sequence[tuple[str, Sequence[int]]]) -> dict[str, tuple[int, float]]:
-    """Thread switches and processor time of each role's processes so far. This process's own children are others'."""
+def _spent(pids: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, float]]:
+    """Thread switches and processor time of each role's processes so far."""
     return {
-        role: (
-            sum(thread_switches(pid, deep=role != "client") for pid in of_role),
-            sum(_cpu(pid) if role == "client" else cpu_seconds(pid) for pid in of_role),
-        )
-        for role, of_role in pids
+        role: (sum(map(thread_switches, of_role)), sum(map(cpu_seconds, of_role))) for role, of_role in pids.items()
     }
 
 
-def _cpu(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+def _own_switches() -> int:
+    """How often this process's threads waited for something so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
 def timed(ask: RoundTrip, requests: int) -> list[float]:
     """Seconds of each of `requests` sequential round trips."""
-    gc.collect()
     taken = []
     for _ in range(requests):
         began = time.perf_counter()

@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,9 @@ import psutil
 from tasks.settings import TREE
 
 CPUINFO = Path("/proc/cpuinfo")
+
+_SCHEDULED = 2
+"""The kind of a process's clock that counts its processor time: CPUCLOCK_SCHED in Linux's posix-timers.h."""
 
 CHARTS = TREE / "build" / "benchmarks"
 """The default folder for charts."""
@@ -63,24 +67,24 @@ def processor() -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and its descendants; a descendant that has exited is not counted."""
+    """Processor time of a process and its descendants; a descendant that has exited is not counted. Linux.
+
+    Read from the processes' clocks: /proc counts in steps of 10 ms.
+    """
     seconds = 0.0
     for process in tree(pid):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        seconds += times.user + times.system
+        with suppress(OSError):
+            seconds += time.clock_gettime(~process.pid << 3 | _SCHEDULED)
     return seconds
 
 
-def thread_switches(pid: int, *, deep: bool = True) -> int:
-    """How often the threads of a process, and where `deep` its descendants', waited for something; Linux.
+def thread_switches(pid: int) -> int:
+    """How often the threads of a process and its descendants waited for something; Linux.
 
     Where they had to leave a processor to others does not count: that is those others' doing.
     """
     found = 0
-    for process in tree(pid) if deep else [psutil.Process(pid)]:
+    for process in tree(pid):
         for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
             with suppress(OSError):
                 lines = status.read_text().splitlines()

@@ -8,6 +8,7 @@ on one connection each, and prints milliseconds, their difference (target: at mo
 from __future__ import annotations
 
 import argparse
+import gc
 import http.client
 import json
 import socketserver
@@ -119,6 +120,7 @@ def _one_round(doors: Mapping[str, RoundTrip], *, turns: int) -> dict[str, list[
     times: dict[str, list[float]] = {name: [] for name in doors}
     for _ in range(turns):
         for name, ask in doors.items():
+            gc.collect()
             times[name] += timed(ask, _TURN)
     return times
 

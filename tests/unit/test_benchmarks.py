@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from benchmarks.catalogue import queues_of
 from benchmarks.lines import Line, picture
 from benchmarks.lines import Panel as OverTime
 from benchmarks.load import Request, UnreliableError, Window, arriving, saturated
-from benchmarks.measure import percentile
+from benchmarks.measure import cpu_seconds, percentile
 from benchmarks.panels import panels_of
 from benchmarks.ratios import RATIOS, Ratio
 from benchmarks.trial_runs import Run, Source, Task, changes_in, play
@@ -212,3 +213,8 @@ def test_a_history_is_another_draw_with_the_same_numbers_of_models() -> None:
     assert not np.array_equal(history.trace.arrival[:100], workload.trace.arrival[:100])
     image = workload.trace.models.index("image.p")
     assert (history.trace.size[history.trace.model == image] >= 30).all()
+
+
+def test_processor_time_is_counted_in_steps_that_are_shorter_than_a_request() -> None:
+    before = time.process_time()
+    assert before <= cpu_seconds(os.getpid()) < cpu_seconds(os.getpid()) < before + 1
