@@ -15,7 +15,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from taxiway.client import Receipt
-from taxiway.client.http_link import LONGEST_WAIT, EndedError, HttpLink, Response, ServerEvent
+from taxiway.client.http_exchange import Response
+from taxiway.client.http_link import LONGEST_WAIT, EndedError, HttpLink, ServerEvent
 from taxiway.contract.job import Event, JobStatus, Lost, Restarted, Result, RunReport, Told
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import RESENT, TERMS, Request, Terms, new_id

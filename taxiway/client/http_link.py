@@ -1,9 +1,9 @@
-"""Requests and event streams to one router, over aiohttp, with retries while the router is unavailable.
+"""Requests and event streams to one router, with retries while the router is unavailable.
 
-aiohttp provides the protocol, TLS, proxies and connection pool. This module decides what is retried and when a silent
-router is given up. TLS certificates are always verified, against the system's authorities or the file that
-`SSL_CERT_FILE` names. A certificate that fails verification raises at once: retrying cannot help. `HTTP_PROXY`,
-`HTTPS_PROXY` and `NO_PROXY` apply, except for this machine's own addresses.
+`http_exchange` carries small requests; aiohttp those through a proxy, large bodies and event streams. This module
+decides what is retried and when a silent router is given up. TLS certificates are always verified, against the system's
+authorities or the file that `SSL_CERT_FILE` names. A certificate that fails verification raises at once: retrying
+cannot help. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` apply, except for this machine's own addresses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import base64
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -23,14 +23,12 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
+from taxiway.client.http_exchange import KEPT, Exchange, MalformedError, Response, UnreachedError
 from taxiway.contract.values import Buffer
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 _PAUSE = 0.05
 """Seconds before connecting again."""
-
-_KEPT = 4.0
-"""Seconds for which an idle connection is kept for reuse: servers close theirs after 5 s or more."""
 
 _TOGETHER = 65536
 """Bodies up to this many bytes are sent in one write with the header."""
@@ -52,7 +50,12 @@ _LAST = "last-event-id"
 _UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """Headers that aiohttp would add. Compressing tensors costs more time than it saves."""
 
-_UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+_UNREACHED = (
+    UnreachedError,
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+)
 """The connection failed before anything was sent."""
 
 Sink = Callable[[bytes], None]
@@ -72,17 +75,20 @@ class EndedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """A response. Header names are case-insensitive; `body` is empty if a sink received it."""
+class _Asked:
+    """A request. It is sent at most `once`; its sink receives the response's body, if it has one."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    method: str
+    path: str
+    body: Sequence[Buffer] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    sink: Sink | None = None
+    once: bool = False
 
     @property
-    def ok(self) -> bool:
-        """Whether the status is 2xx."""
-        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
+    def small(self) -> bool:
+        """Whether it is sent in one piece, and its response comes in one."""
+        return self.sink is None and sum(map(len, self.body)) <= _TOGETHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +116,11 @@ class HttpLink:
         self._silence = silence
         address = _address(parts)
         self._base = str(address).rstrip("/")
+        self._path = address.raw_path.rstrip("/")
         self._proxy = _proxy_of(address)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else True
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = _credentials(parts, key)
+        self._near = Exchange(address, self._tls, self._headers) if self._proxy is None else None
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self._calls: set[_Call] = set()
@@ -140,10 +148,11 @@ class HttpLink:
             BrokerUnavailableError: the server cannot be reached, or was silent for `patience` s; the detail `sent` is
                 set if the request had been sent and may have taken effect.
         """
-        until, kept = None, (_not_repeated,) if once else ()
+        asked = _Asked(method, path, body, headers or {}, sink, once)
+        until = None
         while True:
             try:
-                return await self._ask(method, path, body, sink, headers=headers, middlewares=kept)
+                return await self._ask(asked)
             except BrokenOffError:
                 now = asyncio.get_running_loop().time()
                 until = now + self.patience if until is None else until
@@ -194,10 +203,12 @@ class HttpLink:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._near is not None:
+            self._near.close()
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, method: str, path: str, body: Sequence[Buffer], sink: Sink | None, **options: Any) -> Response:
+    async def _ask(self, asked: _Asked) -> Response:
         """Send the request once, after connecting with retries for `patience` seconds; returns the response."""
         if self.heard < self._doubted:
             await self._heard_again()
@@ -205,70 +216,83 @@ class HttpLink:
         until = clock() + self.patience
         while True:
             began = clock()
-            call = _Call(asyncio.timeout(None), began, began)
-            options["timeout"] = aiohttp.ClientTimeout(
-                total=None, connect=max(_PAUSE, until - began), ceil_threshold=60
-            )
-            options["data"] = (b"".join(body) or None) if sum(map(len, body)) <= _TOGETHER else _Pieces(body, call)
+            call = _Call(self, asyncio.timeout(None), began, began)
             try:
-                return await self._exchange(call, method, path, options, sink)
-            except aiohttp.ClientConnectorCertificateError as error:
-                reason = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
+                return await self._attempt(call, asked, max(_PAUSE, until - began))
+            except (ssl.SSLCertVerificationError, aiohttp.ClientConnectorCertificateError) as error:
+                refused = getattr(error, "certificate_error", error)
+                reason = getattr(refused, "verify_message", str(refused))
                 raise BrokerUnavailableError(f"TLS certificate verification failed for {self.url}: {reason}") from error
             except _UNREACHED as error:
                 if clock() + _PAUSE >= until:
                     raise self._away() from error
             await asyncio.sleep(_PAUSE)
 
-    async def _exchange(
-        self, call: _Call, method: str, path: str, options: dict[str, Any], sink: Sink | None
-    ) -> Response:
+    async def _attempt(self, call: _Call, asked: _Asked, connect: float) -> Response:
         """One attempt. Raises a class in `_UNREACHED` if nothing was sent, otherwise what `ask` raises."""
         self._calls.add(call)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
         try:
-            async with (
-                call.scope,
-                self._opened().request(method, URL(self._base + path, encoded=True), **options) as response,
-            ):
-                return Response(response.status, response.headers, await self._read(response, call, sink))
+            async with call.scope:
+                return await self._carried(call, asked, connect)
         except _UNREACHED:
             raise
         except TimeoutError as error:
             if asyncio.get_running_loop().time() - call.heard < self._silence:
                 raise self._away(sent=True) from error
             raise self._broken_off() from error
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+        except (ConnectionError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise self._broken_off() from error
-        except aiohttp.ClientError as error:
+        except (MalformedError, aiohttp.ClientError) as error:
             raise self._away(sent=True) from error
         finally:
             self._calls.discard(call)
 
+    async def _carried(self, call: _Call, asked: _Asked, connect: float) -> Response:
+        if self._closed:
+            raise self._away()
+        if self._near is not None and asked.small:
+            path, body = self._path + asked.path, b"".join(asked.body)
+            response = await self._near.ask(asked.method, path, asked.headers, body, call, connect)
+            if not HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
+                return response
+            self._near.close()
+            self._near = None  # aiohttp follows redirections
+        return await self._by_aiohttp(call, asked, connect)
+
+    async def _by_aiohttp(self, call: _Call, asked: _Asked, connect: float) -> Response:
+        data = (b"".join(asked.body) or None) if asked.small or not asked.body else _Pieces(asked.body, call)
+        async with self._opened().request(
+            asked.method,
+            URL(self._base + asked.path, encoded=True),
+            data=data,
+            headers=asked.headers,
+            middlewares=(_not_repeated,) if asked.once else (),
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect, ceil_threshold=60),
+        ) as response:
+            return Response(response.status, response.headers, await self._read(response, call, asked.sink))
+
     async def _read(self, response: aiohttp.ClientResponse, call: _Call, sink: Sink | None) -> bytes:
         """The body; empty if the sink receives it."""
-        clock = asyncio.get_running_loop().time
-        call.heard = self.heard = clock()
+        call.hear()
         pieces: list[bytes] = []
         take = pieces.append if sink is None or response.status != HTTPStatus.OK else sink
         async for piece in response.content.iter_any():
-            call.heard = self.heard = clock()
+            call.hear()
             take(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _opened(self) -> aiohttp.ClientSession:
         """The session with the connection pool, created on first use because it belongs to the loop."""
-        if self._closed:
-            raise self._away()
         if self._session is None:
-            self._session = self._new_session(keepalive_timeout=_KEPT)
+            self._session = self._new_session(keepalive_timeout=KEPT)
         return self._session
 
     def _new_session(self, **kept: Any) -> aiohttp.ClientSession:
         """A session with the server's TLS, proxy and credentials; host names are resolved again for each connection."""
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, use_dns_cache=False, **kept),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True, use_dns_cache=False, **kept),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             skip_auto_headers=_UNASKED,
@@ -350,9 +374,14 @@ async def _not_repeated(request: aiohttp.ClientRequest, handler: aiohttp.ClientH
 class _Call:
     """A call in progress: when it began, and when the server last sent data or accepted part of the body."""
 
+    link: HttpLink
     scope: asyncio.Timeout
     began: float
     heard: float
+
+    def hear(self) -> None:
+        """The server sent data."""
+        self.heard = self.link.heard = asyncio.get_running_loop().time()
 
     def end_at(self, when: float) -> None:
         """Give the call up at this time, if it has not ended by then."""

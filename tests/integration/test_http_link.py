@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import pytest
 
-from taxiway.client.http_link import SILENCE, BrokenOffError, HttpLink, Response
+from taxiway.client.http_exchange import Response
+from taxiway.client.http_link import SILENCE, BrokenOffError, HttpLink
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 T = TypeVar("T")
@@ -165,6 +166,51 @@ def test_an_answer_that_breaks_off_is_no_answer(answer: bytes) -> None:
             await link.ask("GET", "/a")
 
     run(Server(answer), use)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_redirection_is_followed(method: str) -> None:
+    async def use(link: HttpLink) -> list[bytes]:
+        return [(await link.ask(method, "/a", [b"asked"] if method == "POST" else ())).body for _ in range(2)]
+
+    moved = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: /b\r\ncontent-length: 0\r\n\r\n"
+    server = Server(moved, moved, OK)
+
+    assert run(server, use) == [b"ok"] * 2
+    assert server.requests[2].startswith(f"{method} /b HTTP/1.1\r\n".encode())
+    assert server.requests[2].endswith(b"\r\n\r\nasked" if method == "POST" else b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "stray", [OK.replace(b"ok", b"no"), b"HTTP/1.1 200 OK\r\n", b"?"], ids=["whole", "part", "other"]
+)
+def test_what_follows_an_answer_is_not_the_answer_to_the_next_call(stray: bytes) -> None:
+    async def use(link: HttpLink) -> list[bytes]:
+        return [(await link.ask("GET", "/a")).body for _ in range(2)]
+
+    server = Server(OK + stray, OK)
+
+    assert run(server, use) == [b"ok"] * 2
+    assert server.connections == 2
+
+
+def test_an_answer_with_endless_headers_is_given_up() -> None:
+    async def use(link: HttpLink) -> None:
+        with pytest.raises(BrokerUnavailableError):
+            await link.ask("GET", "/a")
+
+    run(Server([b"HTTP/1.1 200 OK\r\n"] + [b"name: %s\r\n" % (b"x" * 4000)] * 20), use)
+
+
+def test_a_header_cannot_begin_another_line() -> None:
+    async def use(link: HttpLink) -> None:
+        with pytest.raises(ValueError, match="line break"):
+            await link.ask("GET", "/a", headers={"tracestate": "a\r\nother: b"})
+
+    server = Server(OK)
+    run(server, use)
+
+    assert server.requests == []
 
 
 def test_a_silent_server_is_given_up_within_the_patience() -> None:
