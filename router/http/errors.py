@@ -40,9 +40,10 @@ def error_answer(error: TaxiwayError, path: str, status: int = 0) -> ErrorAnswer
     return ErrorAnswer(status or error.status, headers_of(error), body_of(error))
 
 
-def taxiway_error(request: Request[Any, Any, Any], error: TaxiwayError) -> Response[bytes]:
-    """The answer to one of our errors."""
-    return _answer(request, error)
+def taxiway_error(request: Request[Any, Any, Any], error: TaxiwayError, status: int = 0) -> Response[bytes]:
+    """The answer to one of our errors; `status` if another than the error's own."""
+    answered = error_answer(error, request.url.path, status)
+    return Response(answered.body, status_code=answered.status, headers=answered.headers)
 
 
 def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -50,10 +51,12 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
     path = request.url.path
     if isinstance(error, ValidationException):
         field = next((str(e.get("key")) for e in error.extra or () if isinstance(e, dict)), "query")
-        return _answer(request, InvalidRequestError(f"{field}: {error.detail}", field=field), error.status_code)
+        return taxiway_error(request, InvalidRequestError(f"{field}: {error.detail}", field=field), error.status_code)
     if error.status_code == _TOO_LARGE:
-        return _answer(request, _over_limit(request), _TOO_LARGE)
-    return _answer(request, RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code)
+        return taxiway_error(request, _over_limit(request), _TOO_LARGE)
+    return taxiway_error(
+        request, RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code
+    )
 
 
 def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
@@ -66,7 +69,7 @@ def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The answer to an unexpected error; the log has the details."""
-    return _answer(request, unforeseen(request.method, request.url.path, error))
+    return taxiway_error(request, unforeseen(request.method, request.url.path, error))
 
 
 def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
@@ -89,8 +92,3 @@ def body_of(error: TaxiwayError) -> bytes:
     """The JSON body of the answer to `error`."""
     content = {"error": redacted(error.message), "code": error.code, "details": error.details}
     return msgspec.json.encode(content, enc_hook=str)
-
-
-def _answer(request: Request[Any, Any, Any], error: TaxiwayError, status: int = 0) -> Response[bytes]:
-    answered = error_answer(error, request.url.path, status)
-    return Response(answered.body, status_code=answered.status, headers=answered.headers)

@@ -125,7 +125,7 @@ def bind_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, An
     for name in parameters:
         if name not in model.parameters:
             known = ", ".join(sorted(model.parameters)) or "it has none"
-            raise _invalid(f"parameters.{cut(name)}", f"a parameter of {model.id} ({known})", parameters[name])
+            raise wrong_field(f"parameters.{cut(name)}", f"a parameter of {model.id} ({known})", parameters[name])
     bound = {name: spec.default for name, spec in model.parameters.items()}
     for name, value in parameters.items():
         if value is not None:
@@ -139,7 +139,7 @@ def _checked_parameter(name: str, spec: Parameter, value: Any) -> Any:
         fits = all(isinstance(text, str) for text in value)
     measure = len(value) if fits and isinstance(value, (str, list)) else value
     if not fits or not _inside(spec, measure):
-        raise _invalid(f"parameters.{name}", _WORDS[spec.type] + _bounds(spec), value)
+        raise wrong_field(f"parameters.{name}", _WORDS[spec.type] + _bounds(spec), value)
     return value
 
 
@@ -160,7 +160,7 @@ def _bind_outputs(model: Model, outputs: tuple[str, ...]) -> tuple[str, ...]:
     known = tuple(o.name for o in model.outputs)
     for name in outputs:
         if name not in known:
-            raise _invalid("outputs", f"one of {list(known)}", name)
+            raise wrong_field("outputs", f"one of {list(known)}", name)
     return outputs or model.usual_outputs
 
 
@@ -182,9 +182,9 @@ def _check_names(model: Model, given: Sequence[Any]) -> None:
     names = [spec.name for spec in model.inputs]
     for index, name in enumerate(given):
         if name not in names:
-            raise _invalid("inputs", f"inputs of {model.id} ({', '.join(names)})", name)
+            raise wrong_field("inputs", f"inputs of {model.id} ({', '.join(names)})", name)
         if name in given[:index]:
-            raise _invalid(f"inputs.{name}", "one tensor of that name", "two")
+            raise wrong_field(f"inputs.{name}", "one tensor of that name", "two")
     for spec in model.inputs:
         if spec.name not in given and not (spec.optional and given):
             raise InvalidRequestError(f"inputs.{spec.name}: expected a value, got nothing", field=f"inputs.{spec.name}")
@@ -227,12 +227,12 @@ def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> _Column:
     """The input's rows, each without the batch axis."""
     field = f"inputs.{spec.name}"
     if is_tensor(value) and value["datatype"] != spec.datatype:
-        raise _invalid(field, f"datatype {spec.datatype}", value["datatype"])
+        raise wrong_field(field, f"datatype {spec.datatype}", value["datatype"])
     if spec.datatype == "BYTES":
         texts, single = _bytes_column(field, value)
         for index, text in enumerate(() if any_json else texts):
             if not isinstance(text, (str, bytes)):
-                raise _invalid(field if single else f"{field}.{index}", "text or bytes", text)
+                raise wrong_field(field if single else f"{field}.{index}", "text or bytes", text)
         return _Column(texts, single)
     array = to_array(value, field) if is_tensor(value) else _array(spec, value, field)
     if spec.batch_axis is None or array.ndim == len(spec.shape) - 1:
@@ -244,7 +244,7 @@ def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> _Column:
 
 def _check_shape(spec: TensorSpec, array: np.ndarray, shape: Sequence[int], field: str) -> None:
     if array.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, array.shape, strict=True)):
-        raise _invalid(field, f"shape {list(spec.shape)} ({_batch_words(spec)})", list(array.shape))
+        raise wrong_field(field, f"shape {list(spec.shape)} ({_batch_words(spec)})", list(array.shape))
 
 
 def _batch_words(spec: TensorSpec) -> str:
@@ -258,16 +258,12 @@ def _bytes_column(field: str, value: Any) -> tuple[list[Any], bool]:
         return (value, False) if isinstance(value, list) else ([value], True)
     flat, shape = value["data"], value["shape"]
     if not isinstance(flat, list) or not isinstance(shape, (list, tuple)) or [*shape] != [len(flat)]:
-        raise _invalid(field, "shape [n] and a list of n values in data", shape)
+        raise wrong_field(field, "shape [n] and a list of n values in data", shape)
     return flat, False
 
 
 def _array(spec: TensorSpec, value: Any, field: str) -> np.ndarray:
     return numbers(value, spec.datatype, field)
-
-
-def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    return wrong_field(field, expected, value)
 
 
 SHOWN = 12

@@ -282,6 +282,15 @@ class Target:
         await self.link.open()
         self._probing = asyncio.create_task(self.health.run())
 
+    async def open_probed(self) -> None:
+        """Open, and return after the first probe; if the wait for it is cancelled, the target is closed again."""
+        await self.open()
+        try:
+            await self.health.probed.wait()
+        except asyncio.CancelledError:
+            await self.leave()
+            raise
+
     async def leave(self) -> None:
         """Send no more probes, and close the connections once no request runs."""
         self._probing.cancel()

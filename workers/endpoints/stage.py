@@ -220,10 +220,11 @@ class EndpointStage:
 
     async def _change(self, endpoint: Endpoint) -> None:
         """Go by another description of the endpoint. Where it is elsewhere now, requests go there after a probe."""
-        target, self._gone = self._target, ""
+        self._gone = ""
+        here, target = self.variants.device, self._target
         try:
-            device = endpoint_device(endpoint, self.variants.device.label)
-            if connection(endpoint, device.address) != connection(self._endpoint, self.variants.device.address):
+            device = endpoint_device(endpoint, here.label)
+            if connection(endpoint, device.address) != connection(self._endpoint, here.address):
                 target = self._target_of(endpoint, device)
         except DeviceMissingError as error:
             self._gone = f"{error} in queues.yaml now"
@@ -231,14 +232,9 @@ class EndpointStage:
         except EndpointConfigError as error:
             logger.error("endpoint is used as it was", extra={"reason": str(error)})
             return
-        left = self._target
-        if target is not left:
-            await target.open()
-            try:
-                await target.health.probed.wait()
-            except asyncio.CancelledError:
-                await target.leave()
-                raise
+        if target is not self._target:
+            await target.open_probed()
+            self._leave_behind(self._target)
         self._endpoint, self._target = endpoint, target
         self.variants.change(endpoint, device)
         self.variants.announce(target.health.listed, target.health.models)
@@ -246,10 +242,12 @@ class EndpointStage:
         self._gate.follow(endpoint.rate)
         self._usage.resize(endpoint.slots, time.monotonic())
         target.health.resize(endpoint.slots)
-        if target is not left:
-            leaving = asyncio.create_task(left.leave())
-            self._left.add(leaving)
-            leaving.add_done_callback(self._left.discard)
+
+    def _leave_behind(self, target: Target) -> None:
+        """Leave a target that gets no more requests, once those that run there have ended."""
+        leaving = asyncio.create_task(target.leave())
+        self._left.add(leaving)
+        leaving.add_done_callback(self._left.discard)
 
     def _target_of(self, endpoint: Endpoint, device: Device) -> Target:
         link = EndpointLink(endpoint, device.address, self._key, self._store.limits.stall)
