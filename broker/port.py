@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from tasks.models.signature import KeyUse
-from taxiway.contract.request import LARGE
+from taxiway.contract.limits import LARGE
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128

@@ -19,7 +19,8 @@ from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_sche
 from tasks.endpoints import Endpoint, Tariff
 from tasks.endpoints import contradictions as endpoint_contradictions
 from taxiway.contract.keys import ARRIVALS
-from taxiway.contract.request import ELEMENTS, MAX_NAME, Priority
+from taxiway.contract.limits import ELEMENTS
+from taxiway.contract.request import MAX_NAME, Priority
 from taxiway.contract.values import INLINE
 from taxiway.contract.wire import Durability
 

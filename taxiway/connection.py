@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from taxiway.contract.values import Buffer
+from taxiway.contract.limits import Buffer
 from taxiway.valkey import (
     Address,
     Answers,

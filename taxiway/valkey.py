@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
 
-from taxiway.contract.values import Buffer
+from taxiway.contract.limits import Buffer
 from taxiway.contract.wire import refusal
 
 Place = str | tuple[str, int]

@@ -65,7 +65,8 @@ from taxiway.contract.keys import (
     stream_key,
     withdrawn_channel,
 )
-from taxiway.contract.values import Buffer, Reference
+from taxiway.contract.limits import Buffer
+from taxiway.contract.values import Reference
 from taxiway.contract.wire import outlasted, outlasting, refusal
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, ServerError, checked, fleet_errors, is_unknown_script, parse

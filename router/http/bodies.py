@@ -20,8 +20,7 @@ from typing import Any
 from broker.port import beside
 from router.access import Bodies
 from router.http.gate import Application, Message, Receive, Send, caller_of, refuse
-from taxiway.contract.request import LARGE
-from taxiway.contract.values import Buffer
+from taxiway.contract.limits import LARGE, Buffer
 from taxiway.errors import (
     FleetUnavailable,
     InvalidRequestError,

@@ -23,7 +23,7 @@ from router.access import TRUSTED, UNAUTHENTICATED, Caller, Rates, Scope
 from router.http.errors import error_answer
 from router.http.openai.errors import is_path as is_openai
 from router.keys_file import KeyFile
-from taxiway.contract.values import Buffer
+from taxiway.contract.limits import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
 
 Message = Mapping[str, Any]

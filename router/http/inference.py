@@ -48,9 +48,10 @@ from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
+from taxiway.contract.limits import Buffer
 from taxiway.contract.request import Request, job_id
 from taxiway.contract.tensors import HEADER, Framed
-from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
+from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
 

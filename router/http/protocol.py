@@ -24,30 +24,10 @@ import numpy as np
 
 from tasks.models.catalogue import Model, TensorSpec
 from taxiway.contract.job import Result
-from taxiway.contract.request import (
-    AT_ONCE,
-    ELEMENTS,
-    LARGE,
-    TERMS,
-    Priority,
-    Request,
-    check_elements,
-    check_json,
-    elements_of,
-    parse_request,
-)
+from taxiway.contract.limits import AT_ONCE, ELEMENTS, LARGE, Buffer, check_elements, check_json, elements_of
+from taxiway.contract.request import TERMS, Priority, Request, parse_request
 from taxiway.contract.tensors import SINGLE, SIZE, Framed, bytes_elements, bytes_part, pieces, split
-from taxiway.contract.values import (
-    BATCH_AXIS,
-    DATATYPES,
-    Buffer,
-    from_wire,
-    is_tensor,
-    numbers,
-    raw_bytes,
-    to_array,
-    to_wire,
-)
+from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, numbers, raw_bytes, to_array, to_wire
 from taxiway.errors import InvalidRequestError, cut, quoted, wrong_field
 
 CLASSIFICATION = "classification"

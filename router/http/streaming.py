@@ -34,7 +34,7 @@ from taxiway.contract.job import (
     follow,
     read_position,
 )
-from taxiway.contract.request import AT_ONCE, ELEMENTS, check_json
+from taxiway.contract.limits import AT_ONCE, ELEMENTS, check_json
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, cut, wrong_field
 
 MEDIA_TYPE = "text/event-stream"

@@ -39,7 +39,7 @@ from router.webhooks import Webhooks
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from taxiway.connection import settle
-from taxiway.contract.request import values_beyond
+from taxiway.contract.limits import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from taxiway.contract.request import check_values
+from taxiway.contract.limits import check_values
 from taxiway.contract.wire import Envelope
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 

@@ -21,7 +21,8 @@ from router.service.celery_message import Embed, check_embed, check_headers, rea
 from tasks.topology import Limits
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
-from taxiway.contract.request import MAX_NAME, Request, check_content, check_json, check_terms, job_id
+from taxiway.contract.limits import check_json
+from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms, job_id
 from taxiway.contract.values import may_refer, references
 from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
 from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError, cut, quoted

@@ -73,8 +73,9 @@ from taxiway.contract.keys import (
     turns_cell,
     work_cell,
 )
+from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
-from taxiway.contract.values import KEPT, Buffer
+from taxiway.contract.values import KEPT
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.valkey import Command, fleet_errors
 

@@ -18,6 +18,7 @@ from taxiway.client import Receipt
 from taxiway.client.http_exchange import Response
 from taxiway.client.http_link import LONGEST_WAIT, EndedError, HttpLink, ServerEvent
 from taxiway.contract.job import Event, JobStatus, Lost, Restarted, Result, RunReport, Told
+from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import RESENT, TERMS, Request, Terms, new_id
 from taxiway.contract.tensors import (
@@ -34,7 +35,6 @@ from taxiway.contract.tensors import (
     single_row,
     split,
 )
-from taxiway.contract.values import Buffer
 from taxiway.contract.wire import Durability, submitting
 from taxiway.errors import (
     BrokerUnavailableError,

@@ -24,7 +24,7 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from taxiway.client.http_exchange import KEPT, Exchange, MalformedError, Response, UnreachedError
-from taxiway.contract.values import Buffer
+from taxiway.contract.limits import Buffer
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 _PAUSE = 0.05

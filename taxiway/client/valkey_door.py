@@ -37,10 +37,11 @@ from taxiway.contract.job import (
     unknown,
 )
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
+from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.request import Request, job_id, new_id
 from taxiway.contract.tensors import Show
-from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
+from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import Carried, Durability, cancel_message, infer_message, read_key, submitting
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
 

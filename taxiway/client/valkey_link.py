@@ -18,7 +18,8 @@ import msgspec
 from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.job import FINAL, Piece, expired, read_piece, unknown
 from taxiway.contract.keys import ARRIVALS, blob_key, job_key, result_key, stream_key
-from taxiway.contract.values import KEPT, Buffer
+from taxiway.contract.limits import Buffer
+from taxiway.contract.values import KEPT
 from taxiway.contract.wire import Durability, check_confirmed, confirming, refusal
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, ResultTimeoutError
 from taxiway.valkey import ServerError

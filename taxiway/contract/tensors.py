@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
+from taxiway.contract.limits import Buffer
 from taxiway.contract.values import (
     BATCH_AXIS,
-    Buffer,
     ResultBlobs,
     axis_on_some,
     from_wire,

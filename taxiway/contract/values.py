@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from taxiway.contract.request import DEEPEST, elements_of
+from taxiway.contract.limits import DEEPEST, Buffer, elements_of
 from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError, cut, quoted, wrong_field
 
 if TYPE_CHECKING:
@@ -252,8 +252,6 @@ INLINE = 16 * 2**10
 
 KEPT = 86400
 """Seconds a blob is kept until a router takes its request; after that it is kept as long as the job's record."""
-
-Buffer = bytes | bytearray | memoryview
 
 _MARK = b'"ref":'
 

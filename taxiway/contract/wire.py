@@ -25,7 +25,8 @@ from typing import Any, Literal
 import msgspec
 
 from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
-from taxiway.contract.request import ELEMENTS, Request, new_id, parse_request, values_beyond
+from taxiway.contract.limits import ELEMENTS, values_beyond
+from taxiway.contract.request import Request, new_id, parse_request
 from taxiway.contract.values import Blobs, from_wire, to_wire
 from taxiway.errors import (
     BrokerFullError,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.request import ELEMENTS, LARGE, RANK, check_json, count_values, elements_of
+from taxiway.contract.limits import ELEMENTS, LARGE, RANK, check_json, count_values, elements_of
 from taxiway.contract.values import to_array
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import QUOTED, InvalidRequestError, RequestTooLargeError, quoted

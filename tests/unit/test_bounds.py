@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.request import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values, parse_request
+from taxiway.contract.limits import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values
+from taxiway.contract.request import parse_request
 from taxiway.contract.values import from_wire
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.http.protocol import PIECE, read_infer, request_of
-from taxiway.contract.request import AT_ONCE, ELEMENTS, LARGE
+from taxiway.contract.limits import AT_ONCE, ELEMENTS, LARGE
 from taxiway.contract.values import to_array
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 

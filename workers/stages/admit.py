@@ -29,8 +29,9 @@ from tasks.telemetry import Trail, trail_of
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
 from taxiway.contract.keys import INFER
+from taxiway.contract.limits import Buffer
 from taxiway.contract.request import Request
-from taxiway.contract.values import Buffer, Reference, from_wire, may_refer, referred, resolved
+from taxiway.contract.values import Reference, from_wire, may_refer, referred, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, read_request
 from taxiway.errors import (
     BrokerUnavailableError,

@@ -29,7 +29,7 @@ from tasks.heartbeat import STAGES, Done, Ran, Stage, Use, count, empty, is_emul
 from tasks.models.catalogue import TensorSpec
 from tasks.models.profiles import generates, length_of
 from taxiway.contract.job import JobState, Result, RunReport, failure_meta, failure_of, state_of, success_meta
-from taxiway.contract.request import check_depth
+from taxiway.contract.limits import check_depth
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, TaxiwayError, error_of_code
 from workers.decide.faults import describe

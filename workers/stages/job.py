@@ -16,7 +16,7 @@ from tasks.telemetry import Trail
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
 from taxiway.contract.job import Result, Tokens
-from taxiway.contract.values import Buffer
+from taxiway.contract.limits import Buffer
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.port import Item, Row

@@ -18,7 +18,8 @@ import msgspec
 from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.chats import read_chat
 from tasks.topology import Topology
-from taxiway.contract.request import AT_ONCE, MAX_NAME, check_json
+from taxiway.contract.limits import AT_ONCE, check_json
+from taxiway.contract.request import MAX_NAME
 from taxiway.errors import InvalidRequestError, cut, quoted
 
 UNSUPPORTED = "unsupported"

@@ -22,7 +22,7 @@ from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import ExpiresAfter, FileRecord, bounded, decode_file, file_path, new_name, owner_of
 from router.http.openai.stored import StoredObjects
-from taxiway.contract.request import check_json
+from taxiway.contract.limits import check_json
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import FleetUnavailable, InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
 

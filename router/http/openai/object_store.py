@@ -8,16 +8,15 @@ from collections.abc import AsyncIterator
 import obstore
 from obstore.store import from_url
 
-from router.http.openai.objects import PIECE
-
 _PART = 5 * 2**20  # bytes of a part of an upload: the least that S3 takes
 
 
 class StoreContents:
-    """Contents at an address; credentials come from the environment."""
+    """Contents at an address, read in pieces of at least `piece` bytes; credentials come from the environment."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, piece: int) -> None:
         self._store = from_url(address)
+        self._piece = piece
 
     async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
         """See `objects.Contents`."""
@@ -35,7 +34,7 @@ class StoreContents:
     async def read(self, name: str) -> AsyncIterator[bytes]:
         """See `objects.Contents`."""
         found = await obstore.get_async(self._store, name)
-        async for piece in found.stream(min_chunk_size=PIECE):
+        async for piece in found.stream(min_chunk_size=self._piece):
             yield bytes(piece)
 
     async def delete(self, *names: str) -> None:

@@ -269,7 +269,7 @@ def open_contents(place: str) -> Contents:
         return FolderContents(Path(place))
     from router.http.openai.object_store import StoreContents  # obstore is installed only where it is used
 
-    return StoreContents(place)
+    return StoreContents(place, PIECE)
 
 
 async def one_piece(content: bytes) -> AsyncIterator[bytes]:

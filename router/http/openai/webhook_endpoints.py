@@ -22,7 +22,7 @@ from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import owner_of
 from router.webhooks import Webhooks
 from tasks.topology import TenantName
-from taxiway.contract.request import check_json
+from taxiway.contract.limits import check_json
 from taxiway.errors import InvalidRequestError, cut
 
 WEBHOOKS = "webhooks"
