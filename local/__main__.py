@@ -249,13 +249,13 @@ def _detached(arguments: Sequence[str], data: Path) -> Fleet:
     Raises:
         StartError: it ended before that.
     """
-    told = [argument for argument in arguments if argument not in ("--detach", "--json")]
+    passed = [argument for argument in arguments if argument not in ("--detach", "--json")]
     (data / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
     log = data / "logs" / "supervisor.log"
     with log.open("ab") as errors:
         start = log.stat().st_size
         supervisor = subprocess.Popen(
-            own_command(*told, "--json", "--no-fetch"),
+            own_command(*passed, "--json", "--no-fetch"),
             env=in_tree(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

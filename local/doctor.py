@@ -348,9 +348,9 @@ async def _asked(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue
         listed = None if endpoint.health.path else protocol.announced(body)
     except EndpointError as error:
         return [Looked(subject, False, error.reason, remedy(error.reason, endpoint))]
-    told = "answers" if listed is None else f"answers, and lists {', '.join(sorted(listed)[:5]) or 'no model'}"
+    answer = "answers" if listed is None else f"answers, and lists {', '.join(sorted(listed)[:5]) or 'no model'}"
     return [
-        Looked(subject, True, told),
+        Looked(subject, True, answer),
         *_missing(subject, endpoint, listed),
         *await _token(subject, endpoint, link, catalogue),
     ]

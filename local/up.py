@@ -108,10 +108,10 @@ def run_fleet(
         try:
             settings = _settings(broker, options.data, environment)
             scaled = frozenset() if bounds is None else frozenset(worker.hardware_class for worker in plan.workers)
-            told = {**environment, **settings.environment()}
-            processes = _processes(plan, options, told, scaled)
+            variables = {**environment, **settings.environment()}
+            processes = _processes(plan, options, variables, scaled)
             order = processes.stop_order()
-            added = partial(_added_worker, partial(_worker, plan, options, told), order[0])
+            added = partial(_added_worker, partial(_worker, plan, options, variables), order[0])
             replicas = Replicas(QueuesFile(settings.queues), processes.workers, added)
             supervisor = Supervisor(broker, order)
             state = partial(_broker_state, broker, supervisor)
@@ -163,10 +163,10 @@ def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None
 
 def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[str, str]) -> Settings:
     """The fleet's settings: the user's, with the embedded server as default, and absolute file paths."""
-    told = {"TAXIWAY_SECRET": kept_secret(data / "signing.secret")}
+    own = {"TAXIWAY_SECRET": kept_secret(data / "signing.secret")}
     if broker is not None:
-        told |= {"TAXIWAY_BROKER": broker.socket_url, "TAXIWAY_STATE": broker.socket_url}
-    settings = settings_from(told | {name: value for name, value in environment.items() if value})
+        own |= {"TAXIWAY_BROKER": broker.socket_url, "TAXIWAY_STATE": broker.socket_url}
+    settings = settings_from(own | {name: value for name, value in environment.items() if value})
     files = {name: getattr(settings, name).absolute() for name in ("queues", "models", "cache")}
     return replace(settings, **files)
 

@@ -153,14 +153,14 @@ async def view_fleet(
 
 
 def view_plan(
-    followed: Followed, fleet: FleetSnapshot, now: float, reports: Iterable[Report], tuner: str, told: Tuned | None
+    followed: Followed, fleet: FleetSnapshot, now: float, reports: Iterable[Report], tuner: str, latest: Tuned | None
 ) -> PlanView | None:
     """The plan and the tuner at `now`; None if there is neither.
 
-    `reports` are what processes said of themselves, and `tuner` is the token of the one that holds the lease. One that
-    tuned lately is at work without it, too: on a busy machine a search may take longer.
+    `reports` are what processes report of themselves, `latest` is the last tuning, and `tuner` the token of the tuner
+    that holds the lease. A tuner that tuned lately counts without it: on a busy machine a search may outlast the lease.
     """
-    if not followed.raw and not tuner and told is None:
+    if not followed.raw and not tuner and latest is None:
         return None
     plan = followed.stored
     routers = [report.plan for report in reports if report.kind == "router"]
@@ -173,10 +173,10 @@ def view_plan(
         routers=len(routers),
         score=plan.score if plan is not None else None,
         cells=tuple(_planned_cell(cell, serving, now) for cell in plan.cells) if plan is not None else (),
-        tuner=tuner.rpartition("#")[0] or (told.tuner if told is not None and now - told.at < STALE else ""),
-        tuned=max(now - told.at, 0.0) if told is not None else None,
-        adopted=told is not None and told.adopted,
-        found=told.why if told is not None else "",
+        tuner=tuner.rpartition("#")[0] or (latest.tuner if latest is not None and now - latest.at < STALE else ""),
+        tuned=max(now - latest.at, 0.0) if latest is not None else None,
+        adopted=latest is not None and latest.adopted,
+        found=latest.why if latest is not None else "",
     )
 
 

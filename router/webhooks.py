@@ -99,7 +99,7 @@ class Webhooks:
         self._leaving = False
 
     async def read(self) -> None:
-        """Read the endpoints; jobs that are admitted from now on are told to them."""
+        """Read the endpoints; they are notified of jobs that are admitted from now on."""
         with fleet_errors(_SERVER):
             flat = await self._connection.call("HGETALL", WEBHOOKS)
         raw = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
@@ -140,20 +140,20 @@ class Webhooks:
         self._connection.close()
 
     async def announce(self, kind: Kind, ending: str, name: str, tenant: str, named: str | None = None) -> None:
-        """Tell the tenant's endpoints that a batch or response ended; `named` is the one that its request named.
+        """Notify the tenant's endpoints that a batch or response ended; `named` is the one that its request named.
 
-        It may be called again, also by other routers: what was told is not told again.
+        It may be called again, also by other routers: an end that was announced is not announced again.
 
         Raises:
             BrokerUnavailableError: the state store does not answer.
         """
         try:
-            told = self._rules.webhooks.told(kind, tenant, named)
+            notified = self._rules.webhooks.notified(kind, tenant, named)
         except InvalidRequestError:  # it was removed since
-            told = self._rules.webhooks.told(kind, tenant, None)
-        if told is not None and told.endpoints.get(ending):
+            notified = self._rules.webhooks.notified(kind, tenant, None)
+        if notified is not None and notified.endpoints.get(ending):
             with fleet_errors(_SERVER):
-                await self._connection.run(announce_call(told, event_id(kind, name, ending), kind, ending, name))
+                await self._connection.run(announce_call(notified, event_id(kind, name, ending), kind, ending, name))
 
     async def _take(self) -> None:
         self._store.stored_now()  # raises until the store's time is known: signatures have it

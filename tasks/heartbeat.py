@@ -227,8 +227,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return learned[min(level, len(learned) - 1)] if learned else None
 
 
-def told_briefly(figure: float) -> float:
-    """A learned figure as a heartbeat tells it: to three digits, which is finer than it is known."""
+def three_digits(figure: float) -> float:
+    """A learned figure as a heartbeat reports it; three digits are more than its accuracy."""
     return float(f"{figure:.3g}")
 
 

@@ -45,13 +45,13 @@ class QueuesFile:
             return False
         self._stamp = stamp
         try:
-            told = load_topology(self.path)
+            found = load_topology(self.path)
         except TopologyError as error:
             logger.error("queues.yaml is invalid now: the last good one is used", extra={"error": str(error)})
             self.differs = True
             return False
-        renewed = with_endpoints(self.topology, told)
-        self.differs = renewed != told
+        renewed = with_endpoints(self.topology, found)
+        self.differs = renewed != found
         if renewed == self.topology:
             return False
         self.topology = renewed
@@ -61,17 +61,17 @@ class QueuesFile:
         return True
 
 
-def with_endpoints(used: Topology, told: Topology) -> Topology:
-    """The topology in use, with the endpoints that the file tells now."""
-    hardware = {name: _with_endpoint(one, told.hardware.get(name)) for name, one in used.hardware.items()}
+def with_endpoints(used: Topology, found: Topology) -> Topology:
+    """The topology in use, with the endpoints that the file has now."""
+    hardware = {name: _with_endpoint(one, found.hardware.get(name)) for name, one in used.hardware.items()}
     return used if hardware == used.hardware else msgspec.structs.replace(used, hardware=hardware)
 
 
-def _with_endpoint(used: HardwareClass, told: HardwareClass | None) -> HardwareClass:
-    """The class with the endpoint that the file tells; another protocol or variable for the key needs a restart."""
-    if used.endpoint is None or told is None or told.endpoint is None:
+def _with_endpoint(used: HardwareClass, found: HardwareClass | None) -> HardwareClass:
+    """The class with the endpoint that the file has; another protocol or variable for the key needs a restart."""
+    if used.endpoint is None or found is None or found.endpoint is None:
         return used
-    ours, theirs = used.endpoint, told.endpoint
+    ours, theirs = used.endpoint, found.endpoint
     if (ours.protocol, ours.key_env) != (theirs.protocol, theirs.key_env):
         return used
-    return msgspec.structs.replace(used, endpoint=theirs, max_batch=told.max_batch)
+    return msgspec.structs.replace(used, endpoint=theirs, max_batch=found.max_batch)

@@ -1,4 +1,4 @@
-"""What a fleet process is told by its environment: servers, files and the signing keys. Read once, at the edge."""
+"""What a fleet process reads from its environment: servers, files and the signing keys. Read once, at the edge."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from broker.valkey.worker import Store
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
@@ -169,12 +169,12 @@ class Heartbeat:
             unavailable=dict(variants.unavailable),
             held=len(self._held),
             running=self._device.running,
-            batch_age=told_briefly(self._device.batch_age(time.monotonic())),
-            occupied=told_briefly(self._device.occupied(time.monotonic())),
-            blocked=told_briefly(blocked),
+            batch_age=three_digits(self._device.batch_age(time.monotonic())),
+            occupied=three_digits(self._device.occupied(time.monotonic())),
+            blocked=three_digits(blocked),
             blocked_by=blocked_by,
             blocking=self._device.blocking(time.monotonic()),
-            pace={key: told_briefly(track.pace) for key, track in tracks.items()},
+            pace={key: three_digits(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
             serves=() if self._device.fault else self._served(),
@@ -207,7 +207,7 @@ def expect_life(seconds: float) -> None:
 
 def _residuals(track: Track) -> tuple[float, ...]:
     """The residuals by level in the form of `DeviceFacts`: without repeated values at the end."""
-    residuals = [told_briefly(residual) for residual in track.residuals]
+    residuals = [three_digits(residual) for residual in track.residuals]
     while len(residuals) > 1 and residuals[-1] == residuals[-2]:
         residuals.pop()
     return tuple(residuals)
@@ -250,7 +250,7 @@ class FolderWatch:
     def _report(self) -> list[str]:
         """Report what is served; returns the models that operators asked to load."""
         try:
-            return self._reporter.heard(self._store.watch(self._reporter.arguments()))
+            return self._reporter.apply(self._store.watch(self._reporter.arguments()))
         except BrokerUnavailableError as error:  # the heartbeat logs the outage; the folder is read anyway
             logger.debug("cannot report the catalogue", extra={"error": error.message})
             return []

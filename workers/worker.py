@@ -247,9 +247,9 @@ def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> t
         raise _missing(context, str(error), "the paths are those on the worker's machine") from error
 
     def follow(topology: Topology) -> None:
-        told = topology.hardware[context.options.hardware_class].endpoint
-        if told is not None:
-            stage.follow(told)
+        changed = topology.hardware[context.options.hardware_class].endpoint
+        if changed is not None:
+            stage.follow(changed)
 
     folder.queues.follow(follow)
     return stage, jobs

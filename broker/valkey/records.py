@@ -178,10 +178,10 @@ def exceeded(course: Course) -> DeadlineExceededError:
         spent = f"held {_seconds(queued)}, because no queue had capacity"
     else:
         spent = f"queued {_seconds(queued)} on {course.hardware_class or ARRIVALS}"
-    told = f"{what}: {spent}, ran {_seconds(ran)}" if course.started else f"{what}: {spent}"
+    text = f"{what}: {spent}, ran {_seconds(ran)}" if course.started else f"{what}: {spent}"
     details = {"deadline": deadline if course.deadline_at else None, "queued": queued, "ran": ran}
     rounded = {name: None if figure is None else round(figure, 6) for name, figure in details.items()}
-    return DeadlineExceededError(told, **rounded, hardware_class=course.hardware_class)
+    return DeadlineExceededError(text, **rounded, hardware_class=course.hardware_class)
 
 
 def overdue_call(most: int, lease: float) -> Call:
@@ -191,8 +191,8 @@ def overdue_call(most: int, lease: float) -> Call:
 
 def overdue_answer(answer: Sequence[Any]) -> tuple[int, list[Overdue], float]:
     """The number of groups that were due, their jobs, and the next due time; 0 for none."""
-    now, groups, due, *told = answer
-    jobs = [_overdue(float(now), *(field.decode() for field in told[n : n + 7])) for n in range(0, len(told), 7)]
+    now, groups, due, *flat = answer
+    jobs = [_overdue(float(now), *(field.decode() for field in flat[n : n + 7])) for n in range(0, len(flat), 7)]
     return groups, jobs, float(due)
 
 

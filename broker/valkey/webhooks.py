@@ -23,11 +23,11 @@ from taxiway.contract.keys import (
 )
 
 HOOKS = "webhooks"
-"""The field of a job's record that says which endpoints are told of its end: `Told` as JSON."""
+"""The field of a job's record that says which endpoints are notified of its end: `Notified` as JSON."""
 
 
-class Told(msgspec.Struct, frozen=True):
-    """The endpoints that are told of each ending of something, and the limits of their outboxes."""
+class Notified(msgspec.Struct, frozen=True):
+    """The endpoints that are notified of each ending of something, and the limits of their outboxes."""
 
     endpoints: dict[str, list[str]]
     most: int
@@ -84,10 +84,10 @@ decode_event = msgspec.msgpack.Decoder(Event).decode
 decode_dead = msgspec.msgpack.Decoder(DeadEvent).decode
 
 
-def announce_call(told: Told, event: str, kind: str, ending: str, name: str) -> Call:
+def announce_call(notified: Notified, event: str, kind: str, ending: str, name: str) -> Call:
     """Adds the event with this id, that the thing of this kind and name ended, to outboxes, unless it was before."""
-    args = (webhook_outbox_key(""), webhook_dead_key(""), told.most, told.most_dead, event, kind, ending, name)
-    return Call("webhooks/announce", [WEBHOOKS_DUE, webhook_mark_key(event)], [*args, *told.endpoints[ending]])
+    args = (webhook_outbox_key(""), webhook_dead_key(""), notified.most, notified.most_dead, event, kind, ending, name)
+    return Call("webhooks/announce", [WEBHOOKS_DUE, webhook_mark_key(event)], [*args, *notified.endpoints[ending]])
 
 
 def take_call(router: str, lease: float, most: int) -> Call:

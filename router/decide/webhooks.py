@@ -1,4 +1,4 @@
-"""Webhooks: which endpoints are told, what they are sent and how it is signed, when it is tried again, and where to.
+"""Webhooks: which endpoints are notified, of what, how it is signed, when it is tried again, and where to.
 
 Signatures follow the Standard Webhooks specification, https://github.com/standard-webhooks/standard-webhooks: a message
 is its id, its time and its body; a receiver accepts any of the signatures in its header.
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from broker.valkey.webhooks import Event, Told
+from broker.valkey.webhooks import Event, Notified
 from tasks.topology import Webhooks
 from taxiway.contract.job import failure_of, read_meta
 from taxiway.errors import InvalidRequestError, quoted
@@ -47,7 +47,7 @@ EventType = Literal[
     "response.cancelled",
     "response.incomplete",
 ]
-"""What an endpoint can be told of."""
+"""What an endpoint can be notified of."""
 
 _TYPES: Mapping[tuple[str, str], EventType] = {
     **{tuple(one.split(".")): one for one in get_args(EventType)},
@@ -64,9 +64,9 @@ class Secret(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a tenant's events go: an address, and the types of event that it is told of.
+    """Where a tenant's events go: an address, and the types of event that it is notified of.
 
-    One that is `only_named` is told only of what a request named it for. The newest of the `secrets` is the first.
+    One that is `only_named` is notified only of requests that name it. The newest of the `secrets` is the first.
     Times are Unix seconds.
     """
 
@@ -104,17 +104,17 @@ class Endpoints:
         return bool(self.by_tenant)
 
     def record(self, tenant: str, named: str | None) -> str:
-        """What the record of a tenant's job says of this; empty if no endpoint is notified. Raises as `told` does."""
+        """What the record of a tenant's job says of this; empty if none is notified. Raises as `notified` does."""
         if not self.by_tenant and named is None:
             return ""
         known = self._known.get((tenant, named))
         if known is None:
-            told = self.told("job", tenant, named)
-            known = self._known[tenant, named] = "" if told is None else msgspec.json.encode(told).decode()
+            notified = self.notified("job", tenant, named)
+            known = self._known[tenant, named] = "" if notified is None else msgspec.json.encode(notified).decode()
         return known
 
-    def told(self, kind: Kind, tenant: str, named: str | None) -> Told | None:
-        """Which endpoints are told when something of this kind ends; None if none is.
+    def notified(self, kind: Kind, tenant: str, named: str | None) -> Notified | None:
+        """Which endpoints are notified when something of this kind ends; None if none is.
 
         `named` is the endpoint that a request of the tenant named, by its id, its name or its address.
 
@@ -129,11 +129,11 @@ class Endpoints:
                 message = f"webhook: expected the name, id or address of an endpoint of the tenant, got {quoted(named)}"
                 raise InvalidRequestError(message, field="webhook")
             chosen += [one for one in found if one.only_named]
-        told = {ending: [one.id for one in chosen if type in one.event_types] for ending, type in _endings(kind)}
-        told = {ending: ids for ending, ids in told.items() if ids}
-        if not told:
+        by_ending = {ending: [one.id for one in chosen if type in one.event_types] for ending, type in _endings(kind)}
+        by_ending = {ending: ids for ending, ids in by_ending.items() if ids}
+        if not by_ending:
             return None
-        return Told(told, self.rules.waiting, self.rules.dead)
+        return Notified(by_ending, self.rules.waiting, self.rules.dead)
 
 
 def _endings(kind: Kind) -> list[tuple[str, EventType]]:
@@ -151,7 +151,7 @@ def hint_of(endpoint: Endpoint) -> str:
 
 
 def event_id(*parts: str) -> str:
-    """The id of the event of what these name: the same whenever, and by whichever router, it is told of."""
+    """The id of the event of what these name: the same whenever, and by whichever router, it is announced."""
     return hashlib.sha1("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -98,8 +98,8 @@ class JobTemplate:
             due = repr(deadline_at(self.placement.needs, placed))
             at = "0.0" if self.placement.held else repr(placed)
             times = {"accepted": repr(accepted), "placed": at, "deadline_at": due}
-            told = {HOOKS: hooks} if hooks else {}
-            self._record, self._made_for = {**self._fields, **times, **told}, (accepted, placed, hooks)
+            webhooks = {HOOKS: hooks} if hooks else {}
+            self._record, self._made_for = {**self._fields, **times, **webhooks}, (accepted, placed, hooks)
         return self._record
 
 

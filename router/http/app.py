@@ -178,8 +178,8 @@ def _target(router: Router, hardware_class: str) -> _Json:
     endpoint = router.rules.topology.hardware[hardware_class].endpoint
     start = None if endpoint is None else endpoint.start
     more = {"deployment": start.deployment} if start is not None and start.deployment is not None else {}
-    told = {"class": hardware_class, "replicas": target.replicas, "devices": target.devices, "reason": target.reason}
-    return Response(told | more)
+    wanted = {"class": hardware_class, "replicas": target.replicas, "devices": target.devices, "reason": target.reason}
+    return Response(wanted | more)
 
 
 @get("/metrics", responses=described.METRICS)

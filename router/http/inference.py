@@ -196,26 +196,26 @@ class Inference:
             raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
         return Accepted((await self.accept(request, size)).ticket.job)
 
-    async def accept(self, request: Request, size: int = 0, told: bool = True) -> Admitted:
+    async def accept(self, request: Request, size: int = 0, notify: bool = True) -> Admitted:
         """Accept a request, whose body had `size` bytes, and return at once.
 
-        Webhook endpoints are told of its end if it is to be `told`.
+        `notify` is whether webhook endpoints are notified of its end.
 
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
         """
-        prepared = await self._prepared(request, size, reply="", told=told)
+        prepared = await self._prepared(request, size, reply="", notify=notify)
         admitted = await self._placed(prepared)
         await self._forward(prepared, admitted)
         return admitted
 
-    async def run(self, request: Request, size: int = 0, told: bool = True) -> Running:
+    async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
         """Accept a request as `accept` does, and listen for its result until that is closed.
 
         Raises:
             TaxiwayError: as `accept` raises it.
         """
-        prepared = await self._prepared(request, size, reply=self._router.name, told=told)
+        prepared = await self._prepared(request, size, reply=self._router.name, notify=notify)
         job, admitted = prepared.order.job, await self._placed(prepared)
         expected = self._router.results.expect(job)
         try:
@@ -270,7 +270,7 @@ class Inference:
         request = await beside(size, request_of, reference, infer, self._limits.elements)
         return request, classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
 
-    async def _prepared(self, request: Request, size: int, *, reply: str, told: bool = True) -> _Prepared:
+    async def _prepared(self, request: Request, size: int, *, reply: str, notify: bool = True) -> _Prepared:
         """A request as an order, before admission."""
         job = job_id(request)
         envelope, body, blobs = await beside(size, self._checked, request, job)
@@ -283,7 +283,7 @@ class Inference:
             accepted=self._router.store.stored_now(),
             reply=reply,
             blobs={ref: len(content) for ref, content in blobs.items()},
-            told=told,
+            notify=notify,
         )
         return _Prepared(order, blobs)
 

@@ -1,7 +1,7 @@
 """What a job's answers tell as they are generated, by row, and each part once. Pure.
 
-OpenAI's events have no way to take anything back. After a restart or a gap nothing of a row is told until the result is
-there; then follows the rest, if the result begins with what was told. Else the stream ends with an error, never with
+OpenAI's events have no way to take anything back. After a restart or a gap nothing of a row is sent until the result is
+there; then follows the rest, if the result begins with what was sent. Else the stream ends with an error, never with
 two answers.
 """
 
@@ -40,7 +40,7 @@ class Answers:
         """The parts that the result adds.
 
         Raises:
-            DeviceFaultError: part of an answer was told, and the one that came after a restart begins differently.
+            DeviceFaultError: part of an answer was sent, and the one that came after a restart begins differently.
         """
         for row, message in enumerate(messages_of(result)):
             try:
@@ -63,22 +63,22 @@ class _Answer:
         self._whole = True
         self._attempt = 0
         self._at = 0
-        self._told = 0
+        self._sent = 0
 
     def take(self, piece: Piece) -> list[Delta]:
-        """What the next piece tells; nothing once something is missing."""
+        """What the next piece adds; nothing once something is missing."""
         if not self._whole or piece.attempt < self._attempt:
             return []
-        begun = bool(self._at or self._told)
+        begun = bool(self._at or self._sent)
         if not begun:
             self._attempt = piece.attempt
-        again = begun and not (piece.at or piece.told)
-        if again or piece.attempt > self._attempt or piece.at > self._at or (piece.beside and piece.told > self._told):
+        again = begun and not (piece.at or piece.sent)
+        if again or piece.attempt > self._attempt or piece.at > self._at or (piece.beside and piece.sent > self._sent):
             self._whole = False
             return []
         text = piece.text[self._at - piece.at :]
-        beside = piece.beside[self._told - piece.told :] if piece.beside else ()
-        self._at, self._told = self._at + len(text), self._told + len(beside)
+        beside = piece.beside[self._sent - piece.sent :] if piece.beside else ()
+        self._at, self._sent = self._at + len(text), self._sent + len(beside)
         deltas = _deltas(text, [*beside])
         for delta in deltas:
             self.said.add(delta)
@@ -97,7 +97,7 @@ def messages_of(result: Result) -> list[Mapping[str, Any]]:
         return column(result, "message")
     texts = column(result, TEXT)
     logprobs = column(result, "logprobs") if "logprobs" in result.outputs else [None] * len(texts)
-    return [{"content": text, "logprobs": told} for text, told in zip(texts, logprobs, strict=True)]
+    return [{"content": text, "logprobs": tokens} for text, tokens in zip(texts, logprobs, strict=True)]
 
 
 def column(result: Result, name: str) -> list[Any]:

@@ -132,7 +132,7 @@ class Streaming:
         model = found.record.model if isinstance(found, JobStatus) else ""
         return kept_alive(self._events_of(job, model, Progress(_position(last))), self._router.results.hurried.wait())
 
-    def told(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:
+    def followed(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:
         """What a job's stream tells after `progress`, and then its result. Raises the job's error."""
         return follow(self._reader(job), _Answer(self._jobs, self._inference, job).result(), progress)
 

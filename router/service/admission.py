@@ -78,8 +78,8 @@ class Order(msgspec.Struct, frozen=True):
 
     `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
     left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 if it has none. `submission`
-    is where its submitter waits to learn whether a job under its idempotency key matches its request. Webhook endpoints
-    are told of its end if it is to be `told`.
+    is where its submitter waits to learn whether a job under its idempotency key matches its request. `notify`
+    is whether webhook endpoints are notified of its end.
     """
 
     job: str
@@ -94,7 +94,7 @@ class Order(msgspec.Struct, frozen=True):
     company: int = 0
     due: float = 0.0
     submission: str = ""
-    told: bool = True
+    notify: bool = True
 
     @property
     def moment(self) -> float:
@@ -226,7 +226,7 @@ def hooks_of(order: Order, rules: Rules) -> str:
     Raises:
         InvalidRequestError: the request names an endpoint that its tenant does not have.
     """
-    if not order.told or order.released:
+    if not order.notify or order.released:
         return ""
     return rules.webhooks.record(order.request.tenant, order.request.webhook)
 

@@ -264,7 +264,7 @@ class Router:
         topology, catalogue = self.rules.topology, self.rules.catalogue
         view = await view_fleet(topology, self.fleet, self.queue_mover, self.scaler.targets(), self.store)
         reports = await self.store.catalogues()
-        tuner, told = await self.store.tuner()
+        tuner, latest = await self.store.tuner()
         waiting, given_up = await self.webhooks.figures()
         return msgspec.structs.replace(
             view,
@@ -275,7 +275,7 @@ class Router:
             outdated=catalogue.outdated,
             unloaded=tuple(sorted(self.rules.unloaded & catalogue.models.keys())),
             restart=tuple(name for name, report in sorted(reports.items()) if report.queues_changed),
-            plan=view_plan(self.fleet.followed, self.fleet.snapshot, view.now, reports.values(), tuner, told),
+            plan=view_plan(self.fleet.followed, self.fleet.snapshot, view.now, reports.values(), tuner, latest),
         )
 
     async def _consume(self) -> None:

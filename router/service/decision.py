@@ -82,8 +82,8 @@ def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
     except InvalidRequestError:  # it names an endpoint that is not there
         hooks = rules.webhooks.record(order.request.tenant, None)
     fields = {"model": cut(order.request.model), "tenant": cut(order.request.tenant)}
-    told = {HOOKS: hooks} if hooks else {}
-    return Refused(repr(order.accepted), {**fields, **told}, meta if hooks else b"")
+    webhooks = {HOOKS: hooks} if hooks else {}
+    return Refused(repr(order.accepted), {**fields, **webhooks}, meta if hooks else b"")
 
 
 def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:

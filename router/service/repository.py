@@ -49,9 +49,9 @@ class Progress:
 
 
 def progress(
-    model: Model, topology: Topology, fleet: FleetSnapshot, heard: Collection[str] | None = None
+    model: Model, topology: Topology, fleet: FleetSnapshot, reporting: Collection[str] | None = None
 ) -> dict[str, Progress]:
-    """How far the load of a model is, by the classes that can run it; only what workers in `heard` say counts."""
+    """How far the load of a model is, by the classes that can run it; only reports of workers in `reporting` count."""
     candidates, refusals = classify(model, Constraints(), topology, fleet)
     reasons: dict[str, list[str]] = defaultdict(list)
     for refusal in refusals:
@@ -63,7 +63,7 @@ def progress(
     found = {}
     for name, workers in sorted(able.items()):
         devices = fleet.own(name)
-        silent = {device.worker for device in devices if heard is not None and device.worker not in heard}
+        silent = {device.worker for device in devices if reporting is not None and device.worker not in reporting}
         loaded = {device.worker for device in devices if _has(device.warm, model)} - silent
         pending = {device.worker for device in devices if device.worker in workers | silent} - loaded
         reason = "" if loaded or pending else "; ".join(reasons.get(name, ())) or "no live device"
@@ -103,11 +103,13 @@ class Repository:
         await self._control({**dict.fromkeys(again), model.id: uuid.uuid4().hex})
         logger.info("model loaded by an operator", extra={"model": model.id})
         classes = await self._loaded(model)
-        told = {name: one.text for name, one in classes.items()}
+        outcomes = {name: one.text for name, one in classes.items()}
         if not any(one.loaded for one in classes.values()):
-            reason = "; ".join(f"{name}: {text}" for name, text in told.items()) or "no class of this fleet can run it"
+            reason = (
+                "; ".join(f"{name}: {text}" for name, text in outcomes.items()) or "no class of this fleet can run it"
+            )
             raise ModelUnavailableError(f"model {model.id!r} is not loaded: {reason}", model=model.id, reason=reason)
-        return {"name": model.name, "version": str(model.version), "classes": told}
+        return {"name": model.name, "version": str(model.version), "classes": outcomes}
 
     async def unload(self, reference: str) -> dict[str, Any]:
         """Accept no more requests for a model or, if the reference names one, for that version; jobs end as they would.
@@ -143,8 +145,8 @@ class Repository:
         since = self._store.now()
         ends = time.monotonic() + min(LOAD_WITHIN, self._rules.topology.limits.wait)
         while True:
-            heard = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}
-            found = progress(model, self._rules.topology, self._fleet.snapshot, heard)
+            reporting = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}
+            found = progress(model, self._rules.topology, self._fleet.snapshot, reporting)
             if time.monotonic() >= ends or not any(one.pending and not one.loaded for one in found.values()):
                 return found
             await asyncio.sleep(_POLL)

@@ -380,7 +380,7 @@ class FolderWatch:
         plan = self._fleet.followed.plan
         self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):
-            self._reporter.heard(await self._store.watch(self._reporter.arguments()))
+            self._reporter.apply(await self._store.watch(self._reporter.arguments()))
             self._rules.unloaded = self.folder.unloaded
 
 

@@ -235,7 +235,7 @@ class Store:
             entries: Any = await self._calls.call("XRANGE", stream_key(job), "-", "+", "COUNT", 1)
         for entry, flat in entries:
             piece = read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))
-            if not (piece.at or piece.told):
+            if not (piece.at or piece.sent):
                 return int(entry.partition(b"-")[0]) / 1000
         return None
 
@@ -344,8 +344,8 @@ class Store:
     async def tuner(self) -> tuple[str, Tuned | None]:
         """The token of the tuner at work, empty if there is none, and what the last tuning found."""
         with fleet_errors(_SERVER):
-            token, told = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
-        return (token or b"").decode(), None if told is None else msgspec.json.decode(told, type=Tuned)
+            token, latest = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
+        return (token or b"").decode(), None if latest is None else msgspec.json.decode(latest, type=Tuned)
 
     async def letters(self, start: int, most: int) -> list[bytes]:
         """Dead letters as stored, latest first, from index `start`."""
@@ -417,10 +417,10 @@ class Store:
     async def catalogues(self) -> dict[str, Report]:
         """What each running process serves, by its name."""
         with fleet_errors(_SERVER):
-            now, seen, told = await self._calls.transaction(
+            now, seen, raw = await self._calls.transaction(
                 ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
             )
-        reports = named(told)
+        reports = named(raw)
         live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
         return {name: msgspec.json.decode(reports[name], type=Report) for name in live}
 

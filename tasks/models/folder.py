@@ -215,7 +215,7 @@ class Reporter:
         self._asked: int | None = None
         self._controls: Mapping[str, str] = {}
         self._done = 0
-        self._told = b""
+        self._known = b""
         self._sent = b""
         self.plan = 0
 
@@ -242,17 +242,17 @@ class Reporter:
                 plan=self.plan,
             )
         )
-        return self._process, b"" if self._sent == self._told else self._sent
+        return self._process, b"" if self._sent == self._known else self._sent
 
-    def heard(self, answer: Watched) -> list[str]:
-        """Process the answer; returns the models to load that were asked for since the last one."""
+    def apply(self, answer: Watched) -> list[str]:
+        """Apply the answer; returns the models to load that were asked for since the last one."""
         asked, controls = answer.reloads, answer.controls
         fresh = [name for name, mark in controls.items() if mark and self._controls.get(name) != mark]
         started = self._asked is None
         if self._asked is None or asked < self._asked:  # requests from before the start are done; or it is a new store
             self._done = asked
         self._asked = asked
-        self._told = self._sent if answer.known else b""
+        self._known = self._sent if answer.known else b""
         self._controls = controls
         self._folder.unloaded = frozenset(name for name, mark in controls.items() if not mark)
         return [] if started else fresh

@@ -291,13 +291,13 @@ class KeyUse(msgspec.Struct, frozen=True, array_like=True):
 
 
 def key_use(model: Model, request: Request, submission: str, keep: int) -> KeyUse:
-    """The use of its key that a request makes; what its submitter is told stays for `keep` seconds."""
+    """The use of its key that a request makes; the answer to its submitter stays for `keep` seconds."""
     digest = digest_of(model, request)
     if not submission:
         return KeyUse(digest)
     refused = conflict(request, FIRST, digest)
-    told = accepted_meta(submission).decode(), failure_meta(submission, refused).decode()
-    return KeyUse(digest, submission, *told, keep)
+    answers = accepted_meta(submission).decode(), failure_meta(submission, refused).decode()
+    return KeyUse(digest, submission, *answers, keep)
 
 
 def conflict(request: Request, first: str, digest: str) -> IdempotencyConflictError:

@@ -158,7 +158,7 @@ class WebhookEndpoints:
     async def add(self, name: str, url: str, event_types: Sequence[str], **options: Any) -> dict[str, Any]:
         """Register an endpoint; the answer has its `signing_secret`, which is not shown again.
 
-        Options are its `tenant`, and `only_named`: it is told only of requests that name it.
+        Options are its `tenant`, and `only_named`: it is notified only of requests that name it.
         """
         fields = {"name": name, "url": url, "event_types": event_types, **options}
         return await self._door.administer("POST", _ENDPOINTS, fields)

@@ -1,7 +1,7 @@
-"""A chat's message as it grows: the parts in which an engine tells it. Pure.
+"""A chat's message as it grows: the parts in which an engine sends it. Pure.
 
 A *delta* has new parts of a message by name: texts (`content`, `reasoning_content`, `refusal`), `tool_calls` in
-OpenAI's form, each with its `index` and a piece of its arguments, and in `logprobs` a list of what is told of tokens.
+OpenAI's form, each with its `index` and a piece of its arguments, and in `logprobs` a list of facts about tokens.
 
 Source: https://platform.openai.com/docs/api-reference/chat/streaming.
 """
@@ -14,15 +14,15 @@ from typing import Any
 Delta = Mapping[str, Any]
 
 TEXTS = ("reasoning_content", "content", "refusal")
-"""The texts of a message, in the order in which models tell them."""
+"""The texts of a message, in the order in which models send them."""
 
 
 class OtherMessageError(ValueError):
-    """A message does not begin with what was told of it."""
+    """A message does not begin with what was sent of it."""
 
 
 class Message:
-    """What was told of a message so far."""
+    """What was sent of a message so far."""
 
     def __init__(self) -> None:
         self.logprobs: list[Any] = []
@@ -52,10 +52,10 @@ class Message:
         return [self._calls[index] for index in sorted(self._calls)]
 
     def rest(self, whole: Mapping[str, Any]) -> Delta:
-        """What the whole message has more; empty if all of it was told.
+        """What the whole message has more; empty if all of it was sent.
 
         Raises:
-            OtherMessageError: it does not begin with what was told.
+            OtherMessageError: it does not begin with what was sent.
         """
         delta: dict[str, Any] = {}
         for name in TEXTS:

@@ -320,14 +320,14 @@ class Piece:
     """Part of the answer to a `row` of a request, under the number of the job's claim, its `attempt`.
 
     `at` is the index of its text's first character. `beside` are deltas of a message besides its text, which came with
-    the text or after it; `told` of them came in earlier pieces.
+    the text or after it; `sent` of them came in earlier pieces.
     """
 
     attempt: int
     at: int
     text: str = ""
     row: int = 0
-    told: int = 0
+    sent: int = 0
     beside: Sequence[Delta] = ()
 
     def fields(self) -> dict[Any, Any]:
@@ -335,17 +335,17 @@ class Piece:
         fields = {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode(errors="replace")}
         if self.row:
             fields[_ROW] = self.row
-        return {**fields, _BESIDE: msgspec.json.encode((self.told, self.beside))} if self.beside else fields
+        return {**fields, _BESIDE: msgspec.json.encode((self.sent, self.beside))} if self.beside else fields
 
     def joined(self, after: Piece) -> Piece | None:
         """This piece and the one `after` it as one; None if that does not continue it."""
-        ends = (self.row, self.attempt, self.at + len(self.text), self.told + len(self.beside))
-        if ends != (after.row, after.attempt, after.at, after.told if after.beside else ends[-1]):
+        ends = (self.row, self.attempt, self.at + len(self.text), self.sent + len(self.beside))
+        if ends != (after.row, after.attempt, after.at, after.sent if after.beside else ends[-1]):
             return None
         if self.beside and after.text:
             return None
-        told = self.told if self.beside else after.told
-        return replace(self, text=self.text + after.text, told=told, beside=(*self.beside, *after.beside))
+        sent = self.sent if self.beside else after.sent
+        return replace(self, text=self.text + after.text, sent=sent, beside=(*self.beside, *after.beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,9 +486,9 @@ async def follow(
 
 def read_piece(fields: Mapping[bytes, bytes]) -> Piece:
     """The piece in a stream entry."""
-    told, beside = _decode_beside(fields[_BESIDE]) if _BESIDE in fields else (0, ())
+    sent, beside = _decode_beside(fields[_BESIDE]) if _BESIDE in fields else (0, ())
     text = fields[_TEXT].decode()
-    return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), text, int(fields.get(_ROW, 0)), told, beside)
+    return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), text, int(fields.get(_ROW, 0)), sent, beside)
 
 
 _decode_beside = msgspec.json.Decoder(tuple[int, tuple[dict[str, Any], ...]]).decode

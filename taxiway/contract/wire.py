@@ -69,8 +69,8 @@ def signature(text: bytes, body: bytes, key: bytes) -> str:
 
 def signed_by(keys: Sequence[bytes], given: str, text: bytes, body: bytes) -> bool:
     """Whether the signature matches one of the `keys`; compared in constant time."""
-    told = given.encode(errors="replace")
-    return any(hmac.compare_digest(told, signature(text, body, key).encode()) for key in keys)
+    claimed = given.encode(errors="replace")
+    return any(hmac.compare_digest(claimed, signature(text, body, key).encode()) for key in keys)
 
 
 @lru_cache(maxsize=8)

@@ -13,8 +13,8 @@ from broker.valkey.webhooks import (
     HOOKS,
     DeadEvent,
     Event,
+    Notified,
     Taken,
-    Told,
     announce_call,
     change_call,
     decode_dead,
@@ -32,7 +32,7 @@ from tests.narrowing import as_bytes
 from tests.routing import eventually
 from tests.scripting import RECORD, Store, recorded
 
-TOLD = Told({"completed": ["e"], "failed": ["e", "f"]}, 3, 2)
+NOTIFIED = Notified({"completed": ["e"], "failed": ["e", "f"]}, 3, 2)
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def store(settings: Settings) -> Iterator[Store]:
 
 
 def end(
-    store: Store, *jobs: str, told: bytes = msgspec.json.encode(TOLD), state: JobState = JobState.SUCCEEDED
+    store: Store, *jobs: str, notified: bytes = msgspec.json.encode(NOTIFIED), state: JobState = JobState.SUCCEEDED
 ) -> None:
     for job in jobs:
-        store.forward(recorded(job, RECORD | {HOOKS: told.decode()}))
+        store.forward(recorded(job, RECORD | {HOOKS: notified.decode()}))
         assert store.finish(Ending(job, state, b"{}")) == [1]
 
 
@@ -74,9 +74,9 @@ def test_a_jobs_end_is_written_for_those_who_are_told_of_it(store: Store) -> Non
     assert (waiting(store), waiting(store, "f")) == (["good", "bad"], ["bad"])
 
 
-@pytest.mark.parametrize("told", [b"not JSON", b"{}", b'{"endpoints": {}}'])
-def test_a_job_ends_whatever_its_record_says_of_webhooks(store: Store, told: bytes) -> None:
-    end(store, "j", told=told)
+@pytest.mark.parametrize("notified", [b"not JSON", b"{}", b'{"endpoints": {}}'])
+def test_a_job_ends_whatever_its_record_says_of_webhooks(store: Store, notified: bytes) -> None:
+    end(store, "j", notified=notified)
     assert store.record("j")["state"] == "succeeded"
     assert store.client.exists(WEBHOOKS_DUE) == 0
 
@@ -123,7 +123,7 @@ def test_attempts_are_counted_and_what_is_given_up_can_be_sent_again_under_its_i
 
 def test_what_is_announced_twice_is_told_once(store: Store) -> None:
     for _ in range(2):
-        store.run(announce_call(TOLD, "id", "batch", "failed", "batch_1"))
+        store.run(announce_call(NOTIFIED, "id", "batch", "failed", "batch_1"))
     assert (waiting(store), waiting(store, "f")) == (["batch_1"], ["batch_1"])
 
 

@@ -126,7 +126,7 @@ def test_each_row_of_a_job_is_told_as_it_grows_with_the_probabilities_of_its_tok
         assert answer is not None
         told = [piece for _, piece in deck.pieces if piece.row == row]
         assert "".join(piece.text for piece in told) == answer["text"]
-        assert [piece.told for piece in told] == [*range(len(told))]
+        assert [piece.sent for piece in told] == [*range(len(told))]
         tokens = [token for piece in told for delta in piece.beside for token in delta["logprobs"]]
         assert tokens == answer["logprobs"]["content"][: len(tokens)]
         assert len(tokens) > 0

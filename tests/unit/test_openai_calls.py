@@ -192,15 +192,15 @@ def test_what_is_beside_a_text_is_told_once_and_in_order() -> None:
         "reasoning_content": "hm",
         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
     }
-    begin = [Piece(1, 0, beside=[hm]), Piece(1, 0, "a", told=1)]
-    later = Piece(1, 1, told=1, beside=[calls, more])
+    begin = [Piece(1, 0, beside=[hm]), Piece(1, 0, "a", sent=1)]
+    later = Piece(1, 1, sent=1, beside=[calls, more])
     assert said(*begin, later, whole=whole) == [hm, *text("a"), calls, more]
     assert said(*begin, whole=whole)[:2] == [hm, *text("a")]
-    assert said(*begin, Piece(1, 1, told=1, beside=[calls]), later, whole=whole) == [hm, *text("a"), calls, more]
-    assert said(*begin, Piece(1, 1, told=2, beside=[more]), whole=whole)[2:] == [
+    assert said(*begin, Piece(1, 1, sent=1, beside=[calls]), later, whole=whole) == [hm, *text("a"), calls, more]
+    assert said(*begin, Piece(1, 1, sent=2, beside=[more]), whole=whole)[2:] == [
         {"tool_calls": [{"index": 0, **whole["tool_calls"][0]}]}  # type: ignore[dict-item]
     ]
-    assert said(*begin, Piece(1, 1, told=1, beside=[calls]), whole=whole)[3:] == [more]
+    assert said(*begin, Piece(1, 1, sent=1, beside=[calls]), whole=whole)[3:] == [more]
 
 
 def test_rows_are_told_apart() -> None:
@@ -344,7 +344,7 @@ def told_response(pieces: list[str], calls: int, cut: int) -> tuple[Any, bytes]:
     message = {"role": "assistant", "content": "".join(pieces), "tool_calls": called, "reasoning_content": "hm"}
     writer, answers = ResponseWriter(begun(asked.call, TALK, Head("j", "default", 1))), Answers()
     come = [Piece(1, 0, beside=[{"reasoning_content": "hm"}])]
-    come += [Piece(1, len("".join(pieces[:n])), piece, told=1) for n, piece in enumerate(pieces)]
+    come += [Piece(1, len("".join(pieces[:n])), piece, sent=1) for n, piece in enumerate(pieces)]
     done = result(message=message, **{"finish-reason": "stop"})
     parts = [*answers.take_all((f"{n}-0", piece) for n, piece in enumerate(come[:cut])), *answers.end(done)]
     raw = writer.begin() + b"".join(map(writer.part, parts))

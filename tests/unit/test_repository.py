@@ -48,6 +48,6 @@ def test_a_load_is_told_by_class(devices: list[Any], expected: Progress, text: s
 
 def test_a_worker_that_was_not_heard_since_may_still_load_it() -> None:
     fleet = FleetSnapshot(devices=(device("fast@1", **FAILED), device("slow@1", **WARM)))
-    found = progress(MODEL, TOPOLOGY, fleet, heard=())
+    found = progress(MODEL, TOPOLOGY, fleet, reporting=())
     assert found == {"fast": Progress(0, 1), "slow": Progress(0, 1)}
-    assert progress(MODEL, TOPOLOGY, fleet, heard={"fast@1", "slow@1"})["slow"] == Progress(1, 0)
+    assert progress(MODEL, TOPOLOGY, fleet, reporting={"fast@1", "slow@1"})["slow"] == Progress(1, 0)

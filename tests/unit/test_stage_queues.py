@@ -82,13 +82,13 @@ def test_what_is_beside_a_text_stays_in_its_place() -> None:
     thinks, calls = {"reasoning_content": "hm"}, {"tool_calls": [{"index": 0}]}
     queue = PieceQueue()
     queue.put(
-        [("j", Piece(1, 0, beside=[thinks])), ("j", Piece(1, 0, "one ", told=1)), ("j", Piece(1, 4, "two", told=1))]
+        [("j", Piece(1, 0, beside=[thinks])), ("j", Piece(1, 0, "one ", sent=1)), ("j", Piece(1, 4, "two", sent=1))]
     )
-    queue.put([("j", Piece(1, 7, told=1, beside=[calls])), ("j", Piece(2, 0, "anew"))])
+    queue.put([("j", Piece(1, 7, sent=1, beside=[calls])), ("j", Piece(2, 0, "again"))])
     assert queue.take() == [
         ("j", Piece(1, 0, beside=[thinks])),
-        ("j", Piece(1, 0, "one two", told=1, beside=(calls,))),
-        ("j", Piece(2, 0, "anew")),
+        ("j", Piece(1, 0, "one two", sent=1, beside=(calls,))),
+        ("j", Piece(2, 0, "again")),
     ]
 
 

@@ -95,11 +95,11 @@ def test_a_piece_is_read_as_it_was_written(piece: Piece) -> None:
     written = {
         name: value if isinstance(value, bytes) else str(value).encode() for name, value in piece.fields().items()
     }
-    assert read_piece(written) == (piece if piece.beside else replace(piece, told=0))
+    assert read_piece(written) == (piece if piece.beside else replace(piece, sent=0))
 
 
 def test_a_reader_of_text_is_told_only_that_of_the_first_row() -> None:
-    beside = Piece(1, 4, told=0, beside=({"tool_calls": []},))
+    beside = Piece(1, 4, sent=0, beside=({"tool_calls": []},))
     answer = [Piece(1, 0, "one "), Piece(1, 0, "uno ", row=1), beside, Piece(1, 4, "two")]
     assert tell(Progress(), answer) == ["one ", "two"]
 

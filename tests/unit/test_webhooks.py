@@ -151,7 +151,7 @@ def test_only_those_are_told_that_asked_for_the_ending_or_were_named() -> None:
     endpoints = Endpoints(RULES, {"lab": (ends, fails, named)})
 
     def told(named: str | None, tenant: str = "lab") -> dict[str, list[str]]:
-        found = endpoints.told("job", tenant, named)
+        found = endpoints.notified("job", tenant, named)
         return {} if found is None else found.endpoints
 
     assert told(None) == {"completed": ["we_ends"], "failed": ["we_fails"], "cancelled": ["we_fails"]}

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tasks.heartbeat import ANY, told_briefly
+from tasks.heartbeat import ANY, three_digits
 from taxiway.contract.keys import LEVELS
 
 FEWEST = 1.0
@@ -112,7 +112,7 @@ def blocking_by_model(newest: Iterable[tuple[float, str, float]], now: float, de
 def _blocking(others: list[float], devices: int) -> float:
     if sum(others) <= RARE * WINDOW * devices:
         return 0.0
-    return told_briefly(float(np.quantile(others, BLOCKING_QUANTILE)))
+    return three_digits(float(np.quantile(others, BLOCKING_QUANTILE)))
 
 
 RESIDUAL_QUANTILE = 0.95

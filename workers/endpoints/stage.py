@@ -53,7 +53,7 @@ from workers.stages.queues import DeviceQueue
 logger = logging.getLogger(__name__)
 
 TICK = 0.05
-"""Seconds between two looks for jobs that Celery's remote control revoked; cancelled ones are told at once."""
+"""Seconds between two looks for jobs that Celery's remote control revoked; cancellations arrive at once."""
 
 ABSENT = 1.0
 """Seconds for which a job is kept from its queue whose model the endpoint does not list."""
@@ -97,7 +97,7 @@ class EndpointStage:
         self._slots = Slots(endpoint.slots)
         self._gate = RateGate(endpoint.rate)
         self._target = self._target_of(endpoint, variants.device)
-        self._told: deque[Endpoint] = deque(maxlen=1)
+        self._changes: deque[Endpoint] = deque(maxlen=1)
         self._move: asyncio.Task[None] | None = None
         self._left: set[asyncio.Task[None]] = set()
         self._gone = ""
@@ -138,7 +138,7 @@ class EndpointStage:
 
     def follow(self, endpoint: Endpoint) -> None:
         """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""
-        self._told.append(endpoint)
+        self._changes.append(endpoint)
         self._inbox.wake()
 
     def run_alone(self, job: Job) -> bool:
@@ -196,7 +196,7 @@ class EndpointStage:
         def tell() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        self._inbox.tell(tell)
+        self._inbox.notify(tell)
         await self._target.open()
         while not self._stopping.is_set():
             await self._turn(news)
@@ -204,7 +204,7 @@ class EndpointStage:
             await self._turn(news)
         self._collect()
         await self._leave()
-        self._inbox.tell(lambda: None)
+        self._inbox.notify(lambda: None)
 
     async def _turn(self, news: asyncio.Event) -> None:
         """Wait for news, and act on it."""
@@ -215,8 +215,8 @@ class EndpointStage:
         self._turned = time.monotonic()
         self._collect()
         self._sweep()
-        if self._told and (self._move is None or self._move.done()):
-            self._move = asyncio.create_task(self._change(self._told.popleft()))
+        if self._changes and (self._move is None or self._move.done()):
+            self._move = asyncio.create_task(self._change(self._changes.popleft()))
 
     async def _change(self, endpoint: Endpoint) -> None:
         """Go by another description of the endpoint. Where it is elsewhere now, requests go there after a probe."""
@@ -456,18 +456,18 @@ class EndpointStage:
 
     def _teller(self, job: Job, row: int) -> Tell:
         """What passes on the generated answer to a row of a job that streams."""
-        at = told = 0
+        at = sent = 0
 
         def tell(parts: Sequence[str | Delta]) -> None:
-            nonlocal at, told
+            nonlocal at, sent
             pieces = []
             for part in parts:
                 if isinstance(part, str):
-                    pieces.append((job.delivery.job, Piece(job.attempt, at, part, row, told)))
+                    pieces.append((job.delivery.job, Piece(job.attempt, at, part, row, sent)))
                     at += len(part)
                 else:
-                    pieces.append((job.delivery.job, Piece(job.attempt, at, "", row, told, (part,))))
-                    told += 1
+                    pieces.append((job.delivery.job, Piece(job.attempt, at, "", row, sent, (part,))))
+                    sent += 1
             self._stream.put(pieces)
 
         return tell

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tasks.endpoints import Endpoint
-from tasks.heartbeat import Curve, told_briefly, variant_key
+from tasks.heartbeat import Curve, three_digits, variant_key
 from tasks.models.catalogue import Catalogue, Model, Profile, Variant
 from tasks.models.discovered import Announced, discovered, named
 from tasks.models.profiles import Known, ProfileBook, generates
@@ -200,7 +200,7 @@ _read_memory = msgspec.json.Decoder(_Memory).decode
 
 def _told(profile: Profile) -> Curve:
     figures = (profile.base, profile.step, profile.slope, *profile.of_prompt)
-    return Curve(*(told_briefly(one) for one in figures))
+    return Curve(*(three_digits(one) for one in figures))
 
 
 class _EndpointPipeline:

@@ -20,7 +20,7 @@ _BLOCK = 256  # probabilities that are summed at a time
 class SamplingParameters:
     """Parameters of a generation; temperature 0 is greedy.
 
-    With `logprobs`, each token's logarithmic probability is told, and those of so many likely ones.
+    With `logprobs`, each token's logarithmic probability is kept, and those of so many likely ones.
     """
 
     max_tokens: int
@@ -80,7 +80,7 @@ class GeneratedText:
         decode: tokens to text, as for `Detokenizer`.
 
     `emitted` counts the characters that `new_text` returned. `logprobs` has each token's in OpenAI's form, if asked,
-    and `told` counts how often `new_logprobs` returned some.
+    and `sent` counts how often `new_logprobs` returned some.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class GeneratedText:
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self.emitted = 0
-        self.told = 0
+        self.sent = 0
         self.logprobs: list[dict[str, Any]] = []
         self._passed = 0
         self._sampling = sampling
@@ -120,7 +120,7 @@ class GeneratedText:
             return
         self.tokens.append(token)
         if self._sampling.logprobs is not None and logits is not None:
-            self.logprobs.append(self._told(token, logits, self._sampling.logprobs))
+            self.logprobs.append(self._logprobs_of(token, logits, self._sampling.logprobs))
         self._detokenizer.add(token)
         if not self._stopped() and len(self.tokens) >= self._sampling.max_tokens:
             self._end("length")
@@ -135,10 +135,10 @@ class GeneratedText:
     def new_logprobs(self) -> tuple[Delta, ...]:
         """The logarithmic probabilities of the tokens since the last call, as a delta; nothing if there are none."""
         new, self._passed = self.logprobs[self._passed :], len(self.logprobs)
-        self.told += bool(new)
+        self.sent += bool(new)
         return ({"logprobs": new},) if new else ()
 
-    def _told(self, token: int, logits: np.ndarray, most: int) -> dict[str, Any]:
+    def _logprobs_of(self, token: int, logits: np.ndarray, most: int) -> dict[str, Any]:
         probabilities = log_probabilities(logits)
         likely = np.argsort(-probabilities, kind="stable")[:most].tolist()
         return {**self._one(token, probabilities), "top_logprobs": [self._one(one, probabilities) for one in likely]}

@@ -359,10 +359,10 @@ class InFlight:
         pieces = []
         for row in (*running.batch.rows, *ended):
             job, index = running.owners[row]
-            at, told = row.generated.emitted, row.generated.told
+            at, sent = row.generated.emitted, row.generated.sent
             if job.stream and (text := row.generated.new_text()):
                 beside = row.generated.new_logprobs()
-                pieces.append((job.delivery.job, Piece(job.attempt, at, text, index, told, beside)))
+                pieces.append((job.delivery.job, Piece(job.attempt, at, text, index, sent, beside)))
         if pieces:
             self._stream.put(pieces)
 

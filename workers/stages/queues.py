@@ -90,7 +90,7 @@ class DeviceQueue:
         self.rows_a_job = 1.0
         self.clock = 0.0
         self._variants = variants
-        self._told: Callable[[], None] = lambda: None
+        self._notify: Callable[[], None] = lambda: None
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
 
@@ -105,17 +105,17 @@ class DeviceQueue:
             self.patient += patient_seconds(jobs, self._variants)
             self.rows_a_job += _SMOOTHING * (rows / len(jobs) - self.rows_a_job)
             self._changed.notify_all()
-        self._told()
+        self._notify()
 
-    def tell(self, told: Callable[[], None]) -> None:
+    def notify(self, call: Callable[[], None]) -> None:
         """Call this after each `put` and `wake` from now on."""
-        self._told = told
+        self._notify = call
 
     def wake(self) -> None:
         """Wake all waiting threads to check again. Thread-safe."""
         with self._changed:
             self._changed.notify_all()
-        self._told()
+        self._notify()
 
     def take(self, longest: float, news: Callable[[], bool]) -> list[Job]:
         """All queued jobs, waiting up to `longest` seconds for the first, or until `news`."""

@@ -315,7 +315,7 @@ HEADERS: Mapping[str, Header] = {
     "X-Taxiway-Budget": Header("budget", "The most that the request may cost, in US dollars."),
     "X-Taxiway-Locality": Header("locality", "A label that every device on the way must have."),
     "Idempotency-Key": Header("idempotency_key", "Calls with the same key are one job."),
-    WEBHOOK: Header("webhook", "A webhook endpoint that is told of the end: its name, id or address."),
+    WEBHOOK: Header("webhook", "A webhook endpoint that is notified of the end: its name, id or address."),
 }
 """The headers of a call that give terms."""
 

@@ -380,7 +380,7 @@ class _Work:
 
     async def _run(self, request: Request, size: int) -> tuple[str, Result]:
         """The job of a request, and its result."""
-        with contextlib.closing(await self._inference.run(request, size, told=False)) as running:
+        with contextlib.closing(await self._inference.run(request, size, notify=False)) as running:
             self._jobs.add(running.job)
             try:
                 meta = await awaited(self._router, running)

@@ -171,7 +171,7 @@ class Calls:
             await cancel()
             raise _stops()
 
-        written = events_of(self._streaming.told(job, Answers()), begun.writer, begun.ended)
+        written = events_of(self._streaming.followed(job, Answers()), begun.writer, begun.ended)
         events = kept_alive(written, ends())
         try:
             first = await anext(events)

@@ -266,7 +266,7 @@ async def batch_create(request: _Any) -> Response[bytes]:
         raise InvalidRequestError(message, field="endpoint")
     door, record = stored_objects(request), await _file(request, call.input_file_id)
     webhook = request.headers.get(WEBHOOK)
-    door.router.rules.webhooks.told("batch", record.tenant, webhook)  # it must be there
+    door.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
     now = door.router.store.stored_now()
     batch = Batch(
         id=new_name("batch_"),

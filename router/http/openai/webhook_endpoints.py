@@ -116,7 +116,7 @@ class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventTypes(msgspec.Struct, frozen=True, kw_only=True):
-    """The events that an endpoint can be told of."""
+    """The events that an endpoint can be notified of."""
 
     object: Literal["list"] = "list"
     data: tuple[str, ...] = get_args(EventType)
@@ -186,7 +186,7 @@ _PATH = "/v1/webhook_endpoints/{endpoint:str}"
 
 @get("/v1/webhook_event_types", opt=_READ, responses=_answers(EventTypes))
 async def event_types() -> Response[bytes]:
-    """The types of event that an endpoint can be told of."""
+    """The types of event that an endpoint can be notified of."""
     return json_answer(EventTypes())
 
 
