@@ -10,7 +10,9 @@ from tasks.topology import Limits
 from taxiway.contract.keys import INFER
 from tests.builders import a_delivery
 from tests.celery_double import Endings, NoCelery
-from workers.celery_adapter.consumer import SHOW_EVERY, SHOW_WAITING, ConsumerThread, Inspection, TaskEvents
+from workers.celery_adapter.consumer_thread import ConsumerThread
+from workers.celery_adapter.events import TaskEvents
+from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
 from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Headers
 

@@ -31,16 +31,10 @@ from taxiway.contract.job import JobState
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
-from workers.celery_adapter.consumer import (
-    AT_MOST,
-    Acknowledgements,
-    ConsumerThread,
-    Inspection,
-    TaskEvent,
-    TaskEvents,
-    ended,
-    revoked,
-)
+from workers.celery_adapter.acknowledgements import Acknowledgements
+from workers.celery_adapter.consumer_thread import ConsumerThread
+from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, ended, revoked
+from workers.celery_adapter.inspection import Inspection
 from workers.celery_adapter.strategy import OUTCOME, STORED, TOKEN, bytes_of, class_of, context_of, keep_message, refuse
 from workers.drain import SIGNAL as NOTICE
 from workers.stages.held import in_order
