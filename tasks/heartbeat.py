@@ -168,10 +168,11 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
     seconds that a job of a model may wait for a batch of another (`blocking_of`).
 
-    For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
-    within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that no two levels
-    stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those whose profile no
-    longer fits. Predicted is by the profile that `tasks.models.profiles` has for this `kind` and `name`.
+    For each warm variant, `pace` is observed over predicted run time, once it has run, and `residual` (R_p) what 95 %
+    of batches stay within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that
+    no two levels stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those
+    whose profile no longer fits. Predicted is by the profile that `tasks.models.profiles` has for this `kind` and
+    `name`.
     """
 
     worker: str

@@ -174,7 +174,7 @@ class Heartbeat:
             blocked=three_digits(blocked),
             blocked_by=blocked_by,
             blocking=self._device.blocking(time.monotonic()),
-            pace={key: three_digits(track.pace) for key, track in tracks.items()},
+            pace={key: three_digits(track.pace) for key, track in tracks.items() if track.batches},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
             serves=() if self._device.fault else self._served(),

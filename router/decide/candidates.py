@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -270,7 +271,7 @@ class _Seen:
         start = candidate.hardware.scaling.start if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
         known = _known(candidate, model, book)
-        paces = [device.pace.get(key, 1.0) for device, _ in known]
+        paces = expected_paces([device for device, _ in known], key)
         profiles = [_profile(device, k, key) for device, k in known]
         full = [
             pace * p.latency(_limit(candidate), model.expected_size) for pace, p in zip(paces, profiles, strict=True)
@@ -293,6 +294,56 @@ class _Seen:
             residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
             warning=f"no device is live: one starts in {start:g} s" if coming else _warning(known),
         )
+
+
+def expected_paces(devices: Sequence[DeviceFacts], key: str) -> list[float]:
+    """Each device's seconds for a variant, as a multiple of its profile: as it learned, or as the others suggest.
+
+    Where the variant has not run, its pace is that of the class's other devices, and as many times slower as the device
+    is than they for what it did run. A pace that is not reported as drift may be of one odd batch: it counts as 1.
+    """
+    if all(key in device.pace for device in devices):
+        return [device.pace[key] for device in devices]
+    suggested = _Paces.of(devices)
+    return [device.pace[key] if key in device.pace else suggested.of_device(device, key) for device in devices]
+
+
+@dataclass(frozen=True, slots=True)
+class _Paces:
+    """Logarithms of what a class's devices learned: their `sums` and `counts` by variant, and over all of them."""
+
+    sums: Mapping[str, float]
+    counts: Mapping[str, int]
+    total: float
+    count: int
+
+    @classmethod
+    def of(cls, devices: Iterable[DeviceFacts]) -> _Paces:
+        """The figures of these devices."""
+        by_variant = defaultdict[str, list[float]](list)
+        for device in devices:
+            for key in device.pace:
+                by_variant[key].append(_drift(device, key))
+        sums = {key: math.fsum(drifts) for key, drifts in by_variant.items()}
+        counts = {key: len(drifts) for key, drifts in by_variant.items()}
+        return cls(sums, counts, math.fsum(sums.values()), sum(counts.values()))
+
+    def of_device(self, device: DeviceFacts, key: str) -> float:
+        """What these devices suggest for a variant that has not run on one of them."""
+        own = {ran: _drift(device, ran) for ran in device.pace}
+        slower = [drift - self._elsewhere(ran, own) for ran, drift in own.items()]
+        return math.exp(self._elsewhere(key, own) + (math.fsum(slower) / len(slower) if slower else 0.0))
+
+    def _elsewhere(self, key: str, own: Mapping[str, float]) -> float:
+        """The mean of a variant on the other devices; of all that ran there if it did not."""
+        if others := self.counts.get(key, 0) - (key in own):
+            return (self.sums[key] - own.get(key, 0.0)) / others
+        others = self.count - len(own)
+        return (self.total - math.fsum(own.values())) / others if others else 0.0
+
+
+def _drift(device: DeviceFacts, key: str) -> float:
+    return math.log(device.pace[key]) if key in device.drifted else 0.0
 
 
 def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[DeviceFacts, Known]]:

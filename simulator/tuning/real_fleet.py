@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from router.decide.candidates import expected_paces
 from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.history import ENDED, REFUSED, Arrivals
 from router.decide.plan import Cell, Density, Plan
@@ -256,7 +257,7 @@ def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) 
     kind, device = (devices[0].kind, devices[0].name) if devices else (candidate.hardware.device, "")
     profile = book.lookup(model, candidate.variant_name, kind, device).profile
     key = variant_key(model.id, candidate.variant_name)
-    pace = float(np.mean([device.pace.get(key, 1.0) for device in devices])) if devices else 1.0
+    pace = float(np.mean(expected_paces(devices, key))) if devices else 1.0
     load, memory = profile.load, int(candidate.variant.memory)
     if not generates(model):
         return Whole(load, memory, profile.base + profile.step * size, profile.slope, profile.floor).slower(pace)

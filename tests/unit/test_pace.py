@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.decide.candidates import expected_paces
+from tasks.heartbeat import DeviceFacts
 from taxiway.contract.keys import LEVELS
+from tests.builders import a_device
 from workers.decide.occupation import DRIFT, Track, begin, observe
 
 LEVEL = 1
@@ -80,3 +84,45 @@ def test_a_level_learns_nothing_from_batches_that_had_none_of_its_jobs() -> None
     track = after(begin(1.5), [1.0] * 60)
     assert residual(track) < 1.1
     assert {track.residuals[level] for level in range(LEVELS) if level != LEVEL} == {begin(1.5).residuals[0]}
+
+
+def device_of(name: str, **paces: float) -> DeviceFacts:
+    """A device that has run some variants at these paces, each of them drifted."""
+    return a_device("cpu", worker=name, pace=paces, drifted=tuple(paces))
+
+
+several = st.floats(0.2, 8)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("xyz"), several), min_size=1, max_size=5), st.randoms())
+def test_what_a_device_learned_stays_and_the_order_of_devices_says_nothing(
+    learned: list[dict[str, float]], random: Random
+) -> None:
+    devices = [device_of(str(number), **paces) for number, paces in enumerate(learned)]
+    found = dict(zip([d.worker for d in devices], expected_paces(devices, "x"), strict=True))
+    assert all(found[d.worker] == d.pace.get("x", found[d.worker]) > 0 for d in devices)
+    random.shuffle(devices)
+    assert dict(zip([d.worker for d in devices], expected_paces(devices, "x"), strict=True)) == found
+
+
+@given(st.lists(several, min_size=2, max_size=5), st.lists(several, min_size=2, max_size=5))
+def test_the_pace_of_a_variant_that_has_not_run_is_its_own_elsewhere_times_that_of_the_device(
+    of_devices: list[float], of_variants: list[float]
+) -> None:
+    table = [{f"v{n}": slow * own for n, own in enumerate(of_variants)} for slow in of_devices]
+    wanted = table[0].pop("v0")
+    devices = [device_of(str(number), **paces) for number, paces in enumerate(table)]
+    assert math.isclose(expected_paces(devices, "v0")[0], wanted)
+
+
+@given(st.lists(st.sets(st.sampled_from("xyz")), min_size=1, max_size=4), several)
+def test_where_all_that_ran_is_as_slow_so_is_what_has_not_run(ran: list[set[str]], pace: float) -> None:
+    devices = [device_of(str(number), **dict.fromkeys(names, pace)) for number, names in enumerate(ran)]
+    usual = pace if any(ran) else 1.0
+    assert all(math.isclose(found, usual) for found in expected_paces(devices, "other"))
+
+
+def test_what_one_odd_batch_took_says_nothing_of_other_variants() -> None:
+    odd = a_device("cpu", pace={"x": 4.0})
+    assert expected_paces([odd], "x") == [4.0]
+    assert expected_paces([odd], "y") == [1.0]
