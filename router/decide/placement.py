@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from zlib import crc32
 
 import numpy as np
@@ -22,6 +21,7 @@ from router.decide.cost import (
     metered_cost,
     read_before,
     run_alone,
+    some,
 )
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
@@ -75,18 +75,23 @@ class Option:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Where a request runs, and why. The alternatives are computed on demand.
+    """Where a request runs, and why. The reason and the alternatives are computed on demand.
 
-    `index` is the chosen candidate's row in the candidate table. A `held` placement is not bound to it: every queue
-    that could take the request exceeds its horizon, and it waits until one does not.
+    `index` is the chosen candidate's row in the candidate table, and `why` gives the reason for it. A `held` placement
+    is not bound to it: every queue that could take the request exceeds its horizon, and it waits until one does not.
     """
 
     table: CandidateTable
     needs: Needs
     figures: Figures
     index: int
-    reason: str
+    why: Callable[[int], str]
     held: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why this candidate was chosen, or the request held."""
+        return self.why(self.index)
 
     @property
     def level(self) -> int:
@@ -218,7 +223,7 @@ class Choice:
         """The placement on the candidate of this row, one of `equals`."""
         held = not self.within_horizon[index]
         figures = self._batched_figures() if held else self.figures
-        return Placement(self.table, self.needs, figures, index, self._reason(index), held)
+        return Placement(self.table, self.needs, figures, index, self._reason, held)
 
     def _reason(self, index: int) -> str:
         reason = self.route.note + (self.why(index) if self.within_horizon[index] else self._held_reason(index))
@@ -292,7 +297,7 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
         raise _unplaceable(table)
     figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
     able = _able(table, needs, figures)
-    free = prefer(~reserved_and_busy(table, work), able)
+    free = prefer(~reserved_and_busy(table, work), able) if some(table.reserved) else able
     route = route_by_plan(table, needs, figures, work, able=able, free=free)
     if route.among is not None:
         able = free = route.among
@@ -340,17 +345,17 @@ def route_by_plan(
     if guide is None:
         return Route(None, f"no plan: {table.unplanned}; ") if table.unplanned else _UNPLANNED
     planned = able & guide.preferred
-    if not planned.any():
+    if not some(planned):
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
     finish = (figures.finish - table.blocking[needs.level])[planned]
-    if deadline is None or (finish <= deadline).any():
+    if deadline is None or some(finish <= deadline):
         return Route(planned, "planned: ")
-    if not (planned & guide.serve).any():
+    if not some(planned & guide.serve):
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
     alone = run_alone(table, needs)
     safe = free & _surely_in_time(table, needs, figures, work) & (alone <= guide.spill)
-    if not safe.any():
+    if not some(safe):
         return Route(planned, "planned: ")
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)
 
@@ -378,7 +383,7 @@ def seed_of(job: str) -> int:
 def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
     """Which candidates have a live device and are within the budget."""
     present = table.live
-    if not present.any():
+    if not some(present):
         classes = ", ".join(sorted({c.hardware_class for c in table.candidates}))
         raise NoDeviceError(
             f"{table.model.id} runs on {classes}, none of which has a live device", retry_after=RETRY_AFTER
@@ -387,7 +392,7 @@ def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
         return present
     most = dearest(table, needs, figures.cost)
     able: np.ndarray = present & (most <= needs.affordable)
-    if not able.any():
+    if not some(able):
         raise _unaffordable(table, needs, float(most[present].min()))
     return able
 
@@ -436,10 +441,10 @@ def _contenders(
         )
     meets = figures.guaranteed <= deadline
     sure = free & meets
-    if sure.any():
-        passed_over = (able & ~meets) | (sure & ~within_horizon)
-        return _cheapest(table, figures, prefer(within_horizon, sure)), partial(
-            _in_time_reason, table, figures, passed_over, deadline
+    if some(sure):
+        return (
+            _cheapest(table, figures, prefer(within_horizon, sure)),
+            lambda i: _in_time_reason(table, figures, (able & ~meets) | (sure & ~within_horizon), deadline, i),
         )
     possible = free & (figures.finish - table.blocking[needs.level] <= patience * deadline)
     pool = prefer(within_horizon & (figures.finish <= deadline), prefer(possible, free))
@@ -448,7 +453,7 @@ def _contenders(
     if possible[earliest]:
         return [earliest], lambda _: f"earliest, expected in {finish:.3g} s; nothing is sure to meet {deadline:g} s"
     in_time_if_idle = able & (figures.finish - figures.wait <= deadline)
-    if in_time_if_idle.any():
+    if some(in_time_if_idle):
         raise OverloadedError(
             f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s",
             retry_after=float(figures.finish[in_time_if_idle].min()) - deadline,
@@ -461,26 +466,26 @@ def _contenders(
 
 def _earliest(figures: Figures, among: np.ndarray) -> int:
     """The first of `among` to finish; the cheaper one on a tie."""
-    found: list[int] = np.flatnonzero(among).tolist()
+    found: list[int] = among.nonzero()[0].tolist()
     return min(found, key=lambda i: (figures.finish[i], figures.cost[i], i))
 
 
 def _cheapest(table: CandidateTable, figures: Figures, sure: np.ndarray) -> list[int]:
     """The candidates in `sure` within `NEAR` of the cheapest; only warm ones if one of them is warm."""
     cost = np.where(sure, figures.cost, np.inf)
-    least = cost.min()
+    least = cost[cost.argmin()]
     warm = (table.warm > 0) & (cost <= WARM_PREFERENCE * least)
-    if warm.any():
+    if some(warm):
         cost = np.where(warm, cost, np.inf)
-        least = cost.min()
-    near: list[int] = np.flatnonzero(cost <= NEAR * least).tolist()
+        least = cost[cost.argmin()]
+    near: list[int] = (cost <= NEAR * least).nonzero()[0].tolist()
     return near
 
 
 def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """The candidates in both `pool` and `within_horizon`; all of `pool` if there are none."""
     open_now: np.ndarray = pool & within_horizon
-    return open_now if open_now.any() else pool
+    return open_now if some(open_now) else pool
 
 
 def _in_time_reason(
@@ -492,7 +497,7 @@ def _in_time_reason(
 
 def _cheaper_rejected(table: CandidateTable, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
     """The cheaper candidate in `among`, if any, and why it was not taken: too late, or past its horizon."""
-    if not among.any():
+    if not some(among):
         return ""
     cheapest = int(np.where(among, figures.cost, np.inf).argmin())
     if figures.cost[cheapest] >= figures.cost[index]:
@@ -510,7 +515,7 @@ def _open(placement: Placement) -> np.ndarray:
 
 def _by_cost(table: CandidateTable, figures: Figures, among: np.ndarray) -> list[int]:
     """Candidates in `among`, cheapest first; ties by finish, then by row in the candidate table."""
-    return sorted(np.flatnonzero(among).tolist(), key=lambda i: (figures.cost[i], figures.finish[i], i))
+    return sorted(among.nonzero()[0].tolist(), key=lambda i: (figures.cost[i], figures.finish[i], i))
 
 
 def _refused(table: CandidateTable, index: int, reason: str) -> Refusal:
