@@ -118,8 +118,7 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
     if table.billed is not None:
-        alone, each = alone_and_each(table, needs)
-        work_if_all_came = np.maximum(table.floor, alone + each * table.billed) / table.billed * needs.rows
+        work_if_all_came = share_of_full_batch(table, needs, table.billed) * needs.rows
     limits = None if table.allowed is None else limits_of(table.allowed, needs, work)
     wait = wait_of(table, ahead, limits) + table.blocked[needs.level] + table.blocking[needs.level]
     transfer = table.link_delay + table.link_seconds * needs.payload
@@ -216,6 +215,24 @@ def alone_and_each(table: CandidateTable, needs: Workload) -> tuple[Column, Colu
         return alone, each
     read = needs.size - needs.output
     return alone + table.prompt[0] * read, each + table.prompt[1] * read
+
+
+def share_of_full_batch(table: CandidateTable, needs: Workload, rows: Column) -> Column:
+    """Device seconds of a row in a batch of so many like it."""
+    alone, each = alone_and_each(table, needs)
+    seconds: Column = np.maximum(table.floor, alone + each * rows) / rows
+    return seconds
+
+
+def holds_up(table: CandidateTable, needs: Workload) -> Column:
+    """Seconds for which the workload's rows keep each candidate's device from other work.
+
+    Batches that run as a whole keep it until they end. Those that rows join and leave take turns with other work, of
+    which they take their share of a full batch.
+    """
+    if table.billed is None:
+        return run_alone(table, needs)
+    return share_of_full_batch(table, needs, table.billed) * needs.rows
 
 
 def run_alone(table: CandidateTable, needs: Workload) -> Column:

@@ -17,10 +17,10 @@ from router.decide.cost import (
     dearest,
     estimate_figures,
     full_batch,
+    holds_up,
     horizon,
     metered_cost,
     read_before,
-    run_alone,
     some,
 )
 from router.decide.snapshot import Backlog, FleetSnapshot
@@ -353,8 +353,7 @@ def route_by_plan(
         return Route(planned, "planned: ")
     if not some(planned & guide.serve):
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
-    alone = run_alone(table, needs)
-    safe = free & _surely_in_time(table, needs, figures, work) & (alone <= guide.spill)
+    safe = free & _surely_in_time(table, needs, figures, work) & (holds_up(table, needs) <= guide.spill)
     if not some(safe):
         return Route(planned, "planned: ")
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)

@@ -264,8 +264,9 @@ class Guide:
     """What a plan says about one kind of request, as columns over its candidates, in their order.
 
     Candidates are `preferred` if their class is the one to use now, `hardware_class`, and `serve` if they have devices.
-    A request may leave its class for a candidate on which it runs alone for at most `spill` seconds: then it does not
-    hold up what the plan places there. None may leave for a class without devices, or one that the plan does not use.
+    A request may leave its class for a candidate that it keeps from other work for at most `spill` seconds
+    (`cost.holds_up`): then it does not hold up what the plan places there. None may leave for a class without devices,
+    or one that the plan does not use.
     """
 
     hardware_class: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 
@@ -12,10 +13,10 @@ from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import Explanation, explain, pack_snapshot, unpack_snapshot
 from router.decide.placement import Placement, choose, place, weigh
-from router.decide.plan import Cell, ClassPlan, Density, Handover, Plan
+from router.decide.plan import SPILL_RUN, Cell, ClassPlan, Density, Handover, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
-from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.catalogue import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import DeviceKind, HardwareClass, Price, Service, Topology
 from taxiway.errors import OverloadedError, TaxiwayError
@@ -126,6 +127,25 @@ def test_a_request_does_not_hold_up_what_is_planned_elsewhere() -> None:
         placed(a_fleet(a_plan(a_cell("dear"), planned_there), work=BUSY))
     patient = a_cell("cheap", model="other:1", deadline=0.3)
     assert placed(a_fleet(a_plan(a_cell("dear"), patient), work=BUSY)).candidate.hardware_class == "cheap"
+
+
+GENERATING = msgspec.structs.replace(
+    MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=1
+)
+
+
+def test_a_generation_holds_up_what_is_planned_elsewhere_by_its_share_of_a_full_batch() -> None:
+    share = PROFILES["cpu"].latency(HARDWARE["max_batch"], 1) / HARDWARE["max_batch"]
+    assert share < PROFILES["cpu"].latency(1, 1) / 5
+
+    def placed_beside(deadline: float) -> str:
+        planned_there = a_cell("cheap", model="other:1", deadline=deadline)
+        fleet = a_fleet(a_plan(a_cell("dear"), planned_there), work=BUSY)
+        return place(GENERATING, LIVE, TOPOLOGY, fleet).candidate.hardware_class
+
+    assert placed_beside(1.01 * share / SPILL_RUN) == "cheap"
+    with pytest.raises(OverloadedError):
+        placed_beside(0.99 * share / SPILL_RUN)
 
 
 def test_an_explanation_names_the_preferred_class() -> None:
