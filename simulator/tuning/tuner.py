@@ -74,12 +74,12 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a tuning found. `assignment` is the one to follow, `devices` what it needs at least, by class.
+    """What a tuning found. `assignment` is the one to follow; it begins with `devices` at least and `begin` at most.
 
-    `begin` is how many devices would be on by now if it had been followed, by class: others are let go, but none is
-    started for what is over. `before` and `after` are scores in US dollars an hour, those of an adopted assignment on
-    arrivals that were not searched on. `moves` are its handovers, and `dollars` what each cell's jobs cost an hour, by
-    class.
+    By class, `devices` carry the mean load, and are started; `begin` would be on by now if it had been followed, bursts
+    included: others are let go, but none is started for what is over. `before` and `after` are scores in US dollars an
+    hour, those of an adopted assignment on arrivals that were not searched on. `moves` are its handovers, and `dollars`
+    what each cell's jobs cost an hour, by class.
     """
 
     assignment: Assignment
