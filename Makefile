@@ -75,7 +75,7 @@ chaos: $(READY) ## break a fleet under load for 20 minutes at most (five: CHAOS=
 containers: $(READY) ## build the images, run the fleet of docker/compose.yaml, and drain it (root, a Docker engine)
 	@bash tests/containers/run.sh
 
-cluster: $(READY) ## install the chart on a real Kubernetes API server with made-up nodes (etcd, its programmes)
+cluster: $(READY) ## install the chart on a real Kubernetes API server with simulated nodes (needs etcd and the programs of the control plane)
 	@bash tests/cluster/run.sh
 
 newest: ## unit tests and a fleet with the newest of every dependency, ceilings left out: build/newest-venv
