@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -171,11 +171,18 @@ class FinishStage:
             result = answer_of(job, self._device, blobs)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
-            outcome = Outcome(result, meta=meta, rows=len(job.rows), billed=job.billed, generated=generated_by(job))
+            outcome = Outcome(
+                result,
+                meta=meta,
+                blobs=blobs.contents,
+                rows=len(job.rows),
+                billed=job.billed,
+                generated=generated_by(job),
+            )
         except Exception as error:  # a model's outputs may have any type and nesting
             failed = ExecutionError(f"{job.variant}: an output cannot be encoded: {describe(error)}")
             return Ended(job.delivery, Outcome(error=failed))
-        return Ended(job.delivery, replace(outcome, blobs=blobs.contents))
+        return Ended(job.delivery, outcome)
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store the blobs that the results reference, before the results."""
