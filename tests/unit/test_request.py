@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -101,6 +102,16 @@ def test_a_tenants_key_always_gives_the_same_id() -> None:
 
 
 names = st.text(min_size=1, max_size=5).filter(str.isprintable)
+
+
+@given(tenant=names, key=names)
+def test_the_id_under_a_key_stays_the_same_in_all_releases(tenant: str, key: str) -> None:
+    namespace = uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11")
+    assert job_id(Terms(tenant=tenant, idempotency_key=key)) == str(uuid.uuid5(namespace, f"{tenant}\n{key}"))
+
+
+def test_an_id_without_a_key_is_a_random_uuid() -> None:
+    assert uuid.UUID(job_id(Terms())).version == 4
 
 
 @given(first=st.tuples(names, names), second=st.tuples(names, names))
