@@ -121,6 +121,8 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     A class of `spot` capacity takes only preemptible work; `reclaims_per_hour` is how often a device is reclaimed, and
     `notice` how that is announced. `target` is the utilisation above which its time costs more, 0 to 1.
     At most `max_depth` jobs wait or run in the class, each of up to `payload` bytes; others are refused.
+    Workers on CPUs run work that is due in more than ten minutes, or has no deadline, `nice` less urgently than other
+    processes of their machine (0 to 19, as Linux counts; 0: as urgently).
     An `endpoint` is a server that runs models. Its protocol is the class's only one of `runtimes`, its slots are
     `max_batch`, and batches do not wait to form. These three fields are required for, and limited to, other devices.
     """
@@ -140,6 +142,7 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     link: Link = Link()
     memory: Size | None = None
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
     payload: Size | None = None
     max_depth: Positive | None = None
     reserve_for: str | None = None

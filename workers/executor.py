@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
+import queue
+import sys
+import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
@@ -23,6 +29,7 @@ from tasks.models.folder import graph_contradictions
 from tasks.models.profiles import Known, ProfileBook, ran_size
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
+from taxiway.contract.keys import PATIENT
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
 from workers.calling.channel import CallError, NotWantedError, OutOfMemoryError
 from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, said
@@ -47,6 +54,10 @@ logger = logging.getLogger(__name__)
 
 RETRY_LOAD = 60.0
 """Seconds after which a failed load is retried: a download may work then."""
+
+NOTICED = 0.002
+"""Shortest patient run, in seconds, that leaves the processor to others: a shorter one hardly holds them up, and the
+wake-up of another thread would prolong it."""
 
 CPU_SHARE = 0.8
 """Fraction of a machine's memory for models, if the class sets no limit."""
@@ -109,6 +120,41 @@ class LearnedTimes:
         self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels=levels)
 
 
+_Value = TypeVar("_Value")
+
+
+class NicerThread:
+    """A thread that computes at a lower CPU priority than the rest of the process: it runs one call after the other.
+
+    Linux has the niceness by thread, and only a privileged process may lower it again: hence a thread of its own.
+    """
+
+    def __init__(self, nice: int) -> None:
+        self._nice = nice
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, call: Callable[[], _Value]) -> _Value:
+        """The value of `call`, or what it raises. Only who has the device's turn."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="taxiway-patient", daemon=True)
+            self._thread.start()
+        answer: Future[_Value] = Future()
+        self._calls.put((call, answer))
+        return answer.result()
+
+    def _run(self) -> None:
+        if sys.platform == "linux":
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + self._nice)
+        while True:
+            call, answer = self._calls.get()
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # the caller's to handle
+                answer.set_exception(error)
+
+
 class Executor(LearnedTimes):
     """Loads variants within the device's memory, and runs batches on them. Only who has its turn, unless stated.
 
@@ -138,6 +184,7 @@ class Executor(LearnedTimes):
         self._retry_at: dict[str, float] = {}
         self._catalogue: Catalogue | None = None
         self._retired: list[Loaded] = []
+        self._nicer = NicerThread(hardware.nice) if device.kind == "cpu" and hardware.nice else None
         self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
         here = int((memory_of_container() or psutil.virtual_memory().total) * CPU_SHARE)
         self._host_memory = min(self._budget, here) if device.kind == "cpu" else here
@@ -300,7 +347,9 @@ class Executor(LearnedTimes):
         self.used(loaded)
         started = time.monotonic()
         try:
-            answers = loaded.pipeline.run(loaded.runtime, items)
+            level = min(item.level for item in items)
+            compute = partial(loaded.pipeline.run, loaded.runtime, items)
+            answers = self.at_level(level, self.predicted(loaded, items), compute)
         except BaseException as error:  # a model's own code may raise anything, SystemExit too
             failed = as_ours(loaded.key, error)
             if len(items) == 1:
@@ -311,6 +360,15 @@ class Executor(LearnedTimes):
             return [*self.run(loaded, items[:half]), *self.run(loaded, items[half:])]
         self.observe(loaded, items, answers, rows=len(items), seconds=time.monotonic() - started)
         return list(answers)
+
+    def at_level(self, level: int, seconds: float, compute: Callable[[], _Value]) -> _Value:
+        """The value of `compute`, which takes about so many seconds and whose most urgent job has this level.
+
+        Patient work leaves the processor to what others of this machine do for somebody who waits.
+        """
+        if self._nicer is None or level < PATIENT or seconds < NOTICED:
+            return compute()
+        return self._nicer.run(compute)
 
     def _open(self, key: str, model: Model, name: str) -> Loaded:
         variant = model.variants[name]

@@ -318,8 +318,8 @@ class InFlight:
         """Run one step of the next batch in turn; returns the jobs that ended, with their errors if they failed."""
         key = next(key for key, running in self._running.items() if running.owners)
         running = self._running[key] = self._running.pop(key)
-        began = time.monotonic()
-        ended = running.batch.step()
+        began, level = time.monotonic(), min(job.ticket.level for job, _ in running.owners.values())
+        ended = self._executor.at_level(level, math.inf, running.batch.step)
         seconds = time.monotonic() - began
         for job in {job for job, _ in running.owners.values()}:
             job.run_time += seconds
