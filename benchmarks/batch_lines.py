@@ -2,9 +2,8 @@
 
 `python -m benchmarks.batch_lines` starts one Valkey, a router, a cpu.batch worker for embeddings, and llama.cpp as an
 engine for chats, which run nowhere else. It times live chats by HTTP, first alone, then beside a batch with one short
-text a line, then beside one whose worker is nicer (by 10) than the other processes. It checks that every line is
-answered once, and compares the batch's rate with that of the model in a plain loop in this process. It
-also tells how many cores each process used meanwhile, as live chats wait for them.
+text a line. It checks that every line is answered once, and compares the batch's rate with that of the model in a plain
+loop in this process. It also tells how many cores each process used meanwhile, as live chats wait for them.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ _QUEUES = (
     max_batch: {rows}
     max_wait: 0.005
     price: {{usd_per_hour: 0.05}}
+    nice: {nice}
     warm: [embed]
 service:
   live: {{deadline: 60, priority: high, tier: default}}
@@ -58,51 +58,43 @@ _ENDED = ("completed", "failed", "expired", "cancelled")
 EVERY, ALONE = 0.4, 30.0
 """Seconds between two live chats, and for which they are timed alone."""
 
-NICE = 10
-"""By how much the batch's worker is nicer than the other processes in the second run."""
-
 
 def main() -> None:
     """Measure, and print one JSON line for each figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch_lines", description=__doc__)
     parser.add_argument("--lines", type=int, default=10_000, help="lines of the batch")
     parser.add_argument("--padding", type=int, default=0, help="spaces in each line, for a larger file")
+    parser.add_argument("--nice", type=int, default=10, help="nice of cpu.batch in queues.yaml")
     given = parser.parse_args()
     workers = [["--class", "cpu.batch", "--device", "cpu:0"], ["--class", "engine", "--device", "endpoint:0"]]
     with tempfile.TemporaryDirectory() as name, llama_server(SLOTS) as url:
         queues = Path(name) / "queues.yaml"
-        queues.write_text(_QUEUES.format(url=f"{url}/v1", slots=SLOTS, name=NAME, rows=ROWS))
+        queues.write_text(_QUEUES.format(url=f"{url}/v1", slots=SLOTS, name=NAME, rows=ROWS, nice=given.nice))
         models = Path(name) / "models"
         write_catalogue(models, [Workload("embed", "embeddings", "embed", VARIANT, ROWS, wait=0.005)])
         (models / "chat").symlink_to(TREE / "models" / "chat")
         with fleet(Path(name), queues, workers, models) as doors:
-            rates = _measure(doors, given.lines, given.padding)
+            rate = _measure(doors, given.lines, given.padding)
     limit = _loop_rate()
-    for nice, rate in rates.items():
-        say(answer(f"batch of embeddings at nice {nice}, lines/s", [rate], loop=limit, share=rate / limit))
+    say(answer("batch of embeddings, lines/s", [rate], loop=limit, share=rate / limit))
 
 
-def _measure(doors: Doors, lines: int, padding: int) -> dict[int, float]:
-    """Time live chats alone and beside batches; the lines a second of the batch whose worker is nicer by so much."""
+def _measure(doors: Doors, lines: int, padding: int) -> float:
+    """Time live chats alone and beside a batch; the lines a second of the batch."""
     processes = _processes(doors)
     with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
         _Batch(http, 100, 0).end(processes["router"])  # the model is loaded, the router has seen a batch
         live = Live(f"{doors.http}/v1", processes)
         time.sleep(ALONE)
         _say_live("alone", live)
-        rates, as_others = {}, processes["embed"].nice()
-        for nice in (0, NICE):
-            for thread in processes["embed"].threads():  # Linux has it by thread
-                os.setpriority(os.PRIO_PROCESS, thread.id, as_others + nice)
-            batch = _Batch(http, lines, padding)
-            live = Live(f"{doors.http}/v1", processes)
-            batch.end(processes["router"])
-            _say_live(f"beside a batch at nice {nice}", live)
-            batch.check()
-            rates[nice] = lines / batch.seconds
-            grown = [most - batch.memory[0] for most in batch.memory]
-            say(answer("router's memory less before a batch, MiB", grown, most=max(grown), lines=lines))
-    return rates
+        batch = _Batch(http, lines, padding)
+        live = Live(f"{doors.http}/v1", processes)
+        batch.end(processes["router"])
+        _say_live("beside a batch", live)
+        batch.check()
+    grown = [most - batch.memory[0] for most in batch.memory]
+    say(answer("router's memory less before a batch, MiB", grown, most=max(grown), lines=lines))
+    return lines / batch.seconds
 
 
 def _say_live(where: str, live: Live) -> None:
