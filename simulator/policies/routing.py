@@ -75,7 +75,6 @@ class Reader:
         self._surroundings = surroundings
         self._random = np.random.default_rng(seed)
         self._tracks: defaultdict[tuple[str, str], Track] = defaultdict(lambda: begin(UNSURE))
-        self._classes: defaultdict[str, Track] = defaultdict(begin)
         self._cells: defaultdict[str, float] = defaultdict(float)
         self._counts: dict[int, Count] = {}
         self._ending: deque[tuple[float, str, float]] = deque()
@@ -143,11 +142,6 @@ class Reader:
         ratio = pool.pace * float(self._random.choice(self._surroundings.strays))
         track = self._tracks[pool.name, count.model]
         self._tracks[pool.name, count.model] = observe(track, predicted=1.0, seconds=ratio, levels=(job.level,))
-        self._classes[pool.name] = observe(self._classes[pool.name], predicted=1.0, seconds=ratio, levels=())
-
-    def paces(self, pools: Sequence[Pool]) -> tuple[float, ...]:
-        """The pace of each class by what ran there; 1 where nothing did."""
-        return tuple(self._classes[pool.name].pace for pool in pools)
 
     def _settle(self, now: float) -> None:
         while self._ending and self._ending[0][0] <= now:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -47,7 +46,7 @@ from simulator.policies.routing import Count, ExpectedBatch, Holding, Mover, Rea
 from simulator.pool import Pool
 from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
-from simulator.tuning.tuner import FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, plan_of
+from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Trust, Tuner, plan_of
 from simulator.tuning.twin import MOST, Conditions, Window
 from simulator.workload import Job, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
@@ -250,7 +249,6 @@ class Tuned(Taxiway):
         self._fleet = workload.fleet
         self._tuner = Tuner(workload.fleet, seed)
         self._handed_over = 0.0
-        self._looked, self._paces = -math.inf, tuple[float, ...]()
         self._live: deque[tuple[float, bool]] = deque()
         self._trim = False
         self._trust = Trust()
@@ -293,9 +291,8 @@ class Tuned(Taxiway):
             return
         while self._live and self._live[0][0] < now - RECENT:
             self._live.popleft()
-        if now - self._looked >= REST:
-            self._looked, self._paces = now, self._reader.paces(pools)
-        if not self._tuner.due(now, self._paces, [timely for _, timely in self._live]):
+        pace = tuple(pool.pace for pool in pools)
+        if not self._tuner.due(now, pace, [timely for _, timely in self._live]):
             return
         if not first and self._fails(pools, now):
             return
@@ -306,9 +303,7 @@ class Tuned(Taxiway):
         if not window.jobs:
             return
         conditions = Conditions(
-            powered=tuple(pool.powered for pool in pools),
-            available=tuple(pool.available for pool in pools),
-            pace=self._paces,
+            powered=tuple(pool.powered for pool in pools), available=tuple(pool.available for pool in pools), pace=pace
         )
         decision = self._tuner.tune(window, conditions, now, plays=plays)
         self._adopt(decision, pools, now)
