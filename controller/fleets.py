@@ -86,7 +86,7 @@ class Fleets:
         sets: Mapping[str, Sets],
         devices: Sequence[Object] | None,
     ) -> tuple[Step, FleetStatus]:
-        """While no router tells what its devices have done, new pods are judged by whether they get ready."""
+        """While no router reports what its devices have done, new pods are judged by whether they get ready."""
         rollout, limits, harm = before.rollout, spec.rollout.limits, ""
         if rollout.phase in ("rolling", "watching") and devices is not None:
             pods = await self._cluster.pods(spec.selector)

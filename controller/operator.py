@@ -177,7 +177,7 @@ class Operator:
         """Delete the pods that lose least, before their Deployment shrinks and its ReplicaSet chooses by itself.
 
         A pod by which the ReplicaSet replaces one of these meanwhile is not ready, so it is what then ends. In the
-        middle of a rollout Kubernetes decides which of two ReplicaSets shrinks: it is told the costs of their pods.
+        middle of a rollout Kubernetes decides which of two ReplicaSets shrinks: it gets the costs of their pods.
         """
         try:
             endings = await self._routers.endings(spec.router)

@@ -1,4 +1,4 @@
-"""What routers tell the operator: how many devices a class should have, and what its devices hold."""
+"""What routers report to the operator: how many devices a class should have, and what its devices hold."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Object = Mapping[str, Any]
 _USUAL, _LIMITS = Rules(), Limits()
 
 HASH = "pod-template-hash"
-"""The label by which the pods of a ReplicaSet are told from those of the Deployment's others."""
+"""The label that separates the pods of a ReplicaSet from those of the Deployment's others."""
 
 GRACE = 30.0
 """Seconds beyond a pod's grace period in which its node reports that it is gone."""
@@ -224,7 +224,7 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def digest(template: Object) -> str:
-    """What a pod template is told by; that of a ReplicaSet has a label more than its Deployment's."""
+    """What identifies a pod template; that of a ReplicaSet has a label more than its Deployment's."""
     labels = {name: value for name, value in template["metadata"].get("labels", {}).items() if name != HASH}
     annotations = template["metadata"].get("annotations", {})
     text = json.dumps([labels, annotations, template["spec"]], sort_keys=True)
@@ -247,7 +247,7 @@ def part_of(deployment: Object, sets: Sets) -> Part:
     """A Deployment as a rollout sees it.
 
     Kubernetes calls the ReplicaSet of an earlier template the newest as soon as a Deployment asks for it again, paused
-    or not, so pods tell which one runs, and revisions only where there are none.
+    or not, so pods show which one runs, and revisions only where there are none.
     """
     wants = digest(deployment["spec"]["template"])
     own = sets[wants]["status"] if wants in sets else {}

@@ -68,7 +68,7 @@ _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     ModelUnavailableError: (USAGE, "`taxiway check` says what is wrong with each model"),
     PlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),
     PortTakenError: (MISSING, "name another port; without the option a free one is used"),
-    ServerAwayError: (UNAVAILABLE, "start the server, or unset the variable; `taxiway doctor` tells more"),
+    ServerAwayError: (UNAVAILABLE, "start the server, or unset the variable; `taxiway doctor` has details"),
     SettingsError: (USAGE, ""),
     StartError: (MISSING, ""),
     UnknownModelError: (USAGE, "`taxiway models` lists what a fleet can run"),

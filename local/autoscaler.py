@@ -164,8 +164,9 @@ Ask = Callable[[str, str, str], int | None]
 
 
 def ask_router(url: str, key: str, name: str) -> int | None:
-    """How many devices of a class the router at `url` wants, told that they are started here; None if it cannot say.
+    """How many devices of a class the router at `url` wants; None if it does not know.
 
+    The request declares that devices of the class are started here.
     `key` is for a door that wants one.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}

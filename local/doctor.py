@@ -81,7 +81,7 @@ def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def outdated(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The running processes that go by an older queues.yaml, as far as the fleet's router tells."""
+    """The running processes that go by an older queues.yaml, as far as the fleet's router knows."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(httpx.HTTPError, msgspec.DecodeError):

@@ -152,11 +152,11 @@ class RateGate:
 
     @property
     def allowed(self) -> Allowed | None:
-        """What heartbeats tell of it; None without limits."""
+        """What heartbeats report of it; None without limits."""
         rates, now = self._rates, time.monotonic()
         if rates == Rates():
             return None
-        (requests, left), (tokens, tokens_left) = _told(rates.requests, now), _told(rates.tokens, now)
+        (requests, left), (tokens, tokens_left) = _left_of(rates.requests, now), _left_of(rates.tokens, now)
         return Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)
 
     async def enter(self, size: int) -> None:
@@ -172,7 +172,7 @@ class RateGate:
         self._rates = self._rates.taken(size, time.monotonic())
 
     def leave(self, exchange: Exchange, size: int) -> None:
-        """Count what a row that was let in with `size` really took, and learn what its answer told."""
+        """Count what a row that was let in with `size` really took, and learn what its answer stated."""
         used, now = exchange.tokens, time.monotonic()
         took = used.input + used.output
         self._size += _SMOOTHING * (max(took, 1) - self._size) if exchange.ran else 0.0
@@ -180,5 +180,5 @@ class RateGate:
         self._rates = learned(self._rates.taken(took - size, now, requests=unsent), exchange.headers, now)
 
 
-def _told(bucket: Bucket | None, now: float) -> tuple[float | None, float]:
+def _left_of(bucket: Bucket | None, now: float) -> tuple[float | None, float]:
     return (None, 0.0) if bucket is None else (round(bucket.rate, 6), round(bucket.left(now), 3))

@@ -31,7 +31,7 @@ DISCOVER_EVERY = 10.0
 """Seconds between two looks for models of an endpoint whose probe lists none."""
 
 ASK_AGAIN = 60.0
-"""Seconds until an endpoint that tells no facts of its engine is asked again."""
+"""Seconds until an endpoint without figures of its engine is asked again."""
 
 SHORTEST_PAUSE = 0.1
 """Seconds for which no request is sent, at least, after one for which the endpoint had no capacity."""
@@ -201,7 +201,7 @@ METRICS, SLOTS = "/metrics", "/slots"
 FULL = 0.97
 """Share of its cache from which on an engine gets no further request: it would evict others."""
 
-_MOST = 1e6  # requests; an engine that tells of more is not believed
+_MOST = 1e6  # requests; more is not believed
 _Figure = Literal["running", "waiting", "cache"]
 
 _FIGURES: Mapping[str, _Figure] = {
@@ -229,7 +229,7 @@ _slots = msgspec.json.Decoder(Annotated[list[_Slot], msgspec.Meta(max_length=10_
 
 
 def read_metrics(body: bytes) -> Engine | None:
-    """What the metrics of an engine that we know tell, over all of its models; None of any other."""
+    """What the metrics of a known engine report, over all of its models; None of any other."""
     wanted = [line for line in body.decode(errors="replace").splitlines() if _name(line) in _FIGURES]
     found: dict[_Figure, list[float]] = {}
     try:
@@ -248,7 +248,7 @@ def read_metrics(body: bytes) -> Engine | None:
 
 
 def read_slots(body: bytes) -> Engine | None:
-    """What llama.cpp's list of slots tells; None of anything else."""
+    """What llama.cpp's list of slots reports; None of anything else."""
     try:
         return Engine(running=sum(slot.is_processing for slot in _slots(body)))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

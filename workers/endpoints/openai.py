@@ -66,8 +66,8 @@ class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str | None = None
     function: dict[str, Any] = {}
 
-    def told(self, *, first: bool) -> dict[str, Any]:
-        """It as OpenAI tells it: its type and name come first, and what an engine sets to null is left out."""
+    def as_delta(self, *, first: bool) -> dict[str, Any]:
+        """The call in OpenAI's form: its type and name come first, and what an engine sets to null is left out."""
         named: dict[str, Any] = {"type": "function"} if first else {}
         function = {name: value for name, value in self.function.items() if value is not None}
         if first:
@@ -83,7 +83,7 @@ class _Delta(msgspec.Struct, frozen=True):
 
 
 class _Logprobs(msgspec.Struct, frozen=True):
-    """As a chat tells them, or in lists as a completion does."""
+    """In a chat's form, or in lists as a completion has them."""
 
     content: list[dict[str, Any]] | None = None
     tokens: list[str] | None = None
@@ -91,8 +91,8 @@ class _Logprobs(msgspec.Struct, frozen=True):
     top_logprobs: list[dict[str, float] | None] | None = None
 
     @property
-    def told(self) -> list[dict[str, Any]]:
-        """They, as a chat tells them."""
+    def entries(self) -> list[dict[str, Any]]:
+        """One entry a token, in a chat's form."""
         if self.tokens is None:
             return self.content or []
         likely = self.top_logprobs or [None] * len(self.tokens)
@@ -199,7 +199,7 @@ class StreamReader(Reader):
         self._usage: Usage | None = None
 
     def feed(self, chunk: bytes) -> list[str | Delta]:
-        """The text that the chunk's events add, and the deltas beside it, in the order in which the engine tells."""
+        """The text that the chunk's events add, and the deltas beside it, in the engine's order."""
         try:
             events = self._events.feed(chunk)
         except EventTooLargeError as error:
@@ -243,18 +243,18 @@ class StreamReader(Reader):
         before = {name: more for name in ("reasoning_content", "refusal") if (more := getattr(delta, name))}
         after: dict[str, Any] = {}
         if delta.tool_calls:
-            after["tool_calls"] = [self._told(call) for call in delta.tool_calls]
-        if choice.logprobs is not None and (told := choice.logprobs.told):
-            after["logprobs"] = told
+            after["tool_calls"] = [self._call(call) for call in delta.tool_calls]
+        if choice.logprobs is not None and (entries := choice.logprobs.entries):
+            after["logprobs"] = entries
         for part in (before, text, after):
             if part:
                 self._message.add({"content": part} if isinstance(part, str) else part)
                 yield part
 
-    def _told(self, call: _Call) -> dict[str, Any]:
+    def _call(self, call: _Call) -> dict[str, Any]:
         first = call.index not in self._called
         index = self._called.setdefault(call.index, len(self._called))
-        return {**call.told(first=first), "index": index}
+        return {**call.as_delta(first=first), "index": index}
 
     def _whole(self) -> dict[str, Any]:
         said, calls = self._message, self._message.calls

@@ -88,7 +88,7 @@ def retry_after(text: str, now: float) -> float:
 
 
 def _message(body: bytes) -> tuple[str, tuple[Any, ...]]:
-    """The error's text in the forms that engines have, and the marks that tell what it is about."""
+    """The error's text in the forms that engines have, and the marks that identify its kind."""
     try:
         said = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -107,7 +107,7 @@ MAX_ANSWER = 256 * 2**20
 class Reader(ABC):
     """Reads one answer from its chunks, however these are cut. `done` says that it is complete before the body ends.
 
-    `pieces` counts the parts of generated text so far, and `tokens` are those that the endpoint counted, once it tells.
+    `pieces` counts the parts of generated text so far, and `tokens` is what the endpoint counted, once reported.
     """
 
     done = False
@@ -116,7 +116,7 @@ class Reader(ABC):
 
     @abstractmethod
     def feed(self, chunk: bytes) -> Sequence[str | Delta]:
-        """Read a chunk; the generated text that it adds, and what it tells of a message beside that.
+        """Read a chunk; the generated text that it adds, and the parts of a message beside that.
 
         Raises:
             EndpointError: it is malformed, or the endpoint reports a failure.

@@ -289,7 +289,7 @@ class EndpointStage:
             if self._celery.is_revoked(delivery.job):
                 self._finish.put([Revoked(delivery)])
             elif delivery.lost:
-                self._admit.put(delivery)  # its next claim tells whether it was cancelled or runs elsewhere
+                self._admit.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
             elif not delivery.ended:
                 continue
             task.cancel()

@@ -101,9 +101,9 @@ class EndpointVariants(LearnedTimes):
         return curve_of(self._learned.get(loaded.key, Learned()), loaded.known.profile, self._endpoint.slots)
 
     def curves(self) -> dict[str, Curve]:
-        """What heartbeats tell of the variants of which enough was learned. Thread-safe."""
+        """What heartbeats report of the variants of which enough was learned. Thread-safe."""
         enough = [one for one in self.all_loaded() if self._learned.get(one.key, Learned()).first.count >= ENOUGH]
-        return {one.key: _told(self.curve(one)) for one in enough}
+        return {one.key: _curve(self.curve(one)) for one in enough}
 
     def memory(self) -> bytes:
         """What was learned, to be kept across restarts. Thread-safe."""
@@ -198,7 +198,7 @@ class _Memory(msgspec.Struct, frozen=True):
 _read_memory = msgspec.json.Decoder(_Memory).decode
 
 
-def _told(profile: Profile) -> Curve:
+def _curve(profile: Profile) -> Curve:
     figures = (profile.base, profile.step, profile.slope, *profile.of_prompt)
     return Curve(*(three_digits(one) for one in figures))
 

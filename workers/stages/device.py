@@ -408,7 +408,7 @@ class DeviceStage:
         elif job.deadline < now:
             self._finish.put([late(delivery, now)])
         elif delivery.lost:
-            self._admit.put(delivery)  # its next claim tells whether it was cancelled or runs elsewhere
+            self._admit.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
         elif not delivery.ended:
             return True
         self._leave(job)
@@ -542,7 +542,7 @@ class DeviceStage:
                 self._finish.put([Revoked(job.delivery)])
             elif job.delivery.lost:
                 self._take_out(job)
-                self._admit.put(job.delivery)  # its next claim tells whether it was cancelled or runs elsewhere
+                self._admit.put(job.delivery)  # its next claim shows whether it was cancelled or runs elsewhere
         self.running = self._inflight.rows
 
     def _take_out(self, job: Job) -> None:

@@ -47,7 +47,7 @@ class FetchStage:
 
     Args:
         admit: admits claimed deliveries.
-        device: tells how many jobs it has room for, and runs a job that came alone.
+        device: states how many jobs it has room for, and runs a job that came alone.
         finish: writes the result of such a job.
     """
 

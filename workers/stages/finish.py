@@ -63,7 +63,7 @@ class FinishStage:
     """Ends deliveries.
 
     Args:
-        admit: receives deliveries whose claim was lost before their result was written; the next claim tells why.
+        admit: receives deliveries whose claim was lost before their result was written; the next claim shows why.
         class_queue: acknowledges plain jobs' messages; None if Celery's consumer receives all messages.
     """
 
@@ -244,7 +244,7 @@ class FinishStage:
         self._write([ended])
 
     def _lose(self, delivery: Delivery) -> None:
-        """Claim a job again whose claim was lost: the new claim tells why, and whether the job runs again."""
+        """Claim a job again whose claim was lost: the new claim shows why, and whether the job runs again."""
         delivery.lost = True
         self._admit.put(delivery)
 

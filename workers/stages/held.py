@@ -127,7 +127,7 @@ class HeldJobs:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the stages of a worker share: the queues between them, the jobs that they hold, and who else is told.
+    """What the stages of a worker share: the queues between them, the jobs that they hold, the store, and Celery.
 
     `admissions` takes deliveries to be decoded, and claimed if they are not, or no longer; `endings` how jobs ended;
     `pieces` the pieces of streamed answers. `drain` is the time limit for work after `stop`.

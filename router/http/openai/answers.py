@@ -220,7 +220,7 @@ def chat_completion(head: Head, result: Result) -> ChatCompletion:
 
 
 def plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without what is told beside it."""
+    """A message without its logprobs."""
     return {name: value for name, value in message.items() if name != "logprobs"}
 
 
@@ -242,16 +242,16 @@ def completion(head: Head, result: Result, choices: int = 1) -> Completion:
     )
 
 
-def text_logprobs(told: Sequence[Mapping[str, Any]] | None, begin: int = 0) -> TextLogprobs | None:
-    """What a chat tells of its tokens as a completion tells it; the first token begins at `begin` of the text."""
-    if not told:
+def text_logprobs(entries: Sequence[Mapping[str, Any]] | None, begin: int = 0) -> TextLogprobs | None:
+    """A chat's logprobs in a completion's form; the first token begins at `begin` of the text."""
+    if not entries:
         return None
-    tokens = [one["token"] for one in told]
-    likely = [{one["token"]: one["logprob"] for one in (*(each.get("top_logprobs") or ()), each)} for each in told]
+    tokens = [one["token"] for one in entries]
+    likely = [{one["token"]: one["logprob"] for one in (*(each.get("top_logprobs") or ()), each)} for each in entries]
     return TextLogprobs(
         tokens=tokens,
-        token_logprobs=[one["logprob"] for one in told],
-        top_logprobs=likely if any(each.get("top_logprobs") for each in told) else None,
+        token_logprobs=[one["logprob"] for one in entries],
+        top_logprobs=likely if any(each.get("top_logprobs") for each in entries) else None,
         text_offset=[*accumulate(map(len, tokens[:-1]), initial=begin)],
     )
 
@@ -278,11 +278,11 @@ def embeddings(
 def usage_of(result: Result, choices: int = 0) -> Usage | None:
     """Tokens of all rows, a prompt's once for its `choices`, which are all rows if 0; None if they are not counted."""
     counts = column(result, "usage") if "usage" in result.outputs else [None]
-    told = [one for one in counts if isinstance(one, Mapping)]
-    if len(told) < len(counts):
+    known = [one for one in counts if isinstance(one, Mapping)]
+    if len(known) < len(counts):
         return None
-    prompt = sum(int(one.get("prompt_tokens", 0)) for one in told[:: choices or len(told)])
-    generated = sum(int(one.get("completion_tokens", 0)) for one in told)
+    prompt = sum(int(one.get("prompt_tokens", 0)) for one in known[:: choices or len(known)])
+    generated = sum(int(one.get("completion_tokens", 0)) for one in known)
     return Usage(prompt, generated, prompt + generated)
 
 
@@ -378,7 +378,7 @@ class ChunkWriter(ABC):
 
     def __init__(self, head: Head, model: str, *, choices: int, usage: bool) -> None:
         self._job, self._choices, self._usage = head.job, choices, usage
-        self._begun: dict[int, int] = {}  # rows, and how many characters the tokens that were told of each have
+        self._begun: dict[int, int] = {}  # rows, and how many characters the tokens that were sent of each have
         self._named: dict[str, Any] = {
             "id": f"{self.PREFIX}-{head.job}",
             "object": self.KIND,
@@ -435,8 +435,8 @@ class ChatWriter(ChunkWriter):
 
     def _choice(self, part: Part) -> ChunkChoice:
         delta = {**self._role(part.row), **part.delta}
-        told = delta.pop("logprobs", None)
-        return ChunkChoice(part.row, None, delta=delta, logprobs=None if told is None else {"content": told})
+        logprobs = delta.pop("logprobs", None)
+        return ChunkChoice(part.row, None, delta=delta, logprobs=None if logprobs is None else {"content": logprobs})
 
     def _last(self, row: int, reason: str) -> ChunkChoice:
         return ChunkChoice(row, reason, delta={})
@@ -459,21 +459,21 @@ class CompletionWriter(ChunkWriter):
     KIND = "text_completion"
 
     def _choice(self, part: Part) -> ChunkChoice:
-        begin, told = self._begun.get(part.row, 0), part.delta.get("logprobs") or ()
-        self._begun[part.row] = begin + sum(len(one["token"]) for one in told)
-        return ChunkChoice(part.row, None, text=part.delta.get("content", ""), logprobs=text_logprobs(told, begin))
+        begin, entries = self._begun.get(part.row, 0), part.delta.get("logprobs") or ()
+        self._begun[part.row] = begin + sum(len(one["token"]) for one in entries)
+        return ChunkChoice(part.row, None, text=part.delta.get("content", ""), logprobs=text_logprobs(entries, begin))
 
     def _last(self, row: int, reason: str) -> ChunkChoice:
         return ChunkChoice(row, reason, text="")
 
 
 async def events_of(
-    told: AsyncGenerator[Part | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
+    following: AsyncGenerator[Part | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
 ) -> AsyncGenerator[bytes, None]:
     """The events of an answer; `ended` is awaited before those that end it. Raises the job's error."""
     if begin := writer.begin():
         yield begin
-    async with contextlib.aclosing(told) as parts:
+    async with contextlib.aclosing(following) as parts:
         async for part in parts:
             if isinstance(part, Result):
                 await ended(part)

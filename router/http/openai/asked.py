@@ -198,7 +198,7 @@ def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, A
     """The request's fields for a completion: a row for each prompt and choice.
 
     Raises:
-        InvalidRequestError: the model does not complete texts or tells no probabilities, or a prompt is not text.
+        InvalidRequestError: the model does not complete texts or gives no probabilities, or a prompt is not text.
     """
     first = _first_input(model, model.pipeline == "generation", "that continues prompts")
     ours = (*_OWN, *CompletionCall.NOTHING, "prompt", "user")
@@ -219,7 +219,7 @@ def _outputs(call: CompletionCall, model: Model) -> list[str]:
     if call.logprobs is None:
         return []
     if _LOGPROBS not in model.parameters or _LOGPROBS not in (spec.name for spec in model.outputs):
-        raise unsupported(_LOGPROBS, f"nothing, as {model.id} does not tell them", call.logprobs)
+        raise unsupported(_LOGPROBS, f"nothing, as {model.id} does not give them", call.logprobs)
     return [*model.usual_outputs, _LOGPROBS]
 
 

@@ -105,12 +105,12 @@ class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def file_answer(record: FileRecord) -> FileAnswer:
-    """A file as it is told."""
+    """A file in an answer."""
     return msgspec.convert(record, FileAnswer, from_attributes=True)
 
 
 def batch_answer(batch: Batch) -> BatchAnswer:
-    """A batch as it is told."""
+    """A batch in an answer."""
     ended: dict[str, Any] = {f"{status}_at": batch.ended_at if batch.status == status else None for status in _ENDS}
     return BatchAnswer(
         id=batch.id,

@@ -1,6 +1,6 @@
 """A response as server-sent events, as its job's answer is generated. Pure.
 
-A `sequence_number` tells how much of the response is told: it grows by one with each event, and by each character of a
+A `sequence_number` states how much of the response was sent: it grows by one with each event and each character of a
 text. So it is the same for every reader, however the answer was cut into events, and one that comes back gets the rest.
 
 Source: https://platform.openai.com/docs/api-reference/responses-streaming.
@@ -83,8 +83,8 @@ class ResponseWriter:
             yield self._begin(item) + self._delta("response.reasoning_text", item, text, content_index=0)
         if text := delta.get("content"):
             item = message_item(job, parts_of({}))
-            told = [*(delta.get("logprobs") or ())]
-            yield self._begin(item) + self._delta("response.output_text", item, text, told, content_index=0)
+            entries = [*(delta.get("logprobs") or ())]
+            yield self._begin(item) + self._delta("response.output_text", item, text, entries, content_index=0)
         if (text := delta.get("refusal")) and not self._said.text("content"):
             item = message_item(job, parts_of({"refusal": " "}))
             yield self._begin(item) + self._delta("response.refusal", item, text, content_index=0)
@@ -115,16 +115,16 @@ class ResponseWriter:
         place = {"item_id": item["id"], "output_index": self._begun[item["id"]]}
         ends = [self._part(part, {**place, "content_index": n}) for n, part in enumerate(item.get("content") or ())]
         if item["type"] == "function_call":
-            told = {"name": item["name"], "arguments": item["arguments"]}
-            ends.append(self._event("response.function_call_arguments.done", **place, **told))
+            call = {"name": item["name"], "arguments": item["arguments"]}
+            ends.append(self._event("response.function_call_arguments.done", **place, **call))
         done = self._event("response.output_item.done", output_index=place["output_index"], item=item)
         return begin + b"".join(ends) + done
 
     def _part(self, part: Item, place: Mapping[str, Any]) -> bytes:
         """The events that end a part of an item."""
         kind = part["type"]
-        told = {key: part[key] for key in ("text", "refusal", "logprobs") if key in part}
-        return self._event(f"response.{kind}.done", **place, **told) + self._event(
+        content = {key: part[key] for key in ("text", "refusal", "logprobs") if key in part}
+        return self._event(f"response.{kind}.done", **place, **content) + self._event(
             "response.content_part.done", **place, part=part
         )
 
@@ -132,9 +132,9 @@ class ResponseWriter:
         """What a text has more, as far as it is after the number that is asked for."""
         self._number += len(text) - 1
         more = text[-max(self._number - self._after, 0) :] if self._number > self._after else ""
-        told = {} if logprobs is None else {"logprobs": logprobs if more == text else []}
+        beside = {} if logprobs is None else {"logprobs": logprobs if more == text else []}
         where = {"item_id": item["id"], "output_index": self._begun[item["id"]], **place}
-        return self._event(f"{kind}.delta", **where, delta=more, **told)
+        return self._event(f"{kind}.delta", **where, delta=more, **beside)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         number, self._number = self._number, self._number + 1
@@ -152,7 +152,7 @@ def told_again(response: Response, after: int) -> bytes:
 
 
 def _deltas(output: Sequence[Item]) -> Iterator[Delta]:
-    """What a response's output tells, item by item."""
+    """A response's output as events, item by item."""
     calls = 0
     for item in output:
         if item["type"] == "function_call":

@@ -329,9 +329,9 @@ def _usage(result: Result) -> ResponseUsage | None:
     usage = usage_of(result)
     if usage is None:
         return None
-    told = _only(result, "usage")
-    cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    reasoned = (told.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    used = _only(result, "usage")
+    cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    reasoned = (used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return ResponseUsage(
         usage.prompt_tokens, Cached(cached), usage.completion_tokens, Reasoned(reasoned), usage.total_tokens
     )

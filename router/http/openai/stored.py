@@ -230,9 +230,9 @@ class Responses:
             return failed(response, error)
 
     async def _end(self, name: str, response: Response) -> StoredResponse:
-        """Store the final state of a response, unless it has one, and tell of it.
+        """Store the final state of a response, unless it has one, and announce it.
 
-        A router that is killed in between leaves it open, so another one tells of it, perhaps again.
+        A router that is killed in between leaves it open, so another one announces it, perhaps again.
         """
 
         def final(raw: bytes) -> StoredResponse:

@@ -206,7 +206,7 @@ async def endpoint_create(request: _Any) -> Response[bytes]:
         event_types=call.event_types,
         only_named=call.only_named,
     )
-    return await _told(request, made, secret=True)
+    return await _shown(request, made, secret=True)
 
 
 @get("/v1/webhook_endpoints", opt=_READ, responses=_answers(Page, 400))
@@ -223,7 +223,7 @@ async def endpoints(request: _Any, limit: _Limit = 20, after: _After = "") -> Re
 @get(_PATH, opt=_READ, responses=_answers(EndpointAnswer, 404))
 async def endpoint(request: _Any, endpoint: str) -> Response[bytes]:
     """An endpoint, and how its deliveries go."""
-    return await _told(request, await _webhooks(request).get(endpoint, _seen_by(request)))
+    return await _shown(request, await _webhooks(request).get(endpoint, _seen_by(request)))
 
 
 @post(_PATH, status_code=200, responses=_answers(EndpointAnswer, *_CALLED), operation_class=ChangeOperation)
@@ -233,7 +233,7 @@ async def endpoint_change(request: _Any, endpoint: str) -> Response[bytes]:
     fields = {name: value for name, value in msgspec.structs.asdict(call).items() if value is not None}
     if call.event_types is not None:
         fields["event_types"] = tuple(call.event_types)
-    return await _told(request, await _webhooks(request).replace(endpoint, _seen_by(request), **fields))
+    return await _shown(request, await _webhooks(request).replace(endpoint, _seen_by(request), **fields))
 
 
 @delete(_PATH, status_code=200, responses=_answers(DeletedEndpoint, 404))
@@ -253,7 +253,7 @@ async def endpoint_rotate(request: _Any, endpoint: str) -> Response[bytes]:
     """Make a new secret, which is shown this once."""
     call = await _read(request, RotateCall)
     overlap = call.keep_old_secret_active_for_24_hours
-    return await _told(
+    return await _shown(
         request, await _webhooks(request).rotate(endpoint, _seen_by(request), overlap=overlap), secret=True
     )
 
@@ -306,11 +306,12 @@ async def _read(request: _Any, kind: type[Any]) -> Any:
         raise InvalidRequestError(f"{field}: {what}", field=field) from error
 
 
-async def _told(request: _Any, found: Endpoint, *, secret: bool = False) -> Response[bytes]:
+async def _shown(request: _Any, found: Endpoint, *, secret: bool = False) -> Response[bytes]:
     (figures,) = await _webhooks(request).view([found])
-    told = _answer(found, *figures)
-    shown = msgspec.structs.replace(told, signing_secret=found.secrets[0].text) if secret else told
-    return json_answer(shown, {"cache-control": "no-store"})
+    answer = _answer(found, *figures)
+    if secret:
+        answer = msgspec.structs.replace(answer, signing_secret=found.secrets[0].text)
+    return json_answer(answer, {"cache-control": "no-store"})
 
 
 def _answer(one: Endpoint, waiting: int, dead: int, fault: str) -> EndpointAnswer:
