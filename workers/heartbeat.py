@@ -17,15 +17,15 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.decide.occupation import Track
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
-from workers.stages.finish import OutcomeCounters
 from workers.stages.held import Shared
+from workers.stages.outcomes import OutcomeCounters
 from workers.stages.queues import DeviceDriver
 
 logger = logging.getLogger(__name__)

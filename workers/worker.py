@@ -23,7 +23,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from broker.valkey.worker import ClassQueue, Store
+from broker.valkey.class_queue import ClassQueue
+from broker.valkey.worker_store import Store
 from tasks.heartbeat import unfit_for
 from tasks.models.artefacts import ArtefactStore
 from tasks.settings import STATES
@@ -39,10 +40,12 @@ from workers.heartbeat import FolderWatch, Heartbeat
 from workers.stages.admit import AdmitStage
 from workers.stages.device import DeviceStage
 from workers.stages.fetch import FetchStage
-from workers.stages.finish import FinishStage, OutcomeCounters, StreamStage
+from workers.stages.finish import FinishStage
 from workers.stages.held import Cancellations, HeldJobs, OutOfMemoryPolicy, Retries, Shared
 from workers.stages.job import CeleryWorker, Delivery
+from workers.stages.outcomes import OutcomeCounters
 from workers.stages.queues import AdmitQueue, DeviceDriver, DeviceQueue, EndingQueue, PieceQueue, ahead_of
+from workers.stages.stream import StreamStage
 
 logger = logging.getLogger(__name__)
 

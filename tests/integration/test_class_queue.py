@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from broker.valkey import run
+from broker.valkey.class_queue import ClassQueue, Fetched
 from broker.valkey.records import Verdict, heartbeat_call
-from broker.valkey.worker import ClassQueue, Fetched
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.keys import UNACKED, job_key, priority_list

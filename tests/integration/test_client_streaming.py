@@ -12,7 +12,7 @@ import pytest
 import redis
 
 import taxiway
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.job import Lost, Piece, Restarted, Result

@@ -12,7 +12,7 @@ from celery import Celery
 
 from broker.valkey import run
 from broker.valkey.records import Ending, finish_call
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from tasks.heartbeat import DeviceFacts
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import redis
 
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from tasks.topology import Limits

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE

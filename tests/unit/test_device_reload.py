@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook

@@ -5,7 +5,7 @@ from typing import Any
 
 from celery import Celery
 
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from tasks.topology import Limits
 from taxiway.contract.keys import INFER
 from tests.builders import a_delivery

@@ -10,8 +10,8 @@ from tasks.heartbeat import BOUNDS, Use
 from taxiway.contract.job import Result, RunReport, Tokens
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
-from workers.stages.finish import OutcomeCounters
 from workers.stages.job import Delivery, Ended, Outcome, Used
+from workers.stages.outcomes import OutcomeCounters
 
 
 def taken(**changes: Any) -> Delivery:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from broker.valkey.records import Ending, Verdict
-from broker.valkey.worker import Store, insist
+from broker.valkey.worker_store import Store, insist
 from tasks.ticket import Ticket
 from taxiway.errors import BrokerUnavailableError
 from workers.celery_adapter.consumer_thread import ConsumerThread

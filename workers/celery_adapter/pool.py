@@ -23,8 +23,9 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.message import Message
 
+from broker.valkey.class_queue import ClassQueue
 from broker.valkey.records import Ending
-from broker.valkey.worker import ClassQueue, Store
+from broker.valkey.worker_store import Store
 from tasks.telemetry import trail_of
 from tasks.ticket import Ticket
 from taxiway.contract.job import JobState

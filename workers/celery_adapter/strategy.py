@@ -23,7 +23,7 @@ from celery.worker.strategy import default
 
 from broker.valkey import run
 from broker.valkey.records import REFUSED, Ending, Verdict, finish_call
-from broker.valkey.worker import Store
+from broker.valkey.worker_store import Store
 from tasks.ticket import Ticket, TicketError, read_ticket
 from taxiway.contract.job import JobState, failure_meta, state_of
 from taxiway.contract.keys import INFER

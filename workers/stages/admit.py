@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from broker.valkey.class_queue import FetchedMessage
 from broker.valkey.records import Claim, Verdict
-from broker.valkey.worker import FetchedMessage, insist
+from broker.valkey.worker_store import insist
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder

@@ -16,15 +16,16 @@ import threading
 import time
 from collections.abc import Sequence
 
-from broker.valkey.worker import ClassQueue, Fetched, FetchedMessage
+from broker.valkey.class_queue import ClassQueue, Fetched, FetchedMessage
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from workers.device import WorkerContext
 from workers.stages.admit import AdmitStage, read_plain
-from workers.stages.finish import FinishStage, OutcomeCounters
+from workers.stages.finish import FinishStage
 from workers.stages.held import Shared, add_dead_letter
 from workers.stages.job import Delivery, Job
+from workers.stages.outcomes import OutcomeCounters
 from workers.stages.queues import DeviceDriver
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from broker.port import DeadLetter
-from broker.valkey.worker import ClassQueue, Store, insist
+from broker.valkey.class_queue import ClassQueue
+from broker.valkey.worker_store import Store, insist
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError, bounded
 from workers.decide.faults import LONGEST_PAUSE, Budget, pause

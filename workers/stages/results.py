@@ -1,0 +1,93 @@
+"""A job's result: the answers of its rows, and where, how long and at what cost they ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.heartbeat import is_emulated
+from tasks.models.catalogue import TensorSpec
+from tasks.models.profiles import generates, length_of
+from taxiway.contract.job import Result, RunReport
+from taxiway.contract.values import ResultBlobs, to_wire
+from taxiway.errors import TaxiwayError
+from workers.device import Device
+from workers.port import Row
+from workers.stages.admit import named_row
+from workers.stages.job import (
+    Job,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch that ran: its seconds and its rows."""
+
+    seconds: float
+    rows: int
+
+
+def note(
+    job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError | None], batch: Batch
+) -> TaxiwayError | None:
+    """Record the rows' answers and their share of the batch in the job; returns the first error."""
+    job.run_time += batch.seconds
+    job.device_time += batch.seconds * len(rows) / batch.rows
+    job.batch = max(job.batch, batch.rows)
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, TaxiwayError):
+            return named_row(answer, row, job)
+        job.answers[row] = answer
+    return None
+
+
+def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
+    """The job's result in plain values: a single value for a request of one row, a list or tensor for several.
+
+    `blobs` keeps values that are too large for it.
+
+    Raises:
+        TaxiwayError: an output cannot be encoded.
+    """
+    hardware_class = job.delivery.hardware_class
+    return Result(
+        model=job.model.id,
+        outputs={spec.name: to_wire(_output(job, spec), spec.name, blobs) for spec in _wanted(job)},
+        single=job.single,
+        report=RunReport(
+            hardware_class=hardware_class,
+            variant=job.variant,
+            device=device.label,
+            emulated=is_emulated(device.kind, job.hardware),
+            batch=job.batch,
+            queue_wait=max(0.0, job.delivery.started - job.ticket.accepted),
+            run_time=job.run_time,
+            cost=job.ticket.prices[hardware_class] / 3600 * job.device_time + job.billed,
+            reason=job.ticket.reason,
+            tokens=job.tokens,
+        ),
+    )
+
+
+def generated_by(job: Job) -> tuple[int, ...]:
+    """The length of each generated answer; empty for other models."""
+    if not generates(job.model):
+        return ()
+    return tuple(length_of(answer) for answer in job.answers if answer is not None)
+
+
+def _wanted(job: Job) -> list[TensorSpec]:
+    """The requested outputs, in request order."""
+    specs = {spec.name: spec for spec in job.model.outputs}
+    return [specs[name] for name in job.outputs]
+
+
+def _output(job: Job, spec: TensorSpec) -> Any:
+    values = [answer[spec.name] for answer in job.answers if answer is not None]
+    if job.single:
+        return values[0]
+    alike = all(isinstance(value, np.ndarray) and value.shape == values[0].shape for value in values)
+    return np.stack(values, spec.batch_axis or 0) if alike else values
