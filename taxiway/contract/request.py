@@ -114,7 +114,8 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 RESENT = "taxiway.resent:"
-"""Prefix of idempotency keys that the HTTP client generates for retries; reserved for it."""
+"""Prefix of idempotency keys that stand for one request, which may be sent again unchanged: the HTTP client generates
+them for its retries, and routers for the lines of batches. That another request has the same key is not checked."""
 
 
 def new_id() -> str:

@@ -24,6 +24,7 @@ from router.http.openai.asked import (
     embedding_fields,
 )
 from router.http.openai.objects import ExpiresAfter
+from taxiway.contract.request import RESENT
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
 
 MOST_LINES = 50_000
@@ -170,7 +171,7 @@ def read_line(text: bytes, endpoint: str) -> Line:
 
 def key_of(batch: str, custom_id: str, attempt: int) -> str:
     """The idempotency key of a line's job; another `attempt` is another job, as the first one's result is gone."""
-    return f"{batch}.{hashlib.sha256(custom_id.encode()).hexdigest()}.{attempt}"
+    return f"{RESENT}{batch}.{hashlib.sha256(custom_id.encode()).hexdigest()}.{attempt}"
 
 
 def answered(custom_id: str, job: str, status: int, body: bytes) -> bytes:
