@@ -42,8 +42,11 @@ LINGER = 2.0
 
 Closing a connection with unread bytes resets it, and its client may never see the answer."""
 
-SILENT = 5.0
-"""Seconds that a connection is kept after an answer, until the next request begins."""
+SILENT = 20.0
+"""Seconds that a connection is kept after an answer, until the next request begins.
+
+Longer than clients reuse an idle connection (httpx, and so the openai package, 5 s; aiohttp 15 s): if both ended it at
+the same time, a request would meet a closed connection."""
 
 CLOSE = (b"connection", b"close")
 """The header that announces the end of the connection."""
