@@ -31,7 +31,7 @@ from router.decide import placement, rebalance
 from router.decide.candidates import CandidateTable
 from router.decide.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
-from simulator.bounds.least_cost import Bound, lower_bound
+from simulator.bounds.linear import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet
 from simulator.policies.taxiway import POLICIES, Maker, Taxiway
 from simulator.traces import Trace, joined, synthetic_trace

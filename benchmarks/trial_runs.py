@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from simulator.bounds.least_cost import NAME as LP
-from simulator.bounds.least_cost import lower_bound
-from simulator.bounds.least_score import NAME as WHOLE
-from simulator.bounds.least_score import whole_bound
+from simulator.bounds.linear import NAME as LP
+from simulator.bounds.linear import lower_bound
+from simulator.bounds.whole_devices import NAME as WHOLE
+from simulator.bounds.whole_devices import whole_bound
 from simulator.engine import Summary, simulate
 from simulator.policies.policy import LIVE, REFUSED, Held, Policy, Shift
 from simulator.policies.taxiway import POLICIES, taxiway

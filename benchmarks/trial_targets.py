@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.trial_runs import OURS, Run
-from simulator.bounds.least_score import NAME as WHOLE
+from simulator.bounds.whole_devices import NAME as WHOLE
 from simulator.reports import percent
 from simulator.trials import LENGTH
 

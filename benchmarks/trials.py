@@ -29,7 +29,7 @@ from benchmarks.bars import Bar, Panel, write_chart
 from benchmarks.measure import CHARTS, machine
 from benchmarks.trial_runs import BOUNDS, EARLIER, OURS, Run, Source, Task, play, write_traces
 from benchmarks.trial_targets import OPPONENTS, PLAN, Target, targets
-from simulator.bounds.least_score import NAME as WHOLE
+from simulator.bounds.whole_devices import NAME as WHOLE
 from simulator.fleet import SERVICES
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import percent

@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simulator.bounds.least_cost import lower_bound
-from simulator.bounds.least_score import whole_bound
+from simulator.bounds.linear import lower_bound
+from simulator.bounds.whole_devices import whole_bound
 from simulator.demand import COLUMNS as PRICE_COLUMNS
 from simulator.demand import InfeasibleError, PriceError, load_prices, offers
 from simulator.engine import Summary

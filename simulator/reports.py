@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from router.decide.plan import Density, Plan, ScalingRule
-from simulator.bounds.least_cost import NAME as BOUND
-from simulator.bounds.least_score import NAME as WHOLE_BOUND
+from simulator.bounds.linear import NAME as BOUND
+from simulator.bounds.whole_devices import NAME as WHOLE_BOUND
 from simulator.engine import Summary
 from simulator.fleet import SERVICES
 

@@ -179,7 +179,7 @@ class _Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._head = 0
         self._headed = self._framed = False
-        if self._answer is None:  # a response that nobody asked for
+        if self._answer is None:  # a response to no request
             self._goes_on = False
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.bounds.least_cost import lower_bound
+from simulator.bounds.linear import lower_bound
 from simulator.engine import simulate
 from simulator.fleet import parse_fleet
 from simulator.policies.taxiway import POLICIES

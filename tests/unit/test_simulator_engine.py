@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.decide.plan import Density, Need, devices_wanted
 from router.service.snapshot_reader import BEAT
-from simulator.bounds.least_cost import lower_bound
+from simulator.bounds.linear import lower_bound
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, simulate, summarise
 from simulator.fleet import Fleet, parse_fleet
 from simulator.policies.routing import Count, Reader, Surroundings, topology_of

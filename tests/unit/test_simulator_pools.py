@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.decide.pools import Rules
-from simulator.bounds.least_cost import lower_bound
+from simulator.bounds.linear import lower_bound
 from simulator.device import Device
 from simulator.engine import ANSWERED, DROPPED, Engine, Summary, summarise
 from simulator.fleet import FleetError, parse_fleet

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.decide.plan import Density
-from simulator.bounds.least_cost import Pace, least_work, lower_bound
-from simulator.bounds.least_score import kinds, whole_bound
+from simulator.bounds.linear import Pace, least_work, lower_bound
+from simulator.bounds.whole_devices import kinds, whole_bound
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
