@@ -174,7 +174,7 @@ class _Batch:
         self.memory.append(router.memory_info().rss / 2**20)
         batch = self._http.post("/batches", json={**asked, "input_file_id": self._file}).raise_for_status().json()
         while batch["status"] not in _ENDED:
-            time.sleep(0.25)
+            time.sleep(0.05)
             self.memory.append(router.memory_info().rss / 2**20)
             batch = self._http.get(f"/batches/{batch['id']}").raise_for_status().json()
         self.seconds = time.perf_counter() - began

@@ -60,7 +60,7 @@ LEASE = 10.0
 _LOOK = 0.5  # seconds between two looks for batches
 _RENEW = 2.0  # seconds between two renewals
 _FLUSH = 10.0  # seconds after which a part is written though it is short
-_TOGETHER = 32  # lines that begin in one turn of the event loop: some milliseconds, for which live calls wait
+_TOGETHER = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
 _AT_ONCE = 4  # batches that one router works on
 _PAUSE = (0.2, 5.0)  # seconds before a line is tried again where the fleet did not take it: first, longest
 
@@ -249,7 +249,8 @@ class _Work:
             await self._change(status="in_progress", lines=number, in_progress_at=self._now())
 
     async def _wrong(self, text: bytes, number: int, seen: set[str]) -> LineError | None:
-        await asyncio.sleep(0)
+        if number % _TOGETHER == 0:
+            await asyncio.sleep(0)
         try:
             line = read_line(text, self.batch.endpoint)
             if line.custom_id in seen:
