@@ -55,6 +55,9 @@ NOTICED = 0.002
 """Shortest patient run, in seconds, that leaves the processor to others: a shorter one hardly holds them up, and the
 wake-up of another thread would prolong it."""
 
+ELSEWHERE = frozenset({"echo", "python"})
+"""Runtimes whose thread computes nothing: emulated models wait, and callables run in processes of their own."""
+
 CPU_SHARE = 0.8
 """Fraction of a machine's memory for models, if the class sets no limit."""
 
@@ -313,7 +316,8 @@ class Executor(LearnedTimes):
         try:
             level = min(item.level for item in items)
             compute = partial(loaded.pipeline.run, loaded.runtime, items)
-            answers = self.at_level(level, self.predicted(loaded, items), compute)
+            seconds = 0.0 if loaded.variant.runtime in ELSEWHERE else self.predicted(loaded, items)
+            answers = self.at_level(level, seconds, compute)
         except BaseException as error:  # a model's own code may raise anything, SystemExit too
             failed = as_ours(loaded.key, error)
             if len(items) == 1:
@@ -326,7 +330,7 @@ class Executor(LearnedTimes):
         return list(answers)
 
     def at_level(self, level: int, seconds: float, compute: Callable[[], _Value]) -> _Value:
-        """The value of `compute`, which takes about so many seconds and whose most urgent job has this level.
+        """The value of `compute`, which computes for about so many seconds, and whose most urgent job has this level.
 
         Patient work leaves the processor to what others of this machine do for somebody who waits.
         """
