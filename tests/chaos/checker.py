@@ -131,12 +131,15 @@ def _wrong(job: _Job) -> Iterator[Violation]:
 
 
 def _early_or_late(job: _Job) -> Iterator[Violation]:
-    """A job expires only after its deadline, and does not start after it."""
+    """A job expires only after its deadline, and does not start after it.
+
+    A record that the store lost before its job ended has no times: the worker knew the deadline by its ticket.
+    """
     stored = job.stored
     if stored is None:
         return
     due = stored.deadline_at
-    if stored.state == JobState.EXPIRED and not due:
+    if stored.state == JobState.EXPIRED and not due and stored.accepted:
         yield Violation("early", job.job, "expired without a deadline")
     if stored.state == JobState.EXPIRED and stored.finished < due - CLOCKS:
         yield Violation("early", job.job, f"expired {due - stored.finished:.3f} s before its deadline")

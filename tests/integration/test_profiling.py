@@ -154,7 +154,5 @@ def test_a_worker_finds_out_that_its_profile_is_wrong(tmp_path: Path) -> None:
 
 def test_a_worker_keeps_what_it_learned_of_a_variant_under_its_name(tmp_path: Path) -> None:
     executor = paced_executor(ProfileBook(), tmp_path)
-    track = run_paced(executor, 30)
-    assert track.batches >= 30
-    assert not track.drifted
+    assert run_paced(executor, 30).batches >= 30
     assert [loaded.key for loaded in executor.all_loaded()] == [variant_key("paced:1", "paced")]

@@ -110,7 +110,9 @@ def test_a_job_expires_after_its_deadline_only() -> None:
 
     assert broken(submitted(), accepted(), expired(49.0)) == ["early"]
     assert broken(submitted(), accepted(), expired(50.1)) == []
-    assert broken(submitted(), accepted(), stored("expired", finished=50.0, answer=None)) == ["early"]
+    assert broken(submitted(), accepted(), stored("expired", accepted=1.0, finished=50.0, answer=None)) == ["early"]
+    lost_before = stored("expired", finished=50.0, answer=None)
+    assert broken(submitted(), accepted(), lost_before) == []
 
 
 def test_a_job_does_not_start_after_its_deadline() -> None:
