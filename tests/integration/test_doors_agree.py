@@ -182,5 +182,5 @@ def test_plain_celery_without_a_queue_is_told_where_to_send_and_what_others_sent
     with pytest.raises(Exception, match=r"queue: expected 'taxiway.arrivals', got 'celery': send the task"):
         answer.get(timeout=20)
     assert time.monotonic() - began < 10
-    [left] = eventually(lambda: [raw for raw in fleet.state.lrange("celery", 0, -1) if fleet.state.llen("celery") == 1])
-    assert others.id.encode() in left
+    left = eventually(lambda: len(raw := fleet.state.lrange("celery", 0, -1)) == 1 and raw)
+    assert others.id.encode() in left[0]
