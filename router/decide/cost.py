@@ -118,7 +118,7 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
     if table.billed is not None:
-        work_if_all_came = share_of_full_batch(table, needs, table.billed) * needs.rows
+        work_if_all_came = work_in_full_batches(table, needs, table.billed)
     limits = None if table.allowed is None else limits_of(table.allowed, needs, work)
     wait = wait_of(table, ahead, limits) + table.blocked[needs.level] + table.blocking[needs.level]
     transfer = table.link_delay + table.link_seconds * needs.payload
@@ -217,11 +217,11 @@ def alone_and_each(table: CandidateTable, needs: Workload) -> tuple[Column, Colu
     return alone + table.prompt[0] * read, each + table.prompt[1] * read
 
 
-def share_of_full_batch(table: CandidateTable, needs: Workload, rows: Column) -> Column:
-    """Device seconds of a row in a batch of so many like it."""
+def work_in_full_batches(table: CandidateTable, needs: Workload, full: Column) -> Column:
+    """Device seconds of the workload's rows, each with its share of a batch of `full` rows like it."""
     alone, each = alone_and_each(table, needs)
-    seconds: Column = np.maximum(table.floor, alone + each * rows) / rows
-    return seconds
+    work: Column = np.maximum(table.floor, alone + each * full) / full * needs.rows
+    return work
 
 
 def holds_up(table: CandidateTable, needs: Workload) -> Column:
@@ -232,7 +232,7 @@ def holds_up(table: CandidateTable, needs: Workload) -> Column:
     """
     if table.billed is None:
         return run_alone(table, needs)
-    return share_of_full_batch(table, needs, table.billed) * needs.rows
+    return work_in_full_batches(table, needs, table.billed)
 
 
 def run_alone(table: CandidateTable, needs: Workload) -> Column:
