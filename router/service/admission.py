@@ -390,8 +390,10 @@ def _left(order: Order, until: float | None) -> float:
     Raises:
         DeadlineExceededError: that time has come.
     """
-    left = math.inf if until is None else until - order.moment
-    if until is not None and left <= 0:
+    if until is None:
+        return math.inf
+    left = until - order.moment
+    if left <= 0:
         raise exceeded(Course(order.moment, until, order.accepted, held=order.released > 0))
     return left
 
