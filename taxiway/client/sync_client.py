@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # typeshed has no stubs of it
 import asyncio
 import math
 import os
@@ -42,7 +41,6 @@ HAND_BACK = 0.1
 CONTENDED = 1.0
 """Seconds without driving callers after two threads used a client at once: handing the loop over costs each of them."""
 
-# `signal` turns each number and handler into an enum and back, which took 15 us a call of a client: hence `_signal`.
 _NAMES = "ABRT ALRM CHLD HUP IO PROF QUIT TERM TSTP USR1 USR2 VTALRM WINCH"
 _HANDLED = [getattr(signal, f"SIG{name}") for name in _NAMES.split() if hasattr(signal, f"SIG{name}")]
 """Signals that programs handle, besides SIGINT."""
@@ -238,16 +236,16 @@ class _Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._defers = _signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            self._defers = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if self._defers:
-            _signal.signal(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._defers:
-            _signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if self.came and kind is not KeyboardInterrupt:
             raise KeyboardInterrupt
 
@@ -269,7 +267,7 @@ def _may_run_loop() -> bool:
         return False
     if threading.current_thread() is not threading.main_thread():
         return True
-    handlers = [_signal.getsignal(number) for number in (signal.SIGINT, *_HANDLED)]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, *_HANDLED)]
     return not any(callable(handler) and handler is not signal.default_int_handler for handler in handlers)
 
 
