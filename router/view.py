@@ -15,7 +15,7 @@ from router.decide.plan import STALE, Cell, Followed, Tuned, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
-from router.service.store import Store
+from router.service.store import RouterStore
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, is_emulated
 from tasks.models.folder import Report
 from tasks.topology import HardwareClass, Price, Topology
@@ -122,7 +122,11 @@ SILENT = 2.5 * HEARTBEAT
 
 
 async def view_fleet(
-    topology: Topology, reader: FleetReader, queue_mover: QueueMover, targets: Mapping[str, ScalingTarget], store: Store
+    topology: Topology,
+    reader: FleetReader,
+    queue_mover: QueueMover,
+    targets: Mapping[str, ScalingTarget],
+    store: RouterStore,
 ) -> FleetView:
     """The fleet now, with its queues and held jobs.
 

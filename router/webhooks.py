@@ -54,7 +54,7 @@ from router.decide.webhooks import (
     secret_from,
 )
 from router.service.admission import Rules
-from router.service.store import Store
+from router.service.store import RouterStore
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import WEBHOOKS, webhook_dead_key
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, UnknownObjectError, cut, quoted
@@ -85,7 +85,7 @@ _decode = msgspec.json.Decoder(Endpoint).decode
 class Webhooks:
     """The endpoints, and deliveries to them. `outcomes` counts this router's attempts by what followed from each."""
 
-    def __init__(self, url: str, store: Store, rules: Rules, name: str) -> None:
+    def __init__(self, url: str, store: RouterStore, rules: Rules, name: str) -> None:
         self.outcomes: Counter[tuple[str, ...]] = Counter()
         self._connection = AsyncConnection(url)
         self._store = store

@@ -41,7 +41,7 @@ from simulator.traces import Trace, TraceError, trace_of, without_versions, writ
 from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import shown_as
-from taxiway.connection import Connections
+from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import history_key
 from taxiway.valkey import fleet_errors
 
@@ -59,7 +59,7 @@ class History:
     """
 
     def __init__(self, url: str) -> None:
-        self._connections = Connections(url, answer=_READ)
+        self._connections = ConnectionPool(url, answer=_READ)
 
     def now(self) -> float:
         """The store's time."""

@@ -429,7 +429,7 @@ class Connection:
         self._came.extend(self._answers.received(count))
 
 
-class Connections:
+class ConnectionPool:
     """As many connections as threads call at the same time. Raises `OSError` and `ServerError`."""
 
     def __init__(self, url: str, *, answer: float = BLOCKING_ANSWER) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
@@ -216,7 +216,7 @@ def _residuals(track: Track) -> tuple[float, ...]:
 class FolderWatch:
     """Checks the folder once a second, on its own thread."""
 
-    def __init__(self, context: WorkerContext, device: DeviceDriver, store: Store) -> None:
+    def __init__(self, context: WorkerContext, device: DeviceDriver, store: WorkerStore) -> None:
         self._context, self._device = context, device
         self._store = store
         self._reporter = Reporter(context.folder, "worker", store.worker)

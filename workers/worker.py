@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import unfit_for
 from tasks.models.artefacts import ArtefactStore
 from tasks.settings import STATES
@@ -82,7 +82,7 @@ class Worker:
 
     def __init__(self, context: WorkerContext, name: str, celery: CeleryWorker, class_queue: ClassQueue | None) -> None:
         limits, found = context.topology.limits, _device(context)
-        store = Store(context.settings.state, name, limits, found.label)
+        store = WorkerStore(context.settings.state, name, limits, found.label)
         held = HeldJobs(store, class_queue, celery)
         drain, counters = Drain(), OutcomeCounters(found.label, context.topology.tenants)
         self.context, self.store, self.held, self.drain, self.counters = context, store, held, drain, counters

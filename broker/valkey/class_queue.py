@@ -25,7 +25,7 @@ from broker.valkey.records import (
     claim_from,
 )
 from tasks.topology import Limits
-from taxiway.connection import BLOCKING_ANSWER, Connection, Connections
+from taxiway.connection import BLOCKING_ANSWER, Connection, ConnectionPool
 from taxiway.contract.keys import (
     DEVICES,
     HEARTBEATS,
@@ -88,7 +88,7 @@ class ClassQueue:
     ) -> None:
         self.acknowledges_with_result = claiming
         self._url = url
-        self._connections = Connections(url)
+        self._connections = ConnectionPool(url)
         self._lease = limits.lease
         self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
         self._claim_args += [min(ahead, _ENDLESS), MOST, PATIENT]

@@ -29,7 +29,7 @@ from broker.valkey.records import (
 )
 from tasks.models.folder import Watched
 from tasks.topology import Limits
-from taxiway.connection import BLOCKING_ANSWER, Connection, Connections
+from taxiway.connection import BLOCKING_ANSWER, Connection, ConnectionPool
 from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta
 from taxiway.contract.keys import (
     DEAD,
@@ -65,7 +65,7 @@ _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the store is
 Answer = TypeVar("Answer")
 
 
-class Store:
+class WorkerStore:
     """One worker's door to the state store. Threads may share it.
 
     Args:
@@ -78,7 +78,7 @@ class Store:
         self.worker = worker
         self.limits = limits
         self.device = device
-        self._connections = Connections(url)
+        self._connections = ConnectionPool(url)
         self._withdrawn = Connection(url)
         self._keeps = True
 

@@ -26,7 +26,7 @@ from router.service.events import SentEvents, trace_placement, trace_refusal
 from router.service.repository import Repository
 from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader, FolderWatch
-from router.service.store import Store
+from router.service.store import RouterStore
 from router.upkeep.deadlines import Deadlines
 from router.upkeep.housekeeping import Housekeeping
 from router.upkeep.leader import LEASE, Leader
@@ -113,7 +113,7 @@ class Router:
     def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder) -> None:
         self.name = name
         self.rules = rules
-        self.store = Store(settings.state, rules.topology.limits)
+        self.store = RouterStore(settings.state, rules.topology.limits)
         prefixes = Prefixes() if settings.broker_is_state else None  # else no message is led anywhere
         self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts, prefixes)
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)

@@ -17,7 +17,7 @@ from opentelemetry.trace import Span, SpanKind
 from broker.port import Step, Transport
 from router.decide.rebalance import Move
 from router.service.admission import Admitted
-from router.service.store import Store
+from router.service.store import RouterStore
 from tasks import telemetry
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import Envelope
@@ -83,7 +83,7 @@ class SentEvents:
             return
 
 
-def trace_placement(admitted: Admitted, store: Store) -> None:
+def trace_placement(admitted: Admitted, store: RouterStore) -> None:
     """Record how a job was placed or held; its message continues that trace. `store` provides the time."""
     headers = admitted.outgoing.envelope.headers
     trail = telemetry.trail_of(headers)

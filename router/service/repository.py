@@ -19,7 +19,7 @@ from router.decide.classify import Constraints, classify
 from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader, FolderWatch
-from router.service.store import Store
+from router.service.store import RouterStore
 from tasks.models.catalogue import Model
 from tasks.topology import Topology
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, quoted
@@ -78,7 +78,7 @@ def _has(warm: Collection[str], model: Model) -> bool:
 class Repository:
     """The fleet's models as an operator controls them, at any router."""
 
-    def __init__(self, rules: Rules, fleet: FleetReader, folder: FolderWatch, store: Store) -> None:
+    def __init__(self, rules: Rules, fleet: FleetReader, folder: FolderWatch, store: RouterStore) -> None:
         self._rules = rules
         self._fleet = fleet
         self._folder = folder

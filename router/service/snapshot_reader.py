@@ -29,7 +29,7 @@ from router.decide.prefixes import Prefixes
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
-from router.service.store import FleetFacts, Store
+from router.service.store import FleetFacts, RouterStore
 from tasks.heartbeat import GONE_AFTER, DeviceFacts
 from tasks.models.catalogue import Model
 from tasks.models.discovered import discovered_by
@@ -77,7 +77,7 @@ class FleetReader:
 
     def __init__(
         self,
-        store: Store,
+        store: RouterStore,
         topology: Topology,
         book: ProfileBook,
         starts: Set[str] = frozenset(),
@@ -315,7 +315,7 @@ _POLL = 0.1  # seconds between two reads of the other processes' reports
 class FolderWatch:
     """Checks the folder once a second, and at once on request."""
 
-    def __init__(self, folder: ModelsFolder, rules: Rules, fleet: FleetReader, store: Store, name: str) -> None:
+    def __init__(self, folder: ModelsFolder, rules: Rules, fleet: FleetReader, store: RouterStore, name: str) -> None:
         self.folder = folder
         self._rules = rules
         self._fleet = fleet

@@ -114,7 +114,7 @@ class FleetFacts:
     plan: bytes = b""
 
 
-class Store:
+class RouterStore:
     """The state store. Every method raises `BrokerUnavailableError` while it does not answer.
 
     `ended` counts the jobs ended here, by final state.

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from broker.valkey.records import Ending, Overdue, exceeded
-from router.service.store import Store
+from router.service.store import RouterStore
 from taxiway.contract.job import JobState, failure_meta
 from taxiway.errors import BrokerUnavailableError
 
@@ -26,7 +26,7 @@ ENDING_LEASE = 1.0
 class Deadlines:
     """Ends jobs past their deadline by the store's clock. It checks when the first known deadline passes."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RouterStore) -> None:
         self._store = store
         self._next = 0.0
         self._sooner = asyncio.Event()

@@ -12,7 +12,7 @@ from router.models import model_list
 from router.service.admission import Rules
 from router.service.decision import misdirected
 from router.service.snapshot_reader import FleetReader
-from router.service.store import Store
+from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ PUBLISH = 30.0
 class Housekeeping(Duty):
     """Publishes the models, ends requests sent to Celery's default queue, and removes expired jobs from the index."""
 
-    def __init__(self, transport: Transport, store: Store, fleet: FleetReader, rules: Rules) -> None:
+    def __init__(self, transport: Transport, store: RouterStore, fleet: FleetReader, rules: Rules) -> None:
         super().__init__(HOUSEKEEPING_TICK)
         self._transport = transport
         self._store = store

@@ -17,7 +17,7 @@ from router.decide.rebalance import Flows, Move, rebalance
 from router.service.admission import Rules
 from router.service.events import MoveTraces, SentEvents
 from router.service.snapshot_reader import FleetReader
-from router.service.store import Store
+from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from router.upkeep.waiting import (
     FIELDS,
@@ -47,7 +47,7 @@ class Mover(Duty):
         queue_mover: QueueMover,
         leadership: Leadership,
         fleet: FleetReader,
-        store: Store,
+        store: RouterStore,
         rules: Rules,
         events: SentEvents,
     ) -> None:

@@ -21,7 +21,7 @@ from router.decide.history import (
     surplus_hours,
     unpack,
 )
-from router.service.store import Store, named
+from router.service.store import RouterStore, named
 from router.upkeep.leader import Duty
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
@@ -41,7 +41,7 @@ class Recorder(Duty):
     Where it is and what is left to do is in the state store: the next leader goes on from there.
     """
 
-    def __init__(self, url: str, store: Store, limits: Limits) -> None:
+    def __init__(self, url: str, store: RouterStore, limits: Limits) -> None:
         super().__init__(SETTLE)
         self._connection = AsyncConnection(url)
         self._store = store

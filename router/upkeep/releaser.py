@@ -13,7 +13,7 @@ from router.decide.fairness import FairOrder, Releasable, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
 from router.service.snapshot_reader import BEAT, FleetReader
-from router.service.store import Store
+from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
@@ -33,7 +33,7 @@ class Releaser(Duty):
         self,
         leadership: Leadership,
         rules: Rules,
-        store: Store,
+        store: RouterStore,
         transport: Transport,
         fleet: FleetReader,
         *,

@@ -11,7 +11,7 @@ from kombu.exceptions import KombuError
 
 from router.decide.retarget import Conditions, Retarget, retarget
 from router.service.snapshot_reader import FleetReader
-from router.service.store import Store
+from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from tasks.celery_app import make_app
 from tasks.settings import Settings
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Retargeter(Duty):
     """Asks workers to serve other classes. Their heartbeats show the effect."""
 
-    def __init__(self, settings: Settings, topology: Topology, fleet: FleetReader, store: Store) -> None:
+    def __init__(self, settings: Settings, topology: Topology, fleet: FleetReader, store: RouterStore) -> None:
         super().__init__(topology.rebalance.tick)
         self._fleet = fleet
         self._store = store

@@ -40,7 +40,7 @@ from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, TopologyError, load_topology
-from taxiway.connection import Connections
+from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import fleet_errors
@@ -84,7 +84,7 @@ class FleetTuner:
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self._topology = topology
         self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
-        self._connections = Connections(settings.state)
+        self._connections = ConnectionPool(settings.state)
         self._history = History(settings.state)
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._each = 0.0

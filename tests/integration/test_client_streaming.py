@@ -12,7 +12,7 @@ import pytest
 import redis
 
 import taxiway
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.job import Lost, Piece, Restarted, Result
@@ -31,7 +31,7 @@ class Teller:
 
     def __init__(self, settings: Settings) -> None:
         self.done = threading.Event()
-        self._store = Store(settings.state, "worker", Limits())
+        self._store = WorkerStore(settings.state, "worker", Limits())
         self._responder = Responder(settings.broker, self._answer)
 
     def __enter__(self) -> Teller:

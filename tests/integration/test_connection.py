@@ -15,10 +15,10 @@ import pytest
 import redis
 import uvloop
 
-from router.service.store import Store
+from router.service.store import RouterStore
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits
-from taxiway.connection import AsyncConnection, Connection, Connections
+from taxiway.connection import AsyncConnection, Connection, ConnectionPool
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError, fleet_errors
 from tests.cable import Cable
@@ -81,7 +81,7 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
         return [*first, *second]
 
     assert asyncio.run(scenario()) == [b"a", b"\x00", b"7", b"b"]
-    connections = Connections(settings.state)
+    connections = ConnectionPool(settings.state)
     connections.call("SCRIPT", "FLUSH")
     assert [connections.run(Echo(("c",))), connections.run(Echo(("d",)))] == [[b"c"], [b"d"]]
     connections.close()
@@ -98,7 +98,7 @@ def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> 
         return answer
 
     assert asyncio.run(scenario()) == b"again"
-    connections = Connections(settings.state)
+    connections = ConnectionPool(settings.state)
     connections.call("CLIENT", "SETNAME", "ended")
     kill(settings, "ended")
     assert connections.call("ECHO", "again") == b"again"
@@ -139,7 +139,7 @@ def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(sett
         return answer
 
     assert asyncio.run(scenario()) == b"next"
-    connections = Connections(settings.state, answer=0.2)
+    connections = ConnectionPool(settings.state, answer=0.2)
     with pytest.raises(BrokerUnavailableError), fleet_errors("broker"):
         connections.call("BLPOP", "nothing", 5)
     assert connections.call("ECHO", "next") == b"next"
@@ -202,7 +202,7 @@ def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> 
 
     wanted = [None, *VALUES.values(), None]
     assert uvloop.run(scenario()) == wanted
-    connections = Connections(settings.state)
+    connections = ConnectionPool(settings.state)
     assert connections.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none"))) == wanted
     connections.close()
 
@@ -217,7 +217,7 @@ def test_what_the_server_refuses_is_told_and_the_next_call_is_answered(settings:
         return answer
 
     assert asyncio.run(scenario()) == b"next"
-    connections = Connections(settings.state)
+    connections = ConnectionPool(settings.state)
     with pytest.raises(ServerError, match="WRONGTYPE"):
         connections.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
     assert connections.call("ECHO", "next") == b"next"
@@ -256,11 +256,11 @@ def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
     with pytest.raises(ServerError, match="WRONGPASS"):
         asyncio.run(AsyncConnection(url).call("PING"))
     with pytest.raises(ServerError, match="WRONGPASS"):
-        Connections(url).call("PING")
+        ConnectionPool(url).call("PING")
 
 
 def test_a_subscription_hears_what_is_published_and_nothing_for_as_long_as_it_was_asked(settings: Settings) -> None:
-    connection, other = Connection(settings.state), Connections(settings.state)
+    connection, other = Connection(settings.state), ConnectionPool(settings.state)
     assert connection.ask([("SUBSCRIBE", "heard")]) == [[b"subscribe", b"heard", 1]]
     assert connection.hear(0.01) is None
     other.call("PUBLISH", "heard", "x")
@@ -270,7 +270,7 @@ def test_a_subscription_hears_what_is_published_and_nothing_for_as_long_as_it_wa
 
 
 def test_threads_share_connections(settings: Settings) -> None:
-    connections = Connections(settings.state)
+    connections = ConnectionPool(settings.state)
     answers: dict[int, bytes] = {}
 
     def ask(number: int) -> None:
@@ -307,7 +307,7 @@ def test_a_child_process_leaves_its_parents_connection_alone(settings: Settings)
 
 def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings) -> None:
     async def scenario() -> tuple[float, float]:
-        store = Store(settings.state, Limits())
+        store = RouterStore(settings.state, Limits())
         await store.facts()
         first, second = store.stored_now(), store.stored_now()
         while store.stored_now() == first:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from broker.port import DeadLetter, Holder
 from broker.valkey.records import Ending, Verdict, release_call, start_call
-from broker.valkey.worker_store import Store as WorkerStore
+from broker.valkey.worker_store import WorkerStore
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from tasks.topology import Limits

@@ -16,8 +16,8 @@ import redis
 
 from broker.port import Outgoing
 from broker.valkey.records import Ending, overdue_answer, overdue_call, start_call
-from broker.valkey.worker_store import Store as WorkerStore
-from router.service.store import Store as RouterStore
+from broker.valkey.worker_store import WorkerStore
+from router.service.store import RouterStore
 from router.upkeep.deadlines import DEADLINE_TICK, Deadlines
 from tasks.settings import Settings
 from tasks.ticket import Ticket

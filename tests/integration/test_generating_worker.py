@@ -12,7 +12,7 @@ from celery import Celery
 
 from broker.valkey import run
 from broker.valkey.records import Ending, finish_call
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import DeviceFacts
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
@@ -172,7 +172,7 @@ def test_an_answer_whose_worker_is_killed_restarts_and_says_so(fleet: Settings, 
 
 
 def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(fleet: Settings, tower: Tower) -> None:
-    store, progress = Store(fleet.state, "worker", Limits()), Progress()
+    store, progress = WorkerStore(fleet.state, "worker", Limits()), Progress()
     for n in range(2 * MOST_PIECES):
         store.append([("job", Piece(1, 2 * n, "ab"))])
     pieces = streamed(tower, "job")

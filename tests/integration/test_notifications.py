@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from router.service.results import Results
-from router.service.store import Store
+from router.service.store import RouterStore
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.client.valkey_link import Replies, ValkeyLink
@@ -39,7 +39,7 @@ def name() -> str:
 
 @asynccontextmanager
 async def router_results(url: str, name: str) -> AsyncIterator[Results]:
-    store = Store(url, Limits())
+    store = RouterStore(url, Limits())
     results = Results(url, store, name, pause=PAUSE)
     listening = asyncio.create_task(results.run())
     try:

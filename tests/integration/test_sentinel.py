@@ -21,7 +21,7 @@ from local.embedded import EmbeddedValkey, find_binary
 from tasks.settings import Settings, settings_from
 from taxiway import BrokerUnavailableError, Client
 from taxiway.client.sync_client import Job
-from taxiway.connection import AsyncConnection, Connections
+from taxiway.connection import AsyncConnection, ConnectionPool
 from tests.guarded import free_port
 from tests.routing import router_process
 from tests.waiting import until as patiently
@@ -129,7 +129,7 @@ sentinel failover-timeout {SERVICE} 5000
 
 
 def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> None:
-    connections = Connections(watched.url)
+    connections = ConnectionPool(watched.url)
 
     async def ask() -> bytes:
         connection = AsyncConnection(watched.url)
@@ -154,12 +154,12 @@ def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> No
 
 def test_a_sentinel_that_is_away_is_passed_over(watched: Watched) -> None:
     account, hosts = watched.url.split("@")
-    connections = Connections(f"{account}@127.0.0.1:1,{hosts}")
+    connections = ConnectionPool(f"{account}@127.0.0.1:1,{hosts}")
     assert connections.call("PING") == b"PONG"
     connections.close()
     unknown = watched.url.replace(f"service={SERVICE}", "service=other")
     with pytest.raises(ConnectionError, match="knows no service 'other'"):
-        Connections(unknown).call("PING")
+        ConnectionPool(unknown).call("PING")
     with pytest.raises(ConnectionError, match="knows no service 'other'"):
         asyncio.run(AsyncConnection(unknown).call("PING"))
 

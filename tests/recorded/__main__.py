@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import redis
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from tasks.topology import Limits
@@ -58,7 +58,7 @@ def record(settings: Settings, store: Any, client: Client) -> dict[str, Any]:
             recorded["facts"] = eventually(
                 lambda: (facts := store.hget(DEVICES, worker.name)) and "done" in facts and facts
             )
-    Store(settings.state, "worker", Limits()).append([(job, Piece(1, 4, "two "))])
+    WorkerStore(settings.state, "worker", Limits()).append([(job, Piece(1, 4, "two "))])
     ((_, recorded["piece"]),) = store.xrange(stream_key(job))
     return recorded
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
@@ -33,7 +33,7 @@ def stage(tmp_path: Path) -> DeviceStage:
     hardware = a_class(max_batch=BATCH, max_run=0.1)
     device = find_device(hardware, "cpu:0", emulate=False)
     executor = Executor(hardware, device, ArtefactStore(tmp_path), threads=1)
-    store, celery = Store("redis://127.0.0.1:1", "w", Limits()), NoCelery()
+    store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
     held, endings = HeldJobs(store, None, celery), EndingQueue()
     shared = Shared(AdmitQueue(), endings, PieceQueue(), store, held, celery, Drain())
     return DeviceStage(DeviceQueue(executor), endings, executor, shared)

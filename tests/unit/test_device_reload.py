@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
@@ -59,7 +59,7 @@ class Device:
         self.begun = threading.Event()
         self.jobs = DeviceQueue(self.executor)
         self.endings, self.admissions = Endings(), Admissions()
-        store, celery = Store("redis://127.0.0.1:1", "w", Limits()), Gate(self.begun, self.gate)
+        store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), Gate(self.begun, self.gate)
         held = HeldJobs(store, None, celery)
         shared = Shared(self.admissions, EndingQueue(), PieceQueue(), store, held, celery, Drain())
         self.stage = DeviceStage(self.jobs, self.endings, self.executor, shared)

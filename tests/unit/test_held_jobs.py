@@ -5,7 +5,7 @@ from typing import Any
 
 from celery import Celery
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.topology import Limits
 from taxiway.contract.keys import INFER
 from tests.builders import a_delivery
@@ -22,7 +22,7 @@ def nothing() -> None:
 
 
 def held(*deliveries: Delivery) -> HeldJobs:
-    jobs = HeldJobs(Store("redis://127.0.0.1:1", "w", Limits()), None, NoCelery())
+    jobs = HeldJobs(WorkerStore("redis://127.0.0.1:1", "w", Limits()), None, NoCelery())
     jobs.hold(deliveries)
     return jobs
 

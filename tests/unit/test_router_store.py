@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from router.service.store import Store
+from router.service.store import RouterStore
 from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
 
 
 def test_nothing_is_accepted_by_this_hosts_clock_before_the_store_told_its_time() -> None:
     with pytest.raises(BrokerUnavailableError, match="is not known yet"):
-        Store("redis://127.0.0.1:1/0", Limits()).stored_now()
+        RouterStore("redis://127.0.0.1:1/0", Limits()).stored_now()

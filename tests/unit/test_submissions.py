@@ -12,7 +12,7 @@ import pytest
 from broker.port import Outgoing, Transport
 from router.service.arrivals import Submissions
 from router.service.snapshot_reader import FleetReader
-from router.service.store import Store
+from router.service.store import RouterStore
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Limits, load_topology
@@ -45,7 +45,9 @@ class Door:
 
     def __init__(self) -> None:
         self.lane = Lane()
-        fleet = FleetReader(Store("redis://127.0.0.1", Limits()), load_topology(TREE / "queues.yaml"), ProfileBook({}))
+        fleet = FleetReader(
+            RouterStore("redis://127.0.0.1", Limits()), load_topology(TREE / "queues.yaml"), ProfileBook({})
+        )
         self._submissions = Submissions(cast(Transport, self.lane), fleet)
 
     def ask(self, *jobs: str) -> list[asyncio.Future[bool]]:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from broker.valkey.records import Ending, Verdict
-from broker.valkey.worker_store import Store, insist
+from broker.valkey.worker_store import WorkerStore, insist
 from tasks.ticket import Ticket
 from taxiway.errors import BrokerUnavailableError
 from workers.celery_adapter.consumer_thread import ConsumerThread
@@ -45,7 +45,7 @@ class Acknowledgements:
     Any thread may `remember`; all but that and `run` is for the consumer's thread.
     """
 
-    def __init__(self, store: Store, thread: ConsumerThread) -> None:
+    def __init__(self, store: WorkerStore, thread: ConsumerThread) -> None:
         self._store = store
         self._thread = thread
         self._endings: dict[str, Ending] = {}

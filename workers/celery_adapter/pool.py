@@ -25,7 +25,7 @@ from kombu.message import Message
 
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.records import Ending
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.telemetry import trail_of
 from tasks.ticket import Ticket
 from taxiway.contract.job import JobState
@@ -295,7 +295,7 @@ class ReceivedTask:
     def __init__(
         self,
         app: Celery,
-        store: Store,
+        store: WorkerStore,
         thread: ConsumerThread,
         request: Request,
         tracer: Callable[..., Traced],

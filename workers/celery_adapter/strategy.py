@@ -23,7 +23,7 @@ from celery.worker.strategy import default
 
 from broker.valkey import run
 from broker.valkey.records import REFUSED, Ending, Verdict, finish_call
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from tasks.ticket import Ticket, TicketError, read_ticket
 from taxiway.contract.job import JobState, failure_meta, state_of
 from taxiway.contract.keys import INFER
@@ -141,7 +141,7 @@ def bytes_of(body: Any) -> bytes:
     return body.encode() if isinstance(body, str) else bytes(body)
 
 
-def refuse(store: Store, context: WorkerContext, message: Any, reason: str) -> None:
+def refuse(store: WorkerStore, context: WorkerContext, message: Any, reason: str) -> None:
     """Keep a message of Celery's consumer among the dead letters, and end its job with the reason."""
     keep_message(store, message, reason)
     try:
@@ -150,7 +150,7 @@ def refuse(store: Store, context: WorkerContext, message: Any, reason: str) -> N
         logger.error("a refused job could not be ended", extra={"error": error.message})
 
 
-def keep_message(store: Store, message: Any, reason: str) -> None:
+def keep_message(store: WorkerStore, message: Any, reason: str) -> None:
     """Keep a message of Celery's consumer among the dead letters, with the reason."""
     add_dead_letter(store, encode_envelope(envelope_of(message)), reason, (message.headers or {}).get("id"))
 
@@ -175,7 +175,7 @@ def _plain(fields: dict[str, Any] | None) -> dict[str, Any]:
     return plain
 
 
-def _end(store: Store, context: WorkerContext, message: Any, reason: str) -> None:
+def _end(store: WorkerStore, context: WorkerContext, message: Any, reason: str) -> None:
     try:
         ticket = _ordered(message, context)
     except TicketError:

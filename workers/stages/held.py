@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from broker.port import DeadLetter
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.worker_store import Store, insist
+from broker.valkey.worker_store import WorkerStore, insist
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError, bounded
 from workers.decide.faults import LONGEST_PAUSE, Budget, pause
@@ -40,7 +40,7 @@ class HeldJobs:
         class_queue: source of plain jobs' messages; None if Celery's consumer receives all messages.
     """
 
-    def __init__(self, store: Store, class_queue: ClassQueue | None, celery: CeleryWorker) -> None:
+    def __init__(self, store: WorkerStore, class_queue: ClassQueue | None, celery: CeleryWorker) -> None:
         self._store = store
         self._queue = class_queue
         self._celery = celery
@@ -137,7 +137,7 @@ class Shared:
     admissions: AdmitQueue
     endings: EndingQueue
     pieces: PieceQueue
-    store: Store
+    store: WorkerStore
     held: HeldJobs
     celery: CeleryWorker
     drain: Drain
@@ -154,7 +154,7 @@ class Cancellations:
         marked: called after each mark.
     """
 
-    def __init__(self, store: Store, held: HeldJobs, marked: Callable[[], None]) -> None:
+    def __init__(self, store: WorkerStore, held: HeldJobs, marked: Callable[[], None]) -> None:
         self._store = store
         self._held = held
         self._marked = marked
@@ -187,7 +187,7 @@ def in_order(tags: Sequence[str]) -> list[str]:
     return sorted(tags, key=lambda tag: [int(part) for part in tag.split(".")[1:]])
 
 
-def add_dead_letter(store: Store, raw: bytes, reason: str, job: object) -> None:
+def add_dead_letter(store: WorkerStore, raw: bytes, reason: str, job: object) -> None:
     """Store a message as a dead letter, with the reason. It is never executed, even if storing fails."""
     reason = bounded(reason)
     extra = {"job": job, "reason": reason}
@@ -205,7 +205,7 @@ OUT_OF_MEMORY = os.EX_OSERR
 """Exit status of a worker whose device memory is exhausted (71): its supervisor starts another."""
 
 
-def count_runs(store: Store, suspects: Sequence[Delivery], stopping: threading.Event) -> bool:
+def count_runs(store: WorkerStore, suspects: Sequence[Delivery], stopping: threading.Event) -> bool:
     """Count a run of each in the store before it begins, since it may crash this worker; False without an answer."""
     begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker_store import WorkerStore
 from taxiway.errors import BrokerUnavailableError
 from workers.stages.queues import PieceQueue
 
@@ -19,7 +19,7 @@ class StreamStage:
     Pieces that arrive during a write are sent together.
     """
 
-    def __init__(self, inbox: PieceQueue, store: Store) -> None:
+    def __init__(self, inbox: PieceQueue, store: WorkerStore) -> None:
         self._inbox = inbox
         self._store = store
         self._unavailable = False
