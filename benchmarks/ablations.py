@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.measure import machine, say
+from benchmarks.harness.measure import machine, say
 from benchmarks.policies import TRACES, Bench, Figure, mean, parser, run
 from router.decide import placement, rebalance
 from router.decide.candidates import CandidateTable

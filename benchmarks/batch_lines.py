@@ -22,11 +22,11 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.catalogue import write_catalogue
 from benchmarks.engines import ENGINE
-from benchmarks.measure import answer, percentile, say
-from benchmarks.processes import Doors, fleet
-from benchmarks.workloads import Workload
+from benchmarks.harness.measure import answer, percentile, say
+from benchmarks.harness.processes import Doors, fleet
+from benchmarks.suite.catalogue import write_catalogue
+from benchmarks.suite.workloads import Workload
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.measure import answer, say
+from benchmarks.harness.measure import answer, say
 from tasks.models.files import Code, entry_code
 from tasks.settings import TREE
 from workers.calling.child import Child

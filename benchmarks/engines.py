@@ -30,8 +30,8 @@ import msgspec
 import psutil
 import uvloop
 
-from benchmarks.measure import answer, cpu_seconds, percentile, say
-from benchmarks.processes import Doors, fleet
+from benchmarks.harness.measure import answer, cpu_seconds, percentile, say
+from benchmarks.harness.processes import Doors, fleet
 from taxiway import AsyncClient
 from taxiway.contract.job import Result
 from taxiway.errors import JobCancelledError

@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 
 import taxiway
-from benchmarks.measure import Line, answer, cpu_seconds, percentile, say, thread_switches
-from benchmarks.plain_celery import echo
-from benchmarks.processes import Doors, fleet_and_peer
-from benchmarks.workloads import TEXT
+from benchmarks.harness.measure import Line, answer, cpu_seconds, percentile, say, thread_switches
+from benchmarks.harness.plain_celery import echo
+from benchmarks.harness.processes import Doors, fleet_and_peer
+from benchmarks.suite.workloads import TEXT
 
 TARGETS = {"client": 0.6, "http": 0.65}
 """Target: the largest ratios to plain Celery's p50."""

@@ -22,9 +22,9 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.measure import answer, percentile, say
+from benchmarks.harness.processes import fleet
 from benchmarks.idle_round_trip import WARM_UP, RoundTrip, timed
-from benchmarks.measure import answer, percentile, say
-from benchmarks.processes import fleet
 from tasks.settings import TREE
 
 TARGET = 1.0

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import msgspec
 
-from benchmarks.measure import machine
+from benchmarks.harness.measure import machine
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import shadow_prices

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.measure import machine, say
+from benchmarks.harness.measure import machine, say
 from simulator.bounds.linear import NAME, lower_bound
 from simulator.engine import Summary, simulate
 from simulator.fleet import SERVICES, Fleet, load_fleet

@@ -23,11 +23,11 @@ import uvloop
 from celery import states
 
 import taxiway
-from benchmarks.bars import Bar, Panel, write_chart
-from benchmarks.catalogue import CLASS, queues_of
-from benchmarks.measure import CHARTS, Line, answer, machine, say
-from benchmarks.processes import broker_settings, serving
-from benchmarks.workloads import TEXT
+from benchmarks.harness.bars import Bar, Panel, write_chart
+from benchmarks.harness.measure import CHARTS, Line, answer, machine, say
+from benchmarks.harness.processes import broker_settings, serving
+from benchmarks.suite.catalogue import CLASS, queues_of
+from benchmarks.suite.workloads import TEXT
 from local.embedded import EmbeddedValkey
 from taxiway.contract.job import read_meta
 from taxiway.contract.keys import ARRIVALS, priority_lists, result_key

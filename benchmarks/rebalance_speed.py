@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from benchmarks.measure import answer, say
+from benchmarks.harness.measure import answer, say
 from benchmarks.placement_speed import CLASSES, JOB_SECONDS, REPEATS, WAITING, WORKERS, device_of, model_of, topology_of
 from broker.port import Peeked
 from router.decide.classify import Needs

@@ -20,8 +20,8 @@ from pathlib import Path
 import msgspec
 import redis
 
-from benchmarks.measure import answer, cpu_seconds, say
-from benchmarks.processes import Doors, fleet
+from benchmarks.harness.measure import answer, cpu_seconds, say
+from benchmarks.harness.processes import Doors, fleet
 from broker.valkey import run
 from broker.valkey.records import heartbeat_call
 from tasks.heartbeat import HEARTBEAT as BEAT

@@ -14,7 +14,7 @@ import time
 
 import msgspec
 
-from benchmarks.measure import machine
+from benchmarks.harness.measure import machine
 from simulator.engine import simulate
 from simulator.fleet import load_fleet
 from simulator.policies.taxiway import POLICIES

@@ -17,8 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.bars import Bar, Panel, write_chart
-from benchmarks.measure import CHARTS, answer, machine, say
+from benchmarks.harness.bars import Bar, Panel, write_chart
+from benchmarks.harness.measure import CHARTS, answer, machine, say
 from tasks.settings import TREE
 
 COMMANDS: Mapping[str, Sequence[str]] = {

@@ -19,10 +19,10 @@ import numpy as np
 import redis
 
 import taxiway
-from benchmarks.bars import Bar, Panel, write_chart
-from benchmarks.catalogue import CLASS, OWN, queues_of
-from benchmarks.measure import CHARTS, Line, answer, machine, say
-from benchmarks.processes import Doors, fleet
+from benchmarks.harness.bars import Bar, Panel, write_chart
+from benchmarks.harness.measure import CHARTS, Line, answer, machine, say
+from benchmarks.harness.processes import Doors, fleet
+from benchmarks.suite.catalogue import CLASS, OWN, queues_of
 from taxiway.errors import TaxiwayError
 
 SIZES = {"1 MB": 10**6, "8 MB": 8 * 10**6}

@@ -32,8 +32,8 @@ import msgspec
 import numpy as np
 
 import taxiway
-from benchmarks.measure import machine, percentile, summary
-from benchmarks.processes import fleet
+from benchmarks.harness.measure import machine, percentile, summary
+from benchmarks.harness.processes import fleet
 from simulator.engine import ANSWERED, Engine
 from simulator.fleet import SERVICES, Fleet, parse_fleet
 from simulator.policies.routing import Surroundings

@@ -24,7 +24,7 @@ from pathlib import Path
 import openai
 
 import taxiway
-from benchmarks.installing import environment
+from benchmarks.suite.installing import environment
 from local.embedded import EmbeddedValkey
 from router.access import SCOPES, Key, digest_of
 from router.keys_file import write_keys

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import answer
-from benchmarks.table import tables
+from benchmarks.harness.measure import answer
+from benchmarks.suite.table import tables
 
 
 def test_an_answer_tells_the_median_and_spread_with_their_digits() -> None:

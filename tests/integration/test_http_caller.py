@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from benchmarks.http_caller import HttpCaller
+from benchmarks.suite.http_caller import HttpCaller
 
 
 @asynccontextmanager

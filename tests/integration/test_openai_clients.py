@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.installing import AbsentError, environment
+from benchmarks.suite.installing import AbsentError, environment
 from tasks.settings import cache_directory
 from tests.openai_fleet import OpenAIFleet, openai_fleet
 

@@ -10,19 +10,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.bars import Bar, Panel, page
-from benchmarks.catalogue import queues_of
-from benchmarks.lines import Line, picture
-from benchmarks.lines import Panel as OverTime
-from benchmarks.load import Request, UnreliableError, Window, arriving, saturated
-from benchmarks.measure import cpu_seconds, percentile
-from benchmarks.panels import panels_of
-from benchmarks.ratios import RATIOS, Ratio
-from benchmarks.trial_runs import Run, Source, Task, changes_in, play
-from benchmarks.trial_targets import targets
-from benchmarks.trials import panels as trial_panels
-from benchmarks.trials import table as trial_table
-from benchmarks.workloads import WORKLOADS, Plan, plan_from_environment
+from benchmarks.harness.bars import Bar, Panel, page
+from benchmarks.harness.lines import Line, picture
+from benchmarks.harness.lines import Panel as OverTime
+from benchmarks.harness.measure import cpu_seconds, percentile
+from benchmarks.suite.catalogue import queues_of
+from benchmarks.suite.load import Request, UnreliableError, Window, arriving, saturated
+from benchmarks.suite.panels import panels_of
+from benchmarks.suite.ratios import RATIOS, Ratio
+from benchmarks.suite.workloads import WORKLOADS, Plan, plan_from_environment
+from benchmarks.trials.__main__ import panels as trial_panels
+from benchmarks.trials.__main__ import table as trial_table
+from benchmarks.trials.runs import Run, Source, Task, changes_in, play
+from benchmarks.trials.targets import targets
 from tasks.topology import parse_topology
 
 

@@ -1,0 +1,1 @@
+"""What benchmarks share: starting processes, statistics, output lines and charts."""

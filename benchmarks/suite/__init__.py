@@ -1,0 +1,1 @@
+"""How much of a machine does a queue cost? Contestants, workloads and load of `python -m benchmarks.suite`."""

@@ -1,0 +1,334 @@
+"""Does the plan of a real fleet beat what a good operator would configure, where several models share two classes?
+
+`python -m benchmarks.trial_fleet` runs an autoscaled fleet of real processes, with emulated devices (`paced` models),
+ten minutes for each side. At half time images double and the language model halves. The sides run the same requests on
+the same fleet:
+
+- `taxiway`: routers follow the plan that the fleet's tuner makes. It knows nothing when the trial begins, or with
+  `--warm` what arrived in the seconds before, another draw of the first half's requests. These precede every side's
+  run and are not counted.
+- `tuned-split`: each model and service has one class, found by simulation on the first half of the requests. Classes
+  scale as routers want them.
+- `pinned`: each model has one class, found likewise. Classes scale on queue length as KEDA does.
+
+An operator's requests name their class as their locality. The score is the powered seconds of all workers times their
+price, plus the penalties for what was late, refused or unanswered; lower is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import taxiway
+from benchmarks.harness.bars import Bar, Panel, write_chart
+from benchmarks.harness.measure import CHARTS, machine
+from benchmarks.trial_fleet.autoscaled import Powered, Site, autoscaled
+from benchmarks.trial_fleet.emulated_models import DEAR, PENALTIES, QUEUES, requests, simulated, write_models
+from benchmarks.trial_fleet.queue_scaling import QueueScaling
+from benchmarks.trials.runs import OURS
+from benchmarks.trials.targets import OPPONENTS
+from local.autoscaler import Ask, ask_router
+from router.decide.plan import Depth
+from simulator.fleet import SERVICES
+from simulator.policies.policy import Assignment
+from simulator.reports import percent
+from simulator.traces import Column, Trace
+from simulator.tuning.opponents import pinned, tuned_split
+from simulator.workload import prepare
+from tasks.topology import Topology, load_topology
+from taxiway.contract.job import RunReport
+from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError
+
+SECONDS = 600
+"""Length of a run's requests."""
+
+SIDES = (OURS, *OPPONENTS)
+
+LAST = 60.0
+"""Seconds after the last request for which answers are awaited."""
+
+Homes = Mapping[tuple[int, int], str]
+"""The class of each model and service, by their numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """How a fleet is configured: the classes that requests name, whether a tuner plans, and who scales."""
+
+    name: str
+    homes: Homes
+    ask: Ask
+    planned: bool = False
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What a side attained and cost. `planned` is the share of answers whose placement followed a plan.
+
+    `failed` counts requests that got another error than a refusal or a missed deadline.
+    """
+
+    side: str
+    seed: int
+    seconds: float
+    warm: float
+    requests: int
+    attainment: dict[str, float]
+    live_by_model: dict[str, float]
+    cost_usd: float
+    score: float
+    powered: dict[str, float]
+    refused: int
+    failed: int
+    planned: float
+    first_classes: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is sent: the requests with those of the `warm` seconds before the trial, whose length is `seconds`."""
+
+    trace: Trace
+    seconds: float
+    warm: float
+    seed: int
+
+
+class Answers:
+    """Of each request: seconds until its answer, NaN without one, where and why it ran, whether it was refused."""
+
+    def __init__(self, count: int) -> None:
+        self.seconds = np.full(count, math.nan)
+        self.refused, self.failed = np.zeros(count, bool), np.zeros(count, bool)
+        self.reports: list[RunReport | None] = [None] * count
+
+    def of(self, rows: Column) -> list[RunReport | None]:
+        """The reports of some requests."""
+        return [self.reports[number] for number in np.flatnonzero(rows).tolist()]
+
+
+def side(name: str, trace: Trace, topology: Topology) -> Side:
+    """The configuration of a side; an operator's is searched on the first half of the requests."""
+    if name == OURS:
+        return Side(name, {}, ask_router, planned=True)
+    workload = prepare(trace, simulated(topology), seed=1)
+    found = (tuned_split if name == "tuned-split" else pinned)(workload, 1)
+    return Side(name, homes_of(found, list(topology.hardware)), _scaling(found, topology))
+
+
+def homes_of(found: Assignment, names: Sequence[str]) -> Homes:
+    """The classes of an assignment by name."""
+    return {cell: names[place] for cell, place in found.classes.items()}
+
+
+def _scaling(found: Assignment, topology: Topology) -> Ask:
+    rule = found.rules[0]
+    if not isinstance(rule, Depth):
+        return ask_router
+    return QueueScaling(rule, {name: one.scaling.maximum or 1 for name, one in topology.hardware.items()})
+
+
+def run(one: Side, scene: Scene, topology: Topology, progress: Callable[[float], None]) -> Run:
+    """Run a side on a new fleet; `progress` is called with the seconds done."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_models(folder / "models")
+        queues = shutil.copy(QUEUES, folder / "queues.yaml")
+        if not one.planned:
+            queues.write_text(queues.read_text().replace("plan: {enabled: true", "plan: {enabled: false", 1))
+        most = {label: hardware.scaling.maximum or 1 for label, hardware in topology.hardware.items()}
+        with autoscaled(Site(folder / "fleet", queues, folder / "models", most, (DEAR,)), one.ask) as (fleet, powered):
+            answers = asyncio.run(replayed(fleet.broker, one, scene, powered, progress))
+    return result(one, scene, answers, powered.seconds, topology)
+
+
+async def replayed(url: str, one: Side, scene: Scene, powered: Powered, progress: Callable[[float], None]) -> Answers:
+    """Send every request when it is due, and await the answers."""
+    trace = scene.trace
+    answers = Answers(len(trace))
+    async with taxiway.AsyncClient(url) as client:
+        began, asked = time.perf_counter(), []
+        for number, arrival in enumerate(trace.arrival.tolist()):
+            if arrival >= scene.warm:
+                powered.counting.set()
+            await asyncio.sleep(max(arrival - (time.perf_counter() - began), 0.0))
+            asked.append(asyncio.create_task(_answered(client, one, trace, number, answers)))
+            progress(arrival)
+        _, late = await asyncio.wait(asked, timeout=LAST)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    powered.counting.clear()
+    return answers
+
+
+async def _answered(client: taxiway.AsyncClient, one: Side, trace: Trace, number: int, answers: Answers) -> None:
+    model, service = int(trace.model[number]), int(trace.service[number])
+    began = time.perf_counter()
+    try:
+        found = await client.infer(
+            trace.models[model],
+            f"request {number}",
+            service=SERVICES[service],
+            deadline=float(trace.deadline[number]),
+            locality=one.homes.get((model, service)),
+        )
+    except DeadlineExceededError:
+        return
+    except OverloadedError:
+        answers.refused[number] = True
+    except TaxiwayError as error:
+        answers.failed[number] = True
+        sys.stderr.write(f"{one.name}: request {number}: {error}\n")
+    else:
+        answers.seconds[number], answers.reports[number] = time.perf_counter() - began, found.report
+
+
+def result(one: Side, scene: Scene, answers: Answers, spent: Mapping[str, float], topology: Topology) -> Run:
+    """A run's figures. The requests before the trial do not count."""
+    trace, counted = scene.trace, scene.trace.arrival >= scene.warm
+    timely, live = answers.seconds <= trace.deadline, trace.service == SERVICES.index("live")
+    services = {name: counted & (trace.service == number) for number, name in enumerate(SERVICES)}
+    models = {name: counted & (trace.model == number) for number, name in enumerate(trace.models)}
+    shares = {name: float(timely[rows].mean()) for name, rows in services.items()}
+    cost = sum(topology.hardware[name].dollars_per_second * powered for name, powered in spent.items())
+    missed = sum(dollars * (1 - share) for dollars, share in zip(PENALTIES, shares.values(), strict=True))
+    reports = [report for report in answers.of(counted) if report is not None]
+    return Run(
+        side=one.name,
+        seed=scene.seed,
+        seconds=scene.seconds,
+        warm=scene.warm,
+        requests=int(counted.sum()),
+        attainment=shares,
+        live_by_model={name: float(timely[live & rows].mean()) for name, rows in models.items()},
+        cost_usd=cost,
+        score=cost + missed * scene.seconds / 3600,
+        powered={name: round(powered, 1) for name, powered in spent.items()},
+        refused=int((counted & answers.refused).sum()),
+        failed=int((counted & answers.failed).sum()),
+        planned=sum(report.reason.startswith("planned:") for report in reports) / max(len(reports), 1),
+        first_classes={name: _first_class(answers.of(rows)) for name, rows in models.items()},
+    )
+
+
+def _first_class(reports: Sequence[RunReport | None]) -> str:
+    """The class where most of these requests ran, with the share in percent."""
+    ran = Counter(report.hardware_class for report in reports if report is not None)
+    return "none" if not ran else f"{ran.most_common(1)[0][0]} {percent(ran.most_common(1)[0][1] / ran.total())}"
+
+
+def table(runs: Sequence[Run]) -> Table:
+    """Each side's means over the seeds, lowest score first."""
+    heads = ("side", *SERVICES, "worst model, live", "cost", "score", "range", "refused", "planned", "classes")
+    shown = Table(
+        *heads,
+        title=f"\n{runs[0].seconds:g} s after {runs[0].warm:g} s, {len({run.seed for run in runs})} seeds",
+        box=None,
+    )
+    shown.title_justify = "left"
+    for group in grouped(runs):
+        shown.add_row(*_cells(group), style="bold" if group[0].side == OURS else None)
+    return shown
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each side, lowest mean score first."""
+    groups = [[run for run in runs if run.side == name] for name in dict.fromkeys(run.side for run in runs)]
+    return sorted(groups, key=lambda group: fmean(run.score for run in group))
+
+
+def _cells(group: Sequence[Run]) -> Iterator[str]:
+    yield group[0].side
+    for service in SERVICES:
+        yield percent(fmean(run.attainment[service] for run in group))
+    worst, model = min((fmean(run.live_by_model[name] for run in group), name) for name in group[0].live_by_model)
+    yield f"{model} {percent(worst)}"
+    yield f"${fmean(run.cost_usd for run in group):.2f}"
+    yield f"{fmean(run.score for run in group):.2f}"
+    yield f"{min(run.score for run in group):.2f}–{max(run.score for run in group):.2f}"
+    yield f"{fmean(run.refused for run in group):.0f}"
+    yield percent(fmean(run.planned for run in group))
+    yield ", ".join(f"{model} {place}" for model, place in group[-1].first_classes.items())
+
+
+def verdict(runs: Sequence[Run]) -> str:
+    """Whether taxiway's mean score is below each opponent's by more than the largest spread of a side."""
+    scores = {group[0].side: [run.score for run in group] for group in grouped(runs)}
+    if OURS not in scores or len(scores) == 1:
+        return "nothing to compare"
+    ours = fmean(scores.pop(OURS))
+    better = min(map(fmean, scores.values()))
+    every = [[run.score for run in group] for group in grouped(runs)]
+    spread = max(max(figures) - min(figures) for figures in every)
+    repeats = min(map(len, every))
+    holds = repeats > 1 and better - ours > spread
+    known = f"spread {spread:.2f}" if repeats > 1 else "spread unknown: one run a side"
+    said = f"{ours:.2f} against {better:.2f} of the better opponent, {known}"
+    return f"{'holds' if holds else 'FAILS'}  score better than the opponents' by more than the spread: {said}"
+
+
+def main() -> None:
+    """Run all sides with all seeds, print the figures, and draw the chart."""
+    given = _arguments()
+    topology, runs = load_topology(QUEUES), []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        for seed in given.seeds:
+            scene = Scene(requests(given.seconds, seed, warm=given.warm), given.seconds, given.warm, seed)
+            for name in given.side or SIDES:
+                shown = bar.add_task(f"{name}, seed {seed}", total=given.seconds + given.warm)
+                progress = partial(_advance, bar, shown)
+                runs.append(run(side(name, requests(given.seconds, seed), topology), scene, topology, progress))
+                _say(runs[-1], given.json)
+    if not given.json:
+        Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
+    console.print(verdict(runs))
+    bars = [Bar(group[0].side, [one.score for one in group], own=group[0].side == OURS) for group in grouped(runs)]
+    panel = Panel("Score", "USD", bars, "Cost and penalties: lower is better.")
+    about = f"{given.seconds:g} s after {given.warm:g} s, seeds {given.seeds}, commit {machine()['commit']}"
+    write_chart(given.chart, "A real autoscaled fleet under a plan and under static splits", about, [panel])
+
+
+def _say(made: Run, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(msgspec.json.encode({**msgspec.to_builtins(made), **machine()}).decode() + "\n")
+        sys.stdout.flush()
+
+
+def _advance(bar: Progress, shown: TaskID, done: float) -> None:
+    bar.update(shown, completed=done)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trial_fleet", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"length of a run ({SECONDS})")
+    parser.add_argument("--warm", type=float, default=0.0, help="seconds of earlier requests that do not count (0)")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[7, 8, 9])
+    parser.add_argument("--side", action="append", choices=SIDES, help="all, unless named")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
+    parser.add_argument("--chart", type=Path, default=CHARTS / "trial_fleet.html", help="where the chart is written")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
