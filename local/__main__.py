@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -36,7 +35,7 @@ from local.demo import (
 from local.doctor import Finding, ServerAwayError, check_servers, examine, fetch, for_runtimes, runtimes_of
 from local.embedded import EmbeddedValkeyError
 from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet
-from local.supervisor import StartError, in_tree, own_command
+from local.supervisor import StartError, ended_with, in_tree, own_command
 from local.up import (
     AlreadyRunningError,
     Fleet,
@@ -58,12 +57,12 @@ from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, load_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.fleet import shown_as
-from taxiway.errors import ModelUnavailableError, UnknownModelError
+from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     AlreadyRunningError: (USAGE, "`taxiway down` stops it; --data names another directory"),
     ArtefactError: (MISSING, ""),
-    DocumentError: (USAGE, ""),
+    DocumentError: (USAGE, "`taxiway check` shows all that is wrong; docs/operations.md explains every field"),
     EmbeddedValkeyError: (MISSING, ""),
     ModelUnavailableError: (USAGE, "`taxiway check` says what is wrong with each model"),
     PlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),
@@ -74,8 +73,6 @@ _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     UnknownModelError: (USAGE, "`taxiway models` lists what a fleet can run"),
 }
 """The exit code and the hint for each error that a user can fix."""
-
-_ERROR = re.compile(r"^error: (.*)", re.MULTILINE | re.DOTALL)  # how a supervisor that ends says why
 
 _data = click.option("--data", type=click.Path(path_type=Path), help="Data directory [TAXIWAY_DATA, else .taxiway].")
 _PORT = click.IntRange(0, 65535)
@@ -247,7 +244,7 @@ def _detached(arguments: Sequence[str], data: Path) -> Fleet:
     """Start the same command again as a process of its own, and wait until it says that all is ready.
 
     Raises:
-        StartError: it ended before that.
+        CommandError: it ended before that.
     """
     passed = [argument for argument in arguments if argument not in ("--detach", "--json")]
     (data / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -266,9 +263,9 @@ def _detached(arguments: Sequence[str], data: Path) -> Fleet:
     with supervisor.stdout as said:
         line = said.readline()
     if not line:
-        why = log.read_bytes()[start:].decode(errors="replace").strip()
-        said_so = _ERROR.search(why)
-        raise StartError((said_so[1] if said_so else why) or f"the supervisor ended at once; see {log}")
+        status = supervisor.wait()
+        why = log.read_bytes()[start:].decode(errors="replace")
+        raise ended_with(why or f"the supervisor ended at once; see {log}", status)
     return msgspec.json.decode(line, type=Fleet)
 
 
@@ -450,3 +447,8 @@ if __name__ == "__main__":
         code, hint = next(found for kind, found in _EXPECTED.items() if isinstance(error, kind))
         report(str(error), hint)
         sys.exit(code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        report(f"{error.filename}: {flaw(error)}", "name folders that can be written: --data, TAXIWAY_CACHE")
+        sys.exit(MISSING)

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from local.doctor import Wanted
-from local.supervisor import StartError, in_tree, own_command
+from local.supervisor import ended_with, in_tree, own_command
 from local.up import Fleet, stop_fleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Model
@@ -125,7 +125,7 @@ def demo_fleet(emulate: Collection[str], console: Console) -> Iterator[Fleet]:
     It is stopped whatever happens, and the directory is kept only after a failure, for its logs.
 
     Raises:
-        StartError: it did not come up.
+        CommandError: it did not come up.
     """
     data = Path(tempfile.mkdtemp(prefix="taxiway-demo-"))
     try:
@@ -148,7 +148,7 @@ def _start(data: Path, emulate: Collection[str]) -> Fleet:
     command += [word for name in emulate for word in ("--emulate", name)]
     started = subprocess.run(command, env=in_tree(os.environ), capture_output=True, check=False, text=True)
     if started.returncode != 0:
-        raise StartError(started.stderr.strip())
+        raise ended_with(started.stderr, started.returncode)
     return msgspec.json.decode(started.stdout, type=Fleet)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import msgspec
 from local.children import kill_group, start_child
 from local.embedded import EmbeddedValkey, EmbeddedValkeyError
 from tasks.settings import TREE
+from taxiway.cli import EXIT_CODES, MISSING, CommandError
 
 TICK = 0.1
 """Seconds between checks of the processes."""
@@ -242,6 +244,16 @@ logger = logging.getLogger(__name__)
 
 class StartError(Exception):
     """The fleet did not come up: which process, why, and the end of its log."""
+
+
+_ERROR = re.compile(r"^error: (.*?)(?:\nhint: (.*))?\Z", re.MULTILINE | re.DOTALL)
+
+
+def ended_with(said: str, status: int) -> CommandError:
+    """What a `taxiway up` that did not come up wrote to stderr, as this command's own error, with its exit code."""
+    found = _ERROR.search(said.strip())
+    message, hint = (found[1], found[2] or "") if found else (said.strip(), "")
+    return CommandError(message, hint=hint, code=status if status in EXIT_CODES else MISSING)
 
 
 class Supervisor:

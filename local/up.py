@@ -373,7 +373,7 @@ class AlreadyRunningError(Exception):
     """Another supervisor runs a fleet from this data directory."""
 
     def __init__(self, data: Path, pid: int | None) -> None:
-        super().__init__(f"{data}: a fleet already runs from this directory (process {pid}); stop it with `down`")
+        super().__init__(f"{data}: a fleet already runs from this directory (process {pid})")
         self.pid = pid
 
 

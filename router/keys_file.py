@@ -23,6 +23,7 @@ from router.access import PREFIX, SCOPES, Caller, Key, Keyring, KeysError, Scope
 from tasks.models.files import stamp_of
 from taxiway.cli.fleet import shown_as
 from taxiway.contract.request import MAX_NAME
+from taxiway.errors import flaw
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def read_keys(path: Path) -> Keyring:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise KeysError(f"{path}: expected a readable file of keys: {type(error).__name__}") from error
+        raise KeysError(f"{path}: expected a readable file of keys, got {flaw(error)}") from error
     return parse_keys(text, str(path))
 
 

@@ -16,6 +16,7 @@ from simulator.timing import Timing
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 from tasks.document import Verbatim
+from taxiway.errors import flaw
 
 COLUMNS = ("instance", "accelerator", "accelerator_count", "usd_per_hour", "usd_per_hour_spot")
 """Required columns of a price file; further columns are ignored."""
@@ -75,7 +76,7 @@ def load_prices(path: Path) -> Prices:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             return parse_prices(lines, str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise PriceError(str(path), 0, "", "a readable CSV file in UTF-8", error) from error
+        raise PriceError(str(path), 0, "", "a readable CSV file in UTF-8", flaw(error)) from error
 
 
 def parse_prices(lines: Iterable[str], file: str = "prices.csv") -> Prices:

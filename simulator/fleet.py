@@ -18,6 +18,7 @@ from tasks.document import DocumentError, Size, Verbatim, parse_document
 from tasks.endpoints import Rate
 from tasks.topology import ClassName, Price, Rebalance, price_contradictions
 from taxiway.contract.request import Priority
+from taxiway.errors import flaw
 
 SERVICES = ("live", "standard", "bulk")
 """The services that reports distinguish, most urgent first."""
@@ -259,7 +260,7 @@ def load_fleet(path: Path) -> Fleet:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FleetError(str(path), "", "a readable file of UTF-8 text", Verbatim(error)) from error
+        raise FleetError(str(path), "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error
     return parse_fleet(text, str(path))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from router.decide.history import PRIORITIES, REFUSED, Arrivals
 from simulator.fleet import SERVICES
+from taxiway.errors import flaw
 
 AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 """The header of an Azure LLM trace."""
@@ -182,7 +183,7 @@ def read_trace(path: Path, *, model: str) -> Trace:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             return _read(csv.reader(lines, strict=True), source, model)
     except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(source, 0, "a readable CSV file in UTF-8", error) from error
+        raise TraceError(source, 0, "a readable CSV file in UTF-8", flaw(error)) from error
 
 
 def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:

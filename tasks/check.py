@@ -45,11 +45,12 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
     """
     topology, verdicts = _topology(queues)
     catalogue = load_catalogue(models)
+    if not catalogue.models and not catalogue.disabled:
+        text, hint = "expected model folders, found none", "TAXIWAY_MODELS names the folder that holds them"
+        verdicts.append(Verdict(subject=str(models), level="error", text=text, hint=hint))
     if topology is not None:
         verdicts += _runtimes(topology)
         verdicts += _warm(topology, catalogue)
-    if not catalogue.models and not catalogue.disabled:
-        verdicts.append(Verdict(subject=str(models), level="error", text="expected model folders, found none"))
     discovers = topology is not None and any(
         one.endpoint and one.endpoint.discover for one in topology.hardware.values()
     )

@@ -23,6 +23,7 @@ from taxiway.contract.limits import ELEMENTS
 from taxiway.contract.request import MAX_NAME, Priority
 from taxiway.contract.values import INLINE
 from taxiway.contract.wire import Durability
+from taxiway.errors import flaw
 
 DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
 Tier = Literal["default", "flex", "priority"]
@@ -349,7 +350,7 @@ def load_topology(path: Path) -> Topology:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TopologyError(str(path), "", "a readable file of UTF-8 text", Verbatim(error)) from error
+        raise TopologyError(str(path), "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error
     return parse_topology(text, str(path))
 
 

@@ -84,6 +84,17 @@ def quoted(value: object) -> str:
     return cut(_short.repr(value))
 
 
+def flaw(error: OSError | UnicodeError) -> str:
+    """Why a file or a text cannot be read, without the file's name: `no such file or directory`."""
+    match error:
+        case UnicodeDecodeError():
+            return f"the byte 0x{error.object[error.start]:02x} at position {error.start}"
+        case UnicodeEncodeError():
+            return f"a lone surrogate ({error.object[error.start]!a}) at character {error.start}"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text[:1].lower() + text[1:]
+
+
 MAX_ERROR = 4096
 """Maximum UTF-8 bytes of an error's text, and of each text in its details, when stored or sent."""
 

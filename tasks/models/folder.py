@@ -41,6 +41,7 @@ from tasks.models.discovered import with_discovered
 from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
 from tasks.queues_file import QueuesFile
+from taxiway.errors import flaw
 
 logger = logging.getLogger(__name__)
 
@@ -434,9 +435,4 @@ def _text(path: Path, file: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(file, "", "a readable file of UTF-8 text", Verbatim(_plainly(error))) from error
-
-
-def _plainly(error: OSError | UnicodeDecodeError) -> str:
-    """What is wrong with a file, without its place on this machine."""
-    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+        raise ModelError(file, "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error

@@ -24,6 +24,7 @@ import msgspec
 from tasks.document import DocumentError, Size, Verbatim, parse_document
 from tasks.models.catalogue import Model, Profile
 from tasks.topology import DeviceKind
+from taxiway.errors import flaw
 
 STALE_AFTER = 90
 """Days after which a measurement is trusted like an estimate: drivers and kernels change meanwhile."""
@@ -217,7 +218,7 @@ def load_profile(path: Path) -> DeviceProfile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(str(path), "", "a readable file of UTF-8 text", Verbatim(error)) from error
+        raise ProfileError(str(path), "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error
     parsed = parse_profile(text, str(path))
     folder = path.parent.parent.name
     if parsed.model.partition(":")[0] != folder:

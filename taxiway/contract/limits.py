@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, TypeGuard
 
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, wrong_field
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, flaw, wrong_field
 
 Buffer = bytes | bytearray | memoryview
 """The bytes of a message or value."""
@@ -223,8 +223,7 @@ def _check_texts(values: Iterable[Any], field: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            got = f"a lone surrogate ({text[error.start]!a}) at character {error.start}"
-            message = f"{field}: expected text that UTF-8 can encode, got {got}"
+            message = f"{field}: expected text that UTF-8 can encode, got {flaw(error)}"
             raise InvalidRequestError(message, field=field) from error
 
 

@@ -112,6 +112,36 @@ def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [(["--data", "{file}/data"], {}), (["--data", "{folder}"], {"TAXIWAY_CACHE": "{file}/cache"})],
+)
+@pytest.mark.parametrize("detach", [[], ["--detach"]])
+def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], detach: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"file": str(tmp_path / "file"), "folder": str(tmp_path / "data")}
+    settings = {name: value.format(**places) for name, value in settings.items()}
+    fetch = [] if settings else ["--no-fetch"]
+
+    done = command_line("up", *fetch, *detach, *(one.format(**places) for one in arguments), env=os.environ | settings)
+
+    assert done.returncode == 3
+    assert re.search(rf"^error: {places['file']}\S*: not a directory$", done.stderr, re.MULTILINE)
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_setting_that_only_the_supervisor_reads_exits_with_2_too(tmp_path: Path) -> None:
+    done = command_line(
+        "up", "--detach", "--no-fetch", "--data", str(tmp_path), env=os.environ | {"TAXIWAY_SECRET": "short"}
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+
+
 def test_what_is_missing_in_a_command_is_said_by_the_fleets_own_command_line(tmp_path: Path) -> None:
     done = command_line("up", "--workers", "nonsense", "--data", str(tmp_path))
 

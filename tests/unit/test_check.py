@@ -91,6 +91,12 @@ def test_an_empty_folder_of_models_is_an_error(tmp_path: Path) -> None:
     assert any("expected model folders, found none" in verdict.text for verdict in checked(tmp_path, warm=[]))
 
 
+def test_an_empty_folder_of_models_is_named_before_the_models_that_it_lacks(tmp_path: Path) -> None:
+    errors = [verdict.text for verdict in checked(tmp_path, warm=["embed"]) if verdict.level == "error"]
+    assert errors[0] == "expected model folders, found none"
+    assert "expected a model of the catalogue, got 'embed'" in errors[1]
+
+
 def test_what_is_not_on_this_machine_is_named_as_not_checked(folder: Path) -> None:
     fields = graph_model("embed", b"", **SCALE_SPECS)
     url = {"kind": "https", "url": "https://models.example/graph.onnx", "sha256": "0" * 64}

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tasks.settings import TREE
 from taxiway import errors
-from taxiway.errors import BrokerUnavailableError, ExecutionError, TaxiwayError, error_from, error_of_code
+from taxiway.errors import BrokerUnavailableError, ExecutionError, TaxiwayError, error_from, error_of_code, flaw
 
 
 def kinds(root: type[TaxiwayError] = TaxiwayError) -> Iterator[type[TaxiwayError]]:
@@ -71,3 +72,21 @@ def test_an_unknown_code_gives_the_base_class() -> None:
 
 def test_a_wait_that_ran_out_is_a_timeout_to_python_too() -> None:
     assert issubclass(errors.ResultTimeoutError, TimeoutError)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda: b"caf\xe9".decode(), "the byte 0xe9 at position 3"),
+        (lambda: "\ud800".encode(), "a lone surrogate ('\\ud800') at character 0"),
+        (lambda: Path("/nowhere/at/all").read_bytes(), "no such file or directory"),
+        (lambda: Path("/").read_bytes(), "is a directory"),
+    ],
+)
+def test_why_a_file_or_a_text_cannot_be_read_is_said_without_pythons_words(
+    fault: Callable[[], object], said: str
+) -> None:
+    with pytest.raises((OSError, UnicodeError)) as raised:
+        fault()
+    assert isinstance(raised.value, OSError | UnicodeError)
+    assert flaw(raised.value) == said

@@ -8,7 +8,7 @@ import pytest
 
 from local.doctor import for_runtimes, runtimes_of
 from local.plan import PlanError, WorkerPlan, absent, plan_fleet
-from local.supervisor import LONGEST_DELAY, exit_of, exit_reason, restart_delay
+from local.supervisor import LONGEST_DELAY, ended_with, exit_of, exit_reason, restart_delay
 from local.torch_choice import brings_cuda
 from tasks.endpoints import Endpoint
 from tasks.machine import Machine
@@ -149,3 +149,22 @@ def test_torch_is_known_to_bring_cuda_by_its_version_and_requirements(
     version: str, requirements: list[str], expected: bool
 ) -> None:
     assert brings_cuda(version, requirements) is expected
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "expected"),
+    [
+        ("a log line\nerror: no secret\nhint: set one\n", 2, ("no secret", "set one", 2)),
+        (
+            "error: a worker ended; its log ends with:\nnot found\n",
+            3,
+            ("a worker ended; its log ends with:\nnot found", "", 3),
+        ),
+        ("killed\n", -9, ("killed", "", 3)),
+    ],
+)
+def test_why_a_detached_fleet_did_not_come_up_is_said_once_with_its_exit_code(
+    said: str, status: int, expected: tuple[str, str, int]
+) -> None:
+    error = ended_with(said, status)
+    assert (str(error), error.hint, error.code) == expected

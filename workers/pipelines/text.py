@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from tasks.models.catalogue import Model, Variant
-from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, flaw
 from workers.port import Arrays, Item, Placed, Row, Runtime
 
 LABELS = ("negative", "positive")
@@ -87,7 +87,7 @@ def read_text(name: str, row: Row) -> str:
     try:
         text, size = (value, len(value.encode())) if isinstance(value, str) else (value.decode(), len(value))
     except UnicodeError as error:
-        raise InvalidRequestError(f"{field}: expected UTF-8, got {error}", field=field) from error
+        raise InvalidRequestError(f"{field}: expected UTF-8, got {flaw(error)}", field=field) from error
     if size > MAX_BYTES:
         message = f"{field}: expected at most {MAX_BYTES} bytes of text, got {size}"
         raise RequestTooLargeError(message, field=field, limit=MAX_BYTES)
