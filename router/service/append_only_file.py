@@ -40,7 +40,7 @@ class AppendOnlyFile:
     open the file without O_APPEND after a rewrite or after having been a replica (`openNewIncrAofForAppend` in their
     `aof.c`). When such a server truncates a write that was cut short, a hole of zeros is left, and the file cannot be
     read after a restart. A running server still has all data, so a rewrite repairs the file. When the embedded Valkey
-    is upgraded, tests/integration/test_full_disk.py shows whether `_LAST_VALKEY` must change.
+    is upgraded, tests/integration/broker/test_full_disk.py shows whether `_LAST_VALKEY` must change.
     """
 
     def __init__(self, connection: AsyncConnection) -> None:

@@ -18,9 +18,9 @@ from tests.working import Tower, WorkerProcess, worker_process, worker_settings
 HERE = Path(__file__).parent
 
 _TESTS_OF = {
-    "openai": "test_openai_*.py",
-    "standardwebhooks": "test_openai_webhooks.py",
-    "tritonclient": "test_triton_*.py",
+    "openai": "openai/test_*.py",
+    "standardwebhooks": "openai/test_webhooks.py",
+    "tritonclient": "http/test_triton_*.py",
 }
 
 collect_ignore = [

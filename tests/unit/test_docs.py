@@ -21,7 +21,7 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-NAMED_TEST = re.compile(r"`((?:unit|integration|acceptance)/test_\w+\.py)::(test_\w+)`")
+NAMED_TEST = re.compile(r"`((?:unit|integration|acceptance)/(?:\w+/)*test_\w+\.py)::(test_\w+)`")
 TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
 
 

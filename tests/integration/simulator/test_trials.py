@@ -1,0 +1,29 @@
+"""The trials' traces are like those of the recipe that published figures were made with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulator.traces import read_trace
+from simulator.trials import TRIALS
+from tests.unit.simulator.test_trials import figures
+
+SHARED = Path(__file__).parents[4] / "shared"
+RECIPE = SHARED / "trials" / "make_trials.py"
+
+
+@pytest.mark.skipif(not RECIPE.exists(), reason="the shared trials' recipe and data are not here")
+def test_traces_from_azure_are_like_those_of_the_recipe(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, RECIPE, tmp_path], check=True, capture_output=True)
+    for name, trial in TRIALS.items():
+        expected = read_trace(tmp_path / f"{name}.csv", model="chat")
+        trace = trial.trace(7, SHARED / "data")
+        for model in expected.models:
+            *means, variability = figures(trace, model)
+            *theirs, variable = figures(expected, model)
+            assert means == pytest.approx(theirs, rel=0.1)
+            assert variability == pytest.approx(variable, rel=0.35)

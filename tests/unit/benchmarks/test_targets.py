@@ -1,0 +1,65 @@
+"""What the benchmarks on policies say of figures: which targets hold, and which terms are worth nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.ablations import TERMS, Term, Without, worthless
+from benchmarks.policies import Figure, targets
+from router.decide import placement
+from simulator.engine import simulate
+from simulator.fleet import parse_fleet
+from simulator.policies.taxiway import Taxiway
+from simulator.traces import synthetic_trace
+from simulator.workload import Workload, prepare
+from tests.unit.simulator.test_bound import MIXED
+
+OURS = Figure("conv", 1.0, 17.0, "taxiway", live=0.95, standard=1.0, bulk=1.0, cost=11.0, bound=10.0)
+
+
+def holds(*others: Figure) -> list[bool]:
+    return [target.holds for target in targets("conv", [OURS, *others])]
+
+
+def test_an_equal_and_cheaper_baseline_fails_two_targets_and_one_that_answers_less_none() -> None:
+    equal = replace(OURS, policy="static", cost=10.5)
+    assert holds(equal) == [True, False, True, False]
+    assert holds(replace(equal, standard=0.9)) == [True, True, True, True]
+    assert holds(replace(equal, cost=10.9)) == [True, False, True, True]
+
+
+def test_the_clairvoyant_is_compared_by_live_attainment_alone() -> None:
+    assert holds(replace(OURS, policy="clairvoyant-edf", live=0.97, cost=1.0)) == [False, True, True, True]
+
+
+def test_a_cost_far_above_the_bound_fails_its_target() -> None:
+    assert [target.holds for target in targets("conv", [replace(OURS, bound=9.0)])] == [True, True, False, True]
+
+
+def work() -> Workload:
+    return prepare(synthetic_trace("poisson:rate=4,duration=20,seed=3", model="chat"), parse_fleet(MIXED), seed=1)
+
+
+def test_the_model_without_nothing_decides_as_the_product() -> None:
+    workload = work()
+    shipped, same = Taxiway(workload, seed=1), Without(workload, TERMS[0], seed=1)
+    assert simulate("t", workload, shipped, seed=1) == simulate("t", workload, same, seed=1)
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.name)
+def test_a_term_is_back_after_it_was_switched_off(term: Term) -> None:
+    before = (placement.NEAR, placement.WARM_PREFERENCE)
+    workload = work()
+    with term.switched_off():
+        found = simulate("t", workload, Without(workload, term, seed=1), seed=1)
+    assert found.requests == len(workload)
+    assert before == (placement.NEAR, placement.WARM_PREFERENCE)
+
+
+def test_a_term_that_moves_a_service_is_worth_something() -> None:
+    assert worthless(OURS, replace(OURS, live=OURS.live + 0.0005, cost=OURS.cost * 1.005))
+    assert not worthless(OURS, replace(OURS, bulk=0.99))
+    assert not worthless(OURS, replace(OURS, cost=OURS.cost * np.nextafter(1.011, 2)))

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.metrics import Counters, exposition
+from router.view import ClassView, FleetView
+from tasks.heartbeat import STAGES, EndpointFacts, Use, count, empty
+from tasks.topology import Price
+from tests.builders import a_device
+from tests.unit.router.decide.test_rebalance import two_classes
+
+ROOT = Path(__file__).parents[4]
+DASHBOARD = json.loads((ROOT / "docker" / "grafana" / "taxiway.json").read_text())
+
+
+def figures(*seconds: float) -> list[float]:
+    counted = empty()
+    for one in seconds:
+        count(counted, one)
+    return counted
+
+
+DONE = Counters(
+    placed={("gpu", "generate:1"): 7},
+    moved={("gpu", "cpu", "save"): 2},
+    refused={("overloaded",): 4},
+    ended={("expired",): 6},
+    outcomes={("gpu", "succeeded"): 5},
+    latency={("gpu", stage): figures(0.03, 9000.0) for stage in (*STAGES, "first", "token")},
+    parked=9,
+    rejected={("gpu",): 8},
+    used={("gpu", "talk:1"): Use(rows=3, aborted=1, input=10, cached=4, output=5)},
+    dollars={("gpu", "talk:1", "lab"): 0.5},
+    webhooks={("delivered",): 3},
+)
+ENDPOINT = a_device("gpu", kind="endpoint", endpoint=EndpointFacts(state="half-open"))
+
+
+def a_class(**changes: object) -> ClassView:
+    facts: dict[str, object] = {
+        "device": "cuda",
+        "devices": 2,
+        "emulated": 1,
+        "usd_per_hour": 0.71,
+        "spending": 1.42,
+        "utilisation": 0.5,
+        "depth": (1, 2, 0, 4),
+        "oldest": 1.5,
+        "work": (0.1, 0.2, 0.0, 3.0),
+        "held": (0.0, 0.0, 0.0, 9.0),
+        "rows_per_second": 12.5,
+        "running": 3,
+        "warm": ("generate:1",),
+        "replicas": 3,
+        "why": "the test says so",
+        "price": Price(1.0),
+    }
+    return ClassView(**(facts | changes))  # type: ignore[arg-type]
+
+
+def samples(view: FleetView, done: Counters) -> dict[tuple[str, ...], float]:
+    families = text_string_to_metric_families(exposition(view, done).decode())
+    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+
+
+def view(**classes: ClassView) -> FleetView:
+    _, _, fleet = two_classes()
+    return FleetView(
+        stale=False, now=0.0, held=3, dead=1, classes=classes, devices=(*fleet.devices, ENDPOINT), moves=()
+    )
+
+
+def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
+    found = samples(view(gpu=a_class()), DONE)
+    assert found["taxiway_devices", "gpu"] == 2
+    assert found["taxiway_waiting", "gpu", "3"] == 4
+    assert found["taxiway_held_seconds", "gpu", "3"] == 9
+    assert found["taxiway_wanted_replicas", "gpu"] == 3
+    assert found["taxiway_placed_total", "gpu", "generate:1"] == 7
+    assert found["taxiway_moved_total", "save", "gpu", "cpu"] == 2
+    assert found["taxiway_stale",] == 0
+    assert (found["taxiway_held_jobs",], found["taxiway_dead_letters",]) == (3, 1)
+    assert found["taxiway_refused_total", "overloaded"] == 4
+    assert found["taxiway_ended_total", "expired"] == 6
+    assert (found["taxiway_parked_total",], found["taxiway_rejected_total", "gpu"]) == (9, 8)
+    assert found["taxiway_results_total", "gpu", "succeeded"] == 5
+    assert [found["taxiway_tokens_total", "gpu", kind, "talk:1"] for kind in ("input", "cached", "output")] == [6, 4, 5]
+    assert found["taxiway_usd_total", "gpu", "talk:1", "lab"] == 0.5
+    assert found["taxiway_aborts_total", "gpu", "talk:1"] == 1
+    assert found["taxiway_endpoints", "gpu", "half-open"] == 1
+
+
+def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> None:
+    found = samples(view(gpu=a_class()), DONE)
+    assert found["taxiway_run_seconds_bucket", "gpu", "0.025"] == 0
+    assert found["taxiway_run_seconds_bucket", "gpu", "0.05"] == 1
+    assert found["taxiway_run_seconds_bucket", "gpu", "+Inf"] == 2
+    assert found["taxiway_run_seconds_count", "gpu"] == 2
+    assert found["taxiway_run_seconds_sum", "gpu"] == pytest.approx(9000.03)
+    assert ("taxiway_latency_seconds_sum", "gpu") in found
+
+
+def test_what_is_not_known_has_no_sample() -> None:
+    found = samples(view(gpu=a_class(replicas=None)), Counters({}, {}))
+    assert ("taxiway_wanted_replicas", "gpu") not in found
+
+
+def test_the_metrics_page_lists_each_metric_and_no_other() -> None:
+    assert set(documented()) == exposed()
+
+
+def test_the_dashboard_names_metrics_that_are_exposed_and_leaves_none_out() -> None:
+    asked = {name for query in queries(DASHBOARD) for name in re.findall(r"taxiway_\w+", query)}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} == exposed()
+
+
+def test_every_label_in_the_dashboards_queries_is_one_of_its_metrics() -> None:
+    families = text_string_to_metric_families(exposition(view(gpu=a_class()), DONE).decode())
+    labels = {name for family in families for sample in family.samples for name in sample.labels}
+    grouped = {
+        name.strip()
+        for query in queries(DASHBOARD)
+        for names in re.findall(r"by \(([^)]*)\)", query)
+        for name in names.split(",")
+    }
+    assert grouped <= labels
+
+
+def exposed() -> set[str]:
+    """The metrics that have samples, each histogram as one."""
+    families = text_string_to_metric_families(exposition(view(gpu=a_class()), DONE).decode())
+    return {f"{one.name}_total" if one.type == "counter" else one.name for one in families if one.samples}
+
+
+def queries(node: Any) -> Iterator[str]:
+    """Every PromQL expression of a dashboard."""
+    if isinstance(node, dict):
+        yield from (value for name, value in node.items() if name == "expr")
+        yield from (query for below in node.values() for query in queries(below))
+    elif isinstance(node, list):
+        yield from (query for below in node for query in queries(below))
+
+
+def documented() -> Iterator[str]:
+    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
+        if line.startswith("| `taxiway_"):
+            yield line.split("`")[1]

@@ -1,0 +1,90 @@
+"""The fleet file: the example, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from simulator.fleet import FleetError, load_fleet, parse_fleet
+
+EXAMPLE = Path(__file__).parents[3] / "simulator" / "fleets" / "azure-mixed.yaml"
+DATA = Path(__file__).parents[4] / "shared" / "data"
+
+DEVICES = {"gpu.l4": "NVIDIA L4", "gpu.a100": "NVIDIA A100-SXM4-40GB", "tpu.v5e": "Google TPU v5e"}
+INSTANCES = {
+    "cpu.amx": "c3-standard-44",
+    "gpu.l4": "g2-standard-4",
+    "gpu.a100": "a2-highgpu-1g",
+    "tpu.v5e": "tpu-v5litepod-1",
+}
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"the public data is not here: {path.name}")
+    with path.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_example_has_the_published_prices() -> None:
+    fleet = load_fleet(EXAMPLE)
+    rows = [row for row in rows_of("prices.csv") if row["region"] == "us-central1"]
+    prices = {row["instance"]: (row["usd_per_hour"], row["usd_per_hour_spot"]) for row in rows}
+    for name, instance in INSTANCES.items():
+        price = fleet.classes[name].price
+        assert (price.usd_per_hour, price.spot_usd_per_hour) == tuple(map(float, prices[instance]))
+
+
+def test_the_example_has_the_published_rooflines() -> None:
+    fleet = load_fleet(EXAMPLE)
+    published = {row["name"]: row for row in rows_of("accelerators.csv")}
+    for name, device in DEVICES.items():
+        limits, row = fleet.classes[name].roofline, published[device]
+        assert limits is not None
+        assert limits.peak_flops == float(row["peak_bf16_flops"])
+        assert limits.bandwidth == float(row["memory_bandwidth_bytes_per_s"])
+        assert limits.host_link == pytest.approx(float(row["host_link_bytes_per_s"]), rel=0.001)
+        assert fleet.classes[name].memory == int(row["memory_bytes"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ("default_model: chat", "default_model: chess", "default_model"),
+        ("share: 0.3, times", "share: 0.5, times", "services"),
+        ("usd_per_hour: 1.2,", "usd_per_hour: 0,", "classes.tpu.v5e.price.usd_per_hour"),
+        ("    count: 8\n    initial", "    count: 0\n    initial", "classes.gpu.a100.count"),
+        (
+            "    initial: 4\n    reserve_for: live\n    price: {usd_per_hour: 3",
+            "    initial: 9\n    reserve_for: live\n    price: {usd_per_hour: 3",
+            "classes.gpu.a100.initial",
+        ),
+        ("bulk: {", "batch: {", "services"),
+        ("    max_batch: 64", "    max_bach: 64", "classes.gpu.a100.max_bach"),
+        (", spot_usd_per_hour: 0.24493}", "}\n    spot: true", "classes.tpu.v5e.price.spot_usd_per_hour"),
+        ("memory: 16000000000", "memory: 16GB", "classes.tpu.v5e.memory"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(old: str, new: str, path: str) -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    assert old in text
+    with pytest.raises(FleetError) as caught:
+        parse_fleet(text.replace(old, new, 1), "mine.yaml")
+    assert caught.value.path == path
+    assert str(caught.value).startswith("mine.yaml: ")
+
+
+def test_a_class_too_small_for_a_model_does_not_run_it() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8").replace("memory: 16000000000", "memory: 6000000000")
+    fleet = parse_fleet(text)
+    able = dict(zip(fleet.classes, fleet.timings["chat"], strict=True))
+    assert able["tpu.v5e"] is None
+    assert able["gpu.l4"] is not None
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"none\.yaml: document: expected a readable file"):
+        load_fleet(tmp_path / "none.yaml")

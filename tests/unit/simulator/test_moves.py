@@ -1,0 +1,203 @@
+"""Waiting work in the simulator: queues, holding and the rebalancer, by the router's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.decide.classify import Constraints
+from router.decide.fairness import HeldKind
+from router.upkeep.releaser import RELEASE_TICK
+from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
+from simulator.fleet import parse_fleet
+from simulator.policies.policy import Central, Policy, Shift
+from simulator.policies.routing import ExpectedBatch, Holding
+from simulator.policies.taxiway import Taxiway
+from simulator.pool import ClassQueue, Pool
+from simulator.traces import make_trace
+from simulator.workload import Job, Workload, jobs, prepare
+from tests.unit.simulator.test_engine import chat
+
+TWINS = """
+default_model: m
+classes:
+  a: &twin
+    {count: 1, minimum: 1, initial: 1, price: {usd_per_hour: 1}, memory: 1GiB, start: 0, max_batch: 1, horizon: HORIZON,
+     curves: {m: {base: 0, slope: 0.000001, load: 0}}}
+  b: {<<: *twin, price: {usd_per_hour: PRICE}}
+services:
+  live: {share: 0}
+  standard: {share: 0, deadline: 100}
+  bulk: {share: 1, deadline: 1000}
+rebalance: {max_moves_per_job: MOVES}
+"""
+
+
+def workload(requests: Sequence[dict[str, Any]], *, horizon: float, price: float = 1, moves: int = 2) -> Workload:
+    """Requests of a second each, for two devices of two classes; the second's `price` is in dollars an hour."""
+    text = TWINS.replace("HORIZON", str(horizon)).replace("PRICE", str(price)).replace("MOVES", str(moves))
+    rows = [{"size": 1_000_000, "priority": 1, "deadline": 1000.0} | request for request in requests]
+    return prepare(make_trace(rows), parse_fleet(text), seed=1)
+
+
+def some_jobs(*terms: tuple[int, float]) -> list[Job]:
+    """Jobs of these priorities (2 is low) and deadlines."""
+    rows = [
+        {"arrival": float(n), "model": "m", "size": 1, "priority": priority, "deadline": deadline}
+        for n, (priority, deadline) in enumerate(terms)
+    ]
+    return list(jobs(workload(rows, horizon=1), clairvoyant=False))
+
+
+def indices(found: Sequence[Job]) -> list[int]:
+    return [job.index for job in found]
+
+
+def test_a_queue_by_level_shows_both_of_its_ends_and_any_job_may_leave() -> None:
+    queue = ClassQueue("level")
+    waiting = some_jobs((2, 100), (1, 100), (2, 100), (1, 100))
+    for job in waiting:
+        queue.push(job)
+    assert indices(queue.front(0, 3)) == [1, 3, 0]
+    assert indices(list(queue.back(1))) == [3, 2]
+    queue.take(waiting[3])
+    assert indices(queue.front(0, 9)) == [1, 0, 2]
+    assert (len(queue), queue.count(0)) == (3, 3)
+
+
+def test_a_queue_by_deadline_keeps_its_order_when_a_job_in_its_middle_leaves() -> None:
+    queue = ClassQueue("deadline")
+    waiting = some_jobs((1, 300), (1, 100), (1, 200))
+    for job in waiting:
+        queue.push(job)
+    queue.take(waiting[2])
+    assert indices(queue.front(0, 9)) == [1, 0]
+    queue.take(waiting[1])
+    assert queue.heads() == [waiting[0]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 2), st.booleans()), max_size=30))
+def test_a_queue_serves_each_model_by_level_and_order_of_joining(steps: list[tuple[int, int, int, bool]]) -> None:
+    queue, inside = ClassQueue("level"), list[Job]()
+    made = some_jobs(*((level, due) for level, due, _, _ in steps)) if steps else []
+    for (_, _, model, leaves), job in zip(steps, made, strict=True):
+        job.model = model
+        queue.push(job)
+        inside.append(job)
+        if leaves:
+            queue.take(inside.pop(len(inside) // 2))
+    served = sorted(inside, key=lambda job: (job.level, job.index))
+    for model in range(3):
+        assert queue.front(model, 99) == [job for job in served if job.model == model]
+    firsts = [next(job for job in served if job.model == model) for model in {job.model for job in served}]
+    assert queue.heads() == sorted(firsts, key=lambda job: (job.level, job.index))
+    assert list(queue.back(99)) == sorted(inside, key=lambda job: (job.level, -job.index))
+
+
+class Watched(Taxiway):
+    """The router's policy; `deepest` is the most jobs that a class's queue had at a look."""
+
+    deepest = 0
+
+    def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
+        """As `Policy.look`."""
+        yield from super().look(pools, now)
+        self.deepest = max(self.deepest, *(pool.waiting for pool in pools))
+
+
+class OnOneClass(Watched):
+    """The router's policy, but that all is placed on the first class."""
+
+    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+        """As `Policy.choose`."""
+        self._reader.count(job, self._count(job, pools[0], None))
+        return 0
+
+
+MINUTE = [{"arrival": 0.01 * n, "model": "m"} for n in range(60)]
+"""A minute of work that any class can do."""
+
+
+def play(work: Workload, policy: Policy) -> Outcome:
+    return Engine(work, policy, seed=1).run()
+
+
+def test_jobs_wait_bound_to_nothing_beyond_the_horizon_and_all_are_answered() -> None:
+    work = workload(MINUTE, horizon=5)
+    policy = Watched(work, seed=1)
+    outcome = play(work, policy)
+    assert (outcome.state == ANSWERED).all()
+    assert 4 <= policy.deepest <= 7
+    assert float(outcome.latency.max()) < 33  # the devices were never idle meanwhile
+
+
+def test_what_is_held_past_its_deadline_is_turned_away() -> None:
+    late = [{"arrival": 0.5, "model": "m", "deadline": 20.0} for _ in range(60)]
+    outcome = play(work := workload(MINUTE + late, horizon=2), Taxiway(work, seed=1))
+    assert set(np.unique(outcome.state)) <= {ANSWERED, DROPPED, REFUSED}
+    assert (outcome.state != ANSWERED).any()
+
+
+def test_what_one_class_has_too_much_of_is_levelled_with_an_idle_one() -> None:
+    work = workload(MINUTE, horizon=1000)
+    outcome = play(work, OnOneClass(work, seed=1))
+    assert 20 <= outcome.moves <= 40
+    assert float(outcome.latency.max()) < 36
+
+
+def test_work_goes_back_from_a_dear_class_to_a_cheap_one_and_is_levelled_no_more() -> None:
+    work = workload(MINUTE, horizon=1000, price=0.1)
+    policy = OnOneClass(work, seed=1)
+    outcome = play(work, policy)
+    assert outcome.moves > 45
+    assert (outcome.state == ANSWERED).all()
+
+
+def test_no_job_moves_where_moves_are_forbidden() -> None:
+    work = workload(MINUTE, horizon=1000, moves=0)
+    outcome = play(work, OnOneClass(work, seed=1))
+    assert outcome.moves == 0
+    assert float(outcome.latency.max()) > 59
+
+
+def test_the_central_queue_binds_a_job_when_a_device_has_room_for_it_and_not_before() -> None:
+    work = workload(MINUTE, horizon=1000)
+    outcome = play(work, Central())
+    assert (outcome.state == ANSWERED).all()
+    assert float(outcome.latency.max()) < 31 + 60 * RELEASE_TICK
+
+
+def test_company_is_of_usual_size() -> None:
+    work = chat(rate=50, duration=40)
+    expected_batch = ExpectedBatch(len(work.trace.models))
+    known = list(jobs(work, clairvoyant=False))
+    for job in known:
+        expected_batch.observe(job)
+    able = np.isfinite(known[0].alone)
+    assert expected_batch.alone(0)[able] == pytest.approx(np.mean([job.alone for job in known], axis=0)[able], rel=0.1)
+    assert expected_batch.crowding(0)[able] == pytest.approx(
+        np.mean([job.crowding for job in known], axis=0)[able], rel=0.2
+    )
+
+
+def test_held_jobs_of_two_tenants_leave_in_turn_though_one_held_all_of_its_before() -> None:
+    requests = [{"arrival": number * 0.001, "tenant": "first"} for number in range(6)]
+    requests += [{"arrival": 0.1 + number * 0.001, "tenant": "second", "deadline": 999.0} for number in range(3)]
+    held = list(jobs(workload([{"model": "m"} | request for request in requests], horizon=1), clairvoyant=False))
+    holding = Holding()
+    for job in held:
+        holding.add(HeldKind(job.tenant, "m:1", Constraints()), job)
+    left = []
+    while kinds := holding.kinds():
+        holding.set_present(kinds)
+        kind = holding.next(kinds)
+        left.append(kind.tenant)
+        holding.release(kind, dollars=1.0)
+
+    assert sorted(left[:2]) == sorted(left[2:4]) == sorted(left[4:6]) == ["first", "second"]
+    assert left[6:] == ["first"] * 3

@@ -1,0 +1,89 @@
+"""The roofline against measured rows, and the arithmetic of batches."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.fleet import Transformer
+from simulator.timing import Roofline, Stepping, Whole
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+
+MODELS = {
+    "microsoft/phi-2": Transformer(
+        layers=32, hidden=2560, intermediate=10240, heads=32, kv_heads=32, vocabulary=51200, gated=False
+    ),
+    "meta-llama/Llama-2-7b-hf": Transformer(
+        layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocabulary=32000
+    ),
+    "meta-llama/Llama-2-70b-hf": Transformer(
+        layers=80, hidden=8192, intermediate=28672, heads=64, kv_heads=8, vocabulary=32000
+    ),
+}
+
+DEVICES = {
+    "a40": "NVIDIA A40",
+    "a100": "NVIDIA A100-SXM4-80GB",
+    "h100": "NVIDIA H100-SXM5-80GB",
+}
+
+PHI = MODELS["microsoft/phi-2"].shape()
+A100 = Roofline(peak_flops=312e12, bandwidth=1555e9, host_link=31.5e9)
+
+
+def rows_of(name: str) -> Iterator[dict[str, str]]:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"the public data is not here: {path.name}")
+    with path.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_roofline_is_near_the_measured_dense_operators(device: str) -> None:
+    facts = next(row for row in rows_of("accelerators.csv") if row["name"] == DEVICES[device])
+    bandwidth, link = float(facts["memory_bandwidth_bytes_per_s"]), float(facts["host_link_bytes_per_s"])
+    roofline = Roofline(peak_flops=float(facts["peak_bf16_flops"]), bandwidth=bandwidth, host_link=link)
+    measured = [row for row in rows_of("vidur_profiles.csv") if row["device"] == device]
+    errors = [
+        abs(
+            1000
+            * roofline.layer(MODELS[row["model"]].shape(), int(row["num_tokens"]), int(row["tensor_parallel"]))
+            / float(row["layer_linear_total_ms"])
+            - 1
+        )
+        for row in measured
+    ]
+    assert len(errors) == 459
+    assert np.median(errors) < 0.12
+    assert np.quantile(errors, 0.9) < 0.30
+
+
+def test_reading_a_long_prompt_is_bound_by_compute_and_a_step_by_bandwidth() -> None:
+    timing = Stepping.of(PHI, A100)
+    assert timing.prefill(2000) > 1.8 * timing.prefill(1000)
+    assert timing.step(16, 0) == timing.step(1, 0)
+
+
+def test_company_makes_an_answer_slower_and_its_device_time_shorter() -> None:
+    timing = Stepping.of(PHI, A100)
+    size, output = np.array([1000.0]), np.array([130.0])
+    alone, together = timing.answer(size, output, 1)[0], timing.answer(size, output, 8)[0]
+    assert alone < together < 8 * alone
+
+
+def test_an_answer_alone_is_its_prompt_and_its_steps() -> None:
+    timing = Stepping.of(PHI, A100)
+    expected = timing.prefill(1000) + 100 * timing.step(1, 1050)
+    assert timing.answer(np.array([1000.0]), np.array([100.0]), 1)[0] == pytest.approx(expected)
+
+
+def test_a_measured_curve_is_never_under_its_floor() -> None:
+    timing = Whole(load=1.0, memory=0, base=0.001, slope=1e-6, floor=0.01)
+    assert timing.batch(4, 40.0) == 0.01
+    assert timing.batch(4, 40_000.0) == pytest.approx(0.041)

@@ -1,0 +1,160 @@
+"""Readers of traces: figures of public ones, and what they say of bad rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.traces import KINDS, PRIOR, UNSET, Trace, TraceError, predict, read_trace, synthetic_trace
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+HEADER = "arrival,model,size,deadline,priority,tenant"
+
+
+def azure(name: str) -> Trace:
+    path = DATA / f"azure_llm_{name}.csv"
+    if not path.exists():
+        pytest.skip(f"the public data is not here: {path.name}")
+    return read_trace(path, model="chat")
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "trace.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "span", "rate", "dispersion", "prompts", "outputs"),
+    [
+        ("code", 8819, 3435.9, 2.521, 163.96, (1469, 5194, 7436, 7437), (13, 55, 252, 1899)),
+        ("conv", 19366, 3501.7, 5.554, 16.13, (1020, 2735, 4142, 14050), (129, 424, 601, 1000)),
+    ],
+)
+def test_the_azure_reader_gives_the_published_figures(
+    name: str,
+    count: int,
+    span: float,
+    rate: float,
+    dispersion: float,
+    prompts: tuple[int, ...],
+    outputs: tuple[int, ...],
+) -> None:
+    trace = azure(name)
+    minutes = np.bincount((trace.arrival // 60).astype(int))[: int(trace.arrival[-1] // 60)]
+    assert len(trace) == count
+    assert trace.arrival[-1] == pytest.approx(span, abs=0.05)
+    assert minutes.mean() / 60 == pytest.approx(rate, abs=0.001)
+    assert minutes.var() / minutes.mean() == pytest.approx(dispersion, rel=0.02)
+    assert tuple(np.quantile(trace.size, [0.5, 0.9, 0.99, 1.0]).round()) == pytest.approx(prompts, abs=6)
+    assert tuple(np.quantile(trace.output, [0.5, 0.9, 0.99, 1.0]).round()) == pytest.approx(outputs, abs=1)
+
+
+def test_a_generic_trace_is_put_in_order_and_may_leave_terms_open(tmp_path: Path) -> None:
+    path = written(tmp_path, f"{HEADER}\n7.5,chat,10,,,\n5,embed,20,1.5,high,acme\n")
+    trace = read_trace(path, model="unused")
+    assert trace.arrival.tolist() == [0.0, 2.5]
+    assert [trace.models[i] for i in trace.model] == ["embed", "chat"]
+    assert trace.deadline[0] == 1.5
+    assert math.isnan(trace.deadline[1])
+    assert trace.priority.tolist() == [0, UNSET]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("x,chat,1,,,", "arrival in seconds"),
+        ("nan,chat,1,,,", "arrival in seconds"),
+        ("-1,chat,1,,,", "arrival in seconds"),
+        ("1,,1,,,", "a model"),
+        ("1,chat,-1,,,", "size as an integer"),
+        ("1,chat,1.5,,,", "size as an integer"),
+        ("1,chat,٣,,,", "size as an integer"),
+        ("1,chat,1,0,,", "deadline in seconds, above 0"),
+        ("1,chat,1,inf,,", "deadline in seconds, above 0"),
+        ("1,chat,1,,urgent,", "priority as one of high, normal, low"),
+        ("1,chat,1,,", "6 fields"),
+        ('1,"chat,1,,,', "CSV"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line_and_what_was_expected(tmp_path: Path, row: str, expected: str) -> None:
+    path = written(tmp_path, f"{HEADER}\n0,chat,1,,,\n\n{row}\n")
+    with pytest.raises(TraceError) as caught:
+        read_trace(path, model="chat")
+    assert expected in caught.value.expected
+    assert caught.value.line == 4
+    assert str(path) in str(caught.value)
+
+
+def test_a_bad_time_in_an_azure_trace_is_named_by_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n")
+    with pytest.raises(TraceError, match="line 2: expected a TIMESTAMP"):
+        read_trace(path, model="chat")
+
+
+@pytest.mark.parametrize("text", ["", "a,b,c\n1,2,3\n", f"{HEADER},colour\n", f"{HEADER},size\n", f"{HEADER}\n"])
+def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(TraceError):
+        read_trace(written(tmp_path, text), model="chat")
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("missing", "binary"):
+        with pytest.raises(TraceError, match="readable CSV"):
+            read_trace(tmp_path / name, model="chat")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_synthetic_trace_is_the_same_for_a_seed_and_another_for_another(kind: str) -> None:
+    first, again, other = (synthetic_trace(f"{kind}:duration=300,seed={seed}", model="m") for seed in (1, 1, 2))
+    assert np.array_equal(first.arrival, again.arrival)
+    assert np.array_equal(first.output, again.output)
+    assert not np.array_equal(first.arrival, other.arrival)
+    assert (np.diff(first.arrival) >= 0).all()
+
+
+def test_a_poisson_trace_has_its_rate_and_sizes() -> None:
+    trace = synthetic_trace("poisson:rate=50,duration=600,seed=1,size=400,output=20", model="m")
+    assert len(trace) == pytest.approx(30_000, rel=0.03)
+    assert trace.size.mean() == pytest.approx(400, rel=0.05)
+    assert trace.output.mean() == pytest.approx(20, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "tide:rate=1",
+        "poisson:rte=1",
+        "poisson:rate=many",
+        "poisson:rate=-1",
+        "poisson:rate=nan",
+        "poisson:rate=0",
+        "poisson:rate=1e8,duration=1e8",
+    ],
+)
+def test_a_bad_spec_is_refused(spec: str) -> None:
+    with pytest.raises(TraceError):
+        synthetic_trace(spec, model="m")
+
+
+def test_a_load_multiplies_the_requests_and_keeps_the_span() -> None:
+    trace = synthetic_trace("poisson:rate=20,duration=600", model="m")
+    for load in (0.3, 2.5):
+        scaled = trace.at_load(load, seed=1)
+        assert len(scaled) == pytest.approx(load * len(trace), rel=0.05)
+        assert scaled.arrival[-1] == pytest.approx(600, abs=61)
+        assert (np.diff(scaled.arrival) >= 0).all()
+
+
+def test_a_prediction_never_sees_its_own_output() -> None:
+    output = np.full(400, 50, np.int32)
+    changed = output.copy()
+    changed[300] = 100_000
+    before, after = predict(output, np.zeros(400)), predict(changed, np.zeros(400))
+    assert np.array_equal(before[:301], after[:301])
+    assert before[0] == PRIOR
+    assert before[399] == 50

@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.heartbeat import lacking
+from tasks.models.catalogue import Catalogue, Model, ModelError, Profile, parse_model
+from tasks.models.folder import load_catalogue
+from tasks.settings import TREE
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+from tests.graphs import SCALE_SPECS, graph_model, scale_graph, write_model
+from tests.unit.strategies import json_values
+from tests.unit.tasks.test_topology import paths
+
+SHA = "0" * 64
+
+
+ON_CPU = {"cpu": {"base": 0.1, "slope": 0}}
+REMOTE = {"endpoint": {"base": 0.1, "slope": 0}}
+
+
+def document(**fields: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "name": "sentiment",
+        "version": 1,
+        "summary": "Positive or negative.",
+        "licence": "MIT",
+        "pipeline": "text",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": "label", "datatype": "BYTES", "shape": [-1]}],
+        "reference": "onnx",
+        "artefacts": {"graph": {"kind": "file", "path": "graph.onnx", "sha256": SHA}},
+        "variants": {
+            "onnx": {
+                "runtime": "onnx",
+                "memory": "1MiB",
+                "artefacts": {"graph": "graph"},
+                "profiles": {"cpu": {"base": 0.1, "slope": 0}},
+            }
+        },
+    }
+    return given | fields
+
+
+def model(**fields: Any) -> Model:
+    return parse_model(yaml.safe_dump(document(**fields)), "model.yaml")
+
+
+def derived(**inputs: str) -> dict[str, Any]:
+    return {"kind": "derived", "recipe": "onnx-int8", "inputs": inputs}
+
+
+def file(path: str) -> dict[str, Any]:
+    return {"graph": {"kind": "file", "path": path, "sha256": SHA}}
+
+
+def variants(**changes: Any) -> dict[str, Any]:
+    return {"onnx": document()["variants"]["onnx"] | changes}
+
+
+def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
+    return {"name": "x", "datatype": "FP32", "shape": shape, "batch_axis": batch_axis}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "Sentiment"}, "name: expected `str` matching"),
+        ({"reference": "torch"}, "reference: expected one of the variants ['onnx'], got 'torch'"),
+        ({"inputs": []}, "inputs: expected `array` of length >= 1, got []"),
+        (
+            {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [3]}]},
+            "inputs.0.shape: expected -1 first: the batch axis, got [3]",
+        ),
+        ({"inputs": [{"name": "text", "datatype": "FP32", "shape": [-1, 0]}]}, "inputs.0.shape: expected sizes >= 1"),
+        ({"inputs": [tensor([2, 3], 1)]}, "inputs.0.shape: expected -1 at position 1: the batch axis, got [2, 3]"),
+        (
+            {"variants": {"onnx": {"runtime": "onnx", "profiles": ON_CPU}}},
+            "variants.onnx.memory: expected a value, got nothing",
+        ),
+        (
+            {"variants": {"onnx": {"runtime": "oip", "profiles": ON_CPU}}},
+            "variants.onnx.profiles: expected a profile for",
+        ),
+        (
+            {"variants": {"onnx": {"runtime": "oip", "profiles": REMOTE}}},
+            "variants.onnx.runtime: expected a runtime for the",
+        ),
+        (
+            {"variants": variants(runtime="openai", profiles=REMOTE)},
+            "variants.onnx.artefacts: expected none where the runtime is",
+        ),
+        (
+            {"variants": variants(profiles=REMOTE)},
+            "variants.onnx.profiles.endpoint: expected no profile, as onnx runs on no",
+        ),
+        ({"inputs": [tensor([], None)], "pipeline": "tensors"}, "inputs: expected one with a batch axis"),
+        ({"outputs": [tensor([3], None)]}, "outputs.0.batch_axis: expected a batch axis: each row has an answer"),
+        ({"inputs": [tensor([2, -1], 1)]}, "inputs.0.batch_axis: expected 0, as the pipeline text batches its tensors"),
+        (
+            {"inputs": [tensor([2, -1], 1)], "pipeline": "tensors", "variants": variants(runtime="jax", entry="e")},
+            "inputs.0.batch_axis: expected 0, as the jax runtime takes no other, got 1",
+        ),
+        ({"outputs": document()["outputs"] * 2}, "outputs.1.name: expected a name that no tensor before it has"),
+        ({"inputs": [{"name": "x", "datatype": "FP8", "shape": [-1]}]}, "inputs.0.datatype: expected one of ['BOOL'"),
+        ({"buckets": [32, 16]}, "buckets: expected sizes that grow, got [32, 16]"),
+        ({"parameters": {"deadline": {"type": "number"}}}, "parameters.deadline: expected a name that is none of"),
+        (
+            {"parameters": {"k": {"type": "number", "minimum": 2, "maximum": 1}}},
+            "parameters.k.minimum: expected at",
+        ),
+        ({"artefacts": file("/etc/passwd")}, "artefacts.graph.path: expected a relative path that stays inside"),
+        ({"artefacts": file("../other/graph.onnx")}, "artefacts.graph.path: expected a relative path"),
+        ({"artefacts": file("a/../../graph.onnx")}, "artefacts.graph.path: expected a relative path"),
+        ({"artefacts": file("")}, "artefacts.graph.path: expected a relative path"),
+        (
+            {"artefacts": {"graph": {"kind": "ftp"}}},
+            "artefacts.graph.kind: expected one of ['pypi', 'huggingface'",
+        ),
+        (
+            {"artefacts": {"graph": {"kind": "file", "path": "x", "sha256": "0"}}},
+            "artefacts.graph.sha256: expected",
+        ),
+        (
+            {"artefacts": {"graph": derived(weights="w")}},
+            "artefacts.graph.inputs.weights: expected one of",
+        ),
+        (
+            {"artefacts": {"graph": derived(graph="graph")}},
+            "artefacts.graph.inputs: expected artefacts that are not made",
+        ),
+        (
+            {"artefacts": {"graph": derived(a="other"), "other": derived(a="graph")}},
+            "artefacts.graph.inputs: expected artefacts that are not made from it",
+        ),
+        ({"artefacts": {}}, "variants.onnx.artefacts.graph: expected one of the artefacts [], got 'graph'"),
+        ({"variants": variants(runtime="torch")}, "variants.onnx.entry: expected what the torch runtime shall run"),
+        (
+            {"variants": variants(profiles={})},
+            "variants.onnx.profiles: expected `object` of length >= 1, got {}",
+        ),
+        ({"variants": variants(profiles={"npu": {}})}, "variants.onnx.profiles.npu: expected a key that is one of"),
+    ],
+)
+def test_a_wrong_model_says_where_and_what_was_expected(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        model(**fields)
+    assert f"model.yaml: {message}" in str(caught.value)
+
+
+def catalogue() -> Catalogue:
+    versions = [model(version=1), model(version=2, aliases=["stable"]), model(version=3, aliases=["next"])]
+    return Catalogue({m.id: m for m in [*versions, model(name="embed"), model(name="embed", version=2)]})
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("sentiment:1", "sentiment:1"),
+        ("sentiment@stable", "sentiment:2"),
+        ("sentiment@next", "sentiment:3"),
+        ("sentiment", "sentiment:2"),
+        ("embed", "embed:2"),
+    ],
+)
+def test_a_reference_is_a_name_a_version_or_an_alias(reference: str, expected: str) -> None:
+    assert catalogue().resolve(reference).id == expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "near"),
+    [("sentimant", "sentiment"), ("embed:9", "embed:2"), ("sentiment@stabel", "sentiment@stable")],
+)
+def test_an_unknown_reference_is_answered_with_near_names(reference: str, near: str) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        catalogue().resolve(reference)
+    assert near in caught.value.details["near"]
+    assert near in caught.value.message
+
+
+@pytest.mark.parametrize("reference", ["", "@", "x" * 256, "\ud800"])
+def test_a_reference_near_nothing_has_no_suggestion(reference: str) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        catalogue().resolve(reference)
+    assert caught.value.details["near"] == []
+
+
+HTTPS = {"graph": {"kind": "https", "url": "https://models.example/graph.onnx", "sha256": SHA}}
+
+
+def written(path: Path, **fields: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(document(**{"artefacts": HTTPS, **fields})), encoding="utf-8")
+
+
+def test_a_catalogue_holds_every_version_below_its_folder(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml", version=2)
+    written(tmp_path / "sentiment/model-1.yaml", version=1, aliases=["stable"])
+    loaded = load_catalogue(tmp_path)
+    assert sorted(loaded.models) == ["sentiment:1", "sentiment:2"]
+    assert loaded.resolve("sentiment").folder == str(tmp_path / "sentiment")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"version": 2, "name": "other"}, "name: expected the folder's name 'sentiment', got 'other'"),
+        ({"reference": "torch"}, "reference: expected one of the variants ['onnx'], got 'torch'"),
+        ({"sumary": "x"}, "sumary: expected no such field"),
+        ({"artefacts": file("none.onnx")}, "artefacts.graph.path: expected a file in sentiment/, got 'none.onnx'"),
+    ],
+)
+def test_a_wrong_model_is_disabled_with_its_reason_and_no_other(
+    fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    written(tmp_path / "sentiment/model.yaml", **fields)
+    written(tmp_path / "embed/model.yaml", name="embed")
+    loaded = load_catalogue(tmp_path)
+    assert loaded.resolve("embed").id == "embed:1"
+    assert loaded.disabled["sentiment"].startswith(f"sentiment/model.yaml: {reason}")
+    for reference in ("sentiment", "sentiment:1", "sentiment@stable"):
+        with pytest.raises(ModelUnavailableError, match=r"is disabled: sentiment/model\.yaml: ") as caught:
+            loaded.resolve(reference)
+        assert caught.value.details["reason"] == loaded.disabled["sentiment"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"version": 2}, "version: expected a version that sentiment/model.yaml does not have, got 2"),
+        ({"aliases": ["stable"]}, "aliases: expected no alias of sentiment:2 in sentiment/model.yaml, got 'stable'"),
+    ],
+)
+def test_of_two_files_that_claim_the_same_the_current_one_has_it_and_the_other_names_both(
+    fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    written(tmp_path / "sentiment/model.yaml", version=2, aliases=["stable"])
+    written(tmp_path / "sentiment/model-1.yaml", **fields)
+    loaded = load_catalogue(tmp_path)
+    assert loaded.resolve("sentiment").version == 2
+    assert loaded.disabled == {"sentiment:1": f"sentiment/model-1.yaml: {reason}"}
+
+
+def test_an_older_version_does_not_stand_in_for_a_disabled_one_unless_it_is_the_stable_one(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml", version="two")
+    written(tmp_path / "sentiment/model-1.yaml", version=1)
+    with pytest.raises(ModelUnavailableError):
+        load_catalogue(tmp_path).resolve("sentiment")
+    assert load_catalogue(tmp_path).resolve("sentiment:1").version == 1
+    written(tmp_path / "sentiment/model-1.yaml", version=1, aliases=["stable"])
+    assert load_catalogue(tmp_path).resolve("sentiment").version == 1
+
+
+def test_a_wrong_edit_leaves_the_last_good_form_until_it_is_repaired(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml", summary="first")
+    first = load_catalogue(tmp_path)
+    written(tmp_path / "sentiment/model.yaml", summary="second", reference="torch")
+    second = load_catalogue(tmp_path, first)
+    assert second.resolve("sentiment") is first.resolve("sentiment")
+    assert second.outdated["sentiment:1"].startswith("sentiment/model.yaml: reference: expected")
+    assert not second.disabled
+    written(tmp_path / "sentiment/model.yaml", summary="third")
+    third = load_catalogue(tmp_path, second)
+    assert (third.resolve("sentiment").summary, third.outdated) == ("third", {})
+
+
+def test_what_did_not_change_is_the_same_object_again_and_what_is_removed_is_gone(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml")
+    written(tmp_path / "embed/model.yaml", name="embed")
+    first = load_catalogue(tmp_path)
+    (tmp_path / "embed/model.yaml").unlink()
+    second = load_catalogue(tmp_path, first)
+    assert second.resolve("sentiment") is first.resolve("sentiment")
+    assert sorted(second.models) == ["sentiment:1"]
+
+
+GRAPH = scale_graph(2.0)
+
+
+@pytest.mark.parametrize(
+    ("graph", "fields", "reason"),
+    [
+        (GRAPH, {"inputs": [{"name": "z", "datatype": "FP32", "shape": [-1, 2]}]}, "inputs.0.name: expected one of"),
+        (
+            GRAPH,
+            {"inputs": [{"name": "x", "datatype": "INT64", "shape": [-1, 2]}]},
+            "inputs.0.datatype: expected FP32 as in graph.onnx, got 'INT64'",
+        ),
+        (
+            GRAPH,
+            {"outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]},
+            "outputs.0.shape: expected [-1, 2] as in graph.onnx, got [-1, 3]",
+        ),
+        (
+            scale_graph(2.0, batch=1),
+            {},
+            "inputs.0.shape: expected a batch axis of any length, and not 1 (or `max_batch: 1` where that is 1), as in",
+        ),
+        (b"no graph", {}, "variants.onnx.artefacts.graph: expected an ONNX graph, got graph.onnx: expected an ONNX"),
+        (b"", {}, "variants.onnx.artefacts.graph: expected an ONNX graph, got graph.onnx: expected an ONNX graph"),
+    ],
+)
+def test_a_model_whose_graph_is_another_is_disabled_with_the_difference(
+    graph: bytes, fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path, "scale", graph, **{**SCALE_SPECS, **fields})
+    assert load_catalogue(tmp_path).disabled["scale"].startswith(f"scale/model.yaml: {reason}")
+
+
+def test_a_graph_of_one_row_is_fine_for_a_variant_that_never_gets_more(tmp_path: Path) -> None:
+    fields = graph_model("scale", b"", **SCALE_SPECS)
+    fields["variants"]["onnx"]["max_batch"] = 1
+    write_model(tmp_path, "scale", scale_graph(2.0, batch=1), **SCALE_SPECS, variants=fields["variants"])
+    assert load_catalogue(tmp_path).serves("scale")
+
+
+def test_a_file_beside_a_model_that_is_not_the_one_it_names_disables_it(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "scale", GRAPH, **SCALE_SPECS)
+    (folder / "graph.onnx").write_bytes(GRAPH[:-1])
+    loaded = load_catalogue(tmp_path)
+    assert "artefacts.graph.sha256: expected that of graph.onnx, " in loaded.disabled["scale"]
+    (folder / "graph.onnx").write_bytes(GRAPH)
+    assert load_catalogue(tmp_path, loaded).serves("scale")
+
+
+def test_a_tensor_has_the_name_that_a_graph_gives_it() -> None:
+    named = model(inputs=[{"name": "Model.input_ids", "datatype": "INT64", "shape": [-1, -1]}])
+
+    assert named.inputs[0].name == "Model.input_ids"
+
+
+def test_a_file_that_is_no_text_disables_its_model(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml")
+    (tmp_path / "sentiment" / "model.yaml").write_bytes(b"\xff")
+    assert "expected a readable file of UTF-8 text" in load_catalogue(tmp_path).disabled["sentiment"]
+
+
+def test_every_shipped_model_is_read() -> None:
+    loaded = load_catalogue(TREE / "models")
+    assert {path.name for path in (TREE / "models").iterdir()} == {model.name for model in loaded.models.values()}
+    assert not loaded.disabled
+
+
+def test_a_profile_gives_the_latency_of_a_batch_and_never_less_than_its_floor() -> None:
+    profile = Profile(base=0.1, slope=0.01, floor=0.3)
+    assert (profile.latency(4, 10), profile.latency(1, 1)) == pytest.approx((0.5, 0.3))
+
+
+SHIPPED = [path.read_text(encoding="utf-8") for path in sorted((TREE / "models").glob("*/model.yaml"))]
+
+
+@given(data=st.data())
+def test_any_change_to_a_shipped_model_is_a_model_or_a_model_error(data: st.DataObject) -> None:
+    described = yaml.safe_load(data.draw(st.sampled_from(SHIPPED)))
+    *above, last = data.draw(st.sampled_from([path for path in paths(described) if path]))
+    place = described
+    for step in above:
+        place = place[step]
+    place[last] = data.draw(json_values)
+    returns_or_refuses(yaml.safe_dump(described))
+
+
+@settings(max_examples=100)
+@given(text=st.sampled_from(SHIPPED), data=st.data())
+def test_any_slip_of_the_pen_is_a_model_or_a_model_error(text: str, data: st.DataObject) -> None:
+    start, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 40))
+    returns_or_refuses(text[:start] + data.draw(st.text(max_size=10)) + text[start + length :])
+
+
+def returns_or_refuses(text: str) -> None:
+    with suppress(ModelError):
+        assert parse_model(text, "model.yaml").variants
+
+
+@pytest.mark.parametrize(
+    ("wanted", "have", "missing"),
+    [
+        (["sm_80"], ["avx2", "sm_89"], []),
+        (["sm_90"], ["sm_89"], ["sm_90"]),
+        (["sm_90"], ["sm_120"], []),
+        (["sm_90a"], ["sm_120"], ["sm_90a"]),
+        (["sm_80"], ["avx2"], ["sm_80"]),
+        (["avx512f", "avx2"], ["avx2"], ["avx512f"]),
+    ],
+)
+def test_a_cuda_device_has_every_lower_compute_capability(
+    wanted: list[str], have: list[str], missing: list[str]
+) -> None:
+    assert lacking(wanted, have) == missing

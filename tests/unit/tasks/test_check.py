@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.check import QUEUES, Verdict, check_configuration
+from tasks.models.artefacts import made_inputs
+from tasks.models.signature import bind
+from tasks.settings import TREE
+from tests.graphs import SCALE_SPECS, VAD_SPECS, graph_model, scale_graph, vad_graph, write_model
+from tests.unit.tasks.test_catalogue import model
+
+TOPOLOGY: dict[str, Any] = {
+    "hardware": {
+        "cpu.batch": {
+            "device": "cpu",
+            "runtimes": ["onnx"],
+            "max_batch": 4,
+            "max_wait": 0,
+            "price": {"usd_per_hour": 1},
+            "warm": ["embed"],
+        }
+    },
+    "service": {"standard": {"deadline": 5}},
+    "default_service": "standard",
+}
+
+
+def checked(folder: Path, **hardware: Any) -> list[Verdict]:
+    """What the check says that is not ok, with a class of these fields."""
+    described = {**TOPOLOGY, "hardware": {"cpu.batch": {**TOPOLOGY["hardware"]["cpu.batch"], **hardware}}}
+    (folder / "queues.yaml").write_text(yaml.safe_dump(described))
+    found = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    assert found[0].subject == QUEUES
+    return [verdict for verdict in found if verdict.level != "ok"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "models", "embed", scale_graph(2.0), **SCALE_SPECS)
+    return tmp_path
+
+
+def test_a_sound_fleet_has_nothing_that_is_not_ok(folder: Path) -> None:
+    assert checked(folder) == []
+
+
+def test_a_warm_model_that_does_not_exist_is_an_error_with_the_name_that_was_meant(folder: Path) -> None:
+    (found,) = checked(folder, warm=["embedd"])
+    assert (found.subject, found.level, found.hint) == (QUEUES, "error", "did you mean embed?")
+    assert found.text == "hardware.cpu.batch.warm.0: expected a model of the catalogue, got 'embedd'"
+
+
+def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_announce_its_model(folder: Path) -> None:
+    (folder / "models" / "stand-in").mkdir()
+    (folder / "models" / "stand-in" / "model.yaml").write_text("name: stand-in\nalias: elsewhere\n")
+    (found,) = checked(folder)
+    assert (found.subject, found.level) == ("stand-in", "error")
+    engine = {"protocol": "openai", "url": "http://engine/v1", "slots": 4, "discover": True}
+    hardware = {
+        **TOPOLOGY["hardware"],
+        "engine": {"device": "endpoint", "endpoint": engine, "price": {"usd_per_hour": 1}},
+    }
+    (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": hardware}))
+    verdicts = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    assert [one.level for one in verdicts if one.subject == "stand-in"] == ["warning"]
+
+
+def test_a_class_that_cannot_run_what_it_keeps_warm_is_warned_of(folder: Path) -> None:
+    found = checked(folder, runtimes=["python"])
+    assert [verdict.level for verdict in found] == ["warning"] * 2
+    assert found[0].text == "hardware.cpu.batch.warm.0: the class runs python, and no variant of embed:1 does"
+    assert found[1].text == "no class of queues.yaml runs onnx"
+
+
+def test_a_wrong_queues_yaml_leaves_the_models_checked(folder: Path) -> None:
+    (folder / "models" / "embed" / "graph.onnx").unlink()
+    found = checked(folder, max_batch=0)
+    assert [(verdict.subject, verdict.level) for verdict in found] == [(QUEUES, "error"), ("embed", "error")]
+    assert "hardware.cpu.batch.max_batch: expected `int` >= 1, got 0" in found[0].text
+    assert "artefacts.graph.path: expected a file in embed/, got 'graph.onnx'" in found[1].text
+
+
+def test_an_empty_folder_of_models_is_an_error(tmp_path: Path) -> None:
+    assert any("expected model folders, found none" in verdict.text for verdict in checked(tmp_path, warm=[]))
+
+
+def test_an_empty_folder_of_models_is_named_before_the_models_that_it_lacks(tmp_path: Path) -> None:
+    errors = [verdict.text for verdict in checked(tmp_path, warm=["embed"]) if verdict.level == "error"]
+    assert errors[0] == "expected model folders, found none"
+    assert "expected a model of the catalogue, got 'embed'" in errors[1]
+
+
+def test_what_is_not_on_this_machine_is_named_as_not_checked(folder: Path) -> None:
+    fields = graph_model("embed", b"", **SCALE_SPECS)
+    url = {"kind": "https", "url": "https://models.example/graph.onnx", "sha256": "0" * 64}
+    (folder / "models/embed/model.yaml").write_text(yaml.safe_dump({**fields, "artefacts": {"graph": url}}))
+    checked(folder)
+    found = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    assert found[1].text == "1 variant; not checked, because they are not on this machine: graph"
+    place = folder / "cache" / "sha256" / ("0" * 64) / "graph.onnx"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(vad_graph())
+    (wrong,) = checked(folder)
+    assert (wrong.subject, wrong.level) == ("embed:1/onnx", "error")
+    assert "inputs.0.name: expected one of ['input', 'sr', 'state'] as in graph.onnx, got 'x'" in wrong.text
+
+
+def safetensors(length: int) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    return struct.pack("<Q", len(header)) + header + b"\0" * length
+
+
+@pytest.mark.parametrize(
+    ("content", "entry", "reason"),
+    [
+        (safetensors(8), "minilm", ""),
+        (safetensors(7), "minilm", " bytes by the header of w.safetensors, got "),
+        (b"pickle", "minilm", "expected safetensors, got w.safetensors, which has no valid header"),
+        (
+            safetensors(8),
+            "minilmm",
+            "entry: no architecture 'minilmm_torch': expected one of minilm_torch, ",
+        ),
+    ],
+)
+def test_weights_and_networks_are_looked_at_without_loading_them(
+    content: bytes, entry: str, reason: str, folder: Path
+) -> None:
+    write_model(
+        folder / "models",
+        "embed",
+        b"",
+        **SCALE_SPECS,
+        artefacts={"w": {"kind": "file", "path": "w.safetensors", "sha256": "0" * 64}},
+        reference="torch",
+        variants={
+            "torch": {
+                "runtime": "torch",
+                "entry": entry,
+                "artefacts": {"weights": "w"},
+                "memory": 0,
+                "profiles": {"cpu": {"base": 1, "slope": 0}},
+            }
+        },
+    )
+    path = folder / "models/embed/w.safetensors"
+    path.write_bytes(content)
+    yaml_path = folder / "models/embed/model.yaml"
+    yaml_path.write_text(yaml_path.read_text().replace("0" * 64, hashlib.sha256(content).hexdigest()))
+    found = checked(folder, runtimes=["torch"])
+    assert [reason in verdict.text for verdict in found] == ([True] if reason else [])
+
+
+def test_a_request_made_from_a_models_inputs_is_one_that_it_takes() -> None:
+    for specs in (SCALE_SPECS, VAD_SPECS):
+        described = model(pipeline="tensors", **specs)
+        assert len(bind(described, made_inputs(described), {}).rows) == 1
+
+
+def test_of_inputs_that_are_all_optional_the_one_of_numbers_is_made() -> None:
+    image = [
+        {"name": "image", "datatype": "BYTES", "shape": [-1], "optional": True},
+        {"name": "pixels", "datatype": "FP32", "shape": [-1, 4, 4, 3], "optional": True},
+    ]
+    assert list(made_inputs(model(pipeline="image", inputs=image))) == ["pixels"]
+
+
+def test_every_shipped_model_and_queues_yaml_pass() -> None:
+    found = check_configuration(TREE / "queues.yaml", TREE / "models", TREE / "nowhere")
+    assert [verdict for verdict in found if verdict.level != "ok"] == []

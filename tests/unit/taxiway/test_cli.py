@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from taxiway.cli import COMMANDS, EXIT_CODES, hint_for
+from taxiway.cli.address import find_fleet, key_for
+from taxiway.cli.fleet import find_tree
+from taxiway.cli.jobs import json_or_text
+from taxiway.cli.show import (
+    brief,
+    duration,
+    report_line,
+    show_endpoints,
+    show_fleet,
+    show_letters,
+    show_models,
+    show_placement,
+    show_result,
+    show_status,
+)
+from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport, Tokens
+from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
+from tests.command_line import CommandLine
+
+NO_SERVER = "http://127.0.0.1:9"
+REPORT = RunReport(
+    hardware_class="gpu.realtime",
+    variant="onnx-int8",
+    device="cpu:0",
+    emulated=True,
+    batch=3,
+    queue_wait=0.002,
+    run_time=1.5,
+    cost=1.25e-6,
+    reason="cheapest",
+)
+
+
+def test_help_names_every_verb_and_every_exit_code(cli: CommandLine) -> None:
+    shown = cli("--help").stdout
+
+    assert all(re.search(rf"^  {verb} ", shown, re.MULTILINE) for verb in COMMANDS)
+    assert all(meaning in shown for meaning in EXIT_CODES.values())
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_has_help_that_begins_as_the_table_says(cli: CommandLine, verb: str) -> None:
+    answer = cli(verb, "--help")
+
+    assert answer.exit_code == 0
+    assert "--json" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["submit", "echo"],
+        ["submit", "echo", "--text", "a", "--inputs", "1"],
+        ["submit", "echo", "--inputs", "{nope"],
+        ["submit", "echo", "--text", "a", "-p", "nope"],
+        ["submit", "echo", "--text", "a", "--priority", "urgent"],
+        ["submit", "echo", "--file", "nothing.jpg"],
+        ["explain"],
+        ["explain", "x", "--what-if", "echo", "--text", "a"],
+        ["explain", "x", "--text", "a"],
+        ["explain", "--what-if", "echo"],
+        ["completion", "tcsh"],
+        ["fly"],
+    ],
+)
+def test_wrong_usage_exits_with_2(cli: CommandLine, arguments: list[str]) -> None:
+    assert cli(*arguments).exit_code == 2
+
+
+def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli: CommandLine) -> None:
+    answer = cli("submit", "echo", "--text", "a", "--deadline", "nan", "--url", NO_SERVER)
+
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("error: deadline: expected a finite number > 0")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["submit", "echo", "--text", "a"], ["status"], ["models"], ["result", "x"], ["explain", "x"]]
+)
+def test_a_fleet_that_is_not_there_exits_with_4_and_a_hint(cli: CommandLine, arguments: list[str]) -> None:
+    answer = cli(*arguments)
+
+    assert answer.exit_code == 4
+    assert answer.stdout == ""
+    assert re.match(r"error: no fleet runs from .taxiway\nhint: start a fleet with `taxiway up", answer.stderr)
+
+
+def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".taxiway", "elsewhere", "named"):
+        Path(folder).mkdir()
+        Path(folder, "fleet.json").write_text(json.dumps({"http": f"http://{folder}", "pid": 1}))
+    named = {"TAXIWAY_DATA": "named"}
+    environment = {**named, "TAXIWAY_URL": "http://environment"}
+
+    assert find_fleet(None, None, {}) == "http://.taxiway"
+    assert find_fleet(None, None, named) == "http://named"
+    assert find_fleet(None, Path("elsewhere"), named) == "http://elsewhere"
+    assert find_fleet(None, Path("elsewhere"), environment) == "http://environment"
+    assert find_fleet("http://option", None, environment) == "http://option"
+
+
+def test_a_checkout_is_known_by_its_files(tmp_path: Path) -> None:
+    tree = Path(__file__).parents[3]
+
+    assert find_tree([tmp_path, tree]) == tree
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [(b'{"a": 1}', {"a": 1}), (b"3.5", 3.5), (b"plain words", "plain words"), (b"\xff\xd8", b"\xff\xd8")],
+)
+def test_standard_input_is_json_else_text_else_bytes(raw: bytes, value: object) -> None:
+    assert json_or_text(raw) == value
+
+
+def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are() -> None:
+    assert UnknownModelError("").exit_code == 2
+    assert DeadlineExceededError("").exit_code == 1
+    assert OverloadedError("").exit_code == 4
+    assert TaxiwayError("").exit_code == 1
+    assert hint_for(OverloadedError("", retry_after=3.0)).endswith("(in 3 s)")
+
+
+def test_a_report_says_that_its_device_was_emulated() -> None:
+    assert report_line(REPORT) == (
+        "gpu.realtime · onnx-int8 · cpu:0 (emulated) · waited 2 ms · ran 1.50 s in a batch of 3 · $1.25e-06 · cheapest"
+    )
+
+
+def test_long_values_are_cut_and_say_how_long_they_are() -> None:
+    assert brief([0.5] * 384).endswith("… 384 in all]")
+    assert brief(b"12345") == "5 bytes"
+    assert brief({"label": "cat", "score": 0.987654321}) == "label cat, score 0.987654"
+    assert duration(0.0123) == "12.3 ms"
+
+
+def test_rows_are_a_table_and_a_vector_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    show_result(Result(model="m:1", outputs={"label": ["good", "bad"], "score": [0.9, 0.8]}, report=REPORT))
+    rows = capsys.readouterr().out.splitlines()
+    show_result(Result(model="m:1", outputs={"embedding": [0.5] * 384}, report=REPORT))
+    vector = capsys.readouterr().out.splitlines()
+
+    assert [line.split() for line in rows[1:3]] == [["0", "good", "0.9"], ["1", "bad", "0.8"]]
+    assert len(vector) == 2
+
+
+def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    record = JobRecord(id="j", state=JobState.QUEUED, model="echo:1", hardware_class="cpu.batch", reason="a [bold] one")
+    show_status(JobStatus(record=record, position=3, eta=0.5))
+    shown = capsys.readouterr().out
+
+    assert "cpu.batch" in shown
+    assert "in 500 ms" in shown
+    assert "a [bold] one" in shown
+    assert "deadline" not in shown
+
+
+def test_a_placement_shows_its_reason_and_its_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
+    figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
+    chosen = {"hardware_class": "cpu.batch", "variant": "a", "chosen": True, "why_not": None, "warning": "no profile"}
+    other = {**chosen, "variant": "b", "chosen": False, "why_not": "more expensive: 2 USD against 1", "warning": None}
+    refused = {"hardware_class": "tpu.bulk", "variant": "a", "reason": "no device of the class is live"}
+    considered = [{**chosen, **figures}, {**other, **figures}]
+    show_placement({"id": "j", "reason": "cheapest", "note": None, "considered": considered, "refused": [refused]})
+    shown = capsys.readouterr().out
+
+    for words in (
+        "cheapest",
+        "wait 500 ms + run 250 ms",
+        "$1e-06",
+        "more expensive: 2 USD",
+        "no device of the class",
+        "no profile",
+    ):
+        assert words in shown
+    assert "note" not in shown
+
+
+def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    model = {
+        "name": "echo",
+        "versions": ["1"],
+        "aliases": {"stable": "1"},
+        "variants": {"echo": {}},
+        "summary": "echoes",
+    }
+    device = {"worker": "w@h", "device": "cpu:0", "emulated": True, "warm": ["echo:1/echo"]}
+    classes = {"cpu.batch": {"device": "cpu", "usd_per_hour": 0.05, "devices": 1, "work": [0.5, 0.5]}}
+    show_models([model])
+    show_fleet({"stale": True, "classes": classes, "devices": [device]})
+    shown = capsys.readouterr().out
+
+    assert "stable→1" in shown
+    assert "1.00 s" in shown
+    assert "cpu:0 (emulated)" in shown
+    assert "these figures are stale" in shown
+
+
+def test_what_is_empty_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    show_letters([])
+    show_endpoints([])
+    assert capsys.readouterr().out.startswith("no dead letters\nno webhook endpoints: see taxiway webhooks add --help")
+
+
+def test_a_class_that_charges_for_its_use_shows_what(capsys: pytest.CaptureFixture[str]) -> None:
+    price = {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0, "usd_per_request": 0.0}
+    hosted = {"device": "endpoint", "usd_per_hour": 0.0, "price": price, "devices": 1, "work": [0.0]}
+    show_fleet({"stale": False, "classes": {"hosted": hosted}})
+
+    assert "2.5/M in, 10/M out" in capsys.readouterr().out
+
+
+def test_a_fleet_with_a_plan_shows_its_first_classes_and_what_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        {"model": "echo:1", "service": "live", "locality": None, "prefers": "cpu.batch", "until_then": None},
+        {"model": "echo:1", "service": "bulk", "locality": None, "prefers": "tpu.bulk", "until_then": "cpu.batch"},
+        {"model": "echo:1", "service": "standard", "locality": None, "prefers": "tpu.bulk", "until_then": ""},
+    ]
+    plan = {
+        "number": 7,
+        "age": 700.0,
+        "not_followed": "plan 7 is stale (older than 600 s)",
+        "followers": 0,
+        "routers": 2,
+        "cells": cells,
+        "tuner": "",
+        "tuned": None,
+    }
+    show_fleet({"stale": False, "plan": plan})
+    shown = capsys.readouterr().out
+
+    assert "plan 7, 12 min old, followed by 0 of 2 routers" in shown
+    assert "cpu.batch → tpu.bulk" in shown
+    assert "any → tpu.bulk" in shown
+    assert "plan 7 is stale (older than 600 s); no tuner at work" in shown
+
+
+def test_the_key_goes_to_routers_alone() -> None:
+    environment = {"TAXIWAY_KEY": "taxiway_one"}
+
+    assert key_for("http://router", environment) == key_for("https://router", environment) == "taxiway_one"
+    assert key_for("redis://broker", environment) is key_for("http://router", {}) is None
+
+
+def test_a_report_tells_the_tokens_that_an_endpoint_counted() -> None:
+    report = msgspec.structs.replace(REPORT, tokens=Tokens(12, 4, 3), cost=0.25)
+    assert "12 tokens in (4 cached), 3 out · $0.25" in report_line(report)

@@ -1,0 +1,97 @@
+"""Models without a model.yaml: their names, their form, and what a model.yaml of the same name does."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.models.catalogue import Catalogue, TensorSpec, parse_model
+from tasks.models.discovered import MOST, Announced, discovered, discovered_by, fits, named, with_discovered
+from tests.unit.tasks.test_catalogue import model as described
+from workers.endpoints import oip, openai
+from workers.endpoints.protocol import Discovery, EndpointError
+
+X, Y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1,))
+FORMS = [Announced(), Announced("text"), Announced("tensors", (X,), (Y,))]
+
+
+def asked(asking: Discovery, answers: dict[tuple[str, str], object]) -> dict[str, Announced]:
+    """What a server with these answers is found to have."""
+    request = next(asking)
+    try:
+        while True:
+            request = asking.send(json.dumps(answers[request]).encode())
+    except StopIteration as found:
+        models: dict[str, Announced] = found.value
+        return models
+
+
+@given(st.lists(st.text(max_size=80) | st.sampled_from(["a/Llama-3.1-8B", "b/llama-3.1-8b", "/models/x.gguf", "x"])))
+def test_every_name_is_one_of_a_model_and_stands_for_one_call(calls: list[str]) -> None:
+    names = named(calls)
+    assert len(names) <= MOST
+    assert len(set(names.values())) == len(names)
+    assert set(names.values()) <= set(calls)
+    assert named(reversed(calls)) == names
+    for name in names:
+        described(name=name)  # raises for what is no name
+
+
+def test_a_name_is_the_last_part_of_what_the_server_says() -> None:
+    calls = ["meta-llama/Llama-3.1-8B-Instruct", "/root/SmolLM2.Q4_1.gguf", "other/Llama-3.1-8B-Instruct", "!!"]
+    assert named(calls) == {
+        "smollm2-q4-1": "/root/SmolLM2.Q4_1.gguf",
+        "llama-3-1-8b-instruct": "meta-llama/Llama-3.1-8B-Instruct",
+        "other-llama-3-1-8b-instruct": "other/Llama-3.1-8B-Instruct",
+    }
+
+
+@pytest.mark.parametrize("announced", FORMS)
+def test_a_discovered_model_is_as_good_as_one_of_a_file(announced: Announced) -> None:
+    runtime = "oip" if announced.pipeline == "tensors" else "openai"
+    made = discovered("found", runtime, announced)
+    plain = {
+        name: value for name, value in msgspec.to_builtins(made, enc_hook=int).items() if name not in ("file", "folder")
+    }
+    plain["variants"][runtime].pop("memory", None)
+    again = parse_model(msgspec.yaml.encode(plain).decode(), "model.yaml")
+    assert (again.inputs, again.outputs, again.buckets) == (made.inputs, made.outputs, made.buckets)
+    assert made.discovered
+    assert not again.discovered
+    assert made is discovered("found", runtime, msgspec.json.decode(msgspec.json.encode(announced), type=Announced))
+
+
+def test_a_model_yaml_keeps_its_name_also_a_wrong_one() -> None:
+    mine, found = described(name="mine"), discovered_by([("openai", {"mine": Announced(), "new": Announced()})])
+    catalogue = with_discovered(Catalogue({mine.id: mine}, {"broken": "it is wrong"}), found)
+    assert catalogue.resolve("mine") is mine
+    assert catalogue.resolve("new").discovered
+    assert "broken:1" not in with_discovered(catalogue, discovered_by([("openai", {"broken": Announced()})])).models
+
+
+def test_the_first_announcement_of_a_name_has_it() -> None:
+    found = discovered_by([("openai", {"one": Announced()}), ("oip", {"one": FORMS[2], "two": FORMS[2]})])
+    assert {name: list(model.variants) for name, model in found.items()} == {"one": ["openai"], "two": ["oip"]}
+
+
+def test_engines_say_what_they_have() -> None:
+    listed = {"data": [{"id": "talk"}, {"id": "embed"}], "models": [{"name": "embed", "capabilities": ["embedding"]}]}
+    assert asked(openai.discover(), {("GET", "/models"): listed}) == {"talk": Announced(), "embed": Announced("text")}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+    answers: dict[tuple[str, str], object] = {
+        ("POST", "/v2/repository/index"): [
+            {"name": "a/b", "state": "READY"},
+            {"name": "fixed"},
+            {"name": "off", "state": "X"},
+        ],
+        ("GET", "/v2/models/a%2Fb"): {"inputs": [tensor], "outputs": [{**tensor, "name": "y", "shape": [-1]}]},
+        ("GET", "/v2/models/fixed"): {"inputs": [{**tensor, "shape": [2]}], "outputs": [tensor]},
+    }
+    assert asked(oip.discover(), answers) == {"a/b": Announced("tensors", (X,), (Y,))}
+    with pytest.raises(EndpointError, match="malformed"):
+        asked(oip.discover(), {("POST", "/v2/repository/index"): {"models": []}})
+    assert not fits(Announced("tensors"))

@@ -1,0 +1,413 @@
+"""The protocols of endpoints: what is asked for, and how answers are read, without a server."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxiway.contract.tensors import HEADER, SIZE, bytes_part
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from tests.unit.tasks.test_catalogue import model as described
+from workers.endpoints import oip, openai, server_events
+from workers.endpoints.protocol import BUSY_FOR, LONGEST_WAIT, AskItem, EndpointError, FaultKind, refused, retry_after
+from workers.endpoints.server_events import EventParser, EventTooLargeError, ServerEvent
+from workers.port import Row
+
+ENDPOINT = {"profiles": {"endpoint": {"base": 0.1, "slope": 0}}}
+TOKENS = {"parameters": {"max_tokens": {"type": "integer", "default": 64}}}
+CHAT = described(
+    pipeline="chat",
+    inputs=[{"name": "request", "datatype": "BYTES", "shape": [-1]}],
+    variants={"onnx": {"runtime": "openai", **ENDPOINT}},
+    **TOKENS,
+)
+PROMPT = described(
+    pipeline="generation",
+    inputs=[{"name": "prompt", "datatype": "BYTES", "shape": [-1]}],
+    variants={
+        "onnx": {"runtime": "openai", **ENDPOINT},
+        "raw": {"runtime": "openai", "entry": "completions", **ENDPOINT},
+    },
+    **TOKENS,
+)
+EMBED = described(
+    outputs=[{"name": "embedding", "datatype": "FP32", "shape": [-1, 3]}],
+    variants={"onnx": {"runtime": "openai", **ENDPOINT}},
+)
+TENSORS = described(
+    pipeline="tensors",
+    inputs=[
+        {"name": "x", "datatype": "FP32", "shape": [-1, 2]},
+        {"name": "word", "datatype": "BYTES", "shape": [-1]},
+        {"name": "rate", "datatype": "INT64", "shape": [1], "batch_axis": None},
+    ],
+    outputs=[{"name": "y", "datatype": "FP32", "shape": [-1, 2]}, {"name": "said", "datatype": "BYTES", "shape": [-1]}],
+    variants={"onnx": {"runtime": "oip", **ENDPOINT}},
+)
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def chat(request: Any, **parameters: Any) -> AskItem:
+    return openai.prepare(CHAT, CHAT.variants["onnx"], "m", {"request": request}, {"max_tokens": 64, **parameters})
+
+
+def sent(item: AskItem) -> Any:
+    assert item.ask is not None
+    return json.loads(item.ask.body)
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+
+
+def piece(finish: str | None = None, **delta: Any) -> bytes:
+    return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish}])
+
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+TELLING = b"".join(
+    [
+        piece(role="assistant", content=""),
+        b": keep-alive\n\n",
+        piece(content="Grüß "),
+        piece(content="Gott 🙂"),
+        piece("stop"),
+        event(choices=[], usage=USAGE),
+        b"data: [DONE]\n\n",
+    ]
+)
+
+
+def read(raw: bytes, *sizes: int) -> tuple[str, Row]:
+    """The text and the answer of a streamed response that arrived in pieces of these sizes."""
+    reader, answer, at = openai.StreamReader(), "", 0
+    for size in (*sizes, len(raw)):
+        answer += "".join(part for part in reader.feed(raw[at : at + size]) if isinstance(part, str))
+        at += size
+    return answer, reader.answer()
+
+
+def test_a_chat_is_streamed_and_its_own_fields_reach_the_engine() -> None:
+    request = HELLO | {"model": "gpt-4o", "stream": False, "temperature": 0.5, "tools": [], "max_tokens": 7}
+    item = chat(request)
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    assert sent(item) == HELLO | {"model": "m", "temperature": 0.5, "tools": [], "max_tokens": 7} | usage
+    assert sent(chat(HELLO))["max_tokens"] == 64
+    assert "max_tokens" not in sent(chat(HELLO | {"max_completion_tokens": 5}))
+    assert (item.size, item.parameters["max_tokens"]) == (8, 7)
+    assert sent(chat(json.dumps(HELLO)))["messages"] == HELLO["messages"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("no", "inputs.request: expected JSON, got 'no'"),
+        ([], "inputs.request: expected a chat request: an object with messages, got []"),
+        ({}, "inputs.request.messages: expected a list of objects with a role, got None"),
+        ({"messages": [{"content": "x"}]}, "inputs.request.messages: expected a list of objects with a role"),
+        (HELLO | {"n": 2}, "inputs.request.n: expected 1, as a job has one answer, got 2"),
+        (HELLO | {"max_tokens": 0}, "inputs.request.max_tokens: expected an integer >= 1, got 0"),
+    ],
+)
+def test_what_is_no_chat_is_the_callers_error(request_: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(request_)
+    assert message in caught.value.message
+
+
+def test_an_image_that_came_as_bytes_is_a_data_url() -> None:
+    parts = [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": b"\x89PNG..", "detail": "low"}},
+    ]
+    (message,) = sent(chat({"messages": [{"role": "user", "content": parts}]}))["messages"]
+    assert message["content"][1]["image_url"] == {"url": "data:image/png;base64,iVBORy4u", "detail": "low"}
+
+
+@given(sizes=st.lists(st.integers(0, 60), max_size=30))
+def test_a_streamed_answer_is_the_same_however_it_is_cut(sizes: list[int]) -> None:
+    received, answer = read(TELLING, *sizes)
+    assert received == answer["text"] == "Grüß Gott 🙂"
+    assert answer["message"] == {"role": "assistant", "content": "Grüß Gott 🙂"}
+    assert (answer["tokens"], answer["finish-reason"]) == (3, "stop")
+    assert answer["usage"] == USAGE | {"prompt_tokens_details": None}
+
+
+def test_what_is_beside_the_text_is_passed_on_as_it_comes() -> None:
+    call = {"index": 3, "id": "c", "function": {"name": "f", "arguments": ""}}
+    raw = piece(reasoning_content="hm") + piece(content="a") + piece(tool_calls=[call])
+    raw += piece(tool_calls=[{"index": 3, "function": {"name": None, "arguments": "{}"}}]) + piece("tool_calls")
+    reader = openai.StreamReader()
+    assert reader.feed(raw) == [
+        {"reasoning_content": "hm"},
+        "a",
+        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+    ]
+    message = reader.answer()["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", "a")
+    assert message["tool_calls"] == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def test_probabilities_of_a_completions_tokens_are_told_as_those_of_a_chat() -> None:
+    lists = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"b": -2.0}], "text_offset": [0]}
+    reader = openai.StreamReader()
+    raw = event(choices=[{"index": 0, "text": "a", "logprobs": lists, "finish_reason": "stop"}])
+    told = {"token": "a", "logprob": -0.5, "bytes": [97]}
+    likely = [{"token": "b", "logprob": -2.0, "bytes": [98]}]
+    assert reader.feed(raw) == ["a", {"logprobs": [{**told, "top_logprobs": likely}]}]
+    assert reader.answer()["logprobs"] == {"content": [{**told, "top_logprobs": likely}]}
+
+
+def test_a_prompt_that_is_a_chat_asks_for_probabilities_as_a_chat_does() -> None:
+    given_ = {"max_tokens": 5, "logprobs": 2}
+    alone, raw = (
+        openai.prepare(PROMPT, PROMPT.variants[name], "m", {"prompt": "Hi"}, given_) for name in ("onnx", "raw")
+    )
+    assert (sent(alone)["logprobs"], sent(alone)["top_logprobs"]) == (True, 2)
+    assert (sent(raw)["logprobs"], "top_logprobs" in sent(raw)) == (2, False)
+
+
+@given(length=st.integers(0, TELLING.index(b'"stop"')))
+def test_a_truncated_stream_is_the_endpoints_fault(length: int) -> None:
+    with pytest.raises(EndpointError, match="ended before the answer did") as caught:
+        read(TELLING[:length])
+    assert caught.value.kind is FaultKind.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"data: {\n\n", "malformed"),
+        (b"data: []\n\n", "malformed: Expected `object`, got `array`"),
+        (b"data: \xff\n\n", "malformed"),
+        (piece(content=3), "malformed: Expected `str | null`, got `int`"),
+        (event(error={"message": "out of memory"}), "in the middle of its answer: out of memory"),
+    ],
+)
+def test_a_malformed_stream_is_the_endpoints_fault(raw: bytes, reason: str) -> None:
+    with pytest.raises(EndpointError, match=reason):
+        read(piece(content="so far") + raw)
+
+
+def test_the_pieces_of_tool_calls_are_put_together() -> None:
+    first = {"index": 0, "id": "a", "type": "function", "function": {"name": "see", "arguments": ""}}
+    second = {"index": 1, "id": "b", "function": {"name": "hear", "arguments": "{}"}}
+    more = [{"index": 0, "function": {"arguments": part}} for part in ('{"x"', ": 1}")]
+    raw = piece(tool_calls=[first]) + b"".join(piece(tool_calls=[one]) for one in (more[0], second, more[1]))
+    received, answer = read(raw + piece("tool_calls"))
+    calls = answer["message"]["tool_calls"]
+    assert [(call["id"], call["function"]) for call in calls] == [
+        ("a", {"name": "see", "arguments": '{"x": 1}'}),
+        ("b", {"name": "hear", "arguments": "{}"}),
+    ]
+    assert (received, answer["message"]["content"], answer["tokens"], answer["usage"]) == ("", None, 4, None)
+
+
+def test_a_prompt_is_a_chat_or_sent_as_it_is() -> None:
+    given_ = {"max_tokens": 5, "temperature": 0, "seed": None}
+    alone, raw = (
+        openai.prepare(PROMPT, PROMPT.variants[name], "m", {"prompt": "Hi"}, given_) for name in ("onnx", "raw")
+    )
+    assert sent(alone)["messages"] == [{"role": "user", "content": "Hi"}]
+    assert sent(raw)["prompt"] == "Hi"
+    assert "seed" not in sent(raw)
+    assert raw.ask is not None
+    assert raw.ask.path == "/completions"
+    reader = raw.ask.read({})
+    assert reader.feed(event(choices=[{"index": 0, "text": "yes", "finish_reason": "length"}])) == ["yes"]
+    assert reader.answer()["finish-reason"] == "length"
+
+
+def test_an_embedding_is_read_as_an_array() -> None:
+    item = openai.prepare(EMBED, EMBED.variants["onnx"], "m", {"text": "Hi"}, {})
+    assert item.ask is not None
+    reader = item.ask.read({})
+    assert reader.feed(b'{"data": [{"embedding": [1, 2.5, 3]}]}') == ()
+    np.testing.assert_array_equal(reader.answer()["embedding"], np.array([1, 2.5, 3], np.float32))
+    empty = item.ask.read({})
+    empty.feed(b'{"data": []}')
+    with pytest.raises(EndpointError, match="expected one embedding, got 0"):
+        empty.answer()
+
+
+def test_a_document_is_scored_by_its_query() -> None:
+    ranking = described(
+        inputs=[{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("query", "document")],
+        outputs=[{"name": "score", "datatype": "FP32", "shape": [-1]}],
+        variants={"onnx": {"runtime": "openai", "entry": "rerank", **ENDPOINT}},
+    )
+    item = openai.prepare(ranking, ranking.variants["onnx"], "m", {"query": "who", "document": "he"}, {})
+    assert sent(item) == {"model": "m", "query": "who", "documents": ["he"], "top_n": 1}
+    assert item.ask is not None
+    reader = item.ask.read({})
+    reader.feed(b'{"results": [{"index": 0, "relevance_score": 0.75}], "usage": {"total_tokens": 4}}')
+    assert reader.answer() == {"score": 0.75}
+    with pytest.raises(EndpointError, match="expected one score, got 0"):
+        empty = item.ask.read({})
+        empty.feed(b'{"results": []}')
+        empty.answer()
+
+
+def tensors() -> AskItem:
+    row = {"x": [1.5, 2.0], "word": "ü", "rate": np.array([7])}
+    return oip.prepare(TENSORS, TENSORS.variants["onnx"], "a/b", row, {})
+
+
+def test_tensors_are_sent_in_binary() -> None:
+    ask = tensors().ask
+    assert ask is not None
+    length = int(ask.headers[HEADER])
+    asked, binary = json.loads(ask.body[:length]), ask.body[length:]
+    assert ask.path == "/v2/models/a%2Fb/infer"
+    assert [(one["name"], one["shape"], one["parameters"][SIZE]) for one in asked["inputs"]] == [
+        ("x", [1, 2], 8),
+        ("word", [1], 6),
+        ("rate", [1], 8),
+    ]
+    assert binary == np.array([1.5, 2], "<f4").tobytes() + bytes_part(["ü".encode()]) + np.array([7], "<i8").tobytes()
+
+
+def test_binary_and_plain_outputs_are_read() -> None:
+    ask = tensors().ask
+    assert ask is not None
+    said = bytes_part([b"ja"])
+    outputs: list[dict[str, Any]] = [
+        {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [3, 4.5]},
+        {"name": "said", "datatype": "BYTES", "shape": [1], "parameters": {SIZE: len(said)}},
+    ]
+    text = msgspec.json.encode({"outputs": outputs})
+    reader = ask.read({HEADER: str(len(text))})
+    reader.feed(text[:9])
+    reader.feed(text[9:] + said)
+    answer = reader.answer()
+    assert (list(answer["y"]), answer["said"]) == ([3, 4.5], "ja")
+    plain = ask.read({})
+    plain.feed(msgspec.json.encode({"outputs": [outputs[0], outputs[1] | {"data": ["ja"], "parameters": {}}]}))
+    assert plain.answer()["said"] == "ja"
+
+
+@given(
+    raw=st.binary(max_size=40) | st.sampled_from([b'{"outputs": []}', b'{"outputs": [{"name": "y"}]}']),
+    length=st.none() | st.text(max_size=3),
+)
+def test_any_other_answer_is_malformed(raw: bytes, length: str | None) -> None:
+    ask = tensors().ask
+    assert ask is not None
+    reader = ask.read({} if length is None else {HEADER: length})
+    reader.feed(raw)
+    with pytest.raises(EndpointError, match="malformed"):
+        reader.answer()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"error": {"message": "bad field"}}, InvalidRequestError),
+        (422, {"detail": "bad field"}, InvalidRequestError),
+        (400, {"error": {"message": "bad field", "code": "context_length_exceeded"}}, RequestTooLargeError),
+        (400, {"error": {"message": "bad field", "type": "exceed_context_size_error"}}, RequestTooLargeError),
+        (413, "bad field", RequestTooLargeError),
+        (500, {"error": {"message": "Failed to parse tools: bad field", "type": "server_error"}}, InvalidRequestError),
+        (500, {"error": {"message": "[json.exception.403] bad field", "type": "server_error"}}, InvalidRequestError),
+    ],
+)
+def test_a_request_of_its_own_fault_ends_with_the_engines_words(status: int, body: Any, kind: type[Exception]) -> None:
+    error = refused(status, {}, msgspec.json.encode(body), 0.0)
+    assert type(error) is kind
+    assert "bad field" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [
+        (429, {}, FaultKind.BUSY),
+        (503, {"Retry-After": "3"}, FaultKind.BUSY),
+        (503, {}, FaultKind.BROKEN),
+        (500, {}, FaultKind.BROKEN),
+        (401, {}, FaultKind.UNREACHED),
+        (404, {}, FaultKind.UNREACHED),
+        (307, {}, FaultKind.UNREACHED),
+    ],
+)
+def test_everything_else_is_the_endpoints_fault(status: int, headers: dict[str, str], kind: FaultKind) -> None:
+    error = refused(status, headers, b"<html>no", 0.0)
+    assert isinstance(error, EndpointError)
+    assert error.kind is kind
+    assert "<html>no" in error.reason
+
+
+@given(
+    status=st.integers(201, 599),
+    body=st.binary(max_size=40) | st.sampled_from([b'{"error": 1}', b"[]", b'{"error": {"code": []}}']),
+)
+def test_any_status_and_body_is_somebodys_fault(status: int, body: bytes) -> None:
+    assert str(refused(status, {"Retry-After": "soon"}, body, 0.0))
+
+
+def test_retry_after_is_seconds_or_a_date_and_bounded() -> None:
+    assert retry_after("7", 0.0) == 7
+    assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 90.0) == 10
+    assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 190.0) == 0
+    assert retry_after("9" * 400, 0.0) == LONGEST_WAIT
+    assert retry_after("soon", 0.0) == retry_after("", 0.0) == BUSY_FOR
+
+
+lines = st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=12)
+ends = st.sampled_from(["\n", "\r", "\r\n"])
+names = st.text("abc", min_size=1, max_size=3)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[bytes, list[ServerEvent]]:
+    """A stream, with comments and unknown fields, and the events in it."""
+    text, events = draw(st.sampled_from(["", "\ufeff"])), []
+    end = draw(ends)
+    for _ in range(draw(st.integers(0, 4))):
+        data, name = draw(st.lists(lines, min_size=1, max_size=3)), draw(st.none() | names)
+        text += f": {draw(lines)}{end}id: 7{end}"
+        text += f"event:{name}{end}" if name else ""
+        text += "".join(f"data: {line}{end}" for line in data) + end
+        events.append(ServerEvent(name or "message", "\n".join(data)))
+    return (text + draw(st.sampled_from(["", "data: cut", "data"]))).encode(), events
+
+
+@given(stream=streams(), data=st.data())
+def test_events_are_the_same_however_the_stream_is_cut(
+    stream: tuple[bytes, list[ServerEvent]], data: st.DataObject
+) -> None:
+    raw, _ = stream
+    whole = EventParser().feed(raw)
+    cuts = sorted({0, len(raw), *data.draw(st.lists(st.integers(0, len(raw)), max_size=20))})
+    parser = EventParser()
+    assert [event for start, end in pairwise(cuts) for event in parser.feed(raw[start:end])] == whole
+    singly = EventParser()
+    assert [event for byte in range(len(raw)) for event in singly.feed(raw[byte : byte + 1])] == whole
+
+
+@given(stream=streams())
+def test_events_are_those_that_were_sent(stream: tuple[bytes, list[ServerEvent]]) -> None:
+    raw, events = stream
+    assert EventParser().feed(raw) == events
+
+
+def test_an_event_has_its_name_and_its_lines_and_an_unfinished_one_is_none() -> None:
+    text = b": hello\nevent: delta\ndata: one\ndata:two\n\ndata\n\nevent: empty\n\ndata: unfinished\n"
+    assert EventParser().feed(text) == [ServerEvent("delta", "one\ntwo"), ServerEvent("message", "")]
+
+
+def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_events, "MAX_EVENT", 1000)
+    parser = EventParser()
+    for _ in range(100):
+        assert len(parser.feed(b"data: 1234567890\n\n" * 10)) == 10
+    with pytest.raises(EventTooLargeError):
+        for _ in range(20):
+            parser.feed(b"x" * 100)

@@ -1,0 +1,228 @@
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.folder import load_catalogue
+from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
+from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
+from workers.port import ModelLoadError, Placed, Row, Runtime, open_pipeline, open_runtime
+from workers.recipes.graph_writer import GraphWriter
+from workers.runtimes.jax import pad_rows
+from workers.runtimes.onnx import providers
+
+MODELS = load_catalogue(Path(__file__).parents[4] / "models")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def opened(model: Model) -> tuple[TensorPipeline, Runtime]:
+    """The pipeline and the runtime of a model's reference variant, not loaded."""
+    variant = model.variants[model.reference]
+    placed = Placed(model.reference, variant.precision, variant.entry, {}, "cpu", folder=model.folder)
+    pipeline = open_pipeline(model, variant, placed)
+    assert isinstance(pipeline, TensorPipeline)
+    return pipeline, open_runtime(variant.runtime, placed)
+
+
+def answers(model: str, *batches: list[dict[str, Any]]) -> list[Row]:
+    """The answers of all rows of the batches, which run one after the other."""
+    pipeline, runtime = opened(MODELS.resolve(model))
+    runtime.load()
+    try:
+        return [row for batch in batches for row in pipeline.run(runtime, [pipeline.prepare(row, {}) for row in batch])]
+    finally:
+        runtime.unload()
+
+
+@given(st.lists(JSON, min_size=1, max_size=5))
+def test_echo_gives_back_any_json_value(values: list[Any]) -> None:
+    assert answers("echo", [{"payload": value} for value in values]) == [{"payload": value} for value in values]
+
+
+def test_echo_gives_back_bytes_and_arrays() -> None:
+    image = np.arange(6).reshape(2, 3)
+    first, second = answers("echo", [{"payload": b"\xff\xd8"}, {"payload": image}])
+    assert first == {"payload": b"\xff\xd8"}
+    assert second["payload"] is image
+
+
+def test_a_paced_batch_takes_five_milliseconds_and_a_tenth_a_row() -> None:
+    pipeline, runtime = opened(MODELS.resolve("paced"))
+    items = [pipeline.prepare({"payload": index}, {}) for index in range(32)]
+    began = time.perf_counter()
+    assert pipeline.run(runtime, items) == [{"payload": index} for index in range(32)]
+    assert time.perf_counter() - began >= 0.0082
+
+
+def test_a_pace_may_be_named() -> None:
+    runtime = open_runtime("echo", Placed("slow", "none", "paced=0.02+0.01", {}, "cpu"))
+    began = time.perf_counter()
+    assert list(runtime.run({"payload": np.arange(2)})["payload"]) == [0, 1]
+    assert time.perf_counter() - began >= 0.04
+
+
+def test_a_wrong_pace_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="expected entry paced or paced=SECONDS"):
+        open_runtime("echo", Placed("slow", "none", "paced=soon", {}, "cpu"))
+
+
+def test_a_paced_batch_holds_at_most_32_rows() -> None:
+    with pytest.raises(ExecutionError, match="at most 32 rows"):
+        answers("paced", [{"payload": index} for index in range(33)])
+
+
+def test_the_samples_of_monte_carlo_are_its_size_and_bounded() -> None:
+    pipeline, _ = opened(MODELS.resolve("monte-carlo"))
+    assert pipeline.prepare({"samples": 5000, "seed": 1}, {}).size == 5000
+    with pytest.raises(InvalidRequestError, match=r"inputs\.samples: expected at least 1, got 0"):
+        pipeline.prepare({"samples": 0, "seed": 1}, {})
+    with pytest.raises(RequestTooLargeError, match=r"inputs\.samples: expected at most 10000000, got 10000001"):
+        pipeline.prepare({"samples": 10_000_001, "seed": 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "message"),
+    [
+        ({"samples": 1}, "inputs.seed", "inputs.seed: expected a value, got nothing"),
+        (
+            {"samples": 1, "seed": 1, "sead": 1},
+            "inputs.sead",
+            r"inputs: expected inputs among \['samples', 'seed'\], got 'sead'",
+        ),
+        ({"samples": 1.5, "seed": 1}, "inputs.samples", "expected INT64, got float64 values"),
+        ({"samples": "ten", "seed": 1}, "inputs.samples", "expected INT64, got <U3 values"),
+        ({"samples": True, "seed": 1}, "inputs.samples", "expected INT64, got bool values"),
+        ({"samples": None, "seed": 1}, "inputs.samples", "expected INT64, got object values"),
+        ({"samples": 2**63, "seed": 1}, "inputs.samples", "expected INT64, got values from 9223372036854775808"),
+        ({"samples": [1, 2], "seed": 1}, "inputs.samples", r"expected shape \[\] a row, got shape \[2\]"),
+        ({"samples": [[1], [2, 3]], "seed": 1}, "inputs.samples", "a list that is no regular array"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_its_name(row: Row, field: str, message: str) -> None:
+    pipeline, _ = opened(MODELS.resolve("monte-carlo"))
+    with pytest.raises(InvalidRequestError, match=message) as refused:
+        pipeline.prepare(row, {})
+    assert refused.value.details["field"] == field
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=8))
+def test_floats_keep_their_values_in_their_own_width(values: list[float]) -> None:
+    read = read_tensor(TensorSpec("x", "FP32", (-1, -1)), values)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.array(values))
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
+def test_integers_are_kept_whole_or_refused(values: list[int]) -> None:
+    spec = TensorSpec("x", "INT8", (-1, -1))
+    if all(-128 <= value <= 127 for value in values):
+        assert read_tensor(spec, values).tolist() == values
+    else:
+        with pytest.raises(InvalidRequestError, match="expected INT8"):
+            read_tensor(spec, values)
+
+
+def test_a_float_that_its_dtype_cannot_hold_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="expected FP16, got values from"):
+        read_tensor(TensorSpec("x", "FP16", (-1, 2)), [1.0, 70000.0])
+
+
+@pytest.fixture
+def doubling(tmp_path: Path) -> Placed:
+    """A variant whose graph doubles `value`."""
+    writer = GraphWriter()
+    value = writer.input("value", "FP32", ["batch", "width"])
+    writer.output(writer.node("Add", [value, value], "doubled"), "FP32", ["batch", "width"])
+    writer.save(tmp_path / "graph.onnx", "doubling")
+    return Placed("doubling", "fp32", "", {"graph": tmp_path / "graph.onnx"}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (None, "output 'y' is missing"),
+        (np.zeros(2, np.int64), r"expected shape \[3, -1\], got \[2\]"),
+        (np.zeros((2, 4), np.int64), r"expected shape \[3, -1\], got \[2, 4\]"),
+        (np.full((3, 1), math.nan), "expected INT64, got float64 values"),
+        (np.full((3, 1), "text"), "expected INT64, got <U4 values"),
+        (np.full((3, 1), object()), "expected INT64, got object values"),
+    ],
+)
+def test_an_output_that_its_model_does_not_declare_is_an_execution_error(
+    array: np.ndarray | None, message: str
+) -> None:
+    with pytest.raises(ExecutionError, match=message):
+        read_output(TensorSpec("y", "INT64", (-1, -1)), array, 3)
+
+
+def test_an_output_takes_its_declared_dtype() -> None:
+    assert read_output(TensorSpec("y", "FP32", (-1,)), np.arange(3), 3).dtype == np.float32
+
+
+def test_an_onnx_variant_can_be_unloaded_and_loaded_again(doubling: Placed) -> None:
+    runtime = open_runtime("onnx", doubling)
+    batch = {"value": np.ones((2, 3), np.float32)}
+    for _ in range(2):
+        runtime.load()
+        assert runtime.memory() > 0
+        np.testing.assert_array_equal(runtime.run(batch)["doubled"], np.full((2, 3), 2, np.float32))
+        runtime.unload()
+        assert runtime.memory() == 0
+    with pytest.raises(ExecutionError, match="not loaded"):
+        runtime.run(batch)
+
+
+def test_a_batch_that_a_graph_cannot_take_is_an_execution_error(doubling: Placed) -> None:
+    runtime = open_runtime("onnx", doubling)
+    runtime.load()
+    with pytest.raises(ExecutionError, match=r"doubling: .*Unexpected input data type"):
+        runtime.run({"value": np.ones((2, 3), np.int64)})
+
+
+def test_a_graph_that_is_no_onnx_file_does_not_load(doubling: Placed) -> None:
+    doubling.files["graph"].write_bytes(b"not a graph")
+    with pytest.raises(ModelLoadError, match="doubling: onnxruntime cannot open the graph"):
+        open_runtime("onnx", doubling).load()
+
+
+def test_a_device_without_a_provider_is_refused_and_never_replaced_by_the_cpu() -> None:
+    assert providers("cpu") == ["CPUExecutionProvider"]
+    with pytest.raises(ModelLoadError, match="no execution provider for 'tpu:0'"):
+        providers("tpu:0")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"), [("python", "no callable 'os'"), ("echo", "got 'os'"), ("jax", "os_jax")]
+)
+def test_an_entry_reaches_only_what_is_registered(runtime: str, message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        open_runtime(runtime, Placed("v", "fp32", "os", {}, "cpu")).load()
+
+
+def test_an_entry_with_a_path_in_it_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="expected a name of letters"):
+        open_runtime("python", Placed("v", "none", "monte_carlo.os", {}, "cpu")).load()
+
+
+def test_an_unknown_runtime_is_not_installed() -> None:
+    with pytest.raises(ModelLoadError, match="runtime 'abacus' is not installed here"):
+        open_runtime("abacus", Placed("v", "none", "", {}, "cpu"))
+
+
+@given(st.integers(1, 300))
+def test_rows_are_padded_to_the_next_power_of_two(rows: int) -> None:
+    padded = pad_rows(np.ones((rows, 2), np.int64))
+    assert padded.dtype == np.int32
+    assert padded.sum() == 2 * rows
+    assert len(padded) & (len(padded) - 1) == 0
+    assert rows <= len(padded) < 2 * rows or rows == len(padded) == 1

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.tasks.test_profiles import MEASURED, MODEL, seconds
+from workers.profiling.fit import FULL, QUICK, Curve, Timed, fit, grid, powers, repeats, residuals, thinned
+from workers.profiling.measure import CALM, ProgressMessage, Run, least_disturbed
+from workers.profiling.report import Outcome, formula, remarks
+
+curves = st.builds(
+    Curve,
+    base=st.floats(1e-4, 1),
+    slope=st.floats(1e-5, 1e-2),
+    step=st.just(0.0),
+    floor=st.just(0.0),
+    error=st.just(0.0),
+)
+GRID = [(rows, size) for rows in (1, 2, 4, 8, 16) for size in (16, 64, 256)]
+
+
+@settings(max_examples=20)
+@given(curves)
+def test_a_fit_finds_the_curve_that_made_its_points(true: Curve) -> None:
+    found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
+    assert found.error < 1e-3
+    for rows, size in GRID:
+        assert math.isclose(found.latency(rows, size), true.latency(rows, size), rel_tol=0.01)
+
+
+def test_a_fit_finds_the_floor_below_which_no_batch_runs() -> None:
+    true = Curve(base=0.0, slope=1e-4, step=0.0, floor=0.02, error=0.0)
+    found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
+    assert found.error < 1e-3
+    assert math.isclose(found.floor, 0.02, rel_tol=0.01)
+
+
+def test_a_fit_takes_what_each_unit_of_size_costs_a_batch_where_that_explains_much() -> None:
+    true = Curve(base=0.01, slope=1e-3, step=4e-3, floor=0.0, error=0.0)
+    found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
+    assert math.isclose(found.step, 4e-3, rel_tol=0.02)
+    assert math.isclose(found.slope, 1e-3, rel_tol=0.02)
+
+
+def test_one_outlier_does_not_bend_a_fit() -> None:
+    true = Curve(base=0.01, slope=1e-4, step=0.0, floor=0.0, error=0.0)
+    points = [Timed(r, s, (true.latency(r, s) * (3 if (r, s) == (4, 64) else 1),)) for r, s in GRID]
+    found = fit(points)
+    assert math.isclose(found.latency(16, 256), true.latency(16, 256), rel_tol=0.05)
+    assert math.isclose(found.latency(1, 16), true.latency(1, 16), rel_tol=0.05)
+
+
+points = st.lists(
+    st.builds(Timed, st.integers(1, 64), st.floats(1, 1000), st.lists(seconds, min_size=1, max_size=4).map(tuple)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(points)
+def test_a_fit_is_never_negative_and_its_residuals_grow(found: list[Timed]) -> None:
+    curve = fit(found)
+    assert min(curve.base, curve.slope, curve.step, curve.floor) >= 0
+    spread = residuals(found, curve)
+    assert 0 < spread.p50 <= spread.p90 <= spread.p95 <= spread.p99
+
+
+@settings(max_examples=20)
+@given(points, st.data())
+def test_a_fit_does_not_depend_on_the_order_of_its_points(found: list[Timed], data: Any) -> None:
+    assume(len({p.seconds for p in found}) == len(found))
+    assert fit(found) == fit(data.draw(st.permutations(found)))
+
+
+@given(st.integers(1, 4096))
+def test_the_rows_that_are_measured_go_from_one_to_the_largest(largest: int) -> None:
+    found = powers(largest)
+    assert found[0] == 1
+    assert found[-1] == largest
+    assert found == sorted(set(found))
+    assert len(found) <= 8
+
+
+@given(st.lists(st.integers(), min_size=1, unique=True), st.integers(2, 6))
+def test_sizes_are_thinned_to_a_few_that_span_them_all(values: list[int], count: int) -> None:
+    kept = thinned(values, count)
+    assert (kept[0], kept[-1]) == (values[0], values[-1])
+    assert len(kept) == len(set(kept)) == min(count, len(values))
+
+
+def test_a_grids_corners_come_first_and_no_batch_comes_twice() -> None:
+    model = msgspec.structs.replace(MODEL, buckets=(16, 32, 64, 128, 256))
+    found = grid(model, 16)
+    assert set(found[:4]) == {(1, 16), (1, 256), (16, 16), (16, 256)}
+    assert len(found) == len(set(found)) == 20
+    assert grid(msgspec.structs.replace(MODEL, buckets=(1,)), 1) == [(1, 1)]
+
+
+@given(seconds, st.floats(-10, 100), st.integers(0, 30), st.sampled_from([FULL, QUICK]))
+def test_a_batch_is_run_at_least_and_at_most_as_often_as_planned(
+    batch: float, left: float, points_left: int, plan: Any
+) -> None:
+    assert plan.fewest <= repeats(plan, batch, left, points_left) <= plan.most
+
+
+runs = st.lists(st.builds(Run, seconds=st.floats(0.001, 1), waited=st.floats(0, 1)), min_size=1, max_size=9)
+
+
+@given(runs, st.integers(1, 4))
+def test_disturbed_runs_count_only_where_there_are_too_few_calm_ones(found: list[Run], fewest: int) -> None:
+    kept = least_disturbed(found, fewest)
+    calm = [run for run in found if run.disturbed <= CALM]
+    assert kept == calm if len(calm) >= fewest else len(kept) == min(fewest, len(found))
+
+
+def test_a_table_says_a_curve_without_its_zeros_and_what_was_amiss() -> None:
+    assert formula(MEASURED) == "max(3 ms, 2 ms + 100 µs·b·s)"
+    assert formula(msgspec.structs.replace(MEASURED, base=0.0, step=0.5, floor=0.0)) == "500 ms·s + 100 µs·b·s"
+    shown = remarks(
+        [
+            Outcome(model="m:1", variant="a", skipped="torch is not installed"),
+            Outcome(model="m:1", variant="b", error="no weights"),
+            Outcome(model="m:1", variant="c", measurement=msgspec.structs.replace(MEASURED, disturbed=0.25)),
+            Outcome(model="m:1", variant="d", measurement=MEASURED),
+        ]
+    )
+    assert list(shown) == [
+        "skipped: m:1/a: torch is not installed",
+        "failed: m:1/b: no weights",
+        "disturbed: m:1/c: other processes used the processor for 25% of its seconds",
+    ]
+
+
+def test_a_measuring_process_says_its_measurement_as_json() -> None:
+    line = msgspec.json.encode(ProgressMessage(measurement=MEASURED), enc_hook=int)
+    assert msgspec.json.decode(line)["measurement"]["points"][0] == [1, 16, 0.0036]
