@@ -7,19 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.protocol import PIECE, read_infer, request_of
-from taxiway.contract.limits import AT_ONCE, ELEMENTS, LARGE
+from router.http.protocol import FEW, PIECE, read_infer, request_of
+from taxiway.contract.limits import AT_ONCE, ELEMENTS, LARGE, count_values
 from taxiway.contract.values import to_array
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 
-PADDING = '"%s"' % ("x" * LARGE)
+PADDING = json.dumps({"x": "x" * LARGE, "others": [0] * FEW})
 
 
 def body(data: object, shape: list[int], datatype: str = "FP32", large: bool = True) -> bytes:
-    """An infer request with one tensor, whose JSON is large or not."""
+    """An infer request with one tensor, whose JSON is large, and has more than a few values, or not."""
     head = json.dumps({"name": "a", "shape": shape, "datatype": datatype})[:-1]
     text = data if isinstance(data, str) else json.dumps(data)
-    return f'{{"inputs":[{head},"data":{text}}}],"id":{PADDING if large else "null"}}}'.encode()
+    return f'{{"inputs":[{head},"data":{text}}}],"parameters":{PADDING if large else "{}"}}}'.encode()
 
 
 def read(content: bytes) -> np.ndarray:
@@ -55,6 +55,24 @@ def test_what_small_json_may_not_have_large_json_may_not_have(datatype: str, dat
             read(body(data, [2], datatype, large=large))
 
 
+@pytest.mark.parametrize("coding", ["base64", None])
+def test_a_long_text_is_read_at_once(coding: str | None) -> None:
+    text = "ab12" * LARGE
+    parameters = {"content_type": coding} if coding else {}
+    tensor = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [text], "parameters": parameters}
+
+    (read,) = read_infer(json.dumps({"inputs": [tensor]}).encode()).inputs
+
+    assert read.data == [text] and read.parameters == parameters
+
+
+@given(st.lists(st.text('e0E[],{}:1"\\'), max_size=40), st.integers(0, 40))
+def test_texts_hold_no_values_however_long_they_are(texts: list[str], numbers: int) -> None:
+    plain = {"texts": ["" for _ in texts], "numbers": [0] * numbers}
+
+    assert count_values(json.dumps(plain | {"texts": texts}).encode()) == count_values(json.dumps(plain).encode())
+
+
 def test_numbers_at_the_seams_of_pieces_stay_whole() -> None:
     values = list(range(10**6, 10**6 + 3 * PIECE // 8))
 
@@ -66,10 +84,11 @@ def test_truths_are_read_in_pieces_too() -> None:
 
 
 def test_beside_tensors_of_numbers_json_holds_a_fifth_of_the_values() -> None:
-    numbers = body([0] * (ELEMENTS - 100), [ELEMENTS - 100], "INT8")
+    count = ELEMENTS - 2 * FEW
+    numbers = body([0] * count, [count], "INT8")
     texts = body(["a"] * (ELEMENTS // AT_ONCE + 1), [1], "BYTES")
 
-    assert read(numbers).size == ELEMENTS - 100
+    assert read(numbers).size == count
     with pytest.raises(RequestTooLargeError, match=f"at most {ELEMENTS // AT_ONCE} values"):
         read_infer(texts)
 
