@@ -26,6 +26,7 @@ hardware:
     max_batch: {rows}
     max_wait: {wait}
     horizon: 60
+    nice: 0  # as urgent as the bare loop and the peers, though such a deadline is that of patient work
     price: {{usd_per_hour: 0.05}}
     warm: [{model}]
 service:

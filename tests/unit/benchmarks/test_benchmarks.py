@@ -101,10 +101,11 @@ def test_a_plan_reaches_the_processes_of_a_contestant(monkeypatch: pytest.Monkey
     assert plan.rows == 8
 
 
-def test_the_benchmarks_queues_are_a_topology() -> None:
+def test_the_suites_fleet_computes_as_urgently_as_its_peers() -> None:
     topology = parse_topology(queues_of("echo", rows=64, wait=0.002))
 
     assert topology.hardware["cpu.batch"].max_batch == 64
+    assert topology.hardware["cpu.batch"].nice == 0
 
 
 @pytest.mark.parametrize("limit", [(200.0, "the limit"), None])
