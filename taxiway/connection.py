@@ -1,4 +1,4 @@
-"""A connection to Valkey or Redis: for any number of callers on an event loop, or blocking, one for a thread.
+"""Connections to Valkey or Redis: one for asyncio, shared by any number of callers, and a blocking one for a thread.
 
 On the event loop, answers are parsed in C, many per iteration; redis-py switches coroutines for each answer, which
 takes 8 µs, and as long again per call. A large value is not copied: it is sent from its own memory, and read into
@@ -25,25 +25,26 @@ from taxiway.valkey import (
     Script,
     ServerError,
     checked,
-    is_away,
+    is_unavailable,
     is_unknown_script,
     parse,
     pieces,
 )
 
 ANSWER = 1.5
-"""Seconds within which a server must answer: a caller is told within two."""
+"""Seconds within which a server must answer: a caller learns of an outage within two."""
 
-Hear = Callable[[Any], None]
-"""Is told an answer."""
+OnAnswer = Callable[[Any], None]
+"""Called with each answer."""
 
 
 class AsyncConnection:
-    """One connection, opened with the first call and, after a failure, with the next one.
+    """One connection, opened by the first call and reopened by the first call after a failure.
 
-    Callers share it, and each gets its own answers; what one sends together is sent at once. It is given up once the
-    server has said nothing for `answer` seconds to those who wait; where that is None, because commands block, when a
-    caller no longer waits. `patience` is for connecting, with passwords and TLS. Raises `OSError` and `ServerError`.
+    Callers share it, and each gets its own answers; the commands of one call are sent in one write. The connection is
+    closed once the server has been silent for `answer` seconds while a call waits. With `answer` None, for commands
+    that block, it is closed when a waiting call is cancelled. `patience` is for connecting, with passwords and TLS.
+    Raises `OSError` and `ServerError`.
     """
 
     def __init__(self, url: str, *, answer: float | None = ANSWER, patience: float = ANSWER) -> None:
@@ -55,11 +56,11 @@ class AsyncConnection:
 
     @property
     def connected(self) -> bool:
-        """Whether it has a connection that has not ended."""
+        """Whether it is connected."""
         return self._wire is not None and not self._wire.ended
 
     async def connect(self) -> None:
-        """Connect, where it is not connected."""
+        """Connect, unless connected."""
         await self._connected()
 
     async def call(self, *command: Any) -> Any:
@@ -71,7 +72,7 @@ class AsyncConnection:
         return checked(await self.ask(commands))
 
     async def transaction(self, *commands: Command) -> list[Any]:
-        """The answers to commands that the server runs at one instant."""
+        """The answers to commands that the server runs atomically."""
         return checked((await self.calls(("MULTI",), *commands, ("EXEC",)))[-1])
 
     async def run(self, script: Script) -> Any:
@@ -84,7 +85,7 @@ class AsyncConnection:
         return (await self.calls(("SCRIPT", "LOAD", script.text), script.command))[1]
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to commands that are sent together, in order; an error of the server's as a value."""
+        """The answers to commands that are sent together, in order; an error from the server is a value."""
         if not commands:
             return []
         wire = await self._connected()
@@ -92,24 +93,24 @@ class AsyncConnection:
             return await wire.ask(commands)
         except asyncio.CancelledError:
             if self._answer is None:
-                wire.end(ConnectionError("closed"))  # what blocks there would go on
+                wire.end(ConnectionError("closed"))  # else the command would go on blocking
             raise
 
-    async def listen(self, commands: Sequence[Command], hear: Hear) -> None:
-        """Send commands, and give `hear` all that comes until the connection ends; why it ended is raised."""
+    async def listen(self, commands: Sequence[Command], on_answer: OnAnswer) -> None:
+        """Send commands, and call `on_answer` with each answer until the connection ends; raises why it ended."""
         wire = await self._connected()
         try:
-            await wire.listen(commands, hear)
+            await wire.listen(commands, on_answer)
         finally:
             wire.end(ConnectionError("closed"))
 
     def send(self, *commands: Command) -> None:
-        """Send commands whose answers are heard by who listens; nothing where there is no connection."""
+        """Send commands whose answers `listen` receives; does nothing without a connection."""
         if self._wire is not None:
             self._wire.send(commands)
 
     def close(self, error: Exception | None = None) -> None:
-        """Disconnect; who still asks or listens is told `error`."""
+        """Disconnect; pending calls and `listen` raise `error`."""
         if self._opening is not None:
             self._opening.cancel()
         if self._wire is not None:
@@ -121,7 +122,7 @@ class AsyncConnection:
             return self._wire
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open())
-            self._opening.add_done_callback(_heed)
+            self._opening.add_done_callback(_retrieve_exception)
         opening = self._opening
         try:
             wire = await asyncio.shield(opening)
@@ -140,7 +141,7 @@ class AsyncConnection:
         for place in places:
             try:
                 async with asyncio.timeout(self._patience / len(places)):
-                    self._wire = await self._reach(place)  # here: who asked may have been cancelled
+                    self._wire = await self._reach(place)  # set here, because the caller may have been cancelled
                     return self._wire
             except (OSError, ServerError) as error:
                 failed = error if str(error) else TimeoutError(f"no connection within {self._patience:g} s")
@@ -153,69 +154,69 @@ class AsyncConnection:
             return await _open(address, place, self._answer)
         sentinel = await _open(address.sentinel(place), place, None)
         try:
-            (named,) = checked(await sentinel.ask([address.question]))
+            (answered,) = checked(await sentinel.ask([address.question]))
         finally:
             sentinel.end(ConnectionError("closed"))
-        return await _open(address, address.named(named), self._answer)
+        return await _open(address, address.primary_of(answered), self._answer)
 
 
-class _Asked:
-    """Commands that were sent together, and those of their answers that came."""
+class _Pipeline:
+    """Commands that were sent together, and the answers received so far."""
 
     __slots__ = ("answers", "count", "future", "since")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]], since: float) -> None:
-        self.count, self.future, self.since = count, future, since
+    def __init__(self, count: int, future: asyncio.Future[list[Any]], sent_at: float) -> None:
+        self.count, self.future, self.sent_at = count, future, sent_at
         self.answers: list[Any] = []
 
 
 class _Wire(asyncio.BufferedProtocol):
-    """A connection from its begin to its end."""
+    """One connection, from opening to close."""
 
     def __init__(self, answer: float | None) -> None:
         self._answer = answer
         self._answers = Answers()
-        self._asked: deque[_Asked] = deque()
-        self._hear: Hear | None = None
-        self._over: asyncio.Future[None] | None = None
+        self._pipelines: deque[_Pipeline] = deque()
+        self._on_answer: OnAnswer | None = None
+        self._listening_ended: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
-        self._heard = 0.0
-        self._watch: asyncio.TimerHandle | None = None
+        self._last_received = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.ended = False
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        """The answers to commands, once all have come."""
-        sent = [*pieces(commands)]  # first, for one that cannot be encoded has no answer
+        """The answers to commands, once all have been received."""
+        sent = [*pieces(commands)]  # first: a command that cannot be encoded gets no answer
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._asked.append(_Asked(len(commands), future, self._loop.time()))
-        if self._watch is None and self._answer is not None:
-            self._watch = self._loop.call_later(self._answer, self._look)
+        self._pipelines.append(_Pipeline(len(commands), future, self._loop.time()))
+        if self._timer is None and self._answer is not None:
+            self._timer = self._loop.call_later(self._answer, self._check_silence)
         self._write(sent)
         return future
 
-    def listen(self, commands: Sequence[Command], hear: Hear) -> asyncio.Future[None]:
-        """Ends with the connection; until then `hear` is told all that comes."""
-        self._hear, self._over = hear, self._loop.create_future()
+    def listen(self, commands: Sequence[Command], on_answer: OnAnswer) -> asyncio.Future[None]:
+        """Ends with the connection; until then `on_answer` is called with each answer."""
+        self._on_answer, self._listening_ended = on_answer, self._loop.create_future()
         self.send(commands)
-        return self._over
+        return self._listening_ended
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send commands."""
         self._write([*pieces(commands)])
 
     def end(self, error: Exception) -> None:
-        """Close the connection, and tell `error` to those who wait."""
+        """Close the connection, and raise `error` in all that wait."""
         if self.ended:
             return
         self.ended = True
         self._transport.abort()
-        if self._watch is not None:
-            self._watch.cancel()
-        for asked in self._asked:
-            settle(asked.future, error)
-        if self._over is not None:
-            settle(self._over, error)
+        if self._timer is not None:
+            self._timer.cancel()
+        for pipeline in self._pipelines:
+            settle(pipeline.future, error)
+        if self._listening_ended is not None:
+            settle(self._listening_ended, error)
 
     def connection_made(self, transport: Any) -> None:
         """Part of `asyncio.BaseProtocol`."""
@@ -228,7 +229,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Part of `asyncio.BufferedProtocol`."""
-        self._heard = self._loop.time()
+        self._last_received = self._loop.time()
         try:
             for answer in self._answers.received(nbytes):
                 self._receive(answer)
@@ -240,34 +241,34 @@ class _Wire(asyncio.BufferedProtocol):
         self.end(ConnectionError(str(error or "closed by the server")))
 
     def _write(self, sent: Sequence[Buffer]) -> None:
-        if not self._transport.is_closing():  # `connection_lost` tells of it
+        if not self._transport.is_closing():  # `connection_lost` reports it
             for piece in sent:
                 self._transport.write(piece)
 
     def _receive(self, answer: Any) -> None:
         if self.ended:
             return
-        if is_away(answer):
+        if is_unavailable(answer):
             raise ConnectionError(str(answer))
-        if self._hear is not None:
-            self._hear(answer)
-        elif self._asked:
-            asked = self._asked[0]
-            asked.answers.append(answer)
-            if len(asked.answers) == asked.count:
-                self._asked.popleft()
-                settle(asked.future, asked.answers)
+        if self._on_answer is not None:
+            self._on_answer(answer)
+        elif self._pipelines:
+            pipeline = self._pipelines[0]
+            pipeline.answers.append(answer)
+            if len(pipeline.answers) == pipeline.count:
+                self._pipelines.popleft()
+                settle(pipeline.future, pipeline.answers)
 
-    def _look(self) -> None:
-        """Give the connection up where who waits has heard nothing for too long."""
-        self._watch = None
-        if not self._asked or self._answer is None:
+    def _check_silence(self) -> None:
+        """Close the connection if the server has been silent for too long while a call waits."""
+        self._timer = None
+        if not self._pipelines or self._answer is None:
             return
-        silent = self._loop.time() - max(self._asked[0].since, self._heard)
+        silent = self._loop.time() - max(self._pipelines[0].sent_at, self._last_received)
         if silent >= self._answer:
             self.end(TimeoutError(f"no answer within {self._answer:g} s"))
         else:
-            self._watch = self._loop.call_later(self._answer - silent, self._look)
+            self._timer = self._loop.call_later(self._answer - silent, self._check_silence)
 
 
 async def _open(address: Address, place: Place, answer: float | None) -> _Wire:
@@ -285,14 +286,14 @@ async def _open(address: Address, place: Place, answer: float | None) -> _Wire:
     return wire
 
 
-def _heed(opening: asyncio.Task[Any]) -> None:
-    """Retrieve the exception of a call whose caller is gone."""
+def _retrieve_exception(opening: asyncio.Task[Any]) -> None:
+    """Mark the exception as retrieved, for when no caller waits any more."""
     if not opening.cancelled():
         opening.exception()
 
 
 def settle(future: asyncio.Future[Any], answer: Any) -> None:
-    """Give a future its value, or its exception, if it still waits for one."""
+    """Set a future's value or exception, unless it is done."""
     if future.done():
         return
     if isinstance(answer, Exception):
@@ -302,11 +303,11 @@ def settle(future: asyncio.Future[Any], answer: Any) -> None:
 
 
 BLOCKING_ANSWER = 5.0
-"""Seconds within which a server must answer a worker: scripts over a whole batch of large results take some."""
+"""Seconds within which a server must answer a worker: scripts on a whole batch of large results take a while."""
 
 
 class Connection:
-    """One connection, for one thread at a time; opened with the first call, and reopened after it was lost or a fork.
+    """One connection, for one thread at a time; opened by the first call, and reopened after a failure or a fork.
 
     Raises `OSError` and `ServerError`.
     """
@@ -316,23 +317,23 @@ class Connection:
         self._address = parse(where) if isinstance(where, str) else where
         self._answer = answer
         self._answers = Answers()
-        self._came: deque[Any] = deque()
+        self._received: deque[Any] = deque()
         self._process = 0
 
     def __del__(self) -> None:
         self.close()
 
     def fileno(self) -> int:
-        """The descriptor that says when an answer has begun to come; -1 where it is not connected."""
+        """The descriptor, readable once an answer begins to arrive; -1 if not connected."""
         return -1 if self._socket is None else self._socket.fileno()
 
     @property
     def connected(self) -> bool:
-        """Whether it has a connection, which may have ended by now."""
+        """Whether it was connected; the server may have closed the connection since."""
         return self._socket is not None
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """The server's answers to commands that are sent together, in order; an error of the server's as a value."""
+        """The server's answers to commands that are sent together, in order; an error from the server is a value."""
         self.send(commands)
         return self.read(len(commands))
 
@@ -340,7 +341,7 @@ class Connection:
         """Send commands whose answers are read later."""
         sock = self._ready()
         try:
-            _bound(sock, self._answer)
+            _set_timeout(sock, self._answer)
             for piece in pieces(commands):
                 sock.sendall(piece)
         except BaseException:
@@ -350,40 +351,40 @@ class Connection:
     def read(self, count: int) -> list[Any]:
         """The next answers."""
         try:
-            while len(self._came) < count:
+            while len(self._received) < count:
                 self._receive(self._answer)
         except BaseException:
-            self.close()  # what is still to come would be taken for another answer
+            self.close()  # the remaining answers would be taken for those of the next call
             raise
-        answers = [self._came.popleft() for _ in range(count)]
+        answers = [self._received.popleft() for _ in range(count)]
         for answer in answers:
-            if is_away(answer):
+            if is_unavailable(answer):
                 self.close()
                 raise ConnectionError(str(answer))
         return answers
 
-    def hear(self, longest: float) -> Any:
-        """The next message of a subscription, None where none comes for so many seconds."""
+    def next_message(self, timeout: float) -> Any:
+        """The next message of a subscription; None if none arrives within `timeout` seconds."""
         try:
-            if not self._came:
-                self._receive(longest)
+            if not self._received:
+                self._receive(timeout)
         except TimeoutError:
             return None
         except BaseException:
             self.close()
             raise
-        return self._came.popleft() if self._came else None
+        return self._received.popleft() if self._received else None
 
     def close(self) -> None:
         """Disconnect."""
         if self._socket is not None:
             self._socket.close()
         self._socket, self._answers = None, Answers()
-        self._came.clear()
+        self._received.clear()
 
     def _ready(self) -> socket.socket:
         """The connected socket; reconnects if the server closed it, or if it belongs to the parent process."""
-        if self._socket is not None and (self._process != os.getpid() or _speaks(self._socket)):
+        if self._socket is not None and (self._process != os.getpid() or _is_readable(self._socket)):
             self.close()
         if self._socket is None:
             self._process = os.getpid()
@@ -411,26 +412,26 @@ class Connection:
         if address.service:
             sentinel = Connection(address.sentinel(place), answer=patience)
             try:
-                (named,) = checked(sentinel.ask([address.question]))
+                (answered,) = checked(sentinel.ask([address.question]))
             finally:
                 sentinel.close()
-            place = address.named(named)
+            place = address.primary_of(answered)
         self._socket = _reach(address, place, patience)
         if address.greeting:
             self._socket.sendall(b"".join(pieces(address.greeting)))
             address.check_greeting(self.read(len(address.greeting)))
 
-    def _receive(self, longest: float) -> None:
+    def _receive(self, timeout: float) -> None:
         assert self._socket is not None
-        _bound(self._socket, max(longest, 0.001))
+        _set_timeout(self._socket, max(timeout, 0.001))
         count = self._socket.recv_into(self._answers.buffer())
         if not count:
             raise ConnectionError("closed by the server")
-        self._came.extend(self._answers.received(count))
+        self._received.extend(self._answers.received(count))
 
 
 class ConnectionPool:
-    """As many connections as threads call at the same time. Raises `OSError` and `ServerError`."""
+    """As many connections as threads call at once. Raises `OSError` and `ServerError`."""
 
     def __init__(self, url: str, *, answer: float = BLOCKING_ANSWER) -> None:
         self._url = url
@@ -458,7 +459,7 @@ class ConnectionPool:
         return checked(self.ask(commands))
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to commands that are sent together, in order; an error of the server's as a value."""
+        """The answers to commands that are sent together, in order; an error from the server is a value."""
         with self.one() as connection:
             return connection.ask(commands)
 
@@ -478,10 +479,10 @@ class ConnectionPool:
 
 
 def _reach(address: Address, place: Place, patience: float) -> socket.socket:
-    """A connection that has said nothing yet."""
+    """A connected socket, before any greeting."""
     if isinstance(place, str):
         sock = socket.socket(socket.AF_UNIX)
-        _bound(sock, patience)
+        _set_timeout(sock, patience)
         try:
             sock.connect(place)
         except BaseException:
@@ -495,14 +496,14 @@ def _reach(address: Address, place: Place, patience: float) -> socket.socket:
     return sock if context is None else context.wrap_socket(sock, server_hostname=place[0])
 
 
-def _bound(sock: socket.socket, seconds: float) -> None:
-    """Bound each call's time; saying it again would cost a call of the system's."""
+def _set_timeout(sock: socket.socket, seconds: float) -> None:
+    """Limit the time of each call; setting the same limit again would cost a system call."""
     if sock.gettimeout() != seconds:
         sock.settimeout(seconds)
 
 
-def _speaks(sock: socket.socket) -> bool:
-    """Whether the server says something unasked: mostly, that it ended the connection."""
+def _is_readable(sock: socket.socket) -> bool:
+    """Whether the server sent something before it was asked: usually, that it closed the connection."""
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return bool(poller.poll(0))

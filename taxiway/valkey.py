@@ -1,12 +1,12 @@
 """Our own connections to Valkey or Redis: each connects to an `Address`, without hidden retries.
 
-`taxiway.connection` has the one for asyncio and the blocking one. Here is what they share: where a server is, what a
-connection to it says first, and commands as bytes and bytes as answers or errors, in C (hiredis). A library copies a
-value into the command that carries it, and an answer out of the received bytes: each time into new memory of the
-process, which costs more than the copy itself. Source: the Redis serialization protocol (RESP2).
+`taxiway.connection` has the one for asyncio and the blocking one. Here is what they share: a server's address, the
+greeting of a connection, and the encoding of commands and answers, in C (hiredis). A library copies a value into the
+command that carries it, and an answer out of the received bytes: each time into newly allocated memory, which costs
+more than the copy itself. Source: the Redis serialization protocol (RESP2).
 
-A connection that fails raises `OSError` (`TimeoutError` and `ConnectionError` are such); a server that answers with an
-error raises `ServerError`. Celery and kombu have connections of their own.
+A connection that fails raises `OSError` (`TimeoutError` and `ConnectionError` are subclasses); an error that the server
+answers with is a `ServerError`. Celery and kombu have connections of their own.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ Place = str | tuple[str, int]
 Command = Sequence[Any]
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
-"""What an address begins with."""
+"""The schemes of addresses."""
 
 _PORT, _SENTINEL_PORT = 6379, 26379
 _UNVERIFIED = ("none", "cert_none")
 
 
 class Script(Protocol):
-    """A script that runs on the server, by its digest once it was loaded."""
+    """A script that runs on the server, by its digest once it is loaded."""
 
     @property
     def command(self) -> tuple[Any, ...]:
-        """The command that runs it on a server which has it."""
+        """The command that runs it on a server that has it loaded."""
 
     @property
     def text(self) -> str:
-        """What is loaded."""
+        """Its source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One server, and who asks there; with a `service`, the primary that the sentinels at these `places` name."""
+    """A server and the account used there; with a `service`, the primary that the sentinels at `places` name."""
 
     places: tuple[Place, ...]
     database: int = 0
@@ -63,13 +63,13 @@ class Address:
 
     @property
     def greeting(self) -> list[Command]:
-        """The commands that begin a connection; the last asks a primary that sentinels named whether it is one."""
+        """The first commands of a connection; the last one checks that a server named by sentinels is a primary."""
         select = [("SELECT", self.database)] if self.database else []
         return [*_login(self.username, self.password), *select, *([("HELLO", 2)] if self.service else [])]
 
     @property
     def question(self) -> Command:
-        """What a sentinel is asked."""
+        """The command that asks a sentinel for the primary."""
         return ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
 
     def sentinel(self, place: Place) -> Address:
@@ -77,24 +77,24 @@ class Address:
         return Address((place,), username=self.sentinel_username, password=self.sentinel_password, tls=self.tls)
 
     def check_greeting(self, answers: Sequence[Any]) -> None:
-        """Raise what keeps a connection from use.
+        """Check the answers to `greeting`.
 
         Raises:
             ConnectionError: the server accepts no clients now, or is not a primary.
             ServerError: it refuses this account, or this database.
         """
         for answer in answers:
-            if is_away(answer):
+            if is_unavailable(answer):
                 raise ConnectionError(str(answer))
         checked(answers)
         if self.service and dict(zip(answers[-1][::2], answers[-1][1::2], strict=True)).get(b"role") != b"master":
-            raise ConnectionError(f"the server that is named the primary of {self.service!r} is none")
+            raise ConnectionError(f"the server that sentinels name as the primary of {self.service!r} is not a primary")
 
-    def named(self, answer: Sequence[bytes] | None) -> Place:
-        """Where the primary is by a sentinel's answer.
+    def primary_of(self, answer: Sequence[bytes] | None) -> Place:
+        """The primary's place in a sentinel's answer.
 
         Raises:
-            ConnectionError: the sentinel knows none.
+            ConnectionError: the sentinel does not know the service.
         """
         if answer is None:
             raise ConnectionError(f"the sentinel knows no service {self.service!r}")
@@ -116,33 +116,35 @@ class Address:
 
 
 def parse(url: str) -> Address:
-    """The address that `redis://NAME:PASSWORD@HOST:PORT/DATABASE` is, with `rediss` for TLS, or `unix://PATH?db=…`.
+    """Parse `redis://NAME:PASSWORD@HOST:PORT/DATABASE`, with `rediss` for TLS, or `unix://PATH?db=…`.
 
-    Options of TLS are named as redis-py names them (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`,
-    `ssl_check_hostname`); other options are not ours. `redis+sentinel://NAME:PASSWORD@HOST:PORT,…/DATABASE?service=…`
+    TLS options have redis-py's names (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`,
+    `ssl_check_hostname`); other options are ignored. `redis+sentinel://NAME:PASSWORD@HOST:PORT,…/DATABASE?service=…`
     (`rediss+sentinel` for TLS) has the hosts of sentinels, and their own `sentinel_username` and `sentinel_password`.
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: not such an address.
     """
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
-        raise ValueError(f"no address of a Valkey or Redis server: {parts.scheme}://…")
+        raise ValueError(f"not an address of a Valkey or Redis server: {parts.scheme}://…")
     options = dict(parse_qsl(parts.query))
     user, _, hosts = parts.netloc.rpartition("@")
     username, _, password = user.partition(":")
     path = unquote(parts.path)
-    unix, watched = parts.scheme == "unix", parts.scheme.endswith("+sentinel")
-    if watched and not options.get("service"):
-        raise ValueError("an address of sentinels has ?service=NAME, the name of what they watch")
-    usual = _SENTINEL_PORT if watched else _PORT
+    unix, by_sentinel = parts.scheme == "unix", parts.scheme.endswith("+sentinel")
+    if by_sentinel and not options.get("service"):
+        raise ValueError("expected ?service=NAME in an address of sentinels, the name of the primary that they watch")
+    default_port = _SENTINEL_PORT if by_sentinel else _PORT
     return Address(
-        places=(path,) if unix else tuple(_place(host, usual) for host in (hosts.split(",") if watched else [hosts])),
+        places=(path,)
+        if unix
+        else tuple(_place(host, default_port) for host in (hosts.split(",") if by_sentinel else [hosts])),
         database=int((not unix and path.strip("/")) or options.get("db") or 0),
         username=unquote(username),
         password=unquote(password),
         tls=options if parts.scheme.startswith("rediss") else None,
-        service=options["service"] if watched else "",
+        service=options["service"] if by_sentinel else "",
         sentinel_username=options.get("sentinel_username", ""),
         sentinel_password=options.get("sentinel_password", ""),
     )
@@ -154,25 +156,25 @@ def _login(username: str, password: str) -> list[Command]:
     return [("AUTH", password)] if password else []
 
 
-def _place(text: str, usual: int) -> Place:
+def _place(text: str, default_port: int) -> Place:
     host = urlsplit(f"//{text}")
-    return host.hostname or "localhost", host.port or usual
+    return host.hostname or "localhost", host.port or default_port
 
 
-_AWAY = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED", "ERR max number of clients")
+_UNAVAILABLE = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED", "ERR max number of clients")
 
 
 class ServerError(Exception):
-    """An error that the server answered, as its text: its code first."""
+    """An error that the server answered with; its text begins with its code."""
 
 
-def is_away(answer: Any) -> bool:
-    """Whether the server answers that it is not a primary, or not yet: another connection may reach one."""
-    return isinstance(answer, ServerError) and str(answer).startswith(_AWAY)
+def is_unavailable(answer: Any) -> bool:
+    """Whether the server answers that it is not a primary, or not ready yet: another connection may reach one."""
+    return isinstance(answer, ServerError) and str(answer).startswith(_UNAVAILABLE)
 
 
 def is_unknown_script(error: ServerError) -> bool:
-    """Whether the server does not know a script by its digest: it was not loaded there, or was dropped."""
+    """Whether the server does not have the script loaded."""
     return str(error).startswith("NOSCRIPT")
 
 
@@ -185,9 +187,9 @@ def checked(answers: Sequence[Any]) -> list[Any]:
 
 
 class fleet_errors(AbstractContextManager[None]):
-    """Raises a `FleetUnavailable`, naming `server`, for every error that means that it did not answer, or is full.
+    """Raises `FleetUnavailable`, naming `server`, if it does not answer or refuses.
 
-    A class, because a generator costs 2 % of a call more.
+    A class, because a generator would cost 2 % of a call.
     """
 
     __slots__ = ("_server",)
@@ -204,7 +206,7 @@ LARGE = 2**16
 """Bytes above which a value is not copied."""
 
 READ = 2**18
-"""Bytes of an answer that are read at once: with redis-py's 64 KiB, a large answer takes four times the CPU time."""
+"""Bytes per read: with redis-py's 64 KiB, a large answer takes four times the CPU time."""
 
 END = b"\r\n"
 
@@ -213,7 +215,7 @@ _LONGEST_HEAD = 24  # of a value: its length has 20 digits at most
 
 
 class Value:
-    """A value that is read into its own memory; `missing` is the rest of it and of the line end after it."""
+    """A value that is read into its own memory; `missing` is what has not arrived of it and its line end."""
 
     def __init__(self, length: int, begin: Buffer) -> None:
         whole = memoryview(bytearray(length + len(END)))
@@ -221,8 +223,8 @@ class Value:
         self.missing = whole[len(begin) :]
         whole[: len(begin)] = begin
 
-    def came(self, count: int) -> None:
-        """So many bytes were written to `missing`."""
+    def received(self, count: int) -> None:
+        """Record that `count` bytes were written to `missing`."""
         self.missing = self.missing[count:]
 
 
@@ -245,12 +247,12 @@ def packed(command: Sequence[Any]) -> Iterator[Buffer]:
 
 
 def is_large(argument: Any) -> bool:
-    """Whether it is a value that is not copied."""
+    """Whether an argument is a value too large to copy."""
     return isinstance(argument, Buffer) and len(argument) > LARGE
 
 
 def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
-    """The bytes of commands that are sent together, in as few pieces as possible without copying a large value."""
+    """The bytes of commands that are sent together, in as few pieces as possible without copying large values."""
     parts = (piece for command in commands for piece in packed(command))
     for large, some in groupby(parts, is_large):
         if large:
@@ -260,36 +262,36 @@ def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
 
 
 class Answers:
-    """Parses what a server sends into answers; a server's error is a value."""
+    """Parses received bytes into answers; an error from the server is a value."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(replyError=ServerError)
         self._read = memoryview(bytearray(READ))
         self._large: Value | None = None
-        self._midway = False  # the reader has the start of an answer, and may have no byte of it left to parse
+        self._midway = False  # whether the reader has parsed the start of an answer
 
     def buffer(self) -> memoryview:
         """The buffer for the next bytes."""
         return self._read if self._large is None else self._large.missing
 
     def received(self, count: int) -> Iterator[Any]:
-        """The answers that are complete after so many bytes were written to `buffer`.
+        """The answers that are complete once `count` bytes were written to `buffer`.
 
         Raises:
-            ConnectionError: not the protocol.
+            ConnectionError: the bytes are not RESP.
         """
         if self._large is None:
             at = yield from self._values(count)
             if self._large is None:
                 yield from self._parsed(at, count)
         else:
-            self._large.came(count)
+            self._large.received(count)
         if self._large is not None and not self._large.missing:
             content, self._large = self._large.content, None
             yield content
 
     def _values(self, count: int) -> Generator[Any, None, int]:
-        """Yield the leading values, up to a large incomplete one; returns where the rest begins."""
+        """Yield the leading values, up to a large incomplete one; returns the index of the rest."""
         at = 0
         while at < count and self._read[at] == _VALUE and not self._midway:
             head, found, _ = bytes(self._read[at : min(at + _LONGEST_HEAD, count)]).partition(END)

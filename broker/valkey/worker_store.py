@@ -184,7 +184,7 @@ class WorkerStore:
         with fleet_errors("state store"):
             if not self._withdrawn.connected:
                 self._withdrawn.send([("SUBSCRIBE", withdrawn_channel(self.worker))])
-            message = self._withdrawn.hear(longest)
+            message = self._withdrawn.next_message(longest)
         said = message is not None and message[0] == b"message"
         return [message[2].decode().removeprefix(job_key(""))] if said else []
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from router.service.store import RouterStore
-from taxiway.client.valkey_link import PAUSE, Rounds
+from taxiway.client.valkey_results import POLL_PAUSE, Rounds
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
@@ -98,7 +98,7 @@ class Results:
     announced before it are read from the store. Every `pause` seconds, all results still awaited are read too.
     """
 
-    def __init__(self, url: str, store: RouterStore, name: str, *, pause: float = PAUSE) -> None:
+    def __init__(self, url: str, store: RouterStore, name: str, *, pause: float = POLL_PAUSE) -> None:
         self._connection = AsyncConnection(url)
         self._store = store
         self._own = reply_channel(name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from taxiway.contract.job import JobStatus, Result, Told
+from taxiway.contract.job import EventStream, JobStatus, Result
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import Request
 from taxiway.contract.tensors import Show
@@ -37,15 +37,15 @@ class Receipt:
 
     `reply` resolves to the stored result when it is announced, if the door listens for it. `single` means that the
     request came without a batch axis; None if unknown. A job `submitted` by this client exists even if no router has
-    recorded it yet; any other id may be unknown. `agreed` resolves when a router has decided on a request with an
-    idempotency key: whether the existing job matches the request.
+    recorded it yet; any other id may be unknown. `confirmed` resolves when a router has decided whether the job under
+    the request's idempotency key is this request.
     """
 
     job: str
     reply: asyncio.Future[bytes] | None = None
     single: bool | None = None
     submitted: bool = False
-    agreed: asyncio.Future[bytes] | None = None
+    confirmed: asyncio.Future[bytes] | None = None
 
 
 class Door(Protocol):
@@ -65,7 +65,7 @@ class Door(Protocol):
             ResultTimeoutError: `timeout` seconds passed.
         """
 
-    def stream(self, receipt: Receipt, timeout: float | None) -> Told:
+    def stream(self, receipt: Receipt, timeout: float | None) -> EventStream:
         """The events of the job's answer as it is generated, then the result; raises what `result` raises."""
 
     async def status(self, receipt: Receipt) -> JobStatus:
@@ -109,7 +109,7 @@ def open_door(
     """
     scheme = urlsplit(url).scheme
     if scheme not in _DOORS:
-        expected, got = "://, ".join(_DOORS), f"{scheme}://…" if scheme else "another text"  # never a password
+        expected, got = "://, ".join(_DOORS), f"{scheme}://…" if scheme else "no scheme"  # never a password
         raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
     opened: Door = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, durability)
     return opened
@@ -186,9 +186,8 @@ class WebhookEndpoints:
     async def replay(self, endpoint: str, events: Sequence[str] = ()) -> int:
         """Send events that were given up again, all if none is named; returns how many."""
         fields = {"events": [*events]}
-        return int(
-            (await self._door.administer("POST", f"{_endpoint(endpoint)}/dead_letters/replay", fields))["replayed"]
-        )
+        answer = await self._door.administer("POST", f"{_endpoint(endpoint)}/dead_letters/replay", fields)
+        return int(answer["replayed"])
 
 
 _ENDPOINTS = "/v1/webhook_endpoints"

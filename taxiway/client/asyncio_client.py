@@ -24,14 +24,14 @@ from urllib.parse import quote
 import msgspec
 
 from taxiway.client import DeadLetters, Door, Receipt, WebhookEndpoints, open_door
-from taxiway.contract.job import FINAL, JobStatus, Result, Told
+from taxiway.contract.job import FINAL, EventStream, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.tensors import array, plain
 from taxiway.contract.wire import Durability
 from taxiway.errors import InvalidRequestError, JobError, RequestError
 
-Ask = Callable[[Any], Coroutine[Any, Any, Result]]
+Infer = Callable[[Any], Coroutine[Any, Any, Result]]
 """Infers one input."""
 
 Progress = Callable[[int], None]
@@ -42,58 +42,58 @@ def no_progress(_: int) -> None:
     """The default progress callback: does nothing."""
 
 
-async def in_order(
-    ask: Ask, inputs: Iterable[Any] | AsyncIterable[Any], window: int, progress: Progress
+async def in_input_order(
+    infer_one: Infer, inputs: Iterable[Any] | AsyncIterable[Any], window: int, progress: Progress
 ) -> AsyncGenerator[Result, None]:
     """Yield the result of each input, in order; the first failed request raises in its turn."""
     running: deque[asyncio.Task[Result]] = deque()
-    told = 0
+    count = 0
     try:
-        async for one in _each(inputs):
-            running.append(asyncio.create_task(ask(one)))
+        async for one in _as_async(inputs):
+            running.append(asyncio.create_task(infer_one(one)))
             if len(running) >= window:
                 yield await running.popleft()
-                progress(told := told + 1)
+                progress(count := count + 1)
         while running:
             yield await running.popleft()
-            progress(told := told + 1)
+            progress(count := count + 1)
     finally:
         await _cancel(running)
 
 
-async def as_they_come(
-    ask: Ask, inputs: Iterable[Any] | AsyncIterable[Any], window: int, progress: Progress
+async def in_completion_order(
+    infer_one: Infer, inputs: Iterable[Any] | AsyncIterable[Any], window: int, progress: Progress
 ) -> AsyncGenerator[tuple[int, Result], None]:
     """Yield each input's index, from 0, and result, in order of completion; the first failure raises."""
     places: dict[asyncio.Task[Result], int] = {}
     ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
-    room = asyncio.Semaphore(window)
+    slots = asyncio.Semaphore(window)
 
     async def feed() -> None:
         place = 0
-        async for one in _each(inputs):
-            await room.acquire()
-            task = asyncio.create_task(ask(one))
+        async for one in _as_async(inputs):
+            await slots.acquire()
+            task = asyncio.create_task(infer_one(one))
             places[task], place = place, place + 1
             task.add_done_callback(ended.put_nowait)
 
     feeding = asyncio.create_task(feed())
     feeding.add_done_callback(ended.put_nowait)
-    told = 0
+    count = 0
     try:
         while places or not feeding.done():
             task = await ended.get()
             if task is feeding:
                 feeding.result()
                 continue
-            room.release()
+            slots.release()
             yield places.pop(task), task.result()
-            progress(told := told + 1)
+            progress(count := count + 1)
     finally:
         await _cancel([feeding, *places])
 
 
-async def _each(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+async def _as_async(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
     if isinstance(inputs, AsyncIterable):
         async for one in inputs:
             yield one
@@ -167,7 +167,7 @@ class AsyncJob:
         """
         return await self._door.result(self._receipt, timeout)
 
-    def stream(self, timeout: float | None = None) -> Told:
+    def stream(self, timeout: float | None = None) -> EventStream:
         """Stream a generated answer, for a request with the option `stream`; other requests yield only the result.
 
         Yields pieces of text, then the complete result. `Restarted` between them means that generation restarted from
@@ -262,12 +262,12 @@ class AsyncClient:
 
     async def stream(
         self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
-    ) -> Told:
+    ) -> EventStream:
         """Submit and stream the answer as it is generated: see `AsyncJob.stream`. The job needs no reader."""
         options["stream"] = True
         job = await self.submit(model, inputs, **options)
-        async with contextlib.aclosing(job.stream(timeout)) as told:
-            async for event in told:
+        async with contextlib.aclosing(job.stream(timeout)) as events:
+            async for event in events:
                 yield event
 
     async def map(
@@ -285,8 +285,8 @@ class AsyncClient:
         The first failed request raises when its turn comes; requests in progress then are not awaited, and still run.
         `timeout` applies to each request. `progress` is called after each result with the number of results so far.
         """
-        ask = self.asker(model, timeout, options)
-        async with contextlib.aclosing(in_order(ask, inputs, window, progress)) as answers:
+        infer_one = self.inference_of(model, timeout, options)
+        async with contextlib.aclosing(in_input_order(infer_one, inputs, window, progress)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -301,12 +301,12 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> AsyncIterator[tuple[int, Result]]:
         """As `map`, but in order of completion; each result comes with its input's index, from 0."""
-        ask = self.asker(model, timeout, options)
-        async with contextlib.aclosing(as_they_come(ask, inputs, window, progress)) as answers:
+        infer_one = self.inference_of(model, timeout, options)
+        async with contextlib.aclosing(in_completion_order(infer_one, inputs, window, progress)) as answers:
             async for answer in answers:
                 yield answer
 
-    def asker(self, model: str, timeout: float | None, options: Options) -> Ask:
+    def inference_of(self, model: str, timeout: float | None, options: Options) -> Infer:
         """A function that infers one input; all inputs share the model, timeout and options.
 
         Raises:
@@ -316,16 +316,16 @@ class AsyncClient:
             raise InvalidRequestError(
                 "idempotency_key: expected none for a map of many requests", field="idempotency_key"
             )
-        door, alike = self._door, _request(model, "", options)
+        door, template = self._door, _request(model, "", options)
 
-        async def ask(inputs: Any) -> Result:
+        async def infer_one(inputs: Any) -> Result:
             if inputs is None:
                 raise InvalidRequestError("inputs: expected a value, got nothing", field="inputs")
-            request = msgspec.structs.replace(alike, inputs=inputs)
+            request = msgspec.structs.replace(template, inputs=inputs)
             check_content(request)
             return await door.infer(request, timeout)
 
-        return ask
+        return infer_one
 
     async def as_completed(self, jobs: Iterable[AsyncJob]) -> AsyncIterator[AsyncJob]:
         """Yield the jobs in the order in which they end; `result()` of each then returns immediately."""
@@ -427,8 +427,8 @@ def _repository_path(model: str) -> str:
 
 
 def _request(model: str, inputs: Any, options: Options) -> Request:
-    said = {name: value for name, value in options.items() if value is not None}
-    return parse_request({"model": model, "inputs": inputs, **said})
+    given = {name: value for name, value in options.items() if value is not None}
+    return parse_request({"model": model, "inputs": inputs, **given})
 
 
 async def ended(job: AsyncJob) -> None:

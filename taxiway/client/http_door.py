@@ -16,8 +16,8 @@ import msgspec
 
 from taxiway.client import Receipt
 from taxiway.client.http_exchange import Response
-from taxiway.client.http_link import LONGEST_WAIT, EndedError, HttpLink, ServerEvent
-from taxiway.contract.job import Event, JobStatus, Lost, Restarted, Result, RunReport, Told
+from taxiway.client.http_link import LONGEST_WAIT, HttpLink, NotAStreamError, ServerEvent
+from taxiway.contract.job import Event, EventStream, JobStatus, Lost, Restarted, Result, RunReport
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import RESENT, TERMS, Request, Terms, new_id
@@ -48,19 +48,19 @@ from taxiway.errors import (
 )
 
 _PAUSE = 0.05
-"""Minimum seconds of a long poll."""
+"""Minimum seconds between two polls."""
 
-_YIELDING = 10.0
-"""Seconds for which a call retries after a rate limit refusal."""
+_RETRY_FOR = 10.0
+"""Seconds for which a rate-limited call is retried."""
 
 _SPREAD = 0.25
 """Seconds over which callers that were refused together spread their retries."""
 
-_UNSAID = Terms()
+_DEFAULTS = Terms()
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
+class _InferRequest:
     """A request in the door's form; `single` means that its inputs have no batch axis."""
 
     path: str
@@ -75,7 +75,7 @@ def open_url(url: str, patience: float, show: Show, key: str | None, durability:
         InvalidRequestError: a durability was given; a router's queues.yaml sets it.
     """
     if durability != "written":
-        message = f"durability: expected none for a router: its limits.durability says it, got {durability!r}"
+        message = f"durability: expected none for a router, whose limits.durability decides, got {durability!r}"
         raise InvalidRequestError(message, field="durability")
     return HttpDoor(url, patience, show, key)
 
@@ -91,31 +91,31 @@ class HttpDoor:
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request; answered as soon as it is placed."""
-        ask = await self._ask(_known_again(request))
-        response = await self._posted(ask, request.model, prefer="respond-async")
-        return Receipt(_checked(response)["id"], single=ask.single)
+        ask = await self._infer_request(_resendable(request))
+        response = await self._post_inference(ask, request.model, prefer="respond-async")
+        return Receipt(_read_json(response)["id"], single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer in one exchange; a router that does not wait returns a job to poll.
 
         With `timeout`, a broken exchange is retried: the idempotency key makes both attempts one job.
         """
-        ask = await self._ask(_known_again(request))
+        ask = await self._infer_request(_resendable(request))
         try:
             async with asyncio.timeout(timeout):
                 response = await self._exchange(ask, request.model, again=timeout is not None)
                 if response.status != HTTPStatus.ACCEPTED:
                     return self._result(response, ask.single)
-                return await self.result(Receipt(_checked(response)["id"], single=ask.single), timeout)
+                return await self.result(Receipt(_read_json(response)["id"], single=ask.single), timeout)
         except TimeoutError as error:
-            raise _too_long(timeout) from error
+            raise _timeout_error(timeout) from error
 
-    async def _exchange(self, ask: _Ask, model: str, *, again: bool) -> Response:
+    async def _exchange(self, ask: _InferRequest, model: str, *, again: bool) -> Response:
         """The router's answer to an infer request whose caller waits."""
         sent = False
         while True:
             try:
-                return await self._posted(ask, model, prefer=f"wait={LONGEST_WAIT:g}")
+                return await self._post_inference(ask, model, prefer=f"wait={LONGEST_WAIT:g}")
             except BrokerUnavailableError as error:
                 sent = sent or error.details.get("sent", False)
                 if not (sent and again):
@@ -127,8 +127,8 @@ class HttpDoor:
         clock = asyncio.get_running_loop().time
         until = math.inf if timeout is None else clock() + timeout
         while True:
-            asked = clock()
-            wait = min(LONGEST_WAIT, max(0.0, until - asked))
+            started = clock()
+            wait = min(LONGEST_WAIT, max(0.0, until - started))
             pause = min(wait, _PAUSE)
             try:
                 found = await self._poll(receipt, wait)
@@ -139,65 +139,65 @@ class HttpDoor:
             if found is not None:
                 return found
             if clock() >= until:
-                raise _too_long(timeout)
-            await asyncio.sleep(pause if clock() - asked < pause else 0)
+                raise _timeout_error(timeout)
+            await asyncio.sleep(pause if clock() - started < pause else 0)
 
     async def _poll(self, receipt: Receipt, wait: float) -> Result | None:
         """The job's answer if it comes within `wait` seconds."""
         path = f"{_job_path(receipt.job)}/result?wait={wait:.3f}"
-        response = await self._asked("GET", path, headers=self._accepts)
+        response = await self._answer("GET", path, headers=self._accepts)
         return None if response.status == HTTPStatus.ACCEPTED else self._result(response, receipt.single)
 
-    async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
+    async def stream(self, receipt: Receipt, timeout: float | None) -> EventStream:
         """The events of the answer as it is generated, then the result."""
         async with self._events(receipt.job, timeout) as events:
             async for event in events:
-                yield self._told(event, receipt.single)
+                yield self._decode_event(event, receipt.single)
                 if event.kind == "result":
                     return
         raise FleetUnavailable("the router's stream ended without a result; the job continues")
 
     async def status(self, receipt: Receipt) -> JobStatus:
         """Where the job is."""
-        fields = _checked(await self._asked("GET", _job_path(receipt.job)))
+        fields = _read_json(await self._answer("GET", _job_path(receipt.job)))
         return msgspec.convert({**fields, "record": fields}, JobStatus)
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """Why the job was placed where it is."""
-        return _checked(await self._asked("GET", f"{_job_path(receipt.job)}/placement"))
+        return _read_json(await self._answer("GET", f"{_job_path(receipt.job)}/placement"))
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why."""
-        ask = await self._ask(request)
-        return _checked(await self._asked("POST", f"{ask.path}/placement", ask.body.pieces, ask.body.headers))
+        ask = await self._infer_request(request)
+        return _read_json(await self._answer("POST", f"{ask.path}/placement", ask.body.pieces, ask.body.headers))
 
     async def cancel(self, receipt: Receipt) -> None:
         """Request cancellation of the job."""
-        _checked(await self._asked("DELETE", _job_path(receipt.job)))
+        _read_json(await self._answer("DELETE", _job_path(receipt.job)))
 
     async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
         """A page of the jobs that match `wanted`, most recent first."""
         states = ",".join(sorted(wanted.states))
-        asked = {"state": states, "model": wanted.model, "tenant": wanted.tenant, "cursor": cursor}
-        query = urlencode({"limit": limit, **{name: text for name, text in asked.items() if text}})
-        return msgspec.convert(_checked(await self._asked("GET", f"/v2/jobs?{query}")), JobPage)
+        filters = {"state": states, "model": wanted.model, "tenant": wanted.tenant, "cursor": cursor}
+        query = urlencode({"limit": limit, **{name: text for name, text in filters.items() if text}})
+        return msgspec.convert(_read_json(await self._answer("GET", f"/v2/jobs?{query}")), JobPage)
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""
-        answer: Any = _checked(await self._asked("GET", "/v2/models"))
+        answer: Any = _read_json(await self._answer("GET", "/v2/models"))
         listed: list[dict[str, Any]] = answer["models"] if isinstance(answer, dict) else answer
         return listed
 
     async def fleet(self) -> dict[str, Any]:
         """The fleet's classes and devices now."""
-        return _checked(await self._asked("GET", "/v2/fleet"))
+        return _read_json(await self._answer("GET", "/v2/fleet"))
 
     async def administer(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The router's answer."""
         sent = () if body is None else (msgspec.json.encode(body),)
-        return _checked(await self._link.ask(verb, path, sent, once=verb != "GET"))
+        return _read_json(await self._link.ask(verb, path, sent, once=verb != "GET"))
 
-    def _told(self, event: ServerEvent, single: bool | None) -> Event | Result:
+    def _decode_event(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """Decode an event of a job's stream; an error event raises the job's error."""
         if event.kind == "result":
             return self._result(Response(HTTPStatus.OK, {}, event.data), single)
@@ -220,52 +220,52 @@ class HttpDoor:
             async with contextlib.aclosing(self._link.events(f"{_job_path(job)}/stream", until)) as events:
                 yield events
         except TimeoutError as error:
-            raise _too_long(timeout) from error
-        except EndedError as error:
-            _checked(error.response)
+            raise _timeout_error(timeout) from error
+        except NotAStreamError as error:
+            _read_json(error.response)
 
-    async def _asked(
+    async def _answer(
         self, method: str, path: str, body: Sequence[Buffer] = (), headers: Mapping[str, str] | None = None
     ) -> Response:
-        """The router's answer; a rate-limited call waits as told by `Retry-After`, for some seconds in all."""
+        """The router's answer; a rate-limited call is retried after `Retry-After`, for up to `_RETRY_FOR` seconds."""
         clock = asyncio.get_running_loop().time
-        until = clock() + _YIELDING
+        until = clock() + _RETRY_FOR
         while True:
             response = await self._link.ask(method, path, body, headers)
-            pause = _pause(response)
+            pause = _retry_pause(response)
             if pause is None or clock() + pause > until:
                 return response
             await asyncio.sleep(pause)
 
-    async def _posted(self, ask: _Ask, model: str, *, prefer: str) -> Response:
+    async def _post_inference(self, ask: _InferRequest, model: str, *, prefer: str) -> Response:
         """The router's answer to an infer request.
 
         After a refusal the model's metadata is fetched again with the next request: the model may have been replaced.
         """
         with submitting(model) as trace:
             headers = {**ask.body.headers, **trace, "prefer": prefer}
-            response = await self._asked("POST", f"{ask.path}/infer", ask.body.pieces, headers)
+            response = await self._answer("POST", f"{ask.path}/infer", ask.body.pieces, headers)
         if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND):
             self._known.pop(model, None)
         return response
 
-    async def _ask(self, request: Request) -> _Ask:
+    async def _infer_request(self, request: Request) -> _InferRequest:
         path = f"/v2/models/{quote(request.model, safe=':@')}"
         if request.model not in self._known:
-            self._known[request.model] = _checked(await self._asked("GET", path))
+            self._known[request.model] = _read_json(await self._answer("GET", path))
         known = self._known[request.model]
         try:
             tensors, single = encode_inputs(known["inputs"], request.inputs)
         except InvalidRequestError:
-            self._known.pop(request.model)  # as after a refusal, below
+            self._known.pop(request.model)  # as after a refusal in `_post_inference`
             raise
-        terms = {name: getattr(request, name) for name in TERMS if getattr(request, name) != getattr(_UNSAID, name)}
+        terms = {name: getattr(request, name) for name in TERMS if getattr(request, name) != getattr(_DEFAULTS, name)}
         fields: dict[str, Any] = {"parameters": {**request.parameters, **terms}}
         if request.outputs or self._accepts:
             wanted = [spec for spec in known["outputs"] if not request.outputs or spec["name"] in request.outputs]
             unknown = [{"name": name} for name in request.outputs if name not in {spec["name"] for spec in wanted}]
             fields["outputs"] = [self._output(spec) for spec in wanted] + unknown  # the router reports these
-        return _Ask(path, body(fields, single_row(known["inputs"], tensors) if single else tensors), single)
+        return _InferRequest(path, body(fields, single_row(known["inputs"], tensors) if single else tensors), single)
 
     def _output(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """The request's entry for an output: tensors of numbers are requested as raw data if they become arrays."""
@@ -273,7 +273,7 @@ class HttpDoor:
         return {"name": spec["name"], "parameters": {"binary_data": True}} if raw else {"name": spec["name"]}
 
     def _result(self, response: Response, single: bool | None) -> Result:
-        answer = _checked(response)
+        answer = _read_json(response)
         known = answer["parameters"].get(SINGLE)
         return Result(
             model=f"{answer['model_name']}:{answer['model_version']}",
@@ -283,17 +283,17 @@ class HttpDoor:
         )
 
 
-def _known_again(request: Request) -> Request:
+def _resendable(request: Request) -> Request:
     """The request with an idempotency key, so that it can be sent again if no answer came and is still one job."""
     return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=RESENT + new_id())
 
 
-def _pause(response: Response) -> float | None:
+def _retry_pause(response: Response) -> float | None:
     """Seconds, with jitter, after which a rate-limited request may be retried; None for any other answer."""
     if response.status != HTTPStatus.TOO_MANY_REQUESTS:
         return None
     try:
-        _checked(response)
+        _read_json(response)
     except RateLimitedError as error:
         return (error.retry_after or 0.0) + random.uniform(0, _SPREAD)
     except TaxiwayError:
@@ -305,11 +305,11 @@ def _job_path(job: str) -> str:
     return f"/v2/jobs/{quote(job, safe='')}"
 
 
-def _too_long(timeout: float | None) -> ResultTimeoutError:
+def _timeout_error(timeout: float | None) -> ResultTimeoutError:
     return ResultTimeoutError(f"no result within {timeout:g} s; the job continues", timeout=timeout)
 
 
-def _checked(response: Response) -> dict[str, Any]:
+def _read_json(response: Response) -> dict[str, Any]:
     """The response's JSON, its tensors with the data that follows it.
 
     Raises:
@@ -319,26 +319,26 @@ def _checked(response: Response) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise _foreign(response) from error
+        raise _not_a_router(response) from error
     if response.ok:
         return {**answer, "outputs": placed(answer["outputs"], rest)} if rest else answer
-    said = answer.get("error") if isinstance(answer, dict) else None
-    if isinstance(said, dict):  # the form of OpenAI's API
-        raise _kind_of(response)(str(said.get("message", "")), status=response.status)
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict):  # the form of OpenAI's API
+        raise _error_class_of(response)(str(error.get("message", "")), status=response.status)
     if not isinstance(answer, dict) or "code" not in answer:
-        raise _foreign(response)
+        raise _not_a_router(response)
     details = dict(answer.get("details") or {})
     if "retry-after" in response.headers:
         details.setdefault("retry_after", float(response.headers["retry-after"]))
     raise error_of_code(answer["code"], answer.get("error", ""), details)
 
 
-def _foreign(response: Response) -> TaxiwayError:
+def _not_a_router(response: Response) -> TaxiwayError:
     """The error for a response that did not come from a router, but from a proxy or another server."""
-    message = f"{response.status} came, which is not a response of taxiway"
-    return _kind_of(response)(message, status=response.status)
+    message = f"expected a response of taxiway, got status {response.status} from another server"
+    return _error_class_of(response)(message, status=response.status)
 
 
-def _kind_of(response: Response) -> type[TaxiwayError]:
+def _error_class_of(response: Response) -> type[TaxiwayError]:
     theirs = HTTPStatus.BAD_REQUEST <= response.status < HTTPStatus.INTERNAL_SERVER_ERROR
     return RequestError if theirs else FleetUnavailable

@@ -1,7 +1,8 @@
-"""Small requests to a server that is reached without a proxy, each on a connection that the next request uses again.
+"""Small requests to a server that is reached without a proxy, on connections that are reused.
 
 For each request aiohttp makes a dozen objects and a task, which is half of the processor time of a lone request's
-caller (docs/benchmarks.md). What is common is done here on asyncio's own transports, with httptools as the parser.
+caller (docs/benchmarks.md). The common case is implemented here on asyncio's own transports, with httptools as the
+parser.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Protocol, cast
 import httptools
 from yarl import URL
 
-KEPT = 4.0
+KEEP_ALIVE = 4.0
 """Seconds for which an idle connection is kept for reuse: servers close theirs after 5 s or more."""
 
-_HEAD = 2**16
+_MOST_HEADER_BYTES = 2**16
 """Most bytes of a response's headers."""
 
-_ALTERNATIVE = 0.25
-"""Seconds after which the next of a host's addresses is tried too. Source: RFC 8305, 8."""
+_NEXT_ADDRESS_AFTER = 0.25
+"""Seconds after which a connection to the host's next address is attempted as well. Source: RFC 8305, 8."""
 
 
 class UnreachedError(Exception):
@@ -31,14 +32,14 @@ class UnreachedError(Exception):
 
 
 class MalformedError(Exception):
-    """What the server sent is not HTTP."""
+    """The server's response is not HTTP."""
 
 
 class Listener(Protocol):
-    """Learns that the server sent something."""
+    """Is notified when the server sends data."""
 
-    def hear(self) -> None:
-        """Data came."""
+    def received(self) -> None:
+        """The server sent data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Exchange:
 
     def __init__(self, address: URL, tls: ssl.SSLContext | None, headers: Mapping[str, str]) -> None:
         assert address.host is not None
-        assert address.port is not None  # both are there in an http address
+        assert address.port is not None  # an http address has both
         self._host, self._port, self._tls = address.host, address.port, tls
         self._headers = {"host": str(address.host_port_subcomponent), **headers}
         self._idle: list[_Connection] = []
@@ -69,16 +70,16 @@ class Exchange:
     async def ask(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, listener: Listener, connect: float
     ) -> Response:
-        """The server's response, however long it takes once it is connected, which may take `connect` seconds.
+        """The server's response, however long it takes; connecting may take `connect` seconds.
 
         Raises:
             UnreachedError: nothing was sent.
-            SSLCertVerificationError: nor was it here, and another attempt would end so too.
+            SSLCertVerificationError: nothing was sent, and another attempt would fail the same way.
             ConnectionError: the connection broke; whether the request took effect is unknown.
             MalformedError: the response is not HTTP.
         """
         request = _encoded(method, path, {**self._headers, **headers}, body)
-        connection = self._kept() or await self._connect(connect)
+        connection = self._reused() or await self._connect(connect)
         try:
             response = await connection.ask(request, listener)
         except BaseException:
@@ -92,26 +93,26 @@ class Exchange:
         return response
 
     def close(self) -> None:
-        """Close the idle connections, and each other one after its response."""
+        """Close idle connections now, and busy ones after their response."""
         self._closed = True
         while self._idle:
             self._idle.pop().abort()
 
-    def _kept(self) -> _Connection | None:
+    def _reused(self) -> _Connection | None:
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.reusable and now - connection.idle_since < KEPT:
+            if connection.reusable and now - connection.idle_since < KEEP_ALIVE:
                 return connection
             connection.abort()
         return None
 
-    async def _connect(self, longest: float) -> _Connection:
+    async def _connect(self, timeout: float) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(longest):
+            async with asyncio.timeout(timeout):
                 _, connection = await loop.create_connection(
-                    _Connection, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=_ALTERNATIVE
+                    _Connection, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER
                 )
         except ssl.SSLCertVerificationError:
             raise
@@ -121,7 +122,7 @@ class Exchange:
 
 
 class _Connection(asyncio.Protocol):
-    """A connection that has one request at a time, and httptools' callbacks for its responses."""
+    """A connection with one request at a time; also the callbacks of httptools for its response."""
 
     def __init__(self) -> None:
         self.idle_since = 0.0
@@ -132,15 +133,15 @@ class _Connection(asyncio.Protocol):
         self._listener: Listener
         self._lost = False
         self.on_message_begin()
-        self._goes_on = True
+        self._keep_alive = True
 
     @property
     def reusable(self) -> bool:
         """Whether another request may be sent."""
-        return not self._lost and self._goes_on
+        return not self._lost and self._keep_alive
 
     def ask(self, request: bytes, listener: Listener) -> asyncio.Future[Response]:
-        """Send a request; the future of its response."""
+        """Send a request; returns the future of its response."""
         self._answer, self._listener = self._loop.create_future(), listener
         self._transport.write(request)
         return self._answer
@@ -156,19 +157,19 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Part of `asyncio.Protocol`."""
         if self._answer is not None:
-            self._listener.hear()
+            self._listener.received()
         try:
             self._parser.feed_data(data)
-            if self._head > _HEAD:
-                raise MalformedError(f"headers of more than {_HEAD} bytes")
+            if self._header_bytes > _MOST_HEADER_BYTES:
+                raise MalformedError(f"headers of more than {_MOST_HEADER_BYTES} bytes")
         except (httptools.HttpParserError, MalformedError) as error:
-            self._goes_on = False
+            self._keep_alive = False
             self._end(MalformedError(str(error)))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Part of `asyncio.Protocol`. A response without a length ends with its connection."""
         self._lost = True
-        if error is None and self._headed and not self._framed:
+        if error is None and self._headers_complete and not self._has_length:
             self._end(self._response())
         else:
             self._end(ConnectionResetError("the server closed the connection before it answered"))
@@ -177,21 +178,21 @@ class _Connection(asyncio.Protocol):
         """Part of httptools' protocol."""
         self._headers: dict[str, str] = {}
         self._pieces: list[bytes] = []
-        self._head = 0
-        self._headed = self._framed = False
+        self._header_bytes = 0
+        self._headers_complete = self._has_length = False
         if self._answer is None:  # a response to no request
-            self._goes_on = False
+            self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Part of httptools' protocol."""
         text = name.decode("latin-1").lower()
         self._headers[text] = value.decode("latin-1")
-        self._framed = self._framed or text in ("content-length", "transfer-encoding")
-        self._head += len(name) + len(value)
+        self._has_length = self._has_length or text in ("content-length", "transfer-encoding")
+        self._header_bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
         """Part of httptools' protocol."""
-        self._headed = True
+        self._headers_complete = True
 
     def on_body(self, piece: bytes) -> None:
         """Part of httptools' protocol."""
@@ -199,8 +200,8 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Part of httptools' protocol."""
-        if self._answer is not None and self._parser.get_status_code() >= HTTPStatus.OK:  # below are interim ones
-            self._goes_on = self._parser.should_keep_alive()
+        if self._answer is not None and self._parser.get_status_code() >= HTTPStatus.OK:  # else an interim response
+            self._keep_alive = self._parser.should_keep_alive()
             self._end(self._response())
 
     def _response(self) -> Response:

@@ -1,9 +1,9 @@
 """Requests and event streams to one router, with retries while the router is unavailable.
 
 `http_exchange` carries small requests; aiohttp those through a proxy, large bodies and event streams. This module
-decides what is retried and when a silent router is given up. TLS certificates are always verified, against the system's
-authorities or the file that `SSL_CERT_FILE` names. A certificate that fails verification raises at once: retrying
-cannot help. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` apply, except for this machine's own addresses.
+decides what is retried and when a silent router is unavailable. TLS certificates are always verified, against the
+system's authorities or the file that `SSL_CERT_FILE` names. A certificate that fails verification raises at once:
+retrying cannot help. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` apply, except for this machine's own addresses.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from taxiway.client.http_exchange import KEPT, Exchange, MalformedError, Response, UnreachedError
+from taxiway.client.http_exchange import KEEP_ALIVE, Exchange, MalformedError, Response, UnreachedError
 from taxiway.contract.limits import Buffer
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 _PAUSE = 0.05
 """Seconds before connecting again."""
 
-_TOGETHER = 65536
+_SMALL_BODY = 65536
 """Bodies up to this many bytes are sent in one write with the header."""
 
-_SLICE = 262144
+_CHUNK = 262144
 """Bytes per write of a larger body."""
 
 LONGEST_WAIT = 20.0
 """Seconds of one long poll: shorter than the idle time-outs of common proxies (30 to 60 s)."""
 
 SILENCE = LONGEST_WAIT + 2.0
-"""Seconds of silence after which a connection is given up, even if others receive data: the router or a machine between
-may have dropped it. Every request is answered, and every stream kept alive, within `LONGEST_WAIT`."""
+"""Seconds of silence after which a connection is abandoned, even if others receive data: the router, or a proxy on the
+way, may have dropped it. Every request is answered, and every stream kept alive, within `LONGEST_WAIT`."""
 
 _LIVE = "/v2/health/live"
 
-_LAST = "last-event-id"
+_LAST_EVENT_ID = "last-event-id"
 
-_UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+_NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """Headers that aiohttp would add. Compressing tensors costs more time than it saves."""
 
 _UNREACHED = (
@@ -62,20 +62,20 @@ Sink = Callable[[bytes], None]
 """Receives the chunks of a successful response's body."""
 
 
-class BrokenOffError(BrokerUnavailableError):
+class DisconnectedError(BrokerUnavailableError):
     """The server closed the connection before it answered: whether the request took effect is unknown."""
 
 
-class EndedError(Exception):
+class NotAStreamError(Exception):
     """The server's response is not an event stream."""
 
     def __init__(self, response: Response) -> None:
-        super().__init__(f"{response.status} came instead of events")
+        super().__init__(f"expected an event stream, got status {response.status}")
         self.response = response
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Request:
     """A request. It is sent at most `once`; its sink receives the response's body, if it has one."""
 
     method: str
@@ -88,7 +88,7 @@ class _Asked:
     @property
     def small(self) -> bool:
         """Whether it is sent in one piece, and its response comes in one."""
-        return self.sink is None and sum(map(len, self.body)) <= _TOGETHER
+        return self.sink is None and sum(map(len, self.body)) <= _SMALL_BODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,9 @@ class HttpLink:
     def __init__(self, url: str, patience: float, key: str | None = None, *, silence: float = SILENCE) -> None:
         parts = urlsplit(url)
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # never with a password
-        self.heard = 0.0
+        self.last_active = 0.0
         self.patience = patience
-        self._doubted = 0.0  # when it was last found unavailable
+        self._last_unavailable = 0.0
         self._silence = silence
         address = _address(parts)
         self._base = str(address).rstrip("/")
@@ -120,7 +120,7 @@ class HttpLink:
         self._proxy = _proxy_of(address)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = _credentials(parts, key)
-        self._near = Exchange(address, self._tls, self._headers) if self._proxy is None else None
+        self._exchange = Exchange(address, self._tls, self._headers) if self._proxy is None else None
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self._calls: set[_Call] = set()
@@ -148,12 +148,12 @@ class HttpLink:
             BrokerUnavailableError: the server cannot be reached, or was silent for `patience` s; the detail `sent` is
                 set if the request had been sent and may have taken effect.
         """
-        asked = _Asked(method, path, body, headers or {}, sink, once)
+        request = _Request(method, path, body, headers or {}, sink, once)
         until = None
         while True:
             try:
-                return await self._ask(asked)
-            except BrokenOffError:
+                return await self._send_connected(request)
+            except DisconnectedError:
                 now = asyncio.get_running_loop().time()
                 until = now + self.patience if until is None else until
                 if once or sink is not None or now >= until:
@@ -161,7 +161,7 @@ class HttpLink:
             except BrokerUnavailableError as error:
                 if until is None:
                     raise
-                raise self._away(sent=True) from error
+                raise self._unavailable(sent=True) from error
             await asyncio.sleep(_PAUSE)
 
     async def events(self, path: str, until: float | None) -> AsyncGenerator[ServerEvent, None]:
@@ -176,23 +176,23 @@ class HttpLink:
             EndedError: the response is not a stream.
         """
         clock = asyncio.get_running_loop().time
-        last, well = "", clock()
+        last, last_good = "", clock()
         while True:
             began = clock()
             events: asyncio.Queue[ServerEvent | None] = asyncio.Queue()
-            headers = {_LAST: last} if last else {}
-            asking = asyncio.create_task(self.ask("GET", path, headers=headers, sink=_EventParser(events).feed))
-            asking.add_done_callback(lambda _, events=events: events.put_nowait(None))  # type: ignore[misc]  # binds
+            headers = {_LAST_EVENT_ID: last} if last else {}
+            reading = asyncio.create_task(self.ask("GET", path, headers=headers, sink=_EventParser(events).feed))
+            reading.add_done_callback(lambda _, events=events: events.put_nowait(None))  # type: ignore[misc]  # binds
             try:
                 while (event := await _next(events, until)) is not None:
                     last = event.id or last
                     yield event
-                    well = clock()
+                    last_good = clock()
             finally:
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
-            well = clock() if clock() - began > self.patience else well
-            if not _goes_on(asking, again=clock() - well < self.patience):
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+            last_good = clock() if clock() - began > self.patience else last_good
+            if not _should_reopen(reading, again=clock() - last_good < self.patience):
                 return
             await asyncio.sleep(_PAUSE)
 
@@ -203,90 +203,90 @@ class HttpLink:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._near is not None:
-            self._near.close()
+        if self._exchange is not None:
+            self._exchange.close()
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, asked: _Asked) -> Response:
+    async def _send_connected(self, request: _Request) -> Response:
         """Send the request once, after connecting with retries for `patience` seconds; returns the response."""
-        if self.heard < self._doubted:
-            await self._heard_again()
+        if self.last_active < self._last_unavailable:
+            await self._await_recovery()
         clock = asyncio.get_running_loop().time
         until = clock() + self.patience
         while True:
             began = clock()
             call = _Call(self, asyncio.timeout(None), began, began)
             try:
-                return await self._attempt(call, asked, max(_PAUSE, until - began))
+                return await self._try_once(call, request, max(_PAUSE, until - began))
             except (ssl.SSLCertVerificationError, aiohttp.ClientConnectorCertificateError) as error:
                 refused = getattr(error, "certificate_error", error)
                 reason = getattr(refused, "verify_message", str(refused))
                 raise BrokerUnavailableError(f"TLS certificate verification failed for {self.url}: {reason}") from error
             except _UNREACHED as error:
                 if clock() + _PAUSE >= until:
-                    raise self._away() from error
+                    raise self._unavailable() from error
             await asyncio.sleep(_PAUSE)
 
-    async def _attempt(self, call: _Call, asked: _Asked, connect: float) -> Response:
+    async def _try_once(self, call: _Call, request: _Request, connect: float) -> Response:
         """One attempt. Raises a class in `_UNREACHED` if nothing was sent, otherwise what `ask` raises."""
         self._calls.add(call)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
         try:
             async with call.scope:
-                return await self._carried(call, asked, connect)
+                return await self._send(call, request, connect)
         except _UNREACHED:
             raise
         except TimeoutError as error:
-            if asyncio.get_running_loop().time() - call.heard < self._silence:
-                raise self._away(sent=True) from error
-            raise self._broken_off() from error
+            if asyncio.get_running_loop().time() - call.last_active < self._silence:
+                raise self._unavailable(sent=True) from error
+            raise self._disconnected() from error
         except (ConnectionError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            raise self._broken_off() from error
+            raise self._disconnected() from error
         except (MalformedError, aiohttp.ClientError) as error:
-            raise self._away(sent=True) from error
+            raise self._unavailable(sent=True) from error
         finally:
             self._calls.discard(call)
 
-    async def _carried(self, call: _Call, asked: _Asked, connect: float) -> Response:
+    async def _send(self, call: _Call, request: _Request, connect: float) -> Response:
         if self._closed:
-            raise self._away()
-        if self._near is not None and asked.small:
-            path, body = self._path + asked.path, b"".join(asked.body)
-            response = await self._near.ask(asked.method, path, asked.headers, body, call, connect)
+            raise self._unavailable()
+        if self._exchange is not None and request.small:
+            path, body = self._path + request.path, b"".join(request.body)
+            response = await self._exchange.ask(request.method, path, request.headers, body, call, connect)
             if not HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
                 return response
-            self._near.close()
-            self._near = None  # aiohttp follows redirections
-        return await self._by_aiohttp(call, asked, connect)
+            self._exchange.close()
+            self._exchange = None  # aiohttp follows redirections
+        return await self._send_by_aiohttp(call, request, connect)
 
-    async def _by_aiohttp(self, call: _Call, asked: _Asked, connect: float) -> Response:
-        data = (b"".join(asked.body) or None) if asked.small or not asked.body else _Pieces(asked.body, call)
-        async with self._opened().request(
-            asked.method,
-            URL(self._base + asked.path, encoded=True),
+    async def _send_by_aiohttp(self, call: _Call, request: _Request, connect: float) -> Response:
+        data = (b"".join(request.body) or None) if request.small or not request.body else _Pieces(request.body, call)
+        async with self._shared_session().request(
+            request.method,
+            URL(self._base + request.path, encoded=True),
             data=data,
-            headers=asked.headers,
-            middlewares=(_not_repeated,) if asked.once else (),
+            headers=request.headers,
+            middlewares=(_without_retry,) if request.once else (),
             timeout=aiohttp.ClientTimeout(total=None, connect=connect, ceil_threshold=60),
         ) as response:
-            return Response(response.status, response.headers, await self._read(response, call, asked.sink))
+            return Response(response.status, response.headers, await self._read(response, call, request.sink))
 
     async def _read(self, response: aiohttp.ClientResponse, call: _Call, sink: Sink | None) -> bytes:
         """The body; empty if the sink receives it."""
-        call.hear()
+        call.received()
         pieces: list[bytes] = []
         take = pieces.append if sink is None or response.status != HTTPStatus.OK else sink
         async for piece in response.content.iter_any():
-            call.hear()
+            call.received()
             take(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _shared_session(self) -> aiohttp.ClientSession:
         """The session with the connection pool, created on first use because it belongs to the loop."""
         if self._session is None:
-            self._session = self._new_session(keepalive_timeout=KEPT)
+            self._session = self._new_session(keepalive_timeout=KEEP_ALIVE)
         return self._session
 
     def _new_session(self, **kept: Any) -> aiohttp.ClientSession:
@@ -295,9 +295,9 @@ class HttpLink:
             connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True, use_dns_cache=False, **kept),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
-            skip_auto_headers=_UNASKED,
+            skip_auto_headers=_NO_AUTO_HEADERS,
             proxy=self._proxy,
-            read_bufsize=_SLICE,
+            read_bufsize=_CHUNK,
         )
 
     async def _watch(self) -> None:
@@ -306,15 +306,16 @@ class HttpLink:
         step = min(self.patience, self._silence) / 3
         while self._calls:
             await asyncio.sleep(step)
-            asked = clock()
+            now = clock()
             gone = False
-            if self._calls and asked - self.heard >= step:
-                gone = not await self._lives(step) and self.heard < asked  # else it answered other calls: it is busy
+            if self._calls and now - self.last_active >= step:
+                alive = await self._is_alive(step)
+                gone = not alive and self.last_active < now  # otherwise it is busy answering other calls
             for call in self._calls:
-                end = asked if gone else call.heard + self._silence
+                end = now if gone else call.last_active + self._silence
                 call.end_at(max(end, call.began + self.patience + _PAUSE))  # until then it may be connecting
 
-    async def _heard_again(self) -> None:
+    async def _await_recovery(self) -> None:
         """Wait up to `patience` seconds for an unavailable server; one probe serves all waiting calls.
 
         If each call sent and abandoned its own request again and again, an overloaded server would process only
@@ -322,21 +323,21 @@ class HttpLink:
         """
         clock = asyncio.get_running_loop().time
         until = clock() + self.patience
-        while self.heard < self._doubted:
+        while self.last_active < self._last_unavailable:
             if clock() + _PAUSE >= until:
-                raise self._away()
+                raise self._unavailable()
             await asyncio.wait((self._probe(),), timeout=until - clock())
             await asyncio.sleep(_PAUSE)
 
     def _probe(self) -> asyncio.Task[bool]:
         if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._lives(self.patience))
+            self._probing = asyncio.create_task(self._is_alive(self.patience))
         return self._probing
 
-    async def _lives(self, longest: float) -> bool:
-        """Whether the server answers a probe on a new connection within `longest` seconds."""
+    async def _is_alive(self, timeout: float) -> bool:
+        """Whether the server answers a probe on a new connection within `timeout` seconds."""
         try:
-            async with asyncio.timeout(longest), self._new_session(force_close=True) as session:
+            async with asyncio.timeout(timeout), self._new_session(force_close=True) as session:
                 while not await self._answers(session):
                     await asyncio.sleep(_PAUSE)
                 return True
@@ -347,20 +348,20 @@ class HttpLink:
         """Whether the server answers; False if the connection fails."""
         try:
             async with session.get(URL(self._base + _LIVE, encoded=True)):
-                self.heard = asyncio.get_running_loop().time()
+                self.last_active = asyncio.get_running_loop().time()
                 return True
         except aiohttp.ClientConnectionError:
             return False
 
-    def _away(self, **details: bool) -> BrokerUnavailableError:
-        self._doubted = asyncio.get_running_loop().time()
+    def _unavailable(self, **details: bool) -> BrokerUnavailableError:
+        self._last_unavailable = asyncio.get_running_loop().time()
         return BrokerUnavailableError(f"the router at {self.url} does not answer", **details)
 
-    def _broken_off(self) -> BrokenOffError:
-        return BrokenOffError(f"the router at {self.url} broke off", sent=True)
+    def _disconnected(self) -> DisconnectedError:
+        return DisconnectedError(f"the router at {self.url} closed the connection before it answered", sent=True)
 
 
-async def _not_repeated(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+async def _without_retry(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     """Stop aiohttp from repeating a DELETE when its connection breaks."""
     try:
         return await handler(request)
@@ -377,14 +378,14 @@ class _Call:
     link: HttpLink
     scope: asyncio.Timeout
     began: float
-    heard: float
+    last_active: float
 
-    def hear(self) -> None:
+    def received(self) -> None:
         """The server sent data."""
-        self.heard = self.link.heard = asyncio.get_running_loop().time()
+        self.last_active = self.link.last_active = asyncio.get_running_loop().time()
 
     def end_at(self, when: float) -> None:
-        """Give the call up at this time, if it has not ended by then."""
+        """Abandon the call at this time on the loop's clock, unless it has ended by then."""
         if not self.scope.expired():
             self.scope.reschedule(when)
 
@@ -407,9 +408,9 @@ class _Pieces(aiohttp.Payload):
         clock = asyncio.get_running_loop().time
         for piece in self._pieces:
             view = memoryview(piece)
-            for start in range(0, len(view), _SLICE):
-                await writer.write(view[start : start + _SLICE])
-                self._call.heard = clock()
+            for start in range(0, len(view), _CHUNK):
+                await writer.write(view[start : start + _CHUNK])
+                self._call.last_active = clock()
 
 
 class _EventParser:
@@ -437,16 +438,16 @@ async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) 
         return await events.get()
 
 
-def _goes_on(asking: asyncio.Task[Response], *, again: bool) -> bool:
+def _should_reopen(reading: asyncio.Task[Response], *, again: bool) -> bool:
     """Whether a stream that ended should be reopened."""
     try:
-        response = asking.result()
-    except BrokenOffError:
+        response = reading.result()
+    except DisconnectedError:
         if not again:
             raise
     else:
         if not response.ok:
-            raise EndedError(response)
+            raise NotAStreamError(response)
     return again
 
 
@@ -458,8 +459,8 @@ def _address(parts: SplitResult) -> URL:
     except ValueError:  # its text quotes the port
         known = False
     if not known:
-        wanted = "a host, and a port that is a number; / and # in a password are %2F and %23"
-        raise InvalidRequestError(f"url: expected {wanted}", field="url")
+        expected = "a host, and a port that is a number; / and # in a password are %2F and %23"
+        raise InvalidRequestError(f"url: expected {expected}", field="url")
     return address
 
 
@@ -481,7 +482,7 @@ def _proxy_of(address: URL) -> str | None:
     aiohttp's `trust_env` would read the environment on another thread for every request.
     """
     found, host = getproxies().get(address.scheme), address.host or ""
-    if found is None or _is_here(host) or proxy_bypass(host):
+    if found is None or _is_loopback(host) or proxy_bypass(host):
         return None
     proxy = found if "://" in found else f"http://{found}"
     if urlsplit(proxy).scheme not in ("http", "https"):
@@ -490,7 +491,7 @@ def _proxy_of(address: URL) -> str | None:
     return proxy
 
 
-def _is_here(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

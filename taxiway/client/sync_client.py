@@ -26,7 +26,7 @@ from taxiway.client.asyncio_client import (
     ended,
     no_progress,
 )
-from taxiway.contract.job import Event, JobStatus, Result, Told
+from taxiway.contract.job import Event, EventStream, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
 from taxiway.contract.wire import Durability
 
@@ -322,7 +322,7 @@ class Job:
 
     def stream(self, timeout: float | None = None) -> Iterator[Event | Result]:
         """Stream a generated answer, then the result; see `AsyncJob.stream`."""
-        return _each(self._loop, self._job.stream(timeout))
+        return _iterate(self._loop, self._job.stream(timeout))
 
     def status(self) -> JobStatus:
         """The job's current state."""
@@ -380,7 +380,7 @@ class Client:
         self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Iterator[Event | Result]:
         """Submit and stream the answer as it is generated; see `AsyncClient.stream`."""
-        return _each(self._loop, self._client.stream(model, inputs, timeout=timeout, **options))
+        return _iterate(self._loop, self._client.stream(model, inputs, timeout=timeout, **options))
 
     def map(
         self,
@@ -396,18 +396,18 @@ class Client:
 
         `inputs` is read in the caller's thread. See `AsyncClient.map` for failures and progress.
         """
-        ask = self._client.asker(model, timeout, options)
+        infer_one = self._client.inference_of(model, timeout, options)
         running: deque[Future[Result]] = deque()
-        told = 0
+        count = 0
         try:
             for one in inputs:
-                running.append(self._loop.start(ask(one)))
+                running.append(self._loop.start(infer_one(one)))
                 if len(running) >= window:
                     yield running.popleft().result()
-                    progress(told := told + 1)
+                    progress(count := count + 1)
             while running:
                 yield running.popleft().result()
-                progress(told := told + 1)
+                progress(count := count + 1)
         finally:
             for future in running:
                 future.cancel()
@@ -423,23 +423,23 @@ class Client:
         **options: Unpack[Options],
     ) -> Iterator[tuple[int, Result]]:
         """As `map`, but in order of completion; each result comes with its input's index, from 0."""
-        ask = self._client.asker(model, timeout, options)
+        infer_one = self._client.inference_of(model, timeout, options)
         places: dict[Future[Result], int] = {}
         ended: SimpleQueue[Future[Result]] = SimpleQueue()
-        told = 0
+        count = 0
         try:
             for place, one in enumerate(inputs):
-                future = self._loop.start(ask(one))
+                future = self._loop.start(infer_one(one))
                 places[future] = place
                 future.add_done_callback(ended.put)
                 if len(places) >= window:
                     future = ended.get()
                     yield places.pop(future), future.result()
-                    progress(told := told + 1)
+                    progress(count := count + 1)
             while places:
                 future = ended.get()
                 yield places.pop(future), future.result()
-                progress(told := told + 1)
+                progress(count := count + 1)
         finally:
             for future in places:
                 future.cancel()
@@ -499,17 +499,17 @@ class Client:
         self._loop.close()
 
 
-def _each(loop: LoopThread, told: Told) -> Iterator[Event | Result]:
+def _iterate(loop: LoopThread, events: EventStream) -> Iterator[Event | Result]:
     """Iterate over events that are read on the loop."""
 
-    async def following() -> Event | Result | None:
-        return await anext(told, None)
+    async def next_event() -> Event | Result | None:
+        return await anext(events, None)
 
     async def stop() -> None:
-        await told.aclose()
+        await events.aclose()
 
     try:
-        while (event := loop.run(following())) is not None:
+        while (event := loop.run(next_event())) is not None:
             yield event
     finally:
         if loop.alive:  # else closing the client has closed the reader

@@ -15,17 +15,18 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from taxiway.client import Receipt
-from taxiway.client.valkey_link import PieceReader, Replies, ValkeyLink
+from taxiway.client.valkey_link import ValkeyLink
+from taxiway.client.valkey_results import PieceReader, Replies
 from taxiway.connection import settle
 from taxiway.contract.job import (
     FINAL,
+    EventStream,
     JobRecord,
     JobState,
     JobStatus,
     Progress,
     Result,
     ResultMeta,
-    Told,
     check_accepted,
     failure_of,
     follow,
@@ -48,7 +49,7 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequ
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals queue, and the blobs that it references."""
 
-_PAUSE = 0.1
+_RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
 
 
@@ -75,7 +76,7 @@ class ValkeyDoor:
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
         self._replies = Replies(link, reply_channel(self._name), reconnected=self._submit_again)
-        self._unagreed: WeakKeyDictionary[asyncio.Future[bytes], _Arrival] = WeakKeyDictionary()
+        self._unconfirmed: WeakKeyDictionary[asyncio.Future[bytes], _Arrival] = WeakKeyDictionary()
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request durably. With an idempotency key, the job may have been submitted by another client."""
@@ -85,10 +86,10 @@ class ValkeyDoor:
         with submitting(request.model, job) as trace:
             message, blobs = self._message(job, request, trace, submission if keyed else "")
             if keyed:
-                self._unagreed[reply] = message, blobs
+                self._unconfirmed[reply] = message, blobs
                 reply.add_done_callback(self._forget)
             await self._link.push(message, blobs)
-        return Receipt(job, None if keyed else reply, submitted=True, agreed=reply if keyed else None)
+        return Receipt(job, None if keyed else reply, submitted=True, confirmed=reply if keyed else None)
 
     def _submit_again(self) -> None:
         """Repeat keyed submissions that no router has acknowledged: a failover may have lost them.
@@ -96,44 +97,44 @@ class ValkeyDoor:
         The idempotency key makes one job of both copies. The job may exist from an earlier submission that survived the
         failover: then only a second push makes a router acknowledge this one.
         """
-        for message, blobs in list(self._unagreed.values()):
-            self._link.post(message, blobs, _leave)
+        for message, blobs in list(self._unconfirmed.values()):
+            self._link.post(message, blobs, _ignore)
 
     def _forget(self, reply: asyncio.Future[bytes]) -> None:
-        self._unagreed.pop(reply, None)
+        self._unconfirmed.pop(reply, None)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
         if request.idempotency_key is not None:
             return await self.result(await self.submit(request), timeout)
-        until = _end(timeout)
+        until = _until(timeout)
         job = job_id(request)
         reply = self._replies.expect(job)
         with submitting(request.model, job) as trace:
             message, blobs = self._message(job, request, trace)
-            self._link.post(message, blobs, partial(_fail, reply))
-        return await self._read(await self._replies.own(reply, timeout), until)
+            self._link.post(message, blobs, partial(_fail_unpushed, reply))
+        return await self._read(await self._replies.wait_alone(reply, timeout), until)
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
         """The job's answer, decoded at each call."""
-        until = _end(timeout)
+        until = _until(timeout)
         if receipt.reply is not None:
             raw = await self._replies.wait(receipt.reply, timeout)
         else:
-            left = await self._agreed(receipt, timeout)
+            left = await self._confirmed(receipt, timeout)
             raw = await self._replies.watch(receipt.job, left, submitted=receipt.submitted)
         return await self._read(raw, until)
 
-    async def _agreed(self, receipt: Receipt, timeout: float | None) -> float | None:
+    async def _confirmed(self, receipt: Receipt, timeout: float | None) -> float | None:
         """Wait until a router has accepted a request with an idempotency key; returns the remaining time.
 
         Raises:
             RequestError: the router refused the request; for instance, the key was first used for another one.
         """
-        if receipt.agreed is None:
+        if receipt.confirmed is None:
             return timeout
         began = asyncio.get_running_loop().time()
-        check_accepted(await self._replies.wait(receipt.agreed, timeout))
+        check_accepted(await self._replies.wait(receipt.confirmed, timeout))
         return timeout and max(0.0, timeout - (asyncio.get_running_loop().time() - began))
 
     def _message(
@@ -155,17 +156,17 @@ class ValkeyDoor:
 
     async def _read(self, raw: bytes, until: float) -> Result:
         result = read_answer(raw)
-        outputs = await self._whole(result.outputs, until) if may_refer(raw) else result.outputs
+        outputs = await self._with_blobs(result.outputs, until) if may_refer(raw) else result.outputs
         return msgspec.structs.replace(result, outputs={name: self._show(value) for name, value in outputs.items()})
 
-    async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
+    async def stream(self, receipt: Receipt, timeout: float | None) -> EventStream:
         """The events of the answer as it is generated, then the result."""
-        timeout = await self._agreed(receipt, timeout)
+        timeout = await self._confirmed(receipt, timeout)
         async with (
             contextlib.aclosing(PieceReader(self._link, receipt.job)) as reader,
-            contextlib.aclosing(follow(reader.read, self.result(receipt, timeout), Progress())) as told,
+            contextlib.aclosing(follow(reader.read, self.result(receipt, timeout), Progress())) as events,
         ):
-            async for event in told:
+            async for event in events:
                 yield event
 
     async def status(self, receipt: Receipt) -> JobStatus:
@@ -188,7 +189,7 @@ class ValkeyDoor:
 
     async def cancel(self, receipt: Receipt) -> None:
         """Send a cancellation to the routers."""
-        if not receipt.submitted or receipt.agreed is not None:
+        if not receipt.submitted or receipt.confirmed is not None:
             await self._record(receipt)
         await self._link.push(cancel_message(receipt.job, origin=self._origin, key=self._key))
 
@@ -205,8 +206,8 @@ class ValkeyDoor:
         raw = await self._link.call("GET", MODELS)
         if raw is None:
             raise FleetUnavailable("no router has published its models recently", retry_after=1.0)
-        told: list[dict[str, Any]] = msgspec.json.decode(raw)
-        return told
+        events: list[dict[str, Any]] = msgspec.json.decode(raw)
+        return events
 
     async def fleet(self) -> dict[str, Any]:
         """Not supported at a broker. Raises `InvalidRequestError`."""
@@ -221,7 +222,7 @@ class ValkeyDoor:
         await self._replies.close()
         await self._link.close()
 
-    async def _whole(self, outputs: dict[str, Any], until: float) -> dict[str, Any]:
+    async def _with_blobs(self, outputs: dict[str, Any], until: float) -> dict[str, Any]:
         """The outputs with referenced blobs loaded; an outage is waited out until the time `until`."""
         refs = [reference.ref for reference in references(outputs)]
         clock = asyncio.get_running_loop().time
@@ -231,7 +232,7 @@ class ValkeyDoor:
             except BrokerUnavailableError:
                 if clock() >= until:
                     raise
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(_RETRY_PAUSE)
             else:
                 break
         whole: dict[str, Any] = resolved(outputs, dict(zip(refs, contents, strict=True)))
@@ -248,8 +249,8 @@ class ValkeyDoor:
             RequestError: a router refused this client's request under its idempotency key.
         """
         job = receipt.job
-        if receipt.agreed is not None and receipt.agreed.done():
-            check_accepted(receipt.agreed.result())
+        if receipt.confirmed is not None and receipt.confirmed.done():
+            check_accepted(receipt.confirmed.result())
         flat = [text.decode() for text in await self._link.call("HGETALL", job_key(job))]
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         if fields:
@@ -262,16 +263,16 @@ class ValkeyDoor:
         return record_from(job, {})
 
 
-def _end(timeout: float | None) -> float:
+def _until(timeout: float | None) -> float:
     """The time on the loop's clock until which outages are waited out; without a timeout, now."""
     return asyncio.get_running_loop().time() + (timeout or 0.0)
 
 
-def _leave(_pushed: Any) -> None:
+def _ignore(_pushed: Any) -> None:
     """Ignore a failed push: it is repeated after the next reconnection."""
 
 
-def _fail(reply: asyncio.Future[bytes], pushed: Any) -> None:
+def _fail_unpushed(reply: asyncio.Future[bytes], pushed: Any) -> None:
     """Fail the waiting future of a message that could not be pushed."""
     if isinstance(pushed, Exception):
         settle(reply, pushed)

@@ -365,7 +365,7 @@ class Lost:
 Event = str | Restarted | Lost
 """An event for a reader: text, a restart or a gap."""
 
-Told = AsyncGenerator[Event | Result, None]
+EventStream = AsyncGenerator[Event | Result, None]
 """All events for a reader, then the result."""
 
 

@@ -262,9 +262,9 @@ def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
 def test_a_subscription_hears_what_is_published_and_nothing_for_as_long_as_it_was_asked(settings: Settings) -> None:
     connection, other = Connection(settings.state), ConnectionPool(settings.state)
     assert connection.ask([("SUBSCRIBE", "heard")]) == [[b"subscribe", b"heard", 1]]
-    assert connection.hear(0.01) is None
+    assert connection.next_message(0.01) is None
     other.call("PUBLISH", "heard", "x")
-    assert connection.hear(SOON) == [b"message", b"heard", b"x"]
+    assert connection.next_message(SOON) == [b"message", b"heard", b"x"]
     connection.close()
     other.close()
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 
 from taxiway.client.http_exchange import Response
-from taxiway.client.http_link import SILENCE, BrokenOffError, HttpLink
+from taxiway.client.http_link import SILENCE, DisconnectedError, HttpLink
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 T = TypeVar("T")
@@ -282,7 +282,7 @@ def test_what_must_happen_once_is_sent_once(method: str) -> None:
 
     async def use(link: HttpLink) -> None:
         assert (await link.ask("GET", "/a")).ok
-        with pytest.raises(BrokenOffError):
+        with pytest.raises(DisconnectedError):
             await link.ask(method, "/a", once=True)
 
     server = Leaving()

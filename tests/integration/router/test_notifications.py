@@ -15,7 +15,8 @@ from router.service.results import Results
 from router.service.store import RouterStore
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.client.valkey_link import Replies, ValkeyLink
+from taxiway.client.valkey_link import ValkeyLink
+from taxiway.client.valkey_results import Replies
 from taxiway.contract.keys import reply_channel, result_key
 from tests.cable import Cable
 from tests.narrowing import present

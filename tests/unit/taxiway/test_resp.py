@@ -16,13 +16,13 @@ def test_a_command_is_packed_to_the_same_bytes_whether_its_values_are_large_or_n
     assert b"".join(packed(command)) == hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # declared as a tuple of one
 
 
-def test_a_large_value_is_sent_from_where_it_lies() -> None:
+def test_a_large_value_is_sent_without_a_copy() -> None:
     view = memoryview(bytearray(LONG))
     assert any(isinstance(piece, memoryview) and piece.obj is view.obj for piece in packed(["SET", "k", view]))
 
 
 @given(st.binary(), st.data())
-def test_a_value_is_whole_when_nothing_is_missing_of_it_and_its_end(content: bytes, data: st.DataObject) -> None:
+def test_a_value_is_complete_once_nothing_of_it_and_its_line_end_is_missing(content: bytes, data: st.DataObject) -> None:
     line = content + b"\r\n"
     begin = data.draw(st.integers(0, len(line)))
     value = Value(len(content), line[:begin])
@@ -30,7 +30,7 @@ def test_a_value_is_whole_when_nothing_is_missing_of_it_and_its_end(content: byt
         count = data.draw(st.integers(1, len(value.missing)))
         at = len(line) - len(value.missing)
         value.missing[:count] = line[at : at + count]
-        value.came(count)
+        value.received(count)
     assert value.content == content
 
 
@@ -41,7 +41,7 @@ answers = st.recursive(
 )
 
 
-def said(answer: object) -> bytes:
+def encoded(answer: object) -> bytes:
     """An answer as a server of RESP 2 sends it."""
     match answer:
         case None:
@@ -51,7 +51,7 @@ def said(answer: object) -> bytes:
         case int():
             return b":%d\r\n" % answer
         case list():
-            return b"*%d\r\n" % len(answer) + b"".join(map(said, answer))
+            return b"*%d\r\n" % len(answer) + b"".join(map(encoded, answer))
     raise AssertionError(answer)
 
 
@@ -64,7 +64,7 @@ def plain(answer: object) -> object:
 def test_answers_are_the_same_wherever_what_is_received_was_cut(
     given: list[object], cuts: list[int], small: bool
 ) -> None:
-    sent, reader, found = b"".join(map(said, given)), Answers(), []
+    sent, reader, found = b"".join(map(encoded, given)), Answers(), []
     for number in range(len(sent) + len(cuts)):
         if not sent:
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.client.valkey_link import AT_ONCE, Rounds
+from taxiway.client.valkey_results import MOST_PER_PASS, Rounds
 
 
 def test_nothing_is_read_before_it_has_waited_for_a_look() -> None:
@@ -23,12 +23,12 @@ def test_what_was_told_meanwhile_is_not_read() -> None:
     assert rounds.take({"b"}) == ["b"]
 
 
-@given(st.integers(0, 3 * AT_ONCE))
+@given(st.integers(0, 3 * MOST_PER_PASS))
 def test_each_of_many_has_its_turn_before_any_comes_again(count: int) -> None:
     waiting, rounds = {str(number): None for number in range(count)}, Rounds()
     rounds.take(waiting)
 
-    looks = [rounds.take(waiting) for _ in range(-(-count // AT_ONCE))]
+    looks = [rounds.take(waiting) for _ in range(-(-count // MOST_PER_PASS))]
 
     assert sorted(job for look in looks for job in look) == sorted(waiting)
-    assert all(len(look) <= AT_ONCE for look in looks)
+    assert all(len(look) <= MOST_PER_PASS for look in looks)
