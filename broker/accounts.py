@@ -78,8 +78,8 @@ def _router(classes: Iterable[str]) -> str:
     """It takes requests out of Celery's default queue, and puts nothing there."""
     owns = [*_queues("~", [keys.ARRIVALS, *classes]), "~taxiway:*", f"~{keys.DEAD}"]
     reaches = [*(f"~{name}" for name in (*_RESULTS, *_UNACKED)), *_celery(classes)]
-    astray = _grant("+eval +evalsha +exists +type +lrange +lrem", [f"~{keys.DEFAULT_QUEUE}"])
-    return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *_CHANNELS, astray])
+    misdirected = _grant("+eval +evalsha +exists +type +lrange +lrem", [f"~{keys.DEFAULT_QUEUE}"])
+    return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *_CHANNELS, misdirected])
 
 
 def _worker(classes: Iterable[str]) -> str:

@@ -208,10 +208,10 @@ class Transport(Protocol):
     async def tidy(self) -> int:
         """Show that this router lives, and put back what dead ones had in flight; how many messages."""
 
-    async def astray(self) -> list[Arrival]:
+    async def misdirected(self) -> list[Arrival]:
         """Requests that plain Celery sent to its default queue, where the broker can show them without taking them."""
 
-    async def forget(self, astray: Sequence[Arrival]) -> None:
+    async def forget(self, misdirected: Sequence[Arrival]) -> None:
         """Take these out of that queue; what else is there stays as it is."""
 
     async def announce(self, routing_key: str, event: bytes) -> None:

@@ -178,11 +178,11 @@ class RabbitTransport:
         """Nothing to do: RabbitMQ itself gives a dead router's deliveries to another."""
         return 0
 
-    async def astray(self) -> list[Arrival]:
+    async def misdirected(self) -> list[Arrival]:
         """None: RabbitMQ shows no message without giving it away, and that queue may be another application's."""
         return []
 
-    async def forget(self, astray: Sequence[Arrival]) -> None:
+    async def forget(self, misdirected: Sequence[Arrival]) -> None:
         """Nothing to do."""
 
     async def announce(self, routing_key: str, event: bytes) -> None:

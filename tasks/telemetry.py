@@ -96,7 +96,7 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Trail:
+class ParentSpan:
     """Where a traced message comes from: its last station's span, and when that ended by its host's clock, or 0."""
 
     context: Context
@@ -128,7 +128,7 @@ def start_tracing(service: str, environment: Mapping[str, str]) -> None:
     trace.set_tracer_provider(provider)
 
 
-def trail_of(headers: Mapping[str, Any]) -> Trail | None:
+def parent_of(headers: Mapping[str, Any]) -> ParentSpan | None:
     """The trace context of a message; None if it is not traced or its headers are invalid."""
     if TRACEPARENT not in headers:
         return None
@@ -138,12 +138,12 @@ def trail_of(headers: Mapping[str, Any]) -> Trail | None:
     if not (came.is_valid and came.trace_flags.sampled):
         return None
     since = came.trace_state.get(_OURS, "")
-    return Trail(context, int(since) / 1e6 if since.isdecimal() and len(since) < 18 else 0.0)
+    return ParentSpan(context, int(since) / 1e6 if since.isdecimal() and len(since) < 18 else 0.0)
 
 
-def begin(name: str, trail: Trail, at: float, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL) -> Span:
-    """A span that follows the trail from `at`, in seconds since the epoch, until `end`."""
-    return _tracer.start_span(f"taxiway.{name}", trail.context, kind, attributes, start_time=_nanoseconds(at))
+def begin(name: str, parent: ParentSpan, at: float, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL) -> Span:
+    """A child of `parent` from `at`, in seconds since the epoch, until `end`."""
+    return _tracer.start_span(f"taxiway.{name}", parent.context, kind, attributes, start_time=_nanoseconds(at))
 
 
 def end(span: Span, at: float, error: str = "") -> None:
@@ -153,9 +153,9 @@ def end(span: Span, at: float, error: str = "") -> None:
     span.end(_nanoseconds(at))
 
 
-def wait(trail: Trail, until: float, attributes: Attributes) -> None:
+def wait(parent: ParentSpan, until: float, attributes: Attributes) -> None:
     """The time since the last station as a span of its own; never below zero, whatever two hosts' clocks say."""
-    end(begin("wait", trail, min(trail.since, until) or until, attributes), until)
+    end(begin("wait", parent, min(parent.since, until) or until, attributes), until)
 
 
 def mark(headers: dict[str, Any], span: Span, at: float) -> None:

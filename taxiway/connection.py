@@ -163,7 +163,7 @@ class AsyncConnection:
 class _Pipeline:
     """Commands that were sent together, and the answers received so far."""
 
-    __slots__ = ("answers", "count", "future", "since")
+    __slots__ = ("answers", "count", "future", "sent_at")
 
     def __init__(self, count: int, future: asyncio.Future[list[Any]], sent_at: float) -> None:
         self.count, self.future, self.sent_at = count, future, sent_at

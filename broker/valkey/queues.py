@@ -169,7 +169,7 @@ def recover_call(session: str, remembered: float, most: int = REMEMBERED_AT_MOST
 _CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
 _SEEN = {"state": JobState.QUEUED}
 
-_ASTRAY_AT_MOST = 64
+_MISDIRECTED_AT_MOST = 64
 
 EVENTS = "celeryev"
 """Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
@@ -291,16 +291,18 @@ class ValkeyTransport:
                 self._abandoned = True
             return await self._session.recover()
 
-    async def astray(self) -> list[Arrival]:
+    async def misdirected(self) -> list[Arrival]:
         """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
         with fleet_errors("broker"):
-            found = await self._sends.run(Call("queues/astray", [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"']))
+            found = await self._sends.run(
+                Call("queues/misdirected", [DEFAULT_QUEUE], [_MISDIRECTED_AT_MOST, f'"{INFER}"'])
+            )
         return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
 
-    async def forget(self, astray: Sequence[Arrival]) -> None:
+    async def forget(self, misdirected: Sequence[Arrival]) -> None:
         """Take these out of that queue by their contents."""
         with fleet_errors("broker"):
-            for one in astray:
+            for one in misdirected:
                 await self._sends.call("LREM", DEFAULT_QUEUE, 1, one.raw)
 
     async def announce(self, routing_key: str, event: bytes) -> None:

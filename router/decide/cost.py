@@ -73,7 +73,7 @@ class Workload(Protocol):
         """Rows of each request."""
 
     @property
-    def company(self) -> int:
+    def expected_batch(self) -> int:
         """The expected batch: jobs released together with it."""
 
     @property
@@ -274,7 +274,7 @@ def _run_and_work(table: CandidateTable, needs: Workload) -> tuple[np.ndarray, n
     busy = rates * each
     limit = batch_limit(table, alone, each)
     crowd = np.where(busy < 1.0, rates * alone / np.maximum(1.0 - busy, 1e-9), limit)
-    batch = np.minimum(np.maximum(crowd, max(needs.rows, needs.company)), limit)
+    batch = np.minimum(np.maximum(crowd, max(needs.rows, needs.expected_batch)), limit)
     seconds = np.maximum(table.floor, alone + each * batch)
     shared = seconds * needs.rows / batch
     several = needs.rows > limit
@@ -307,8 +307,8 @@ def horizon(table: CandidateTable, needs: Needs) -> Column:
 
     Beyond it the request is held. Unbounded for latency-critical requests, unless their tenant is over its fair share.
     """
-    if needs.brief is not None:
-        return _next_batch(table, needs.brief)
+    if needs.work_limit is not None:
+        return _next_batch(table, needs.work_limit)
     if needs.deadline is not None and needs.deadline <= LATENCY_CRITICAL:
         unbounded = np.empty(len(table.candidates))
         unbounded.fill(math.inf)  # `np.full` takes four times as long
@@ -316,19 +316,19 @@ def horizon(table: CandidateTable, needs: Needs) -> Column:
     return table.horizon
 
 
-def has_capacity(table: CandidateTable, level: int, work: np.ndarray, *, brief: float | None = None) -> bool:
+def has_capacity(table: CandidateTable, level: int, work: np.ndarray, *, work_limit: float | None = None) -> bool:
     """Whether any live queue has capacity for a held request of this level.
 
     Args:
         table: as in `choose`.
         level: the request's priority level.
         work: as in `choose`.
-        brief: as in `Needs`.
+        work_limit: as in `Needs`.
     """
     usual = _usual(table)
     limits = None if table.allowed is None else limits_of(table.allowed, usual, full_batch(table, usual) / table.limit)
     wait = wait_of(table, work[:, : level + 1].sum(axis=1), limits)
-    most = table.horizon if brief is None else _next_batch(table, brief)
+    most = table.horizon if work_limit is None else _next_batch(table, work_limit)
     return some(table.live & (wait <= most))
 
 
@@ -337,12 +337,12 @@ def some(which: np.ndarray) -> bool:
     return bool(np.count_nonzero(which))
 
 
-def _next_batch(table: CandidateTable, brief: float) -> Column:
+def _next_batch(table: CandidateTable, work_limit: float) -> Column:
     """Work that keeps each candidate's devices busy until the next release.
 
-    That is `brief`, or one full batch if that takes longer.
+    That is `work_limit`, or one full batch if that takes longer.
     """
-    least: Column = np.minimum(table.horizon, np.maximum(brief, full_batch(table, _usual(table))))
+    least: Column = np.minimum(table.horizon, np.maximum(work_limit, full_batch(table, _usual(table))))
     return least
 
 

@@ -243,13 +243,13 @@ class Choice:
 
     def _batched_figures(self) -> Figures:
         """The figures with the work of a held request: held jobs are released in full batches."""
-        crowd = replace(self.needs, company=int(self.table.limit.max()))
+        crowd = replace(self.needs, expected_batch=int(self.table.limit.max()))
         return replace(self.figures, work=estimate_figures(self.table, crowd, np.zeros(len(self.table.classes))).work)
 
     def _held_reason(self, index: int) -> str:
         wait, most = self.figures.wait[index], horizon(self.table, self.needs)[index]
         of = f"{_name(self.table, index)} has {wait:.3g} s of work ahead (limit {most:.3g})"
-        if self.needs.brief is not None:
+        if self.needs.work_limit is not None:
             return f"held: its tenant is over its fair share; {of}"
         return f"held: every queue that could take it is past its horizon; {of}"
 

@@ -69,7 +69,7 @@ class GroupNeeds:
     payload: Column
     most_read: Column
     level: np.ndarray
-    company: int = 0
+    expected_batch: int = 0
     prefix: None = None
 
 

@@ -300,7 +300,7 @@ class WorkingSnapshot:
 
     def count(self, placement: Placement, tenant: str) -> None:
         """Count the work and cost of a tenant's placement that is on its way to its queue."""
-        if not placement.needs.company:  # released jobs are already counted
+        if not placement.needs.expected_batch:  # released jobs are already counted
             self.depths.count(placement.candidate.hardware_class, tenant)
         backlog, work = self.held if placement.held else self.backlog, placement.work
         backlog.add(placement.candidate.hardware_class, placement.level, work)

@@ -77,9 +77,9 @@ class Order(msgspec.Struct, frozen=True):
     """A request under its job's id, with the message that carries it. `accepted` is the store's time.
 
     `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
-    left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 if it has none. `submission`
-    is where its submitter waits to learn whether a job under its idempotency key matches its request. `notify`
-    is whether webhook endpoints are notified of its end.
+    left holding with `expected_batch` jobs of its kind, and `due` its deadline by that clock, 0 if it has none.
+    `submission` is where its submitter waits to learn whether a job under its idempotency key matches its request.
+    `notify` is whether webhook endpoints are notified of its end.
     """
 
     job: str
@@ -91,7 +91,7 @@ class Order(msgspec.Struct, frozen=True):
     tag: str = ""
     blobs: Mapping[str, int] = {}
     released: float = 0.0
-    company: int = 0
+    expected_batch: int = 0
     due: float = 0.0
     submission: str = ""
     notify: bool = True
@@ -314,7 +314,7 @@ class Measurements(NamedTuple):
     longest: int
     most_read: int
     payload: int
-    company: int
+    expected_batch: int
     asks: tuple[str, ...]
     prefix: Prefix | None
 
@@ -331,7 +331,7 @@ def _measure(order: Order, model: Model, rules: Rules, working: WorkingSnapshot,
         longest=tokens_of(bin_of(longest)),
         most_read=_most_read(order, model, rules.topology, rows),
         payload=order.payload,
-        company=order.company,
+        expected_batch=order.expected_batch,
         asks=_asks(model, request),
         prefix=prefix,
     )
@@ -375,8 +375,8 @@ def _needs(
         needs_of(request, topology, rows=measurements.rows, size=measurements.size, asks=measurements.asks, left=left),
         payload=measurements.payload,
         allowance=tenants.allowance(request.tenant, topology, order.moment),
-        company=measurements.company,
-        brief=tenants.shares.work_limit(request.tenant),
+        expected_batch=measurements.expected_batch,
+        work_limit=tenants.shares.work_limit(request.tenant),
         output=measurements.output,
         longest=measurements.longest,
         prefix=measurements.prefix,

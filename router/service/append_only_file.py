@@ -22,11 +22,11 @@ REFUSES_FOR = 2.0
 """Seconds after a refused write during which more refusals are expected: two heartbeats."""
 
 
-def leaves_holes(said: Mapping[str, str]) -> bool:
+def leaves_holes(info: Mapping[str, str]) -> bool:
     """Whether the server's version, from `INFO server`, is known to leave holes in the file."""
-    if "valkey_version" in said:
-        return _version(said["valkey_version"]) <= _LAST_VALKEY
-    return _FIRST_REDIS <= _version(said.get("redis_version", "0")) <= _LAST_REDIS
+    if "valkey_version" in info:
+        return _version(info["valkey_version"]) <= _LAST_VALKEY
+    return _FIRST_REDIS <= _version(info.get("redis_version", "0")) <= _LAST_REDIS
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -55,15 +55,15 @@ class AppendOnlyFile:
         """Whether the server accepts no writes now: it cannot write to its disk, or recently refused a write."""
         return self._fails or time.monotonic() - self._refused_at < REFUSES_FOR
 
-    async def observe(self, said: Mapping[str, str]) -> None:
+    async def observe(self, info: Mapping[str, str]) -> None:
         """Read `INFO server persistence errorstats`; once writes succeed again, request a rewrite if needed.
 
         Writes may fail for only milliseconds between two calls; the count of refused writes shows that.
         """
-        refused = said.get("errorstat_MISCONF", "")
-        fails = self._fails = said.get("aof_last_write_status", "ok") != "ok"
+        refused = info.get("errorstat_MISCONF", "")
+        fails = self._fails = info.get("aof_last_write_status", "ok") != "ok"
         more = self._refused not in (None, refused)
-        if more and said.get("rdb_last_bgsave_status", "ok") != "ok":  # the only sign of a refusal for that reason
+        if more and info.get("rdb_last_bgsave_status", "ok") != "ok":  # the only sign of a refusal for that reason
             self._refused_at = time.monotonic()
         if fails or more:
             if not self._cut:
@@ -71,7 +71,7 @@ class AppendOnlyFile:
             self._cut = True
         self._refused = refused
         if self._cut and not fails:
-            if leaves_holes(said):
+            if leaves_holes(info):
                 await self._rewrite()
             else:
                 self._cut = False

@@ -19,7 +19,7 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError
 MOST_BYTES = 64 * 2**10
 """Limit on the size of a message's headers as JSON, in bytes."""
 
-_SHOWN = 200  # characters of what came
+_SHOWN = 200  # characters of a received value in an error
 
 
 class Signature(msgspec.Struct, frozen=True):

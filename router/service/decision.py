@@ -79,7 +79,7 @@ def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
     """What is recorded of a refused request."""
     try:
         hooks = hooks_of(order, rules)
-    except InvalidRequestError:  # it names an endpoint that is not there
+    except InvalidRequestError:  # it names an unknown endpoint
         hooks = rules.webhooks.record(order.request.tenant, None)
     fields = {"model": cut(order.request.model), "tenant": cut(order.request.tenant)}
     webhooks = {HOOKS: hooks} if hooks else {}
@@ -136,7 +136,7 @@ def undecidable(arrival: Arrival, fault: Exception) -> Decision:
     return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
 
 
-def misdirected(arrival: Arrival) -> Ending | None:
+def misdirected_ending(arrival: Arrival) -> Ending | None:
     """The ending of a request sent to Celery's default queue; None if it has no id."""
     job = arrival.envelope.headers.get("id") if arrival.envelope is not None else None
     if arrival.envelope is None or not _is_name(job):
@@ -145,16 +145,16 @@ def misdirected(arrival: Arrival) -> Ending | None:
     return Ending(job, state_of(error), failure_meta(job, error), REFUSED, _reply_of(arrival.envelope))
 
 
-def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: float, company: int) -> Decision:
+def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: float, expected_batch: int) -> Decision:
     """The decision for a held job: place it, keep holding it, or end it. Never raises for its content.
 
-    `company` is the expected batch: the jobs of its kind that can be released with it, as far as that matters.
+    `expected_batch` is the number of jobs of its kind that can be released with it, at most what a batch can hold.
     """
     envelope = decode_envelope(drawn.message)
     job, reply, limits = str(envelope.headers["id"]), drawn.reply, rules.topology.limits
     try:
         order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limits=limits)
-        held = msgspec.structs.replace(order, released=now, company=company, due=drawn.deadline_at)
+        held = msgspec.structs.replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
         return Decision("", admitted=admit(held, rules, working))
     except TaxiwayError as error:
         return _ended("", job, error, reply=reply, token="")

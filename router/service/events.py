@@ -86,14 +86,14 @@ class SentEvents:
 def trace_placement(admitted: Admitted, store: RouterStore) -> None:
     """Record how a job was placed or held; its message continues that trace. `store` provides the time."""
     headers = admitted.outgoing.envelope.headers
-    trail = telemetry.trail_of(headers)
-    if trail is None:
+    parent = telemetry.parent_of(headers)
+    if parent is None:
         return
     placement, at = admitted.placement, time.time()
     decided = float(admitted.outgoing.fields["placed"]) or admitted.ticket.accepted
     began = at - max(store.now() - decided, 0.0)
-    if trail.since:
-        telemetry.wait(trail, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
+    if parent.since:
+        telemetry.wait(parent, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
     attributes: telemetry.Attributes = {
         "taxiway.job": admitted.outgoing.job,
         "taxiway.model": placement.table.model.id,
@@ -103,17 +103,17 @@ def trace_placement(admitted: Admitted, store: RouterStore) -> None:
         "taxiway.held": placement.held,
         "taxiway.reason": placement.reason,
     }
-    span = telemetry.begin("place", trail, began, attributes, SpanKind.CONSUMER)
+    span = telemetry.begin("place", parent, began, attributes, SpanKind.CONSUMER)
     telemetry.end(span, at)
     telemetry.mark(headers, span, at)
 
 
 def trace_refusal(headers: Mapping[str, Any], job: str, code: str) -> None:
     """Record that a job was not placed."""
-    trail = telemetry.trail_of(headers)
-    if trail is not None:
+    parent = telemetry.parent_of(headers)
+    if parent is not None:
         at = time.time()
-        span = telemetry.begin("place", trail, at, {"taxiway.job": job}, SpanKind.CONSUMER)
+        span = telemetry.begin("place", parent, at, {"taxiway.job": job}, SpanKind.CONSUMER)
         telemetry.end(span, at, code)
 
 
@@ -123,22 +123,22 @@ class MoveTraces:
     def __init__(self, move: Move, steps: Sequence[Step]) -> None:
         self._move = move
         self._at = time.time()
-        self._begun: dict[str, tuple[telemetry.Trail, Span]] = {}
+        self._begun: dict[str, tuple[telemetry.ParentSpan, Span]] = {}
         for step in steps:
-            trail = telemetry.trail_of(step.envelope.headers)
-            if trail is not None:
-                self._begun[step.peeked.job] = trail, self._begin(trail, step)
+            parent = telemetry.parent_of(step.envelope.headers)
+            if parent is not None:
+                self._begun[step.peeked.job] = parent, self._begin(parent, step)
 
     def end(self, steps: Sequence[Step]) -> None:
         """Record the messages that moved, and their preceding wait."""
         at = time.time()
         for step in steps if self._begun else ():
             if step.peeked.job in self._begun:
-                trail, span = self._begun[step.peeked.job]
-                telemetry.wait(trail, self._at, {"taxiway.job": step.peeked.job, "taxiway.class": self._move.source})
+                parent, span = self._begun[step.peeked.job]
+                telemetry.wait(parent, self._at, {"taxiway.job": step.peeked.job, "taxiway.class": self._move.source})
                 telemetry.end(span, at)
 
-    def _begin(self, trail: telemetry.Trail, step: Step) -> Span:
+    def _begin(self, parent: telemetry.ParentSpan, step: Step) -> Span:
         attributes = {
             "taxiway.job": step.peeked.job,
             "taxiway.source": self._move.source,
@@ -146,6 +146,6 @@ class MoveTraces:
             "taxiway.kind": self._move.kind,
             "taxiway.reason": self._move.reason,
         }
-        span = telemetry.begin("move", trail, self._at, attributes)
+        span = telemetry.begin("move", parent, self._at, attributes)
         telemetry.mark(step.envelope.headers, span, self._at)
         return span

@@ -1,7 +1,7 @@
-"""What operators ask of models while the fleet runs: load one, unload one.
+"""Loads and unloads models on an operator's request, while the fleet runs.
 
-An unloaded model stays in the catalogue, so that what was accepted runs, is moved and is read. The state store has
-what was asked of each version (`CONTROLS`); every router and worker learns it within a second.
+An unloaded model stays in the catalogue, so that accepted jobs still run, move and can be read. The state store has the
+last request for each version (`CONTROLS`); every router and worker learns of it within a second.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from taxiway.errors import InvalidRequestError, ModelUnavailableError, quoted
 logger = logging.getLogger(__name__)
 
 LOAD_WITHIN = 50.0
-"""Seconds that a caller waits for a load, which goes on: Triton's clients give up after 60."""
+"""Seconds that a caller waits for a load, which continues after that: Triton's clients time out after 60."""
 
-_POLL = 0.1  # seconds between two looks at the devices
+_POLL = 0.1  # seconds between two checks of the devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Progress:
         """In words."""
         if self.loaded:
             return f"loaded on {self.loaded} of {self.loaded + self.pending} devices"
-        return self.reason or "not loaded yet: it still loads, or others use the memory that it needs"
+        return self.reason or "not loaded yet: it is still loading, or other models use the memory that it needs"
 
 
 def progress(
@@ -88,7 +88,7 @@ class Repository:
         """Accept requests for a model, and load it on the classes that can run it; returns what came of it on each.
 
         Raises:
-            UnknownModelError: there is none of that name in the models folder.
+            UnknownModelError: no such model in the models folder.
             ModelUnavailableError: its file is wrong, or no device has loaded it within `LOAD_WITHIN`.
             BrokerUnavailableError: the state store does not answer.
         """
@@ -97,7 +97,9 @@ class Repository:
         model = catalogue.resolve(reference)
         wrong = catalogue.outdated.get(model.id) or catalogue.outdated.get(reference)
         if wrong is not None:
-            message = f"model {quoted(reference)} is served as it was, as its file is wrong: {wrong}"
+            message = (
+                f"model {quoted(reference)} is served in its last valid version, because its file is wrong: {wrong}"
+            )
             raise ModelUnavailableError(message, model=model.id, reason=wrong)
         again = {one.id for one in catalogue.named_by(reference)} & self._rules.unloaded
         await self._control({**dict.fromkeys(again), model.id: uuid.uuid4().hex})
@@ -117,7 +119,7 @@ class Repository:
         Returns its versions, and the processes that have not answered and may still accept some.
 
         Raises:
-            UnknownModelError: there is none of that name.
+            UnknownModelError: no such model.
             ModelUnavailableError: its file is wrong, and it takes no requests.
             InvalidRequestError: it is a second name of a model.
             BrokerUnavailableError: the state store does not answer.
@@ -126,7 +128,7 @@ class Repository:
         model = catalogue.resolve(reference)
         if catalogue.bare(reference) != model.name:
             message = (
-                f"model: expected a model's own name, got another name of {model.id!r}: unload that, or remove this"
+                f"model: expected a model's own name, got an alias of {model.id!r}: unload that, or remove the alias"
             )
             raise InvalidRequestError(message, field="model")
         versions = sorted(one.id for one in catalogue.named_by(reference))
@@ -135,13 +137,13 @@ class Repository:
         return {"name": model.name, "versions": [one.partition(":")[2] for one in versions], "unanswered": silent}
 
     async def _control(self, marks: Mapping[str, str | None]) -> list[str]:
-        """Record what is asked, and wait until all processes know; returns those that did not answer."""
-        wanted = await self._store.control_models(marks)
-        reports = await self._folder.all_looked(wanted)
-        return sorted(name for name, report in reports.items() if report.reload < wanted)
+        """Record a request, and wait until all processes know of it; returns those that did not answer."""
+        number = await self._store.control_models(marks)
+        reports = await self._folder.all_looked(number)
+        return sorted(name for name, report in reports.items() if report.reload < number)
 
     async def _loaded(self, model: Model) -> dict[str, Progress]:
-        """What came of a load that all workers know of, by class: each has the model, or will not get it soon."""
+        """The result of a load by class, once no device may still load it, or the caller's time is over."""
         since = self._store.now()
         ends = time.monotonic() + min(LOAD_WITHIN, self._rules.topology.limits.wait)
         while True:

@@ -17,8 +17,13 @@ from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError
 
+logger = logging.getLogger(__name__)
+
 CHECK_EVERY = 0.05
 """Seconds between two checks: a wait ends up to this much late."""
+
+_BACKOFF = 0.25  # seconds between two attempts to subscribe again
+_MOST_KEYS = 256  # results read by one MGET
 
 _Value = TypeVar("_Value")
 
@@ -56,12 +61,6 @@ class WaitTimeouts:
             loop.call_later(CHECK_EVERY, self._check, loop)
 
 
-logger = logging.getLogger(__name__)
-
-_BACKOFF = 0.25  # seconds between two attempts to subscribe again
-_MOST_KEYS = 256  # results read by one MGET
-
-
 class _Named(msgspec.Struct):
     """The part of a stored result that names its job."""
 
@@ -83,7 +82,7 @@ class Expected:
         waiting.setdefault(job, set()).add(self.future)
 
     def close(self) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         others = self._waiting[self._job]
         others.discard(self.future)
         if not others:
@@ -94,7 +93,7 @@ class Results:
     """The results that callers of this router wait for, as they are announced.
 
     Results of jobs that this router forwarded for its own callers arrive on the router's reply channel. For other jobs,
-    the job's own channel is subscribed to while anybody waits. After each subscription, results that may have been
+    the job's own channel is subscribed to while a caller waits. After each subscription, results that may have been
     announced before it are read from the store. Every `pause` seconds, all results still awaited are read too.
     """
 

@@ -10,7 +10,7 @@ import msgspec
 from broker.port import Transport
 from router.models import model_list
 from router.service.admission import Rules
-from router.service.decision import misdirected
+from router.service.decision import misdirected_ending
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
@@ -33,12 +33,12 @@ class Housekeeping(Duty):
         self._store = store
         self._fleet = fleet
         self._rules = rules
-        self._published = b"", 0.0  # what the fleet can run, and when that was published
+        self._published = b"", 0.0  # the model list, and when it was published
 
     async def tick(self) -> None:
         """Do each once."""
         await self._publish_models()
-        await self._end_astray()
+        await self._end_misdirected()
         await self._store.forget_listed()
 
     async def _publish_models(self) -> None:
@@ -50,10 +50,11 @@ class Housekeeping(Duty):
             await self._store.publish_models(listed)
             self._published = listed, now
 
-    async def _end_astray(self) -> None:
+    async def _end_misdirected(self) -> None:
         """End requests sent by plain Celery to its default queue, which has no consumer, with an error that says so."""
-        astray = await self._transport.astray()
-        if astray:
-            await self._store.finish([ending for arrival in astray if (ending := misdirected(arrival)) is not None])
-            await self._transport.forget(astray)
-            logger.warning("requests sent to Celery's default queue", extra={"messages": len(astray)})
+        arrivals = await self._transport.misdirected()
+        if arrivals:
+            endings = [misdirected_ending(arrival) for arrival in arrivals]
+            await self._store.finish([ending for ending in endings if ending is not None])
+            await self._transport.forget(arrivals)
+            logger.warning("requests sent to Celery's default queue", extra={"messages": len(arrivals)})

@@ -86,11 +86,10 @@ class Mover(Duty):
         names = backlogged(working, rules.tick)
         most = window_per_level(rules.window, names, working.backlog)
         for name in names:
-            shown = await self._queue_mover.peek(name, most)
-            depths[name] = shown.depth
-            for start in range(0, len(shown.messages), AT_ONCE):
-                read = await self._read(shown.messages[start : start + AT_ONCE])
-                for job in read:
+            peeked = await self._queue_mover.peek(name, most)
+            depths[name] = peeked.depth
+            for start in range(0, len(peeked.messages), AT_ONCE):
+                for job in await self._read(peeked.messages[start : start + AT_ONCE]):
                     waiting.setdefault(job.peeked.job, job)
         return depths, waiting
 
@@ -98,23 +97,23 @@ class Mover(Duty):
         fields = await self._queue_mover.records([one.job for one in messages], FIELDS)
         now = self._store.now()
         pairs = list(zip(messages, fields, strict=True))
-        cut = (rest_of_move(one, its, self._rules) for one, its in pairs)
-        await self._move([step for step in cut if step is not None])
-        seen = (read_waiting(one, its, self._rules.catalogue, now) for one, its in pairs)
-        return [job for job in seen if job is not None]
+        interrupted = (rest_of_move(message, record, self._rules) for message, record in pairs)
+        await self._move([step for step in interrupted if step is not None])
+        jobs = (read_waiting(message, record, self._rules.catalogue, now) for message, record in pairs)
+        return [job for job in jobs if job is not None]
 
     async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> None:
         now, made = self._store.now(), []
         for move in decided:
             steps = steps_of(move, waiting, now, self._rules)
             traces = MoveTraces(move, steps)
-            done = await self._move(steps)
-            gone = [step for step, moved in zip(steps, done, strict=True) if moved]
-            traces.end(gone)
-            for step in gone:
+            outcomes = await self._move(steps)
+            moved = [step for step, done in zip(steps, outcomes, strict=True) if done]
+            traces.end(moved)
+            for step in moved:
                 self._events.add(step.peeked.job, step.queue, step.envelope)
-            if gone:
-                made.append(_moved(move, len(gone), now))
+            if moved:
+                made.append(_moved(move, len(moved), now))
         self._flows.note(decided)
         await self._note(made)
 

@@ -1,4 +1,4 @@
-"""Keeps the history of arrivals: what was asked in each 30 seconds, and what became of it."""
+"""Keeps the history of arrivals: what was requested in each 30 seconds, and what became of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _AT_ONCE = 4  # slices of each kind observed in one tick
 class Recorder(Duty):
     """Observes each slice of arrivals once it is over, and again while some of its jobs have not ended.
 
-    Where it is and what is left to do is in the state store: the next leader goes on from there.
+    Its progress is in the state store, so that the next leader continues from there.
     """
 
     def __init__(self, url: str, store: RouterStore, limits: Limits) -> None:

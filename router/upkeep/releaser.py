@@ -99,13 +99,13 @@ class Releaser(Duty):
         except (UnknownModelError, ModelUnavailableError):
             return True
         work_limit = working.tenants.shares.work_limit(held.kind.tenant)
-        return has_capacity(table, held.queue.level, working.ahead(released=True), brief=work_limit)
+        return has_capacity(table, held.queue.level, working.ahead(released=True), work_limit=work_limit)
 
     async def _release(self, held: Releasable, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
         now, drawn = await self._store.draw(self._leadership.token, held.queue.name, most, RELEASE_LEASE)
-        company = min(held.queue.jobs, self._batch)
-        decisions = [self._decide(one, now, company) for one in drawn]
+        expected_batch = min(held.queue.jobs, self._batch)
+        decisions = [self._decide(one, now, expected_batch) for one in drawn]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         bound = [one for one in admitted if not one.placement.held]
         endings = [d.ending for d in decisions if d.ending is not None and not d.deviceless]
@@ -119,8 +119,8 @@ class Releaser(Duty):
         self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
         return len(drawn) == most and not back
 
-    def _decide(self, drawn: Drawn, now: float, company: int) -> Decision:
-        decision = decide_held(drawn, self._rules, self._fleet.working, now=now, company=company)
+    def _decide(self, drawn: Drawn, now: float, expected_batch: int) -> Decision:
+        decision = decide_held(drawn, self._rules, self._fleet.working, now=now, expected_batch=expected_batch)
         if decision.admitted is not None and not decision.admitted.placement.held:
             self._placed(decision.admitted)
         return decision

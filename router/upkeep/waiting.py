@@ -1,7 +1,7 @@
-"""Waiting jobs as the leader sees them, and the steps that move them.
+"""Waiting jobs as the leader sees them, and the steps that move them. No I/O.
 
-Messages and their records become groups of similar jobs, which `rebalance` decides on; a decided move becomes a step a
-job. No I/O.
+Messages and their records become groups of similar jobs, for `rebalance` to decide on; a decided move becomes one step
+per job.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ALIKE = 2.0  # sizes and times left within this factor count as equal; at 1.5 a
 
 
 class Queued(Protocol):
-    """A job in a class's queue: `work` is its device seconds there, `kind` is equal for similar jobs."""
+    """A job in a class's queue."""
 
     @property
     def queue(self) -> str:

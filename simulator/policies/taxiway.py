@@ -130,8 +130,8 @@ class Taxiway(ByLevel):
         ready = {kind for kind in kinds if self._may_leave(self._holding.first(kind), working, now)}
         while ready:
             kind = self._holding.next(ready)
-            job, company = self._holding.first(kind), min(self._holding.count(kind), self._batch)
-            placement = self._place_again(job, working, now, company)
+            job, expected_batch = self._holding.first(kind), min(self._holding.count(kind), self._batch)
+            placement = self._place_again(job, working, now, expected_batch)
             if placement is not None and placement.held:
                 ready.discard(kind)
                 continue
@@ -148,11 +148,11 @@ class Taxiway(ByLevel):
     def _may_leave(self, job: Job, working: WorkingSnapshot, now: float) -> bool:
         return job.due <= now or has_capacity(self._table(job, working), job.level, working.ahead(released=True))
 
-    def _place_again(self, job: Job, working: WorkingSnapshot, now: float, company: int) -> Placement | None:
+    def _place_again(self, job: Job, working: WorkingSnapshot, now: float, expected_batch: int) -> Placement | None:
         """A held job's placement now; None if it is refused."""
         if job.due <= now:
             return None
-        needs = replace(self._needs(job, now), company=company)
+        needs = replace(self._needs(job, now), expected_batch=expected_batch)
         try:
             return choose(self._table(job, working), needs, working.ahead(released=True), seed=job.index)
         except OverloadedError:
@@ -184,14 +184,14 @@ class Taxiway(ByLevel):
             pace * self._expected_batch.crowding(job.model)[places],
         )
         work = (usual - each) / table.limit + each
-        company = working.backlog.seconds.sum(axis=1)[table.queue] / table.servers / work
+        expected_batch = working.backlog.seconds.sum(axis=1)[table.queue] / table.servers / work
         return replace(
             table,
             base=alone - each,
             slope=each,
             concurrent=table.limit * work,
             billed=billed(table.limit),
-            limit=np.minimum(company + 1.0, table.limit),
+            limit=np.minimum(expected_batch + 1.0, table.limit),
             max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
             rates=np.full_like(table.rates, _ENDLESS),
         )

@@ -26,7 +26,7 @@ from kombu.message import Message
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.records import Ending
 from broker.valkey.worker_store import WorkerStore
-from tasks.telemetry import trail_of
+from tasks.telemetry import parent_of
 from tasks.ticket import Ticket
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import INFER
@@ -375,7 +375,7 @@ class ReceivedTask:
             message.content_type,
             time.time(),
             hardware_class=class_of(message),
-            trail=trail_of(self._fields),
+            parent=parent_of(self._fields),
             task=self,
         )
 

@@ -26,7 +26,7 @@ from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
 from tasks.models.signature import Bound, bind, check_stream
-from tasks.telemetry import Trail, trail_of
+from tasks.telemetry import ParentSpan, parent_of
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
 from taxiway.contract.keys import INFER
@@ -255,13 +255,13 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         taken.tag,
         headers,
         hardware_class=hardware_class,
-        trail=None if headers.traceparent is None else _trail(headers),
+        parent=None if headers.traceparent is None else _trail(headers),
         claim=claim,
     )
 
 
-def _trail(headers: Headers) -> Trail | None:
-    return trail_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
+def _trail(headers: Headers) -> ParentSpan | None:
+    return parent_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
 
 
 def _followed(embed: _Embed) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 from broker.valkey.records import Claim, Course, exceeded
 from broker.valkey.records import Ending as StoredEnding
 from tasks.models.catalogue import Model
-from tasks.telemetry import Trail
+from tasks.telemetry import ParentSpan
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
 from taxiway.contract.job import Result, Tokens
@@ -76,7 +76,7 @@ class Delivery:
     `hardware_class` is the class of its queue, whose part of the ticket applies. `claim` is the store's latest answer;
     `lost` means that the claim has ended since. `since` is when the worker fetched it, on the monotonic clock.
     `received` and `began` are seconds since the epoch on this host's clock, for events; `began` is 0 until the start.
-    `started` is the start on the store's clock. `trail` is its trace context. `retries` counts its runs after device
+    `started` is the start on the store's clock. `parent` is its trace context. `retries` counts its runs after device
     faults, `tenant` is known once the request was read. `start_stored` means that the store has recorded the start.
     """
 
@@ -89,7 +89,7 @@ class Delivery:
     hardware_class: str = field(kw_only=True)
     headers: Headers | None = None
     task: CeleryTask | None = None
-    trail: Trail | None = None
+    parent: ParentSpan | None = None
     claim: Claim | None = None
     since: float = 0.0
     lost: bool = False

@@ -53,8 +53,8 @@ class OutcomeCounters:
         now = time.time()
         for one in ended:
             self._count(one, now)
-            if one.delivery.trail is not None:
-                self._trace(one, one.delivery.trail, now)
+            if one.delivery.parent is not None:
+                self._trace(one, one.delivery.parent, now)
 
     def reject(self, hardware_class: str) -> None:
         """Count a refused message of that class's queue, which no router signed. Thread-safe."""
@@ -114,17 +114,17 @@ class OutcomeCounters:
         known = self._classes.get(hardware_class)
         return self._classes.setdefault(hardware_class, _Class()) if known is None else known
 
-    def _trace(self, ended: Ended, trail: telemetry.Trail, now: float) -> None:
+    def _trace(self, ended: Ended, parent: telemetry.ParentSpan, now: float) -> None:
         delivery, error = ended.delivery, ended.outcome.error
         code = "" if error is None else error.code
         place = {"taxiway.job": delivery.job, "taxiway.class": delivery.hardware_class}
-        telemetry.wait(trail, delivery.began or now, place)
+        telemetry.wait(parent, delivery.began or now, place)
         over = now
         if delivery.began:
             over = delivery.began + _ran(ended, now)
-            span = telemetry.begin("run", trail, delivery.began, self._attributes(ended, place), SpanKind.CONSUMER)
+            span = telemetry.begin("run", parent, delivery.began, self._attributes(ended, place), SpanKind.CONSUMER)
             telemetry.end(span, over, code)
-        telemetry.end(telemetry.begin("result", trail, over, place), now, code)
+        telemetry.end(telemetry.begin("result", parent, over, place), now, code)
 
     def _attributes(self, ended: Ended, place: dict[str, str]) -> telemetry.Attributes:
         ticket, result = ended.delivery.ticket, ended.outcome.result

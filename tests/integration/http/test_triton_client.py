@@ -184,7 +184,7 @@ def test_versions_aliases_and_second_names_come_and_change_while_the_fleet_runs(
         client.load_model("stand-in")
         assert scaled(client, "stand-in")[0] == factor
         assert state(client, "stand-in", str(version)) == ("READY", "")
-    with pytest.raises(InferenceServerException, match="another name of 'many:1'"):
+    with pytest.raises(InferenceServerException, match="an alias of 'many:1'"):
         client.unload_model("stand-in")
     client.unload_model("many:2")
     assert scaled(client, "many") == [2.0, 4.0]

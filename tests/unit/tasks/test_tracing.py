@@ -8,42 +8,42 @@ from hypothesis import strategies as st
 from opentelemetry import context
 
 from tasks.settings import SettingsError
-from tasks.telemetry import begin, mark, start_tracing, trail_of
+from tasks.telemetry import begin, mark, parent_of, start_tracing
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, submitting
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def test_a_message_without_a_trace_has_no_trail() -> None:
-    assert trail_of({"id": "1"}) is None
+def test_a_message_without_a_trace_has_no_parent() -> None:
+    assert parent_of({"id": "1"}) is None
 
 
 @pytest.mark.parametrize(
     "parent", [PARENT[:-1] + "0", "00-" + "0" * 32 + PARENT[35:], "nothing", "", 7, None, [PARENT]]
 )
-def test_what_is_not_sampled_or_no_trace_at_all_has_no_trail(parent: Any) -> None:
-    assert trail_of({TRACEPARENT: parent}) is None
+def test_what_is_not_sampled_or_no_trace_at_all_has_no_parent(parent: Any) -> None:
+    assert parent_of({TRACEPARENT: parent}) is None
 
 
 @given(st.fixed_dictionaries({TRACEPARENT: st.just(PARENT), TRACESTATE: st.text() | st.integers() | st.none()}))
 def test_no_tracestate_keeps_a_message_from_being_traced(headers: dict[str, Any]) -> None:
-    trail = trail_of(headers)
-    assert trail is not None
-    assert trail.since >= 0
+    parent = parent_of(headers)
+    assert parent is not None
+    assert parent.since >= 0
 
 
 def test_a_message_goes_on_with_the_time_and_with_what_others_put_into_its_tracestate() -> None:
     headers: dict[str, Any] = {TRACEPARENT: PARENT, TRACESTATE: "shop=a,taxiway=5,lab=b"}
-    trail = trail_of(headers)
-    assert trail is not None
-    assert trail.since == 5e-6
-    mark(headers, begin("place", trail, 10.0, {}), 12.0)
+    parent = parent_of(headers)
+    assert parent is not None
+    assert parent.since == 5e-6
+    mark(headers, begin("place", parent, 10.0, {}), 12.0)
     assert headers == {TRACEPARENT: PARENT, TRACESTATE: "taxiway=12000002,shop=a,lab=b"}  # no SDK: its own span
 
 
 def test_a_process_without_a_named_exporter_traces_nothing() -> None:
     start_tracing("router", {"OTEL_TRACES_EXPORTER": "none"})
-    assert trail_of({}) is None
+    assert parent_of({}) is None
 
 
 def test_an_exporter_that_is_not_installed_is_a_wrong_setting() -> None:
@@ -59,9 +59,9 @@ def test_a_producer_that_is_in_no_trace_carries_none() -> None:
 
 
 def test_a_producers_own_trace_is_carried_whatever_sdk_it_has() -> None:
-    trail = trail_of({TRACEPARENT: PARENT, TRACESTATE: "shop=a"})
-    assert trail is not None
-    token = context.attach(trail.context)
+    parent = parent_of({TRACEPARENT: PARENT, TRACESTATE: "shop=a"})
+    assert parent is not None
+    token = context.attach(parent.context)
     try:
         with submitting("echo", "1") as carried:
             assert carried == {TRACEPARENT: PARENT, TRACESTATE: "shop=a"}

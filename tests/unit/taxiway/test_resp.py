@@ -22,7 +22,7 @@ def test_a_large_value_is_sent_without_a_copy() -> None:
 
 
 @given(st.binary(), st.data())
-def test_a_value_is_complete_once_nothing_of_it_and_its_line_end_is_missing(content: bytes, data: st.DataObject) -> None:
+def test_a_value_is_complete_once_nothing_of_it_is_missing(content: bytes, data: st.DataObject) -> None:
     line = content + b"\r\n"
     begin = data.draw(st.integers(0, len(line)))
     value = Value(len(content), line[:begin])

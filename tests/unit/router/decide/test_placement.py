@@ -435,7 +435,7 @@ def test_a_request_that_only_queues_past_their_horizons_can_take_is_held(deadlin
 @pytest.mark.parametrize("deadline", [None, 3600.0, 1.0])
 def test_of_a_tenant_that_crowds_no_more_than_the_next_batch_is_bound(deadline: float | None) -> None:
     free, busy = fleet(device(), cpu=[0, 0.09]), fleet(device(), cpu=[0, 0.2])
-    crowding = needs_by(deadline, brief=0.04)
+    crowding = needs_by(deadline, work_limit=0.04)
 
     assert not place(model(), crowding, topology(), free).held
     held = place(model(), crowding, topology(), busy)

@@ -27,7 +27,11 @@ def device(name: str, **fields: Any) -> Any:
     ("devices", "expected", "text"),
     [
         ([], Progress(0, 0, "no live device"), "no live device"),
-        ([device("fast@1")], Progress(0, 1), "not loaded yet: it still loads, or others use the memory that it needs"),
+        (
+            [device("fast@1")],
+            Progress(0, 1),
+            "not loaded yet: it is still loading, or other models use the memory that it needs",
+        ),
         ([device("fast@1", **WARM)], Progress(1, 0, ""), "loaded on 1 of 1 devices"),
         ([device("fast@1", **WARM), device("fast@2")], Progress(1, 1), "loaded on 1 of 2 devices"),
         ([device("fast@1", **WARM), device("fast@2", draining=True)], Progress(1, 0), "loaded on 1 of 1 devices"),
