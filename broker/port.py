@@ -1,10 +1,10 @@
-"""What routers and workers see of a broker, whichever it is: `Transport` and `QueueMover`, implemented once a broker.
+"""What routers and workers see of any broker: `Transport` and `QueueMover`, implemented once per broker.
 
-`Transport` carries messages between arrivals, routers and class queues. A message that was taken and not answered
-returns to the arrivals when its router dies, and is answered by `forward` or `settle` exactly once. `QueueMover` moves
-waiting messages between class queues, for the leader (`broker.valkey.leader`): its fencing token is checked where a
-move is made. A move that is cut in the middle leaves a copy, which the claim before compute drops. Messages have one
-form here, `wire.Envelope`.
+`Transport` carries messages between arrivals, routers and class queues. A message that was taken is answered by
+`forward` or `settle` exactly once; if its router dies before that, it returns to the arrivals. `QueueMover` moves
+waiting messages between class queues, for the leader (`broker.valkey.leader`), whose fencing token is checked at each
+move. A move that is interrupted leaves a copy, which the claim before compute drops. Messages have one form here,
+`wire.Envelope`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from taxiway.contract.limits import LARGE
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128
-"""Messages that one call takes: enough to share a round trip, few enough to decide in some milliseconds."""
+"""Messages per call: enough to share a round trip, few enough to decide in a few milliseconds."""
 
 TAKE_BYTES = 8 * 2**20
-"""Bytes of messages after which a call takes no more: the last one may go past it. What reads and forwards them holds a
-router's event loop for 4 ms a MiB."""
+"""Bytes of messages after which a call takes no more; the last message may exceed it. Reading and forwarding them
+blocks a router's event loop for 4 ms per MiB."""
 
 PEEK_BYTES = 4 * 2**20
-"""Bytes of messages that one queue's level is looked at for; large ones are left where they are."""
+"""Bytes of messages inspected per level of a queue; large messages are not moved."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """A message as it was taken. `raw` is what the broker held; `envelope` is None where that cannot be read."""
+    """A message as it was taken. `raw` is its bytes at the broker; `envelope` is None if they cannot be decoded."""
 
     tag: str
     raw: bytes
@@ -42,16 +42,16 @@ class Arrival(msgspec.Struct, frozen=True):
 
 
 class InFlight(msgspec.Struct, frozen=True):
-    """Arrivals, first served first, and the state store's time at which they were taken."""
+    """Arrivals in serving order, and the state store's time at which they were taken."""
 
     now: float
     arrivals: Sequence[Arrival] = ()
 
 
 class Lead(msgspec.Struct, frozen=True):
-    """Which worker of the class a message is led to, if it can take it at once: the one that holds or held a job.
+    """Leads a message to one worker of its class, if that worker can take it at once: the one that had the job `after`.
 
-    It is one of `workers`, and has at most `most` free slots less than any other of them. `lease` is in seconds.
+    The worker is one of `workers`, and has at most `most` fewer free slots than any other. `lease` is in seconds.
     """
 
     after: str
@@ -61,7 +61,7 @@ class Lead(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A placed message on its way to a class queue, with its job's record. An empty `tag` was never an arrival.
+    """A placed message on its way to a class queue, with its job's record. `tag` is empty if it was never an arrival.
 
     A message to be held has no `queue`: its `fields` name the `holding` queue. `fields` are the job's record: its
     `cell` and `work`, `arrived` and `rows`; `lengths` if it generates, `spent` and `cost` if its tenant has a budget,
@@ -88,7 +88,7 @@ class Outgoing(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StoredSnapshot:
-    """What placements were decided from, as it is kept under its `name` for `keep` seconds."""
+    """A snapshot that placements were decided from, to be stored under its `name` for `keep` seconds."""
 
     name: str
     packed: bytes
@@ -96,9 +96,9 @@ class StoredSnapshot:
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """A worker that neither ended a job nor gave it back: since when by the store's clock, and whether it `ran`.
+    """A worker that died while it held a job: since when it held it by the store's clock, and whether the job `ran`.
 
-    A run that ended its worker within a tenth of a second may not have been told of.
+    A run that crashed the worker within a tenth of a second may not have been recorded.
     """
 
     worker: str
@@ -107,9 +107,9 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A message given up: why, when by the giver's clock, and its bytes as the broker held them.
+    """A message that was given up: why, when by the reporter's clock, and its bytes at the broker.
 
-    `by` is who gave it up, `job` its job where that is known, and `history` who held that job and ended.
+    `by` is the reporter, `job` the message's job if known, and `history` the workers that died while they held it.
     """
 
     reason: str
@@ -122,7 +122,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Peeked:
-    """A waiting message: what identifies it to its broker, and its envelope."""
+    """A waiting message: `handle` identifies it to its broker."""
 
     queue: str
     level: int
@@ -137,9 +137,9 @@ class Peeked:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What waits in a class's queue: messages by level where the broker tells, else in all.
+    """What waits in a class's queue: the number of messages by level, or in total if the broker does not count levels.
 
-    `first` are the jobs that are served next, one a level, as far as the broker shows them.
+    `first` are the jobs that are served next, one per level, as far as the broker shows them.
     """
 
     depths: tuple[int, ...]
@@ -158,8 +158,8 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A class's queue as it was looked at: how many messages wait there, and those that were seen."""
+class Inspected:
+    """An inspected class queue: the number of messages that wait there, and the messages that were read."""
 
     depth: int
     messages: Sequence[Peeked] = ()
@@ -167,9 +167,9 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One message's move: to which queue, as which envelope, and what changes in its job's record.
+    """One message's move: the target queue, the new envelope, and the new fields of its job's record.
 
-    `fields` hold the record's new fields: among them `cell` and `work`, by which the work hash is corrected.
+    `cell` and `work` among the `fields` correct the work hash.
     """
 
     peeked: Peeked
@@ -182,72 +182,72 @@ class Transport(Protocol):
     """A broker's arrivals and class queues. Every method raises `BrokerUnavailableError` while it does not answer."""
 
     async def wait(self, longest: float) -> None:
-        """Return when arrivals may be there, at the latest after `longest` seconds. May be cancelled."""
+        """Return when there may be arrivals, at the latest after `longest` seconds. May be cancelled."""
 
     async def take(self) -> InFlight:
-        """Take arrivals, up to `TAKE_AT_MOST`; some may have been taken as others were forwarded."""
+        """Take arrivals, up to `TAKE_AT_MOST`; the last `forward` may have taken them already."""
 
     async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
-        """Publish and record, and keep the snapshots with the records; what is to be held is kept in the state store.
+        """Publish messages, or hold them in the state store, and store their records and snapshots.
 
-        False for a message that is not ours any more or whose job has a record already.
+        False for a message that is no longer this router's, or whose job already has a record.
         """
 
     async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
-        """Publish and record jobs that were held. False for one that is not held any more."""
+        """Publish and record jobs that were held. False for a job that is no longer held."""
 
     async def settle(self, tags: Sequence[str]) -> None:
-        """Forget arrivals that were answered in another way."""
+        """Delete arrivals that were answered in another way."""
 
     def abandon(self) -> None:
-        """Before the next take, return to the arrivals all that was taken and not answered; after any failure."""
+        """After a failure: return all unanswered messages to the arrivals before the next take."""
 
     async def retire(self) -> None:
-        """Return to the arrivals what was taken and not answered, and take nothing more; forwarding goes on."""
+        """Return all unanswered messages to the arrivals, and take no more; forwarding continues."""
 
     async def tidy(self) -> int:
-        """Show that this router lives, and put back what dead ones had in flight; how many messages."""
+        """Renew this router's session, and return dead routers' messages to the arrivals; returns their number."""
 
     async def misdirected(self) -> list[Arrival]:
-        """Requests that plain Celery sent to its default queue, where the broker can show them without taking them."""
+        """Requests that plain Celery sent to its default queue, if the broker can show them without taking them."""
 
     async def forget(self, misdirected: Sequence[Arrival]) -> None:
-        """Take these out of that queue; what else is there stays as it is."""
+        """Remove these from that queue; other messages stay."""
 
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event."""
 
     async def close(self) -> None:
-        """Stop, leaving nothing taken behind."""
+        """Return in-flight messages, and disconnect."""
 
 
 class QueueMover(Protocol):
-    """The class queues of a broker, for the one that moves. Methods raise `BrokerUnavailableError` while it is away."""
+    """A broker's class queues, for moving. Methods raise `BrokerUnavailableError` while the broker does not answer."""
 
     async def head(self, queue: str) -> Head:
         """What waits in the queue."""
 
-    async def peek(self, queue: str, most: int) -> Shown:
-        """The queue with up to `most` waiting messages of each level, those served last, the very last first.
+    async def peek(self, queue: str, most: int) -> Inspected:
+        """The queue, with up to `most` waiting messages per level: those served last, in reverse serving order.
 
-        They stay where they are, or come back with `put_back`. A broker that shows only those served first shows these:
-        of jobs that are alike it is the same which of them move.
+        They stay in the queue, or return to it with `put_back`. A broker that shows only the messages served first
+        gives those: it does not matter which of several similar jobs move.
         """
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
-        """Fields of jobs' records, in order; without those that a record lacks."""
+        """The named fields of each job's record, in order; fields that a record lacks are omitted."""
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
-        """Which messages moved; the others were taken meanwhile, or the lead was lost."""
+        """Move messages; returns which moved. The others have been taken, or this router no longer leads."""
 
     async def note_moves(self, moved: Sequence[Moved]) -> None:
         """Record moves for operators."""
 
     async def moves(self) -> list[Moved]:
-        """The last moves of the fleet, the latest first."""
+        """The fleet's last moves, most recent first."""
 
     async def put_back(self) -> None:
-        """Return to their queues what `peek` took out of them."""
+        """Return messages that `peek` took to their queues."""
 
     async def close(self) -> None:
         """Disconnect."""
@@ -260,10 +260,10 @@ _thread = ThreadPoolExecutor(1, "large bodies")
 
 
 async def beside(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The value of `call`, run beside the event loop if `size`, in bytes, is large. Raises what it raises.
+    """The value of `call`, run on a thread if `size`, in bytes, is large. Raises what it raises.
 
-    All run on one thread, so that the loop competes with one. Python's interpreter lock is released every 5 ms, but not
-    during a call into C; what runs here is bounded so that no such call takes over 100 ms (`request.ELEMENTS`).
+    There is one thread, so that the event loop competes with one. Python's interpreter lock is released every 5 ms, but
+    not during a call into C; inputs are bounded so that no such call takes over 100 ms (`limits.ELEMENTS`).
     """
     if size <= LARGE:
         return call(*args, **kwargs)

@@ -32,9 +32,9 @@ from broker.port import (
     Arrival,
     Head,
     InFlight,
+    Inspected,
     Outgoing,
     Peeked,
-    Shown,
     Step,
     StoredSnapshot,
 )
@@ -404,7 +404,7 @@ class RabbitQueueMover(MoveRecords):
             declared = await (await self._live()).declare_queue(queue, passive=True, timeout=ANSWER)
         return Head((declared.declaration_result.message_count or 0,))
 
-    async def peek(self, queue: str, most: int) -> Shown:
+    async def peek(self, queue: str, most: int) -> Inspected:
         """See `QueueMover`: RabbitMQ shows what it serves first."""
         with amqp_errors():
             channel = await self._live()
@@ -413,7 +413,7 @@ class RabbitQueueMover(MoveRecords):
             wanted = min(most, LOOKED_AT, int(depth * (1 - LEAVE)))
             await channel.set_qos(prefetch_count=max(wanted, 1))
             messages = await self._glance(declared, wanted) if wanted else []
-        return Shown(depth, [self._peeked(queue, message) for message in reversed(messages)])
+        return Inspected(depth, [self._peeked(queue, message) for message in reversed(messages)])
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
         """See `QueueMover`."""
@@ -429,9 +429,9 @@ class RabbitQueueMover(MoveRecords):
 
     async def put_back(self) -> None:
         """See `QueueMover`."""
-        shown, self._shown = self._shown, {}
+        inspected, self._shown = self._shown, {}
         with amqp_errors():
-            for message in shown.values():
+            for message in inspected.values():
                 await message.nack(requeue=True)
 
     async def close(self) -> None:

@@ -2,8 +2,9 @@
 
 Each script is atomic, and named by its folder and file, for example `jobs/finish` (shared parts are in `includes/`).
 Its header describes its keys and arguments. The functions that make its calls and read its answers are together, by
-topic: `records`, `forwarding`, `leader`, `queues`, `worker`. A server whose memory is full runs only scripts that begin
-with `#!lua flags=allow-oom`: they end accepted work, which frees memory. It refuses others before they write anything.
+topic: `records`, `forwarding`, `leader`, `queues`, `class_queue`. A server whose memory is full runs only scripts that
+begin with `#!lua flags=allow-oom`: they end accepted work, which frees memory. It refuses others before they write
+anything.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _INCLUDE = re.compile(r'^--- @include "(\w+)"\n', re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script's text, and the name by which a server knows it."""
+    """A script's source, and its digest, by which a server identifies it."""
 
     text: str
     sha: str
@@ -42,18 +43,18 @@ class Call(NamedTuple):
 
     @property
     def command(self) -> tuple[Any, ...]:
-        """The command that runs it on a server which has seen it before."""
+        """The command that runs it on a server that has it loaded."""
         return ("EVALSHA", script(self.name).sha, len(self.keys), *self.keys, *self.args)
 
     @property
     def text(self) -> str:
-        """The script itself."""
+        """The script's source."""
         return script(self.name).text
 
 
 @cache
 def script(name: str) -> Script:
-    """The script of that folder and file, with each include in the place where it is first named."""
+    """The script of that folder and file; each include is inserted where it is first named."""
     included = set[str]()
 
     def resolve(found: re.Match[str]) -> str:
@@ -67,7 +68,7 @@ def script(name: str) -> Script:
 
 
 def run(client: Redis, call: Call) -> Any:
-    """A script's answer at a client of redis-py's: Celery has such."""
+    """Run a script with a client of redis-py, which Celery has."""
     try:
         return client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # redis-py annotates only a part
     except NoScriptError:

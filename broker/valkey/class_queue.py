@@ -3,10 +3,10 @@
 One script moves messages by priority into the unacked hash and claims their jobs, so other workers and tools that read
 these keys keep working. An idle worker blocks on `BLMOVE queue queue RIGHT RIGHT`, which leaves the message in place;
 the script is pipelined behind it on the same connection, so one answer wakes the worker and brings its messages. The
-script takes as many as the worker last said it has room for, once, whichever list woke it. A worker that was woken and
-has emptied its queue says its room and blocks again in one packet, without an answer to the former. kombu needs two
-round trips and 150 µs a message. The messages of a silent worker return to the front of their queue; kombu would put
-them last, by some host's clock.
+script takes up to the capacity that the worker announced last, once, whichever list woke it. A worker that was woken
+and has emptied its queue announces its capacity and blocks again in one packet, without waiting for an answer to the
+announcement. kombu needs two round trips and 150 µs per message. The messages of a silent worker return to the front of
+their queue; kombu would put them last, by some host's clock.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MOST = 256
 
 _ENDLESS = 1e18  # seconds
 
-_USED = b"0 0"  # the room that `wait` announced has been used
+_USED = b"0 0"  # the capacity that `wait` announced has been used
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class ClassQueue:
     Args:
         worker: the worker's name; claims carry it.
         claiming: whether broker and state are one server, so that taking a message also claims its job.
-        ahead: most seconds of patient work that a worker takes, where broker and state are one server.
+        ahead: most seconds of patient work that a worker takes, if broker and state are one server.
         led: whether routers may lead messages of its queue to this worker.
     """
 
@@ -106,15 +106,15 @@ class ClassQueue:
 
         `wait` takes the rest as it arrives.
         """
-        self._takes += 2  # each take has a number, and what `wait` takes has the next one
+        self._takes += 2  # each take has a number, and messages taken by `wait` have the next one
         call = self._take_call(queue, levels, min(most, MOST), self._takes)
         return self._fetched(queue, self._run(call))
 
     def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS, room: int = 0) -> list[Fetched]:
-        """Block for up to `longest` seconds until a message is in one of the queues' `levels`; what was taken then.
+        """Block for up to `longest` seconds until a message is in one of the queues' `levels`; returns what was taken.
 
-        It takes at most `room`, or without it what the last `take` was short of, from one queue. An empty list means:
-        call `take`. `room` is for who was just woken, and saves that call.
+        It takes at most `room` messages from one queue; without it, as many as the last `take` was short of. An empty
+        list means: call `take`. A worker that was just woken passes `room`, and saves that call.
         """
         try:
             lists = [(name, queue) for queue in queues for name in (*self._led, *priority_lists(queue)[:levels])]
@@ -145,7 +145,7 @@ class ClassQueue:
             self._run(Call("queues/keep", UNACKED[1:], tags))
 
     def recover(self) -> int:
-        """Return the messages of workers that were silent for a lease to their queues; how many."""
+        """Return the messages of workers that were silent for a lease to their queues; returns their number."""
         recovered: int = self._run(Call("queues/recover", UNACKED, [self._lease, MOST]))
         return recovered
 
@@ -161,7 +161,7 @@ class ClassQueue:
             self._connections.call("PUBLISH", self._events + topic, message)
 
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
-        """A call that takes from the queue; without the numbers, what the last take left room for."""
+        """A call that takes from the queue; without the numbers, up to the announced capacity."""
         lists = priority_lists(queue)[:levels]
         keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *lists, *self._led]
         args = [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, len(lists)]
@@ -183,21 +183,21 @@ class ClassQueue:
             self._leave(name)
         left = [(name, queue) for name, queue in lists if name not in self._blocked]
         if room and not left:
-            return []  # no connection to say it on
-        saying = self._saying(lists[0][1], room) if room else []
+            return []  # no connection to announce it on
+        first = self._announcement(lists[0][1], room) if room else []
         for name, queue in left:
-            self._blocked[name] = self._block(name, queue, levels, saying)
-            saying = []
+            self._blocked[name] = self._block(name, queue, levels, first)
+            first = []
         fetches = self._woken(dict(lists), longest)
         if not fetches and self._connections.call("GETDEL", self._room) == _USED:
             fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
         return fetches
 
-    def _saying(self, queue: str, room: int) -> list[Command]:
-        """The commands that say the room for what `wait` takes. They have no answer: one would end the wait."""
+    def _announcement(self, queue: str, room: int) -> list[Command]:
+        """The commands that announce the capacity for `wait`. They have no answer: one would end the wait."""
         self._takes += 2
-        said = f"{min(room, MOST)} {self._takes + 1}" + (f" {queue}" if self._led else "")
-        return [("CLIENT", "REPLY", "SKIP"), ("SET", self._room, said, "PX", int(self._lease * 1000))]
+        capacity = f"{min(room, MOST)} {self._takes + 1}" + (f" {queue}" if self._led else "")
+        return [("CLIENT", "REPLY", "SKIP"), ("SET", self._room, capacity, "PX", int(self._lease * 1000))]
 
     def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:
         """A connection that blocks until the list has a message, then takes from the queue."""
@@ -207,7 +207,7 @@ class ClassQueue:
         return connection
 
     def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[Fetched]:
-        """What the connections took that were woken within `longest` seconds."""
+        """The messages that connections took that were woken within `longest` seconds."""
         poller = select.poll()
         poller.register(self._bell, select.POLLIN)
         listening = {connection.fileno(): name for name, connection in self._blocked.items()}

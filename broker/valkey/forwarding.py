@@ -1,6 +1,6 @@
-"""The way from arrivals to class queues or into holding, in one step at the store.
+"""Forwards arrivals to class queues or into holding, in one step at the store.
 
-In holding, jobs wait that no class can start soon, bound to no class. With either broker, holding is in the state
+Jobs that no class can start soon wait in holding, bound to no class. With either broker, holding is in the state
 store, beside the jobs' records: one queue, ordered by deadline, for all jobs of a tenant that have the same candidates.
 Forwarding adds jobs, and removes them when they are placed. The leader draws jobs for a few seconds; what it has not
 placed by then returns, so a leader's crash loses none.
@@ -54,7 +54,7 @@ _pack = msgspec.msgpack.Encoder().encode
 HANDOVER = 0.2
 """Seconds after which a message that was led to a worker and not taken may return to its class queue.
 
-It was led because the worker waited for messages, so only a worker that has died or hangs leaves it."""
+It was led because the worker was waiting for messages, so that only a worker that died or hangs does not take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ Part = Callable[[Outgoing], tuple[str, bytes]]
 
 
 def whole(message: Outgoing) -> tuple[str, bytes]:
-    """The message where it goes: into a class queue's list, or with its record into holding."""
+    """The whole message: for a class queue's list, or into holding with its record."""
     if message.held:
         return "", encode_envelope(message.envelope)
     queue, level = message.queue, message.level
@@ -104,21 +104,21 @@ def whole(message: Outgoing) -> tuple[str, bytes]:
 
 
 PUBLISHED = "published"
-"""A field of the record of a job whose message goes to another server: "0" until it is there, "1" from then on."""
+"""A field in the record of a job whose message goes to another server: "0" until it is published there, then "1"."""
 
 
 def marked(message: Outgoing) -> Outgoing:
-    """A message whose record says that it is not published yet; a held one's says that it need not be."""
+    """The message with a record that marks it as not published yet; a held one need not be published."""
     return msgspec.structs.replace(message, fields={**message.fields, PUBLISHED: "1" if message.held else "0"})
 
 
 def mark_published(messages: Sequence[Outgoing]) -> list[Command]:
-    """What writes into the jobs' records that their messages are published."""
+    """The commands that mark in the jobs' records that their messages are published."""
     return [("HSET", job_key(message.job), PUBLISHED, "1") for message in messages]
 
 
 def unpublished(message: Outgoing) -> tuple[str, bytes]:
-    """Only the record of a message that is published elsewhere; a held one is published nowhere else."""
+    """Only the record of a message that is published elsewhere; a held message itself."""
     return "", encode_envelope(message.envelope) if message.held else b""
 
 
@@ -132,7 +132,7 @@ def forward_call(
     snapshots: Sequence[StoredSnapshot] = (),
     held: bool = False,
 ) -> Call:
-    """Forwards jobs, with the snapshots that their records refer to, and takes arrivals with it.
+    """Forwards jobs, stores the snapshots that their records refer to, and takes the next arrivals.
 
     Args:
         messages: the jobs.
@@ -183,7 +183,7 @@ def forward_answer(answer: Sequence[Any]) -> Forwarded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A job that ended before placement: when it was accepted, fields for its record, and its result if it is told."""
+    """A job that ended before placement: when it was accepted, its record's fields, and its result for webhooks."""
 
     accepted: str
     fields: Mapping[str, str]
@@ -222,16 +222,13 @@ def _lead(lead: Lead, queue: str) -> bytes:
 
 
 def _alike(part: tuple[str, bytes, Outgoing]) -> tuple[str, int, bool, int]:
-    """What jobs of a group have in common; a digest of its own is not part of the record that is copied.
-
-    A message that is to be led is alone.
-    """
+    """What jobs of a group have in common. A job with a key's use has its own digest; a led message is alone."""
     _, _, message = part
     return part[0], id(message.fields), message.use is not None, 0 if message.lead is None else id(message)
 
 
 def _charges(fields: Mapping[str, str], was: str) -> list[str | int]:
-    """What the work hash gains with each job. A job that `was` in some state is already counted for its tenant."""
+    """Each job's increments of the work hash. A job that `was` in some state is already counted for its tenant."""
     charges: list[str | int] = []
     if "cell" in fields:
         charges += (fields["cell"], fields["work"], jobs_cell(fields["cell"]), 1)
@@ -291,7 +288,7 @@ def survey_answer(answer: Sequence[Any]) -> Survey:
 
 
 def draw_call(token: str, queue: str, most: int, lease: float) -> Call:
-    """Takes a queue's first jobs for the leader; what is not placed within `lease` seconds is held again."""
+    """Draws a queue's first jobs for the leader; jobs not placed within `lease` seconds are held again."""
     return Call("routing/draw", [LEAD, holding_key(queue), RELEASED, HELD], [token, most, lease])
 
 

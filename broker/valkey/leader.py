@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import PEEK_BYTES, Head, Moved, Peeked, Shown, Step
+from broker.port import PEEK_BYTES, Head, Inspected, Moved, Peeked, Step
 from broker.valkey import Call
 from broker.valkey.forwarding import addressed
 from taxiway.connection import AsyncConnection
@@ -171,12 +171,12 @@ class ValkeyQueueMover(MoveRecords):
         first = [_peeked(queue, level, raw) for level, raw in enumerate(answer[1::2]) if raw is not None]
         return Head(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
 
-    async def peek(self, queue: str, most: int) -> Shown:
+    async def peek(self, queue: str, most: int) -> Inspected:
         """See `QueueMover`; a message that cannot be read is left out."""
         with fleet_errors("broker"):
-            depth, *shown = await self._connection.run(peek_call(queue, most))
-        seen = (_peeked(queue, level, raw) for level, raws in enumerate(shown) for raw in raws)
-        return Shown(depth, [peeked for peeked in seen if peeked is not None])
+            depth, *inspected = await self._connection.run(peek_call(queue, most))
+        seen = (_peeked(queue, level, raw) for level, raws in enumerate(inspected) for raw in raws)
+        return Inspected(depth, [peeked for peeked in seen if peeked is not None])
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
         """See `QueueMover`."""

@@ -54,31 +54,31 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.valkey import ServerError, fleet_errors, parse
 
 LASTS = 5.0
-"""Seconds without a sign after which what a router took is put back."""
+"""Seconds without a renewal after which a session ends."""
 
 RENEW = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two renewals of a session."""
 
 REMEMBERED = 1200.0
-"""Seconds for which an ended session is looked after: longer than Linux resends what a lost connection holds."""
+"""Seconds for which an ended session is still checked: longer than Linux resends the data of a lost connection."""
 
 REMEMBERED_AT_MOST = 256
-"""Ended sessions that are looked after at once: a network that breaks every second leaves one each time."""
+"""Ended sessions that are still checked: a network that breaks every second leaves one each time."""
 
 RECENT = 60.0
-"""Seconds since its last sign for which an ended session is looked at each time; later, seldom."""
+"""Seconds since its last renewal for which an ended session is checked each time; afterwards, seldom."""
 
 SELDOM = 10
-"""Looks of which one is at all ended sessions, and the others at the recent ones."""
+"""One in this many checks covers all ended sessions; the others cover the recent ones."""
 
 TAKES = "takes"
-"""The list for what a router takes together; the others are for what it waits for, one a level."""
+"""The list of the messages that a router takes together; there is another per level, for the messages it waits for."""
 
 SOURCES = (TAKES, *map(str, range(LEVELS)))
 
 
 class Session:
-    """One router's sessions, one after the other."""
+    """One router's sessions, one after another."""
 
     def __init__(self, connection: AsyncConnection, router: str) -> None:
         self._connection = connection
@@ -91,28 +91,28 @@ class Session:
 
     @property
     def key(self) -> str:
-        """The key of the present session."""
+        """The key of the current session."""
         return session_key(self.name)
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a sign."""
+        """Whether the session should be renewed."""
         return time.monotonic() - self._signed > RENEW
 
     def in_flight(self, source: str) -> str:
-        """The list of what was taken from `source` in the present session."""
+        """The in-flight list of messages taken from `source` in the current session."""
         return in_flight_key(self.name, source)
 
     def now(self) -> float:
-        """The server's time, as of its last answer and this host's clock since."""
+        """The server's time, from its last answer and this host's clock since."""
         return time.monotonic() + self._ahead
 
     def set_clock(self, now: float) -> None:
-        """Take the server's time from an answer that just came."""
+        """Set the server's time, from an answer that was just received."""
         self._ahead = now - time.monotonic()
 
     async def sign(self) -> bool:
-        """Show that the router lives; False where its session had ended: then it has to `end`."""
+        """Renew the session; False if it has already ended, so that `end` must be called."""
         name, newborn = self.name, self._newborn
         now, lives = await self._connection.run(sign_call(name, LASTS, begins=newborn))
         self.set_clock(float(now))
@@ -121,7 +121,7 @@ class Session:
         return bool(lives)
 
     async def end(self, *, reached: bool) -> None:
-        """End the present session, put back all that is in flight under it, and begin another.
+        """End the current session, return its in-flight messages to the arrivals, and begin another.
 
         `reached` means that the server answered every move into its lists, so no router has to recover the session.
         """
@@ -130,13 +130,13 @@ class Session:
         self._begin()
 
     async def give_back(self, lists: Sequence[str]) -> None:
-        """Put back what is in these lists; the session goes on."""
+        """Return the messages in these lists to the arrivals; the session continues."""
         await self._connection.run(Call("fleet/session_give_back", [ARRIVALS, *lists]))
 
     async def recover(self) -> int:
-        """Put back what is in flight under the sessions of others that ended; how many messages.
+        """Return the in-flight messages of other routers' ended sessions to the arrivals; returns their number.
 
-        A session that ended long ago is looked at seldom.
+        A session that ended long ago is checked seldom.
         """
         self._looks += 1
         oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - RECENT
@@ -154,19 +154,19 @@ class Session:
 
 
 def sign_call(session: str, lasts: float, *, begins: bool) -> Call:
-    """Shows that a session lasts; answers the time, and 0 where it had ended."""
+    """Renews a session; answers the time, and 0 if the session has ended."""
     return Call(
         "fleet/session_sign", [SESSIONS, session_key(session)], [session, int(lasts * 1000), "1" if begins else ""]
     )
 
 
 def recover_call(session: str, remembered: float, most: int = REMEMBERED_AT_MOST) -> Call:
-    """Puts back what is in flight under a session that ended; answers how many messages."""
+    """Returns the in-flight messages of an ended session to the arrivals; answers their number."""
     keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
     return Call("fleet/session_recover", keys, [session, remembered, most])
 
 
-_CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
+_CONFIRMED_WITHIN = 0.6  # seconds: together with the call itself, less than a caller waits
 _SEEN = {"state": JobState.QUEUED}
 
 _MISDIRECTED_AT_MOST = 64
@@ -176,9 +176,9 @@ EVENTS = "celeryev"
 
 
 class ValkeyTransport:
-    """A router's hold on a Valkey broker. Where `state` is another server, records are written there first.
+    """The transport of a Valkey broker. If `state` is another server, records are written there first.
 
-    A message's tag is the list that it was taken into: all of a list are answered together.
+    A message's tag is the list that it was taken into: all messages of a list are answered together.
     """
 
     def __init__(
@@ -202,13 +202,13 @@ class ValkeyTransport:
         self._more = True
         self._bursts = False
         self._abandoned = False
-        self._lost = False  # what a call moved is not known: its answer never came
+        self._lost = False  # whether a call got no answer, so that what it moved is unknown
 
     async def wait(self, longest: float) -> None:
         """Return when a message was moved out of one of the arrivals' lists, at the latest after `longest` seconds.
 
-        What is waited for must come before this session may end: `longest` is far less than `LASTS`. Raises at
-        once where the server refuses to move.
+        The wait must end before the session may end: `longest` is far less than `LASTS`. Raises at once if the server
+        refuses to move messages.
         """
         for level, name in enumerate(priority_lists(ARRIVALS)):
             if level not in self._waits:
@@ -227,7 +227,7 @@ class ValkeyTransport:
                     wait.result()
 
     async def take(self) -> InFlight:
-        """What `wait` moved and the last call took; and where they come in bursts lately, the others of the burst."""
+        """What `wait` moved and the last call took; while arrivals come in bursts, also the rest of the burst."""
         with fleet_errors("broker"):
             if self._abandoned:
                 await self._give_back()
@@ -237,7 +237,7 @@ class ValkeyTransport:
             if self._more or (woken and self._bursts):
                 await self._exchange([], set())
                 self._bursts = bool(self._ahead)
-            if self._more:  # its session ended, and what was woken returns to the arrivals
+            if self._more:  # the session ended, and the messages that `wait` moved return to the arrivals
                 await self._end_session()
                 return InFlight(self._session.now())
         ahead, self._ahead = self._ahead, []
@@ -245,47 +245,47 @@ class ValkeyTransport:
         return InFlight(self._session.now(), arrivals)
 
     async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
-        """Publish and record, at once where broker and state are one server."""
+        """Publish and record: in one step if broker and state are one server."""
         tags = {m.tag for m in messages if m.tag}
         if self._records is None:
             done = await self._run_forward(messages, tags, snapshots)
             await self._confirm(self._sends, tags)
             return done
         recorded = await self._run_record([marked(message) for message in messages], snapshots)
-        left = [m.held or no for m, no in zip(messages, recorded.refused, strict=True)]  # what is published nowhere
-        published = [_unrecorded(m) for m, stays in zip(messages, left, strict=True) if not stays]
+        stays = [m.held or refused for m, refused in zip(messages, recorded.refused, strict=True)]
+        published = [_unrecorded(m) for m, stay in zip(messages, stays, strict=True) if not stay]
         await self._confirm(self._records, tags)
         sent = iter(await self._run_forward(published, tags))
         await self._confirm(self._sends, tags)
         if published:
             with fleet_errors("state store"):
                 await self._records.calls(*mark_published(published))
-        return [new if stays else next(sent) for new, stays in zip(recorded.done, left, strict=True)]
+        return [done if stay else next(sent) for done, stay in zip(recorded.done, stays, strict=True)]
 
     async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
-        """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
+        """Publish and record: in one step on one server, else in this order, since a copy is harmless."""
         if self._records is None:
             return await self._run_release(messages, snapshots, was=JobState.HELD)
         await self._run_release([_unrecorded(m) for m in messages])
         return (await self._run_record(messages, snapshots, was=JobState.HELD, held=True)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
-        """Forget arrivals, with all that were taken with them."""
+        """Delete arrivals, with all that were taken with them."""
         held = self._held.intersection(tags)
         if held:
             await self._run_forward([], held)
 
     def abandon(self) -> None:
-        """Put back, before the next take, all that this router holds: also what a lost answer took."""
+        """Return all in-flight messages to the arrivals before the next take, also those of an unanswered call."""
         self._abandoned = True
 
     async def retire(self) -> None:
-        """Put back what `wait` moved and was not taken; the new session takes nothing."""
+        """Return the messages that `wait` moved and nobody took to the arrivals; the new session takes nothing."""
         with fleet_errors("broker"):
             await self._end_session()
 
     async def tidy(self) -> int:
-        """Show that this router lives, and put back what dead ones had taken."""
+        """Renew this router's session, and return the in-flight messages of dead routers to the arrivals."""
         with fleet_errors("broker"):
             if not await self._session.sign():
                 self._abandoned = True
@@ -300,7 +300,7 @@ class ValkeyTransport:
         return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
 
     async def forget(self, misdirected: Sequence[Arrival]) -> None:
-        """Take these out of that queue by their contents."""
+        """Remove these from that queue, by their content."""
         with fleet_errors("broker"):
             for one in misdirected:
                 await self._sends.call("LREM", DEFAULT_QUEUE, 1, one.raw)
@@ -312,12 +312,12 @@ class ValkeyTransport:
             await self._signs.call("PUBLISH", channel, kombu_event(routing_key, event))
 
     async def close(self) -> None:
-        """Put back what is still taken, and disconnect."""
+        """Return in-flight messages to the arrivals, and disconnect."""
         try:
             with fleet_errors("broker"):
                 await self._end_session()
         except BrokerUnavailableError:
-            pass  # the session ends by itself, and another router puts back what is in flight under it
+            pass  # the session expires, and another router returns its in-flight messages
         for connection in (self._signs, self._takes, self._sends, self._records, *self._waiters):
             if connection is not None:
                 connection.close()
@@ -326,7 +326,7 @@ class ValkeyTransport:
         self._rung.set()
 
     def _woken(self) -> list[tuple[str, bytes]]:
-        """What `wait` moved and was not taken yet, in serving order."""
+        """The messages that `wait` moved and that were not taken yet, in serving order."""
         woken = []
         for level in sorted(level for level, wait in self._waits.items() if wait.done()):
             with self._answered():
@@ -347,7 +347,7 @@ class ValkeyTransport:
             raise
 
     async def _give_back(self) -> None:
-        """Put back all that was taken and not answered. The session goes on, unless an answer was lost."""
+        """Return all in-flight messages to the arrivals. The session continues, unless a call was not answered."""
         if self._lost:
             await self._end_session()
             return
@@ -358,7 +358,7 @@ class ValkeyTransport:
         self._more, self._abandoned = True, False
 
     async def _end_session(self) -> None:
-        """Put back all that was taken and not answered, also what a lost answer took."""
+        """Return all in-flight messages to the arrivals, also those taken by an unanswered call."""
         reached = not self._lost and all(map(_reached, self._waits.values()))
         for wait in self._waits.values():
             wait.cancel()
@@ -390,7 +390,7 @@ class ValkeyTransport:
     async def _exchange(
         self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
     ) -> list[bool]:
-        """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
+        """Forward messages taken under these tags, and take the next arrivals, unless taken ones are unanswered."""
         takes = self._session.in_flight(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
         taking = Taking(self._session.key, takes, sorted(tags), most, TAKE_BYTES)
@@ -407,9 +407,9 @@ class ValkeyTransport:
         return answer.done
 
     async def _confirm(self, connection: AsyncConnection, tags: Set[str]) -> None:
-        """Wait until what was written on the connection is as durable as it is to be, of what comes from the own door.
+        """Wait until requests of the HTTP door that were written on the connection are as durable as configured.
 
-        What came by the arrivals was accepted there, and a replica that has less has it there still.
+        Requests from the arrivals were durable there, and a replica that lags behind still has them there.
         """
         if tags or not self._confirming:
             return
@@ -426,23 +426,23 @@ class ValkeyTransport:
 
 
 def _failure(call: asyncio.Task[Any]) -> BaseException | None:
-    """What a call raised; None where it goes on, was cancelled, or has an answer."""
+    """What a call raised; None if it is running, was cancelled, or was answered."""
     return call.exception() if call.done() and not call.cancelled() else None
 
 
 def _reached(call: asyncio.Task[Any]) -> bool:
-    """Whether the server answered a call: nothing of it can still come."""
+    """Whether the server answered a call, so that it can have no later effect."""
     failure = _failure(call)
     return call.done() and not call.cancelled() and (failure is None or _refused(failure))
 
 
 def _refused(error: BaseException) -> bool:
-    """Whether the server answered that it takes no writes: then nothing was moved."""
+    """Whether the server answered that it accepts no writes: then nothing was moved."""
     return isinstance(error, ServerError) and takes_nothing(error)
 
 
 def _unrecorded(message: Outgoing) -> Outgoing:
-    """Only the publication of a message that is recorded elsewhere: the broker remembers that its job was there."""
+    """A message to be published without its record, which is elsewhere: the broker only marks the job as seen."""
     return msgspec.structs.replace(message, fields=_SEEN, use=None, lead=None)
 
 

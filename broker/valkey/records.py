@@ -37,6 +37,7 @@ from taxiway.contract.keys import (
     UNACKED,
     WEBHOOKS_DUE,
     WORK,
+    cancelled_channel,
     holding_key,
     job_key,
     kept_key,
@@ -44,7 +45,6 @@ from taxiway.contract.keys import (
     result_key,
     webhook_dead_key,
     webhook_outbox_key,
-    withdrawn_channel,
 )
 from taxiway.errors import DeadlineExceededError
 
@@ -118,7 +118,7 @@ def bill_call(bills: Iterable[tuple[str, str, float]]) -> Call:
 
 
 def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
-    """Prolongs claims, given by job and token; answers 1 for each that still holds."""
+    """Renews claims, given by job and token; answers 1 for each that is still valid."""
     ids, tokens = zip(*claims, strict=True)
     return Call("jobs/renew", _records(ids), [lease, *tokens])
 
@@ -139,7 +139,7 @@ def _records(jobs: Iterable[Any]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Where a job's time went until it was `ended` past its deadline. Times are by the store's clock; 0 if unknown.
+    """How a job spent its time until it was `ended` past its deadline. Times are by the store's clock; 0 if unknown.
 
     It waited for its `hardware_class`: in holding if `held`, in the arrivals if it has no class yet. It ran since
     `started`. A job without a deadline (`deadline_at` 0) did not run before its ticket expired.
@@ -155,7 +155,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """A job past its deadline, its client (empty if none), and where its time went."""
+    """A job past its deadline, its client (empty if none), and how it spent its time."""
 
     job: str
     reply: str
@@ -163,7 +163,7 @@ class Overdue:
 
 
 def exceeded(course: Course) -> DeadlineExceededError:
-    """The error of a job past its deadline: the deadline, and where the time went, in seconds."""
+    """The error of a job past its deadline: the deadline, and how the time was spent, in seconds."""
     accepted = course.accepted or course.ended
     ran = max(course.ended - course.started, 0.0) if course.started else 0.0
     queued = max(course.ended - accepted - ran, 0.0)
@@ -215,11 +215,11 @@ def _seconds(seconds: float) -> str:
 
 
 REFUSED = "-"
-"""The token of a refused job: it ends no job of the same id, but one that was recorded and is published nowhere."""
+"""The token of a refused job: it ends a job of the same id only if that was recorded and never published."""
 
 _KEYS = (WORK, LENGTHS, HELD, RELEASED, *UNACKED, WEBHOOKS_DUE)
 _PREFIXES = (
-    *(reply_channel(""), withdrawn_channel(""), holding_key("")),
+    *(reply_channel(""), cancelled_channel(""), holding_key("")),
     *(webhook_outbox_key(""), webhook_dead_key("")),
 )
 
@@ -284,14 +284,14 @@ STATES = (*JobState,)
 """The states that `Observed.outcomes` has by number."""
 
 GROUPS = 256
-"""Groups of jobs that one call looks at."""
+"""Groups of jobs read per call."""
 
 JOBS = 512
-"""Jobs after which a call looks at no further group: about 1 ms of the server's time."""
+"""Jobs after which a call reads no further group: about 1 ms of the server's time."""
 
 
 class Group(NamedTuple):
-    """Jobs that were accepted together and ask for the same; times by the store's clock, `due` 0 without a deadline.
+    """Equal jobs that were accepted together; times by the store's clock, `due` is 0 without a deadline.
 
     `basis` is the text in their records, empty if they were refused.
     """
@@ -308,7 +308,7 @@ class Group(NamedTuple):
 class Observed:
     """Groups of jobs and what became of each job.
 
-    `looked` is the number of groups that were looked at, also those without a record. `outcomes` has ten bytes per job,
+    `looked` is the number of groups that were read, including those without a record. `outcomes` has ten bytes per job,
     in the order of the groups: the number of its state, of its class (0: none, else that of `classes` plus 1), then as
     little-endian float32 the seconds until it ended and those since it began to run, -1 if it did not. `generated`
     maps the position of a job to the mean length of its answers in tokens.
@@ -327,7 +327,7 @@ def observe_call(begin: float, end: float, skip: int) -> Call:
 
 
 def observe_answer(answer: Sequence[Any]) -> Observed:
-    """What was read."""
+    """The answer's content."""
     looked, classes, flat, outcomes, generated = answer
     groups = zip(*(flat[n::6] for n in range(6)), strict=True)
     return Observed(

@@ -322,9 +322,9 @@ def _read_json(response: Response) -> dict[str, Any]:
         raise _not_a_router(response) from error
     if response.ok:
         return {**answer, "outputs": placed(answer["outputs"], rest)} if rest else answer
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if isinstance(error, dict):  # the form of OpenAI's API
-        raise _error_class_of(response)(str(error.get("message", "")), status=response.status)
+    reported = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(reported, dict):  # the form of OpenAI's API
+        raise _error_class_of(response)(str(reported.get("message", "")), status=response.status)
     if not isinstance(answer, dict) or "code" not in answer:
         raise _not_a_router(response)
     details = dict(answer.get("details") or {})

@@ -181,9 +181,9 @@ def kept_key(worker: str) -> str:
     return f"taxiway:kept:{worker}"
 
 
-def withdrawn_channel(worker: str) -> str:
+def cancelled_channel(worker: str) -> str:
     """The channel that notifies a worker of jobs it holds that were cancelled or expired."""
-    return f"taxiway:withdrawn:{worker}"
+    return f"taxiway:cancelled:{worker}"
 
 
 def reply_channel(client: str) -> str:

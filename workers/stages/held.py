@@ -164,7 +164,7 @@ class Cancellations:
         """Listen until stopped."""
         while not self._stopping.is_set():
             try:
-                for job in self._store.withdrawn(_LISTEN):
+                for job in self._store.cancelled(_LISTEN):
                     self._mark(job)
             except BrokerUnavailableError:  # logged by the heartbeat
                 self._stopping.wait(_PAUSE)

@@ -64,7 +64,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "RESPONSES_OPEN",
                 "FILES_EXPIRING",
                 "reply_channel",
-                "withdrawn_channel",
+                "cancelled_channel",
             ),
             *(
                 "WEBHOOKS",
@@ -152,7 +152,7 @@ KEYLESS = {
 CHANNELS = {
     "results": keys.result_key("1"),
     "replies": keys.reply_channel("1"),
-    "withdrawals": keys.withdrawn_channel("1"),
+    "withdrawals": keys.cancelled_channel("1"),
     "control": "/0.celery.pidbox",
     "events": "/0.celeryev/worker.online",
     "all events": "/0.celeryev/*",

@@ -178,9 +178,9 @@ def test_task_events_tell_of_every_job_in_its_order(tower: Tower, producer: Cele
         with pytest.raises(ExecutionError):
             tower.result(bad)
         expired = tower.order("echo", "late", deadline_at=1.0)
-        withdrawn = tower.message("echo", "unwanted")
-        tower.cancel(cancelled := withdrawn.headers["id"])
-        tower.queue(withdrawn)
+        cancelled = tower.message("echo", "unwanted")
+        tower.cancel(cancelled := cancelled.headers["id"])
+        tower.queue(cancelled)
 
         def streamed(job: str) -> list[str]:
             return [event["type"].removeprefix("task-") for event in list(heard) if event.get("uuid") == job]

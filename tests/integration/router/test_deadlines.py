@@ -153,7 +153,7 @@ def test_a_worker_hears_at_once_that_a_job_it_holds_was_ended(settings: Settings
     store.forward(placed("ended"), placed("wanted"))
     _, claims = worker.claim([("ended", 0.0), ("wanted", 0.0)])
     with listening(worker, held):
-        eventually(lambda: store.client.pubsub_numsub("taxiway:withdrawn:a@host#1")[0][1] == 1)
+        eventually(lambda: store.client.pubsub_numsub("taxiway:cancelled:a@host#1")[0][1] == 1)
         store.finish(Ending("wanted", JobState.SUCCEEDED, b"answer", claims[1].token), cancelled("ended"))
         eventually(lambda: held[0].lost)
     assert not held[1].lost

@@ -56,9 +56,9 @@ def test_who_was_named_the_primary_must_be_one() -> None:
     address.check_greeting([[b"proto", 2, b"role", b"master"]])
     with pytest.raises(ConnectionError, match="'fleet'"):
         address.check_greeting([[b"proto", 2, b"role", b"replica"]])
-    assert address.named([b"h", b"7"]) == ("h", 7)
+    assert address.primary_of([b"h", b"7"]) == ("h", 7)
     with pytest.raises(ConnectionError, match="'fleet'"):
-        address.named(None)
+        address.primary_of(None)
 
 
 def test_a_password_is_not_shown() -> None:

@@ -17,7 +17,7 @@
 --- @include "ours"
 --- @include "cells"
 local work, lengths, held, released, unacked, index, webhooks_due = unpack(KEYS, 1, 7)
-local keep_result, keep_record, reply_prefix, withdrawn_prefix, holding_prefix, outbox_prefix, dead_prefix =
+local keep_result, keep_record, reply_prefix, cancelled_prefix, holding_prefix, outbox_prefix, dead_prefix =
   unpack(ARGV, 1, 7)
 --- @include "let_go"
 --- @include "learn"
@@ -25,7 +25,7 @@ local keep_result, keep_record, reply_prefix, withdrawn_prefix, holding_prefix, 
 -- The worker that holds a job is notified that it was ended for it.
 local function withdraw(holder, job)
   local worker = holder and string.match(holder, '(.*)#')
-  if worker then redis.call('PUBLISH', withdrawn_prefix .. worker, job) end
+  if worker then redis.call('PUBLISH', cancelled_prefix .. worker, job) end
 end
 local written, tags, cells, jobs, tenants, finished = {}, {}, {}, {}, {}, tostring(now)
 for k = 8, #KEYS, 2 do

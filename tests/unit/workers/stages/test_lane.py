@@ -66,7 +66,7 @@ def test_the_rows_that_no_batch_took_go_on_waiting_most_urgent_first() -> None:
     assert not both
 
 
-def test_what_is_withdrawn_no_longer_counts() -> None:
+def test_a_removed_job_no_longer_counts() -> None:
     leaving, staying = job(600_000), job(300_000)
     both = lane(0.7, leaving, staying)
 
