@@ -154,7 +154,7 @@ def down(data: Path | None, *, as_json: bool) -> None:
     It is not an error if no fleet is running.
     """
     folder = data_directory(data, os.environ)
-    with Console(stderr=True).status("workers finish what they run; Ctrl-C, or `taxiway down` again, ends them now"):
+    with Console(stderr=True).status("workers finish their jobs; Ctrl-C, or `taxiway down` again, stops them now"):
         stopped = stop_fleet(folder)
     text = "stopped" if stopped else "no fleet runs from this directory"
     click.echo(_text({"stopped": stopped, "data": str(folder)}) if as_json else f"{folder}: {text}")
@@ -237,11 +237,11 @@ def _fetch_for(plan: Plan, topology: Topology) -> None:
     runtimes = runtimes_of(topology, {worker.hardware_class for worker in plan.workers}, look().runtimes)
     wanted = for_runtimes(catalogue.models.values(), runtimes)
     for error in fetch(wanted, cache_directory(os.environ), Console(stderr=True)):
-        report(str(error), "the fleet starts without it: its variants are tried again when they are asked for")
+        report(str(error), "the fleet starts without it, and fetches it when a request needs it")
 
 
 def _detached(arguments: Sequence[str], data: Path) -> Fleet:
-    """Start the same command again as a process of its own, and wait until it says that all is ready.
+    """Run the same command as a supervisor in a session of its own, and wait until its fleet is ready.
 
     Raises:
         CommandError: it ended before that.
@@ -260,8 +260,8 @@ def _detached(arguments: Sequence[str], data: Path) -> Fleet:
             start_new_session=True,
         )
     assert supervisor.stdout is not None
-    with supervisor.stdout as said:
-        line = said.readline()
+    with supervisor.stdout as output:
+        line = output.readline()
     if not line:
         status = supervisor.wait()
         why = log.read_bytes()[start:].decode(errors="replace")
@@ -285,7 +285,7 @@ def _text(value: Any) -> str:
 
 
 SCREEN = 100
-"""Columns that the demo's answers fit, also where they go to a file."""
+"""Columns that the demo's answers fit, also in a file."""
 
 _WIDE = 220
 _INPUT = 60  # characters of an example's input
@@ -294,7 +294,7 @@ _FIGURES = ("wait ms", "run ms", "total ms", "USD")
 
 
 def show_fleet(fleet: Fleet, console: Console) -> None:
-    """Where a fleet's doors are, and what its workers run on."""
+    """The addresses of a fleet's doors, and its workers with their devices."""
     doors = {"HTTP": fleet.http, "Flower": fleet.flower or "not started", "broker": fleet.broker, "data": fleet.data}
     for name, address in doors.items():
         console.print(f"{name:7} {address}", soft_wrap=True, highlight=False)
@@ -308,7 +308,7 @@ def show_fleet(fleet: Fleet, console: Console) -> None:
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
-    """What the machine has, and how to get what it lacks."""
+    """A table of what the machine has, and how to get what it lacks."""
     table = Table("", "what", "found", Column("what to do", overflow="fold"))
     for finding in findings:
         mark = "[green]✓[/]" if finding.found else "[yellow]–[/]"
@@ -317,7 +317,7 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
 
 
 def show_answers(answers: Sequence[Answer], machine: Machine, console: Console) -> None:
-    """The demo in short: a line a class and model, some answers with their reasons, and what emulation means here."""
+    """A summary of the demo: a line per class and model, some answers with their reasons, and what is emulated."""
     results = [answer for answer in answers if answer.result is not None]
     console.print(_summary(summaries(answers)))
     for answer in contrasts(results):
@@ -334,13 +334,13 @@ def show_answers(answers: Sequence[Answer], machine: Machine, console: Console) 
 
 
 def console_of(width: int) -> Console:
-    """The terminal, as wide as it is; where stdout is none, a file of so many columns."""
+    """A console on stdout; `width` columns wide if that is not a terminal."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=width)
 
 
 def show_rows(answers: Sequence[Answer]) -> None:
-    """Every input of the demo: what came, where it ran and why, and what it took; wide where it is no terminal."""
+    """Every input of the demo with its answer, where it ran and why, its times and its cost."""
     console = console_of(_WIDE)
     table = Table("input", "answer", "class", "variant", "device", *_FIGURES, "reason", padding=(0, 1))
     for column, width in zip(table.columns, (30, 34), strict=False):
@@ -367,7 +367,7 @@ def _summary(rows: Sequence[Summary]) -> Table:
 
 
 def _example(answer: Answer) -> tuple[str, str, str]:
-    """An input with its terms, where and how fast it was answered, and why there; three lines."""
+    """Three lines: an input with its terms, its answer with where and how fast it ran, and why there."""
     assert answer.result is not None
     report, terms = answer.result.report, dict(answer.ask.terms)
     asked = [str(terms.pop("service"))]
@@ -382,11 +382,11 @@ def _example(answer: Answer) -> tuple[str, str, str]:
 
 
 def _emulation(emulated: Mapping[str, int]) -> str:
-    """What the answers of emulated classes say, and what they do not."""
+    """What the answers of emulated classes show, and what they do not."""
     classes = " and ".join(sorted(emulated))
     return (
         f"{sum(emulated.values())} of them, on {classes}, are emulated: this machine has no such device, so its CPU "
-        "answered, at its own speed and under the class's price. They show where requests go and why, not how fast the "
+        "answered, at its own speed and at the class's price. They show where requests run and why, not how fast the "
         "device is."
     )
 

@@ -18,7 +18,7 @@ from tasks.queues_file import QueuesFile
 from tasks.topology import Topology
 
 EVERY = 1.0
-"""Seconds between two looks at what a router wants, which itself looks as often."""
+"""Seconds between two requests for a router's targets, which it computes as often."""
 
 _QUICK = 1.0  # seconds for one answer of a router on loopback
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The workers of each class to begin with, and the machine's cores."""
+    """The initial workers of each class, and the machine's cores."""
 
     least: Mapping[str, int]
     cores: int
@@ -52,9 +52,10 @@ def most_workers(
 def resize(
     wanted: Mapping[str, int], most: Mapping[str, int], *, on_cpu: Collection[str], cores: int
 ) -> dict[str, int]:
-    """Workers of each class: as many as are wanted, at most `most`.
+    """Workers of each class: as many as `wanted`, at most `most`.
 
-    Classes `on_cpu` share the machine's cores in turn; each that is wanted has one worker, also where cores are fewer.
+    Classes `on_cpu` share the machine's cores in turn; each class that is wanted gets at least one worker, even if
+    there are fewer cores than classes.
     """
     counts = {name: min(want, most.get(name, 0)) for name, want in wanted.items()}
     sharing = sorted(name for name in on_cpu if counts.get(name))
@@ -67,11 +68,11 @@ def resize(
 
 
 class Autoscaler:
-    """Resizes classes by marking their processes as wanted or not; the supervisor starts those that are wanted.
+    """Resizes classes by marking their processes as wanted or not; the supervisor starts wanted ones.
 
     Args:
         workers: every worker that may run here, with its plan.
-        ask: how many workers a class should have; None while that is unknown.
+        ask: returns the number of workers that a class should have; None while that is unknown.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Autoscaler:
             self._set(self._slots[name], count)
 
     def _set(self, slots: Sequence[SupervisedProcess], count: int) -> None:
-        """Want `count` of the processes: those that rest before those that still end; the last that run are retired."""
+        """Have `count` processes run: start resting ones before ones that are still ending, and retire the last."""
         wanted = [process for process in slots if process.wanted]
         free = sorted((process for process in slots if not process.wanted), key=lambda process: not process.resting)
         for process in free[: max(count - len(wanted), 0)]:
@@ -120,10 +121,11 @@ class Autoscaler:
 
 
 class Replicas:
-    """Runs a worker for each replica of an endpoint, as queues.yaml changes while the fleet runs.
+    """Keeps one worker for each replica of an endpoint when queues.yaml changes while the fleet runs.
 
     Args:
-        workers: those that run; new ones are added, with the process that `make` makes of a plan.
+        workers: the running ones; new ones are added.
+        make: creates a worker's process from its plan.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class Replicas:
         self._due = 0.0
 
     def tend(self) -> None:
-        """Periodically look at queues.yaml, and fit the workers to it."""
+        """Periodically check queues.yaml, and adapt the workers to it."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY
@@ -164,10 +166,9 @@ Ask = Callable[[str, str, str], int | None]
 
 
 def ask_router(url: str, key: str, name: str) -> int | None:
-    """How many devices of a class the router at `url` wants; None if it does not know.
+    """The number of devices that the router at `url` wants of a class; None if unknown.
 
-    The request declares that devices of the class are started here.
-    `key` is for a door that wants one.
+    The request declares that devices of the class are started here. `key` is the API key, if the door requires one.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(httpx.HTTPError, msgspec.DecodeError):

@@ -1,7 +1,7 @@
 """Child processes that never outlive their parent, however it ends (Linux).
 
-Run as a script, this file asks the kernel for a signal on its parent's death and becomes the command it is given. A
-`preexec_fn` would do the same, but Python must not run one in a process that has threads.
+Run as a script, this file asks the kernel for a signal on its parent's death and executes the given command. A
+`preexec_fn` would do the same, but is not safe in a process that has threads.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a process group of its own, out of reach of the terminal's Ctrl-C.
 
-    The kernel ties it to the calling *thread*: call this from one that lives as long as the child shall. It runs in
-    `folder`. `on_death` is what it gets when the parent dies; `output` and `errors` are file descriptors or constants
-    of `subprocess`; `keep_open` are file descriptors that it inherits.
+    The kernel ties it to the calling *thread*: call this from one that lives as long as the child should. It runs in
+    `folder`. It receives `on_death` when the parent dies; `output` and `errors` are file descriptors or constants of
+    `subprocess`; `keep_open` are file descriptors that it inherits.
     """
     bind = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(os.getpid()), str(int(on_death))]
     return subprocess.Popen(
@@ -48,7 +48,7 @@ def start_child(
 
 
 def stop_child(child: subprocess.Popen[bytes], *, patience: float) -> bool:
-    """Ask the child to end; after `patience` seconds kill it with its whole group. Whether it ended when asked."""
+    """Ask the child to end, and kill its group after `patience` seconds; returns whether it ended when asked."""
     if child.poll() is None:
         child.terminate()
     try:
@@ -72,7 +72,7 @@ def _become(parent: int, on_death: int, command: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, on_death) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died before the kernel knew of the wish
+    if os.getppid() != parent:  # it died before the call
         sys.exit(1)
     os.execvp(command[0], command)
 

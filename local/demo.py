@@ -1,7 +1,7 @@
 """The demo: starts a fleet, runs real models on real inputs on three hardware classes, and stops it.
 
-It asks for the catalogue's own examples, under mixed service levels. An example in a model.yaml is a plain input, or a
-mapping with `inputs` and, if need be, `parameters`. An input `{artefact: photo-1}` stands for that artefact's bytes.
+It submits the catalogue's own examples, with mixed service terms. An example in a model.yaml is a plain input, or a
+mapping with `inputs` and optional `parameters`. An input `{artefact: photo-1}` stands for that artefact's bytes.
 """
 
 from __future__ import annotations
@@ -33,22 +33,25 @@ from taxiway import AsyncClient, Result, RunReport
 from taxiway.errors import OverloadedError, TaxiwayError
 
 PATIENCE = 120.0
-"""Seconds within which every answer must be there."""
+"""Seconds within which every answer must arrive."""
 
 DEMO_COUNTS = {"cpu.batch": 1}
-"""Workers of the demo's fleet where it is not one a device: three classes share the cores of a laptop."""
+"""Workers of the demo's fleet if not one per device: three classes share the cores of a laptop."""
 
 EXAMPLES = 5
 """Answers that are shown with their reasons."""
 
+LEAST = 60
+"""Minimum number of inputs: the quick models' examples are repeated until there are that many."""
+
 _ATTEMPTS = 20
-_RETRY_AFTER = 0.5  # seconds, where an overloaded fleet does not say itself
+_RETRY_AFTER = 0.5  # seconds, if an overloaded fleet does not specify it
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One input and what came of it; `elapsed` is seconds from submission to answer as the caller saw it.
+    """One input and its result; `elapsed` is seconds from submission to answer as the caller measured it.
 
-    `error` is empty where there is a result.
+    `error` is empty if there is a result.
     """
 
     ask: Ask
@@ -98,7 +101,7 @@ def _summary(key: tuple[str, str, str], group: Sequence[tuple[Answer, RunReport]
 
 
 def contrasts(answers: Sequence[Answer], most: int = EXAMPLES) -> list[Answer]:
-    """Up to `most` answers that differ: one a model and class, models that ran on several classes first."""
+    """Up to `most` different answers: one per model and class, models that ran on several classes first."""
     models: dict[str, dict[str, Answer]] = {}
     for answer in answers:
         if answer.result is not None:
@@ -122,10 +125,10 @@ def plain(answer: Answer) -> dict[str, Any]:
 def demo_fleet(emulate: Collection[str], console: Console) -> Iterator[Fleet]:
     """A fleet with one CPU worker, each class of `emulate` on the CPU, and Flower, in a directory of its own.
 
-    It is stopped whatever happens, and the directory is kept only after a failure, for its logs.
+    It is always stopped; the directory is kept only after a failure, for its logs.
 
     Raises:
-        CommandError: it did not come up.
+        CommandError: the fleet did not start.
     """
     data = Path(tempfile.mkdtemp(prefix="taxiway-demo-"))
     try:
@@ -153,7 +156,7 @@ def _start(data: Path, emulate: Collection[str]) -> Fleet:
 
 
 async def answer_all(url: str, asks: Sequence[Ask], console: Console) -> list[Answer]:
-    """Submit everything at once and wait for every answer, showing how many are there on `console`."""
+    """Submit everything at once and wait for every answer, showing the progress on `console`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         names = dict.fromkeys(ask.model for ask in asks)
@@ -188,16 +191,13 @@ async def _patiently(infer: Callable[[], Awaitable[Result]]) -> Result:
     return await infer()
 
 
-LEAST = 60
-"""Inputs that a demo has at the least; the quick models' examples come again until there are so many."""
-
 _LIVE = {"service": "live", "deadline": 45.0}
 _EASY = {"service": "standard", "deadline": 45.0}
 _BULK = {"service": "bulk"}
 _IN_THE_CLOUD = {"service": "standard", "deadline": 45.0, "locality": "cloud"}
 _IN_THE_LAB = {"service": "bulk", "locality": "lab"}
-# Looser deadlines than the services' own where requests wait behind text generation: three classes may share two cores.
-# And data that may only be in one place, so that each class has work on any machine, however fast.
+# Deadlines are looser than the services' own if requests wait behind text generation: three classes may share two
+# cores. Some data may only be in one place, so that each class has work on any machine, however fast.
 
 SERVICES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "generate": (_LIVE, _EASY, _EASY, _IN_THE_CLOUD),
@@ -211,7 +211,7 @@ SERVICES: Mapping[str, Sequence[Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One input of the demo: `shown` is what a person reads of it, `terms` how much it matters."""
+    """One input of the demo: `shown` is its text for people, `terms` are its service terms."""
 
     model: str
     shown: str
@@ -221,7 +221,7 @@ class Ask:
 
 
 def artefacts_of_examples(catalogue: Catalogue) -> list[Wanted]:
-    """The artefacts that the demo's inputs are."""
+    """The artefacts that the demo uses as inputs."""
     models = [catalogue.resolve(name) for name in SERVICES]
     return [(m, reference) for m in models for e in m.examples if (reference := _artefact(_inputs(e))) is not None]
 
@@ -236,7 +236,7 @@ def asks(catalogue: Catalogue, cache: Path) -> list[Ask]:
 
 
 def _asks(model: Model, store: ArtefactStore) -> Iterator[Ask]:
-    """A request for each example, over and over, each under the model's next terms."""
+    """A request for each example, repeated indefinitely, each with the model's next terms."""
     for example, terms in zip(cycle(model.examples), cycle(SERVICES[model.name]), strict=False):
         inputs = _inputs(example)
         yield Ask(

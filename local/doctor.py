@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -48,7 +47,7 @@ class ServerAwayError(Exception):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that a fleet can use: what was found, and where it is missing, how to get it."""
+    """One thing that a fleet can use: what was found or, if it is missing, how to get it."""
 
     subject: str
     found: bool
@@ -57,31 +56,25 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | None) -> list[Finding]:
-    """Everything worth knowing before a fleet is started here, and of the `fleet` that runs here."""
+    """The findings about this machine and its configuration, and about the `fleet` that runs here."""
     cache = cache_directory(environment)
     here = [*processes(fleet), *outdated(fleet, environment)] if fleet is not None else []
     this = [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
-    return [*this, *configuration(environment), *endpoints(environment), *here]
-
-
-def endpoints(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """What the endpoints of queues.yaml answer; one that makes text is asked for a token."""
-    for one in look_at_endpoints(environment):
-        yield Finding(subject=f"endpoint {one.subject}", found=one.found, value=one.value, remedy=one.remedy)
+    return [*this, *configuration(environment), *check_endpoints(environment), *here]
 
 
 def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """What is wrong with queues.yaml and the models; one finding where nothing is."""
+    """Problems of queues.yaml and the models; one finding if there are none."""
     verdicts = check_configuration(queues_file(environment), models_folder(environment), cache_directory(environment))
     wrong = [verdict for verdict in verdicts if verdict.level != "ok"]
     for verdict in wrong:
         yield Finding(subject=verdict.subject, found=False, value=verdict.text, remedy=verdict.hint or "taxiway check")
     if not wrong:
-        yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are sound")
+        yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are valid")
 
 
 def outdated(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The running processes that go by an older queues.yaml, as far as the fleet's router knows."""
+    """The running processes that use an older queues.yaml, as far as the fleet's router knows."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(httpx.HTTPError, msgspec.DecodeError):
@@ -89,18 +82,18 @@ def outdated(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
         if answer.status_code != httpx.codes.OK:
             return
         for process in msgspec.json.decode(answer.content, type=_Restart).restart:
-            value = "goes by the queues.yaml that it started with, which changed since"
+            value = "uses the queues.yaml that it started with, which has changed since"
             yield Finding(subject=f"process {process}", found=False, value=value, remedy="restart it")
 
 
 class _Restart(msgspec.Struct):
-    """As much of a fleet's picture as names those that go by an older queues.yaml."""
+    """The part of a router's view of the fleet that names processes with an older queues.yaml."""
 
     restart: tuple[str, ...] = ()
 
 
 def processes(fleet: Fleet) -> Iterator[Finding]:
-    """The processes of a running fleet: those that failed lately or do not run, each with its reason."""
+    """The processes of a running fleet: those that failed or are not running, each with its reason."""
     running = sum(process.ready for process in fleet.processes)
     yield Finding(subject="fleet here", found=True, value=f"{running} of {len(fleet.processes)} processes are ready")
     for process in fleet.processes:
@@ -110,11 +103,11 @@ def processes(fleet: Fleet) -> Iterator[Finding]:
 
 def _failing(process: ProcessState) -> Finding:
     state = "ready" if process.ready else "starting" if process.pid else "waits to be restarted"
-    said = [f"{state}, {process.restarts} {'restart' if process.restarts == 1 else 'restarts'}"]
+    parts = [f"{state}, {process.restarts} {'restart' if process.restarts == 1 else 'restarts'}"]
     if process.last_exit is not None:
         at = datetime.fromtimestamp(process.last_exit.at).strftime("%H:%M:%S")
-        said += [f"at {at} {process.last_exit.why}", process.last_exit.last_line]
-    value = ": ".join(filter(None, said))
+        parts += [f"at {at} {process.last_exit.why}", process.last_exit.last_line]
+    value = ": ".join(filter(None, parts))
     return Finding(subject=f"process {process.name}", found=process.ready, value=value, remedy=f"see {process.log}")
 
 
@@ -155,20 +148,20 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
 
 
 def check_servers(environment: Mapping[str, str]) -> None:
-    """Check that the user's servers answer, where there are any; addresses of another form are the settings' to refuse.
+    """Check that the user's servers answer, if there are any. Invalid addresses are refused by `settings_from`.
 
     Raises:
         ServerAwayError: one does not; names its variable.
     """
     for variable in SERVERS:
         url = environment.get(variable, "")
-        looked = _server(variable, url) if urlsplit(url).scheme in BROKERS else None
-        if looked is not None and not looked.found:
-            raise ServerAwayError(f"{variable}: {looked.value}")
+        finding = _server(variable, url) if urlsplit(url).scheme in BROKERS else None
+        if finding is not None and not finding.found:
+            raise ServerAwayError(f"{variable}: {finding.value}")
 
 
 def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The embedded broker, and what there is to say of the user's own servers."""
+    """The embedded broker, and the user's own servers."""
     try:
         yield Finding(subject="embedded Valkey", found=True, value=str(find_binary()))
     except EmbeddedValkeyError as error:
@@ -184,7 +177,7 @@ def _server(variable: str, url: str) -> Finding:
     parts = urlsplit(url)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or parts.path}"
     try:
-        _knock(url)
+        _ping(url)
     except (OSError, ServerError, ValueError) as error:
         return Finding(
             subject=variable, found=False, value=f"{shown}: {error}", remedy=f"start the server, or unset {variable}"
@@ -193,20 +186,20 @@ def _server(variable: str, url: str) -> Finding:
 
 
 def _guard(variable: str, url: str) -> Iterator[Finding]:
-    """Whether a Valkey or Redis answers who says no password."""
+    """A finding if a Valkey or Redis server accepts clients without a password."""
     parts = urlsplit(url)
     if parts.scheme in _PORTS:
         return
-    stranger = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    anonymous = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
-        _knock(stranger)
+        _ping(anonymous)
     except (OSError, ServerError, ValueError):
         return
     remedy = "give it a password (requirepass), or accounts: python -m broker.accounts --acl FILE"
-    yield Finding(subject=f"{variable} guard", found=False, value="answers anybody, without a password", remedy=remedy)
+    yield Finding(subject=f"{variable} guard", found=False, value="accepts clients without a password", remedy=remedy)
 
 
-def _knock(url: str) -> None:
+def _ping(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme in _PORTS:
         socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]), _QUICK).close()
@@ -253,16 +246,16 @@ def for_runtimes(models: Iterable[Model], runtimes: Collection[str]) -> list[Wan
 
 
 def runtimes_of(topology: Topology, classes: Collection[str], installed: Collection[str]) -> set[str]:
-    """The runtimes that workers of these classes use where only some are installed."""
+    """The `installed` runtimes that workers of these classes use."""
     used: set[str] = {runtime for name in classes for runtime in topology.hardware[name].runtimes}
     return used & set(installed)
 
 
 def fetch(wanted: Iterable[Wanted], cache: Path, console: Console) -> list[ArtefactError]:
-    """Fetch or convert what the cache lacks, showing each on `console`; what is there is verified in silence.
+    """Fetch or convert artefacts that the cache lacks, showing each on `console`; cached ones are only verified.
 
     Returns:
-        Why some of them cannot be had: no reason that others are not.
+        The errors of the artefacts that could not be fetched; the others are fetched regardless.
     """
     failed = []
     store = ArtefactStore(cache)
@@ -291,21 +284,12 @@ def _shown_on(bars: Progress) -> Callable[[str, int, int | None], None]:
 PATIENCE = 30.0
 """Seconds for one token: an engine may load its model first."""
 
-_SPOKEN = ("chat", "generation")  # pipelines whose models can be asked for a token
+_GENERATING = ("chat", "generation")  # pipelines whose models can be asked for a token
 _CHAT = {"messages": [{"role": "user", "content": "Say one word."}], "max_tokens": 1, "temperature": 0}
 
 
-class Looked(NamedTuple):
-    """One look at an endpoint: what was looked at, whether all is well, what was seen, and what to do."""
-
-    subject: str
-    found: bool
-    value: str
-    remedy: str = ""
-
-
-def look_at_endpoints(environment: Mapping[str, str]) -> list[Looked]:
-    """What each replica of each endpoint answers now. Nothing of a queues.yaml that is invalid."""
+def check_endpoints(environment: Mapping[str, str]) -> list[Finding]:
+    """Findings about each replica of each endpoint; none if queues.yaml is invalid."""
     try:
         topology = load_topology(queues_file(environment))
     except TopologyError:
@@ -313,92 +297,97 @@ def look_at_endpoints(environment: Mapping[str, str]) -> list[Looked]:
     catalogue = load_catalogue(models_folder(environment))
     found = [(name, one.endpoint) for name, one in topology.hardware.items() if one.endpoint is not None]
 
-    async def look() -> list[Looked]:
-        looks = [
-            _look(f"{name} {replica}", endpoint, replica, catalogue, environment)
+    async def check_all() -> list[Finding]:
+        checks = [
+            _check_replica(f"endpoint {name} {replica}", endpoint, replica, catalogue, environment)
             for name, endpoint in found
             for replica in endpoint.replicas
         ]
-        return [one for looked in await asyncio.gather(*looks) for one in looked]
+        return [finding for findings in await asyncio.gather(*checks) for finding in findings]
 
-    return asyncio.run(look())
+    return asyncio.run(check_all())
 
 
-async def _look(
+async def _check_replica(
     subject: str, endpoint: Endpoint, replica: str, catalogue: Catalogue, environment: Mapping[str, str]
-) -> list[Looked]:
+) -> list[Finding]:
     key = environment.get(endpoint.key_env or "", "")
     if endpoint.key_env and not key:
-        return [Looked(subject, False, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
+        return [_problem(subject, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
     try:
         link = EndpointLink(endpoint, replica, key, PATIENCE)
     except EndpointConfigError as error:
-        return [Looked(subject, False, str(error), "correct the paths in tls")]
+        return [_problem(subject, str(error), "correct the paths in tls")]
     await link.open()
     try:
-        return await _asked(subject, endpoint, link, catalogue)
+        return await _check_answers(subject, endpoint, link, catalogue)
     finally:
         await link.close()
 
 
-async def _asked(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Looked]:
+def _problem(subject: str, value: str, remedy: str) -> Finding:
+    return Finding(subject=subject, found=False, value=value, remedy=remedy)
+
+
+async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Finding]:
     protocol = open_protocol(endpoint.protocol)
     try:
         body = await link.probe(endpoint.health.path or protocol.HEALTH, endpoint.connect_timeout)
         listed = None if endpoint.health.path else protocol.announced(body)
     except EndpointError as error:
-        return [Looked(subject, False, error.reason, remedy(error.reason, endpoint))]
+        return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
     answer = "answers" if listed is None else f"answers, and lists {', '.join(sorted(listed)[:5]) or 'no model'}"
     return [
-        Looked(subject, True, answer),
+        Finding(subject=subject, found=True, value=answer),
         *_missing(subject, endpoint, listed),
         *await _token(subject, endpoint, link, catalogue),
     ]
 
 
-def _missing(subject: str, endpoint: Endpoint, listed: object) -> Iterator[Looked]:
+def _missing(subject: str, endpoint: Endpoint, listed: object) -> Iterator[Finding]:
     for name, called in endpoint.models.items():
         if isinstance(listed, list) and called not in listed:
             hint = f"correct endpoint.models.{name}, or load it there"
-            yield Looked(f"{subject} {name}", False, f"the endpoint lists no model {called!r}", hint)
+            yield _problem(f"{subject} {name}", f"the endpoint lists no model {called!r}", hint)
 
 
-async def _token(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Looked]:
-    """One token of the first model that speaks."""
-    speaks = (
+async def _token(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Finding]:
+    """Whether the first generating model answers with a token."""
+    generating = (
         called
         for name, called in endpoint.models.items()
-        if catalogue.serves(name) and catalogue.resolve(name).pipeline in _SPOKEN
+        if catalogue.serves(name) and catalogue.resolve(name).pipeline in _GENERATING
     )
-    called = next(speaks, None) if endpoint.protocol == "openai" else None
+    called = next(generating, None) if endpoint.protocol == "openai" else None
     if called is None:
         return []
     model = discovered("doctor", endpoint.protocol, Announced())
     variant = model.variants[endpoint.protocol]
     item = open_protocol(endpoint.protocol).prepare(model, variant, called, {"request": dict(_CHAT)}, {"max_tokens": 1})
     assert item.ask is not None
-    began = asyncio.get_running_loop().time()
+    subject, began = f"{subject} token", asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(PATIENCE):
             await link.ask(Exchange(item.ask, item.size), lambda text: None)
     except EndpointError as error:
-        return [Looked(f"{subject} token", False, error.reason, remedy(error.reason, endpoint))]
+        return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
     except TaxiwayError as error:
-        return [Looked(f"{subject} token", False, error.message, "see the server's log")]
+        return [_problem(subject, error.message, "see the server's log")]
     except TimeoutError:
-        return [Looked(f"{subject} token", False, f"none within {PATIENCE:g} s", "see the server's log")]
-    return [Looked(f"{subject} token", True, f"{called} answers in {asyncio.get_running_loop().time() - began:.2g} s")]
+        return [_problem(subject, f"none within {PATIENCE:g} s", "see the server's log")]
+    seconds = asyncio.get_running_loop().time() - began
+    return [Finding(subject=subject, found=True, value=f"{called} answers in {seconds:.2g} s")]
 
 
 def remedy(reason: str, endpoint: Endpoint) -> str:
-    """What to do about an endpoint that does not serve, by its reason."""
+    """What to do about an endpoint that does not serve, by the reason."""
     where = f"the key in {endpoint.key_env}" if endpoint.key_env else "a key: name its variable in endpoint.key_env"
     hints = {
         "TLS": "correct tls.authorities, or the server's certificate",
         "cannot connect": "start the server, or correct endpoint.url",
-        "no connection": "start the server, correct endpoint.url, or open the way to it",
-        ": 401": f"the server wants {where}",
-        ": 403": f"the server wants {where}",
+        "no connection": "start the server, correct endpoint.url, or open the network path to it",
+        ": 401": f"the server requires {where}",
+        ": 403": f"the server requires {where}",
         ": 404": "correct endpoint.url: with protocol openai it usually ends in /v1",
         "malformed": "correct endpoint.protocol or endpoint.url",
     }

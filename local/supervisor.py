@@ -54,12 +54,12 @@ class Exit:
 
 
 def restart_delay(failures: int) -> float:
-    """Seconds before a process is restarted that failed so many times in a row, 1 or more."""
+    """Seconds before the restart of a process that failed `failures` times in a row, 1 or more."""
     return min(FIRST_DELAY * 2.0 ** min(failures - 1, 16), LONGEST_DELAY)
 
 
 def exit_reason(status: int) -> str:
-    """What an exit status says; negative for a signal, as `subprocess` has it."""
+    """An exit status in words; negative for a signal, as in `subprocess`."""
     if status >= 0:
         return f"exited with status {status}"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
@@ -68,13 +68,13 @@ def exit_reason(status: int) -> str:
 
 
 def exit_of(status: int, log: Path) -> Exit:
-    """The exit of a process that ended just now with this status, and wrote this log."""
-    said = [plain for line in _tail(log).splitlines() if (plain := _plain(line))]
-    return Exit(time.time(), exit_reason(status), said[-1][:_LINE] if said else "")
+    """The exit of a process that has just ended with this status, and wrote this log."""
+    lines = [text for line in _tail(log).splitlines() if (text := _readable(line))]
+    return Exit(time.time(), exit_reason(status), lines[-1][:_LINE] if lines else "")
 
 
-def _plain(line: str) -> str:
-    """What a line of a log says to people; nothing for the line that a process is ready."""
+def _readable(line: str) -> str:
+    """A line of a log as text for people; empty for the line that announces a ready process."""
     fields = _object(line.encode())
     if "ready" in fields:
         return ""
@@ -83,7 +83,7 @@ def _plain(line: str) -> str:
 
 
 def own_command(*arguments: str) -> list[str]:
-    """`python -m local` with `arguments`, to be run `in_tree`: a folder named tasks at hand does no harm."""
+    """`python -m local` with `arguments`, to be run `in_tree`, whatever packages the current folder has."""
     return [sys.executable, "-P", "-m", "local", *arguments]
 
 
@@ -98,13 +98,13 @@ class SupervisedProcess:
     Args:
         name: unique in the fleet; also the log's name.
         arguments: of the interpreter.
-        announces: whether it writes a JSON line with the field `ready` to stdout once it is.
-        patience: seconds that it has to end when it is asked to.
+        announces: whether it writes a JSON line with the field `ready` to stdout once it is ready.
+        patience: seconds that it has to end when asked.
 
-    `said` is what its last line that it is ready said, also while it is started again. It is `wanted` until it is told
-    to `retire`; who supervises it starts it. `resting` ones do not run and need not.
-    `restarts` counts how often it was restarted after it failed, `last_exit` says how it failed last, and `due` when it
-    is to be restarted, by the monotonic clock; None while it runs.
+    `announced` has the fields of its last ready line, also while it restarts. It is `wanted` until `retire`; its
+    supervisor starts wanted processes. A `resting` process is not running, as intended. `restarts` counts its restarts
+    after failures, `last_exit` says how it failed last, and `due` is the time of its next restart by the monotonic
+    clock, None while it runs.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class SupervisedProcess:
         self.due: float | None = None
         self._failures = 0
         self._ready_since: float | None = None
-        self.said: Mapping[str, Any] = {}
+        self.announced: Mapping[str, Any] = {}
         self.wanted = self.resting = True
         self.retired = False
         self._arguments = [sys.executable, "-u", *arguments]
@@ -136,7 +136,7 @@ class SupervisedProcess:
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """The child process, also when it has ended."""
+        """The child process, running or ended."""
         assert self._process is not None, "not started"
         return self._process
 
@@ -147,11 +147,11 @@ class SupervisedProcess:
 
     @property
     def ready(self) -> bool:
-        """Whether it said that it is ready, where it does say so."""
+        """Whether it is ready, as far as it announces that."""
         return self._ready_since is not None
 
     def start(self) -> None:
-        """Start it, in the checkout; it dies with the calling thread."""
+        """Start it in the checkout; it is killed when the calling thread ends."""
         self.rest()
         self.resting = False
         if not self._announces:
@@ -168,7 +168,7 @@ class SupervisedProcess:
             os.set_blocking(self._process.stdout.fileno(), False)
 
     def retire(self) -> None:
-        """Ask it to finish and end; it is not wanted any more."""
+        """Ask it to finish its work and end; it is no longer wanted."""
         self.wanted = False
         if self.resting or not self.alive:
             self.resting = True
@@ -177,14 +177,14 @@ class SupervisedProcess:
             self.process.terminate()
 
     def rest(self) -> None:
-        """Its end is expected: it does not run, and need not."""
+        """Mark it as resting, after an expected end."""
         self.close()
         self.due = self._ready_since = None
         self._unread = b""
         self.retired, self.resting = False, True
 
     def listen(self) -> None:
-        """Move what it wrote to stdout since the last time into its log, and look for the line that it is ready."""
+        """Copy new output from stdout to its log, and look for the ready line."""
         stream = self.process.stdout
         if stream is None or stream.closed:
             return
@@ -197,13 +197,13 @@ class SupervisedProcess:
             stream.close()
 
     def close(self) -> None:
-        """Take what an ended process left to read, and let go of it."""
+        """Read the remaining output of an ended process, and close the pipe."""
         if self._process is not None and self._process.stdout is not None:
             self.listen()
             self._process.stdout.close()
 
     def note_exit(self) -> None:
-        """Note that it failed just now, how, and when it is due to be restarted."""
+        """Record a failure that has just happened, its reason, and the time of the restart."""
         self.close()
         now = time.monotonic()
         healthy = self._ready_since is not None and now - self._ready_since >= HEALTHY_AFTER
@@ -212,7 +212,7 @@ class SupervisedProcess:
         self.last_exit = exit_of(self.process.returncode, self.log)
 
     def restart(self) -> None:
-        """Start it again after it failed."""
+        """Start it again after a failure."""
         self.restarts += 1
         self.start()
 
@@ -223,9 +223,9 @@ class SupervisedProcess:
     def _look_for_ready(self, written: bytes) -> None:
         *lines, self._unread = (self._unread + written).split(b"\n")
         for line in lines:
-            said = _object(line)
-            if "ready" in said:
-                self.said, self._ready_since = said, time.monotonic()
+            fields = _object(line)
+            if "ready" in fields:
+                self.announced, self._ready_since = fields, time.monotonic()
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def ended_with(said: str, status: int) -> CommandError:
 
 
 class Supervisor:
-    """Keeps processes running until told to stop. For one thread: children die with the thread that started them.
+    """Keeps processes running until `request_stop`. For one thread: children are killed when it ends.
 
     Args:
         broker: the embedded server; None if the user has servers.
@@ -275,11 +275,11 @@ class Supervisor:
         self._hurried = threading.Event()
 
     def request_stop(self) -> None:
-        """Make `start` and `watch` return soon; for the second time, `stop` too. Safe in a signal handler."""
+        """Make `start` and `watch` return soon, and the second time `stop` too. Safe in a signal handler."""
         (self._hurried if self._stopping.is_set() else self._stopping).set()
 
     def start(self, healthy: Callable[[], bool], *, patience: float) -> bool:
-        """Start all, and wait until each said that it is ready and then `healthy()`. False: told to stop meanwhile.
+        """Start all, and wait until each is ready and then `healthy()`; False if `request_stop` was called meanwhile.
 
         Raises:
             StartError: a process ended, or is not ready after `patience` seconds.
@@ -302,10 +302,10 @@ class Supervisor:
         tend: Callable[[], None],
         failed: Callable[[SupervisedProcess], None] = lambda _: None,
     ) -> None:
-        """Start wanted processes and restart failed ones, until told to stop.
+        """Start wanted processes and restart failed ones, until `request_stop`.
 
-        `changed` is called after a process came up or ended, `failed` before that with one that ended unasked; `tend`
-        may change what is wanted.
+        `changed` is called after a process became ready or ended, `failed` before that with one that failed; `tend` may
+        change which processes are wanted.
         """
         while not self._stopping.wait(TICK):
             self._watch_broker(changed)
@@ -325,7 +325,7 @@ class Supervisor:
             self._broker.stop()
 
     def _all(self) -> Iterable[SupervisedProcess]:
-        """Every process, in the order of their start: the reverse of that of their end."""
+        """Every process in start order, the reverse of the stop order."""
         return [process for group in reversed(self._groups) for process in group]
 
     def _running(self) -> list[SupervisedProcess]:
@@ -401,7 +401,7 @@ def _stop_group(group: Sequence[SupervisedProcess], hurried: threading.Event) ->
         for process in left:
             process.listen()
         if hurried.is_set() and not again:
-            _terminate(group)  # for the second time: now
+            _terminate(group)  # the second request: stop at once
             asked, again = time.monotonic(), True
         time.sleep(TICK / 2)
     for process in group:

@@ -1,7 +1,7 @@
 """Whether `make setup` installs torch: exit status 0 for yes, 1 for no, and why on stderr.
 
-The rule: torch comes along when this machine has a CUDA device, or when what pip would bring is a build for the CPU. On
-most Linux machines pip would bring about 3 GB of CUDA libraries, and those are never drawn in unasked.
+It does if this machine has a CUDA device, or if pip would install a build for the CPU. On most Linux machines pip would
+install about 3 GB of CUDA libraries, which a user must request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ASK_PIP = (
 
 
 def brings_cuda(version: str, requirements: Sequence[str]) -> bool:
-    """Whether a torch of this version, with these requirements in its metadata, brings CUDA on this machine."""
+    """Whether torch of this version and with these requirements in its metadata installs CUDA on this machine."""
     if version.partition("+")[2].startswith("cpu"):
         return False
     parsed = [Requirement(text) for text in requirements]
@@ -41,18 +41,18 @@ def choose() -> tuple[bool, str]:
         return False, f"torch {version_of('torch')} is installed"
     devices = look().cuda
     if devices:
-        return True, f"torch comes along, for this machine has {', '.join(devices)}"
+        return True, f"installing torch: this machine has {', '.join(devices)}"
     offered = _offered()
     if offered is None:
-        return False, "torch is left out: pip could not say which build it would bring (`make torch` installs it)"
+        return False, "not installing torch: pip did not say which build it would install (`make torch` installs it)"
     version, requirements = offered
     if brings_cuda(version, requirements):
-        return False, f"torch is left out: torch {version} would bring about 3 GB of CUDA (`make torch` installs it)"
-    return True, f"torch comes along: torch {version} is a build for the CPU"
+        return False, f"not installing torch: torch {version} needs about 3 GB of CUDA (`make torch` installs it)"
+    return True, f"installing torch: torch {version} is a build for the CPU"
 
 
 def _offered() -> tuple[str, list[str]] | None:
-    """Version and requirements of the torch that pip would install; None where it cannot say."""
+    """Version and requirements of the torch that pip would install; None if unknown."""
     try:
         asked = subprocess.run(
             [sys.executable, *_ASK_PIP], capture_output=True, timeout=_PATIENCE, check=True, stdin=subprocess.DEVNULL

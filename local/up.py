@@ -33,15 +33,25 @@ START_PATIENCE = 240.0
 """Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""
 
 STOP_PATIENCE = 15.0
-"""Seconds that a process has to end when asked, for a worker after `limits.grace`, in which it finishes its jobs."""
+"""Seconds that a process has to end when asked; a worker has `limits.grace` before that to finish its jobs."""
+
+AT_ONCE = 20.0
+"""Seconds within which a fleet ends after the second request to stop."""
+
+STARTING = 60.0
+"""Seconds within which a fleet that is still starting ends when asked."""
+
+LOCK = "supervisor.lock"
+FLEET = "fleet.json"
 
 _GROUPS = 4  # stopped one after another: workers, router, Flower, broker
-_QUICK = 1.0  # time-out in seconds of a health check on loopback
+_QUICK = 1.0  # timeout in seconds of a health check on loopback
+_LOCK_WAIT = 0.5  # seconds; reading the supervisor's pid holds the lock for less
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The user's options. Port 0 means the last port used, else the usual one, else a free one."""
+    """The user's options. Port 0 means the last port used, else the default one, else a free one."""
 
     data: Path
     port: int = 0
@@ -130,9 +140,9 @@ def run_fleet(
 
 
 def _tending(processes: _Processes, bounds: Bounds, environment: Mapping[str, str], ask: Ask) -> Callable[[], None]:
-    """The function that resizes classes while the fleet runs."""
+    """A function that resizes classes, to be called while the fleet runs."""
     key = environment.get("TAXIWAY_KEY", "")
-    return Autoscaler(processes.workers, bounds, lambda name: ask(_said(processes.router, "http"), key, name)).tend
+    return Autoscaler(processes.workers, bounds, lambda name: ask(_announced(processes.router, "http"), key, name)).tend
 
 
 def _supervise(
@@ -172,7 +182,7 @@ def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[st
 
 
 def _processes(plan: Plan, options: Options, environment: Mapping[str, str], scaled: Set[str]) -> _Processes:
-    """The fleet's processes. The router counts on devices of the `scaled` classes being started when wanted."""
+    """The fleet's processes. Devices of the `scaled` classes are started on demand, which the router relies on."""
     logs = options.data / "logs"
     logs.mkdir(exist_ok=True)
     make = partial(SupervisedProcess, environment=environment, logs=logs, patience=STOP_PATIENCE)
@@ -195,7 +205,7 @@ def _worker(plan: Plan, options: Options, environment: Mapping[str, str], worker
 def _added_worker(
     make: Callable[[WorkerPlan], SupervisedProcess], group: list[SupervisedProcess], worker: WorkerPlan
 ) -> SupervisedProcess:
-    """A worker that joins those that stop first."""
+    """A new worker, added to the group that is stopped first."""
     process = make(worker)
     group.append(process)
     return process
@@ -207,13 +217,13 @@ def _router_arguments(port: int, scaled: Set[str]) -> Sequence[str]:
 
 
 def _flower_arguments(port: int) -> Sequence[str]:
-    """Flower's command. Without a login its API refuses every change, so that the page can only be looked at."""
+    """Flower's command. Without a login its API refuses every change, so that the page is read-only."""
     flower = ["flower", "--address=127.0.0.1", f"--port={port}", "--inspect_timeout=2000"]
     return ["-m", "celery", "-A", "local.watcher", *flower]
 
 
 def _healthy(processes: _Processes) -> bool:
-    doors = [f"{_said(processes.router, 'http')}/v2/health/ready"]
+    doors = [f"{_announced(processes.router, 'http')}/v2/health/ready"]
     if processes.flower_url is not None:
         doors.append(f"{processes.flower_url}/healthcheck")
     return all(map(_answers, doors))
@@ -226,7 +236,7 @@ def _answers(url: str) -> bool:
 
 
 def _addresses(broker: EmbeddedValkey | None, settings: Settings) -> _Addresses:
-    """Where others find the broker and the state store: on loopback, and on the socket that the fleet itself uses."""
+    """The broker's and the state store's addresses for others: on loopback, and on the socket that the fleet uses."""
     if broker is None:
         return _Addresses(settings.broker, settings.state, on_socket(settings.broker))
     near, far = broker.socket_url, broker.url
@@ -246,7 +256,7 @@ def _fleet(
         state=addresses.state,
         socket=addresses.socket,
         celery_broker=addresses.celery_broker,
-        http=_said(processes.router, "http"),
+        http=_announced(processes.router, "http"),
         flower=processes.flower_url,
         pid=os.getpid(),
         router_pid=processes.router.process.pid,
@@ -263,7 +273,7 @@ def _running(worker: WorkerPlan, process: SupervisedProcess) -> RunningWorker:
         hardware_class=worker.hardware_class,
         device=worker.device,
         emulated=worker.emulated,
-        worker=_said(process, "worker"),
+        worker=_announced(process, "worker"),
         pid=process.process.pid,
     )
 
@@ -293,7 +303,7 @@ def _broker_state(broker: EmbeddedValkey | None, supervisor: Supervisor) -> Sequ
 
 def _forget_device(state: str, process: SupervisedProcess) -> None:
     """Delete the heartbeat of a failed worker, so that nothing is placed on it until it is restarted."""
-    worker = _said(process, "worker")
+    worker = _announced(process, "worker")
     if not worker:
         return
     with (
@@ -303,20 +313,9 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
         connections.run(heartbeat_call(worker, b""))
 
 
-def _said(process: SupervisedProcess, field: str) -> Any:
+def _announced(process: SupervisedProcess, field: str) -> Any:
     """A field of the process's last ready line; empty before the first."""
-    return process.said.get(field, "")
-
-
-_GLANCE = 0.5  # seconds; a query of the supervisor's pid holds the lock for less
-AT_ONCE = 20.0
-"""Seconds in which a fleet that was told to stop for the second time is gone."""
-
-STARTING = 60.0
-"""Seconds in which a fleet that is not ready yet is gone."""
-
-LOCK = "supervisor.lock"
-FLEET = "fleet.json"
+    return process.announced.get(field, "")
 
 
 class RunningWorker(msgspec.Struct, frozen=True, kw_only=True):
@@ -346,12 +345,12 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """A running fleet: its addresses (passwords included), the supervisor's process, its workers and all processes.
 
-    `broker` and `state` are for any client library; of an embedded server that is its port on loopback. `socket` is its
-    Unix socket, which the fleet uses and which is faster, and `celery_broker` the broker for plain Celery on this
+    `broker` and `state` are addresses for any client library: an embedded server's port on loopback. `socket` is its
+    Unix socket, which the fleet uses because it is faster, and `celery_broker` the broker for plain Celery on this
     machine, in kombu's form (`redis+socket://…`).
 
-    `left_out` has the classes without a worker, and why. `router_pid` and the workers' change when one is restarted.
-    `patience` is the seconds in which it is gone when it is told to stop.
+    `left_out` has the classes without a worker, and why. A restart changes `router_pid` or a worker's pid. `patience`
+    is the time in seconds within which the fleet ends when asked to stop.
     """
 
     broker: str
@@ -391,7 +390,7 @@ def supervising(data: Path) -> Iterator[None]:
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data / LOCK).open("a+") as lock:
-        if not within(_GLANCE, lambda: _locked(lock, fcntl.LOCK_EX), every=0.05):
+        if not within(_LOCK_WAIT, lambda: _locked(lock, fcntl.LOCK_EX), every=0.05):
             raise AlreadyRunningError(data, supervisor_pid(data))
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -421,24 +420,24 @@ def write_fleet(data: Path, fleet: Fleet) -> None:
 
 
 def read_fleet(data: Path) -> Fleet | None:
-    """The fleet that runs from `data`, None where none is ready."""
+    """The fleet that runs from `data`; None if none is ready."""
     if supervisor_pid(data) is None or not (data / FLEET).exists():
         return None
     return msgspec.json.decode((data / FLEET).read_bytes(), type=Fleet)
 
 
 def stop_fleet(data: Path) -> bool:
-    """Stop the fleet that runs from `data` and wait until it is gone; whether there was one.
+    """Stop the fleet that runs from `data` and wait for its end; returns whether there was one.
 
-    An interrupt, or another call, ends it at once: its workers give back what they run. A supervisor that does not end
-    within its fleet's patience is killed, and its children die with it.
+    An interrupt, or another call, stops it at once: its workers return the jobs that they run. A supervisor that does
+    not end within its fleet's `patience` is killed, and its children with it.
     """
     supervisor, fleet = _supervisor(data), read_fleet(data)
     if supervisor is None:
         (data / FLEET).unlink(missing_ok=True)
         return False
     try:
-        with suppress(ProcessLookupError):  # it ends by itself at this very moment
+        with suppress(ProcessLookupError):  # it has just ended by itself
             signal.pidfd_send_signal(supervisor, signal.SIGTERM)
             if not _stopped(supervisor, STARTING if fleet is None else fleet.patience):
                 signal.pidfd_send_signal(supervisor, signal.SIGKILL)
@@ -450,7 +449,7 @@ def stop_fleet(data: Path) -> bool:
 
 
 def _supervisor(data: Path) -> int | None:
-    """A descriptor of the supervisor's process, which stays true to it when its number is taken by another."""
+    """A pidfd of the supervisor's process, which stays valid when its pid is reused."""
     pid = supervisor_pid(data)
     try:
         return None if pid is None else os.pidfd_open(pid)
@@ -459,7 +458,7 @@ def _supervisor(data: Path) -> int | None:
 
 
 def _stopped(supervisor: int, patience: float) -> bool:
-    """Whether it ends by itself; at once where this process is interrupted."""
+    """Whether it ends in time; an interrupt of this process stops it at once."""
     try:
         return _ended(supervisor, patience)
     except KeyboardInterrupt:
@@ -468,7 +467,7 @@ def _stopped(supervisor: int, patience: float) -> bool:
 
 
 def _ended(process: int, patience: float) -> bool:
-    """Whether the process behind the descriptor ends within `patience` seconds."""
+    """Whether the process of a pidfd ends within `patience` seconds."""
     return bool(select.select([process], [], [], patience)[0])
 
 

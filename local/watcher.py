@@ -1,6 +1,6 @@
-"""The Celery app for what only watches a fleet: `celery -A local.watcher flower`, `… inspect`, `… events`.
+"""The Celery app for tools that only observe a fleet: `celery -A local.watcher flower`, `… inspect`, `… events`.
 
-Celery imports it by name, so that it reads the environment when it is imported.
+Celery imports it by name, so it reads the environment on import.
 """
 
 from __future__ import annotations

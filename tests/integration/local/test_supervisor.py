@@ -54,7 +54,7 @@ def test_a_fleet_is_up_once_every_process_said_so(make: Callable[[str, str], Sup
     supervisor = Supervisor(None, [[worker], [router]])
     with stopped_after(supervisor):
         assert supervisor.start(lambda: True, patience=20)
-        assert worker.said["number"] == router.said["number"] == 7
+        assert worker.announced["number"] == router.announced["number"] == 7
     assert not worker.alive
     assert not router.alive
 
@@ -105,7 +105,7 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
         known: list[bool] = []  # what it said, such as where its door is
 
         def restarted() -> bool:
-            known.append("number" in worker.said)
+            known.append("number" in worker.announced)
             return worker.restarts == 1 and worker.ready
 
         assert until(restarted)
@@ -146,7 +146,7 @@ def test_a_failed_process_takes_what_it_had_started_along(
     )
     worker = make("worker", program)
     with watched(Supervisor(None, [[worker]])):
-        child = worker.said["child"]
+        child = worker.announced["child"]
         os.kill(worker.process.pid, signal.SIGKILL)
         assert until(lambda: gone(child))
 

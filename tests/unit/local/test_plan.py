@@ -92,7 +92,7 @@ def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expecte
 
 
 def test_more_workers_than_accelerators_are_refused() -> None:
-    with pytest.raises(PlanError, match="at most one worker a device"):
+    with pytest.raises(PlanError, match="at most one worker per device"):
         plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
 
 
