@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.document import Size
-from tasks.models.catalogue import Model, Variant
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model, Variant
 from tasks.models.profiles import UNSURE, DeviceProfile, Measurement, Processor, Residuals, profile_path, render_profile
 from tasks.settings import TREE
 from workers.profiling.fit import rounded

@@ -32,7 +32,7 @@ from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.model import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.contract.keys import LEVELS, arrived_cell, work_cell

@@ -23,7 +23,7 @@ from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import Waiting, groups_of, window_per_level
 from tasks.heartbeat import variant_key
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS

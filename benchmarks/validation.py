@@ -40,8 +40,8 @@ from simulator.policies.routing import Surroundings
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import Column, Trace, joined, synthetic_trace
 from simulator.workload import Workload, prepare
-from tasks.models.catalogue import Profile
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Profile
 from tasks.settings import TREE
 from tasks.topology import Topology, load_topology
 from taxiway.contract.job import RunReport

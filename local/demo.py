@@ -28,7 +28,8 @@ from local.doctor import Wanted
 from local.supervisor import ended_with, in_tree, own_command
 from local.up import Fleet, stop_fleet
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Model
 from taxiway import AsyncClient, Result, RunReport
 from taxiway.errors import OverloadedError, TaxiwayError
 

@@ -22,9 +22,10 @@ from tasks.check import check_configuration
 from tasks.endpoints import Endpoint
 from tasks.machine import RUNTIMES, Machine
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
 from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.connection import ConnectionPool

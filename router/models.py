@@ -10,7 +10,8 @@ import msgspec
 from router.decide.classify import Constraints, classify
 from router.decide.snapshot import FleetSnapshot
 from router.service.admission import UNLOADED
-from tasks.models.catalogue import Catalogue, Model, TensorSpec, Variant
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Model, TensorSpec, Variant
 from tasks.topology import Topology
 from taxiway.contract.values import BATCH_AXIS
 

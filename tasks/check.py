@@ -14,9 +14,10 @@ from typing import Literal
 import msgspec
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Catalogue, Derived, Model, ModelError
+from tasks.models.catalogue import Catalogue
 from tasks.models.files import ENTRIES, CodeError, entry_code, runtime_code
 from tasks.models.folder import graph_contradictions, load_catalogue
+from tasks.models.model import Derived, Model, ModelError
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, TensorSpec, Variant
+from tasks.models.model import Model, TensorSpec, Variant
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.contract.keys import INFER

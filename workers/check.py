@@ -22,8 +22,9 @@ from rich.table import Table
 from tasks.check import Verdict, check_configuration
 from tasks.heartbeat import lacking
 from tasks.models.artefacts import ArtefactError, ArtefactStore, try_inputs
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.models.signature import bind
 from tasks.settings import cache_directory, models_folder, queues_file
 from taxiway.cli.fleet import shown_as

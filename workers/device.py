@@ -18,8 +18,8 @@ import pynvml
 
 from tasks.endpoints import Endpoint
 from tasks.machine import look
-from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
+from tasks.models.model import Model
 from tasks.settings import Settings, SettingsError
 from tasks.topology import DeviceKind, HardwareClass, Topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError

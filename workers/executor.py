@@ -18,9 +18,10 @@ import psutil
 from tasks.heartbeat import lacking, variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant
+from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced
 from tasks.models.folder import graph_contradictions
+from tasks.models.model import Model, ModelError, Tolerance, Variant
 from tasks.models.profiles import Known, ProfileBook, ran_size
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass

@@ -19,8 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tasks.models.catalogue import Model, Variant
 from tasks.models.files import runtime_code
+from tasks.models.model import Model, Variant
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -24,8 +24,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Model
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.settings import TREE, cache_directory
 from workers.pipelines.text import open_pipeline
 from workers.port import Placed, open_runtime

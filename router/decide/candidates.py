@@ -13,7 +13,7 @@ from router.decide.classify import Candidate, Constraints, Refusal, classify, wi
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import Allowed, DeviceFacts, variant_key
-from tasks.models.catalogue import Model, Profile
+from tasks.models.model import Model, Profile
 from tasks.models.profiles import Known, ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS, flow

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from router.decide.snapshot import FleetSnapshot
 from tasks.endpoints import Endpoint
 from tasks.heartbeat import DeviceFacts, lacking, variant_key
-from tasks.models.catalogue import Model, Variant
 from tasks.models.discovered import discovered_by
+from tasks.models.model import Model, Variant
 from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import wrong_field

@@ -16,7 +16,7 @@ from router.decide.classify import Needs
 from router.decide.cost import Figures, dearest, estimate_figures, horizon
 from router.decide.placement import choose, prefer, reserved_and_busy, route_by_plan
 from router.decide.snapshot import Backlog, FleetSnapshot
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 from taxiway.errors import TaxiwayError

@@ -24,7 +24,7 @@ from router.decide.cost import (
     some,
 )
 from router.decide.snapshot import Backlog, FleetSnapshot
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, UnplaceableError

@@ -20,7 +20,7 @@ from router.decide.placement import Choice, Placement, weigh
 from router.decide.prefixes import Prefixes
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
 from tasks.endpoints import Tariff
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
 from tasks.ticket import Ticket
 from tasks.topology import Topology

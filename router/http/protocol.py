@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.model import Model, TensorSpec
 from taxiway.contract.job import Result
 from taxiway.contract.limits import (
     AT_ONCE,

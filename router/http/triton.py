@@ -16,7 +16,8 @@ from router.http.gate import json_answer, needs
 from router.models import unready
 from router.service.arrivals import Router
 from tasks.heartbeat import Ran
-from tasks.models.catalogue import Catalogue, Model, TensorSpec, reference_of
+from tasks.models.catalogue import Catalogue, reference_of
+from tasks.models.model import Model, TensorSpec
 from taxiway.errors import InvalidRequestError, cut
 
 ROUTER = "router"

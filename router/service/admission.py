@@ -24,8 +24,9 @@ from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, 
 from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from router.service.celery_message import moment_of
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
 from tasks.models.chats import answer_limit, asks, beginning, most_tokens
+from tasks.models.model import Model
 from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of

@@ -20,7 +20,7 @@ from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader, FolderWatch
 from router.service.store import RouterStore
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.topology import Topology
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, quoted
 

@@ -21,7 +21,8 @@ from router.decide.rebalance import Group, Move
 from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot, shown
 from router.service.admission import Rules
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Model
 from tasks.ticket import TicketError, read_ticket, sign
 from taxiway.contract.job import JobState, MoveRecord, read_moves
 from taxiway.contract.keys import work_cell

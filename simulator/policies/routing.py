@@ -31,7 +31,7 @@ from simulator.traces import Column
 from simulator.workload import Figures, Job, Workload
 from tasks.document import Size
 from tasks.heartbeat import HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.model import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import arrived_cell, held_cell, work_cell

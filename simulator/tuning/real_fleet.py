@@ -28,7 +28,8 @@ from simulator.workload import Workload, prepare
 from tasks.document import Size
 from tasks.endpoints import Rate
 from tasks.heartbeat import variant_key
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
 from taxiway.errors import TaxiwayError

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.catalogue import Artefact, Derived, HubFile, LocalFile, Model, TensorSpec, UrlFile, WheelMember
 from tasks.models.files import Code, CodeError, recipe_code
+from tasks.models.model import Artefact, Derived, HubFile, LocalFile, Model, TensorSpec, UrlFile, WheelMember
 from tasks.models.sources import (
     InterruptedDownloadError,
     Network,

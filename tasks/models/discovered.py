@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from tasks.models.catalogue import DISCOVERED, Catalogue, Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import DISCOVERED, Model, Parameter, Profile, TensorSpec, Variant
 
 MOST = 64
 """Models of one endpoint that are served without a model.yaml; all of them are in each heartbeat of its worker."""

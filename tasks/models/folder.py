@@ -24,21 +24,19 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from tasks.document import Verbatim
-from tasks.models.catalogue import (
+from tasks.models.catalogue import Catalogue, dangling, folder_of
+from tasks.models.discovered import with_discovered
+from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
+from tasks.models.model import (
     Alias,
-    Catalogue,
     Contradictions,
     LocalFile,
     Model,
     ModelError,
     TensorSpec,
-    astray,
-    folder_of,
     parse_file,
     sources_of,
 )
-from tasks.models.discovered import with_discovered
-from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
 from tasks.queues_file import QueuesFile
 from taxiway.errors import flaw
@@ -323,7 +321,7 @@ class _Loading:
         """The alias, or the one that its file had before if it leads nowhere and that does not."""
         before = self._last_others.get(alias.file)
         if not self._leads(alias) and before is not None and self._leads(before):
-            self._outdated[alias.name] = str(astray(alias))
+            self._outdated[alias.name] = str(dangling(alias))
             return before
         return alias
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, Size, Verbatim, parse_document
-from tasks.models.catalogue import Model, Profile
+from tasks.models.model import Model, Profile
 from tasks.topology import DeviceKind
 from taxiway.errors import flaw
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from tasks.models.catalogue import Model, Parameter, TensorSpec
+from tasks.models.model import Model, Parameter, TensorSpec
 from tasks.models.profiles import generates
 from taxiway.contract.job import accepted_meta, failure_meta
 from taxiway.contract.request import Request

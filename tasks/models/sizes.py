@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.chats import characters
+from tasks.models.model import Model, TensorSpec
 from tasks.models.units import Unit, read_unit
 from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError

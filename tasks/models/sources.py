@@ -27,7 +27,7 @@ import httpx
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 
-from tasks.models.catalogue import HubFile, LocalFile, UrlFile, WheelMember
+from tasks.models.model import HubFile, LocalFile, UrlFile, WheelMember
 
 Advance = Callable[[int, int | None], None]
 """Called with the bytes done, and the total if known."""

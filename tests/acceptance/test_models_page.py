@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from tasks.models.catalogue import parse_model
 from tasks.models.folder import load_catalogue
+from tasks.models.model import parse_model
 from tasks.settings import TREE, Settings
 from tests.routing import router_process
 from tests.working import QUEUES, worker_process, worker_settings

@@ -19,7 +19,7 @@ from router.decide.plan import Cell, ClassPlan, Density, Depth, Handover, Plan
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
-from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.topology import HardwareClass, Link, Price, Service, Topology
 from taxiway.contract.keys import flow
 from tests.builders import a_text_model

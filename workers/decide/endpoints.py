@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tasks.models.catalogue import Profile
+from tasks.models.model import Profile
 
 ENOUGH = 5
 """Answers before what was learned is used in place of the profile."""

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
-from tasks.models.catalogue import Datatype, Model, TensorSpec, Variant
 from tasks.models.discovered import MOST, Announced, fits
+from tasks.models.model import Datatype, Model, TensorSpec, Variant
 from taxiway.contract.tensors import HEADER, OCTETS, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 import numpy as np
 
-from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import answer_limit, characters, read_chat
 from tasks.models.discovered import Announced
+from tasks.models.model import Model, Variant
 from tasks.models.profiles import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.deltas import Delta, Message

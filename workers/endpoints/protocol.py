@@ -13,8 +13,8 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from tasks.models.catalogue import Model, Variant
 from tasks.models.discovered import Announced
+from tasks.models.model import Model, Variant
 from taxiway.contract.deltas import Delta
 from taxiway.contract.job import Tokens
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, cut

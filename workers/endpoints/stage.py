@@ -19,7 +19,8 @@ from collections.abc import Collection, Coroutine, Sequence
 
 from tasks.endpoints import Endpoint, connection
 from tasks.heartbeat import EndpointFacts
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, ran_size
 from taxiway.contract.deltas import Delta
 from taxiway.contract.job import Piece, Tokens

@@ -10,8 +10,9 @@ import msgspec
 
 from tasks.endpoints import Endpoint
 from tasks.heartbeat import Curve, three_digits, variant_key
-from tasks.models.catalogue import Catalogue, Model, Profile, Variant
+from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered, named
+from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import Known, ProfileBook, generates
 from taxiway.errors import ExecutionError
 from workers.decide.endpoints import ENOUGH, Learned, after, curve_of

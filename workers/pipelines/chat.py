@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import NO_EFFECT, ROLES, answer_limit, honoured, read_chat
+from tasks.models.model import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
 from workers.pipelines.chat_template import ChatTemplate, open_template
 from workers.pipelines.generation import MAX_STOPS, SteppingPipeline

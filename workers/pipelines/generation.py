@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tasks.models.catalogue import Model, Variant
+from tasks.models.model import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines.chat_template import ChatTemplate, open_template
 from workers.pipelines.running_batch import RunningBatch

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tasks.models.catalogue import Model, TensorSpec, Variant
+from tasks.models.model import Model, TensorSpec, Variant
 from tasks.models.sizes import size_of_row
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.decide.faults import said

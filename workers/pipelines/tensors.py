@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.catalogue import Model, TensorSpec, Variant
+from tasks.models.model import Model, TensorSpec, Variant
 from tasks.models.sizes import size_of_row
 from taxiway.errors import ExecutionError, InvalidRequestError
 from workers.port import Arrays, Item, Placed, Row, Runtime

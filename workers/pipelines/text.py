@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from tasks.models.catalogue import Model, Variant
+from tasks.models.model import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, flaw
 from workers.port import Arrays, Item, Placed, Row, Runtime
 

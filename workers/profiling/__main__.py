@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tasks.document import DocumentError, convert
 from tasks.heartbeat import lacking, variant_key
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.models.profiles import Processor
 from tasks.settings import TREE, models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology

@@ -13,7 +13,7 @@ import numpy as np
 
 from tasks.document import Size
 from tasks.endpoints import Endpoint
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.models.profiles import LONGEST, Measurement, Residuals, generates, ran_size
 from taxiway.errors import TaxiwayError
 from workers.decide.endpoints import Learned, after, curve_of

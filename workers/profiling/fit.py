@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.models.profiles import Residuals
 
 SIZES = 4

@@ -21,8 +21,8 @@ import psutil
 from tasks.document import Size
 from tasks.machine import RUNTIMES, version_of
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Model
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
 from tasks.models.sizes import unit_of

@@ -23,8 +23,8 @@ from broker.valkey.class_queue import FetchedMessage
 from broker.valkey.records import Claim, Verdict
 from broker.valkey.worker_store import insist
 from tasks.heartbeat import variant_key
-from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
+from tasks.models.model import Model
 from tasks.models.signature import Bound, bind, check_stream
 from tasks.telemetry import ParentSpan, parent_of
 from tasks.ticket import TicketError, read_ticket

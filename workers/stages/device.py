@@ -22,7 +22,8 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import TaxiwayError

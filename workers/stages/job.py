@@ -11,7 +11,7 @@ import msgspec
 
 from broker.valkey.records import Claim, Course, exceeded
 from broker.valkey.records import Ending as StoredEnding
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.telemetry import ParentSpan
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass

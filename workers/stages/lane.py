@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from tasks.heartbeat import variant_key
-from tasks.models.catalogue import Model, Profile
+from tasks.models.model import Model, Profile
 from taxiway.contract.job import Piece
 from taxiway.contract.keys import PATIENT
 from taxiway.errors import ExecutionError, TaxiwayError

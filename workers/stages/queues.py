@@ -17,8 +17,9 @@ from contextlib import suppress
 from typing import Protocol
 
 from tasks.heartbeat import EndpointFacts
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced
+from tasks.models.model import Model
 from tasks.models.profiles import Known, ProfileBook
 from tasks.models.sizes import size_of_row
 from tasks.topology import HardwareClass

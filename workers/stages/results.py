@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.heartbeat import is_emulated
-from tasks.models.catalogue import TensorSpec
+from tasks.models.model import TensorSpec
 from tasks.models.profiles import generates, length_of
 from taxiway.contract.job import Result, RunReport
 from taxiway.contract.values import ResultBlobs, to_wire

@@ -22,7 +22,8 @@ from router.http.openai.errors import content
 from router.http.progress import Part, column, messages_of
 from router.http.protocol import array_output
 from router.service.admission import Admitted
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Model
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Result, RunReport
 from taxiway.errors import TaxiwayError

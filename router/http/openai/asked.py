@@ -15,8 +15,8 @@ from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Protocol, Type
 
 import msgspec
 
-from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.chats import read_chat
+from tasks.models.model import Model, TensorSpec
 from tasks.topology import Topology
 from taxiway.contract.limits import AT_ONCE, check_json
 from taxiway.contract.request import MAX_NAME

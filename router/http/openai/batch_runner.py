@@ -37,7 +37,7 @@ from router.http.openai.calls import awaited
 from router.http.openai.errors import JOB, code_of, content, param_of
 from router.http.openai.objects import Contents, FileRecord, Objects, file_path, one_piece
 from router.service.arrivals import Router
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request, parse_request
 from taxiway.errors import (

@@ -50,7 +50,7 @@ from router.http.openai.errors import ErrorContent
 from router.jobs import Jobs
 from router.service.admission import Admitted
 from router.service.arrivals import Router
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request as TaxiwayRequest
 from taxiway.contract.request import parse_request

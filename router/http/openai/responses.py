@@ -26,7 +26,7 @@ from router.http.openai.asked import (
     wrong,
 )
 from router.http.openai.errors import code_of
-from tasks.models.catalogue import Model
+from tasks.models.model import Model
 from tasks.telemetry import redacted
 from taxiway.contract.job import JobState, Result
 from taxiway.errors import (

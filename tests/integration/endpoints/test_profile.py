@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tasks.endpoints import Endpoint
-from tasks.models.catalogue import parse_model
+from tasks.models.model import parse_model
 from tasks.models.profiles import Processor, load_profile
 from tests.builders import ENGINE_MODELS
 from tests.engine import Engine, serving

@@ -16,9 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tasks.models.catalogue import Derived, Model, Variant
 from tasks.models.files import ENTRIES, entry_code, recipe_code
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Derived, Model, Variant
 from tasks.settings import TREE
 
 OURS = {"taxiway", "tasks", "broker", "router", "workers", "simulator", "controller"}

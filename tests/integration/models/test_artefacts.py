@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
-from tasks.models.catalogue import HubFile, Model, parse_model
+from tasks.models.model import HubFile, Model, parse_model
 from tasks.models.sources import Network, SourceError, fetch_hub, take_member
 from workers.recipes.graph_writer import GraphWriter
 

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Model
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines.image import MAX_PIXELS, batch_of, decode

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from tasks.check import check_configuration
 from tasks.machine import look
 from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
-from tasks.models.catalogue import Model, parse_model
 from tasks.models.files import CodeError, entry_code, recipe_code
+from tasks.models.model import Model, parse_model
 from tasks.settings import Settings
 from tests import installed
 from tests.working import QUEUES, Tower, worker_process, worker_settings

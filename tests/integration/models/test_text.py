@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Model, Variant
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model, Variant
 from tasks.settings import TREE, Settings, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.working import QUEUES, Tower, worker_process

@@ -15,8 +15,8 @@ import pytest
 import taxiway
 from local.up import Fleet
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Model
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.settings import TREE, cache_directory
 from tests.acceptance.running import start_fleet
 from tests.acceptance.running import taxiway as command_line

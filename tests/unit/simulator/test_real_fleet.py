@@ -16,7 +16,8 @@ from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import able_classes
 from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, paces, recorded, timely
 from tasks.document import Size
-from tasks.models.catalogue import Catalogue, Parameter, Profile, Variant
+from tasks.models.catalogue import Catalogue
+from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Planning, Price, Scaling, Service, Topology
 from tests.builders import a_device, a_text_model

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.heartbeat import lacking
-from tasks.models.catalogue import Catalogue, Model, ModelError, Profile, parse_model
+from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model, ModelError, Profile, parse_model
 from tasks.settings import TREE
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 from tests.graphs import SCALE_SPECS, graph_model, scale_graph, write_model

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.derive_profiles import derive
 from tasks.document import Size
-from tasks.models.catalogue import Profile, Variant
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Profile, Variant
 from tasks.models.profiles import (
     STALE_AFTER,
     UNSURE,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from tasks.document import Size
-from tasks.models.catalogue import Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.model import Model, Parameter, Profile, TensorSpec, Variant
 from tasks.models.signature import bind, bind_parameters
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError
 from tests.unit.strategies import json_values

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Model, ModelError, TensorSpec, parse_model
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model, ModelError, TensorSpec, parse_model
 from tasks.models.signature import bind
 from tasks.models.sizes import measured, pixels_of, quantised, read_base64, read_bytes, rows_of, size_of_row
 from tasks.models.units import UnitError, read_unit

@@ -13,7 +13,7 @@ from router.decide.placement import choose
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.endpoints import Endpoint
-from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Service, Tenant, Topology, load_topology

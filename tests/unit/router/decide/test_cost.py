@@ -15,7 +15,7 @@ from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures,
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, Curve, DeviceFacts, EndpointFacts
-from tasks.models.catalogue import Model, Parameter, Profile, Variant
+from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
 from tests.builders import a_class, a_device, a_text_model, a_topology

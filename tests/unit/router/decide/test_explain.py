@@ -23,7 +23,7 @@ from router.decide.placement import choose, place, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.errors import TaxiwayError

@@ -18,7 +18,7 @@ from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import JobTemplate
 from tasks.document import Size
 from tasks.endpoints import Tariff
-from tasks.models.catalogue import Model, Parameter, Profile, Variant
+from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Price, Topology
 from taxiway.contract.job import Tokens

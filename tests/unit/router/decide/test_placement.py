@@ -15,7 +15,7 @@ from router.decide.placement import NEAR, WARM_PREFERENCE, Option, Placement, pl
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts
-from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.topology import HardwareClass, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
 from tests.builders import a_class, a_device, a_text_model, a_topology

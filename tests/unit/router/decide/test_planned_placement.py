@@ -16,7 +16,7 @@ from router.decide.placement import Placement, choose, place, weigh
 from router.decide.plan import SPILL_RUN, Cell, ClassPlan, Density, Handover, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
-from tasks.models.catalogue import Model, Parameter, Profile, Variant
+from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import DeviceKind, HardwareClass, Price, Service, Topology
 from taxiway.errors import OverloadedError, TaxiwayError

@@ -16,8 +16,8 @@ from router.decide.cost import estimate_figures
 from router.decide.explain import explain
 from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prefixes, prefixes_of, slots_worth
 from router.decide.snapshot import FleetSnapshot
-from tasks.models.catalogue import Profile, Variant
 from tasks.models.chats import beginning
+from tasks.models.model import Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tests.builders import a_class, a_device, a_topology
 from tests.unit.router.decide.test_metered_price import MODEL

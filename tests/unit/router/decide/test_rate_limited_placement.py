@@ -17,7 +17,7 @@ from router.decide.rebalance import Block, Group
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import Allowed, DeviceFacts, EndpointFacts
-from tasks.models.catalogue import Profile, Variant
+from tasks.models.model import Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tests.builders import a_class, a_device, a_text_model, a_topology
 

@@ -23,7 +23,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import group_by_kind, window_per_level
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Service, Topology
 from taxiway.contract.keys import LEVELS

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.http.protocol import InferRequest, InputTensor, output_tensor, read_infer, request_of
-from tasks.models.catalogue import TensorSpec
+from tasks.models.model import TensorSpec
 from taxiway.contract.limits import DEEPEST, ELEMENTS
 from taxiway.contract.values import to_array, to_wire
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError

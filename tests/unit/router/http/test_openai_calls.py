@@ -26,7 +26,7 @@ from router.http.openai.errors import content, param_of
 from router.http.openai.response_events import ResponseWriter, told_again
 from router.http.openai.responses import ResponseCall, begun, input_items, messages_of, response_fields
 from router.http.progress import Answers, Part
-from tasks.models.catalogue import parse_model
+from tasks.models.model import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway.contract.deltas import TEXTS, Message, OtherMessageError
 from taxiway.contract.job import Piece, Result, RunReport

@@ -14,8 +14,8 @@ from router.http.protocol import (
 )
 from router.http.triton import stats_of
 from tasks.heartbeat import Ran
-from tasks.models.catalogue import TensorSpec
 from tasks.models.folder import load_catalogue
+from tasks.models.model import TensorSpec
 from tasks.settings import TREE
 from taxiway.contract.job import Result, RunReport
 from taxiway.errors import InvalidRequestError

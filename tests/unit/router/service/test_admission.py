@@ -20,8 +20,8 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, size_of
 from router.service.decision import Decision, decide, undecidable
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import TensorSpec
 from tasks.models.folder import load_catalogue
+from tasks.models.model import TensorSpec
 from tasks.models.profiles import bin_of
 from tasks.models.sizes import rows_of
 from tasks.settings import TREE

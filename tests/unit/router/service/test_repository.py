@@ -7,7 +7,7 @@ import pytest
 from router.decide.snapshot import FleetSnapshot
 from router.service.repository import Progress, progress
 from tasks.document import Size
-from tasks.models.catalogue import Profile, Variant
+from tasks.models.model import Profile, Variant
 from tests.builders import a_class, a_device, a_text_model, a_topology
 
 MODEL = a_text_model(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Profile
+from tasks.models.model import Profile
 from workers.decide.endpoints import ENOUGH, Learned, Rates, after, curve_of, duration, learned, rates_of
 
 PRIOR = Profile(base=0.1, slope=0.0005, step=0.004)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Catalogue, TensorSpec, parse_model
+from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import MOST, Announced, discovered, discovered_by, fits, named, with_discovered
+from tasks.models.model import TensorSpec, parse_model
 from tests.unit.tasks.test_catalogue import model as described
 from workers.endpoints import oip, openai
 from workers.endpoints.protocol import Discovery, EndpointError

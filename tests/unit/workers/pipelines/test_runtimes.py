@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model, TensorSpec
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
 from workers.port import ModelLoadError, Placed, Row, Runtime, open_pipeline, open_runtime

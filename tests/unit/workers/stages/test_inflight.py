@@ -12,8 +12,9 @@ import pytest
 
 from broker.valkey.records import Claim, Verdict
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Catalogue, Model
+from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Price
 from taxiway.contract.job import Piece

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.models.catalogue import Profile
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Profile
 from tasks.settings import TREE
 from tests.builders import a_class, a_delivery
 from workers.decide.batcher import BatchPolicy

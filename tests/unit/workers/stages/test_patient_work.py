@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from tasks.models.artefacts import ArtefactStore
-from tasks.models.catalogue import Profile
 from tasks.models.folder import load_catalogue
+from tasks.models.model import Profile
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from taxiway.contract.keys import PATIENT

