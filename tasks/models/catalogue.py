@@ -21,10 +21,11 @@ class Catalogue:
     Attributes:
         models: what is served, by `name:version`.
         others: second names of models, by name.
-        disabled: why a model is not served, by the name that is asked for: a bare one for `model.yaml`, else
-            `name:version` with the version in the file's name.
-        outdated: why the file of a model that is still served in its last good form is wrong, by `name:version`.
-        files: the files beside a model.yaml that it names, wrong ones included: these may repair or spoil a model.
+        disabled: why a model is not served, by the requested name: a bare one for `model.yaml`, else `name:version`
+            with the version in the file's name.
+        outdated: why a model's file is wrong, for models still served in their last valid form, by `name:version`.
+        files: the files beside a model.yaml that it names, missing ones included: a change to them may repair or break
+            a model.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class Catalogue:
         return reference in self._names
 
     def served_others(self) -> list[str]:
-        """The second names that lead to a model."""
+        """The second names that name a served model."""
         return sorted(name for name in self.others if name in self._names)
 
     def names(self) -> list[tuple[str, Model]]:
-        """Every name that `resolve` takes, with its model, by name."""
+        """Every name that `resolve` accepts, with its model, sorted by name."""
         return sorted(self._names.items())
 
     def versions(self, name: str) -> list[Model]:
@@ -78,7 +79,7 @@ class Catalogue:
         return sorted(found, key=lambda model: model.version)
 
     def named_by(self, reference: str) -> list[Model]:
-        """The versions that a reference means: one if it names one, else all of its model.
+        """The versions that a reference names: one if it specifies a version, else all of its model.
 
         Raises:
             TaxiwayError: as `resolve` raises it.
@@ -99,16 +100,16 @@ class Catalogue:
         if reason is not None:
             message = f"model {quoted(reference)} is disabled: {reason}"
             return ModelUnavailableError(message, model=cut(reference), reason=reason)
-        near = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        return UnknownModelError(f"unknown model {quoted(reference)}{hint}", model=cut(reference), near=near)
+        similar = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        return UnknownModelError(f"unknown model {quoted(reference)}{hint}", model=cut(reference), near=similar)
 
 
 def _names(models: Mapping[str, Model], disabled: Collection[str]) -> dict[str, Model]:
     names: dict[str, Model] = dict(models)
     for model in sorted(models.values(), key=lambda m: (m.name, m.version)):
         bare = names.get(model.name)
-        current = "stable" in model.aliases or model.name not in disabled  # else an older one would stand in unasked
+        current = "stable" in model.aliases or model.name not in disabled  # no older version silently replaces it
         if current and (bare is None or "stable" not in bare.aliases):
             names[model.name] = model
         names |= {f"{model.name}@{alias}": model for alias in model.aliases}
@@ -127,7 +128,7 @@ def dangling(alias: Alias) -> ModelError:
 
 
 def reference_of(model: str, version: str | None) -> str:
-    """The reference to a model and, if given, one of its versions by number or alias, as addresses have them."""
+    """The reference to a model and, if given, one of its versions by number or alias, from the parts of a URL."""
     if version is None:
         return model
     return f"{model}:{version}" if version.isdecimal() else f"{model}@{version}"

@@ -42,7 +42,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
 
     A `batch_axis` of None means that all rows of a batch share the input, such as a sample rate: rows with different
-    values run in separate batches. An `optional` input may be left out, an `optional` output is given only if named.
+    values run in separate batches. An `optional` input may be omitted; an `optional` output is returned only if named.
     """
 
     name: TensorName
@@ -106,10 +106,10 @@ class LocalFile(Fetched, frozen=True, tag="file"):
 
 
 class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="derived"):
-    """An artefact that a recipe (`tasks.models.files` finds it by name) makes once from other artefacts.
+    """An artefact that a recipe (`tasks.models.files` finds it by name) derives once from other artefacts.
 
-    `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions
-    change what the recipe writes, and so belong to the artefact's key.
+    `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions affect
+    the recipe's output, and are therefore part of the artefact's key.
     """
 
     recipe: Name
@@ -171,7 +171,7 @@ class CallLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _NO_MEMORY = Size(0)
-"""This very object is the memory of a variant that does not say it."""
+"""The memory of a variant that does not specify it, compared by identity."""
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -179,9 +179,9 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
     artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.files` finds; only a
-    callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has
-    neither artefacts nor `memory`, which every other variant has. `honours` names what it can do with a chat that asks
-    for it (`tasks.models.chats.asks`), by default everything on an endpoint and nothing else in a process of ours.
+    callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has no
+    artefacts and no `memory`, unlike every other variant. `honours` names the features of a chat that it supports
+    (`tasks.models.chats.asks`): by default all of them on an endpoint, and none on a device of ours.
     """
 
     runtime: RuntimeName
@@ -199,33 +199,32 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def on_endpoint(self) -> bool:
-        """Whether an endpoint runs it, and no device of ours."""
+        """Whether it runs on an endpoint, not on a device of ours."""
         return self.runtime in PROTOCOLS
 
     def refuses(self, asks: Collection[str]) -> list[str]:
-        """What of these a chat must not ask of it."""
+        """Which of these features of a chat it does not support."""
         if self.honours is None:
             return [] if self.on_endpoint else list(asks)
         return [name for name in asks if name not in self.honours]
 
 
 SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}
-"""The pipelines of models that the endpoints of a protocol serve."""
+"""The pipelines that endpoints of each protocol serve."""
 
 
 DISCOVERED = "endpoint"
-"""The `file` of a model that has none."""
+"""The `file` of a model without a model.yaml."""
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One version of one model.
 
-    `size_unit` says what a row's size counts in profiles and buckets (`tasks.models.units`): `rows` (all are alike),
-    `tokens`, `pixels`, `bytes`, or an input: the value of an integer one, the elements of a tensor's row, or with
-    `[n]` the length of its axis n. `expected_size` is taken for a row whose request does not tell; a row of more than
-    the last bucket is refused, or cut where tokens are counted. `reference` names the variant the others are held
-    against.
-    `folder` and `file` are where it was read from, the file from the folder of all models on.
+    `size_unit` is the unit of a row's size in profiles and buckets (`tasks.models.units`): `rows` (all are equal),
+    `tokens`, `pixels`, `bytes`, or an input: the value of an integer input, the elements of a tensor's row, or with
+    `[n]` the length of its axis n. `expected_size` is the size of a row whose request does not determine it. A row
+    larger than the last bucket is refused, or truncated if tokens are counted. `reference` names the variant that the
+    others are compared with. `folder` and `file` are where it was read from; `file` is relative to the models folder.
     """
 
     name: Name
@@ -255,17 +254,17 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def usual_outputs(self) -> tuple[str, ...]:
-        """The outputs of a request that names none."""
+        """The outputs that are returned if a request names none."""
         return tuple(spec.name for spec in self.outputs if not spec.optional)
 
     @property
     def discovered(self) -> bool:
-        """Whether it has no model.yaml, and endpoints serve it as they announce it (`tasks.models.discovered`)."""
+        """Whether it has no model.yaml and was announced by endpoints (`tasks.models.discovered`)."""
         return self.file == DISCOVERED
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A second name of the model that `alias` names: of one `version` of it, else of all, with their aliases."""
+    """A second name of the model `alias`: of one `version`, else of all its versions and their aliases."""
 
     name: SecondName
     alias: Name
@@ -273,7 +272,7 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     file: str = ""
 
     def names(self, names: Mapping[str, Model]) -> dict[str, Model]:
-        """What it adds to the `names` of models; empty if they have no such model."""
+        """The names that it adds to the `names` of models; empty if there is no such model."""
         if self.version is not None:
             found = names.get(f"{self.alias}:{self.version}")
             return {} if found is None else {self.name: found, f"{self.name}:{self.version}": found}
@@ -295,7 +294,7 @@ def parse_model(text: str, file: str, folder: str = "") -> Model:
     """The model that the YAML `text` describes.
 
     Raises:
-        ModelError: naming `file`, the path inside it, what was expected and what came.
+        ModelError: names `file`, the path inside it, what was expected and what was found.
     """
     model = parse_document(text, Model, file=file, error=ModelError)
     for path, expected, value in _contradictions(model):
@@ -309,14 +308,14 @@ def schema() -> dict[str, Any]:
 
 
 Contradictions = Iterator[tuple[str, str, object]]
-"""Path, expectation and value of what one field says against another."""
+"""Path, expectation and value of each field that contradicts another."""
 
 
 def _contradictions(model: Model) -> Contradictions:
     if model.reference not in model.variants:
         yield "reference", f"one of the variants {sorted(model.variants)}", model.reference
     if list(model.buckets) != sorted(set(model.buckets)):
-        yield "buckets", "sizes that grow", list(model.buckets)
+        yield "buckets", "sizes in increasing order", list(model.buckets)
     yield from _size_contradictions(model)
     yield from _tensor_contradictions("inputs", model.inputs)
     yield from _tensor_contradictions("outputs", model.outputs)
@@ -333,24 +332,24 @@ def _contradictions(model: Model) -> Contradictions:
 def _variant_contradictions(model: Model, variant: Variant) -> Contradictions:
     yield from _unknown(model, variant.artefacts, "artefacts")
     if variant.runtime in ("torch", "jax", "python") and not variant.entry:
-        yield "entry", f"what the {variant.runtime} runtime shall run", variant.entry
+        yield "entry", f"the name of what the {variant.runtime} runtime runs", variant.entry
     if variant.runtime != "python" and variant.limits != CallLimits():
-        yield "limits", "limits only where the runtime is python", variant.runtime
+        yield "limits", "limits only with the runtime python", variant.runtime
     yield from _place_contradictions(model, variant)
 
 
 def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
-    """What does not fit a variant that runs on endpoints, or one that runs on devices of ours."""
+    """Contradictions with where a variant runs: on endpoints, or on devices of ours."""
     if not variant.on_endpoint:
         if variant.memory is _NO_MEMORY:
             yield "memory", "a value", Verbatim("nothing")
         if "endpoint" in variant.profiles:
-            yield "profiles.endpoint", f"no profile, as {variant.runtime} runs on no endpoint", Verbatim("one")
+            yield "profiles.endpoint", f"no profile, because {variant.runtime} runs on no endpoint", Verbatim("one")
         return
     if set(variant.profiles) != {"endpoint"}:
-        yield "profiles", "a profile for endpoint alone", sorted(variant.profiles)
+        yield "profiles", "only a profile for endpoint", sorted(variant.profiles)
     if variant.artefacts:
-        yield "artefacts", f"none where the runtime is {variant.runtime}", dict(variant.artefacts)
+        yield "artefacts", f"none with the runtime {variant.runtime}", dict(variant.artefacts)
     if model.pipeline not in SERVED_BY[variant.runtime]:
         yield "runtime", f"a runtime for the pipeline {model.pipeline}", variant.runtime
 
@@ -362,7 +361,7 @@ def _size_contradictions(model: Model) -> Contradictions:
         yield "size_unit", EXPECTED, model.size_unit
         return
     if unit.kind == "rows" and model.expected_size != 1:
-        yield "expected_size", "1 where size_unit is rows", model.expected_size
+        yield "expected_size", "1, because size_unit is rows", model.expected_size
     if model.expected_size > model.buckets[-1]:
         yield "expected_size", f"at most the last bucket, {model.buckets[-1]}", model.expected_size
 
@@ -371,17 +370,17 @@ def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> Contr
     names = [tensor.name for tensor in tensors]
     for index, tensor in enumerate(tensors):
         if names.index(tensor.name) != index:
-            yield f"{place}.{index}.name", "a name that no tensor before it has", tensor.name
+            yield f"{place}.{index}.name", "a unique name", tensor.name
         axis = tensor.batch_axis
         if axis is not None and tensor.shape[axis : axis + 1] != (-1,):
             where = "-1 first" if axis == 0 else f"-1 at position {axis}"
             yield f"{place}.{index}.shape", f"{where}: the batch axis", list(tensor.shape)
         if any(n < 1 and n != -1 for n in tensor.shape):
-            yield f"{place}.{index}.shape", "sizes >= 1, or -1 where they may vary", list(tensor.shape)
+            yield f"{place}.{index}.shape", "sizes >= 1, or -1 if they vary", list(tensor.shape)
 
 
 def _batch_contradictions(model: Model) -> Contradictions:
-    """What does not fit batch axes other than the first."""
+    """Contradictions with the batch axes."""
     if all(tensor.batch_axis is None for tensor in model.inputs):
         yield "inputs", "one with a batch axis, by which rows are counted", [tensor.name for tensor in model.inputs]
     for index, tensor in enumerate(model.outputs):
@@ -394,21 +393,21 @@ def _batch_contradictions(model: Model) -> Contradictions:
     for place, index, tensor in tensors:
         reason = _first_axis_reason(model, tensor, runtimes)
         if tensor.batch_axis != 0 and reason:
-            yield f"{place}.{index}.batch_axis", f"0, as {reason}", tensor.batch_axis
+            yield f"{place}.{index}.batch_axis", f"0, because {reason}", tensor.batch_axis
 
 
 def _first_axis_reason(model: Model, tensor: TensorSpec, runtimes: Sequence[str]) -> str:
-    """Why the tensor's batch axis must be the first; empty where any will do."""
+    """Why the tensor's batch axis must be the first; empty if it may be any."""
     if model.pipeline != "tensors":
         return f"the pipeline {model.pipeline} batches its tensors itself"
     if tensor.datatype == "BYTES":
         return "a BYTES tensor's rows are its elements"
-    return f"the {runtimes[0]} runtime takes no other" if runtimes else ""
+    return f"the {runtimes[0]} runtime supports no other" if runtimes else ""
 
 
 def _parameter_contradictions(name: str, parameter: Parameter) -> Contradictions:
     if name in TERMS:
-        yield f"parameters.{name}", f"a name that is none of the service terms {sorted(TERMS)}", name
+        yield f"parameters.{name}", f"a name other than the service terms {sorted(TERMS)}", name
     low, high = parameter.minimum, parameter.maximum
     if low is not None and high is not None and low > high:
         yield f"parameters.{name}.minimum", f"at most the maximum, {high:g}", low
@@ -422,11 +421,11 @@ def _artefact_contradictions(model: Model, name: str, artefact: Artefact) -> Con
     if isinstance(artefact, Derived):
         yield from _unknown(model, artefact.inputs, f"artefacts.{name}.inputs")
         if name in sources_of(model, name):
-            yield f"artefacts.{name}.inputs", "artefacts that are not made from it", sorted(artefact.inputs.values())
+            yield f"artefacts.{name}.inputs", "artefacts not derived from it", sorted(artefact.inputs.values())
 
 
 def sources_of(model: Model, name: str) -> set[str]:
-    """Every artefact that `name` is made from, directly or not."""
+    """Every artefact that `name` is derived from, directly or not."""
     found: set[str] = set()
     left = [name]
     while left:
@@ -437,7 +436,7 @@ def sources_of(model: Model, name: str) -> set[str]:
     return found
 
 
-def _unknown(model: Model, wanted: Mapping[str, str], path: str) -> Contradictions:
-    for role, artefact in wanted.items():
+def _unknown(model: Model, named: Mapping[str, str], path: str) -> Contradictions:
+    for role, artefact in named.items():
         if artefact not in model.artefacts:
             yield f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact

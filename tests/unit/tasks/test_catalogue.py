@@ -87,7 +87,7 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ),
         (
             {"variants": {"onnx": {"runtime": "oip", "profiles": ON_CPU}}},
-            "variants.onnx.profiles: expected a profile for",
+            "variants.onnx.profiles: expected only a profile",
         ),
         (
             {"variants": {"onnx": {"runtime": "oip", "profiles": REMOTE}}},
@@ -95,7 +95,7 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ),
         (
             {"variants": variants(runtime="openai", profiles=REMOTE)},
-            "variants.onnx.artefacts: expected none where the runtime is",
+            "variants.onnx.artefacts: expected none with the runtime",
         ),
         (
             {"variants": variants(profiles=REMOTE)},
@@ -103,15 +103,15 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ),
         ({"inputs": [tensor([], None)], "pipeline": "tensors"}, "inputs: expected one with a batch axis"),
         ({"outputs": [tensor([3], None)]}, "outputs.0.batch_axis: expected a batch axis: each row has an answer"),
-        ({"inputs": [tensor([2, -1], 1)]}, "inputs.0.batch_axis: expected 0, as the pipeline text batches its tensors"),
+        ({"inputs": [tensor([2, -1], 1)]}, "inputs.0.batch_axis: expected 0, because the pipeline text batches its"),
         (
             {"inputs": [tensor([2, -1], 1)], "pipeline": "tensors", "variants": variants(runtime="jax", entry="e")},
-            "inputs.0.batch_axis: expected 0, as the jax runtime takes no other, got 1",
+            "inputs.0.batch_axis: expected 0, because the jax runtime supports no other, got 1",
         ),
-        ({"outputs": document()["outputs"] * 2}, "outputs.1.name: expected a name that no tensor before it has"),
+        ({"outputs": document()["outputs"] * 2}, "outputs.1.name: expected a unique name"),
         ({"inputs": [{"name": "x", "datatype": "FP8", "shape": [-1]}]}, "inputs.0.datatype: expected one of ['BOOL'"),
-        ({"buckets": [32, 16]}, "buckets: expected sizes that grow, got [32, 16]"),
-        ({"parameters": {"deadline": {"type": "number"}}}, "parameters.deadline: expected a name that is none of"),
+        ({"buckets": [32, 16]}, "buckets: expected sizes in increasing order, got [32, 16]"),
+        ({"parameters": {"deadline": {"type": "number"}}}, "parameters.deadline: expected a name other than"),
         (
             {"parameters": {"k": {"type": "number", "minimum": 2, "maximum": 1}}},
             "parameters.k.minimum: expected at",
@@ -134,14 +134,14 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ),
         (
             {"artefacts": {"graph": derived(graph="graph")}},
-            "artefacts.graph.inputs: expected artefacts that are not made",
+            "artefacts.graph.inputs: expected artefacts not derived",
         ),
         (
             {"artefacts": {"graph": derived(a="other"), "other": derived(a="graph")}},
-            "artefacts.graph.inputs: expected artefacts that are not made from it",
+            "artefacts.graph.inputs: expected artefacts not derived from it",
         ),
         ({"artefacts": {}}, "variants.onnx.artefacts.graph: expected one of the artefacts [], got 'graph'"),
-        ({"variants": variants(runtime="torch")}, "variants.onnx.entry: expected what the torch runtime shall run"),
+        ({"variants": variants(runtime="torch")}, "variants.onnx.entry: expected the name of what the torch"),
         (
             {"variants": variants(profiles={})},
             "variants.onnx.profiles: expected `object` of length >= 1, got {}",
