@@ -1,8 +1,8 @@
-"""What a job's answers tell as they are generated, by row, and each part once. Pure.
+"""The parts of a job's answers as they are generated, by row, each part once. Pure.
 
-OpenAI's events have no way to take anything back. After a restart or a gap nothing of a row is sent until the result is
-there; then follows the rest, if the result begins with what was sent. Else the stream ends with an error, never with
-two answers.
+OpenAI's events cannot take back what was sent. After a restart or a gap nothing of a row is sent until the result has
+arrived; then the rest follows, if the result begins with what was sent. Otherwise the stream ends with an error, never
+with two answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from taxiway.errors import DeviceFaultError
 
 
 class Part(NamedTuple):
-    """What the message of a row has more."""
+    """What is new in the message of a row."""
 
     row: int
     delta: Delta
@@ -40,13 +40,15 @@ class Answers:
         """The parts that the result adds.
 
         Raises:
-            DeviceFaultError: part of an answer was sent, and the one that came after a restart begins differently.
+            DeviceFaultError: part of an answer was sent, and the answer after a restart begins differently.
         """
         for row, message in enumerate(messages_of(result)):
             try:
-                delta = self._row(row).said.rest(message)
+                delta = self._row(row).sent.rest(message)
             except OtherMessageError as error:
-                text = "the answer was restarted on another device, and is not the one that began here: ask again"
+                text = (
+                    "the answer was restarted on another device and differs from what was sent: send the request again"
+                )
                 raise DeviceFaultError(text, retry_after=1.0) from error
             if delta:
                 yield Part(row, delta)
@@ -56,32 +58,33 @@ class Answers:
 
 
 class _Answer:
-    """The answer to one row. `whole` means that nothing of it was missed or superseded."""
+    """The answer to one row: what was `sent` of it, unless something was missed or superseded (not `whole`)."""
 
     def __init__(self) -> None:
-        self.said = Message()
+        self.sent = Message()
         self._whole = True
         self._attempt = 0
         self._at = 0
-        self._sent = 0
+        self._beside = 0
 
     def take(self, piece: Piece) -> list[Delta]:
-        """What the next piece adds; nothing once something is missing."""
+        """The deltas of the next piece; none once something was missed."""
         if not self._whole or piece.attempt < self._attempt:
             return []
-        begun = bool(self._at or self._sent)
+        begun = bool(self._at or self._beside)
         if not begun:
             self._attempt = piece.attempt
         again = begun and not (piece.at or piece.sent)
-        if again or piece.attempt > self._attempt or piece.at > self._at or (piece.beside and piece.sent > self._sent):
+        gap = piece.at > self._at or (piece.beside and piece.sent > self._beside)
+        if again or gap or piece.attempt > self._attempt:
             self._whole = False
             return []
         text = piece.text[self._at - piece.at :]
-        beside = piece.beside[self._sent - piece.sent :] if piece.beside else ()
-        self._at, self._sent = self._at + len(text), self._sent + len(beside)
+        beside = piece.beside[self._beside - piece.sent :] if piece.beside else ()
+        self._at, self._beside = self._at + len(text), self._beside + len(beside)
         deltas = _deltas(text, [*beside])
         for delta in deltas:
-            self.said.add(delta)
+            self.sent.add(delta)
         return deltas
 
 

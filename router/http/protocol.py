@@ -41,11 +41,11 @@ from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor,
 from taxiway.errors import InvalidRequestError, cut, quoted, wrong_field
 
 CLASSIFICATION = "classification"
-"""An output's parameter: how many of each row's largest values are wanted."""
+"""An output's parameter: how many of each row's largest values to return."""
 
 
 def classes_wanted(model: Model, outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, int]:
-    """The number of classes wanted of each output that has the parameter; `outputs` are parameters by name.
+    """The number of classes to return of each output that has the parameter; `outputs` are parameters by name.
 
     Raises:
         InvalidRequestError: not a number, or the output has no numbers besides the batch axis; names the parameter.
@@ -75,7 +75,7 @@ def _count(count: object, spec: TensorSpec) -> int:
     if type(count) is not int or count < 1:
         raise wrong_field(field, "a whole number >= 1", count)
     if spec.datatype == "BYTES" or len(spec.shape) < 2:
-        raise wrong_field(field, "an output of several numbers a row", f"{spec.datatype} {list(spec.shape)}")
+        raise wrong_field(field, "an output of several numbers per row", f"{spec.datatype} {list(spec.shape)}")
     return count
 
 
@@ -86,7 +86,7 @@ BASE64 = {"content_type": "base64"}
 
 
 class InputTensor(msgspec.Struct, frozen=True):
-    """One input; `shape` has the batch axis where the model's has it, `data` is row-major, flat or nested.
+    """One input; `shape` has the model's batch axis, `data` is row-major, flat or nested.
 
     Without `data`, the parameter `binary_data_size` gives the number of bytes after the JSON that hold the elements;
     once read, they are in `data`.
@@ -100,7 +100,7 @@ class InputTensor(msgspec.Struct, frozen=True):
 
 
 class WantedOutput(msgspec.Struct, frozen=True):
-    """One output that the caller wants."""
+    """One requested output."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -181,10 +181,10 @@ def _priority_of(number: int) -> Priority | None:
 
 
 def _is_single(infer: InferRequest) -> bool:
-    """Whether the caller sent one row without the batch axis; the tensors say where that axis was added."""
-    said = [tensor for tensor in infer.inputs if SINGLE in tensor.parameters]
+    """Whether the caller sent one row without the batch axis; parameters of tensors say where it was added."""
+    marked = [tensor for tensor in infer.inputs if SINGLE in tensor.parameters]
     names = {tensor.name for tensor in infer.inputs}
-    return bool(said) and len(names) == len(infer.inputs) and all(map(_has_added_axis, said))
+    return bool(marked) and len(names) == len(infer.inputs) and all(map(_has_added_axis, marked))
 
 
 def _has_added_axis(tensor: InputTensor) -> bool:
@@ -413,7 +413,7 @@ _decode_list = msgspec.json.Decoder(list[Any]).decode
 
 
 def read_infer(body: Buffer, header_length: str | None = None, most: int = ELEMENTS) -> InferRequest:
-    """The infer request in `body`; `header_length` is the header that says where its binary part begins.
+    """The infer request in `body`; `header_length` is the header with the index of its binary part.
 
     Raises:
         InvalidRequestError: names the wrong field.

@@ -7,11 +7,9 @@ model or its engine does not count its tokens, `usage` is null.
 from __future__ import annotations
 
 import base64
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from operator import attrgetter
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -22,7 +20,6 @@ from router.http.openai.errors import content
 from router.http.progress import Part, column, messages_of
 from router.http.protocol import array_output
 from router.service.admission import Admitted
-from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Result, RunReport
@@ -124,42 +121,8 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     taxiway: Report
 
 
-class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A name of a model that these calls can use. `taxiway` is the version it stands for."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: Literal["taxiway"] = "taxiway"
-    taxiway: dict[str, str]
-
-
-class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them."""
-
-    object: Literal["list"] = "list"
-    data: list[ListedModel]
-
-
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of a list."""
-
-    object: Literal["list"] = "list"
-    data: list[Any]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-def page_of(found: Sequence[Any], limit: int, id_of: Callable[[Any], str] = attrgetter("id")) -> Page:
-    """The first `limit` of the objects as a page."""
-    data = [*found[:limit]]
-    first, last = (id_of(data[0]), id_of(data[-1])) if data else (None, None)
-    return Page(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
-
-
 class Head(NamedTuple):
-    """What every answer begins with: its job, the tier that serves it, and its Unix time."""
+    """The facts that every answer begins with: its job, the tier that serves it, and its Unix time."""
 
     job: str
     tier: str
@@ -169,25 +132,8 @@ class Head(NamedTuple):
 AnyCall = ChatCall | CompletionCall | EmbeddingsCall
 
 _encode = msgspec.json.Encoder().encode
-_USED = ("chat", "generation")
 _SAFE = dict.fromkeys((*range(32), 127), "?")
 _LONGEST = 256  # characters of a header
-
-
-def listed(catalogue: Catalogue, unloaded: Collection[str]) -> ModelList:
-    """The models that these calls can use now, by every name: without those that operators `unloaded`."""
-    names = [(name, model) for name, model in catalogue.names() if is_used(model) and model.id not in unloaded]
-    return ModelList(data=[listed_model(name, model) for name, model in names])
-
-
-def listed_model(name: str, model: Model) -> ListedModel:
-    """One of them."""
-    return ListedModel(id=name, taxiway={"model": model.id, "pipeline": model.pipeline, "summary": model.summary})
-
-
-def is_used(model: Model) -> bool:
-    """Whether one of these calls can use a model."""
-    return model.pipeline in _USED or embedding_of(model) is not None
 
 
 def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
@@ -300,7 +246,7 @@ def headers_of_result(job: str, result: Result) -> dict[str, str]:
 
 
 def headers_of_placement(admitted: Admitted) -> dict[str, str]:
-    """The headers of a stream, which begins before its job has run: where that was placed first."""
+    """The headers of a stream, which begins before its job has run: where the job was placed first."""
     placement, job = admitted.placement, admitted.ticket.job
     if placement.held:
         return {"x-request-id": job}
@@ -359,27 +305,27 @@ class Writer(Protocol):
     """Writes one kind of answer as events."""
 
     def begin(self) -> bytes:
-        """What comes before all else; may be empty."""
+        """The events before all others; may be empty."""
 
     def part(self, part: Part) -> bytes:
-        """A part of a message."""
+        """The event of a part of a message."""
 
     def ending(self, result: Result) -> bytes:
-        """What follows the last part."""
+        """The events after the last part."""
 
     def failed(self, error: TaxiwayError, path: str) -> bytes:
         """The end of a stream whose job failed."""
 
 
 class ChunkWriter(ABC):
-    """Writes chunks, and `[DONE]`; with `usage`, a chunk that has it comes before."""
+    """Writes chunks, then with `usage` a chunk with the tokens used, and `[DONE]`."""
 
     PREFIX: ClassVar[str]
     KIND: ClassVar[Literal["chat.completion.chunk", "text_completion"]]
 
     def __init__(self, head: Head, model: str, *, choices: int, usage: bool) -> None:
         self._job, self._choices, self._usage = head.job, choices, usage
-        self._begun: dict[int, int] = {}  # rows, and how many characters the tokens that were sent of each have
+        self._begun: dict[int, int] = {}  # the characters of the tokens sent so far, by row
         self._named: dict[str, Any] = {
             "id": f"{self.PREFIX}-{head.job}",
             "object": self.KIND,
@@ -393,12 +339,12 @@ class ChunkWriter(ABC):
         return b""
 
     def part(self, part: Part) -> bytes:
-        """See `Writer`. The SDKs put choices together that begin in their order."""
+        """See `Writer`. The SDKs expect choices to begin in their order."""
         before = b"".join(map(self._empty, range(part.row))) if part.row not in self._begun else b""
         return before + self._chunk(self._choice(part))
 
     def ending(self, result: Result) -> bytes:
-        """See `Writer`: the reasons why they ended, and the run report."""
+        """See `Writer`: the finish reasons, and the run report."""
         reasons = [str(reason) for reason in column(result, "finish-reason")]
         events = [
             self._empty(row) + self._chunk(self._last(row, reason), taxiway=report)
@@ -416,12 +362,12 @@ class ChunkWriter(ABC):
         return b"data: " + _encode(Chunk(**self._named, choices=[*choices], **more)) + b"\n\n"
 
     def _empty(self, row: int) -> bytes:
-        """What is said at the end of a row that said nothing."""
+        """The first chunk of a row, if it was not sent yet; may be empty."""
         return b""
 
     @abstractmethod
     def _choice(self, part: Part) -> ChunkChoice:
-        """The part of a choice that a part of a message is."""
+        """A part of a message as part of a choice."""
 
     @abstractmethod
     def _last(self, row: int, reason: str) -> ChunkChoice:
@@ -466,18 +412,3 @@ class CompletionWriter(ChunkWriter):
 
     def _last(self, row: int, reason: str) -> ChunkChoice:
         return ChunkChoice(row, reason, text="")
-
-
-async def events_of(
-    following: AsyncGenerator[Part | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
-) -> AsyncGenerator[bytes, None]:
-    """The events of an answer; `ended` is awaited before those that end it. Raises the job's error."""
-    if begin := writer.begin():
-        yield begin
-    async with contextlib.aclosing(following) as parts:
-        async for part in parts:
-            if isinstance(part, Result):
-                await ended(part)
-                yield writer.ending(part)
-            elif event := writer.part(part):
-                yield event

@@ -1,4 +1,4 @@
-"""Runs calls as requests of this fleet: one wait, or one stream. A client that leaves cancels its job."""
+"""Runs calls as requests of this fleet, each as one wait or one stream. A client that disconnects cancels its job."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from router.http.gate import Receive, answer
 from router.http.inference import Inference, Running
-from router.http.openai.answers import Writer, events_of, headers_of_placement
+from router.http.openai.answers import Writer, headers_of_placement
 from router.http.openai.errors import JOB
-from router.http.progress import Answers
+from router.http.progress import Answers, Part
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs
 from router.service.admission import Admitted
@@ -34,7 +34,7 @@ class ClientGoneError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """An ASGI application that sends a stream which has begun."""
+    """An ASGI application that sends a stream whose first event is known."""
 
     path: str
     headers: Mapping[str, str]
@@ -67,23 +67,23 @@ class Streamed:
             return self.writer.failed(error, self.path)
 
 
-async def _as_is(result: Result) -> None:
-    """An answer that is only sent."""
+async def _ignore(result: Result) -> None:
+    """The default `ended`: does nothing."""
 
 
-async def _nothing() -> None:
-    """A job that nothing is done about."""
+async def _keep() -> None:
+    """The `cancel` of a job that continues without its client: does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """How a job is answered: what writes the events, and what is awaited before the last ones.
+    """How a job is answered: `writer` writes the events, and `ended` is awaited before the last ones.
 
-    One that `stays` goes on when its client leaves.
+    A job that `stays` continues when its client disconnects.
     """
 
     writer: Writer
-    ended: Callable[[Result], Awaitable[None]] = _as_is
+    ended: Callable[[Result], Awaitable[None]] = _ignore
     stays: bool = False
 
 
@@ -100,7 +100,7 @@ class Whole:
 
 
 class Calls:
-    """Runs the calls of one router for a caller who sees `jobs`."""
+    """Runs calls at one router for a caller who may see `jobs`."""
 
     def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
         self._router = router
@@ -108,7 +108,7 @@ class Calls:
         self._streaming = Streaming(router, jobs, inference)
 
     async def run(self, request: Request, size: int, receive: Receive) -> tuple[str, Result]:
-        """The job of a request whose body had `size` bytes, and its result.
+        """Run a request whose body has `size` bytes; returns its job and its result.
 
         Raises:
             TaxiwayError: the request was refused, or the job's error.
@@ -133,9 +133,9 @@ class Calls:
         path: str,
         begin: Callable[[Admitted], Awaitable[Begun]],
     ) -> Streamed:
-        """The answer to a request as it is generated, once it has begun or has waited for a while.
+        """The answer to a request as it is generated, once its first event is there: a part, or a keep-alive.
 
-        `begin` says how a job that was accepted is answered.
+        `begin` decides how an accepted job is answered.
 
         Raises:
             TaxiwayError: the request was refused, or the job ended with an error before it had an answer.
@@ -150,12 +150,12 @@ class Calls:
         return await self._streamed(job, begun, receive, path, headers_of_placement(admitted), cancel)
 
     async def follow(self, job: str, begun: Begun, receive: Receive, *, path: str) -> Streamed:
-        """The answer of a job that was accepted before, from its beginning; it goes on when the client leaves.
+        """The answer of a job accepted earlier, from its beginning; the job continues when the client disconnects.
 
         Raises:
             TaxiwayError: the job ended with an error before it had an answer.
         """
-        return await self._streamed(job, begun, receive, path, {}, _nothing)
+        return await self._streamed(job, begun, receive, path, {}, _keep)
 
     async def _streamed(
         self,
@@ -171,7 +171,7 @@ class Calls:
             await cancel()
             raise _stops()
 
-        written = events_of(self._streaming.followed(job, Answers()), begun.writer, begun.ended)
+        written = _events_of(self._streaming.followed(job, Answers()), begun.writer, begun.ended)
         events = kept_alive(written, ends())
         try:
             first = await anext(events)
@@ -186,7 +186,7 @@ class Calls:
     async def begin(
         self, request: Request, size: int, begin: Callable[[Admitted], Awaitable[Value]]
     ) -> tuple[Admitted, Value]:
-        """A request that was accepted, and what `begin` makes of it; where that fails, its job is cancelled.
+        """Accept a request and call `begin`; returns both outcomes. If `begin` fails, the job is cancelled.
 
         Raises:
             TaxiwayError: the request was refused, or what `begin` raises.
@@ -207,15 +207,15 @@ class Calls:
         return meta
 
     async def _cancel(self, request: Request, job: str) -> None:
-        """Cancel a job whose client has left, unless an idempotency key lets it ask for the result again."""
+        """Cancel a job whose client has disconnected, unless an idempotency key lets it request the result again."""
         if request.idempotency_key is None:
             with contextlib.suppress(BrokerUnavailableError):  # then it runs, or expires
                 await self._router.store.cancel([job])
 
 
 def _stops() -> FleetUnavailable:
-    """The error for a call that this router leaves without an answer, because it stops."""
-    return BrokerUnavailableError("the router stops: ask again", retry_after=1.0)
+    """The error for a call that this router cannot answer because it stops."""
+    return BrokerUnavailableError("the router is stopping: send the request again", retry_after=1.0)
 
 
 async def awaited(router: Router, running: Running) -> bytes | None:
@@ -238,7 +238,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _unless(work: Awaitable[Value], other: Coroutine[Any, Any, None]) -> Value:
-    """The value of `work`, unless `other` raises before it is there."""
+    """The value of `work`, unless `other` raises first."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(other)
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -249,3 +249,18 @@ async def _unless(work: Awaitable[Value], other: Coroutine[Any, Any, None]) -> V
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _events_of(
+    following: AsyncGenerator[Part | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
+) -> AsyncGenerator[bytes, None]:
+    """The events of an answer; `ended` is awaited before those that end it. Raises the job's error."""
+    if begin := writer.begin():
+        yield begin
+    async with contextlib.aclosing(following) as parts:
+        async for part in parts:
+            if isinstance(part, Result):
+                await ended(part)
+                yield writer.ending(part)
+            elif event := writer.part(part):
+                yield event

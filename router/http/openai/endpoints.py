@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
+import msgspec
 from litestar import Request, Response, get, post
 from litestar.types import ASGIApp
 
@@ -23,12 +24,7 @@ from router.http.openai.answers import (
     CompletionWriter,
     Embeddings,
     Head,
-    ListedModel,
-    ModelList,
     headers_of_result,
-    is_used,
-    listed,
-    listed_model,
     written,
 )
 from router.http.openai.asked import (
@@ -41,6 +37,7 @@ from router.http.openai.asked import (
     chat_fields,
     completion_fields,
     embedding_fields,
+    embedding_of,
     read_call,
     read_terms,
     tier_of,
@@ -50,6 +47,7 @@ from router.http.openai.errors import ErrorContent
 from router.jobs import Jobs
 from router.service.admission import Admitted
 from router.service.arrivals import Router
+from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request as TaxiwayRequest
@@ -63,6 +61,42 @@ _Any = Request[Any, Any, Any]
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 Fields = Callable[[Asked[Call], Model], dict[str, Any]]
 """Converts a call to the fields of a request for a model."""
+
+
+_USED = ("chat", "generation")
+
+
+class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A name of a model that these calls can use. `taxiway` is the version it stands for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: Literal["taxiway"] = "taxiway"
+    taxiway: dict[str, str]
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """All models that these calls can use."""
+
+    object: Literal["list"] = "list"
+    data: list[ListedModel]
+
+
+def listed(catalogue: Catalogue, unloaded: Collection[str]) -> ModelList:
+    """The models that these calls can use now, by every name: without those that operators `unloaded`."""
+    names = [(name, model) for name, model in catalogue.names() if is_used(model) and model.id not in unloaded]
+    return ModelList(data=[listed_model(name, model) for name, model in names])
+
+
+def listed_model(name: str, model: Model) -> ListedModel:
+    """A model under one of its names."""
+    return ListedModel(id=name, taxiway={"model": model.id, "pipeline": model.pipeline, "summary": model.summary})
+
+
+def is_used(model: Model) -> bool:
+    """Whether one of these calls can use a model."""
+    return model.pipeline in _USED or embedding_of(model) is not None
 
 
 class ChatOperation(InferOperation):
@@ -106,7 +140,7 @@ class OpenAIDoor:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A call as a request; `size` is its body's in bytes."""
+    """A call as a request; `size` is the size of its body in bytes."""
 
     request: TaxiwayRequest
     model: Model
@@ -114,7 +148,7 @@ class Read:
     tier: str
 
     def head(self, job: str) -> Head:
-        """What the answer of its job begins with."""
+        """The beginning of the answer of its job."""
         return Head(job, self.tier, int(time.time()))
 
 
@@ -131,7 +165,7 @@ async def model(request: _Any, model: str) -> Response[bytes]:
     rules, model = _door(request).router.rules, model.removeprefix("/")
     found = rules.catalogue.resolve(model)
     if not is_used(found) or found.id in rules.unloaded:
-        raise UnknownModelError(f"model {quoted(model)} is none that these calls can use", model=model)
+        raise UnknownModelError(f"model {quoted(model)} cannot be used by these calls", model=model)
     return json_answer(listed_model(model, found))
 
 
@@ -184,7 +218,7 @@ async def read_body(request: _Any, kind: type[Call]) -> Asked[Call]:
 async def read_request(
     request: _Any, asked: Asked[Call], fields: Fields[Call], tier: str | None, size: int = 0
 ) -> Read:
-    """The call as a request, with the terms in its headers; `size` more bytes belong to it than to its body."""
+    """The call as a request, with the terms in its headers; its size is its body's, and `size` bytes more."""
     rules, size = _door(request).router.rules, size + len(await request.body())
     found = rules.catalogue.resolve(asked.call.model)
     terms = read_terms(request.headers, tier, rules.topology)

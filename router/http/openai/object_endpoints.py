@@ -16,11 +16,20 @@ from router.access import Caller
 from router.http.connection import ALLOW
 from router.http.described import KEYED, InferOperation, answers
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai.answers import Page, page_of
 from router.http.openai.asked import HEADERS, WEBHOOK
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
 from router.http.openai.errors import ErrorContent
-from router.http.openai.objects import ExpiresAfter, FileRecord, bounded, decode_file, file_path, new_name, owner_of
+from router.http.openai.objects import (
+    ExpiresAfter,
+    FileRecord,
+    Page,
+    bounded,
+    decode_file,
+    file_path,
+    new_name,
+    owner_of,
+    page_of,
+)
 from router.http.openai.stored import StoredObjects
 from taxiway.contract.limits import check_json
 from taxiway.contract.tensors import OCTETS

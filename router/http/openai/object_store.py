@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import obstore
 from obstore.store import from_url
 
-_PART = 5 * 2**20  # bytes of a part of an upload: the least that S3 takes
+_PART = 5 * 2**20  # bytes per part of an upload: the minimum at S3
 
 
 class StoreContents:

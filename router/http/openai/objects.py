@@ -1,7 +1,7 @@
-"""Files, batches and responses: what is known of them in the state store, and where contents of files are.
+"""Files, batches and responses: their records in the state store, and the contents of files.
 
-An object belongs to a tenant; for any other it does not exist. Everything is replaced as a whole, and only if it is
-still what the new value was made from, so any number of routers may write.
+An object belongs to a tenant; to any other it does not exist. A record is replaced as a whole, and only if it is still
+the one that the new value was made from, so that any number of routers may write.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Protocol
 
@@ -28,7 +29,7 @@ PIECE = 2**18
 """Bytes of a file's content read and written at once."""
 
 _SERVER = "state store"
-_EVERYONE = "default"  # owns what is made at a door without keys
+_EVERYONE = "default"  # the owner of objects created at a door without keys
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,13 +45,13 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Owned(msgspec.Struct):
-    """The part of an object that says whose it is."""
+    """The part of an object that names its owner."""
 
     tenant: str
 
 
 class ExpiresAfter(msgspec.Struct, frozen=True):
-    """When a file expires: so many seconds after it was made."""
+    """When a file expires: `seconds` after its creation."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, msgspec.Meta(ge=1, le=30 * 86400)]
@@ -61,8 +62,25 @@ _encode = msgspec.json.Encoder().encode
 _owned = msgspec.json.Decoder(Owned).decode
 
 
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Any]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def page_of(found: Sequence[Any], limit: int, id_of: Callable[[Any], str] = attrgetter("id")) -> Page:
+    """The first `limit` of the objects as a page."""
+    data = [*found[:limit]]
+    first, last = (id_of(data[0]), id_of(data[-1])) if data else (None, None)
+    return Page(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
+
+
 def owner_of(tenant: str | None) -> str:
-    """Who owns what a caller makes."""
+    """The owner of objects that a caller creates."""
     return _EVERYONE if tenant is None else tenant
 
 
@@ -72,7 +90,7 @@ def new_name(prefix: str) -> str:
 
 
 class Objects:
-    """What is known of files, batches and responses."""
+    """The records of files, batches and responses."""
 
     def __init__(self, url: str) -> None:
         self._connection = AsyncConnection(url)
@@ -82,7 +100,7 @@ class Objects:
         self._connection.close()
 
     async def add(self, kind: Kind, name: str, tenant: str, value: Any, created: float) -> None:
-        """Add an object; one that is there is replaced."""
+        """Add an object, or replace it."""
         index = ("ZADD", objects_key(kind, tenant), created, name)
         opened = [("SADD", BATCHES_OPEN, name)] if kind == "batch" else []
         with fleet_errors(_SERVER):
@@ -96,7 +114,7 @@ class Objects:
         await self.add("file", record.id, record.tenant, record, created)
 
     async def expired_files(self, now: float, most: int) -> list[str]:
-        """Up to `most` files whose time has come."""
+        """Up to `most` files that have expired."""
         with fleet_errors(_SERVER):
             found = await self._connection.call("ZRANGEBYSCORE", FILES_EXPIRING, "-inf", now, "LIMIT", 0, most)
         return [name.decode() for name in found]
@@ -105,7 +123,7 @@ class Objects:
         """An object that a caller of `tenant` may see; None may see all.
 
         Raises:
-            UnknownObjectError: there is none.
+            UnknownObjectError: no such object.
         """
         with fleet_errors(_SERVER):
             raw = await self._connection.call("GET", object_key(kind, name))
@@ -114,7 +132,7 @@ class Objects:
         return bytes(raw)
 
     async def page(self, kind: Kind, tenant: str, *, after: str, most: int, latest_first: bool) -> list[bytes]:
-        """Up to `most` of a tenant's objects by the time they were made, after the one of that name."""
+        """Up to `most` of a tenant's objects by creation time, after the object named `after`."""
         key = objects_key(kind, tenant)
         rank, command = ("ZREVRANK", "ZREVRANGE") if latest_first else ("ZRANK", "ZRANGE")
         with fleet_errors(_SERVER):
@@ -125,7 +143,7 @@ class Objects:
         return [bytes(raw) for raw in found if raw is not None]
 
     async def delete(self, kind: Kind, name: str, tenant: str) -> None:
-        """Forget an object."""
+        """Delete an object's record."""
         others = [("ZREM", FILES_EXPIRING, name)] if kind == "file" else []
         with fleet_errors(_SERVER):
             await self._connection.transaction(
@@ -140,7 +158,7 @@ class Objects:
         return after if done else None
 
     async def change(self, kind: Kind, name: str, tenant: str | None, change: Callable[[bytes], Any]) -> bytes:
-        """Replace an object by what `change` makes of it, however often others change it meanwhile."""
+        """Replace an object by the value of `change`, retrying if others change it meanwhile."""
         while True:
             before = await self.get(kind, name, tenant)
             after = await self.replace(kind, name, before, change(before))
@@ -150,7 +168,7 @@ class Objects:
     async def keep_response(
         self, name: str, tenant: str, value: Any, now: float, *, most: int, kept: int, opened: bool
     ) -> None:
-        """Add a response for `kept` seconds, unless it is there, and forget the tenant's oldest beyond `most`."""
+        """Add a response for `kept` seconds, unless it exists, and delete the tenant's oldest beyond `most`."""
         index = objects_key("response", tenant)
         opening = [("ZADD", RESPONSES_OPEN, now, name)] if opened else []
         with fleet_errors(_SERVER):
@@ -167,7 +185,7 @@ class Objects:
                 await self._connection.transaction(("DEL", *keys), ("ZREM", index, *oldest))
 
     async def use_responses(self, names: Sequence[str], tenant: str, now: float, *, most: int, kept: int) -> list[Any]:
-        """Responses of a tenant as stored, None for each that is not there; they are kept for `kept` seconds again.
+        """Responses of a tenant as stored, None for each that does not exist; they are kept for `kept` more seconds.
 
         Raises:
             RequestTooLargeError: together they have more than `most` bytes.
@@ -186,7 +204,7 @@ class Objects:
         return [raw if raw is not None and _owned(raw).tenant == tenant else None for raw in found]
 
     async def open_responses(self, since: float) -> list[str]:
-        """The responses in the background that were made after a time and have not ended."""
+        """The background responses created after `since` that have not ended."""
         with fleet_errors(_SERVER):
             _, names = await self._connection.transaction(
                 ("ZREMRANGEBYSCORE", RESPONSES_OPEN, "-inf", since), ("ZRANGE", RESPONSES_OPEN, 0, -1)
@@ -194,7 +212,7 @@ class Objects:
         return [name.decode() for name in names]
 
     async def close_response(self, name: str) -> None:
-        """Note that a response has ended."""
+        """Record that a response has ended."""
         with fleet_errors(_SERVER):
             await self._connection.call("ZREM", RESPONSES_OPEN, name)
 
@@ -204,22 +222,22 @@ class Objects:
             return sorted(name.decode() for name in await self._connection.call("SMEMBERS", BATCHES_OPEN))
 
     async def close_batch(self, name: str) -> None:
-        """Note that a batch has ended."""
+        """Record that a batch has ended."""
         with fleet_errors(_SERVER):
             await self._connection.call("SREM", BATCHES_OPEN, name)
 
 
 class Contents(Protocol):
-    """Contents of files, by name. A content is there as a whole or not at all."""
+    """Contents of files, by name. A content exists as a whole or not at all."""
 
     async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
-        """Write a content as it comes; returns its bytes."""
+        """Write a content as it arrives; returns its size in bytes."""
 
     def read(self, name: str) -> AsyncIterator[bytes]:
         """A content, in pieces. Raises `FileNotFoundError`."""
 
     async def delete(self, *names: str) -> None:
-        """Delete contents; those that are not there are ignored."""
+        """Delete contents; missing ones are ignored."""
 
     async def delete_below(self, folder: str) -> None:
         """Delete all contents in a folder."""
@@ -283,15 +301,15 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def file_path(name: str) -> str:
-    """Where a file's content is."""
+    """The name of a file's content."""
     return f"files/{name}"
 
 
 async def bounded(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
-    """The pieces of a file.
+    """The pieces of a file, up to a size.
 
     Raises:
-        RequestTooLargeError: they have more than `most` bytes.
+        RequestTooLargeError: it has more than `most` bytes.
     """
     size = 0
     async for piece in pieces:

@@ -15,13 +15,13 @@ from litestar.types import ASGIApp
 
 from router.http.described import ASKED, KEYED, RUN, answers, or_events
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai.answers import Page, headers_of_placement, headers_of_result, page_of
+from router.http.openai.answers import headers_of_placement, headers_of_result
 from router.http.openai.asked import Asked, tier_for_later, wrong
 from router.http.openai.calls import STREAM_HEADERS, Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
 from router.http.openai.object_endpoints import stored_objects
-from router.http.openai.objects import owner_of
+from router.http.openai.objects import Page, owner_of, page_of
 from router.http.openai.response_events import ResponseWriter, told_again
 from router.http.openai.responses import (
     DeletedResponse,

@@ -17,9 +17,8 @@ from router.access import Caller
 from router.decide.webhooks import Endpoint, EventType, hint_of, message_of
 from router.http.described import KEYED, InferOperation, answers
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai.answers import Page, page_of
 from router.http.openai.errors import ErrorContent
-from router.http.openai.objects import owner_of
+from router.http.openai.objects import Page, owner_of, page_of
 from router.webhooks import Webhooks
 from tasks.topology import TenantName
 from taxiway.contract.limits import check_json
