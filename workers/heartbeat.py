@@ -24,9 +24,8 @@ from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.decide.occupation import Track
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
-from workers.stages.held import Shared
 from workers.stages.outcomes import OutcomeCounters
-from workers.stages.queues import DeviceDriver
+from workers.stages.queues import DeviceDriver, Shared
 
 logger = logging.getLogger(__name__)
 

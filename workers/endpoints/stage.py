@@ -36,7 +36,6 @@ from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
 from workers.port import Row
 from workers.stages.admit import named_row, prepare
-from workers.stages.held import Shared
 from workers.stages.job import (
     Answered,
     Delivery,
@@ -49,7 +48,7 @@ from workers.stages.job import (
     Used,
     late,
 )
-from workers.stages.queues import DeviceQueue
+from workers.stages.queues import DeviceQueue, Shared
 
 logger = logging.getLogger(__name__)
 

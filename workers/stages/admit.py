@@ -48,9 +48,8 @@ from workers.decide.faults import describe
 from workers.device import WorkerContext
 from workers.executor import Loaded
 from workers.port import Item
-from workers.stages.held import Shared
 from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, Outcome, late
-from workers.stages.queues import DeviceQueue, DeviceVariants
+from workers.stages.queues import DeviceQueue, DeviceVariants, Shared
 
 logger = logging.getLogger(__name__)
 

@@ -32,11 +32,11 @@ from workers.decide.occupation import BATCHES, Occupation, Stint, blocking_by_mo
 from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows, time_limit
 from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
-from workers.stages.held import Shared, count_runs
 from workers.stages.job import Answered, Ended, Ending, Job, Outcome, Revoked, late
 from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, RowRate, Urgency, is_short, key_of
-from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, ahead_of
+from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
 from workers.stages.results import Batch, note
+from workers.stages.retries import count_runs
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from workers.device import WorkerContext
 from workers.stages.admit import AdmitStage, read_plain
 from workers.stages.finish import FinishStage
-from workers.stages.held import Shared, add_dead_letter
+from workers.stages.held import add_dead_letter
 from workers.stages.job import Delivery, Job
 from workers.stages.outcomes import OutcomeCounters
-from workers.stages.queues import DeviceDriver
+from workers.stages.queues import DeviceDriver, Shared
 
 logger = logging.getLogger(__name__)
 

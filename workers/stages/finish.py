@@ -24,7 +24,6 @@ from taxiway.contract.values import ResultBlobs
 from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, error_of_code
 from workers.decide.faults import describe
 from workers.device import Device
-from workers.stages.held import Shared
 from workers.stages.job import (
     Answered,
     CeleryTask,
@@ -38,6 +37,7 @@ from workers.stages.job import (
     Used,
 )
 from workers.stages.outcomes import OutcomeCounters
+from workers.stages.queues import Shared
 from workers.stages.results import answer_of, generated_by
 
 logger = logging.getLogger(__name__)

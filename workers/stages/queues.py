@@ -1,4 +1,4 @@
-"""The queues between the stages, one per type: deliveries, jobs, endings, pieces of streamed answers.
+"""What the stages share: the queues between them, one per type (deliveries, jobs, endings, pieces of answers).
 
 Also the interfaces of stage 3, which the other stages and the heartbeat use. `stages.device` with `workers.executor`
 implements them for a device of this machine, `workers.endpoints` for an endpoint.
@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
+from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced
@@ -28,9 +30,11 @@ from taxiway.contract.keys import PATIENT
 from taxiway.errors import TaxiwayError
 from workers.decide.occupation import Track
 from workers.device import Device
+from workers.drain import Drain
 from workers.executor import Loaded
 from workers.port import Row
-from workers.stages.job import Delivery, Ending, Job
+from workers.stages.held import HeldJobs
+from workers.stages.job import CeleryWorker, Delivery, Ending, Job
 
 AHEAD = 2
 """Batches that wait, claimed and prepared, while one runs."""
@@ -271,6 +275,23 @@ def _size(job: Job, row: Row) -> int:
     with suppress(TaxiwayError, KeyError, TypeError, ValueError):
         return job.model.expected_size if job.model.size_unit == "tokens" else size_of_row(job.model, row)
     return job.model.expected_size
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the stages of a worker share: the queues between them, the jobs that they hold, the store, and Celery.
+
+    `admissions` takes deliveries to be decoded, and claimed if they are not, or no longer; `endings` how jobs ended;
+    `pieces` the pieces of streamed answers. `drain` is the time limit for work after `stop`.
+    """
+
+    admissions: AdmitQueue
+    endings: EndingQueue
+    pieces: PieceQueue
+    store: WorkerStore
+    held: HeldJobs
+    celery: CeleryWorker
+    drain: Drain
 
 
 class DeviceVariants(Protocol):

@@ -53,7 +53,7 @@ from tests.working import (
     worker_settings,
 )
 from workers.decide.faults import FIRST_PAUSE
-from workers.stages.held import OUT_OF_MEMORY
+from workers.stages.retries import OUT_OF_MEMORY
 
 
 def state_of_job(tower: Tower, job: str) -> JobState:

@@ -21,9 +21,9 @@ from workers.executor import Executor
 from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
-from workers.stages.held import HeldJobs, Shared
+from workers.stages.held import HeldJobs
 from workers.stages.job import Job
-from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue
+from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared
 
 BATCH = 4
 

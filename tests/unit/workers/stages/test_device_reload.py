@@ -26,9 +26,9 @@ from workers.device import find_device
 from workers.drain import Drain
 from workers.executor import Executor
 from workers.stages.device import DeviceStage
-from workers.stages.held import HeldJobs, Shared
+from workers.stages.held import HeldJobs
 from workers.stages.job import Answered, Ending, Job
-from workers.stages.queues import DeviceQueue, EndingQueue, PieceQueue
+from workers.stages.queues import DeviceQueue, EndingQueue, PieceQueue, Shared
 
 
 class Gate(NoCelery):

@@ -26,8 +26,8 @@ from workers.decide.faults import (
 )
 from workers.drain import Drain
 from workers.executor import as_ours
-from workers.stages.held import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
 from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, Job, Outcome
+from workers.stages.retries import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
 
 
 def delivery(job: str = "j") -> Delivery:

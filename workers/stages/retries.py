@@ -1,0 +1,129 @@
+"""Retries jobs that a device fault ended, within the retry budget, and ends a worker whose device memory is exhausted.
+
+A request's own error is never retried. If the device has no memory left for work that it ran before (a leak, or the
+remains of a fault), the worker requeues its jobs and exits. A request may also be too large for any device: a variant
+that ran out of memory for several jobs in a row runs its model's example. If that succeeds, the jobs were too large and
+the worker stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable, Sequence
+
+from broker.valkey.worker_store import WorkerStore, insist
+from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError
+from workers.decide.faults import LONGEST_PAUSE, Budget, pause
+from workers.drain import Drain
+from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending
+from workers.stages.queues import AdmitQueue, EndingSink
+
+logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = os.EX_OSERR
+"""Exit status of a worker whose device memory is exhausted (71): its supervisor starts another."""
+
+
+def count_runs(store: WorkerStore, suspects: Sequence[Delivery], stopping: threading.Event) -> bool:
+    """Count a run of each in the store before it begins, since it may crash this worker; False without an answer."""
+    begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
+    try:
+        insist(
+            lambda: store.start(begun),
+            stopping,
+            lambda why: logger.warning("cannot count attempts", extra={"error": why}),
+        )
+    except BrokerUnavailableError:  # stopping: the messages are delivered again
+        return False
+    for delivery in suspects:
+        delivery.start_stored = True
+    return True
+
+
+class OutOfMemoryPolicy:
+    """Watches outcomes, and makes the worker exit when its device memory is exhausted. Only who has the device's turn.
+
+    Args:
+        most: consecutive jobs for which a variant may be out of memory.
+        runs_example: whether a variant, by its key, can still run its model's example.
+
+        `exhausted` means that the device memory is exhausted.
+    """
+
+    def __init__(self, most: int, runs_example: Callable[[str], bool], drain: Drain, celery: CeleryWorker) -> None:
+        self.exhausted = False
+        self._most = most
+        self._runs_example = runs_example
+        self._drain = drain
+        self._celery = celery
+        self._starved: dict[str, set[str]] = {}
+
+    def observe(self, endings: Sequence[Ending]) -> None:
+        """Update from these endings."""
+        for ending in endings:
+            if isinstance(ending, Answered):
+                self._starved.pop(ending.job.key, None)
+            elif isinstance(ending, Ended) and isinstance(ending.outcome.error, DeviceFaultError):
+                self._starve(str(ending.outcome.error.details.get("variant")), ending.delivery.job)
+
+    def _starve(self, variant: str, job: str) -> None:
+        jobs = self._starved.setdefault(variant, set())
+        jobs.add(job)
+        if self.exhausted or len(jobs) < self._most:
+            return
+        del self._starved[variant]
+        self.exhausted = not self._runs_example(variant)
+        if self.exhausted:
+            logger.critical("device memory exhausted; worker requeues its jobs and exits", extra={"variant": variant})
+            self._drain.within(0.0)
+            self._celery.exit(OUT_OF_MEMORY)
+
+
+class Retries:
+    """Passes endings to the finish stage, except jobs to be retried. Only who has the device's turn.
+
+    Args:
+        finish: receives endings.
+        admit: receives deliveries to retry; their claims are kept.
+        attempts: maximum runs of one job.
+        memory: once exhausted, jobs that ran out of memory are kept for another worker.
+    """
+
+    def __init__(self, finish: EndingSink, admit: AdmitQueue, attempts: int, memory: OutOfMemoryPolicy) -> None:
+        self._finish = finish
+        self._admit = admit
+        self._attempts = attempts
+        self._memory = memory
+        self._budget = Budget()
+
+    def put(self, endings: Sequence[Ending]) -> None:
+        """Pass on endings, and retry where allowed."""
+        self._memory.observe(endings)
+        self._budget = self._budget.earned(sum(isinstance(ending, Answered) for ending in endings))
+        self._finish.put([ending for ending in endings if not self._retried(ending)])
+
+    def _retried(self, ending: Ending) -> bool:
+        delivery = ending.delivery
+        error = ending.outcome.error if isinstance(ending, Ended) else None
+        leaves = self._memory.exhausted
+        if not isinstance(error, FleetUnavailable) or not (leaves or self._affords(delivery, error)):
+            return False
+        seconds = LONGEST_PAUSE if leaves else pause(delivery.retries, random.random())
+        logger.warning("runs again", extra={"job": delivery.job, "pause": round(seconds, 3), "error": error.message})
+        delivery.retries += 1
+        delivery.began = 0.0
+        self._admit.put(delivery, pause=seconds)
+        return True
+
+    def _affords(self, delivery: Delivery, error: TaxiwayError) -> bool:
+        """Whether a job may be retried; if so, the budget is charged."""
+        if delivery.retries + 1 >= self._attempts:
+            return False
+        if not self._budget.allows:
+            logger.warning("no retry left", extra={"job": delivery.job, "error": error.message})
+            return False
+        self._budget = self._budget.spent()
+        return True
