@@ -42,6 +42,12 @@ _DISK = 3 * 2**30  # bytes: the shipped models, their conversions and a torch fo
 SERVERS = ("TAXIWAY_BROKER", "TAXIWAY_STATE")
 """The variables that name the user's own servers."""
 
+PATIENCE = 30.0
+"""Seconds for one token: an engine may load its model first."""
+
+_GENERATING = ("chat", "generation")  # pipelines whose models can be asked for a token
+_CHAT = {"messages": [{"role": "user", "content": "Say one word."}], "max_tokens": 1, "temperature": 0}
+
 
 class ServerAwayError(Exception):
     """A server that the user named does not answer."""
@@ -280,13 +286,6 @@ def _shown_on(bars: Progress) -> Callable[[str, int, int | None], None]:
         bars.update(rows[description], completed=done, total=total)
 
     return show
-
-
-PATIENCE = 30.0
-"""Seconds for one token: an engine may load its model first."""
-
-_GENERATING = ("chat", "generation")  # pipelines whose models can be asked for a token
-_CHAT = {"messages": [{"role": "user", "content": "Say one word."}], "max_tokens": 1, "temperature": 0}
 
 
 def check_endpoints(environment: Mapping[str, str]) -> list[Finding]:

@@ -43,6 +43,8 @@ HEALTHY_AFTER = 60.0
 _TAIL = 2000  # characters of a log in an error
 _LINE = 300  # characters of a log's last line
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -237,9 +239,6 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-_TAIL:].strip()
-
-
-logger = logging.getLogger(__name__)
 
 
 class StartError(Exception):

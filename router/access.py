@@ -28,6 +28,14 @@ PREFIX = "taxiway_"
 
 _FIRST = 8  # bytes of a digest used to look up its key; the whole is then compared in constant time
 
+BURST = 2.0
+"""Seconds' worth of requests that may arrive at once after a pause."""
+
+_ROUNDING = 1e-6  # seconds: tolerance for rounding in sums of times
+
+AGAIN = 1.0
+"""Seconds after which a refused request may be retried: small bodies go sooner, large ones take longer to send."""
+
 
 class KeysError(ValueError):
     """The keys file is invalid. The message names the line but never quotes it."""
@@ -118,12 +126,6 @@ def _caller(key: Key) -> Caller:
     return Caller(key.id, key.tenant, frozenset(key.scopes), expires)
 
 
-BURST = 2.0
-"""Seconds' worth of requests that may arrive at once after a pause."""
-
-_ROUNDING = 1e-6  # seconds: tolerance for rounding in sums of times
-
-
 def spend(full_at: float, now: float, rate: float) -> tuple[float, float]:
     """Take one request out of a token bucket that fills at `rate` per second and holds `BURST` seconds' worth.
 
@@ -164,10 +166,6 @@ class Rates:
         rules = self._topology.tenants.get(tenant)
         own = rules.requests_per_second if rules is not None else None
         return own or self._topology.limits.requests_per_second
-
-
-AGAIN = 1.0
-"""Seconds after which a refused request may be retried: small bodies go sooner, large ones take longer to send."""
 
 
 class Bodies:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import topology
-from tasks.models import catalogue
+from tasks.models import model
 from tasks.settings import TREE
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -24,7 +24,7 @@ def schemas() -> Mapping[Path, str]:
     queues = topology.schema()
     return {
         TREE / "tasks" / "queues.schema.json": _text("queues.yaml", queues),
-        TREE / "tasks" / "model.schema.json": _text("model.yaml", catalogue.schema()),
+        TREE / "tasks" / "model.schema.json": _text("model.yaml", model.schema()),
         TREE / "charts" / "taxiway" / "values.schema.json": _text("Values of the chart taxiway", _values(queues)),
     }
 

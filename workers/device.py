@@ -29,6 +29,8 @@ BUILT_IN = ("echo", "python")
 
 _ADDRESS = re.compile(r"^(cpu|cuda|tpu|endpoint)(?::(\d+)(?:-(\d+))?)?$")
 
+logger = logging.getLogger(__name__)
+
 
 class DeviceMissingError(Exception):
     """The requested device is not on this machine, or not in queues.yaml."""
@@ -189,9 +191,6 @@ def _cpu_name() -> str:
         if name.strip() == "model name":
             return value.strip()
     return "CPU"
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,17 @@ MOMENT = 0.2
 
 _TURN = 0.02  # seconds between calls of `meanwhile`
 
+logger = logging.getLogger(__name__)
+
+SIGNAL = signal.SIGUSR2
+"""The signal for a notice. Celery uses TERM, INT, QUIT, HUP and USR1; this one only if CELERY_RDBSIG is set."""
+
+LOOK = 1.0
+"""Seconds between polls, the shortest that clouds recommend (Azure: once a second; AWS: every five seconds)."""
+
+_ANSWER = 2.0  # time-out in seconds of a metadata address, which is local to the machine
+_TOKEN_FOR = "21600"  # seconds; AWS's maximum token lifetime
+
 
 class Drain:
     """The time after which no work runs here. Thread-safe; signal handlers may bring it forward.
@@ -64,18 +75,6 @@ class Drain:
         """Drain within `grace` seconds; a second call drains at once."""
         self._stops += 1
         self.within(grace if self._stops == 1 else 0.0)
-
-
-logger = logging.getLogger(__name__)
-
-SIGNAL = signal.SIGUSR2
-"""The signal for a notice. Celery uses TERM, INT, QUIT, HUP and USR1; this one only if CELERY_RDBSIG is set."""
-
-LOOK = 1.0
-"""Seconds between polls, the shortest that clouds recommend (Azure: once a second; AWS: every five seconds)."""
-
-_ANSWER = 2.0  # time-out in seconds of a metadata address, which is local to the machine
-_TOKEN_FOR = "21600"  # seconds; AWS's maximum token lifetime
 
 
 class NoticeWatch:

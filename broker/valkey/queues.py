@@ -76,6 +76,13 @@ TAKES = "takes"
 
 SOURCES = (TAKES, *map(str, range(LEVELS)))
 
+_CONFIRMED_WITHIN = 0.6  # seconds: together with the call itself, less than a caller waits
+_SEEN = {"state": JobState.QUEUED}
+_MISDIRECTED_AT_MOST = 64
+
+EVENTS = "celeryev"
+"""Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
+
 
 class Session:
     """One router's sessions, one after another."""
@@ -164,15 +171,6 @@ def recover_call(session: str, remembered: float, most: int = REMEMBERED_AT_MOST
     """Returns the in-flight messages of an ended session to the arrivals; answers their number."""
     keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
     return Call("fleet/session_recover", keys, [session, remembered, most])
-
-
-_CONFIRMED_WITHIN = 0.6  # seconds: together with the call itself, less than a caller waits
-_SEEN = {"state": JobState.QUEUED}
-
-_MISDIRECTED_AT_MOST = 64
-
-EVENTS = "celeryev"
-"""Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
 
 
 class ValkeyTransport:

@@ -30,6 +30,22 @@ from taxiway.errors import (
     quoted,
 )
 
+ENCODINGS = "gzip, deflate"
+"""Accepted encodings of a body, as in `Accept-Encoding`."""
+
+_READ = (b"gzip", b"x-gzip", b"deflate")
+_PLAIN = (b"", b"identity")
+_WINDOW = 47  # zlib's wbits for gzip or zlib headers (HTTP's deflate), detected automatically, with any window
+_PIECE = 2**20  # bytes inflated at once, and not counted as inflation
+
+LEAST = 4096
+"""Bytes of the smallest answer that is compressed: less saves no packet worth the time."""
+
+_LEVEL = 1  # zlib's fastest: over 50 MB/s of JSON
+_GZIP = 31  # zlib's wbits for a gzip header
+_NEVER = re.compile(rb"\s*q=0(?:\.0*)?\s*").fullmatch
+_COMPRESSED = (b"application/json", b"application/octet-stream", b"text/html", b"text/plain")
+
 
 class BodyLimits:
     """ASGI middleware after the gate, which identifies the caller; `payload` is the limit of one body."""
@@ -91,15 +107,6 @@ def _length_of(headers: list[tuple[bytes, bytes]]) -> int | None:
         if name == b"transfer-encoding":
             return None
     return 0
-
-
-ENCODINGS = "gzip, deflate"
-"""Accepted encodings of a body, as in `Accept-Encoding`."""
-
-_READ = (b"gzip", b"x-gzip", b"deflate")
-_PLAIN = (b"", b"identity")
-_WINDOW = 47  # zlib's wbits for gzip or zlib headers (HTTP's deflate), detected automatically, with any window
-_PIECE = 2**20  # bytes inflated at once, and not counted as inflation
 
 
 class Inflated:
@@ -209,15 +216,6 @@ def _once(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return first
-
-
-LEAST = 4096
-"""Bytes of the smallest answer that is compressed: less saves no packet worth the time."""
-
-_LEVEL = 1  # zlib's fastest: over 50 MB/s of JSON
-_GZIP = 31  # zlib's wbits for a gzip header
-_NEVER = re.compile(rb"\s*q=0(?:\.0*)?\s*").fullmatch
-_COMPRESSED = (b"application/json", b"application/octet-stream", b"text/html", b"text/plain")
 
 
 class Gzipped:

@@ -46,6 +46,23 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequ
 
 logger = logging.getLogger(__name__)
 
+IDLE = 1.0
+"""Longest wait of an idle router for an arrival before it checks again, in seconds."""
+
+TIDY = 1.0
+"""Seconds between two checks for dead routers."""
+
+ACCEPT = 1.75
+"""Seconds, plus up to `CHECK_EVERY`, that an HTTP caller waits for the broker: it gets an answer within two."""
+
+TURN = 2.0
+"""Longest wait of a stopping router for its loops to finish what they began, in seconds."""
+
+AGAIN = 0.2
+"""Seconds after which a loop that is still running is cancelled again."""
+
+_BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
+
 
 class Submissions:
     """Forwards single messages; those that arrive while a call is in progress share the next one."""
@@ -87,24 +104,6 @@ class Submissions:
                 logger.exception("forwarding failed", extra={"messages": len(batch)})
             for _, done in batch:
                 settle(done, error)
-
-
-IDLE = 1.0
-"""Longest wait of an idle router for an arrival before it checks again, in seconds."""
-
-TIDY = 1.0
-"""Seconds between two checks for dead routers."""
-
-ACCEPT = 1.75
-"""Seconds, plus up to `CHECK_EVERY`, that an HTTP caller waits for the broker: it gets an answer within two."""
-
-TURN = 2.0
-"""Longest wait of a stopping router for its loops to finish what they began, in seconds."""
-
-AGAIN = 0.2
-"""Seconds after which a loop that is still running is cancelled again."""
-
-_BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
 
 
 class Router:

@@ -37,6 +37,12 @@ Infer = Callable[[Any], Coroutine[Any, Any, Result]]
 Progress = Callable[[int], None]
 """Called with the number of results so far."""
 
+CONNECT_TIMEOUT = 1.5
+"""Seconds for which a call retries while the fleet does not answer. A call then fails within 2 s."""
+
+WINDOW = 256
+"""Requests that a `map` keeps in progress."""
+
 
 def no_progress(_: int) -> None:
     """The default progress callback: does nothing."""
@@ -107,13 +113,6 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
-
-
-CONNECT_TIMEOUT = 1.5
-"""Seconds for which a call retries while the fleet does not answer. A call then fails within 2 s."""
-
-WINDOW = 256
-"""Requests that a `map` keeps in progress."""
 
 
 class Options(TypedDict, total=False):

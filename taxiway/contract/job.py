@@ -32,6 +32,19 @@ from taxiway.errors import (
     quoted,
 )
 
+_TAG = b'"__type__"'
+
+TEXT = "text"
+"""The output that is streamed."""
+
+MOST_PIECES = 1024
+"""Approximate number of pieces that a stream keeps; a slower reader loses the oldest."""
+
+KEEP = 120
+"""Seconds that a stream is kept after its last piece, for readers that reconnect."""
+
+_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE = b"a", b"i", b"t", b"r", b"d"
+
 
 class JobState(StrEnum):
     """A job's state. `ACCEPTED` is durable but not yet placed."""
@@ -184,7 +197,6 @@ class _Success(msgspec.Struct, frozen=True):
 
 
 _decode_success = msgspec.json.Decoder(_Success).decode
-_TAG = b'"__type__"'
 
 
 def unknown(job: str) -> UnknownJobError:
@@ -301,18 +313,6 @@ def _read_success(meta: ResultMeta) -> Result:
 def _meta(job: str, state: JobState, result: Any) -> bytes:
     now = datetime.now(UTC).isoformat()
     return msgspec.json.encode(ResultMeta(task_id=job, status=CELERY_STATUS[state], result=result, date_done=now))
-
-
-TEXT = "text"
-"""The output that is streamed."""
-
-MOST_PIECES = 1024
-"""Approximate number of pieces that a stream keeps; a slower reader loses the oldest."""
-
-KEEP = 120
-"""Seconds that a stream is kept after its last piece, for readers that reconnect."""
-
-_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE = b"a", b"i", b"t", b"r", b"d"
 
 
 @dataclass(frozen=True, slots=True)

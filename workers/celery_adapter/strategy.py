@@ -43,6 +43,20 @@ from workers.stages.job import Outcome
 
 _contexts: WeakKeyDictionary[Celery, WorkerContext] = WeakKeyDictionary()
 
+logger = logging.getLogger(__name__)
+
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What headers of unforeseen types raise in Celery."""
+
+STORED = "taxiway_stored"
+"""Set in a request's context once its result has been written."""
+
+TOKEN = "taxiway_token"
+"""The fencing token in a request's context."""
+
+OUTCOME = "taxiway_outcome"
+"""The outcome in a request's context."""
+
 
 def bind_context(app: Celery, context: WorkerContext) -> None:
     """Give the app its configuration."""
@@ -54,12 +68,7 @@ def context_of(app: Celery) -> WorkerContext:
     return _contexts[app]
 
 
-logger = logging.getLogger(__name__)
-
 Handler = Callable[..., Any]
-
-_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What headers of unforeseen types raise in Celery."""
 
 
 def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
@@ -197,16 +206,6 @@ def _ordered(message: Any, context: WorkerContext) -> Ticket:
 
 def _ending(job: str, error: TaxiwayError, token: str, reply: str = "") -> Ending:
     return Ending(job, state_of(error), failure_meta(job, error), token, reply)
-
-
-STORED = "taxiway_stored"
-"""Set in a request's context once its result has been written."""
-
-TOKEN = "taxiway_token"
-"""The fencing token in a request's context."""
-
-OUTCOME = "taxiway_outcome"
-"""The outcome in a request's context."""
 
 
 class WriteOnceBackend(RedisBackend):

@@ -12,7 +12,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from local.doctor import configuration, endpoints, outdated, servers
+from local.doctor import check_endpoints, configuration, outdated, servers
 from local.embedded import find_binary
 from local.up import Fleet
 from tasks.settings import TREE, Settings
@@ -112,7 +112,7 @@ default_service: standard
 def test_every_endpoint_is_asked_for_its_models_and_a_token(tmp_path: Path) -> None:
     with serving(Engine()) as engine:
         (tmp_path / "queues.yaml").write_text(ENDPOINTS.format(url=engine.url))
-        found = {one.subject: one for one in endpoints({"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")})}
+        found = {one.subject: one for one in check_endpoints({"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")})}
         url = engine.url
         assert [body["max_tokens"] for body in engine.chats] == [1]
     assert found[f"endpoint engine {url}"].value == "answers, and lists served"
