@@ -1,7 +1,7 @@
 """`python -m controller`: the operator of one namespace, until SIGTERM.
 
-In a pod it works as the pod's service account; elsewhere by `KUBECONFIG` and `TAXIWAY_NAMESPACE`. `TAXIWAY_SCALING_KEY`
-is its key at the routers' door, and `TAXIWAY_LEASE` the Lease by which several operators agree who works.
+In a pod it uses the pod's service account; elsewhere `KUBECONFIG` and `TAXIWAY_NAMESPACE`. `TAXIWAY_SCALING_KEY` is its
+API key at the routers, and `TAXIWAY_LEASE` names the Lease by which several operators elect one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
 
     @kopf.on.startup(registry=registry)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.scanning.disabled = True  # the definition is there, and nothing else is watched
+        settings.scanning.disabled = True  # the definitions exist, and nothing else is watched
         settings.posting.enabled = False
         cluster, routers = Cluster(access), Routers(os.environ.get("TAXIWAY_SCALING_KEY", ""))
         operator = Operator(cluster, routers, _leader(cluster))
@@ -63,19 +63,19 @@ def main() -> None:
 
 
 def _watch(registry: kopf.OperatorRegistry, running: dict[str, Any]) -> None:
-    """Tell the operator what happens to its resources."""
+    """Pass the events of the operator's resources to it."""
 
     @kopf.on.event(GROUP, VERSION, CLASSES, registry=registry)
-    def notice(type: str | None, body: kopf.Body, **_: Any) -> None:  # the names are kopf's
-        running["operator"].notice(type, dict(body))
+    def observe(type: str | None, body: kopf.Body, **_: Any) -> None:  # the names are kopf's
+        running["operator"].observe(type, dict(body))
 
     @kopf.on.event(GROUP, VERSION, FLEETS, registry=registry)
-    def notice_fleet(type: str | None, body: kopf.Body, **_: Any) -> None:
-        running["operator"].notice_fleet(type, dict(body))
+    def observe_fleet(type: str | None, body: kopf.Body, **_: Any) -> None:
+        running["operator"].observe_fleet(type, dict(body))
 
 
 def _connection(access: Access) -> kopf.ConnectionInfo:
-    """How kopf itself watches."""
+    """The connection of kopf's own watches."""
     authorities = None if access.authorities is None else str(access.authorities)
     return kopf.ConnectionInfo(server=access.server, token=access.token, ca_path=authorities, insecure=access.insecure)
 

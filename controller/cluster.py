@@ -1,4 +1,4 @@
-"""What the operator reads and changes in its namespace of a Kubernetes cluster, and the Lease of the one that works."""
+"""The operator's access to its namespace of a Kubernetes cluster, and the Lease that elects one operator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MERGE, _JSON_PATCH = "application/merge-patch+json", "application/json-patch+js
 _MANAGER = "taxiway-controller"
 
 ATTEMPTS = 5
-"""Tries to remove our mark from a Deployment in one look; the next one tries again."""
+"""Attempts to remove our field manager from a Deployment per reconciliation."""
 
 Object = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ class ConflictError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The API server, how it is verified, and who asks."""
+    """The API server, how it is verified, and the account used there."""
 
     server: str
     namespace: str
@@ -52,16 +52,16 @@ class Access:
 
     @property
     def token(self) -> str:
-        """The token as it is now."""
+        """The current token."""
         return self.fixed_token if self.token_file is None else self.token_file.read_text().strip()
 
     def tls(self) -> ssl.SSLContext | bool:
-        """What verifies the server."""
+        """The TLS verification of the server."""
         return not self.insecure and ssl.create_default_context(cafile=self.authorities)
 
 
 def find_access(environment: Mapping[str, str]) -> Access:
-    """That of the pod that this runs in, or of the file that `KUBECONFIG` names."""
+    """The access of the pod that this runs in, or of the file that `KUBECONFIG` names."""
     if "KUBERNETES_SERVICE_HOST" in environment and (MOUNTED / "token").exists():
         host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
         namespace = (MOUNTED / "namespace").read_text().strip()
@@ -127,7 +127,7 @@ class Cluster:
         await self.disown(await self._ask("PATCH", path, operations, {"fieldManager": _MANAGER}))
 
     async def disown(self, deployment: Object) -> None:
-        """Leave no mark of who changed a Deployment: helm applies it, and refuses to change what another one owns."""
+        """Remove our field manager from a Deployment: helm refuses to change fields that another manager owns."""
         path = f"{self._apps}/deployments/{deployment['metadata']['name']}"
         for _ in range(ATTEMPTS):
             owners = [one["manager"] for one in deployment["metadata"].get("managedFields", [])]
@@ -143,7 +143,7 @@ class Cluster:
             except httpx.HTTPStatusError as error:
                 if error.response.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
                     raise
-                deployment = await self._ask("GET", path)  # somebody else has changed it meanwhile
+                deployment = await self._ask("GET", path)  # it was changed meanwhile
 
     async def queues(self, selector: str) -> list[Object]:
         """The ConfigMaps with these labels."""
@@ -169,7 +169,7 @@ class Cluster:
         await self._ask("PATCH", self._scale(deployment), {"spec": {"replicas": replicas}})
 
     async def end_pod(self, pod: str) -> None:
-        """Delete a pod, if it is still there; it has its grace period."""
+        """Delete a pod, if it still exists, with its grace period."""
         try:
             await self._ask("DELETE", f"{self._core}/pods/{pod}")
         except httpx.HTTPStatusError as error:
@@ -181,7 +181,7 @@ class Cluster:
         path = f"{self._core}/pods/{pod}"
         await self._ask("PATCH", path, {"metadata": {"annotations": {COST: str(cost)}}})
 
-    async def say_status(self, plural: str, name: str, status: Object) -> None:
+    async def write_status(self, plural: str, name: str, status: Object) -> None:
         """Replace fields of the status of a HardwareClass or a Fleet."""
         await self._ask("PATCH", f"{self._own(plural)}/{name}/status", {"status": status})
 
@@ -194,10 +194,10 @@ class Cluster:
         await self._ask("DELETE", f"{self._own(CLASSES)}/{hardware_class}")
 
     async def finalize(self, about: Object, finalizers: Sequence[str]) -> None:
-        """Replace the finalizers of a HardwareClass that is still as it was seen.
+        """Replace the finalizers of a HardwareClass.
 
         Raises:
-            ConflictError: it is not.
+            ConflictError: it has changed since it was read.
         """
         place = about["metadata"]
         body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": place["resourceVersion"]}}
@@ -208,7 +208,7 @@ class Cluster:
                 raise ConflictError(place["name"]) from error
             raise
 
-    async def say_event(self, about: Object, reason: str, message: str) -> None:
+    async def add_event(self, about: Object, reason: str, message: str) -> None:
         """Add an event to an object."""
         now, place = _now(), about["metadata"]
         event = {
@@ -227,10 +227,10 @@ class Cluster:
         return await self._find(f"{self._leases}/{name}")
 
     async def write_lease(self, name: str, holder: str, seconds: int, before: Object | None) -> None:
-        """Take or renew a Lease that is still as it was `before`.
+        """Take or renew a Lease.
 
         Raises:
-            ConflictError: it is not.
+            ConflictError: it has changed since it was `before`.
         """
         spec = {"holderIdentity": holder, "leaseDurationSeconds": seconds, "renewTime": _now("microseconds")}
         try:
@@ -298,7 +298,7 @@ def _now(precision: str = "seconds") -> str:
 
 
 DURATION = 15
-"""Seconds for which a Lease holds after it was renewed."""
+"""Seconds for which a Lease is valid after its renewal."""
 
 RENEWAL = 5.0
 """Seconds between two renewals."""
@@ -314,7 +314,7 @@ class Leader:
         self._seen: tuple[Object | None, float] = (None, 0.0)
 
     async def leads(self) -> bool:
-        """Take or keep the Lease, and whether it is ours."""
+        """Take or keep the Lease; returns whether it is ours."""
         now = time.monotonic()
         if self._held and now < self._renewed + RENEWAL:
             return True

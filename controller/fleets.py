@@ -1,4 +1,4 @@
-"""Fleets: their conditions, changes that reach them stage after stage, and the ConfigMaps that pods still read."""
+"""Fleets: their conditions, staged rollouts of changes, and the ConfigMaps that pods still read."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Fleets:
 
     def __init__(self, cluster: Cluster, routers: Routers) -> None:
         self._cluster, self._routers = cluster, routers
-        self._said: dict[str, FleetStatus] = {}
+        self._published: dict[str, FleetStatus] = {}
 
     def forget(self, name: str | None = None) -> None:
-        """What was said of a Fleet that is gone, or of all, since another operator leads."""
+        """Forget the published status of a Fleet that is gone, or of all, because another operator leads."""
         if name is None:
-            self._said.clear()
+            self._published.clear()
         else:
-            self._said.pop(name, None)
+            self._published.pop(name, None)
 
-    async def look(self, body: Object, classes: Mapping[str, Object]) -> None:
-        """Bring a Fleet one step on. `classes` are the HardwareClasses of the namespace by name."""
+    async def reconcile(self, body: Object, classes: Mapping[str, Object]) -> None:
+        """Advance a Fleet by one step. `classes` are the HardwareClasses of the namespace by name."""
         name, spec = body["metadata"]["name"], msgspec.convert(body["spec"], FleetSpec)
-        before = self._said.get(name) or msgspec.convert(body.get("status") or {}, FleetStatus)
+        before = self._published.get(name) or msgspec.convert(body.get("status") or {}, FleetStatus)
         found = {one["metadata"]["name"]: one for one in await self._cluster.deployments(spec.selector)}
         parts = {part: found[part] for part in spec.parts & found.keys()}
         all_sets = await self._cluster.replica_sets(spec.selector)
@@ -63,12 +63,12 @@ class Fleets:
         step, status = await self._decide(spec, before, parts, sets, devices)
         known = {one: _status_of(classes.get(one)) for one in spec.classes}
         routers = found.get(spec.routers, {}).get("status", {}).get("readyReplicas", 0)
-        said = list(conditions(spec, step.rollout, known, routers, answers=devices is not None))
+        stated = list(conditions(spec, step.rollout, known, routers, answers=devices is not None))
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         status = msgspec.structs.replace(
-            status, stage=stage_of(spec, step.rollout), conditions=since(said, before.conditions, now)
+            status, stage=stage_of(spec, step.rollout), conditions=since(stated, before.conditions, now)
         )
-        await self._remember(body, before, status)  # first: a successor goes on from here
+        await self._publish(body, before, status)  # first, so that a successor continues from here
         await self._apply(parts, sets, step)
         await self._tidy(body, spec, [*found.values(), *all_sets])
 
@@ -86,7 +86,7 @@ class Fleets:
         sets: Mapping[str, Sets],
         devices: Sequence[Object] | None,
     ) -> tuple[Step, FleetStatus]:
-        """While no router reports what its devices have done, new pods are judged by whether they get ready."""
+        """The next step. While no router reports its devices, new pods are judged by whether they become ready."""
         rollout, limits, harm = before.rollout, spec.rollout.limits, ""
         if rollout.phase in ("rolling", "watching") and devices is not None:
             pods = await self._cluster.pods(spec.selector)
@@ -97,16 +97,16 @@ class Fleets:
         baseline = figures_of(devices or ()) if begins else before.baseline
         return step, FleetStatus(rollout=step.rollout, baseline=baseline)
 
-    async def _remember(self, body: Object, before: FleetStatus, status: FleetStatus) -> None:
+    async def _publish(self, body: Object, before: FleetStatus, status: FleetStatus) -> None:
         name = body["metadata"]["name"]
-        if status == self._said.get(name):
+        if status == self._published.get(name):
             return
-        await self._cluster.say_status(FLEETS, name, msgspec.to_builtins(status))
-        self._said[name] = status
+        await self._cluster.write_status(FLEETS, name, msgspec.to_builtins(status))
+        self._published[name] = status
         if status.rollout.phase != before.rollout.phase or status.rollout.stage != before.rollout.stage:
-            logger.info("rollout", extra={"fleet": name, "phase": status.rollout.phase, "said": status.stage})
+            logger.info("rollout", extra={"fleet": name, "phase": status.rollout.phase, "stage": status.stage})
             reason = {"idle": "RolloutEnded", "returning": "RollingBack"}.get(status.rollout.phase, "Rollout")
-            await self._cluster.say_event(body, reason, f"{status.rollout.phase}: {status.stage}"[:1000])
+            await self._cluster.add_event(body, reason, f"{status.rollout.phase}: {status.stage}"[:1000])
 
     async def _apply(self, parts: Mapping[str, Object], sets: Mapping[str, Sets], step: Step) -> None:
         for name, deployment in parts.items():
@@ -124,7 +124,7 @@ class Fleets:
                 await self._cluster.pause(name, paused=False)
 
     async def _tidy(self, body: Object, spec: FleetSpec, holders: Sequence[Object]) -> None:
-        """Own the ConfigMaps of the fleet's queues.yaml, and delete those that nothing mounts any more."""
+        """Own the ConfigMaps of the fleet's queues.yaml, and delete those that nothing mounts any longer."""
         used = {spec.queues}.union(*(queues_in(one["spec"]["template"]) for one in holders))
         for one in await self._cluster.queues(f"{spec.selector},app.kubernetes.io/component=queues"):
             place = one["metadata"]

@@ -1,4 +1,4 @@
-"""The loop: every second each HardwareClass and each Fleet is brought to what is wanted. Any part may be repeated."""
+"""The reconciliation loop: each second it reconciles every HardwareClass and Fleet. Every step may be repeated."""
 
 from __future__ import annotations
 
@@ -14,39 +14,59 @@ import httpx
 import msgspec
 
 from controller.cluster import CLASSES, FINALIZER, Cluster, ConflictError, Leader, Object
-from controller.decide.pools import Allotment, Ending, Left, Seen, allot, deletion_cost, drain, least
+from controller.decide.pools import (
+    Allotment,
+    Ending,
+    PoolState,
+    Remaining,
+    allot,
+    cheapest_to_end,
+    deletion_cost,
+    drain,
+)
 from controller.fleets import Fleets
 from controller.routers import Routers
-from controller.spec import HASH, ClassSpec, ClassStatus, active, age, longest_grace, ready, seen, standings, status_of
+from controller.spec import (
+    HASH,
+    ClassSpec,
+    ClassStatus,
+    active,
+    age,
+    longest_grace,
+    pool_state,
+    ready,
+    standings,
+    status_of,
+)
 
 PERIOD = 1.0
-"""Seconds between two looks at a class."""
+"""Seconds between two reconciliations of a class."""
 
 logger = logging.getLogger(__name__)
 
 
 class Operator:
-    """The HardwareClasses of one namespace, and what brings them to their routers' wishes."""
+    """Reconciles the HardwareClasses and Fleets of one namespace with what their routers want."""
 
     def __init__(self, cluster: Cluster, routers: Routers, leader: Leader) -> None:
         self._cluster, self._routers, self._leader = cluster, routers, leader
         self._classes: dict[str, Object] = {}
         self._fleets: dict[str, Object] = {}
         self._rollouts = Fleets(cluster, routers)
-        self._said: dict[str, ClassStatus] = {}
+        self._published: dict[str, ClassStatus] = {}
         self._leads = False
 
-    def notice(self, change: str | None, body: Object) -> None:
-        """A HardwareClass is there, has changed, or is gone (`DELETED`)."""
+    def observe(self, change: str | None, body: Object) -> None:
+        """Record that a HardwareClass exists, has changed, or is gone (`DELETED`)."""
         name = body["metadata"]["name"]
         if change == "DELETED":
             self._classes.pop(name, None)
-            self._said.pop(name, None)
+            self._published.pop(name, None)
         else:
             self._classes[name] = body
 
-    def notice_fleet(self, change: str | None, body: Object) -> None:
-        """The same of a Fleet."""
+    def observe_fleet(self, change: str | None, body: Object) -> None:
+        """Record the same of a Fleet."""
         name = body["metadata"]["name"]
         if change == "DELETED":
             self._fleets.pop(name, None)
@@ -57,7 +77,7 @@ class Operator:
     async def run(self) -> None:
         """Work until cancelled. A step of a rollout may take seconds, so Fleets have a loop of their own."""
         async with asyncio.TaskGroup() as loops:
-            for step in (self._lead, self._look_at_classes, self._look_at_fleets):
+            for step in (self._lead, self._reconcile_classes, self._reconcile_fleets):
                 loops.create_task(_repeat(step))
 
     async def _lead(self) -> None:
@@ -67,36 +87,36 @@ class Operator:
             self._leads = False
             raise
         if not self._leads:
-            self._said.clear()
+            self._published.clear()
             self._rollouts.forget()
 
-    async def _look_at_classes(self) -> None:
+    async def _reconcile_classes(self) -> None:
         if self._leads:
-            await asyncio.gather(*map(self._look, list(self._classes.values())))
+            await asyncio.gather(*map(self._try_class, list(self._classes.values())))
 
-    async def _look_at_fleets(self) -> None:
+    async def _reconcile_fleets(self) -> None:
         if self._leads:
-            await asyncio.gather(*map(self._look_at_fleet, list(self._fleets.values())))
+            await asyncio.gather(*map(self._try_fleet, list(self._fleets.values())))
 
-    async def _look(self, body: Object) -> None:
+    async def _try_class(self, body: Object) -> None:
         name = body["metadata"]["name"]
         try:
             spec = msgspec.convert(body["spec"], ClassSpec)
             await self._reconcile(name, body, spec)
         except ConflictError:
-            pass  # the watch brings what changed
+            pass  # the watch will deliver the change
         except (msgspec.ValidationError, httpx.HTTPError) as error:
             logger.warning("class left unchanged", extra={"class": name, "error": str(error) or repr(error)})
 
-    async def _look_at_fleet(self, body: Object) -> None:
+    async def _try_fleet(self, body: Object) -> None:
         try:
-            await self._rollouts.look(body, self._classes)
+            await self._rollouts.reconcile(body, self._classes)
         except (msgspec.ValidationError, httpx.HTTPError) as error:
             name = body["metadata"]["name"]
             logger.warning("fleet left unchanged", extra={"fleet": name, "error": str(error) or repr(error)})
 
     async def _reconcile(self, name: str, body: Object, spec: ClassSpec) -> None:
-        before = self._said.get(name) or msgspec.convert(body.get("status") or {}, ClassStatus)
+        before = self._published.get(name) or msgspec.convert(body.get("status") or {}, ClassStatus)
         now, pods = time.time(), await self._cluster.pods(spec.selector)
         if (deleted := age(body, now)) is not None:
             wanted, reason = await self._drain(body, spec, pods, deleted)
@@ -109,15 +129,17 @@ class Operator:
         for pod in pods:
             by_pool[pod["metadata"]["labels"].get("taxiway/pool", "")].append(pod)
         asked = await asyncio.gather(*(self._cluster.asked(pool.deployment) for pool in spec.pools))
-        pools = [seen(pool, count, by_pool[pool.name], now) for pool, count in zip(spec.pools, asked, strict=True)]
+        pools = [
+            pool_state(pool, count, by_pool[pool.name], now) for pool, count in zip(spec.pools, asked, strict=True)
+        ]
         allotted = allot(wanted, pools, standings(spec, before), now, spec.rules)
         missing = {pool.name for pool, count in zip(spec.pools, asked, strict=True) if count is None}
         status = status_of(spec, wanted, reason, pools, allotted, missing)
-        await self._remember(name, status)  # first: a successor judges pools as this one did
+        await self._publish(name, status)  # first, so that a successor judges pools as this operator did
         await self._apply(body, spec, pools, allotted, reason, by_pool)
 
     async def _wanted(self, spec: ClassSpec, before: ClassStatus) -> tuple[int | None, str]:
-        """The count that was set by hand, that of the router, or the last one while no router knows."""
+        """The count that was set by hand, the router's, or the last one while no router knows, and its reason."""
         if spec.replicas is not None:
             return spec.replicas, "set by hand"
         try:
@@ -127,38 +149,38 @@ class Operator:
             return before.wanted, before.reason
 
     async def _adopt(self, body: Object) -> None:
-        """Take a new class over: it is not gone before its pods have drained."""
+        """Add the finalizer to a new class, so that it is not removed before its pods have drained."""
         finalizers = body["metadata"].get("finalizers", [])
         if FINALIZER not in finalizers:
             await self._cluster.finalize(body, [*finalizers, FINALIZER])
 
     async def _drain(self, body: Object, spec: ClassSpec, pods: list[Object], deleted: float) -> tuple[int | None, str]:
-        """The count of a class that is being deleted; None once it may go."""
+        """The count of a class that is being deleted, and its reason; None once the class may be removed."""
         waiting: bool | None = None
         with contextlib.suppress(httpx.HTTPError):
             waiting = await self._routers.waits(spec.router, spec.hardware_class)
-        step = drain(Left(waiting, len(pods), longest_grace(pods)), deleted, spec.drain)
+        step = drain(Remaining(waiting, len(pods), longest_grace(pods)), deleted, spec.drain)
         if step == "serve":
             with contextlib.suppress(httpx.HTTPError):
                 count, _ = await self._routers.wanted(spec.router, spec.hardware_class, starts=False)
-                return count, "deleted: the jobs that wait for it are served"
+                return count, "deleted: its waiting jobs are served"
             return None, ""
         if step == "gone":
             others = [one for one in body["metadata"].get("finalizers", []) if one != FINALIZER]
             await self._cluster.finalize(body, others)
             return None, ""
-        return 0, "deleted: its pods end"
+        return 0, "deleted: its pods are stopped"
 
-    async def _remember(self, name: str, status: ClassStatus) -> None:
-        if status != self._said.get(name):
-            await self._cluster.say_status(CLASSES, name, msgspec.to_builtins(status))
-            self._said[name] = status
+    async def _publish(self, name: str, status: ClassStatus) -> None:
+        if status != self._published.get(name):
+            await self._cluster.write_status(CLASSES, name, msgspec.to_builtins(status))
+            self._published[name] = status
 
     async def _apply(
         self,
         body: Object,
         spec: ClassSpec,
-        pools: Sequence[Seen],
+        pools: Sequence[PoolState],
         allotted: Allotment,
         reason: str,
         pods: Mapping[str, Sequence[Object]],
@@ -170,14 +192,15 @@ class Operator:
                 await self._end(spec, active(pods[pool.name]), replicas)
             await self._cluster.scale(pool.deployment, replicas)
             message = f"{pool.deployment}: {found.asked} to {replicas} pods: {reason}"
-            logger.info("scaled", extra={"class": spec.hardware_class, "said": message})
-            await self._cluster.say_event(body, "Scaled", message[:1000])
+            logger.info("scaled", extra={"class": spec.hardware_class, "change": message})
+            await self._cluster.add_event(body, "Scaled", message[:1000])
 
     async def _end(self, spec: ClassSpec, pods: Sequence[Object], left: int) -> None:
         """Delete the pods that lose least, before their Deployment shrinks and its ReplicaSet chooses by itself.
 
-        A pod by which the ReplicaSet replaces one of these meanwhile is not ready, so it is what then ends. In the
-        middle of a rollout Kubernetes decides which of two ReplicaSets shrinks: it gets the costs of their pods.
+        A pod with which the ReplicaSet replaces one of these meanwhile is not ready, so that pod is deleted then. In
+        the middle of a rollout Kubernetes decides which of two ReplicaSets shrinks, so it gets the pods' deletion
+        costs.
         """
         try:
             endings = await self._routers.endings(spec.router)
@@ -187,7 +210,7 @@ class Operator:
         if len({pod["metadata"]["labels"].get(HASH) for pod in pods}) > 1:
             await asyncio.gather(*(self._cluster.note_cost(name, deletion_cost(one)) for name, one in lost.items()))
         else:
-            ending = least(lost, set(ready(pods)), len(pods) - left)
+            ending = cheapest_to_end(lost, set(ready(pods)), len(pods) - left)
             await asyncio.gather(*map(self._cluster.end_pod, ending))
 
 

@@ -22,15 +22,15 @@ class Routers:
         await self._http.aclose()
 
     async def wanted(self, router: str, hardware_class: str, *, starts: bool = True) -> tuple[int, str]:
-        """The devices that a class should have, and why. With `starts` it says that somebody starts them."""
+        """The devices that a class should have, and why. `starts` declares that they are started on demand."""
         method, verb = ("POST", "/starts") if starts else ("GET", "")
         answer = await self._http.request(method, f"{router}/v1/scaling/{hardware_class}{verb}")
         answer.raise_for_status()
-        said = answer.json()
-        return said["replicas"], said["reason"]
+        target = answer.json()
+        return target["replicas"], target["reason"]
 
     async def endings(self, router: str) -> Mapping[str, Ending]:
-        """What would be lost with each pod, by its name."""
+        """What would be lost with each pod, by the pod's name."""
         return {one["worker"].rpartition("@")[2]: _ending(one) for one in await self.devices(router)}
 
     async def devices(self, router: str) -> Sequence[Mapping[str, Any]]:
@@ -39,7 +39,7 @@ class Routers:
         return found
 
     async def waits(self, router: str, hardware_class: str) -> bool:
-        """Whether jobs wait for a class; those of a class that the routers do not know wait for nothing."""
+        """Whether jobs wait for a class; False for a class that the routers do not know."""
         found = (await self._fleet(router)).get("classes", {}).get(hardware_class, {})
         return any((*found.get("depth", ()), *found.get("held", ())))
 

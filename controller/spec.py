@@ -1,4 +1,4 @@
-"""HardwareClasses and Fleets as the cluster has them: what is asked of the operator, and what it has said. Pure."""
+"""The `spec` and `status` of HardwareClasses and Fleets, read from Kubernetes objects and written to them. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from controller.decide.pools import Allotment, Rules, Seen, Standing
+from controller.decide.pools import Allotment, PoolState, Rules, Standing
 from controller.decide.rollout import Figures, Limits, Part, Rollout, Stage, judge
 
 Object = Mapping[str, Any]
@@ -21,7 +21,7 @@ HASH = "pod-template-hash"
 """The label that separates the pods of a ReplicaSet from those of the Deployment's others."""
 
 GRACE = 30.0
-"""Seconds beyond a pod's grace period in which its node reports that it is gone."""
+"""Seconds after a pod's grace period within which its node reports that it is gone."""
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,9 +33,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """`spec` of a HardwareClass. With `replicas` somebody sets the count by hand, in place of the router.
+    """`spec` of a HardwareClass. `replicas` sets the count by hand, in place of the router.
 
-    Once it is deleted, jobs that wait for it are served for `drain` seconds at most before its pods end.
+    Once the class is deleted, its waiting jobs are served for at most `drain` seconds before its pods are stopped.
     """
 
     hardware_class: str = msgspec.field(name="class")
@@ -55,7 +55,7 @@ class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool in the status: its pods, what is thought of it, and whether its Deployment is missing."""
+    """A pool in the status: its pods, its standing, and whether its Deployment is missing."""
 
     name: str
     missing: bool = False
@@ -67,7 +67,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`status` of a HardwareClass: all that the operator remembers."""
+    """`status` of a HardwareClass: the operator's only memory of it."""
 
     wanted: int | None = None
     reason: str = ""
@@ -77,7 +77,7 @@ class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def standings(spec: ClassSpec, status: ClassStatus) -> list[Standing]:
-    """What was thought of each pool."""
+    """The last standing of each pool."""
     known = {one.name: one for one in status.pools}
     return [msgspec.convert(_standing(known.get(pool.name)), Standing) for pool in spec.pools]
 
@@ -86,7 +86,7 @@ def _standing(pool: PoolStatus | None) -> Mapping[str, Any]:
     return {} if pool is None else {"phase": pool.phase, "since": pool.since, "failures": pool.failures}
 
 
-def seen(pool: Pool, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> Seen:
+def pool_state(pool: Pool, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> PoolState:
     """A pool by its Deployment's replicas, None without a Deployment, and its pods."""
     alive = active(pods)
     waits = [
@@ -94,7 +94,7 @@ def seen(pool: Pool, asked: int | None, pods: Sequence[Mapping[str, Any]], now: 
         for pod in alive
         if (found := _condition(pod, "PodScheduled")).get("reason") == "Unschedulable"
     ]
-    return Seen(pool.name, asked or 0, len(ready(alive)), max([0.0, *waits]), 0 if asked is None else pool.most)
+    return PoolState(pool.name, asked or 0, len(ready(alive)), max([0.0, *waits]), 0 if asked is None else pool.most)
 
 
 def active(pods: Sequence[Object]) -> list[Object]:
@@ -106,18 +106,18 @@ def active(pods: Sequence[Object]) -> list[Object]:
 
 
 def ready(pods: Sequence[Object]) -> list[str]:
-    """The names of those that are ready."""
+    """The names of the ready pods."""
     return [pod["metadata"]["name"] for pod in pods if _condition(pod, "Ready").get("status") == "True"]
 
 
 def age(body: Mapping[str, Any], now: float) -> float | None:
-    """Seconds since an object was deleted; None if it is not."""
+    """Seconds since an object was deleted; None if it was not."""
     deleted = body["metadata"].get("deletionTimestamp")
     return None if deleted is None else now - _seconds(deleted)
 
 
 def longest_grace(pods: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds after which the last of these pods is gone, with some for its node to say so."""
+    """Seconds after which the last of these pods is gone and its node has reported it."""
     graces: list[float] = [pod["spec"].get("terminationGracePeriodSeconds", 30.0) for pod in pods]
     return GRACE + max([0.0, *graces])
 
@@ -131,7 +131,7 @@ def _seconds(text: str) -> float:
 
 
 def status_of(
-    spec: ClassSpec, wanted: int, reason: str, pools: Sequence[Seen], allotted: Allotment, missing: Set[str]
+    spec: ClassSpec, wanted: int, reason: str, pools: Sequence[PoolState], allotted: Allotment, missing: Set[str]
 ) -> ClassStatus:
     """The status after a decision."""
     return ClassStatus(
@@ -158,14 +158,14 @@ _REVISION = "deployment.kubernetes.io/revision"
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Deployments that change together, and the share of their pods that does so first."""
+    """Deployments that change together, and the share of their pods that changes first."""
 
     parts: tuple[str, ...]
     share: float = 1.0
 
 
 class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The stages of a change, the canary first, and what its pods may do."""
+    """The stages of a change, the canary first, and the limits of its pods."""
 
     stages: tuple[StageSpec, ...] = ()
     watch: float = _LIMITS.watch
@@ -176,12 +176,12 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limits(self) -> Limits:
-        """What new pods may do."""
+        """The limits of new pods."""
         return Limits(self.watch, self.timeout, self.jobs, self.errors, self.latency)
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator reads of `spec`: the routers' door and Deployment, the labels of all that is the fleet's.
+    """`spec` of a Fleet: the routers' address and Deployment, and the labels of all its objects.
 
     `classes` names its HardwareClasses, and `queues` the ConfigMap with its queues.yaml.
     """
@@ -205,7 +205,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """As Kubernetes has it: `status` is True or False."""
+    """A condition as in Kubernetes: `status` is True or False."""
 
     type: str
     status: str
@@ -215,7 +215,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`status` of a Fleet: all that the operator remembers of a rollout, with what each class did before it."""
+    """`status` of a Fleet: the operator's only memory of a rollout, with each class's figures before it."""
 
     rollout: Rollout = Rollout()
     baseline: dict[str, Figures] = {}
@@ -224,7 +224,7 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def digest(template: Object) -> str:
-    """What identifies a pod template; that of a ReplicaSet has a label more than its Deployment's."""
+    """The digest of a pod template, without the label that only a ReplicaSet's template has."""
     labels = {name: value for name, value in template["metadata"].get("labels", {}).items() if name != HASH}
     annotations = template["metadata"].get("annotations", {})
     text = json.dumps([labels, annotations, template["spec"]], sort_keys=True)
@@ -236,7 +236,7 @@ Sets = dict[str, Object]
 
 
 def sets_of(deployment: Object, sets: Sequence[Object]) -> Sets:
-    """Those of all ReplicaSets that are the Deployment's."""
+    """The Deployment's ReplicaSets among `sets`."""
     uid = deployment["metadata"]["uid"]
     owned = [one for one in sets if any(ref["uid"] == uid for ref in one["metadata"].get("ownerReferences", []))]
     owned.sort(key=lambda one: int(one["metadata"].get("annotations", {}).get(_REVISION, 0)))
@@ -244,10 +244,10 @@ def sets_of(deployment: Object, sets: Sequence[Object]) -> Sets:
 
 
 def part_of(deployment: Object, sets: Sets) -> Part:
-    """A Deployment as a rollout sees it.
+    """A Deployment as a part of a rollout.
 
-    Kubernetes calls the ReplicaSet of an earlier template the newest as soon as a Deployment asks for it again, paused
-    or not, so pods show which one runs, and revisions only where there are none.
+    Kubernetes makes the ReplicaSet of an earlier template the newest as soon as a Deployment has that template again,
+    paused or not. So the template that runs is that of most pods; revisions decide only if there are none.
     """
     wants = digest(deployment["spec"]["template"])
     own = sets[wants]["status"] if wants in sets else {}
@@ -282,7 +282,7 @@ def changed_pods(rollout: Rollout, sets: Mapping[str, Sets], pods: Sequence[Obje
 
 
 def figures_of(devices: Sequence[Object], pods: set[str] | None = None) -> dict[str, Figures]:
-    """What devices have done since they started, by class; of those in `pods`, or of all."""
+    """The figures of devices since their start, by class: of those in `pods`, or of all."""
     found: dict[str, Figures] = {}
     for device in devices:
         if pods is not None and device["worker"].rpartition("@")[2] not in pods:
@@ -301,7 +301,7 @@ def _figures(done: Object) -> Figures:
 
 
 def harm_of(baseline: Mapping[str, Figures], after: Mapping[str, Figures], limits: Limits) -> str:
-    """Why the pods that have changed do harm; empty if they do not."""
+    """Why the changed pods are worse than before; empty if they are not."""
     for name, figures in sorted(after.items()):
         if why := judge(baseline.get(name, Figures()), figures, limits):
             return f"{name}: {why}"
@@ -311,7 +311,10 @@ def harm_of(baseline: Mapping[str, Figures], after: Mapping[str, Figures], limit
 def conditions(
     spec: FleetSpec, rollout: Rollout, classes: Mapping[str, ClassStatus | None], routers: int, *, answers: bool
 ) -> Iterator[Condition]:
-    """Ready, Degraded and Progressing of a fleet with so many routers ready, one of which `answers` or not."""
+    """The conditions of a fleet with `routers` ready routers: Ready, Degraded and Progressing.
+
+    `answers` says whether a router answered.
+    """
     yield _stated("Ready", "Serving", _not_ready(classes, routers), negative=True)
     yield _stated("Degraded", "AsDeclared", _degraded(spec, rollout, classes, answers=answers))
     yield _stated("Progressing", "Steady", _progress(spec, rollout, classes))
@@ -353,7 +356,7 @@ def _progress(spec: FleetSpec, rollout: Rollout, classes: Mapping[str, ClassStat
 
 
 def stage_of(spec: FleetSpec, rollout: Rollout) -> str:
-    """What rolls now, in words."""
+    """The rollout's stage in words."""
     if rollout.phase == "idle":
         return rollout.why
     if rollout.phase == "returning":

@@ -1,7 +1,7 @@
 """`python -m controller.uninstall SELECTOR`: deletes HardwareClasses and waits until the operator has drained them.
 
-The chart runs it before it removes a release. Classes that are still there after their time lose their finalizers, so
-that nothing keeps a namespace indefinitely.
+The chart runs it before it removes a release. Classes that are not drained in time lose their finalizers, so that
+nothing blocks the removal of a namespace indefinitely.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from controller.cluster import FINALIZER, Cluster, ConflictError, Object, find_a
 from controller.spec import ClassSpec, longest_grace
 
 PERIOD = 1.0
-"""Seconds between two looks at what is left."""
+"""Seconds between two checks of the remaining classes."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ async def _give_up(cluster: Cluster, left: Sequence[Object]) -> None:
     for one in left:
         logger.warning("class was not drained in time: %s", one["metadata"]["name"])
         others = [name for name in one["metadata"].get("finalizers", []) if name != FINALIZER]
-        with contextlib.suppress(ConflictError):  # the next look tries again
+        with contextlib.suppress(ConflictError):  # tried again with the next check
             await cluster.finalize(one, others)
 
 

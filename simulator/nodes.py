@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from controller.decide.pools import Ending, Seen, Standing, allot, least
+from controller.decide.pools import Ending, PoolState, Standing, allot, cheapest_to_end
 from simulator.device import Device
 from simulator.fleet import DeviceClass
 
@@ -69,10 +69,12 @@ class Nodes:
             self._short_since[place] = (now if since is None else since) if lacks else None
         return on, off
 
-    def _seen(self, place: int, devices: Sequence[Device], now: float) -> Seen:
+    def _seen(self, place: int, devices: Sequence[Device], now: float) -> PoolState:
         own, since = self._of(place, devices), self._short_since[place]
         ready = sum(device.available for device in own)
-        return Seen(self._pools[place].name, self._asked[place], ready, 0.0 if since is None else now - since, len(own))
+        return PoolState(
+            self._pools[place].name, self._asked[place], ready, 0.0 if since is None else now - since, len(own)
+        )
 
     def _place(self, device: Device) -> int:
         return bisect_right(self._ends, device.index)
@@ -92,4 +94,4 @@ def _ending(devices: Sequence[Device], count: int) -> list[Device]:
     named = {f"{device.index:06}": device for device in devices}
     lost = {name: Ending(running=len(device), warm=len(device.resident)) for name, device in named.items()}
     ready = {name for name, device in named.items() if device.serving}
-    return [named[name] for name in least(lost, ready, max(count, 0))]
+    return [named[name] for name in cheapest_to_end(lost, ready, max(count, 0))]

@@ -1,11 +1,11 @@
-"""How a change of images, models or queues.yaml reaches a fleet: stage after stage, watched, and back if it does harm.
+"""Staged rollouts of a change of images, models or queues.yaml: stage after stage, watched, and rolled back if harmful.
 
-Kubernetes replaces the pods of a Deployment whose template has changed unless it is paused. All of a fleet's are, but
-those of one stage. A change is *pending* while Deployments still change. A stage is *rolling* until its pods are those
-of the new template and ready, which includes that they have loaded their models, then *watching* while they serve, and
-then the next stage rolls. The first stage is the canary: a hardware class, or a share of its pods. The last has the
-routers. If new pods fail more jobs or take longer than those before, or do not get ready, all that has changed is
-*returning* to what it was.
+Kubernetes replaces the pods of a Deployment whose template has changed, unless it is paused. All Deployments of a fleet
+are paused except those of one stage. A change is *pending* while Deployments still change. A stage is *rolling* until
+its pods have the new template and are ready, with their models loaded, then *watching* while they serve, and then the
+next stage rolls. The first stage is the canary: a hardware class, or a share of its pods. The last one has the routers.
+If new pods fail more jobs or take longer than earlier ones, or do not become ready, all changed Deployments are
+*returning* to their earlier template.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Literal
 Phase = Literal["idle", "pending", "rolling", "watching", "returning"]
 
 STILL = 5.0
-"""Seconds without a further change after which one rolls: Deployments are changed one after the other."""
+"""Seconds without a further change after which a change rolls: Deployments are changed one after another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What new pods may do.
+    """The limits of new pods.
 
-    They have `timeout` seconds to get ready and serve for `watch` seconds before the next stage. Of at least `jobs`
-    jobs, the share that fails may be `errors` more than before, and one may run `latency` times as long.
+    They have `timeout` seconds to become ready, and serve for `watch` seconds before the next stage. Once they have had
+    `jobs` jobs, the failing share may exceed the earlier one by `errors`, and the mean run time may be `latency` times
+    the earlier one.
     """
 
     watch: float = 60.0
@@ -45,16 +46,16 @@ class Figures:
     seconds: float = 0.0
 
     def plus(self, other: Figures) -> Figures:
-        """Both together."""
+        """The sum of both."""
         return Figures(self.jobs + other.jobs, self.failed + other.failed, self.seconds + other.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A Deployment as it is: the template that it asks for and that of most of its pods, by their digests.
+    """A Deployment's template and that of most of its pods, by their digests.
 
-    `asked` pods are wanted; `updated` of them are of its template, `ready` of these are ready, and `old` pods of other
-    templates are left. A Deployment that never had pods has no `runs`.
+    Of its `asked` pods, `updated` have its template, and `ready` of these are ready; `old` pods of other templates are
+    left. `runs` is empty for a Deployment that never had pods.
     """
 
     wants: str
@@ -66,7 +67,7 @@ class Part:
 
     @property
     def rolled(self) -> bool:
-        """Whether all of its pods are of its template and ready."""
+        """Whether all its pods have its template and are ready."""
         return self.wants == self.runs and self.old == 0 and self.ready >= self.asked
 
 
@@ -80,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What is going on since a time: `before` and `target` are the templates of each part, `why` the last outcome."""
+    """The phase since a time; `before` and `target` are the templates of each part, `why` is the last outcome."""
 
     phase: Phase = "idle"
     stage: int = 0
@@ -92,7 +93,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What goes on now, the parts that are not paused, and those that get their earlier template back."""
+    """The new state, the parts that are not paused, and those that get their earlier template back."""
 
     rollout: Rollout
     open: frozenset[str] = frozenset()
@@ -100,7 +101,7 @@ class Step:
 
 
 def judge(before: Figures, after: Figures, limits: Limits) -> str:
-    """Why new pods do harm; empty if they do not, or have had too few jobs to tell."""
+    """Why new pods are worse than before; empty if they are not, or have had too few jobs to tell."""
     if after.jobs < limits.jobs:
         return ""
     failing, usual = after.failed / after.jobs, before.failed / max(before.jobs, 1)
@@ -115,7 +116,7 @@ def judge(before: Figures, after: Figures, limits: Limits) -> str:
 def advance(
     rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, limits: Limits
 ) -> Step:
-    """The next step; `harm` is what `judge` says of the pods that have changed so far.
+    """The next step; `harm` is `judge`'s reason for the pods changed so far.
 
     A part that never had pods, as in a new fleet or a new class, is never paused until it has them.
     """
@@ -143,7 +144,7 @@ def _advance(
 
 
 def _roll(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float, limits: Limits) -> Step:
-    """Leave a stage open until it has changed; one without pods is not watched."""
+    """Keep a stage open until it has changed; a stage without pods is not watched."""
     stage = stages[rollout.stage] if rollout.stage < len(stages) else Stage(())
     names = frozenset(stage.parts) & parts.keys()
     if all(_has_changed(parts[name], stage.share) for name in names):
@@ -157,7 +158,7 @@ def _roll(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], 
 
 
 def _is_new(rollout: Rollout, parts: Mapping[str, Part]) -> bool:
-    """Whether a part asks for a template that this rollout knows nothing of: somebody has changed it meanwhile."""
+    """Whether a part has a template that is not of this rollout: it was changed meanwhile."""
     target, before = rollout.target or {}, rollout.before or {}
     return any(part.wants not in (target.get(name), before.get(name)) for name, part in parts.items())
 
@@ -167,7 +168,7 @@ def _has_changed(part: Part, share: float) -> bool:
 
 
 def _begin(rollout: Rollout, parts: Mapping[str, Part], now: float) -> Step:
-    """Note what has changed; a rollout that was under way starts again, from what was before it."""
+    """Begin a rollout of what has changed; one in progress restarts, from the templates before it."""
     if rollout.phase == "idle" and all(part.wants == part.runs for part in parts.values()):
         return Step(rollout, frozenset(name for name, part in parts.items() if part.old))
     earlier = (rollout.before or {}) if rollout.phase != "idle" else {}
@@ -177,7 +178,7 @@ def _begin(rollout: Rollout, parts: Mapping[str, Part], now: float) -> Step:
 
 
 def _next(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float) -> Step:
-    """The first stage from here on that has something to change; none is left at the end."""
+    """The next stage that has something to change, or the end."""
     for index in range(rollout.stage, len(stages)):
         names = frozenset(stages[index].parts) & parts.keys()
         if not all(_has_changed(parts[name], stages[index].share) for name in names):
@@ -186,7 +187,7 @@ def _next(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], 
 
 
 def _return(rollout: Rollout, parts: Mapping[str, Part], now: float, limits: Limits) -> Step:
-    """Give every part its earlier template, and let those roll that have pods of the new one."""
+    """Restore every part's earlier template, and roll the parts that have pods of the new one."""
     before = rollout.before or {}
     restore = frozenset(name for name, part in parts.items() if part.wants != before.get(name, part.wants))
     if not restore and all(part.rolled for part in parts.values()):

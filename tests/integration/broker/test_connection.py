@@ -288,8 +288,8 @@ def test_threads_share_connections(settings: Settings) -> None:
 
 FORKED = """
 import os, sys
-from taxiway.connection import Connections
-connections = Connections(sys.argv[1])
+from taxiway.connection import ConnectionPool
+connections = ConnectionPool(sys.argv[1])
 mine = connections.call("CLIENT", "ID")
 child = os.fork()
 if not child:

@@ -5,7 +5,18 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.decide.pools import DOUBLINGS, Ending, Left, Rules, Seen, Standing, allot, deletion_cost, drain, least
+from controller.decide.pools import (
+    DOUBLINGS,
+    Ending,
+    PoolState,
+    Remaining,
+    Rules,
+    Standing,
+    allot,
+    cheapest_to_end,
+    deletion_cost,
+    drain,
+)
 
 RULES = Rules(stock_out=10, retry=30, hold=5)
 STEP = 1.0
@@ -13,7 +24,7 @@ STEP = 1.0
 phases = st.sampled_from(["trusted", "out", "trial"])
 standings = st.builds(Standing, phase=phases, since=st.floats(0, 100), failures=st.integers(1, 6))
 seens = st.builds(
-    Seen,
+    PoolState,
     name=st.just("p"),
     asked=st.integers(0, 40),
     ready=st.integers(0, 40),
@@ -25,7 +36,7 @@ fleets = st.lists(st.tuples(seens, standings), min_size=1, max_size=4)
 
 @given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
 def test_no_pool_gets_more_than_is_wanted_or_it_may_have(
-    fleet: list[tuple[Seen, Standing]], wanted: int, now: float
+    fleet: list[tuple[PoolState, Standing]], wanted: int, now: float
 ) -> None:
     pools = [seen for seen, _ in fleet]
     given_ = allot(wanted, pools, [standing for _, standing in fleet], now, RULES)
@@ -35,7 +46,7 @@ def test_no_pool_gets_more_than_is_wanted_or_it_may_have(
 
 @given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
 def test_all_that_is_wanted_is_asked_for_where_pools_may_have_as_many(
-    fleet: list[tuple[Seen, Standing]], wanted: int, now: float
+    fleet: list[tuple[PoolState, Standing]], wanted: int, now: float
 ) -> None:
     pools = [replace(seen, most=1000) for seen, _ in fleet]
     allotted = allot(wanted, pools, [standing for _, standing in fleet], now, RULES)
@@ -47,7 +58,7 @@ def test_all_that_is_wanted_is_asked_for_where_pools_may_have_as_many(
 
 @given(wanted=st.integers(0, 40), pools=st.integers(1, 4))
 def test_pools_without_trouble_leave_all_to_the_first(wanted: int, pools: int) -> None:
-    seen = [Seen(str(index), 0, 0) for index in range(pools)]
+    seen = [PoolState(str(index), 0, 0) for index in range(pools)]
     allotted = allot(wanted, seen, [Standing()] * pools, 100, RULES)
     assert allotted.replicas == (wanted, *[0] * (pools - 1))
 
@@ -78,7 +89,7 @@ class World:
             self.short_since[index] = (self.short_since[index] or now) if lacking else None
             ready.append(sum(now - at >= self.START for at in self.started[index]))
         seen = [
-            Seen(str(index), self.asked[index], ready[index], now - (self.short_since[index] or now))
+            PoolState(str(index), self.asked[index], ready[index], now - (self.short_since[index] or now))
             for index in range(len(nodes))
         ]
         allotted = allot(wanted, seen, self.standings, now, RULES)
@@ -169,7 +180,7 @@ def test_the_pods_that_end_lose_no_more_than_any_that_stays(
     pods: dict[str, Ending], count: int, data: st.DataObject
 ) -> None:
     ready = data.draw(st.sets(st.sampled_from(sorted(pods)))) if pods else set()
-    ending = least(pods, ready, count)
+    ending = cheapest_to_end(pods, ready, count)
     assert len(ending) == len(set(ending)) == min(count, len(pods))
     staying = pods.keys() - set(ending)
     for end in ending:
@@ -186,8 +197,8 @@ def test_the_pods_that_end_lose_no_more_than_any_that_stays(
 def test_a_deleted_class_ends_no_pod_while_jobs_wait_and_goes_within_its_time(
     waits: list[bool | None], pods: int, bound: float, grace: float
 ) -> None:
-    steps = [drain(Left(waiting, pods, grace), float(age), bound) for age, waiting in enumerate(waits)]
+    steps = [drain(Remaining(waiting, pods, grace), float(age), bound) for age, waiting in enumerate(waits)]
     for age, (step, waiting) in enumerate(zip(steps, waits, strict=True)):
         assert (step == "serve") == (waiting is not False and age < bound)
         assert step != "gone" or pods == 0 or age >= bound + grace
-    assert drain(Left(True, pods, grace), bound + grace, bound) == "gone"
+    assert drain(Remaining(True, pods, grace), bound + grace, bound) == "gone"
