@@ -226,8 +226,8 @@ def main(queues: Path, acl: Path | None, database: int, definitions: Path | None
     """Write the broker's accounts, and print their passwords as JSON.
 
     A password comes from TAXIWAY_PRODUCER_PASSWORD, TAXIWAY_ROUTER_PASSWORD, TAXIWAY_WORKER_PASSWORD,
-    TAXIWAY_FLOWER_PASSWORD and TAXIWAY_TUNER_PASSWORD; who has none gets a new one. Nothing that is written holds a
-    password.
+    TAXIWAY_FLOWER_PASSWORD and TAXIWAY_TUNER_PASSWORD; an account without one gets a new one. Nothing that is written
+    holds a password.
     """
     try:
         classes = load_topology(queues).hardware

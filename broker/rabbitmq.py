@@ -1,11 +1,11 @@
 """Arrivals and class queues on RabbitMQ, records in Valkey.
 
 A job is recorded first, then published with a confirm, then marked as published, then its arrival is acknowledged: a
-router that dies in between leaves an arrival that comes again, and a record that says whether it was published. A copy
-that is published twice is harmless: the claim before compute drops it.
+router that dies in between leaves an arrival that is delivered again, and a record that says whether it was published.
+A message that is published twice is harmless: the claim before compute drops the copy.
 
-A move publishes the copy with a confirm, then acknowledges the old message. A queue is looked at by consuming for a
-moment what it serves first; what does not move goes back to its place.
+A move publishes the copy with a confirm, then acknowledges the old message. A queue is inspected by briefly consuming
+the messages that it serves first; those that do not move return to their places.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ from taxiway.valkey import fleet_errors
 
 _EVENTS = "celeryev"  # Celery's exchange for events
 AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
-# aiormq ends calls under way with whatever ended its reader: StopAsyncIteration too, and CancelledError unasked
+# aiormq ends calls in progress with whatever ended its reader, also StopAsyncIteration and CancelledError
 
 SET_UP = 10.0
-"""Seconds to set up a new connection, which takes many calls; an attempt that is given up starts over."""
+"""Seconds to set up a new connection, which takes many calls; an abandoned attempt starts over."""
 
 
 @dataclass(slots=True)
 class _Session:
-    """One connection, what it declared, and the deliveries that end with it. `lost` once it or a channel is closed."""
+    """One connection, what it declared, and its deliveries. `lost` once the connection or a channel is closed."""
 
     connection: AbstractConnection
     outward: AbstractChannel
@@ -84,7 +84,7 @@ class _Session:
 
 
 class RabbitTransport:
-    """A router's hold on a RabbitMQ broker; connects when it is first used, and again after a failure."""
+    """The transport of a RabbitMQ broker; connects on first use, and again after a failure."""
 
     def __init__(
         self,
@@ -298,7 +298,7 @@ async def _set_up(connection: AbstractConnection, queues: Sequence[str], durabil
 
 
 async def _consume(session: _Session) -> None:
-    """Let the arrivals come."""
+    """Start consuming arrivals."""
 
     async def receive(message: AbstractIncomingMessage) -> None:
         session.waiting.append(message)
@@ -358,7 +358,7 @@ def amqp_message(message: Outgoing) -> aio_pika.Message:
 
 @contextmanager
 def amqp_errors() -> Iterator[None]:
-    """Raises `BrokerUnavailableError` for everything that says that RabbitMQ did not answer."""
+    """Raises `BrokerUnavailableError` for every error that means that RabbitMQ did not answer."""
     try:
         yield
     except AWAY as error:
@@ -370,7 +370,7 @@ def amqp_errors() -> Iterator[None]:
 
 
 def _says_closed(error: BaseException) -> bool:
-    """Whether this is how aiormq says that a connection ended: who waits is cancelled, who writes gets a bare error."""
+    """Whether aiormq's error means that the connection ended: it cancels waits, and writes get a bare `Exception`."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
@@ -378,13 +378,13 @@ def _says_closed(error: BaseException) -> bool:
 
 
 LEAVE = 0.5
-"""Share of a queue that is left to its devices while the other is looked at."""
+"""Share of a queue that is left to its devices while the rest is inspected."""
 
 LOOKED_AT = 500
-"""Most messages that are looked at in a queue: each is delivered, and goes back. 2,000 took a second and more."""
+"""Most messages inspected in a queue: each is delivered and returned. 2,000 took more than a second."""
 
 GLANCE = 0.05
-"""Longest to wait for a queue's messages to come, in seconds."""
+"""Longest wait for a queue's messages, in seconds."""
 
 
 class RabbitQueueMover(MoveRecords):
@@ -399,7 +399,7 @@ class RabbitQueueMover(MoveRecords):
         self._handles = itertools.count()  # delivery tags restart with each connection
 
     async def head(self, queue: str) -> Head:
-        """See `QueueMover`: RabbitMQ tells how many wait in all."""
+        """See `QueueMover`: RabbitMQ counts all waiting messages."""
         with amqp_errors():
             declared = await (await self._live()).declare_queue(queue, passive=True, timeout=ANSWER)
         return Head((declared.declaration_result.message_count or 0,))
@@ -435,7 +435,7 @@ class RabbitQueueMover(MoveRecords):
                 await message.nack(requeue=True)
 
     async def close(self) -> None:
-        """See `QueueMover`; RabbitMQ itself puts back what was shown."""
+        """See `QueueMover`; RabbitMQ itself returns inspected messages."""
         await super().close()
         await self._drop()
 
@@ -453,7 +453,7 @@ class RabbitQueueMover(MoveRecords):
         try:
             await asyncio.wait_for(enough.wait(), GLANCE)
         except TimeoutError:
-            pass  # others took the rest
+            pass  # other consumers took the rest
         finally:
             await queue.cancel(tag, timeout=ANSWER)
         return messages

@@ -93,15 +93,15 @@ async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Do
     sys.stdout.flush()
     stopped, failed = asyncio.create_task(stopping.wait()), asyncio.create_task(router.failed())
     await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
-    asked = stopped.done()
-    if not asked:
+    requested = stopped.done()
+    if not requested:
         logger.critical("router failed", exc_info=failed.result())
         at_once.set()
     stopped.cancel()
     failed.cancel()
     await store.stop()
     await leave(router, server, door.parting, at_once)
-    return 0 if asked else 1
+    return 0 if requested else 1
 
 
 async def leave(router: Router, server: HttpServer, parting: float, at_once: asyncio.Event) -> None:
@@ -156,22 +156,26 @@ def router_name() -> str:
 def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The command-line options; each has an environment variable."""
 
-    def said(name: str, default: str | None = None) -> str | None:
+    def setting(name: str, default: str | None = None) -> str | None:
         return environment.get(f"TAXIWAY_{name}") or default
 
     parser = argparse.ArgumentParser(prog="python -m router", description="Places requests on the fleet's queues.")
-    parser.add_argument("--host", default=said("HTTP_HOST", "127.0.0.1"), help="where to listen [TAXIWAY_HTTP_HOST]")
-    parser.add_argument("--port", type=int, default=said("HTTP_PORT", "8080"), help="0: a free one [TAXIWAY_HTTP_PORT]")
-    parser.add_argument("--keys", type=Path, default=said("KEYS"), help="file of the door's keys [TAXIWAY_KEYS]")
+    parser.add_argument("--host", default=setting("HTTP_HOST", "127.0.0.1"), help="where to listen [TAXIWAY_HTTP_HOST]")
+    parser.add_argument(
+        "--port", type=int, default=setting("HTTP_PORT", "8080"), help="0: a free one [TAXIWAY_HTTP_PORT]"
+    )
+    parser.add_argument("--keys", type=Path, default=setting("KEYS"), help="file of the door's keys [TAXIWAY_KEYS]")
     where = "folder or object store (s3://, gs://, az://) of files, the same for all routers [TAXIWAY_FILES]"
-    parser.add_argument("--files", default=said("FILES", str(cache_directory(environment) / "files")), help=where)
-    parser.add_argument("--tls-cert", type=Path, default=said("TLS_CERT"), help="certificate, PEM [TAXIWAY_TLS_CERT]")
-    parser.add_argument("--tls-key", type=Path, default=said("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
+    parser.add_argument("--files", default=setting("FILES", str(cache_directory(environment) / "files")), help=where)
+    parser.add_argument(
+        "--tls-cert", type=Path, default=setting("TLS_CERT"), help="certificate, PEM [TAXIWAY_TLS_CERT]"
+    )
+    parser.add_argument("--tls-key", type=Path, default=setting("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
     parting = "seconds to keep serving after SIGTERM, not ready, for load balancers to react [TAXIWAY_PARTING]"
-    parser.add_argument("--parting", type=float, default=said("PARTING", "0"), help=parting)
+    parser.add_argument("--parting", type=float, default=setting("PARTING", "0"), help=parting)
     starts = "comma-separated classes whose devices an autoscaler starts on demand [TAXIWAY_STARTS]"
-    parser.add_argument("--starts", default=said("STARTS", ""), metavar="CLASS,…", help=starts)
-    parser.add_argument("--log", default=said("LOG", "INFO"), help="log level [TAXIWAY_LOG]")
+    parser.add_argument("--starts", default=setting("STARTS", ""), metavar="CLASS,…", help=starts)
+    parser.add_argument("--log", default=setting("LOG", "INFO"), help="log level [TAXIWAY_LOG]")
     return parser
 
 

@@ -378,8 +378,8 @@ def guarded(networks: Sequence[str]) -> Callable[[aiohttp.AddrInfoType], socket.
 
 
 def _answered(answer: aiohttp.ClientResponse) -> Attempt:
-    asked = answer.headers.get("retry-after", "")
-    return Attempt(answer.status, retry_after=float(asked) if asked.isdecimal() and len(asked) < 9 else 0.0)
+    pause = answer.headers.get("retry-after", "")
+    return Attempt(answer.status, retry_after=float(pause) if pause.isdecimal() and len(pause) < 9 else 0.0)
 
 
 def _new_secret() -> str:

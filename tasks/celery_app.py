@@ -66,11 +66,11 @@ def _sentinels(url: str) -> tuple[str, dict[str, Any], dict[str, str]]:
     address = parse(url)
     account = f"{quote(address.username, safe='')}:{quote(address.password, safe='')}@" if address.password else ""
     hosts = [f"sentinel://{account}{host}:{port}/{address.database}" for host, port in map(tuple, address.places)]
-    asking = {"username": address.sentinel_username, "password": address.sentinel_password}
-    asking = {name: value for name, value in asking.items() if value}
+    login = {"username": address.sentinel_username, "password": address.sentinel_password}
+    login = {name: value for name, value in login.items() if value}
     tls = {name: value for name, value in (address.tls or {}).items() if name.startswith("ssl_")}
-    asked = {**asking, "ssl": True, **tls} if tls else asking
-    return ";".join(hosts), {"master_name": address.service, "sentinel_kwargs": asked}, tls
+    options = {**login, "ssl": True, **tls} if tls else login
+    return ";".join(hosts), {"master_name": address.service, "sentinel_kwargs": options}, tls
 
 
 def _told_apart(broker: str) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The `endpoint` of a hardware class in queues.yaml: a server of somebody else that runs models, such as vLLM. Pure."""
+"""The `endpoint` of a hardware class in queues.yaml: an external server that runs models, such as vLLM. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tariff(msgspec.Struct, frozen=True, array_like=True):
         return self.input + self.cached + self.output > 0
 
     def bill(self, tokens: Tokens, requests: int) -> float:
-        """US dollars for requests that had these tokens in all."""
+        """US dollars for requests with these tokens in total."""
         cached = min(tokens.cached, tokens.input)
         paid = self.input * (tokens.input - cached) + self.cached * cached + self.output * tokens.output
         return paid + self.request * requests
@@ -52,7 +52,7 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probes of an endpoint: a GET of `path` below the URL, `every` so many seconds.
+    """Probes of an endpoint: a GET of `path` below the URL, once per `every` seconds.
 
     Without a `path` it is the protocol's: the list of models, or the readiness of the server.
     """

@@ -113,7 +113,7 @@ def count(figures: list[float], seconds: float) -> None:
 
 
 class Allowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What rate limits of an endpoint allow: `requests` and `tokens` a second, None if unlimited, and what is left."""
+    """An endpoint's rate limits: `requests` and `tokens` per second, None if unlimited, and what is left of them."""
 
     requests: float | None = None
     requests_left: float = 0.0
@@ -132,7 +132,7 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an engine tells of itself: requests of anybody that run and wait there, and the used share of its cache."""
+    """What an engine reports: all clients' requests that run and wait there, and the used share of its cache."""
 
     running: int = 0
     waiting: int = 0

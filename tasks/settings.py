@@ -113,7 +113,7 @@ def _url(environment: Mapping[str, str], variable: str, schemes: tuple[str, ...]
         raise SettingsError(variable, "?service=NAME, the name of what the sentinels watch", f"{scheme}://…")
     if (
         scheme.startswith("rediss") and "ssl_cert_reqs=" not in value
-    ):  # Celery asks for it, and others take that as said
+    ):  # Celery requires it, and other clients default to it
         return f"{value}{'&' if '?' in value else '?'}ssl_cert_reqs=required"
     return value
 

@@ -70,10 +70,10 @@ def _encoded(line: dict[str, Any]) -> str:
 
 
 def log_to_stderr(level: str = "INFO") -> None:
-    """Send the process's log to stderr as `JsonLines`; what others log for each request shows at DEBUG only.
+    """Send the process's log to stderr as `JsonLines`; libraries' lines for each request are logged at DEBUG only.
 
     Raises:
-        ValueError: no level of that name.
+        ValueError: no such level.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -86,8 +86,8 @@ EXPORTER = "OTEL_TRACES_EXPORTER"
 """The standard variable that names exporters. Without it nothing is exported, whatever is installed."""
 
 _OURS = "taxiway"  # our member of `tracestate`: microseconds since the epoch
-_AFTER = 2  # microseconds: no rounding of seconds may let a wait begin before what it follows
-_OTHERS = 31  # members of others beside it: a list has 32
+_AFTER = 2  # microseconds, so that rounding never lets a wait begin before its parent ends
+_OTHERS = 31  # other members of the list, which has 32 at most
 
 _w3c = TraceContextTextMapPropagator()
 _tracer = trace.get_tracer("taxiway")
@@ -97,20 +97,20 @@ Attributes = Mapping[str, str | int | float | bool]
 
 @dataclass(frozen=True, slots=True)
 class ParentSpan:
-    """Where a traced message comes from: its last station's span, and when that ended by its host's clock, or 0."""
+    """The last span of a traced message, and when it ended by its host's clock, 0 if unknown."""
 
     context: Context
     since: float
 
 
 def start_tracing(service: str, environment: Mapping[str, str]) -> None:
-    """Export this process's spans as the standard OTEL_* variables say; nothing where none names an exporter.
+    """Export this process's spans as the standard OTEL_* variables say, if they name an exporter.
 
     Raises:
         SettingsError: OpenTelemetry's SDK, or an exporter of that name, is not installed.
     """
     names = [name.strip() for name in environment.get(EXPORTER, "").split(",") if name.strip() not in ("", "none")]
-    if not names or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # or somebody has begun
+    if not names or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # or tracing has started
         return
     try:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # the operator's to install
@@ -147,19 +147,19 @@ def begin(name: str, parent: ParentSpan, at: float, attributes: Attributes, kind
 
 
 def end(span: Span, at: float, error: str = "") -> None:
-    """End a span; `error` says why it is one of a failure."""
+    """End a span; a span with an `error` has failed."""
     if error:
         span.set_status(Status(StatusCode.ERROR, error))
     span.end(_nanoseconds(at))
 
 
 def wait(parent: ParentSpan, until: float, attributes: Attributes) -> None:
-    """The time since the last station as a span of its own; never below zero, whatever two hosts' clocks say."""
+    """Record the time since the parent span as a span; never below zero, whatever two hosts' clocks say."""
     end(begin("wait", parent, min(parent.since, until) or until, attributes), until)
 
 
 def mark(headers: dict[str, Any], span: Span, at: float) -> None:
-    """Let the message go on from this span, at `at`."""
+    """Make the span the parent of the message's next spans, from `at` on."""
     _w3c.inject(headers, trace.set_span_in_context(span, Context()))
     others = [f"{name}={value}" for name, value in span.get_span_context().trace_state.items() if name != _OURS]
     headers[TRACESTATE] = ",".join([f"{_OURS}={int(at * 1e6) + _AFTER}", *others[:_OTHERS]])

@@ -28,7 +28,7 @@ from tasks.topology import HardwareClass
 from taxiway.contract.keys import PATIENT
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
 from workers.calling.channel import CallError, NotWantedError, OutOfMemoryError
-from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, said
+from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, text_of
 from workers.decide.occupation import Track, begin, observe
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device
@@ -379,7 +379,7 @@ class Executor(LearnedTimes):
         """Record why the variant cannot be loaded; returns the error to raise."""
         known = isinstance(error, (ModelLoadError, ArtefactError, NoRoomError, TaxiwayError))
         self._retry_at[key] = time.monotonic() + RETRY_LOAD
-        self.unavailable[key] = bounded(said(error) if known else describe(error))
+        self.unavailable[key] = bounded(text_of(error) if known else describe(error))
         logger.error("cannot load", extra={"variant": key, "reason": self.unavailable[key]}, exc_info=not known)
         return self._unavailable(key)
 
@@ -478,9 +478,9 @@ def as_ours(variant: str, error: BaseException) -> TaxiwayError:
     cause = error.__cause__ if isinstance(error, TaxiwayError) else error
     fault = fault_of(cause) if isinstance(cause, Exception) else None
     if fault is Fault.LOST:
-        raise DeviceLostError(f"{variant}: {said(error)}") from error
+        raise DeviceLostError(f"{variant}: {text_of(error)}") from error
     if fault is Fault.MEMORY:
-        message = f"{variant}: the device is out of memory: {said(error)}"
+        message = f"{variant}: the device is out of memory: {text_of(error)}"
         return DeviceFaultError(message, variant=variant, retry_after=1.0)
     if isinstance(error, TaxiwayError):
         return error

@@ -234,10 +234,10 @@ class FolderWatch:
             load = self._report()
             variants = self._device.variants
             self._context.folder.discovered = discovered_by([(variants.device.runtimes[0], variants.discovered)])
-            asked = self._reporter.asked
-            self._context.folder.look(closely=asked)
+            requested = self._reporter.requested
+            self._context.folder.look(closely=requested)
             self._control(load)
-            if asked:
+            if requested:
                 self._reporter.looked()
             else:
                 self._stopped.wait(LOOK)

@@ -41,10 +41,7 @@ def replace_call(key: str, before: bytes, after: bytes) -> Call:
 
 
 class Leadership:
-    """This router's part in the election.
-
-    Moves and draws pass the token; the store refuses one that is not the leader's.
-    """
+    """This router's part in the election. Moves and draws pass the token; the store refuses any but the leader's."""
 
     def __init__(self, url: str, name: str, lease: float) -> None:
         self._connection = AsyncConnection(url)
@@ -62,9 +59,9 @@ class Leadership:
         Raises:
             BrokerUnavailableError: the state store does not answer.
         """
-        asked = time.monotonic()
+        began = time.monotonic()
         self._token = await self._lead(self._lease)
-        self._until = asked + self._lease
+        self._until = began + self._lease
         return self._token
 
     async def resign(self) -> None:
@@ -94,7 +91,7 @@ _decode = msgspec.json.Decoder(Moved).decode
 
 
 def peek_call(queue: str, most: int) -> Call:
-    """Shows up to `most` messages of each level of a queue, those served last, and how many there are in all."""
+    """Reads up to `most` messages of each level of a queue, those served last, and the total number of messages."""
     return Call("queues/peek", priority_lists(queue), [most, PEEK_BYTES])
 
 
@@ -110,7 +107,7 @@ def move_call(token: str, steps: Sequence[Step], messages: Sequence[bytes], *, r
 
 
 def record_call(token: str, steps: Sequence[Step]) -> Call:
-    """Records moves that another server makes; answers 0 where the lead was lost."""
+    """Records moves that another server makes; answers 0 if the lead was lost."""
     keys = [LEAD, WORK, *(job_key(step.peeked.job) for step in steps)]
     return Call("queues/record_moves", keys, [token, *(part for step in steps for part in _fields(step))])
 
@@ -120,7 +117,7 @@ def _fields(step: Step) -> tuple[Any, ...]:
 
 
 class MoveRecords:
-    """What every queue mover keeps in the state store, whatever its broker."""
+    """The part of a queue mover in the state store, the same for every broker."""
 
     def __init__(self, url: str) -> None:
         self._store = AsyncConnection(url)
@@ -135,7 +132,7 @@ class MoveRecords:
         ]
 
     async def record(self, token: str, steps: Sequence[Step]) -> bool:
-        """Record moves that another server makes; False where the lead was lost."""
+        """Record moves that another server makes; False if the lead was lost."""
         with fleet_errors("state store"):
             return bool(await self._store.run(record_call(token, steps)))
 
@@ -156,7 +153,7 @@ class MoveRecords:
 
 
 class ValkeyQueueMover(MoveRecords):
-    """Class queues on Valkey. Where `state` is another server, records change there first."""
+    """Class queues on Valkey. If `state` is another server, records change there first."""
 
     def __init__(self, *, broker: str, state: str) -> None:
         self._connection = AsyncConnection(broker)
@@ -189,7 +186,7 @@ class ValkeyQueueMover(MoveRecords):
         return [bool(one) for one in moved] or [False] * len(steps)
 
     async def put_back(self) -> None:
-        """Nothing: what was shown never left its queue."""
+        """Nothing: inspected messages never left their queue."""
 
     async def close(self) -> None:
         """See `QueueMover`."""

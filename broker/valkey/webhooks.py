@@ -1,4 +1,4 @@
-"""The outboxes of webhook endpoints: events that wait, one delivery at a time an endpoint, and those given up.
+"""The outboxes of webhook endpoints: events that wait, delivered one at a time per endpoint, and those given up.
 
 A job's end writes its event in the step that writes its result (`includes/outbox.lua`), to the endpoints that its
 record names. A router takes an endpoint for a lease; its token fences a router that took it before.
@@ -35,10 +35,10 @@ class Notified(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """An event as it waits: what ended and how, at a time by the store's clock.
+    """A waiting event: what ended and how, at a time by the store's clock.
 
-    Of a job it has the record's `model` and `state`, and its stored result, unless it succeeded. It is tried from
-    `since` on: from `at`, unless it was replayed.
+    A job's event has the record's `model` and `state`, and the stored result unless the job succeeded. Delivery is
+    attempted from `since` on: from `at`, unless the event was replayed.
     """
 
     id: str
@@ -58,12 +58,12 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def begun(self) -> float:
-        """The time from which on it is tried."""
+        """The time from which on delivery is attempted."""
         return self.since or self.at
 
 
 class DeadEvent(msgspec.Struct, frozen=True, array_like=True):
-    """An event that was given up: when by the store's clock, after so many attempts, and why."""
+    """An event that was given up: when by the store's clock, after how many attempts, and why."""
 
     event: Event
     at: float
@@ -72,7 +72,7 @@ class DeadEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """An endpoint that is ours for a lease, the attempts made for its first event, and that event as stored."""
+    """An endpoint leased by this router, the attempts made for its first event, and that event as stored."""
 
     endpoint: str
     token: str
@@ -85,7 +85,7 @@ decode_dead = msgspec.msgpack.Decoder(DeadEvent).decode
 
 
 def announce_call(notified: Notified, event: str, kind: str, ending: str, name: str) -> Call:
-    """Adds the event with this id, that the thing of this kind and name ended, to outboxes, unless it was before."""
+    """Adds the event of something's end to outboxes, unless it was added before."""
     args = (webhook_outbox_key(""), webhook_dead_key(""), notified.most, notified.most_dead, event, kind, ending, name)
     return Call("webhooks/announce", [WEBHOOKS_DUE, webhook_mark_key(event)], [*args, *notified.endpoints[ending]])
 
@@ -96,7 +96,7 @@ def take_call(router: str, lease: float, most: int) -> Call:
 
 
 def take_answer(answer: Sequence[bytes]) -> tuple[float, list[Taken]]:
-    """The store's time, and what was taken."""
+    """The store's time, and the endpoints taken."""
     parts = zip(answer[1::4], answer[2::4], answer[3::4], answer[4::4], strict=True)
     taken = [Taken(one.decode(), token.decode(), int(tries), raw) for one, token, tries, raw in parts]
     return float(answer[0]), taken
@@ -122,13 +122,13 @@ def settle_answer(answer: bytes | None) -> Event | None:
 
 
 def replay_call(endpoint: str, most: int, events: Sequence[str]) -> Call:
-    """Puts dead letters back into the outbox, all if no `events` are named; answers how many."""
+    """Returns dead letters to the outbox, all if no `events` are named; answers how many."""
     keys = [WEBHOOKS_DUE, webhook_outbox_key(endpoint), webhook_dead_key(endpoint)]
     return Call("webhooks/replay", keys, [endpoint, most, *events])
 
 
 def change_call(endpoint: str, before: bytes, after: bytes) -> Call:
-    """Adds, replaces or removes (`after` empty) an endpoint that is still as it was; answers 1 if that was so."""
+    """Adds, replaces or removes (`after` empty) an endpoint if it is still `before`; answers 1 if so."""
     keys = [
         *(WEBHOOKS, WEBHOOKS_DUE),
         *(webhook_outbox_key(endpoint), webhook_state_key(endpoint), webhook_dead_key(endpoint)),

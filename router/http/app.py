@@ -385,12 +385,12 @@ async def jobs(
 ) -> Response[bytes]:
     """The fleet's jobs, latest first. While `next` is present more may follow, even after an empty page."""
     router = _door(request).router
-    asked = {"tenant": tenant} if tenant else {}
-    claim(caller_of(request.scope), asked)
+    filters = {"tenant": tenant} if tenant else {}
+    claim(caller_of(request.scope), filters)
     wanted = JobFilter(
         states=states_of(name for name in states.split(",") if name),
         model=router.rules.catalogue.resolve(model).id if "@" in model else model,
-        tenant=asked.get("tenant", ""),
+        tenant=filters.get("tenant", ""),
     )
     return json_answer(await router.store.list_jobs(wanted, limit=limit, cursor=cursor))
 

@@ -35,8 +35,8 @@ class ErrorAnswer(NamedTuple):
 def error_answer(error: TaxiwayError, path: str, status: int = 0) -> ErrorAnswer:
     """The answer to `error` of a request to `path`; `status` if another than the error's own."""
     if openai.is_path(path):
-        said = openai.said(error, path, status or error.status)
-        return ErrorAnswer(said.status, headers_of(error) | said.headers, said.body)
+        error_form = openai.error_form(error, path, status or error.status)
+        return ErrorAnswer(error_form.status, headers_of(error) | error_form.headers, error_form.body)
     return ErrorAnswer(status or error.status, headers_of(error), body_of(error))
 
 

@@ -394,25 +394,25 @@ class Front:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        asked = _INFER.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        headers = dict(scope["headers"]) if asked else {}
+        match = _INFER.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        headers = dict(scope["headers"]) if match else {}
         length = headers.get(b"content-length", b"")
-        if asked is None or not length.isdigit() or int(length) > self._limit or _SUBMIT not in caller_of(scope).scopes:
+        if match is None or not length.isdigit() or int(length) > self._limit or _SUBMIT not in caller_of(scope).scopes:
             await self._behind(scope, receive, send)
             return
         body = await _body(scope, receive, int(length))
         if body is not None:
             remember(headers)
-            got = await self._answer(scope, asked, headers, body)
+            got = await self._answer(scope, match, headers, body)
             await answer(send, got.status, {**got.headers, **answer_header()}, *got.pieces)
 
     async def _answer(
-        self, scope: Mapping[str, Any], asked: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer
+        self, scope: Mapping[str, Any], match: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer
     ) -> Answer:
         header_length = headers.get(_HEADER)
         try:
             return await self._inference.answer_to(
-                reference_of(name_in(asked[1]), asked[2]),
+                reference_of(name_in(match[1]), match[2]),
                 body,
                 caller=caller_of(scope),
                 header_length=None if header_length is None else header_length.decode("latin-1"),

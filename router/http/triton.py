@@ -55,13 +55,13 @@ Body = TypeVar("Body")
 @post("/v2/repository/index", status_code=200, opt=needs(), responses=described.INDEX)
 async def repository_index(request: _Any) -> Response[bytes]:
     """Every version of every model, and whether a live device has it or could load it."""
-    asked = await _asked(request, IndexRequest)
+    read = await _read(request, IndexRequest)
     router = _router(request)
     catalogue = router.rules.catalogue
     found = [_indexed(router, model.name, model) for model in _models(router)]
     found += [_indexed(router, name, m) for name in catalogue.served_others() for m in catalogue.versions(name)]
     found += [_disabled(catalogue, reference, why) for reference, why in sorted(catalogue.disabled.items())]
-    return json_answer([one for one in found if one.state == "READY" or not asked.ready])
+    return json_answer([one for one in found if one.state == "READY" or not read.ready])
 
 
 @post("/v2/repository/models/{model:str}/load", status_code=200, responses=described.REPOSITORY)
@@ -116,7 +116,7 @@ async def version_stats(request: _Any, model: str, version: str) -> Response[byt
 ENDPOINTS = (repository_index, repository_load, repository_unload, model_config, all_stats, model_stats, version_stats)
 
 
-async def _asked(request: _Any, kind: type[Body]) -> Body:
+async def _read(request: _Any, kind: type[Body]) -> Body:
     """The body as a `kind`, of which it may have none."""
     body = await request.body()
     try:
@@ -128,7 +128,7 @@ async def _asked(request: _Any, kind: type[Body]) -> Body:
 
 async def _check_control(request: _Any) -> None:
     """Refuse a request that brings a configuration or files along."""
-    for name in (await _asked(request, ControlRequest)).parameters:
+    for name in (await _read(request, ControlRequest)).parameters:
         if name != "unload_dependents":
             message = f"parameters.{cut(name)}: expected none, as the models folder describes the model"
             raise InvalidRequestError(message, field="parameters")

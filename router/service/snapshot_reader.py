@@ -268,8 +268,8 @@ def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] 
     reports = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
     devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in reports)
     work, held = work_from(facts.work)
-    said = {name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR}
-    startable = tuple(sorted(said | starts))
+    requested_starts = {name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR}
+    startable = tuple(sorted(requested_starts | starts))
     occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
     work = with_occupied(work, occupied)
     return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied, now=facts.now)
@@ -331,10 +331,10 @@ class FolderWatch:
         """Check indefinitely."""
         while True:
             await self._report()
-            asked = self._reporter.asked
+            requested = self._reporter.requested
             self.folder.discovered = self._fleet.discovered
-            await self.look(closely=asked)
-            if asked:
+            await self.look(closely=requested)
+            if requested:
                 self._reporter.looked()
                 continue  # report it at once: the reload request waits for it
             self._now.clear()

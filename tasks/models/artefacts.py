@@ -277,8 +277,8 @@ def _run_recipe(artefact: Derived, code: Code, sources: dict[str, Path], target:
     except subprocess.TimeoutExpired as error:
         raise SourceError(f"recipe {artefact.recipe!r} took longer than {_RECIPE_TIMEOUT} s") from error
     if done.returncode != 0 or not target.is_file():
-        said = " ".join(done.stderr.strip().splitlines()[-4:])
-        raise SourceError(f"recipe {artefact.recipe!r} failed with exit status {done.returncode}: {said}")
+        errors = " ".join(done.stderr.strip().splitlines()[-4:])
+        raise SourceError(f"recipe {artefact.recipe!r} failed with exit status {done.returncode}: {errors}")
 
 
 def _move(made: Path, path: Path) -> None:

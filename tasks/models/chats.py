@@ -23,7 +23,7 @@ TOKENS_OF_MESSAGE = 64
 """Tokens that a template adds to a message, or to a chat, at most: SmolLM2's adds 31 with its system prompt."""
 
 TOKENS_OF_IMAGE = 4096
-"""Tokens that an engine makes of an image, at most; OpenAI's make up to 1,445, Qwen2.5-VL as many as it is told to."""
+"""Most tokens that an engine makes of an image: up to 1,445 at OpenAI, a configured number with Qwen2.5-VL."""
 
 ROLES = ("system", "user", "assistant")
 """Roles of messages that every variant understands."""

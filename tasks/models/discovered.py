@@ -95,7 +95,7 @@ def with_discovered(catalogue: Catalogue, models: Mapping[str, Model]) -> Catalo
 
 
 def fits(announced: Announced) -> bool:
-    """Whether rows of it can be told apart: each tensor has a batch axis, and there are not too many."""
+    """Whether its rows can be distinguished: each tensor has a batch axis, and there are not too many."""
     both = (announced.inputs, announced.outputs)
     if announced.pipeline != "tensors":
         return True

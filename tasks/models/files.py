@@ -145,14 +145,15 @@ def _fits(place: str, shape: Sequence[int], spec: Declared, rows: int) -> bool:
         return False
     pairs = enumerate(zip(shape, spec.shape, strict=True))
     return all(
-        _axis_fits(place, length, said, batch=axis == spec.batch_axis, rows=rows) for axis, (length, said) in pairs
+        _axis_fits(place, length, declared, batch=axis == spec.batch_axis, rows=rows)
+        for axis, (length, declared) in pairs
     )
 
 
-def _axis_fits(place: str, length: int, said: int, *, batch: bool, rows: int) -> bool:
+def _axis_fits(place: str, length: int, declared: int, *, batch: bool, rows: int) -> bool:
     if batch:
         return length == -1 or length == rows == 1
-    return length in (-1, said) or (said == -1 and place == "outputs")
+    return length in (-1, declared) or (declared == -1 and place == "outputs")
 
 
 def _shape_words(shape: Sequence[int], spec: Declared, rows: int) -> str:

@@ -211,7 +211,7 @@ class Reporter:
         self._folder = folder
         self._kind = kind
         self._process = process
-        self._asked: int | None = None
+        self._requested: int | None = None
         self._controls: Mapping[str, str] = {}
         self._done = 0
         self._known = b""
@@ -219,13 +219,13 @@ class Reporter:
         self.plan = 0
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a reload was requested that this process has not done."""
-        return self._asked is not None and self._asked > self._done
+        return self._requested is not None and self._requested > self._done
 
     def looked(self) -> None:
         """Record that all reloads requested so far are done."""
-        self._done = self._asked or 0
+        self._done = self._requested or 0
 
     def arguments(self) -> Sequence[str | bytes]:
         """The process's name and its report; empty if the store already has it."""
@@ -245,12 +245,12 @@ class Reporter:
 
     def apply(self, answer: Watched) -> list[str]:
         """Apply the answer; returns the models to load that were asked for since the last one."""
-        asked, controls = answer.reloads, answer.controls
+        requested, controls = answer.reloads, answer.controls
         fresh = [name for name, mark in controls.items() if mark and self._controls.get(name) != mark]
-        started = self._asked is None
-        if self._asked is None or asked < self._asked:  # requests from before the start are done; or it is a new store
-            self._done = asked
-        self._asked = asked
+        started = self._requested is None
+        if self._requested is None or requested < self._requested:  # the first answer, or a new store
+            self._done = requested  # earlier requests need no reload
+        self._requested = requested
         self._known = self._sent if answer.known else b""
         self._controls = controls
         self._folder.unloaded = frozenset(name for name, mark in controls.items() if not mark)

@@ -313,8 +313,8 @@ def conflict(request: Request, first: str, digest: str) -> IdempotencyConflictEr
 def digest_of(model: Model, request: Request) -> str:
     """Hexadecimal digits that are the same for requests that ask the same of a model."""
     outputs = sorted(request.outputs or model.usual_outputs)
-    asked = [model.id, _inputs(model, request.inputs), _parameters(model, request.parameters), outputs]
-    return hashlib.blake2b(_encode([*asked, request.locality, request.min_accuracy]), digest_size=_BYTES).hexdigest()
+    parts = [model.id, _inputs(model, request.inputs), _parameters(model, request.parameters), outputs]
+    return hashlib.blake2b(_encode([*parts, request.locality, request.min_accuracy]), digest_size=_BYTES).hexdigest()
 
 
 def _parameters(model: Model, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

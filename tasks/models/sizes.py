@@ -236,8 +236,8 @@ def _axis(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
 def _texts(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
     """Tokens of the first input's texts, from their lengths."""
     value = given.get(model.inputs[0].name)
-    said = characters(value) if model.pipeline == "chat" else None
-    lengths = [said] if said is not None else [len(value)] if isinstance(value, str) else _lengths(value)
+    length = characters(value) if model.pipeline == "chat" else None
+    lengths = [length] if length is not None else [len(value)] if isinstance(value, str) else _lengths(value)
     around = TOKENS_AROUND.get(model.pipeline, 0)
     return [sum(lengths) // len(lengths) // CHARACTERS_PER_TOKEN + around] if lengths else []
 

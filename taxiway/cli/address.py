@@ -111,12 +111,12 @@ def key_for(address: str, environment: Mapping[str, str]) -> str | None:
 def ask(url: str | None, data: Path | None, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
     """Ask the fleet that the options name. Raises `TaxiwayError`, or `CommandError` if there is no fleet."""
 
-    async def asked() -> T:
+    async def run() -> T:
         address = find_fleet(url, data, os.environ)
         async with AsyncClient(address, key=key_for(address, os.environ)) as client:
             return await question(client)
 
-    return asyncio.run(asked())
+    return asyncio.run(run())
 
 
 def print_json(value: Any) -> None:

@@ -102,11 +102,11 @@ def json_or_text(raw: bytes) -> Any:
 
 async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result:
     """Print the events of the job's answer (`as_json`: one JSON line each); returns the result, unprinted."""
-    async with aclosing(job.stream(timeout)) as told:
-        event = await anext(told)
+    async with aclosing(job.stream(timeout)) as events:
+        event = await anext(events)
         while not isinstance(event, Result):
             _print_json(event) if as_json else _print(event)
-            event = await anext(told)
+            event = await anext(events)
     if not as_json:
         click.echo()
     return event
@@ -315,16 +315,16 @@ def explain(
     url: str | None,
     data: Path | None,
     as_json: bool,
-    **asked: Any,
+    **terms: Any,
 ) -> None:
     """Show why job ID was placed where it is: the reason, and the figures of every candidate and why it was not chosen.
 
     With --what-if, the same for a request in the fleet's current state, without submitting it; the options describe it.
     """
     if job is not None and what_if is None:
-        question = _why(job, asked)
+        question = _why(job, terms)
     elif what_if is not None and job is None:
-        question = _what_if(what_if, **asked)
+        question = _what_if(what_if, **terms)
     else:
         raise click.UsageError("expected the ID of a job, or --what-if MODEL")
     present(ask(url, data, question), "show_placement", as_json=as_json)
@@ -361,8 +361,8 @@ async def _ended(job: AsyncJob) -> JobStatus:
     return status
 
 
-def _why(job: str, asked: Mapping[str, Any]) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
-    if any(value not in (None, (), {}) for value in asked.values()):
+def _why(job: str, terms: Mapping[str, Any]) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
+    if any(value not in (None, (), {}) for value in terms.values()):
         raise click.UsageError("expected no request with a job ID; request options need --what-if MODEL")
     return lambda client: client.job(job).placement()
 

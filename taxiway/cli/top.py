@@ -93,8 +93,8 @@ def _headline(fleet: Mapping[str, Any]) -> Text:
         "held": fleet["held"],
         "dead letters": fleet["dead"],
     }
-    said = [f"{count} {what}" for what, count in counts.items() if count or what in ("devices", "waiting")]
-    return Text("  ".join(["taxiway", *said, f"${spending:.2f}/h"]), "bold")
+    parts = [f"{count} {what}" for what, count in counts.items() if count or what in ("devices", "waiting")]
+    return Text("  ".join(["taxiway", *parts, f"${spending:.2f}/h"]), "bold")
 
 
 def _rates(before: Mapping[str, Any] | None, fleet: Mapping[str, Any]) -> Mapping[str, float]:

@@ -80,20 +80,20 @@ class Message:
         if len(calls) <= max(self._calls, default=-1):
             raise OtherMessageError("it has fewer tool calls")
         for index, call in enumerate(calls):
-            said = self._calls.get(index)
-            if said is None:
+            sent = self._calls.get(index)
+            if sent is None:
                 yield {"index": index, **call}
-            elif said["id"] != call.get("id"):
+            elif sent["id"] != call.get("id"):
                 raise OtherMessageError("its tool calls are others")
-            elif more := _rest_of(said["function"], call.get("function") or {}):
+            elif more := _rest_of(sent["function"], call.get("function") or {}):
                 yield {"index": index, "function": more}
 
 
-def _rest_of(said: Mapping[str, str], function: Mapping[str, str]) -> dict[str, str]:
-    return {name: more for name, text in function.items() if (more := _after(said.get(name, ""), text))}
+def _rest_of(sent: Mapping[str, str], function: Mapping[str, str]) -> dict[str, str]:
+    return {name: more for name, text in function.items() if (more := _after(sent.get(name, ""), text))}
 
 
-def _after(said: str, text: str) -> str:
-    if not text.startswith(said):
+def _after(sent: str, text: str) -> str:
+    if not text.startswith(sent):
         raise OtherMessageError("its text is another one")
-    return text[len(said) :]
+    return text[len(sent) :]

@@ -283,8 +283,8 @@ def read_result(meta: ResultMeta) -> Result:
     if meta.status == "SUCCESS":
         return _read_success(meta)
     named = meta.result if isinstance(meta.result, dict) else {}
-    said = named.get("exc_message") or "the job ended without an error message"
-    message = " ".join(map(str, said)) if isinstance(said, list) else str(said)
+    text = named.get("exc_message") or "the job ended without an error message"
+    message = " ".join(map(str, text)) if isinstance(text, list) else str(text)
     details = named.get("details")
     details = details if isinstance(details, dict) else {}
     if meta.status == "REVOKED":
@@ -419,8 +419,8 @@ class Progress:
 
     def end(self, result: Result) -> list[Event]:
         """The events for the text that the result adds."""
-        told, position = result.outputs.get(TEXT), self.position
-        text = told[0] if isinstance(told, list) and len(told) == 1 else told  # a request of one row, sent as rows
+        output, position = result.outputs.get(TEXT), self.position
+        text = output[0] if isinstance(output, list) and len(output) == 1 else output  # one row, sent as rows
         if not isinstance(text, str):
             return []
         if position.checksum in (-1, _checksum(text[: position.at])):

@@ -50,7 +50,7 @@ _SIGNS: tuple[tuple[re.Pattern[str], Fault], ...] = (
 _ADDRESS = re.compile(r"(<[^<>]*?)(?: object)? at 0x[0-9A-Fa-f]+(>)")
 
 
-def said(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """An exception's text, without object addresses.
 
     A model's exception may fail to produce a text.
@@ -63,7 +63,7 @@ def said(error: BaseException) -> str:
 
 def describe(error: BaseException) -> str:
     """The error's type and text."""
-    return f"{type(error).__name__}: {said(error)}"
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def fault_of(error: Exception) -> Fault | None:

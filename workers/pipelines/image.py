@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tasks.models.model import Model, TensorSpec, Variant
 from tasks.models.sizes import size_of_row
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from workers.decide.faults import said
+from workers.decide.faults import text_of
 from workers.pipelines.tensors import read_tensor
 from workers.port import Item, Placed, Row, Runtime
 
@@ -116,7 +116,7 @@ def decode(value: object, side: int) -> np.ndarray:
         )
         raise InvalidRequestError(message, field="inputs.image") from error
     except _BROKEN as error:
-        message = f"inputs.image: expected a valid JPEG or PNG, got a corrupt one: {said(error)}"
+        message = f"inputs.image: expected a valid JPEG or PNG, got a corrupt one: {text_of(error)}"
         raise InvalidRequestError(message, field="inputs.image") from error
 
 

@@ -78,14 +78,14 @@ def _outcome(task: Task, bars: Progress) -> Outcome:
         return Outcome(model=task.model.id, variant=task.variant, skipped=task.skipped)
     bar = bars.add_task(variant_key(task.model.id, task.variant), total=None)
     with tempfile.TemporaryFile("w+") as log:
-        said = _follow(task, log, bars, bar)
-        if said.measurement is None and not said.error:
+        message = _follow(task, log, bars, bar)
+        if message.measurement is None and not message.error:
             log.seek(0)
-            said = ProgressMessage(
+            message = ProgressMessage(
                 error=" ".join(log.read().strip().splitlines()[-3:]) or "its process exited without a result"
             )
     bars.remove_task(bar)
-    return Outcome(model=task.model.id, variant=task.variant, measurement=said.measurement, error=said.error)
+    return Outcome(model=task.model.id, variant=task.variant, measurement=message.measurement, error=message.error)
 
 
 def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> ProgressMessage:

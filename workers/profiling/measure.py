@@ -297,8 +297,8 @@ def _send_progress(done: int, of: int, what: str) -> None:
     _send(ProgressMessage(done=done, of=of, next=what))
 
 
-def _send(said: ProgressMessage) -> None:
-    sys.stdout.write(msgspec.json.encode(said, enc_hook=int).decode() + "\n")
+def _send(message: ProgressMessage) -> None:
+    sys.stdout.write(msgspec.json.encode(message, enc_hook=int).decode() + "\n")
     sys.stdout.flush()
 
 

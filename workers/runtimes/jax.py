@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from tasks.models.files import entry_code
 from taxiway.errors import ExecutionError
-from workers.decide.faults import said
+from workers.decide.faults import text_of
 from workers.port import Arrays, ModelLoadError, Placed
 
 Tensors = Mapping[str, jax.Array]
@@ -44,7 +44,7 @@ class JaxRuntime:
             self._weights = jax.device_put(load_file(self._placed.files["weights"]), _device(self._placed.device))
             self._apply = jax.jit(apply)
         except (ImportError, KeyError, OSError, RuntimeError, ValueError, IndexError, SafetensorError) as error:
-            raise ModelLoadError(f"{self._placed.variant}: JAX cannot load it: {said(error)}") from error
+            raise ModelLoadError(f"{self._placed.variant}: JAX cannot load it: {text_of(error)}") from error
 
     def run(self, batch: Arrays) -> Arrays:
         """The network's outputs by name, for as many rows as came. Raises `ExecutionError`."""
@@ -56,7 +56,7 @@ class JaxRuntime:
                 outputs = self._apply(self._weights, {name: pad_rows(array) for name, array in batch.items()})
             return {name: np.asarray(array)[:rows] for name, array in outputs.items()}
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
-            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
+            raise ExecutionError(f"{self._placed.variant}: {text_of(error)}") from error
 
     def unload(self) -> None:
         """Drop the weights and the compiled programs."""

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from taxiway.errors import ExecutionError
-from workers.decide.faults import said
+from workers.decide.faults import text_of
 from workers.port import Arrays, ModelLoadError, Placed, SlotDecoder
 
 
@@ -35,7 +35,9 @@ class OnnxRuntime:
                 self._placed.files["graph"], _options(self._placed.threads), providers=providers(self._placed.device)
             )
         except Exception as error:  # onnxruntime's errors share no narrower base
-            raise ModelLoadError(f"{self._placed.variant}: onnxruntime cannot open the graph: {said(error)}") from error
+            raise ModelLoadError(
+                f"{self._placed.variant}: onnxruntime cannot open the graph: {text_of(error)}"
+            ) from error
 
     def run(self, batch: Arrays) -> Arrays:
         """Every output of the graph by name. Raises `ExecutionError`."""
@@ -43,7 +45,7 @@ class OnnxRuntime:
         try:
             outputs: list[np.ndarray] = session.run(None, dict(batch))
         except Exception as error:  # onnxruntime's errors share no narrower base
-            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
+            raise ExecutionError(f"{self._placed.variant}: {text_of(error)}") from error
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, outputs, strict=True))
 
@@ -206,7 +208,7 @@ class OnnxDecoder(SlotDecoder, OnnxRuntime):
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's errors share no narrower base
-            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
+            raise ExecutionError(f"{self._placed.variant}: {text_of(error)}") from error
         logits: np.ndarray = binding.get_outputs()[-1].numpy()
         return logits
 

@@ -14,7 +14,7 @@ from tasks.models.files import CodeError, entry_code
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling.channel import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
-from workers.decide.faults import said
+from workers.decide.faults import text_of
 from workers.port import Arrays, ModelLoadError, Placed, Watch
 
 
@@ -43,7 +43,7 @@ class PythonRuntime:
         except (CallError, TaxiwayError) as error:
             child.end()
             raise ModelLoadError(
-                f"{self._placed.variant}: cannot import the callable {entry!r}: {said(error)}"
+                f"{self._placed.variant}: cannot import the callable {entry!r}: {text_of(error)}"
             ) from error
         self._child = child
 
@@ -85,7 +85,7 @@ class PythonRuntime:
         try:
             return self._child.call(arguments, look)
         except CallError as error:
-            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
+            raise ExecutionError(f"{self._placed.variant}: {text_of(error)}") from error
 
     def unload(self) -> None:
         """End the process, and all that it started."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tasks.models.files import entry_code
 from taxiway.errors import ExecutionError
-from workers.decide.faults import said
+from workers.decide.faults import text_of
 from workers.port import Arrays, ModelLoadError, Placed, SlotDecoder
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,7 +38,7 @@ class TorchRuntime:
             module: torch.nn.Module = build(load_file(self._placed.files["weights"]))
             self._module = module.to(self._device, self._dtype).eval()
         except (ImportError, KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ModelLoadError(f"{self._placed.variant}: torch cannot load it: {said(error)}") from error
+            raise ModelLoadError(f"{self._placed.variant}: torch cannot load it: {text_of(error)}") from error
 
     def run(self, batch: Arrays) -> Arrays:
         """The network's outputs by name, floats as float32. Raises `ExecutionError`."""
@@ -49,7 +49,7 @@ class TorchRuntime:
                 outputs = self._module(**{name: self._tensor(array) for name, array in batch.items()})
                 return {name: _array(tensor) for name, tensor in outputs.items()}
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
+            raise ExecutionError(f"{self._placed.variant}: {text_of(error)}") from error
 
     def unload(self) -> None:
         """Drop the network and give its device memory back."""

@@ -123,9 +123,9 @@ class AdmitStage:
     def _claim(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
             return
-        asked = [(delivery.job, delivery.ticket.deadline_at) for delivery in deliveries]
+        pairs = [(delivery.job, delivery.ticket.deadline_at) for delivery in deliveries]
         now, claims = insist(
-            lambda: self._store.claim(asked),
+            lambda: self._store.claim(pairs),
             self._stopping,
             lambda why: logger.warning("cannot claim", extra={"error": why}),
         )

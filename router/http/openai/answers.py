@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall, embedding_of
 from router.http.openai.errors import content
+from router.http.openai.requests import ChatCall, CompletionCall, EmbeddingsCall, embedding_of
 from router.http.progress import Part, column, messages_of
 from router.http.protocol import array_output
 from router.service.admission import Admitted

@@ -15,7 +15,6 @@ import msgspec
 from broker.port import beside
 from router.http.inference import Inference
 from router.http.openai.answers import AnyCall, Head, written
-from router.http.openai.asked import read_call, service_of, tier_for_later, tier_of, unsupported
 from router.http.openai.batches import (
     ENDED,
     KINDS,
@@ -36,6 +35,7 @@ from router.http.openai.batches import (
 from router.http.openai.calls import awaited
 from router.http.openai.errors import JOB, code_of, content, param_of
 from router.http.openai.objects import Contents, FileRecord, Objects, file_path, one_piece
+from router.http.openai.requests import read_call, service_of, tier_for_later, tier_of, unsupported
 from router.service.arrivals import Router
 from tasks.models.model import Model
 from taxiway.contract.job import Result
@@ -267,17 +267,17 @@ class _Work:
         """A line's call and its model, and the request, due in `left` seconds."""
         rules = self._router.rules
         kind, fields = KINDS[self.batch.endpoint]
-        asked = read_call(bytes(line.body), kind, rules.topology.limits.elements)
-        if getattr(asked.call, "stream", None):
+        parsed = read_call(bytes(line.body), kind, rules.topology.limits.elements)
+        if getattr(parsed.call, "stream", None):
             raise unsupported("stream", "nothing, as lines of a batch are not streamed", True)
-        model = rules.catalogue.resolve(asked.call.model)
+        model = rules.catalogue.resolve(parsed.call.model)
         terms = {
             "service": service_of(tier_for_later(None, rules.topology), rules.topology),
             "tenant": self.batch.tenant,
             "deadline": left,
             "idempotency_key": key,
         }
-        return asked.call, model, parse_request({**fields(asked, model), **terms})
+        return parsed.call, model, parse_request({**fields(parsed, model), **terms})
 
     async def _run_lines(self) -> None:
         """Run the lines that are in no part yet, in their order, a window at a time."""

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from router.http.openai.asked import (
+from router.http.openai.objects import ExpiresAfter
+from router.http.openai.requests import (
     ChatCall,
     CompletionCall,
     EmbeddingsCall,
@@ -23,7 +24,6 @@ from router.http.openai.asked import (
     completion_fields,
     embedding_fields,
 )
-from router.http.openai.objects import ExpiresAfter
 from taxiway.contract.request import RESENT
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
 

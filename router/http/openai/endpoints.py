@@ -27,13 +27,15 @@ from router.http.openai.answers import (
     headers_of_result,
     written,
 )
-from router.http.openai.asked import (
+from router.http.openai.calls import Begun, Calls, Whole
+from router.http.openai.errors import ErrorContent
+from router.http.openai.requests import (
     HEADERS,
-    Asked,
     Call,
     ChatCall,
     CompletionCall,
     EmbeddingsCall,
+    ParsedCall,
     chat_fields,
     completion_fields,
     embedding_fields,
@@ -42,8 +44,6 @@ from router.http.openai.asked import (
     read_terms,
     tier_of,
 )
-from router.http.openai.calls import Begun, Calls, Whole
-from router.http.openai.errors import ErrorContent
 from router.jobs import Jobs
 from router.service.admission import Admitted
 from router.service.arrivals import Router
@@ -59,7 +59,7 @@ DOOR = "openai"
 
 _Any = Request[Any, Any, Any]
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
-Fields = Callable[[Asked[Call], Model], dict[str, Any]]
+Fields = Callable[[ParsedCall[Call], Model], dict[str, Any]]
 """Converts a call to the fields of a request for a model."""
 
 
@@ -202,29 +202,29 @@ async def completions(request: _Any) -> ASGIApp:
 )
 async def embed(request: _Any) -> ASGIApp:
     """The embeddings of one or more texts, which are one job."""
-    asked, read = await _read(request, EmbeddingsCall, embedding_fields)
-    return await _whole(request, asked.call, read)
+    parsed, read = await _read(request, EmbeddingsCall, embedding_fields)
+    return await _whole(request, parsed.call, read)
 
 
 ENDPOINTS = (models, model, chat_completions, completions, embed)
 
 
-async def read_body(request: _Any, kind: type[Call]) -> Asked[Call]:
+async def read_body(request: _Any, kind: type[Call]) -> ParsedCall[Call]:
     """The call in a request's body."""
     body, rules = await request.body(), _door(request).router.rules
     return await beside(len(body), read_call, body, kind, rules.topology.limits.elements)
 
 
 async def read_request(
-    request: _Any, asked: Asked[Call], fields: Fields[Call], tier: str | None, size: int = 0
+    request: _Any, parsed: ParsedCall[Call], fields: Fields[Call], tier: str | None, size: int = 0
 ) -> Read:
     """The call as a request, with the terms in its headers; its size is its body's, and `size` bytes more."""
     rules, size = _door(request).router.rules, size + len(await request.body())
-    found = rules.catalogue.resolve(asked.call.model)
+    found = rules.catalogue.resolve(parsed.call.model)
     terms = read_terms(request.headers, tier, rules.topology)
     claim(caller_of(request.scope), terms)
-    terms["stream"] = getattr(asked.call, "stream", None) or None
-    converted = await beside(size, lambda: _request(terms, fields(asked, found)))
+    terms["stream"] = getattr(parsed.call, "stream", None) or None
+    converted = await beside(size, lambda: _request(terms, fields(parsed, found)))
     return Read(converted, found, size, tier_of(terms["service"], rules.topology))
 
 
@@ -235,20 +235,20 @@ def _request(terms: Mapping[str, Any], fields: Mapping[str, Any]) -> TaxiwayRequ
     return parse_request({**terms, **fields, "stream": stream})
 
 
-async def _read(request: _Any, kind: type[Call], fields: Fields[Call]) -> tuple[Asked[Call], Read]:
-    asked = await read_body(request, kind)
-    return asked, await read_request(request, asked, fields, asked.call.service_tier)
+async def _read(request: _Any, kind: type[Call], fields: Fields[Call]) -> tuple[ParsedCall[Call], Read]:
+    parsed = await read_body(request, kind)
+    return parsed, await read_request(request, parsed, fields, parsed.call.service_tier)
 
 
 async def _answer(request: _Any, kind: type[Spoken], fields: Fields[Spoken], writer: type[ChunkWriter]) -> ASGIApp:
-    asked, read = await _read(request, kind, fields)
-    if not asked.call.stream:
-        return await _whole(request, asked.call, read)
-    options = asked.call.stream_options
+    parsed, read = await _read(request, kind, fields)
+    if not parsed.call.stream:
+        return await _whole(request, parsed.call, read)
+    options = parsed.call.stream_options
     usage = options is not None and bool(options.include_usage)
 
     async def begin(admitted: Admitted) -> Begun:
-        choices = asked.call.n or 1
+        choices = parsed.call.n or 1
         return Begun(writer(read.head(admitted.ticket.job), read.model.id, choices=choices, usage=usage))
 
     return await stream(request, read, begin)

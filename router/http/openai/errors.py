@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from router.http.openai.asked import HEADERS, UNSUPPORTED
+from router.http.openai.requests import HEADERS, UNSUPPORTED
 from tasks.telemetry import redacted
 from taxiway.errors import (
     FleetUnavailable,
@@ -74,7 +74,7 @@ class ErrorContent(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
-class Said(NamedTuple):
+class ErrorForm(NamedTuple):
     """An error as a caller gets it."""
 
     status: int
@@ -90,7 +90,7 @@ def is_path(path: str) -> bool:
     return path.startswith("/v1/") and not path.startswith(_OURS)
 
 
-def said(error: TaxiwayError, path: str, status: int) -> Said:
+def error_form(error: TaxiwayError, path: str, status: int) -> ErrorForm:
     """The answer to an error of a request to `path`, under `status` unless OpenAI has another for it."""
     status = 400 if _is_context(error) else status
     headers = {}
@@ -100,7 +100,7 @@ def said(error: TaxiwayError, path: str, status: int) -> Said:
         headers["x-should-retry"] = "false"
     if JOB in error.details:
         headers["x-request-id"] = str(error.details[JOB])
-    return Said(status, headers, content(error, path, status))
+    return ErrorForm(status, headers, content(error, path, status))
 
 
 def content(error: TaxiwayError, path: str, status: int = 0) -> bytes:

@@ -16,7 +16,6 @@ from router.access import Caller
 from router.http.connection import ALLOW
 from router.http.described import KEYED, InferOperation, answers
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai.asked import HEADERS, WEBHOOK
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import (
@@ -30,6 +29,7 @@ from router.http.openai.objects import (
     owner_of,
     page_of,
 )
+from router.http.openai.requests import HEADERS, WEBHOOK
 from router.http.openai.stored import StoredObjects
 from taxiway.contract.limits import check_json
 from taxiway.contract.tensors import OCTETS

@@ -16,13 +16,13 @@ from litestar.types import ASGIApp
 from router.http.described import ASKED, KEYED, RUN, answers, or_events
 from router.http.gate import caller_of, json_answer, needs
 from router.http.openai.answers import headers_of_placement, headers_of_result
-from router.http.openai.asked import Asked, tier_for_later, wrong
 from router.http.openai.calls import STREAM_HEADERS, Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
 from router.http.openai.object_endpoints import stored_objects
 from router.http.openai.objects import Page, owner_of, page_of
-from router.http.openai.response_events import ResponseWriter, told_again
+from router.http.openai.requests import ParsedCall, tier_for_later, wrong
+from router.http.openai.response_events import ResponseWriter, replay
 from router.http.openai.responses import (
     DeletedResponse,
     Item,
@@ -84,7 +84,7 @@ _RESPONSE_INPUT = answers(Page, *KEYED, 400, 404, 503, problem=ErrorContent)
 async def response_create(request: _Any) -> ASGIApp:
     """Answer a chat: at once, as server-sent events with `stream`, or later with `background`."""
     making = await _Making.asked_by(request)
-    call = making.asked.call
+    call = making.parsed.call
     if call.stream:
         return await stream(request, making.read, making.begin_stream)
     if call.background:
@@ -101,7 +101,7 @@ async def response_retrieve(
     if not stream:
         return Whole({}, msgspec.json.encode(found))
     if found.ended:
-        return Whole(STREAM_HEADERS, told_again(found, starting_after))
+        return Whole(STREAM_HEADERS, replay(found, starting_after))
     writer = ResponseWriter(restarted(found), starting_after)
 
     async def ended(result: Result) -> None:
@@ -150,16 +150,16 @@ ENDPOINTS = (response_create, response_retrieve, response_cancel, response_delet
 class _Making:
     """A response that is being made for a call."""
 
-    def __init__(self, request: _Any, asked: Asked[ResponseCall], read: Read, earlier: list[str]) -> None:
-        self.asked, self.read = asked, read
+    def __init__(self, request: _Any, parsed: ParsedCall[ResponseCall], read: Read, earlier: list[str]) -> None:
+        self.parsed, self.read = parsed, read
         self._request = request
         self._earlier = earlier
 
     @classmethod
     async def asked_by(cls, request: _Any) -> _Making:
         """The call in a request, after the conversation that it continues."""
-        asked = await read_body(request, ResponseCall)
-        call = asked.call
+        parsed = await read_body(request, ResponseCall)
+        call = parsed.call
         earlier: list[str] = []
         before: list[Item] = []
         check_response_call(call)
@@ -170,13 +170,13 @@ class _Making:
         tier = tier_for_later(call.service_tier, topology) if call.background else call.service_tier
         fields = partial(response_fields, before=before)
         size = len(msgspec.json.encode(before)) if before else 0
-        return cls(request, asked, await read_request(request, asked, fields, tier, size), earlier)
+        return cls(request, parsed, await read_request(request, parsed, fields, tier, size), earlier)
 
     async def whole(self) -> ASGIApp:
         """The answer of the job, once that has ended."""
         job, result = await run(self._request, self.read)
         response = succeeded(self._begun(job), result, _now(self._request))
-        if self.asked.call.stored:
+        if self.parsed.call.stored:
             await self._keep(response)
         return Whole(headers_of_result(job, result), msgspec.json.encode(response))
 
@@ -188,7 +188,7 @@ class _Making:
 
     async def begin_stream(self, admitted: Admitted) -> Begun:
         """What writes the job's events."""
-        call, writer = self.asked.call, ResponseWriter(self._begun(admitted.ticket.job))
+        call, writer = self.parsed.call, ResponseWriter(self._begun(admitted.ticket.job))
         if call.background:
             await self._keep_begun(admitted)
 
@@ -203,14 +203,14 @@ class _Making:
         await self._keep(self._begun(admitted.ticket.job))
 
     async def _keep(self, response: Response) -> None:
-        items: list[Item] = input_items(self.asked.call, response.job)
+        items: list[Item] = input_items(self.parsed.call, response.job)
         owner = owner_of(_tenant(self._request))
         webhook = self.read.request.webhook
         stored = StoredResponse(tenant=owner, input=items, earlier=self._earlier, response=response, webhook=webhook)
         await _responses(self._request).keep(stored)
 
     def _begun(self, job: str) -> Response:
-        return begun(self.asked.call, self.read.model, self.read.head(job))
+        return begun(self.parsed.call, self.read.model, self.read.head(job))
 
 
 def _responses(request: _Any) -> Responses:

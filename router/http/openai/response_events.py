@@ -144,7 +144,7 @@ class ResponseWriter:
         return b"event: " + kind.encode() + b"\ndata: " + content + b"\n\n"
 
 
-def told_again(response: Response, after: int) -> bytes:
+def replay(response: Response, after: int) -> bytes:
     """All events of a response that has ended, after the number `after`."""
     writer = ResponseWriter(restarted(response), after)
     events = [writer.begin(), *(writer.part(Part(0, delta)) for delta in _deltas(response.output))]

@@ -14,10 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from router.http.openai.answers import Head, Report, report_of, usage_of
-from router.http.openai.asked import (
-    Asked,
+from router.http.openai.errors import code_of
+from router.http.openai.requests import (
     Likely,
     ModelName,
+    ParsedCall,
     Share,
     StreamOptions,
     Temperature,
@@ -25,7 +26,6 @@ from router.http.openai.asked import (
     unsupported,
     wrong,
 )
-from router.http.openai.errors import code_of
 from tasks.models.model import Model
 from tasks.telemetry import redacted
 from taxiway.contract.job import JobState, Result
@@ -376,13 +376,13 @@ def _listed(item: Item, name: str) -> Item:
 _IDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 
-def response_fields(asked: Asked[ResponseCall], model: Model, before: Sequence[Item] = ()) -> dict[str, Any]:
+def response_fields(parsed: ParsedCall[ResponseCall], model: Model, before: Sequence[Item] = ()) -> dict[str, Any]:
     """The request's fields for a response after the items `before`: those of a chat.
 
     Raises:
         InvalidRequestError: the model does not chat, or the input is malformed or not supported.
     """
-    call = asked.call
+    call = parsed.call
     given = {
         "messages": [*_system(call), *messages_of([*before, *input_items(call)], len(before))],
         "max_completion_tokens": call.max_output_tokens,
@@ -398,8 +398,8 @@ def response_fields(asked: Asked[ResponseCall], model: Model, before: Sequence[I
     if call.top_logprobs is not None or _LOGPROBS in (call.include or ()):
         given |= {"logprobs": True, "top_logprobs": call.top_logprobs}
     known = {*ResponseCall.__struct_fields__, *ResponseCall.NOTHING}
-    further = {name: value for name, value in asked.fields.items() if name not in known}
-    kept = {name: asked.fields[name] for name in _AS_IT_IS if name in asked.fields}
+    further = {name: value for name, value in parsed.fields.items() if name not in known}
+    kept = {name: parsed.fields[name] for name in _AS_IT_IS if name in parsed.fields}
     chat = {name: value for name, value in {**further, **kept, **given}.items() if value is not None}
     return chat_request(call.model, chat, model)
 

@@ -251,15 +251,15 @@ def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look
     assert (name, set(msgspec.json.decode(raw, type=Report).models)) == ("w", {"scale:1"})
     assert reporter.apply(Watched(3, True, {"scale:1": "first", "gone:1": ""})) == []
     assert folder.unloaded == {"gone:1"}
-    assert not reporter.asked  # that was before it began, and it has read the folder since
+    assert not reporter.requested  # that was before it began, and it has read the folder since
     assert msgspec.json.decode(reporter.arguments()[1], type=Report).reload == 3
     assert reporter.apply(Watched(3, True, {"scale:1": "first"})) == []
     assert reporter.arguments()[1] == b""
     assert reporter.apply(Watched(4, False, {"scale:1": "second"})) == ["scale:1"]
-    assert reporter.asked
+    assert reporter.requested
     assert reporter.arguments()[1]
     reporter.looked()
-    assert not reporter.asked
+    assert not reporter.requested
     assert msgspec.json.decode(reporter.arguments()[1], type=Report).reload == 4
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.http.openai.answers import ChatWriter, Head, embeddings, text_logprobs, usage_of
-from router.http.openai.asked import (
+from router.http.openai.errors import content, param_of
+from router.http.openai.requests import (
     ChatCall,
     CompletionCall,
     EmbeddingsCall,
@@ -22,8 +23,7 @@ from router.http.openai.asked import (
     service_of,
     tier_of,
 )
-from router.http.openai.errors import content, param_of
-from router.http.openai.response_events import ResponseWriter, told_again
+from router.http.openai.response_events import ResponseWriter, replay
 from router.http.openai.responses import ResponseCall, begun, input_items, messages_of, response_fields
 from router.http.progress import Answers, Part
 from tasks.models.model import parse_model
@@ -391,7 +391,7 @@ def test_a_reader_that_comes_back_to_a_response_gets_the_rest(
 
     whole = characters_in(raw)
     end = (max(whole[-1][0], after + 1), *whole[-1][1:])
-    assert characters_in(told_again(response, after)) == [*(one for one in whole[:-1] if one[0] > after), end]
+    assert characters_in(replay(response, after)) == [*(one for one in whole[:-1] if one[0] > after), end]
 
 
 def test_a_completion_tells_the_probabilities_of_its_tokens_in_lists() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from taxiway.errors import InvalidRequestError, TaxiwayError
-from workers.decide.faults import said
+from workers.decide.faults import text_of
 from workers.pipelines.image import decode
 from workers.stages.admit import named_row
 from workers.stages.job import Job
@@ -68,4 +68,4 @@ def test_an_error_that_is_not_about_an_input_keeps_its_text_behind_the_row() -> 
     ],
 )
 def test_what_a_library_says_has_no_addresses_of_objects(text: str, shown: str) -> None:
-    assert said(RuntimeError(text)) == shown
+    assert text_of(RuntimeError(text)) == shown

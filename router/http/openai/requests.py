@@ -114,7 +114,7 @@ class EmbeddingsCall(msgspec.Struct, frozen=True):
     user: str | None = None
 
 
-class AnyAsked(Protocol):
+class CallForm(Protocol):
     """What every call has. `NOTHING` are fields that none honours, with the values that ask for nothing."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]]
@@ -128,11 +128,11 @@ class AnyAsked(Protocol):
         """The tier that is asked for."""
 
 
-Call = TypeVar("Call", bound=AnyAsked)
+Call = TypeVar("Call", bound=CallForm)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked(Generic[Call]):
+class ParsedCall(Generic[Call]):
     """A call, with all fields of its body as they came."""
 
     call: Call
@@ -150,7 +150,7 @@ _FORMATS = ("float", "base64")
 _LOGPROBS = "logprobs"
 
 
-def read_call(body: bytes, kind: type[Call], most: int) -> Asked[Call]:
+def read_call(body: bytes, kind: type[Call], most: int) -> ParsedCall[Call]:
     """The call in a body of at most a fifth of `most` values.
 
     Raises:
@@ -169,19 +169,19 @@ def read_call(body: bytes, kind: type[Call], most: int) -> Asked[Call]:
     for name, values in kind.NOTHING.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise unsupported(name, "nothing, as it is not supported here", value)
-    return Asked(call, {name: value for name, value in fields.items() if value is not None})
+    return ParsedCall(call, {name: value for name, value in fields.items() if value is not None})
 
 
-def chat_fields(asked: Asked[ChatCall], model: Model) -> dict[str, Any]:
+def chat_fields(parsed: ParsedCall[ChatCall], model: Model) -> dict[str, Any]:
     """The request's fields for a chat: a row for each choice.
 
     Raises:
         InvalidRequestError: the model does not chat, or the messages are malformed.
     """
-    chat = {name: value for name, value in asked.fields.items() if name not in (*_OWN, *ChatCall.NOTHING)}
-    if asked.call.top_logprobs and not asked.call.logprobs:
-        raise wrong("top_logprobs", "nothing without logprobs", asked.call.top_logprobs)
-    return chat_request(asked.call.model, chat, model, asked.call.n or 1)
+    chat = {name: value for name, value in parsed.fields.items() if name not in (*_OWN, *ChatCall.NOTHING)}
+    if parsed.call.top_logprobs and not parsed.call.logprobs:
+        raise wrong("top_logprobs", "nothing without logprobs", parsed.call.top_logprobs)
+    return chat_request(parsed.call.model, chat, model, parsed.call.n or 1)
 
 
 def chat_request(name: str, chat: dict[str, Any], model: Model, choices: int = 1) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def chat_request(name: str, chat: dict[str, Any], model: Model, choices: int = 1
     return {"model": name, "inputs": {first: _rows(read_chat(chat, f"inputs.{first}"), choices)}}
 
 
-def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, Any]:
+def completion_fields(parsed: ParsedCall[CompletionCall], model: Model) -> dict[str, Any]:
     """The request's fields for a completion: a row for each prompt and choice.
 
     Raises:
@@ -202,12 +202,12 @@ def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, A
     """
     first = _first_input(model, model.pipeline == "generation", "that continues prompts")
     ours = (*_OWN, *CompletionCall.NOTHING, "prompt", "user")
-    parameters = {name: value for name, value in asked.fields.items() if name not in ours}
+    parameters = {name: value for name, value in parsed.fields.items() if name not in ours}
     parameters = {name: value for name, value in parameters.items() if _DEFAULTS.get(name) != value}
     if isinstance(parameters.get("stop"), str):
         parameters["stop"] = [parameters["stop"]]
-    given = {"model": asked.call.model, "parameters": parameters, "outputs": _outputs(asked.call, model)}
-    prompts, choices = texts_of(asked.call.prompt, "prompt"), asked.call.n or 1
+    given = {"model": parsed.call.model, "parameters": parameters, "outputs": _outputs(parsed.call, model)}
+    prompts, choices = texts_of(parsed.call.prompt, "prompt"), parsed.call.n or 1
     if isinstance(prompts, str) and choices == 1:
         return {**given, "inputs": {first: prompts}}
     listed = [prompts] if isinstance(prompts, str) else prompts
@@ -223,13 +223,13 @@ def _outputs(call: CompletionCall, model: Model) -> list[str]:
     return [*model.usual_outputs, _LOGPROBS]
 
 
-def embedding_fields(asked: Asked[EmbeddingsCall], model: Model) -> dict[str, Any]:
+def embedding_fields(parsed: ParsedCall[EmbeddingsCall], model: Model) -> dict[str, Any]:
     """The request's fields for embeddings: a row for each text.
 
     Raises:
         InvalidRequestError: the model gives no embeddings or not so many dimensions, or an input is not text.
     """
-    call, output = asked.call, embedding_of(model)
+    call, output = parsed.call, embedding_of(model)
     first = _first_input(model, output is not None, "that gives embeddings")
     if call.encoding_format not in (None, *_FORMATS):
         raise wrong("encoding_format", f"one of {list(_FORMATS)}", call.encoding_format)
