@@ -16,7 +16,7 @@ from taxiway.contract.wire import Durability
 from taxiway.valkey import parse
 
 NEVER = 86_400
-"""Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.worker`)."""
+"""Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.class_queue`)."""
 
 SILENCE = 3
 """RabbitMQ gives a silent connection up after this many heartbeats at the latest, and its messages to other workers."""

@@ -46,12 +46,6 @@ def environment(folder: Path, wanted: Sequence[str]) -> str:
     return str(python)
 
 
-def installed_version(python: str, package: str) -> str:
-    """The version of a package that the interpreter would import."""
-    asked = f"from importlib.metadata import version; print(version({package!r}))"
-    return subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
-
-
 def _run(command: Sequence[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE)

@@ -84,7 +84,7 @@ class Signature:
 
 
 class Declared(Protocol):
-    """An input or output as declared in model.yaml (`catalogue.TensorSpec`)."""
+    """An input or output as declared in model.yaml (`model.TensorSpec`)."""
 
     @property
     def name(self) -> str:

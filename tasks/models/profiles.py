@@ -73,7 +73,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `load` is the seconds until a cold variant is ready, `memory` the bytes that it then holds, `peak` the most that it
     held after a batch, `disturbed` the share of the timed seconds in which other processes used the processor.
-    Endpoints have `prompt_step` and `prompt_slope` for the tokens of prompts (`catalogue.Profile`).
+    Endpoints have `prompt_step` and `prompt_slope` for the tokens of prompts (`model.Profile`).
     """
 
     date: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]

@@ -277,7 +277,7 @@ _encode = msgspec.json.Encoder(order="deterministic", enc_hook=repr).encode
 
 
 class KeyUse(msgspec.Struct, frozen=True, array_like=True):
-    """A use of an idempotency key, as `forwarding.FORWARD` takes it.
+    """A use of an idempotency key, for `forwarding.forward_call`.
 
     `submission` is the task id under which the submitter is notified whether the job matches its request, empty if it
     does not wait for that: with the stored result `same`, or with `other`, in which `FIRST` stands for a digest.

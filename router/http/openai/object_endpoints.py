@@ -36,7 +36,7 @@ from taxiway.contract.tensors import OCTETS
 from taxiway.errors import FleetUnavailable, InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
 
 STORE = "openai-objects"
-"""Key of the `StoredObjectsDoor` in the application's state."""
+"""Key of the `StoredObjects` in the application's state."""
 
 MOST = 1000
 """Objects in one list."""
