@@ -70,9 +70,9 @@ class Needs:
     `size` is the size of one row in the model's unit, `output` the predicted answer's part of it, and `longest` the
     longest answer that it allows. `payload` is the number of bytes sent to the device. Without an `allowance`, the
     tenant's spending is unbounded. `expected_batch` is the number of jobs of the same kind released from
-    holding together with it. `work_limit` is set for a tenant over its fair share (`fairness.Shares`): the seconds of work
-    that may be bound ahead of the request. `prefix` is what of the prompt some device has read before. Where a budget
-    has to bear them, `most_read` is the most tokens that a row's prompt may have.
+    holding together with it. `work_limit` is set for a tenant over its fair share (`fairness.Shares`): the seconds of
+    work that may be bound ahead of the request. `prefix` is what of the prompt some device has read before. Where a
+    budget has to bear them, `most_read` is the most tokens that a row's prompt may have.
     """
 
     deadline: float | None

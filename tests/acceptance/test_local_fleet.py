@@ -96,7 +96,7 @@ def test_nothing_survives_a_supervisor_that_is_killed(small_fleet: Fleet) -> Non
     assert until(lambda: all(map(gone, started)))
 
 
-def test_down_stops_everything_and_may_be_said_twice(tmp_path: Path) -> None:
+def test_down_stops_everything_and_may_be_repeated(tmp_path: Path) -> None:
     running = start_fleet(tmp_path, "--no-flower", "--workers", "cpu.batch=1")
     started = children(running.pid)
     assert json.loads(taxiway("down", "--data", str(tmp_path), "--json"))["stopped"] is True

@@ -52,7 +52,7 @@ def test_a_client_gets_a_real_answer_with_its_placement(client: Client) -> None:
     assert result.report.cost > 0
 
 
-def test_a_generated_answer_is_told_as_it_comes(client: Client) -> None:
+def test_a_generated_answer_is_streamed_as_it_grows(client: Client) -> None:
     events = client.stream("generate", "Write one sentence about the sea.", timeout=120, deadline=60)
     *pieces, result = events
 
@@ -61,7 +61,7 @@ def test_a_generated_answer_is_told_as_it_comes(client: Client) -> None:
     assert "".join(map(str, pieces)) == result.outputs["text"]
 
 
-def test_server_sent_events_tell_an_answer_and_end_with_its_outputs(fleet: Fleet) -> None:
+def test_server_sent_events_have_an_answer_and_end_with_its_outputs(fleet: Fleet) -> None:
     asked = {"text_input": "Write one sentence about the sea.", "parameters": {"deadline": 60}}
     with httpx.stream("POST", f"{fleet.http}/v2/models/generate/generate_stream", json=asked, timeout=120) as answer:
         events = answer.read().decode().strip().split("\n\n")

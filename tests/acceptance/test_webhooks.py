@@ -26,7 +26,7 @@ webhooks: {http: true, networks: [127.0.0.0/8], timeout: 1}
 JOBS = 20
 
 
-def test_a_fleet_whose_router_is_killed_as_it_delivers_tells_of_every_job(tmp_path: Path) -> None:
+def test_a_fleet_whose_router_is_killed_as_it_delivers_loses_no_event(tmp_path: Path) -> None:
     (tmp_path / "queues.yaml").write_text(QUEUES)
     settings = {"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml"), "TAXIWAY_DATA": str(tmp_path / "data")}
     fleet = start_fleet(tmp_path / "data", "--no-flower", "--workers", "cpu.batch=1", settings=settings)

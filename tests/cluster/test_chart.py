@@ -272,7 +272,7 @@ def test_a_change_reaches_the_canary_first_the_other_classes_then_and_the_router
     assert set(parts) | apart == {name for kind, name in found if kind == "Deployment"}
 
 
-def test_a_hardware_class_tells_what_queues_yaml_says_of_it(helm: Path) -> None:
+def test_a_hardware_class_has_its_fields_of_queues_yaml(helm: Path) -> None:
     scaling = {"minimum": 2, "maximum": 5}
     more = {"hardware": {"gpu.spot": {"scaling": scaling, "warm": ["chat"]}}}
     found = named(rendered(helm, *EVERYTHING, more, {"autoscaler": "controller"}))

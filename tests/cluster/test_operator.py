@@ -194,7 +194,7 @@ def test_a_count_that_was_set_by_hand_goes_before_the_routers(
     settle(fleet, "gpu.realtime", 3)
 
 
-def test_what_others_change_is_put_right_and_a_deployment_that_is_missing_is_said(
+def test_other_changes_are_corrected_and_a_missing_deployment_is_reported(
     fleet: Release, wishes: Wishes, controller: Controller
 ) -> None:
     wishes.wanted |= {"gpu.realtime": 2, "gpu.spot": 1}

@@ -105,7 +105,7 @@ def test_an_order_that_says_more_than_is_understood_is_not_run() -> None:
         read_ticket(sign(ticket, b"", KEYS), b"", KEYS)
 
 
-def test_a_record_tells_of_its_job(recorded: Any) -> None:
+def test_a_record_describes_its_job(recorded: Any) -> None:
     later = {"of_the_future": "1"}
     record = record_from("j", {**recorded["record"], **later})
     ended = record_from("j", {**recorded["ended"], **later})

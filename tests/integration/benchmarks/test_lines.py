@@ -6,7 +6,7 @@ from benchmarks.harness.measure import answer
 from benchmarks.suite.table import tables
 
 
-def test_an_answer_tells_the_median_and_spread_with_their_digits() -> None:
+def test_an_answer_states_the_median_and_spread_with_their_digits() -> None:
     line = answer("how many", [1234.5678, 0.5, 2000.4])
 
     assert (line["repeats"], line["median"], line["spread"]) == (3, 1235.0, 2000.0)

@@ -97,7 +97,7 @@ def fleet(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.usefixtures("fleet")
-def test_a_producer_submits_and_hears_small_and_large_answers(guarded: Guarded) -> None:
+def test_a_producer_submits_and_receives_small_and_large_answers(guarded: Guarded) -> None:
     with taxiway.Client(guarded.url("producer")) as client:
         for text in ("hello", "large" * 10_000):
             job = client.submit("echo", text)

@@ -109,7 +109,9 @@ def test_what_came_before_a_worker_blocked_again_is_taken_at_once_or_by_the_next
     assert [one.raw for one in queue.take(QUEUE, 9).messages] == [b"of a list that is still waited for"]
 
 
-def test_who_waits_for_every_list_cannot_say_its_room_and_takes(queue: ClassQueue, broker: redis.Redis) -> None:
+def test_a_worker_that_waits_for_every_list_cannot_announce_its_capacity_and_takes(
+    queue: ClassQueue, broker: redis.Redis
+) -> None:
     queue.take(QUEUE, 9)
     assert Waiter(queue, broker, longest=0.05).messages() == []
     assert queue.wait([QUEUE], LONG, room=9) == []
@@ -168,7 +170,7 @@ def test_the_room_is_used_once_whichever_queue_wakes_first(queue: ClassQueue, br
     assert waiting(broker) + waiting(broker, OTHER) == 4 - len(waiter.messages())
 
 
-def test_a_worker_that_is_told_to_end_waits_no_longer(queue: ClassQueue, broker: redis.Redis) -> None:
+def test_a_worker_that_is_woken_for_its_end_waits_no_longer(queue: ClassQueue, broker: redis.Redis) -> None:
     queue.take(QUEUE, 5)
     waiter = Waiter(queue, broker)
     queue.wake()

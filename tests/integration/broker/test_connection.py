@@ -129,7 +129,7 @@ def test_a_caller_that_gives_up_leaves_the_others_their_answers(settings: Settin
     assert asyncio.run(scenario()) == b"second"
 
 
-def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(settings: Settings) -> None:
+def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
         connection = AsyncConnection(settings.state, answer=0.2)
         with pytest.raises(BrokerUnavailableError), fleet_errors("broker"):
@@ -159,7 +159,7 @@ def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
     asyncio.run(scenario())
 
 
-def test_who_waits_on_a_connection_that_is_closed_is_told_at_once(settings: Settings) -> None:
+def test_calls_on_a_connection_that_is_closed_fail_at_once(settings: Settings) -> None:
     async def scenario() -> None:
         connection = AsyncConnection(settings.state, answer=None)
         waiting = asyncio.ensure_future(connection.call("BLPOP", "nothing", 0))
@@ -172,7 +172,7 @@ def test_who_waits_on_a_connection_that_is_closed_is_told_at_once(settings: Sett
     asyncio.run(scenario())
 
 
-def test_who_waits_for_a_connection_that_is_closed_while_it_opens_is_told_and_can_open_it_again(
+def test_a_call_whose_connection_is_closed_while_it_opens_fails_and_may_be_repeated(
     settings: Settings, cable: Cable
 ) -> None:
     async def scenario() -> None:
@@ -207,7 +207,7 @@ def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> 
     connections.close()
 
 
-def test_what_the_server_refuses_is_told_and_the_next_call_is_answered(settings: Settings) -> None:
+def test_an_error_of_the_server_is_raised_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
         connection = AsyncConnection(settings.state)
         with pytest.raises(ServerError, match="WRONGTYPE"):
@@ -224,7 +224,7 @@ def test_what_the_server_refuses_is_told_and_the_next_call_is_answered(settings:
     connections.close()
 
 
-def test_what_a_transaction_refuses_is_told(settings: Settings) -> None:
+def test_an_error_in_a_transaction_is_raised(settings: Settings) -> None:
     async def scenario() -> None:
         connection = AsyncConnection(settings.state)
         assert await connection.transaction(("SET", "one", 1), ("GET", "one")) == [b"OK", b"1"]
@@ -235,7 +235,7 @@ def test_what_a_transaction_refuses_is_told(settings: Settings) -> None:
     asyncio.run(scenario())
 
 
-def test_all_who_call_a_silent_server_are_told_in_one_time(settings: Settings, cable: Cable) -> None:
+def test_all_calls_to_a_silent_server_fail_together(settings: Settings, cable: Cable) -> None:
     """Also those who come while another connects: no wait is added to another."""
 
     async def scenario() -> float:
@@ -259,7 +259,7 @@ def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
         ConnectionPool(url).call("PING")
 
 
-def test_a_subscription_hears_what_is_published_and_nothing_for_as_long_as_it_was_asked(settings: Settings) -> None:
+def test_a_subscription_receives_messages_or_nothing_within_its_timeout(settings: Settings) -> None:
     connection, other = Connection(settings.state), ConnectionPool(settings.state)
     assert connection.ask([("SUBSCRIBE", "heard")]) == [[b"subscribe", b"heard", 1]]
     assert connection.next_message(0.01) is None

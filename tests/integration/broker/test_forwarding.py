@@ -241,7 +241,7 @@ def test_a_router_that_comes_back_cannot_forward_what_another_recovered(store: S
     assert store.client.lrange("cpu.batch", 0, -1) == [b"by other"]
 
 
-def test_the_client_of_a_job_that_ended_before_it_arrived_is_told(store: Store) -> None:
+def test_the_client_of_a_job_that_ended_before_it_arrived_is_notified(store: Store) -> None:
     store.finish(Ending("j", JobState.CANCELLED, b"cancelled"))
     with store.client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.subscribe(reply_channel("me"))

@@ -76,7 +76,7 @@ def test_a_start_is_written_into_the_record_by_who_holds_the_job(store: Store) -
     )
 
 
-def test_a_claim_tells_how_many_before_it_were_not_given_back(store: Store) -> None:
+def test_a_claim_counts_earlier_claims_that_were_not_released(store: Store) -> None:
     [first] = store.claim("a", "j", lease=0.05)
     assert until(lambda: not is_held(store.client, "j"))
     [second] = store.claim("b", "j")
@@ -85,7 +85,7 @@ def test_a_claim_tells_how_many_before_it_were_not_given_back(store: Store) -> N
     assert [claim.claims for claim in (first, second, third)] == [1, 2, 2]
 
 
-def test_what_was_not_told_of_its_start_is_told_with_its_end(store: Store) -> None:
+def test_a_start_that_was_not_recorded_is_recorded_with_the_end(store: Store) -> None:
     store.forward(placed("j"))
     [claim] = store.claim("a", "j")
     ended = Ending("j", JobState.SUCCEEDED, b"answer", claim.token, started="1732.5", device="cpu:0")
@@ -126,7 +126,7 @@ def test_a_deadline_to_come_is_not_late(store: Store) -> None:
     assert claim.verdict is Verdict.RUN
 
 
-def test_a_job_that_somebody_runs_past_its_deadline_is_held_and_not_late(store: Store) -> None:
+def test_a_job_that_runs_past_its_deadline_is_held_and_not_late(store: Store) -> None:
     store.claim("a", "j")
     [copy] = store.claim("b", "j", deadline=1.0)
     assert copy.verdict is Verdict.HELD

@@ -36,7 +36,7 @@ def test_a_broker_that_is_away_is_named_without_its_password(url: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])
-def test_a_client_tells_its_address_without_the_password(scheme: str) -> None:
+def test_a_client_shows_its_address_without_the_password(scheme: str) -> None:
     address = f"{scheme}://me:{PASSWORD}@127.0.0.1:9"
     with pytest.raises(TaxiwayError) as caught, Client(address, connect_timeout=0.1) as client:
         client.submit("echo", "a")

@@ -165,7 +165,7 @@ def test_no_more_is_held_than_the_next_batches_need(worker: WorkerProcess, tower
 
 
 @pytest.mark.usefixtures("worker")
-def test_task_events_tell_of_every_job_in_its_order(tower: Tower, producer: Celery) -> None:
+def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -> None:
     heard: list[dict[str, Any]] = []
     with producer.connection_for_read() as connection:
         receiver = producer.events.Receiver(connection, handlers={"*": heard.append})

@@ -112,7 +112,9 @@ def test_kombu_reads_the_message_that_the_client_writes(url: str, client: Client
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's own call
-def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_channel(url: str, client: Client) -> None:
+def test_a_plain_celery_worker_runs_a_job_and_the_client_receives_it_on_celerys_channel(
+    url: str, client: Client
+) -> None:
     app = Celery(broker=url, backend=url, set_as_current=False)
     app.conf.update(task_default_queue=ARRIVALS, broker_connection_retry_on_startup=True)
     begin = threading.Event()
@@ -168,7 +170,7 @@ def test_a_job_of_another_client_is_answered_from_its_stored_result(url: str, cl
         assert client.job(job.id).result(timeout=10).outputs == {"payload": "theirs"}
 
 
-def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client: Client, store: redis.Redis) -> None:
+def test_a_job_of_another_client_is_announced_while_it_is_waited_for(client: Client, store: redis.Redis) -> None:
     ending = threading.Timer(0.3, finish, (store, "theirs", lambda: said("late")))
     ending.start()
     started = time.monotonic()
@@ -204,7 +206,7 @@ def test_a_result_that_was_kept_for_its_time_is_expired(client: Client, store: r
         client.job("old").result(timeout=10)
 
 
-def test_a_caller_that_will_not_wait_longer_is_told_so_and_may_ask_again(url: str, client: Client) -> None:
+def test_a_wait_with_a_timeout_ends_with_an_error_and_may_be_repeated(url: str, client: Client) -> None:
     job = client.submit("echo", "hello")
     for handle in (job, client.job(job.id)):
         with pytest.raises(ResultTimeoutError):
@@ -225,7 +227,7 @@ def test_a_job_is_accepted_until_a_router_writes_its_record(client: Client, stor
     assert (record.state, record.hardware_class, record.level) == (JobState.QUEUED, "cpu.batch", 2)
 
 
-def test_a_job_whose_record_is_gone_still_has_the_state_that_its_result_tells(
+def test_a_job_whose_record_is_gone_still_has_the_state_of_its_result(
     url: str, client: Client, store: redis.Redis
 ) -> None:
     with Responder(url):
@@ -367,7 +369,7 @@ def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client
 
 
 @pytest.mark.parametrize("name", ["map", "map_as_completed"])
-def test_progress_is_told_after_each_answer(url: str, client: Client, name: str) -> None:
+def test_progress_is_called_after_each_answer(url: str, client: Client, name: str) -> None:
     async def ask(counts: list[int]) -> list[object]:
         async with taxiway.AsyncClient(url) as own:
             return [r async for r in getattr(own, name)("echo", range(5), timeout=10, progress=counts.append)]
@@ -455,7 +457,7 @@ def test_closing_ends_the_wait_of_another_thread(url: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of what this test is about
-def test_a_forked_child_is_told_to_make_its_own_client(client: Client) -> None:
+def test_a_forked_child_must_make_its_own_client(client: Client) -> None:
     client.submit("echo", "hello")
     child = os.fork()
     if child == 0:
@@ -525,7 +527,7 @@ def restart(folder: Path) -> str:
         return server.url
 
 
-def test_a_submit_waits_for_the_broker_as_long_as_it_is_told(tmp_path: Path) -> None:
+def test_a_submit_waits_for_the_broker_for_its_connect_timeout(tmp_path: Path) -> None:
     url = restart(tmp_path)
     answers = []
     with taxiway.Client(url, connect_timeout=20) as client:
@@ -537,7 +539,7 @@ def test_a_submit_waits_for_the_broker_as_long_as_it_is_told(tmp_path: Path) -> 
     assert answers[0].outputs == {"payload": "patience"}
 
 
-def test_a_wrong_password_is_said_at_once(url: str) -> None:
+def test_a_wrong_password_is_reported_at_once(url: str) -> None:
     host = url.rpartition("@")[2]
     with taxiway.Client(f"redis://:wrong@{host}") as client:
         started = time.monotonic()

@@ -120,7 +120,7 @@ def test_an_unknown_model_exits_with_2_and_a_hint(cli: CommandLine) -> None:
     assert "hint: `taxiway models`" in answer.stderr
 
 
-def test_a_job_that_has_ended_is_not_cancelled_and_that_is_said(cli: CommandLine) -> None:
+def test_a_job_that_has_ended_is_reported_as_not_cancelled(cli: CommandLine) -> None:
     job = json.loads(cli.succeed("submit", "echo", "--text", "a", "--json").stdout)["id"]
     shown = cli("cancel", job, "--json")
 

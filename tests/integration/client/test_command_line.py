@@ -142,7 +142,7 @@ def test_a_setting_that_only_the_supervisor_reads_exits_with_2_too(tmp_path: Pat
     assert done.stderr.count("error: ") == 1
 
 
-def test_what_is_missing_in_a_command_is_said_by_the_fleets_own_command_line(tmp_path: Path) -> None:
+def test_a_missing_argument_is_reported_by_the_fleets_own_command_line(tmp_path: Path) -> None:
     done = command_line("up", "--workers", "nonsense", "--data", str(tmp_path))
 
     assert done.returncode == 2

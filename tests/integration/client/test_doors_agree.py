@@ -150,7 +150,7 @@ def test_a_cause_has_one_text_at_every_door(fleet: Fleet, model: str, inputs: An
     assert errors["http"] == errors["broker"] == errors["celery"]
 
 
-def test_a_request_that_is_too_large_is_told_both_figures_at_every_door(fleet: Fleet) -> None:
+def test_a_request_that_is_too_large_is_refused_with_both_figures_at_every_door(fleet: Fleet) -> None:
     large = "x" * (17 * 2**20)
     for ask in fleet.doors.values():
         with pytest.raises(Refused) as caught:
@@ -160,11 +160,11 @@ def test_a_request_that_is_too_large_is_told_both_figures_at_every_door(fleet: F
         assert text.startswith(f"payload: expected at most {16 * 2**20} bytes, got 1782")
 
 
-def test_the_broker_tells_the_same_models_as_http(fleet: Fleet) -> None:
+def test_the_broker_lists_the_same_models_as_http(fleet: Fleet) -> None:
     assert fleet.broker.models() == fleet.http.models()
 
 
-def test_an_id_of_no_job_is_told_with_one_text(fleet: Fleet) -> None:
+def test_an_id_of_no_job_has_one_error_text(fleet: Fleet) -> None:
     texts = set()
     for client in (fleet.broker, fleet.http):
         job = client.job("00000000-0000-4000-8000-000000000000")
@@ -175,7 +175,7 @@ def test_an_id_of_no_job_is_told_with_one_text(fleet: Fleet) -> None:
     assert len(texts) == 1
 
 
-def test_plain_celery_without_a_queue_is_told_where_to_send_and_what_others_sent_there_stays(fleet: Fleet) -> None:
+def test_plain_celery_without_a_queue_is_refused_with_the_right_queue_and_other_messages_stay(fleet: Fleet) -> None:
     others = fleet.celery.send_task("their.task", args=[INFER])
     answer = fleet.celery.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"})
     began = time.monotonic()

@@ -91,7 +91,7 @@ def test_a_call_now_and_then_is_left_to_the_background_thread(loop: LoopThread) 
 
 
 @pytest.mark.usefixtures("soon")
-def test_what_was_started_runs_at_once_while_nobody_calls(loop: LoopThread) -> None:
+def test_what_was_started_runs_at_once_without_further_calls(loop: LoopThread) -> None:
     def calls() -> bool:
         loop.run(here())
         mine = loop.run(here())
@@ -235,7 +235,7 @@ def test_closing_ends_the_wait_of_the_thread_that_runs_the_loop() -> None:
     assert loop._loop.is_closed()
 
 
-def test_a_loop_that_nobody_holds_ends_with_its_thread() -> None:
+def test_a_loop_without_references_ends_with_its_thread() -> None:
     loop = LoopThread(nothing)
     for _ in range(3):
         loop.run(here())

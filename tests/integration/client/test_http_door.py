@@ -128,7 +128,7 @@ def test_the_async_client_awaits_jobs(router: RouterProcess, device: EchoDevice)
     assert asyncio.run(ask()) == list(range(10))
 
 
-def test_models_and_fleet_tell_what_is_there(client: Client, device: EchoDevice) -> None:
+def test_models_and_fleet_show_what_is_there(client: Client, device: EchoDevice) -> None:
     assert "echo" in {model["name"] for model in client.models()}
     assert "cpu.batch" in client.fleet()["classes"]
 
@@ -170,7 +170,7 @@ def test_a_refused_term_names_its_field_and_retry_time_comes_along(client: Clien
     assert "service" in caught.value.message
 
 
-def test_a_caller_that_will_not_wait_longer_is_told_so(client: Client, idle_device: EchoDevice) -> None:
+def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client, idle_device: EchoDevice) -> None:
     job = client.submit("echo", "hello")
     started = time.monotonic()
 
@@ -273,7 +273,7 @@ def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_
     assert len(device.done) == 1
 
 
-def test_an_answer_that_is_not_taxiways_is_told_as_such() -> None:
+def test_an_answer_of_another_server_is_reported_as_such() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_answer_as_a_proxy, args=(listener,), daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

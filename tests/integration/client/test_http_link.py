@@ -409,7 +409,7 @@ def socket_that_reads(heard: list[bytes], reply: bytes = OK) -> Iterator[int]:
         thread.join()
 
 
-def test_a_name_and_password_in_the_address_are_told_as_http_tells_them() -> None:
+def test_a_name_and_password_in_the_address_become_basic_authentication() -> None:
     heard: list[bytes] = []
 
     async def use(port: int) -> None:

@@ -104,7 +104,7 @@ def test_of_concurrent_requests_under_one_key_one_becomes_the_job_and_the_others
             assert [answer == boarded for answer in answers] == [one == boarded for one in inputs]
 
 
-def test_a_refused_request_under_a_key_that_is_taken_is_told_why_it_was_refused(fleet: Fleet) -> None:
+def test_a_refused_request_under_a_used_key_gets_the_reason(fleet: Fleet) -> None:
     once: Any = {"idempotency_key": "taken", **KEY}
     fleet.clients[0].submit("echo", "first", **once).result(10)
     for client in fleet.clients:

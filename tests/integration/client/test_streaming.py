@@ -79,7 +79,7 @@ def test_text_comes_before_the_answer_is_done_and_the_result_last(client: taxiwa
     assert list(events) == ["three", WHOLE]
 
 
-def test_what_is_read_late_is_told_from_its_beginning(client: taxiway.Client, teller: Teller) -> None:
+def test_a_late_reader_gets_the_answer_from_its_beginning(client: taxiway.Client, teller: Teller) -> None:
     job = submit(client)
     teller.tell(job.id, "one ", at=0)
     teller.done.set()
@@ -87,7 +87,7 @@ def test_what_is_read_late_is_told_from_its_beginning(client: taxiway.Client, te
     assert "".join(map(str, list(client.job(job.id).stream(timeout=20))[:-1])) == TEXT
 
 
-def test_a_reader_is_told_of_a_new_attempt_and_of_what_was_lost(client: taxiway.Client, teller: Teller) -> None:
+def test_a_reader_gets_a_new_attempt_and_what_was_lost_as_events(client: taxiway.Client, teller: Teller) -> None:
     job = submit(client)
     teller.tell(job.id, "uno ", at=0)
     teller.tell(job.id, "one ", at=0, attempt=2)
@@ -98,7 +98,7 @@ def test_a_reader_is_told_of_a_new_attempt_and_of_what_was_lost(client: taxiway.
     assert list(events) == [WHOLE]
 
 
-def test_an_error_of_the_job_is_raised_after_what_was_told(client: taxiway.Client, teller: Teller) -> None:
+def test_an_error_of_the_job_is_raised_after_its_events(client: taxiway.Client, teller: Teller) -> None:
     job = submit(client, "fail")
     teller.tell(job.id, "one ", at=0)
     events = job.stream(timeout=20)
@@ -143,7 +143,7 @@ def test_a_reader_who_stops_leaves_no_connection_behind(
     assert job.result(timeout=20) == WHOLE
 
 
-def test_an_asyncio_reader_is_told_the_same(settings: Settings, teller: Teller) -> None:
+def test_an_asyncio_reader_gets_the_same(settings: Settings, teller: Teller) -> None:
     async def read() -> list[object]:
         async with taxiway.AsyncClient(settings.broker) as client:
             return [event async for event in client.stream("tell", "me", timeout=20)]

@@ -102,7 +102,7 @@ def test_the_first_text_comes_long_before_the_result(client: taxiway.Client) -> 
         list(streamed)
 
 
-def test_who_waits_at_a_router_that_stops_is_told_the_rest_by_another(fleet: Settings, router: RouterProcess) -> None:
+def test_a_reader_at_a_router_that_stops_gets_the_rest_from_another(fleet: Settings, router: RouterProcess) -> None:
     asked: dict[str, Any] = {"model": "tiny", "inputs": "tell me", "parameters": LONG}
 
     async def read(url: str, stopping: subprocess.Popen[bytes]) -> list[str]:
@@ -144,7 +144,7 @@ def test_an_asyncio_client_reads_many_answers_at_once(fleet: Settings, router: R
     assert asyncio.run(read(fleet.broker)) == asyncio.run(read(router.http))
 
 
-def test_what_cannot_be_told_as_it_comes_is_refused_at_both_doors(client: taxiway.Client) -> None:
+def test_what_cannot_be_streamed_is_refused_at_both_doors(client: taxiway.Client) -> None:
     with pytest.raises(InvalidRequestError, match="a model that generates text"):
         list(client.stream("echo", "hello", timeout=20))
     with pytest.raises(InvalidRequestError, match="a request of one row"):
@@ -172,7 +172,7 @@ def test_the_protocol_s_generate_stream_gives_text_outputs_and_then_the_infer_an
     assert (whole["id"], whole["text_output"], whole["finish_reason"]) == ("mine", outputs["text"], "length")
 
 
-def test_a_reader_who_comes_back_is_told_what_it_has_not_read(http: httpx.Client) -> None:
+def test_a_reader_that_reconnects_gets_what_it_has_not_read(http: httpx.Client) -> None:
     asked = {"text_input": "tell me more", "parameters": {"max_tokens": 800}}
     read = []
     with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:

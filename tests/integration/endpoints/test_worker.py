@@ -148,7 +148,7 @@ def test_rows_run_side_by_side_and_never_more_than_there_are_slots(tower: Tower,
 
 
 @pytest.mark.usefixtures("worker")
-def test_an_answer_is_told_as_it_comes(tower: Tower) -> None:
+def test_an_answer_is_streamed_as_it_grows(tower: Tower) -> None:
     job = order(tower, "wait=0.3 one two three", stream=True)
     first = eventually(lambda: told(tower, job))
     assert first == [Piece(1, 0, "one ")]
@@ -193,7 +193,7 @@ def test_a_request_of_its_own_fault_ends_with_the_engines_words_and_is_not_repea
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_failed_run_is_repeated_and_the_last_failure_is_told(tower: Tower, engine: Engine) -> None:
+def test_a_failed_run_is_repeated_and_the_last_failure_is_reported(tower: Tower, engine: Engine) -> None:
     for fault in ("status=500", "one break", "one cut", "one garble"):
         with pytest.raises(DeviceFaultError, match="talk:1/engine: the "):
             tower.result(order(tower, fault))
@@ -204,7 +204,7 @@ def test_a_failed_run_is_repeated_and_the_last_failure_is_told(tower: Tower, eng
 
 @pytest.mark.parametrize("fault", ["one stall", "one break"])
 @pytest.mark.usefixtures("worker")
-def test_a_stream_that_stalls_or_breaks_is_told_again_from_its_start(tower: Tower, engine: Engine, fault: str) -> None:
+def test_a_stream_that_stalls_or_breaks_restarts_from_its_beginning(tower: Tower, engine: Engine, fault: str) -> None:
     engine.script = fault
     job = order(tower, "two three", stream=True)
     eventually(lambda: told(tower, job))

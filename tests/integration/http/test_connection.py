@@ -174,7 +174,7 @@ def test_a_client_that_is_slow_and_steady_may_go_on(port: int) -> None:
         assert b"\r\n%d\r\n" % (2 * half) in connection.recv(65536)
 
 
-def test_a_client_that_reads_slowly_and_steadily_is_told_all(port: int) -> None:
+def test_a_client_that_reads_slowly_and_steadily_receives_everything(port: int) -> None:
     idle, other = socket.socketpair()
     idle.settimeout(LIMITS.body / 2)
     with connected(port) as connection, idle, other:
@@ -377,7 +377,7 @@ def test_requests_in_one_piece_are_answered_one_after_the_other(port: int) -> No
         assert read(connection).count(b"HTTP/1.1 200 ") == 3
 
 
-def test_one_connection_too_many_is_told_to_come_back() -> None:
+def test_one_connection_too_many_is_refused_with_retry_after() -> None:
     with served() as server, contextlib.ExitStack() as stack:
         held = [stack.enter_context(connected(server.port)) for _ in range(LIMITS.connections)]
         for connection in held:

@@ -169,7 +169,7 @@ def test_an_asynchronous_request_is_polled_to_its_result(http: httpx.Client) -> 
     assert answer["outputs"][0]["data"] == ["a"]
 
 
-def test_a_waiting_job_tells_its_position_and_when_it_may_be_done(idle: httpx.Client) -> None:
+def test_a_waiting_job_has_its_position_and_expected_end(idle: httpx.Client) -> None:
     first, second = accept(idle, "a"), accept(idle, "b")
 
     status = idle.get(f"/v2/jobs/{second}").json()
@@ -217,7 +217,7 @@ def test_a_poller_learns_that_the_deadline_passed(idle: httpx.Client) -> None:
     assert idle.get(f"/v2/jobs/{job}", params={"wait": 10}).json()["state"] == "expired"
 
 
-def test_a_result_that_is_gone_is_told_from_one_that_never_was(http: httpx.Client, store: redis.Redis) -> None:
+def test_an_expired_result_is_distinguished_from_an_unknown_job(http: httpx.Client, store: redis.Redis) -> None:
     job = accept(http, "a")
     http.get(f"/v2/jobs/{job}", params={"wait": 10})
     store.delete(result_key(job))
@@ -259,7 +259,7 @@ def test_a_job_keeps_little_for_its_explanation(http: httpx.Client, store: redis
     assert store.ttl(snapshot_key(basis_of(store, job).snapshot)) > 3500
 
 
-def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said(
+def test_when_the_fleets_state_is_gone_only_the_reason_is_left_and_a_note_says_so(
     http: httpx.Client, store: redis.Redis
 ) -> None:
     job = accept(http, "a")
@@ -273,7 +273,7 @@ def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said
     assert "limits.keep_explanation" in placement["note"]
 
 
-def test_a_choice_that_would_differ_now_is_said_to_differ(http: httpx.Client, store: redis.Redis) -> None:
+def test_a_choice_that_would_differ_now_is_reported(http: httpx.Client, store: redis.Redis) -> None:
     job = accept(http, "a")
     store.hset(job_key(job), "variant", "gone")
 
@@ -320,7 +320,7 @@ def simulation(samples: int) -> dict[str, Any]:
     return {"inputs": inputs, "parameters": {"deadline": 30}}
 
 
-def test_what_if_tells_a_long_simulation_from_a_short_one(http: httpx.Client) -> None:
+def test_what_if_distinguishes_a_long_simulation_from_a_short_one(http: httpx.Client) -> None:
     asked = [http.post("/v2/models/monte-carlo/placement", json=simulation(samples)) for samples in (10**3, 10**7)]
 
     short, long = (answer.json()["considered"][0] for answer in asked)
@@ -398,7 +398,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http: httpx.Cl
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_body_over_the_limit_is_told_so(http: httpx.Client) -> None:
+def test_a_body_over_the_limit_is_refused_with_the_reason(http: httpx.Client) -> None:
     answer = http.post("/v2/models/echo/infer", content=b"x" * (17 * 2**20))
 
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")

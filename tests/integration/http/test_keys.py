@@ -91,7 +91,7 @@ WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
 
 
 @pytest.mark.parametrize("secret", WRONG, ids=["none", "unknown", "empty", "cut", "longer"])
-def test_without_a_good_key_only_the_health_is_told(door: str, folder: Path, secret: str | None) -> None:
+def test_without_a_valid_key_only_health_is_served(door: str, folder: Path, secret: str | None) -> None:
     with asking(door, folder, secret=secret) as http:
         refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
         health = [http.get("/v2/health/live"), http.get("/v2/health/ready"), http.get("/docs")]
@@ -176,7 +176,7 @@ def test_the_same_idempotency_key_is_another_job_for_another_tenant(lab: httpx.C
     assert jobs[0] == jobs[2] != jobs[1]
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(door: str, folder: Path) -> None:
+def test_a_rate_limited_caller_learns_when_to_retry(door: str, folder: Path) -> None:
     with asking(door, folder, "slow") as http:
         answers = [http.get("/v2/models") for _ in range(2)]
 

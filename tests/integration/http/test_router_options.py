@@ -29,7 +29,7 @@ def test_a_door_that_would_be_open_or_broken_is_not_opened(given: list[str], err
         read_door(options({}).parse_args(given))
 
 
-def test_a_door_is_on_the_loopback_without_keys_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+def test_a_door_is_on_the_loopback_without_keys_by_default(tmp_path: Path) -> None:
     keys = tmp_path / "keys.jsonl"
     write_keys(keys, [])
     certificate, key = self_signed(tmp_path)

@@ -36,7 +36,7 @@ def open_server() -> Iterator[str]:
         process.terminate()
 
 
-def test_a_server_that_lets_anybody_in_is_named_and_one_with_a_password_is_not(
+def test_a_server_without_a_password_is_reported_and_one_with_a_password_is_not(
     open_server: str, valkey_url: str
 ) -> None:
     said = [{one.subject: one for one in servers({"TAXIWAY_BROKER": url})} for url in (open_server, valkey_url)]

@@ -89,7 +89,7 @@ def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
         EmbeddedValkey(tmp_path, patience=0.2).start()
 
 
-def test_a_server_that_cannot_start_says_what_its_log_said(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_reports_the_end_of_its_log(tmp_path: Path) -> None:
     folder = tmp_path / "valkey" / "appendonlydir"
     folder.mkdir(parents=True)
     (folder / "appendonly.aof.manifest").write_text("not a manifest\n")

@@ -49,7 +49,7 @@ def stopped_after(supervisor: Supervisor) -> Iterator[None]:
         supervisor.stop()
 
 
-def test_a_fleet_is_up_once_every_process_said_so(make: Callable[[str, str], SupervisedProcess]) -> None:
+def test_a_fleet_is_ready_once_every_process_is(make: Callable[[str, str], SupervisedProcess]) -> None:
     worker, router = make("worker", READY), make("router", READY)
     supervisor = Supervisor(None, [[worker], [router]])
     with stopped_after(supervisor):
@@ -211,7 +211,7 @@ def a_fleet(data: Path) -> Fleet:
     )
 
 
-def test_a_second_supervisor_on_the_same_data_is_refused_and_told_the_first(tmp_path: Path) -> None:
+def test_a_second_supervisor_on_the_same_data_is_refused_and_names_the_first(tmp_path: Path) -> None:
     with supervising(tmp_path), pytest.raises(AlreadyRunningError, match=str(os.getpid())), supervising(tmp_path):
         pass
 

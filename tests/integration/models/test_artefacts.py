@@ -413,7 +413,7 @@ def test_a_derived_key_changes_with_source_recipe_options_and_packages(graph: st
     assert derived_key(model(changed[0], tmp_path), "weights") in keys
 
 
-def test_a_recipe_that_fails_is_named_with_what_it_said(graph: str, tmp_path: Path) -> None:
+def test_a_recipe_that_fails_is_named_with_its_output(graph: str, tmp_path: Path) -> None:
     described = model(f"{graph}, {derived(recipe='minilm-onnx')}", tmp_path)
     with pytest.raises(ArtefactError, match=r"m:1: artefact 'weights': recipe 'minilm-onnx' failed .*weights"):
         ArtefactStore(tmp_path / "cache").path(described, "weights")

@@ -102,7 +102,7 @@ def test_an_answer_has_the_best_five_in_order(reference: tuple[Runtime, Pipeline
     assert (answer["label"], answer["score"]) == (answer["labels"][0], answer["scores"][0])
 
 
-def test_batch_mates_do_not_change_an_answer(reference: tuple[Runtime, Pipeline], items: list[Item]) -> None:
+def test_other_rows_of_a_batch_do_not_change_an_answer(reference: tuple[Runtime, Pipeline], items: list[Item]) -> None:
     runtime, pipeline = reference
     alone = [pipeline.run(runtime, [item])[0] for item in items]
     together = pipeline.run(runtime, items)

@@ -128,7 +128,7 @@ def test_a_module_without_its_function_is_named(folder: Path) -> None:
         entry_code("python", "idle", str(folder)).load()
 
 
-def test_what_is_missing_is_told_with_what_there_is_and_how_to_add_it(package: Path, folder: Path) -> None:
+def test_a_missing_name_is_reported_with_the_known_ones_and_how_to_add_it(package: Path, folder: Path) -> None:
     (folder / "tripling.py").write_text("\ndef call(number): ...\n")
     expected = (
         r"no callable 'halving': expected one of doubling, tripling; to add it, put halving\.py with the function "
@@ -169,7 +169,7 @@ def test_a_worker_serves_a_recipe_a_callable_and_a_runtime_of_an_installed_packa
     assert added.outputs == {"number-after": [23]}
 
 
-def test_a_machine_tells_the_version_of_a_registered_runtime(package: Path) -> None:
+def test_a_machine_has_the_version_of_a_registered_runtime(package: Path) -> None:
     assert look().runtimes["abacus"] == installed.VERSION
 
 

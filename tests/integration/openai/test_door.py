@@ -150,7 +150,7 @@ def test_what_a_chat_asks_for_reaches_its_model(client: openai.OpenAI, fleet: Op
     assert (asked["max_completion_tokens"], asked["top_k"], asked["user"]) == (7, 3, "somebody")
 
 
-def test_a_chat_tells_the_probabilities_of_its_tokens_if_asked(call: Callable[..., Value]) -> None:
+def test_a_chat_has_the_probabilities_of_its_tokens_on_request(call: Callable[..., Value]) -> None:
     asked = {"model": "talk", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
     (choice,) = call("chat.completions.create", **asked).choices
     chunks = call("chat.completions.create", **asked, stream=True)
@@ -167,7 +167,7 @@ TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"t
 CALLING: Any = [{"role": "user", "content": 'think=hm think=so Well call=add:{"a":1} call=sub:{} finish=tool_calls'}]
 
 
-def test_calls_and_reasoning_are_streamed_as_the_engine_tells_them(call: Callable[..., Value]) -> None:
+def test_calls_and_reasoning_are_streamed_as_the_engine_sends_them(call: Callable[..., Value]) -> None:
     chunks = call("chat.completions.create", model="talk", messages=CALLING, tools=TOOLS, stream=True)
 
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
@@ -251,7 +251,7 @@ def test_choices_of_prompts_are_streamed_by_their_index(call: Callable[..., Valu
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (6, 6)
 
 
-def test_a_completion_tells_the_probabilities_of_its_tokens_if_asked(call: Callable[..., Value]) -> None:
+def test_a_completion_has_the_probabilities_of_its_tokens_on_request(call: Callable[..., Value]) -> None:
     asked = {"model": "tale", "prompt": "one two", "logprobs": 1}
     (choice,) = call("completions.create", **asked).choices
     chunks = call("completions.create", **asked, stream=True)
@@ -552,9 +552,7 @@ def test_an_engine_that_fails_in_the_middle_never_gives_text_twice(client: opena
     assert text_of(chunks) == "one two three "
 
 
-def test_an_answer_that_begins_anew_with_other_words_ends_in_an_error(
-    client: openai.OpenAI, fleet: OpenAIFleet
-) -> None:
+def test_an_answer_that_restarts_with_other_words_ends_in_an_error(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
     turns = iter(["one two break", "three"])
     told: list[ChatCompletionChunk] = []
     with scripted(fleet, lambda: next(turns, "three")), pytest.raises(openai.APIError) as caught:

@@ -123,7 +123,7 @@ def test_responses_of_another_tenant_do_not_exist(fleet: OpenAIFleet) -> None:
         assert lab.responses.retrieve(made.id).output_text == "Hello "
 
 
-def test_a_rate_limit_is_told_in_openais_headers_and_the_sdk_waits_as_told(fleet: OpenAIFleet) -> None:
+def test_a_rate_limit_is_in_openais_headers_and_the_sdk_waits_for_it(fleet: OpenAIFleet) -> None:
     with client(fleet, "slow") as slow:
         raw = slow.models.with_raw_response.list()
         assert raw.headers["x-ratelimit-limit-requests"] == "1"

@@ -134,7 +134,7 @@ def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., Va
         assert returned == {"role": "tool", "tool_call_id": "call_add", "content": "3"}
 
 
-def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_told(call: Callable[..., Value]) -> None:
+def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_sent(call: Callable[..., Value]) -> None:
     events = call("create", model="talk", input="one two", stream=True)
 
     assert list(dict.fromkeys(event.type.removeprefix("response.") for event in events)) == [
@@ -168,7 +168,7 @@ def test_the_sdks_own_stream_puts_text_and_calls_together(client: openai.OpenAI)
     assert sorted(item.type for item in final.output) == ["function_call", "message", "reasoning"]
 
 
-def test_the_events_of_a_stored_response_are_told_again_after_a_number(call: Callable[..., Value]) -> None:
+def test_the_events_of_a_stored_response_are_replayed_after_a_number(call: Callable[..., Value]) -> None:
     said = "think=hm one two call=add:{} finish=tool_calls"
     events = call("create", model="talk", input=said, tools=[ADD], stream=True)
     last = events[-1]

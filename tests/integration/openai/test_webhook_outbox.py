@@ -67,7 +67,7 @@ def dead(store: Store, endpoint: str = "e") -> list[DeadEvent]:
     return [decode_dead(as_bytes(raw)) for raw in store.client.lrange(webhook_dead_key(endpoint), 0, -1)]
 
 
-def test_a_jobs_end_is_written_for_those_who_are_told_of_it(store: Store) -> None:
+def test_a_jobs_end_is_written_to_the_outboxes_of_its_endpoints(store: Store) -> None:
     end(store, "good")
     end(store, "bad", state=JobState.FAILED)
     end(store, "gone", state=JobState.CANCELLED)
@@ -121,7 +121,7 @@ def test_attempts_are_counted_and_what_is_given_up_can_be_sent_again_under_its_i
     assert (again.id, again.at, again.begun > letter.event.at) == (letter.event.id, letter.event.at, True)
 
 
-def test_what_is_announced_twice_is_told_once(store: Store) -> None:
+def test_what_is_announced_twice_is_delivered_once(store: Store) -> None:
     for _ in range(2):
         store.run(announce_call(NOTIFIED, "id", "batch", "failed", "batch_1"))
     assert (waiting(store), waiting(store, "f")) == (["batch_1"], ["batch_1"])

@@ -101,7 +101,7 @@ def came(receiver: Receiver, name: str, times: int = 1) -> list[Delivery]:
     return found
 
 
-def test_a_jobs_end_is_told_and_both_libraries_verify_it(fleet: OpenAIFleet, receiver: Receiver) -> None:
+def test_a_jobs_end_is_delivered_and_both_libraries_verify_it(fleet: OpenAIFleet, receiver: Receiver) -> None:
     with endpoint(fleet, receiver) as made, client(fleet, "lab") as lab:
         job = ask(fleet)
         (delivery,) = came(receiver, job)
@@ -116,7 +116,7 @@ def test_a_jobs_end_is_told_and_both_libraries_verify_it(fleet: OpenAIFleet, rec
         assert call(fleet, f"/v2/jobs/{job}", name="lab").json()["id"] == job
 
 
-def test_a_job_that_fails_is_told_with_its_error_also_one_that_is_refused_after_acceptance(
+def test_a_job_that_fails_has_an_event_with_its_error_also_if_refused_after_acceptance(
     fleet: OpenAIFleet, receiver: Receiver
 ) -> None:
     with endpoint(fleet, receiver, ["job.failed"]):
@@ -132,7 +132,7 @@ def test_a_job_that_fails_is_told_with_its_error_also_one_that_is_refused_after_
     assert len(receiver.ids) == 2  # and nothing of the one that succeeded
 
 
-def test_a_batch_is_told_and_not_its_lines(fleet: OpenAIFleet, receiver: Receiver) -> None:
+def test_a_batch_has_an_event_and_its_lines_have_none(fleet: OpenAIFleet, receiver: Receiver) -> None:
     types = [*JOBS, "batch.completed", "batch.failed", "batch.cancelled", "batch.expired"]
     with endpoint(fleet, receiver, types) as made, client(fleet, "lab") as lab:
         batches = [begin(lab, 3, "/v1/chat/completions"), begin(lab, 3, "/v1/embeddings")]
@@ -144,7 +144,7 @@ def test_a_batch_is_told_and_not_its_lines(fleet: OpenAIFleet, receiver: Receive
         assert len(receiver.ids) == 2
 
 
-def test_a_response_in_the_background_is_told_once(fleet: OpenAIFleet, receiver: Receiver) -> None:
+def test_a_response_in_the_background_has_one_event(fleet: OpenAIFleet, receiver: Receiver) -> None:
     types = ["response.completed", "response.failed", "response.cancelled"]
     with endpoint(fleet, receiver, types, only_named=True) as made, client(fleet, "lab") as lab:
         named = {"x-taxiway-webhook": made.id}
@@ -171,7 +171,9 @@ def begin(lab: openai.OpenAI, lines: int, url: Any) -> str:
     return lab.batches.create(input_file_id=file, endpoint=url, completion_window="24h").id
 
 
-def test_an_endpoint_that_is_only_named_is_told_of_what_names_it(fleet: OpenAIFleet, receiver: Receiver) -> None:
+def test_an_endpoint_with_only_named_gets_events_of_requests_that_name_it(
+    fleet: OpenAIFleet, receiver: Receiver
+) -> None:
     with endpoint(fleet, receiver, only_named=True) as made:
         ask(fleet)
         jobs = [ask(fleet, **{"x-taxiway-webhook": name}) for name in (made.id, made.name, made.url)]

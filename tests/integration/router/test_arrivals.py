@@ -112,7 +112,7 @@ def waiting(store: redis.Redis, queue: str = "cpu.batch") -> int:
     return sum(store.llen(name) for name in priority_lists(queue))
 
 
-def test_an_arrival_reaches_a_worker_and_its_record_tells_the_story(
+def test_an_arrival_reaches_a_worker_and_its_record_follows(
     store: redis.Redis, device: EchoDevice, router: RouterProcess
 ) -> None:
     job = send(store, deadline=30)
@@ -559,7 +559,7 @@ PLAIN_WORKER = textwrap.dedent(
 )
 
 
-def test_celery_events_tell_of_placed_jobs(
+def test_celery_events_report_placed_jobs(
     settings: Settings, store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
 ) -> None:
     app = celery.Celery(broker=settings.broker)
@@ -578,7 +578,7 @@ def test_celery_events_tell_of_placed_jobs(
     assert [(event["uuid"], event["queue"]) for event in heard] == [(job, "cpu.batch")]
 
 
-def test_an_unreachable_broker_is_told_within_two_seconds() -> None:
+def test_an_unreachable_broker_is_reported_within_two_seconds() -> None:
     async def ask() -> float:
         transport = ValkeyTransport(
             broker="redis://127.0.0.1:1/0", state="redis://127.0.0.1:1/0", name="x", keep_record=1

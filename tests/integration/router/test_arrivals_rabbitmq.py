@@ -325,7 +325,7 @@ def test_what_was_abandoned_is_taken_again(rabbit: Settings, producer: celery.Ce
     assert asyncio.run(scenario()) == [job, job]
 
 
-def test_an_unreachable_broker_is_told_within_two_seconds(rabbit: Settings) -> None:
+def test_an_unreachable_broker_is_reported_within_two_seconds(rabbit: Settings) -> None:
     async def scenario() -> None:
         transport = transport_of(dataclasses.replace(rabbit, broker="amqp://guest:guest@127.0.0.1:1/"))
         with pytest.raises(BrokerUnavailableError):

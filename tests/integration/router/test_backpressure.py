@@ -63,7 +63,7 @@ async def refused(broker: str) -> tuple[int, int, list[float]]:
         return len(waits), len(late), waits
 
 
-def test_what_cannot_be_done_in_time_is_refused_and_done_when_it_comes_again_as_told(fleet: Settings) -> None:
+def test_what_cannot_be_done_in_time_is_refused_and_done_when_retried_after_the_stated_time(fleet: Settings) -> None:
     refusals, late, after = asyncio.run(refused(fleet.broker))
 
     assert refusals > 30  # two and a half seconds of work, due within one

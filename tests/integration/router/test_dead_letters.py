@@ -45,7 +45,7 @@ def lose(store: Store, worker: str, job: str, *, ran: bool) -> None:
     eventually(lambda: not is_held(store.client, job))
 
 
-def test_a_letter_tells_which_workers_held_its_job_and_ended(settings: Settings, store: Store) -> None:
+def test_a_dead_letter_names_the_workers_that_died_holding_its_job(settings: Settings, store: Store) -> None:
     began = store.client.time()[0]
     store.forward(placed("j"))
     lose(store, "a@host", "j", ran=True)

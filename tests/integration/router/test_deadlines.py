@@ -148,7 +148,7 @@ def delivery(job: str) -> Delivery:
     return Delivery(job, ticket, b"", "application/json", 0.0, hardware_class="cpu.batch")
 
 
-def test_a_worker_hears_at_once_that_a_job_it_holds_was_ended(settings: Settings, store: Store) -> None:
+def test_a_worker_is_notified_at_once_that_a_job_it_holds_was_ended(settings: Settings, store: Store) -> None:
     worker, held = WorkerStore(settings.state, "a@host#1", Limits()), [delivery("ended"), delivery("wanted")]
     store.forward(placed("ended"), placed("wanted"))
     _, claims = worker.claim([("ended", 0.0), ("wanted", 0.0)])
@@ -159,7 +159,7 @@ def test_a_worker_hears_at_once_that_a_job_it_holds_was_ended(settings: Settings
     assert not held[1].lost
 
 
-def test_a_waiter_hears_at_the_deadline_by_either_door_though_no_worker_lives(settings: Settings) -> None:
+def test_a_waiter_is_notified_at_the_deadline_by_either_door_without_any_worker(settings: Settings) -> None:
     with router_process(settings) as router, redis.Redis.from_url(settings.state) as state:
         with EchoDevice(settings, answering=False), Client(settings.broker) as broker, Client(router.http) as http:
             jobs = [client.submit("echo", "a", deadline=0.6) for _ in range(4) for client in (broker, http)]

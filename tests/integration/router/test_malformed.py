@@ -43,9 +43,7 @@ def test_a_body_that_could_hold_code_is_not_read_even_in_a_message_of_the_first_
     assert worker.process.poll() is None
 
 
-def test_a_compressed_body_is_not_unpacked_before_anybody_looked_at_its_ticket(
-    worker: WorkerProcess, tower: Tower
-) -> None:
+def test_a_compressed_body_is_not_unpacked_before_its_ticket_is_checked(worker: WorkerProcess, tower: Tower) -> None:
     message = tower.message("echo", "hello")
     message.headers["compression"] = "zlib"
     tower.queue(message)
@@ -78,7 +76,7 @@ def test_a_job_whose_message_celery_refuses_ends_with_the_reason(worker: WorkerP
     assert worker.process.poll() is None
 
 
-def test_plain_celery_in_a_classs_queue_is_told_where_to_send(
+def test_plain_celery_in_a_classs_queue_is_refused_with_the_right_queue(
     worker: WorkerProcess, tower: Tower, producer: Celery
 ) -> None:
     answer = producer.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, queue=CLASS)

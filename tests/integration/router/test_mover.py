@@ -209,7 +209,7 @@ def test_two_workers_share_what_was_placed_on_one_and_both_work_to_the_end(twins
         assert ends[1] - ends[0] < 0.2 * (ends[1] - begun)
 
 
-def test_celerys_events_tell_in_which_queue_a_moved_job_waits(twins: Settings) -> None:
+def test_celerys_events_show_in_which_queue_a_moved_job_waits(twins: Settings) -> None:
     with fleet_of(twins) as fleet, ExitStack() as stack:
         app = stack.enter_context(Celery(broker=twins.broker, set_as_current=False))
         state = app.events.State()

@@ -67,7 +67,7 @@ def test_a_trial_and_a_trace_are_alternatives() -> None:
         ("poisson:rate=1,duration=9", "no-such-fleet.yaml", "no-such-fleet.yaml: document: expected a readable file"),
     ],
 )
-def test_what_is_wrong_is_said_with_a_hint_and_exit_code_2(trace: str, fleet: str, words: str) -> None:
+def test_wrong_usage_is_an_error_with_a_hint_and_exit_code_2(trace: str, fleet: str, words: str) -> None:
     shown = simulate("--trace", trace, "--fleet", fleet)
     assert shown.returncode == 2
     assert words in shown.stderr
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said_with_a_hint_and_exit_code_2(trace: str, fleet: st
     assert (shown.stdout, "Traceback" in shown.stderr) == ("", False)
 
 
-def test_an_unwritable_plot_is_said_with_a_hint() -> None:
+def test_an_unwritable_plot_is_an_error_with_a_hint() -> None:
     shown = simulate(
         "--trace", "poisson:rate=1,duration=9", "--fleet", str(FLEET), "--plot", "/no/such/folder/out.html"
     )
@@ -121,7 +121,7 @@ def test_a_configuration_is_compared_with_another_on_a_history(changed: list[str
     assert [name in shown.stdout for name in ("live in time", "score", "cost of edge.cpu")] == [True] * 3
 
 
-def test_a_wrong_comparison_is_said_with_a_hint(changed: list[str], tmp_path: Path) -> None:
+def test_a_wrong_comparison_is_an_error_with_a_hint(changed: list[str], tmp_path: Path) -> None:
     lacking = tmp_path / "lacking.yaml"
     lacking.write_text(EDGE.read_text(encoding="utf-8").replace("image.p:", "other.p:"))
     nowhere = ["--history", "2026-11-27", "--url", "redis://127.0.0.1:1/0"]

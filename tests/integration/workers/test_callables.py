@@ -180,7 +180,7 @@ def test_what_a_callable_forked_and_ignores_sigterm_is_gone_with_its_job(here: S
     assert until(lambda: all(map(gone, processes)), patience=AT_ONCE)
 
 
-def test_the_mates_of_a_call_that_was_ended_are_answered_and_run_once(here: Site) -> None:
+def test_other_rows_of_a_batch_with_an_ended_call_are_answered_and_run_once(here: Site) -> None:
     tower = here.tower
     block = order(tower, "sleep", 600)
     here.noted()

@@ -147,7 +147,7 @@ def test_what_a_silent_worker_held_returns_to_the_front_in_its_order(settings: S
         queue._bell.close()
 
 
-def test_a_worker_whose_batch_hangs_ends_itself_and_its_mates_are_answered_elsewhere(
+def test_a_worker_whose_batch_hangs_ends_itself_and_other_jobs_are_answered_elsewhere(
     fleet: Settings, tower: Tower
 ) -> None:
     fleet.queues.write_text(QUEUES.replace("lease: 1", "lease: 1, stall: 1"))

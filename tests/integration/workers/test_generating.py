@@ -127,7 +127,7 @@ def test_a_revoked_generation_leaves_the_device(tower: Tower, worker: WorkerProc
 
 
 @pytest.mark.usefixtures("worker")
-def test_an_answer_is_told_as_it_comes_and_the_stream_is_forgotten_soon(tower: Tower) -> None:
+def test_an_answer_is_streamed_as_it_grows_and_the_stream_expires_soon(tower: Tower) -> None:
     job = tower.order("tiny", "tell me", variant="onnx", stream=True, parameters={"max_tokens": 400})
     first = eventually(lambda: streamed(tower, job))
     result = tower.result(job)
@@ -145,7 +145,7 @@ def test_an_answer_without_a_streaming_reader_has_no_stream(tower: Tower) -> Non
 
 
 @pytest.mark.usefixtures("worker")
-def test_only_one_generated_answer_can_be_told_as_it_comes(tower: Tower) -> None:
+def test_only_one_generated_answer_can_be_streamed(tower: Tower) -> None:
     with pytest.raises(InvalidRequestError, match="a request of one row, got 2") as several:
         tower.result(tower.order("tiny", ["one", "two"], stream=True, **PROMPT))
     with pytest.raises(InvalidRequestError, match="a model that generates text, got echo:1"):

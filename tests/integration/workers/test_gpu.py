@@ -67,7 +67,7 @@ def gpu_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     command_line("down", "--data", str(data))
 
 
-def test_a_worker_on_the_device_is_not_emulated_and_tells_its_memory(gpu_fleet: Fleet) -> None:
+def test_a_worker_on_the_device_is_not_emulated_and_reports_its_memory(gpu_fleet: Fleet) -> None:
     with taxiway.Client(gpu_fleet.http) as client:
         device = next(d for d in client.fleet()["devices"] if d["hardware_class"] == "gpu.realtime")
     assert (device["kind"], device["emulated"]) == ("cuda", False)

@@ -73,7 +73,7 @@ def test_it_keeps_its_lease_and_runs_once(fleet: Settings, tower: Tower) -> None
     assert tower.state.hget(job_key(job), "attempts") == b"1"
 
 
-def test_a_worker_that_is_told_to_stop_finishes_it(fleet: Settings, tower: Tower) -> None:
+def test_a_worker_that_stops_finishes_it(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
         job = spin(tower, LONG)
         first.process.send_signal(signal.SIGTERM)
@@ -83,7 +83,7 @@ def test_a_worker_that_is_told_to_stop_finishes_it(fleet: Settings, tower: Tower
     assert tower.state.hexists(DEVICES, first.name) == 0
 
 
-def test_a_worker_that_is_told_to_stop_twice_gives_it_back(fleet: Settings, tower: Tower) -> None:
+def test_a_worker_that_is_stopped_twice_returns_it(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
         job = spin(tower, ENDLESS)
         first.process.send_signal(signal.SIGTERM)

@@ -72,7 +72,7 @@ def test_what_stands_at_the_address_is_a_notice_and_nothing_before(metadata: Met
     assert watch.look() == 7.0
 
 
-def test_the_watch_tells_of_a_notice_until_it_is_stopped(metadata: Metadata) -> None:
+def test_the_watch_reports_a_notice_until_it_is_stopped(metadata: Metadata) -> None:
     heard: queue.SimpleQueue[float] = queue.SimpleQueue()
     watch = watch_of(metadata.server_port, heard.put)
     metadata.notice = "soon"

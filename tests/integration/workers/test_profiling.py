@@ -85,7 +85,7 @@ def test_a_measured_profile_is_what_the_book_answers_for_this_device(tmp_path: P
     assert known.profile.latency(1, 1) < 0.01
 
 
-def test_what_cannot_be_measured_is_said_and_the_rest_is_written(tmp_path: Path, catalogue: Path) -> None:
+def test_what_cannot_be_measured_is_reported_and_the_rest_is_written(tmp_path: Path, catalogue: Path) -> None:
     done = profile(tmp_path, "--quick", "--output", str(tmp_path), TAXIWAY_MODELS=str(catalogue))
     assert done.returncode == 1
     assert "failed: broken:1/python: " in done.stdout
@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_is_written(tmp_path: Path,
         (["--device", "tpu:7"], 3, "error: no TPU tpu:7"),
     ],
 )
-def test_what_is_wrong_on_the_command_line_is_said(
+def test_wrong_usage_of_the_command_line_is_an_error(
     tmp_path: Path, arguments: list[str], status: int, message: str
 ) -> None:
     done = profile(tmp_path, *arguments)

@@ -80,7 +80,7 @@ def test_a_plain_celery_result_is_read_by_celery(tower: Tower, producer: Celery)
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_client_hears_its_result_on_its_channel(tower: Tower) -> None:
+def test_a_client_receives_its_result_on_its_channel(tower: Tower) -> None:
     with tower.state.pubsub() as channel:
         channel.subscribe(reply_channel("me"))
         eventually(lambda: channel.get_message(timeout=0.1))
@@ -117,7 +117,7 @@ def test_a_worker_takes_few_jobs_of_many_rows_so_that_others_may_pass_or_move_th
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_failing_item_leaves_its_batch_mates_their_answers(tower: Tower) -> None:
+def test_a_failing_item_does_not_affect_the_rest_of_its_batch(tower: Tower) -> None:
     good = [tower.message("slab", {"samples": [1000], "seed": [n]}) for n in range(6)]
     bad = tower.message("slab", {"samples": [0], "seed": [1]})
     tower.queue(*good[:3], bad, *good[3:])
@@ -235,7 +235,7 @@ def test_a_job_longer_than_its_lease_runs_once(tower: Tower, fleet: Settings) ->
     assert tower.state.hget(job_key(job), "attempts") == b"1"
 
 
-def test_a_worker_that_is_told_to_stop_finishes_what_it_holds(fleet: Settings, tower: Tower) -> None:
+def test_a_worker_that_stops_finishes_what_it_holds(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
         running = tower.order("slab", LONG)
         eventually(lambda: is_running(tower, running))
@@ -326,7 +326,7 @@ def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, produ
         eventually(lambda: tower.unacknowledged() == 0)
 
 
-def test_a_worker_tells_what_its_device_is_and_has_warm(worker: WorkerProcess, tower: Tower) -> None:
+def test_a_worker_reports_its_device_and_its_warm_variants(worker: WorkerProcess, tower: Tower) -> None:
     facts = facts_of(tower.state, worker.name)
     assert (facts.hardware_class, facts.device, facts.kind, facts.emulated) == (CLASS, "cpu:0", "cpu", False)
     assert facts.warm == ("echo:1/echo", "slab:1/python")
@@ -374,7 +374,7 @@ def test_others_are_answered_while_a_variant_loads_and_its_jobs_run_once_then(sl
     assert {tower.state.hget(job_key(job), "attempts") for job in heavy} == {b"1"}
 
 
-def test_a_worker_that_is_told_to_stop_while_it_loads_gives_the_jobs_back(slow: Settings, tower: Tower) -> None:
+def test_a_worker_that_is_stopped_while_it_loads_returns_its_jobs(slow: Settings, tower: Tower) -> None:
     with worker_process(slow) as worker:
         tower.order("heavy", **HEAVY)
         eventually(lambda: tower.unacknowledged() == 1)

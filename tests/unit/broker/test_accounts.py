@@ -58,7 +58,7 @@ def test_rabbitmq_is_given_salted_digests_and_patterns_that_match_whole_names() 
     assert {one["vhost"] for one in definitions["permissions"]} == {"fleet"}
 
 
-def test_celery_is_told_of_the_files_in_an_address_of_rabbitmq_under_tls() -> None:
+def test_celery_gets_the_tls_files_in_an_address_of_rabbitmq() -> None:
     address = "amqps://router:word@host:5671/fleet?cafile=/tls/ca.pem&certfile=/tls/own.pem&keyfile=/tls/own.key"
     variables = {"TAXIWAY_BROKER": address, "TAXIWAY_STATE": "rediss://host/0", "TAXIWAY_SECRET": "00" * 32}
     settings = settings_from(variables)

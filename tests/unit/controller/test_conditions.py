@@ -70,7 +70,7 @@ def replica_set(image: str, revision: int, replicas: int) -> dict[str, Any]:
     return {"metadata": owner, "spec": {"template": template(image, **{"pod-template-hash": "x"})}, "status": status}
 
 
-def test_a_deployment_is_told_by_the_templates_of_its_replica_sets() -> None:
+def test_a_deployment_is_described_by_the_templates_of_its_replica_sets() -> None:
     deployment = {"metadata": {"uid": "d"}, "spec": {"replicas": 3, "template": template("new")}}
     sets = sets_of(deployment, [replica_set("new", 9, 1), replica_set("old", 10, 2), replica_set("first", 1, 0)])
     part = part_of(deployment, sets)

@@ -28,7 +28,7 @@ LAPTOP = Machine(
 WORKSTATION = replace(LAPTOP, cuda=("L4", "L4"), runtimes={**LAPTOP.runtimes, "torch": "2.7"})
 
 
-def test_a_laptop_gets_one_cpu_worker_a_core_and_is_told_why_no_others() -> None:
+def test_a_laptop_gets_one_cpu_worker_a_core_and_the_reasons_for_no_others() -> None:
     plan = plan_fleet(TOPOLOGY, LAPTOP)
     assert [w.device for w in plan.workers] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
     assert plan.left_out == {
@@ -111,11 +111,11 @@ def test_a_process_that_fails_again_is_restarted_later_and_later_and_never_given
         (-250, "killed by signal 250"),
     ],
 )
-def test_an_exit_status_is_said_in_words(status: int, reason: str) -> None:
+def test_an_exit_status_is_shown_in_words(status: int, reason: str) -> None:
     assert exit_reason(status) == reason
 
 
-def test_the_last_line_of_a_log_is_said_in_words(tmp_path: Path) -> None:
+def test_the_last_line_of_a_log_is_shown_in_words(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text(
         '{"time": "…", "event": "loaded"}\n'

@@ -144,7 +144,7 @@ def test_more_load_never_costs_less_and_a_mix_keeps_every_limit(
 
 @settings(max_examples=25)
 @given(programme=programmes())
-def test_a_fleet_too_small_would_do_with_the_devices_that_it_is_said_to_lack(
+def test_a_fleet_that_is_too_small_suffices_with_the_devices_that_it_is_reported_to_lack(
     programme: tuple[list[Offer], Figures, dict[str, int]],
 ) -> None:
     offered, load, counts = programme
@@ -193,7 +193,7 @@ def test_a_wrong_price_is_named_by_file_line_and_column(row: str, words: str) ->
     assert str(caught.value).startswith(words)
 
 
-def test_a_price_file_without_its_columns_or_not_there_is_said(tmp_path: Path) -> None:
+def test_a_price_file_without_its_columns_or_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PriceError, match=r"line 1: expected the columns instance,.* none called usd_per_hour_spot"):
         parse_prices(["instance,accelerator,accelerator_count,usd_per_hour\n"])
     with pytest.raises(PriceError, match=r"no-such\.csv: expected a readable CSV"):

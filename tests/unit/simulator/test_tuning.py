@@ -66,7 +66,7 @@ def everything_on(place: int) -> Assignment:
     return Assignment({(m, s): place for m in range(2) for s in range(3)}, (Density(), Density()))
 
 
-def test_a_play_tells_what_the_simulator_tells() -> None:
+def test_a_play_reports_what_the_simulator_reports() -> None:
     work, assignment = workload(), everything_on(1)
     played = twin().play(assignment)
     simulated = simulate("fixed", work, Fixed(assignment), seed=0)

@@ -14,7 +14,7 @@ def app_of(url: str) -> Settings:
     return make_app(settings, load_topology(settings.queues), backend="module:Backend").conf
 
 
-def test_celery_is_told_of_sentinels_in_its_own_form() -> None:
+def test_celery_gets_sentinels_in_its_own_form() -> None:
     conf = app_of(SENTINELS)
     address = "sentinel://u:p%2F@a:1/2;sentinel://u:p%2F@b:26379/2"
     watched = {"master_name": "fleet", "sentinel_kwargs": {"password": "s"}}
@@ -25,7 +25,7 @@ def test_celery_is_told_of_sentinels_in_its_own_form() -> None:
     assert conf.result_backend_transport_options == watched
 
 
-def test_celery_is_told_of_a_unix_socket_in_its_own_form() -> None:
+def test_celery_gets_a_unix_socket_in_its_own_form() -> None:
     conf = app_of("unix://u:p%2F@/run/my%20fleet/valkey.sock?db=3")
     address = "socket://u:p%2F@/run/my%20fleet/valkey.sock?virtual_host=3"
 
@@ -33,7 +33,7 @@ def test_celery_is_told_of_a_unix_socket_in_its_own_form() -> None:
     assert conf.result_backend == f"module:Backend+{address}"
 
 
-def test_celery_is_told_of_tls_at_sentinels_and_at_the_primary() -> None:
+def test_celery_gets_tls_at_sentinels_and_at_the_primary() -> None:
     conf = app_of(SENTINELS.replace("redis+", "rediss+") + "&ssl_ca_certs=ca.pem")
     tls = {"ssl_ca_certs": "ca.pem", "ssl_cert_reqs": "required"}
 

@@ -61,7 +61,7 @@ def test_nothing_is_read_again_while_nothing_changes(folder: ModelsFolder) -> No
     assert folder.catalogue is before
 
 
-def test_a_model_that_comes_is_there_with_the_next_look_and_a_follower_hears_of_it(folder: ModelsFolder) -> None:
+def test_a_new_model_is_there_with_the_next_check_and_followers_are_notified(folder: ModelsFolder) -> None:
     heard: list[set[str]] = []
     folder.follow(lambda catalogue, book: heard.append(set(catalogue.models)))
     write_model(folder.root, "other", scale_graph(2.0), **SCALE_SPECS)
@@ -95,7 +95,7 @@ def test_a_folder_whose_link_is_swapped_counts_as_changed_as_a_mounted_one_is(fo
     assert changes(first, folder.digests)["replaced"] == ["scale:1"]
 
 
-def test_a_file_that_keeps_its_size_and_time_is_read_when_somebody_asks_for_a_close_look(folder: ModelsFolder) -> None:
+def test_a_file_that_keeps_its_size_and_time_is_read_on_a_requested_reload(folder: ModelsFolder) -> None:
     path = folder.root / "scale" / "graph.onnx"
     stat = path.stat()
     path.write_bytes(path.read_bytes()[::-1])
@@ -221,7 +221,7 @@ def test_a_second_name_may_be_one_of_a_model_that_an_endpoint_announces(folder: 
     assert not folder.catalogue.disabled
 
 
-def test_endpoints_of_a_queues_yaml_that_changed_are_followed_and_all_else_is_told(folder: ModelsFolder) -> None:
+def test_changed_endpoints_of_queues_yaml_are_followed_and_other_changes_are_reported(folder: ModelsFolder) -> None:
     path, heard = folder.queues.path, list[Topology]()
     folder.queues.follow(heard.append)
     assert not folder.look()

@@ -191,7 +191,7 @@ def test_a_lookup_does_not_depend_on_the_order_of_the_files(found: list[DevicePr
     assert first.lookup(MODEL, "fast", "cpu", "L4") == second.lookup(MODEL, "fast", "cpu", "L4")
 
 
-def test_a_broken_file_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     good = profile_path(tmp_path, FILE.model, FILE.device)
     good.parent.mkdir(parents=True)
     good.write_text(render_profile(FILE))

@@ -70,7 +70,7 @@ def test_a_value_up_to_the_limit_stays_in_its_message() -> None:
     assert blobs.contents == {}
 
 
-def test_a_requests_reference_tells_the_digest_and_a_results_where_the_door_has_it() -> None:
+def test_a_requests_reference_has_the_digest_and_a_results_the_address_at_the_door() -> None:
     asked, answered = Blobs(limit=2), ResultBlobs(limit=2)
     reference, result = to_wire(b"abc", "inputs", asked), to_wire(b"abc", "x", answered)
 
@@ -111,7 +111,7 @@ def test_other_bytes_than_were_signed_for_are_refused(content: bytes) -> None:
         resolved(reference, {reference["ref"]: content})
 
 
-def test_a_blob_that_is_gone_is_said_to_be() -> None:
+def test_an_expired_blob_is_reported_as_expired() -> None:
     blobs = Blobs(limit=2)
     reference = to_wire(b"abc", "inputs", blobs)
 

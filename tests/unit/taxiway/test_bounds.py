@@ -41,7 +41,7 @@ def test_a_value_that_passes_can_be_written_and_read(value: Any) -> None:
         from_wire(value)
 
 
-def test_levels_are_counted_and_both_figures_are_told() -> None:
+def test_levels_are_counted_and_both_figures_are_reported() -> None:
     check_values(nested(DEEPEST), "inputs")
     with pytest.raises(InvalidRequestError, match=f"inputs: expected at most {DEEPEST} levels .*, got 520$"):
         check_values(nested(520), "inputs")

@@ -213,7 +213,7 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert "these figures are stale" in shown
 
 
-def test_what_is_empty_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_list_is_shown_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     show_letters([])
     show_endpoints([])
     assert capsys.readouterr().out.startswith("no dead letters\nno webhook endpoints: see taxiway webhooks add --help")
@@ -259,6 +259,6 @@ def test_the_key_goes_to_routers_alone() -> None:
     assert key_for("redis://broker", environment) is key_for("http://router", {}) is None
 
 
-def test_a_report_tells_the_tokens_that_an_endpoint_counted() -> None:
+def test_a_report_has_the_tokens_that_an_endpoint_counted() -> None:
     report = msgspec.structs.replace(REPORT, tokens=Tokens(12, 4, 3), cost=0.25)
     assert "12 tokens in (4 cached), 3 out · $0.25" in report_line(report)

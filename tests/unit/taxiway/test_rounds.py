@@ -16,7 +16,7 @@ def test_nothing_is_read_before_it_has_waited_for_a_look() -> None:
     assert sorted(rounds.take({"b", "c"})) == ["b", "c"]
 
 
-def test_what_was_told_meanwhile_is_not_read() -> None:
+def test_results_that_were_announced_meanwhile_are_not_read() -> None:
     rounds = Rounds()
     rounds.take({"a", "b"})
 

@@ -29,7 +29,7 @@ def tell(progress: Progress, answer: list[Piece]) -> list[object]:
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), max_size=6), st.integers(0, 6))
-def test_whatever_was_told_before_the_result_the_text_is_whole(texts: list[str], read: int) -> None:
+def test_whatever_was_streamed_before_the_result_the_text_is_complete(texts: list[str], read: int) -> None:
     progress = Progress()
     events = tell(progress, pieces(*texts)[:read]) + progress.end(result("".join(texts)))
     assert "".join(map(str, events)) == "".join(texts)
@@ -57,7 +57,7 @@ def test_a_new_attempt_whose_beginning_was_missed_has_lost_it() -> None:
     assert tell(Progress(), [*pieces("one "), late]) == ["one ", Restarted(2), Lost(4), "dos"]
 
 
-def test_a_piece_that_comes_twice_is_told_once() -> None:
+def test_a_piece_that_arrives_twice_is_yielded_once() -> None:
     one, two = pieces("one ", "two ")
     assert tell(Progress(), [one, two, two, Piece(1, 4, "two three")]) == ["one ", "two ", "three"]
 
@@ -73,7 +73,7 @@ def test_a_result_without_text_adds_nothing() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 5))
-def test_a_reader_that_comes_back_is_told_the_rest(texts: list[str], read: int) -> None:
+def test_a_reader_that_reconnects_gets_the_rest(texts: list[str], read: int) -> None:
     first = Progress()
     events = tell(first, pieces(*texts)[:read])
     again = Progress(read_position(str(first.position)))
@@ -98,7 +98,7 @@ def test_a_piece_is_read_as_it_was_written(piece: Piece) -> None:
     assert read_piece(written) == (piece if piece.beside else replace(piece, sent=0))
 
 
-def test_a_reader_of_text_is_told_only_that_of_the_first_row() -> None:
+def test_a_reader_of_text_gets_only_that_of_the_first_row() -> None:
     beside = Piece(1, 4, sent=0, beside=({"tool_calls": []},))
     answer = [Piece(1, 0, "one "), Piece(1, 0, "uno ", row=1), beside, Piece(1, 4, "two")]
     assert tell(Progress(), answer) == ["one ", "two"]

@@ -49,7 +49,7 @@ def test_a_warm_device_pays_no_load() -> None:
     assert figures.finish == pytest.approx(0.2)
 
 
-def test_a_class_without_devices_that_somebody_starts_takes_work_a_start_later() -> None:
+def test_a_class_whose_devices_start_on_demand_takes_work_a_start_later() -> None:
     table = table_of(startable=("cpu",))
     assert table.live.all()
     assert estimated(startable=("cpu",)).load == pytest.approx(CLASS.scaling.start + 2.0)
@@ -129,7 +129,7 @@ def test_a_guarantee_is_the_finish_times_the_residual_that_was_learned() -> None
 
 
 @pytest.mark.parametrize(("level", "residual"), [(0, 1.25), (1, 1.5), (3, 1.5)])
-def test_the_last_residual_that_a_device_tells_holds_for_the_levels_after_it(level: int, residual: float) -> None:
+def test_the_last_residual_that_a_device_reports_holds_for_the_levels_after_it(level: int, residual: float) -> None:
     learned = msgspec.structs.replace(WARM, residual={KEY: (1.25, 1.5)})
     assert learned.residual_of(KEY, level) == residual
 

@@ -78,7 +78,7 @@ def test_every_class_and_variant_is_considered_or_refused_with_a_reason(situatio
 
 
 @given(situation=situations())
-def test_a_table_tells_of_the_choice_or_of_the_error_that_placing_gives(situation: Situation) -> None:
+def test_a_table_has_the_choice_or_the_error_of_placing(situation: Situation) -> None:
     table = explained(situation)
     chosen = [(c.hardware_class, c.variant) for c in table.considered if c.chosen]
     try:
@@ -140,14 +140,14 @@ def rows_of(fleet: FleetSnapshot = FLEET, **terms: Any) -> dict[str, Considered]
     return {row.hardware_class: row for row in explained((MODEL, Needs(**fields), TOPOLOGY, fleet)).considered}
 
 
-def test_one_that_costs_more_is_said_to_be_more_expensive() -> None:
+def test_one_that_costs_more_is_explained_as_more_expensive() -> None:
     rows = rows_of()
 
     assert rows["cpu.batch"].chosen
     assert str(rows["gpu.realtime"].why_not).startswith("more expensive: ")
 
 
-def test_a_cheaper_one_that_would_be_late_is_told_to_be_late() -> None:
+def test_a_cheaper_one_that_would_be_late_is_explained_as_late() -> None:
     busy = replace(FLEET, work={"cpu.batch": (0.0, 60.0, 0.0, 0.0)})
     rows = rows_of(busy, constraints=Constraints(service="live"))
 
@@ -155,26 +155,26 @@ def test_a_cheaper_one_that_would_be_late_is_told_to_be_late() -> None:
     assert str(rows["cpu.batch"].why_not).startswith("would be late: expected in 60.1 s")
 
 
-def test_one_that_is_in_time_only_if_all_goes_well_is_told_so() -> None:
+def test_one_that_is_in_time_only_if_all_goes_well_is_explained_as_not_guaranteed() -> None:
     rows = rows_of(deadline=0.15, constraints=Constraints(service="live"))
 
     assert rows["gpu.realtime"].chosen
     assert str(rows["cpu.batch"].why_not).startswith("might be late: guaranteed in 0.2 s")
 
 
-def test_a_reserved_class_that_is_busy_is_told_to_be_reserved() -> None:
+def test_a_reserved_class_that_is_busy_is_explained_as_reserved() -> None:
     busy = replace(FLEET, work={"gpu.realtime": (4.0, 0.0, 0.0, 0.0)})
 
     assert str(rows_of(busy)["gpu.realtime"].why_not).startswith("reserved for live")
 
 
-def test_one_past_the_budget_is_told_to_be_past_it() -> None:
+def test_one_past_the_budget_is_explained_as_past_it() -> None:
     cost = rows_of()["cpu.batch"].cost
 
     assert str(rows_of(budget=cost * 1.01)["gpu.realtime"].why_not).startswith("over budget")
 
 
-def test_where_none_is_in_time_the_others_are_told_to_be_later() -> None:
+def test_where_none_is_in_time_the_others_are_explained_as_later() -> None:
     rows = rows_of(deadline=0.001, constraints=Constraints(service="live"))
 
     assert rows["gpu.realtime"].chosen

@@ -97,7 +97,7 @@ def test_a_job_is_not_moved_to_a_provider_that_may_exceed_its_budget() -> None:
     assert not in_time(DEAREST * 0.99)
 
 
-def test_the_ticket_and_the_record_tell_what_use_costs() -> None:
+def test_the_ticket_and_the_record_have_the_price_of_use() -> None:
     topology = topology_of(provider=PRICE)
     needs = replace(NEEDS, allowance=Allowance("lab", "2026-01-31", 1.0, 1.0, 3600.0))
     template = JobTemplate.of(place(MODEL, needs, topology, fleet_of("provider")), topology, "lab", "")

@@ -171,9 +171,7 @@ def test_a_sure_choice_costs_little_more_than_the_cheapest_sure_option(
 
 
 @given(situation=situations(), deadline=st.none() | st.floats(0.1, 100))
-def test_a_request_is_bound_within_a_horizon_unless_somebody_waits_for_it(
-    situation: Situation, deadline: float | None
-) -> None:
+def test_a_request_is_bound_within_a_horizon_unless_it_is_live(situation: Situation, deadline: float | None) -> None:
     model, needs, topology, fleet = situation
     placement = placed((model, replace(needs, deadline=deadline), topology, fleet))
     urgent = deadline is not None and deadline <= LATENCY_CRITICAL
@@ -451,7 +449,7 @@ def test_a_queue_is_past_its_horizon_only_for_what_it_would_serve_later() -> Non
     assert not placement.held
 
 
-def test_a_request_that_somebody_waits_for_is_never_held() -> None:
+def test_a_live_request_is_never_held() -> None:
     placement = place(model(), needs_by(1.0), topology(cpu=hardware(horizon=0.1)), fleet(device(), cpu=[0, 0.3]))
     assert not placement.held
 

@@ -104,7 +104,7 @@ def test_a_device_that_its_operator_took_from_its_own_class_is_left_where_it_is(
     assert not after(FleetSnapshot((device("a", serves=()),), work=waiting(day=9.0, night=9.0)))
 
 
-def test_a_worker_that_was_told_is_not_told_again_until_its_heartbeat_can_show_it() -> None:
+def test_a_retargeted_worker_is_not_commanded_again_until_its_heartbeat_can_show_it() -> None:
     fleet, conditions = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), Conditions()
     conditions.note(after(fleet, conditions=conditions), PATIENCE)
     conditions.observe(fleet, TOPOLOGY, PATIENCE + SETTLED / 2)
@@ -113,7 +113,7 @@ def test_a_worker_that_was_told_is_not_told_again_until_its_heartbeat_can_show_i
     assert retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED)
 
 
-def test_a_fleet_that_is_told_to_lends_nothing() -> None:
+def test_a_fleet_with_retargeting_off_retargets_nothing() -> None:
     rules = msgspec.structs.replace(TOPOLOGY.rebalance, retarget=None)
     unlent = msgspec.structs.replace(TOPOLOGY, rebalance=rules)
     fleet = FleetSnapshot((device("a"),), work=waiting(night=9.0))

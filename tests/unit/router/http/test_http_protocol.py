@@ -61,7 +61,7 @@ def test_a_tensor_comes_out_as_it_went_in(rows: list[list[float]]) -> None:
     assert (output.shape, output.data) == (list(array.shape), array.reshape(-1).tolist())
 
 
-def test_terms_and_the_models_parameters_are_told_apart() -> None:
+def test_terms_and_the_models_parameters_are_separated() -> None:
     infer = read_infer(b'{"inputs": [], "parameters": {"deadline": 2, "max_tokens": 5, "tenant": null}}')
 
     request = request_of("m", infer)

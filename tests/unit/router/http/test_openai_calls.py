@@ -173,7 +173,7 @@ def text(*parts: str) -> list[dict[str, str]]:
     return [{"content": part} for part in parts]
 
 
-def test_text_is_told_once_whatever_happens_on_the_way() -> None:
+def test_text_is_sent_once_whatever_happens_on_the_way() -> None:
     ab, c = Piece(1, 0, "ab"), Piece(1, 2, "c")
     assert said(ab, c, whole="abc") == text("ab", "c")
     assert said(ab, c, c, Piece(1, 2, "cd"), whole="abcd") == text("ab", "c", "d")
@@ -183,7 +183,7 @@ def test_text_is_told_once_whatever_happens_on_the_way() -> None:
     assert said(Piece(3, 0, "ab"), ab, whole="abc") == text("ab", "c")
 
 
-def test_what_is_beside_a_text_is_told_once_and_in_order() -> None:
+def test_what_is_beside_a_text_is_sent_once_and_in_order() -> None:
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
     more = {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}
     hm, calls = {"reasoning_content": "hm"}, {"tool_calls": [call]}
@@ -203,7 +203,7 @@ def test_what_is_beside_a_text_is_told_once_and_in_order() -> None:
     assert said(*begin, Piece(1, 1, sent=1, beside=[calls]), whole=whole)[3:] == [more]
 
 
-def test_rows_are_told_apart() -> None:
+def test_rows_are_kept_apart() -> None:
     answers = Answers()
     parts = [*answers.take_all([("1-0", Piece(1, 0, "ab", row=1)), ("2-0", Piece(1, 0, "x"))])]
     parts += answers.end(result(text=["xy", "ab", "c"]))
@@ -394,7 +394,7 @@ def test_a_reader_that_comes_back_to_a_response_gets_the_rest(
     assert characters_in(replay(response, after)) == [*(one for one in whole[:-1] if one[0] > after), end]
 
 
-def test_a_completion_tells_the_probabilities_of_its_tokens_in_lists() -> None:
+def test_a_completion_has_the_probabilities_of_its_tokens_in_lists() -> None:
     likely = [{"token": "x", "logprob": -2.0}]
     told = [
         {"token": "ab", "logprob": -0.5, "top_logprobs": likely},
@@ -410,7 +410,7 @@ def test_a_completion_tells_the_probabilities_of_its_tokens_in_lists() -> None:
 
 
 @given(st.permutations(range(4)))
-def test_choices_begin_in_their_order_whichever_is_told_first(rows: list[int]) -> None:
+def test_choices_begin_in_their_order_whichever_is_sent_first(rows: list[int]) -> None:
     writer = ChatWriter(Head("j", "default", 0), "talk", choices=4, usage=False)
     events = b"".join(writer.part(Part(row, {"content": "x"})) for row in (*rows, *rows)).split(b"\n\n")[:-1]
     choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]

@@ -174,7 +174,7 @@ def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_wor
     assert admitted.outgoing.queue in ticket.variants
 
 
-def test_the_record_tells_where_the_job_is_and_why() -> None:
+def test_the_record_has_where_the_job_is_and_why() -> None:
     outgoing = present(decision(deadline=5).admitted).outgoing
 
     record = record_from("j1", outgoing.fields)
@@ -277,7 +277,7 @@ def test_a_cancel_message_without_an_id_ends_itself() -> None:
     assert isinstance(error_of(decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)), InvalidRequestError)
 
 
-def test_another_task_is_parked_and_its_producer_is_told() -> None:
+def test_another_task_is_dead_lettered_and_its_producer_is_notified() -> None:
     envelope = task_envelope("tasks.add", "j1", b"[[],{},{}]", header={}, origin="t")
 
     decided = decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)
@@ -286,7 +286,7 @@ def test_another_task_is_parked_and_its_producer_is_told() -> None:
     assert error_of(decided).details["field"] == "task"
 
 
-def test_who_waits_for_what_a_router_fails_to_decide_is_told() -> None:
+def test_the_waiter_of_a_message_that_a_router_fails_to_decide_is_notified() -> None:
     message = infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
 
     decided = undecidable(arrival(message), KeyError("a fault of ours"))
@@ -472,7 +472,7 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
     assert not {"spent", "cost"} & set(present(decision().admitted).outgoing.fields)
 
 
-def test_a_tenant_that_spent_its_day_is_told_when_the_next_one_begins() -> None:
+def test_a_tenant_that_spent_its_day_learns_when_the_next_one_begins() -> None:
     decided, _ = ruled(Tenants({}, day_of(NOW), {"lab": 1.0}), usd_per_day=1.0)
 
     error = error_of(decided)

@@ -43,14 +43,14 @@ def device(name: str, **fields: Any) -> Any:
         ([device("fast@1", **FAILED), device("fast@2")], Progress(0, 1), "not loaded yet"),
     ],
 )
-def test_a_load_is_told_by_class(devices: list[Any], expected: Progress, text: str) -> None:
+def test_a_load_is_reported_by_class(devices: list[Any], expected: Progress, text: str) -> None:
     found = progress(MODEL, TOPOLOGY, FleetSnapshot(devices=tuple(devices)))
     assert found.keys() == {"fast", "slow"}
     assert (found["fast"].loaded, found["fast"].pending) == (expected.loaded, expected.pending)
     assert found["fast"].text.startswith(text)
 
 
-def test_a_worker_that_was_not_heard_since_may_still_load_it() -> None:
+def test_a_worker_without_a_heartbeat_since_may_still_load_it() -> None:
     fleet = FleetSnapshot(devices=(device("fast@1", **FAILED), device("slow@1", **WARM)))
     found = progress(MODEL, TOPOLOGY, fleet, reporting=())
     assert found == {"fast": Progress(0, 1), "slow": Progress(0, 1)}

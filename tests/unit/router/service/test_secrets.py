@@ -47,14 +47,14 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_no_answer_of_the_http_door_tells_where_the_broker_is_reached_with_what() -> None:
+def test_no_answer_of_the_http_door_reveals_the_brokers_address_or_password() -> None:
     assert PASSWORD.encode() not in body_of(BrokerUnavailableError(f"redis://:{PASSWORD}@host did not answer"))
 
 
 @pytest.mark.parametrize(
     "url", [f"redis://me:{PASSWORD}/@host", f"http://me:{PASSWORD}@", f"http://me:{PASSWORD}/@host"]
 )
-def test_a_wrong_address_is_not_told_with_its_password(url: str) -> None:
+def test_a_wrong_address_is_reported_without_its_password(url: str) -> None:
     with pytest.raises(TaxiwayError) as caught:
         Client(url)
 

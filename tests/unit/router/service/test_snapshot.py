@@ -87,7 +87,7 @@ def test_a_device_that_cannot_be_read_is_left_out() -> None:
     assert [d.worker for d in snapshot.devices] == ["b"]
 
 
-def test_work_is_told_by_class_and_level_and_is_never_negative() -> None:
+def test_work_is_counted_by_class_and_level_and_is_never_negative() -> None:
     snapshot = snapshot_from(facts(work={"cpu.batch|0": -1e-12, "cpu.batch|2": 3.0, "nonsense": 1.0, "x|9": 1.0}))
 
     assert snapshot.work == {"cpu.batch": (0.0, 0.0, 3.0, 0.0)}
@@ -125,7 +125,7 @@ def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between
     assert wait() == pytest.approx((16.0 + 2.0) / 2)
 
 
-def test_a_class_is_startable_for_a_while_after_somebody_said_that_they_start_its_devices() -> None:
+def test_a_class_is_startable_for_a_while_after_an_autoscaler_declared_that_it_starts_devices() -> None:
     said = {"late": NOW - STARTS_FOR - 1.0, "now": NOW}
 
     assert snapshot_from(FleetFacts(NOW, {}, {}, {}, starts=said)).startable == ("now",)

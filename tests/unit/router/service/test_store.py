@@ -9,6 +9,6 @@ from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
 
 
-def test_nothing_is_accepted_by_this_hosts_clock_before_the_store_told_its_time() -> None:
+def test_nothing_is_accepted_before_the_stores_time_is_known() -> None:
     with pytest.raises(BrokerUnavailableError, match="is not known yet"):
         RouterStore("redis://127.0.0.1:1/0", Limits()).stored_now()

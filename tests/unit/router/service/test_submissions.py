@@ -102,7 +102,7 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
     assert asyncio.run(scenario()) == [error, error]
 
 
-def test_answers_that_are_too_few_are_told_to_those_who_got_none() -> None:
+def test_rows_without_an_answer_get_an_error() -> None:
     async def scenario() -> list[bool | BaseException]:
         door = Door()
         asked = door.ask("a", "b")

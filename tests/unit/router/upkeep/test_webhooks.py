@@ -144,7 +144,7 @@ def test_http_is_allowed_where_the_rules_say_so() -> None:
     check_url("http://a.example/", Webhooks(http=True))
 
 
-def test_only_those_are_told_that_asked_for_the_ending_or_were_named() -> None:
+def test_only_endpoints_with_the_event_type_or_named_ones_are_notified() -> None:
     ends = endpoint("ends", "job.completed", "batch.completed")
     fails = endpoint("fails", "job.failed")
     named = endpoint("named", only_named=True)
@@ -163,7 +163,7 @@ def test_only_those_are_told_that_asked_for_the_ending_or_were_named() -> None:
             told(name, tenant)
 
 
-def test_nothing_is_recorded_where_nobody_is_told() -> None:
+def test_nothing_is_recorded_without_endpoints() -> None:
     assert Endpoints().record("lab", None) == ""
     with pytest.raises(InvalidRequestError):
         Endpoints().record("lab", "one")

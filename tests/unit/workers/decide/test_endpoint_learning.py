@@ -62,7 +62,7 @@ def test_an_engine_that_is_slower_than_its_profile_is_so_where_nothing_was_seen(
     assert curve.latency(1, 4000, 4000) > 5 * PRIOR.latency(1, 4000, 4000)
 
 
-def test_an_engine_that_changes_is_learned_anew() -> None:
+def test_an_engine_that_changes_is_learned_again() -> None:
     learned = taught(Profile(base=0.1, slope=0.0, step=0.01), 200, 1)
     draw = random.Random(2)
     for _ in range(150):
@@ -89,7 +89,7 @@ steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=40)
 
 
 @given(requests=st.floats(1, 600), tokens=st.floats(1, 1e5), steps=steps)
-def test_what_waits_as_told_never_exceeds_a_limit_in_any_minute(
+def test_requests_that_wait_as_computed_never_exceed_a_limit_in_any_minute(
     requests: float, tokens: float, steps: list[tuple[float, float]]
 ) -> None:
     """A bucket lets at most its capacity through at once, and as much again in the minute after."""
@@ -117,7 +117,7 @@ def test_without_limits_nothing_waits() -> None:
     assert Rates().room(1e9, 0.0) == math.inf
 
 
-def test_an_answer_tells_limits_and_what_is_left() -> None:
+def test_an_answer_states_limits_and_what_is_left() -> None:
     headers = {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "2",

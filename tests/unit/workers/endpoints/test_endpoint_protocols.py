@@ -156,7 +156,7 @@ def test_what_is_beside_the_text_is_passed_on_as_it_comes() -> None:
     assert message["tool_calls"] == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
-def test_probabilities_of_a_completions_tokens_are_told_as_those_of_a_chat() -> None:
+def test_probabilities_of_a_completions_tokens_have_the_form_of_a_chats() -> None:
     lists = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"b": -2.0}], "text_offset": [0]}
     reader = openai.StreamReader()
     raw = event(choices=[{"index": 0, "text": "a", "logprobs": lists, "finish_reason": "stop"}])
@@ -348,7 +348,7 @@ def test_everything_else_is_the_endpoints_fault(status: int, headers: dict[str, 
     status=st.integers(201, 599),
     body=st.binary(max_size=40) | st.sampled_from([b'{"error": 1}', b"[]", b'{"error": {"code": []}}']),
 )
-def test_any_status_and_body_is_somebodys_fault(status: int, body: bytes) -> None:
+def test_any_status_and_body_is_a_named_error(status: int, body: bytes) -> None:
     assert str(refused(status, {"Retry-After": "soon"}, body, 0.0))
 
 

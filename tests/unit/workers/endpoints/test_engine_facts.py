@@ -42,12 +42,12 @@ SLOTS = b'[{"id":0,"is_processing":true,"params":{}},{"id":1,"is_processing":fal
         ("", None),
     ],
 )
-def test_an_engines_metrics_tell_what_runs_and_waits_there(body: str, engine: Engine | None) -> None:
+def test_an_engines_metrics_show_what_runs_and_waits_there(body: str, engine: Engine | None) -> None:
     assert read_metrics(body.encode()) == engine
 
 
 @pytest.mark.parametrize(("body", "engine"), [(SLOTS, Engine(running=1)), (b"{}", None), (b"\xff", None)])
-def test_slots_tell_what_runs(body: bytes, engine: Engine | None) -> None:
+def test_slots_show_what_runs(body: bytes, engine: Engine | None) -> None:
     assert read_slots(body) == engine
 
 

@@ -134,7 +134,7 @@ def test_memory_comes_back_when_a_large_row_ends(batch: RunningBatch, decoder: O
     assert batch.room(96) == MAX_HELD // 96 - 1
 
 
-def test_a_dropped_row_is_never_heard_of_again(batch: RunningBatch) -> None:
+def test_a_dropped_row_is_never_returned_again(batch: RunningBatch) -> None:
     dropped, other = batch.join(row(prompt(4), 9)), batch.join(row(prompt(5, seed=1), 5))
     batch.step()
     batch.leave([dropped])
@@ -162,7 +162,7 @@ def test_no_row_joins_while_failed_rows_run_alone(batch: RunningBatch) -> None:
     assert batch.room(96) > 0
 
 
-def test_rows_share_the_device_s_time_and_tell_their_mean_company(batch: RunningBatch) -> None:
+def test_rows_share_the_device_s_time_and_report_their_mean_batch(batch: RunningBatch) -> None:
     rows = [batch.join(row(prompt(4, seed=n), 8)) for n in range(4)]
     finish(batch)
     assert all(r.device_time > 0 for r in rows)

@@ -32,7 +32,7 @@ def test_a_text_ends_at_the_token_that_ends_texts_and_does_not_count_it() -> Non
     assert (generated.text, len(generated.tokens), generated.finish) == ("one two ", 2, "stop")
 
 
-def test_the_probabilities_of_tokens_are_told_if_asked() -> None:
+def test_the_probabilities_of_tokens_are_returned_on_request() -> None:
     generated, logits = GeneratedText(SamplingParameters(9, logprobs=2), ENDS, spell), np.log([0.1, 0.2, 0.3, 0.4])
     generated.take(1, logits.astype(np.float32))
     generated.take(0, logits.astype(np.float32))

@@ -110,7 +110,7 @@ def store(catalogue: Path) -> ArtefactStore:
     return ArtefactStore(catalogue.parent / "cache")
 
 
-def test_a_job_ends_with_its_last_row_and_tells_what_it_took(deck: Deck) -> None:
+def test_a_job_ends_with_its_last_row_and_reports_its_times(deck: Deck) -> None:
     job = deck.join(deck.job("one", "two", max_tokens=5))
     alone = deck.join(deck.job("three", max_tokens=2))
     assert [ended for ended, _ in deck.finish()] == [alone, job]
@@ -120,7 +120,7 @@ def test_a_job_ends_with_its_last_row_and_tells_what_it_took(deck: Deck) -> None
     assert job.batch in (2, 3)
 
 
-def test_each_row_of_a_job_is_told_as_it_grows_with_the_probabilities_of_its_tokens(deck: Deck) -> None:
+def test_each_row_of_a_job_is_streamed_as_it_grows_with_the_probabilities_of_its_tokens(deck: Deck) -> None:
     job = deck.join(deck.job("one", "two", stream=True, max_tokens=4, logprobs=1))
     deck.finish()
     for row, answer in enumerate(job.answers):

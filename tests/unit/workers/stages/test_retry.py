@@ -95,7 +95,7 @@ class Desk:
         (ZeroDivisionError("division by zero"), None),
     ],
 )
-def test_the_devices_faults_are_told_from_the_requests(error: Exception, fault: Fault | None) -> None:
+def test_the_devices_faults_are_distinguished_from_the_requests(error: Exception, fault: Fault | None) -> None:
     assert fault_of(error) is fault
 
 
