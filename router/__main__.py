@@ -105,7 +105,7 @@ async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Do
 
 
 async def leave(router: Router, server: HttpServer, parting: float, at_once: asyncio.Event) -> None:
-    """Stop without lost requests: what was taken is finished or returned, and load balancers have time to react."""
+    """Stop without losing requests: taken arrivals are finished or returned, and load balancers have time to react."""
     server.part()
     await router.retire()
     with contextlib.suppress(TimeoutError):

@@ -1,6 +1,6 @@
-"""What may be asked of an accepted job, and of a message that was given up.
+"""Operations on accepted jobs and on dead letters.
 
-Callers ask for a job's state, its result and the reason for its placement, or cancel it. Operators list dead letters,
+Callers read a job's state, its result and the reason for its placement, or cancel it. Operators list dead letters,
 inspect one, replay its job or drop it. A dead letter is identified by a digest of its stored form, so letters of every
 release have a name.
 """

@@ -1,7 +1,7 @@
-"""Webhooks of one router: the endpoints as the store has them, and the delivery of events to them.
+"""Webhooks of one router: the registered endpoints, and the delivery of events to them.
 
-Every router reads the endpoints once a second, and delivers. An endpoint is one router's for a lease, so it gets one
-event at a time, in order. An event is delivered at least once: when a router dies after the endpoint took an event and
+Every router reads the endpoints once per second, and delivers. A router leases an endpoint, which so gets one event at
+a time, in order. An event is delivered at least once: when a router dies after the endpoint took an event and
 before that is recorded, another router sends it again under the same id.
 """
 
@@ -63,10 +63,10 @@ from taxiway.valkey import fleet_errors
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0
-"""Seconds between two readings of the endpoints: a change is in force at every router after this time."""
+"""Seconds between two readings of the endpoints: a change takes effect at every router within this time."""
 
 POLL = 0.25
-"""Seconds between two looks for due events, if there are endpoints."""
+"""Seconds between two checks for due events, if there are endpoints."""
 
 SPARE = 2.0
 """Seconds by which a lease is longer than an attempt may take: enough to record its outcome."""
@@ -83,7 +83,7 @@ _decode = msgspec.json.Decoder(Endpoint).decode
 
 
 class Webhooks:
-    """The endpoints, and deliveries to them. `outcomes` counts this router's attempts by what followed from each."""
+    """The endpoints, and deliveries to them. `outcomes` counts this router's attempts by their outcome."""
 
     def __init__(self, url: str, store: RouterStore, rules: Rules, name: str) -> None:
         self.outcomes: Counter[tuple[str, ...]] = Counter()
@@ -142,7 +142,7 @@ class Webhooks:
     async def announce(self, kind: Kind, ending: str, name: str, tenant: str, named: str | None = None) -> None:
         """Notify the tenant's endpoints that a batch or response ended; `named` is the one that its request named.
 
-        It may be called again, also by other routers: an end that was announced is not announced again.
+        It may be repeated, also by other routers: each end is announced once.
 
         Raises:
             BrokerUnavailableError: the state store does not answer.
@@ -172,7 +172,7 @@ class Webhooks:
         return self._limits.timeout + SPARE
 
     async def _deliver(self, taken: Taken) -> None:
-        """Send an endpoint its events, one after the other, until one fails or none is left."""
+        """Send an endpoint its events, one after another, until one fails or none is left."""
         before = taken.attempts
         try:
             event: Event | None = decode_event(taken.event)
@@ -227,13 +227,13 @@ class Webhooks:
                 connector=aiohttp.TCPConnector(limit=AT_ONCE, socket_factory=guarded(self._limits.networks)),
                 timeout=aiohttp.ClientTimeout(total=self._limits.timeout),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,  # what is compressed may be large
+                auto_decompress=False,  # compressed answers may be large
                 trust_env=False,  # a proxy would connect in place of the guard
             )
         return self._session
 
     async def _forget(self, name: str) -> None:
-        """Remove what waits for an endpoint that is not there: a job that named it ended after it was removed."""
+        """Remove the events of an endpoint that was removed before a job that named it ended."""
         await self.read()
         if name not in self._known:
             await self._change(name, b"", b"")
@@ -281,7 +281,7 @@ class Webhooks:
         return await self._changed(name, tenant, lambda one: one.rotated(secret, now, seconds))
 
     async def remove(self, name: str, tenant: str | None) -> None:
-        """Remove an endpoint with all that waits for it. Raises as `get` does."""
+        """Remove an endpoint with its events. Raises as `get` does."""
         await self.get(name, tenant)
         while name in self._known and not await self._change(name, self._raw[name], b""):
             pass
@@ -290,7 +290,7 @@ class Webhooks:
         """An endpoint that a caller of `tenant` may see; None may see all.
 
         Raises:
-            UnknownObjectError: there is none.
+            UnknownObjectError: no such endpoint.
         """
         await self.read()
         found = self._known.get(name)

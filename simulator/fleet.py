@@ -100,9 +100,9 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     `reserve_for` names the service that the class is reserved for. `horizon` is the most seconds of work bound to it. A
     batch that runs as a whole takes at most `max_run` seconds, as in queues.yaml; unbounded if absent. `accelerator`
     and `instances` are names in a price file, for the planner.
-    An `endpoint` is somebody else's server: `max_batch` are its slots, its price may be by tokens and requests, and
+    An `endpoint` is an external server: `max_batch` are its slots, its price may be by tokens and requests, and
     each device is sent no more than `rate`.
-    With `pools` the Kubernetes operator decides on which nodes devices run, first choice first, once a second.
+    With `pools` the Kubernetes operator decides on which nodes devices run, first choice first, once per second.
     """
 
     count: Positive
@@ -134,7 +134,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return self.usd_on(self)
 
     def usd_on(self, nodes: DeviceClass | NodePool) -> float:
-        """Price of a device on such nodes, a second."""
+        """Price of a device on these nodes, per second."""
         spot = self.price.spot_usd_per_hour
         return (spot if nodes.spot and spot is not None else self.price.usd_per_hour) / 3600
 

@@ -38,7 +38,7 @@ class Nodes:
         return self._class.usd_on(self._pools[self._place(device)])
 
     def limit(self, name: str, available: int | None, devices: Sequence[Device]) -> list[Device]:
-        """The devices that are lost as a pool has so many nodes from now on, or loses all that it has (None)."""
+        """The devices that are lost when a pool has `available` nodes from now on, or loses all of them (None)."""
         place = [pool.name for pool in self._pools].index(name)
         on = [device for device in self._of(place, devices) if device.on_since is not None]
         if available is None:
@@ -52,7 +52,7 @@ class Nodes:
         return next((device for place in order for device in self._off(place, devices)), None)
 
     def spread(self, wanted: int, devices: Sequence[Device], now: float) -> tuple[list[Device], list[Device]]:
-        """One look of the operator that wants so many devices: which go on, and which are drained."""
+        """One step of the operator for `wanted` devices: those to switch on, and those to drain."""
         seen = [self._seen(place, devices, now) for place in range(len(self._pools))]
         allotted = allot(wanted, seen, self.standings, now, self._rules)
         self.standings, self._asked = list(allotted.standings), list(allotted.replicas)

@@ -301,7 +301,7 @@ class Pool:
             self._world.at(now + self._random.expovariate(hazard), self._fail, device, device.session)
 
     def _hazard(self, device: Device) -> float:
-        """How often a device is lost, a second."""
+        """How often a device is lost, per second."""
         spot = self.spot if self.nodes is None else self.nodes.spot(device)
         return (self.device_class.failures_per_hour + self.device_class.reclaims_per_hour * spot) / 3600
 
@@ -506,7 +506,7 @@ Entry = tuple[Place, Job]
 
 
 class ClassQueue:
-    """Jobs that wait for a class. Models do not wait for each other: each has a line of its own."""
+    """Jobs that wait for a class. Models do not wait for each other: each has its own queue."""
 
     def __init__(self, order: Order) -> None:
         self._by_level = order == "level"

@@ -105,7 +105,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What was replayed of a history of `of` seconds: so many `windows` of `each` seconds, spread evenly.
+    """What was replayed of a history of `of` seconds: `windows` windows of `each` seconds, spread evenly.
 
     `error` is two standard errors of the differences, estimated from how the windows differ.
     """

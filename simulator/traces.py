@@ -1,4 +1,4 @@
-"""When requests arrive and what they ask, as columns.
+"""Requests with their arrival times, as columns.
 
 Traces are read from files, made of the fleet's own history, or drawn with a seed from a text such as
 `poisson:rate=50,duration=600,seed=1`.

@@ -36,7 +36,7 @@ from workers.port import Item
 from workers.profiling.measure import bench_class
 
 ROWS = 2
-"""Rows that run together, where the variant takes so many: a graph that takes only one fails on them."""
+"""Rows that run together, if the variant allows it: a graph that takes only one row fails on them."""
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 

@@ -33,7 +33,7 @@ RENEWALS = 3
 """Renewals of a claim within its lease: two may be lost."""
 
 KEEP = 30.0
-"""Seconds after which what was learned is kept again."""
+"""Seconds between two saves of what was learned."""
 
 HUNG = 75
 """Exit status of a worker with a hung batch (EX_TEMPFAIL of sysexits.h): its jobs run elsewhere."""
@@ -105,7 +105,7 @@ class Heartbeat:
         return plain
 
     def _keep(self) -> None:
-        """Keep what was learned, for a process that comes after this one."""
+        """Save what was learned, for this process's successor."""
         self._kept_at = time.monotonic()
         key, memory = self._device.memory()
         if key and memory != self._memory and self._call(lambda: self._store.keep_learned(key, memory)):

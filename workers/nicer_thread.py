@@ -1,4 +1,4 @@
-"""Work that yields the processor to others of the machine."""
+"""Runs work at a lower CPU priority than the rest of the process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Value = TypeVar("Value")
 
 
 class NicerThread:
-    """A thread that computes at a lower CPU priority than the rest of the process: it runs one call after the other.
+    """A thread that computes at a lower CPU priority than the rest of the process: it runs one call after another.
 
-    Linux has the niceness by thread, and only a privileged process may lower it again: hence a thread of its own. It is
-    a daemon: a worker that gives up what it runs must end, and a `ThreadPoolExecutor` would wait for its thread.
+    On Linux niceness belongs to a thread, and only a privileged process may lower it again: hence a separate thread. It
+    is a daemon, because a worker that abandons a running batch must end; a `ThreadPoolExecutor` would wait for it.
     """
 
     def __init__(self, nice: int) -> None:

@@ -180,7 +180,7 @@ class Worker:
         return self._threads["device"].is_alive()
 
     def _marked(self) -> None:
-        """Tell the device of ended jobs, and publish at once if it goes on with them: the store counts no such work."""
+        """Wake the device for ended jobs; publish at once if it still runs them, as the store no longer counts that."""
         self._jobs.wake()
         if self._device.occupied(time.monotonic()):
             self.heartbeat.beat()

@@ -58,7 +58,7 @@ WHOLE = "taxiway.whole"
 """Key of the `Whole` in a request's extensions."""
 
 ALLOW = "taxiway.allow"
-"""Key of a function in a request's extensions: it allows a body of so many bytes, instead of `limits.payload`."""
+"""Key of a function in a request's extensions: it sets the maximum size of the body, instead of `limits.payload`."""
 
 Whole = Callable[[bytes, int], Awaitable[memoryview | None]]
 """Given what `receive` returned first and the body's length: the whole body, read directly into one buffer.
@@ -239,7 +239,7 @@ class Connection(asyncio.BufferedProtocol):
             self._take(bytes(self._shared.scratch[:nbytes]))
 
     def refused(self) -> None:
-        """The stock protocol cannot parse what was passed on."""
+        """The stock protocol cannot parse the forwarded bytes."""
         self._refuse(HTTPStatus.BAD_REQUEST, RequestError("expected a request of HTTP/1.1"))
 
     def finish(self) -> None:

@@ -23,7 +23,7 @@ class FramingError(Exception):
 
 
 class Framing(NamedTuple):
-    """A head as it is passed on, and the body after it: of `length` bytes, or chunked."""
+    """A head to pass on, and the body after it: of `length` bytes, or chunked."""
 
     head: bytes
     length: int

@@ -135,7 +135,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Running:
-    """An accepted request: its job, where that was placed, and a wait of at most so many seconds for its stored result.
+    """An accepted request: its job, where that was placed, and a bounded wait for its stored result.
 
     The wait returns None if it takes longer. Nothing is awaited for it after `close`.
     """

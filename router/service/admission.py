@@ -64,13 +64,13 @@ class Rules:
     _removed: dict[str, Model] = field(default_factory=dict, repr=False)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
-        """Use other ones from now on; the topology differs from the last one in its endpoints alone."""
+        """Replace them; the topology may differ from the last one only in its endpoints."""
         gone = {name: model for name, model in self.catalogue.models.items() if name not in catalogue.models}
         self._removed = dict(list((self._removed | gone).items())[-_REMEMBERED:])
         self.topology, self.catalogue, self.book = topology, catalogue, book
 
     def model_of(self, name: str) -> Model:
-        """The model of a job that has run, by `name:version`: also one that was removed since. Raises as `resolve`."""
+        """The model of a job that has run, by `name:version`, even if removed since. Raises as `resolve`."""
         return self.catalogue.models.get(name) or self._removed.get(name) or self.catalogue.resolve(name)
 
 
@@ -182,7 +182,7 @@ _NO_PROMPT = Prompt()
 
 
 def _prompt(order: Order, rules: Rules, working: WorkingSnapshot) -> Prompt:
-    """What is known of the request's prompt; nothing where no two devices could differ in it."""
+    """The prefixes of the request's prompt; empty if devices cannot differ in them."""
     prefixes = working.prefixes
     if prefixes is None:
         return _NO_PROMPT
@@ -280,7 +280,7 @@ def _accepting(order: Order, rules: Rules) -> Model:
 
     Raises:
         ModelUnavailableError: it is disabled, or takes no new requests.
-        UnknownModelError: there is none.
+        UnknownModelError: no such model.
     """
     model = rules.catalogue.resolve(order.request.model)
     if model.id in rules.unloaded and not order.released:
@@ -307,7 +307,7 @@ def size_of(model: Model, request: Request, lengths: Lengths) -> Sizes:
 
 
 class Measurements(NamedTuple):
-    """What was measured of a request, as `Needs` has it; rounded, so that requests of about the same share a choice."""
+    """The measurements of a request, for `Needs`; rounded, so that similar requests share a choice."""
 
     rows: int
     size: int
@@ -370,7 +370,7 @@ def _asks(model: Model, request: Request) -> tuple[str, ...]:
 def _needs(
     order: Order, measurements: Measurements, topology: Topology, tenants: Tenants, until: float | None
 ) -> Needs:
-    """The request's needs, with what was measured of it and what its tenant may use."""
+    """The request's needs, from its measurements and its tenant's allowance."""
     request, left = order.request, _left(order, until)
     return replace(
         needs_of(request, topology, rows=measurements.rows, size=measurements.size, asks=measurements.asks, left=left),

@@ -56,7 +56,7 @@ ACCEPT = 1.75
 """Seconds, plus up to `CHECK_EVERY`, that an HTTP caller waits for the broker: it gets an answer within two."""
 
 TURN = 2.0
-"""Longest wait of a stopping router for its loops to finish what they began, in seconds."""
+"""Longest wait of a stopping router for its loops to finish their current work, in seconds."""
 
 AGAIN = 0.2
 """Seconds after which a loop that is still running is cancelled again."""
@@ -349,7 +349,7 @@ class Router:
             await self.store.drop_blobs(job, refs)
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
-        """End, cancel or dead-letter what is not forwarded."""
+        """End, cancel or dead-letter arrivals that are not forwarded."""
         endings = [d.ending for d in decisions if d.ending is not None]
         cancelled = [d.cancel for d in decisions if d.cancel]
         letters = [

@@ -32,7 +32,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Sent(msgspec.Struct):
-    """One event; fields that are the same in all have their value here."""
+    """One event; fields that are equal in all events have their value here."""
 
     uuid: str
     kwargs: str

@@ -70,7 +70,7 @@ _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 class FleetReader:
     """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
-    `prefixes` are those of prompts that were placed; None where no message is led anywhere for one.
+    `prefixes` are those of placed prompts; None if messages are not led.
     `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read. `discovered`
     are the models that endpoints announced, by name; one stays known after its endpoint has gone.
     """
@@ -104,7 +104,7 @@ class FleetReader:
 
     @property
     def working(self) -> WorkingSnapshot:
-        """The fleet at the last read, with what was placed here since; `stale` if that is too old."""
+        """The fleet at the last read, with the placements here since; `stale` if the read is too old."""
         now = time.monotonic()
         if not self._working.fleet.stale and now - self._read_at > STALE_AFTER:
             self._go_stale()
@@ -197,7 +197,7 @@ class FleetReader:
             self.discovered = dict(kept[:DISCOVERED])
 
     def _follow(self, followed: Followed) -> None:
-        """Follow another plan from now on, or none; what is wrong with one is logged once."""
+        """Follow another plan from now on, or none; a plan's problem is logged once."""
         if followed.why and not self._followed.why:
             logger.warning("plan not followed", extra={"reason": followed.why})
         self._followed = followed
@@ -376,7 +376,7 @@ class FolderWatch:
         return reports
 
     async def _report(self) -> None:
-        """Report to the store what is served. During an outage, which another loop logs, the folder is still read."""
+        """Report the served models to the store. In an outage, which another loop logs, the folder is still read."""
         plan = self._fleet.followed.plan
         self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):

@@ -95,7 +95,7 @@ class Bound:
         return max(self.fixed + sum(float(self.least[name][:count].sum()) for name, count in answered.items()), 0.0)
 
     def summary(self) -> Summary:
-        """As a row beside the policies, with the shares that could be answered in time."""
+        """The bound as a row of the table of policies, with the shares that could be answered in time."""
         possible = {name: len(self.least[name]) / asked if asked else None for name, asked in self.asked.items()}
         return Summary(
             policy=NAME,
@@ -353,7 +353,7 @@ class Programme:
         return multipliers
 
     def solve(self, *, gap: float, seconds: float) -> Solution:
-        """The least cost within a relative `gap`, or what is known of it after so many seconds."""
+        """The least cost within a relative `gap`, or the best bound found within the time limit."""
         columns, most = np.concatenate(self._columns), np.concatenate(self._most)
         found = milp(
             columns[:, 0],

@@ -82,7 +82,7 @@ class WholeBound:
     seconds: float
 
     def summary(self) -> Summary:
-        """As a row beside the policies."""
+        """The bound as a row of the table of policies."""
         return Summary(
             policy=NAME,
             requests=self.requests,

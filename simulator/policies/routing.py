@@ -128,7 +128,7 @@ class Reader:
         return self._counts[job.index].work
 
     def replace_work(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
-        """The fleet as it is now, without the work that has ended since the snapshot."""
+        """The fleet now, without the work that has ended since the snapshot."""
         working = self.working(pools, now)
         self._settle(now)
         working.replace_work(*work_from(self._cells))

@@ -5,7 +5,7 @@ A model whose files beside model.yaml are not what that says is disabled, with t
 A change is detected by sizes, times and inodes of the files behind links, so that a mounted folder whose links are
 swapped (a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
 
-Each process calls `broker.valkey.records.watch_call` once a second. It reports what it serves, if that changed, and
+Each process calls `broker.valkey.records.watch_call` once per second. It reports what it serves, if that changed, and
 learns how often an operator requested a reload (`RELOADS`), and which models operators loaded and unloaded
 (`CONTROLS`). A report expires a minute after its process's last call.
 """
@@ -193,7 +193,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Watched(NamedTuple):
     """The answer to a process's call: requests of reloads so far, and whether the store has its report.
 
-    `controls` maps models to what an operator last asked of them, as `CONTROLS` has it.
+    `controls` maps models to the operator's last request for them, in the form of `CONTROLS`.
     """
 
     reloads: int
@@ -306,7 +306,7 @@ class _Loading:
                 self._take(model if model != served else served)  # who holds the old object sees that nothing changed
 
     def _keep(self, path: Path, file: str, served: Model | None, error: ModelError) -> None:
-        """Go on with what a file that is wrong said before; disable its model if that was nothing."""
+        """Keep the last valid content of a wrong file; disable its model if there is none."""
         alias = self._last_others.get(file)
         if served is not None and self._fault(served) is None:
             self._outdated[served.id] = str(error)
@@ -372,7 +372,7 @@ _CURRENT = "model.yaml"
 
 
 def _reference(path: Path) -> str:
-    """The name by which the model of a file is asked for, as far as the file's own name tells."""
+    """The name by which the model of a file is requested, as far as the file's name determines it."""
     return path.parent.name if path.name == _CURRENT else f"{path.parent.name}:{path.stem.removeprefix('model-')}"
 
 

@@ -3,9 +3,9 @@
 The `TensorSpec` of each input names its batch axis, usually the first: a request of n rows is n items. Values without
 that axis are one row, and are answered without it. An input without a batch axis belongs to every row.
 
-`fingerprint` is what a request under an idempotency key asks for, as one digest: the same at every door, whatever form
-it came in. It covers the model, the inputs, parameters and outputs, and the terms that say by what the answer may be
-given (`locality`, `min_accuracy`). How soon, how urgently and for how much may differ from one try to the next.
+`digest_of` is the digest of a request under an idempotency key: the same at every door, whatever form the request has.
+It covers the model, the inputs, parameters and outputs, and the terms that restrict where the answer may be computed
+(`locality`, `min_accuracy`). Deadline, priority and budget may differ from one attempt to the next.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tupl
 
 
 def check_stream(model: Model, bound: Bound, wanted: bool | Literal["rows"] | None) -> None:
-    """Refuse to stream an answer, where that is `wanted`, if it is meaningless.
+    """Refuse a request to stream an answer that cannot be streamed.
 
     Raises:
-        InvalidRequestError: the model does not generate, or there are several rows that the reader cannot tell apart.
+        InvalidRequestError: the model does not generate, or a reader could not distinguish several rows.
     """
     if not wanted:
         return
@@ -270,7 +270,7 @@ SHOWN = 12
 """Hexadecimal digits of a digest in an error's text."""
 
 FIRST = "@first@"
-"""Stands for the first use's digest in the refusal that the state store completes."""
+"""A placeholder for the first use's digest in the refusal, which the state store fills in."""
 
 _BYTES = 16  # of a digest
 _encode = msgspec.json.Encoder(order="deterministic", enc_hook=repr).encode
@@ -285,7 +285,7 @@ class KeyUse(msgspec.Struct, frozen=True, array_like=True):
 
     digest: str
     submission: str = ""
-    same: str = ""  # Lua's MessagePack knows text alone
+    same: str = ""  # Lua's MessagePack knows only text
     other: str = ""
     keep: int = 0
 
@@ -311,7 +311,7 @@ def conflict(request: Request, first: str, digest: str) -> IdempotencyConflictEr
 
 
 def digest_of(model: Model, request: Request) -> str:
-    """Hexadecimal digits that are the same for requests that ask the same of a model."""
+    """Hexadecimal digits that are the same for equal requests to a model."""
     outputs = sorted(request.outputs or model.usual_outputs)
     parts = [model.id, _inputs(model, request.inputs), _parameters(model, request.parameters), outputs]
     return hashlib.blake2b(_encode([*parts, request.locality, request.min_accuracy]), digest_size=_BYTES).hexdigest()

@@ -1,7 +1,7 @@
 """How many rows a request has, and how large they are in the unit of their model (`units`). Pure.
 
-Routers measure a request as it came, without decoding its values: a value counts by its length, a tensor by its shape,
-a JPEG or PNG by a few bytes of its header, a blob by its reference. If none of these tells, `expected_size` is taken.
+Routers measure a received request without decoding its values: a value counts by its length, a tensor by its shape, a
+JPEG or PNG by a few bytes of its header, a blob by its reference. If none of these suffices, `expected_size` is used.
 Workers measure the rows that they read. Neither reads more than it needs, and no value makes measuring fail.
 
 Sources: ITU-T T.81, annex B (JPEG markers); W3C PNG, 11.2.1 (IHDR).
@@ -24,7 +24,7 @@ from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 Read = Callable[[int, int], bytes]
-"""Returns so many bytes from a position; fewer at the end."""
+"""Returns up to a number of bytes from a position."""
 
 SEGMENTS = 64
 """Segments of a JPEG that are skipped in search of its size; cameras write about twenty before it."""
@@ -83,7 +83,7 @@ def _jpeg_pixels(read: Read) -> int | None:
 
 
 CHARACTERS_PER_TOKEN = 4
-"""About that of English text in a WordPiece vocabulary."""
+"""Approximately that of English text in a WordPiece vocabulary."""
 
 TOKENS_AROUND = {"text": 2, "generation": 31, "chat": 31}
 """Special tokens; SmolLM2's chat template with its system prompt."""
@@ -200,7 +200,7 @@ _NAMED = {"value": "", "elements": " elements a row", "axis": " along its axis",
 _NAMED |= {"pixels": " pixels a row", "tokens": " tokens"}
 
 
-# What routers measure: one size per row, or one for all; empty if the request does not tell.
+# What routers measure: one size per row, or one for all; empty if unknown.
 
 
 def _values(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
@@ -212,7 +212,7 @@ def _values(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
 
 
 def _integers(spec: TensorSpec, tensor: Mapping[str, Any], most: int) -> Any:
-    """Up to so many elements of a tensor of one axis; raw ones are little-endian."""
+    """Up to `most` elements of a tensor of one axis; raw ones are little-endian."""
     data, dtype = tensor.get("data"), np.dtype(DATATYPES[spec.datatype]).newbyteorder("<")
     if isinstance(data, dict):
         text = data.get("__value__")

@@ -138,7 +138,7 @@ class Inspection:
             shown.start(time.monotonic() - time.time() + delivery.began)
 
     def _report_start(self, delivery: Delivery, shown: PlainRequest | None) -> None:
-        """Report what was not reported of a job that ends."""
+        """Report the unreported events of a job that ends."""
         if shown is None:
             self.events.add(received(delivery))
         if delivery.began and (shown is None or shown.time_start is None):

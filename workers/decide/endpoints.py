@@ -1,14 +1,15 @@
-"""What is learned of an endpoint from its answers: how long it takes, and how much may be sent to it. Pure.
+"""What an endpoint's answers teach: how long it takes, and how much may be sent to it. Pure.
 
 How long: seconds to the first token, and for each further one. The first token's time depends on the prompt and on what
 runs beside it, a further token's on what runs beside it: two linear laws, each fitted to the recent answers by relative
-least squares. Where the answers say nothing, such as of prompts longer than any so far, the profile holds, times the
-ratio of what was observed to it.
+least squares. Where nothing was observed, such as for prompts longer than any so far, the profile applies, times the
+ratio of observed to predicted seconds.
 
-How much: token buckets of requests and tokens a minute. What queues.yaml says and what the endpoint's answers say both
-hold. Limits that are kept are no errors: the worker fetches only what it may send.
+How much: token buckets of requests and tokens per minute. The limits in queues.yaml and those in the endpoint's answers
+both apply. A limit is capacity, not an error: the worker fetches only what it may send.
 
-Source of the headers: https://platform.openai.com/docs/guides/rate-limits (`x-ratelimit-*`), which others have, too.
+Source of the headers: https://platform.openai.com/docs/guides/rate-limits (`x-ratelimit-*`); other providers use them,
+too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from tasks.models.model import Profile
 
 ENOUGH = 5
-"""Answers before what was learned is used in place of the profile."""
+"""Answers before the learned curve replaces the profile."""
 
 _KEEP = 0.97  # decay of the sums per answer: about the last thirty count
 _RATIO = 0.1  # weight of the newest answer in the ratio, once there are ten
@@ -50,7 +51,7 @@ class Law:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What the answers of one variant on one endpoint tell."""
+    """What the answers of one variant on one endpoint have taught."""
 
     first: Law = Law()
     each: Law = Law()
@@ -59,7 +60,7 @@ class Learned:
 def after(
     learned: Learned, profile: Profile, *, read: float, written: float, rows: float, first: float, seconds: float
 ) -> Learned:
-    """What is learned after one more answer.
+    """The state after one more answer.
 
     Args:
         learned: what was learned before.
@@ -149,7 +150,7 @@ _FIGURE = re.compile(r"\d{1,13}(?:\.\d{1,9})?")
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """`level` of at most `capacity` at the time `at`, growing by `rate` a second. It may be overdrawn."""
+    """`level` of at most `capacity` at the time `at`, growing by `rate` per second. It may be overdrawn."""
 
     capacity: float
     rate: float
@@ -177,25 +178,25 @@ def minute_bucket(each_minute: float, now: float) -> Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What an endpoint allows, None where it is unlimited."""
+    """What an endpoint allows; None if unlimited."""
 
     requests: Bucket | None = None
     tokens: Bucket | None = None
 
     def wait(self, tokens: float, now: float) -> float:
-        """Seconds until a request of so many tokens may be sent."""
+        """Seconds until a request of that many tokens may be sent."""
         waits = [bucket.wait(amount, now) for bucket, amount in self._both(1.0, tokens)]
         return max(waits, default=0.0)
 
     def room(self, tokens: float, now: float) -> float:
-        """How many requests of so many tokens may be sent now; infinite if nothing is limited."""
+        """How many requests of that many tokens may be sent now; infinite if nothing is limited."""
         room = [
             bucket.left(now) / min(max(amount, 1e-9), bucket.capacity) for bucket, amount in self._both(1.0, tokens)
         ]
         return max(min(room, default=math.inf), 0.0)
 
     def taken(self, tokens: float, now: float, *, requests: float = 1.0) -> Rates:
-        """After requests with so many tokens were sent; negative amounts are given back."""
+        """The rates after requests with that many tokens were sent; negative amounts are given back."""
         return Rates(
             None if self.requests is None else self.requests.taken(requests, now),
             None if self.tokens is None else self.tokens.taken(tokens, now),
@@ -207,7 +208,7 @@ class Rates:
 
 
 def rates_of(requests: float | None, tokens: float | None, now: float, endpoints: int = 1) -> Rates:
-    """The rates that are stated for each minute and endpoint, over so many endpoints."""
+    """The rates of `endpoints` endpoints, from the limits of one per minute."""
     return Rates(*(None if each is None else minute_bucket(each * endpoints, now) for each in (requests, tokens)))
 
 

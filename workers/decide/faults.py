@@ -105,11 +105,11 @@ class Budget:
         return self.tokens >= 1
 
     def earned(self, answers: int) -> Budget:
-        """After so many answers."""
+        """The budget after that many answers."""
         return Budget(min(self.tokens + SHARE * answers, max(MOST_SAVED, self.tokens)))
 
     def spent(self) -> Budget:
-        """After one retry."""
+        """The budget after one retry."""
         return Budget(self.tokens - 1)
 
 
@@ -150,7 +150,7 @@ class Breaker:
     openings: int = 0
 
     def slots(self, slots: int) -> int:
-        """How many requests may run, of so many slots."""
+        """How many requests may run, given `slots` slots."""
         return {State.CLOSED: slots, State.OPEN: 0, State.HALF_OPEN: 1}[self.state]
 
     def answered(self) -> Breaker:
@@ -166,7 +166,7 @@ class Breaker:
 
     def unreached(self, reason: str, now: float) -> Breaker:
         """After a probe that failed, or a request that could not be sent."""
-        if self.state is State.OPEN and now < self.probe_at:  # what was in flight tells nothing new
+        if self.state is State.OPEN and now < self.probe_at:  # requests that were in flight add nothing new
             return self
         pause = min(FIRST_PROBE * 2.0 ** min(self.openings, 20), LONGEST_PROBE)
         return Breaker(State.OPEN, reason, now + pause, self.failures, self.openings + 1)

@@ -32,11 +32,11 @@ class Uses:
     last: float = 0.0
 
     def at(self, now: float) -> float:
-        """Uses a second, as of now."""
+        """Uses per second now."""
         return self.rate * math.exp(min(0.0, self.last - now) / FADE)
 
     def once_more(self, now: float) -> Uses:
-        """With a use now."""
+        """The same with one more use now."""
         return Uses(self.at(now) + 1 / FADE, now)
 
 

@@ -27,7 +27,7 @@ class Slots:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def resize(self, limit: int) -> None:
-        """Allow so many holders from now on."""
+        """Allow `slots` holders from now on."""
         self._limit = limit
         self._admit()
 
@@ -77,7 +77,7 @@ def pieces_of(exchange: Exchange, now: float) -> tuple[float | None, float | Non
 
 
 class SlotUsage:
-    """Rows on an endpoint of so many slots. Times are seconds on one clock.
+    """Rows on an endpoint with slots. Times are seconds on one clock.
 
     n rows that run together have a n-th of the endpoint each, so that the shares of all rows add up to its busy time.
     """
@@ -102,7 +102,7 @@ class SlotUsage:
         return now - seat.since, self._shares - seat.shares
 
     def resize(self, slots: int, now: float) -> None:
-        """The endpoint has so many slots from now on."""
+        """Set the number of the endpoint's slots."""
         self._advance(now)
         self._slots = slots
 
@@ -131,7 +131,7 @@ class RateGate:
         self.state(rate)
 
     def state(self, rate: Rate) -> None:
-        """Go by what queues.yaml says; what was learned is forgotten."""
+        """Reset to the limits in queues.yaml."""
         self._stated = rate
         self._rates = rates_of(rate.requests_per_minute, rate.tokens_per_minute, time.monotonic())
 

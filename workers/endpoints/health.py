@@ -92,7 +92,7 @@ class EndpointHealth:
         return 0 if self.pause else self._breaker.slots(self._slots)
 
     def resize(self, slots: int) -> None:
-        """The endpoint has so many slots from now on."""
+        """Set the number of the endpoint's slots."""
         self._slots = slots
         self._changed()
 

@@ -96,7 +96,7 @@ class EndpointLink:
         await self._session.close()
 
     async def ask(self, exchange: Exchange, tell: Tell) -> Row:
-        """The outputs that the endpoint answers with; `tell` gets generated text, and what is beside it, as it comes.
+        """The outputs of the endpoint's answer; `tell` is called with generated text and other deltas as they arrive.
 
         If this is cancelled, the connection is closed.
 

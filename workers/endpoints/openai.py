@@ -199,7 +199,7 @@ class StreamReader(Reader):
         self._usage: Usage | None = None
 
     def feed(self, chunk: bytes) -> list[str | Delta]:
-        """The text that the chunk's events add, and the deltas beside it, in the engine's order."""
+        """The text that the chunk's events add, and other deltas, in the engine's order."""
         try:
             events = self._events.feed(chunk)
         except EventTooLargeError as error:
@@ -236,7 +236,7 @@ class StreamReader(Reader):
                 yield from self._add(choice)
 
     def _add(self, choice: _Choice) -> Iterator[str | Delta]:
-        """What a choice adds: what the model reasons comes before what it says, and its calls come after it."""
+        """The deltas of a choice: reasoning before text, and calls after it."""
         self._finish = choice.finish_reason or self._finish
         delta, text = choice.delta, choice.delta.content or choice.text or ""
         self.pieces += bool(text or delta.reasoning_content or delta.tool_calls)

@@ -1,4 +1,4 @@
-"""What a protocol makes of a row: an HTTP request, a reader of its answer, and whose fault a failure is. No I/O."""
+"""A protocol of endpoints: a row's HTTP request, the reader of its answer, and whose fault a failure is. No I/O."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer as they go on.
+    """One request and its answer in progress.
 
     `prompt` is the tokens that the request is expected to have. `sent` is when it was sent and `first` when the first
     part of generated text came, on the monotonic clock; 0 before. `refused` says that the endpoint did not run it, and

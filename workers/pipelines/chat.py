@@ -18,7 +18,7 @@ from workers.pipelines.generation import MAX_STOPS, SteppingPipeline
 from workers.port import Item, Placed, Row
 
 HONOURED = ("logprobs", "top_logprobs")
-"""What models in this process can do beyond a plain chat; their variants say so by `honours`."""
+"""Features of a chat that models in this process support; their variants name them in `honours`."""
 
 _MOST_LOGPROBS = 20
 
@@ -78,7 +78,7 @@ class ChatPipeline(SteppingPipeline):
         return value
 
     def _logprobs(self, chat: Mapping[str, Any]) -> int | None:
-        """How many likely tokens are told at each place beside the one that was taken; None to tell nothing."""
+        """How many likely tokens to report at each position besides the chosen one; None for no probabilities."""
         most = self._checked(chat, "top_logprobs", f"an integer from 0 to {_MOST_LOGPROBS}", _is_most)
         told = self._checked(chat, "logprobs", "true or false", lambda value: type(value) is bool)
         return most or 0 if told else None

@@ -12,7 +12,7 @@ from workers.pipelines.sampling import GeneratedText, choose
 from workers.port import MAX_PREFILL, Item, Row, SteppingRuntime
 
 MAX_HELD = 12_288
-"""Most tokens of prompts and answers in the key-value cache: 46 kB each in float32, 570 MB in all."""
+"""Most tokens of prompts and answers in the key-value cache: 46 kB each in float32, 570 MB in total."""
 
 PREFILL_TIME = 0.1
 """Approximate seconds of prefill per step, which delay the rows that decode: the time of two steps on a CPU."""

@@ -20,7 +20,7 @@ _BLOCK = 256  # probabilities that are summed at a time
 class SamplingParameters:
     """Parameters of a generation; temperature 0 is greedy.
 
-    With `logprobs`, each token's logarithmic probability is kept, and those of so many likely ones.
+    With `logprobs`, each token's logarithmic probability is kept, and those of that many likely ones.
     """
 
     max_tokens: int

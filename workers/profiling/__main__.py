@@ -140,7 +140,7 @@ def main(
 ) -> None:
     """Measure how models run on this machine: load time, memory, and latency over batch and size.
 
-    Each variant is measured in a process of its own. Run nothing else on the machine meanwhile.
+    Each variant is measured in a separate process. Run nothing else on the machine meanwhile.
     """
     root = models_folder(os.environ).absolute()
     console = Console(stderr=True)

@@ -102,7 +102,7 @@ async def _ask(link: EndpointLink, model: Model, item: AskItem, rows: int) -> _R
 
 
 def measurement_of(runs: Sequence[_Run], model: Model, variant: str, slots: int) -> Measurement:
-    """The curve that fits the runs, with the quantiles of what they took over it."""
+    """The curve that fits the runs, with the quantiles of the observed over the fitted times."""
     prior, learned = next(iter(model.variants[variant].profiles.values())), Learned()
     for run in runs:
         learned = after(
@@ -132,7 +132,7 @@ def measurement_of(runs: Sequence[_Run], model: Model, variant: str, slots: int)
 
 
 def _row(model: Model, tokens: int) -> Row:
-    """A row with a prompt of about so many tokens that no cache of the engine has."""
+    """A row with a prompt of about `tokens` tokens that is in no cache of the engine."""
     text = " ".join(f"{random.getrandbits(12):03x}" for _ in range(tokens))
     first = model.inputs[0].name
     return {first: {"messages": [{"role": "user", "content": text}]} if model.pipeline == "chat" else text}

@@ -1,4 +1,4 @@
-"""Measures one variant in a process of its own, whose memory is then the variant's.
+"""Measures one variant in a separate process, whose memory is then the variant's.
 
 Writes progress to stdout as JSON lines, and finally the measurement or the reason why there is none.
 """
@@ -288,7 +288,7 @@ def main(
 
 
 def bench_class(kind: DeviceKind, rows: int = 1, runtime: str = "echo") -> HardwareClass:
-    """A hardware class of that kind of device, for batches of so many rows."""
+    """A hardware class of a kind of device, for batches of up to `rows` rows."""
     price = Price(usd_per_hour=1.0)
     return HardwareClass(device=kind, runtimes=(runtime,), max_batch=rows, max_wait=0.0, price=price)
 

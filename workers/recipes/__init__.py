@@ -1,4 +1,4 @@
-"""Converts weights into artefacts, once, each in a process of its own (`python -m workers.recipes`).
+"""Converts weights into artefacts, once, each in a separate process (`python -m workers.recipes`).
 
 Here are the recipes that several models share; one of a single model lies beside its model.yaml, and
 `tasks.models.files` finds both. Each is a module with one function `make(inputs, output, options)`: `inputs` are

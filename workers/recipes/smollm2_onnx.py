@@ -51,7 +51,7 @@ class Precision(Protocol):
 
 
 class Float32:
-    """Every weight as it is."""
+    """Every weight, unchanged."""
 
     def product(self, graph: GraphWriter, x: str, weight: np.ndarray, name: str) -> str:
         """The rows of `x` times the matrix."""

@@ -1,4 +1,4 @@
-"""Recipe: a torch checkpoint of plain tensors as safetensors, without torch and without running what it says.
+"""Recipe: a torch checkpoint of plain tensors as safetensors, without torch and without running its code.
 
 A checkpoint is a pickle, which may call anything. This reader lets it name only what tensors are made of; whatever
 else a file names refuses the whole file. Both of torch's forms are read: the older stream and the zip archive.

@@ -1,4 +1,4 @@
-"""Gives back what it gets. With `entry: paced` it first sleeps as long as a modelled accelerator would compute.
+"""Returns its inputs. With `entry: paced` it first sleeps as long as a modelled accelerator would compute.
 
 `paced` is an emulated device: it computes nothing and takes 5 ms + 0.1 ms a row on any machine, so that benchmarks of
 queues and batching have a known limit (32 rows a batch: 3,902 rows/s). It is not a measure of any hardware.

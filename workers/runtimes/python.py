@@ -19,7 +19,7 @@ from workers.port import Arrays, ModelLoadError, Placed, Watch
 
 
 class PythonRuntime:
-    """The function `call` of `<entry>.py`, imported by a process that is there before it is asked for."""
+    """The function `call` of `<entry>.py`, imported by a process that is started in advance."""
 
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
@@ -27,7 +27,7 @@ class PythonRuntime:
 
     @property
     def alive(self) -> bool:
-        """Whether its process is there. Any thread may ask."""
+        """Whether its process is running. Thread-safe."""
         return self._child is not None and self._child.alive
 
     def load(self) -> None:

@@ -147,7 +147,7 @@ class DeviceStage:
         return self.busy + self.batch_age(now)
 
     def memory(self) -> tuple[str, bytes]:
-        """Nothing: what is learned of a device is learned by each process for itself."""
+        """Nothing: each process learns about its device by itself."""
         return "", b""
 
     def batch_age(self, now: float) -> float:

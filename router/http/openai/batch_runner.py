@@ -1,4 +1,4 @@
-"""Runs batches: every router takes those that no other works on, and runs their lines as jobs, a window at a time."""
+"""Runs batches: every router takes those without an owner, and runs their lines as jobs, a window at a time."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ WINDOW = 128
 LEASE = 10.0
 """Seconds after which another router takes over a batch whose owner is silent."""
 
-_LOOK = 0.5  # seconds between two looks for batches
+_LOOK = 0.5  # seconds between two checks for batches
 _RENEW = 2.0  # seconds between two renewals
-_FLUSH = 10.0  # seconds after which a part is written though it is short
+_FLUSH = 10.0  # seconds after which a part is written even if it is short
 _TOGETHER = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
 _AT_ONCE = 4  # batches that one router works on
-_PAUSE = (0.2, 5.0)  # seconds before a line is tried again where the fleet did not take it: first, longest
+_PAUSE = (0.2, 5.0)  # seconds before a refused line is retried: first, longest
 
 
 _Window = deque[asyncio.Task[Ended]]
 
 
 class _LostError(Exception):
-    """Another router works on the batch now."""
+    """Another router owns the batch now."""
 
 
 class BatchRunner:
@@ -84,11 +84,11 @@ class BatchRunner:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """There is a new batch, or one is to be cancelled."""
+        """Signal that there is a new batch, or one to be cancelled."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Work until cancelled; what this router leaves, another one continues."""
+        """Work until cancelled; another router continues what this one leaves."""
         try:
             while True:
                 with contextlib.suppress(FleetUnavailable):
@@ -187,10 +187,10 @@ class _Work:
             await self._finish()
 
     async def _change(self, **fields: Any) -> None:
-        """Change the batch. What others may change meanwhile, a cancellation, is kept.
+        """Change the batch. A concurrent cancellation is kept.
 
         Raises:
-            _LostError: another router has it.
+            _LostError: another router owns it.
         """
         async with self._writing:
             while True:
@@ -258,7 +258,7 @@ class _Work:
             seen.add(line.custom_id)
             await beside(len(text), self._request, line, "x", 1.0)
         except FleetUnavailable:
-            return None  # it is not the line that is wrong: when it runs, its error is its answer
+            return None  # the line is valid: when it runs, this error is its answer
         except TaxiwayError as error:
             return LineError(code_of(error), error.message, number, param_of(error, self.batch.endpoint))
         return None
@@ -316,8 +316,8 @@ class _Work:
     async def _take(self, waiting: _Window, part: list[Ended]) -> None:
         """Write a part if it is time to, then wait for the first line, and take it with all that ended after it.
 
-        Lines that ended together make room together: the next ones begin in one turn of the event loop, share a
-        placement, and are forwarded in one call. A part is written once they have begun: devices do not wait for it.
+        Lines that end together are replaced together: the next ones begin in one turn of the event loop, share a
+        placement, and are forwarded in one call. A part is written once they have begun, so devices do not wait for it.
         """
         late = asyncio.get_running_loop().time() - self._flushed >= _FLUSH
         if len(part) >= PART or (part and late):
@@ -370,7 +370,7 @@ class _Work:
                 return Ended(answered(line.custom_id, job, error.status, body), completed=False)
 
     async def _ask(self, line: Line, key: str, left: float, pauses: Iterator[int]) -> Ended:
-        """The answer to a line; where the fleet does not take it now, it is tried again."""
+        """The answer to a line; retried while the fleet does not accept it."""
         while True:
             size = len(bytes(line.body))
             try:
@@ -438,6 +438,6 @@ class _Work:
 
 
 async def _close(batch: Batch, router: Router, objects: Objects) -> None:
-    """Tell of a batch's end, then note it: a router that dies in between leaves both to another one."""
+    """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
     await router.webhooks.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
     await objects.close_batch(batch.id)

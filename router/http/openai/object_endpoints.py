@@ -313,7 +313,7 @@ async def batch(request: _Any, batch: str) -> Response[bytes]:
 
 @post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
 async def batch_cancel(request: _Any, batch: str) -> Response[bytes]:
-    """Cancel a batch: what is answered is kept. One that has ended is left unchanged."""
+    """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
     door = stored_objects(request)
     now = int(door.router.store.stored_now())
 

@@ -1,8 +1,8 @@
-"""What callers ask for: bodies of OpenAI's calls and their service terms, as requests of ours. Pure.
+"""Bodies of OpenAI's calls and their service terms, converted to requests of ours. Pure.
 
-A chat goes to its model as it came, without what this server reads itself; so a model on an endpoint may honour fields
-that are not named here. What no model here can honour is refused with the field's name. OpenAI's `service_tier` names
-a service of queues.yaml, and headers give the other terms.
+A chat is passed to its model without the fields that this server reads itself, so a model on an endpoint may support
+fields that are not named here. A field that no model here supports is refused by name. OpenAI's `service_tier` names a
+service of queues.yaml, and headers give the other terms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from taxiway.contract.request import MAX_NAME
 from taxiway.errors import InvalidRequestError, cut, quoted
 
 UNSUPPORTED = "unsupported"
-"""Key in an error's details: the field is known, but the model or this server cannot honour it."""
+"""Key in an error's details: the field is known, but the model or this server does not support it."""
 
 MOST_CHOICES = 128
 """Most choices of one call."""
@@ -48,7 +48,7 @@ _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "web_search_options": (),
 }
-"""Fields that no model here honours, with the values that ask for nothing."""
+"""Fields that no model here supports, with the values that have no effect."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class ChatCall(msgspec.Struct, frozen=True):
-    """The body of a chat completion; further fields go to the model as they are."""
+    """The body of a chat completion; further fields are passed to the model."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
 
@@ -115,7 +115,7 @@ class EmbeddingsCall(msgspec.Struct, frozen=True):
 
 
 class CallForm(Protocol):
-    """What every call has. `NOTHING` are fields that none honours, with the values that ask for nothing."""
+    """What every call has. `NOTHING` are unsupported fields, with the values that have no effect."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]]
 
@@ -125,7 +125,7 @@ class CallForm(Protocol):
 
     @property
     def service_tier(self) -> str | None:
-        """The tier that is asked for."""
+        """The requested tier."""
 
 
 Call = TypeVar("Call", bound=CallForm)
@@ -133,7 +133,7 @@ Call = TypeVar("Call", bound=CallForm)
 
 @dataclass(frozen=True, slots=True)
 class ParsedCall(Generic[Call]):
-    """A call, with all fields of its body as they came."""
+    """A call, with all fields of its body."""
 
     call: Call
     fields: dict[str, Any]
@@ -263,7 +263,7 @@ def texts_of(value: str | list[Any], name: str) -> str | list[str]:
 
 
 def unsupported(name: str, expected: str, value: object) -> InvalidRequestError:
-    """The error for a field that cannot be honoured."""
+    """The error for a field that is not supported."""
     message = f"{name}: expected {expected}, got {quoted(value)}"
     return InvalidRequestError(message, field=name, **{UNSUPPORTED: True})
 
@@ -274,7 +274,7 @@ def wrong(name: str, expected: str, value: object) -> InvalidRequestError:
 
 
 def _rows(chat: dict[str, Any], choices: int) -> dict[str, Any] | list[dict[str, Any]]:
-    """The chat, or as many of it as there are choices, each with a seed of its own if it has one."""
+    """The chat, once per choice, each with its own seed if it has one."""
     if choices == 1:
         return chat
     seed = chat.get("seed")
@@ -302,7 +302,7 @@ _MISSING = re.compile(r"Object missing required field `([^`]*)`.*", re.DOTALL)
 
 
 class Header(NamedTuple):
-    """The term that a header gives, and what it means."""
+    """The term that a header sets, and its meaning."""
 
     term: str
     meaning: str

@@ -60,7 +60,7 @@ class ResponseOperation(ChatOperation):
 
 
 class RetrieveOperation(Operation):
-    """Describes a response that is there."""
+    """Describes a stored response."""
 
     def to_schema(self) -> dict[str, Any]:
         """The operation, with both forms of its answer."""
@@ -96,7 +96,7 @@ async def response_create(request: _Any) -> ASGIApp:
 async def response_retrieve(
     request: _Any, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
 ) -> ASGIApp:
-    """A stored response as it is now, or with `stream` its events as server-sent events, those to come included."""
+    """A stored response, or with `stream` its events as server-sent events, including those to come."""
     found = (await _responses(request).get(response, _tenant(request))).response
     if not stream:
         return Whole({}, msgspec.json.encode(found))
@@ -181,7 +181,7 @@ class _Making:
         return Whole(headers_of_result(job, result), msgspec.json.encode(response))
 
     async def later(self) -> ASGIApp:
-        """The response as it is once its job was accepted."""
+        """The response once its job has been accepted."""
         admitted, _ = await calls_of(self._request).begin(self.read.request, self.read.size, self._keep_begun)
         response = self._begun(admitted.ticket.job)
         return Whole(headers_of_placement(admitted), msgspec.json.encode(response))

@@ -76,7 +76,7 @@ class ResponseWriter:
         return self.end(failed(self.response, error))
 
     def _grown(self, delta: Delta) -> Iterator[bytes]:
-        """The events of a delta: what the model reasons is before what it says, and its calls are after it."""
+        """The events of a delta: reasoning before text, and calls after it."""
         job = self.response.job
         if text := delta.get("reasoning_content"):
             item = reasoning_item(job, "")
@@ -129,7 +129,7 @@ class ResponseWriter:
         )
 
     def _delta(self, kind: str, item: Item, text: str, logprobs: Sequence[Any] | None = None, **place: Any) -> bytes:
-        """What a text has more, as far as it is after the number that is asked for."""
+        """The new part of a text, as far as it is after the requested number."""
         self._number += len(text) - 1
         more = text[-max(self._number - self._after, 0) :] if self._number > self._after else ""
         beside = {} if logprobs is None else {"logprobs": logprobs if more == text else []}

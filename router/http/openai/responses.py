@@ -130,7 +130,7 @@ class ResponseFailure(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """A response: what was asked, how far it is, and its output. Times are Unix seconds."""
+    """A response: its request, its progress and its output. Times are Unix seconds."""
 
     id: str
     object: Literal["response"] = "response"
@@ -252,7 +252,7 @@ def failed(response: Response, error: TaxiwayError) -> Response:
 
 
 def restarted(response: Response) -> Response:
-    """The response as it was when its job was accepted."""
+    """The response at the time when its job was accepted."""
     return msgspec.structs.replace(
         response,
         status="queued" if response.background else "in_progress",
@@ -460,7 +460,7 @@ _READ: Mapping[str, Callable[[Item, str], dict[str, Any] | None]] = {
     "message": _said,
     "function_call": _called,
     "function_call_output": _returned,
-    "reasoning": lambda item, name: None,  # models are not shown what they reasoned in earlier turns
+    "reasoning": lambda item, name: None,  # models do not see their reasoning of earlier turns
 }
 
 
@@ -524,6 +524,6 @@ def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def no_such_previous(name: str) -> InvalidRequestError:
-    """The error for a response that cannot be continued, because it is not there."""
+    """The error for a response that cannot be continued, because it does not exist."""
     message = f"previous_response_id: no response {quoted(name)} is stored"
     return InvalidRequestError(message, field="previous_response_id")

@@ -1,4 +1,4 @@
-"""What one router keeps for OpenAI's callers: files, batches with what works on them, and responses."""
+"""The stored objects of OpenAI's API at one router: files, batches with their runner, and responses."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class StoredObjects:
         ]
 
     async def stop(self) -> None:
-        """Leave them to other routers, and disconnect."""
+        """Leave the work to other routers, and disconnect."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         self.objects.close()
 
     async def _expire(self) -> None:
-        """Delete files whose time has come."""
+        """Delete expired files."""
         while True:
             with contextlib.suppress(FleetUnavailable, OSError):
                 for name in await self.objects.expired_files(self.router.store.now(), _AT_ONCE):
@@ -85,7 +85,7 @@ class StoredObjects:
 
 
 class Responses:
-    """The stored responses. One in the background ends with its job, whether or not anybody asks for it.
+    """The stored responses. One in the background ends with its job, even if no client polls it.
 
     The router that accepted it waits for the job. Every router looks for those that ended unnoticed, because theirs
     was stopped or killed.
@@ -143,7 +143,7 @@ class Responses:
         return names, [item for turn in turns for item in (*turn.input, *turn.response.output)]
 
     async def get(self, name: str, tenant: str | None) -> StoredResponse:
-        """A response as it is now.
+        """A response in its current state.
 
         Raises:
             UnknownObjectError: the tenant has none of that name.
@@ -163,12 +163,12 @@ class Responses:
         return await self._end(name, failed(stored.response, JobCancelledError("it was cancelled")))
 
     async def delete(self, name: str, tenant: str | None) -> None:
-        """Forget a response, and cancel it if it has not ended."""
+        """Delete a response, and cancel it if it has not ended."""
         stored = await self.cancel(name, tenant)
         await self._objects.delete("response", name, stored.tenant)
 
     async def run(self) -> None:
-        """Work until cancelled; what this router leaves, another one continues."""
+        """Work until cancelled; another router continues what this one leaves."""
         try:
             while True:
                 with contextlib.suppress(FleetUnavailable):

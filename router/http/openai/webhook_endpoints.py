@@ -1,4 +1,4 @@
-"""Webhook endpoints, in the form of OpenAI's API, with their tenant, deliveries and dead letters besides.
+"""Webhook endpoints, in the form of OpenAI's API, also with their tenant, deliveries and dead letters.
 
 An operator registers them, for any tenant; a reader sees those of its own tenant. A secret is in the answer to
 the call that made it, and in no other.
@@ -169,7 +169,7 @@ class TestOperation(_Operation):
 
 
 class ReplayOperation(_Operation):
-    """Describes what is sent again."""
+    """Describes a replay of dead letters."""
 
     body = ReplayCall
 

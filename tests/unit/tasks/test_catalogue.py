@@ -99,7 +99,7 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ),
         (
             {"variants": variants(profiles=REMOTE)},
-            "variants.onnx.profiles.endpoint: expected no profile, as onnx runs on no",
+            "variants.onnx.profiles.endpoint: expected no profile, because onnx runs",
         ),
         ({"inputs": [tensor([], None)], "pipeline": "tensors"}, "inputs: expected one with a batch axis"),
         ({"outputs": [tensor([3], None)]}, "outputs.0.batch_axis: expected a batch axis: each row has an answer"),
