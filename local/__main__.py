@@ -309,7 +309,7 @@ def show_fleet(fleet: Fleet, console: Console) -> None:
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
     """A table of what the machine has, and how to get what it lacks."""
-    table = Table("", "what", "found", Column("what to do", overflow="fold"))
+    table = Table("", "what", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
     for finding in findings:
         mark = "[green]✓[/]" if finding.found else "[yellow]–[/]"
         table.add_row(mark, finding.subject, finding.value, finding.remedy)

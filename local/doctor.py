@@ -14,7 +14,8 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from local.embedded import EmbeddedValkeyError, find_binary
 from local.up import Fleet, ProcessState
@@ -266,7 +267,7 @@ def fetch(wanted: Iterable[Wanted], cache: Path, console: Console) -> list[Artef
     """
     failed = []
     store = ArtefactStore(cache)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), _SizeColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         show = _shown_on(bars)
         for model, name in wanted:
@@ -275,6 +276,13 @@ def fetch(wanted: Iterable[Wanted], cache: Path, console: Console) -> list[Artef
             except ArtefactError as error:
                 failed.append(error)
     return failed
+
+
+class _SizeColumn(DownloadColumn):
+    """The bytes that are there; empty before the first: a conversion says its size at its end."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.completed else Text()
 
 
 def _shown_on(bars: Progress) -> Callable[[str, int, int | None], None]:

@@ -21,6 +21,7 @@ import msgspec
 
 from router.access import PREFIX, SCOPES, Caller, Key, Keyring, KeysError, Scope, digest_of, parse_keys, written
 from tasks.models.files import stamp_of
+from taxiway.cli import USAGE, report
 from taxiway.cli.fleet import shown_as
 from taxiway.contract.request import MAX_NAME
 from taxiway.errors import flaw
@@ -104,7 +105,8 @@ _file = click.option(
     type=click.Path(path_type=Path),
     envvar="TAXIWAY_KEYS",
     required=True,
-    help="The keys file [TAXIWAY_KEYS].",
+    show_envvar=True,
+    help="The keys file.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
@@ -176,6 +178,9 @@ def _shown(key: Key) -> dict[str, object]:
 if __name__ == "__main__":
     try:
         main(prog_name=shown_as("python -m router.keys_file"))
-    except (KeysError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    except KeysError as error:
+        report(str(error), "`taxiway keys new` makes a keys file")
+        sys.exit(USAGE)
+    except OSError as error:
+        report(f"{error.filename}: {flaw(error)}", "name a file in a folder that can be written")
+        sys.exit(USAGE)

@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import click
@@ -27,7 +26,7 @@ from simulator.demand import InfeasibleError, PriceError, load_prices, offers
 from simulator.engine import Summary
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
-from simulator.history import trace_of_day
+from simulator.history import day_of, trace_of_day
 from simulator.planner import LOADS, PLAYS, Answer, Plan, fleet_plan, sensitivity, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
@@ -49,6 +48,7 @@ from simulator.tuning.command import tune
 from simulator.workload import Workload, prepare
 from taxiway.cli import USAGE, exit_on_error, report
 from taxiway.cli.fleet import shown_as
+from taxiway.errors import flaw
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
 
@@ -116,16 +116,16 @@ def simulate(
             chosen = TRIALS[trial or ""]
             workload, what = chosen.workload(chosen.trace(seed, data).at_load(load, seed=seed)), f"the trial {trial}"
         summaries = _compared(workload, seed) if compare else [_run(name, workload, seed)]
+        if as_json:
+            click.echo(json_lines(summaries), nl=False)
+        else:
+            console = Console(width=shutil.get_terminal_size((160, 24)).columns)
+            console.print(figures(summaries), "", usage(summaries))
         if plot is not None:
             title = "What each policy attains and costs"
             on = Path(workload.fleet.file).name
             subtitle = f"{len(workload):,} requests of {what} on {on}, load {load:g}, seed {seed}"
             plot.write_text(page(summaries, title=title, subtitle=subtitle), encoding="utf-8")
-    if as_json:
-        click.echo(json_lines(summaries), nl=False)
-    else:
-        console = Console(width=shutil.get_terminal_size((160, 24)).columns)
-        console.print(figures(summaries), "", usage(summaries))
 
 
 @main.command()
@@ -169,19 +169,20 @@ def diff_config(
     """Replay a history under an old and a new configuration, and print what each attains and costs."""
     with _exit_on_error():
         old, new = load_fleet(old_file), load_fleet(new_file)
-        day = _day(source)
+        day = day_of(source)
         trace = trace_of_day(url, data, day) if day else _trace(source, old)
         found = _difference(trace, (old, new), sample, seed)
+        if as_json:
+            click.echo(msgspec.json.encode(found))
+        else:
+            console = Console(width=shutil.get_terminal_size((160, 24)).columns)
+            lines = [] if found.sample is None else [sample_line(found.sample)]
+            console.print(*lines, difference(found), sep="\n")
         if plot is not None:
             subtitle = f"{len(trace):,} requests of {Path(source).name}, seed {seed}; old: {old_file}, new: {new_file}"
             dots = [msgspec.structs.replace(found.new, policy="new"), msgspec.structs.replace(found.old, policy="old")]
             title = "What the new configuration attains and costs"
             plot.write_text(page(dots, title=title, subtitle=subtitle), encoding="utf-8")
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    else:
-        console = Console(width=shutil.get_terminal_size((160, 24)).columns)
-        console.print(*([sample_line(found.sample)] if found.sample is not None else []), difference(found), sep="\n")
 
 
 def _difference(trace: Trace, fleets: tuple[Fleet, Fleet], sample: float, seed: int) -> Comparison:
@@ -214,14 +215,6 @@ def _replayed(trace: Trace, fleet: Fleet, seed: int) -> Workload:
     if lacking:
         raise FleetError(fleet.file, "classes", "classes that run every model of the history", lacking)
     return prepare(trace, fleet, seed=seed)
-
-
-def _day(source: str) -> datetime | None:
-    """The day that a text such as 2026-11-27 names; None if it names none."""
-    try:
-        return datetime.strptime(source, "%Y-%m-%d")
-    except ValueError:
-        return None
 
 
 def _pairs(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -369,7 +362,8 @@ def _exit_on_error() -> Iterator[None]:
         with exit_on_error():
             yield
     except tuple(_HINTS) as error:
-        report(str(error), next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
+        said = f"{error.filename}: {flaw(error)}" if isinstance(error, OSError) else str(error)
+        report(said, next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
         sys.exit(USAGE)
 
 

@@ -19,7 +19,7 @@ import click
 import msgspec
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from router.decide.history import (
@@ -100,6 +100,23 @@ _data = click.option(
 )
 
 
+def day_of(text: str) -> datetime | None:
+    """The day that a text such as 2026-11-27 names; None if it names none."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%d")
+    except ValueError:
+        return None
+
+
+class _Day(click.ParamType[datetime]):
+    """A UTC day."""
+
+    name = "DAY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        return day_of(str(value)) or self.fail(f"expected a UTC day, such as 2026-11-27, got {value!r}", param, ctx)
+
+
 class Share(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs of one model and service, how they ended, and the seconds that the answered ones took.
 
@@ -152,7 +169,7 @@ def _share(arrivals: Arrivals, jobs: Jobs) -> Share:
 @click.group(invoke_without_command=True)
 @_url
 @_data
-@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="A UTC day [the last 24 hours].")
+@click.option("--day", type=_Day(), help="A UTC day [the last 24 hours].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.pass_context
 def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime | None, *, as_json: bool) -> None:
@@ -168,7 +185,7 @@ def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime |
 
 
 @main.command()
-@click.argument("day", type=click.DateTime(["%Y-%m-%d"]))
+@click.argument("day", type=_Day())
 @_url
 @_data
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, with what became of it.")
@@ -224,7 +241,11 @@ def _told(arrivals: Arrivals) -> Iterator[dict[str, Any]]:
 
 
 def _table(shares: Sequence[Share]) -> Table:
-    table = Table(*Share.__struct_fields__, box=None, pad_edge=False)
+    names = Share.__struct_fields__
+    columns = [
+        Column(name, no_wrap=True, justify="left" if name in ("model", "service") else "right") for name in names
+    ]
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for share in shares:
         figures = {**msgspec.structs.asdict(share), "timely": percent(share.timely)}
         figures |= {"p50": seconds(share.p50), "p95": seconds(share.p95)}

@@ -316,9 +316,10 @@ def _axes(across: _Scale, up: _Scale, dearest: float) -> list[str]:
         parts.append(f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tenth * 10} %</text>')
     step = _round_step(dearest / 5)
+    digits = 0 if step >= 1 else max(2, -math.floor(math.log10(step)))
     for number in range(int(dearest * 1.1 / step) + 1):
         x, y = across(number * step), HEIGHT - _BOTTOM + 20
-        parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">${number * step:g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">${number * step:.{digits}f}</text>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">cost of the run (left is cheaper)</text>')
     parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 7}">live requests answered in time (up is better)</text>')

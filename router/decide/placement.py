@@ -525,7 +525,10 @@ def _refused(table: CandidateTable, index: int, reason: str) -> Refusal:
 def _unplaceable(table: CandidateTable) -> InvalidRequestError | UnplaceableError | NoDeviceError:
     refusals: Sequence[Refusal] = table.refusals
     refused = [{"hardware_class": r.hardware_class, "variant": r.variant, "reason": r.reason} for r in refusals]
-    lines = "; ".join(f"{r.hardware_class}/{r.variant}: {r.reason}" for r in refusals)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for refusal in refusals:
+        alike.setdefault((refusal.hardware_class, refusal.reason), []).append(refusal.variant)
+    lines = "; ".join(f"{name}/{', '.join(variants)}: {why}" for (name, why), variants in alike.items())
     message = f"no device can run {table.model.id}: {lines}"
     asked = sorted({name for refusal in refusals for name in refusal.asked})
     if asked and all(r.ever for r in refusals):

@@ -16,6 +16,7 @@ from taxiway.errors import InvalidRequestError, quoted
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _IGNORED = ("model", "stream", "stream_options")  # taxiway says itself what these are
+_EXAMPLE = '{"messages": [{"role": "user", "content": "Hello"}]}'
 _WORD_OF_IMAGE = 1000  # characters that an image counts for, about: engines make 256 to 1,024 tokens of one
 
 
@@ -109,7 +110,7 @@ def read_chat(value: Any, field: str) -> dict[str, Any]:
         try:
             value = msgspec.json.decode(value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequestError(f"{field}: expected JSON, got {quoted(value)}", field=field) from error
+            raise _wrong(field, f"a chat request in JSON, such as {_EXAMPLE}", value) from error
     if not isinstance(value, dict):
         raise _wrong(field, "a chat request: an object with messages", value)
     messages = value.get("messages")

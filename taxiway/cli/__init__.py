@@ -25,6 +25,7 @@ from taxiway.errors import (
     ResultTimeoutError,
     TaxiwayError,
     UnauthenticatedError,
+    UnknownJobError,
     UnknownModelError,
     UnplaceableError,
 )
@@ -43,13 +44,14 @@ EXIT_CODES = {
 
 _HINTS: dict[type[TaxiwayError], str] = {
     UnauthenticatedError: "set TAXIWAY_KEY to the API key from the fleet's operator",
+    UnknownJobError: "`taxiway jobs` lists the latest jobs",
     UnknownModelError: "`taxiway models` lists what the fleet can run",
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
     BrokerFullError: "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
     BrokerUnavailableError: "start a fleet with `taxiway up --detach`, or name one with --url or TAXIWAY_URL",
-    ModelUnavailableError: "`taxiway check` says what to repair; a running fleet detects the repair by itself",
+    ModelUnavailableError: "`taxiway models load` serves a model that was unloaded; `taxiway check` shows the errors",
     NoDeviceError: "`taxiway status` lists the live devices; start a worker for the class",
-    OverloadedError: "try again later, or allow a longer --deadline",
+    OverloadedError: "allow a longer --deadline, or add workers",
     ResultTimeoutError: "the job continues; `taxiway result ID --wait SECONDS` waits for it again",
 }
 
@@ -67,7 +69,7 @@ def hint_for(error: TaxiwayError) -> str:
     """What to do about the error; empty if unknown."""
     hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
     if error.retry_after is not None:
-        return f"{hint or 'try again'} (in {error.retry_after:g} s)"
+        return f"{hint} (try again in {error.retry_after:g} s)" if hint else f"try again in {error.retry_after:g} s"
     return hint
 
 

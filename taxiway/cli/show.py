@@ -102,7 +102,9 @@ def show_placement(placement: Mapping[str, Any]) -> None:
     """The reason, every candidate with its figures, and the classes that could not run the request."""
     console = _console()
     tables = ("considered", "refused", "moves")
-    console.print(_facts({name: brief(v) for name, v in placement.items() if name not in tables and v is not None}))
+    console.print(
+        _facts({name: brief(v) for name, v in placement.items() if name not in tables and v not in (None, False)})
+    )
     if placement.get("considered"):
         console.print(_table("considered, cheapest first", [_considered_row(row) for row in placement["considered"]]))
     if placement.get("refused"):
@@ -175,7 +177,7 @@ def show_jobs(jobs: Sequence[JobRecord]) -> None:
             "state": str(job.state),
             "model": job.model,
             "class": job.hardware_class,
-            "age": f"{max(now - job.accepted, 0):.0f} s",
+            "age": span(max(now - job.accepted, 0.001)),
             "tenant": job.tenant,
         }
         for job in jobs

@@ -192,11 +192,16 @@ def _host(device: Mapping[str, Any]) -> str:
 
 
 def _table(*columns: str) -> Table:
-    """A table without borders; a column whose heading begins with `>` is right-aligned."""
+    """A table without borders; a column whose heading begins with `>` is right-aligned.
+
+    Where the terminal is too narrow, the last column is cut if it is a text.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for column in columns:
         side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
         table.add_column(column.lstrip(">"), justify=side, no_wrap=True, overflow="ellipsis")
+    if not columns[-1].startswith(">"):
+        table.expand, table.columns[-1].ratio = True, 1
     return table
 
 

@@ -170,6 +170,7 @@ def test_the_completion_script_completes_verbs() -> None:
         (["up", "--port", "many"], "Usage: taxiway up "),
         (["plan", "--nonsense"], "Usage: taxiway plan "),
         (["keys", "new"], "Usage: taxiway keys new "),
+        (["history", "--day", "yesterday"], "Usage: taxiway history "),
     ],
 )
 def test_a_usage_error_names_the_command_that_was_typed(arguments: list[str], usage: str) -> None:
@@ -178,6 +179,25 @@ def test_a_usage_error_names_the_command_that_was_typed(arguments: list[str], us
     assert done.returncode == 2
     assert done.stderr.startswith(usage)
     assert "python -m" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["keys", "list"], "TAXIWAY_KEYS"),
+        (["keys", "list", "--file", "/nowhere"], "/nowhere: expected a readable file of keys, got no such file"),
+        (["keys", "new", "--tenant", "lab", "--file", "/proc/nowhere/keys"], "error: /proc/nowhere"),
+        (["history", "--day", "yesterday"], "expected a UTC day, such as 2026-11-27, got 'yesterday'"),
+        (["history", "export"], "Missing argument 'DAY'"),
+    ],
+)
+def test_wrong_usage_of_the_fleets_verbs_says_what_is_expected(arguments: list[str], said: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TAXIWAY_KEYS"}
+    done = command_line(*arguments, env=environment)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path: Path) -> None:

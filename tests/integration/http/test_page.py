@@ -41,6 +41,8 @@ def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path
         async with opened(url) as page:
             await page.until("!document.getElementById('main').hidden")
             assert "cpu.batch" in await page.until(HELD.format("classes"))
+            used = "getComputedStyle(document.querySelector('#classes meter').parentElement).whiteSpace"
+            assert await page.value(used) == "nowrap"
             before = await page.value("document.getElementById('state').textContent")
             await page.until(f"document.getElementById('state').textContent !== {json.dumps(before)}")
             await page.value("document.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}))")

@@ -75,12 +75,13 @@ def test_wrong_usage_is_an_error_with_a_hint_and_exit_code_2(trace: str, fleet: 
     assert (shown.stdout, "Traceback" in shown.stderr) == ("", False)
 
 
-def test_an_unwritable_plot_is_an_error_with_a_hint() -> None:
+def test_an_unwritable_plot_is_an_error_with_a_hint_and_loses_no_figures() -> None:
     shown = simulate(
         "--trace", "poisson:rate=1,duration=9", "--fleet", str(FLEET), "--plot", "/no/such/folder/out.html"
     )
     assert shown.returncode == 2
-    assert "hint: " in shown.stderr
+    assert "error: /no/such/folder/out.html: no such file or directory\nhint: " in shown.stderr
+    assert "taxiway" in shown.stdout
 
 
 EDGE = TREE / "simulator" / "fleets" / "trial-edge.yaml"

@@ -131,7 +131,8 @@ def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are() -> None
     assert DeadlineExceededError("").exit_code == 1
     assert OverloadedError("").exit_code == 4
     assert TaxiwayError("").exit_code == 1
-    assert hint_for(OverloadedError("", retry_after=3.0)).endswith("(in 3 s)")
+    assert hint_for(OverloadedError("", retry_after=3.0)).endswith("(try again in 3 s)")
+    assert hint_for(DeadlineExceededError("", retry_after=3.0)) == "try again in 3 s"
 
 
 def test_a_report_says_that_its_device_was_emulated() -> None:

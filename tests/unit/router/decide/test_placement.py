@@ -354,6 +354,13 @@ def test_what_no_class_can_ever_run_is_unplaceable_with_each_reason(
     assert (refusal["hardware_class"], refusal["variant"]) == ("cpu", "fast")
 
 
+def test_a_reason_that_holds_for_several_variants_of_a_class_is_said_once() -> None:
+    asked = needs_by(constraints=Constraints(locality="edge"))
+    with pytest.raises(UnplaceableError) as caught:
+        place(model(fast=variant(0.1), slow=variant(4.0)), asked, topology(cpu=hardware()), fleet(device()))
+    assert caught.value.message.endswith("cpu/fast, slow: the data must stay on 'edge', which the class is not")
+
+
 def test_data_that_must_stay_somewhere_is_placed_there_though_it_costs_more() -> None:
     classes = topology(cheap=hardware(0.36), dear=hardware(3.6, labels=("edge",)))
     placement = place(model(), needs_by(constraints=Constraints(locality="edge")), classes, fleet(*BOTH))

@@ -108,7 +108,7 @@ def test_a_chat_is_streamed_and_its_own_fields_reach_the_engine() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ("no", "inputs.request: expected JSON, got 'no'"),
+        ("no", "inputs.request: expected a chat request in JSON, such as "),
         ([], "inputs.request: expected a chat request: an object with messages, got []"),
         ({}, "inputs.request.messages: expected a list of objects with a role, got None"),
         ({"messages": [{"content": "x"}]}, "inputs.request.messages: expected a list of objects with a role"),
