@@ -21,7 +21,7 @@ from tasks.settings import settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
-from workers.celery_adapter.consumer import Fetching, GroupedEvents
+from workers.celery_adapter.consumer import Fetching, GroupedEvents, LoneConsumer
 from workers.celery_adapter.events import SHOWN
 from workers.celery_adapter.pool import DevicePool
 from workers.celery_adapter.strategy import (
@@ -76,9 +76,7 @@ def serve(app: Celery, loglevel: str) -> int:
         ready = {"ready": "worker", "worker": name, "device": label, "emulated": options.emulate}
         click.echo(json.dumps(ready))
 
-    worker = app.Worker(
-        hostname=name, loglevel=loglevel, task_events=True, without_mingle=True, without_gossip=True, quiet=True
-    )
+    worker = app.Worker(hostname=name, loglevel=loglevel, task_events=True, quiet=True)
     worker.start()
     return int(worker.exitcode or 0)
 
@@ -102,6 +100,7 @@ def infer(task: Task[Any, Any], *_args: Any, **_kwargs: Any) -> Any:
 def _worker_settings(context: WorkerContext) -> dict[str, Any]:
     return {
         "worker_pool": _path(DevicePool),
+        "worker_consumer": _path(LoneConsumer),
         "worker_concurrency": 1,
         "worker_prefetch_multiplier": PREFETCH * context.hardware.max_batch,
         "worker_redirect_stdouts": False,

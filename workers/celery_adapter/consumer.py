@@ -1,4 +1,4 @@
-"""What a worker adds to Celery's consumer: it fetches in bulk, serves what its device may, and groups its events."""
+"""What a worker changes of Celery's consumer: it fetches in bulk, serves what its device may, and groups its events."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.consumer import Consumer
 from celery.worker.control import control_command
 
 from workers.celery_adapter.events import AT_MOST
@@ -23,6 +24,19 @@ def add_consumer(state: Any, queue: str, **_: Any) -> dict[str, str]:
         return {"error": reason}
     state.consumer.call_soon(state.consumer.add_task_queue, queue)
     return {"ok": f"add consumer {queue}"}
+
+
+class LoneConsumer(Consumer):
+    """Celery's consumer without its exchange with other workers, which hold nothing that this one needs.
+
+    At its start a worker would ask the others and wait until none has answered for a second, without sending
+    heartbeats of its own meanwhile. RabbitMQ's heartbeats, which come as often with a short lease, prolong that wait
+    until RabbitMQ closes the connection.
+    """
+
+    def __init__(self, on_task_request: Any, *, worker_options: dict[str, Any], **kwargs: Any) -> None:
+        alone = worker_options | {"without_mingle": True, "without_gossip": True}
+        super().__init__(on_task_request, worker_options=alone, **kwargs)
 
 
 class Fetching(bootsteps.StartStopStep):

@@ -501,15 +501,20 @@ def test_a_worker_on_rabbitmq_answers_into_valkey(settings: Settings, tmp_path: 
         assert max(result.report.batch for result in results) > 1
 
 
-def test_the_celery_command_serves_a_class(fleet: Settings, tower: Tower) -> None:
-    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-E", "-n", "plain@%h"]
+def test_the_celery_command_serves_a_class_and_asks_no_other_worker(
+    fleet: Settings, tower: Tower, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-E", "-n", "plain@%h", "-l", "INFO"]
     environment = {**os.environ, **fleet.environment(), "TAXIWAY_CLASS": CLASS}
-    process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        assert tower.result(tower.order("echo", "hello"), within=30).outputs == {"payload": "hello"}
-    finally:
-        process.terminate()
-        assert process.wait(20) == 0
+    log = tmp_path / "log"
+    with log.open("wb") as file, subprocess.Popen(command, cwd=TREE, env=environment, stderr=file) as process:
+        try:
+            assert tower.result(tower.order("echo", "hello"), within=30).outputs == {"payload": "hello"}
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+    assert "Connected to" in log.read_text()
+    assert "mingle" not in log.read_text()
 
 
 def test_an_outage_while_a_job_runs_costs_neither_the_job_nor_a_second_run(settings: Settings, tmp_path: Path) -> None:
