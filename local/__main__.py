@@ -56,7 +56,7 @@ from tasks.settings import SettingsError, cache_directory, models_folder, queues
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, load_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
-from taxiway.cli.fleet import shown_as
+from taxiway.cli.fleet import run
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
@@ -141,6 +141,7 @@ def up(
         _announce(as_json)(fleet)
         return
     log_to_stderr()
+    click.echo("starting the broker, a router, workers and Flower; Ctrl-C stops them", err=True)
     least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
     run_fleet(plan, options, os.environ, _announce(as_json), Bounds(least, machine.cores) if autoscale else None)
 
@@ -439,7 +440,7 @@ def _show_totals(answers: Sequence[Answer], console: Console) -> None:
 
 if __name__ == "__main__":
     try:
-        main(prog_name=shown_as("python -m local"))
+        run(main, "python -m local")
     except CommandError as error:
         report(str(error), error.hint)
         sys.exit(error.code)

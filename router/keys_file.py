@@ -22,7 +22,7 @@ import msgspec
 from router.access import PREFIX, SCOPES, Caller, Key, Keyring, KeysError, Scope, digest_of, parse_keys, written
 from tasks.models.files import stamp_of
 from taxiway.cli import USAGE, report
-from taxiway.cli.fleet import shown_as
+from taxiway.cli.fleet import run
 from taxiway.contract.request import MAX_NAME
 from taxiway.errors import flaw
 
@@ -177,7 +177,7 @@ def _shown(key: Key) -> dict[str, object]:
 
 if __name__ == "__main__":
     try:
-        main(prog_name=shown_as("python -m router.keys_file"))
+        run(main, "python -m router.keys_file")
     except KeysError as error:
         report(str(error), "`taxiway keys new` makes a keys file")
         sys.exit(USAGE)

@@ -47,7 +47,7 @@ from simulator.trials import TRIALS
 from simulator.tuning.command import tune
 from simulator.workload import Workload, prepare
 from taxiway.cli import USAGE, exit_on_error, report
-from taxiway.cli.fleet import shown_as
+from taxiway.cli.fleet import run
 from taxiway.errors import flaw
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
@@ -370,4 +370,4 @@ def _exit_on_error() -> Iterator[None]:
 main.add_command(tune)
 
 if __name__ == "__main__":
-    main(prog_name=shown_as("python -m simulator"))
+    run(main, "python -m simulator")

@@ -40,7 +40,7 @@ from simulator.reports import percent, seconds
 from simulator.traces import Trace, TraceError, trace_of, without_versions, write_trace
 from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
-from taxiway.cli.fleet import shown_as
+from taxiway.cli.fleet import run
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import history_key
 from taxiway.valkey import fleet_errors
@@ -255,4 +255,4 @@ def _table(shares: Sequence[Share]) -> Table:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(prog_name=shown_as("python -m simulator.history"))
+        run(main, "python -m simulator.history")

@@ -27,7 +27,7 @@ from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.models.signature import bind
 from tasks.settings import cache_directory, models_folder, queues_file
-from taxiway.cli.fleet import shown_as
+from taxiway.cli.fleet import run
 from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
 from workers.device import Device, find_device
@@ -138,9 +138,10 @@ def _show(verdicts: Sequence[Verdict]) -> None:
         hint = f"\n[cyan]hint:[/] {escape(verdict.hint)}" if verdict.hint else ""
         table.add_row(f"[{style}]{verdict.level}[/]", escape(verdict.subject), f"{escape(verdict.text)}{hint}")
     console.print(table)
-    counts = {level: sum(verdict.level == level for verdict in verdicts) for level in _STYLES}
-    console.print(f"{counts['error']} errors, {counts['warning']} warnings")
+    levels = [verdict.level for verdict in verdicts]
+    counts = {level: levels.count(level) for level in ("error", "warning")}
+    console.print(", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items()))
 
 
 if __name__ == "__main__":
-    main(prog_name=shown_as("python -m workers.check"))
+    run(main, "python -m workers.check")

@@ -24,7 +24,7 @@ from tasks.models.model import Model
 from tasks.models.profiles import Processor
 from tasks.settings import TREE, models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
-from taxiway.cli.fleet import shown_as
+from taxiway.cli.fleet import run
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 from workers.device import Device, DeviceMissingError, endpoint_device, find_device
 from workers.profiling.endpoint import QUICK_ROUNDS, ROUNDS, measure_endpoint
@@ -242,4 +242,4 @@ def _fail(console: Console, message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    main(prog_name=shown_as("python -m workers.profiling"))
+    run(main, "python -m workers.profiling")

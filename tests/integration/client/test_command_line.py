@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tasks.settings import TREE
 from taxiway.cli.address import find_fleet
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT
 from tests.command_line import CommandLine
@@ -76,6 +77,19 @@ def test_an_interrupt_exits_with_130() -> None:
 
     assert process.returncode == 130
     assert said == "error: interrupted\n"
+
+
+def test_an_interrupt_of_a_verb_that_another_package_implements_exits_with_130_too(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    os.mkfifo(trace)
+    fleet = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
+    command = [sys.executable, "-m", "taxiway", "simulate", "--trace", str(trace), "--fleet", str(fleet)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, trace.open("w"):
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+
+    assert process.returncode == 130
+    assert said.strip() == "error: interrupted"
 
 
 @pytest.mark.parametrize("verb", ["up", "down", "doctor"])
