@@ -19,6 +19,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
+from local.artefacts import fetch, for_runtimes, runtimes_of
 from local.autoscaler import Bounds, most_workers
 from local.demo import (
     DEMO_COUNTS,
@@ -32,20 +33,13 @@ from local.demo import (
     plain,
     summaries,
 )
-from local.doctor import Finding, ServerAwayError, check_servers, examine, fetch, for_runtimes, runtimes_of
+from local.doctor.examine import ServerAwayError, check_servers, examine
+from local.doctor.findings import Finding
 from local.embedded import EmbeddedValkeyError
+from local.fleet import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet
 from local.supervisor import StartError, ended_with, in_tree, own_command
-from local.up import (
-    AlreadyRunningError,
-    Fleet,
-    Options,
-    data_directory,
-    read_fleet,
-    run_fleet,
-    stop_fleet,
-    supervisor_pid,
-)
+from local.up import Options, run_fleet
 from tasks.check import QUEUES, check_configuration
 from tasks.document import DocumentError
 from tasks.machine import Machine, look

@@ -24,9 +24,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from local.doctor import Wanted
+from local.artefacts import Wanted
+from local.fleet import Fleet, stop_fleet
 from local.supervisor import ended_with, in_tree, own_command
-from local.up import Fleet, stop_fleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model

@@ -5,25 +5,23 @@ A fleet's state is in its data directory: its supervisor, and the addresses of i
 
 from __future__ import annotations
 
-import fcntl
 import os
-import select
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
-import msgspec
 
 from broker.valkey.records import heartbeat_call
 from local.autoscaler import Ask, Autoscaler, Bounds, Replicas, ask_router
-from local.embedded import EmbeddedValkey, kept_port, kept_secret, within
+from local.embedded import EmbeddedValkey, kept_port, kept_secret
+from local.fleet import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
-from local.supervisor import Exit, SupervisedProcess, Supervisor
+from local.supervisor import SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from taxiway.connection import ConnectionPool
@@ -35,18 +33,8 @@ START_PATIENCE = 240.0
 STOP_PATIENCE = 15.0
 """Seconds that a process has to end when asked; a worker has `limits.grace` before that to finish its jobs."""
 
-AT_ONCE = 20.0
-"""Seconds within which a fleet ends after the second request to stop."""
-
-STARTING = 60.0
-"""Seconds within which a fleet that is still starting ends when asked."""
-
-LOCK = "supervisor.lock"
-FLEET = "fleet.json"
-
 _GROUPS = 4  # stopped one after another: workers, router, Flower, broker
 _QUICK = 1.0  # timeout in seconds of a health check on loopback
-_LOCK_WAIT = 0.5  # seconds; reading the supervisor's pid holds the lock for less
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,164 +304,3 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
 def _announced(process: SupervisedProcess, field: str) -> Any:
     """A field of the process's last ready line; empty before the first."""
     return process.announced.get(field, "")
-
-
-class RunningWorker(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker process of a running fleet."""
-
-    hardware_class: str
-    device: str
-    emulated: bool
-    worker: str
-    pid: int
-
-
-class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of a running fleet, as its supervisor sees it; `pid` is None while it waits to be restarted.
-
-    `restarts` counts its restarts after failures, and `last_exit` says how it failed last.
-    """
-
-    name: str
-    pid: int | None
-    ready: bool
-    log: str
-    restarts: int = 0
-    last_exit: Exit | None = None
-
-
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """A running fleet: its addresses (passwords included), the supervisor's process, its workers and all processes.
-
-    `broker` and `state` are addresses for any client library: an embedded server's port on loopback. `socket` is its
-    Unix socket, which the fleet uses because it is faster, and `celery_broker` the broker for plain Celery on this
-    machine, in kombu's form (`redis+socket://…`).
-
-    `left_out` has the classes without a worker, and why. A restart changes `router_pid` or a worker's pid. `patience`
-    is the time in seconds within which the fleet ends when asked to stop.
-    """
-
-    broker: str
-    state: str
-    socket: str | None = None
-    celery_broker: str = ""
-    http: str
-    flower: str | None
-    pid: int
-    router_pid: int
-    data: str
-    workers: tuple[RunningWorker, ...]
-    patience: float
-    left_out: Mapping[str, str] = {}
-    processes: tuple[ProcessState, ...] = ()
-
-
-class AlreadyRunningError(Exception):
-    """Another supervisor runs a fleet from this data directory."""
-
-    def __init__(self, data: Path, pid: int | None) -> None:
-        super().__init__(f"{data}: a fleet already runs from this directory (process {pid})")
-        self.pid = pid
-
-
-def data_directory(given: Path | None, environment: Mapping[str, str]) -> Path:
-    """Where a fleet keeps its data: as given, else `TAXIWAY_DATA`, else `.taxiway` in the current folder."""
-    return (given or Path(environment.get("TAXIWAY_DATA") or ".taxiway")).absolute()
-
-
-@contextmanager
-def supervising(data: Path) -> Iterator[None]:
-    """Hold the exclusive lock to run a fleet from `data`, with this process's id; removes `fleet.json` at the end.
-
-    Raises:
-        AlreadyRunningError: another process holds it.
-    """
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (data / LOCK).open("a+") as lock:
-        if not within(_LOCK_WAIT, lambda: _locked(lock, fcntl.LOCK_EX), every=0.05):
-            raise AlreadyRunningError(data, supervisor_pid(data))
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        try:
-            yield
-        finally:
-            (data / FLEET).unlink(missing_ok=True)
-
-
-def supervisor_pid(data: Path) -> int | None:
-    """The pid of the supervisor that runs a fleet from `data`; None if there is none."""
-    path = data / LOCK
-    if not path.exists():
-        return None
-    with path.open() as lock:
-        return None if _locked(lock, fcntl.LOCK_SH) else int(lock.read() or 0) or None
-
-
-def write_fleet(data: Path, fleet: Fleet) -> None:
-    """Replace `fleet.json`, which only its owner can read, in one step."""
-    made = data / f"{FLEET}.new"
-    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(fleet), indent=2))
-    made.replace(data / FLEET)
-
-
-def read_fleet(data: Path) -> Fleet | None:
-    """The fleet that runs from `data`; None if none is ready."""
-    if supervisor_pid(data) is None or not (data / FLEET).exists():
-        return None
-    return msgspec.json.decode((data / FLEET).read_bytes(), type=Fleet)
-
-
-def stop_fleet(data: Path) -> bool:
-    """Stop the fleet that runs from `data` and wait for its end; returns whether there was one.
-
-    An interrupt, or another call, stops it at once: its workers return the jobs that they run. A supervisor that does
-    not end within its fleet's `patience` is killed, and its children with it.
-    """
-    supervisor, fleet = _supervisor(data), read_fleet(data)
-    if supervisor is None:
-        (data / FLEET).unlink(missing_ok=True)
-        return False
-    try:
-        with suppress(ProcessLookupError):  # it has just ended by itself
-            signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-            if not _stopped(supervisor, STARTING if fleet is None else fleet.patience):
-                signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-                _ended(supervisor, AT_ONCE)
-    finally:
-        os.close(supervisor)
-        (data / FLEET).unlink(missing_ok=True)
-    return True
-
-
-def _supervisor(data: Path) -> int | None:
-    """A pidfd of the supervisor's process, which stays valid when its pid is reused."""
-    pid = supervisor_pid(data)
-    try:
-        return None if pid is None else os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-
-
-def _stopped(supervisor: int, patience: float) -> bool:
-    """Whether it ends in time; an interrupt of this process stops it at once."""
-    try:
-        return _ended(supervisor, patience)
-    except KeyboardInterrupt:
-        signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-        return _ended(supervisor, AT_ONCE)
-
-
-def _ended(process: int, patience: float) -> bool:
-    """Whether the process of a pidfd ends within `patience` seconds."""
-    return bool(select.select([process], [], [], patience)[0])
-
-
-def _locked(lock: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(lock, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 
 from local.autoscaler import Ask, Bounds, ask_router
+from local.fleet import Fleet
 from local.plan import plan_fleet
-from local.up import Fleet, Options, run_fleet
+from local.up import Options, run_fleet
 from tasks.machine import look
 from tasks.topology import load_topology
 

@@ -15,8 +15,9 @@ from typing import Protocol
 
 from router.decide.plan import ScalingRule
 from router.upkeep.releaser import RELEASE_TICK
+from simulator.class_queue import Order
 from simulator.fleet import SERVICES, Fleet
-from simulator.pool import Order, Pool
+from simulator.pool import Pool
 from simulator.workload import Job
 
 REFUSED = -1

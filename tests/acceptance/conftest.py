@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from local.fleet import Fleet
 from local.plan import absent
-from local.up import Fleet
 from tasks.machine import look
 from tasks.settings import TREE
 from tasks.topology import load_topology

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from local.up import Fleet
+from local.fleet import Fleet
 
 
 def taxiway(*arguments: str, timeout: float = 600, settings: Mapping[str, str] | None = None) -> str:

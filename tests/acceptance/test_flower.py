@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import taxiway
-from local.up import Fleet
+from local.fleet import Fleet
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.client.sync_client import Job

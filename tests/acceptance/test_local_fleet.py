@@ -13,7 +13,7 @@ import httpx
 import pytest
 from celery import Celery
 
-from local.up import Fleet, read_fleet
+from local.fleet import Fleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, INFER

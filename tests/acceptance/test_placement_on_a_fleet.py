@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import taxiway
-from local.up import Fleet
+from local.fleet import Fleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import DeadlineExceededError
 

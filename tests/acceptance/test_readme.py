@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from local.up import Fleet
+from local.fleet import Fleet
 from tasks.settings import TREE
 
 PAGES = {

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import taxiway
-from local.up import Fleet
+from local.fleet import Fleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import InvalidRequestError, RequestError, UnknownModelError, UnplaceableError
 

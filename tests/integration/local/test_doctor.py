@@ -12,9 +12,10 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from local.doctor import check_endpoints, configuration, outdated, servers
+from local.doctor.endpoints import check_endpoints
+from local.doctor.examine import configuration, outdated, servers
 from local.embedded import find_binary
-from local.up import Fleet
+from local.fleet import Fleet
 from tasks.settings import TREE, Settings
 from tests.engine import Engine, serving
 from tests.graphs import SCALE_SPECS, scale_graph, write_model

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from local.children import start_child, stop_child
+from local.fleet import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
 from local.supervisor import StartError, SupervisedProcess, Supervisor
-from local.up import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
 from tests.waiting import gone, until
 
 READY = (

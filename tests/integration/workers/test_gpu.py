@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import taxiway
-from local.up import Fleet
+from local.fleet import Fleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model

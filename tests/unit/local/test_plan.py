@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from local.doctor import for_runtimes, runtimes_of
+from local.artefacts import for_runtimes, runtimes_of
 from local.plan import PlanError, WorkerPlan, absent, plan_fleet
 from local.supervisor import LONGEST_DELAY, ended_with, exit_of, exit_reason, restart_delay
 from local.torch_choice import brings_cuda

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
 from router.upkeep.releaser import RELEASE_TICK
+from simulator.class_queue import ClassQueue
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Central, Policy, Shift
 from simulator.policies.routing import ExpectedBatch, Holding
 from simulator.policies.taxiway import Taxiway
-from simulator.pool import ClassQueue, Pool
+from simulator.pool import Pool
 from simulator.traces import make_trace
 from simulator.workload import Job, Workload, jobs, prepare
 from tests.unit.simulator.test_engine import chat

@@ -1,11 +1,10 @@
-"""What this machine has, what is missing, and how to get it; model weights are fetched here, with their progress."""
+"""What this machine has, what is missing, and how to get it."""
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
@@ -13,54 +12,27 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
+from local.doctor.endpoints import check_endpoints
+from local.doctor.findings import Finding
 from local.embedded import EmbeddedValkeyError, find_binary
-from local.up import Fleet, ProcessState
+from local.fleet import Fleet, ProcessState
 from tasks.check import check_configuration
-from tasks.endpoints import Endpoint
 from tasks.machine import RUNTIMES, Machine
-from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Catalogue
-from tasks.models.discovered import Announced, discovered
-from tasks.models.folder import load_catalogue
-from tasks.models.model import Model
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
-from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.connection import ConnectionPool
-from taxiway.errors import TaxiwayError
 from taxiway.valkey import ServerError
-from workers.endpoints.http import EndpointConfigError, EndpointLink
-from workers.endpoints.protocol import EndpointError, Exchange, open_protocol
 
 _QUICK = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _DISK = 3 * 2**30  # bytes: the shipped models, their conversions and a torch for the CPU
 
-
 SERVERS = ("TAXIWAY_BROKER", "TAXIWAY_STATE")
 """The variables that name the user's own servers."""
-
-PATIENCE = 30.0
-"""Seconds for one token: an engine may load its model first."""
-
-_GENERATING = ("chat", "generation")  # pipelines whose models can be asked for a token
-_CHAT = {"messages": [{"role": "user", "content": "Say one word."}], "max_tokens": 1, "temperature": 0}
 
 
 class ServerAwayError(Exception):
     """A server that the user named does not answer."""
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that a fleet can use: what was found or, if it is missing, how to get it."""
-
-    subject: str
-    found: bool
-    value: str
-    remedy: str = ""
 
 
 def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | None) -> list[Finding]:
@@ -237,166 +209,3 @@ def _storage(cache: Path) -> Iterator[Finding]:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-Wanted = tuple[Model, str]
-"""A model and the name of one of its artefacts."""
-
-
-def for_runtimes(models: Iterable[Model], runtimes: Collection[str]) -> list[Wanted]:
-    """The artefacts of every variant that one of the runtimes can run, each once."""
-    wanted: dict[tuple[str, str], Wanted] = {}
-    for model in models:
-        for variant in model.variants.values():
-            if variant.runtime in runtimes:
-                wanted |= {(model.id, name): (model, name) for name in variant.artefacts.values()}
-    return list(wanted.values())
-
-
-def runtimes_of(topology: Topology, classes: Collection[str], installed: Collection[str]) -> set[str]:
-    """The `installed` runtimes that workers of these classes use."""
-    used: set[str] = {runtime for name in classes for runtime in topology.hardware[name].runtimes}
-    return used & set(installed)
-
-
-def fetch(wanted: Iterable[Wanted], cache: Path, console: Console) -> list[ArtefactError]:
-    """Fetch or convert artefacts that the cache lacks, showing each on `console`; cached ones are only verified.
-
-    Returns:
-        The errors of the artefacts that could not be fetched; the others are fetched regardless.
-    """
-    failed = []
-    store = ArtefactStore(cache)
-    columns = (TextColumn("{task.description}"), BarColumn(), _SizeColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        show = _shown_on(bars)
-        for model, name in wanted:
-            try:
-                store.path(model, name, show)
-            except ArtefactError as error:
-                failed.append(error)
-    return failed
-
-
-class _SizeColumn(DownloadColumn):
-    """The bytes that are there; empty before the first: a conversion says its size at its end."""
-
-    def render(self, task: Task) -> Text:
-        return super().render(task) if task.completed else Text()
-
-
-def _shown_on(bars: Progress) -> Callable[[str, int, int | None], None]:
-    rows: dict[str, TaskID] = {}
-
-    def show(description: str, done: int, total: int | None) -> None:
-        if description not in rows:
-            rows[description] = bars.add_task(description, total=None)
-        bars.update(rows[description], completed=done, total=total)
-
-    return show
-
-
-def check_endpoints(environment: Mapping[str, str]) -> list[Finding]:
-    """Findings about each replica of each endpoint; none if queues.yaml is invalid."""
-    try:
-        topology = load_topology(queues_file(environment))
-    except TopologyError:
-        return []
-    catalogue = load_catalogue(models_folder(environment))
-    found = [(name, one.endpoint) for name, one in topology.hardware.items() if one.endpoint is not None]
-
-    async def check_all() -> list[Finding]:
-        checks = [
-            _check_replica(f"endpoint {name} {replica}", endpoint, replica, catalogue, environment)
-            for name, endpoint in found
-            for replica in endpoint.replicas
-        ]
-        return [finding for findings in await asyncio.gather(*checks) for finding in findings]
-
-    return asyncio.run(check_all())
-
-
-async def _check_replica(
-    subject: str, endpoint: Endpoint, replica: str, catalogue: Catalogue, environment: Mapping[str, str]
-) -> list[Finding]:
-    key = environment.get(endpoint.key_env or "", "")
-    if endpoint.key_env and not key:
-        return [_problem(subject, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
-    try:
-        link = EndpointLink(endpoint, replica, key, PATIENCE)
-    except EndpointConfigError as error:
-        return [_problem(subject, str(error), "correct the paths in tls")]
-    await link.open()
-    try:
-        return await _check_answers(subject, endpoint, link, catalogue)
-    finally:
-        await link.close()
-
-
-def _problem(subject: str, value: str, remedy: str) -> Finding:
-    return Finding(subject=subject, found=False, value=value, remedy=remedy)
-
-
-async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Finding]:
-    protocol = open_protocol(endpoint.protocol)
-    try:
-        body = await link.probe(endpoint.health.path or protocol.HEALTH, endpoint.connect_timeout)
-        listed = None if endpoint.health.path else protocol.announced(body)
-    except EndpointError as error:
-        return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
-    answer = "answers" if listed is None else f"answers, and lists {', '.join(sorted(listed)[:5]) or 'no model'}"
-    return [
-        Finding(subject=subject, found=True, value=answer),
-        *_missing(subject, endpoint, listed),
-        *await _token(subject, endpoint, link, catalogue),
-    ]
-
-
-def _missing(subject: str, endpoint: Endpoint, listed: object) -> Iterator[Finding]:
-    for name, called in endpoint.models.items():
-        if isinstance(listed, list) and called not in listed:
-            hint = f"correct endpoint.models.{name}, or load it there"
-            yield _problem(f"{subject} {name}", f"the endpoint lists no model {called!r}", hint)
-
-
-async def _token(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Finding]:
-    """Whether the first generating model answers with a token."""
-    generating = (
-        called
-        for name, called in endpoint.models.items()
-        if catalogue.serves(name) and catalogue.resolve(name).pipeline in _GENERATING
-    )
-    called = next(generating, None) if endpoint.protocol == "openai" else None
-    if called is None:
-        return []
-    model = discovered("doctor", endpoint.protocol, Announced())
-    variant = model.variants[endpoint.protocol]
-    item = open_protocol(endpoint.protocol).prepare(model, variant, called, {"request": dict(_CHAT)}, {"max_tokens": 1})
-    assert item.ask is not None
-    subject, began = f"{subject} token", asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await link.ask(Exchange(item.ask, item.size), lambda text: None)
-    except EndpointError as error:
-        return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
-    except TaxiwayError as error:
-        return [_problem(subject, error.message, "see the server's log")]
-    except TimeoutError:
-        return [_problem(subject, f"none within {PATIENCE:g} s", "see the server's log")]
-    seconds = asyncio.get_running_loop().time() - began
-    return [Finding(subject=subject, found=True, value=f"{called} answers in {seconds:.2g} s")]
-
-
-def remedy(reason: str, endpoint: Endpoint) -> str:
-    """What to do about an endpoint that does not serve, by the reason."""
-    where = f"the key in {endpoint.key_env}" if endpoint.key_env else "a key: name its variable in endpoint.key_env"
-    hints = {
-        "TLS": "correct tls.authorities, or the server's certificate",
-        "cannot connect": "start the server, or correct endpoint.url",
-        "no connection": "start the server, correct endpoint.url, or open the network path to it",
-        ": 401": f"the server requires {where}",
-        ": 403": f"the server requires {where}",
-        ": 404": "correct endpoint.url: with protocol openai it usually ends in /v1",
-        "malformed": "correct endpoint.protocol or endpoint.url",
-    }
-    return next((hint for mark, hint in hints.items() if mark in reason), "see the server's log")
