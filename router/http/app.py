@@ -26,8 +26,8 @@ from router.http.gate import Gate, caller_of, claim, guard, json_answer, needs
 from router.http.inference import Accepted, Front, Inference, Traced
 from router.http.openai import endpoints as openai
 from router.http.openai import object_endpoints as stored
-from router.http.openai import response_endpoints as responses
 from router.http.openai import webhook_endpoints as webhooks
+from router.http.openai.responses import endpoints as responses
 from router.http.openai.stored import StoredObjects
 from router.http.paths import Divided, Named
 from router.http.protocol import InferRequest, read_infer

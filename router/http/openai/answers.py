@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form: results as completions and embeddings, and streams of their parts. Pure.
+"""Answers in OpenAI's form: results as completions and embeddings. Pure.
 
 Each answer has a field `taxiway` more than OpenAI's, with the run report; the SDK keeps it (`model_extra`). Where the
 model or its engine does not count its tokens, `usage` is null.
@@ -7,23 +7,19 @@ model or its engine does not count its tokens, `usage` is null.
 from __future__ import annotations
 
 import base64
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from router.http.openai.errors import content
 from router.http.openai.requests import ChatCall, CompletionCall, EmbeddingsCall, embedding_of
-from router.http.progress import Part, column, messages_of
+from router.http.progress import column, messages_of
 from router.http.protocol import array_output
-from router.service.admission import Admitted
 from tasks.models.model import Model
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Result, RunReport
-from taxiway.errors import TaxiwayError
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -132,8 +128,6 @@ class Head(NamedTuple):
 AnyCall = ChatCall | CompletionCall | EmbeddingsCall
 
 _encode = msgspec.json.Encoder().encode
-_SAFE = dict.fromkeys((*range(32), 127), "?")
-_LONGEST = 256  # characters of a header
 
 
 def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
@@ -238,32 +232,6 @@ def report_of(job: str, result: Result) -> Report:
     return Report(job=job, **msgspec.structs.asdict(result.report))
 
 
-def headers_of_result(job: str, result: Result) -> dict[str, str]:
-    """The headers of a whole answer."""
-    report = result.report
-    headers = _headers(job, report.hardware_class, report.variant, report.reason)
-    return {**headers, "x-taxiway-device": report.device, "x-taxiway-cost": f"{report.cost:.9f}"}
-
-
-def headers_of_placement(admitted: Admitted) -> dict[str, str]:
-    """The headers of a stream, which begins before its job has run: where the job was placed first."""
-    placement, job = admitted.placement, admitted.ticket.job
-    if placement.held:
-        return {"x-request-id": job}
-    candidate = placement.candidate
-    return _headers(job, candidate.hardware_class, candidate.variant_name, placement.reason)
-
-
-def _headers(job: str, hardware_class: str, variant: str, reason: str) -> dict[str, str]:
-    named = {"class": hardware_class, "variant": variant, "reason": reason}
-    headers = {f"x-taxiway-{name}": _printable(text) for name, text in named.items()}
-    return {"x-request-id": job, **headers}
-
-
-def _printable(text: str) -> str:
-    return text[:_LONGEST].encode("ascii", "replace").decode().translate(_SAFE)
-
-
 def _packed(row: np.ndarray) -> str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
 
@@ -272,143 +240,3 @@ def _shortened(rows: np.ndarray, dimensions: int) -> np.ndarray:
     first = rows[:, :dimensions]
     lengths = np.linalg.norm(first.astype(np.float64), axis=1, keepdims=True)
     return first / np.where(lengths > 0, lengths, 1)
-
-
-DONE = b"data: [DONE]\n\n"
-"""The last event."""
-
-
-class ChunkChoice(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Part of a choice: of a chat the message's new part in `delta`, of a completion `text`."""
-
-    index: int
-    finish_reason: str | None
-    delta: dict[str, Any] | None = None
-    text: str | None = None
-    logprobs: dict[str, Any] | TextLogprobs | None = None
-
-
-class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event of a stream. The last one of the choices has the run report."""
-
-    id: str
-    object: Literal["chat.completion.chunk", "text_completion"]
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    service_tier: str
-    usage: Usage | None = None
-    taxiway: Report | None = None
-
-
-class Writer(Protocol):
-    """Writes one kind of answer as events."""
-
-    def begin(self) -> bytes:
-        """The events before all others; may be empty."""
-
-    def part(self, part: Part) -> bytes:
-        """The event of a part of a message."""
-
-    def ending(self, result: Result) -> bytes:
-        """The events after the last part."""
-
-    def failed(self, error: TaxiwayError, path: str) -> bytes:
-        """The end of a stream whose job failed."""
-
-
-class ChunkWriter(ABC):
-    """Writes chunks, then with `usage` a chunk with the tokens used, and `[DONE]`."""
-
-    PREFIX: ClassVar[str]
-    KIND: ClassVar[Literal["chat.completion.chunk", "text_completion"]]
-
-    def __init__(self, head: Head, model: str, *, choices: int, usage: bool) -> None:
-        self._job, self._choices, self._usage = head.job, choices, usage
-        self._begun: dict[int, int] = {}  # the characters of the tokens sent so far, by row
-        self._named: dict[str, Any] = {
-            "id": f"{self.PREFIX}-{head.job}",
-            "object": self.KIND,
-            "created": head.created,
-            "model": model,
-            "service_tier": head.tier,
-        }
-
-    def begin(self) -> bytes:
-        """See `Writer`: nothing."""
-        return b""
-
-    def part(self, part: Part) -> bytes:
-        """See `Writer`. The SDKs expect choices to begin in their order."""
-        before = b"".join(map(self._empty, range(part.row))) if part.row not in self._begun else b""
-        return before + self._chunk(self._choice(part))
-
-    def ending(self, result: Result) -> bytes:
-        """See `Writer`: the finish reasons, and the run report."""
-        reasons = [str(reason) for reason in column(result, "finish-reason")]
-        events = [
-            self._empty(row) + self._chunk(self._last(row, reason), taxiway=report)
-            for row, reason in enumerate(reasons)
-            for report in [report_of(self._job, result) if row == len(reasons) - 1 else None]
-        ]
-        usage = usage_of(result, self._choices)
-        return b"".join(events) + (self._chunk(usage=usage) if self._usage else b"") + DONE
-
-    def failed(self, error: TaxiwayError, path: str) -> bytes:
-        """See `Writer`."""
-        return b"data: " + content(error, path) + b"\n\n"
-
-    def _chunk(self, *choices: ChunkChoice, **more: Any) -> bytes:
-        return b"data: " + _encode(Chunk(**self._named, choices=[*choices], **more)) + b"\n\n"
-
-    def _empty(self, row: int) -> bytes:
-        """The first chunk of a row, if it was not sent yet; may be empty."""
-        return b""
-
-    @abstractmethod
-    def _choice(self, part: Part) -> ChunkChoice:
-        """A part of a message as part of a choice."""
-
-    @abstractmethod
-    def _last(self, row: int, reason: str) -> ChunkChoice:
-        """The end of a choice."""
-
-
-class ChatWriter(ChunkWriter):
-    """Writes chunks of a chat."""
-
-    PREFIX = "chatcmpl"
-    KIND = "chat.completion.chunk"
-
-    def _choice(self, part: Part) -> ChunkChoice:
-        delta = {**self._role(part.row), **part.delta}
-        logprobs = delta.pop("logprobs", None)
-        return ChunkChoice(part.row, None, delta=delta, logprobs=None if logprobs is None else {"content": logprobs})
-
-    def _last(self, row: int, reason: str) -> ChunkChoice:
-        return ChunkChoice(row, reason, delta={})
-
-    def _empty(self, row: int) -> bytes:
-        role = self._role(row)
-        return self._chunk(ChunkChoice(row, None, delta=role)) if role else b""
-
-    def _role(self, row: int) -> dict[str, str]:
-        """The role, in a choice's first chunk."""
-        role = {"role": "assistant"} if row not in self._begun else {}
-        self._begun.setdefault(row, 0)
-        return role
-
-
-class CompletionWriter(ChunkWriter):
-    """Writes chunks of completions."""
-
-    PREFIX = "cmpl"
-    KIND = "text_completion"
-
-    def _choice(self, part: Part) -> ChunkChoice:
-        begin, entries = self._begun.get(part.row, 0), part.delta.get("logprobs") or ()
-        self._begun[part.row] = begin + sum(len(one["token"]) for one in entries)
-        return ChunkChoice(part.row, None, text=part.delta.get("content", ""), logprobs=text_logprobs(entries, begin))
-
-    def _last(self, row: int, reason: str) -> ChunkChoice:
-        return ChunkChoice(row, reason, text="")

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from router.http.gate import Receive, answer
 from router.http.inference import Inference, Running
-from router.http.openai.answers import Writer, headers_of_placement
+from router.http.openai.chunks import Writer
 from router.http.openai.errors import JOB
+from router.http.openai.headers import headers_of_placement
 from router.http.progress import Answers, Part
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs

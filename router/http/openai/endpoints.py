@@ -15,20 +15,11 @@ from broker.port import beside
 from router.http.described import ASKED, KEYED, RUN, InferOperation, answers, or_events
 from router.http.gate import caller_of, claim, json_answer, needs
 from router.http.inference import Inference
-from router.http.openai.answers import (
-    AnyCall,
-    ChatCompletion,
-    ChatWriter,
-    ChunkWriter,
-    Completion,
-    CompletionWriter,
-    Embeddings,
-    Head,
-    headers_of_result,
-    written,
-)
+from router.http.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
 from router.http.openai.calls import Begun, Calls, Whole
+from router.http.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
 from router.http.openai.errors import ErrorContent
+from router.http.openai.headers import headers_of_result
 from router.http.openai.requests import (
     HEADERS,
     Call,

@@ -11,7 +11,7 @@ import msgspec
 from router.http.inference import Inference
 from router.http.openai.batch_runner import BatchRunner
 from router.http.openai.objects import Objects, decode_file, file_path, open_contents
-from router.http.openai.responses import (
+from router.http.openai.responses.response import (
     MOST_TURNS,
     PREFIX,
     Item,

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.openai.answers import ChatWriter, Head, embeddings, text_logprobs, usage_of
+from router.http.openai.answers import Head, embeddings, text_logprobs, usage_of
+from router.http.openai.chunks import ChatWriter
 from router.http.openai.errors import content, param_of
 from router.http.openai.requests import (
     ChatCall,
@@ -23,8 +24,9 @@ from router.http.openai.requests import (
     service_of,
     tier_of,
 )
-from router.http.openai.response_events import ResponseWriter, replay
-from router.http.openai.responses import ResponseCall, begun, input_items, messages_of, response_fields
+from router.http.openai.responses.chat import input_items, messages_of, response_fields
+from router.http.openai.responses.events import ResponseWriter, replay
+from router.http.openai.responses.response import ResponseCall, begun
 from router.http.progress import Answers, Part
 from tasks.models.model import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology

@@ -1,4 +1,4 @@
-"""The Responses API as values: a call becomes a chat, and a chat's result becomes items. Pure.
+"""Responses as values: the call, the response, its states and the items of its output. Pure.
 
 A response is a job, `resp_` and the job's id. What a stored one keeps of its conversation are its own input, its output
 and the ids of the responses before it.
@@ -8,7 +8,7 @@ Source: https://platform.openai.com/docs/api-reference/responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -18,11 +18,9 @@ from router.http.openai.errors import code_of
 from router.http.openai.requests import (
     Likely,
     ModelName,
-    ParsedCall,
     Share,
     StreamOptions,
     Temperature,
-    chat_request,
     unsupported,
     wrong,
 )
@@ -51,8 +49,10 @@ ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
 Item = dict[str, Any]
 _Metadata = Annotated[dict[str, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)]
-_LOGPROBS = "message.output_text.logprobs"
-_INCLUDED = (_LOGPROBS, "reasoning.encrypted_content")  # the second is empty: what a model reasoned is not hidden here
+LOGPROBS = "message.output_text.logprobs"
+"""What a call includes to get the probabilities of tokens."""
+
+_INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the second is empty: what a model reasoned is not hidden here
 
 
 class ResponseCall(msgspec.Struct, frozen=True):
@@ -353,174 +353,6 @@ def check_response_call(call: ResponseCall) -> None:
     for index, name in enumerate(call.include or ()):
         if name not in _INCLUDED:
             raise unsupported(f"include[{index}]", f"one of {list(_INCLUDED)}", name)
-
-
-def input_items(call: ResponseCall, job: str = "") -> list[Item]:
-    """A call's input as items, each with an id."""
-    text = call.input
-    items: list[Item] = [{"role": "user", "content": text}] if isinstance(text, str) else text
-    return [_listed(item, f"{job}_{index}") for index, item in enumerate(items)]
-
-
-def _listed(item: Item, name: str) -> Item:
-    """An item as it is listed: with its type, id and parts."""
-    kind, given = item.get("type") or "message", item.get("id")
-    own = given if isinstance(given, str) and given else f"{_IDS.get(str(kind), 'item')}_{name}"
-    listed = {"status": "completed", **item, "id": own, "type": kind}
-    if kind == "message" and isinstance(item.get("content"), str):
-        part = "output_text" if item.get("role") == "assistant" else "input_text"
-        listed["content"] = [{"type": part, "text": item["content"]}]
-    return listed
-
-
-_IDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
-
-
-def response_fields(parsed: ParsedCall[ResponseCall], model: Model, before: Sequence[Item] = ()) -> dict[str, Any]:
-    """The request's fields for a response after the items `before`: those of a chat.
-
-    Raises:
-        InvalidRequestError: the model does not chat, or the input is malformed or not supported.
-    """
-    call = parsed.call
-    given = {
-        "messages": [*_system(call), *messages_of([*before, *input_items(call)], len(before))],
-        "max_completion_tokens": call.max_output_tokens,
-        "parallel_tool_calls": call.parallel_tool_calls,
-        "reasoning_effort": (call.reasoning or {}).get("effort"),
-        "response_format": _format(call.text or {}),
-        "verbosity": (call.text or {}).get("verbosity"),
-        "tool_choice": _choice(call.tool_choice),
-        "tools": [_tool(index, tool) for index, tool in enumerate(call.tools or ())] or None,
-        "temperature": call.temperature,
-        "top_p": call.top_p,
-    }
-    if call.top_logprobs is not None or _LOGPROBS in (call.include or ()):
-        given |= {"logprobs": True, "top_logprobs": call.top_logprobs}
-    known = {*ResponseCall.__struct_fields__, *ResponseCall.NOTHING}
-    further = {name: value for name, value in parsed.fields.items() if name not in known}
-    kept = {name: parsed.fields[name] for name in _AS_IT_IS if name in parsed.fields}
-    chat = {name: value for name, value in {**further, **kept, **given}.items() if value is not None}
-    return chat_request(call.model, chat, model)
-
-
-_AS_IT_IS = ("user", "safety_identifier", "prompt_cache_key")
-
-
-def _system(call: ResponseCall) -> Iterator[dict[str, Any]]:
-    if call.instructions:
-        yield {"role": "system", "content": call.instructions}
-
-
-def messages_of(items: Sequence[Item], earlier: int = 0) -> list[dict[str, Any]]:
-    """The messages of a chat that items stand for; the first `earlier` ones are not the caller's.
-
-    What the model said and the functions that it called in one turn are one message.
-    """
-    messages: list[dict[str, Any]] = []
-    for index, item in enumerate(items):
-        kind = item.get("type") or "message"
-        read = _READ.get(str(kind))
-        name = f"input[{index - earlier}]"
-        if read is None:
-            raise unsupported(f"{name}.type", f"one of {sorted(_READ)}", kind)
-        message = read(item, name)
-        if message is None:
-            continue
-        if messages and "tool_calls" in message and messages[-1]["role"] == "assistant":
-            last = messages[-1]
-            messages[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *message["tool_calls"]]}
-        else:
-            messages.append(message)
-    return messages
-
-
-def _said(item: Item, name: str) -> dict[str, Any]:
-    role = _ROLES.get(str(item.get("role")))
-    if role is None:
-        raise wrong(f"{name}.role", f"one of {sorted(_ROLES)}", item.get("role"))
-    return {"role": role, "content": _content(item.get("content"), f"{name}.content")}
-
-
-_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-
-
-def _called(item: Item, name: str) -> dict[str, Any]:
-    function = {key: _text(item, key, name) for key in ("name", "arguments")}
-    call = {"id": _text(item, "call_id", name), "type": "function", "function": function}
-    return {"role": "assistant", "content": None, "tool_calls": [call]}
-
-
-def _returned(item: Item, name: str) -> dict[str, Any]:
-    content = _content(item.get("output"), f"{name}.output")
-    return {"role": "tool", "tool_call_id": _text(item, "call_id", name), "content": content}
-
-
-_READ: Mapping[str, Callable[[Item, str], dict[str, Any] | None]] = {
-    "message": _said,
-    "function_call": _called,
-    "function_call_output": _returned,
-    "reasoning": lambda item, name: None,  # models do not see their reasoning of earlier turns
-}
-
-
-def _content(value: Any, name: str) -> str | list[dict[str, Any]]:
-    """A message's content: text alone as text, as every variant reads that."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise wrong(name, "text, or a list of parts", value)
-    parts = [_part(part, f"{name}[{index}]") for index, part in enumerate(value)]
-    if all(part["type"] == "text" for part in parts):
-        return "".join(part["text"] for part in parts)
-    return parts
-
-
-def _part(part: Any, name: str) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in ("input_text", "output_text", "text"):
-        return {"type": "text", "text": _text(part, "text", name)}
-    if kind == "refusal":
-        return {"type": "text", "text": _text(part, "refusal", name)}
-    if kind == "input_image" and part.get("image_url"):
-        detail = {"detail": part["detail"]} if part.get("detail") else {}
-        return {"type": "image_url", "image_url": {"url": _text(part, "image_url", name), **detail}}
-    raise unsupported(f"{name}.type", "input_text, output_text, refusal, or input_image with image_url", kind or part)
-
-
-def _text(value: Mapping[str, Any], key: str, name: str) -> str:
-    text = value.get(key)
-    if not isinstance(text, str):
-        raise wrong(f"{name}.{key}", "text", text)
-    return text
-
-
-def _tool(index: int, tool: Mapping[str, Any]) -> dict[str, Any]:
-    name = f"tools[{index}]"
-    if tool.get("type") != "function":
-        raise unsupported(f"{name}.type", "function", tool.get("type"))
-    function = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
-    return {"type": "function", "function": {"name": _text(tool, "name", name), **function}}
-
-
-def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    if not isinstance(choice, dict):
-        return choice
-    if choice.get("type") != "function":
-        raise unsupported("tool_choice.type", "function", choice.get("type"))
-    return {"type": "function", "function": {"name": _text(choice, "name", "tool_choice")}}
-
-
-def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
-    wanted = text.get("format") or {"type": "text"}
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": kind}
-    if kind == "json_schema":
-        return {"type": kind, "json_schema": {key: value for key, value in wanted.items() if key != "type"}}
-    raise wrong("text.format", "one with the type text, json_object or json_schema", wanted)
 
 
 def no_such_previous(name: str) -> InvalidRequestError:

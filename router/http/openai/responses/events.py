@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from router.http.openai.responses import (
+from router.http.openai.responses.response import (
     Item,
     Response,
     call_item,
@@ -40,17 +40,17 @@ class ResponseWriter:
         self.response = response
         self._after = after
         self._number = 0
-        self._said = Message()
+        self._message = Message()
         self._begun: dict[str, int] = {}  # ids of items with their places
 
     def begin(self) -> bytes:
-        """See `answers.Writer`."""
+        """See `chunks.Writer`."""
         states = ["created", "queued" if self.response.background else "in_progress"]
         return b"".join(self._event(f"response.{state}", response=self.response) for state in states)
 
     def part(self, part: Part) -> bytes:
-        """See `answers.Writer`."""
-        self._said.add(part.delta)
+        """See `chunks.Writer`."""
+        self._message.add(part.delta)
         return b"".join(self._grown(part.delta))
 
     def finish(self, result: Result, now: int) -> Response:
@@ -61,7 +61,7 @@ class ResponseWriter:
         return self.response
 
     def ending(self, result: Result) -> bytes:
-        """See `answers.Writer`; after `finish`."""
+        """See `chunks.Writer`; after `finish`."""
         return self.end(self.response)
 
     def end(self, response: Response) -> bytes:
@@ -72,7 +72,7 @@ class ResponseWriter:
         return b"".join(events) + self._event(f"response.{state}", response=response)
 
     def failed(self, error: TaxiwayError, path: str) -> bytes:
-        """See `answers.Writer`."""
+        """See `chunks.Writer`."""
         return self.end(failed(self.response, error))
 
     def _grown(self, delta: Delta) -> Iterator[bytes]:
@@ -85,14 +85,14 @@ class ResponseWriter:
             item = message_item(job, parts_of({}))
             entries = [*(delta.get("logprobs") or ())]
             yield self._begin(item) + self._delta("response.output_text", item, text, entries, content_index=0)
-        if (text := delta.get("refusal")) and not self._said.text("content"):
+        if (text := delta.get("refusal")) and not self._message.text("content"):
             item = message_item(job, parts_of({"refusal": " "}))
             yield self._begin(item) + self._delta("response.refusal", item, text, content_index=0)
         for call in delta.get("tool_calls") or ():
             yield self._called(call.get("index", 0), (call.get("function") or {}).get("arguments") or "")
 
     def _called(self, index: int, arguments: str) -> bytes:
-        item = call_item(self.response.job, index, self._said.call(index))
+        item = call_item(self.response.job, index, self._message.call(index))
         begin = self._begin({**item, "arguments": ""})
         return begin + (self._delta("response.function_call_arguments", item, arguments) if arguments else b"")
 

@@ -15,15 +15,16 @@ from litestar.types import ASGIApp
 
 from router.http.described import ASKED, KEYED, RUN, answers, or_events
 from router.http.gate import caller_of, json_answer, needs
-from router.http.openai.answers import headers_of_placement, headers_of_result
 from router.http.openai.calls import STREAM_HEADERS, Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
+from router.http.openai.headers import headers_of_placement, headers_of_result
 from router.http.openai.object_endpoints import stored_objects
 from router.http.openai.objects import Page, owner_of, page_of
 from router.http.openai.requests import ParsedCall, tier_for_later, wrong
-from router.http.openai.response_events import ResponseWriter, replay
-from router.http.openai.responses import (
+from router.http.openai.responses.chat import input_items, response_fields
+from router.http.openai.responses.events import ResponseWriter, replay
+from router.http.openai.responses.response import (
     DeletedResponse,
     Item,
     Response,
@@ -31,8 +32,6 @@ from router.http.openai.responses import (
     StoredResponse,
     begun,
     check_response_call,
-    input_items,
-    response_fields,
     restarted,
     succeeded,
 )

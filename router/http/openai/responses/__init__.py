@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: responses that may be stored, continued, cancelled and streamed."""
