@@ -16,6 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -157,20 +158,29 @@ class AdmitStage:
         self._finish.put([Ended(delivery, Outcome(error=error))])
 
     def _admit(self, deliveries: Sequence[Delivery], arrived: float, alone: RunAlone | None = None) -> None:
-        """Pass the jobs to the device, in groups whose inputs were fetched together."""
+        """Pass the jobs to the device, in groups whose inputs were fetched together.
+
+        All of a group are read before any is prepared: a photograph's decoding evicts what reading the next one needs
+        from the processor's caches.
+        """
         with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is unavailable: they are requeued
             for some, contents in self._reader.groups(deliveries):
-                jobs = [job for one in some for job in self._admitted(one, arrived, contents)]
+                read = [j for one in some for j in self._tried(one, partial(self._reader.read, one, arrived, contents))]
+                jobs = [j for job in read for j in self._tried(job.delivery, partial(self._prepared, job))]
                 if alone is None or len(jobs) != 1 or not alone(jobs[0]):
                     self._device.put(jobs)
 
-    def _admitted(self, delivery: Delivery, arrived: float, contents: Contents) -> list[Job]:
-        """The job, prepared if its variant is already loaded; empty if it cannot be read."""
+    def _prepared(self, job: Job) -> Job:
+        """The job, prepared if its variant is already loaded."""
+        loaded = self._variants.ready(job.model, job.variant)
+        if loaded is not None:
+            prepare(job, loaded)
+        return job
+
+    def _tried(self, delivery: Delivery, step: Callable[[], Job]) -> list[Job]:
+        """The job after a step towards running it; empty if the step failed, which ends the job."""
         try:
-            job = self._reader.read(delivery, arrived, contents)
-            loaded = self._variants.ready(job.model, job.variant)
-            if loaded is not None:
-                prepare(job, loaded)
+            return [step()]
         except TaxiwayError as error:
             if isinstance(error, ModelUnavailableError):  # this worker's models folder may lag behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
@@ -180,8 +190,6 @@ class AdmitStage:
             logger.exception("request could not be read", extra={"job": delivery.job})
             failed = ExecutionError(f"the request could not be read: {describe(error)}")
             self._finish.put([Ended(delivery, Outcome(error=failed))])
-        else:
-            return [job]
         return []
 
 
