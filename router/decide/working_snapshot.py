@@ -38,6 +38,7 @@ class JobTemplate:
     """
 
     placement: Placement
+    reason: str
     model: str
     variants: dict[str, str]
     prices: dict[str, float]
@@ -52,15 +53,18 @@ class JobTemplate:
     def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> JobTemplate:
         """The template of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
         model, variants, candidate = placement.table.model.id, placement.variants(), placement.candidate
+        reason = placement.reason  # computed anew each time
         return cls(
             placement=placement,
+            reason=reason,
             model=model,
             variants=variants,
             prices={name: topology.hardware[name].price.usd_per_hour for name in variants},
             tariffs={name: told for name in variants if (told := topology.hardware[name].price.tariff) is not None},
-            shown=shown(model, candidate.hardware_class, candidate.variant_name, placement.reason),
+            shown=shown(model, candidate.hardware_class, candidate.variant_name, reason),
             keep_record=topology.limits.keep_record,
             _fields={
+                "reason": reason,
                 **(_held_fields if placement.held else _fields)(model, placement, tenant, basis),
                 **_counted(topology, tenant),
             },
@@ -88,7 +92,7 @@ class JobTemplate:
             accepted=accepted,
             deadline_at=deadline_at(placement.needs, placed) or placed + self.keep_record,
             level=placement.level,
-            reason=placement.reason,
+            reason=self.reason,
             reply=reply,
         )
 
@@ -142,7 +146,6 @@ def _fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[s
         "tenant": tenant,
         "hardware_class": candidate.hardware_class,
         "variant": candidate.variant_name,
-        "reason": placement.reason,
         "level": str(placement.level),
         "cell": work_cell(candidate.hardware_class, placement.level),
         "work": repr(placement.work),
@@ -160,7 +163,6 @@ def _held_fields(model: str, placement: Placement, tenant: str, basis: str) -> d
         "state": JobState.HELD,
         "model": model,
         "tenant": tenant,
-        "reason": placement.reason,
         "level": str(placement.level),
         "cell": held_cell(placement.candidate.hardware_class, placement.level),
         "work": repr(placement.work),

@@ -21,7 +21,7 @@ from router.service.celery_message import Embed, check_embed, check_headers, rea
 from tasks.topology import Limits
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
-from taxiway.contract.limits import check_json
+from taxiway.contract.limits import check_json, surely_fits
 from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms, job_id
 from taxiway.contract.values import may_refer, references
 from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
@@ -204,7 +204,8 @@ def _request(body: bytes, content_type: str) -> Request:
     if content_type == "application/json":
         with suppress(ValueError, RecursionError):  # includes msgspec's errors and integers with too many digits
             _, request, embed = _decode_body(body)
-            check_content(request)
+            if not surely_fits(body):
+                check_content(request)
             check_embed(embed)
             return request
     request = read_request(body, content_type)

@@ -182,6 +182,12 @@ def check_values(value: Any, field: str) -> None:
         beside = list(_below(level))
 
 
+def surely_fits(encoded: bytes) -> bool:
+    """Whether JSON is short and plain enough that `check_values` accepts whatever it holds; False if that is open."""
+    short = len(encoded) <= MOST_VALUES and encoded.count(b"[") + encoded.count(b"{") <= DEEPEST
+    return short and encoded.isascii() and rb"\u" not in encoded
+
+
 def check_depth(value: Any, field: str, encoded: bytes) -> None:
     """Reject a value of more than `DEEPEST` levels; `encoded` is its JSON, in which few brackets mean few levels.
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.limits import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values
+from taxiway.contract.limits import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values, surely_fits
 from taxiway.contract.request import parse_request
 from taxiway.contract.values import from_wire
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
@@ -39,6 +39,20 @@ def test_a_value_that_passes_can_be_written_and_read(value: Any) -> None:
     else:
         json.dumps(value, ensure_ascii=False, default=repr).encode()
         from_wire(value)
+
+
+@given(values, st.booleans(), st.integers(0, 2 * DEEPEST))
+def test_json_that_surely_fits_holds_what_passes(value: Any, ascii_only: bool, levels: int) -> None:
+    encoded = json.dumps(nested(levels, value), ensure_ascii=ascii_only, default=repr).encode(errors="replace")
+
+    if surely_fits(encoded):
+        check_values(json.loads(encoded), "inputs")
+
+
+def test_plain_short_json_surely_fits() -> None:
+    assert surely_fits(json.dumps({"inputs": {"text": "hello", "ids": [1, 2]}}).encode())
+    assert not surely_fits(json.dumps("a\ud800").encode())
+    assert not surely_fits(json.dumps([0] * MOST_VALUES).encode())
 
 
 def test_levels_are_counted_and_both_figures_are_reported() -> None:
