@@ -34,6 +34,9 @@ from taxiway.valkey import (
 ANSWER = 1.5
 """Seconds within which a server must answer: a caller learns of an outage within two."""
 
+CHECKS = 3
+"""How often in that time it is checked whether the server has answered, or read more of a large command."""
+
 OnAnswer = Callable[[Any], None]
 """Called with each answer."""
 
@@ -42,8 +45,9 @@ class AsyncConnection:
     """One connection, opened by the first call and reopened by the first call after a failure.
 
     Callers share it, and each gets its own answers; the commands of one call are sent in one write. The connection is
-    closed once the server has been silent for `answer` seconds while a call waits. With `answer` None, for commands
-    that block, it is closed when a waiting call is cancelled. `patience` is for connecting, with passwords and TLS.
+    closed once the server has neither answered nor read for `answer` seconds while a call waits. With `answer` None,
+    for commands that block, it is closed when a waiting call is cancelled. `patience` is for connecting, with passwords
+    and TLS.
     Raises `OSError` and `ServerError`.
     """
 
@@ -181,7 +185,8 @@ class _Wire(asyncio.BufferedProtocol):
         self._listening_ended: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
-        self._last_received = 0.0
+        self._last_progress = 0.0
+        self._unsent = 0  # bytes, at the last check
         self._timer: asyncio.TimerHandle | None = None
         self.ended = False
 
@@ -191,7 +196,7 @@ class _Wire(asyncio.BufferedProtocol):
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         self._pipelines.append(_Pipeline(len(commands), future, self._loop.time()))
         if self._timer is None and self._answer is not None:
-            self._timer = self._loop.call_later(self._answer, self._check_silence)
+            self._timer = self._loop.call_later(self._answer / CHECKS, self._check_silence)
         self._write(sent)
         return future
 
@@ -229,7 +234,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Part of `asyncio.BufferedProtocol`."""
-        self._last_received = self._loop.time()
+        self._last_progress = self._loop.time()
         try:
             for answer in self._answers.received(nbytes):
                 self._receive(answer)
@@ -264,11 +269,15 @@ class _Wire(asyncio.BufferedProtocol):
         self._timer = None
         if not self._pipelines or self._answer is None:
             return
-        silent = self._loop.time() - max(self._pipelines[0].sent_at, self._last_received)
-        if silent >= self._answer:
+        now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._last_progress = now
+        self._unsent = unsent
+        left = self._answer - (now - max(self._pipelines[0].sent_at, self._last_progress))
+        if left <= 0:
             self.end(TimeoutError(f"no answer within {self._answer:g} s"))
         else:
-            self._timer = self._loop.call_later(self._answer - silent, self._check_silence)
+            self._timer = self._loop.call_later(min(left, self._answer / CHECKS), self._check_silence)
 
 
 async def _open(address: Address, place: Place, answer: float | None) -> _Wire:

@@ -250,6 +250,21 @@ def test_all_calls_to_a_silent_server_fail_together(settings: Settings, cable: C
     assert asyncio.run(scenario()) < 0.6 + BUSY  # one after the other they would take six seconds
 
 
+def test_a_large_command_may_be_sent_for_longer_than_a_server_may_be_silent(settings: Settings, cable: Cable) -> None:
+    """A busy server that still reads has not failed."""
+
+    async def scenario() -> float:
+        connection = AsyncConnection(through(cable, settings), answer=2)
+        await connection.call("PING")
+        cable.delay = 0.05  # each MiB at most
+        began = time.monotonic()
+        await connection.call("SET", "large", bytes(48 * 2**20))
+        connection.close()
+        return time.monotonic() - began
+
+    assert asyncio.run(scenario()) > 2
+
+
 def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
     parts = urlsplit(settings.state)
     url = urlunsplit(parts._replace(netloc=f":wrong@{parts.hostname}:{parts.port}"))
