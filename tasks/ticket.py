@@ -71,7 +71,9 @@ def read_ticket(header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:
         TicketError: it is missing, malformed, signed by none of the `keys`, or for another body.
     """
     if not isinstance(header, str):
-        raise TicketError(f"expected a ticket in the message's header, got {type(header).__name__}")
+        raise TicketError(
+            f"expected a ticket in the message's header, got {'none' if header is None else type(header).__name__}"
+        )
     text = header[_SIGNED:].encode(errors="replace")
     if not signed_by(keys, header[:_SIGNED], text, body):
         known = ", ".join(map(key_id, keys))

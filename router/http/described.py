@@ -119,7 +119,7 @@ def document(version: str) -> OpenAPIConfig:
     return OpenAPIConfig(
         title="taxiway",
         version=version,
-        description="The Open Inference Protocol v2, and the jobs behind it.",
+        description="The Open Inference Protocol v2, OpenAI's API, and the jobs behind them.",
         openapi_router=Router("/schema", route_handlers=[], opt=needs(), include_in_schema=False),
         render_plugins=[JsonRenderPlugin()],
         use_handler_docstrings=True,

@@ -429,7 +429,8 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     cells = {name: [brief(row.get(name, "")) for row in rows] for name in names}
     for name in names:
-        table.add_column(name, no_wrap=name != names[-1] and max(map(len, cells[name])) <= UNBROKEN)
+        unbroken = name != names[-1] and max(map(len, cells[name])) <= UNBROKEN
+        table.add_column(name, no_wrap=unbroken, overflow="fold")
     for row in zip(*cells.values(), strict=True):
         table.add_row(*map(Text, row))
     return table

@@ -223,7 +223,7 @@ class _Work:
     def _now(self) -> int:
         return int(self._router.store.now())
 
-    def _lines(self) -> AsyncIterator[bytes]:
+    def _lines(self) -> AsyncIterator[tuple[int, bytes]]:
         content = self._contents.read(file_path(self.batch.input_file_id))
         return lines_of(content, int(self._router.rules.topology.limits.payload))
 
@@ -231,22 +231,22 @@ class _Work:
         """Read all lines once; one that is wrong fails the batch."""
         seen: set[str] = set()
         errors: list[LineError] = []
-        number = 0
+        lines = number = 0
         try:
-            async for text in self._lines():
-                number += 1
+            async for number, text in self._lines():
+                lines += 1
                 if error := await self._wrong(text, number, seen):
                     errors.append(error)
-                if len(errors) >= MOST_ERRORS or number > MOST_LINES:
+                if len(errors) >= MOST_ERRORS or lines > MOST_LINES:
                     break
         except (RequestTooLargeError, FileNotFoundError) as error:
             errors.append(LineError("invalid_file", str(error), number + 1))
-        if number > MOST_LINES or number == 0:
-            errors.append(LineError("invalid_file", f"expected 1 to {MOST_LINES} lines", None))
+        if lines > MOST_LINES or lines == 0:
+            errors.append(LineError("invalid_file", f"expected 1 to {MOST_LINES} lines, got {lines or 'none'}", None))
         if errors:
             await self._change(status="failed", errors=errors, ended_at=self._now())
         else:
-            await self._change(status="in_progress", lines=number, in_progress_at=self._now())
+            await self._change(status="in_progress", lines=lines, in_progress_at=self._now())
 
     async def _wrong(self, text: bytes, number: int, seen: set[str]) -> LineError | None:
         if number % _TOGETHER == 0:
@@ -301,7 +301,7 @@ class _Work:
         """Begin each line once the window has room for it, until the batch is cancelled."""
         place = 0
         done = self.batch.done
-        async for text in self._lines():
+        async for _, text in self._lines():
             place += 1
             if place <= done:
                 continue

@@ -8,6 +8,7 @@ line is in exactly one of them. Jobs have keys made of the batch and the line's 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -187,20 +188,29 @@ def too_late(custom_id: str) -> bytes:
     return _encode({"id": None, "custom_id": custom_id, "response": None, "error": error}) + b"\n"
 
 
-async def lines_of(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
-    """The lines of a file that are not empty, without their ends.
+async def lines_of(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[tuple[int, bytes]]:
+    """The lines of a file that are not empty, without their ends, each with its number from 1.
+
+    A byte order mark, with which editors on Windows begin a file, is left off.
 
     Raises:
         RequestTooLargeError: a line has more than `most` bytes.
     """
-    rest = b""
+    number, rest = 0, b""
     async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         for line in (*lines, rest):
             if len(line) > most:
                 raise RequestTooLargeError(f"payload: expected at most {most} bytes a line", limit="payload")
         for line in lines:
-            if line.strip():
-                yield line
-    if rest.strip():
-        yield rest
+            number += 1
+            if text := _unmarked(line, number):
+                yield number, text
+    if text := _unmarked(rest, number + 1):
+        yield number + 1, text
+
+
+def _unmarked(line: bytes, number: int) -> bytes:
+    """A line's text; empty if there is none."""
+    text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    return text if text.strip() else b""

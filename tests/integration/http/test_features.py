@@ -183,3 +183,4 @@ def test_a_browser_shows_every_endpoint_of_the_api(http: httpx.Client) -> None:
     paths = http.get("/schema/openapi.json").json()["paths"]
     assert all(f"<code>{path}</code>" in shown for path in paths)
     assert shown.count("<details") == sum(map(len, paths.values()))
+    assert "[object Object]" not in shown

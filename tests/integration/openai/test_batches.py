@@ -166,19 +166,19 @@ def test_a_batch_of_embeddings_and_lines_that_fail(client: openai.OpenAI) -> Non
 
 
 def test_wrong_lines_fail_the_batch_with_their_numbers(client: openai.OpenAI) -> None:
-    wrong = [line(1, "fine"), "{", line(1, "again"), line(3, "x", "/v1/embeddings"), line(4, "x", model="tlak")]
+    wrong = [line(1, "fine"), "", "{", line(1, "again"), line(3, "x", "/v1/embeddings"), line(4, "x", model="tlak")]
     wrong += [line(5, "x", stream=True), line(6, "x", temperature=9)]
     done = ended(client, begin(client, wrong).id)
 
     assert done.status == "failed"
     assert done.errors is not None and done.errors.data is not None
     assert [(one.line, one.code) for one in done.errors.data] == [
-        (2, "invalid_value"),
-        (3, "duplicate_custom_id"),
-        (4, "invalid_value"),
-        (5, "model_not_found"),
-        (6, "unsupported_parameter"),
-        (7, "invalid_value"),
+        (3, "invalid_value"),
+        (4, "duplicate_custom_id"),
+        (5, "invalid_value"),
+        (6, "model_not_found"),
+        (7, "unsupported_parameter"),
+        (8, "invalid_value"),
     ]
     assert ended(client, begin(client, [""]).id).status == "failed"
 

@@ -220,6 +220,15 @@ def test_an_empty_list_is_shown_in_words(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.startswith("no dead letters\nno webhook endpoints: see taxiway webhooks add --help")
 
 
+def test_the_id_of_a_job_is_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    job = "f972b19f-7dee-4d2f-85e6-c418f3b09592"
+    show_letters([{"id": "39c19e7f7e6f", "at": 1e9, "job": job, "history": [], "reason": "a long reason " * 9}])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "c418f3b09592" in shown.replace("\n", "")
+
+
 def test_a_class_that_charges_for_its_use_shows_what(capsys: pytest.CaptureFixture[str]) -> None:
     price = {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0, "usd_per_request": 0.0}
     hosted = {"device": "endpoint", "usd_per_hour": 0.0, "price": price, "devices": 1, "work": [0.0]}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import codecs
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.http.openai.answers import Head, embeddings, text_logprobs, usage_of
+from router.http.openai.batches import lines_of
 from router.http.openai.chunks import ChatWriter
 from router.http.openai.errors import content, param_of
 from router.http.openai.requests import (
@@ -419,3 +423,17 @@ def test_choices_begin_in_their_order_whichever_is_sent_first(rows: list[int]) -
 
     assert [one["index"] for one in choices if "role" in one["delta"]] == [0, 1, 2, 3]
     assert [one["index"] for one in choices if "content" in one["delta"]] == [*rows, *rows]
+
+
+@given(size=st.integers(1, 40), mark=st.sampled_from([b"", codecs.BOM_UTF8]))
+def test_lines_of_a_batch_keep_their_numbers_however_the_file_is_cut(size: int, mark: bytes) -> None:
+    file = mark + b'{"a"}\n\n \n{"b"}\r\n{"c"}'
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(file), size):
+            yield file[at : at + size]
+
+    async def read() -> list[tuple[int, bytes]]:
+        return [line async for line in lines_of(pieces(), 100)]
+
+    assert asyncio.run(read()) == [(1, b'{"a"}'), (4, b'{"b"}\r'), (5, b'{"c"}')]
