@@ -48,7 +48,7 @@ _HINTS: dict[type[TaxiwayError], str] = {
     UnknownModelError: "`taxiway models` lists what the fleet can run",
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
     BrokerFullError: "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
-    BrokerUnavailableError: "start a fleet with `taxiway up --detach`, or name one with --url or TAXIWAY_URL",
+    BrokerUnavailableError: "`taxiway doctor` shows what runs here; `taxiway up` starts a fleet, --url names another",
     ModelUnavailableError: "`taxiway models load` serves a model that was unloaded; `taxiway check` shows the errors",
     NoDeviceError: "`taxiway status` lists the live devices; start a worker for the class",
     OverloadedError: "allow a longer --deadline, or add workers",

@@ -21,7 +21,7 @@ from taxiway.contract.job import FINAL, Event, JobState, JobStatus, Lost, Restar
 from taxiway.contract.listing import MOST, JobPage
 from taxiway.contract.request import Priority
 from taxiway.contract.values import to_wire
-from taxiway.errors import FleetUnavailable, RequestError, ResultTimeoutError
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, RequestError, ResultTimeoutError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -174,7 +174,7 @@ def submit(
 
     async def send(client: AsyncClient) -> tuple[str, Result | None]:
         job = await client.submit(model, inputs, parameters=parameters or None, stream=stream or None, **terms)
-        return job.id, await _answer(job, timeout, stream=stream, as_json=as_json) if wait else None
+        return job.id, await answer_of(job, timeout, stream=stream, as_json=as_json) if wait else None
 
     job, result = ask(url, data, send)
     if result is None:
@@ -201,13 +201,18 @@ def _how(result: Result) -> str:
     return f"{result.model}  {report_line(result.report)}"
 
 
-async def _answer(job: AsyncJob, timeout: float | None, *, stream: bool, as_json: bool) -> Result:
+async def answer_of(job: AsyncJob, timeout: float | None, *, stream: bool, as_json: bool) -> Result:
+    """A job's answer, printed as it comes with `stream`. If the fleet stops answering, the job continues.
+
+    Raises:
+        CommandError: there is no answer in time; the hint is how to wait for it again.
+    """
     if not as_json:
         click.secho(f"job {job.id}", err=True, dim=True)
     try:
         return await (tell(job, timeout, as_json=as_json) if stream else job.result(timeout))
-    except ResultTimeoutError as error:
-        hint = f"`taxiway result {job.id} --wait SECONDS` waits for it again"
+    except (ResultTimeoutError, BrokerUnavailableError) as error:
+        hint = f"`taxiway result {job.id} --wait SECONDS` waits for the job, which continues"
         raise CommandError(error.message, hint=hint, code=UNAVAILABLE) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -18,8 +19,10 @@ from typing import Any
 import pytest
 
 from tasks.settings import TREE
+from taxiway.cli import CommandError
 from taxiway.cli.address import find_fleet
-from taxiway.client.asyncio_client import CONNECT_TIMEOUT
+from taxiway.cli.jobs import answer_of
+from taxiway.client.asyncio_client import CONNECT_TIMEOUT, AsyncClient
 from tests.command_line import CommandLine
 
 NO_SERVER = "http://127.0.0.1:9"
@@ -65,6 +68,16 @@ def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_t
     assert done.returncode == 4
     assert "does not answer" in done.stderr
     assert "hint: " in done.stderr
+
+
+def test_a_job_whose_fleet_stops_answering_can_be_waited_for_again() -> None:
+    async def wait() -> None:
+        async with AsyncClient(NO_SERVER) as client:
+            await answer_of(client.job("a-job"), 1.0, stream=False, as_json=True)
+
+    with pytest.raises(CommandError) as caught:
+        asyncio.run(wait())
+    assert caught.value.hint == "`taxiway result a-job --wait SECONDS` waits for the job, which continues"
 
 
 def test_an_interrupt_exits_with_130() -> None:
