@@ -1,0 +1,45 @@
+"""What the endpoints share: the router, and who may see which of its jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request, Response
+
+from router.http.gate import caller_of
+from router.http.inference import Inference
+from router.jobs import DeadLetters, Jobs
+from router.service.arrivals import Router
+
+AnyRequest = Request[Any, Any, Any]
+
+JsonResponse = Response[dict[str, Any]]
+
+DOOR = "door"
+"""Where the application keeps its `Door`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the endpoints need."""
+
+    router: Router
+    inference: Inference
+    letters: DeadLetters
+
+
+def door_of(request: AnyRequest) -> Door:
+    """The door that a request came to."""
+    door: Door = request.app.state[DOOR]
+    return door
+
+
+def jobs_of(request: AnyRequest) -> Jobs:
+    """The jobs that the caller may see."""
+    return Jobs(door_of(request).router, caller_of(request.scope).tenant)
+
+
+def most_elements(request: AnyRequest) -> int:
+    """The most elements that a request's tensors may have."""
+    return door_of(request).router.rules.topology.limits.elements

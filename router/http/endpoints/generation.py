@@ -1,0 +1,81 @@
+"""Text that models generate, whole or as events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+from litestar import MediaType, Response, get, post
+from litestar.response import Stream
+
+from broker.port import beside
+from router.http import described
+from router.http.described import GenerateOperation
+from router.http.endpoints.door import AnyRequest, door_of, jobs_of, most_elements
+from router.http.gate import caller_of, claim, json_answer, needs
+from router.http.inference import Accepted
+from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
+from tasks.models.catalogue import reference_of
+
+_encode = msgspec.json.Encoder().encode
+
+
+@post(
+    ["/v2/models/{model:str}/generate", "/v2/models/{model:str}/versions/{version:str}/generate"],
+    status_code=200,
+    operation_class=GenerateOperation,
+    opt=needs("submit"),
+    responses=described.GENERATE,
+)
+async def generate(request: AnyRequest, model: str, version: str | None = None) -> Response[bytes]:
+    """Generate text: 200 with the whole text, or 202 with the job's location."""
+    answer = await _streaming(request).generate(reference_of(model, version), await _read_generate(request))
+    if isinstance(answer, Accepted):
+        return _accepted(answer.job)
+    return json_answer(answer)
+
+
+@post(
+    ["/v2/models/{model:str}/generate_stream", "/v2/models/{model:str}/versions/{version:str}/generate_stream"],
+    status_code=200,
+    operation_class=GenerateOperation,
+    opt=needs("submit"),
+    responses=described.GENERATE_STREAM,
+)
+async def generate_stream(request: AnyRequest, model: str, version: str | None = None) -> Stream:
+    """Generate text and stream it as server-sent events; `Location` has the job's own stream."""
+    streaming = _streaming(request)
+    job = await streaming.submit(reference_of(model, version), await _read_generate(request))
+    return _stream(await streaming.events(job, None), job)
+
+
+@get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=described.JOB_STREAM)
+async def job_stream(request: AnyRequest, job: str) -> Stream:
+    """A generated answer as it is produced, after the event that `Last-Event-ID` names."""
+    return _stream(await _streaming(request).events(job, request.headers.get("last-event-id")), job)
+
+
+def _streaming(request: AnyRequest) -> Streaming:
+    door = door_of(request)
+    return Streaming(door.router, jobs_of(request), door.inference)
+
+
+async def _read_generate(request: AnyRequest) -> GenerateRequest:
+    content = await request.body()
+    body = await beside(len(content), read_generate, content, most_elements(request))
+    claim(caller_of(request.scope), body.parameters)
+    return body
+
+
+def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
+    headers = {"location": f"/v2/jobs/{job}/stream", "cache-control": "no-store"}
+    return Stream(events, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _accepted(job: str) -> Response[bytes]:
+    location = f"/v2/jobs/{job}"
+    content = _encode({"id": job, "state": "queued", "location": location})
+    return Response(content, status_code=202, media_type=MediaType.JSON, headers={"location": location})
+
+
+ENDPOINTS = (generate, generate_stream, job_stream)

@@ -1,0 +1,110 @@
+"""The jobs: their states, results and placements."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import msgspec
+from litestar import MediaType, Response, delete, get
+from litestar.params import Parameter, QueryParameter
+
+from router.http import described
+from router.http.endpoints.door import AnyRequest, JsonResponse, door_of, jobs_of
+from router.http.gate import caller_of, claim, json_answer, needs
+from taxiway.contract.job import JobStatus
+from taxiway.contract.listing import USUAL, JobFilter, states_of
+from taxiway.contract.tensors import OCTETS
+from taxiway.contract.values import gone
+from taxiway.errors import InvalidRequestError
+
+_encode = msgspec.json.Encoder().encode
+
+
+@get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
+async def job_status(request: AnyRequest, job: str, wait: float = 0.0) -> Response[bytes]:
+    """A job's state; with `wait`, as soon as it has ended or that many seconds have passed."""
+    return _status(await jobs_of(request).status(job, wait=_seconds(wait)), 200)
+
+
+@get("/v2/jobs/{job:str}/result", opt=needs("read"), responses=described.JOB_RESULT)
+async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Response[bytes]:
+    """A job's answer: 200, or the job's own error; 202 until it has ended, 410 once the result has expired.
+
+    With `Accept: application/octet-stream` the elements of numeric outputs follow the JSON.
+    """
+    found = await jobs_of(request).result(job, wait=_seconds(wait))
+    if isinstance(found, JobStatus):
+        return _status(found, 202)
+    binary = OCTETS in request.headers.get("accept", "")
+    answer = await door_of(request).inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES")
+    return Response(answer.body, headers=answer.headers)
+
+
+@get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
+async def blob(request: AnyRequest, ref: str) -> Response[bytes]:
+    """The raw bytes of a large value that a stored result refers to; 410 once the result has expired."""
+    content = (await door_of(request).router.store.blobs([ref]))[ref]
+    if content is None:
+        raise gone(ref)
+    return Response(bytes(content), media_type=OCTETS)
+
+
+@get("/v2/jobs/{job:str}/placement", opt=needs("read"), responses=described.JOB_PLACEMENT)
+async def job_placement(request: AnyRequest, job: str) -> JsonResponse:
+    """Why a job is where it is, and the recomputed candidate table."""
+    return Response(await jobs_of(request).placement(job))
+
+
+@delete("/v2/jobs/{job:str}", status_code=200, opt=needs("submit"), responses=described.JOB)
+async def job_cancel(request: AnyRequest, job: str) -> Response[bytes]:
+    """Cancel a job; one that has ended is left unchanged."""
+    return _status(await jobs_of(request).cancel(job), 200)
+
+
+_States = Annotated[str, QueryParameter(name="state", description="Only jobs in these states, comma-separated.")]
+
+_Model = Annotated[str, Parameter(description="Only jobs of this model: `name`, `name:version` or `name@alias`.")]
+
+_Tenant = Annotated[str, Parameter(description="Only this tenant's jobs; with a key, only its own tenant is allowed.")]
+
+_Limit = Annotated[int, Parameter(description="Jobs per page, at most 1,000.")]
+
+_Cursor = Annotated[str, Parameter(description="The `next` of the previous page.")]
+
+
+@get("/v2/jobs", opt=needs("read"), responses=described.JOBS)
+async def jobs(
+    request: AnyRequest,
+    states: _States = "",
+    model: _Model = "",
+    tenant: _Tenant = "",
+    limit: _Limit = USUAL,
+    cursor: _Cursor = "",
+) -> Response[bytes]:
+    """The fleet's jobs, latest first. While `next` is present more may follow, even after an empty page."""
+    router = door_of(request).router
+    filters = {"tenant": tenant} if tenant else {}
+    claim(caller_of(request.scope), filters)
+    wanted = JobFilter(
+        states=states_of(name for name in states.split(",") if name),
+        model=router.rules.catalogue.resolve(model).id if "@" in model else model,
+        tenant=filters.get("tenant", ""),
+    )
+    return json_answer(await router.store.list_jobs(wanted, limit=limit, cursor=cursor))
+
+
+def _seconds(wait: float) -> float:
+    if not math.isfinite(wait) or wait < 0:
+        raise InvalidRequestError(f"wait: expected seconds >= 0, got {wait}", field="wait")
+    return wait
+
+
+def _status(status: JobStatus, code: int) -> Response[bytes]:
+    progress = msgspec.structs.asdict(status)
+    record = msgspec.structs.asdict(progress.pop("record"))
+    content = _encode(record | progress)
+    return Response(content, status_code=code, media_type=MediaType.JSON)
+
+
+ENDPOINTS = (job_status, job_result, blob, job_placement, job_cancel, jobs)
