@@ -25,7 +25,7 @@ from tasks.models.profiles import Processor
 from tasks.settings import TREE, models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
 from taxiway.cli.fleet import run
-from taxiway.errors import ModelUnavailableError, UnknownModelError
+from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 from workers.device import Device, DeviceMissingError, endpoint_device, find_device
 from workers.profiling.endpoint import QUICK_ROUNDS, ROUNDS, measure_endpoint
 from workers.profiling.measure import ProgressMessage, bench_class
@@ -143,6 +143,11 @@ def main(
     Each variant is measured in a separate process. Run nothing else on the machine meanwhile.
     """
     root = models_folder(os.environ).absolute()
+    folder = output or root
+    try:  # before minutes of measuring
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"{folder}: {flaw(error)}", param_hint="--output") from error
     console = Console(stderr=True)
     try:
         models = _chosen(load_catalogue(root), names)
@@ -156,7 +161,7 @@ def main(
     except DeviceMissingError as error:
         raise SystemExit(_fail(console, str(error), MISSING)) from error
     processor = Processor(kind=found.kind, name=found.name)
-    files = write(outcomes, processor, output or root)
+    files = write(outcomes, processor, folder)
     if as_json:
         click.echo(msgspec.json.encode({"files": [str(f) for f in files], "variants": outcomes}, enc_hook=int))
     else:

@@ -216,6 +216,10 @@ def test_a_usage_error_names_the_command_that_was_typed(arguments: list[str], us
         (["keys", "new", "--tenant", "lab", "--file", "/proc/nowhere/keys"], "error: /proc/nowhere"),
         (["history", "--day", "yesterday"], "expected a UTC day, such as 2026-11-27, got 'yesterday'"),
         (["history", "export"], "Missing argument 'DAY'"),
+        (
+            ["profile", "--model", "echo", "--output", "/proc/nowhere"],
+            "--output: /proc/nowhere: no such file or directory",
+        ),
     ],
 )
 def test_wrong_usage_of_the_fleets_verbs_says_what_is_expected(arguments: list[str], said: str) -> None:
