@@ -309,7 +309,7 @@ def fleet_plan(
     fleet, end = on_mix.fleet, float(on_mix.trace.arrival[-1]) + 1
     counts = tuple(device.count for device in fleet.classes.values())
     window = Window.latest(on_mix, end, end)
-    twin = Twin(fleet, window, Conditions.usual(fleet, counts))
+    twin = Twin(window, Conditions.usual(fleet, counts))
     search = Search(twin, seed, progress)
     found = search.find(None, PLAYS)
     decision = Decision(

@@ -42,10 +42,10 @@ class Pool:
 
     `serving` devices take work and `powered` ones cost money. `running` counts jobs, and `expected` those that wait
     elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and `inside` those
-    of running jobs. `available` is how many devices may be on, on the `nodes` of its pools if any, and `pace` the
-    time that work takes over its profile's. `metered` is US dollars for `metered_requests` to an endpoint, and `rates`
-    what it may be sent, over all devices. `batches` are the latest whole batches: when they began, their model and
-    their seconds.
+    of running jobs. `available` is how many devices may be on, on the `nodes` of its pools if any. `pace` is the time
+    that work takes over its profile's, and `learned` the same by model, as far as it is known: the class scales on
+    that. `metered` is US dollars for `metered_requests` to an endpoint, and `rates` what it may be sent, over all
+    devices. `batches` are the latest whole batches: when they began, their model and their seconds.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Pool:
         self.nodes = Nodes(device) if device.pools else None
         self.available = device.count
         self.pace = 1.0
+        self.learned = [1.0] * len(models)
         self.batches: deque[tuple[float, int, float]] = deque(maxlen=BATCHES)
         self.queued = [0.0] * LEVELS
         self.inside = 0.0
@@ -166,7 +167,7 @@ class Pool:
     def withdraw(self, job: Job) -> None:
         """Remove a waiting job that moves to another class."""
         self._unqueue(job)
-        self._density -= self._density_of(job)
+        self._density -= job.density
 
     def expect(self, job: Job, now: float) -> None:
         """A job that is not bound to a class yet will probably come here: devices are kept for it."""
@@ -176,7 +177,7 @@ class Pool:
     def forget(self, job: Job) -> None:
         """An expected job has arrived, or will not."""
         self.expected -= 1
-        self._density -= self._density_of(job)
+        self._density -= job.density
 
     def feed(self, now: float) -> None:
         """Give waiting jobs to devices with capacity, in the queue's order; a model that must wait blocks no other."""
@@ -401,7 +402,7 @@ class Pool:
             return
         for job in device.run.ended(now):
             self._leave(job)
-            self._density -= self._density_of(job)
+            self._density -= job.density
             self._world.end(job, self, now, answered=True)
         if len(device.run):
             self._expect(device)
@@ -449,7 +450,9 @@ class Pool:
         return self.waiting + self.running + self.expected
 
     def _load(self, job: Job, now: float) -> None:
-        self._density += self._density_of(job)
+        pace = self.learned[job.model]
+        job.density = density(pace * job.work[self.index], job.deadline, pace * job.alone[self.index])
+        self._density += job.density
         self._peak = max(self._peak, self._density)
         self._worked = now
         self._grow(now)
@@ -465,7 +468,7 @@ class Pool:
             self.queued = [0.0] * LEVELS  # clears rounding errors
 
     def _drop(self, job: Job, now: float) -> None:
-        self._density -= self._density_of(job)
+        self._density -= job.density
         self._world.end(job, self, now, answered=False)
 
     def _enter(self, job: Job, now: float) -> None:
@@ -479,9 +482,6 @@ class Pool:
     def _leave(self, job: Job) -> None:
         self.running -= 1
         self.inside = self.inside - job.work[self.index] if self.running else 0.0
-
-    def _density_of(self, job: Job) -> float:
-        return density(job.work[self.index], job.deadline, job.alone[self.index])
 
 
 def _paid_for(device: Device, now: float) -> float:

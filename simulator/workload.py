@@ -46,7 +46,7 @@ class Job:
     `alone`, `work` and `crowding` have one figure per class: seconds until the answer on an idle device, device seconds
     that it costs in a batch, and seconds that each further request in its batch adds; infinite if it cannot run. They
     use the predicted output, or the true one for a clairvoyant policy. `due` is when the answer is due, `queued` when
-    the job joined its queue.
+    the job joined its queue, and `density` how many devices it occupies in its class until then.
     """
 
     __slots__ = (
@@ -54,6 +54,7 @@ class Job:
         "arrival",
         "crowding",
         "deadline",
+        "density",
         "due",
         "index",
         "level",
@@ -72,6 +73,7 @@ class Job:
         self.alone, self.work, self.crowding = figures
         self.due: float = self.arrival + self.deadline
         self.queued: float = self.arrival
+        self.density = 0.0
 
 
 def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:

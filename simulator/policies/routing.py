@@ -28,6 +28,7 @@ from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
 from simulator.traces import Column
+from simulator.tuning.real_fleet import pace_of
 from simulator.workload import Figures, Job, Workload
 from tasks.document import Size
 from tasks.heartbeat import HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
@@ -92,6 +93,11 @@ class Reader:
             self._working.advance(now - self._seen_at)
             self._seen_at = now
         return self._working
+
+    @property
+    def fleet(self) -> FleetSnapshot:
+        """The fleet at the last snapshot."""
+        return self._working.fleet
 
     def follow(self, plan: Plan | None) -> None:
         """Place requests by this plan, or by themselves if there is none, from the next snapshot on."""
@@ -170,6 +176,9 @@ class Reader:
             now=now,
         )
         self._working = WorkingSnapshot(self._topology, self._book, fleet)
+        for pool in pools:
+            mine = fleet.own(pool.name)
+            pool.learned = [pace_of(mine, variant_key(model.id, model.reference)) for model in self.models]
 
     def _devices_of(self, pool: Pool, now: float) -> list[DeviceFacts]:
         """The class's serving devices."""

@@ -46,7 +46,8 @@ from simulator.policies.routing import Count, ExpectedBatch, Holding, Mover, Rea
 from simulator.pool import Pool
 from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
-from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Trust, Tuner, plan_of
+from simulator.tuning.real_fleet import paces
+from simulator.tuning.tuner import FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import MOST, Conditions, Window
 from simulator.workload import Job, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
@@ -247,7 +248,9 @@ class Tuned(Taxiway):
         if history is not None:
             self._recorded, self._earlier = followed_by(history, workload)
         self._fleet = workload.fleet
-        self._tuner = Tuner(workload.fleet, seed)
+        self._tuner = Tuner(seed)
+        self._watch = Watch()
+        self._next_look = 0.0 if history is not None else FIRST
         self._handed_over = 0.0
         self._live: deque[tuple[float, bool]] = deque()
         self._trim = False
@@ -263,12 +266,9 @@ class Tuned(Taxiway):
         return chosen
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
-        """As `Policy.look`: under a plan, waiting work stays where it is."""
-        if not self._planned(now):
-            yield from super().look(pools, now)
-            return
-        yield from self._release(pools, now)
-        if self._trim and self._tuner.assignment is not None:
+        """As `Policy.look`."""
+        yield from super().look(pools, now)
+        if self._trim and self._planned(now) and self._tuner.assignment is not None:
             self._trim = False
             decision, used = self.decisions[-1][1], self._tuner.assignment.used()
             for pool in pools:
@@ -285,31 +285,44 @@ class Tuned(Taxiway):
         return self._tuner.assignment is not None and now > self._handed_over
 
     def _tune(self, pools: Sequence[Pool], now: float) -> None:
-        """Make or renew the plan if that is due."""
-        first = self._tuner.assignment is None
-        if now < FIRST and not (first and self._earlier):
+        """Make or renew the plan if that is due: looked at as often as the fleet's tuner does."""
+        if now < self._next_look:
             return
+        self._next_look = now + REST
         while self._live and self._live[0][0] < now - RECENT:
             self._live.popleft()
-        pace = tuple(pool.pace for pool in pools)
-        if not self._tuner.due(now, pace, [timely for _, timely in self._live]):
+        pace = paces(self._reader.fleet, self._fleet.classes)
+        if not self._watch.due(now, pace, [timely for _, timely in self._live]):
             return
+        first = self._tuner.assignment is None
         if not first and self._fails(pools, now):
+            self._watch = Watch(now, PERIOD, pace)
             return
         span, most, plays = WINDOW, MOST, None
         if first and self._earlier:
             span, most, plays = self._earlier, HISTORY, HISTORY_PLAYS
-        window = Window.latest(self._recorded, now + self._earlier, span, most)
+        recorded = replace(self._recorded, fleet=self._as_learned(pools))
+        window = Window.latest(recorded, now + self._earlier, span, most)
         if not window.jobs:
             return
-        conditions = Conditions(
-            powered=tuple(pool.powered for pool in pools), available=tuple(pool.available for pool in pools), pace=pace
-        )
+        conditions = Conditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))
+        self._watch = Watch(now, window.span, pace)
         decision = self._tuner.tune(window, conditions, now, plays=plays)
         self._adopt(decision, pools, now)
         self._reader.follow(
             plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now, name_of=_name)
         )
+
+    def _as_learned(self, pools: Sequence[Pool]) -> Fleet:
+        """The fleet with the timings that its devices have learned."""
+        timings = {
+            name: tuple(
+                timing and timing.slower(pool.learned[number])
+                for pool, timing in zip(pools, self._fleet.timings[name], strict=True)
+            )
+            for number, name in enumerate(self._recorded.trace.models)
+        }
+        return replace(self._fleet, timings=timings)
 
     def _fails(self, pools: Sequence[Pool], now: float) -> bool:
         """Whether the plan did not keep what it promised: it is dropped then."""
@@ -319,7 +332,7 @@ class Tuned(Taxiway):
         if not over or not self._trust.is_lost(now, spent, self._fleet.penalties, decision.predicted):
             return False
         self._trust.begin(now, spent)
-        self._tuner.drop(now)
+        self._tuner.assignment = None
         self._reader.follow(None)
         for pool in pools:
             pool.follow(Density())

@@ -109,7 +109,7 @@ class FleetTuner:
         recent = timely(self._history.read_recent(now - LAG - RECENT), self._topology)
         live = [in_time for (_, service), in_time in recent if service == LIVE]
         self._spend(known, now)
-        return self._watch.due(now, paces(known), live, self._topology.plan.period)
+        return self._watch.due(now, paces(known.snapshot, known.topology.hardware), live, self._topology.plan.period)
 
     def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
         """Tune once: what was found, and the plan to follow from now on. A dry run writes nothing."""
@@ -127,7 +127,7 @@ class FleetTuner:
             if not dry_run:
                 self._write(raw, None)
             self._trust.begin(now, self._spent)
-            self._watch = Watch(now, math.inf, paces(known))
+            self._watch = Watch(now, math.inf, paces(known.snapshot, known.topology.hardware))
             return _unchanged(None, why, 0), None
         found = recorded(self._history.read_recent(until - WINDOW), known, until)
         arrivals = len(found.workload) if found is not None else 0
@@ -137,7 +137,7 @@ class FleetTuner:
             why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"
             return _unchanged(before, why, arrivals), before
         tuning, plan = self._search(found, before, now)
-        self._watch = Watch(now, found.span, paces(known))
+        self._watch = Watch(now, found.span, paces(known.snapshot, known.topology.hardware))
         if tuning.adopted:
             self._trust.begin(now, self._spent)
         if not dry_run and not self._write(raw, plan):
@@ -171,7 +171,7 @@ class FleetTuner:
     def _search(self, found: Recorded, before: Plan | None, now: float) -> tuple[Tuning, Plan]:
         began = time.process_time()
         number = 1 if before is None else before.number + 1
-        tuner = Tuner(found.workload.fleet, seed=number)
+        tuner = Tuner(seed=number)
         tuner.assignment = found.assignment(before)
         first = tuner.assignment is None
         window = Window.latest(found.workload, found.span, WINDOW)

@@ -98,7 +98,7 @@ def _known(workload: Workload, seed: int) -> tuple[Workload, Search]:
     """What an operator has recorded, and a search on it."""
     window = recorded(workload)
     fleet = window.workload.fleet
-    return window.workload, Search(Twin(fleet, window, Conditions.usual(fleet, fresh(fleet))), seed)
+    return window.workload, Search(Twin(window, Conditions.usual(fleet, fresh(fleet))), seed)
 
 
 def _start(search: Search) -> Assignment:

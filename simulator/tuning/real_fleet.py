@@ -7,7 +7,7 @@ twin cannot place private data elsewhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -27,7 +27,7 @@ from simulator.tuning.twin import Conditions
 from simulator.workload import Workload, prepare
 from tasks.document import Size
 from tasks.endpoints import Rate
-from tasks.heartbeat import variant_key
+from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
@@ -258,7 +258,7 @@ def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) 
     kind, device = (devices[0].kind, devices[0].name) if devices else (candidate.hardware.device, "")
     profile = book.lookup(model, candidate.variant_name, kind, device).profile
     key = variant_key(model.id, candidate.variant_name)
-    pace = float(np.mean(expected_paces(devices, key))) if devices else 1.0
+    pace = pace_of(devices, key)
     load, memory = profile.load, int(candidate.variant.memory)
     if not generates(model):
         return Whole(load, memory, profile.base + profile.step * size, profile.slope, profile.floor).slower(pace)
@@ -299,15 +299,15 @@ def _kinds(
     return kinds
 
 
-def paces(known: Known) -> tuple[float, ...]:
-    """The mean pace that each class's devices learned; 1 where none did."""
-    return tuple(
-        float(np.mean(learned)) if (learned := _learned(known, name)) else 1.0 for name in known.topology.hardware
-    )
+def pace_of(devices: Sequence[DeviceFacts], key: str) -> float:
+    """The mean pace of a variant on a class's devices, as they learned it; 1 without devices."""
+    return float(np.mean(expected_paces(devices, key))) if devices else 1.0
 
 
-def _learned(known: Known, name: str) -> list[float]:
-    return [pace for device in known.snapshot.own(name) for pace in device.pace.values()]
+def paces(fleet: FleetSnapshot, names: Iterable[str]) -> tuple[float, ...]:
+    """The mean pace that the devices of each of these classes learned; 1 where none did."""
+    learned = [[pace for device in fleet.own(name) for pace in device.pace.values()] for name in names]
+    return tuple(float(np.mean(each)) if each else 1.0 for each in learned)
 
 
 def timely(arrivals: Arrivals, topology: Topology) -> list[tuple[TwinCell, bool]]:

@@ -74,7 +74,7 @@ class Search:
         self._fleet = twin.fleet
         self._random = random.Random(seed)
         self.able = able_classes(self._fleet, twin.window.workload.trace.models)
-        self.costs = Costs.of(twin.window, self._fleet, twin.conditions.pace)
+        self.costs = Costs.of(twin.window)
         self.count = len(self._fleet.classes)
         self._played: dict[object, Played] = {}
         self._lowest: dict[object, tuple[float, Assignment]] = {}
@@ -133,12 +133,7 @@ class Search:
     def estimate(self) -> Estimate:
         """What assignments cost by figures alone."""
         twin, costs, penalties = self._twin, self.costs, self._fleet.penalties
-        used = {
-            cell: [
-                work * pace / twin.window.span for work, pace in zip(twin.work[cell], twin.conditions.pace, strict=True)
-            ]
-            for cell in self._cells
-        }
+        used = {cell: [work / twin.window.span for work in twin.work[cell]] for cell in self._cells}
         besides = {
             cell: [
                 metered
@@ -269,24 +264,23 @@ class Costs:
     timely: Mapping[Cell, Sequence[float]]
 
     @classmethod
-    def of(cls, window: Window, fleet: Fleet, pace: Sequence[float]) -> Costs:
-        """The costs of a window's jobs on a fleet of this pace."""
-        workload = window.workload
-        trace = workload.trace
-        alone, work, _ = figures_of(trace, workload.fleet, trace.output)
+    def of(cls, window: Window) -> Costs:
+        """The costs of a window's jobs."""
+        trace, fleet = window.workload.trace, window.workload.fleet
+        alone, work, _ = figures_of(trace, fleet, trace.output)
         usd = np.array([device.usd_per_second for device in fleet.classes.values()])
         tariffs = [device.price.tariff for device in fleet.classes.values()]
         share, mean, dollars, metered, timely = {}, {}, {}, {}, {}
         for cell in sorted({(job.model, job.service) for job in window.jobs}):
             of_service = trace.service == cell[1]
             mine = of_service & (trace.model == cell[0])
-            seconds = alone[mine] * pace
+            seconds = alone[mine]
             share[cell] = float(mine.sum() / of_service.sum())
             mean[cell] = seconds.mean(axis=0).tolist()
             tokens = Tokens(input=int(trace.size[mine].sum()), output=int(trace.output[mine].sum()))
             bills = [0.0 if tariff is None else tariff.bill(tokens, int(mine.sum())) for tariff in tariffs]
             metered[cell] = [bill * 3600 / window.span for bill in bills]
-            dollars[cell] = ((work[mine].sum(axis=0) * pace * usd + bills) * 3600 / window.span).tolist()
+            dollars[cell] = ((work[mine].sum(axis=0) * usd + bills) * 3600 / window.span).tolist()
             timely[cell] = (seconds * SLACK <= trace.deadline[mine][:, None]).mean(axis=0).tolist()
         return cls(share, mean, dollars, metered, timely)
 

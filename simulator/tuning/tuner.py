@@ -142,22 +142,11 @@ class Tuner:
     `assignment` is the one in use, and `good` are those that the last search found.
     """
 
-    def __init__(self, fleet: Fleet, seed: int) -> None:
-        self._fleet = fleet
+    def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._watch = Watch()
         self.good: tuple[Assignment, ...] = ()
         self.assignment: Assignment | None = None
         self.tunings = 0
-
-    def due(self, now: float, pace: Sequence[float], live: Sequence[bool]) -> bool:
-        """Whether the plan shall be tuned now; `live` says of recent live requests whether each was in time."""
-        return self._watch.due(now, pace, live)
-
-    def drop(self, now: float) -> None:
-        """The plan is followed no longer; the next one is made a period later."""
-        self.assignment = None
-        self._watch = Watch(now, PERIOD, self._watch.pace)
 
     def tune(
         self, window: Window, fleet_now: Conditions, now: float, *, plays: int | None = None, most: float = math.inf
@@ -166,11 +155,10 @@ class Tuner:
 
         The search has `plays` plays, by default as many as the window's arrivals allow, but at `most` so many.
         """
-        self._watch = Watch(now, window.span, fleet_now.pace)
         self.tunings += 1
         seed = self._seed + self.tunings
         window = window.extended(seed, min(LEAST, MOST * window.span / len(window.jobs)))
-        twin = Twin(self._fleet, window, fleet_now)
+        twin = Twin(window, fleet_now)
         search = Search(twin, seed)
         former = self.assignment
         found = search.find(former, min(plays or plays_for(window), most), self.good)
@@ -178,28 +166,29 @@ class Tuner:
         best, before, after, adopted = found.assignment, found.before, found.score, False
         twins = list[Twin]()
         if found.score < found.before * (1 - HYSTERESIS):
-            twins = [Twin(self._fleet, window.redrawn(seed + draw), fleet_now) for draw in range(DRAWS)]
+            twins = [Twin(window.redrawn(seed + draw), fleet_now) for draw in range(DRAWS)]
             best, before, after, adopted = _compared(former, found.good, twins)
         if adopted:
             self.assignment = best
         chosen = self.assignment or best
         devices, begin = tuple(twin.devices(chosen)), twin.play(chosen).powered
-        moves = self._moves(former, chosen, devices, now) if adopted else {}
+        starts = [device.start for device in twin.fleet.classes.values()]
+        moves = _moves(former, chosen, devices, starts, now) if adopted else {}
         used = twin.plays + sum(other.plays for other in twins)
         return Decision(chosen, adopted, devices, begin, before, after, used, moves, search.costs.dollars)
 
-    def _moves(
-        self, former: Assignment | None, new: Assignment, devices: Sequence[int], now: float
-    ) -> dict[Cell, Move]:
-        """The cells that change their class."""
-        starts = [device.start for device in self._fleet.classes.values()]
-        moves = {}
-        for cell, place in new.classes.items():
-            was = former.classes[cell] if former is not None else None
-            if was != place:
-                needed = max(1, math.ceil(SERVING * devices[place]))
-                moves[cell] = Move(was, needed, now + starts[place] + GRACE)
-        return moves
+
+def _moves(
+    former: Assignment | None, new: Assignment, devices: Sequence[int], starts: Sequence[float], now: float
+) -> dict[Cell, Move]:
+    """The cells that change their class."""
+    moves = {}
+    for cell, place in new.classes.items():
+        was = former.classes[cell] if former is not None else None
+        if was != place:
+            needed = max(1, math.ceil(SERVING * devices[place]))
+            moves[cell] = Move(was, needed, now + starts[place] + GRACE)
+    return moves
 
 
 Name = tuple[str, str | None]

@@ -15,7 +15,6 @@ from router.decide.plan import TARGET, Density
 from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
-from simulator.timing import Timing
 from simulator.traces import Column, joined
 from simulator.workload import Job, Workload, jobs
 
@@ -34,23 +33,18 @@ FLOOR, WEIGHT = 0.95, 1.0
 Without it a cheap plan starves the model that needs most devices. It is above what shall be attained, because bursts
 that no window has seen are late too."""
 
-SLOWER = 1.1
-"""A class whose work takes this many times its profile's seconds, or more, is modelled as slow."""
-
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The fleet as it is: for each class the devices that are on, those that may be, and its pace."""
+    """The fleet as it is: for each class the devices that are on, and those that may be."""
 
     powered: tuple[int, ...]
     available: tuple[int, ...]
-    pace: tuple[float, ...]
 
     @classmethod
     def usual(cls, fleet: Fleet, powered: tuple[int, ...]) -> Conditions:
-        """All devices of the fleet file may be on, and work as its profiles say."""
-        count = tuple(device.count for device in fleet.classes.values())
-        return cls(powered, count, (1.0,) * len(count))
+        """All devices of the fleet file may be on."""
+        return cls(powered, tuple(device.count for device in fleet.classes.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +154,14 @@ class Played(NamedTuple):
 class Twin:
     """Plays assignments of one window under one set of conditions.
 
-    `work` is the device seconds of each cell's requests by class, at the profiles' pace; `expected` the same by the
-    jobs' figures, on which classes scale.
+    `work` is the device seconds of each cell's requests by class; `expected` the same by the jobs' figures, on which
+    classes scale.
     """
 
-    def __init__(self, fleet: Fleet, window: Window, now: Conditions) -> None:
+    def __init__(self, window: Window, now: Conditions) -> None:
         self.window = window
         self.conditions = now
-        self.fleet = replace(fleet, timings=_slowed(fleet, now.pace), events=())
+        self.fleet = replace(window.workload.fleet, events=())
         self.plays = 0.0
         self.work, self.expected = _work_by_cell(window)
         self._shares = _Shares.of(window.workload)
@@ -177,7 +171,7 @@ class Twin:
         used = [0.0] * len(self.fleet.classes)
         for cell, place in assignment.classes.items():
             if cell in self.work:
-                used[place] += self.work[cell][place] * self.conditions.pace[place]
+                used[place] += self.work[cell][place]
         needed = []
         for place, (device, rule) in enumerate(zip(self.fleet.classes.values(), assignment.rules, strict=True)):
             target = rule.target if isinstance(rule, Density) else TARGET
@@ -312,13 +306,3 @@ def _work_by_cell(window: Window) -> tuple[Work, Work]:
             for place, (device, timing) in enumerate(timings)
         ]
     return done, expected
-
-
-def _slowed(fleet: Fleet, pace: Sequence[float]) -> dict[str, tuple[Timing | None, ...]]:
-    return {
-        model: tuple(
-            timing.slower(pace[place]) if timing is not None and pace[place] > SLOWER else timing
-            for place, timing in enumerate(row)
-        )
-        for model, row in fleet.timings.items()
-    }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
+from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.upkeep.releaser import RELEASE_TICK
 from simulator.class_queue import ClassQueue
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
@@ -164,6 +165,20 @@ def test_no_job_moves_where_moves_are_forbidden() -> None:
     outcome = play(work, OnOneClass(work, seed=1))
     assert outcome.moves == 0
     assert float(outcome.latency.max()) > 59
+
+
+def test_under_a_plan_waiting_work_moves_to_its_class_and_not_away_from_it() -> None:
+    work = workload(MINUTE, horizon=1000)
+    moves = {}
+    for name in ("a", "b"):
+        policy = OnOneClass(work, seed=1)
+        cell = Cell(model="m:1", service="bulk", classes=(name,))
+        policy._reader.follow(
+            Plan(number=1, made=0.0, cells=(cell,), classes={name: ClassPlan(rule=Density(), devices=1)})
+        )
+        moves[name] = play(work, policy).moves
+    assert moves["a"] == 0
+    assert 20 <= moves["b"] <= 40
 
 
 def test_the_central_queue_binds_a_job_when_a_device_has_room_for_it_and_not_before() -> None:

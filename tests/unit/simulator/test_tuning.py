@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from router.decide.plan import LULL, Density, Plan, preferred_class
 from simulator.engine import Engine, simulate
-from simulator.fleet import parse_fleet
+from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed
-from simulator.policies.taxiway import Tuned
+from simulator.policies.taxiway import Taxiway, Tuned
+from simulator.pool import Pool
 from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
@@ -31,7 +33,7 @@ from simulator.tuning.tuner import (
     plan_of,
 )
 from simulator.tuning.twin import FLOOR, MOST, WEIGHT, Conditions, Twin, Window
-from simulator.workload import Workload, prepare
+from simulator.workload import Job, Workload, jobs, prepare
 
 FLEET = """
 default_model: quick
@@ -58,8 +60,9 @@ def workload() -> Workload:
 
 def twin(begin: float = 0.0, end: float = 120.0, pace: float = 1.0) -> Twin:
     work = workload()
-    count = tuple(device.count for device in work.fleet.classes.values())
-    return Twin(work.fleet, Window.of(work, begin, end), Conditions(fresh(work.fleet), count, (1.0, pace)))
+    slow = {name: (row[0], row[1] and row[1].slower(pace)) for name, row in work.fleet.timings.items()}
+    window = Window.of(replace(work, fleet=replace(work.fleet, timings=slow)), begin, end)
+    return Twin(window, Conditions.usual(work.fleet, fresh(work.fleet)))
 
 
 def everything_on(place: int) -> Assignment:
@@ -88,7 +91,7 @@ def test_an_estimate_counts_what_the_use_of_an_endpoint_costs() -> None:
     text = FLEET.replace("dear: {count: 4, initial: 1, price: {usd_per_hour: 2}, memory: 8GiB, start: 5,", hosted)
     work = replace(workload(), fleet=parse_fleet(text))
     window = Window.of(work, 0.0, 120.0)
-    costs = Search(Twin(work.fleet, window, Conditions((1, 1), (4, 1), (1.0, 1.0))), seed=1).costs
+    costs = Search(Twin(window, Conditions((1, 1), (4, 1))), seed=1).costs
     requests = sum(job.model == job.service == 0 for job in window.jobs)
     assert costs.metered[0, 0] == [0.0, pytest.approx(0.01 * requests * 3600 / window.span)]
     assert costs.dollars[0, 0][1] == pytest.approx(costs.metered[0, 0][1])
@@ -171,7 +174,7 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
     window = Window.latest(prepare(trace, work.fleet, seed=1), 120.0, 120.0)
     conditions = Conditions.usual(work.fleet, fresh(work.fleet))
 
-    decision = Tuner(work.fleet, seed=1).tune(window, conditions, 120.0, plays=1, most=1)
+    decision = Tuner(seed=1).tune(window, conditions, 120.0, plays=1, most=1)
 
     assert len(window.jobs) == pytest.approx(MOST, rel=0.05)
     assert decision.plays <= 12
@@ -192,7 +195,7 @@ def test_an_estimate_is_lowest_where_it_descends_to_and_counts_what_does_not_fit
 
 
 def tuned_once(at: float = 100.0) -> tuple[Tuner, Twin, Decision]:
-    tuner, now = Tuner(workload().fleet, seed=1), twin()
+    tuner, now = Tuner(seed=1), twin()
     return tuner, now, tuner.tune(now.window, now.conditions, at, plays=30)
 
 
@@ -208,6 +211,35 @@ def test_a_first_plan_is_adopted_and_hands_over_from_placement_by_request() -> N
     assert preferred_class(cell, {first: 9}, 100.0) == first
     assert preferred_class(cell, {first: 0}, 1000.0) == first
     assert set(plan.classes) == {cell.classes[0] for cell in plan.cells}
+
+
+def slowing(at: float, factor: float) -> Workload:
+    work = workload()
+    event = Event(at=at, hardware_class="dear", slower=factor)
+    return replace(work, fleet=replace(work.fleet, events=(event,)))
+
+
+def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
+    class OnDear(Taxiway):
+        def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+            """As `Policy.choose`."""
+            self._reader.working(pools, now)
+            self._reader.count(job, self._count(job, pools[1], None))
+            return 1
+
+    work = slowing(at=60.0, factor=3.0)
+    learned = dict[int, float]()
+    for end in (60, 120):
+        part = Window.of(work, 0.0, end).workload
+        engine = Engine(part, OnDear(part, seed=1), seed=1)
+        engine.run()
+        learned[end] = engine.pools[1].learned[work.trace.models.index("quick")]
+    assert learned[60] == pytest.approx(1.0)
+    assert learned[120] == pytest.approx(3.0, rel=0.1)
+
+    pool, job = engine.pools[1], next(jobs(work, clairvoyant=False))
+    pool.enqueue(job, job.arrival)
+    assert job.density == pytest.approx(learned[120] * job.work[1] / job.deadline, rel=0.01)
 
 
 def test_devices_that_start_yet_are_released_before_those_that_serve() -> None:
@@ -244,14 +276,14 @@ def test_five_per_cent_of_load_change_nothing(factor: float) -> None:
 
 
 def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
-    tuner, now, _ = tuned_once(at=100.0)
-    pace = now.conditions.pace
+    watch, pace = Watch(tuned=100.0, span=450.0, pace=(1.0, 1.0)), (1.0, 1.0)
     late = [False] * 20 + [True] * 40
-    assert not tuner.due(100.0 + REST, pace, late)
-    assert tuner.due(100.0 + REST, (1.0, 2.0), [])
-    assert not tuner.due(100.0 + REST - 1, (1.0, 2.0), [])
-    assert tuner.due(100.0 + 3 * REST, pace, late)
-    assert tuner.due(100.0 + PERIOD, pace, [])
+    assert not watch.due(100.0 + REST, pace, late)
+    assert watch.due(100.0 + REST, (1.0, 2.0), [])
+    assert not watch.due(100.0 + REST - 1, (1.0, 2.0), [])
+    assert watch.due(100.0 + 3 * REST, pace, late)
+    assert not watch.due(100.0 + PERIOD - 1, pace, [])
+    assert watch.due(100.0 + PERIOD, pace, [])
 
 
 def test_a_plan_from_few_arrivals_is_tuned_again_when_twice_as_much_is_known() -> None:
@@ -260,12 +292,9 @@ def test_a_plan_from_few_arrivals_is_tuned_again_when_twice_as_much_is_known() -
     assert watch.due(145.0, (1.0,), [])
 
 
-def test_a_plan_that_was_dropped_is_followed_by_another_after_a_period() -> None:
+def test_a_plan_that_was_dropped_is_followed_by_another() -> None:
     tuner, now, _ = tuned_once(at=100.0)
-    tuner.drop(200.0)
-    assert tuner.assignment is None
-    assert not tuner.due(200.0 + PERIOD - 1, now.conditions.pace, [])
-    assert tuner.due(200.0 + PERIOD, now.conditions.pace, [])
+    tuner.assignment = None
     assert tuner.tune(now.window, now.conditions, 320.0, plays=20).adopted
 
 
