@@ -115,7 +115,7 @@ def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> N
     assert asyncio.run(scenario()) == [b"%d" % n for n in range(20)]
 
 
-def test_a_caller_that_gives_up_leaves_the_others_their_answers(settings: Settings) -> None:
+def test_an_abandoned_call_leaves_the_others_their_answers(settings: Settings) -> None:
     async def scenario() -> bytes:
         connection = AsyncConnection(settings.state)
         await connection.connect()

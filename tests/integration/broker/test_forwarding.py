@@ -53,7 +53,7 @@ def test_arrivals_are_taken_in_order_and_the_higher_priority_first(store: Store)
     assert store.take("r") == [b"first", b"second", b"low"]
 
 
-def test_no_more_than_asked_for_is_taken(store: Store) -> None:
+def test_no_more_than_the_limit_is_taken(store: Store) -> None:
     store.client.lpush(ARRIVALS, *[b"%d" % n for n in range(5)])
     assert store.take("r", 2) == [b"0", b"1"]
     assert store.client.lrange(in_flight_key("r", TAKES), 0, -1) == [b"1", b"0"]

@@ -62,7 +62,7 @@ def test_the_first_claim_wins(store: Store) -> None:
     assert store.record("j")["state"] == "queued"
 
 
-def test_a_start_is_written_into_the_record_by_who_holds_the_job(store: Store) -> None:
+def test_a_start_is_recorded_by_the_worker_that_holds_the_job(store: Store) -> None:
     store.forward(placed("j"))
     [claim] = store.claim("a", "j")
     jobs = [("j", claim.token, 1732.5), ("j", "b#1", 1733.5)]
@@ -250,7 +250,7 @@ def test_a_copy_with_a_later_deadline_than_its_jobs_record_is_late_with_the_reco
     assert claim.verdict == Verdict.LATE
 
 
-def test_a_cancellation_needs_no_claim_and_fences_who_runs_it(store: Store) -> None:
+def test_a_cancellation_needs_no_claim_and_fences_the_worker(store: Store) -> None:
     store.forward(placed("j"))
     [claim] = store.claim("a", "j")
     assert store.finish(Ending("j", JobState.CANCELLED, b"cancelled")) == [1]

@@ -57,7 +57,7 @@ def elsewhere(body: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.usefixtures("soon")
-def test_who_calls_again_soon_runs_the_loop(loop: LoopThread) -> None:
+def test_a_thread_that_calls_again_soon_runs_the_loop(loop: LoopThread) -> None:
     def calls() -> list[bool]:
         return [loop.run(here()) == threading.get_ident() for _ in range(5)]
 

@@ -349,7 +349,7 @@ class Mute(asyncio.Protocol):
         self._transport.abort()
 
 
-def test_of_many_who_wait_for_a_server_that_was_silent_one_asks_for_all() -> None:
+def test_one_probe_of_a_silent_server_serves_all_waiting_calls() -> None:
     made: list[Mute] = []
 
     def connection() -> Mute:

@@ -151,7 +151,7 @@ def test_what_cannot_be_streamed_is_refused_at_both_doors(client: taxiway.Client
         list(client.stream("tiny", ["one", "two"], timeout=20))
 
 
-def test_a_reader_gives_up_when_its_time_is_over_and_the_job_goes_on(client: taxiway.Client) -> None:
+def test_a_reader_times_out_and_the_job_goes_on(client: taxiway.Client) -> None:
     job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
     with pytest.raises(ResultTimeoutError):
         list(job.stream(timeout=0.3))

@@ -335,7 +335,7 @@ def test_the_head_of_an_answer_does_not_wait_for_its_body() -> None:
     assert b"at last" in body
 
 
-def test_a_server_that_parts_ends_a_connection_with_the_answer_under_way_though_more_was_asked() -> None:
+def test_a_stopping_server_ends_a_connection_after_the_current_answer() -> None:
     with served(PATIENT) as server, connected(server.port) as connection:
         server.part()
         connection.sendall(GET * 1000)

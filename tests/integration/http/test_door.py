@@ -144,7 +144,7 @@ def test_a_model_is_found_by_version_and_alias(http: httpx.Client, model: str) -
     assert infer(http, "a", model=model).status_code == 200
 
 
-def test_a_caller_who_would_rather_poll_than_wait_says_for_how_long(idle: httpx.Client) -> None:
+def test_prefer_wait_limits_how_long_an_infer_call_waits(idle: httpx.Client) -> None:
     answer = infer(idle, "a", headers={"prefer": "wait=0"})
 
     assert (answer.status_code, answer.headers["location"]) == (202, f"/v2/jobs/{answer.json()['id']}")

@@ -101,7 +101,7 @@ def test_a_body_that_is_no_gzip_is_refused_by_name(http: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["details"]["field"]) == (400, "body")
 
 
-def test_the_index_has_every_model_and_asked_for_ready_ones_those_that_could_run(http: httpx.Client) -> None:
+def test_the_index_has_every_model_or_those_that_could_run(http: httpx.Client) -> None:
     listed = http.post("/v2/repository/index").json()
     ready = http.post("/v2/repository/index", json={"ready": True}).json()
 

@@ -281,7 +281,7 @@ def test_composes_valkey_keeps_messages_and_never_drops_one(compose_valkey: redi
     assert settings["maxmemory-policy"] == "noeviction"
 
 
-def test_composes_valkey_refuses_who_has_no_password(compose_valkey: redis.Redis) -> None:
+def test_composes_valkey_refuses_clients_without_a_password(compose_valkey: redis.Redis) -> None:
     path = compose_valkey.connection_pool.connection_kwargs["path"]
     with (
         redis.Redis(unix_socket_path=path, retry=Retry(ConstantBackoff(0), 0)) as stranger,

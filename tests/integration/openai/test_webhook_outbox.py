@@ -81,7 +81,7 @@ def test_a_job_ends_whatever_its_record_says_of_webhooks(store: Store, notified:
     assert store.client.exists(WEBHOOKS_DUE) == 0
 
 
-def test_a_full_outbox_gives_up_what_comes_and_drops_the_oldest_of_that(store: Store) -> None:
+def test_a_full_outbox_rejects_new_events_and_keeps_the_latest_rejected(store: Store) -> None:
     end(store, *"abcdef")
     assert waiting(store) == ["a", "b", "c"]
     assert [(one.event.name, one.fault) for one in dead(store)] == [(job, "the outbox is full") for job in "fe"]

@@ -111,7 +111,7 @@ def test_without_arrays_it_comes_back_as_lists(door: str) -> None:
         assert client.infer("mirror", SMALL[0], timeout=20).outputs["x"] == SMALL[0].tolist()
 
 
-def test_large_bytes_come_back_as_the_same_bytes_also_to_one_who_asks_later(door: str) -> None:
+def test_large_bytes_come_back_unchanged_now_and_later(door: str) -> None:
     given = secrets.token_bytes(INLINE + 1)
     with taxiway.Client(door) as client:
         job = client.submit("echo", {"a": [given, "text"]})

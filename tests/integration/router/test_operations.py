@@ -89,9 +89,7 @@ def test_a_class_has_a_number_of_replicas_with_its_reason(http: httpx.Client) ->
     assert http.get("/v1/scaling/nowhere").status_code == 404
 
 
-def test_what_is_asked_by_get_changes_nothing_and_who_starts_devices_says_so_by_post(
-    http: httpx.Client, settings: Settings
-) -> None:
+def test_get_changes_nothing_and_starts_are_declared_by_post(http: httpx.Client, settings: Settings) -> None:
     eventually(lambda: http.get("/v1/scaling/gpu.realtime").status_code == 200)
     assert http.get("/v1/scaling/gpu.realtime", params={"starts": "true"}).status_code == 200
     with redis.Redis.from_url(settings.state) as store:

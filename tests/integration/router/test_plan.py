@@ -81,7 +81,7 @@ def test_a_plan_that_is_stale_or_broken_is_not_followed_and_the_reason_says_so(
     assert followed(store, "cheapest")[0] == "cpu.batch"
 
 
-def test_the_overview_has_the_plan_who_follows_it_and_what_the_tuner_found(store: Any, router: RouterProcess) -> None:
+def test_the_overview_has_the_plan_its_followers_and_the_tuners_findings(store: Any, router: RouterProcess) -> None:
     def plan() -> Any:
         return httpx.get(f"{router.http}/v2/fleet").json()["plan"]
 

@@ -84,7 +84,7 @@ def test_a_ratio_is_of_the_best_of_the_others_in_the_same_round() -> None:
     assert ratio.holds([3.0, 4.0])
 
 
-def test_a_ratio_to_those_who_are_all_absent_has_no_rounds() -> None:
+def test_a_ratio_to_absent_contestants_has_no_rounds() -> None:
     assert Ratio("a", "rate", 1.0, against=("b",)).rounds({("a", "rate"): [1.0]}) == []
 
 

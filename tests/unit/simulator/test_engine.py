@@ -157,7 +157,7 @@ def test_a_batch_forms_while_the_one_before_it_runs() -> None:
 
 
 @pytest.mark.parametrize("name", ["static", "always-fastest", "clairvoyant-edf", "taxiway"])
-def test_who_answers_all_in_time_pays_at_least_the_bound(name: str) -> None:
+def test_a_policy_that_answers_all_in_time_pays_at_least_the_bound(name: str) -> None:
     workload = chat(rate=2)
     summary = simulate(name, workload, POLICIES[name](workload, 1), seed=1)
     assert summary.cost_usd > lower_bound(workload).cost > 0

@@ -34,7 +34,7 @@ from tests.narrowing import present
         ("rediss://h/1?ssl_cert_reqs=none", Address((("h", 6379),), database=1, tls={"ssl_cert_reqs": "none"})),
     ],
 )
-def test_an_address_says_where_a_server_is_and_who_asks(url: str, address: Address) -> None:
+def test_an_address_has_the_server_and_its_user(url: str, address: Address) -> None:
     assert parse(url) == address
 
 
@@ -50,7 +50,7 @@ def test_a_connection_begins_with_its_account_and_its_database() -> None:
     assert parse("redis://u:p@h").greeting == [("AUTH", "u", "p")]
 
 
-def test_who_was_named_the_primary_must_be_one() -> None:
+def test_a_server_named_as_primary_must_be_one() -> None:
     address = parse("redis+sentinel://h?service=fleet")
     assert address.greeting == [("HELLO", 2)]
     address.check_greeting([[b"proto", 2, b"role", b"master"]])

@@ -112,7 +112,7 @@ def test_the_last_page_stays_marked_stale_while_the_fleet_does_not_answer() -> N
     assert drawn(a_fleet(), trouble="no answer")[1] == "stale: no answer"
 
 
-def test_the_plan_shows_each_models_first_classes_who_follows_it_and_the_tuner() -> None:
+def test_the_plan_shows_first_classes_its_followers_and_the_tuner() -> None:
     lines = drawn(a_fleet() | {"plan": a_plan()})
     assert max(map(len, lines)) <= 80
     first = next(number for number, line in enumerate(lines) if line.startswith("plan 7"))

@@ -68,7 +68,7 @@ def test_lengths_are_those_of_the_model_and_the_tenant() -> None:
     assert tenants.lengths("generate:1", "other") == tenants.lengths("generate:2", "lab") == {}
 
 
-def test_who_floods_crowds_and_the_others_pass() -> None:
+def test_only_a_tenant_over_its_fair_share_is_held() -> None:
     shares = Shares({})
     for tenant, dollars in {"desk": 0.1, "shop": 1.0, "lab": 10.0}.items():
         shares.charge(tenant, dollars)

@@ -62,7 +62,7 @@ async def ended(asked: list[asyncio.Future[bool]]) -> list[bool | BaseException]
     return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
 
 
-def test_those_who_come_while_a_call_is_under_way_share_the_next_one() -> None:
+def test_submissions_during_a_call_share_the_next_one() -> None:
     async def scenario() -> list[bool | BaseException]:
         door = Door()
         first = door.ask("a")

@@ -58,7 +58,7 @@ def test_a_drain_is_only_ever_brought_forward() -> None:
     assert drain.left == pytest.approx(5 - PACKING, abs=0.5)
 
 
-def test_who_is_asked_to_stop_twice_stops_at_once() -> None:
+def test_a_second_request_to_stop_stops_at_once() -> None:
     drain = Drain()
     drain.within(30)  # a notice is no request to stop
     drain.stop(60)

@@ -60,7 +60,7 @@ def test_no_variant_leaves_before_one_that_is_worth_less(loaded: list[Resident],
 
 
 @given(loaded=residents, need=st.integers(0, 100), data=st.data())
-def test_who_leaves_does_not_depend_on_the_order_in_which_variants_were_loaded(
+def test_evictions_do_not_depend_on_the_order_of_loading(
     loaded: list[Resident], need: int, data: st.DataObject
 ) -> None:
     assert leaving(loaded, need, 100) == leaving(data.draw(st.permutations(loaded)), need, 100)

@@ -41,7 +41,7 @@ def test_an_ending_queue_stays_long_until_enough_is_written_not_only_taken() -> 
     assert queue.wait_until_short(0.0)
 
 
-def test_who_waits_for_a_short_queue_is_woken_by_the_write() -> None:
+def test_a_write_wakes_the_waiter_for_a_short_queue() -> None:
     queue, heard = EndingQueue(), []
     queue.put(endings(MAX_UNWRITTEN))
     waiting = threading.Thread(target=lambda: heard.append(queue.wait_until_short(20.0)))
