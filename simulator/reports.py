@@ -264,7 +264,8 @@ svg .bound{stroke:var(--own);stroke-dasharray:5 4}svg circle{fill:var(--mark)}sv
 svg .leader{stroke:var(--mark);stroke-width:.7}
 div{overflow-x:auto}table{font-size:13px;border-collapse:collapse;width:100%;margin-top:20px;font-variant-numeric:tabular-nums}
 th,td{padding:4px 8px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
-th{color:var(--dim);font-weight:500}th:first-child,td:first-child{text-align:left}tr.own td{color:var(--own);
+th{color:var(--dim);font-weight:500;white-space:normal;vertical-align:bottom}
+th:first-child,td:first-child{text-align:left}tr.own td{color:var(--own);
 font-weight:600}
 """
 

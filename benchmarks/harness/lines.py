@@ -74,7 +74,7 @@ def _panel(panel: Panel, top: float, last: float, band: tuple[float, float, str]
     begin, end, what = band
     parts = [
         f'<rect class="band" x="{x(begin):.1f}" y="{top}" width="{x(end) - x(begin):.1f}" height="{_HEIGHT}"/>',
-        f'<text x="{x(begin) + 5:.1f}" y="{top + 14}">{html.escape(what)}</text>',
+        _tick(x(end) - 5, bottom - 6, html.escape(what), "end"),
         f'<text class="title" x="{_LEFT}" y="{top - 8}">{html.escape(panel.title)}</text>',
         f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>',
         *(_tick(_LEFT - 6, y(figure) + 4, short(figure), "end") for figure in (0.0, most / 1.08)),
