@@ -222,20 +222,20 @@ def main() -> None:
                 s: drawn(trace, s, given.data) if trace in own else bench.workload(trace, load * share, s)
                 for s in seeds
             }
-            figures = play(Scene.of(trace, share, load, workloads), terms, told=given.json)
+            figures = play(Scene.of(trace, share, load, workloads), terms, as_json=given.json)
             if not given.json:
                 console.print(table(figures))
 
 
-def play(scene: Scene, terms: Sequence[Term], *, told: bool) -> list[Figure]:
-    """Simulate the scene with the whole model, then without each term; `told` prints each result as a JSON line."""
+def play(scene: Scene, terms: Sequence[Term], *, as_json: bool) -> list[Figure]:
+    """Simulate the scene with the whole model, then without each term; `as_json` prints each result as a JSON line."""
     figures: list[Figure] = []
     rows: list[Term | str] = [*terms, CENTRAL]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for row in progress.track(rows, description=f"{scene.trace} {scene.share:g}"):
             whole = row is TERMS[0]
             figures.append(scene.played(row, POLICIES[row]) if isinstance(row, str) else scene.without(row))
-            if told:
+            if as_json:
                 nothing = not whole and worthless(figures[0], figures[-1])
                 say({"question": "without a term", **machine(), **asdict(figures[-1]), "worthless": nothing})
     return figures

@@ -160,10 +160,10 @@ def check(engine: Engine, offline: Row, single: Row, peak: Row) -> str:
     other = Engine(peak, engine.compute, engine.memory, engine.a_layer, engine.a_batch)
     rate = other.rate("int8") / (SQUAD_TOKENS * BERT_LARGE.operations(SQUAD_TOKENS))
     latency = engine.a_layer * BERT_LARGE.layers + BERT_LARGE.weights / other.bandwidth()
-    told = float(offline["samples_per_second"]) / float(offline["accelerator_count"])
+    submitted = float(offline["samples_per_second"]) / float(offline["accelerator_count"])
     answer = {
         "question": "does the L4's roofline tell bert-99 on an L40S? predicted over published",
-        "offline": round(rate / told, 3),
+        "offline": round(rate / submitted, 3),
         "single_stream": round(latency / float(single["latency_p50_s"]), 3),
     }
     return json.dumps(answer)

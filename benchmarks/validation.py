@@ -365,8 +365,8 @@ def sentence(line: Mapping[str, object]) -> str:
     if "median" in line:
         return f"{what}: {line['median']} (measured before the trace, given to the simulator)"
     held = "within" if line["holds"] else "NOT within"
-    told = f"{what}: real {line['real']} (spread {line['spread']}), simulated {line['simulated']}"
-    return f"{told}; {line['difference']} {line['unit']} apart, {held} {line['target']}"
+    text = f"{what}: real {line['real']} (spread {line['spread']}), simulated {line['simulated']}"
+    return f"{text}; {line['difference']} {line['unit']} apart, {held} {line['target']}"
 
 
 if __name__ == "__main__":

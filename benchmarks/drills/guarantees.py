@@ -67,13 +67,13 @@ async def _lateness(url: str, jobs: int) -> list[float]:
     """Seconds from each job's deadline to its waiter's notification."""
     async with AsyncClient(url) as client:
         asked = [await client.submit("echo", n, deadline=2 + 2 * n / jobs) for n in range(jobs)]
-        heard = await asyncio.gather(*map(_heard, asked))
+        notified = await asyncio.gather(*map(_notified_at, asked))
     with redis.Redis.from_url(url) as state:
         due = [float(state.hget(job_key(job.id), "deadline_at") or 0) for job in asked]
-    return [at - deadline for at, deadline in zip(heard, due, strict=True)]
+    return [at - deadline for at, deadline in zip(notified, due, strict=True)]
 
 
-async def _heard(job: AsyncJob) -> float:
+async def _notified_at(job: AsyncJob) -> float:
     try:
         await job.result(10)
     except DeadlineExceededError:

@@ -70,7 +70,7 @@ async def _cancelled(client: AsyncClient, number: int) -> Any:
     return await job.result(60)
 
 
-async def _told(client: AsyncClient, number: int) -> Any:
+async def _streamed(client: AsyncClient, number: int) -> Any:
     return [event async for event in client.stream("generate", f"Say {number}.", parameters={"max_tokens": 2})]
 
 
@@ -83,7 +83,7 @@ KINDS: dict[str, tuple[int, Kind]] = {
     "refused": (13, lambda client, _: client.infer("no-such-model", LARGE)),
     "past its deadline": (17, lambda client, number: client.infer("paced", number, deadline=0.002)),
     "cancelled": (19, _cancelled),
-    "told as it comes": (997, _told),
+    "streamed": (997, _streamed),
 }
 """The kinds of jobs: a job is of the last kind whose figure divides its number."""
 

@@ -96,7 +96,7 @@ STUCK = 60.0
 class Fleet:
     """Processes on one broker, and the store's announcements: `written` counts those of each job's result.
 
-    `sent` maps jobs to their inputs, and `told` are the times of moves that a router recorded before it was killed.
+    `sent` maps jobs to their inputs, and `recorded` are the times of moves that a router recorded before it was killed.
     """
 
     settings: Settings
@@ -105,7 +105,7 @@ class Fleet:
     stack: contextlib.ExitStack
     sent: dict[str, list[str]] = field(default_factory=dict)
     written: Counter[str] = field(default_factory=Counter)
-    told: set[float] = field(default_factory=set)
+    recorded: set[float] = field(default_factory=set)
     _logs: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -134,16 +134,16 @@ class Fleet:
 
     def listen(self) -> None:
         """Count the store's announcements until it stops."""
-        heard = self.store.pubsub(ignore_subscribe_messages=True)
-        heard.psubscribe(f"{result_key('')}*")
+        subscription = self.store.pubsub(ignore_subscribe_messages=True)
+        subscription.psubscribe(f"{result_key('')}*")
         with contextlib.suppress(redis.ConnectionError):
-            for message in heard.listen():
+            for message in subscription.listen():
                 self.written[message["channel"].decode().removeprefix(result_key(""))] += 1
 
     def hear_of_moves(self) -> None:
         """Collect the moves that routers recorded recently."""
         raw: Any = self.store.lrange(MOVES, 0, -1)
-        self.told |= {msgspec.json.decode(one, type=Moved).at for one in raw}
+        self.recorded |= {msgspec.json.decode(one, type=Moved).at for one in raw}
 
     def leader(self) -> tuple[str, int]:
         """The leader's token and its process id; empty and 0 without a leader."""
@@ -314,7 +314,7 @@ def outcome_of(fleet: Fleet, jobs: int, *, seconds: float, perfect: float, kille
         attempts, claims, released, moved = fleet.store.hmget(job_key(job), names)
         again += (int(attempts), int(claims) - int(released or 0), fleet.written[job]) != (1, 1, 1)
         moves.update(move.at for move in read_moves((moved or b"").decode()))
-    cut = len(moves.keys() - fleet.told)
+    cut = len(moves.keys() - fleet.recorded)
     return Outcome(jobs, seconds, perfect, killed, moves.total(), cut, lost, again)
 
 

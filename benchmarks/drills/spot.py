@@ -161,7 +161,7 @@ async def _load(broker: str, reclaimed: Sequence[int], *, noticed: bool) -> Dril
     async with taxiway.AsyncClient(broker) as client:
         jobs = await asyncio.gather(*(client.submit("noted", _inputs(n), service="bulk") for n in range(BULK)))
         await _placed(broker)
-        bulk = asyncio.gather(*(_hear(job.result(PATIENCE), n) for n, job in enumerate(jobs)))
+        bulk = asyncio.gather(*(_answered(job.result(PATIENCE), n) for n, job in enumerate(jobs)))
         live = asyncio.create_task(_arrivals(client, BEFORE + NOTICE + AFTER + LATER))
         await asyncio.sleep(BEFORE)
         at = time.perf_counter()
@@ -188,11 +188,11 @@ async def _arrivals(client: taxiway.AsyncClient, seconds: float) -> list[Asked]:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         number = BULK + len(running)
         answer = client.infer("noted", _inputs(number), service="live", timeout=PATIENCE)
-        running.append(asyncio.create_task(_hear(answer, number)))
+        running.append(asyncio.create_task(_answered(answer, number)))
     return list(await asyncio.gather(*running))
 
 
-async def _hear(answer: Awaitable[taxiway.Result], number: int) -> Asked:
+async def _answered(answer: Awaitable[taxiway.Result], number: int) -> Asked:
     began = time.perf_counter()
     try:
         await answer

@@ -100,8 +100,8 @@ def started(arguments: list[str], variables: Mapping[str, str], log: Path) -> It
     """A Python process of the fleet while it runs, and the line it printed when it was ready, with its `pid`."""
     with running([sys.executable, *arguments], variables, log, output=subprocess.PIPE) as process:
         assert process.stdout is not None
-        heard, _, _ = select.select([process.stdout], [], [], PATIENCE)
-        line = process.stdout.readline() if heard else b""
+        readable, _, _ = select.select([process.stdout], [], [], PATIENCE)
+        line = process.stdout.readline() if readable else b""
         if not line:
             raise NotReadyError(f"{' '.join(arguments)} is not ready; {log} ends with:\n{log.read_text()[-2000:]}")
         yield {**json.loads(line), "pid": process.pid}
@@ -129,9 +129,11 @@ def running(
     Its output goes to `log`; its stdout goes to `output` if given. A pipe must be read, or it fills up.
     """
     environment = {**os.environ, "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1", **variables}
-    with log.open("ab") as said:
-        stdout = said.fileno() if output is None else output
-        process = start_child(command, environment=environment, output=stdout, errors=said.fileno(), piped_input=True)
+    with log.open("ab") as log_file:
+        stdout = log_file.fileno() if output is None else output
+        process = start_child(
+            command, environment=environment, output=stdout, errors=log_file.fileno(), piped_input=True
+        )
     try:
         yield process
     finally:

@@ -78,16 +78,16 @@ class CeleryCaller:
         self._task = self._app.tasks[task]
         self._payloads = payloads(plan)
         self._results: Any = vars(self._app.backend)["result_consumer"]  # Redis's backend has one
-        self._heard: Any = None
+        self._connection: Any = None
 
     async def __aenter__(self) -> CeleryCaller:
         await self.alone(0)  # loads the model and subscribes
-        self._heard = self._results._pubsub.connection
-        asyncio.get_running_loop().add_reader(self._heard._sock, self._hear)
+        self._connection = self._results._pubsub.connection
+        asyncio.get_running_loop().add_reader(self._connection._sock, self._receive)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._heard._sock)
+        asyncio.get_running_loop().remove_reader(self._connection._sock)
         self._results.stop()
         self._app.close()
 
@@ -109,8 +109,8 @@ class CeleryCaller:
         except exceptions.TimeoutError as error:  # Celery's own class
             raise TimeoutError(f"no result within {_PATIENCE:g} s") from error
 
-    def _hear(self) -> None:
-        while self._heard.can_read(timeout=0):
+    def _receive(self) -> None:
+        while self._connection.can_read(timeout=0):
             self._results.drain_events(timeout=0)
 
 
@@ -160,5 +160,5 @@ def _oip_tokens(body: bytes) -> float:
 
 
 def _json_tokens(body: bytes) -> float:
-    said = json.loads(body)
-    return items_in(said if isinstance(said, list) else [said])
+    content = json.loads(body)
+    return items_in(content if isinstance(content, list) else [content])

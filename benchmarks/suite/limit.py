@@ -41,10 +41,10 @@ def measure_limit(plan: Plan, models: Path, folder: Path, *, seconds: float) -> 
         pipes = [(loop.stdin, loop.stdout) for loop in loops]
         for _, says in pipes:
             _line(says, log, PATIENCE)
-        for told, _ in pipes:
-            assert told is not None
-            told.write(b"go\n")
-            told.flush()
+        for start, _ in pipes:
+            assert start is not None
+            start.write(b"go\n")
+            start.flush()
         done = [_line(says, log, PATIENCE + 4 * seconds) for _, says in pipes]
     items = sum(each["items"] for each in done)
     return Limit(sum(each["items"] / each["seconds"] for each in done), sum(each["cpu"] for each in done) / items)
@@ -68,11 +68,11 @@ def best_layout(plan: Plan, models: Path, folder: Path, *, seconds: float) -> Pl
 
 def _line(says: IO[bytes] | None, log: Path, patience: float) -> dict[str, float]:
     assert says is not None
-    heard, _, _ = select.select([says], [], [], patience)
-    line = says.readline() if heard else b""
+    readable, _, _ = select.select([says], [], [], patience)
+    line = says.readline() if readable else b""
     if not line:
         raise NotReadyError(
             f"a batch loop printed nothing within {patience:g} s; {log} ends with:\n{log.read_text()[-500:]}"
         )
-    said: dict[str, float] = json.loads(line)
-    return said
+    figures: dict[str, float] = json.loads(line)
+    return figures

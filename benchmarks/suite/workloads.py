@@ -126,8 +126,8 @@ class Plan:
 
 def plan_from_environment() -> Plan:
     """The plan of this process's contestant."""
-    said = json.loads(os.environ[VARIABLE])
-    return Plan(**{**said, "workload": WORKLOADS[said["workload"]]})
+    given = json.loads(os.environ[VARIABLE])
+    return Plan(**{**given, "workload": WORKLOADS[given["workload"]]})
 
 
 def payloads(plan: Plan) -> list[Any]:

@@ -281,8 +281,8 @@ def verdict(runs: Sequence[Run]) -> str:
     repeats = min(map(len, every))
     holds = repeats > 1 and better - ours > spread
     known = f"spread {spread:.2f}" if repeats > 1 else "spread unknown: one run a side"
-    said = f"{ours:.2f} against {better:.2f} of the better opponent, {known}"
-    return f"{'holds' if holds else 'FAILS'}  score better than the opponents' by more than the spread: {said}"
+    detail = f"{ours:.2f} against {better:.2f} of the better opponent, {known}"
+    return f"{'holds' if holds else 'FAILS'}  score better than the opponents' by more than the spread: {detail}"
 
 
 def main() -> None:

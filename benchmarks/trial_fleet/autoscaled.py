@@ -53,15 +53,15 @@ class Site:
 def autoscaled(site: Site, ask: Ask = ask_router) -> Iterator[tuple[Fleet, Powered]]:
     """The fleet while the block runs. Workers are as many as `ask` says, more than cores if need be."""
     context = get_context("spawn")
-    said, saying = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(site, ask, saying))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(site, ask, sender))
     process.start()
-    saying.close()
+    sender.close()
     assert process.pid is not None
     try:
-        if not said.poll(PATIENCE):
+        if not receiver.poll(PATIENCE):
             raise TimeoutError(f"the fleet is not ready within {PATIENCE:g} s; see {site.folder}/logs")
-        fleet: Fleet = said.recv()
+        fleet: Fleet = receiver.recv()
         with _counted(process.pid) as powered:
             yield fleet, powered
     finally:
@@ -70,7 +70,7 @@ def autoscaled(site: Site, ask: Ask = ask_router) -> Iterator[tuple[Fleet, Power
         process.kill()
 
 
-def _run(site: Site, ask: Ask, saying: Connection) -> None:
+def _run(site: Site, ask: Ask, sender: Connection) -> None:
     """The supervisor's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     environment = {
@@ -83,7 +83,7 @@ def _run(site: Site, ask: Ask, saying: Connection) -> None:
     plan = plan_fleet(topology, look(), emulate=site.emulated, counts=site.most)
     least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
     options = Options(data=site.folder, port=0, flower=False)
-    run_fleet(plan, options, environment, saying.send, Bounds(least, sum(site.most.values())), ask)
+    run_fleet(plan, options, environment, sender.send, Bounds(least, sum(site.most.values())), ask)
 
 
 @contextlib.contextmanager
