@@ -57,8 +57,8 @@ def _tokens(tokens: Tokens) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, or milliseconds below one."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    """Seconds, or milliseconds below one; 0 for what is left of a sum of fractions."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{round(seconds, 6) * 1000:.3g} ms"
 
 
 def brief(value: Any) -> str:

@@ -146,6 +146,7 @@ def test_long_values_are_cut_and_say_how_long_they_are() -> None:
     assert brief(b"12345") == "5 bytes"
     assert brief({"label": "cat", "score": 0.987654321}) == "label cat, score 0.987654"
     assert duration(0.0123) == "12.3 ms"
+    assert duration(1.6e-16) == "0 ms"
 
 
 def test_rows_are_a_table_and_a_vector_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
