@@ -261,8 +261,8 @@ def load_catalogue(root: Path, last: Catalogue | None = None, discovered: Collec
     """The models that `model*.yaml` describe one folder below `root`; one that is wrong is disabled, with the reason.
 
     Where two files claim the same version or alias, `model.yaml` has it, then the first by file name; the other is
-    disabled. What `last` served and what is wrong now is served as it was, and `outdated` says what is wrong. A second
-    name may also be one of a model in `discovered`, given by name.
+    disabled. What `last` served and what is wrong now is served in its last valid version, and `outdated` says what is
+    wrong. A second name may also be one of a model in `discovered`, given by name.
     """
     loading = _Loading(root, last or Catalogue({}), discovered)
     for path in sorted(root.glob("*/model*.yaml"), key=lambda path: (path.parent, path.name != _CURRENT, path.name)):

@@ -178,9 +178,9 @@ def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -
         with pytest.raises(ExecutionError):
             tower.result(bad)
         expired = tower.order("echo", "late", deadline_at=1.0)
-        cancelled = tower.message("echo", "unwanted")
-        tower.cancel(cancelled := cancelled.headers["id"])
-        tower.queue(cancelled)
+        unwanted = tower.message("echo", "unwanted")
+        tower.cancel(cancelled := unwanted.headers["id"])
+        tower.queue(unwanted)
 
         def streamed(job: str) -> list[str]:
             return [event["type"].removeprefix("task-") for event in list(heard) if event.get("uuid") == job]

@@ -147,7 +147,7 @@ def test_a_load_that_cannot_be_done_says_why_and_what_was_served_still_is(
     path = served.models / "broken" / "model.yaml"
     good = path.read_text()
     path.write_text(good.replace("1MiB", "much"))
-    with pytest.raises(InferenceServerException, match=r"is served as it was, .*memory: expected bytes"):
+    with pytest.raises(InferenceServerException, match=r"in its last valid version, .*memory: expected bytes"):
         client.load_model("broken")
     assert scaled(client, "broken") == [2.0, 4.0]
     told = state(client, "broken")
