@@ -186,7 +186,7 @@ def _indexed(router: Router, name: str, model: Model) -> IndexedModel:
     reason = unready(model, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)
     outdated = router.rules.catalogue.outdated
     old = outdated.get(model.id) or outdated.get(name)
-    why = reason or (f"served as it was, as its file is wrong: {old}" if old else "")
+    why = reason or (f"served in its last valid version, because its file is wrong: {old}" if old else "")
     return IndexedModel(name, str(model.version), "UNAVAILABLE" if reason else "READY", why)
 
 

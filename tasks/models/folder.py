@@ -158,7 +158,7 @@ def _log(before: Catalogue, after: Catalogue) -> None:
             logger.error("model disabled", extra={"model": name, "reason": reason})
     for name, reason in after.outdated.items():
         if before.outdated.get(name) != reason:
-            logger.error("model served as it was: its file is wrong", extra={"model": name, "reason": reason})
+            logger.error("model kept in its last valid version: file is wrong", extra={"model": name, "reason": reason})
     if before.models:
         differ = changes(*({n: str(id(m)) for n, m in one.models.items()} for one in (before, after)))
         if any(differ.values()):
