@@ -278,7 +278,7 @@ class ValkeyTransport:
         self._abandoned = True
 
     async def retire(self) -> None:
-        """Return the messages that `wait` moved and nobody took to the arrivals; the new session takes nothing."""
+        """Return the messages that `wait` moved and no session took to the arrivals; the new session takes nothing."""
         with fleet_errors("broker"):
             await self._end_session()
 

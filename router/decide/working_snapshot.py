@@ -53,7 +53,7 @@ class JobTemplate:
     def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> JobTemplate:
         """The template of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
         model, variants, candidate = placement.table.model.id, placement.variants(), placement.candidate
-        reason = placement.reason  # computed anew each time
+        reason = placement.reason  # a property that formats its text on each access
         return cls(
             placement=placement,
             reason=reason,
