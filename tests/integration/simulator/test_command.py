@@ -129,7 +129,7 @@ def test_a_wrong_comparison_is_an_error_with_a_hint(changed: list[str], tmp_path
     for arguments, code, words in (
         ([str(lacking), *changed[1:]], 2, "classes that run every model of the history, got ['image.p']"),
         ([*changed[:3], "--history", "no-such.csv"], 2, "no-such.csv: expected a readable CSV"),
-        ([*changed[:3], *nowhere], 4, "hint: start a fleet"),
+        ([*changed[:3], *nowhere], 4, "`taxiway up` starts a fleet"),
     ):
         told = diff_config(*arguments)
         assert (told.returncode, told.stdout) == (code, "")
