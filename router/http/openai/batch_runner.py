@@ -47,6 +47,7 @@ from taxiway.errors import (
     RequestTooLargeError,
     ResultExpiredError,
     TaxiwayError,
+    UnknownObjectError,
 )
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class _Work:
         """The work on a batch, unless another router works on it."""
         try:
             raw = await objects.get("batch", name, None)
-        except TaxiwayError:  # deleted
+        except UnknownObjectError:  # deleted
             await objects.close_batch(name)
             return None
         batch = decode_batch(raw)
