@@ -63,7 +63,8 @@ class Claim:
     """One job's claim: its fencing token if it may run, seconds until the next attempt if it is held.
 
     `attempts` counts the runs that are known to have begun. `claims` counts the claims that were not released, this one
-    included: more than one means that a worker ended while it held the job.
+    included: more than one means that a worker ended while it held the job. `deadline_at` is the record's, 0 if it has
+    none: the message may be a copy with a later one.
     """
 
     verdict: Verdict
@@ -71,6 +72,7 @@ class Claim:
     retry_in: float = 0.0
     attempts: int = 0
     claims: int = 1
+    deadline_at: float = 0.0
 
 
 def claim_call(worker: str, lease: float, jobs: Sequence[tuple[str, float]]) -> Call:
@@ -91,8 +93,8 @@ def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:
 def claim_from(verdict: bytes, value: bytes) -> Claim:
     """One claim, as `includes/claimed.lua` answers it."""
     if verdict == b"run":
-        token, attempts, claims = value.decode().rsplit(" ", 2)
-        return Claim(Verdict.RUN, token, attempts=int(attempts), claims=int(float(claims)))
+        token, attempts, claims, due = value.decode().rsplit(" ", 3)
+        return Claim(Verdict.RUN, token, attempts=int(attempts), claims=int(float(claims)), deadline_at=float(due))
     kind = Verdict(verdict.decode())
     return Claim(kind, retry_in=float(value) if kind is Verdict.HELD else 0.0)
 

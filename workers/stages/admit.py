@@ -331,7 +331,7 @@ class JobReader:
             outputs=bound.outputs,
             single=bound.single,
             arrived=now,
-            deadline=ticket.deadline_at or math.inf,
+            deadline=delivery.deadline_at or math.inf,
             stream=bool(request.stream),
         )
 

@@ -106,6 +106,12 @@ class Delivery:
         return self.claim.token if self.claim is not None else ""
 
     @property
+    def deadline_at(self) -> float:
+        """The earlier deadline of its message and its record, on the store's clock; 0 if it has none."""
+        recorded = self.claim.deadline_at if self.claim is not None else 0.0
+        return min(filter(None, (self.ticket.deadline_at, recorded)), default=0.0)
+
+    @property
     def suspect(self) -> bool:
         """Whether a worker crashed while it held the job, which may be the cause."""
         return self.claim is not None and self.claim.claims > 1
@@ -253,7 +259,7 @@ def late(delivery: Delivery, now: float) -> Ended:
     """The ending of a job whose deadline has passed; `now` is on the store's clock."""
     ticket = delivery.ticket
     started = delivery.started if delivery.began else 0.0
-    course = Course(now, ticket.deadline_at, ticket.accepted, delivery.hardware_class, started=started)
+    course = Course(now, delivery.deadline_at, ticket.accepted, delivery.hardware_class, started=started)
     return Ended(delivery, Outcome(error=exceeded(course)))
 
 

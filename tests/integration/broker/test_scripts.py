@@ -250,6 +250,14 @@ def test_a_copy_with_a_later_deadline_than_its_jobs_record_is_late_with_the_reco
     assert claim.verdict == Verdict.LATE
 
 
+@pytest.mark.parametrize("due", [30, 0], ids=["due", "without a deadline"])
+def test_a_claim_has_the_deadline_in_the_jobs_record(store: Store, due: float) -> None:
+    recorded = float(store.client.time()[0]) + due if due else 0.0
+    store.forward(placed("j", deadline_at=repr(recorded)))
+    [claim] = store.claim("a", "j", deadline=0.0 if not due else recorded + 30)
+    assert claim.deadline_at == pytest.approx(recorded)
+
+
 def test_a_cancellation_needs_no_claim_and_fences_the_worker(store: Store) -> None:
     store.forward(placed("j"))
     [claim] = store.claim("a", "j")

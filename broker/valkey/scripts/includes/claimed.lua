@@ -23,5 +23,5 @@ local function claimed(worker, lease, result, job, deadline, elsewhere)
   local token = worker .. '#' .. number
   redis.call('HSET', job, 'claims', number, 'holder', token .. ' ' .. now, 'held_until', now + lease)
   if not state then redis.call('EXPIRE', job, 86400) end
-  return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (number - (released or 0))
+  return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (number - (released or 0)) .. ' ' .. string.format('%.6f', due)
 end
