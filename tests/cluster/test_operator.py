@@ -221,7 +221,7 @@ def test_a_class_that_is_deleted_serves_what_waits_for_it_then_drains_and_goes(
     assert until(lambda: fleet.plane.get(name)["metadata"].get("finalizers") == ["taxiway.dev/drain"])
 
     fleet.plane.http.request("DELETE", name)
-    assert until(lambda: "the jobs that wait" in fleet.plane.get(name)["status"]["reason"]), controller.log
+    assert until(lambda: "its waiting jobs" in fleet.plane.get(name)["status"]["reason"]), controller.log
     controller.kill()
     controller.start()
     assert ready(fleet.of_class("gpu.realtime")) == 2
