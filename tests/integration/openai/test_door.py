@@ -332,10 +332,14 @@ def test_a_model_that_an_operator_unloaded_is_not_offered(client: openai.OpenAI,
 
 
 def loads(operator: taxiway.Client, model: str) -> bool:
-    """Whether the model is loaded within the second that a call may wait in this fleet; the load goes on after it."""
+    """Whether the model is loaded within the second that a call may wait in this fleet; the load goes on after it.
+
+    Devices report about once a second, so a call that misses one report is followed by one at another phase.
+    """
     try:
         operator.load_model(model)
     except ModelUnavailableError:
+        time.sleep(0.3)
         return False
     return True
 
