@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
-from litestar import MediaType, Response
+from litestar import MediaType, Request, Response
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
@@ -30,6 +30,7 @@ Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
+AnyRequest = Request[Any, Any, Any]
 
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/", "/docs"})
 """Paths that need no key: for process managers, health checks, load balancers and browsers."""
@@ -150,9 +151,9 @@ async def refuse(scope: Mapping[str, Any], send: Send, error: TaxiwayError, more
     await answer(send, answered.status, {**answered.headers, **more}, answered.body)
 
 
-def json_answer(content: Any, headers: Mapping[str, str] = {}) -> Response[bytes]:
-    """The answer of an endpoint that has JSON."""
-    return Response(_encode(content), media_type=MediaType.JSON, headers=headers)
+def json_answer(content: Any, headers: Mapping[str, str] = {}, *, status: int | None = None) -> Response[bytes]:
+    """The answer of an endpoint that has JSON; `status` is the endpoint's own unless given."""
+    return Response(_encode(content), status_code=status, media_type=MediaType.JSON, headers=headers)
 
 
 async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:

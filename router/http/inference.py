@@ -123,6 +123,16 @@ class Accepted:
 
     job: str
 
+    @property
+    def location(self) -> str:
+        """The path at which its state is read."""
+        return f"/v2/jobs/{self.job}"
+
+    @property
+    def content(self) -> dict[str, str]:
+        """What its caller is answered."""
+        return {"id": self.job, "state": "queued", "location": self.location}
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -180,9 +190,7 @@ class Inference:
             got = await self.infer(reference, infer, size, _seconds_in(prefer))
         if isinstance(got, Framed):
             return Answer(200, got.headers, got.pieces)
-        location = f"/v2/jobs/{got.job}"
-        content = _encode({"id": got.job, "state": "queued", "location": location})
-        return Answer(202, {"content-type": "application/json", "location": location}, (content,))
+        return Answer(202, {"content-type": "application/json", "location": got.location}, (_encode(got.content),))
 
     async def submit(self, reference: str, infer: InferRequest, size: int = 0) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.

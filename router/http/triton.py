@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Response, get, post
 
 from router.http import described
-from router.http.gate import json_answer, needs
+from router.http.gate import AnyRequest, json_answer, needs
 from router.models import unready
 from router.service.arrivals import Router
 from tasks.heartbeat import Ran
@@ -23,7 +23,6 @@ from taxiway.errors import InvalidRequestError, cut
 ROUTER = "router"
 """Key of the `Router` in the application's state."""
 
-_Any = Request[Any, Any, Any]
 _TYPES = {"BYTES": "TYPE_STRING"}
 _SECOND = 1e9  # nanoseconds
 
@@ -53,7 +52,7 @@ Body = TypeVar("Body")
 
 
 @post("/v2/repository/index", status_code=200, opt=needs(), responses=described.INDEX)
-async def repository_index(request: _Any) -> Response[bytes]:
+async def repository_index(request: AnyRequest) -> Response[bytes]:
     """Every version of every model, and whether a live device has it or could load it."""
     read = await _read(request, IndexRequest)
     router = _router(request)
@@ -65,7 +64,7 @@ async def repository_index(request: _Any) -> Response[bytes]:
 
 
 @post("/v2/repository/models/{model:str}/load", status_code=200, responses=described.REPOSITORY)
-async def repository_load(request: _Any, model: str) -> Response[bytes]:
+async def repository_load(request: AnyRequest, model: str) -> Response[bytes]:
     """Read the models folder, accept requests for a model, and load it on each class that can run it.
 
     503 with the reason if its file is wrong, or if no device has loaded it within 50 s.
@@ -75,7 +74,7 @@ async def repository_load(request: _Any, model: str) -> Response[bytes]:
 
 
 @post("/v2/repository/models/{model:str}/unload", status_code=200, responses=described.REPOSITORY)
-async def repository_unload(request: _Any, model: str) -> Response[bytes]:
+async def repository_unload(request: AnyRequest, model: str) -> Response[bytes]:
     """Accept no more requests for a model; workers unload it once the accepted ones have run."""
     await _check_control(request)
     return json_answer(await _router(request).repository.unload(model))
@@ -86,19 +85,19 @@ async def repository_unload(request: _Any, model: str) -> Response[bytes]:
     opt=needs(),
     responses=described.MODEL,
 )
-async def model_config(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
+async def model_config(request: AnyRequest, model: str, version: str | None = None) -> Response[bytes]:
     """A model's configuration in Triton's form: name, platform, most rows per request, inputs and outputs."""
     return json_answer(config_of(_resolved(request, model, version)))
 
 
 @get("/v2/models/stats", opt=needs(), responses=described.INFO)
-async def all_stats(request: _Any) -> Response[bytes]:
+async def all_stats(request: AnyRequest) -> Response[bytes]:
     """The statistics of every model, as `/v2/models/{model}/stats` gives for one."""
     return _stats(_router(request), _models(_router(request)))
 
 
 @get("/v2/models/{model:str}/stats", opt=needs(), responses=described.MODEL)
-async def model_stats(request: _Any, model: str) -> Response[bytes]:
+async def model_stats(request: AnyRequest, model: str) -> Response[bytes]:
     """What the fleet's workers did for each version of a model since this router started: jobs and nanoseconds.
 
     `queue` is from acceptance to the start of the job, `compute_infer` the batches that it ran in.
@@ -108,7 +107,7 @@ async def model_stats(request: _Any, model: str) -> Response[bytes]:
 
 
 @get("/v2/models/{model:str}/versions/{version:str}/stats", opt=needs(), responses=described.MODEL)
-async def version_stats(request: _Any, model: str, version: str) -> Response[bytes]:
+async def version_stats(request: AnyRequest, model: str, version: str) -> Response[bytes]:
     """The same for one version."""
     return _stats(_router(request), [_resolved(request, model, version)])
 
@@ -116,7 +115,7 @@ async def version_stats(request: _Any, model: str, version: str) -> Response[byt
 ENDPOINTS = (repository_index, repository_load, repository_unload, model_config, all_stats, model_stats, version_stats)
 
 
-async def _read(request: _Any, kind: type[Body]) -> Body:
+async def _read(request: AnyRequest, kind: type[Body]) -> Body:
     """The body as a `kind`, of which it may have none."""
     body = await request.body()
     try:
@@ -126,7 +125,7 @@ async def _read(request: _Any, kind: type[Body]) -> Body:
         raise InvalidRequestError(f"body: expected {expected}: {cut(str(error))}", field="body") from error
 
 
-async def _check_control(request: _Any) -> None:
+async def _check_control(request: AnyRequest) -> None:
     """Refuse a request that brings a configuration or files along."""
     for name in (await _read(request, ControlRequest)).parameters:
         if name != "unload_dependents":
@@ -206,10 +205,10 @@ def _stats(router: Router, models: list[Model]) -> Response[bytes]:
     return json_answer({"model_stats": [stats_of(model, ran.get(model.id, Ran())) for model in models]})
 
 
-def _resolved(request: _Any, model: str, version: str | None) -> Model:
+def _resolved(request: AnyRequest, model: str, version: str | None) -> Model:
     return _router(request).rules.catalogue.resolve(reference_of(model, version))
 
 
-def _router(request: _Any) -> Router:
+def _router(request: AnyRequest) -> Router:
     router: Router = request.app.state[ROUTER]
     return router

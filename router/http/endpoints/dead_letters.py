@@ -5,8 +5,8 @@ from __future__ import annotations
 from litestar import Response, delete, get, post
 
 from router.http import described
-from router.http.endpoints.door import AnyRequest, door_of
-from router.http.gate import json_answer
+from router.http.endpoints.door import door_of
+from router.http.gate import AnyRequest, json_answer
 from taxiway.errors import InvalidRequestError
 
 MOST = 1000

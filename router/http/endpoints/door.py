@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from litestar import Request, Response
+from litestar import Response
 
-from router.http.gate import caller_of
+from router.http.gate import AnyRequest, caller_of
 from router.http.inference import Inference
 from router.jobs import DeadLetters, Jobs
 from router.service.arrivals import Router
-
-AnyRequest = Request[Any, Any, Any]
 
 JsonResponse = Response[dict[str, Any]]
 

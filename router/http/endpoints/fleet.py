@@ -12,8 +12,8 @@ from litestar.exceptions import NotFoundException
 from litestar.response import Stream
 
 from router.http import described
-from router.http.endpoints.door import AnyRequest, JsonResponse, door_of
-from router.http.gate import json_answer, needs
+from router.http.endpoints.door import JsonResponse, door_of
+from router.http.gate import AnyRequest, json_answer, needs
 from router.http.streaming import MEDIA_TYPE
 from router.metrics import CONTENT_TYPE, exposition
 from router.service.arrivals import Router

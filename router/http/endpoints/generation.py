@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import msgspec
-from litestar import MediaType, Response, get, post
+from litestar import Response, get, post
 from litestar.response import Stream
 
 from broker.port import beside
 from router.http import described
 from router.http.described import GenerateOperation
-from router.http.endpoints.door import AnyRequest, door_of, jobs_of, most_elements
-from router.http.gate import caller_of, claim, json_answer, needs
+from router.http.endpoints.door import door_of, jobs_of, most_elements
+from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
 from router.http.inference import Accepted
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from tasks.models.catalogue import reference_of
-
-_encode = msgspec.json.Encoder().encode
 
 
 @post(
@@ -31,7 +28,7 @@ async def generate(request: AnyRequest, model: str, version: str | None = None) 
     """Generate text: 200 with the whole text, or 202 with the job's location."""
     answer = await _streaming(request).generate(reference_of(model, version), await _read_generate(request))
     if isinstance(answer, Accepted):
-        return _accepted(answer.job)
+        return json_answer(answer.content, {"location": answer.location}, status=202)
     return json_answer(answer)
 
 
@@ -70,12 +67,6 @@ async def _read_generate(request: AnyRequest) -> GenerateRequest:
 def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
     headers = {"location": f"/v2/jobs/{job}/stream", "cache-control": "no-store"}
     return Stream(events, media_type=MEDIA_TYPE, headers=headers)
-
-
-def _accepted(job: str) -> Response[bytes]:
-    location = f"/v2/jobs/{job}"
-    content = _encode({"id": job, "state": "queued", "location": location})
-    return Response(content, status_code=202, media_type=MediaType.JSON, headers={"location": location})
 
 
 ENDPOINTS = (generate, generate_stream, job_stream)

@@ -6,19 +6,17 @@ import math
 from typing import Annotated
 
 import msgspec
-from litestar import MediaType, Response, delete, get
+from litestar import Response, delete, get
 from litestar.params import Parameter, QueryParameter
 
 from router.http import described
-from router.http.endpoints.door import AnyRequest, JsonResponse, door_of, jobs_of
-from router.http.gate import caller_of, claim, json_answer, needs
+from router.http.endpoints.door import JsonResponse, door_of, jobs_of
+from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
 from taxiway.errors import InvalidRequestError
-
-_encode = msgspec.json.Encoder().encode
 
 
 @get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
@@ -103,8 +101,7 @@ def _seconds(wait: float) -> float:
 def _status(status: JobStatus, code: int) -> Response[bytes]:
     progress = msgspec.structs.asdict(status)
     record = msgspec.structs.asdict(progress.pop("record"))
-    content = _encode(record | progress)
-    return Response(content, status_code=code, media_type=MediaType.JSON)
+    return json_answer(record | progress, status=code)
 
 
 ENDPOINTS = (job_status, job_result, blob, job_placement, job_cancel, jobs)

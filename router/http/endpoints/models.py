@@ -7,8 +7,8 @@ from litestar import Response, get, post
 from broker.port import beside
 from router.http import described
 from router.http.described import InferOperation
-from router.http.endpoints.door import AnyRequest, JsonResponse, door_of, most_elements
-from router.http.gate import caller_of, claim, needs
+from router.http.endpoints.door import JsonResponse, door_of, most_elements
+from router.http.gate import AnyRequest, caller_of, claim, needs
 from router.http.protocol import InferRequest, read_infer
 from router.models import model_list, model_metadata, unready
 from tasks.models.catalogue import reference_of

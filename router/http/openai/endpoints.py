@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Response, get, post
 from litestar.types import ASGIApp
 
 from broker.port import beside
 from router.http.described import ASKED, KEYED, RUN, InferOperation, answers, or_events
-from router.http.gate import caller_of, claim, json_answer, needs
+from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
 from router.http.inference import Inference
 from router.http.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
 from router.http.openai.calls import Begun, Calls, Whole
@@ -48,7 +48,6 @@ from taxiway.errors import UnknownModelError, quoted
 DOOR = "openai"
 """Key of the `OpenAIDoor` in the application's state."""
 
-_Any = Request[Any, Any, Any]
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 Fields = Callable[[ParsedCall[Call], Model], dict[str, Any]]
 """Converts a call to the fields of a request for a model."""
@@ -144,14 +143,14 @@ class Read:
 
 
 @get("/v1/models", opt=needs(), responses=_MODELS)
-async def models(request: _Any) -> Response[bytes]:
+async def models(request: AnyRequest) -> Response[bytes]:
     """The models that these calls can use now, by every name: bare, by version, by alias and second names."""
     rules = _door(request).router.rules
     return json_answer(listed(rules.catalogue, rules.unloaded))
 
 
 @get("/v1/models/{model:path}", opt=needs(), responses=_MODEL)
-async def model(request: _Any, model: str) -> Response[bytes]:
+async def model(request: AnyRequest, model: str) -> Response[bytes]:
     """One of them. A name may have slashes."""
     rules, model = _door(request).router.rules, model.removeprefix("/")
     found = rules.catalogue.resolve(model)
@@ -167,7 +166,7 @@ async def model(request: _Any, model: str) -> Response[bytes]:
     opt=needs("submit"),
     responses=_CHAT,
 )
-async def chat_completions(request: _Any) -> ASGIApp:
+async def chat_completions(request: AnyRequest) -> ASGIApp:
     """Answer a chat: at once, or with `stream` as server-sent events."""
     return await _answer(request, ChatCall, chat_fields, ChatWriter)
 
@@ -179,7 +178,7 @@ async def chat_completions(request: _Any) -> ASGIApp:
     opt=needs("submit"),
     responses=_COMPLETION,
 )
-async def completions(request: _Any) -> ASGIApp:
+async def completions(request: AnyRequest) -> ASGIApp:
     """Continue one or more prompts: at once, or with `stream` as server-sent events."""
     return await _answer(request, CompletionCall, completion_fields, CompletionWriter)
 
@@ -191,7 +190,7 @@ async def completions(request: _Any) -> ASGIApp:
     opt=needs("submit"),
     responses=_EMBEDDINGS,
 )
-async def embed(request: _Any) -> ASGIApp:
+async def embed(request: AnyRequest) -> ASGIApp:
     """The embeddings of one or more texts, which are one job."""
     parsed, read = await _read(request, EmbeddingsCall, embedding_fields)
     return await _whole(request, parsed.call, read)
@@ -200,14 +199,14 @@ async def embed(request: _Any) -> ASGIApp:
 ENDPOINTS = (models, model, chat_completions, completions, embed)
 
 
-async def read_body(request: _Any, kind: type[Call]) -> ParsedCall[Call]:
+async def read_body(request: AnyRequest, kind: type[Call]) -> ParsedCall[Call]:
     """The call in a request's body."""
     body, rules = await request.body(), _door(request).router.rules
     return await beside(len(body), read_call, body, kind, rules.topology.limits.elements)
 
 
 async def read_request(
-    request: _Any, parsed: ParsedCall[Call], fields: Fields[Call], tier: str | None, size: int = 0
+    request: AnyRequest, parsed: ParsedCall[Call], fields: Fields[Call], tier: str | None, size: int = 0
 ) -> Read:
     """The call as a request, with the terms in its headers; its size is its body's, and `size` bytes more."""
     rules, size = _door(request).router.rules, size + len(await request.body())
@@ -226,12 +225,14 @@ def _request(terms: Mapping[str, Any], fields: Mapping[str, Any]) -> TaxiwayRequ
     return parse_request({**terms, **fields, "stream": stream})
 
 
-async def _read(request: _Any, kind: type[Call], fields: Fields[Call]) -> tuple[ParsedCall[Call], Read]:
+async def _read(request: AnyRequest, kind: type[Call], fields: Fields[Call]) -> tuple[ParsedCall[Call], Read]:
     parsed = await read_body(request, kind)
     return parsed, await read_request(request, parsed, fields, parsed.call.service_tier)
 
 
-async def _answer(request: _Any, kind: type[Spoken], fields: Fields[Spoken], writer: type[ChunkWriter]) -> ASGIApp:
+async def _answer(
+    request: AnyRequest, kind: type[Spoken], fields: Fields[Spoken], writer: type[ChunkWriter]
+) -> ASGIApp:
     parsed, read = await _read(request, kind, fields)
     if not parsed.call.stream:
         return await _whole(request, parsed.call, read)
@@ -245,30 +246,30 @@ async def _answer(request: _Any, kind: type[Spoken], fields: Fields[Spoken], wri
     return await stream(request, read, begin)
 
 
-async def _whole(request: _Any, call: AnyCall, read: Read) -> ASGIApp:
+async def _whole(request: AnyRequest, call: AnyCall, read: Read) -> ASGIApp:
     job, result = await run(request, read)
     content = await beside(read.size, written, call, read.model, read.head(job), result)
     return Whole(headers_of_result(job, result), content)
 
 
-async def run(request: _Any, read: Read) -> tuple[str, Result]:
+async def run(request: AnyRequest, read: Read) -> tuple[str, Result]:
     """The job of a call, and its result."""
     return await calls_of(request).run(read.request, read.size, request.receive)
 
 
-async def stream(request: _Any, read: Read, begin: Callable[[Admitted], Awaitable[Begun]]) -> ASGIApp:
+async def stream(request: AnyRequest, read: Read, begin: Callable[[Admitted], Awaitable[Begun]]) -> ASGIApp:
     """The answer to a call as it is generated."""
     return await calls_of(request).stream(
         read.request, read.size, request.receive, path=request.scope["path"], begin=begin
     )
 
 
-def calls_of(request: _Any) -> Calls:
+def calls_of(request: AnyRequest) -> Calls:
     """Runs calls for the request's caller."""
     door = _door(request)
     return Calls(door.router, Jobs(door.router, caller_of(request.scope).tenant), door.inference)
 
 
-def _door(request: _Any) -> OpenAIDoor:
+def _door(request: AnyRequest) -> OpenAIDoor:
     door: OpenAIDoor = request.app.state[DOOR]
     return door

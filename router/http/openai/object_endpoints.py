@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Response, delete, get, post
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 from litestar.response import Stream
@@ -15,7 +15,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from router.access import Caller
 from router.http.connection import ALLOW
 from router.http.described import KEYED, InferOperation, answers
-from router.http.gate import caller_of, json_answer, needs
+from router.http.gate import AnyRequest, caller_of, json_answer, needs
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import (
@@ -43,7 +43,6 @@ MOST = 1000
 
 PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
 
-_Any = Request[Any, Any, Any]
 _Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=10_000)]
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
@@ -181,7 +180,7 @@ _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
     operation_class=FileOperation,
     request_max_body_size=None,
 )
-async def upload(request: _Any) -> Response[bytes]:
+async def upload(request: AnyRequest) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
     door = stored_objects(request)
     allow: Any = request.scope["extensions"]
@@ -210,7 +209,9 @@ async def upload(request: _Any) -> Response[bytes]:
 
 
 @get("/v1/files", opt=needs("read"), responses=_FILES)
-async def files(request: _Any, limit: _Limit = MOST, after: _After = "", order: _Order = "desc") -> Response[bytes]:
+async def files(
+    request: AnyRequest, limit: _Limit = MOST, after: _After = "", order: _Order = "desc"
+) -> Response[bytes]:
     """The caller's files, latest first."""
     found = await stored_objects(request).objects.page(
         "file", _owner(request), after=after, most=limit + 1, latest_first=order == "desc"
@@ -220,13 +221,13 @@ async def files(request: _Any, limit: _Limit = MOST, after: _After = "", order: 
 
 
 @get("/v1/files/{file:str}", opt=needs("read"), responses=_FILE)
-async def file(request: _Any, file: str) -> Response[bytes]:
+async def file(request: AnyRequest, file: str) -> Response[bytes]:
     """What is known of a file."""
     return json_answer(file_answer(await _file(request, file)))
 
 
 @delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=_DELETED)
-async def file_delete(request: _Any, file: str) -> Response[bytes]:
+async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     """Delete a file."""
     door, record = stored_objects(request), await _file(request, file)
     await door.objects.delete("file", file, record.tenant)
@@ -235,7 +236,7 @@ async def file_delete(request: _Any, file: str) -> Response[bytes]:
 
 
 @get("/v1/files/{file:str}/content", opt=needs("read"), responses=_FILE_CONTENT)
-async def file_content(request: _Any, file: str) -> Stream:
+async def file_content(request: AnyRequest, file: str) -> Stream:
     """A file's content."""
     record = await _file(request, file)
     pieces = stored_objects(request).contents.read(file_path(file))
@@ -260,7 +261,7 @@ async def file_content(request: _Any, file: str) -> Stream:
     responses=_BATCH_CREATE,
     operation_class=BatchOperation,
 )
-async def batch_create(request: _Any) -> Response[bytes]:
+async def batch_create(request: AnyRequest) -> Response[bytes]:
     """Run the calls in a file."""
     body = await request.body()
     check_json(body, 10_000)
@@ -295,7 +296,7 @@ async def batch_create(request: _Any) -> Response[bytes]:
 
 
 @get("/v1/batches", opt=needs("read"), responses=_BATCHES)
-async def batches(request: _Any, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
+async def batches(request: AnyRequest, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
     found = await stored_objects(request).objects.page(
         "batch", _owner(request), after=after, most=limit + 1, latest_first=True
@@ -304,7 +305,7 @@ async def batches(request: _Any, limit: _Limit = 20, after: _After = "") -> Resp
 
 
 @get("/v1/batches/{batch:str}", opt=needs("read"), responses=_BATCH)
-async def batch(request: _Any, batch: str) -> Response[bytes]:
+async def batch(request: AnyRequest, batch: str) -> Response[bytes]:
     """A batch's state, and how many of its lines are answered."""
     return json_answer(
         batch_answer(decode_batch(await stored_objects(request).objects.get("batch", batch, _caller(request).tenant)))
@@ -312,7 +313,7 @@ async def batch(request: _Any, batch: str) -> Response[bytes]:
 
 
 @post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
-async def batch_cancel(request: _Any, batch: str) -> Response[bytes]:
+async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
     door = stored_objects(request)
     now = int(door.router.store.stored_now())
@@ -338,7 +339,7 @@ _FORM = 2**16
 class _Form:
     """A form with the fields `purpose` and `file`, in any order; only the file may be large."""
 
-    def __init__(self, request: _Any) -> None:
+    def __init__(self, request: AnyRequest) -> None:
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         if kind != "multipart/form-data" or not options.get("boundary"):
             raise InvalidRequestError("body: expected multipart/form-data", field="body")
@@ -413,7 +414,7 @@ class _Form:
             raise InvalidRequestError(f"body: expected multipart/form-data: {error}", field="body") from error
 
 
-async def _file(request: _Any, name: str) -> FileRecord:
+async def _file(request: AnyRequest, name: str) -> FileRecord:
     """A file of the caller's that has not expired."""
     record = decode_file(await stored_objects(request).objects.get("file", name, _caller(request).tenant))
     if _is_over(request, record):
@@ -421,19 +422,19 @@ async def _file(request: _Any, name: str) -> FileRecord:
     return record
 
 
-def _is_over(request: _Any, record: FileRecord) -> bool:
+def _is_over(request: AnyRequest, record: FileRecord) -> bool:
     return record.expires_at is not None and record.expires_at <= stored_objects(request).router.store.now()
 
 
-def _caller(request: _Any) -> Caller:
+def _caller(request: AnyRequest) -> Caller:
     return caller_of(request.scope)
 
 
-def _owner(request: _Any) -> str:
+def _owner(request: AnyRequest) -> str:
     return owner_of(_caller(request).tenant)
 
 
-def stored_objects(request: _Any) -> StoredObjects:
+def stored_objects(request: AnyRequest) -> StoredObjects:
     """What the router of a request keeps."""
     door: StoredObjects = request.app.state[STORE]
     return door

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Response, delete, get, post
 from litestar.params import Parameter
 
 from broker.valkey.webhooks import DeadEvent
 from router.access import Caller
 from router.decide.webhooks import Endpoint, EventType, hint_of, message_of
 from router.http.described import KEYED, InferOperation, answers
-from router.http.gate import caller_of, json_answer, needs
+from router.http.gate import AnyRequest, caller_of, json_answer, needs
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import Page, owner_of, page_of
 from router.webhooks import Webhooks
@@ -30,7 +30,6 @@ WEBHOOKS = "webhooks"
 MOST = 1000
 """Most endpoints, or dead letters, in one list."""
 
-_Any = Request[Any, Any, Any]
 _Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=MOST)]
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -195,7 +194,7 @@ async def event_types() -> Response[bytes]:
     responses=_answers(EndpointAnswer, *_CALLED),
     operation_class=CreateOperation,
 )
-async def endpoint_create(request: _Any) -> Response[bytes]:
+async def endpoint_create(request: AnyRequest) -> Response[bytes]:
     """Register an endpoint of a tenant. Its secret is shown this once."""
     call = await _read(request, EndpointCall)
     made = await _webhooks(request).add(
@@ -209,7 +208,7 @@ async def endpoint_create(request: _Any) -> Response[bytes]:
 
 
 @get("/v1/webhook_endpoints", opt=_READ, responses=_answers(Page, 400))
-async def endpoints(request: _Any, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
+async def endpoints(request: AnyRequest, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
     """The endpoints of the caller's tenant, for an operator of all; the latest first."""
     webhooks = _webhooks(request)
     found = await webhooks.all(_seen_by(request))
@@ -220,13 +219,13 @@ async def endpoints(request: _Any, limit: _Limit = 20, after: _After = "") -> Re
 
 
 @get(_PATH, opt=_READ, responses=_answers(EndpointAnswer, 404))
-async def endpoint(request: _Any, endpoint: str) -> Response[bytes]:
+async def endpoint(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """An endpoint, and how its deliveries go."""
     return await _shown(request, await _webhooks(request).get(endpoint, _seen_by(request)))
 
 
 @post(_PATH, status_code=200, responses=_answers(EndpointAnswer, *_CALLED), operation_class=ChangeOperation)
-async def endpoint_change(request: _Any, endpoint: str) -> Response[bytes]:
+async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Change an endpoint's name, address or events. What waits goes to the new address."""
     call = await _read(request, EndpointChange)
     fields = {name: value for name, value in msgspec.structs.asdict(call).items() if value is not None}
@@ -236,7 +235,7 @@ async def endpoint_change(request: _Any, endpoint: str) -> Response[bytes]:
 
 
 @delete(_PATH, status_code=200, responses=_answers(DeletedEndpoint, 404))
-async def endpoint_delete(request: _Any, endpoint: str) -> Response[bytes]:
+async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Remove an endpoint, with the events that wait for it."""
     await _webhooks(request).remove(endpoint, _seen_by(request))
     return json_answer(DeletedEndpoint(id=endpoint))
@@ -248,7 +247,7 @@ async def endpoint_delete(request: _Any, endpoint: str) -> Response[bytes]:
     responses=_answers(EndpointAnswer, *_CALLED),
     operation_class=RotateOperation,
 )
-async def endpoint_rotate(request: _Any, endpoint: str) -> Response[bytes]:
+async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Make a new secret, which is shown this once."""
     call = await _read(request, RotateCall)
     overlap = call.keep_old_secret_active_for_24_hours
@@ -258,7 +257,7 @@ async def endpoint_rotate(request: _Any, endpoint: str) -> Response[bytes]:
 
 
 @post(f"{_PATH}/test", status_code=200, responses=_answers(TestAnswer, *_CALLED), operation_class=TestOperation)
-async def endpoint_test(request: _Any, endpoint: str) -> Response[bytes]:
+async def endpoint_test(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send a sample event at once, and say what the endpoint answered."""
     call, webhooks = await _read(request, TestCall), _webhooks(request)
     status = await webhooks.test(await webhooks.get(endpoint, _seen_by(request)), call.event_type)
@@ -266,7 +265,7 @@ async def endpoint_test(request: _Any, endpoint: str) -> Response[bytes]:
 
 
 @get(f"{_PATH}/dead_letters", opt=_READ, responses=_answers(Page, 400, 404))
-async def endpoint_dead(request: _Any, endpoint: str, limit: _Limit = 100) -> Response[bytes]:
+async def endpoint_dead(request: AnyRequest, endpoint: str, limit: _Limit = 100) -> Response[bytes]:
     """The latest events that an endpoint did not take in time."""
     webhooks = _webhooks(request)
     found = await webhooks.dead((await webhooks.get(endpoint, _seen_by(request))).id, limit + 1)
@@ -279,7 +278,7 @@ async def endpoint_dead(request: _Any, endpoint: str, limit: _Limit = 100) -> Re
     responses=_answers(Replayed, *_CALLED),
     operation_class=ReplayOperation,
 )
-async def endpoint_replay(request: _Any, endpoint: str) -> Response[bytes]:
+async def endpoint_replay(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send dead letters again, after the events that wait."""
     call, webhooks = await _read(request, ReplayCall), _webhooks(request)
     found = await webhooks.get(endpoint, _seen_by(request))
@@ -293,7 +292,7 @@ ENDPOINTS = (
 )
 
 
-async def _read(request: _Any, kind: type[Any]) -> Any:
+async def _read(request: AnyRequest, kind: type[Any]) -> Any:
     """A body; an empty one has no fields."""
     body = await request.body() or b"{}"
     check_json(body, 10_000)
@@ -305,7 +304,7 @@ async def _read(request: _Any, kind: type[Any]) -> Any:
         raise InvalidRequestError(f"{field}: {what}", field=field) from error
 
 
-async def _shown(request: _Any, found: Endpoint, *, secret: bool = False) -> Response[bytes]:
+async def _shown(request: AnyRequest, found: Endpoint, *, secret: bool = False) -> Response[bytes]:
     (figures,) = await _webhooks(request).view([found])
     answer = _answer(found, *figures)
     if secret:
@@ -338,16 +337,16 @@ def _dead_answer(one: DeadEvent) -> DeadAnswer:
     )
 
 
-def _caller(request: _Any) -> Caller:
+def _caller(request: AnyRequest) -> Caller:
     return caller_of(request.scope)
 
 
-def _seen_by(request: _Any) -> str | None:
+def _seen_by(request: AnyRequest) -> str | None:
     """Whose endpoints the caller sees: its tenant's; None: everyone's."""
     caller = _caller(request)
     return None if "admin" in caller.scopes else caller.tenant
 
 
-def _webhooks(request: _Any) -> Webhooks:
+def _webhooks(request: AnyRequest) -> Webhooks:
     webhooks: Webhooks = request.app.state[WEBHOOKS]
     return webhooks

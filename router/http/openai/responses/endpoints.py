@@ -7,14 +7,14 @@ from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Request, delete, get, post
 from litestar import Response as HttpResponse
+from litestar import delete, get, post
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 from litestar.types import ASGIApp
 
 from router.http.described import ASKED, KEYED, RUN, answers, or_events
-from router.http.gate import caller_of, json_answer, needs
+from router.http.gate import AnyRequest, caller_of, json_answer, needs
 from router.http.openai.calls import STREAM_HEADERS, Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
@@ -42,7 +42,6 @@ from taxiway.contract.job import Result
 MOST = 100
 """Items in one page of a response's input."""
 
-_Any = Request[Any, Any, Any]
 _Limit = Annotated[int, Parameter(description="Items per page.", ge=1, le=MOST)]
 _After = Annotated[str, Parameter(description="The id of the last item of the previous page.")]
 _Stream = Annotated[bool, Parameter(description="As server-sent events, from the first one on.")]
@@ -68,7 +67,6 @@ class RetrieveOperation(Operation):
 
 _RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 _RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
-_RESPONSE_CANCEL = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
 _RESPONSE_DELETED = answers(DeletedResponse, *KEYED, 404, 503, problem=ErrorContent)
 _RESPONSE_INPUT = answers(Page, *KEYED, 400, 404, 503, problem=ErrorContent)
 
@@ -80,7 +78,7 @@ _RESPONSE_INPUT = answers(Page, *KEYED, 400, 404, 503, problem=ErrorContent)
     opt=needs("submit"),
     responses=_RESPONSE_CREATE,
 )
-async def response_create(request: _Any) -> ASGIApp:
+async def response_create(request: AnyRequest) -> ASGIApp:
     """Answer a chat: at once, as server-sent events with `stream`, or later with `background`."""
     making = await _Making.asked_by(request)
     call = making.parsed.call
@@ -93,7 +91,7 @@ async def response_create(request: _Any) -> ASGIApp:
 
 @get("/v1/responses/{response:str}", opt=needs("read"), operation_class=RetrieveOperation, responses=_RESPONSE)
 async def response_retrieve(
-    request: _Any, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
+    request: AnyRequest, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
 ) -> ASGIApp:
     """A stored response, or with `stream` its events as server-sent events, including those to come."""
     found = (await _responses(request).get(response, _tenant(request))).response
@@ -114,9 +112,9 @@ async def response_retrieve(
     "/v1/responses/{response:str}/cancel",
     status_code=200,
     opt=needs("submit"),
-    responses=_RESPONSE_CANCEL,
+    responses=_RESPONSE,
 )
-async def response_cancel(request: _Any, response: str) -> HttpResponse[bytes]:
+async def response_cancel(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Cancel a response in the background; one that has ended is left unchanged."""
     found = await _responses(request).get(response, _tenant(request))
     if not found.response.background:
@@ -125,7 +123,7 @@ async def response_cancel(request: _Any, response: str) -> HttpResponse[bytes]:
 
 
 @delete("/v1/responses/{response:str}", status_code=200, opt=needs("submit"), responses=_RESPONSE_DELETED)
-async def response_delete(request: _Any, response: str) -> HttpResponse[bytes]:
+async def response_delete(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Delete a stored response, and cancel it if it has not ended."""
     await _responses(request).delete(response, _tenant(request))
     return json_answer(DeletedResponse(id=response))
@@ -133,7 +131,7 @@ async def response_delete(request: _Any, response: str) -> HttpResponse[bytes]:
 
 @get("/v1/responses/{response:str}/input_items", opt=needs("read"), responses=_RESPONSE_INPUT)
 async def response_input(
-    request: _Any, response: str, limit: _Limit = 20, after: _After = "", order: _Order = "desc"
+    request: AnyRequest, response: str, limit: _Limit = 20, after: _After = "", order: _Order = "desc"
 ) -> HttpResponse[bytes]:
     """The input of a stored response, without that of the responses before it."""
     items = (await _responses(request).get(response, _tenant(request))).input
@@ -149,13 +147,13 @@ ENDPOINTS = (response_create, response_retrieve, response_cancel, response_delet
 class _Making:
     """A response that is being made for a call."""
 
-    def __init__(self, request: _Any, parsed: ParsedCall[ResponseCall], read: Read, earlier: list[str]) -> None:
+    def __init__(self, request: AnyRequest, parsed: ParsedCall[ResponseCall], read: Read, earlier: list[str]) -> None:
         self.parsed, self.read = parsed, read
         self._request = request
         self._earlier = earlier
 
     @classmethod
-    async def asked_by(cls, request: _Any) -> _Making:
+    async def asked_by(cls, request: AnyRequest) -> _Making:
         """The call in a request, after the conversation that it continues."""
         parsed = await read_body(request, ResponseCall)
         call = parsed.call
@@ -212,13 +210,13 @@ class _Making:
         return begun(self.parsed.call, self.read.model, self.read.head(job))
 
 
-def _responses(request: _Any) -> Responses:
+def _responses(request: AnyRequest) -> Responses:
     return stored_objects(request).responses
 
 
-def _now(request: _Any) -> int:
+def _now(request: AnyRequest) -> int:
     return int(stored_objects(request).router.store.now())
 
 
-def _tenant(request: _Any) -> str | None:
+def _tenant(request: AnyRequest) -> str | None:
     return caller_of(request.scope).tenant
