@@ -32,7 +32,7 @@ from router.service.store import FleetFacts, figures, named
 from simulator.history import LAG, History
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
-from simulator.tuning.real_fleet import Known, Recorded, paces, penalties, recorded, spending, timely
+from simulator.tuning.real_fleet import Known, Recorded, penalties, recorded, spending, timely
 from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
@@ -109,7 +109,7 @@ class FleetTuner:
         recent = timely(self._history.read_recent(now - LAG - RECENT), self._topology)
         live = [in_time for (_, service), in_time in recent if service == LIVE]
         self._spend(known, now)
-        return self._watch.due(now, paces(known.snapshot, known.topology.hardware), live, self._topology.plan.period)
+        return self._watch.due(now, known.paces, live, self._topology.plan.period)
 
     def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
         """Tune once: what was found, and the plan to follow from now on. A dry run writes nothing."""
@@ -127,7 +127,7 @@ class FleetTuner:
             if not dry_run:
                 self._write(raw, None)
             self._trust.begin(now, self._spent)
-            self._watch = Watch(now, math.inf, paces(known.snapshot, known.topology.hardware))
+            self._watch = Watch(now, math.inf, known.paces)
             return _unchanged(None, why, 0), None
         found = recorded(self._history.read_recent(until - WINDOW), known, until)
         arrivals = len(found.workload) if found is not None else 0
@@ -137,7 +137,7 @@ class FleetTuner:
             why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"
             return _unchanged(before, why, arrivals), before
         tuning, plan = self._search(found, before, now)
-        self._watch = Watch(now, found.span, paces(known.snapshot, known.topology.hardware))
+        self._watch = Watch(now, found.span, known.paces)
         if tuning.adopted:
             self._trust.begin(now, self._spent)
         if not dry_run and not self._write(raw, plan):

@@ -59,6 +59,11 @@ class Known:
     book: ProfileBook
     snapshot: FleetSnapshot
 
+    @property
+    def paces(self) -> tuple[float, ...]:
+        """The mean pace that each class's devices learned."""
+        return paces(self.snapshot, self.topology.hardware)
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:

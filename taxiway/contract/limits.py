@@ -78,7 +78,7 @@ _QUOTES = 200_000  # up to this many quotes, strings are removed before counting
 
 def values_beyond(text: Buffer, most: int) -> int | None:
     """How many values JSON text holds if more than `most`, else None."""
-    found = count_values(text) if len(text) > LARGE else 0
+    found = _count_large(text)
     return found if found > most else None
 
 
@@ -88,7 +88,12 @@ def check_json(text: Buffer, most: int = ELEMENTS) -> None:
     Raises:
         RequestTooLargeError: it has more than `most` values; names the limit.
     """
-    check_count(count_values(text) if len(text) > LARGE else 0, most)
+    check_count(_count_large(text), most)
+
+
+def _count_large(text: Buffer) -> int:
+    """The count of large JSON text; 0 for text that is too short to hold too many values."""
+    return count_values(text) if len(text) > LARGE else 0
 
 
 def check_count(found: int, most: int) -> None:
