@@ -47,8 +47,7 @@ class AsyncConnection:
     Callers share it, and each gets its own answers; the commands of one call are sent in one write. The connection is
     closed once the server has neither answered nor read for `answer` seconds while a call waits. With `answer` None,
     for commands that block, it is closed when a waiting call is cancelled. `patience` is for connecting, with passwords
-    and TLS.
-    Raises `OSError` and `ServerError`.
+    and TLS. Raises `OSError` and `ServerError`.
     """
 
     def __init__(self, url: str, *, answer: float | None = ANSWER, patience: float = ANSWER) -> None:
@@ -268,6 +267,7 @@ class _Wire(asyncio.BufferedProtocol):
         """Close the connection if the server has been silent for too long while a call waits."""
         self._timer = None
         if not self._pipelines or self._answer is None:
+            self._unsent = 0
             return
         now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
         if unsent < self._unsent:
