@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ CHECK_EVERY = 0.05
 """Seconds between two checks: a wait ends up to this much late."""
 
 _BACKOFF = 0.25  # seconds between two attempts to subscribe again
-_MOST_KEYS = 256  # results read by one MGET
+_MOST_KEYS = 256  # results or records per command
 
 _Value = TypeVar("_Value")
 
@@ -94,7 +94,8 @@ class Results:
 
     Results of jobs that this router forwarded for its own callers arrive on the router's reply channel. For other jobs,
     the job's own channel is subscribed to while a caller waits. After each subscription, results that may have been
-    announced before it are read from the store. Every `pause` seconds, all results still awaited are read too.
+    announced before it are read from the store. Every `pause` seconds, all results still awaited are read too. A job
+    that has neither a result nor a record, twice in a row, was lost by the store: its waits fail.
     """
 
     def __init__(self, url: str, store: RouterStore, name: str, *, pause: float = POLL_PAUSE) -> None:
@@ -104,6 +105,7 @@ class Results:
         self._pause = pause
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
         self._others: dict[str, int] = {}
+        self._absent: set[str] = set()  # had neither result nor record when last looked up
         self._alive = False  # anything received on the present connection since the last round
         self._lookups: set[asyncio.Task[None]] = set()
         self.hurried = asyncio.Event()
@@ -125,7 +127,7 @@ class Results:
         """The result of any job, within `longest` seconds; None if it did not arrive.
 
         Raises:
-            BrokerUnavailableError: the state store does not answer.
+            BrokerUnavailableError: the state store does not answer, or has lost the job.
         """
         with closing(self.expect(job)) as expected:
             meta = await self._store.result(job)
@@ -169,7 +171,7 @@ class Results:
         rounds = Rounds()
         while True:
             await asyncio.sleep(self._pause)
-            await self._look_up(rounds.take(self._waiting))
+            await self._check(rounds.take(self._waiting))
             if self._alive:
                 self._alive = False
                 self._connection.send(("PING",))
@@ -203,13 +205,33 @@ class Results:
     async def _look_up(self, jobs: Sequence[str]) -> None:
         """Resolve those of these jobs whose results are stored."""
         with suppress(BrokerUnavailableError):  # the next round finds them
-            for start in range(0, len(jobs), _MOST_KEYS):
-                await self._find(jobs[start : start + _MOST_KEYS])
+            for some in _slices(jobs):
+                await self._find(some)
 
     async def _find(self, jobs: Sequence[str]) -> None:
         for job, meta in zip(jobs, await self._store.results(jobs), strict=True):
             if meta is not None:
                 self._resolve(job, meta)
+
+    async def _check(self, jobs: Sequence[str]) -> None:
+        """Look up these jobs, which have been waited for since the previous round, and fail the waits for lost ones."""
+        await self._look_up(jobs)
+        absent = set[str]()
+        with suppress(BrokerUnavailableError):
+            for some in _slices([job for job in jobs if self._is_open(job)]):
+                absent |= await self._store.without_record(some)
+        for job in absent & self._absent:
+            self._fail(job)
+        self._absent = absent | (self._absent.difference(jobs) & self._waiting.keys())
+
+    def _is_open(self, job: str) -> bool:
+        return any(not future.done() for future in self._waiting.get(job, ()))
+
+    def _fail(self, job: str) -> None:
+        text = f"the state store lost job {job} when it was stopped: send the request again"
+        for future in self._waiting.get(job, ()):
+            if not future.done():
+                future.set_exception(BrokerUnavailableError(text, retry_after=1.0))
 
     def _follow(self, job: str) -> None:
         self._others[job] = self._others.get(job, 0) + 1
@@ -221,6 +243,10 @@ class Results:
         if self._others[job] == 0:
             del self._others[job]
             self._connection.send(("UNSUBSCRIBE", result_key(job)))
+
+
+def _slices(jobs: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (jobs[start : start + _MOST_KEYS] for start in range(0, len(jobs), _MOST_KEYS))
 
 
 def give_up(future: asyncio.Future[bytes]) -> None:

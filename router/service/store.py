@@ -208,6 +208,13 @@ class RouterStore:
         with fleet_errors(_SERVER):
             return list(await self._calls.call("MGET", *map(result_key, jobs)))
 
+    async def without_record(self, jobs: Sequence[str]) -> set[str]:
+        """Those of these jobs that have no record."""
+        with fleet_errors(_SERVER):
+            if await self._calls.call("EXISTS", *map(job_key, jobs)) == len(jobs):
+                return set()
+            return {job for job in jobs if not await self._calls.call("EXISTS", job_key(job))}
+
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both, read atomically."""
         with fleet_errors(_SERVER):

@@ -17,7 +17,8 @@ from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.client.valkey_results import Replies
-from taxiway.contract.keys import reply_channel, result_key
+from taxiway.contract.keys import job_key, reply_channel, result_key
+from taxiway.errors import BrokerUnavailableError
 from tests.cable import Cable
 from tests.narrowing import present
 
@@ -75,11 +76,28 @@ def test_a_router_finds_a_result_that_was_never_announced(settings: Settings, st
         async with router_results(settings.state, name) as results:
             await subscribed(store, name)
             with closing(results.expect("j")) as expected:
+                store.hset(job_key("j"), "state", "queued")
                 await asyncio.sleep(PAUSE)  # what was looked up at the start is over
                 store.set(result_key("j"), META)
                 return await asyncio.wait_for(expected.future, SOON)
 
     assert asyncio.run(scenario()) == META
+
+
+def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
+    settings: Settings, store: redis.Redis, name: str
+) -> None:
+    async def scenario() -> bytes:
+        async with router_results(settings.state, name) as results:
+            await subscribed(store, name)
+            store.hset(job_key("kept"), "state", "queued")
+            with closing(results.expect("lost")) as lost, closing(results.expect("kept")) as kept:
+                with pytest.raises(BrokerUnavailableError, match="lost job lost"):
+                    await asyncio.wait_for(lost.future, SOON)
+                store.set(result_key("kept"), META.replace(b'"j"', b'"kept"'))
+                return await asyncio.wait_for(kept.future, SOON)
+
+    assert b"kept" in asyncio.run(scenario())
 
 
 def test_a_client_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
