@@ -65,6 +65,7 @@ class EndpointHealth:
         self._every, self._timeout = endpoint.health.every, endpoint.connect_timeout
         self._slots, self._changed = endpoint.slots, changed
         self._breaker = Breaker()
+        self._missed = False
         self._paused_until = self._mute_until = 0.0
         self.engine: Engine | None = None
         self._now = asyncio.Event()
@@ -132,7 +133,7 @@ class EndpointHealth:
             self.probed.set()
             now = time.monotonic()
             opened = self._breaker.state is State.OPEN
-            due = self._breaker.probe_at if opened else now + self._every
+            due = self._breaker.probe_at if opened else now if self._missed else now + self._every
             self._now.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(due - now, 0.0)):
@@ -152,13 +153,20 @@ class EndpointHealth:
             self._announced(self)
         except EndpointError as error:
             if self._link.heard <= began:  # else it answers others, and is only slow to answer this
-                self._set(self._breaker.unreached(error.reason, time.monotonic()))
+                self._miss(error)
         else:
+            self._missed = False
             self._set(self._breaker.probed())
             full = is_full(self.engine)
             await self._look()
             if full and not is_full(self.engine):
                 self._changed()
+
+    def _miss(self, error: EndpointError) -> None:
+        """Note a failed probe. One alone may be a busy machine's: the next one goes out at once, and decides."""
+        if self._missed or self._breaker.state is State.OPEN:
+            self._set(self._breaker.unreached(error.reason, time.monotonic()))
+        self._missed = self._breaker.state is not State.OPEN
 
     async def _look(self) -> None:
         """Ask the engine for its facts; one that has none is asked again later. The last ones hold until it answers."""
