@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import math
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -410,7 +411,7 @@ class RabbitQueueMover(MoveRecords):
             channel = await self._live()
             declared = await channel.declare_queue(queue, passive=True, timeout=ANSWER)
             depth = declared.declaration_result.message_count or 0
-            wanted = min(most, LOOKED_AT, int(depth * (1 - LEAVE)))
+            wanted = min(most, LOOKED_AT, math.ceil(depth * (1 - LEAVE)))
             await channel.set_qos(prefetch_count=max(wanted, 1))
             messages = await self._glance(declared, wanted) if wanted else []
         return Inspected(depth, [self._peeked(queue, message) for message in reversed(messages)])

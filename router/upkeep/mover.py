@@ -14,6 +14,7 @@ import msgspec
 from broker.port import Moved, Peeked, QueueMover, Step
 from broker.valkey.leader import Leadership
 from router.decide.rebalance import Flows, Move, rebalance
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
 from router.service.events import MoveTraces, SentEvents
 from router.service.snapshot_reader import FleetReader
@@ -22,8 +23,10 @@ from router.upkeep.leader import Duty
 from router.upkeep.waiting import (
     FIELDS,
     Waiting,
+    abandoned,
     backlogged,
     groups_of,
+    moves_of_abandoned,
     read_waiting,
     rest_of_move,
     steps_of,
@@ -68,23 +71,27 @@ class Mover(Duty):
         if working.fleet.stale:
             return
         try:
-            depths, waiting = await self._inspect()
+            names = backlogged(working, rules.tick)
+            depths, waiting = await self._inspect(names, window_per_level(rules.window, names, working.backlog))
             groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
             work = {name: working.backlog.levels(name) for name in working.backlog.classes}
             decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
             await self._make(decided, waiting)
+            await self._empty_abandoned(working)
         finally:
             await self._queue_mover.put_back()
 
-    async def _inspect(self) -> tuple[dict[str, int], dict[str, Waiting]]:
-        """The queue depth of each class, and by id the movable jobs among those that its queue serves last.
+    async def _empty_abandoned(self, working: WorkingSnapshot) -> None:
+        """Move what waits for classes that are no longer in queues.yaml."""
+        _, waiting = await self._inspect(abandoned(working), MOVED_AT_ONCE)
+        await self._make(moves_of_abandoned(waiting.values(), working), waiting)
 
-        On RabbitMQ a job may be in the queue twice: one of the two copies is moved.
+    async def _inspect(self, names: Sequence[str], most: int) -> tuple[dict[str, int], dict[str, Waiting]]:
+        """The queue depth of each of these classes, and by id the movable jobs among those that its queue serves last.
+
+        Up to `most` of each level are read. On RabbitMQ a job may be in the queue twice: one of two copies is moved.
         """
         depths, waiting = {}, dict[str, Waiting]()
-        working, rules = self._fleet.working, self._rules.topology.rebalance
-        names = backlogged(working, rules.tick)
-        most = window_per_level(rules.window, names, working.backlog)
         for name in names:
             peeked = await self._queue_mover.peek(name, most)
             depths[name] = peeked.depth

@@ -16,8 +16,10 @@ import msgspec
 
 from broker.port import Peeked, Step
 from router.decide.classify import Needs
+from router.decide.cost import horizon
 from router.decide.explain import read_basis
-from router.decide.rebalance import Group, Move
+from router.decide.placement import Placement, choose, seed_of
+from router.decide.rebalance import Group, Kind, Move
 from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot, shown
 from router.service.admission import Rules
@@ -27,10 +29,13 @@ from tasks.ticket import TicketError, read_ticket, sign
 from taxiway.contract.job import JobState, MoveRecord, read_moves
 from taxiway.contract.keys import work_cell
 from taxiway.contract.wire import HEADER, Envelope
-from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, TaxiwayError, UnknownModelError
 
 FIELDS = ("state", "model", "hardware_class", "variant", "level", "deadline_at", "work", "basis", "moves")
 """Fields of a job's record that are read for this."""
+
+TOGETHER = 16
+"""Most jobs of a class that is gone that move by one choice; the next choice counts them as work ahead."""
 
 _ALIKE = 2.0  # sizes and times left within this factor count as equal; at 1.5 a tick takes 50 % longer
 
@@ -109,6 +114,31 @@ def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
     return behind if any(live for name, live in devices.items() if behind != [name]) else []
 
 
+def abandoned(working: WorkingSnapshot) -> list[str]:
+    """Classes that queues.yaml no longer has, with work in their queues that no live device serves."""
+    fleet, known = working.fleet, working.backlog.classes
+    behind = (name for name, levels in fleet.work.items() if name not in known and sum(levels) > TOLERANCE)
+    return sorted(name for name in behind if not fleet.of_class(name))
+
+
+def moves_of_abandoned(jobs: Iterable[Waiting], working: WorkingSnapshot) -> list[Move]:
+    """Moves of such classes' jobs, given in the order of `QueueMover.peek`, to where they would be placed now.
+
+    Those that would be held or refused stay. The moved work is added to the backlog.
+    """
+    kinds: dict[Hashable, list[Waiting]] = {}
+    for job in jobs:
+        kinds.setdefault(job.kind, []).insert(0, job)
+    moves: list[Move] = []
+    for alike in sorted(kinds.values(), key=lambda alike: alike[0].level):
+        while alike and (placement := _placed_now(alike[0], working)) is not None:
+            count = min(_fitting(placement), TOGETHER, len(alike))
+            moves.append(_move_to(placement, alike[:count]))
+            working.backlog.add(placement.candidate.hardware_class, placement.level, count * placement.work)
+            del alike[:count]
+    return moves
+
+
 def window_per_level(window: int, names: Sequence[str], backlog: Backlog) -> int:
     """Jobs to inspect at each level of these queues: one window, shared by the levels that have work."""
     filled = sum(seconds > TOLERANCE for name in names for seconds in backlog.levels(name))
@@ -181,6 +211,38 @@ def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, m
     if here not in names or not free:
         return None
     return Group(table, last.needs, names.index(here), ahead, free)
+
+
+def _placed_now(job: Waiting, working: WorkingSnapshot) -> Placement | None:
+    """Where the job would be placed if it came now; None if it would be held or refused."""
+    try:
+        table = working.table(job.model, job.needs.constraints)
+        placement = choose(table, job.needs, working.ahead(released=True), seed=seed_of(job.peeked.job))
+    except TaxiwayError:
+        return None
+    return None if placement.held else placement
+
+
+def _fitting(placement: Placement) -> int:
+    """How many such jobs the queue takes before it is past its horizon; at least one."""
+    index, table = placement.index, placement.table
+    free = float(horizon(table, placement.needs)[index] - placement.figures.wait[index])
+    return 1 + int(min(max(free * float(table.servers[index]) / max(placement.work, 1e-9), 0.0), 1e9))
+
+
+def _move_to(placement: Placement, jobs: Sequence[Waiting]) -> Move:
+    source = jobs[0].queue
+    return Move(
+        kind=Kind.RESCUE,
+        source=source,
+        target=placement.candidate.hardware_class,
+        variant=placement.candidate.variant_name,
+        level=placement.level,
+        jobs=tuple(job.peeked.job for job in jobs),
+        work=placement.work,
+        cost=placement.cost,
+        reason=f"{Kind.RESCUE}: {source} is not in queues.yaml; {placement.reason}",
+    )
 
 
 def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:

@@ -231,3 +231,22 @@ def test_celerys_events_show_in_which_queue_a_moved_job_waits(twins: Settings) -
         (first, *_) = eventually(lambda: waiting_in("cpu.b"))
         assert (first.state, first.kwargs.partition(":")[0]) == ("PENDING", "paced")
         assert "on cpu.b/paced: balance: " in first.kwargs or "on cpu.b/paced: save: " in first.kwargs
+
+
+def renamed(settings: Settings, was: str, name: str) -> None:
+    """The class has another name in queues.yaml from now on."""
+    settings.queues.write_text(settings.queues.read_text().replace(f"{was}:", f"{name}:"))
+
+
+def test_what_waits_for_a_class_that_was_renamed_runs_in_another(twins: Settings) -> None:
+    with fleet_of(twins) as fleet:
+        with router_process(twins), EchoDevice(twins, hardware_class="cpu.a", answering=False):
+            jobs = fleet.send(40)
+            eventually(lambda: fleet.waiting("cpu.a") == 40)
+        renamed(twins, "cpu.a", "cpu.c")
+        with router_process(twins), EchoDevice(twins, hardware_class="cpu.c") as device:
+            eventually(lambda: all(fleet.results(jobs)))
+            assert sorted(device.done) == sorted(jobs)
+            assert fleet.waiting("cpu.a") == 0
+            result = fleet.result(jobs[0])
+            assert result.report.reason.startswith("rescue: cpu.a is not in queues.yaml; ")

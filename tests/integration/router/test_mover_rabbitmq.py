@@ -24,7 +24,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER, job_key, result_key
 from taxiway.errors import BrokerUnavailableError
 from tests.cable import Cable
-from tests.integration.router.test_mover import QUEUES
+from tests.integration.router.test_mover import QUEUES, renamed
 from tests.routing import EchoDevice, depth_on_rabbitmq, empty_queues, eventually, router_process
 from tests.working import worker_process
 
@@ -40,7 +40,7 @@ def twins(settings: Settings, amqp_url: str, tmp_path: Path) -> Iterator[Setting
     empty_queues(amqp_url, TWINS)
     yield replace(settings, broker=amqp_url, queues=tmp_path / "queues.yaml")
     with kombu.Connection(amqp_url) as connection:
-        for queue in map(class_queue, TWINS):
+        for queue in map(class_queue, (*TWINS, "cpu.c")):
             queue.bind(connection.default_channel).delete()
 
 
@@ -66,6 +66,20 @@ def test_waiting_work_moves_and_runs_once_while_those_that_lead_are_killed(twins
         assert {store.hget(job_key(job), "attempts") for job in jobs} == {b"1"}
         (move,) = json.loads(store.hget(job_key(moved(store, jobs)[0]), "moves"))
         assert (move["source"], move["target"]) in {("cpu.a", "cpu.b"), ("cpu.b", "cpu.a")}
+
+
+def test_the_only_job_that_waits_for_a_class_that_was_renamed_runs_in_another(twins: Settings) -> None:
+    with redis.Redis.from_url(twins.state) as store:
+        with router_process(twins), EchoDevice(twins, hardware_class="cpu.a", answering=False):
+            with celery.Celery(broker=twins.broker, backend=twins.state) as producer:
+                asked = {"model": "paced", "inputs": "x"}
+                job = producer.send_task(INFER, kwargs=asked, queue=ARRIVALS, ignore_result=True).id
+            eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 1)
+        renamed(twins, "cpu.a", "cpu.c")
+        with router_process(twins), worker_process(twins, "--class", "cpu.b"):
+            eventually(lambda: finished(store, [job]))
+        assert depth_on_rabbitmq(twins.broker, "cpu.a") == 0
+        assert store.hget(job_key(job), "hardware_class") == b"cpu.b"
 
 
 def test_of_two_copies_of_a_job_that_wait_one_moves(twins: Settings) -> None:
