@@ -84,9 +84,9 @@ def _topology(queues: Path) -> tuple[Topology | None, list[Verdict]]:
 
 
 def _runtimes(topology: Topology) -> Iterator[Verdict]:
-    """Runtimes of classes that are neither built in nor registered by an installed package."""
+    """Runtimes of classes, endpoints aside, that are neither built in nor registered by an installed package."""
     for name, hardware in sorted(topology.hardware.items()):
-        for place, runtime in enumerate(hardware.runtimes):
+        for place, runtime in enumerate(hardware.runtimes if hardware.endpoint is None else ()):
             if unknown := _unknown(runtime):
                 text = f"hardware.{name}.runtimes.{place}: {unknown}"
                 yield Verdict(subject=QUEUES, level="warning", text=text, hint=_ELSEWHERE)

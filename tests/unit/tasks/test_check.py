@@ -70,6 +70,7 @@ def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_ann
     (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": hardware}))
     verdicts = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
     assert [one.level for one in verdicts if one.subject == "stand-in"] == ["warning"]
+    assert [one.level for one in verdicts if one.subject == QUEUES] == ["ok"]  # a protocol is no runtime to look for
 
 
 def test_a_class_that_cannot_run_what_it_keeps_warm_is_warned_of(folder: Path) -> None:
