@@ -26,8 +26,8 @@ TOKENS_OF_MESSAGE = 64
 TOKENS_OF_IMAGE = 4096
 """Most tokens that an engine makes of an image: up to 1,445 at OpenAI, a configured number with Qwen2.5-VL."""
 
-ROLES = ("system", "user", "assistant")
-"""Roles of messages that every variant understands."""
+ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""Roles of messages that every variant understands, and what a template calls them."""
 
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),

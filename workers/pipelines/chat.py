@@ -103,7 +103,7 @@ class ChatPipeline(SteppingPipeline):
         for part in parts:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise self._wrong(f"{name}.content", "text, or parts of text", part)
-        return {"role": message["role"], "content": "".join(part["text"] for part in parts)}
+        return {"role": ROLES[message["role"]], "content": "".join(part["text"] for part in parts)}
 
     def _wrong(self, name: str, expected: str, value: object, **details: Any) -> InvalidRequestError:
         field = f"{self._field}.{name}"

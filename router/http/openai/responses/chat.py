@@ -7,11 +7,11 @@ from typing import Any
 
 from router.http.openai.requests import ParsedCall, chat_request, unsupported, wrong
 from router.http.openai.responses.response import LOGPROBS, Item, ResponseCall
+from tasks.models.chats import ROLES
 from tasks.models.model import Model
 
 _IDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 _UNCHANGED = ("user", "safety_identifier", "prompt_cache_key")
-_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
 def input_items(call: ResponseCall, job: str = "") -> list[Item]:
@@ -89,9 +89,9 @@ def messages_of(items: Sequence[Item], earlier: int = 0) -> list[dict[str, Any]]
 
 
 def _message(item: Item, name: str) -> dict[str, Any]:
-    role = _ROLES.get(str(item.get("role")))
+    role = ROLES.get(str(item.get("role")))
     if role is None:
-        raise wrong(f"{name}.role", f"one of {sorted(_ROLES)}", item.get("role"))
+        raise wrong(f"{name}.role", f"one of {sorted(ROLES)}", item.get("role"))
     return {"role": role, "content": _content(item.get("content"), f"{name}.content")}
 
 

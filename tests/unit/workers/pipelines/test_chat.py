@@ -69,6 +69,8 @@ def test_the_requests_own_wishes_count() -> None:
     assert prepared("Hi").parameters == {"max_tokens": 64, "temperature": 0, "seed": None, "stop": [], "logprobs": None}
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
     assert list(prepared(parts).arrays["tokens"]) == list(prepared("Hi").arrays["tokens"])
+    of_roles = (prepared(messages=[{"role": role, "content": "Hi"}]) for role in ("developer", "system"))
+    assert len({tuple(item.arrays["tokens"]) for item in of_roles}) == 1
     assert prepared("Hi", top_p=1, n=1, tools=[], response_format={"type": "text"}, user="me", model="x", logprobs=None)
 
 
