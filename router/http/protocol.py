@@ -142,6 +142,7 @@ class InferAnswer(msgspec.Struct, frozen=True):
 _NO_CLASSES: Mapping[str, int] = {}
 _PIECE = 2**16  # elements encoded per call: 6 ms
 _OURS = TERMS | {BINARY_OUTPUTS}
+_SHARED = "shared_memory_region"  # of Triton: an answer in it would be read there, and not in the body
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -153,6 +154,10 @@ def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request
         InvalidRequestError: names the wrong field.
         RequestTooLargeError: a BYTES tensor has more than `most` elements.
     """
+    for output in infer.outputs:
+        if _SHARED in output.parameters:
+            field = f"outputs.{output.name}.{_SHARED}"
+            raise wrong_field(field, "no shared memory, which is not supported", output.parameters[_SHARED])
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
     if type(terms.get("priority")) is int:
         terms["priority"] = _priority_of(terms["priority"])

@@ -56,6 +56,12 @@ def test_an_answer_has_the_classes_that_the_request_wants(raw: bool) -> None:
     assert b"3.500000:1" in framed.body
 
 
+def test_an_output_in_shared_memory_is_refused_by_name() -> None:
+    wanted = WantedOutput(name="n", parameters={"shared_memory_region": "mine", "shared_memory_byte_size": 8})
+    with pytest.raises(InvalidRequestError, match=r"outputs\.n\.shared_memory_region: expected no shared memory"):
+        request_of("m", InferRequest([], outputs=[wanted]))
+
+
 @pytest.mark.parametrize("count", [0, -1, 1.0, "1", True, None])
 def test_a_number_of_classes_is_one_or_refused_by_name(count: object) -> None:
     with pytest.raises(InvalidRequestError) as caught:
