@@ -45,6 +45,7 @@ PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
 
 _Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=10_000)]
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
+_Purpose = Annotated[str, Parameter(description="Only files of this purpose.")]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
 
 
@@ -210,13 +211,19 @@ async def upload(request: AnyRequest) -> Response[bytes]:
 
 @get("/v1/files", opt=needs("read"), responses=_FILES)
 async def files(
-    request: AnyRequest, limit: _Limit = MOST, after: _After = "", order: _Order = "desc"
+    request: AnyRequest, limit: _Limit = MOST, after: _After = "", order: _Order = "desc", purpose: _Purpose = ""
 ) -> Response[bytes]:
     """The caller's files, latest first."""
-    found = await stored_objects(request).objects.page(
-        "file", _owner(request), after=after, most=limit + 1, latest_first=order == "desc"
-    )
-    records = [record for record in map(decode_file, found) if not _is_over(request, record)]
+    objects, owner = stored_objects(request).objects, _owner(request)
+    most = max(limit + 1, MOST if purpose else 1)
+    records: list[FileRecord] = []
+    while len(records) <= limit:  # some of what is stored is not listed
+        raw = await objects.page("file", owner, after=after, most=most, latest_first=order == "desc")
+        found = [decode_file(one) for one in raw]
+        records += [one for one in found if purpose in ("", one.purpose) and not _is_over(request, one)]
+        if len(found) < most:
+            break
+        after = found[-1].id
     return json_answer(page_of([file_answer(record) for record in records], limit))
 
 

@@ -85,6 +85,10 @@ def test_a_file_is_kept_listed_and_deleted(client: openai.OpenAI, files: Path) -
     assert client.files.content(made.id).content == content
     assert made.id in [one.id for one in client.files.list()]
     assert made.id in [one.id for one in client.files.list(limit=1)]  # the SDK reads on, page by page
+    later = client.files.create(file=("notes.txt", b"x"), purpose="vision")
+    assert {one.purpose for one in client.files.list(purpose="user_data", limit=1)} == {"user_data"}
+    assert [one.id for one in client.files.list(purpose="vision")] == [later.id]
+    client.files.delete(later.id)
     assert (files / "files" / made.id).read_bytes() == content
     assert client.files.delete(made.id).deleted
     for gone in (client.files.retrieve, client.files.content, client.files.delete):
