@@ -69,18 +69,15 @@ class History:
 
     def read_recent(self, since: float) -> Arrivals:
         """The jobs accepted since a time by the store's clock."""
-        return self._read(since, self.now() - LAG)
+        return self.read(since, self.now() - LAG)
 
     def read_day(self, day: date) -> Arrivals:
         """The jobs accepted on a UTC day by the store's clock."""
         begin = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-        return self._read(begin, min(begin + 24 * _HOUR, self.now() - LAG))
+        return self.read(begin, min(begin + 24 * _HOUR, self.now() - LAG))
 
-    def close(self) -> None:
-        """Disconnect."""
-        self._connections.close()
-
-    def _read(self, begin: float, end: float) -> Arrivals:
+    def read(self, begin: float, end: float) -> Arrivals:
+        """The jobs accepted from `begin` until before `end`, by the store's clock."""
         slices: dict[int, bytes] = {}
         with fleet_errors("state store"):
             for hour, wanted in groupby(range(slice_of(begin), math.ceil(end), SLICE), hour_of):
@@ -88,6 +85,10 @@ class History:
                 found = self._connections.calls(*(("HGET", history_key(hour), at) for at in named))
                 slices |= {at: bytes(packed) for at, packed in zip(named, found, strict=True) if packed is not None}
         return assembled(slices, begin, end)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._connections.close()
 
 
 _DAY = 86400.0

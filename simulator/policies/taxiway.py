@@ -48,7 +48,7 @@ from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.tuner import FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
-from simulator.tuning.twin import MOST, Conditions, Window
+from simulator.tuning.twin import Conditions, Window
 from simulator.workload import Job, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
 
@@ -298,11 +298,11 @@ class Tuned(Taxiway):
         if not first and self._fails(pools, now):
             self._watch = Watch(now, PERIOD, pace)
             return
-        span, most, plays = WINDOW, MOST, None
+        recorded, plays = replace(self._recorded, fleet=self._as_learned(pools)), None
         if first and self._earlier:
-            span, most, plays = self._earlier, HISTORY, HISTORY_PLAYS
-        recorded = replace(self._recorded, fleet=self._as_learned(pools))
-        window = Window.latest(recorded, now + self._earlier, span, most)
+            window, plays = Window.latest(recorded, now + self._earlier, self._earlier, HISTORY), HISTORY_PLAYS
+        else:
+            window = Window.likely(recorded, now + self._earlier, WINDOW)
         if not window.jobs:
             return
         conditions = Conditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))

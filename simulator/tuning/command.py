@@ -22,10 +22,12 @@ from typing import NoReturn
 
 import click
 import msgspec
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from broker.valkey.leader import plan_call, tune_call
+from router.decide.history import Arrivals, slice_of
 from router.decide.plan import Plan, Tuned, follow
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts, figures, named
@@ -33,6 +35,7 @@ from simulator.history import LAG, History
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.tuning.real_fleet import Known, Recorded, penalties, recorded, spending, timely
+from simulator.tuning.recall import Traffic, followed
 from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
@@ -47,6 +50,9 @@ from taxiway.valkey import fleet_errors
 
 FEWEST = 30
 """Fewer arrivals than this in the window say nothing about what comes."""
+
+REACH = 3600.0
+"""Seconds of earlier arrivals in which a tuner that has just started looks for a time that was like now."""
 
 CPU = 7.0
 """Seconds of processor time of one tuning: its plays are fewer if the last ones took longer."""
@@ -92,6 +98,7 @@ class FleetTuner:
         self._good: tuple[Assignment, ...] = ()
         self._models: tuple[str, ...] = ()
         self._trust = Trust()
+        self._traffic = Traffic()
         self._spent, self._seen = 0.0, math.inf
         self.rest = REST
         """Seconds until the next look: until the history is long enough for a first plan, if that is sooner."""
@@ -129,7 +136,7 @@ class FleetTuner:
             self._trust.begin(now, self._spent)
             self._watch = Watch(now, math.inf, known.paces)
             return _unchanged(None, why, 0), None
-        found = recorded(self._history.read_recent(until - WINDOW), known, until)
+        found = recorded(self._arrivals(until), known, until)
         arrivals = len(found.workload) if found is not None else 0
         if found is None or arrivals < FEWEST or (before is None and found.span < FIRST):
             span = found.span if found is not None else 0.0
@@ -150,6 +157,25 @@ class FleetTuner:
             self._connections.run(tune_call(self._name, 0.0))
         self._connections.close()
         self._history.close()
+
+    def _arrivals(self, until: float) -> Arrivals:
+        """What to play: the latest arrivals, or those of an earlier time that was like now, and of the last minutes."""
+        if not self._traffic:
+            last = slice_of(until)
+            for begin in np.arange(last - REACH, last, WINDOW).tolist():
+                self._count(begin, begin + WINDOW)
+        latest = self._count(until - WINDOW, until)
+        alike = self._traffic.begin_of(until, WINDOW)
+        if alike is None:
+            return latest
+        end = alike + WINDOW
+        return followed(self._history.read(alike, end), end, latest, until)
+
+    def _count(self, begin: float, end: float) -> Arrivals:
+        """The arrivals of a span, once they count as traffic that was seen."""
+        arrivals = self._history.read(begin, end)
+        self._traffic.add(arrivals, begin, end)
+        return arrivals
 
     def _fails(self, plan: Plan, known: Known, now: float) -> bool:
         """Whether the plan did not keep what it promised."""
@@ -174,7 +200,7 @@ class FleetTuner:
         tuner = Tuner(seed=number)
         tuner.assignment = found.assignment(before)
         first = tuner.assignment is None
-        window = Window.latest(found.workload, found.span, WINDOW)
+        window = Window.latest(found.workload, found.span, found.span)
         if self._models == found.workload.trace.models:
             tuner.good = self._good
         decision = tuner.tune(window, found.conditions, now, most=self._affordable())

@@ -16,6 +16,7 @@ from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
 from simulator.traces import Column, joined
+from simulator.tuning.recall import BLOCK, NOW, counts_of, recalled
 from simulator.workload import Job, Workload, jobs
 
 LIFE = 600.0
@@ -85,6 +86,21 @@ class Window:
         chosen = inside >= 0
         return cls._moved(workload, rows[chosen], (piece * each + inside)[chosen], kept)
 
+    @classmethod
+    def likely(cls, workload: Workload, now: float, span: float) -> Window:
+        """As `latest`; where an earlier time was more like now, its arrivals, followed by those of the last minutes."""
+        arrival = workload.trace.arrival
+        began = now - BLOCK * (now // BLOCK)
+        found = recalled(counts_of(workload.trace, began, now), int(span // BLOCK))
+        if found is None:
+            return cls.latest(workload, now, span)
+        begin, recent = began + BLOCK * found, now - BLOCK * NOW
+        earlier = np.arange(*np.searchsorted(arrival, (begin, begin + span)))
+        latest = np.arange(*np.searchsorted(arrival, (recent, now)))
+        moved = np.concatenate([arrival[earlier] - begin, arrival[latest] - recent + span])
+        both = cls._moved(workload, np.concatenate([earlier, latest]), moved, span + now - recent)
+        return cls.latest(both.workload, both.span, both.span)
+
     def redrawn(self, seed: int, span: float = 0.0) -> Window:
         """Other arrivals of the same kind: for each model, blocks of seconds drawn from its own with replacement.
 
@@ -127,9 +143,6 @@ class Window:
         """All arrivals of a workload."""
         return cls(workload, list(jobs(workload, clairvoyant=False)), span)
 
-
-BLOCK = 30.0
-"""Seconds of arrivals that stay together when a window is resampled: bursts last about as long."""
 
 CHECKS = (0.25, 0.5, 0.75)
 """Shares of a window at which a play is compared with the best one so far."""

@@ -82,7 +82,7 @@ class Fleet:
 
     def read(self) -> Arrivals:
         """All that is recorded."""
-        return self.history._read(self.began, self.began + 90)
+        return self.history.read(self.began, self.began + 90)
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, s
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
 from simulator.tuning.command import LEASE, FleetTuner
-from simulator.tuning.tuner import FIRST, PERIODS, REST, Trust
+from simulator.tuning.recall import BLOCK, NOW
+from simulator.tuning.tuner import FIRST, PERIODS, REST, WINDOW, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
@@ -52,14 +53,15 @@ def devices(settings: Settings) -> Iterator[None]:
         yield
 
 
-def record(store: Any, seconds: int = 300) -> None:
-    """Two arrivals a second up to now, a quarter of them private."""
+def record(store: Any, seconds: float = 300, until: float = 0, rate: int = 2) -> None:
+    """Arrivals at a rate a second from `seconds` until `until` seconds before now, a quarter of them private."""
     now = float(store.time()[0])
-    for begin in range(slice_of(now - LAG - seconds), slice_of(now), SLICE):
-        jobs = np.zeros(2 * SLICE, JOB)
-        jobs["arrival"] = begin + np.arange(2 * SLICE) / 2
-        jobs["model"], jobs["service"] = np.arange(2 * SLICE) % 2, np.arange(2 * SLICE) // 2 % 2
-        jobs["locality"] = np.arange(2 * SLICE) % 4 == 3
+    for begin in range(slice_of(now - LAG - seconds), slice_of(now - until), SLICE):
+        count = np.arange(rate * SLICE)
+        jobs = np.zeros(len(count), JOB)
+        jobs["arrival"] = begin + count / rate
+        jobs["model"], jobs["service"] = count % 2, count // 2 % 2
+        jobs["locality"] = count % 4 == 3
         jobs["deadline"] = np.where(jobs["service"] == 0, 5.0, 3600.0)
         jobs["rows"], jobs["size"], jobs["state"] = 1, 5, STATES.index("succeeded")
         store.hset(history_key(hour_of(begin)), str(begin), pack(begin, Arrivals(NAMES, jobs)))
@@ -78,6 +80,17 @@ def environment(settings: Settings) -> dict[str, str]:
     known = {**os.environ, **settings.environment()}
     known.pop("TAXIWAY_SECRET")
     return known
+
+
+def test_after_a_change_the_plan_is_made_for_an_earlier_time_that_was_like_now(
+    settings: Settings, store: Any, devices: None
+) -> None:
+    recent = NOW * BLOCK + LAG
+    record(store, recent + 3 * WINDOW)
+    record(store, recent + WINDOW, recent, rate=8)
+    told = tune(settings)
+    assert told["adopted"]
+    assert told["arrivals"] == pytest.approx(2 * (WINDOW + NOW * BLOCK), rel=0.1)
 
 
 def firsts(plan: Plan, locality: str | None) -> set[str]:

@@ -1,0 +1,158 @@
+"""Which recorded arrivals are played: the latest, unless an earlier time was more like now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.decide.history import JOB, REFUSED, Arrivals
+from simulator.fleet import parse_fleet
+from simulator.traces import joined, synthetic_trace
+from simulator.tuning.recall import BLOCK, KEPT, NOW, Counts, Traffic, followed, recalled
+from simulator.tuning.twin import Window
+from simulator.workload import Workload, prepare
+
+LENGTH = 8
+DAY, NIGHT = (60, 200), (120, 90)
+NAMES = {"model": ("a", "b"), "locality": ("", "lab"), "tenant": ("",), "service": ("",), "hardware_class": ("",)}
+
+
+def counts(*spans: tuple[int, tuple[int, ...]], seed: int = 1) -> Counts:
+    """Requests of each model in spans of blocks with these rates."""
+    random = np.random.default_rng(seed)
+    drawn = [random.poisson(np.array(rates)[:, None], (len(rates), blocks)) for blocks, rates in spans]
+    return np.hstack(drawn).astype(np.float64)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_latest_arrivals_are_played_while_rates_stay(seed: int) -> None:
+    assert recalled(counts((40, DAY), seed=seed), LENGTH) is None
+
+
+def test_after_a_change_the_time_is_recalled_that_had_todays_rates() -> None:
+    begin = recalled(counts((20, DAY), (20, NIGHT), (NOW, DAY)), LENGTH)
+    assert begin is not None
+    assert begin + LENGTH <= 20
+
+
+def test_a_change_to_what_never_was_recalls_nothing() -> None:
+    assert recalled(counts((20, DAY), (20, NIGHT), (NOW, (300, 400))), LENGTH) is None
+
+
+def test_nothing_is_recalled_of_less_than_two_stretches() -> None:
+    assert recalled(counts((LENGTH, NIGHT), (NOW, DAY)), LENGTH) is None
+
+
+def test_bursts_of_one_model_are_no_change() -> None:
+    bursts = counts((36, (60, 1)))
+    bursts[1] = np.tile([90, 0, 20, 85, 0, 190, 95, 0, 40], 4)
+    assert recalled(bursts, LENGTH) is None
+
+
+@given(
+    rates=st.lists(st.integers(0, 50_000), min_size=1, max_size=5),
+    changes=st.lists(st.floats(0.95, 1.05), min_size=30, max_size=30),
+)
+def test_five_per_cent_of_load_recall_nothing(rates: list[int], changes: list[float]) -> None:
+    assert recalled(np.array(rates)[:, None] * np.array(changes), LENGTH) is None
+
+
+def arrivals(begin: float, end: float, every: Callable[[float], float], state: int = 0) -> Arrivals:
+    """Requests of model a until the end, one `every` so many seconds."""
+    times, now = list[float](), begin
+    while now < end:
+        times.append(now)
+        now += every(now)
+    jobs = np.zeros(len(times), JOB)
+    jobs["arrival"], jobs["state"] = times, state
+    return Arrivals(NAMES, jobs)
+
+
+def test_a_tuner_recalls_from_the_counts_of_what_it_read() -> None:
+    day, night = 20 * BLOCK, 40 * BLOCK
+
+    def every(at: float) -> float:
+        return 3.0 if day <= at < night else 1.0
+
+    until, span = night + NOW * BLOCK + 7, LENGTH * BLOCK
+    traffic = Traffic()
+    assert not traffic
+    traffic.add(arrivals(0, day, every), 0, day)
+    assert traffic.begin_of(day, span) is None
+    traffic.add(arrivals(day - span, until, every), day - span, until)
+    begin = traffic.begin_of(until, span)
+    assert begin is not None
+    assert 0 <= begin <= day - span
+
+
+def test_times_that_were_not_observed_or_are_too_old_are_not_recalled() -> None:
+    day, night = 20 * BLOCK, 40 * BLOCK
+
+    def every(at: float) -> float:
+        return 3.0 if day <= at < night else 1.0
+
+    until, span = night + NOW * BLOCK, LENGTH * BLOCK
+    whole = arrivals(0, until, every)
+    gap = Traffic()
+    gap.add(Arrivals(NAMES, whole.jobs, unseen=((day, day + BLOCK),)), 0, until)
+    assert gap.begin_of(until, span) is None
+    old = Traffic()
+    old.add(whole, 0, until)
+    old.add(arrivals(until, until + KEPT, every), until, until + KEPT)
+    assert old.begin_of(until, span) is None
+
+
+def test_refused_requests_do_not_count() -> None:
+    traffic = Traffic()
+    traffic.add(arrivals(0, 40 * BLOCK, lambda _: 1.0, REFUSED), 0, 40 * BLOCK)
+    assert traffic.begin_of(40 * BLOCK, LENGTH * BLOCK) is None
+
+
+def test_recalled_arrivals_come_just_before_the_last_minutes() -> None:
+    earlier, latest = arrivals(100, 400, lambda _: 1.0), arrivals(5000, 5450, lambda _: 2.0)
+    both = followed(earlier, 400, latest, 5450)
+    recent = 5450 - NOW * BLOCK
+    assert both.jobs["arrival"].min() == recent - 300
+    assert len(both) == 300 + NOW * BLOCK / 2
+    assert earlier.jobs["arrival"].min() == 100
+
+
+FLEET = """
+default_model: a
+classes:
+  cpu: {count: 4, price: {usd_per_hour: 0.2}, memory: 8GiB, start: 5, max_batch: 4,
+        curves: {a: {base: 0.05, slope: 0.01, load: 0.1}, b: {base: 0.05, slope: 0.01, load: 0.1}}}
+services:
+  live: {share: 1, deadline: 1}
+  standard: {share: 0}
+  bulk: {share: 0}
+"""
+
+
+def of_rates(spans: Sequence[tuple[float, float, float]]) -> Workload:
+    """Seconds with these rates of both models, one after the other."""
+    parts, begin = [], 0.0
+    for seconds, *rates in spans:
+        for seed, (model, rate) in enumerate(zip("ab", rates, strict=True)):
+            given = f"poisson:rate={rate},duration={seconds},size=1,output=0,seed={seed}"
+            part = synthetic_trace(given, model=model)
+            part.arrival[:] += begin
+            parts.append(part)
+        begin += seconds
+    return prepare(joined(parts), parse_fleet(FLEET), seed=1)
+
+
+def test_a_window_is_of_the_time_that_was_like_now_and_of_the_last_minutes() -> None:
+    workload = of_rates([(600, 2, 7), (600, 4, 3), (NOW * BLOCK, 2, 7)])
+    now, span = 1200 + NOW * BLOCK, 240.0
+    window = Window.likely(workload, now, span)
+    assert window.span == span + NOW * BLOCK
+    assert len(window.jobs) == pytest.approx(9 * window.span, rel=0.1)
+    assert (np.diff(window.workload.trace.arrival) >= 0).all()
+    before = Window.likely(workload, 1190.0, span)
+    assert before.span == span
+    assert len(before.jobs) == len(Window.latest(workload, 1190.0, span).jobs)
