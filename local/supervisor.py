@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ class SupervisedProcess:
             return
         written = stream.read()
         if written:
-            with self.log.open("ab") as log:
+            with suppress(OSError), self.log.open("ab") as log:  # a full disk
                 log.write(written)
             self._look_for_ready(written)
         elif written == b"":
@@ -270,6 +271,7 @@ class Supervisor:
         self._broker_due = 0.0
         self.broker_restarts = 0
         self.broker_exit: Exit | None = None
+        self._changed = self._untold = False
         self._stopping = threading.Event()
         self._hurried = threading.Event()
 
@@ -303,17 +305,19 @@ class Supervisor:
     ) -> None:
         """Start wanted processes and restart failed ones, until `request_stop`.
 
-        `changed` is called after a process became ready or ended, `failed` before that with one that failed; `tend` may
-        change which processes are wanted.
+        `changed` is called after a process became ready or ended, and again if it raises `OSError`, as it does while
+        the disk is full; `failed` before that with one that failed; `tend` may change which processes are wanted.
         """
         while not self._stopping.wait(TICK):
-            self._watch_broker(changed)
+            self._watch_broker()
             tend()
             for process in self._all():
                 if not process.resting:
-                    self._watch_process(process, changed, failed)
+                    self._watch_process(process, failed)
                 elif process.wanted:
                     process.start()
+            if self._changed:
+                self._tell(changed)
 
     def stop(self) -> None:
         """Stop everything in order; each process has its patience, or until `request_stop`, then it is killed."""
@@ -345,7 +349,17 @@ class Supervisor:
         names = ", ".join(p.name for p in waiting)
         return StartError(f"not ready within {patience:g} s: {names}; {first.log} ends with:\n{first.tail()}")
 
-    def _watch_broker(self, changed: Callable[[], None]) -> None:
+    def _tell(self, changed: Callable[[], None]) -> None:
+        try:
+            changed()
+        except OSError as error:
+            if not self._untold:
+                logger.error("cannot describe the fleet", extra={"error": str(error)})
+            self._untold = True
+        else:
+            self._changed = self._untold = False
+
+    def _watch_broker(self) -> None:
         """Restart the broker if it ended; other restarts wait until it is running."""
         if self._broker is None or self._broker.pid is not None or time.monotonic() < self._broker_due:
             return
@@ -362,27 +376,25 @@ class Supervisor:
             return
         self._broker_failures = 0
         self.broker_restarts += 1
-        changed()
+        self._changed = True
 
-    def _watch_process(
-        self, process: SupervisedProcess, changed: Callable[[], None], failed: Callable[[SupervisedProcess], None]
-    ) -> None:
+    def _watch_process(self, process: SupervisedProcess, failed: Callable[[SupervisedProcess], None]) -> None:
         was_ready = process.ready
         process.listen()
         if process.ready and not was_ready:
-            changed()
+            self._changed = True
         if process.alive:
             return
         if process.retired:
             process.rest()
-            changed()
+            self._changed = True
         elif process.due is None:
             self._note_exit(process)
             failed(process)
-            changed()
+            self._changed = True
         elif time.monotonic() >= process.due:
             process.restart()
-            changed()
+            self._changed = True
 
     def _note_exit(self, process: SupervisedProcess) -> None:
         """Record the failure, and kill the orphaned children of the process."""

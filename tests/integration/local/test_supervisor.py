@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -74,7 +75,7 @@ def test_a_process_that_is_never_ready_is_named_with_its_log(make: Callable[[str
 
 
 @contextmanager
-def watched(supervisor: Supervisor) -> Iterator[list[str]]:
+def watched(supervisor: Supervisor, changed: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
     """A supervisor that starts and watches its processes until the block ends; which of them failed, in order."""
     failed: list[str] = []
     up = threading.Event()
@@ -82,7 +83,7 @@ def watched(supervisor: Supervisor) -> Iterator[list[str]]:
     def watch() -> None:  # children are tied to the thread that starts them
         assert supervisor.start(lambda: True, patience=20)
         up.set()
-        supervisor.watch(lambda: None, lambda: None, lambda process: failed.append(process.name))
+        supervisor.watch(changed, lambda: None, lambda process: failed.append(process.name))
         supervisor.stop()
 
     watching = threading.Thread(target=watch)
@@ -115,6 +116,33 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
         assert worker.last_exit is not None
         assert worker.last_exit.why == "killed by SIGKILL (out of memory?)"
         assert worker.last_exit.last_line == "all well"
+
+
+def test_a_fleet_that_cannot_be_described_while_the_disk_is_full_runs_and_is_described_later(
+    make: Callable[[str, str], SupervisedProcess],
+) -> None:
+    worker, attempts, described = make("worker", READY), [3], list[int]()
+
+    def describe() -> None:
+        attempts[0] -= 1
+        if attempts[0] > 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        described.append(worker.restarts)
+
+    with watched(Supervisor(None, [[worker]]), describe):
+        os.kill(worker.process.pid, signal.SIGKILL)
+        assert until(lambda: 1 in described)
+        assert until(lambda: worker.ready)
+
+
+def test_a_process_whose_log_the_disk_has_no_space_for_is_ready(
+    make: Callable[[str, str], SupervisedProcess], tmp_path: Path
+) -> None:
+    (tmp_path / "worker.log").symlink_to("/dev/full")
+    worker = make("worker", "import time; print('{\"ready\": 1}', flush=True); time.sleep(600)")
+    supervisor = Supervisor(None, [[worker]])
+    with stopped_after(supervisor):
+        assert supervisor.start(lambda: True, patience=20)
 
 
 def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
