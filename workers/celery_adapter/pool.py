@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from celery import Celery, signals, states
-from celery.app.task import Context
+from celery import Celery, signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
 from celery.worker.request import Request
@@ -343,8 +342,14 @@ class ReceivedTask:
 
     def drop(self, error: TaxiwayError | None) -> None:
         """Acknowledge a task that had ended, and report it as revoked if it was cancelled or expired."""
-        if self._embed.get("chord"):
-            self._count_chord_part()
+        if self.followed:  # whatever ended it did not see what follows, or its worker died before it reported the end
+            try:
+                backend: Any = self._app.backend
+                backend.propagate(self.delivery.job, self._fields | self._embed)
+            except Exception:  # an errback that cannot be sent, a server that does not answer
+                logger.exception("the end of a task could not be reported", extra={"job": self.delivery.job})
+                self.requeue()
+                return
         event = revoked(self.delivery, error)
         self._thread.call(partial(self._acknowledge, event))
 
@@ -385,11 +390,3 @@ class ReceivedTask:
             self._request.send_event(event.type, **facts)
         task_ready(self._request)
         self._request.acknowledge()
-
-    def _count_chord_part(self) -> None:
-        """Count a part of a chord again: its worker may have died between the result and the count."""
-        backend = self._app.backend
-        stored = backend.get_task_meta(self.delivery.job)
-        if stored["status"] in states.READY_STATES:
-            context = Context(self._fields | self._embed)
-            backend.on_chord_part_return(context, stored["status"], stored["result"])

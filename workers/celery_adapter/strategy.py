@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import msgspec
 from celery import Celery, signals, states
-from celery.app.task import Task
+from celery.app.task import Context, Task
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.worker.strategy import default
 
@@ -56,6 +58,18 @@ TOKEN = "taxiway_token"
 
 OUTCOME = "taxiway_outcome"
 """The outcome in a request's context."""
+
+_propagates: ContextVar[bool] = ContextVar("propagates", default=False)
+"""Whether this thread reports the end of a job to the tasks that follow from it."""
+
+
+@contextmanager
+def _propagating() -> Iterator[None]:
+    before = _propagates.set(True)
+    try:
+        yield
+    finally:
+        _propagates.reset(before)
 
 
 def bind_context(app: Celery, context: WorkerContext) -> None:
@@ -231,10 +245,41 @@ class WriteOnceBackend(RedisBackend):
             self._finish(ticket, result, state, request)
         return result
 
+    def propagate(self, job: str, fields: dict[str, Any]) -> None:
+        """Report a job's end, which this worker did not write, to its chord, and a failure to its chain and errbacks.
+
+        Args:
+            job: its result is stored.
+            fields: the context of its request, with the tasks that follow from it.
+        """
+        stored: Any = self.get_task_meta(job)
+        context: Any = Context(fields | {STORED: True})
+        if stored["status"] == states.FAILURE:
+            with _propagating():
+                self.mark_as_failure(job, stored["result"], request=context)
+        elif stored["status"] in states.READY_STATES and context.chord:
+            with _propagating():
+                self.on_chord_part_return(context, stored["status"], stored["result"])
+
+    def mark_as_revoked(
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.REVOKED,
+    ) -> None:
+        """End a job as revoked, and its chord with it."""
+        signed = isinstance(getattr(request, HEADER, None), Ticket)
+        with _propagating() if signed else nullcontext():
+            super().mark_as_revoked(task_id, reason, request, store_result, state)
+
     def _store_as_celery(self, *args: Any, **kwargs: Any) -> None:
         super()._store_result(*args, **kwargs)  # type: ignore[misc]  # celery-types lacks it
 
     def _on_behalf_of_a_job(self) -> bool:
+        if _propagates.get():
+            return True
         task = self.app.current_worker_task
         return task is not None and isinstance(getattr(task.request, HEADER, None), Ticket)
 

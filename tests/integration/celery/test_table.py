@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery import Celery, chain, chord, group
@@ -123,6 +123,35 @@ def test_a_job_past_its_expires_fails_and_does_not_run(served: WorkerProcess, pr
     with pytest.raises(Exception, match="deadline of"):
         expired.get(timeout=30)
     assert (expired.state, type(expired.result).__name__) == ("FAILURE", "DeadlineExceededError")
+
+
+@pytest.mark.usefixtures("served")
+def test_what_follows_a_job_fails_with_it_when_its_deadline_passes(producer: Celery) -> None:
+    assert payload(infer(producer, "ready").apply_async()) == "ready"
+    late = infer(producer, LONGER, "slab").set(expires=1)
+    for canvas in (
+        chain(late.clone(), infer(producer, "second")),
+        chord([infer(producer, "in time"), late.clone()], body=infer(producer, "all ended")),
+    ):
+        follows = canvas.apply_async().id  # by its id alone, or Celery looks at the states of what comes before it
+        with pytest.raises(Exception, match="deadline of"):
+            AsyncResult(follows, app=producer).get(timeout=30)
+    with producer.connection_for_write() as connection:
+        with connection.SimpleQueue("lab.late") as left:
+            left.clear()
+        late.clone().apply_async(link_error=producer.signature("lab.late", queue="lab.late"))
+        assert next_of(connection, "lab.late").headers["task"] == "lab.late"
+
+
+def test_a_chord_fails_when_a_job_in_its_header_is_revoked(served: WorkerProcess, producer: Celery) -> None:
+    header = [infer(producer, "first"), infer(producer, LONGER, "slab")]
+    collected = chord(header, body=infer(producer, "all ended")).apply_async()
+    inspection, parts = inspect(producer, served), cast(Any, collected.parent).results
+    revoked: AsyncResult[Any] = parts[1]
+    eventually(lambda: revoked.id in [task["id"] for task in inspection.active()[served.name]], within=30)
+    revoked.revoke(terminate=True)
+    with pytest.raises(Exception, match="TaskRevokedError"):
+        AsyncResult(collected.id, app=producer).get(timeout=30)
 
 
 @pytest.mark.parametrize("terminate", [False, True])
