@@ -77,7 +77,8 @@ class Decision:
     """What a tuning found. `assignment` is the one to follow; it begins with `devices` at least and `begin` at most.
 
     By class, `devices` carry the mean load, and are started; `begin` would be on by now if it had been followed, bursts
-    included: others are let go, but none is started for what is over. `before` and `after` are scores in US dollars an
+    included: others are let go, but none is started for what is over, except where cells move to, so that their
+    requests do not come to fewer devices than they need. `before` and `after` are scores in US dollars an
     hour, those of an adopted assignment on arrivals that were not searched on. `moves` are its handovers, and `dollars`
     what each cell's jobs cost an hour, by class.
     """
@@ -172,10 +173,19 @@ class Tuner:
             self.assignment = best
         chosen = self.assignment or best
         devices, begin = tuple(twin.devices(chosen)), twin.play(chosen).powered
+        if adopted and former is not None:
+            devices = _with_bursts(devices, begin, former, chosen)
         starts = [device.start for device in twin.fleet.classes.values()]
         moves = _moves(former, chosen, devices, starts, now) if adopted else {}
         used = twin.plays + sum(other.plays for other in twins)
         return Decision(chosen, adopted, devices, begin, before, after, used, moves, search.costs.dollars)
+
+
+def _with_bursts(devices: Sequence[int], begin: Sequence[int], former: Assignment, new: Assignment) -> tuple[int, ...]:
+    """The devices of each class, where cells move to at least those to `begin` with."""
+    gaining = {place for cell, place in new.classes.items() if former.classes[cell] != place}
+    both = enumerate(zip(devices, begin, strict=True))
+    return tuple(max(mean, busy) if place in gaining else mean for place, (mean, busy) in both)
 
 
 def _moves(

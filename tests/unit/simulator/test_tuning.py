@@ -265,6 +265,21 @@ def test_a_plan_is_kept_unless_another_is_clearly_better() -> None:
     assert again.moves == {}
 
 
+def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
+    steady = synthetic_trace("poisson:rate=4,duration=120,size=1,output=0,seed=1", model="quick")
+    burst = synthetic_trace("poisson:rate=80,duration=20,size=1,output=0,seed=2", model="heavy")
+    both = joined([steady, replace(burst, arrival=burst.arrival + 100)])
+    window = Window.all(prepare(both, parse_fleet(FLEET), seed=1), 120.0)
+    tuner = Tuner(seed=1)
+    tuner.assignment = everything_on(0)
+    decision = tuner.tune(window, Conditions((4, 0), (4, 4)), 300.0, plays=30)
+    assert decision.adopted
+    places = {decision.assignment.classes[cell] for cell in decision.moves}
+    assert places
+    assert all(decision.devices[place] >= decision.begin[place] for place in places)
+    assert any(decision.begin[place] > 1 for place in places)
+
+
 @settings(max_examples=5, deadline=None)
 @given(factor=st.floats(0.95, 1.05))
 def test_five_per_cent_of_load_change_nothing(factor: float) -> None:
