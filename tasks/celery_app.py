@@ -51,6 +51,8 @@ def make_app(settings: Settings, topology: Topology, *, backend: str = "") -> Ce
     app = Celery("taxiway", broker=broker, backend=backend)
     app.conf.update(_guarantees(topology) | _routing(topology) | tls)
     app.conf.broker_transport_options |= watched
+    # a full disk answers a connection's health check with an error, which ends a worker otherwise
+    app.conf.broker_channel_error_retry = not broker.startswith("amqp")
     app.conf.result_backend_transport_options = state_watched
     if broker_tls:
         app.conf.broker_use_ssl = broker_tls

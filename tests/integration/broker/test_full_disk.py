@@ -17,6 +17,7 @@ from taxiway.contract.keys import HEARTBEATS
 from taxiway.errors import BrokerFullError
 from tests.chaos.store import Store
 from tests.routing import EchoDevice, eventually, router_process
+from tests.working import worker_process
 
 
 @pytest.fixture
@@ -75,6 +76,36 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
         asked = [eventually(partial(accepted, door)) for door in (http, broker)]
         with device:
             assert [job.result(timeout=10).outputs for job in asked] == [{"payload": "after"}] * 2
+
+
+IMPATIENT = """
+from kombu.transport import redis
+redis.DEFAULT_HEALTH_CHECK_INTERVAL = redis.Channel.health_check_interval = 1
+"""
+
+
+def test_a_worker_outlives_a_full_disk(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(IMPATIENT)  # its connection is checked each second, not each 25 s
+    url, log = store.primary.url, tmp_path / "log"
+    own = replace(settings, broker=url, state=url)
+    with (
+        redis.Redis.from_url(url) as client,
+        router_process(own),
+        taxiway.Client(url) as door,
+        log.open("wb") as written,
+        monkeypatch.context() as patched,
+    ):
+        patched.setenv("PYTHONPATH", str(tmp_path))
+        with worker_process(own, log=written) as worker:
+            store.fill()
+            eventually(lambda: "server:ResponseError" in log.read_text())  # the server refuses the check, too
+            store.empty()
+            eventually(lambda: writes(client))
+            job = eventually(partial(accepted, door))
+            assert job.result(timeout=30).outputs == {"payload": "after"}
+            assert worker.process.poll() is None
 
 
 def accepted(door: taxiway.Client) -> taxiway.Job | None:
