@@ -141,7 +141,8 @@ class InferAnswer(msgspec.Struct, frozen=True):
 
 _NO_CLASSES: Mapping[str, int] = {}
 _PIECE = 2**16  # elements encoded per call: 6 ms
-_OURS = TERMS | {BINARY_OUTPUTS}
+_TIMEOUT = "timeout"  # of Triton, in microseconds
+_OURS = TERMS | {BINARY_OUTPUTS, _TIMEOUT}
 _SHARED = "shared_memory_region"  # of Triton: an answer in it would be read there, and not in the body
 
 _encode_json = msgspec.json.Encoder().encode
@@ -161,6 +162,8 @@ def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
     if type(terms.get("priority")) is int:
         terms["priority"] = _priority_of(terms["priority"])
+    if _TIMEOUT in infer.parameters:
+        terms.setdefault("deadline", _deadline_of(infer.parameters[_TIMEOUT]))
     tensors = [_tensor(tensor, most) for tensor in infer.inputs]
     fields = {
         "model": model,
@@ -183,6 +186,17 @@ def _priority_of(number: int) -> Priority | None:
         return None
     ranks: tuple[Priority, ...] = ("high", "normal", "low")
     return ranks[min(number, len(ranks)) - 1]
+
+
+def _deadline_of(timeout: Any) -> float | None:
+    """Seconds for Triton's timeout, which is in microseconds; 0 is the default.
+
+    Raises:
+        InvalidRequestError: it is not such a number; names `timeout`.
+    """
+    if type(timeout) is not int or timeout < 0:
+        raise wrong_field(_TIMEOUT, "a whole number of microseconds", timeout)
+    return timeout / 1e6 if timeout else None
 
 
 def _is_single(infer: InferRequest) -> bool:

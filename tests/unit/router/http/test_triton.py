@@ -74,6 +74,22 @@ def test_a_number_is_a_priority(number: int, name: str | None) -> None:
     assert request_of("m", InferRequest([], parameters={"priority": number})).priority == name
 
 
+@pytest.mark.parametrize(("timeout", "deadline"), [(0, None), (1, 1e-6), (2_500_000, 2.5)])
+def test_a_timeout_is_a_deadline(timeout: int, deadline: float | None) -> None:
+    request = request_of("m", InferRequest([], parameters={"timeout": timeout}))
+    assert (request.deadline, request.parameters) == (deadline, {})
+
+
+def test_a_deadline_of_our_own_precedes_a_timeout() -> None:
+    assert request_of("m", InferRequest([], parameters={"timeout": 1, "deadline": 3.0})).deadline == 3.0
+
+
+@pytest.mark.parametrize("timeout", [-1, 1.5, "1", True])
+def test_a_timeout_is_microseconds_or_refused_by_name(timeout: object) -> None:
+    with pytest.raises(InvalidRequestError, match="timeout: expected a whole number of microseconds"):
+        request_of("m", InferRequest([], parameters={"timeout": timeout}))
+
+
 def test_statistics_are_counts_and_nanoseconds() -> None:
     answer = stats_of(
         EMBED, Ran(answered=4, failed=1, rows=8, batches=2.0, queue=0.5, run=0.25, total=1.0, lost=3.0, last=7.0)
