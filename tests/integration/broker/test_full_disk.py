@@ -79,8 +79,10 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
 
 
 IMPATIENT = """
+from celery.worker import heartbeat
 from kombu.transport import redis
 redis.DEFAULT_HEALTH_CHECK_INTERVAL = redis.Channel.health_check_interval = 1
+heartbeat.Heart.start = lambda self: None  # if refused before the check is, it is sent again and again, silently
 """
 
 
