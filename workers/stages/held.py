@@ -34,6 +34,7 @@ class HeldJobs:
         self._celery = celery
         self._held: dict[int, Delivery] = {}
         self._lock = threading.Lock()
+        self._claims = threading.Lock()  # a renewal that is under way would extend a claim that is given up meanwhile
 
     def __len__(self) -> int:
         return len(self._held)
@@ -65,14 +66,15 @@ class HeldJobs:
         Raises:
             BrokerUnavailableError: a server does not answer.
         """
-        claimed = [(delivery, delivery.token) for delivery in self.all(held_for) if delivery.token]
-        ours = self._store.renew([(delivery.job, token) for delivery, token in claimed])
-        for (delivery, token), held in zip(claimed, ours, strict=True):
-            if not held and delivery.token == token:  # not claimed again since
-                delivery.lost = True
-        if self._queue is not None:
-            self._queue.renew(self._tags(held_for))
-            self._queue.recover()
+        with self._claims:
+            claimed = [(delivery, delivery.token) for delivery in self.all(held_for) if delivery.token]
+            ours = self._store.renew([(delivery.job, token) for delivery, token in claimed])
+            for (delivery, token), held in zip(claimed, ours, strict=True):
+                if not held and delivery.token == token:  # not claimed again since
+                    delivery.lost = True
+            if self._queue is not None:
+                self._queue.renew(self._tags(held_for))
+                self._queue.recover()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Return jobs, in order of arrival, to the front of their queues; none if a server is unavailable.
@@ -81,7 +83,7 @@ class HeldJobs:
         the job's last run is alone on its device.
         """
         claimed = [delivery for delivery in deliveries if delivery.token]
-        with suppress(BrokerUnavailableError):  # their leases expire
+        with self._claims, suppress(BrokerUnavailableError):  # their leases expire
             self._store.release([(delivery.job, delivery.token) for delivery in claimed if not delivery.retries])
             self._store.let_lapse([(delivery.job, delivery.token) for delivery in claimed if delivery.retries])
             if self._queue is not None:

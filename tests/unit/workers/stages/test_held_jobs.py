@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
 
+from broker.valkey.records import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
 from tasks.topology import Limits
 from taxiway.contract.keys import INFER
@@ -49,6 +52,45 @@ def test_a_delivery_ends_once() -> None:
     jobs = held(delivery)
     assert jobs.remove(delivery) and not jobs.remove(delivery)
     assert len(jobs) == 0
+
+
+class SlowStore(WorkerStore):
+    """Notes its calls; a renewal ends once claims lapse, or soon if they do not."""
+
+    def __init__(self) -> None:
+        super().__init__("redis://127.0.0.1:1", "w", Limits())
+        self.calls: list[str] = []
+        self.renewing, self.lapsing = threading.Event(), threading.Event()
+
+    def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
+        """As `WorkerStore.renew`."""
+        self.renewing.set()
+        self.lapsing.wait(0.2)
+        self.calls.append("renewed")
+        return [True] * len(claims)
+
+    def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
+        """As `WorkerStore.let_lapse`."""
+        self.calls.append("lapses")
+        self.lapsing.set()
+
+    def release(self, claims: Sequence[tuple[str, str]], *, counts: bool = False) -> None:
+        """As `WorkerStore.release`."""
+
+
+def test_a_claim_that_is_given_up_is_not_renewed_after_that() -> None:
+    store, delivery = SlowStore(), a_delivery()
+    delivery.claim, delivery.retries = Claim(Verdict.RUN, "t"), 1
+    jobs = HeldJobs(store, None, NoCelery())
+    jobs.hold([delivery])
+    renewal = threading.Thread(target=jobs.renew, args=(0.0,))
+    renewal.start()
+    assert store.renewing.wait(10)
+    jobs.requeue([delivery])
+    renewal.join()
+    jobs.renew(0.0)
+    assert store.calls == ["renewed", "lapses", "renewed"]
+    assert jobs.all() == []
 
 
 def test_a_job_is_shown_when_it_runs_or_waits_for_long_and_only_then() -> None:
