@@ -96,7 +96,10 @@ class CeleryDoor:
 
     async def cancel(self, job: str) -> None:
         """Revoke the job, as Celery does."""
-        await _in_thread(self._senders, lambda: self._app.control.revoke(job))
+        try:
+            await _in_thread(self._senders, lambda: self._app.control.revoke(job))
+        except _AWAY as error:
+            raise BrokerUnavailableError(f"Celery: {error}") from error
 
     async def read(self, job: str) -> ResultMeta | None:
         """An ended job's result from Celery's backend; None if it has none."""
