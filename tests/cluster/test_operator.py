@@ -71,6 +71,12 @@ def settle(fleet: Release, name: str, count: int) -> None:
     assert until(lambda: len(found := fleet.of_class(name)) == ready(found) == count, patience=60)
 
 
+def alive(fleet: Release) -> list[str]:
+    """The names of the class's pods, without those that end."""
+    pods = [pod["metadata"] for pod in fleet.of_class("gpu.realtime")]
+    return sorted(pod["name"] for pod in pods if "deletionTimestamp" not in pod)
+
+
 def seconds_until_asked(fleet: Release, wishes: Wishes, count: int) -> float:
     """Until the Deployment has as many replicas as the router wants; then until they run."""
     wishes.wanted["gpu.realtime"] = count
@@ -141,7 +147,8 @@ def test_an_operator_that_is_killed_in_the_middle_is_followed_by_one_that_ends_t
 def test_the_pods_that_end_are_those_that_lose_least(fleet: Release, wishes: Wishes, controller: Controller) -> None:
     wishes.wanted["gpu.realtime"] = 4
     settle(fleet, "gpu.realtime", 4)
-    names = sorted(pod["metadata"]["name"] for pod in fleet.of_class("gpu.realtime"))
+    assert until(lambda: len(alive(fleet)) == 4)
+    names = alive(fleet)
     for name in names:  # a pod that ends stays to be seen
         fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": ["taxiway.test/seen"]}})
     held: tuple[dict[str, Any], ...] = (
