@@ -145,12 +145,9 @@ def test_an_operator_that_is_killed_in_the_middle_is_followed_by_one_that_ends_t
 
 
 def test_the_pods_that_end_are_those_that_lose_least(fleet: Release, wishes: Wishes, controller: Controller) -> None:
-    wishes.wanted["gpu.realtime"] = 4
-    settle(fleet, "gpu.realtime", 4)
+    seconds_until_asked(fleet, wishes, 4)
     assert until(lambda: len(alive(fleet)) == 4)
     names = alive(fleet)
-    for name in names:  # a pod that ends stays to be seen
-        fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": ["taxiway.test/seen"]}})
     held: tuple[dict[str, Any], ...] = (
         {"running": 4},
         {"warm": ["a", "b"]},
@@ -174,6 +171,8 @@ def test_the_pods_that_end_are_those_that_lose_least(fleet: Release, wishes: Wis
         return [pod.get("annotations", {}).get(COST) for pod in there()]
 
     try:
+        for name in names:  # a pod that ends stays to be seen
+            fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": ["taxiway.test/seen"]}})
         for left in (3, 2):
             wishes.wanted["gpu.realtime"] = left
             assert until(partial(ended, 4 - left)), controller.log
