@@ -98,8 +98,8 @@ class Window:
         earlier = np.arange(*np.searchsorted(arrival, (begin, begin + span)))
         latest = np.arange(*np.searchsorted(arrival, (recent, now)))
         moved = np.concatenate([arrival[earlier] - begin, arrival[latest] - recent + span])
-        both = cls._moved(workload, np.concatenate([earlier, latest]), moved, span + now - recent)
-        return cls.latest(both.workload, both.span, both.span)
+        whole = span + now - recent
+        return cls.latest(_rearranged(workload, np.concatenate([earlier, latest]), moved), whole, whole)
 
     def redrawn(self, seed: int, span: float = 0.0) -> Window:
         """Other arrivals of the same kind: for each model, blocks of seconds drawn from its own with replacement.
@@ -134,14 +134,19 @@ class Window:
     @classmethod
     def _moved(cls, workload: Workload, rows: Column, arrival: Column, span: float) -> Window:
         """These of a workload's requests, arriving at other times."""
-        order = np.argsort(arrival, kind="stable")
-        part = replace(workload.trace.part(rows[order]), arrival=arrival[order])
-        return cls.all(replace(workload, trace=part, level=workload.level[rows[order]]), span)
+        return cls.all(_rearranged(workload, rows, arrival), span)
 
     @classmethod
     def all(cls, workload: Workload, span: float) -> Window:
         """All arrivals of a workload."""
         return cls(workload, list(jobs(workload, clairvoyant=False)), span)
+
+
+def _rearranged(workload: Workload, rows: Column, arrival: Column) -> Workload:
+    """These of a workload's requests, in order of their new times of arrival."""
+    order = np.argsort(arrival, kind="stable")
+    part = replace(workload.trace.part(rows[order]), arrival=arrival[order])
+    return replace(workload, trace=part, level=workload.level[rows[order]])
 
 
 CHECKS = (0.25, 0.5, 0.75)
