@@ -254,11 +254,10 @@ class WriteOnceBackend(RedisBackend):
         """
         stored: Any = self.get_task_meta(job)
         context: Any = Context(fields | {STORED: True})
-        if stored["status"] == states.FAILURE:
-            with _propagating():
+        with _propagating():
+            if stored["status"] == states.FAILURE:
                 self.mark_as_failure(job, stored["result"], request=context)
-        elif stored["status"] in states.READY_STATES and context.chord:
-            with _propagating():
+            elif stored["status"] in states.READY_STATES and context.chord:
                 self.on_chord_part_return(context, stored["status"], stored["result"])
 
     def mark_as_revoked(
