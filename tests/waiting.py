@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
 
 from local.embedded import within
 
@@ -19,6 +20,6 @@ def until(condition: Callable[[], bool], *, patience: float = 30.0, every: float
 def gone(pid: int) -> bool:
     """Whether no process of that id runs; one that only waits to be reaped is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
