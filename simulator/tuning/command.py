@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from broker.valkey.leader import plan_call, tune_call
+from broker.valkey.leader import plan_call
 from router.decide.history import Arrivals, slice_of
 from router.decide.plan import Plan, Tuned, follow
 from router.service.snapshot_reader import snapshot_from
@@ -34,6 +34,7 @@ from router.service.store import FleetFacts, figures, named
 from simulator.history import LAG, History
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
+from simulator.tuning.lease import LEASE, RENEW, Lease
 from simulator.tuning.real_fleet import Known, Recorded, penalties, recorded, spending, timely
 from simulator.tuning.recall import Traffic, followed
 from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
@@ -56,9 +57,6 @@ REACH = 3600.0
 
 CPU = 7.0
 """Seconds of processor time of one tuning: its plays are fewer if the last ones took longer."""
-
-LEASE = 120.0
-"""Seconds for which one tuner keeps others from tuning: longer than a search takes on a busy machine."""
 
 TOLD = 86400
 """Seconds for which routers can show what was found."""
@@ -93,6 +91,7 @@ class FleetTuner:
         self._connections = ConnectionPool(settings.state)
         self._history = History(settings.state)
         self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._lease = Lease(settings.state, self._name)
         self._each = 0.0
         self._watch: Watch | None = None
         self._good: tuple[Assignment, ...] = ()
@@ -105,8 +104,7 @@ class FleetTuner:
 
     def lead(self) -> bool:
         """Take or keep the lease; False while another tuner has it."""
-        with fleet_errors(_SERVER):
-            return bool(self._connections.run(tune_call(self._name, LEASE)))
+        return self._lease.take()
 
     def due(self) -> bool:
         """Whether the plan shall be tuned again, by its period or because the fleet is not as it was then."""
@@ -153,10 +151,9 @@ class FleetTuner:
 
     def close(self) -> None:
         """Let another tuner work, and disconnect."""
-        with fleet_errors(_SERVER):
-            self._connections.run(tune_call(self._name, 0.0))
         self._connections.close()
         self._history.close()
+        self._lease.give_up()
 
     def _arrivals(self, until: float) -> Arrivals:
         """What to play: the latest arrivals, or those of an earlier time that was like now, and of the last minutes."""
@@ -328,7 +325,7 @@ def tune(*, once: bool, dry_run: bool, as_json: bool) -> None:
             logger.info("not tuning: plan.enabled is false in queues.yaml")
             signal.pause()
         while True:
-            time.sleep(_turn(tuner, topology.plan.period, dry_run=dry_run, as_json=as_json))
+            time.sleep(_turn(tuner, dry_run=dry_run, as_json=as_json))
     finally:
         _leave(tuner)
 
@@ -338,11 +335,11 @@ def _stop(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def _turn(tuner: FleetTuner, period: float, *, dry_run: bool, as_json: bool) -> float:
+def _turn(tuner: FleetTuner, *, dry_run: bool, as_json: bool) -> float:
     """Tune if that is due and no other tuner does; the seconds to pause after it."""
     try:
         if not tuner.lead():
-            return min(period, LEASE / 2)
+            return RENEW * LEASE
         if tuner.due():
             _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:

@@ -21,13 +21,15 @@ from broker.valkey.leader import plan_call, tune_call
 from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
-from simulator.tuning.command import LEASE, FleetTuner
+from simulator.tuning.command import FleetTuner
+from simulator.tuning.lease import LEASE, RENEW, Lease
 from simulator.tuning.recall import BLOCK, NOW
 from simulator.tuning.tuner import FIRST, PERIODS, REST, WINDOW, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
 from tests.routing import EchoDevice, eventually
+from tests.waiting import BUSY
 
 NAMES = {
     "model": ("echo:1", "paced:1"),
@@ -168,7 +170,7 @@ def test_one_tuner_at_a_time_and_a_killed_one_changes_nothing(settings: Settings
     before = msgspec.json.encode(Plan(number=7, made=float(store.time()[0]), cells=(), classes={}))
     store.set(PLAN, before)
     store.hset(STARTS, "cpu.batch", repr(float(store.time()[0])))
-    run(store, tune_call("other", LEASE))
+    run(store, tune_call("other", 120.0))
     with tuner(settings) as process:
         assert b"tuner" in process.stdout.readline()
         assert store.get(TUNER).startswith(b"other#")
@@ -178,6 +180,30 @@ def test_one_tuner_at_a_time_and_a_killed_one_changes_nothing(settings: Settings
         eventually(lambda: store.exists(TUNER), within=30)
     held = store.get(PLAN)
     assert held == before or parse_plan(held).number == 8
+
+
+def test_another_tuner_follows_soon_after_one_was_killed(settings: Settings, store: Any, devices: None) -> None:
+    def holder() -> bytes:
+        return bytes(store.get(TUNER) or b"").partition(b"#")[0]
+
+    with tuner(settings) as first:
+        killed = eventually(holder)
+        with tuner(settings) as other:
+            assert b"tuner" in other.stdout.readline()
+            assert holder() == killed
+            first.kill()
+            eventually(lambda: holder() not in (b"", killed), within=LEASE * (1 + RENEW) + BUSY)
+    assert holder() == b""
+
+
+def test_a_lease_is_renewed_while_its_tuner_searches(settings: Settings, store: Any) -> None:
+    lease = Lease(settings.state, "searching", duration=BUSY)
+    assert lease.take()
+    taken = store.time()[0]
+    eventually(lambda: store.time()[0] > taken + 2 * BUSY)
+    assert not run(store, tune_call("other", BUSY))
+    lease.give_up()
+    assert run(store, tune_call("other", BUSY))
 
 
 @contextmanager
