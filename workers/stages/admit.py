@@ -15,8 +15,10 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -58,6 +60,8 @@ RunAlone = Callable[[Job], bool]
 
 LOOK_AGAIN = 1.0
 """Maximum seconds before the claim of a job that another worker holds is retried."""
+
+_SEED = "seed"
 
 
 class AdmitStage:
@@ -412,9 +416,9 @@ def prepare(job: Job, loaded: Loaded) -> None:
         ExecutionError: the pipeline itself failed.
     """
     items: list[Item] = []
-    for index, row in enumerate(job.rows):
+    for index, (row, parameters) in enumerate(zip(job.rows, _parameters_of(job), strict=True)):
         try:
-            item = loaded.pipeline.prepare(row, job.parameters)
+            item = loaded.pipeline.prepare(row, parameters)
             item.level = job.ticket.level
             items.append(item)
         except TaxiwayError as error:
@@ -425,6 +429,20 @@ def prepare(job: Job, loaded: Loaded) -> None:
     job.items = items
     job.answers = [None] * len(items)
     gather(job)
+
+
+def _parameters_of(job: Job) -> Iterator[Mapping[str, Any]]:
+    """Each row's parameters. A prompt that comes again has a seed one higher each time: its texts are to differ."""
+    seed = job.parameters.get(_SEED) if job.model.pipeline == "generation" else None
+    came: Counter[Any] = Counter()
+    for row in job.rows:
+        if seed is None:
+            yield job.parameters
+            continue
+        prompt = row[job.model.inputs[0].name]
+        prompt = prompt if isinstance(prompt, str) else bytes(prompt)
+        yield {**job.parameters, _SEED: seed + came[prompt]}
+        came[prompt] += 1
 
 
 def gather(job: Job) -> None:

@@ -1,0 +1,54 @@
+"""The seeds of a job's rows: texts that are generated from one prompt differ, and come again with the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+from tasks.models.folder import load_catalogue
+from tasks.models.signature import bind
+from tasks.settings import TREE
+from tests.builders import a_class, a_delivery
+from workers.executor import Loaded
+from workers.port import Item, Row
+from workers.stages.admit import prepare
+from workers.stages.job import Job
+
+
+class Noted:
+    """A pipeline that notes the seed of each prompt."""
+
+    def __init__(self) -> None:
+        self.seeds: list[tuple[Any, Any]] = []
+
+    def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
+        self.seeds.append((row["prompt"], parameters["seed"]))
+        return Item({}, 1, parameters)
+
+
+def seeds_of(prompts: Any, **parameters: Any) -> list[tuple[Any, Any]]:
+    model, pipeline = load_catalogue(TREE / "models").resolve("generate"), Noted()
+    bound = bind(model, prompts, parameters)
+    job = Job(
+        delivery=a_delivery(),
+        hardware=a_class(),
+        model=model,
+        variant="onnx-int8",
+        key="generate:1/onnx-int8",
+        rows=bound.rows,
+        parameters=bound.parameters,
+        outputs=bound.outputs,
+        single=bound.single,
+        arrived=0.0,
+    )
+    prepare(job, cast(Loaded, SimpleNamespace(key=job.key, pipeline=pipeline)))
+    return pipeline.seeds
+
+
+def test_a_prompt_that_comes_again_in_a_job_has_a_seed_one_higher_each_time() -> None:
+    assert seeds_of(["a", "a", "b", b"c", "a"], seed=5) == [("a", 5), ("a", 6), ("b", 5), (b"c", 5), ("a", 7)]
+
+
+def test_rows_without_a_seed_are_left_to_chance() -> None:
+    assert seeds_of(["a", "a"]) == [("a", None), ("a", None)]
