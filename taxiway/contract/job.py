@@ -196,6 +196,13 @@ class _Success(msgspec.Struct, frozen=True):
     result: Result
 
 
+class _Status(msgspec.Struct, frozen=True):
+    """How the job of a stored result ended."""
+
+    status: str
+
+
+_decode_status = msgspec.json.Decoder(_Status).decode
 _decode_success = msgspec.json.Decoder(_Success).decode
 
 
@@ -264,6 +271,11 @@ def state_of(error: TaxiwayError) -> JobState:
 def read_meta(raw: bytes | str) -> ResultMeta:
     """The stored result in `raw`."""
     return msgspec.json.decode(raw, type=ResultMeta)
+
+
+def is_answer(raw: bytes) -> bool:
+    """Whether a stored result's bytes are an answer, not an error."""
+    return _decode_status(raw).status == CELERY_STATUS[JobState.SUCCEEDED]
 
 
 def read_answer(raw: bytes) -> Result:

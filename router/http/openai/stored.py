@@ -25,8 +25,8 @@ from router.http.openai.responses.response import (
 from router.jobs import Jobs
 from router.service.arrivals import Router
 from tasks.settings import Settings
-from taxiway.contract.job import JobStatus
-from taxiway.errors import FleetUnavailable, JobCancelledError, TaxiwayError, UnknownObjectError
+from taxiway.contract.job import JobStatus, is_answer
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError, UnknownObjectError
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ class Responses:
 
         Raises:
             UnknownObjectError: the tenant has none of that name.
+            BrokerUnavailableError: the state store does not answer.
         """
         return await self._current(decode_response(await self._objects.get("response", name, tenant)))
 
@@ -224,9 +225,16 @@ class Responses:
         return await self._end(response.id, await self._answer(response, found))
 
     async def _answer(self, response: Response, meta: bytes) -> Response:
+        """The response with its job's result, or its job's error.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer, so large outputs cannot be read now.
+        """
         try:
             return succeeded(response, await self._inference.result(meta), int(self._router.store.now()))
         except TaxiwayError as error:
+            if isinstance(error, BrokerUnavailableError) and is_answer(meta):
+                raise
             return failed(response, error)
 
     async def _end(self, name: str, response: Response) -> StoredResponse:
