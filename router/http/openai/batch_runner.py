@@ -38,7 +38,7 @@ from router.http.openai.objects import Contents, FileRecord, Objects, file_path,
 from router.http.openai.requests import read_call, service_of, tier_for_later, tier_of, unsupported
 from router.service.arrivals import Router
 from tasks.models.model import Model
-from taxiway.contract.job import Result
+from taxiway.contract.job import Result, is_answer
 from taxiway.contract.request import Request, parse_request
 from taxiway.errors import (
     BrokerUnavailableError,
@@ -366,17 +366,23 @@ class _Work:
             except DeadlineExceededError:
                 return Ended(too_late(line.custom_id), completed=False, expired=True)
             except TaxiwayError as error:
-                body = content(error, self.batch.endpoint)
-                job = str(error.details.get(JOB, ""))
-                return Ended(answered(line.custom_id, job, error.status, body), completed=False)
+                return self._failed(line, error)
+
+    def _failed(self, line: Line, error: TaxiwayError) -> Ended:
+        """The end of a line that has an error for its answer."""
+        body = content(error, self.batch.endpoint)
+        job = str(error.details.get(JOB, ""))
+        return Ended(answered(line.custom_id, job, error.status, body), completed=False)
 
     async def _ask(self, line: Line, key: str, left: float, pauses: Iterator[int]) -> Ended:
-        """The answer to a line; retried while the fleet does not accept it."""
+        """The answer to a line; retried while the fleet does not accept it, or its answer cannot be read."""
         while True:
             size = len(bytes(line.body))
             try:
                 call, model, request = await beside(size, self._request, line, key, left)
                 job, result = await self._run(request, size)
+                if isinstance(result, FleetUnavailable):
+                    return self._failed(line, result)
                 head = Head(job, tier_of(str(request.service), self._router.rules.topology), self._now())
                 body = await beside(size, written, call, model, head, result)
                 return Ended(answered(line.custom_id, job, 200, body), completed=True)
@@ -387,10 +393,11 @@ class _Work:
                 first, longest = _PAUSE
                 await asyncio.sleep(min(first * 2 ** min(next(pauses), 10), longest, left))
 
-    async def _run(self, request: Request, size: int) -> tuple[str, Result]:
-        """The job of a request, and its result."""
+    async def _run(self, request: Request, size: int) -> tuple[str, Result | FleetUnavailable]:
+        """The job of a request, and its result: also the fleet's error that it ended with, as its key has no other."""
         with contextlib.closing(await self._inference.run(request, size, notify=False)) as running:
             self._jobs.add(running.job)
+            meta = None
             try:
                 meta = await awaited(self._router, running)
                 if meta is None:
@@ -399,6 +406,8 @@ class _Work:
                 return running.job, await self._inference.result(meta)
             except TaxiwayError as error:
                 error.details.setdefault(JOB, running.job)
+                if isinstance(error, FleetUnavailable) and meta is not None and not is_answer(meta):
+                    return running.job, error
                 raise
 
     async def _finish(self) -> None:

@@ -169,6 +169,15 @@ def test_a_batch_of_embeddings_and_lines_that_fail(client: openai.OpenAI) -> Non
     assert "no such tool" in fault["response"]["body"]["error"]["message"]
 
 
+def test_a_line_whose_job_ended_with_a_fault_of_the_fleet_is_answered_by_it(client: openai.OpenAI) -> None:
+    done = ended(client, begin(client, [line(1, "fine"), line(2, "status=500 worn out")]).id)
+
+    (fault,) = lines_of(client, done.error_file_id)
+    assert (done.status, fault["custom_id"], fault["response"]["status_code"]) == ("completed", "line-2", 503)
+    assert fault["response"]["body"]["error"]["code"] == "device_fault"
+    assert fault["response"]["request_id"]
+
+
 def test_wrong_lines_fail_the_batch_with_their_numbers(client: openai.OpenAI) -> None:
     wrong = [line(1, "fine"), "", "{", line(1, "again"), line(3, "x", "/v1/embeddings"), line(4, "x", model="tlak")]
     wrong += [line(5, "x", stream=True), line(6, "x", temperature=9)]
