@@ -27,6 +27,9 @@ from taxiway.contract.values import may_refer, references
 from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
 from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError, cut, quoted
 
+LONGEST_ID = 4096
+"""Characters of the longest id under which its producer finds why the message was refused."""
+
 _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).decode
 
 
@@ -92,7 +95,7 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
     if envelope is None:
         return Decision(tag, letter=arrival.flaw)
     task, job = envelope.headers.get("task"), envelope.headers.get("id")
-    if not _is_name(job):
+    if not isinstance(job, str) or not 0 < len(job) <= LONGEST_ID:
         return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {quoted(job)}")
     if flaw := _signature_flaw(tag, envelope, rules, now):
         return Decision(tag, letter=flaw)
@@ -102,6 +105,9 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
             return Decision(tag, cancel=_cancelled_job(envelope))
         if task != INFER:
             raise InvalidRequestError(f"task: expected {INFER} or {CANCEL}, got {quoted(task)}", field="task")
+        if not _is_name(job):
+            expected = f"a task_id of at most {MAX_NAME} characters"
+            raise InvalidRequestError(f"id: expected {expected}, got {len(job)}: {quoted(job)}", field="id")
         return read_order(envelope, job=job, reply=reply, tag=tag, now=now, limits=rules.topology.limits)
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""

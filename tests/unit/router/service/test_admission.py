@@ -286,6 +286,19 @@ def test_another_task_is_dead_lettered_and_its_producer_is_notified() -> None:
     assert error_of(decided).details["field"] == "task"
 
 
+@pytest.mark.parametrize(("length", "answered"), [(256, False), (257, True), (4096, True), (4097, False)])
+def test_the_producer_of_an_id_that_is_too_long_is_notified_under_that_id(length: int, answered: bool) -> None:
+    job = "x" * length
+    envelope = task_envelope(INFER, job, request_body(Request(model="echo", inputs="hello")), header={}, origin="t")
+
+    decided = decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)
+
+    assert (decided.ending is not None, bool(decided.letter)) == (answered, length > 4096)
+    if answered:
+        assert f"id: expected a task_id of at most 256 characters, got {length}" in error_of(decided).message
+        assert present(decided.ending).job == job
+
+
 def test_the_waiter_of_a_message_that_a_router_fails_to_decide_is_notified() -> None:
     message = infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
 
