@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
+import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -30,7 +32,7 @@ from taxiway.errors import (
     UnplaceableError,
 )
 
-OK, JOB_FAILED, USAGE, MISSING, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, JOB_FAILED, USAGE, MISSING, UNAVAILABLE, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4, 130, 141
 
 EXIT_CODES = {
     OK: "done",
@@ -39,6 +41,7 @@ EXIT_CODES = {
     MISSING: "something is missing on this machine",
     UNAVAILABLE: "no fleet, or it cannot answer now or in time",
     INTERRUPTED: "interrupted",
+    UNREAD: "the reader of the output ended first",
 }
 """The meaning of each exit code."""
 
@@ -93,6 +96,32 @@ def exit_on_error() -> Iterator[None]:
     except CommandError as error:
         report(str(error), error.hint)
         sys.exit(error.code)
+
+
+@contextmanager
+def exit_with_reader() -> Iterator[None]:
+    """Exit with `UNREAD`, quietly, where the program that reads stdout has ended: `taxiway status | head -1`."""
+    try:
+        yield
+    except SystemExit as end:
+        if not _unread(end):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more
+        sys.exit(UNREAD)
+
+
+def _unread(end: SystemExit) -> bool:
+    """Whether output was lost because nothing reads stdout: click and rich make that an exit with 1."""
+    with suppress(AttributeError, ValueError, OSError):  # stdout is closed, or not a file
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return True
+        if end.code == JOB_FAILED:
+            poller = select.poll()
+            poller.register(sys.stdout.fileno(), 0)
+            return isinstance(end.__context__, BrokenPipeError) or bool(poller.poll(0))
+    return False
 
 
 @click.command()
@@ -162,6 +191,11 @@ class Root(click.Group):
         """The table of exit codes."""
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line."""
+        with exit_with_reader():
+            return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from taxiway.cli import INTERRUPTED, MISSING, CommandError, report
+from taxiway.cli import INTERRUPTED, MISSING, CommandError, exit_with_reader, report
 
 _NEEDED = ("celery", "kombu", "yaml", "litestar", "psutil")
 """Packages whose absence means that the checkout was not set up."""
@@ -250,15 +250,16 @@ def become(module: str, arguments: Sequence[str], *, verb: str) -> NoReturn:
 def run(command: click.Command, name: str) -> NoReturn:
     """Run a verb's own command line, in usage lines by the name that the user typed, else by `name`; then exit."""
     shown = os.environ.pop(_SHOWN_AS, name)
-    try:
-        status = command.main(prog_name=shown, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except click.Abort:
-        report("interrupted", "")
-        status = INTERRUPTED
-    sys.exit(status)
+    with exit_with_reader():
+        try:
+            status = command.main(prog_name=shown, standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+            status = error.exit_code
+        except click.Abort:
+            report("interrupted", "")
+            status = INTERRUPTED
+        sys.exit(status)
 
 
 def pairs(option: str, values: Iterable[str]) -> list[str]:

@@ -105,6 +105,21 @@ def test_an_interrupt_of_a_verb_that_another_package_implements_exits_with_130_t
     assert said.strip() == "error: interrupted"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("completion", "bash"), ("simulate", "--help"), ("check",), ("check", "--json")],
+    ids=" ".join,
+)
+def test_output_that_nothing_reads_any_more_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    unread, output = os.pipe()
+    os.close(unread)
+    command = [sys.executable, "-m", "taxiway", *arguments]
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(output)
+
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 @pytest.mark.parametrize("verb", ["up", "down", "doctor"])
 def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed(tmp_path: Path, verb: str) -> None:
     package = Path(__file__).parents[3] / "taxiway"
