@@ -85,6 +85,8 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """The whole fleet; `stale` if its state could not be read recently. Moves are latest first.
 
+    While the state store cannot write to its disk, it `refuses` requests and heartbeats.
+
     `silent` has the workers left out of `devices`, with the seconds since their last heartbeat: they may have died, or
     lost the state store. `held` counts the held jobs, `dead` the dead letters, `webhooks_waiting` and `webhooks_dead`
     the events that wait for webhook endpoints, and those given up. `disabled` gives by name why models are
@@ -101,6 +103,7 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     classes: dict[str, ClassView]
     devices: tuple[DeviceFacts, ...]
     moves: tuple[Moved, ...]
+    refuses: bool = False
     silent: dict[str, float] = {}
     disabled: Mapping[str, str] = {}
     outdated: Mapping[str, str] = {}
@@ -152,6 +155,7 @@ async def view_fleet(
         classes=classes,
         devices=fleet.devices,
         moves=moves,
+        refuses=reader.working.depths.refuses,
         silent=silent,
     )
 

@@ -234,7 +234,7 @@ class BrokerUnavailableError(FleetUnavailable):
 
 
 class BrokerFullError(BrokerUnavailableError):
-    """The broker or the state store is out of memory or disk; no accepted job is lost."""
+    """The broker or the state store is out of `details["resource"]`, memory or disk; no accepted job is lost."""
 
     code = "broker_full"
 

@@ -27,6 +27,12 @@ _QUICK = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _DISK = 3 * 2**30  # bytes: the shipped models, their conversions and a torch for the CPU
 
+_UNWRITTEN = {
+    "aof_last_write_status:err": "cannot be written: the server refuses requests and heartbeats, and loses nothing",
+    "rdb_last_bgsave_status:err": "the last snapshot could not be written: the server may refuse requests",
+}
+"""What lines of `INFO persistence` say of a server's disk."""
+
 SERVERS = ("TAXIWAY_BROKER", "TAXIWAY_STATE")
 """The variables that name the user's own servers."""
 
@@ -38,7 +44,11 @@ class ServerAwayError(Exception):
 def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | None) -> list[Finding]:
     """The findings about this machine and its configuration, and about the `fleet` that runs here."""
     cache = cache_directory(environment)
-    here = [*processes(fleet), *outdated(fleet, environment)] if fleet is not None else []
+    here = (
+        [*processes(fleet), *_store_here(fleet, environment), *outdated(fleet, environment)]
+        if fleet is not None
+        else []
+    )
     this = [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
     return [*this, *configuration(environment), *check_endpoints(environment), *here]
 
@@ -150,6 +160,7 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
         if environment.get(variable):
             yield _server(variable, environment[variable])
             yield from _guard(variable, environment[variable])
+            yield from _disk(variable, environment[variable], "on that server's disk")
 
 
 def _server(variable: str, url: str) -> Finding:
@@ -177,6 +188,23 @@ def _guard(variable: str, url: str) -> Iterator[Finding]:
         return
     remedy = "give it a password (requirepass), or accounts: python -m broker.accounts --acl FILE"
     yield Finding(subject=f"{variable} guard", found=False, value="accepts clients without a password", remedy=remedy)
+
+
+def _store_here(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The same of the store of a local fleet that has none of the `SERVERS` that are named here."""
+    if fleet.state not in map(environment.get, SERVERS):
+        embedded = any(process.name == "broker" for process in fleet.processes)
+        yield from _disk("state store", fleet.state, f"at {fleet.data}" if embedded else "on that server's disk")
+
+
+def _disk(subject: str, url: str, where: str) -> Iterator[Finding]:
+    """A finding if a Valkey or Redis server cannot write to its disk; none if the account may not ask."""
+    if urlsplit(url).scheme in _PORTS:
+        return
+    with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_QUICK)) as connections:
+        lines = connections.call("INFO", "persistence").decode().splitlines()
+        for value in (text for status, text in _UNWRITTEN.items() if status in lines):
+            yield Finding(subject=f"{subject} disk", found=False, value=value, remedy=f"free space {where}")
 
 
 def _ping(url: str) -> None:

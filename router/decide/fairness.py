@@ -66,10 +66,10 @@ def check_store(depths: Depths, topology: Topology) -> None:
     """
     if depths.refuses:
         message = "the state store cannot write to its disk and accepts no requests: free disk space"
-        raise BrokerFullError(message, retry_after=RETRY_AFTER)
+        raise BrokerFullError(message, retry_after=RETRY_AFTER, resource="disk")
     if depths.used > topology.limits.memory:
         message = f"the state store uses {depths.used:.0%} of its memory, more than limits.memory allows"
-        raise BrokerFullError(message, retry_after=RETRY_AFTER, used=depths.used)
+        raise BrokerFullError(message, retry_after=RETRY_AFTER, resource="memory", used=depths.used)
 
 
 def check_tenant(depths: Depths, topology: Topology, *, tenant: str, size: int) -> None:

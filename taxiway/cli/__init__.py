@@ -50,13 +50,19 @@ _HINTS: dict[type[TaxiwayError], str] = {
     UnknownJobError: "`taxiway jobs` lists the latest jobs",
     UnknownModelError: "`taxiway models` lists what the fleet can run",
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
-    BrokerFullError: "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
+    BrokerFullError: "free memory or disk space of the broker and the state store, as the error says",
     BrokerUnavailableError: "`taxiway doctor` shows what runs here; `taxiway up` starts a fleet, --url names another",
     ModelUnavailableError: "`taxiway models load` serves a model that was unloaded; `taxiway check` shows the errors",
     NoDeviceError: "`taxiway status` lists the live devices; start a worker for the class",
     OverloadedError: "allow a longer --deadline, or add workers",
     ResultTimeoutError: "the job continues; `taxiway result ID --wait SECONDS` waits for it again",
 }
+
+_FULL = {
+    "memory": "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
+    "disk": "free space on the disk of the broker and the state store; what they accepted is kept",
+}
+"""What to do about a `BrokerFullError`, by its `details["resource"]`."""
 
 
 class CommandError(Exception):
@@ -71,6 +77,8 @@ class CommandError(Exception):
 def hint_for(error: TaxiwayError) -> str:
     """What to do about the error; empty if unknown."""
     hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
+    if isinstance(error, BrokerFullError):
+        hint = _FULL.get(error.details.get("resource", ""), hint)
     if error.retry_after is not None:
         return f"{hint} (try again in {error.retry_after:g} s)" if hint else f"try again in {error.retry_after:g} s"
     return hint

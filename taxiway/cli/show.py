@@ -22,6 +22,8 @@ _LONGEST = 8
 UNBROKEN = 24
 """Characters up to which the cells of a table's column stay on one line, however long the last column's text is."""
 
+FULL_DISK = "the state store cannot write to its disk, and refuses requests and heartbeats: free space there"
+
 
 def show_result(result: Result) -> None:
     """The outputs, then one dim line with where and how the job ran."""
@@ -322,12 +324,19 @@ def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "yellow")
     if fleet.get("restart"):
         yield _restart(fleet["restart"])
-    for worker, seconds in fleet.get("silent", {}).items():
-        yield Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow")
+    yield from _silent(fleet)
     if fleet.get("stale"):
         yield Text("the router gets no answer from the state store; these figures are stale", "yellow")
     if fleet.get("note"):
         yield Text(fleet["note"], "dim")
+
+
+def _silent(fleet: Mapping[str, Any]) -> Iterator[Text]:
+    """The workers without a recent heartbeat, after the reason if it is the state store's."""
+    if fleet.get("refuses"):
+        yield Text(FULL_DISK, "red")
+    for worker, seconds in fleet.get("silent", {}).items():
+        yield Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow")
 
 
 def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:

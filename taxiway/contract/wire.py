@@ -389,8 +389,8 @@ def refusal(server: str, error: BaseException) -> FleetUnavailable:
     """Our error for a client library's exception or a server's error reply."""
     if _FULL in str(error):
         message = f"the {server}'s memory is full: it accepts no writes until jobs or results expire"
-        return BrokerFullError(message, retry_after=5.0)
+        return BrokerFullError(message, retry_after=5.0, resource="memory")
     if _UNWRITTEN in str(error):
         message = f"the {server} cannot write to its disk and accepts no writes: free disk space there ({error})"
-        return BrokerFullError(message, retry_after=5.0)
+        return BrokerFullError(message, retry_after=5.0, resource="disk")
     return BrokerUnavailableError(f"the {server} does not answer: {error}", retry_after=1.0)

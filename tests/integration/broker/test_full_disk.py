@@ -11,6 +11,7 @@ import pytest
 import redis
 
 import taxiway
+from local.doctor.examine import servers
 from tasks.heartbeat import GONE_AFTER
 from tasks.settings import Settings
 from taxiway.contract.keys import HEARTBEATS
@@ -69,11 +70,16 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
         eventually(lambda: not writes(client))
         while client.time()[0] <= beat + GONE_AFTER + 1:
             for door in (http, broker):
-                with pytest.raises(BrokerFullError, match="cannot write to its disk"):
+                with pytest.raises(BrokerFullError, match="cannot write to its disk") as raised:
                     door.infer("echo", "no room", timeout=10)
+                assert raised.value.details["resource"] == "disk"
+        assert http.fleet()["refuses"]
+        assert [one.found for one in servers({"TAXIWAY_STATE": url}) if one.subject == "TAXIWAY_STATE disk"] == [False]
         store.empty()
         eventually(lambda: writes(client))
         asked = [eventually(partial(accepted, door)) for door in (http, broker)]
+        eventually(lambda: not http.fleet()["refuses"])
+        assert all(one.subject != "TAXIWAY_STATE disk" for one in servers({"TAXIWAY_STATE": url}))
         with device:
             assert [job.result(timeout=10).outputs for job in asked] == [{"payload": "after"}] * 2
 

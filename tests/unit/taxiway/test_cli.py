@@ -24,7 +24,7 @@ from taxiway.cli.show import (
     show_status,
 )
 from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport, Tokens
-from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
+from taxiway.errors import BrokerFullError, DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
 from tests.command_line import CommandLine
 
 NO_SERVER = "http://127.0.0.1:9"
@@ -135,6 +135,12 @@ def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are() -> None
     assert hint_for(DeadlineExceededError("", retry_after=3.0)) == "try again in 3 s"
 
 
+def test_the_hint_for_a_full_store_is_about_what_is_full() -> None:
+    assert "maxmemory" in hint_for(BrokerFullError("", resource="memory"))
+    assert "maxmemory" not in hint_for(BrokerFullError("", resource="disk"))
+    assert "disk" in hint_for(BrokerFullError("", resource="disk"))
+
+
 def test_a_report_says_that_its_device_was_emulated() -> None:
     assert report_line(REPORT) == (
         "gpu.realtime · onnx-int8 · cpu:0 (emulated) · waited 2 ms · ran 1.50 s in a batch of 3 · $1.25e-06 · cheapest"
@@ -213,6 +219,12 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert "1.00 s" in shown
     assert "cpu:0 (emulated)" in shown
     assert "these figures are stale" in shown
+
+
+def test_workers_that_are_silent_for_a_full_disk_are_shown_with_that_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    show_fleet({"stale": False, "refuses": True, "silent": {"cpu.batch.cpu-0@host": 12.0}, "classes": {}})
+    shown = capsys.readouterr().out
+    assert "cannot write to its disk" in shown.partition("no heartbeat for 12.00 s")[0]
 
 
 def test_an_empty_list_is_shown_in_words(capsys: pytest.CaptureFixture[str]) -> None:

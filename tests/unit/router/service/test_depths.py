@@ -73,9 +73,11 @@ def test_nothing_is_taken_while_the_store_is_nearly_full(topology: Topology) -> 
     with pytest.raises(BrokerFullError, match="91%") as raised:
         check_store(Depths(used=0.91), topology)
     assert raised.value.retry_after
+    assert raised.value.details["resource"] == "memory"
 
 
 def test_nothing_is_taken_while_the_store_takes_no_writes(topology: Topology) -> None:
     with pytest.raises(BrokerFullError, match="cannot write to its disk") as raised:
         check_store(depths_from(CELLS, 0.0, refuses=True), topology)
     assert raised.value.retry_after
+    assert raised.value.details["resource"] == "disk"
