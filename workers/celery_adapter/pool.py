@@ -35,7 +35,17 @@ from workers.celery_adapter.acknowledgements import Acknowledgements
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, ended, revoked
 from workers.celery_adapter.inspection import Inspection
-from workers.celery_adapter.strategy import OUTCOME, STORED, TOKEN, bytes_of, class_of, context_of, keep_message, refuse
+from workers.celery_adapter.strategy import (
+    OUTCOME,
+    STORED,
+    TOKEN,
+    bytes_of,
+    class_of,
+    context_of,
+    is_hopeless,
+    keep_message,
+    refuse,
+)
 from workers.drain import SIGNAL as NOTICE
 from workers.stages.held import in_order
 from workers.stages.job import Delivery, Outcome
@@ -346,10 +356,11 @@ class ReceivedTask:
             try:
                 backend: Any = self._app.backend
                 backend.propagate(self.delivery.job, self._fields | self._embed)
-            except Exception:  # an errback that cannot be sent, a server that does not answer
+            except Exception as failed:  # an errback that cannot be sent, a server that does not answer
                 logger.exception("the end of a task could not be reported", extra={"job": self.delivery.job})
-                self.requeue()
-                return
+                if not self._given_up(failed):
+                    self.requeue()
+                    return
         event = revoked(self.delivery, error)
         self._thread.call(partial(self._acknowledge, event))
 
@@ -364,6 +375,16 @@ class ReceivedTask:
     def dead_letter(self, reason: str) -> None:
         """Keep a copy of the message among the dead letters."""
         keep_message(self._store, self._request.message, reason)
+
+    def _given_up(self, error: Exception) -> bool:
+        """Whether the message is among the dead letters now, because no attempt could report its task's end."""
+        if not is_hopeless(error):
+            return False
+        try:
+            self.dead_letter(f"what follows from the task could not be sent: {error!r}")
+        except BrokerUnavailableError:
+            return False
+        return True
 
     @property
     def _embed(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from celery import Celery, signals, states
 from celery.app.task import Context, Task
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.worker.strategy import default
+from kombu.exceptions import KombuError, OperationalError
 
 from broker.valkey import run
 from broker.valkey.records import REFUSED, Ending, Verdict, finish_call
@@ -176,6 +177,11 @@ def refuse(store: WorkerStore, context: WorkerContext, message: Any, reason: str
 def keep_message(store: WorkerStore, message: Any, reason: str) -> None:
     """Keep a message of Celery's consumer among the dead letters, with the reason."""
     add_dead_letter(store, encode_envelope(envelope_of(message)), reason, (message.headers or {}).get("id"))
+
+
+def is_hopeless(error: Exception) -> bool:
+    """Whether what follows from a task can never be sent: its signature is wrong, and no server is at fault."""
+    return isinstance(error, (*_MALFORMED, KombuError)) and not isinstance(error, OperationalError)
 
 
 def envelope_of(message: Any) -> Envelope:

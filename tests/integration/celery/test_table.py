@@ -13,17 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from celery import Celery, chain, chord, group
 from celery.canvas import Signature
 from celery.result import AsyncResult
 from kombu import Connection
 
+from broker.port import DeadLetter
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, DEAD, INFER
 from tests.narrowing import present
 from tests.routing import empty_queues, eventually, router_process
-from tests.working import CLASS, LONG, LONGER, WorkerProcess, inspect, worker_process, worker_settings
+from tests.working import CLASS, LONG, LONGER, Tower, WorkerProcess, inspect, worker_process, worker_settings
 
 BROKERS = ["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
 
@@ -107,6 +109,22 @@ def test_links_receive_the_answer_and_error_links_are_called(producer: Celery) -
         answer, error = next_of(connection, "lab.linked"), next_of(connection, "lab.failed")
     assert answer.payload[0][0]["outputs"] == {"payload": "hello"}
     assert error.headers["task"] == "lab.failed"
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("options", [{"serializer": "klingon"}, {"countdown": "soon"}])
+def test_an_error_link_that_cannot_be_sent_is_given_up(
+    fleet: Settings, producer: Celery, options: dict[str, Any]
+) -> None:
+    failed = producer.signature("lab.failed", queue="lab.failed", **options)
+    sent = infer(producer, {"samples": [0], "seed": [1]}, "slab").apply_async(link_error=failed)
+    with pytest.raises(Exception, match="division by zero"):
+        sent.get(timeout=30)
+    with Tower(fleet) as tower:
+        letter = msgspec.json.decode(eventually(lambda: tower.state.lindex(DEAD, 0)), type=DeadLetter)
+    assert "what follows from the task could not be sent" in letter.reason
+    assert letter.job == sent.id
+    assert payload(infer(producer, "next").apply_async()) == "next"
 
 
 @pytest.mark.usefixtures("served")
