@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Set
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,7 +18,7 @@ from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeErr
 
 logger = logging.getLogger(__name__)
 
-_TOO_LARGE = 413
+_NOT_FOUND, _TOO_LARGE = 404, 413
 _LONGEST_FIGURE = 19  # digits of a length that is quoted
 
 UNFORESEEN = "the router failed to answer; its log says why"
@@ -50,13 +51,24 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
     """The answer to an HTTP-level error: path, method, body, query."""
     path = request.url.path
     if isinstance(error, ValidationException):
-        field = next((str(e.get("key")) for e in error.extra or () if isinstance(e, dict)), "query")
-        return taxiway_error(request, InvalidRequestError(f"{field}: {error.detail}", field=field), error.status_code)
+        wrong: dict[str, Any] = next((one for one in error.extra or () if isinstance(one, dict)), {})
+        field = str(wrong.get("key", "query"))
+        message = f"{field}: {wrong.get('message', error.detail)}"
+        return taxiway_error(request, InvalidRequestError(message, field=field), error.status_code)
     if error.status_code == _TOO_LARGE:
         return taxiway_error(request, _over_limit(request), _TOO_LARGE)
-    return taxiway_error(
-        request, RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code
-    )
+    message = f"{request.method} {path}: {error.detail}"
+    if error.status_code == _NOT_FOUND:
+        message += _hint(path, {route.path for route in request.app.routes})
+    return taxiway_error(request, RequestError(message, path=path), error.status_code)
+
+
+def _hint(path: str, known: Set[str]) -> str:
+    """What the caller of an unknown path may have meant: a base URL often lacks `/v1`, or has it twice."""
+    for near in (f"/v1{path.rstrip('/')}", path.rstrip("/").removeprefix("/v1")):
+        if near in known:
+            return f"; did you mean {near}?"
+    return "; /docs lists all paths"
 
 
 def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:

@@ -182,7 +182,8 @@ def _here(scope: Mapping[str, Any]) -> Caller:
             message = f"{name.decode()}: cross-site requests are refused by a router without keys"
             raise ForbiddenError(message, header=name.decode())
         if name == b"host" and not _is_own(value):
-            message = f"host: expected localhost, 127.0.0.1 or [::1] at a router without keys, got {quoted(value)}"
+            got = quoted(value.decode("latin-1"))
+            message = f"host: expected localhost, 127.0.0.1 or [::1] at a router without keys, got {got}"
             raise ForbiddenError(f"{message}; use such a name, or start the router with --keys", header="host")
     return TRUSTED
 

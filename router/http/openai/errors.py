@@ -108,7 +108,7 @@ def content(error: TaxiwayError, path: str, status: int = 0) -> bytes:
     param = param_of(error, path)
     message = redacted(error.message)
     field = str(error.details.get("field", ""))
-    if param and field and message.startswith(f"{field}:"):
+    if param and field and message.startswith((f"{field}:", f"{field}[")):
         message = f"{param}{message[len(field) :]}"
     body = ErrorBody(message, _type_of(error, status or error.status), param, code_of(error, status))
     return _encode(ErrorContent(body))

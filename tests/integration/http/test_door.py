@@ -423,6 +423,24 @@ def test_every_error_has_one_form(http: httpx.Client, method: str, path: str, st
     assert set(answer.json()) == {"error", "code", "details"}
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "; did you mean /v1/chat/completions?"),
+        ("/v1/v1/embeddings/", "; did you mean /v1/embeddings?"),
+        ("/v1/v2/models", "; did you mean /v2/models?"),
+        ("/v1/images/generations", "; /docs lists all paths"),
+    ],
+)
+def test_an_unknown_path_is_answered_with_what_may_have_been_meant(http: httpx.Client, path: str, hint: str) -> None:
+    said = http.post(path).json()["error"]
+    assert (said["message"] if path.startswith("/v1/") else said).endswith(f"{path}: Not Found{hint}")
+
+
+def test_a_wrong_parameter_of_a_query_is_answered_with_what_was_expected(http: httpx.Client) -> None:
+    assert http.get("/v2/jobs/none?wait=soon").json()["error"] == "wait: Expected `float`, got `str`"
+
+
 def test_without_a_device_the_answer_is_to_come_back_later(lone: httpx.Client) -> None:
     answer = infer(lone, "a")
 

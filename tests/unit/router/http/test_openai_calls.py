@@ -151,6 +151,12 @@ def test_an_error_names_the_parameter_as_its_caller_knows_it(path: str, field: s
     assert said["message"] == f"{param or field}: expected this"
 
 
+def test_the_error_of_one_of_several_texts_names_the_text_as_its_caller_knows_it() -> None:
+    error = InvalidRequestError("inputs.text[1]: expected this", field="inputs.text", row=1)
+    said = json.loads(content(error, "/v1/embeddings"))["error"]
+    assert (said["param"], said["message"]) == ("input", "input[1]: expected this")
+
+
 def test_what_no_variant_honours_is_the_parameter() -> None:
     field = "inputs.request"
     error = InvalidRequestError(f"{field}: expected …", field=field, unsupported=True, asked=["tools"])
