@@ -61,11 +61,7 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divi
     )
     inference = Inference(router, Jobs(router))
     app.state[described.VERSION] = _version()
-    app.state[DOOR] = Door(router, inference, DeadLetters(router))
-    app.state[triton.ROUTER] = router
-    app.state[openai.DOOR] = openai.OpenAIDoor(router, inference)
-    app.state[stored.STORE] = store
-    app.state[webhooks.WEBHOOKS] = router.webhooks
+    app.state[DOOR] = Door(router, inference, DeadLetters(router), store)
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology)))

@@ -12,6 +12,7 @@ import msgspec
 from litestar import Response, get, post
 
 from router.http import described
+from router.http.endpoints.door import door_of
 from router.http.gate import AnyRequest, json_answer, needs
 from router.models import unready
 from router.service.arrivals import Router
@@ -19,9 +20,6 @@ from tasks.heartbeat import Ran
 from tasks.models.catalogue import Catalogue, reference_of
 from tasks.models.model import Model, TensorSpec
 from taxiway.errors import InvalidRequestError, cut
-
-ROUTER = "router"
-"""Key of the `Router` in the application's state."""
 
 _TYPES = {"BYTES": "TYPE_STRING"}
 _SECOND = 1e9  # nanoseconds
@@ -210,5 +208,4 @@ def _resolved(request: AnyRequest, model: str, version: str | None) -> Model:
 
 
 def _router(request: AnyRequest) -> Router:
-    router: Router = request.app.state[ROUTER]
-    return router
+    return door_of(request).router

@@ -1,4 +1,4 @@
-"""What the endpoints share: the router, and who may see which of its jobs."""
+"""What all endpoints share: the router, what it stores, and who may see which of its jobs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from litestar import Response
 
 from router.http.gate import AnyRequest, caller_of
 from router.http.inference import Inference
+from router.http.openai.stored import StoredObjects
 from router.jobs import DeadLetters, Jobs
 from router.service.arrivals import Router
 
@@ -25,6 +26,7 @@ class Door:
     router: Router
     inference: Inference
     letters: DeadLetters
+    stored: StoredObjects
 
 
 def door_of(request: AnyRequest) -> Door:

@@ -13,8 +13,8 @@ from litestar.types import ASGIApp
 
 from broker.port import beside
 from router.http.described import ASKED, KEYED, RUN, InferOperation, answers, or_events
+from router.http.endpoints.door import door_of, jobs_of
 from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
-from router.http.inference import Inference
 from router.http.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
 from router.http.openai.calls import Begun, Calls, Whole
 from router.http.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
@@ -35,18 +35,13 @@ from router.http.openai.requests import (
     read_terms,
     tier_of,
 )
-from router.jobs import Jobs
 from router.service.admission import Admitted
-from router.service.arrivals import Router
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request as TaxiwayRequest
 from taxiway.contract.request import parse_request
 from taxiway.errors import UnknownModelError, quoted
-
-DOOR = "openai"
-"""Key of the `OpenAIDoor` in the application's state."""
 
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 Fields = Callable[[ParsedCall[Call], Model], dict[str, Any]]
@@ -121,14 +116,6 @@ _EMBEDDINGS = answers(Embeddings, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 
 
 @dataclass(frozen=True, slots=True)
-class OpenAIDoor:
-    """What the endpoints need."""
-
-    router: Router
-    inference: Inference
-
-
-@dataclass(frozen=True, slots=True)
 class Read:
     """A call as a request; `size` is the size of its body in bytes."""
 
@@ -145,14 +132,14 @@ class Read:
 @get("/v1/models", opt=needs(), responses=_MODELS)
 async def models(request: AnyRequest) -> Response[bytes]:
     """The models that these calls can use now, by every name: bare, by version, by alias and second names."""
-    rules = _door(request).router.rules
+    rules = door_of(request).router.rules
     return json_answer(listed(rules.catalogue, rules.unloaded))
 
 
 @get("/v1/models/{model:path}", opt=needs(), responses=_MODEL)
 async def model(request: AnyRequest, model: str) -> Response[bytes]:
     """One of them. A name may have slashes."""
-    rules, model = _door(request).router.rules, model.removeprefix("/")
+    rules, model = door_of(request).router.rules, model.removeprefix("/")
     found = rules.catalogue.resolve(model)
     if not is_used(found) or found.id in rules.unloaded:
         raise UnknownModelError(f"model {quoted(model)} cannot be used by these calls", model=model)
@@ -201,7 +188,7 @@ ENDPOINTS = (models, model, chat_completions, completions, embed)
 
 async def read_body(request: AnyRequest, kind: type[Call]) -> ParsedCall[Call]:
     """The call in a request's body."""
-    body, rules = await request.body(), _door(request).router.rules
+    body, rules = await request.body(), door_of(request).router.rules
     return await beside(len(body), read_call, body, kind, rules.topology.limits.elements)
 
 
@@ -209,7 +196,7 @@ async def read_request(
     request: AnyRequest, parsed: ParsedCall[Call], fields: Fields[Call], tier: str | None, size: int = 0
 ) -> Read:
     """The call as a request, with the terms in its headers; its size is its body's, and `size` bytes more."""
-    rules, size = _door(request).router.rules, size + len(await request.body())
+    rules, size = door_of(request).router.rules, size + len(await request.body())
     found = rules.catalogue.resolve(parsed.call.model)
     terms = read_terms(request.headers, tier, rules.topology)
     claim(caller_of(request.scope), terms)
@@ -266,10 +253,5 @@ async def stream(request: AnyRequest, read: Read, begin: Callable[[Admitted], Aw
 
 def calls_of(request: AnyRequest) -> Calls:
     """Runs calls for the request's caller."""
-    door = _door(request)
-    return Calls(door.router, Jobs(door.router, caller_of(request.scope).tenant), door.inference)
-
-
-def _door(request: AnyRequest) -> OpenAIDoor:
-    door: OpenAIDoor = request.app.state[DOOR]
-    return door
+    door = door_of(request)
+    return Calls(door.router, jobs_of(request), door.inference)

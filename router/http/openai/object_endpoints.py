@@ -15,6 +15,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from router.access import Caller
 from router.http.connection import ALLOW
 from router.http.described import KEYED, InferOperation, answers
+from router.http.endpoints.door import door_of
 from router.http.gate import AnyRequest, caller_of, json_answer, needs
 from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
 from router.http.openai.errors import ErrorContent
@@ -30,13 +31,9 @@ from router.http.openai.objects import (
     page_of,
 )
 from router.http.openai.requests import HEADERS, WEBHOOK
-from router.http.openai.stored import StoredObjects
 from taxiway.contract.limits import check_json
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import FleetUnavailable, InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
-
-STORE = "openai-objects"
-"""Key of the `StoredObjects` in the application's state."""
 
 MOST = 1000
 """Objects in one list."""
@@ -183,13 +180,13 @@ _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 )
 async def upload(request: AnyRequest) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
-    door = stored_objects(request)
+    stored = door_of(request).stored
     allow: Any = request.scope["extensions"]
-    allow[ALLOW](door.limit + _FORM)
-    form, name, now = _Form(request), new_name("file-"), door.router.store.stored_now()
+    allow[ALLOW](stored.limit + _FORM)
+    form, name, now = _Form(request), new_name("file-"), stored.router.store.stored_now()
     purpose = await form.begin()
     try:
-        size = await door.contents.write(file_path(name), bounded(form.content(), door.limit))
+        size = await stored.contents.write(file_path(name), bounded(form.content(), stored.limit))
         record = FileRecord(
             id=name,
             tenant=_owner(request),
@@ -199,9 +196,9 @@ async def upload(request: AnyRequest) -> Response[bytes]:
             purpose=await form.end(purpose),
             expires_at=form.expires(int(now)),
         )
-        await door.objects.add_file(record, now)
+        await stored.objects.add_file(record, now)
     except TaxiwayError:
-        await door.contents.delete(file_path(name))
+        await stored.contents.delete(file_path(name))
         raise
     except OSError as error:
         message = f"the router cannot write files where --files says: {error.strerror or error}"
@@ -214,7 +211,7 @@ async def files(
     request: AnyRequest, limit: _Limit = MOST, after: _After = "", order: _Order = "desc", purpose: _Purpose = ""
 ) -> Response[bytes]:
     """The caller's files, latest first."""
-    objects, owner = stored_objects(request).objects, _owner(request)
+    objects, owner = door_of(request).stored.objects, _owner(request)
     most = max(limit + 1, MOST if purpose else 1)
     records: list[FileRecord] = []
     while len(records) <= limit:  # some of what is stored is not listed
@@ -236,9 +233,9 @@ async def file(request: AnyRequest, file: str) -> Response[bytes]:
 @delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=_DELETED)
 async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     """Delete a file."""
-    door, record = stored_objects(request), await _file(request, file)
-    await door.objects.delete("file", file, record.tenant)
-    await door.contents.delete(file_path(file))
+    stored, record = door_of(request).stored, await _file(request, file)
+    await stored.objects.delete("file", file, record.tenant)
+    await stored.contents.delete(file_path(file))
     return json_answer(Deleted(id=file))
 
 
@@ -246,7 +243,7 @@ async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
 async def file_content(request: AnyRequest, file: str) -> Stream:
     """A file's content."""
     record = await _file(request, file)
-    pieces = stored_objects(request).contents.read(file_path(file))
+    pieces = door_of(request).stored.contents.read(file_path(file))
     try:
         first = await anext(pieces, b"")
     except FileNotFoundError as error:
@@ -281,10 +278,10 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     if call.endpoint not in KINDS:
         message = f"endpoint: expected one of {sorted(KINDS)}, got {quoted(call.endpoint)}"
         raise InvalidRequestError(message, field="endpoint")
-    door, record = stored_objects(request), await _file(request, call.input_file_id)
+    stored, record = door_of(request).stored, await _file(request, call.input_file_id)
     webhook = request.headers.get(WEBHOOK)
-    door.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
-    now = door.router.store.stored_now()
+    stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
+    now = stored.router.store.stored_now()
     batch = Batch(
         id=new_name("batch_"),
         tenant=record.tenant,
@@ -297,15 +294,15 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
         webhook=webhook,
         output_expires_after=call.output_expires_after,
     )
-    await door.objects.add("batch", batch.id, batch.tenant, batch, now)
-    door.runner.wake()
+    await stored.objects.add("batch", batch.id, batch.tenant, batch, now)
+    stored.runner.wake()
     return json_answer(batch_answer(batch))
 
 
 @get("/v1/batches", opt=needs("read"), responses=_BATCHES)
 async def batches(request: AnyRequest, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
-    found = await stored_objects(request).objects.page(
+    found = await door_of(request).stored.objects.page(
         "batch", _owner(request), after=after, most=limit + 1, latest_first=True
     )
     return json_answer(page_of([batch_answer(decode_batch(raw)) for raw in found], limit))
@@ -315,15 +312,15 @@ async def batches(request: AnyRequest, limit: _Limit = 20, after: _After = "") -
 async def batch(request: AnyRequest, batch: str) -> Response[bytes]:
     """A batch's state, and how many of its lines are answered."""
     return json_answer(
-        batch_answer(decode_batch(await stored_objects(request).objects.get("batch", batch, _caller(request).tenant)))
+        batch_answer(decode_batch(await door_of(request).stored.objects.get("batch", batch, _caller(request).tenant)))
     )
 
 
 @post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
 async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
-    door = stored_objects(request)
-    now = int(door.router.store.stored_now())
+    stored = door_of(request).stored
+    now = int(stored.router.store.stored_now())
 
     def cancel(raw: bytes) -> Batch:
         found = decode_batch(raw)
@@ -331,8 +328,8 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
             return found
         return msgspec.structs.replace(found, status="cancelling", cancelling_at=now)
 
-    raw = await door.objects.change("batch", batch, _caller(request).tenant, cancel)
-    door.runner.wake()
+    raw = await stored.objects.change("batch", batch, _caller(request).tenant, cancel)
+    stored.runner.wake()
     return json_answer(batch_answer(decode_batch(raw)))
 
 
@@ -423,14 +420,14 @@ class _Form:
 
 async def _file(request: AnyRequest, name: str) -> FileRecord:
     """A file of the caller's that has not expired."""
-    record = decode_file(await stored_objects(request).objects.get("file", name, _caller(request).tenant))
+    record = decode_file(await door_of(request).stored.objects.get("file", name, _caller(request).tenant))
     if _is_over(request, record):
         raise UnknownObjectError(f"file {quoted(name)} has expired", file=name)
     return record
 
 
 def _is_over(request: AnyRequest, record: FileRecord) -> bool:
-    return record.expires_at is not None and record.expires_at <= stored_objects(request).router.store.now()
+    return record.expires_at is not None and record.expires_at <= door_of(request).router.store.now()
 
 
 def _caller(request: AnyRequest) -> Caller:
@@ -439,9 +436,3 @@ def _caller(request: AnyRequest) -> Caller:
 
 def _owner(request: AnyRequest) -> str:
     return owner_of(_caller(request).tenant)
-
-
-def stored_objects(request: AnyRequest) -> StoredObjects:
-    """What the router of a request keeps."""
-    door: StoredObjects = request.app.state[STORE]
-    return door

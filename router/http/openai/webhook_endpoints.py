@@ -16,6 +16,7 @@ from broker.valkey.webhooks import DeadEvent
 from router.access import Caller
 from router.decide.webhooks import Endpoint, EventType, hint_of, message_of
 from router.http.described import KEYED, InferOperation, answers
+from router.http.endpoints.door import door_of
 from router.http.gate import AnyRequest, caller_of, json_answer, needs
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import Page, owner_of, page_of
@@ -23,9 +24,6 @@ from router.webhooks import Webhooks
 from tasks.topology import TenantName
 from taxiway.contract.limits import check_json
 from taxiway.errors import InvalidRequestError, cut
-
-WEBHOOKS = "webhooks"
-"""Key of the router's `Webhooks` in the application's state."""
 
 MOST = 1000
 """Most endpoints, or dead letters, in one list."""
@@ -348,5 +346,4 @@ def _seen_by(request: AnyRequest) -> str | None:
 
 
 def _webhooks(request: AnyRequest) -> Webhooks:
-    webhooks: Webhooks = request.app.state[WEBHOOKS]
-    return webhooks
+    return door_of(request).router.webhooks

@@ -14,12 +14,12 @@ from litestar.params import Parameter
 from litestar.types import ASGIApp
 
 from router.http.described import ASKED, KEYED, RUN, answers, or_events
+from router.http.endpoints.door import door_of
 from router.http.gate import AnyRequest, caller_of, json_answer, needs
 from router.http.openai.calls import STREAM_HEADERS, Begun, Whole
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
 from router.http.openai.headers import headers_of_placement, headers_of_result
-from router.http.openai.object_endpoints import stored_objects
 from router.http.openai.objects import Page, owner_of, page_of
 from router.http.openai.requests import ParsedCall, tier_for_later, wrong
 from router.http.openai.responses.chat import input_items, response_fields
@@ -163,7 +163,7 @@ class _Making:
         if call.previous_response_id is not None:
             owner = owner_of(_tenant(request))
             earlier, before = await _responses(request).conversation(call.previous_response_id, owner)
-        topology = stored_objects(request).router.rules.topology
+        topology = door_of(request).router.rules.topology
         tier = tier_for_later(call.service_tier, topology) if call.background else call.service_tier
         fields = partial(response_fields, before=before)
         size = len(msgspec.json.encode(before)) if before else 0
@@ -211,11 +211,11 @@ class _Making:
 
 
 def _responses(request: AnyRequest) -> Responses:
-    return stored_objects(request).responses
+    return door_of(request).stored.responses
 
 
 def _now(request: AnyRequest) -> int:
-    return int(stored_objects(request).router.store.now())
+    return int(door_of(request).router.store.now())
 
 
 def _tenant(request: AnyRequest) -> str | None:
