@@ -9,10 +9,9 @@ from zlib import crc32
 
 import numpy as np
 
-from router.decide.candidates import CandidateTable, build_table
+from router.decide.candidates import CandidateTable
 from router.decide.classify import Candidate, Needs, Refusal
 from router.decide.cost import (
-    Estimate,
     Figures,
     dearest,
     estimate_figures,
@@ -23,10 +22,6 @@ from router.decide.cost import (
     read_before,
     some,
 )
-from router.decide.snapshot import Backlog, FleetSnapshot
-from tasks.models.model import Model
-from tasks.models.profiles import ProfileBook
-from tasks.topology import Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, UnplaceableError
 
 RETRY_AFTER = 5.0
@@ -62,20 +57,9 @@ Source of both: shared/trials. Leaving for merely likely places made a tuned spl
 _ANY = 2**31  # runs: no limit of attempts is as high
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A candidate with its figures in the choice. `warning` describes a weak profile."""
-
-    candidate: Candidate
-    estimate: Estimate
-    warm: bool
-    live: bool
-    warning: str | None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Where a request runs, and why. The reason and the alternatives are computed on demand.
+    """Where a request runs, and why. The reason is computed on demand.
 
     `index` is the chosen candidate's row in the candidate table, and `why` gives the reason for it. A `held` placement
     is not bound to it: every queue that could take the request exceeds its horizon, and it waits until one does not.
@@ -137,50 +121,14 @@ class Placement:
         tokens = 0.0 if metered is None else float(metered_cost(metered, self.needs)[self.index])
         return self.work * self.candidate.hardware.dollars_per_second + tokens
 
-    @property
-    def chosen(self) -> Option:
-        """The choice with its figures."""
-        return self._option(self.index)
-
-    @property
-    def options(self) -> tuple[Option, ...]:
-        """Every candidate that could have been chosen, cheapest first. All other pairs are in `refusals`."""
-        return tuple(self._option(i) for i in _by_cost(self.table, self.figures, _open(self)))
-
-    @property
-    def refusals(self) -> tuple[Refusal, ...]:
-        """Every class and variant that could not be chosen, with its reason."""
-        table, most = self.table, self.needs.affordable
-        cost = dearest(table, self.needs, self.figures.cost)
-        absent = [i for i in range(len(table.candidates)) if not table.live[i]]
-        over_budget = [i for i in range(len(table.candidates)) if i not in absent and not self._within_budget(i)]
-        return (
-            *table.refusals,
-            *(_refused(table, i, "no device of the class is live") for i in absent),
-            *(_refused(table, i, f"costs {cost[i]:.3g} USD, over the budget of {most:g}") for i in over_budget),
-        )
-
     def variants(self) -> dict[str, str]:
         """The variant for each hardware class that the job may run on: the cheapest one in that class."""
         table = self.table
         best: dict[str, str] = {}
-        for i in _by_cost(table, self.figures, _open(self)):
+        for i in _by_cost(self.figures, _open(self)):
             best.setdefault(table.candidates[i].hardware_class, table.candidates[i].variant_name)
         best[self.candidate.hardware_class] = self.candidate.variant_name
         return dict(sorted(best.items()))
-
-    def _within_budget(self, index: int) -> bool:
-        return bool(dearest(self.table, self.needs, self.figures.cost)[index] <= self.needs.affordable)
-
-    def _option(self, index: int) -> Option:
-        table = self.table
-        return Option(
-            table.candidates[index],
-            self.figures.at(index),
-            warm=bool(table.warm[index] > 0),
-            live=bool(table.live[index]),
-            warning=table.warnings[index],
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -252,20 +200,6 @@ class Choice:
         if self.needs.work_limit is not None:
             return f"held: its tenant is over its fair share; {of}"
         return f"held: every queue that could take it is past its horizon; {of}"
-
-
-def place(
-    model: Model,
-    needs: Needs,
-    topology: Topology,
-    fleet: FleetSnapshot,
-    book: ProfileBook | None = None,
-    *,
-    seed: int = 0,
-) -> Placement:
-    """Choose for one request: `build_table` and `choose` in one call. Raises what `choose` raises."""
-    table = build_table(model, needs.constraints, topology, fleet, book or ProfileBook())
-    return choose(table, needs, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
 
 
 def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
@@ -433,7 +367,7 @@ def _contenders(
     """
     deadline = needs.deadline
     if deadline is None:
-        chosen = _by_cost(table, figures, prefer(within_horizon, free))[:1]
+        chosen = _by_cost(figures, prefer(within_horizon, free))[:1]
         return (
             chosen,
             lambda i: "cheapest; no deadline" + _cheaper_rejected(table, figures, free & ~within_horizon, math.inf, i),
@@ -512,14 +446,9 @@ def _open(placement: Placement) -> np.ndarray:
     return affordable
 
 
-def _by_cost(table: CandidateTable, figures: Figures, among: np.ndarray) -> list[int]:
+def _by_cost(figures: Figures, among: np.ndarray) -> list[int]:
     """Candidates in `among`, cheapest first; ties by finish, then by row in the candidate table."""
     return sorted(among.nonzero()[0].tolist(), key=lambda i: (figures.cost[i], figures.finish[i], i))
-
-
-def _refused(table: CandidateTable, index: int, reason: str) -> Refusal:
-    candidate = table.candidates[index]
-    return Refusal(candidate.hardware_class, candidate.variant_name, reason, ever=False)
 
 
 def _unplaceable(table: CandidateTable) -> InvalidRequestError | UnplaceableError | NoDeviceError:

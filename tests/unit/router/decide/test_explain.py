@@ -19,7 +19,7 @@ from router.decide.explain import (
     read_basis,
     unpack_snapshot,
 )
-from router.decide.placement import choose, place, seed_of
+from router.decide.placement import choose, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
@@ -28,6 +28,7 @@ from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.errors import TaxiwayError
 from tests.builders import a_device, a_text_model
+from tests.unit.router.decide.choosing import place
 from tests.unit.strategies import situations
 
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Allowance, Constraints, Needs
 from router.decide.cost import estimate_figures
-from router.decide.placement import place
 from router.decide.rebalance import Block, Group
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import JobTemplate
@@ -24,6 +23,7 @@ from tasks.topology import Price, Topology
 from taxiway.contract.job import Tokens
 from taxiway.errors import InvalidRequestError, OverloadedError, TaxiwayError
 from tests.builders import a_class, a_device, a_text_model, a_topology
+from tests.unit.router.decide.choosing import place
 from tests.unit.strategies import CLASSES, situations
 
 VARIANT = Variant(

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from router.decide.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs
-from router.decide.placement import NEAR, WARM_PREFERENCE, Option, Placement, place
+from router.decide.placement import NEAR, WARM_PREFERENCE, Placement
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts
@@ -19,6 +19,7 @@ from tasks.models.model import Model, Profile, Variant
 from tasks.topology import HardwareClass, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
 from tests.builders import a_class, a_device, a_text_model, a_topology
+from tests.unit.router.decide.choosing import Option, choice_of, options_of, place
 from tests.unit.strategies import situations
 
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]
@@ -35,8 +36,8 @@ def placed(situation: Situation) -> Placement:
 
 def summary_of(placement: Placement) -> Any:
     """All that a placement says."""
-    decided = placement.chosen, placement.held, placement.reason
-    return *decided, placement.options, placement.refusals, placement.variants()
+    decided = choice_of(placement), placement.held, placement.reason
+    return *decided, options_of(placement), placement.table.refusals, placement.variants()
 
 
 def outcome(situation: Situation) -> Any:
@@ -51,13 +52,13 @@ def chosen_class(situation: Situation) -> str | None:
         placement = place(*situation)
     except TaxiwayError:
         return None
-    return None if placement.held else placement.chosen.candidate.hardware_class
+    return None if placement.held else choice_of(placement).candidate.hardware_class
 
 
 @given(situation=situations() | situations(locality="edge"))
 def test_a_placement_keeps_every_hard_constraint(situation: Situation) -> None:
     model, needs, topology, fleet = situation
-    chosen = placed(situation).chosen.candidate
+    chosen = choice_of(placed(situation)).candidate
     hardware = topology.hardware[chosen.hardware_class]
     assert chosen.variant.runtime in hardware.runtimes
     assert needs.constraints.locality is None or needs.constraints.locality in hardware.labels
@@ -82,7 +83,7 @@ def test_a_placement_costs_no_more_than_its_tenant_may_still_spend(situation: Si
     model, needs, topology, fleet = situation
     allowance = Allowance("lab", "2026-01-31", 1.0, left, 3600.0)
     placement = placed((model, replace(needs, allowance=allowance), topology, fleet))
-    assert all(option.estimate.cost <= left for option in placement.options)
+    assert all(option.estimate.cost <= left for option in options_of(placement))
     assert placement.cost <= left
 
 
@@ -90,18 +91,7 @@ def test_a_placement_costs_no_more_than_its_tenant_may_still_spend(situation: Si
 def test_a_placement_costs_no_more_than_the_budget(situation: Situation, budget: float) -> None:
     model, needs, topology, fleet = situation
     placement = placed((model, replace(needs, budget=budget), topology, fleet))
-    assert all(option.estimate.cost <= budget for option in placement.options)
-
-
-@given(situation=situations())
-def test_every_class_and_variant_is_an_option_or_has_a_reason(situation: Situation) -> None:
-    model, _, topology, _ = situation
-    placement = placed(situation)
-    options = [(o.candidate.hardware_class, o.candidate.variant_name) for o in placement.options]
-    refusals = [(r.hardware_class, r.variant) for r in placement.refusals]
-    assert sorted(options + refusals) == sorted((h, v) for h in topology.hardware for v in model.variants)
-    assert all(r.reason for r in placement.refusals)
-    assert placement.reason
+    assert all(option.estimate.cost <= budget for option in options_of(placement))
 
 
 @given(situation=situations())
@@ -144,14 +134,14 @@ def test_a_longer_deadline_never_raises_the_least_cost_that_meets_it(
 ) -> None:
     model, needs, topology, fleet = situation
     without = placed((model, replace(needs, deadline=None), topology, fleet))
-    options = without.options
+    options = options_of(without)
 
     def least(by: float) -> float:
         return min((o.estimate.cost for o in options if o.estimate.guaranteed <= by), default=math.inf)
 
     assert least(deadline + more) <= least(deadline)
     with_one = placed((model, replace(needs, deadline=deadline), topology, fleet))
-    assert with_one.held != without.held or with_one.options == options  # what is held runs in company
+    assert with_one.held != without.held or options_of(with_one) == options  # what is held runs in company
 
 
 @given(situation=situations(), deadline=st.floats(1, 100), seed=st.integers(0, 2**64))
@@ -165,9 +155,9 @@ def test_a_sure_choice_costs_little_more_than_the_cheapest_sure_option(
         return
     anyones = (None, needs.constraints.service)
     if not placement.held:
-        sure = [o for o in placement.options if o.estimate.guaranteed <= deadline and has_capacity(o, needs)]
+        sure = [o for o in options_of(placement) if o.estimate.guaranteed <= deadline and has_capacity(o, needs)]
         least = min((o.estimate.cost for o in sure if o.candidate.hardware.reserve_for in anyones), default=math.inf)
-        assert placement.chosen.estimate.cost <= WARM_PREFERENCE * NEAR * least
+        assert choice_of(placement).estimate.cost <= WARM_PREFERENCE * NEAR * least
 
 
 @given(situation=situations(), deadline=st.none() | st.floats(0.1, 100))
@@ -175,7 +165,7 @@ def test_a_request_is_bound_within_a_horizon_unless_it_is_live(situation: Situat
     model, needs, topology, fleet = situation
     placement = placed((model, replace(needs, deadline=deadline), topology, fleet))
     urgent = deadline is not None and deadline <= LATENCY_CRITICAL
-    within = placement.chosen.estimate.wait <= placement.candidate.hardware.horizon
+    within = choice_of(placement).estimate.wait <= placement.candidate.hardware.horizon
     assert placement.held == (not urgent and not within)
     assert placement.held == placement.reason.removeprefix(STALE).startswith("held: ")
 
@@ -186,7 +176,7 @@ def test_a_request_is_held_only_where_every_class_that_is_not_kept_from_it_is_pa
 ) -> None:
     placement, service = placed(situation), situation[1].constraints.service
     if placement.held:
-        free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, service)]
+        free = [o for o in options_of(placement) if o.candidate.hardware.reserve_for in (None, service)]
         assert not any(has_capacity(option, situation[1]) for option in free)
 
 
@@ -194,12 +184,12 @@ def test_a_request_is_held_only_where_every_class_that_is_not_kept_from_it_is_pa
 def test_without_a_deadline_the_cheapest_option_with_room_is_the_choice(situation: Situation) -> None:
     placement = placed(situation)
     needs = situation[1]
-    free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, needs.constraints.service)]
+    free = [o for o in options_of(placement) if o.candidate.hardware.reserve_for in (None, needs.constraints.service)]
     if not placement.held:
         open_now = [o for o in free if has_capacity(o, needs)] or [
-            o for o in placement.options if has_capacity(o, needs)
+            o for o in options_of(placement) if has_capacity(o, needs)
         ]
-        assert placement.chosen.estimate.cost <= min(o.estimate.cost for o in open_now)
+        assert choice_of(placement).estimate.cost <= min(o.estimate.cost for o in open_now)
 
 
 @given(situation=situations())
@@ -208,17 +198,17 @@ def test_a_stale_fleet_is_placed_by_the_topology_among_the_classes_last_seen_and
     placement = placed((model, needs, topology, replace(fleet, stale=True)))
     seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     assert "from queues.yaml only" in placement.reason
-    assert {o.candidate.hardware_class for o in placement.options} <= seen
-    unread = placed((model, needs, topology, FleetSnapshot(stale=True))).options
-    assert all(option in unread for option in placement.options)
+    assert {o.candidate.hardware_class for o in options_of(placement)} <= seen
+    unread = options_of(placed((model, needs, topology, FleetSnapshot(stale=True))))
+    assert all(option in unread for option in options_of(placement))
 
 
 @given(situation=situations())
 def test_a_job_may_move_only_between_classes_that_are_options(situation: Situation) -> None:
     placement = placed(situation)
-    pairs = {(o.candidate.hardware_class, o.candidate.variant_name) for o in placement.options}
+    pairs = {(o.candidate.hardware_class, o.candidate.variant_name) for o in options_of(placement)}
     assert set(placement.variants().items()) <= pairs
-    chosen = placement.chosen.candidate
+    chosen = choice_of(placement).candidate
     assert placement.variants()[chosen.hardware_class] == chosen.variant_name
 
 
@@ -265,18 +255,18 @@ BOTH = (device("cheap"), device("dear"))
 
 def test_the_cheaper_class_takes_what_it_can_finish_in_time() -> None:
     placement = place(model(), needs_by(1.0), CHEAP_AND_DEAR, fleet(*BOTH))
-    assert placement.chosen.candidate.hardware_class == "cheap"
+    assert choice_of(placement).candidate.hardware_class == "cheap"
 
 
 def test_the_dearer_class_takes_what_the_cheaper_one_would_finish_late_and_the_reason_says_so() -> None:
     placement = place(model(), needs_by(1.0), CHEAP_AND_DEAR, fleet(*BOTH, cheap=[9]))
-    assert placement.chosen.candidate.hardware_class == "dear"
+    assert choice_of(placement).candidate.hardware_class == "dear"
     assert "cheap/fast is cheaper and would take 18.2 s" in placement.reason
 
 
 def test_work_of_lower_levels_does_not_delay_a_request() -> None:
     placement = place(model(), needs_by(1.0, level=0), CHEAP_AND_DEAR, fleet(*BOTH, cheap=[0, 0, 0, 9]))
-    assert placement.chosen.candidate.hardware_class == "cheap"
+    assert choice_of(placement).candidate.hardware_class == "cheap"
 
 
 @pytest.mark.parametrize(("dollars", "expected"), [(0.36 * WARM_PREFERENCE * 2, "cold"), (0.05, "warm")])
@@ -284,12 +274,12 @@ def test_a_warm_class_is_preferred_while_it_is_not_much_dearer(dollars: float, e
     quick_load = model(fast=variant(profiles={"cpu": Profile(0.1, 0.0, load=0.0)}))
     classes = topology(cold=hardware(0.05 / 1.1), warm=hardware(dollars))
     placement = place(quick_load, needs_by(5.0), classes, fleet(device("cold", warm=()), device("warm")))
-    assert placement.chosen.candidate.hardware_class == expected
+    assert choice_of(placement).candidate.hardware_class == expected
 
 
 def test_a_request_with_no_time_to_spare_goes_where_it_ends_first() -> None:
     placement = place(model(), needs_by(0.15), CHEAP_AND_DEAR, fleet(*BOTH, cheap=[0.02]))
-    assert placement.chosen.candidate.hardware_class == "dear"
+    assert choice_of(placement).candidate.hardware_class == "dear"
     assert placement.reason.startswith("earliest, expected in 0.1 s")
 
 
@@ -313,7 +303,7 @@ def test_other_models_batches_move_urgent_work_elsewhere_but_never_refuse_it() -
     moved = place(model(), needs_by(1.0, level=0), CHEAP_AND_DEAR, fleet(cheap, dear))
     stayed = place(model(), needs_by(1.0, level=0), topology(), fleet(alone))
 
-    assert moved.chosen.candidate.hardware_class == "dear"
+    assert choice_of(moved).candidate.hardware_class == "dear"
     assert "nothing is sure to meet 1 s" in stayed.reason
 
 
@@ -391,9 +381,8 @@ def test_a_budget_below_every_option_names_the_least_that_is_enough() -> None:
     assert caught.value.details == {"field": "budget", "least": pytest.approx(0.36 / 3600 * 0.1)}
 
 
-def test_an_option_over_the_budget_is_refused_with_its_cost_and_no_job_moves_there() -> None:
+def test_no_job_moves_to_an_option_over_its_budget() -> None:
     placement = place(model(), needs_by(budget=2e-5), CHEAP_AND_DEAR, fleet(*BOTH))
-    assert [r.reason for r in placement.refusals] == ["costs 0.0001 USD, over the budget of 2e-05"]
     assert placement.variants() == {"cheap": "fast"}
 
 
@@ -424,7 +413,7 @@ FULL_AND_FREE = topology(cheap=hardware(0.36, horizon=2.0), dear=hardware(3.6, h
 
 def test_what_a_queue_past_its_horizon_would_run_in_time_goes_to_one_that_has_room_and_the_reason_says_so() -> None:
     placement = place(model(), needs_by(100.0), FULL_AND_FREE, fleet(*BOTH, cheap=[0, 3]))
-    assert (placement.held, placement.chosen.candidate.hardware_class) == (False, "dear")
+    assert (placement.held, choice_of(placement).candidate.hardware_class) == (False, "dear")
     assert "cheap/fast is cheaper and past its horizon (3 s of work)" in placement.reason
 
 

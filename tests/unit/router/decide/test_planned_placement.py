@@ -12,7 +12,7 @@ from hypothesis import given
 from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import Explanation, explain, pack_snapshot, unpack_snapshot
-from router.decide.placement import Placement, choose, place, weigh
+from router.decide.placement import Placement, choose, weigh
 from router.decide.plan import SPILL_RUN, Cell, ClassPlan, Density, Handover, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
@@ -21,6 +21,7 @@ from tasks.models.profiles import ProfileBook
 from tasks.topology import DeviceKind, HardwareClass, Price, Service, Topology
 from taxiway.errors import OverloadedError, TaxiwayError
 from tests.builders import a_device, a_text_model
+from tests.unit.router.decide.choosing import options_of, place
 from tests.unit.strategies import plans, situations
 
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]
@@ -197,7 +198,7 @@ def test_a_plan_never_makes_an_infeasible_candidate_the_choice(situation: Situat
     assert limits.preemptible or candidate.hardware.capacity != "spot"
     assert planned.cost <= needs.affordable
     if unplanned is not None:
-        able = {(option.candidate.hardware_class, option.candidate.variant_name) for option in unplanned.options}
+        able = {(option.candidate.hardware_class, option.candidate.variant_name) for option in options_of(unplanned)}
         assert (candidate.hardware_class, candidate.variant_name) in able
 
 

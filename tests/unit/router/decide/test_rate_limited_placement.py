@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures, has_capacity
-from router.decide.placement import place
 from router.decide.rebalance import Block, Group
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
@@ -20,6 +19,7 @@ from tasks.heartbeat import Allowed, DeviceFacts, EndpointFacts
 from tasks.models.model import Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tests.builders import a_class, a_device, a_text_model, a_topology
+from tests.unit.router.decide.choosing import place
 
 KEY = "sentiment:1/fast"
 MODEL = a_text_model(fast=Variant(runtime="onnx", memory=Size(1), profiles={"cpu": Profile(base=0.1, slope=0.0)}))

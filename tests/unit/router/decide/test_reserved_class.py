@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from router.decide.classify import Constraints
-from router.decide.placement import RESERVED_SHARE, place
+from router.decide.placement import RESERVED_SHARE
 from taxiway.errors import OverloadedError
+from tests.unit.router.decide.choosing import place
 from tests.unit.router.decide.test_placement import device, fleet, hardware, model, needs_by, topology, variant
 
 LIVE, OTHER = Constraints(service="live"), Constraints(service="standard")
