@@ -372,8 +372,8 @@ async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str
                 yield choice["delta"].get("content") or ""
 
 
-async def _through(client: AsyncClient, text: str, most: int, service: str | None = None) -> AsyncIterator[str]:
-    async for event in client.stream("chat", _chat(text, most), timeout=120, service=service):
+async def _through(client: AsyncClient, text: str, most: int) -> AsyncIterator[str]:
+    async for event in client.stream("chat", _chat(text, most), timeout=120):
         if isinstance(event, str):
             yield event
         elif not isinstance(event, Result):

@@ -114,11 +114,6 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     webhooks_dead: int = 0
     tokens: int = 0
 
-    @property
-    def spending(self) -> float:
-        """US dollars per hour for all live devices."""
-        return sum(one.spending for one in self.classes.values())
-
 
 SILENT = 2.5 * HEARTBEAT
 """Seconds without a heartbeat after which a device is not shown; decisions still use it until `GONE_AFTER`."""

@@ -208,16 +208,6 @@ class WorkerOptions:
     alive: Path | None = None
     endpoint_key: str = field(default="", repr=False)
 
-    def environment(self) -> dict[str, str]:
-        """The variables that `options_from` reads these from."""
-        return {
-            "TAXIWAY_CLASS": self.hardware_class,
-            "TAXIWAY_DEVICE": self.device,
-            "TAXIWAY_EMULATE": "1" if self.emulate else "",
-            "TAXIWAY_THREADS": str(self.threads),
-            "TAXIWAY_ALIVE": "" if self.alive is None else str(self.alive),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:

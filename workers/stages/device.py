@@ -14,7 +14,6 @@ urgent jobs run on the device.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import threading
 import time
@@ -37,8 +36,6 @@ from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, RowRate, U
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
 from workers.stages.results import Batch, note
 from workers.stages.retries import count_runs
-
-logger = logging.getLogger(__name__)
 
 OTHERS_FIRST = 0.005
 """Seconds for which a device that has its next batch leaves the queue to devices without one."""
