@@ -11,7 +11,7 @@ from router.access import Bodies, Rates
 from router.http import described, triton
 from router.http.bodies import BodyLimits, Gzipped, Inflated
 from router.http.described import document
-from router.http.endpoints import dead_letters, fleet, generation, jobs, models
+from router.http.endpoints import fleet, generation, jobs, models
 from router.http.endpoints.door import DOOR, Door
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.gate import Gate, guard
@@ -32,7 +32,6 @@ _ENDPOINTS = [
     *models.ENDPOINTS,
     *generation.ENDPOINTS,
     *jobs.ENDPOINTS,
-    *dead_letters.ENDPOINTS,
     *described.ENDPOINTS,
     *triton.ENDPOINTS,
     *openai.ENDPOINTS,

@@ -1,4 +1,4 @@
-"""The jobs: their states, results and placements."""
+"""The jobs: their states, results and placements; and the dead letters, which are jobs that were given up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Annotated
 
 import msgspec
-from litestar import Response, delete, get
+from litestar import Response, delete, get, post
 from litestar.params import Parameter, QueryParameter
 
 from router.http import described
@@ -17,6 +17,9 @@ from taxiway.contract.listing import USUAL, JobFilter, states_of
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
 from taxiway.errors import InvalidRequestError
+
+MOST = 1000
+"""Most dead letters in one list; the default is a tenth of it."""
 
 
 @get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
@@ -92,6 +95,33 @@ async def jobs(
     return json_answer(await router.store.list_jobs(wanted, limit=limit, cursor=cursor))
 
 
+@get("/v2/dead", responses=described.DEAD)
+async def dead_list(request: AnyRequest, most: int = MOST // 10) -> Response[bytes]:
+    """Dead letters, latest first, up to `most`."""
+    if not 0 < most <= MOST:
+        raise InvalidRequestError(f"most: expected 1 to {MOST}, got {most}", field="most")
+    return json_answer({"letters": await door_of(request).letters.list(most)})
+
+
+@get("/v2/dead/{letter:str}", responses=described.DEAD)
+async def dead_show(request: AnyRequest, letter: str) -> Response[bytes]:
+    """One dead letter with its message."""
+    return json_answer(await door_of(request).letters.show(letter))
+
+
+@post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
+async def dead_replay(request: AnyRequest, letter: str) -> Response[bytes]:
+    """Run a dead letter's job again."""
+    return json_answer({"id": letter, "job": await door_of(request).letters.replay(letter)})
+
+
+@delete("/v2/dead/{letter:str}", status_code=200, responses=described.DEAD)
+async def dead_drop(request: AnyRequest, letter: str) -> Response[bytes]:
+    """Delete a dead letter."""
+    await door_of(request).letters.drop(letter)
+    return json_answer({"id": letter, "dropped": True})
+
+
 def _seconds(wait: float) -> float:
     if not math.isfinite(wait) or wait < 0:
         raise InvalidRequestError(f"wait: expected seconds >= 0, got {wait}", field="wait")
@@ -104,4 +134,15 @@ def _status(status: JobStatus, code: int) -> Response[bytes]:
     return json_answer(record | progress, status=code)
 
 
-ENDPOINTS = (job_status, job_result, blob, job_placement, job_cancel, jobs)
+ENDPOINTS = (
+    job_status,
+    job_result,
+    blob,
+    job_placement,
+    job_cancel,
+    jobs,
+    dead_list,
+    dead_show,
+    dead_replay,
+    dead_drop,
+)
