@@ -49,8 +49,7 @@ bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUI
 	@$(BIN)/python -m benchmarks.tensors
 	@$(BIN)/python -m benchmarks.queue_depth --jobs $(JOBS)
 	@$(BIN)/python -m benchmarks.start_up
-	@$(BIN)/python -m benchmarks.placement_speed
-	@$(BIN)/python -m benchmarks.rebalance_speed
+	@$(BIN)/python -m benchmarks.decision_speed
 
 fuzz: $(READY) ## random requests and large bodies to the HTTP door (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
 	@$(BIN)/python -m tests.fuzzing.http_door --seconds $(SECONDS)

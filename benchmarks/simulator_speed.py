@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import time
 
-import msgspec
-
-from benchmarks.harness.measure import machine
+from benchmarks.harness.measure import machine, say
 from simulator.engine import simulate
 from simulator.fleet import load_fleet
 from simulator.policies.taxiway import POLICIES
@@ -37,9 +34,7 @@ def main() -> None:
     parser.add_argument("--policy", action="append", choices=sorted(POLICIES), help="all, unless named")
     given = parser.parse_args()
     for name in given.policy or POLICIES:
-        line = {"question": f"simulator requests/s, {name}", **machine(), **measured(name, given.requests)}
-        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-        sys.stdout.flush()
+        say({"question": f"simulator requests/s, {name}", **machine(), **measured(name, given.requests)})
 
 
 def measured(name: str, requests: int) -> dict[str, object]:

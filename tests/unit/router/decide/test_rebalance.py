@@ -10,8 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.placement_speed import WAITING, WORKERS
-from benchmarks.rebalance_speed import scene_of, seconds_of
+from benchmarks.decision_speed import WAITING, WORKERS, scene_of, seconds_of
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
@@ -369,7 +368,7 @@ def test_a_tick_with_a_thousand_workers_and_a_million_jobs_is_decided_in_a_fract
     assert sum(scene.depths.values()) == WAITING
     assert len(scene.jobs) == RULES.window
     assert len(scene.tick()) > 100
-    assert min(seconds_of(scene) for _ in range(5)) < 0.15  # 0.05 on a calm machine: `benchmarks.rebalance_speed`
+    assert min(seconds_of(scene) for _ in range(5)) < 0.15  # 0.05 on a calm machine: `benchmarks.decision_speed`
 
 
 def test_a_tick_looks_at_a_window_of_jobs_in_all_however_many_queues_there_are() -> None:

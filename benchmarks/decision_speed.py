@@ -1,41 +1,47 @@
-"""How long does a placement take: 1,000 in a row over 100 candidates, and single ones over 6?
+"""How long do a router's decisions take? `python -m benchmarks.decision_speed` prints JSON lines.
 
-The slowest single placements of one run are those that a busy machine interrupted, and other ones in the next run. So
-each placement is repeated, and its median is what it takes; the slowest of one run are reported beside it.
+A placement: 1,000 in a row over 100 candidates, and single ones over 6. The slowest single placements of one run are
+those that a busy machine interrupted, and other ones in the next run. So each placement is repeated, and its median is
+what it takes; the slowest of one run are reported beside it.
 
-And how long does a refresh of the fleet's state take: from the store's keys, with 1,000 workers and a million waiting
-jobs, to a snapshot, shadow prices and the first candidate table?
+A refresh of the fleet's state: from the store's keys, with 1,000 workers and a million waiting jobs, to a snapshot,
+shadow prices and the first candidate table.
 
-`python -m benchmarks.placement_speed` prints JSON lines.
+A tick of the rebalancer: ten classes of a hundred devices have a million jobs, in one level of their queues or in all
+four, of mixed models, sizes and times left. A tick groups the jobs that it examines (`rebalance.window` of queues.yaml)
+and decides the moves. The figure is the processor time of both, without reading the jobs.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
+import numpy as np
 
-from benchmarks.harness.measure import machine
+from benchmarks.harness.measure import answer, say
+from broker.port import Peeked
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import shadow_prices
 from router.decide.placement import choose
+from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts
+from router.upkeep.waiting import Waiting, groups_of, window_per_level
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.models.model import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import HardwareClass, Price, Service, Topology
+from tasks.topology import HardwareClass, Price, Rebalance, Service, Topology
 from taxiway.contract.keys import LEVELS, arrived_cell, work_cell
+from taxiway.contract.wire import Envelope
 
 REPEATS = 9
 TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
@@ -45,6 +51,14 @@ WORKERS, CLASSES, MODELS, WAITING = 1000, 10, 20, 1_000_000
 
 JOB_SECONDS = 0.02
 """Device seconds of a waiting job; they are summed by class and level."""
+
+TICK_AT_MOST = 0.050
+"""Seconds that a tick of the rebalancer may take."""
+
+MIXED = 4
+"""Models that wait in each queue of the rebalancer; sizes and times left differ by a factor of up to four."""
+
+RULES = Rebalance()
 
 
 def model_of(variants: int) -> Model:
@@ -153,18 +167,74 @@ def medians(table: CandidateTable, requests: int) -> list[float]:
     return [statistics.median(each) for each in zip(*runs, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A large fleet as the rebalancer sees it: the jobs that a tick examines, and the queues' contents."""
+
+    working: WorkingSnapshot
+    jobs: Sequence[Waiting]
+    depths: Mapping[str, int]
+
+    def tick(self) -> list[Move]:
+        """The moves of a tick."""
+        groups = groups_of(self.jobs, self.working, RULES.max_moves_per_job)
+        work = {name: self.working.backlog.levels(name) for name in self.working.backlog.classes}
+        return rebalance(groups, work, self.depths, RULES)
+
+
+def scene_of(filled: int) -> Scene:
+    """`WORKERS` devices in `CLASSES`, and `WAITING` jobs in the last `filled` levels of their queues."""
+    topology, names = topology_of(CLASSES), [f"c{number}" for number in range(CLASSES)]
+    models = [msgspec.structs.replace(model_of(2), name=f"m{number}") for number in range(MIXED)]
+    warm = tuple(variant_key(model.id, "v0") for model in models)
+    devices = tuple(device_of(name, n, warm) for name in names for n in range(WORKERS // CLASSES))
+    levels, each = range(LEVELS - filled, LEVELS), WAITING / (CLASSES * filled)
+    work = {
+        name: tuple(each * JOB_SECONDS * place / CLASSES * (level in levels) for level in range(LEVELS))
+        for place, name in enumerate(names, start=1)
+    }
+    working = WorkingSnapshot(topology, ProfileBook(), FleetSnapshot(devices, work=work))
+    random, most = np.random.default_rng(1), window_per_level(RULES.window, names, working.backlog)
+    jobs = [
+        _waiting(Peeked(name, level, None, _envelope(f"{name}.{level}.{n}")), models[n % MIXED], random)
+        for name in names
+        for level in levels
+        for n in range(most)
+    ]
+    return Scene(working, jobs, dict.fromkeys(names, WAITING // CLASSES))
+
+
+def _waiting(peeked: Peeked, model: Model, random: np.random.Generator) -> Waiting:
+    """A job of a random size, due at a random time."""
+    due, size = float(random.uniform(30, 120)), float(random.uniform(16, 64))
+    return Waiting(peeked, model, Needs(due, peeked.level, 1, size), "v0", JOB_SECONDS, ())
+
+
+def _envelope(job: str) -> Envelope:
+    return Envelope(body="", headers={"id": job}, properties={})
+
+
+def seconds_of(scene: Scene) -> float:
+    """Processor seconds of a tick."""
+    began = time.process_time()
+    scene.tick()
+    return time.process_time() - began
+
+
 def report(question: str, measure: Callable[[], float], *, at_most: float | None) -> None:
     """Print one line: the median and spread of `REPEATS` measurements, in microseconds."""
-    values = sorted(measure() * 1e6 for _ in range(REPEATS))
-    line = {
-        "question": question,
-        **machine(),
-        "repeats": REPEATS,
-        "median": round(statistics.median(values), 1),
-        "spread": round(values[-1] - values[0], 1),
-        "at_most": at_most,
-    }
-    sys.stdout.write(json.dumps(line) + "\n")
+    say(answer(question, [measure() * 1e6 for _ in range(REPEATS)], at_most=at_most))
+
+
+def report_tick(filled: int) -> None:
+    """Print one line: the milliseconds of a tick."""
+    scene = scene_of(filled)
+    scene.tick()  # builds the candidate tables, as a refresh does
+    taken = [1e3 * seconds_of(scene) for _ in range(REPEATS)]
+    levels = "one level" if filled == 1 else f"{filled} levels"
+    question = f"milliseconds a tick, {WORKERS:,} workers, {WAITING:,} jobs in {levels} of {CLASSES} queues"
+    moves = scene.tick()
+    say(answer(question, taken, at_most=1e3 * TICK_AT_MOST, jobs=len(scene.jobs), moves=len(moves)))
 
 
 def main() -> None:
@@ -192,6 +262,8 @@ def main() -> None:
         lambda: seconds_to_see(facts, model, large),
         at_most=50_000,
     )
+    for filled in (1, LEVELS):
+        report_tick(filled)
 
 
 if __name__ == "__main__":
