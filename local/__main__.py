@@ -33,8 +33,8 @@ from local.demo import (
     plain,
     summaries,
 )
+from local.doctor import Finding
 from local.doctor.examine import ServerAwayError, check_servers, examine
-from local.doctor.findings import Finding
 from local.embedded import EmbeddedValkeyError
 from local.fleet import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 
-from local.doctor.findings import Finding
+from local.doctor import Finding
 from tasks.endpoints import Endpoint
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered

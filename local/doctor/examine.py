@@ -13,8 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import msgspec
 
+from local.doctor import Finding
 from local.doctor.endpoints import check_endpoints
-from local.doctor.findings import Finding
 from local.embedded import EmbeddedValkeyError, find_binary
 from local.fleet import Fleet, ProcessState
 from tasks.check import check_configuration
