@@ -5,7 +5,7 @@ Parsed once into frozen values. Only this module knows the file's shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,11 +14,10 @@ import msgspec
 
 from controller.decide.pools import Rules
 from simulator.timing import Above, Roofline, Shape, Stepping, Timing, Whole
-from tasks.document import DocumentError, Size, Verbatim, parse_document
+from tasks.document import Contradictions, DocumentError, Size, Verbatim, parse_document, read_document
 from tasks.endpoints import Rate
 from tasks.topology import ClassName, Price, Rebalance, price_contradictions
 from taxiway.contract.request import Priority
-from taxiway.errors import flaw
 
 SERVICES = ("live", "standard", "bulk")
 """The services that reports distinguish, most urgent first."""
@@ -257,11 +256,7 @@ def load_fleet(path: Path) -> Fleet:
     Raises:
         FleetError: the file is missing or invalid.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FleetError(str(path), "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error
-    return parse_fleet(text, str(path))
+    return parse_fleet(read_document(path, file=str(path), error=FleetError), str(path))
 
 
 def _models(document: Document) -> list[str]:
@@ -285,7 +280,7 @@ def _timing(document: Document, model: str, device: DeviceClass) -> Timing | Non
     return timing if timing.memory < device.memory * USABLE else None
 
 
-def _contradictions(document: Document) -> Iterator[tuple[str, str, object]]:
+def _contradictions(document: Document) -> Contradictions:
     """Path, expectation and value of each field that contradicts another."""
     if sorted(document.services) != sorted(SERVICES):
         yield "services", f"exactly {list(SERVICES)}", sorted(document.services)
@@ -302,7 +297,7 @@ def _contradictions(document: Document) -> Iterator[tuple[str, str, object]]:
         yield from _event_contradictions(f"events[{number}]", document, event)
 
 
-def _event_contradictions(path: str, document: Document, event: Event) -> Iterator[tuple[str, str, object]]:
+def _event_contradictions(path: str, document: Document, event: Event) -> Contradictions:
     if event.hardware_class not in document.classes:
         yield f"{path}.class", f"one of the classes, {sorted(document.classes)}", event.hardware_class
     changes = sum((event.slower is not None, event.available is not None, event.reclaimed))
@@ -314,7 +309,7 @@ def _event_contradictions(path: str, document: Document, event: Event) -> Iterat
             yield f"{path}.pool", f"one of the class's pools, {pools}" if pools else "nothing", event.pool
 
 
-def _wrong_terms(device: DeviceClass) -> Iterator[tuple[str, str, object]]:
+def _wrong_terms(device: DeviceClass) -> Contradictions:
     if (device.spot or any(pool.spot for pool in device.pools)) and device.price.spot_usd_per_hour is None:
         yield "price.spot_usd_per_hour", "a price, because the class is spot", Verbatim("nothing")
     if len({pool.name for pool in device.pools}) < len(device.pools):
@@ -324,7 +319,7 @@ def _wrong_terms(device: DeviceClass) -> Iterator[tuple[str, str, object]]:
     yield from price_contradictions(device.price, "openai" if device.endpoint else None)
 
 
-def _class_contradictions(path: str, document: Document, device: DeviceClass) -> Iterator[tuple[str, str, object]]:
+def _class_contradictions(path: str, document: Document, device: DeviceClass) -> Contradictions:
     if device.minimum > device.count:
         yield f"{path}.minimum", f"at most the count, {device.count}", device.minimum
     if not device.minimum <= device.initial <= device.count and device.initial:

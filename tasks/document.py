@@ -6,15 +6,19 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import msgspec
 import yaml
 from msgspec import inspect
 
-from taxiway.errors import quoted
+from taxiway.errors import flaw, quoted
 
 Value = TypeVar("Value")
+
+Contradictions = Iterator[tuple[str, str, object]]
+"""Path, expectation and value of each field that contradicts another."""
 
 RuntimeName = Annotated[
     str,
@@ -87,6 +91,18 @@ def parse_size(value: object) -> Size:
     if match is None:
         raise ValueError(f"expected {Size.EXPECTED}")
     return Size(float(match[1]) * _UNITS[match[2]])
+
+
+def read_document(path: Path, *, file: str, error: type[DocumentError]) -> str:
+    """The text of a document; `file` is its name in errors.
+
+    Raises:
+        DocumentError: as `error`: the file is missing, or is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise error(file, "", "a readable file of UTF-8 text", Verbatim(flaw(wrong))) from wrong
 
 
 def parse_document(text: str, kind: type[Value], *, file: str, error: type[DocumentError]) -> Value:
@@ -245,7 +261,7 @@ def _read(text: str, file: str, error: type[DocumentError]) -> object:
         raise error(file, "", "YAML", Verbatim(f"a value that cannot be read: {broken}")) from broken
 
 
-def _unsupported(raw: object) -> Iterator[tuple[str, str, object]]:
+def _unsupported(raw: object) -> Contradictions:
     """Path, expectation and value of what no document may contain."""
     left, seen = [("", 0, raw)], 0
     while left:

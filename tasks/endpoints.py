@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
 import msgspec
 
+from tasks.document import Contradictions
 from taxiway.contract.job import Tokens
 
 EndpointProtocol = Literal["openai", "oip"]
@@ -143,7 +143,7 @@ def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
     )
 
 
-def contradictions(endpoint: Endpoint) -> Iterator[tuple[str, str, object]]:
+def contradictions(endpoint: Endpoint) -> Contradictions:
     """Contradictions between the endpoint's fields: path inside it, expectation and value of each."""
     tls = endpoint.tls
     if not endpoint.models and not endpoint.discover:

@@ -9,13 +9,22 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
+from tasks.document import (
+    Contradictions,
+    DocumentError,
+    RuntimeName,
+    Size,
+    Verbatim,
+    json_schema,
+    parse_document,
+    read_document,
+)
 from tasks.endpoints import Endpoint, Tariff
 from tasks.endpoints import contradictions as endpoint_contradictions
 from taxiway.contract.keys import ARRIVALS
@@ -23,7 +32,6 @@ from taxiway.contract.limits import ELEMENTS
 from taxiway.contract.request import MAX_NAME, Priority
 from taxiway.contract.values import INLINE
 from taxiway.contract.wire import Durability
-from taxiway.errors import flaw
 
 DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
 Tier = Literal["default", "flex", "priority"]
@@ -347,11 +355,7 @@ def load_topology(path: Path) -> Topology:
     Raises:
         TopologyError: the file is missing or invalid.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TopologyError(str(path), "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error
-    return parse_topology(text, str(path))
+    return parse_topology(read_document(path, file=str(path), error=TopologyError), str(path))
 
 
 def schema() -> dict[str, Any]:
@@ -381,7 +385,7 @@ _PRICES_OF_USE = (
 _NOT_GIVEN: Mapping[str, object] = {"runtimes": (), "max_batch": 0, "max_wait": -1.0}
 
 
-def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
+def _contradictions(topology: Topology) -> Contradictions:
     """Contradictions between fields: path, expectation and value of each."""
     services = f"one of {sorted(topology.service)}"
     if topology.default_service not in topology.service:
@@ -402,7 +406,7 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
     yield from _malformed_networks(topology.webhooks)
 
 
-def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
+def _class_contradictions(hardware: HardwareClass) -> Contradictions:
     most, least = hardware.scaling.maximum, hardware.scaling.minimum
     if most is not None and most < least:
         yield "scaling.maximum", f"at least minimum ({least})", most
@@ -413,7 +417,7 @@ def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, o
     yield from price_contradictions(hardware.price, protocol)
 
 
-def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
+def _device_contradictions(hardware: HardwareClass) -> Contradictions:
     """Fields that a class with or without an endpoint must not have, or lacks."""
     given = [name for name in _OF_DEVICES if getattr(hardware, name) != _NOT_GIVEN[name]]
     if hardware.device != "endpoint":
@@ -432,7 +436,7 @@ def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, 
         yield f"endpoint.{place}", expected, value
 
 
-def price_contradictions(price: Price, protocol: str | None) -> Iterator[tuple[str, str, object]]:
+def price_contradictions(price: Price, protocol: str | None) -> Contradictions:
     """Prices that a class whose endpoint speaks a protocol, or that has none, must not have, or lacks."""
     used = [name for name in _PRICES_OF_USE if getattr(price, name)]
     if price.usd_per_hour == 0 and (protocol is None or not used):
@@ -446,7 +450,7 @@ def price_contradictions(price: Price, protocol: str | None) -> Iterator[tuple[s
             yield f"price.{name}", f"nothing, as {protocol} counts no tokens", getattr(price, name)
 
 
-def _body_limits_below_payload(topology: Topology) -> Iterator[tuple[str, str, object]]:
+def _body_limits_below_payload(topology: Topology) -> Contradictions:
     """Body limits below the largest allowed body, which could then never be sent."""
     limits = topology.limits
     least = f"at least payload ({limits.payload})"
@@ -466,7 +470,7 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _malformed_networks(webhooks: Webhooks) -> Iterator[tuple[str, str, object]]:
+def _malformed_networks(webhooks: Webhooks) -> Contradictions:
     for place, network in enumerate(webhooks.networks):
         if not _is_network(network):
             yield f"webhooks.networks.{place}", "a network such as 10.0.0.0/8", network
@@ -480,14 +484,14 @@ def _is_network(text: str) -> bool:
     return True
 
 
-def _tiers_of_several(topology: Topology) -> Iterator[tuple[str, str, object]]:
+def _tiers_of_several(topology: Topology) -> Contradictions:
     tiers = [service.tier for service in topology.service.values() if service.tier is not None]
     for name, service in topology.service.items():
         if service.tier is not None and tiers.count(service.tier) > 1:
             yield f"service.{name}.tier", "a tier that no other service has", service.tier
 
 
-def _unknown_names(topology: Topology) -> Iterator[tuple[str, str, object]]:
+def _unknown_names(topology: Topology) -> Contradictions:
     for name in sorted(topology.plan.late_usd_per_hour.keys() - topology.service.keys()):
         yield "plan.late_usd_per_hour", f"one of {sorted(topology.service)}", name
     for name, tenant in topology.tenants.items():

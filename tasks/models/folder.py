@@ -23,13 +23,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from tasks.document import Verbatim
+from tasks.document import Contradictions, Verbatim, read_document
 from tasks.models.catalogue import Catalogue, dangling, folder_of
 from tasks.models.discovered import with_discovered
 from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
 from tasks.models.model import (
     Alias,
-    Contradictions,
     LocalFile,
     Model,
     ModelError,
@@ -39,7 +38,6 @@ from tasks.models.model import (
 )
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
 from tasks.queues_file import QueuesFile
-from taxiway.errors import flaw
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +329,7 @@ class _Loading:
         return f"{alias.alias}{version}" in known
 
     def _read(self, path: Path, file: str) -> Model | Alias:
-        model = _parsed(_text(path, file), file, str(path.parent))
+        model = _parsed(read_document(path, file=file, error=ModelError), file, str(path.parent))
         if folder_of(model.name) != path.parent.name:
             raise ModelError(file, "name", f"the folder's name {path.parent.name!r}", model.name)
         if isinstance(model, Alias):
@@ -427,10 +425,3 @@ def _graph_tensors(model: Model) -> tuple[Sequence[TensorSpec], Sequence[TensorS
         tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask")]
         return tokens, (TensorSpec("sentence_embedding", "FP32", (-1, -1)),)
     return None
-
-
-def _text(path: Path, file: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(file, "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error

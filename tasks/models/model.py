@@ -7,13 +7,13 @@ A *model* is what a caller asks for; a *variant* is how it runs (runtime × prec
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
+from tasks.document import Contradictions, DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.endpoints import PROTOCOLS
 from tasks.models.units import EXPECTED, UnitError, read_unit
 from taxiway.contract.request import TERMS
@@ -305,10 +305,6 @@ def parse_model(text: str, file: str, folder: str = "") -> Model:
 def schema() -> dict[str, Any]:
     """The JSON Schema of a model.yaml."""
     return json_schema(Model, Alias)
-
-
-Contradictions = Iterator[tuple[str, str, object]]
-"""Path, expectation and value of each field that contradicts another."""
 
 
 def _contradictions(model: Model) -> Contradictions:

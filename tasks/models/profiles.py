@@ -21,10 +21,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, Size, Verbatim, parse_document
+from tasks.document import DocumentError, Size, parse_document, read_document
 from tasks.models.model import Model, Profile
 from tasks.topology import DeviceKind
-from taxiway.errors import flaw
 
 STALE_AFTER = 90
 """Days after which a measurement is trusted like an estimate: drivers and kernels change meanwhile."""
@@ -215,11 +214,7 @@ def load_profile(path: Path) -> DeviceProfile:
     Raises:
         ProfileError: the file is missing or invalid, or is in another model's folder.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(str(path), "", "a readable file of UTF-8 text", Verbatim(flaw(error))) from error
-    parsed = parse_profile(text, str(path))
+    parsed = parse_profile(read_document(path, file=str(path), error=ProfileError), str(path))
     folder = path.parent.parent.name
     if parsed.model.partition(":")[0] != folder:
         raise ProfileError(str(path), "model", f"a version of the folder's model {folder!r}", parsed.model)
