@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from taxiway.cli import INTERRUPTED, MISSING, CommandError, exit_with_reader, report
 
@@ -88,41 +89,25 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.option("--flower-port", metavar="PORT", help="Flower's port [5555, or a free one].")
 @click.option("--port", metavar="PORT", help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", default=True, help="Whether to fetch missing weights first.")
-def up(
-    data: str | None,
-    *,
-    as_json: bool,
-    detach: bool,
-    emulate: Sequence[str],
-    workers: Sequence[str],
-    autoscale: bool,
-    flower: bool,
-    flower_port: str | None,
-    port: str | None,
-    fetch: bool,
-) -> None:
+def up(**_: Any) -> None:
     """Start the broker, a router, workers and Flower on this machine, and keep them running."""
-    flags = {"--detach": detach, "--autoscale": autoscale, "--no-flower": not flower, "--no-fetch": not fetch}
-    arguments = [flag for flag, wanted in flags.items() if wanted]
-    arguments += [*pairs("--emulate", emulate), *pairs("--workers", workers)]
-    arguments += [*_option("--flower-port", flower_port), *_option("--port", port)]
-    become("local", ["up", *arguments, *_common(data, as_json=as_json)], verb="up")
+    become("local", ["up", *_given()], verb="up")
 
 
 @click.command()
 @_data
 @_json
-def down(data: str | None, *, as_json: bool) -> None:
+def down(**_: Any) -> None:
     """Stop the fleet on this machine."""
-    become("local", ["down", *_common(data, as_json=as_json)], verb="down")
+    become("local", ["down", *_given()], verb="down")
 
 
 @click.command()
 @_data
 @_json
-def doctor(data: str | None, *, as_json: bool) -> None:
+def doctor(**_: Any) -> None:
     """Report what this machine has, what is missing, how to install it, and the state of the local fleet."""
-    become("local", ["doctor", *_common(data, as_json=as_json)], verb="doctor")
+    become("local", ["doctor", *_given()], verb="doctor")
 
 
 @click.command()
@@ -130,14 +115,12 @@ def doctor(data: str | None, *, as_json: bool) -> None:
 @click.option("--queues", metavar="FILE", help="Fleet configuration [TAXIWAY_QUEUES, else the checkout's queues.yaml].")
 @click.option("--run", "running", is_flag=True, help="Also run an example of each variant; fetches weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def check(models: str | None, queues: str | None, *, running: bool, as_json: bool) -> None:
+def check(**_: Any) -> None:
     """Check queues.yaml, the models, and those of their files that are on this machine.
 
     Exits with 1 if anything is wrong. `taxiway up` runs the same checks first, without --run.
     """
-    flags = [flag for flag, wanted in {"--run": running, "--json": as_json}.items() if wanted]
-    files = [*pairs("--models", [models] if models else []), *pairs("--queues", [queues] if queues else [])]
-    become("workers.check", [*flags, *files], verb="check")
+    become("workers.check", _given(), verb="check")
 
 
 @click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_KEYS)
@@ -155,25 +138,12 @@ def keys(arguments: tuple[str, ...]) -> None:
 @click.option("--quick", is_flag=True, help="About 12 seconds per variant instead of 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--output", metavar="DIR", help="Models folder to write to [the checkout's models/].")
-def profile(
-    models: Sequence[str],
-    variants: Sequence[str],
-    device: str,
-    endpoint: str | None,
-    *,
-    quick: bool,
-    as_json: bool,
-    output: str | None,
-) -> None:
+def profile(**_: Any) -> None:
     """Measure how models run on this machine: load time, memory, and latency over batch and size.
 
     Writes DIR/<model>/profiles/<device>.yaml, which placement reads. Run nothing else at the same time.
     """
-    flags = {"--quick": quick, "--json": as_json}
-    arguments = [flag for flag, wanted in flags.items() if wanted]
-    arguments += [*pairs("--model", models), *pairs("--variant", variants), "--device", device]
-    arguments += pairs("--endpoint", [endpoint] if endpoint else [])
-    become("workers.profiling", [*arguments, *pairs("--output", [output] if output else [])], verb="profile")
+    become("workers.profiling", _given(), verb="profile")
 
 
 @click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_SIMULATE)
@@ -267,9 +237,15 @@ def pairs(option: str, values: Iterable[str]) -> list[str]:
     return [text for value in values for text in (option, value)]
 
 
-def _option(option: str, value: str | None) -> list[str]:
-    return pairs(option, [value] if value else [])
-
-
-def _common(data: str | None, *, as_json: bool) -> list[str]:
-    return [*_option("--data", data), *(["--json"] if as_json else [])]
+def _given() -> list[str]:
+    """The options on the command line, as arguments; those with an empty value are left out."""
+    context, arguments = click.get_current_context(), list[str]()
+    for option in context.command.params:
+        value = context.params[option.name or ""]
+        if context.get_parameter_source(option.name or "") is not ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(value, bool):
+            arguments += (option.opts if value else option.secondary_opts)[:1]
+        else:
+            arguments += pairs(option.opts[0], value if isinstance(value, tuple) else filter(None, [value]))
+    return arguments
