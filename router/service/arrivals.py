@@ -350,13 +350,13 @@ class Router:
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or dead-letter arrivals that are not forwarded."""
-        endings = [d.ending for d in decisions if d.ending is not None]
+        endings = [(d.ending, d.follow) for d in decisions if d.ending is not None]
         cancelled = [d.cancel for d in decisions if d.cancel]
         letters = [
             DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
         ]
         if endings:
-            await self.store.finish(endings)
+            await self.store.finish_all(endings)
             await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
             refused = {d.ending.job: d.refused for d in decisions if d.ending is not None and d.refused is not None}
             if refused:  # also those that ended before: by a router that died before it listed them

@@ -6,18 +6,22 @@ A message is refused where Celery could not run what its headers ask for, or cou
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import msgspec
 
-from taxiway.contract.limits import check_values
+from taxiway.contract.limits import check_values, values_beyond
+from taxiway.contract.request import is_name
 from taxiway.contract.wire import Envelope
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 
 MOST_BYTES = 64 * 2**10
 """Limit on the size of a message's headers as JSON, in bytes."""
+
+_MOST_FOLLOWERS = 1000  # a refused message writes no more results than this
 
 _SHOWN = 200  # characters of a received value in an error
 
@@ -42,6 +46,14 @@ class Embed(msgspec.Struct, frozen=True):
     chord: Signature | None = None
 
 
+class _Follow(msgspec.Struct, frozen=True):
+    """The tasks in the third part of a body whose results others may wait for, in any form."""
+
+    chain: Any = None
+    chord: Any = None
+
+
+_decode_follow = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Follow | None]).decode
 _decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, Embed | None]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -78,6 +90,38 @@ def read_embed(body: bytes) -> Embed | None:
         what, _, where = str(error).partition(" - at `$[2]")
         field = where.strip(".`") or "embed"
         raise InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}, as Celery writes it", field=field) from error
+
+
+def followers_of(envelope: Envelope, most: int) -> tuple[str, ...]:
+    """The ids of the tasks that never run if a message's task fails: the rest of its chain, and its chord's body.
+
+    No ids if the body cannot be read or has more than `most` values, and `_MOST_FOLLOWERS` of them at most.
+    """
+    try:
+        body = envelope.payload()
+        if values_beyond(body, most) is not None:
+            return ()
+        follow = _decode_follow(body)[2]
+    except (InvalidRequestError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ()
+    found = dict.fromkeys(_ids_in([follow.chain, follow.chord]) if follow is not None else ())
+    return tuple(islice(found, _MOST_FOLLOWERS))
+
+
+def _ids_in(signature: Any) -> Iterator[str]:
+    """The ids of the tasks in a signature or list of them: those of a group, of a chord's header, and of its body."""
+    if isinstance(signature, list):
+        for one in signature:
+            yield from _ids_in(one)
+    if not isinstance(signature, dict):
+        return
+    options, kwargs = signature.get("options"), signature.get("kwargs")
+    if isinstance(options, dict):
+        if is_name(options.get("task_id")):
+            yield options["task_id"]
+        yield from _ids_in(options.get("chord"))
+    if isinstance(kwargs, dict) and signature.get("subtask_type") in ("group", "chord"):
+        yield from _ids_in([kwargs.get(part) for part in ("tasks", "header", "body")])
 
 
 def check_embed(embed: Embed | None) -> None:

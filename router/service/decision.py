@@ -17,7 +17,7 @@ from broker.valkey.records import REFUSED, Ending
 from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, check_size, hooks_of
-from router.service.celery_message import Embed, check_embed, check_headers, read_embed
+from router.service.celery_message import Embed, check_embed, check_headers, followers_of, read_embed
 from tasks.topology import Limits
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
@@ -47,7 +47,8 @@ class Decision(msgspec.Struct, frozen=True):
     `cancel` is the id of a job to cancel. `letter` is the reason for dead-lettering the message. `refusal` is the
     result for the submitter of a refused request under its submission id, independent of the job that has its
     idempotency key. `code` is the ending's error code, and `refused` describes the refused request for its record.
-    `deviceless` means that no device is live, which a fresher snapshot may change.
+    `deviceless` means that no device is live, which a fresher snapshot may change. `follow` ends the tasks after it in
+    its chain and chord, if `ending` is written.
     """
 
     tag: str
@@ -59,6 +60,7 @@ class Decision(msgspec.Struct, frozen=True):
     code: str = ""
     deviceless: bool = False
     refused: Refused | None = None
+    follow: tuple[Ending, ...] = ()
 
 
 def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float) -> Decision:
@@ -75,7 +77,8 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
     except TaxiwayError as error:
         ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
         refused = _refused(found, rules, failure_meta(found.job, error))
-        return msgspec.structs.replace(ended, refusal=_refusal(found.envelope, error, found.reply), refused=refused)
+        refusal, follow = _refusal(found.envelope, error, found.reply), _follow(found.envelope, error, rules)
+        return msgspec.structs.replace(ended, refusal=refusal, refused=refused, follow=follow)
 
 
 def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
@@ -112,7 +115,8 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""
         ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
-        return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
+        refusal, follow = _refusal(envelope, error, reply), _follow(envelope, error, rules)
+        return msgspec.structs.replace(ended, refusal=refusal, follow=follow)
 
 
 def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
@@ -163,7 +167,8 @@ def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: fl
         held = msgspec.structs.replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
         return Decision("", admitted=admit(held, rules, working))
     except TaxiwayError as error:
-        return _ended("", job, error, reply=reply, token="")
+        ended = _ended("", job, error, reply=reply, token="")
+        return msgspec.structs.replace(ended, follow=_follow(envelope, error, rules))
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limits: Limits) -> Order:
@@ -233,6 +238,12 @@ def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
 def _ended(tag: str, job: str, error: TaxiwayError, *, reply: str, token: str, letter: str = "") -> Decision:
     ending = Ending(job, state_of(error), failure_meta(job, error), token=token, reply=reply)
     return Decision(tag, ending=ending, letter=letter, code=error.code, deviceless=isinstance(error, NoDeviceError))
+
+
+def _follow(envelope: Envelope, error: TaxiwayError, rules: Rules) -> tuple[Ending, ...]:
+    """The ends of the tasks that were to follow a request, so that who has only their ids learns of the error."""
+    ids = followers_of(envelope, rules.topology.limits.elements)
+    return tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids)
 
 
 def _is_name(value: object) -> TypeGuard[str]:

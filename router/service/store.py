@@ -268,11 +268,21 @@ class RouterStore:
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """End jobs; True for each that had not ended before."""
+        written = await self._finish(endings)
+        self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
+        return written
+
+    async def _finish(self, endings: Sequence[Ending]) -> list[bool]:
         call = finish_call(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
         with fleet_errors(_SERVER):
-            written = await self._calls.run(call)
-        self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
-        return [bool(one) for one in written]
+            return [bool(one) for one in await self._calls.run(call)]
+
+    async def finish_all(self, groups: Sequence[tuple[Ending, Sequence[Ending]]]) -> None:
+        """End jobs, and then the tasks that were to follow each of them, unless that job had ended before."""
+        written = await self.finish([ending for ending, _ in groups])
+        follow = [one for (_, after), done in zip(groups, written, strict=True) if done for one in after]
+        if follow:
+            await self._finish(follow)
 
     async def publish_models(self, listed: bytes) -> None:
         """Publish to clients of the broker what the fleet can run, as JSON; it expires unless renewed."""

@@ -108,12 +108,12 @@ class Releaser(Duty):
         decisions = [self._decide(one, now, expected_batch) for one in drawn]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         bound = [one for one in admitted if not one.placement.held]
-        endings = [d.ending for d in decisions if d.ending is not None and not d.deviceless]
+        endings = [(d.ending, d.follow) for d in decisions if d.ending is not None and not d.deviceless]
         back = [one.outgoing.job for one in admitted if one.placement.held]
         back += [d.ending.job for d in decisions if d.ending is not None and d.deviceless]
         await self._forward(bound)
         if endings:
-            await self._store.finish(endings)
+            await self._store.finish_all(endings)
         if back:
             await self._store.give_back(back)
         self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))

@@ -161,6 +161,20 @@ def test_what_follows_a_job_fails_with_it_when_its_deadline_passes(producer: Cel
         assert next_of(connection, "lab.late").headers["task"] == "lab.late"
 
 
+@pytest.mark.usefixtures("served")
+def test_what_follows_a_refused_request_fails_with_its_error(producer: Celery) -> None:
+    refused, after = infer(producer, "first", "ehco"), infer(producer, "second")
+    for canvas in (
+        chain(refused.clone(), after.clone(), after.clone()),
+        chain(refused.clone(), chord([after.clone(), after.clone()], body=after.clone())),
+        chord([after.clone(), refused.clone()], body=after.clone()),
+    ):
+        follows = canvas.apply_async().id  # by its id alone, or Celery looks at the states of what comes before it
+        with pytest.raises(Exception, match="unknown model 'ehco'"):
+            AsyncResult(follows, app=producer).get(timeout=30)
+    assert payload(infer(producer, "next").apply_async()) == "next"
+
+
 def test_a_chord_fails_when_a_job_in_its_header_is_revoked(served: WorkerProcess, producer: Celery) -> None:
     header = [infer(producer, "first"), infer(producer, LONGER, "slab")]
     collected = chord(header, body=infer(producer, "all ended")).apply_async()

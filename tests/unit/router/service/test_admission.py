@@ -46,6 +46,7 @@ from taxiway.errors import (
     OverloadedError,
     RequestTooLargeError,
     TaxiwayError,
+    UnknownModelError,
 )
 from tests.builders import a_device
 from tests.narrowing import present
@@ -602,6 +603,36 @@ def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(emb
     )
     assert isinstance(error, InvalidRequestError)
     assert expected in error.message
+
+
+FOLLOWING: list[tuple[object, list[str]]] = [
+    (None, []),
+    ({"chain": None, "chord": None, "callbacks": [{"task": "t", "options": {"task_id": "linked"}}]}, []),
+    ({"chain": [{"task": "t", "options": {"task_id": "last"}}, {"task": "t", "options": {"task_id": "next"}}]},
+     ["last", "next"]),
+    ({"chord": {"task": "t", "options": {"task_id": "body"}}}, ["body"]),
+    ({"chain": [{"task": "t", "options": {"task_id": "next", "chord": {"options": {"task_id": "body"}}}}]},
+     ["next", "body"]),
+    ({"chain": [{"task": "celery.chord", "subtask_type": "chord", "options": {}, "kwargs": {
+        "header": {"subtask_type": "group", "kwargs": {"tasks": [{"options": {"task_id": "part"}}]}},
+        "body": {"options": {"task_id": "body"}}}}]}, ["part", "body"]),
+    ({"chain": [{"task": "t", "options": {"task_id": "x" * 257}}, {"task": "t", "options": {"task_id": 5}}]}, []),
+    ({"chain": [{"task": "t", "kwargs": {"tasks": [{"options": {"task_id": "an input"}}]}}]}, []),
+    ([], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("embed", "ids"), FOLLOWING)
+def test_what_was_to_follow_a_refused_request_ends_with_its_error(embed: object, ids: list[str]) -> None:
+    body = msgspec.json.encode([[], {"model": "ehco", "inputs": "hello"}, embed])
+    decided = decide(
+        Arrival("1", b"", task_envelope(INFER, "j1", body, header={}, origin="t")), RULES, seen(FLEET), NOW
+    )
+
+    assert [one.job for one in decided.follow] == ids
+    for one in decided.follow:
+        with pytest.raises(UnknownModelError):
+            read_result(read_meta(one.meta))
 
 
 def test_a_job_that_is_to_begin_after_its_deadline_is_refused() -> None:
