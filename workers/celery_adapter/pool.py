@@ -42,7 +42,7 @@ from workers.celery_adapter.strategy import (
     bytes_of,
     class_of,
     context_of,
-    is_hopeless,
+    is_outage,
     keep_message,
     refuse,
 )
@@ -378,7 +378,7 @@ class ReceivedTask:
 
     def _given_up(self, error: Exception) -> bool:
         """Whether the message is among the dead letters now, because no attempt could report its task's end."""
-        if not is_hopeless(error):
+        if is_outage(error):
             return False
         try:
             self.dead_letter(f"what follows from the task could not be sent: {error!r}")

@@ -21,8 +21,11 @@ import msgspec
 from celery import Celery, signals, states
 from celery.app.task import Context, Task
 from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.exceptions import BackendError
 from celery.worker.strategy import default
-from kombu.exceptions import KombuError, OperationalError
+from kombu.exceptions import OperationalError
+from kombu.transport.pyamqp import Transport
+from redis.exceptions import RedisError
 
 from broker.valkey import run
 from broker.valkey.records import REFUSED, Ending, Verdict, finish_call
@@ -50,6 +53,16 @@ logger = logging.getLogger(__name__)
 
 _MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What headers of unforeseen types raise in Celery."""
+
+_OUTAGES = (
+    BackendError,
+    BrokerUnavailableError,
+    OperationalError,
+    OSError,
+    RedisError,
+    *Transport.recoverable_connection_errors,
+    *Transport.recoverable_channel_errors,
+)
 
 STORED = "taxiway_stored"
 """Set in a request's context once its result has been written."""
@@ -179,9 +192,9 @@ def keep_message(store: WorkerStore, message: Any, reason: str) -> None:
     add_dead_letter(store, encode_envelope(envelope_of(message)), reason, (message.headers or {}).get("id"))
 
 
-def is_hopeless(error: Exception) -> bool:
-    """Whether what follows from a task can never be sent: its signature is wrong, and no server is at fault."""
-    return isinstance(error, (*_MALFORMED, KombuError)) and not isinstance(error, OperationalError)
+def is_outage(error: Exception) -> bool:
+    """Whether a server was at fault that what follows from a task was not sent; otherwise its signature is wrong."""
+    return isinstance(error, _OUTAGES)
 
 
 def envelope_of(message: Any) -> Envelope:
