@@ -204,7 +204,7 @@ class StreamReader(Reader):
             events = self._events.feed(chunk)
         except EventTooLargeError as error:
             raise malformed(str(error)) from error
-        return [part for event in events for part in self._take(event.data)]
+        return [part for data in events for part in self._take(data)]
 
     def answer(self) -> Row:
         """The whole answer. An engine that did not count its tokens sent about one in each piece."""

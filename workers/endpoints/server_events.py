@@ -1,4 +1,4 @@
-"""Server-sent events, as engines stream their answers.
+"""The data of server-sent events, as engines stream their answers; the names of events are not used.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, "Interpreting an event stream".
 """
@@ -6,7 +6,6 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, "Interpr
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 MAX_EVENT = 16 * 2**20
 """Bytes of one event; a server that sends more is at fault."""
@@ -19,27 +18,18 @@ class EventTooLargeError(ValueError):
     """An event is over `MAX_EVENT`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
-    """One event: its name, `message` unless the server gives another, and its data."""
-
-    name: str
-    data: str
-
-
 class EventParser:
-    """Events from the chunks of a stream, however these are cut. Text that is not UTF-8 has U+FFFD in its place."""
+    """The data of each event, from a stream's chunks, however these are cut. Bytes that are not UTF-8 become U+FFFD."""
 
     def __init__(self) -> None:
         self._line: list[bytes] = []
         self._size = 0
         self._begun = False
         self._after_return = False
-        self._name = ""
         self._data: list[str] = []
 
-    def feed(self, chunk: bytes) -> list[ServerEvent]:
-        """The events that end in this chunk.
+    def feed(self, chunk: bytes) -> list[str]:
+        """The data of the events that end in this chunk.
 
         Raises:
             EventTooLargeError: an event is over the bound.
@@ -62,8 +52,8 @@ class EventParser:
             raise EventTooLargeError(f"expected an event of at most {MAX_EVENT} bytes")
         return events
 
-    def _take(self, line: bytes) -> ServerEvent | None:
-        """Read one line; the event that it ends."""
+    def _take(self, line: bytes) -> str | None:
+        """Read one line; the data of the event that it ends."""
         if not self._begun:
             self._begun = True
             line = line.removeprefix(_BOM)
@@ -73,11 +63,8 @@ class EventParser:
         value = value.removeprefix(" ")
         if field == "data":
             self._data.append(value)
-        elif field == "event":
-            self._name = value
         return None
 
-    def _end(self) -> ServerEvent | None:
-        name, data = self._name, self._data
-        self._name, self._data = "", []
-        return ServerEvent(name or "message", "\n".join(data)) if data else None
+    def _end(self) -> str | None:
+        data, self._data = self._data, []
+        return "\n".join(data) if data else None

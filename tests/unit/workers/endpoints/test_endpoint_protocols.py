@@ -17,7 +17,7 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.tasks.test_catalogue import model as described
 from workers.endpoints import oip, openai, server_events
 from workers.endpoints.protocol import BUSY_FOR, LONGEST_WAIT, AskItem, EndpointError, FaultKind, refused, retry_after
-from workers.endpoints.server_events import EventParser, EventTooLargeError, ServerEvent
+from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.port import Row
 
 ENDPOINT = {"profiles": {"endpoint": {"base": 0.1, "slope": 0}}}
@@ -366,8 +366,8 @@ names = st.text("abc", min_size=1, max_size=3)
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> tuple[bytes, list[ServerEvent]]:
-    """A stream, with comments and unknown fields, and the events in it."""
+def streams(draw: st.DrawFn) -> tuple[bytes, list[str]]:
+    """A stream, with comments, names and unknown fields, and the data of the events in it."""
     text, events = draw(st.sampled_from(["", "\ufeff"])), []
     end = draw(ends)
     for _ in range(draw(st.integers(0, 4))):
@@ -375,14 +375,12 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[ServerEvent]]:
         text += f": {draw(lines)}{end}id: 7{end}"
         text += f"event:{name}{end}" if name else ""
         text += "".join(f"data: {line}{end}" for line in data) + end
-        events.append(ServerEvent(name or "message", "\n".join(data)))
+        events.append("\n".join(data))
     return (text + draw(st.sampled_from(["", "data: cut", "data"]))).encode(), events
 
 
 @given(stream=streams(), data=st.data())
-def test_events_are_the_same_however_the_stream_is_cut(
-    stream: tuple[bytes, list[ServerEvent]], data: st.DataObject
-) -> None:
+def test_events_are_the_same_however_the_stream_is_cut(stream: tuple[bytes, list[str]], data: st.DataObject) -> None:
     raw, _ = stream
     whole = EventParser().feed(raw)
     cuts = sorted({0, len(raw), *data.draw(st.lists(st.integers(0, len(raw)), max_size=20))})
@@ -393,14 +391,14 @@ def test_events_are_the_same_however_the_stream_is_cut(
 
 
 @given(stream=streams())
-def test_events_are_those_that_were_sent(stream: tuple[bytes, list[ServerEvent]]) -> None:
+def test_events_are_those_that_were_sent(stream: tuple[bytes, list[str]]) -> None:
     raw, events = stream
     assert EventParser().feed(raw) == events
 
 
-def test_an_event_has_its_name_and_its_lines_and_an_unfinished_one_is_none() -> None:
+def test_an_event_has_its_lines_and_an_unfinished_one_is_none() -> None:
     text = b": hello\nevent: delta\ndata: one\ndata:two\n\ndata\n\nevent: empty\n\ndata: unfinished\n"
-    assert EventParser().feed(text) == [ServerEvent("delta", "one\ntwo"), ServerEvent("message", "")]
+    assert EventParser().feed(text) == ["one\ntwo", ""]
 
 
 def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
