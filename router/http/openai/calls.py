@@ -13,7 +13,6 @@ from router.http.gate import Receive, answer
 from router.http.inference import Inference, Running
 from router.http.openai.chunks import Writer
 from router.http.openai.errors import JOB
-from router.http.openai.headers import headers_of_placement
 from router.http.progress import Answers, Part
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs
@@ -27,6 +26,9 @@ Value = TypeVar("Value")
 
 STREAM_HEADERS: Mapping[str, str] = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", "cache-control": "no-store"}
 """Headers of every stream."""
+
+_SAFE = dict.fromkeys((*range(32), 127), "?")
+_LONGEST = 256  # characters of a header
 
 
 class ClientGoneError(Exception):
@@ -212,6 +214,32 @@ class Calls:
         if request.idempotency_key is None:
             with contextlib.suppress(BrokerUnavailableError):  # then it runs, or expires
                 await self._router.store.cancel([job])
+
+
+def headers_of_result(job: str, result: Result) -> dict[str, str]:
+    """The headers of a whole answer."""
+    report = result.report
+    headers = _headers(job, report.hardware_class, report.variant, report.reason)
+    return {**headers, "x-taxiway-device": report.device, "x-taxiway-cost": f"{report.cost:.9f}"}
+
+
+def headers_of_placement(admitted: Admitted) -> dict[str, str]:
+    """The headers of a stream, which begins before its job has run: where the job was placed first."""
+    placement, job = admitted.placement, admitted.ticket.job
+    if placement.held:
+        return {"x-request-id": job}
+    candidate = placement.candidate
+    return _headers(job, candidate.hardware_class, candidate.variant_name, placement.reason)
+
+
+def _headers(job: str, hardware_class: str, variant: str, reason: str) -> dict[str, str]:
+    named = {"class": hardware_class, "variant": variant, "reason": reason}
+    headers = {f"x-taxiway-{name}": _printable(text) for name, text in named.items()}
+    return {"x-request-id": job, **headers}
+
+
+def _printable(text: str) -> str:
+    return text[:_LONGEST].encode("ascii", "replace").decode().translate(_SAFE)
 
 
 def _stops() -> FleetUnavailable:

@@ -16,10 +16,9 @@ from router.http.described import ASKED, KEYED, RUN, InferOperation, answers, or
 from router.http.endpoints.door import door_of, jobs_of
 from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
 from router.http.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
-from router.http.openai.calls import Begun, Calls, Whole
+from router.http.openai.calls import Begun, Calls, Whole, headers_of_result
 from router.http.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
 from router.http.openai.errors import ErrorContent
-from router.http.openai.headers import headers_of_result
 from router.http.openai.requests import (
     HEADERS,
     Call,

@@ -16,10 +16,9 @@ from litestar.types import ASGIApp
 from router.http.described import ASKED, KEYED, RUN, answers, or_events
 from router.http.endpoints.door import door_of
 from router.http.gate import AnyRequest, caller_of, json_answer, needs
-from router.http.openai.calls import STREAM_HEADERS, Begun, Whole
+from router.http.openai.calls import STREAM_HEADERS, Begun, Whole, headers_of_placement, headers_of_result
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
-from router.http.openai.headers import headers_of_placement, headers_of_result
 from router.http.openai.objects import Page, owner_of, page_of
 from router.http.openai.requests import ParsedCall, tier_for_later, wrong
 from router.http.openai.responses.chat import input_items, response_fields
