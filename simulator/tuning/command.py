@@ -44,6 +44,7 @@ from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, TopologyError, load_topology
+from taxiway.cli import USAGE, report
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
 from taxiway.errors import BrokerUnavailableError
@@ -310,8 +311,8 @@ def tune(*, once: bool, dry_run: bool, as_json: bool) -> None:
         settings = settings_from({**UNSIGNED, **os.environ})
         topology = load_topology(settings.queues)
     except (SettingsError, TopologyError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        report(str(error), "")
+        sys.exit(USAGE)
     tuner = FleetTuner(settings, topology)
     if once:
         _tune(tuner, dry_run=dry_run, as_json=as_json, show=True)

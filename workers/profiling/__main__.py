@@ -24,6 +24,7 @@ from tasks.models.model import Model
 from tasks.models.profiles import Processor
 from tasks.settings import TREE, models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
+from taxiway.cli import MISSING, USAGE, report
 from taxiway.cli.fleet import run
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 from workers.device import Device, DeviceMissingError, endpoint_device, find_device
@@ -107,8 +108,6 @@ def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> ProgressMe
     return last
 
 
-FAILED, USAGE, MISSING = 1, 2, 3  # the exit statuses of `taxiway`
-
 _KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
 
 
@@ -148,25 +147,26 @@ def main(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.BadParameter(f"{folder}: {flaw(error)}", param_hint="--output") from error
-    console = Console(stderr=True)
     try:
         models = _chosen(load_catalogue(root), names)
         if endpoint_class is not None:
             found, outcomes = _on_endpoint(endpoint_class, device, models, variants, quick=quick)
         else:
             found = find_device(bench_class(_kind(device)), device, emulate=False)
-            outcomes = run_all(_tasks(models, variants, found, root, quick=quick), console)
+            outcomes = run_all(_tasks(models, variants, found, root, quick=quick), Console(stderr=True))
     except (DocumentError, ModelUnavailableError, UnknownModelError, click.BadParameter) as error:
-        raise SystemExit(_fail(console, str(error), USAGE)) from error
+        report(str(error), "")
+        sys.exit(USAGE)
     except DeviceMissingError as error:
-        raise SystemExit(_fail(console, str(error), MISSING)) from error
+        report(str(error), "")
+        sys.exit(MISSING)
     processor = Processor(kind=found.kind, name=found.name)
     files = write(outcomes, processor, folder)
     if as_json:
         click.echo(msgspec.json.encode({"files": [str(f) for f in files], "variants": outcomes}, enc_hook=int))
     else:
         show(outcomes, files, processor, Console(width=None if sys.stdout.isatty() else 120))
-    sys.exit(FAILED if any(outcome.error for outcome in outcomes) else 0)
+    sys.exit(1 if any(outcome.error for outcome in outcomes) else 0)
 
 
 def _on_endpoint(
@@ -239,11 +239,6 @@ def _reason_to_skip(model: Model, name: str, device: Device) -> str:
     if device.kind not in variant.profiles:
         return f"model.yaml has no profile for {device.kind}: it is not meant to run there"
     return f"the device lacks {', '.join(missing)}" if missing else ""
-
-
-def _fail(console: Console, message: str, code: int) -> int:
-    console.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
-    return code
 
 
 if __name__ == "__main__":
