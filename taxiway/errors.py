@@ -310,9 +310,9 @@ class DeadLetteredError(JobError):
     code = "dead_lettered"
 
 
-def wrong_field(field: str, expected: str, value: object) -> InvalidRequestError:
+def wrong_field(field: str, expected: str, value: object, **details: Any) -> InvalidRequestError:
     """The error for a field with an unexpected value."""
-    return InvalidRequestError(f"{cut(field)}: expected {expected}, got {quoted(value)}", field=cut(field))
+    return InvalidRequestError(f"{cut(field)}: expected {expected}, got {quoted(value)}", field=cut(field), **details)
 
 
 def _bounded_detail(value: Any) -> Any:

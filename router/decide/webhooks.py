@@ -21,7 +21,7 @@ import msgspec
 from broker.valkey.webhooks import Event, Notified
 from tasks.topology import Webhooks
 from taxiway.contract.job import failure_of, read_meta
-from taxiway.errors import InvalidRequestError, quoted
+from taxiway.errors import InvalidRequestError, wrong_field
 
 SECRET = "whsec_"
 """Prefix of a secret; base64 follows."""
@@ -126,8 +126,7 @@ class Endpoints:
         if named is not None:
             found = [one for one in own if named in (one.id, one.name, one.url)]
             if not found:
-                message = f"webhook: expected the name, id or address of an endpoint of the tenant, got {quoted(named)}"
-                raise InvalidRequestError(message, field="webhook")
+                raise wrong_field("webhook", "the name, id or address of an endpoint of the tenant", named)
             chosen += [one for one in found if one.only_named]
         by_ending = {ending: [one.id for one in chosen if type in one.event_types] for ending, type in _endings(kind)}
         by_ending = {ending: ids for ending, ids in by_ending.items() if ids}
@@ -272,7 +271,7 @@ def check_url(url: str, rules: Webhooks) -> None:
         InvalidRequestError: it is malformed, not https:// where that is required, or names a forbidden address.
     """
     expected = "https:// or http://" if rules.http else "https://"
-    wrong = InvalidRequestError(f"url: expected an address that begins with {expected}, got {quoted(url)}", field="url")
+    wrong = wrong_field("url", f"an address that begins with {expected}", url)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -25,7 +25,7 @@ from taxiway.contract.limits import check_json, surely_fits
 from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms, job_id
 from taxiway.contract.values import may_refer, references
 from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
-from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError, cut, quoted
+from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError, cut, quoted, wrong_field
 
 LONGEST_ID = 4096
 """Characters of the longest id under which its producer finds why the message was refused."""
@@ -107,7 +107,7 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
         if task == CANCEL:
             return Decision(tag, cancel=_cancelled_job(envelope))
         if task != INFER:
-            raise InvalidRequestError(f"task: expected {INFER} or {CANCEL}, got {quoted(task)}", field="task")
+            raise wrong_field("task", f"{INFER} or {CANCEL}", task)
         if not _is_name(job):
             expected = f"a task_id of at most {MAX_NAME} characters"
             raise InvalidRequestError(f"id: expected {expected}, got {len(job)}: {quoted(job)}", field="id")

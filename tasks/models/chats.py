@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from taxiway.errors import InvalidRequestError, quoted
+from taxiway.errors import wrong_field
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _IGNORED = ("model", "stream", "stream_options")  # taxiway says itself what these are
@@ -110,17 +110,17 @@ def read_chat(value: Any, field: str) -> dict[str, Any]:
         try:
             value = msgspec.json.decode(value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise _wrong(field, f"a chat request in JSON, such as {_EXAMPLE}", value) from error
+            raise wrong_field(field, f"a chat request in JSON, such as {_EXAMPLE}", value) from error
     if not isinstance(value, dict):
-        raise _wrong(field, "a chat request: an object with messages", value)
+        raise wrong_field(field, "a chat request: an object with messages", value)
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise _wrong(f"{field}.messages", "a list of objects with a role", messages)
+        raise wrong_field(f"{field}.messages", "a list of objects with a role", messages)
     if value.get("n") not in (None, 1):
-        raise _wrong(f"{field}.n", "1, as a job has one answer", value["n"])
+        raise wrong_field(f"{field}.n", "1, as a job has one answer", value["n"])
     for name in _LIMITS:
         if (limit := value.get(name)) is not None and (type(limit) is not int or limit < 1):
-            raise _wrong(f"{field}.{name}", "an integer >= 1", limit)
+            raise wrong_field(f"{field}.{name}", "an integer >= 1", limit)
     return {name: below for name, below in value.items() if name not in _IGNORED}
 
 
@@ -203,7 +203,3 @@ def _part_length(part: Mapping[str, Any]) -> int:
 
 def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str)
-
-
-def _wrong(field: str, expected: str, value: object) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: expected {expected}, got {quoted(value)}", field=field)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.models.chats import NO_EFFECT, ROLES, answer_limit, honoured, read_chat
 from tasks.models.model import Model, Variant
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, wrong_field
 from workers.pipelines.chat_template import ChatTemplate, open_template
 from workers.pipelines.generation import MAX_STOPS, SteppingPipeline
 from workers.port import Item, Placed, Row
@@ -106,8 +106,7 @@ class ChatPipeline(SteppingPipeline):
         return {"role": ROLES[message["role"]], "content": "".join(part["text"] for part in parts)}
 
     def _wrong(self, name: str, expected: str, value: object, **details: Any) -> InvalidRequestError:
-        field = f"{self._field}.{name}"
-        return InvalidRequestError(f"{field}: expected {expected}, got {quoted(value)}", field=field, **details)
+        return wrong_field(f"{self._field}.{name}", expected, value, **details)
 
 
 def _is_temperature(value: Any) -> bool:

@@ -16,7 +16,7 @@ from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import wrong_field
 
 MOST = 1000
 """Most dead letters in one list; the default is a tenth of it."""
@@ -99,7 +99,7 @@ async def jobs(
 async def dead_list(request: AnyRequest, most: int = MOST // 10) -> Response[bytes]:
     """Dead letters, latest first, up to `most`."""
     if not 0 < most <= MOST:
-        raise InvalidRequestError(f"most: expected 1 to {MOST}, got {most}", field="most")
+        raise wrong_field("most", f"1 to {MOST}", most)
     return json_answer({"letters": await door_of(request).letters.list(most)})
 
 
@@ -124,7 +124,7 @@ async def dead_drop(request: AnyRequest, letter: str) -> Response[bytes]:
 
 def _seconds(wait: float) -> float:
     if not math.isfinite(wait) or wait < 0:
-        raise InvalidRequestError(f"wait: expected seconds >= 0, got {wait}", field="wait")
+        raise wrong_field("wait", "seconds >= 0", wait)
     return wait
 
 

@@ -26,7 +26,7 @@ from router.http.openai.requests import (
     embedding_fields,
 )
 from taxiway.contract.request import RESENT
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, wrong_field
 
 MOST_LINES = 50_000
 """Lines of a batch."""
@@ -145,10 +145,7 @@ def window_of(text: str) -> int:
     found = _WINDOW.fullmatch(text)
     seconds = int(found[1]) * _UNITS[found[2]] if found else 0
     if not 0 < seconds <= _LONGEST:
-        expected = "such as 24h, 30m or 7d, at most 7d"
-        raise InvalidRequestError(
-            f"completion_window: expected a time {expected}, got {quoted(text)}", field="completion_window"
-        )
+        raise wrong_field("completion_window", "a time such as 24h, 30m or 7d, at most 7d", text)
     return seconds
 
 
@@ -164,7 +161,7 @@ def read_line(text: bytes, endpoint: str) -> Line:
         raise InvalidRequestError(f"expected custom_id, method, url and body: {error}", field="body") from error
     if line.method != "POST" or line.url != endpoint:
         got = f"{line.method} {line.url}"
-        raise InvalidRequestError(f"url: expected POST {endpoint}, got {quoted(got)}", field="url")
+        raise wrong_field("url", f"POST {endpoint}", got)
     if not 0 < len(line.custom_id) <= 512:
         raise InvalidRequestError("custom_id: expected 1 to 512 characters", field="custom_id")
     return line

@@ -33,7 +33,15 @@ from router.http.openai.objects import (
 from router.http.openai.requests import HEADERS, WEBHOOK
 from taxiway.contract.limits import check_json
 from taxiway.contract.tensors import OCTETS
-from taxiway.errors import FleetUnavailable, InvalidRequestError, TaxiwayError, UnknownObjectError, cut, quoted
+from taxiway.errors import (
+    FleetUnavailable,
+    InvalidRequestError,
+    TaxiwayError,
+    UnknownObjectError,
+    cut,
+    quoted,
+    wrong_field,
+)
 
 MOST = 1000
 """Objects in one list."""
@@ -276,8 +284,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
         raise InvalidRequestError(message, field="body") from error
     seconds = window_of(call.completion_window)
     if call.endpoint not in KINDS:
-        message = f"endpoint: expected one of {sorted(KINDS)}, got {quoted(call.endpoint)}"
-        raise InvalidRequestError(message, field="endpoint")
+        raise wrong_field("endpoint", f"one of {sorted(KINDS)}", call.endpoint)
     stored, record = door_of(request).stored, await _file(request, call.input_file_id)
     webhook = request.headers.get(WEBHOOK)
     stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
@@ -375,8 +382,7 @@ class _Form:
         self.filename = filename
         purpose = purpose or self._purpose()
         if purpose not in PURPOSES:
-            message = f"purpose: expected one of {list(PURPOSES)}, got {quoted(purpose)}"
-            raise InvalidRequestError(message, field="purpose")
+            raise wrong_field("purpose", f"one of {list(PURPOSES)}", purpose)
         return purpose
 
     def expires(self, now: int) -> int | None:

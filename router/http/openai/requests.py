@@ -20,7 +20,7 @@ from tasks.models.model import Model, TensorSpec
 from tasks.topology import Topology
 from taxiway.contract.limits import AT_ONCE, check_json
 from taxiway.contract.request import MAX_NAME
-from taxiway.errors import InvalidRequestError, cut, quoted
+from taxiway.errors import InvalidRequestError, cut, wrong_field
 
 UNSUPPORTED = "unsupported"
 """Key in an error's details: the field is known, but the model or this server does not support it."""
@@ -180,7 +180,7 @@ def chat_fields(parsed: ParsedCall[ChatCall], model: Model) -> dict[str, Any]:
     """
     chat = {name: value for name, value in parsed.fields.items() if name not in (*_OWN, *ChatCall.NOTHING)}
     if parsed.call.top_logprobs and not parsed.call.logprobs:
-        raise wrong("top_logprobs", "nothing without logprobs", parsed.call.top_logprobs)
+        raise wrong_field("top_logprobs", "nothing without logprobs", parsed.call.top_logprobs)
     return chat_request(parsed.call.model, chat, model, parsed.call.n or 1)
 
 
@@ -232,7 +232,7 @@ def embedding_fields(parsed: ParsedCall[EmbeddingsCall], model: Model) -> dict[s
     call, output = parsed.call, embedding_of(model)
     first = _first_input(model, output is not None, "that gives embeddings")
     if call.encoding_format not in (None, *_FORMATS):
-        raise wrong("encoding_format", f"one of {list(_FORMATS)}", call.encoding_format)
+        raise wrong_field("encoding_format", f"one of {list(_FORMATS)}", call.encoding_format)
     assert output is not None
     if call.dimensions is not None and not call.dimensions <= output.shape[1]:
         raise unsupported("dimensions", f"1 to {output.shape[1]}", call.dimensions)
@@ -258,19 +258,13 @@ def texts_of(value: str | list[Any], name: str) -> str | list[str]:
         if isinstance(text, int | list):
             raise unsupported(f"{name}[{index}]", "text, as tokens are not supported", text)
         if not isinstance(text, str):
-            raise wrong(f"{name}[{index}]", "text", text)
+            raise wrong_field(f"{name}[{index}]", "text", text)
     return value
 
 
 def unsupported(name: str, expected: str, value: object) -> InvalidRequestError:
     """The error for a field that is not supported."""
-    message = f"{name}: expected {expected}, got {quoted(value)}"
-    return InvalidRequestError(message, field=name, **{UNSUPPORTED: True})
-
-
-def wrong(name: str, expected: str, value: object) -> InvalidRequestError:
-    """The error for a field of another value than expected."""
-    return InvalidRequestError(f"{name}: expected {expected}, got {quoted(value)}", field=name)
+    return wrong_field(name, expected, value, **{UNSUPPORTED: True})
 
 
 def _rows(chat: dict[str, Any], choices: int) -> dict[str, Any] | list[dict[str, Any]]:
@@ -348,9 +342,7 @@ def service_of(tier: str | None, topology: Topology) -> str:
         return tiers.get("default", topology.default_service)
     known = {"default": topology.default_service, **tiers}
     if tier not in known:
-        expected = f"one of {sorted([_AUTO, *known])}"
-        message = f"service_tier: expected {expected}, got {quoted(tier)}"
-        raise InvalidRequestError(message, field="service_tier", unsupported=True)
+        raise unsupported("service_tier", f"one of {sorted([_AUTO, *known])}", tier)
     return known[tier]
 
 
@@ -371,5 +363,5 @@ def _number(header: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or number <= 0:
-        raise InvalidRequestError(f"{header}: expected a number > 0, got {quoted(text)}", field=header)
+        raise wrong_field(header, "a number > 0", text)
     return number

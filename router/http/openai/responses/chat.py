@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from router.http.openai.requests import ParsedCall, chat_request, unsupported, wrong
+from router.http.openai.requests import ParsedCall, chat_request, unsupported
 from router.http.openai.responses.response import LOGPROBS, Item, ResponseCall
 from tasks.models.chats import ROLES
 from tasks.models.model import Model
+from taxiway.errors import wrong_field
 
 _IDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 _UNCHANGED = ("user", "safety_identifier", "prompt_cache_key")
@@ -91,7 +92,7 @@ def messages_of(items: Sequence[Item], earlier: int = 0) -> list[dict[str, Any]]
 def _message(item: Item, name: str) -> dict[str, Any]:
     role = ROLES.get(str(item.get("role")))
     if role is None:
-        raise wrong(f"{name}.role", f"one of {sorted(ROLES)}", item.get("role"))
+        raise wrong_field(f"{name}.role", f"one of {sorted(ROLES)}", item.get("role"))
     return {"role": role, "content": _content(item.get("content"), f"{name}.content")}
 
 
@@ -119,7 +120,7 @@ def _content(value: Any, name: str) -> str | list[dict[str, Any]]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise wrong(name, "text, or a list of parts", value)
+        raise wrong_field(name, "text, or a list of parts", value)
     parts = [_part(part, f"{name}[{index}]") for index, part in enumerate(value)]
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
@@ -141,7 +142,7 @@ def _part(part: Any, name: str) -> dict[str, Any]:
 def _text(value: Mapping[str, Any], key: str, name: str) -> str:
     text = value.get(key)
     if not isinstance(text, str):
-        raise wrong(f"{name}.{key}", "text", text)
+        raise wrong_field(f"{name}.{key}", "text", text)
     return text
 
 
@@ -170,4 +171,4 @@ def _format(text: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"type": kind}
     if kind == "json_schema":
         return {"type": kind, "json_schema": {key: value for key, value in wanted.items() if key != "type"}}
-    raise wrong("text.format", "one with the type text, json_object or json_schema", wanted)
+    raise wrong_field("text.format", "one with the type text, json_object or json_schema", wanted)

@@ -20,7 +20,7 @@ from router.http.openai.calls import STREAM_HEADERS, Begun, Whole, headers_of_pl
 from router.http.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import Page, owner_of, page_of
-from router.http.openai.requests import ParsedCall, tier_for_later, wrong
+from router.http.openai.requests import ParsedCall, tier_for_later
 from router.http.openai.responses.chat import input_items, response_fields
 from router.http.openai.responses.events import ResponseWriter, replay
 from router.http.openai.responses.response import (
@@ -37,6 +37,7 @@ from router.http.openai.responses.response import (
 from router.http.openai.stored import Responses
 from router.service.admission import Admitted
 from taxiway.contract.job import Result
+from taxiway.errors import wrong_field
 
 MOST = 100
 """Items in one page of a response's input."""
@@ -117,7 +118,7 @@ async def response_cancel(request: AnyRequest, response: str) -> HttpResponse[by
     """Cancel a response in the background; one that has ended is left unchanged."""
     found = await _responses(request).get(response, _tenant(request))
     if not found.response.background:
-        raise wrong("response_id", "a response in the background", response)
+        raise wrong_field("response_id", "a response in the background", response)
     return json_answer((await _responses(request).cancel(response, _tenant(request))).response)
 
 

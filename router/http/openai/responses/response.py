@@ -22,7 +22,6 @@ from router.http.openai.requests import (
     StreamOptions,
     Temperature,
     unsupported,
-    wrong,
 )
 from tasks.models.model import Model
 from tasks.telemetry import redacted
@@ -35,6 +34,7 @@ from taxiway.errors import (
     RequestError,
     TaxiwayError,
     quoted,
+    wrong_field,
 )
 
 PREFIX = "resp_"
@@ -349,7 +349,7 @@ def check_response_call(call: ResponseCall) -> None:
         InvalidRequestError: names the parameter.
     """
     if call.background and not call.stored:
-        raise wrong("store", "true, as a response in the background is stored", False)
+        raise wrong_field("store", "true, as a response in the background is stored", False)
     for index, name in enumerate(call.include or ()):
         if name not in _INCLUDED:
             raise unsupported(f"include[{index}]", f"one of {list(_INCLUDED)}", name)
