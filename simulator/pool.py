@@ -124,10 +124,6 @@ class Pool:
         """Device seconds of all jobs here."""
         return sum(self.queued) + self.inside
 
-    def powered_seconds(self, now: float) -> float:
-        """Device seconds paid so far."""
-        return sum(_paid_for(device, now) for device in self.devices)
-
     def dollars(self, seconds: Callable[[Device], float]) -> float:
         """US dollars for these seconds of each device."""
         if self.nodes is not None:
