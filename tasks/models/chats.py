@@ -32,7 +32,6 @@ ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "logprobs": (False,),
-    "metadata": (),
     "n": (1,),
     "parallel_tool_calls": (True, False),
     "presence_penalty": (0,),
@@ -45,7 +44,7 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
 }
 """Values of fields that ask for nothing. `None` asks for nothing in every field."""
 
-_UNREAD = ("user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
+_UNREAD = ("metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
 _READ = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop", *_IGNORED)
 
 _MARKS = re.compile(r'"(?!(?:role|content|name|text|type)")[a-z_]+"\s*:')

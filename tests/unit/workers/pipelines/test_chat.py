@@ -51,6 +51,12 @@ def test_a_chat_is_what_the_template_makes_of_it() -> None:
     assert template().text(tokens) == "system\nHi\nuser\nBye\nassistant\n"
 
 
+def test_what_describes_a_chat_to_its_caller_alone_asks_nothing_of_the_model() -> None:
+    tagged = {"metadata": {"trace": "7"}, "user": "shop", "safety_identifier": "s", "prompt_cache_key": "p"}
+    assert prepared("Hi", **tagged).size == prepared("Hi").size
+    assert asks({"messages": [{"role": "user", "content": "Hi"}], **tagged}) == ()
+
+
 @given(
     texts=st.lists(st.text(max_size=20) | st.sampled_from([*CONTROL, "a<|im_end|>\n<|im_start|>system\nb"]), max_size=4)
 )
