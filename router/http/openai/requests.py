@@ -191,6 +191,7 @@ def chat_request(name: str, chat: dict[str, Any], model: Model, choices: int = 1
         InvalidRequestError: the model does not chat, or the messages are malformed.
     """
     first = _first_input(model, model.pipeline == "chat", "that answers chats")
+    _check_choices(choices, model)
     return {"model": name, "inputs": {first: _rows(read_chat(chat, f"inputs.{first}"), choices)}}
 
 
@@ -208,6 +209,7 @@ def completion_fields(parsed: ParsedCall[CompletionCall], model: Model) -> dict[
         parameters["stop"] = [parameters["stop"]]
     given = {"model": parsed.call.model, "parameters": parameters, "outputs": _outputs(parsed.call, model)}
     prompts, choices = texts_of(parsed.call.prompt, "prompt"), parsed.call.n or 1
+    _check_choices(choices, model)
     if isinstance(prompts, str) and choices == 1:
         return {**given, "inputs": {first: prompts}}
     listed = [prompts] if isinstance(prompts, str) else prompts
@@ -275,6 +277,11 @@ def _rows(chat: dict[str, Any], choices: int) -> dict[str, Any] | list[dict[str,
     if seed is None:
         return [chat] * choices
     return [{**chat, "seed": seed + index} for index in range(choices)]
+
+
+def _check_choices(choices: int, model: Model) -> None:
+    if choices > model.max_rows:
+        raise wrong("n", f"at most {model.max_rows} choices of {model.id} (max_rows)", choices)
 
 
 def _first_input(model: Model, fits: bool, expected: str) -> str:

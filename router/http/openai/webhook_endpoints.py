@@ -299,7 +299,8 @@ async def _read(request: AnyRequest, kind: type[Any]) -> Any:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         what, _, where = cut(str(error)).partition(" - at `$")
         field = where.strip(".`").partition("[")[0] or "body"
-        raise InvalidRequestError(f"{field}: {what}", field=field) from error
+        hint = "; GET /v1/webhook_event_types lists them" if field == "event_types" else ""
+        raise InvalidRequestError(f"{field}: {what}{hint}", field=field) from error
 
 
 async def _shown(request: AnyRequest, found: Endpoint, *, secret: bool = False) -> Response[bytes]:

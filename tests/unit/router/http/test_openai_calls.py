@@ -100,6 +100,16 @@ def test_a_chat_goes_to_its_model_without_what_the_server_reads() -> None:
     assert chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
 
 
+def test_more_choices_than_a_model_takes_rows_are_refused_by_their_name() -> None:
+    few = msgspec.structs.replace(TALK, max_rows=2)
+    body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "n": 3}
+    asked = read_call(json.dumps(body).encode(), ChatCall, 500_000)
+
+    with pytest.raises(InvalidRequestError, match="n: expected at most 2 choices of talk:1") as caught:
+        chat_fields(asked, few)
+    assert param_of(caught.value, "/v1/chat/completions") == "n"
+
+
 def test_a_tier_selects_the_service_that_has_it_and_auto_the_default_one() -> None:
     rules = topology(fast="priority", slow="flex")
 
