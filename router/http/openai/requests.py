@@ -281,7 +281,7 @@ def _rows(chat: dict[str, Any], choices: int) -> dict[str, Any] | list[dict[str,
 
 def _check_choices(choices: int, model: Model) -> None:
     if choices > model.max_rows:
-        raise wrong("n", f"at most {model.max_rows} choices of {model.id} (max_rows)", choices)
+        raise wrong_field("n", f"at most {model.max_rows} choices of {model.id} (max_rows)", choices)
 
 
 def _first_input(model: Model, fits: bool, expected: str) -> str:
