@@ -77,7 +77,8 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
     except TaxiwayError as error:
         ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
         refused = _refused(found, rules, failure_meta(found.job, error))
-        refusal, follow = _refusal(found.envelope, error, found.reply), _follow(found.envelope, error, rules)
+        refusal = _refusal(found.envelope, error, found.reply)
+        follow = endings_after(found.envelope, error, rules.topology.limits.elements)
         return msgspec.structs.replace(ended, refusal=refusal, refused=refused, follow=follow)
 
 
@@ -115,8 +116,8 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""
         ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
-        refusal, follow = _refusal(envelope, error, reply), _follow(envelope, error, rules)
-        return msgspec.structs.replace(ended, refusal=refusal, follow=follow)
+        follow = endings_after(envelope, error, rules.topology.limits.elements)
+        return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply), follow=follow)
 
 
 def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
@@ -168,7 +169,7 @@ def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: fl
         return Decision("", admitted=admit(held, rules, working))
     except TaxiwayError as error:
         ended = _ended("", job, error, reply=reply, token="")
-        return msgspec.structs.replace(ended, follow=_follow(envelope, error, rules))
+        return msgspec.structs.replace(ended, follow=endings_after(envelope, error, rules.topology.limits.elements))
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limits: Limits) -> Order:
@@ -235,15 +236,18 @@ def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
     return sizes
 
 
+def endings_after(envelope: Envelope, error: TaxiwayError, most: int) -> tuple[Ending, ...]:
+    """The ends of the tasks that were to follow a request, so that who has only their ids learns of the error.
+
+    None if its body has more than `most` values.
+    """
+    ids = followers_of(envelope, most)
+    return tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids)
+
+
 def _ended(tag: str, job: str, error: TaxiwayError, *, reply: str, token: str, letter: str = "") -> Decision:
     ending = Ending(job, state_of(error), failure_meta(job, error), token=token, reply=reply)
     return Decision(tag, ending=ending, letter=letter, code=error.code, deviceless=isinstance(error, NoDeviceError))
-
-
-def _follow(envelope: Envelope, error: TaxiwayError, rules: Rules) -> tuple[Ending, ...]:
-    """The ends of the tasks that were to follow a request, so that who has only their ids learns of the error."""
-    ids = followers_of(envelope, rules.topology.limits.elements)
-    return tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids)
 
 
 def _is_name(value: object) -> TypeGuard[str]:

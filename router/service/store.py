@@ -284,6 +284,14 @@ class RouterStore:
         if follow:
             await self._finish(follow)
 
+    async def held_messages(self, jobs: Sequence[str], most: int) -> dict[str, bytes]:
+        """The messages of those of these jobs that are held, by job, without any of more than `most` bytes."""
+        with fleet_errors(_SERVER):
+            sizes: Any = await self._calls.calls(*(("HSTRLEN", HELD, job_key(job)) for job in jobs))
+            short = [job for job, size in zip(jobs, sizes, strict=True) if 0 < size <= most]
+            found: Any = await self._calls.call("HMGET", HELD, *map(job_key, short)) if short else ()
+        return {job: raw for job, raw in zip(short, found, strict=True) if raw is not None}
+
     async def publish_models(self, listed: bytes) -> None:
         """Publish to clients of the broker what the fleet can run, as JSON; it expires unless renewed."""
         with fleet_errors(_SERVER):

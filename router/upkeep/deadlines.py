@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 from broker.valkey.records import Ending, Overdue, exceeded
+from router.service.decision import endings_after
 from router.service.store import RouterStore
 from taxiway.contract.job import JobState, failure_meta
-from taxiway.errors import BrokerUnavailableError
+from taxiway.contract.limits import ELEMENTS, LARGE
+from taxiway.contract.wire import decode_envelope
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 DEADLINE_TICK = 0.05
 """Shortest pause between two checks, in seconds: waiters are notified at most this, plus a round trip, late."""
@@ -52,8 +56,14 @@ class Deadlines:
         groups, overdue, due = await self._store.overdue(AT_ONCE, ENDING_LEASE)
         self.expect(due)
         if overdue:
-            await self._store.finish([_expired(one) for one in overdue])
+            await self._end(overdue)
         return groups
+
+    async def _end(self, overdue: Sequence[Overdue]) -> None:
+        """End jobs, and what was to follow those in holding: the workers that take the others' messages report it."""
+        held = [one.job for one in overdue if one.course.held]
+        messages = await self._store.held_messages(held, LARGE) if held else {}
+        await self._store.finish_all([_expired(one, messages.get(one.job)) for one in overdue])
 
     async def _wait(self) -> None:
         while (left := self._next - self._store.now()) > 0:
@@ -62,6 +72,13 @@ class Deadlines:
                 await asyncio.wait_for(self._sooner.wait(), left)
 
 
-def _expired(overdue: Overdue) -> Ending:
-    meta = failure_meta(overdue.job, exceeded(overdue.course))
-    return Ending(overdue.job, JobState.EXPIRED, meta, reply=overdue.reply)
+def _expired(overdue: Overdue, message: bytes | None) -> tuple[Ending, tuple[Ending, ...]]:
+    """A job's end, and the ends of what was to follow it by its message."""
+    error = exceeded(overdue.course)
+    ending = Ending(overdue.job, JobState.EXPIRED, failure_meta(overdue.job, error), reply=overdue.reply)
+    if message is None:
+        return ending, ()
+    try:
+        return ending, endings_after(decode_envelope(message), error, ELEMENTS)
+    except InvalidRequestError:
+        return ending, ()

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import kombu
+import msgspec
 import pytest
 import redis
 
@@ -21,6 +22,7 @@ from taxiway.contract.keys import (
     ARRIVALS,
     HELD,
     HOLDING,
+    INFER,
     RELEASED,
     WORK,
     held_cell,
@@ -30,7 +32,7 @@ from taxiway.contract.keys import (
     work_cell,
 )
 from taxiway.contract.request import Request
-from taxiway.contract.wire import cancel_message, decode_envelope, infer_message
+from taxiway.contract.wire import cancel_message, decode_envelope, encode_envelope, infer_message, task_envelope
 from taxiway.errors import DeadlineExceededError
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.stored import record_of
@@ -186,6 +188,20 @@ def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet: Setti
         meta = eventually(lambda: store.get(result_key(job)))
 
     assert held.deadline_at - held.accepted == pytest.approx(4)
+    with pytest.raises(DeadlineExceededError, match=r"^deadline of 4 s exceeded: held 4"):
+        read_result(read_meta(meta))
+
+
+def test_what_follows_a_held_job_fails_with_it_when_its_deadline_passes(either: Settings, store: redis.Redis) -> None:
+    job, after = str(uuid.uuid4()), str(uuid.uuid4())
+    follow = {"chain": [{"task": INFER, "options": {"task_id": after}}]}
+    body = msgspec.json.encode([[], {"model": "paced", "inputs": "x", "service": "bulk", "deadline": 4}, follow])
+    with EchoDevice(either, answering=False), router_process(either):
+        fill(either, store, deadline=500)
+        publish(either, [encode_envelope(task_envelope(INFER, job, body, header={}, origin="test"))])
+        eventually(lambda: record_of(store, job).state is JobState.HELD)
+        meta = eventually(lambda: store.get(result_key(after)))
+
     with pytest.raises(DeadlineExceededError, match=r"^deadline of 4 s exceeded: held 4"):
         read_result(read_meta(meta))
 
