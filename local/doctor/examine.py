@@ -170,9 +170,9 @@ def _server(variable: str, url: str) -> Finding:
     try:
         _ping(url)
     except (OSError, ServerError, ValueError) as error:
-        return Finding(
-            subject=variable, found=False, value=f"{shown}: {error}", remedy=f"start the server, or unset {variable}"
-        )
+        known = isinstance(error, ServerError) and str(error).startswith(("WRONGPASS", "NOAUTH", "NOPERM"))
+        remedy = f"correct the account in {variable}" if known else f"start the server, or unset {variable}"
+        return Finding(subject=variable, found=False, value=f"{shown}: {error}", remedy=remedy)
     return Finding(subject=variable, found=True, value=f"{shown} answers")
 
 

@@ -340,6 +340,8 @@ Durability = Literal["written", "replicated"]
 _FULL = "command not allowed when used memory"  # from the server's error text; redis-py strips the code before it
 _UNWRITTEN = "MISCONF"  # error code: the server cannot write its log or its snapshot
 
+_NO_ACCESS = ("NOPERM", "WRONGPASS", "NOAUTH")  # error codes: the account lacks a right, or its password is wrong
+
 
 def confirming(durability: Durability, patience: float) -> tuple[tuple[str | int, ...], ...]:
     """The commands, if any, that confirm earlier writes on the same connection within `patience` seconds.
@@ -393,4 +395,5 @@ def refusal(server: str, error: BaseException) -> FleetUnavailable:
     if _UNWRITTEN in str(error):
         message = f"the {server} cannot write to its disk and accepts no writes: free disk space there ({error})"
         return BrokerFullError(message, retry_after=5.0, resource="disk")
-    return BrokerUnavailableError(f"the {server} does not answer: {error}", retry_after=1.0)
+    why = "refuses this account" if any(code in str(error) for code in _NO_ACCESS) else "does not answer"
+    return BrokerUnavailableError(f"the {server} {why}: {error}", retry_after=1.0)

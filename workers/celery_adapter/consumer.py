@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from celery import bootsteps
+from celery.exceptions import WorkerShutdown
 from celery.worker.consumer import Consumer
 from celery.worker.control import control_command
+from redis.exceptions import NoPermissionError
 
 from workers.celery_adapter.events import AT_MOST
 from workers.celery_adapter.inspection import SHOW_EVERY
 from workers.celery_adapter.strategy import guarded
 
 logger = logging.getLogger(__name__)
+
+
+REFUSED = os.EX_NOPERM
+"""Exit status of a worker whose account at the broker lacks a right."""
 
 
 @control_command(args=[("queue", str)], signature="<class>")
@@ -37,6 +44,22 @@ class LoneConsumer(Consumer):
     def __init__(self, on_task_request: Any, *, worker_options: dict[str, Any], **kwargs: Any) -> None:
         alone = worker_options | {"without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **kwargs)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Exit where the broker's account lacks a right; Celery would connect again at once, without end.
+
+        Raises:
+            WorkerShutdown: the server refused a command of the account.
+        """
+        if isinstance(exc, NoPermissionError):
+            hint = (
+                "`ACL LOG` at the broker names it; `python -m broker.accounts --acl FILE` writes what queues.yaml needs"
+            )
+            logger.critical(
+                "the account at the broker lacks a right; worker exits", extra={"error": str(exc), "hint": hint}
+            )
+            raise WorkerShutdown(REFUSED) from exc
+        super().on_connection_error_after_connected(exc)
 
 
 class Fetching(bootsteps.StartStopStep):

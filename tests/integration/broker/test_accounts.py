@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +36,7 @@ from tests.guarded import Guarded, guarded_valkey
 from tests.producing import stop_listening
 from tests.routing import router_process
 from tests.working import CLASS, worker_process, worker_settings
+from workers.celery_adapter.consumer import REFUSED
 
 OTHERS = ("SET", "elsewhere", "1")
 NEVER = ["CONFIG GET *", "FLUSHALL", "KEYS *", "SCAN 0", "RANDOMKEY", "ACL LIST", "CLIENT LIST", "MONITOR", "SAVE"]
@@ -144,6 +148,21 @@ def test_an_account_can_do_nothing_else(guarded: Guarded, account: str) -> None:
         for command in (*DENIED[account], *map(str.split, NEVER), OTHERS):
             with pytest.raises(redis.ResponseError, match="permission"):
                 pytest.fail(f"{command} was answered: {client.execute_command(*command)}")
+
+
+def test_a_worker_whose_account_lacks_its_class_exits_and_says_what_was_refused(
+    fleet: Settings, tmp_path: Path
+) -> None:
+    with guarded_valkey(tmp_path, ["gpu.realtime"]) as server:  # as if the class had been added later
+        own = replace(fleet, broker=server.url("worker"), state=server.url("worker"))
+        command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS]
+        environment = {**os.environ, **own.environment()}
+        done = subprocess.run(
+            command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == REFUSED
+    assert "the account at the broker lacks a right" in done.stderr
+    assert f"LLEN {CLASS}" in done.stderr
 
 
 def test_access_needs_an_account_a_certificate_and_tls(guarded: Guarded) -> None:

@@ -46,6 +46,12 @@ def test_a_server_without_a_password_is_reported_and_one_with_a_password_is_not(
     assert "TAXIWAY_BROKER guard" not in said[1]
 
 
+def test_a_server_that_refuses_the_account_is_not_said_to_be_stopped(valkey_url: str) -> None:
+    at = valkey_url.rpartition("@")[2]
+    [finding] = [one for one in servers({"TAXIWAY_BROKER": f"redis://:wrong@{at}"}) if one.subject == "TAXIWAY_BROKER"]
+    assert (finding.found, finding.remedy) == (False, "correct the account in TAXIWAY_BROKER")
+
+
 def test_what_is_wrong_with_the_configuration_is_named_with_what_to_do(tmp_path: Path) -> None:
     write_model(tmp_path / "models", "scale", scale_graph(2.0), **SCALE_SPECS)
     (tmp_path / "models" / "scale" / "graph.onnx").unlink()
