@@ -47,6 +47,7 @@ from simulator.pool import Pool
 from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
 from simulator.tuning.real_fleet import paces
+from simulator.tuning.recall import alike
 from simulator.tuning.tuner import FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Conditions, Window
 from simulator.workload import Job, Workload, followed_by
@@ -251,7 +252,7 @@ class Tuned(Taxiway):
         self._tuner = Tuner(seed)
         self._watch = Watch()
         self._next_look = 0.0 if history is not None else FIRST
-        self._handed_over = 0.0
+        self._handed_over, self._played = 0.0, 0.0
         self._live: deque[tuple[float, bool]] = deque()
         self._trim = False
         self._trust = Trust()
@@ -292,7 +293,9 @@ class Tuned(Taxiway):
         while self._live and self._live[0][0] < now - RECENT:
             self._live.popleft()
         pace = paces(self._reader.fleet, self._fleet.classes)
-        if not self._watch.due(now, pace, [timely for _, timely in self._live]):
+        until = now + self._earlier
+        recalls = alike(self._recorded.trace, until, WINDOW, self._played) is not None
+        if not self._watch.due(now, pace, [timely for _, timely in self._live], recalls=recalls):
             return
         first = self._tuner.assignment is None
         if not first and self._fails(pools, now):
@@ -300,9 +303,12 @@ class Tuned(Taxiway):
             return
         recorded, plays = replace(self._recorded, fleet=self._as_learned(pools)), None
         if first and self._earlier:
-            window, plays = Window.latest(recorded, now + self._earlier, self._earlier, HISTORY), HISTORY_PLAYS
+            window, plays = Window.latest(recorded, until, self._earlier, HISTORY), HISTORY_PLAYS
+            self._played = until - WINDOW
         else:
-            window = Window.likely(recorded, now + self._earlier, WINDOW)
+            earlier = alike(recorded.trace, until, WINDOW)
+            window = Window.likely(recorded, until, WINDOW, earlier)
+            self._played = until - WINDOW if earlier is None else earlier.begin
         if not window.jobs:
             return
         conditions = Conditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))

@@ -36,7 +36,7 @@ from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.tuning.lease import LEASE, RENEW, Lease
 from simulator.tuning.real_fleet import Known, Recorded, penalties, recorded, spending, timely
-from simulator.tuning.recall import Traffic, followed
+from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
 from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
@@ -99,6 +99,7 @@ class FleetTuner:
         self._models: tuple[str, ...] = ()
         self._trust = Trust()
         self._traffic = Traffic()
+        self._played = 0.0
         self._spent, self._seen = 0.0, math.inf
         self.rest = REST
         """Seconds until the next look: until the history is long enough for a first plan, if that is sooner."""
@@ -115,7 +116,8 @@ class FleetTuner:
         recent = timely(self._history.read_recent(now - LAG - RECENT), self._topology)
         live = [in_time for (_, service), in_time in recent if service == LIVE]
         self._spend(known, now)
-        return self._watch.due(now, known.paces, live, self._topology.plan.period)
+        recalls = self._recalls(now - LAG)
+        return self._watch.due(now, known.paces, live, self._topology.plan.period, recalls=recalls)
 
     def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
         """Tune once: what was found, and the plan to follow from now on. A dry run writes nothing."""
@@ -163,11 +165,17 @@ class FleetTuner:
             for begin in np.arange(last - REACH, last, WINDOW).tolist():
                 self._count(begin, begin + WINDOW)
         latest = self._count(until - WINDOW, until)
-        alike = self._traffic.begin_of(until, WINDOW)
+        alike = self._traffic.alike(until, WINDOW)
+        self._played = until - WINDOW if alike is None else alike.begin
         if alike is None:
             return latest
-        end = alike + WINDOW
-        return followed(self._history.read(alike, end), end, latest, until)
+        end = alike.begin + WINDOW
+        return followed(self._history.read(alike.begin, end), end, latest, until - alike.recent)
+
+    def _recalls(self, until: float) -> bool:
+        """Whether requests come now as they did at an earlier time, and not as those that were played."""
+        self._count(until - (NOW + 1) * BLOCK, until)
+        return self._traffic.alike(until, WINDOW, self._played) is not None
 
     def _count(self, begin: float, end: float) -> Arrivals:
         """The arrivals of a span, once they count as traffic that was seen."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,14 @@ from simulator.traces import Trace
 BLOCK = float(SLICE)
 """Seconds whose arrivals are counted together, and stay together where others are drawn: bursts last about as long."""
 
-NOW = 4
-"""Blocks that say how requests come now."""
+SOON, NOW = 2, 4
+"""Blocks that say how requests come now: the fewer if these show a change, otherwise the more."""
 
-SURE = 3.0
-"""A model's rate has changed if it differs from what it was by this many standard errors."""
+SURE = 4.0
+"""A model's rate has changed if it differs from what it was by this many standard errors.
+
+Source: the trial `steady` with a history, where 3 took bursts before 780 s for a change with five seeds of eight, 4 with
+none."""
 
 LEAST = 0.2
 """Rates that differ by less than this share are alike, however many requests show it."""
@@ -45,29 +49,55 @@ def counts_of(trace: Trace, begin: float, end: float) -> Counts:
     return np.array([np.histogram(trace.arrival[trace.model == model], edges)[0] for model in models], np.float64)
 
 
-def recalled(counts: Counts, length: int) -> int | None:
-    """The first of the `length` blocks that resemble the last `NOW` more than those just before do; None if none do."""
-    if counts.shape[1] <= length + NOW:
-        return None
-    differ = _differences(counts, length)
-    if differ[:, -1].max() <= SURE**2:
-        return None
-    total = differ.sum(axis=0)
-    best = len(total) - 1 - int(np.argmin(total[::-1]))
-    return best if total[best] <= CLEARLY * total[-1] else None
+class Alike(NamedTuple):
+    """An earlier time that was like now: when it begins, and for how many of the last seconds they came as now."""
+
+    begin: float
+    recent: float
 
 
-def _differences(counts: Counts, length: int) -> Counts:
+def alike(trace: Trace, now: float, span: float, played: float | None = None) -> Alike | None:
+    """The `span` seconds of a trace that resemble the last ones before `now`, as `recalled`."""
+    began = now - BLOCK * (now // BLOCK)
+    return _in_seconds(counts_of(trace, began, now), span, began, played)
+
+
+def _in_seconds(counts: Counts, span: float, began: float, played: float | None) -> Alike | None:
+    """As `recalled`, of counts whose first block has `began` then."""
+    first = None if played is None else round((played - began) / BLOCK)
+    found = recalled(counts, int(span // BLOCK), first)
+    return None if found is None else Alike(began + BLOCK * found[0], BLOCK * found[1])
+
+
+def recalled(counts: Counts, length: int, played: int | None = None) -> tuple[int, int] | None:
+    """The first of `length` blocks that resemble the last ones clearly more than those do that were `played`.
+
+    Returns it and how many the last ones are; None if rates are as they were, or never were like now. `played` is the
+    first of the blocks that a plan was made for; None for those just before the last ones.
+    """
+    for now in (SOON, NOW):
+        if counts.shape[1] <= length + now:
+            return None
+        differ = _differences(counts, length, now)
+        former = differ.shape[1] - 1 if played is None else min(max(played, 0), differ.shape[1] - 1)
+        if differ[:, former].max() > SURE**2:
+            total = differ.sum(axis=0)
+            best = len(total) - 1 - int(np.argmin(total[::-1]))
+            return (best, now) if total[best] <= CLEARLY * total[former] else None
+    return None
+
+
+def _differences(counts: Counts, length: int, last: int) -> Counts:
     """By how many standard errors each stretch's rates differ from now, squared; shape (models, stretches).
 
     Requests come unevenly. How unevenly, the steps from block to block tell: unlike the variance, they do not grow with
     a change that lasts.
     """
-    now = counts[:, -NOW:].mean(axis=1, keepdims=True)
-    means = np.lib.stride_tricks.sliding_window_view(counts[:, :-NOW], length, axis=1).mean(axis=2)
+    now = counts[:, -last:].mean(axis=1, keepdims=True)
+    means = np.lib.stride_tricks.sliding_window_view(counts[:, :-last], length, axis=1).mean(axis=2)
     uneven = (np.diff(counts, axis=1) ** 2).mean(axis=1) / 2 / np.maximum(counts.mean(axis=1), 1 / BLOCK)
-    rate = np.maximum((means * length + now * NOW) / (length + NOW), 1 / BLOCK)
-    chance = rate * np.maximum(uneven, 1.0)[:, None] * (1 / length + 1 / NOW)
+    rate = np.maximum((means * length + now * last) / (length + last), 1 / BLOCK)
+    chance = rate * np.maximum(uneven, 1.0)[:, None] * (1 / length + 1 / last)
     differ: Counts = (means - now) ** 2 / (chance + (rate * LEAST / SURE) ** 2)
     return differ
 
@@ -95,8 +125,8 @@ class Traffic:
         for number in [number for number in self._blocks if number < (end - KEPT) / BLOCK]:
             del self._blocks[number]
 
-    def begin_of(self, until: float, span: float) -> float | None:
-        """When `span` seconds begin that resemble the last minutes before `until`; None for the latest ones."""
+    def alike(self, until: float, span: float, played: float | None = None) -> Alike | None:
+        """The `span` seconds that resemble the last ones before `until`, as `recalled`."""
         last = int(until // BLOCK)
         first = last
         while first - 1 in self._blocks:
@@ -104,13 +134,11 @@ class Traffic:
         blocks = [self._blocks[number] for number in range(first, last)]
         kinds = sorted(set().union(*blocks))
         counts = np.array([[block[kind] for block in blocks] for kind in kinds], np.float64)
-        found = recalled(counts, int(span // BLOCK)) if kinds else None
-        return None if found is None else (first + found) * BLOCK
+        return _in_seconds(counts, span, first * BLOCK, played) if kinds else None
 
 
-def followed(earlier: Arrivals, end: float, latest: Arrivals, until: float) -> Arrivals:
-    """Earlier arrivals, whose span has this `end`, moved to just before the last minutes, and those."""
-    recent = until - NOW * BLOCK
+def followed(earlier: Arrivals, end: float, latest: Arrivals, recent: float) -> Arrivals:
+    """Earlier arrivals, whose span has this `end`, moved to just before the `recent` ones, and those."""
     moved = earlier.jobs.copy()
     moved["arrival"] += recent - end
     now = latest.jobs[latest.jobs["arrival"] >= recent]

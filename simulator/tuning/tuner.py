@@ -57,7 +57,7 @@ RECENT = 30.0
 """Seconds of live answers that an alarm looks at."""
 
 REST = 20.0
-"""Fewest seconds between two tunings; three times as many after an alarm of lateness."""
+"""Fewest seconds between two tunings; three times as many before one for lateness or other rates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +107,21 @@ class Watch:
     span: float = math.inf
     pace: Sequence[float] = ()
 
-    def due(self, now: float, pace: Sequence[float], live: Sequence[bool], period: float = PERIOD) -> bool:
-        """Whether to tune now; `live` says of recent live requests whether each was in time."""
+    def due(
+        self, now: float, pace: Sequence[float], live: Sequence[bool], period: float = PERIOD, *, recalls: bool = False
+    ) -> bool:
+        """Whether to tune now.
+
+        `live` says of recent live requests whether each was in time. `recalls` says that an earlier time was clearly
+        more like now than what the plan was made for.
+        """
         since = now - self.tuned
         if since >= max(min(period, self.span), REST):
             return True
         if since >= REST and any(max(a / b, b / a) > ALARM_PACE for a, b in zip(pace, self.pace, strict=True)):
             return True
-        return since >= 3 * REST and len(live) >= ALARM_JOBS and live.count(False) > ALARM_LATE * len(live)
+        late = len(live) >= ALARM_JOBS and live.count(False) > ALARM_LATE * len(live)
+        return since >= 3 * REST and (recalls or late)
 
 
 def plays_for(window: Window) -> int:

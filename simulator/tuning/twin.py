@@ -16,7 +16,7 @@ from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
 from simulator.traces import Column, joined
-from simulator.tuning.recall import BLOCK, NOW, counts_of, recalled
+from simulator.tuning.recall import BLOCK, Alike
 from simulator.workload import Job, Workload, jobs
 
 LIFE = 600.0
@@ -87,14 +87,12 @@ class Window:
         return cls._moved(workload, rows[chosen], (piece * each + inside)[chosen], kept)
 
     @classmethod
-    def likely(cls, workload: Workload, now: float, span: float) -> Window:
-        """As `latest`; where an earlier time was more like now, its arrivals, followed by those of the last minutes."""
-        arrival = workload.trace.arrival
-        began = now - BLOCK * (now // BLOCK)
-        found = recalled(counts_of(workload.trace, began, now), int(span // BLOCK))
-        if found is None:
+    def likely(cls, workload: Workload, now: float, span: float, alike: Alike | None) -> Window:
+        """As `latest`; where an earlier time was more like now, its arrivals, followed by those since it is."""
+        if alike is None:
             return cls.latest(workload, now, span)
-        begin, recent = began + BLOCK * found, now - BLOCK * NOW
+        arrival = workload.trace.arrival
+        begin, recent = alike.begin, now - alike.recent
         earlier = np.arange(*np.searchsorted(arrival, (begin, begin + span)))
         latest = np.arange(*np.searchsorted(arrival, (recent, now)))
         moved = np.concatenate([arrival[earlier] - begin, arrival[latest] - recent + span])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
 from simulator.tuning.command import FleetTuner
 from simulator.tuning.lease import LEASE, RENEW, Lease
-from simulator.tuning.recall import BLOCK, NOW
+from simulator.tuning.recall import BLOCK, SOON
 from simulator.tuning.tuner import FIRST, PERIODS, REST, WINDOW, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
@@ -87,12 +88,30 @@ def environment(settings: Settings) -> dict[str, str]:
 def test_after_a_change_the_plan_is_made_for_an_earlier_time_that_was_like_now(
     settings: Settings, store: Any, devices: None
 ) -> None:
-    recent = NOW * BLOCK + LAG
+    recent = SOON * BLOCK + LAG
     record(store, recent + 3 * WINDOW)
     record(store, recent + WINDOW, recent, rate=8)
     told = tune(settings)
     assert told["adopted"]
-    assert told["arrivals"] == pytest.approx(2 * (WINDOW + NOW * BLOCK), rel=0.1)
+    assert told["arrivals"] == pytest.approx(2 * (WINDOW + SOON * BLOCK), rel=0.1)
+
+
+def test_a_plan_is_tuned_early_once_requests_come_as_at_an_earlier_time(
+    settings: Settings, store: Any, devices: None
+) -> None:
+    recent = SOON * BLOCK + LAG
+    record(store, recent + 2 * WINDOW)
+    record(store, recent + WINDOW, rate=8)
+    with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
+        tuner.tune(dry_run=False)
+        assert tuner._watch is not None
+        tuner._watch = replace(tuner._watch, tuned=tuner._watch.tuned - 3 * REST)
+        assert not tuner.due()
+        record(store, recent)
+        assert tuner.due()
+        assert tuner.tune(dry_run=False)[1] is not None
+        tuner._watch = replace(tuner._watch, tuned=tuner._watch.tuned - 3 * REST)
+        assert not tuner.due()
 
 
 def firsts(plan: Plan, locality: str | None) -> set[str]:

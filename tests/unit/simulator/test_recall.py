@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.decide.history import JOB, REFUSED, Arrivals
 from simulator.fleet import parse_fleet
 from simulator.traces import joined, synthetic_trace
-from simulator.tuning.recall import BLOCK, KEPT, NOW, Counts, Traffic, followed, recalled
+from simulator.tuning.recall import BLOCK, KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
 from simulator.tuning.twin import Window
 from simulator.workload import Workload, prepare
 
@@ -33,10 +33,26 @@ def test_the_latest_arrivals_are_played_while_rates_stay(seed: int) -> None:
     assert recalled(counts((40, DAY), seed=seed), LENGTH) is None
 
 
-def test_after_a_change_the_time_is_recalled_that_had_todays_rates() -> None:
-    begin = recalled(counts((20, DAY), (20, NIGHT), (NOW, DAY)), LENGTH)
-    assert begin is not None
-    assert begin + LENGTH <= 20
+@pytest.mark.parametrize("blocks", [SOON, NOW])
+def test_after_a_change_the_time_is_recalled_that_had_todays_rates(blocks: int) -> None:
+    found = recalled(counts((20, DAY), (20, NIGHT), (blocks, DAY)), LENGTH)
+    assert found is not None
+    assert found[0] + LENGTH <= 20 + 1
+    assert found[1] == SOON
+
+
+def test_a_change_is_not_seen_twice_once_a_plan_was_made_for_the_earlier_time() -> None:
+    seen = counts((20, DAY), (20, NIGHT), (NOW, DAY))
+    assert recalled(seen, LENGTH, played=40 - LENGTH) is not None
+    assert recalled(seen, LENGTH, played=5) is None
+
+
+def test_traffic_that_turns_back_is_not_like_the_earlier_time_that_was_played() -> None:
+    back = counts((20, DAY), (20, NIGHT), (SOON, DAY), (10, NIGHT))
+    found = recalled(back, LENGTH, played=5)
+    assert found is not None
+    assert found[0] >= 20
+    assert recalled(back, LENGTH) is None
 
 
 def test_a_change_to_what_never_was_recalls_nothing() -> None:
@@ -78,15 +94,17 @@ def test_a_tuner_recalls_from_the_counts_of_what_it_read() -> None:
     def every(at: float) -> float:
         return 3.0 if day <= at < night else 1.0
 
-    until, span = night + NOW * BLOCK + 7, LENGTH * BLOCK
+    until, span = night + SOON * BLOCK + 7, LENGTH * BLOCK
     traffic = Traffic()
     assert not traffic
     traffic.add(arrivals(0, day, every), 0, day)
-    assert traffic.begin_of(day, span) is None
+    assert traffic.alike(day, span) is None
     traffic.add(arrivals(day - span, until, every), day - span, until)
-    begin = traffic.begin_of(until, span)
-    assert begin is not None
-    assert 0 <= begin <= day - span
+    found = traffic.alike(until, span)
+    assert found is not None
+    assert 0 <= found.begin <= day - span
+    assert found.recent == SOON * BLOCK
+    assert traffic.alike(until, span, found.begin) is None
 
 
 def test_times_that_were_not_observed_or_are_too_old_are_not_recalled() -> None:
@@ -95,29 +113,28 @@ def test_times_that_were_not_observed_or_are_too_old_are_not_recalled() -> None:
     def every(at: float) -> float:
         return 3.0 if day <= at < night else 1.0
 
-    until, span = night + NOW * BLOCK, LENGTH * BLOCK
+    until, span = night + SOON * BLOCK, LENGTH * BLOCK
     whole = arrivals(0, until, every)
     gap = Traffic()
     gap.add(Arrivals(NAMES, whole.jobs, unseen=((day, day + BLOCK),)), 0, until)
-    assert gap.begin_of(until, span) is None
+    assert gap.alike(until, span) is None
     old = Traffic()
     old.add(whole, 0, until)
     old.add(arrivals(until, until + KEPT, every), until, until + KEPT)
-    assert old.begin_of(until, span) is None
+    assert old.alike(until, span) is None
 
 
 def test_refused_requests_do_not_count() -> None:
     traffic = Traffic()
     traffic.add(arrivals(0, 40 * BLOCK, lambda _: 1.0, REFUSED), 0, 40 * BLOCK)
-    assert traffic.begin_of(40 * BLOCK, LENGTH * BLOCK) is None
+    assert traffic.alike(40 * BLOCK, LENGTH * BLOCK) is None
 
 
 def test_recalled_arrivals_come_just_before_the_last_minutes() -> None:
     earlier, latest = arrivals(100, 400, lambda _: 1.0), arrivals(5000, 5450, lambda _: 2.0)
-    both = followed(earlier, 400, latest, 5450)
-    recent = 5450 - NOW * BLOCK
-    assert both.jobs["arrival"].min() == recent - 300
-    assert len(both) == 300 + NOW * BLOCK / 2
+    both = followed(earlier, 400, latest, 5390)
+    assert both.jobs["arrival"].min() == 5390 - 300
+    assert len(both) == 300 + 60 / 2
     assert earlier.jobs["arrival"].min() == 100
 
 
@@ -147,12 +164,12 @@ def of_rates(spans: Sequence[tuple[float, float, float]]) -> Workload:
 
 
 def test_a_window_is_of_the_time_that_was_like_now_and_of_the_last_minutes() -> None:
-    workload = of_rates([(600, 2, 7), (600, 4, 3), (NOW * BLOCK, 2, 7)])
-    now, span = 1200 + NOW * BLOCK, 240.0
-    window = Window.likely(workload, now, span)
-    assert window.span == span + NOW * BLOCK
+    workload = of_rates([(600, 2, 7), (600, 4, 3), (SOON * BLOCK, 2, 7)])
+    now, span = 1200 + SOON * BLOCK, 240.0
+    window = Window.likely(workload, now, span, alike(workload.trace, now, span))
+    assert window.span == span + SOON * BLOCK
     assert len(window.jobs) == pytest.approx(9 * window.span, rel=0.1)
     assert (np.diff(window.workload.trace.arrival) >= 0).all()
-    before = Window.likely(workload, 1190.0, span)
+    before = Window.likely(workload, 1190.0, span, alike(workload.trace, 1190.0, span))
     assert before.span == span
     assert len(before.jobs) == len(Window.latest(workload, 1190.0, span).jobs)

@@ -298,6 +298,8 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
     assert watch.due(100.0 + REST, (1.0, 2.0), [])
     assert not watch.due(100.0 + REST - 1, (1.0, 2.0), [])
     assert watch.due(100.0 + 3 * REST, pace, late)
+    assert not watch.due(100.0 + 3 * REST - 1, pace, [], recalls=True)
+    assert watch.due(100.0 + 3 * REST, pace, [], recalls=True)
     assert not watch.due(100.0 + PERIOD - 1, pace, [])
     assert watch.due(100.0 + PERIOD, pace, [])
 
