@@ -26,7 +26,7 @@ SOON, NOW = 2, 4
 SURE = 4.0
 """A model's rate has changed if it differs from what it was by this many standard errors.
 
-Source: the trial `steady` with a history, where 3 took bursts before 780 s for a change with five seeds of eight, 4 with
+Source: the trial `steady` with a history: before 780 s, 3 took bursts for a change with five seeds of eight, 4 with
 none."""
 
 LEAST = 0.2
