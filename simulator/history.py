@@ -19,7 +19,7 @@ import click
 import msgspec
 import numpy as np
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from router.decide.history import (
@@ -36,7 +36,7 @@ from router.decide.history import (
     hour_of,
     slice_of,
 )
-from simulator.reports import percent, seconds
+from simulator.reports import percent, seconds, table
 from simulator.traces import Trace, TraceError, trace_of, without_versions, write_trace
 from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
@@ -242,16 +242,13 @@ def _told(arrivals: Arrivals) -> Iterator[dict[str, Any]]:
 
 
 def _table(shares: Sequence[Share]) -> Table:
-    names = Share.__struct_fields__
-    columns = [
-        Column(name, no_wrap=True, justify="left" if name in ("model", "service") else "right") for name in names
-    ]
-    table = Table(*columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    model, service, *rest = Share.__struct_fields__
+    shown = table(model, service, right=rest)
     for share in shares:
         figures = {**msgspec.structs.asdict(share), "timely": percent(share.timely)}
         figures |= {"p50": seconds(share.p50), "p95": seconds(share.p95)}
-        table.add_row(*(Text(str(figure)) for figure in figures.values()))
-    return table
+        shown.add_row(*(Text(str(figure)) for figure in figures.values()))
+    return shown
 
 
 if __name__ == "__main__":

@@ -50,14 +50,17 @@ def usage(summaries: Sequence[Summary]) -> Table:
 
 
 def table(*left: str, right: Sequence[str] = (), first: str | None = None) -> Table:
-    """An empty table: a bold `first` column if it is named, then those on the `left`, and figures on the `right`."""
+    """An empty table: a bold `first` column if it is named, then those on the `left`, and figures on the `right`.
+
+    Where the terminal is too narrow, a cell goes on in the next line: a figure that is cut is another one.
+    """
     shown = Table(box=None, pad_edge=False, collapse_padding=True)
     if first is not None:
-        shown.add_column(first, style="bold", no_wrap=True)
+        shown.add_column(first, style="bold", overflow="fold")
     for name in left:
-        shown.add_column(name, no_wrap=True)
+        shown.add_column(name, overflow="fold")
     for name in right:
-        shown.add_column(name, justify="right", no_wrap=True)
+        shown.add_column(name, justify="right", overflow="fold")
     return shown
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from simulator.engine import Summary, simulate
 from simulator.fleet import SERVICES, parse_fleet
 from simulator.policies.taxiway import Taxiway
-from simulator.reports import Comparison, compared, difference_table, sample_line, sampled
+from simulator.reports import Comparison, compared, difference_table, sample_line, sampled, table
 from simulator.traces import synthetic_trace, windows_of
 from simulator.workload import prepare
 
@@ -83,6 +83,17 @@ def test_the_table_has_signs_and_a_dash_for_what_is_absent() -> None:
     assert "cost $2.00 $1.00 -$1.00" in lines
     assert "cost of a $2.00 – -$2.00" in lines
     assert "cost of b – $1.00 +$1.00" in lines
+
+
+@pytest.mark.parametrize("columns", [30, 60, 160])
+def test_no_figure_is_cut_where_the_terminal_is_narrow(columns: int) -> None:
+    shown = table("model", right=("cost", "p95"), first="policy")
+    shown.add_row("taxiway", "sentiment:1", "$1234.56", "0.0236 s")
+    console = Console(width=columns, record=True, file=StringIO())
+    console.print(shown)
+    text = console.export_text()
+    assert "…" not in text
+    assert sorted("".join(text.split())) == sorted("policymodelcostp95taxiwaysentiment:1$1234.560.0236s")
 
 
 @given(count=st.integers(2, 9), each=st.floats(1, 6))
