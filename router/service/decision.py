@@ -18,6 +18,7 @@ from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, check_size, hooks_of
 from router.service.celery_message import Embed, check_embed, check_headers, followers_of, read_embed
+from tasks.models.signature import digest_of
 from tasks.topology import Limits
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
@@ -34,11 +35,16 @@ _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).dec
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A stored result under the task id `submission`, published to the client `reply`."""
+    """A stored result under the task id `submission`, published to the client `reply`.
+
+    `digest` is that of a request under an idempotency key, whose `job` may have been accepted before; empty if unknown.
+    """
 
     submission: str
     meta: bytes
     reply: str
+    job: str = ""
+    digest: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -77,7 +83,7 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
     except TaxiwayError as error:
         ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
         refused = _refused(found, rules, failure_meta(found.job, error))
-        refusal = _refusal(found.envelope, error, found.reply)
+        refusal = _refusal(found.envelope, error, found.reply, found.job, _digest(found, rules))
         follow = endings_after(found.envelope, error, rules.topology.limits.elements)
         return msgspec.structs.replace(ended, refusal=refusal, refused=refused, follow=follow)
 
@@ -267,9 +273,18 @@ def _submission_of(envelope: Envelope) -> str:
     return submission_id(submission) if _is_name(submission) else ""
 
 
-def _refusal(envelope: Envelope, error: TaxiwayError, reply: str) -> Refusal | None:
+def _refusal(envelope: Envelope, error: TaxiwayError, reply: str, job: str = "", digest: str = "") -> Refusal | None:
     submission = _submission_of(envelope)
-    return Refusal(submission, failure_meta(submission, error), reply) if submission else None
+    return Refusal(submission, failure_meta(submission, error), reply, job, digest) if submission else None
+
+
+def _digest(order: Order, rules: Rules) -> str:
+    """The digest of a request under an idempotency key; empty without a key, or if its model is unknown."""
+    try:
+        model = rules.catalogue.resolve(order.request.model)
+    except TaxiwayError:
+        return ""
+    return digest_of(model, order.request) if order.request.idempotency_key is not None else ""
 
 
 def _cancelled_job(envelope: Envelope) -> str:

@@ -43,7 +43,7 @@ from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report, Watched
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
-from taxiway.contract.job import JobState, Piece, failure_meta, read_piece
+from taxiway.contract.job import JobState, Piece, accepted_meta, failure_meta, read_piece
 from taxiway.contract.keys import (
     CATALOGUES,
     CATALOGUES_SEEN,
@@ -298,13 +298,20 @@ class RouterStore:
             await self._calls.call("SET", MODELS, listed, "EX", _MODELS_KEPT)
 
     async def refuse(self, refusals: Sequence[Refusal]) -> None:
-        """Publish refusals to their submitters, independent of the jobs that have their idempotency keys."""
-        commands: list[Command] = []
-        for one in refusals:
-            commands.append(("SET", result_key(one.submission), one.meta, "EX", self._limits.keep_result))
-            if one.reply:
-                commands.append(("PUBLISH", reply_channel(one.reply), one.meta))
+        """Publish refusals to their submitters, independent of the jobs that have their idempotency keys.
+
+        A copy of a request that was accepted before is confirmed instead: its key's job is the submitter's job.
+        """
+        keyed = [one for one in refusals if one.digest]
         with fleet_errors(_SERVER):
+            firsts: Any = await self._calls.calls(*(("HGET", job_key(one.job), "digest") for one in keyed))
+            copies = {one.submission for one, first in zip(keyed, firsts, strict=True) if first == one.digest.encode()}
+            commands: list[Command] = []
+            for one in refusals:
+                meta = accepted_meta(one.submission) if one.submission in copies else one.meta
+                commands.append(("SET", result_key(one.submission), meta, "EX", self._limits.keep_result))
+                if one.reply:
+                    commands.append(("PUBLISH", reply_channel(one.reply), meta))
             await self._calls.calls(*commands)
 
     async def first_digest(self, job: str) -> str:

@@ -17,7 +17,7 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, job_key, priority_lists, result_key
-from taxiway.errors import IdempotencyConflictError, ResultExpiredError, UnknownModelError
+from taxiway.errors import IdempotencyConflictError, InvalidRequestError, ResultExpiredError, UnknownModelError
 from tests.routing import EchoDevice, eventually, router_process
 
 KEY: dict[str, Any] = {"tenant": "tower", "deadline": 30.0}
@@ -110,6 +110,17 @@ def test_a_refused_request_under_a_used_key_gets_the_reason(fleet: Fleet) -> Non
     for client in fleet.clients:
         with pytest.raises(UnknownModelError, match="no-such-model"):
             client.submit("no-such-model", "first", **once).result(10)
+
+
+def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(fleet: Fleet) -> None:
+    broker = fleet.clients[2]
+    accepted = broker.submit("echo", "first", idempotency_key="late", **KEY)
+    accepted.result(10)
+    copy = broker.submit("echo", "first", idempotency_key="late", budget=1e-15, **KEY)
+    assert copy.result(10).outputs == {"payload": "first"}
+    with pytest.raises(InvalidRequestError, match="budget"):
+        broker.submit("echo", "second", idempotency_key="late", budget=1e-15, **KEY).result(10)
+    assert fleet.device.done.count(accepted.id) == 1
 
 
 def test_a_job_under_a_key_that_another_request_has_is_neither_shown_nor_cancelled_by_the_refused_one(
