@@ -21,6 +21,7 @@ from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
 from taxiway.connection import ConnectionPool
+from taxiway.contract.wire import refuses_account
 from taxiway.valkey import ServerError
 
 _QUICK = 2.0  # seconds for one look at a server
@@ -170,7 +171,7 @@ def _server(variable: str, url: str) -> Finding:
     try:
         _ping(url)
     except (OSError, ServerError, ValueError) as error:
-        known = isinstance(error, ServerError) and str(error).startswith(("WRONGPASS", "NOAUTH", "NOPERM"))
+        known = isinstance(error, ServerError) and refuses_account(error)
         remedy = f"correct the account in {variable}" if known else f"start the server, or unset {variable}"
         return Finding(subject=variable, found=False, value=f"{shown}: {error}", remedy=remedy)
     return Finding(subject=variable, found=True, value=f"{shown} answers")

@@ -172,7 +172,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
         job=order.job,
         fields=_record(template, order, hooks_of(order, rules)),
         reply=order.reply,
-        use=_use(order, rules),
+        use=use_of(order, rules),
         lead=None if prompt.earlier is None else _lead(placement, prompt.earlier, topology.limits.lease),
     )
     return Admitted(outgoing, placement, ticket, prompt.prefixes)
@@ -203,8 +203,12 @@ def _lead(placement: Placement, earlier: Earlier, lease: float) -> Lead | None:
     return Lead(earlier.job, tuple(device.worker for device in candidate.devices), most, lease)
 
 
-def _use(order: Order, rules: Rules) -> KeyUse | None:
-    """The request's use of an idempotency key, if it is the first and others may use the key too."""
+def use_of(order: Order, rules: Rules) -> KeyUse | None:
+    """The request's use of an idempotency key, if it is the first and others may use the key too.
+
+    Raises:
+        UnknownModelError: there is no such model.
+    """
     key = order.request.idempotency_key
     if key is None or key.startswith(RESENT) or order.released:
         return None

@@ -16,9 +16,8 @@ from broker.valkey.forwarding import Drawn, Refused
 from broker.valkey.records import REFUSED, Ending
 from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Admitted, Order, Rules, admit, check_size, hooks_of
+from router.service.admission import Admitted, Order, Rules, admit, check_size, hooks_of, use_of
 from router.service.celery_message import Embed, check_embed, check_headers, followers_of, read_embed
-from tasks.models.signature import digest_of
 from tasks.topology import Limits
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
@@ -281,10 +280,10 @@ def _refusal(envelope: Envelope, error: TaxiwayError, reply: str, job: str = "",
 def _digest(order: Order, rules: Rules) -> str:
     """The digest of a request under an idempotency key; empty without a key, or if its model is unknown."""
     try:
-        model = rules.catalogue.resolve(order.request.model)
+        use = use_of(order, rules)
     except TaxiwayError:
         return ""
-    return digest_of(model, order.request) if order.request.idempotency_key is not None else ""
+    return use.digest if use is not None else ""
 
 
 def _cancelled_job(envelope: Envelope) -> str:

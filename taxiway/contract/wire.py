@@ -387,6 +387,11 @@ def takes_nothing(error: BaseException) -> bool:
     return any(text in str(error) for text in (_FULL, _UNWRITTEN))
 
 
+def refuses_account(error: BaseException) -> bool:
+    """Whether the server answered that the account lacks a right, or that its password is wrong."""
+    return any(code in str(error) for code in _NO_ACCESS)
+
+
 def refusal(server: str, error: BaseException) -> FleetUnavailable:
     """Our error for a client library's exception or a server's error reply."""
     if _FULL in str(error):
@@ -395,5 +400,5 @@ def refusal(server: str, error: BaseException) -> FleetUnavailable:
     if _UNWRITTEN in str(error):
         message = f"the {server} cannot write to its disk and accepts no writes: free disk space there ({error})"
         return BrokerFullError(message, retry_after=5.0, resource="disk")
-    why = "refuses this account" if any(code in str(error) for code in _NO_ACCESS) else "does not answer"
+    why = "refuses this account" if refuses_account(error) else "does not answer"
     return BrokerUnavailableError(f"the {server} {why}: {error}", retry_after=1.0)
