@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+from amqp.exceptions import ResourceLocked
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.worker.consumer import Consumer
@@ -44,6 +45,9 @@ class LoneConsumer(Consumer):
     def __init__(self, on_task_request: Any, *, worker_options: dict[str, Any], **kwargs: Any) -> None:
         alone = worker_options | {"without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **kwargs)
+        # RabbitMQ may not have noticed yet that the worker's predecessor ended, and lock the control queue for it
+        consumer: Any = self  # celery-types lacks the attribute
+        consumer.connection_errors += (ResourceLocked,)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Exit where the broker's account lacks a right; Celery would connect again at once, without end.
