@@ -156,11 +156,14 @@ class RabbitTransport:
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
         session = await self._live()
+        wanted = set(tags)
+        settled = [session.taken.pop(tag) for tag in tuple(session.taken) if tag in wanted]
         with amqp_errors():
-            for tag in tags:
-                message = session.taken.pop(tag, None)
-                if message is not None:
-                    await message.ack()
+            if settled and not session.taken:
+                await settled[-1].ack(multiple=True)  # and all that was delivered before
+                return
+            for message in settled:
+                await message.ack()
 
     def abandon(self) -> None:
         """Give back all deliveries, by closing the connection before the next take."""

@@ -197,12 +197,16 @@ def transport_of(rabbit: Settings) -> RabbitTransport:
     return RabbitTransport(broker=rabbit.broker, state=rabbit.state, name="t", keep_record=60, queues=CLASSES)
 
 
-async def take_one(transport: RabbitTransport) -> Arrival:
-    while True:
+async def take(transport: RabbitTransport, count: int) -> list[Arrival]:
+    taken: list[Arrival] = []
+    while len(taken) < count:
         await transport.wait(1)
-        taken = await transport.take()
-        if taken.arrivals:
-            return taken.arrivals[0]
+        taken += (await transport.take()).arrivals
+    return taken
+
+
+async def take_one(transport: RabbitTransport) -> Arrival:
+    return (await take(transport, 1))[0]
 
 
 def outgoing(arrival: Arrival, job: str, deadline_at: float = 0.0) -> Outgoing:
@@ -323,6 +327,26 @@ def test_what_was_abandoned_is_taken_again(rabbit: Settings, producer: celery.Ce
         return [present(one.envelope).headers["id"] for one in (first, again)]
 
     assert asyncio.run(scenario()) == [job, job]
+
+
+def test_what_is_settled_never_comes_again_and_all_else_does(rabbit: Settings, producer: celery.Celery) -> None:
+    jobs = [send(producer) for _ in range(4)]
+
+    async def scenario() -> list[str]:
+        transport = transport_of(rabbit)
+        taken = await take(transport, 4)
+        await transport.settle([taken[0].tag, taken[2].tag])
+        transport.abandon()
+        rest = await take(transport, 2)
+        await transport.settle([arrival.tag for arrival in reversed(rest)])
+        transport.abandon()
+        last = send(producer)
+        [left] = await take(transport, 1)
+        await transport.close()
+        assert present(left.envelope).headers["id"] == last
+        return [present(arrival.envelope).headers["id"] for arrival in rest]
+
+    assert asyncio.run(scenario()) == [jobs[1], jobs[3]]
 
 
 def test_an_unreachable_broker_is_reported_within_two_seconds(rabbit: Settings) -> None:
