@@ -24,6 +24,9 @@ from simulator.workload import Figures, Job, Workload, jobs
 TICK = 1.0
 """Seconds between two evaluations of the scaling rule."""
 
+GIVE_UP = 60.0
+"""Seconds after which jobs are given up that wait where no device may be on, once nothing else is left."""
+
 _REPORT_EVERY = 4096
 
 Progress = Callable[[int], None]
@@ -46,6 +49,7 @@ class Engine:
         self._events: list[tuple[float, int, Action, Device | None, int]] = []
         self._sequence = 0
         self._inside = 0
+        self._changes = len(workload.fleet.events)
         self._held: dict[int, Pool] = {}
 
     def run(self, progress: Progress = lambda arrived: None) -> Outcome:
@@ -56,12 +60,19 @@ class Engine:
             self._arrive(job, job.arrival)
             if job.index % _REPORT_EVERY == 0:
                 progress(job.index)
-        while self._inside:
-            self._process_next()
+        self.finish()
         for pool in self.pools:
             pool.switch_all_off(self.now)
         progress(len(self.workload))
         return self.outcome
+
+    def finish(self) -> None:
+        """Play until the last job has ended; jobs left where no device may be on are given up after `GIVE_UP`."""
+        served = self.now
+        while self._inside and self.now < served + GIVE_UP:
+            self._process_next()
+            if self._changes or any(pool.available and pool.jobs for pool in self.pools):
+                served = self.now
 
     def at(self, time: float, action: Action, device: Device | None, version: int) -> None:
         """As `World.at`."""
@@ -77,7 +88,7 @@ class Engine:
     def _begin(self) -> None:
         for pool in self.pools:
             device = pool.device_class
-            for _ in range(max(device.initial, device.minimum)):
+            for _ in range(min(max(device.initial, device.minimum), pool.available)):
                 pool.switch_on(0.0, after=0.0)
         for event in self.workload.fleet.events:
             self.at(event.at, partial(self._change, event), None, 0)
@@ -86,6 +97,7 @@ class Engine:
             self.at(self.policy.beat, self._look, None, 0)
 
     def _change(self, event: Event, device: Device | None, version: int, now: float) -> None:
+        self._changes -= 1
         pool = next(pool for pool in self.pools if pool.name == event.hardware_class)
         if event.slower is not None:
             pool.slow_down(event.slower, now)

@@ -120,6 +120,11 @@ class Pool:
         """US dollars so far."""
         return self.dollars(lambda device: _paid_for(device, now)) + self.metered
 
+    @property
+    def jobs(self) -> int:
+        """Jobs that wait, run, or are expected."""
+        return self.waiting + self.running + self.expected
+
     def busy_seconds(self) -> float:
         """Device seconds of all jobs here."""
         return sum(self.queued) + self.inside
@@ -247,7 +252,7 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""
-        if self._jobs():
+        if self.jobs:
             self._worked = now
         if self._least > self.device_class.minimum and has_ended(now - self._worked, self._need.keep_alive):
             self._least = self.device_class.minimum
@@ -440,10 +445,7 @@ class Pool:
 
     def _wanted(self, load: float) -> int:
         most = self.available if self.nodes is None else self.count  # the router does not know of nodes
-        return devices_wanted(self._rule, load, self._jobs(), minimum=min(self._least, most), count=most)
-
-    def _jobs(self) -> int:
-        return self.waiting + self.running + self.expected
+        return devices_wanted(self._rule, load, self.jobs, minimum=min(self._least, most), count=most)
 
     def _load(self, job: Job, now: float) -> None:
         pace = self.learned[job.model]

@@ -262,11 +262,6 @@ class Replay(Engine):
         left = sum(pool.usd_per_second * pool.busy_seconds() for pool in self.pools)
         return on + left / TARGET
 
-    def finish(self) -> None:
-        """Play until the last job has ended."""
-        while self._inside:
-            self._process_next()
-
 
 class _Shares:
     """Which requests count for which penalty."""

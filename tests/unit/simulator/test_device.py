@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.device import Device
-from simulator.engine import ANSWERED, Engine, simulate
+from simulator.engine import ANSWERED, WAITING, Engine, simulate
 from simulator.fleet import SERVICES, FleetError, parse_fleet
 from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import POLICIES
@@ -118,6 +118,12 @@ def test_a_class_without_available_devices_serves_nothing_until_it_has_some() ->
     cut = "events: [{at: 0, class: gpu, available: 0}, {at: 3, class: gpu, available: 2}]"
     run = Engine(workload((1.0, "image"), events=cut, service="bulk"), First(), seed=1)
     assert run.run().latency[0] >= 12  # until 3 s, and a start
+
+
+def test_a_run_ends_although_a_class_has_no_device_for_its_jobs_any_more() -> None:
+    cut = "events: [{at: 1.5, class: gpu, available: 0}]"
+    run = Engine(workload((0.0, "image"), (1.0, "image"), (2.0, "embed"), events=cut, service="bulk"), First(), seed=1)
+    assert run.run().state.tolist() == [ANSWERED, WAITING, WAITING]
 
 
 @pytest.mark.parametrize("name", POLICIES)

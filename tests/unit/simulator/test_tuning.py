@@ -69,6 +69,17 @@ def everything_on(place: int) -> Assignment:
     return Assignment({(m, s): place for m in range(2) for s in range(3)}, (Density(), Density()))
 
 
+def test_a_plan_for_a_class_that_has_no_device_any_more_is_played_and_replaced() -> None:
+    work = workload()
+    tuner = Tuner(seed=1)
+    tuner.assignment = everything_on(0)
+    gone = Conditions((0, 1), (0, 4))
+    window = Window.of(work, 0.0, 120.0)
+    assert not Twin(window, gone).play(everything_on(0)).timely.any()
+    used = tuner.tune(window, gone, 120.0, plays=10).assignment.classes
+    assert {used[job.model, job.service] for job in window.jobs} == {1}
+
+
 def test_a_play_reports_what_the_simulator_reports() -> None:
     work, assignment = workload(), everything_on(1)
     played = twin().play(assignment)
