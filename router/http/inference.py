@@ -42,7 +42,7 @@ from router.http.protocol import (
     wants_binary,
 )
 from router.jobs import Jobs
-from router.service.admission import Admitted, Order, check_size, preview
+from router.service.admission import Admitted, Order, check_size, digest_at, preview
 from router.service.arrivals import Router
 from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
@@ -119,9 +119,10 @@ _WITHDRAWN_WITHIN = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A job that was accepted and has no result yet."""
+    """A job that was accepted and has no result yet. `placement` is None if an earlier request made it."""
 
     job: str
+    placement: Placement | None = None
 
     @property
     def location(self) -> str:
@@ -145,13 +146,12 @@ class Answer:
 
 @dataclass(slots=True)
 class Running:
-    """An accepted request: its job, where that was placed, and a bounded wait for its stored result.
+    """An accepted request: its job, and a bounded wait for its stored result.
 
     The wait returns None if it takes longer. Nothing is awaited for it after `close`.
     """
 
     job: str
-    placement: Placement
     wait: Callable[[float], Awaitable[bytes | None]]
     close: Callable[[], None]
 
@@ -202,9 +202,9 @@ class Inference:
         for name in classes:
             field = f"outputs.{name}.{CLASSIFICATION}"
             raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
-        return Accepted((await self.accept(request, size)).ticket.job)
+        return await self.accept(request, size)
 
-    async def accept(self, request: Request, size: int = 0, notify: bool = True) -> Admitted:
+    async def accept(self, request: Request, size: int = 0, notify: bool = True) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.
 
         `notify` is whether webhook endpoints are notified of its end.
@@ -214,8 +214,8 @@ class Inference:
         """
         prepared = await self._prepared(request, size, reply="", notify=notify)
         admitted = await self._placed(prepared)
-        await self._forward(prepared, admitted)
-        return admitted
+        fresh = admitted is not None and await self._forward(prepared, admitted)
+        return Accepted(prepared.order.job, admitted.placement if admitted is not None and fresh else None)
 
     async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
         """Accept a request as `accept` does, and listen for its result until that is closed.
@@ -227,12 +227,12 @@ class Inference:
         job, admitted = prepared.order.job, await self._placed(prepared)
         expected = self._router.results.expect(job)
         try:
-            fresh = await self._forward(prepared, admitted)
+            fresh = admitted is not None and await self._forward(prepared, admitted)
         except BaseException:
             expected.close()
             raise
         wait = partial(self._own, expected.future, job) if fresh else partial(self._earlier, job)
-        return Running(job, admitted.placement, wait, expected.close)
+        return Running(job, wait, expected.close)
 
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
@@ -306,9 +306,14 @@ class Inference:
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
         return envelope, body, blobs.contents
 
-    async def _placed(self, prepared: _Prepared) -> Admitted:
-        """The placed request, with its blobs in the store."""
-        admitted = await self._router.place(prepared.order)
+    async def _placed(self, prepared: _Prepared) -> Admitted | None:
+        """The placed request, with its blobs in the store; None if it cannot be placed, but was accepted before."""
+        try:
+            admitted = await self._router.place(prepared.order)
+        except TaxiwayError:
+            if await self._is_copy(prepared.order):
+                return None
+            raise
         carried_on(admitted.outgoing.envelope.headers)
         if prepared.blobs:
             await self._router.store.keep_blobs(prepared.blobs)
@@ -332,6 +337,13 @@ class Inference:
         if not fresh and admitted.outgoing.use is not None:
             await self._check_first(prepared.order, admitted.outgoing.use.digest)
         return fresh
+
+    async def _is_copy(self, order: Order) -> bool:
+        """Whether the request's idempotency key has a job already, of an equal request."""
+        if order.request.idempotency_key is None:
+            return False
+        [known] = await self._router.store.accepted_before([(order.job, digest_at(order, self._router.rules))])
+        return known
 
     async def _check_first(self, order: Order, digest: str) -> None:
         """Refuse a request whose idempotency key was first used for another one."""

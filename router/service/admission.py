@@ -35,7 +35,7 @@ from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
 from taxiway.contract.request import RESENT, Request, check_terms
 from taxiway.contract.wire import HEADER, Envelope
-from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError, TaxiwayError
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
@@ -214,6 +214,15 @@ def use_of(order: Order, rules: Rules) -> KeyUse | None:
         return None
     model = rules.catalogue.resolve(order.request.model)
     return key_use(model, order.request, order.submission, rules.topology.limits.keep_result)
+
+
+def digest_at(order: Order, rules: Rules) -> str:
+    """The digest in the record of a request's idempotency key; empty if it has none, or if the model is unknown."""
+    try:
+        use = use_of(order, rules)
+    except TaxiwayError:
+        return ""
+    return use.digest if use is not None else ""
 
 
 def _check_eta(envelope: Envelope, ticket: Ticket) -> None:

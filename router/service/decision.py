@@ -16,7 +16,7 @@ from broker.valkey.forwarding import Drawn, Refused
 from broker.valkey.records import REFUSED, Ending
 from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Admitted, Order, Rules, admit, check_size, hooks_of, use_of
+from router.service.admission import Admitted, Order, Rules, admit, check_size, digest_at, hooks_of
 from router.service.celery_message import Embed, check_embed, check_headers, followers_of, read_embed
 from tasks.topology import Limits
 from taxiway.contract.job import failure_meta, state_of
@@ -82,7 +82,7 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
     except TaxiwayError as error:
         ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
         refused = _refused(found, rules, failure_meta(found.job, error))
-        refusal = _refusal(found.envelope, error, found.reply, found.job, _digest(found, rules))
+        refusal = _refusal(found.envelope, error, found.reply, found.job, digest_at(found, rules))
         follow = endings_after(found.envelope, error, rules.topology.limits.elements)
         return msgspec.structs.replace(ended, refusal=refusal, refused=refused, follow=follow)
 
@@ -275,15 +275,6 @@ def _submission_of(envelope: Envelope) -> str:
 def _refusal(envelope: Envelope, error: TaxiwayError, reply: str, job: str = "", digest: str = "") -> Refusal | None:
     submission = _submission_of(envelope)
     return Refusal(submission, failure_meta(submission, error), reply, job, digest) if submission else None
-
-
-def _digest(order: Order, rules: Rules) -> str:
-    """The digest of a request under an idempotency key; empty without a key, or if its model is unknown."""
-    try:
-        use = use_of(order, rules)
-    except TaxiwayError:
-        return ""
-    return use.digest if use is not None else ""
 
 
 def _cancelled_job(envelope: Envelope) -> str:

@@ -304,8 +304,8 @@ class RouterStore:
         """
         keyed = [one for one in refusals if one.digest]
         with fleet_errors(_SERVER):
-            firsts: Any = await self._calls.calls(*(("HGET", job_key(one.job), "digest") for one in keyed))
-            copies = {one.submission for one, first in zip(keyed, firsts, strict=True) if first == one.digest.encode()}
+            known = await self.accepted_before([(one.job, one.digest) for one in keyed])
+            copies = {one.submission for one, before in zip(keyed, known, strict=True) if before}
             commands: list[Command] = []
             for one in refusals:
                 meta = accepted_meta(one.submission) if one.submission in copies else one.meta
@@ -313,6 +313,12 @@ class RouterStore:
                 if one.reply:
                     commands.append(("PUBLISH", reply_channel(one.reply), meta))
             await self._calls.calls(*commands)
+
+    async def accepted_before(self, uses: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether each job exists, and is of a request with this digest."""
+        with fleet_errors(_SERVER):
+            found: Any = await self._calls.calls(*(("HMGET", job_key(job), "state", "digest") for job, _ in uses))
+        return [bool(s) and (d or b"") == digest.encode() for (s, d), (_, digest) in zip(found, uses, strict=True)]
 
     async def first_digest(self, job: str) -> str:
         """The digest of the request that first used a job's idempotency key; empty if unknown."""

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from router.http.gate import Receive, answer
-from router.http.inference import Inference, Running
+from router.http.inference import Accepted, Inference, Running
 from router.http.openai.chunks import Writer
 from router.http.openai.errors import JOB
 from router.http.progress import Answers, Part
 from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
 from router.jobs import Jobs
-from router.service.admission import Admitted
 from router.service.arrivals import Router
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request
@@ -134,23 +133,23 @@ class Calls:
         receive: Receive,
         *,
         path: str,
-        begin: Callable[[Admitted], Awaitable[Begun]],
+        begin: Callable[[str], Awaitable[Begun]],
     ) -> Streamed:
         """The answer to a request as it is generated, once its first event is there: a part, or a keep-alive.
 
-        `begin` decides how an accepted job is answered.
+        `begin` decides how an accepted job is answered, by its id.
 
         Raises:
             TaxiwayError: the request was refused, or the job ended with an error before it had an answer.
         """
-        admitted, begun = await self.begin(request, size, begin)
-        job = admitted.ticket.job
+        accepted, begun = await self.begin(request, size, begin)
+        job = accepted.job
 
         async def cancel() -> None:
             if not begun.stays:
                 await self._cancel(request, job)
 
-        return await self._streamed(job, begun, receive, path, headers_of_placement(admitted), cancel)
+        return await self._streamed(job, begun, receive, path, headers_of_placement(accepted), cancel)
 
     async def follow(self, job: str, begun: Begun, receive: Receive, *, path: str) -> Streamed:
         """The answer of a job accepted earlier, from its beginning; the job continues when the client disconnects.
@@ -187,18 +186,18 @@ class Calls:
         return Streamed(path, {**STREAM_HEADERS, **headers}, first, events, begun.writer, cancel)
 
     async def begin(
-        self, request: Request, size: int, begin: Callable[[Admitted], Awaitable[Value]]
-    ) -> tuple[Admitted, Value]:
-        """Accept a request and call `begin`; returns both outcomes. If `begin` fails, the job is cancelled.
+        self, request: Request, size: int, begin: Callable[[str], Awaitable[Value]]
+    ) -> tuple[Accepted, Value]:
+        """Accept a request and call `begin` with its job; returns both outcomes. The job is cancelled if `begin` fails.
 
         Raises:
             TaxiwayError: the request was refused, or what `begin` raises.
         """
-        admitted = await self._inference.accept(request, size)
+        accepted = await self._inference.accept(request, size)
         try:
-            return admitted, await begin(admitted)
+            return accepted, await begin(accepted.job)
         except TaxiwayError:
-            await self._cancel(request, admitted.ticket.job)
+            await self._cancel(request, accepted.job)
             raise
 
     async def _waited(self, request: Request, running: Running) -> bytes:
@@ -223,13 +222,13 @@ def headers_of_result(job: str, result: Result) -> dict[str, str]:
     return {**headers, "x-taxiway-device": report.device, "x-taxiway-cost": f"{report.cost:.9f}"}
 
 
-def headers_of_placement(admitted: Admitted) -> dict[str, str]:
-    """The headers of a stream, which begins before its job has run: where the job was placed first."""
-    placement, job = admitted.placement, admitted.ticket.job
-    if placement.held:
-        return {"x-request-id": job}
+def headers_of_placement(accepted: Accepted) -> dict[str, str]:
+    """The headers of a stream, which begins before its job has run: where the job was placed first, if known."""
+    placement = accepted.placement
+    if placement is None or placement.held:
+        return {"x-request-id": accepted.job}
     candidate = placement.candidate
-    return _headers(job, candidate.hardware_class, candidate.variant_name, placement.reason)
+    return _headers(accepted.job, candidate.hardware_class, candidate.variant_name, placement.reason)
 
 
 def _headers(job: str, hardware_class: str, variant: str, reason: str) -> dict[str, str]:

@@ -34,7 +34,6 @@ from router.http.openai.requests import (
     read_terms,
     tier_of,
 )
-from router.service.admission import Admitted
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from taxiway.contract.job import Result
@@ -225,9 +224,9 @@ async def _answer(
     options = parsed.call.stream_options
     usage = options is not None and bool(options.include_usage)
 
-    async def begin(admitted: Admitted) -> Begun:
+    async def begin(job: str) -> Begun:
         choices = parsed.call.n or 1
-        return Begun(writer(read.head(admitted.ticket.job), read.model.id, choices=choices, usage=usage))
+        return Begun(writer(read.head(job), read.model.id, choices=choices, usage=usage))
 
     return await stream(request, read, begin)
 
@@ -243,7 +242,7 @@ async def run(request: AnyRequest, read: Read) -> tuple[str, Result]:
     return await calls_of(request).run(read.request, read.size, request.receive)
 
 
-async def stream(request: AnyRequest, read: Read, begin: Callable[[Admitted], Awaitable[Begun]]) -> ASGIApp:
+async def stream(request: AnyRequest, read: Read, begin: Callable[[str], Awaitable[Begun]]) -> ASGIApp:
     """The answer to a call as it is generated."""
     return await calls_of(request).stream(
         read.request, read.size, request.receive, path=request.scope["path"], begin=begin

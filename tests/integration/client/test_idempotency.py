@@ -112,14 +112,15 @@ def test_a_refused_request_under_a_used_key_gets_the_reason(fleet: Fleet) -> Non
             client.submit("no-such-model", "first", **once).result(10)
 
 
-def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(fleet: Fleet) -> None:
-    broker = fleet.clients[2]
-    accepted = broker.submit("echo", "first", idempotency_key="late", **KEY)
+@pytest.mark.parametrize("door", [0, 2], ids=["http", "broker"])
+def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(fleet: Fleet, door: int) -> None:
+    client, key = fleet.clients[door], f"late-{door}"
+    accepted = client.submit("echo", "first", idempotency_key=key, **KEY)
     accepted.result(10)
-    copy = broker.submit("echo", "first", idempotency_key="late", budget=1e-15, **KEY)
+    copy = client.submit("echo", "first", idempotency_key=key, budget=1e-15, **KEY)
     assert copy.result(10).outputs == {"payload": "first"}
     with pytest.raises(InvalidRequestError, match="budget"):
-        broker.submit("echo", "second", idempotency_key="late", budget=1e-15, **KEY).result(10)
+        client.submit("echo", "second", idempotency_key=key, budget=1e-15, **KEY).result(10)
     assert fleet.device.done.count(accepted.id) == 1
 
 

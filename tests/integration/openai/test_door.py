@@ -515,6 +515,26 @@ def test_calls_under_one_key_are_one_job_and_another_call_is_refused(client: ope
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
+def test_a_copy_that_can_no_longer_be_placed_gets_the_answer_of_its_job(client: openai.OpenAI) -> None:
+    keyed = {"Idempotency-Key": "copied"}
+    unaffordable = keyed | {"X-Taxiway-Budget": "1e-15"}
+    create = client.chat.completions.create
+    first = create(model="talk", messages=HELLO, extra_headers=keyed)
+
+    assert create(model="talk", messages=HELLO, extra_headers=unaffordable).id == first.id
+    with pytest.raises(openai.BadRequestError, match="Budget"):
+        create(model="talk", messages=HELLO, seed=7, extra_headers=unaffordable)
+
+
+def test_a_copy_of_a_stream_that_can_no_longer_be_placed_gets_the_same_stream(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "talk", "messages": HELLO, "stream": True}
+    keyed = {"Idempotency-Key": "copied stream"}
+    first = list(client.chat.completions.create(**asked, extra_headers=keyed))
+    copy = list(client.chat.completions.create(**asked, extra_headers=keyed | {"X-Taxiway-Budget": "1e-15"}))
+
+    assert (text_of(copy), copy[0].id) == ("Hello dear world ", first[0].id)
+
+
 def test_a_call_that_takes_longer_than_a_long_poll_is_still_answered(client: openai.OpenAI) -> None:
     slow: Any = [{"role": "user", "content": "wait=0.4 a b c d e"}]
     assert client.chat.completions.create(model="talk", messages=slow).choices[0].message.content == "a b c d e "

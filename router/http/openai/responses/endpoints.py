@@ -35,7 +35,6 @@ from router.http.openai.responses.response import (
     succeeded,
 )
 from router.http.openai.stored import Responses
-from router.service.admission import Admitted
 from taxiway.contract.job import Result
 from taxiway.errors import wrong_field
 
@@ -179,15 +178,15 @@ class _Making:
 
     async def later(self) -> ASGIApp:
         """The response once its job has been accepted."""
-        admitted, _ = await calls_of(self._request).begin(self.read.request, self.read.size, self._keep_begun)
-        response = self._begun(admitted.ticket.job)
-        return Whole(headers_of_placement(admitted), msgspec.json.encode(response))
+        accepted, _ = await calls_of(self._request).begin(self.read.request, self.read.size, self._keep_begun)
+        response = self._begun(accepted.job)
+        return Whole(headers_of_placement(accepted), msgspec.json.encode(response))
 
-    async def begin_stream(self, admitted: Admitted) -> Begun:
+    async def begin_stream(self, job: str) -> Begun:
         """What writes the job's events."""
-        call, writer = self.parsed.call, ResponseWriter(self._begun(admitted.ticket.job))
+        call, writer = self.parsed.call, ResponseWriter(self._begun(job))
         if call.background:
-            await self._keep_begun(admitted)
+            await self._keep_begun(job)
 
         async def ended(result: Result) -> None:
             response = writer.finish(result, _now(self._request))
@@ -196,8 +195,8 @@ class _Making:
 
         return Begun(writer, ended, stays=bool(call.background))
 
-    async def _keep_begun(self, admitted: Admitted) -> None:
-        await self._keep(self._begun(admitted.ticket.job))
+    async def _keep_begun(self, job: str) -> None:
+        await self._keep(self._begun(job))
 
     async def _keep(self, response: Response) -> None:
         items: list[Item] = input_items(self.parsed.call, response.job)
