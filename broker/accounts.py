@@ -99,6 +99,7 @@ def _worker(classes: Iterable[str]) -> str:
             keys.room_key,
             keys.led_key,
             keys.kept_key,
+            keys.name_key,
             keys.learned_key,
         )
     ]

@@ -25,6 +25,7 @@ from local.supervisor import SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from taxiway.connection import ConnectionPool
+from taxiway.contract.keys import name_key
 from taxiway.valkey import ServerError
 
 START_PATIENCE = 240.0
@@ -290,7 +291,7 @@ def _broker_state(broker: EmbeddedValkey | None, supervisor: Supervisor) -> Sequ
 
 
 def _forget_device(state: str, process: SupervisedProcess) -> None:
-    """Delete the heartbeat of a failed worker, so that nothing is placed on it until it is restarted."""
+    """Delete the heartbeat of a failed worker, so that nothing is placed on it until it is restarted; free its name."""
     worker = _announced(process, "worker")
     if not worker:
         return
@@ -299,6 +300,7 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
         closing(ConnectionPool(state, answer=_QUICK)) as connections,
     ):
         connections.run(heartbeat_call(worker, b""))
+        connections.calls(("DEL", name_key(worker)))
 
 
 def _announced(process: SupervisedProcess, field: str) -> Any:

@@ -18,9 +18,10 @@ WRONG_SETTING = 2
 @click.option("--class", "hardware_class", required=True, help="Hardware class to serve, by its name in queues.yaml.")
 @click.option("--device", default="", help="Device to drive: cpu:0, cpu:0-3, cuda:0, tpu:0 [the class's first].")
 @click.option("--emulate", is_flag=True, help="Serve the class on the CPU if its device is missing (emulated).")
+@click.option("--name", default="", help="Name among the fleet's workers [class, device and this machine's name].")
 @click.option("--threads", default=1, type=click.IntRange(min=1), help="Threads within one operation on the CPU.")
 @click.option("--loglevel", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
-def main(hardware_class: str, device: str, emulate: bool, threads: int, loglevel: str) -> None:
+def main(hardware_class: str, device: str, emulate: bool, name: str, threads: int, loglevel: str) -> None:
     """Serve one hardware class on one device, until SIGTERM.
 
     Servers and files come from TAXIWAY_BROKER, TAXIWAY_STATE, TAXIWAY_SECRET, TAXIWAY_QUEUES, TAXIWAY_MODELS and
@@ -41,7 +42,7 @@ def main(hardware_class: str, device: str, emulate: bool, threads: int, loglevel
     except (SettingsError, DocumentError) as error:
         click.echo(f"{error}", err=True)
         sys.exit(WRONG_SETTING)
-    sys.exit(serve(app, loglevel))
+    sys.exit(serve(app, loglevel, name))
 
 
 if __name__ == "__main__":

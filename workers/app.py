@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +32,7 @@ from workers.celery_adapter.strategy import (
     ordered,
 )
 from workers.device import WorkerContext, options_from
+from workers.name import worker_name
 
 PREFETCH = 3
 """Messages to prefetch, in maximum batches: one runs, one forms, one is in transit."""
@@ -64,11 +64,14 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     return made
 
 
-def serve(app: Celery, loglevel: str) -> int:
-    """Run the app's worker until it is stopped; returns its exit status. Prints one line of JSON when ready."""
+def serve(app: Celery, loglevel: str, name: str = "") -> int:
+    """Run the app's worker until it is stopped; returns its exit status. Prints one line of JSON when ready.
+
+    Its name is made of its class, its device and this machine's name unless it is given.
+    """
     options = context_of(app).options
     label = options.device or f"{context_of(app).hardware.device}:0"
-    name = f"{options.hardware_class}.{label.replace(':', '-')}@{socket.gethostname()}"
+    name = worker_name(name, f"{options.hardware_class}.{label.replace(':', '-')}")
     signals.setup_logging.connect(lambda **_: log_to_stderr(loglevel), weak=False)
 
     @signals.worker_ready.connect(weak=False)

@@ -24,6 +24,7 @@ from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.decide.occupation import Track
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
+from workers.name import WorkerName
 from workers.stages.outcomes import OutcomeCounters
 from workers.stages.queues import DeviceDriver, Shared
 
@@ -57,6 +58,7 @@ class Heartbeat:
         self._hardware_class, self._alive = options.hardware_class, options.alive
         self._answered_at = time.monotonic()
         self._store = shared.store
+        self.name = WorkerName(shared.store)
         due = self._store.limits.lease / RENEWALS
         self._kept_at, self._memory = time.monotonic(), b""
         self._period = min(HEARTBEAT, due)
@@ -73,6 +75,8 @@ class Heartbeat:
         while not self._stopped.wait(self._period):
             expect_life(STUCK)
             self._watch()
+            if not self._retired:
+                self.name.keep()
             kept = self._call(lambda: self._held.renew(self._young))
             if self._retired and kept:
                 self._touch()
@@ -90,10 +94,11 @@ class Heartbeat:
             self._keep()
 
     def retire(self) -> None:
-        """Delete the facts, and publish no more."""
+        """Delete the facts, leave the worker's name, and publish no more."""
         self._retired = True
         self._keep()
         self._call(self._store.retire)
+        self._call(self.name.leave)
 
     def stop(self) -> None:
         """End `run`."""

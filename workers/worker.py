@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.worker_store import WorkerStore
-from tasks.heartbeat import unfit_for
+from tasks.heartbeat import HEARTBEAT, unfit_for
 from tasks.models.artefacts import ArtefactStore
 from tasks.settings import STATES
 from tasks.topology import Topology
@@ -115,10 +115,14 @@ class Worker:
         }
 
     def start(self, after_finish: Mapping[str, Service]) -> None:
-        """Load the class's warm models, start all services, and publish the first heartbeat.
+        """Take the name, load the class's warm models, start all services, and publish the first heartbeat.
 
         `after_finish` are services of the adapter that are stopped after the finish stage.
+
+        Raises:
+            SystemExit: another live process has the worker's name.
         """
+        self.heartbeat.name.take()
         self._services = {**self._stages, **after_finish, **self._beside}
         self._threads: dict[str, threading.Thread] = {}
         self._reload.begin()
@@ -132,7 +136,8 @@ class Worker:
         for name, service in self._services.items():
             if name != "heartbeat":
                 self._threads[name] = start_thread(name, serve_device if service is self._device else service.run)
-        loaded.wait()
+        while not loaded.wait(HEARTBEAT):
+            self.heartbeat.name.keep()
         _tune_collector()
         self.heartbeat.beat()
         self._threads["heartbeat"] = start_thread("heartbeat", self.heartbeat.run)

@@ -41,6 +41,7 @@ from taxiway.contract.keys import (
     holding_key,
     job_key,
     kept_key,
+    name_key,
     reply_channel,
     result_key,
     webhook_dead_key,
@@ -268,6 +269,11 @@ def revive_call(job: str) -> Call:
 def heartbeat_call(worker: str, facts: bytes) -> Call:
     """Publishes a device's facts under the server's time; without facts, removes the device."""
     return Call("fleet/heartbeat", [DEVICES, HEARTBEATS], [worker, facts])
+
+
+def name_call(worker: str, process: str, seconds: float) -> Call:
+    """Holds a worker's name for a process; 0 seconds leave it."""
+    return Call("fleet/name", [name_key(worker)], [process, round(seconds * 1000)])
 
 
 def watch_call(arguments: Sequence[str | bytes]) -> Call:

@@ -19,6 +19,7 @@ from broker.valkey.records import (
     claim_call,
     finish_call,
     heartbeat_call,
+    name_call,
     over_call,
     read_history,
     release_call,
@@ -178,6 +179,14 @@ class WorkerStore:
     def retire(self) -> None:
         """Remove the device's facts: it takes no more work."""
         self._run(heartbeat_call(self.worker, b""))
+
+    def hold_name(self, process: str, seconds: float) -> tuple[str, float]:
+        """Hold the worker's name for this process; 0 seconds leave it.
+
+        Returns the process that has it, and the seconds that this lasts if that is another one.
+        """
+        holder, left = self._run(name_call(self.worker, process, seconds))
+        return holder.decode(), left / 1000
 
     def cancelled(self, longest: float) -> list[str]:
         """Jobs held here that were cancelled or expired, as announced within `longest` seconds. For one thread."""

@@ -176,6 +176,11 @@ def led_key(worker: str) -> str:
     return f"taxiway:led:{worker}"
 
 
+def name_key(worker: str) -> str:
+    """The process that has a worker's name."""
+    return f"taxiway:name:{worker}"
+
+
 def kept_key(worker: str) -> str:
     """The key that a worker writes to check that its earlier writes are durable."""
     return f"taxiway:kept:{worker}"

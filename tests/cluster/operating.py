@@ -205,11 +205,12 @@ class Machines:
             for name in here - self.workers.keys():
                 slots = {slot for slot, _ in self.workers.values()}
                 slot = next(index for index in range(100) if index not in slots)
-                self.workers[name] = (slot, self._start(slot))
+                self.workers[name] = (slot, self._start(name, slot))
 
-    def _start(self, slot: int) -> subprocess.Popen[bytes]:
-        options = ["--class", "gpu.realtime", "--device", f"cuda:{slot}", "--emulate", "--loglevel", "WARNING"]
-        return subprocess.Popen([sys.executable, "-m", "workers", *options], env=self._variables(), cwd=TREE)
+    def _start(self, name: str, slot: int) -> subprocess.Popen[bytes]:
+        options = ["--class", "gpu.realtime", "--device", f"cuda:{slot}", "--emulate", "--name", name]
+        command = [sys.executable, "-m", "workers", *options, "--loglevel", "WARNING"]
+        return subprocess.Popen(command, env=self._variables(), cwd=TREE)
 
     def _variables(self) -> dict[str, str]:
         return {**os.environ, **self.settings.environment()}

@@ -46,6 +46,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "room_key",
                 "led_key",
                 "kept_key",
+                "name_key",
                 "session_key",
                 "snapshot_key",
                 "in_flight_key",
@@ -99,7 +100,8 @@ ALLOWED: dict[str, dict[str, str]] = {
             (
                 *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
                 *("bindings of control", "binding deadlines", "control", "events"),
-                *("job_key", "blob_key", "stream_key", "room_key", "led_key", "kept_key", "spent_key", "learned_key"),
+                *("job_key", "blob_key", "stream_key", "room_key", "led_key", "kept_key", "name_key", "spent_key"),
+                *("learned_key",),
                 *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS", "CATALOGUES", "CATALOGUES_SEEN"),
             ),
             ALL,

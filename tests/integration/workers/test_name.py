@@ -1,0 +1,85 @@
+"""A worker's name is one live process's, and a killed worker's successor gets it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.heartbeat import GONE_AFTER
+from tasks.settings import TREE, Settings
+from taxiway.contract.keys import name_key
+from tests.working import CLASS, Tower, worker_process, worker_settings
+from workers.name import NAME_TAKEN
+
+HERE = f"{CLASS}.cpu-0@{socket.gethostname()}"
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    return worker_settings(settings, tmp_path)
+
+
+@pytest.fixture
+def tower(fleet: Settings) -> Iterator[Tower]:
+    with Tower(fleet) as tower:
+        yield tower
+
+
+def second(settings: Settings, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **settings.environment(), "TAXIWAY_CLASS": CLASS}
+    arguments = [sys.executable, "-m", *command]
+    return subprocess.run(arguments, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("workers", "--class", CLASS), ("celery", "-A", "workers.app", "worker", "-n", HERE)],
+    ids=["own command", "Celery's"],
+)
+def test_a_second_worker_under_a_name_is_refused_and_the_first_goes_on(
+    fleet: Settings, tower: Tower, command: tuple[str, ...]
+) -> None:
+    with worker_process(fleet) as first:
+        refused = second(fleet, *command)
+        assert first.name == HERE
+        assert refused.returncode == NAME_TAKEN
+        assert f"the worker name '{HERE}' is taken by process {first.process.pid} on" in refused.stderr
+        assert "--name NAME" in refused.stderr
+        assert tower.result(tower.order("echo", "still here")).outputs == {"payload": "still here"}
+
+
+def test_two_workers_on_one_device_run_under_names_of_their_own(fleet: Settings) -> None:
+    with worker_process(fleet), worker_process(fleet, "--name", "beside") as other:
+        assert other.name == f"beside@{socket.gethostname()}"
+
+
+def test_a_worker_that_starts_after_one_that_was_killed_gets_its_name(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as first:
+        first.process.kill()
+        first.process.wait()
+        with worker_process(fleet) as successor:
+            assert successor.name == first.name
+            assert tower.result(tower.order("echo", "again")).outputs == {"payload": "again"}
+
+
+def test_a_worker_that_stopped_leaves_its_name_at_once(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as first:
+        first.process.terminate()
+        first.process.wait()
+        assert not tower.state.exists(name_key(first.name))
+
+
+def test_a_worker_that_was_silent_while_another_took_its_name_exits(fleet: Settings) -> None:
+    with worker_process(fleet) as first:
+        first.process.send_signal(signal.SIGSTOP)
+        with worker_process(fleet) as successor:
+            first.process.send_signal(signal.SIGCONT)
+            assert first.process.wait(GONE_AFTER + 20) == NAME_TAKEN
+            assert successor.process.poll() is None
