@@ -98,6 +98,7 @@ def _guarantees(topology: Topology) -> dict[str, Any]:
         "task_acks_on_failure_or_timeout": True,
         "result_expires": topology.limits.keep_result,
         "result_backend_always_retry": True,
+        # a job's claim survives the connection: what ends meanwhile is written once, and a redelivered copy is dropped
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 from amqp.exceptions import ResourceLocked
 from celery import bootsteps
-from celery.exceptions import WorkerShutdown
+from celery.exceptions import CPendingDeprecationWarning, WorkerShutdown
 from celery.worker.consumer import Consumer
 from celery.worker.control import control_command
 from redis.exceptions import NoPermissionError
@@ -48,6 +49,7 @@ class LoneConsumer(Consumer):
         # RabbitMQ may not have noticed yet that the worker's predecessor ended, and lock the control queue for it
         consumer: Any = self  # celery-types lacks the attribute
         consumer.connection_errors += (ResourceLocked,)
+        warnings.filterwarnings("ignore", r"\s*In Celery 5\.1 we introduced", CPendingDeprecationWarning)  # we chose
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Exit where the broker's account lacks a right; Celery would connect again at once, without end.

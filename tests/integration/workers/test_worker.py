@@ -558,8 +558,14 @@ def test_an_outage_while_a_job_runs_costs_neither_the_job_nor_a_second_run(setti
             assert worker.process.poll() is None
 
 
-def test_a_worker_whose_connections_are_cut_goes_on(fleet: Settings, tower: Tower) -> None:
-    with worker_process(fleet):
+def test_a_worker_whose_connections_are_cut_goes_on_without_a_word_of_celerys_settings(
+    fleet: Settings, tower: Tower, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file, worker_process(fleet, log=file):
         tower.result(tower.order("echo", "before"))
-        tower.state.client_kill_filter(_type="normal", skipme=True)
+        for kind in ("normal", "pubsub"):
+            tower.state.client_kill_filter(_type=kind, skipme=True)
         assert tower.result(tower.order("echo", "after")).outputs == {"payload": "after"}
+        eventually(lambda: "Connected to" in log.read_text().partition("Connection to broker lost")[2])
+    assert "DeprecationWarning" not in log.read_text()
