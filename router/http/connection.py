@@ -26,6 +26,7 @@ from router.http.errors import body_of, headers_of
 from router.http.framing import Chunks, Framing, FramingError, framing_of
 from router.http.gate import Application, Receive, Send
 from tasks.topology import Limits
+from taxiway.contract.limits import Buffer
 from taxiway.errors import FleetUnavailable, RequestError, TaxiwayError
 
 HEAD = 2**16
@@ -70,6 +71,7 @@ Inner = Callable[[dict[str, Any]], asyncio.Protocol]
 """Makes a stock protocol, given the state that it passes to each request."""
 
 _JOINED = 2**16  # answers up to this many bytes are joined into one buffer
+_CHUNKED = b"transfer-encoding: chunked\r\n"  # in the head of an answer without a length
 _NEVER = math.inf
 _NOTHING = memoryview(b"")
 
@@ -105,7 +107,8 @@ class Bounded:
         connection: Connection = scope["state"].pop(CONNECTION)
         connection.serves()
         scope["extensions"] = {WHOLE: connection.whole, ALLOW: connection.allow}
-        await self._behind(scope, receive, connection.watched(send))
+        chunks = scope["http_version"] != "1.0" or scope["method"] == "HEAD"
+        await self._behind(scope, receive, connection.watched(send, chunks=chunks))
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -149,15 +152,22 @@ class Connection(asyncio.BufferedProtocol):
         if self._state is _State.ANSWER:
             self._until = _NEVER
 
-    def watched(self, send: Send) -> Send:
-        """The request's `send`, observed by this connection."""
+    def watched(self, send: Send, *, chunks: bool) -> Send:
+        """The request's `send`, observed by this connection. `chunks` says whether an answer may have chunks."""
+        bare = False
 
         async def watching(message: Mapping[str, Any]) -> None:
+            nonlocal bare
             if message["type"] == "http.response.start":
-                self._start_answer()
-                last = self._state is not _State.ANSWER or self._shared.parting
-                await send({**message, "headers": [*message.get("headers", ()), CLOSE]} if last else message)
+                headers = message.get("headers", ())
+                bare = not chunks and all(name.lower() != b"content-length" for name, _ in headers)
+                self._start_answer(bare=bare)
+                last = bare or self._state is not _State.ANSWER or self._shared.parting
+                await send({**message, "headers": [*headers, CLOSE]} if last else message)
                 return
+            if bare and self._outlet is not None:
+                self._outlet.send_bare(message.get("body", b""))
+                message = {**message, "body": b""}
             await send(message)
             if not message.get("more_body"):
                 self._answered()
@@ -329,11 +339,12 @@ class Connection(asyncio.BufferedProtocol):
         self._whole.set_result(self._content)
         self._content, self._whole = _NOTHING, None
 
-    def _start_answer(self) -> None:
+    def _start_answer(self, *, bare: bool) -> None:
         """An answer begins. Its first writes are gathered into one send: a system call costs as much as all of this."""
         self._answering = True
         if self._outlet is not None:
             self._outlet.gather()
+            self._outlet.bare = bare
             self._loop.call_soon(self._outlet.flush)
 
     def _answered(self) -> None:
@@ -433,17 +444,18 @@ class Connection(asyncio.BufferedProtocol):
 class _Outlet(asyncio.Transport):
     """The transport that a stock protocol sees; the connection decides about reading and closing.
 
-    `full` means that the protocol accepts no more for now, `stale` that it missed a body.
+    `full` means that the protocol accepts no more for now, `stale` that it missed a body. A `bare` answer's body ends
+    with the connection, as clients of HTTP/1.0 do not know chunks (RFC 9112, 6.1): the protocol writes its head alone.
     """
 
     def __init__(self, connection: Connection, transport: asyncio.Transport, inner: Inner) -> None:
         super().__init__()
-        self.full = self.stale = False
+        self.full = self.stale = self.bare = False
         self.inner = inner({CONNECTION: connection})
         self._connection = connection
         self._transport = transport
         self._passing = self._misread = self._gone = False
-        self._gathered: list[bytes | bytearray | memoryview] | None = None
+        self._gathered: list[Buffer] | None = None
         self.inner.connection_made(self)
 
     def pass_on(self, piece: bytes) -> None:
@@ -457,6 +469,10 @@ class _Outlet(asyncio.Transport):
     def gather(self) -> None:
         """Buffer what the protocol writes until `flush`."""
         self._gathered = []
+
+    def send_bare(self, piece: Buffer) -> None:
+        """Send a piece of a bare answer's body."""
+        self._put(piece)
 
     def flush(self) -> None:
         """Send what was buffered, and stop buffering."""
@@ -473,11 +489,17 @@ class _Outlet(asyncio.Transport):
         self._gone, self._gathered = True, None
         self.inner.connection_lost(None)  # given an error, uvicorn would keep its timer, and thereby itself, alive
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: Buffer) -> None:
         """Part of `asyncio.WriteTransport`."""
         if self._passing:
             self._misread = True
-        elif self._gathered is not None:
+        elif not self.bare:
+            self._put(data)
+        elif data[:5] == b"HTTP/":  # no chunk begins so
+            self._put(bytes(data).replace(_CHUNKED, b"", 1))
+
+    def _put(self, data: Buffer) -> None:
+        if self._gathered is not None:
             self._gathered.append(data)
         elif not self._gone:
             self._transport.write(data)

@@ -137,6 +137,17 @@ def test_a_whole_answer_has_its_length_and_to_head_no_body() -> None:
     assert body == b"nobody"
 
 
+@pytest.mark.parametrize("kept", [b"", b"connection: keep-alive\r\n"])
+@pytest.mark.parametrize("verb", [b"GET", b"HEAD"])
+def test_a_stream_to_a_client_of_http_1_0_ends_with_its_connection_and_has_no_chunks(verb: bytes, kept: bytes) -> None:
+    asked = GET.replace(b"GET /a HTTP/1.1", verb + b" /large HTTP/1.0").replace(b"\r\n\r\n", b"\r\n" + kept + b"\r\n")
+    with served(PATIENT) as server, connected(server.port) as client:
+        client.sendall(asked)
+        head, _, body = read(client).partition(b"\r\n\r\n")
+    assert (b"transfer-encoding" in head, b"connection: close" in head) == (False, True)
+    assert len(body) == (LARGE if verb == b"GET" else 0)
+
+
 @pytest.mark.parametrize(
     ("drop", "answer"), [(b"x: y\r\n", b"HTTP/1.1 408 "), (b"\r\n", b"")], ids=["headers", "breaks"]
 )
