@@ -34,11 +34,15 @@ _ESTIMATES: Mapping[str, Profile] = {
 
 
 class Announced(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an endpoint says of a model. The tensors of chats and texts are known without it."""
+    """What an endpoint says of a model. The tensors of chats and texts are known without it.
+
+    `context` is the most tokens of prompt and answer together, 0 if unknown.
+    """
 
     pipeline: Literal["chat", "text", "tensors"] = "chat"
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    context: int = 0
 
 
 def named(calls: Iterable[str]) -> dict[str, str]:
@@ -61,15 +65,18 @@ def named(calls: Iterable[str]) -> dict[str, str]:
 @lru_cache(maxsize=4096)
 def discovered(name: str, runtime: str, announced: Announced) -> Model:
     """The model of an announcement: one variant, which has the name of the endpoint's protocol."""
-    profile = _ESTIMATES[announced.pipeline]
+    profile, shape = _ESTIMATES[announced.pipeline], _SHAPES[announced.pipeline]
     variant = Variant(runtime=runtime, profiles={"endpoint": profile})
+    most = announced.context or shape.buckets[-1]
     return msgspec.structs.replace(
-        _SHAPES[announced.pipeline],
+        shape,
         name=name,
         reference=runtime,
         variants={runtime: variant},
-        inputs=announced.inputs or _SHAPES[announced.pipeline].inputs,
-        outputs=announced.outputs or _SHAPES[announced.pipeline].outputs,
+        inputs=announced.inputs or shape.inputs,
+        outputs=announced.outputs or shape.outputs,
+        expected_size=min(shape.expected_size, most),
+        buckets=(most,),
     )
 
 

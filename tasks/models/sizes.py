@@ -88,6 +88,11 @@ CHARACTERS_PER_TOKEN = 4
 TOKENS_AROUND = {"text": 2, "generation": 31, "chat": 31}
 """Special tokens; SmolLM2's chat template with its system prompt."""
 
+_PROMPTS = ("generation", "chat")
+
+_SURELY = 4
+"""A prompt of so many times the model's tokens is refused unread: no text has 16 characters a token."""
+
 DIGITS = 4
 """Binary digits of a size, rounded up: requests that differ by less are placed alike."""
 
@@ -129,7 +134,7 @@ def measured(model: Model, inputs: Any) -> int:
 
     Raises:
         InvalidRequestError: an input that is the size is below 1.
-        RequestTooLargeError: a row exceeds the model's last bucket.
+        RequestTooLargeError: a row exceeds the model's last bucket, or a prompt does by far.
     """
     unit = unit_of(model)
     if unit.kind == "rows":
@@ -137,7 +142,9 @@ def measured(model: Model, inputs: Any) -> int:
     sizes = _MEASURES[unit.kind](model, unit, given_inputs(model, inputs))
     if not sizes:
         return model.expected_size
-    if unit.kind != "tokens":  # which a worker truncates
+    if unit.kind == "tokens":
+        _check_tokens(model, sizes[0])
+    else:
         for index, size in enumerate(sizes):
             _check(model, unit, size, index if len(sizes) > 1 else None)
     return -(-sum(sizes) // len(sizes))
@@ -176,6 +183,15 @@ def _check(model: Model, unit: Unit, size: int, row: int | None) -> None:
         raise _refused(
             RequestTooLargeError, unit, f"at most {limit}{_NAMED[unit.kind]}, got {_shown(size)}", row, limit
         )
+
+
+def _check_tokens(model: Model, size: int) -> None:
+    """Refuse what surely is no prompt of the model's; a worker counts the tokens of others, and truncates texts."""
+    limit = model.buckets[-1]
+    if model.pipeline in _PROMPTS and size > _SURELY * limit:
+        field = f"inputs.{model.inputs[0].name}"
+        message = f"{field}: expected at most {limit} tokens of prompt and answer together, got about {size}"
+        raise RequestTooLargeError(message, field=field, limit=limit)
 
 
 def _refused(

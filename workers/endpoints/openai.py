@@ -151,6 +151,7 @@ class _Ranks(msgspec.Struct, frozen=True):
 class _Listed(msgspec.Struct, frozen=True):
     id: str
     aliases: list[str] = []
+    max_model_len: int | None = None  # of vLLM and SGLang
 
 
 class _Described(msgspec.Struct, frozen=True):
@@ -185,7 +186,10 @@ def discover() -> Discovery:
     embed = {
         one.name for one in listed.models if "embedding" in one.capabilities and "completion" not in one.capabilities
     }
-    return {one.id: Announced("text" if one.id in embed else "chat") for one in listed.data}
+    return {
+        one.id: Announced("text") if one.id in embed else Announced("chat", context=max(one.max_model_len or 0, 0))
+        for one in listed.data
+    }
 
 
 class StreamReader(Reader):

@@ -27,7 +27,10 @@ BUSY_FOR = 1.0
 """Seconds until an endpoint is asked again that was busy and did not say for how long."""
 
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
-"""The `code` of OpenAI and vLLM, and the `type` of llama.cpp, for a prompt that does not fit."""
+"""The `code` of OpenAI, and the `type` of llama.cpp, for a prompt that does not fit."""
+
+_CONTEXT = re.compile(r"(maximum|model's) (context|model) length")
+"""What vLLM and SGLang say of such a prompt, without a mark of their own."""
 
 _OWN_FAULT = re.compile(
     r"(Expected '|Missing (?!model)|[Uu]nsupported |Invalid |Failed to parse (messages|tools|grammar)|"
@@ -64,7 +67,9 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
     """
     said, marks = _message(body)
     text = f"{status}{': ' if said else ''}{said}"
-    if status == 413 or (status in (400, 422) and any(mark in _TOO_LONG for mark in marks)):
+    if status in (400, 422) and (any(mark in _TOO_LONG for mark in marks) or _CONTEXT.search(said)):
+        return RequestTooLargeError(f"the endpoint refuses the request: {text}", field="inputs")
+    if status == 413:
         return RequestTooLargeError(f"the endpoint refuses the request: {text}")
     if status in (400, 422) or (status == 500 and "server_error" in marks and _OWN_FAULT.match(said)):
         return InvalidRequestError(f"the endpoint refuses the request: {text}")

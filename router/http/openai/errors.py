@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -168,5 +168,4 @@ def _type_of(error: TaxiwayError, status: int) -> str:
 
 def _is_context(error: TaxiwayError) -> bool:
     """Whether messages and answer exceed what the model reads at once."""
-    field: Any = error.details.get("field", "")
-    return isinstance(error, RequestTooLargeError) and str(field).startswith("inputs.") and "limit" in error.details
+    return isinstance(error, RequestTooLargeError) and str(error.details.get("field", "")).startswith("inputs")

@@ -88,6 +88,15 @@ def test_a_named_input_below_one_is_refused(samples: int) -> None:
         measured(MONTE_CARLO, {"samples": samples, "seed": 1})
 
 
+@pytest.mark.parametrize("pipeline", ["chat", "generation"])
+def test_a_prompt_far_over_the_context_is_refused_and_one_that_may_fit_is_left_to_its_worker(pipeline: str) -> None:
+    model = sized("tokens", TensorSpec("asked", "BYTES", (-1,)), most=128, pipeline=pipeline)
+    assert measured(model, "a" * 1_900) > 128
+    with pytest.raises(RequestTooLargeError, match="at most 128 tokens of prompt and answer together") as caught:
+        measured(model, "a" * 3_000)
+    assert caught.value.details == {"field": "inputs.asked", "limit": 128}
+
+
 def test_of_several_rows_the_wrong_one_is_named() -> None:
     with pytest.raises(RequestTooLargeError, match=r"^inputs.samples\[1\]: expected at most 10000000, got 20000000$"):
         measured(MONTE_CARLO, {"samples": [5, 20_000_000], "seed": [1, 2]})

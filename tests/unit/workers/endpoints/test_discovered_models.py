@@ -17,7 +17,7 @@ from workers.endpoints import oip, openai
 from workers.endpoints.protocol import Discovery, EndpointError
 
 X, Y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1,))
-FORMS = [Announced(), Announced("text"), Announced("tensors", (X,), (Y,))]
+FORMS = [Announced(), Announced(context=300), Announced("text"), Announced("tensors", (X,), (Y,))]
 
 
 def asked(asking: Discovery, answers: dict[tuple[str, str], object]) -> dict[str, Announced]:
@@ -75,13 +75,18 @@ def test_a_model_yaml_keeps_its_name_also_a_wrong_one() -> None:
 
 
 def test_the_first_announcement_of_a_name_has_it() -> None:
-    found = discovered_by([("openai", {"one": Announced()}), ("oip", {"one": FORMS[2], "two": FORMS[2]})])
+    found = discovered_by([("openai", {"one": Announced()}), ("oip", {"one": FORMS[-1], "two": FORMS[-1]})])
     assert {name: list(model.variants) for name, model in found.items()} == {"one": ["openai"], "two": ["oip"]}
 
 
 def test_engines_say_what_they_have() -> None:
-    listed = {"data": [{"id": "talk"}, {"id": "embed"}], "models": [{"name": "embed", "capabilities": ["embedding"]}]}
-    assert asked(openai.discover(), {("GET", "/models"): listed}) == {"talk": Announced(), "embed": Announced("text")}
+    told = [{"id": "talk", "max_model_len": 8192}, {"id": "chat"}, {"id": "embed"}]
+    listed = {"data": told, "models": [{"name": "embed", "capabilities": ["embedding"]}]}
+    assert asked(openai.discover(), {("GET", "/models"): listed}) == {
+        "talk": Announced(context=8192),
+        "chat": Announced(),
+        "embed": Announced("text"),
+    }
     tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
     answers: dict[tuple[str, str], object] = {
         ("POST", "/v2/repository/index"): [

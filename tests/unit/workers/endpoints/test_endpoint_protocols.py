@@ -314,6 +314,8 @@ def test_any_other_answer_is_malformed(raw: bytes, length: str | None) -> None:
         (422, {"detail": "bad field"}, InvalidRequestError),
         (400, {"error": {"message": "bad field", "code": "context_length_exceeded"}}, RequestTooLargeError),
         (400, {"error": {"message": "bad field", "type": "exceed_context_size_error"}}, RequestTooLargeError),
+        (400, {"object": "error", "message": "bad field: maximum context length is 9"}, RequestTooLargeError),
+        (400, {"message": "bad field is longer than the maximum model length of 9"}, RequestTooLargeError),
         (413, "bad field", RequestTooLargeError),
         (500, {"error": {"message": "Failed to parse tools: bad field", "type": "server_error"}}, InvalidRequestError),
         (500, {"error": {"message": "[json.exception.403] bad field", "type": "server_error"}}, InvalidRequestError),
