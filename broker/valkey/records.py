@@ -283,9 +283,9 @@ def watch_call(arguments: Sequence[str | bytes]) -> Call:
 
 def watch_answer(answer: Sequence[Any]) -> Watched:
     """What operators asked of all processes, and whether the store has this one's report."""
-    reloads, known, controls = answer
+    reloads, known, controls, now = answer
     marks = [part.decode() for part in controls]
-    return Watched(int(reloads), bool(known), dict(zip(marks[::2], marks[1::2], strict=True)))
+    return Watched(int(reloads), bool(known), dict(zip(marks[::2], marks[1::2], strict=True)), float(now))
 
 
 STATES = (*JobState,)

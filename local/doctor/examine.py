@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import datetime
@@ -19,6 +20,7 @@ from local.embedded import EmbeddedValkeyError, find_binary
 from local.fleet import Fleet, ProcessState
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
+from tasks.models.folder import APART
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
 from taxiway.connection import ConnectionPool
 from taxiway.contract.wire import refuses_account
@@ -46,7 +48,7 @@ def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | Non
     """The findings about this machine and its configuration, and about the `fleet` that runs here."""
     cache = cache_directory(environment)
     here = (
-        [*processes(fleet), *_store_here(fleet, environment), *outdated(fleet, environment)]
+        [*processes(fleet), *_store_here(fleet, environment), *reported(fleet, environment)]
         if fleet is not None
         else []
     )
@@ -64,23 +66,32 @@ def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are valid")
 
 
-def outdated(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The running processes that use an older queues.yaml, as far as the fleet's router knows."""
+def reported(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The running processes with an older queues.yaml or another time, as far as the fleet's router knows."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(httpx.HTTPError, msgspec.DecodeError):
         answer = httpx.get(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK, trust_env=False)
         if answer.status_code != httpx.codes.OK:
             return
-        for process in msgspec.json.decode(answer.content, type=_Restart).restart:
+        view = msgspec.json.decode(answer.content, type=_Reported)
+        for process in view.restart:
             value = "uses the queues.yaml that it started with, which has changed since"
             yield Finding(subject=f"process {process}", found=False, value=value, remedy="restart it")
+        for process, ahead in view.clocks.items():
+            yield _apart(f"clock of {process}", ahead)
 
 
-class _Restart(msgspec.Struct):
-    """The part of a router's view of the fleet that names processes with an older queues.yaml."""
+class _Reported(msgspec.Struct):
+    """The part of a router's view of the fleet that names processes with an older queues.yaml or another time."""
 
     restart: tuple[str, ...] = ()
+    clocks: dict[str, float] = {}
+
+
+def _apart(subject: str, ahead: float) -> Finding:
+    value = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the state store's, which deadlines follow"
+    return Finding(subject=subject, found=False, value=value, remedy="synchronise both machines (NTP)")
 
 
 def processes(fleet: Fleet) -> Iterator[Finding]:
@@ -162,6 +173,7 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield _server(variable, environment[variable])
             yield from _guard(variable, environment[variable])
             yield from _disk(variable, environment[variable], "on that server's disk")
+            yield from _clock(variable, environment[variable])
 
 
 def _server(variable: str, url: str) -> Finding:
@@ -206,6 +218,17 @@ def _disk(subject: str, url: str, where: str) -> Iterator[Finding]:
         lines = connections.call("INFO", "persistence").decode().splitlines()
         for value in (text for status, text in _UNWRITTEN.items() if status in lines):
             yield Finding(subject=f"{subject} disk", found=False, value=value, remedy=f"free space {where}")
+
+
+def _clock(variable: str, url: str) -> Iterator[Finding]:
+    """A finding if this machine's clock differs from that of a Valkey or Redis server."""
+    if urlsplit(url).scheme in _PORTS:
+        return
+    with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_QUICK)) as connections:
+        seconds, microseconds = map(int, connections.call("TIME"))
+        ahead = time.time() - seconds - microseconds / 1e6
+        if abs(ahead) >= APART:
+            yield _apart(f"{variable} clock of this machine", ahead)
 
 
 def _ping(url: str) -> None:

@@ -36,7 +36,7 @@ from router.upkeep.releaser import Releaser
 from router.upkeep.retargeter import Retargeter
 from router.view import FleetView, view_fleet, view_plan
 from router.webhooks import Webhooks
-from tasks.models.folder import ModelsFolder
+from tasks.models.folder import APART, ModelsFolder
 from tasks.settings import Settings
 from taxiway.connection import settle
 from taxiway.contract.limits import values_beyond
@@ -274,6 +274,7 @@ class Router:
             outdated=catalogue.outdated,
             unloaded=tuple(sorted(self.rules.unloaded & catalogue.models.keys())),
             restart=tuple(name for name, report in sorted(reports.items()) if report.queues_changed),
+            clocks={name: report.clock for name, report in sorted(reports.items()) if abs(report.clock) >= APART},
             plan=view_plan(self.fleet.followed, self.fleet.snapshot, view.now, reports.values(), tuner, latest),
         )
 

@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -171,12 +172,16 @@ LIVE = 5
 """Seconds since its last call within which a process counts as running."""
 
 
+APART = 2
+"""Seconds by which a host's clock may differ from the store's: an answer that came late looks like a second."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a process serves from its models folder.
 
     `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
     `queues_changed` means that its queues.yaml says more by now than it uses without a restart. `plan` is the number of
-    the plan that a router follows, 0 without one.
+    the plan that a router follows, 0 without one. `clock` is how many seconds the host's clock is ahead of the store's.
     """
 
     kind: Literal["router", "worker"]
@@ -186,17 +191,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outdated: Mapping[str, str] = {}
     queues_changed: bool = False
     plan: int = 0
+    clock: int = 0
 
 
 class Watched(NamedTuple):
     """The answer to a process's call: requests of reloads so far, and whether the store has its report.
 
-    `controls` maps models to the operator's last request for them, in the form of `CONTROLS`.
+    `controls` maps models to the operator's last request for them, in the form of `CONTROLS`. `now` is the store's
+    time.
     """
 
     reloads: int
     known: bool
     controls: Mapping[str, str]
+    now: float
 
 
 class Reporter:
@@ -214,6 +222,7 @@ class Reporter:
         self._done = 0
         self._known = b""
         self._sent = b""
+        self._clock = 0
         self.plan = 0
 
     @property
@@ -237,6 +246,7 @@ class Reporter:
                 outdated=folder.catalogue.outdated,
                 queues_changed=folder.queues.differs,
                 plan=self.plan,
+                clock=self._clock,
             )
         )
         return self._process, b"" if self._sent == self._known else self._sent
@@ -249,6 +259,7 @@ class Reporter:
         if self._requested is None or requested < self._requested:  # the first answer, or a new store
             self._done = requested  # earlier requests need no reload
         self._requested = requested
+        self._clock = round(time.time() - answer.now)
         self._known = self._sent if answer.known else b""
         self._controls = controls
         self._folder.unloaded = frozenset(name for name, mark in controls.items() if not mark)

@@ -324,6 +324,9 @@ def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "yellow")
     if fleet.get("restart"):
         yield _restart(fleet["restart"])
+    for process, ahead in fleet.get("clocks", {}).items():
+        where = "ahead of" if ahead > 0 else "behind"
+        yield Text(f"the clock of {process} is {abs(ahead)} s {where} the state store's", "yellow")
     yield from _silent(fleet)
     if fleet.get("stale"):
         yield Text("the router gets no answer from the state store; these figures are stale", "yellow")

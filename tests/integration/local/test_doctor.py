@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from local.doctor.endpoints import check_endpoints
-from local.doctor.examine import configuration, outdated, servers
+from local.doctor.examine import configuration, reported, servers
 from local.embedded import find_binary
 from local.fleet import Fleet
+from tasks.models.folder import Report
 from tasks.settings import TREE, Settings
+from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN
 from tests.engine import Engine, serving
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.guarded import free_port
-from tests.routing import router_process
+from tests.routing import RouterProcess, router_process
 from tests.waiting import until
 
 
@@ -67,24 +71,50 @@ def test_what_is_wrong_with_the_configuration_is_named_with_what_to_do(tmp_path:
     assert [one.subject for one in configuration({})] == ["queues.yaml and models"]
 
 
+def local_fleet(router: RouterProcess) -> Fleet:
+    """A fleet whose router this is."""
+    return Fleet(
+        broker="",
+        state="",
+        http=router.http,
+        flower=None,
+        pid=0,
+        router_pid=router.process.pid,
+        data="",
+        workers=(),
+        patience=0.0,
+    )
+
+
 def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings: Settings, tmp_path: Path) -> None:
     queues = tmp_path / "queues.yaml"
     queues.write_text((TREE / "queues.yaml").read_text())
     with router_process(replace(settings, queues=queues)) as router:
-        fleet = Fleet(
-            broker="",
-            state="",
-            http=router.http,
-            flower=None,
-            pid=0,
-            router_pid=router.process.pid,
-            data="",
-            workers=(),
-            patience=0.0,
-        )
-        assert list(outdated(fleet, {})) == []
+        fleet = local_fleet(router)
+        assert list(reported(fleet, {})) == []
         queues.write_text(queues.read_text() + "plan: {enabled: false}\n")
-        assert until(lambda: [one.remedy for one in outdated(fleet, {})] == ["restart it"])
+        assert until(lambda: [one.remedy for one in reported(fleet, {})] == ["restart it"])
+
+
+def test_clocks_that_differ_from_the_state_stores_are_reported(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"TAXIWAY_STATE": settings.state}
+    assert "TAXIWAY_STATE clock of this machine" not in [one.subject for one in servers(variables)]
+    now = time.time()
+    monkeypatch.setattr("local.doctor.examine.time.time", lambda: now - 300)
+    [here] = [one for one in servers(variables) if "clock" in one.subject]
+    assert (here.found, here.value) == (False, "300 s behind the state store's, which deadlines follow")
+
+
+def test_a_process_whose_host_has_another_time_is_reported(settings: Settings) -> None:
+    lags = msgspec.json.encode(Report(kind="worker", reload=0, models={}, clock=-90))
+    with router_process(settings) as router, redis.Redis.from_url(settings.state) as store:
+        store.hset(CATALOGUES, "cpu.batch.cpu-0@far", lags)
+        store.zadd(CATALOGUES_SEEN, {"cpu.batch.cpu-0@far": time.time()})
+        assert [(one.subject, one.value) for one in reported(local_fleet(router), {})] == [
+            ("clock of cpu.batch.cpu-0@far", "90 s behind the state store's, which deadlines follow")
+        ]
 
 
 ENDPOINTS = """
