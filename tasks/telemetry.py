@@ -15,11 +15,11 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from opentelemetry import trace
@@ -85,6 +85,8 @@ def log_to_stderr(level: str = "INFO") -> None:
 EXPORTER = "OTEL_TRACES_EXPORTER"
 """The standard variable that names exporters. Without it nothing is exported, whatever is installed."""
 
+_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
+
 _OURS = "taxiway"  # our member of `tracestate`: microseconds since the epoch
 _AFTER = 2  # microseconds, so that rounding never lets a wait begin before its parent ends
 _OTHERS = 31  # other members of the list, which has 32 at most
@@ -121,11 +123,27 @@ def start_tracing(service: str, environment: Mapping[str, str]) -> None:
     named = environment.get("OTEL_SERVICE_NAME") or service
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: named}))
     for name in names:
-        found = entry_points(group="opentelemetry_traces_exporter", name=name)
-        if not found:
-            raise SettingsError(EXPORTER, "exporters that are installed", name)
-        provider.add_span_processor(BatchSpanProcessor(next(iter(found)).load()()))
+        provider.add_span_processor(BatchSpanProcessor(_exporter(name, environment)()))
     trace.set_tracer_provider(provider)
+
+
+def _exporter(name: str, environment: Mapping[str, str]) -> Callable[[], Any]:
+    """Makes the exporter of this name. Python's packages name OpenTelemetry's own `otlp` by its protocol.
+
+    Raises:
+        SettingsError: it is not installed, or only in part.
+    """
+    installed = {one.name: one for one in entry_points(group="opentelemetry_traces_exporter")}
+    grpc = environment.get("OTEL_EXPORTER_OTLP_PROTOCOL", "") == "grpc"
+    named = name if name != "otlp" or name in installed else f"otlp_proto_{'grpc' if grpc else 'http'}"
+    found = installed.get(named)
+    if found is None:
+        known = ", ".join(sorted(installed))
+        raise SettingsError(EXPORTER, f"an installed exporter ({known}; `pip install {_PACKAGE}` adds otlp)", name)
+    try:
+        return cast(Callable[[], Any], found.load())
+    except ImportError as error:
+        raise SettingsError(EXPORTER, "an exporter that can be imported", f"{name}: {error}") from error
 
 
 def parent_of(headers: Mapping[str, Any]) -> ParentSpan | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -47,10 +48,26 @@ def test_a_process_without_a_named_exporter_traces_nothing() -> None:
 
 
 def test_an_exporter_that_is_not_installed_is_a_wrong_setting() -> None:
-    with pytest.raises(
-        SettingsError, match="OTEL_TRACES_EXPORTER: expected exporters that are installed, got 'pigeon'"
-    ):
+    with pytest.raises(SettingsError, match=r"expected an installed exporter \(.*console.*\), got 'pigeon'"):
         start_tracing("router", {"OTEL_TRACES_EXPORTER": "pigeon"})
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    point = EntryPoint(name, value, "opentelemetry_traces_exporter")
+    monkeypatch.setattr("tasks.telemetry.entry_points", lambda group: [point])
+
+
+def test_an_exporter_that_lacks_a_package_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "half", "no_such_package:Exporter")
+    with pytest.raises(SettingsError, match="half: No module named 'no_such_package'"):
+        start_tracing("router", {"OTEL_TRACES_EXPORTER": "half"})
+
+
+@pytest.mark.parametrize(("protocol", "named"), [("", "otlp_proto_http"), ("grpc", "otlp_proto_grpc")])
+def test_otlp_is_the_exporter_of_its_protocol(monkeypatch: pytest.MonkeyPatch, protocol: str, named: str) -> None:
+    installed(monkeypatch, named, "no_such_package:Exporter")
+    with pytest.raises(SettingsError, match="otlp: No module named"):
+        start_tracing("router", {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol})
 
 
 def test_a_producer_that_is_in_no_trace_carries_none() -> None:
