@@ -92,9 +92,10 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     the events that wait for webhook endpoints, and those given up. `disabled` gives by name why models are
     not served. `outdated` gives by name and version which models are served as they were before their file became
     invalid; operators took those in `unloaded` out of service. The processes in `restart` use a queues.yaml that has
-    changed since they started. `clocks` has the processes on hosts whose clock differs from the store's by `APART` or
-    more, with the seconds that it is ahead. `plan` is None if there is neither a plan nor a tuner. `tokens` counts what
-    was read and generated since this router started, as far as engines count what they read.
+    changed since they started, and those in `queues_wrong` one that has become invalid, each with the reason. `clocks`
+    has the processes on hosts whose clock differs from the store's by `APART` or more, with the seconds it is ahead.
+    `plan` is None if there is neither a plan nor a tuner. `tokens` counts what was read and generated since this router
+    started, as far as engines count what they read.
     """
 
     stale: bool
@@ -110,6 +111,7 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     outdated: Mapping[str, str] = {}
     unloaded: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
+    queues_wrong: Mapping[str, str] = {}
     clocks: Mapping[str, int] = {}
     plan: PlanView | None = None
     webhooks_waiting: int = 0

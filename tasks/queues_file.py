@@ -18,7 +18,8 @@ class QueuesFile:
     """One process's queues.yaml. Thread-safe for one thread that looks and others that read.
 
     `topology` is what the process goes by: the file as it was at the start, with the endpoints of the last good one.
-    `differs` is whether the file says something else by now, so that a restart would change something.
+    `differs` is whether the file says something else by now, so that a restart would change something. `wrong` is why
+    the file is invalid by now, so that no process could start with it; empty if it is valid.
 
     Raises:
         TopologyError: the file is missing or invalid at the start.
@@ -28,7 +29,7 @@ class QueuesFile:
         self.path = path
         self._stamp = stamp_of(path)
         self.topology = load_topology(path)
-        self.differs = False
+        self.differs, self.wrong = False, ""
         self._followers: list[Callable[[Topology], None]] = []
 
     def follow(self, follower: Callable[[Topology], None]) -> None:
@@ -48,10 +49,10 @@ class QueuesFile:
             found = load_topology(self.path)
         except TopologyError as error:
             logger.error("queues.yaml is invalid now: the last good one is used", extra={"error": str(error)})
-            self.differs = True
+            self.differs, self.wrong = False, str(error)
             return False
         renewed = with_endpoints(self.topology, found)
-        self.differs = renewed != found
+        self.differs, self.wrong = renewed != found, ""
         if renewed == self.topology:
             return False
         self.topology = renewed

@@ -78,6 +78,9 @@ def reported(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
         for process in view.restart:
             value = "uses the queues.yaml that it started with, which has changed since"
             yield Finding(subject=f"process {process}", found=False, value=value, remedy="restart it")
+        for process, why in view.queues_wrong.items():
+            value = f"uses the last valid queues.yaml; now {why}"
+            yield Finding(subject=f"process {process}", found=False, value=value, remedy="correct it before a restart")
         for process, ahead in view.clocks.items():
             yield _apart(f"clock of {process}", ahead)
 
@@ -86,6 +89,7 @@ class _Reported(msgspec.Struct):
     """The part of a router's view of the fleet that names processes with an older queues.yaml or another time."""
 
     restart: tuple[str, ...] = ()
+    queues_wrong: dict[str, str] = {}
     clocks: dict[str, float] = {}
 
 

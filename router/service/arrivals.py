@@ -274,6 +274,7 @@ class Router:
             outdated=catalogue.outdated,
             unloaded=tuple(sorted(self.rules.unloaded & catalogue.models.keys())),
             restart=tuple(name for name, report in sorted(reports.items()) if report.queues_changed),
+            queues_wrong={name: report.queues_wrong for name, report in sorted(reports.items()) if report.queues_wrong},
             clocks={name: report.clock for name, report in sorted(reports.items()) if abs(report.clock) >= APART},
             plan=view_plan(self.fleet.followed, self.fleet.snapshot, view.now, reports.values(), tuner, latest),
         )

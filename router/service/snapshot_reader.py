@@ -395,4 +395,5 @@ def _shown(name: str, before: Report | None, after: Report, wanted: int) -> dict
         "disabled": msgspec.to_builtins(after.disabled),
         "outdated": msgspec.to_builtins(after.outdated),
         "queues_changed": after.queues_changed,
+        "queues_wrong": after.queues_wrong,
     }

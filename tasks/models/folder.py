@@ -180,7 +180,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a process serves from its models folder.
 
     `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
-    `queues_changed` means that its queues.yaml says more by now than it uses without a restart. `plan` is the number of
+    `queues_changed` means that its queues.yaml says more by now than it uses without a restart, and `queues_wrong` is
+    why that file is invalid by now. `plan` is the number of
     the plan that a router follows, 0 without one. `clock` is how many seconds the host's clock is ahead of the store's.
     """
 
@@ -190,6 +191,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     disabled: Mapping[str, str] = {}
     outdated: Mapping[str, str] = {}
     queues_changed: bool = False
+    queues_wrong: str = ""
     plan: int = 0
     clock: int = 0
 
@@ -245,6 +247,7 @@ class Reporter:
                 disabled=folder.catalogue.disabled,
                 outdated=folder.catalogue.outdated,
                 queues_changed=folder.queues.differs,
+                queues_wrong=folder.queues.wrong,
                 plan=self.plan,
                 clock=self._clock,
             )

@@ -488,9 +488,10 @@ def reload(*, url: str | None, data: Path | None, as_json: bool) -> None:
     """Make every router and worker reread its models folder, and show what each serves.
 
     Most changes are detected within a second without this command. Exits with 1 if a process did not answer, or a model
-    is disabled or served in an older version of its files.
+    is disabled or served in an older version of its files, or queues.yaml is invalid.
     """
     processes = ask(url, data, lambda client: client.reload())
     present(processes, "show_reload", as_json=as_json)
-    if any(not one["answered"] or one["disabled"] or one["outdated"] for one in processes):
+    wrong = ("disabled", "outdated", "queues_wrong")
+    if any(not one["answered"] or any(one.get(name) for name in wrong) for one in processes):
         raise SystemExit(JOB_FAILED)

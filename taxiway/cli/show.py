@@ -149,10 +149,21 @@ def show_reload(processes: Sequence[Mapping[str, Any]]) -> None:
     old = [process["process"] for process in processes if process["queues_changed"]]
     if old:
         console.print(_restart(old), soft_wrap=True)
+    for line in _wrong_queues({process["process"]: process.get("queues_wrong", "") for process in processes}):
+        console.print(line, soft_wrap=True)
 
 
 def _restart(processes: Sequence[str]) -> Text:
     return Text(f"queues.yaml changed: restart needed of {', '.join(processes)}", "yellow")
+
+
+def _wrong_queues(processes: Mapping[str, str]) -> Iterator[Text]:
+    """Each reason why queues.yaml became invalid, with the processes that read it."""
+    for why in sorted({*processes.values()} - {""}):
+        readers = ", ".join(name for name, one in processes.items() if one == why)
+        yield Text(
+            f"queues.yaml is invalid: {why}\n  used in its last valid version, until a restart: {readers}", "red"
+        )
 
 
 def _reload_row(process: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,6 +335,7 @@ def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "yellow")
     if fleet.get("restart"):
         yield _restart(fleet["restart"])
+    yield from _wrong_queues(fleet.get("queues_wrong", {}))
     for process, ahead in fleet.get("clocks", {}).items():
         where = "ahead of" if ahead > 0 else "behind"
         yield Text(f"the clock of {process} is {abs(ahead)} s {where} the state store's", "yellow")

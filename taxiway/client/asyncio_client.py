@@ -391,7 +391,7 @@ class AsyncClient:
 
         Per process: `process`, `kind`, whether it `answered` in time, its `models`, which of them were `added`,
         `replaced` or `removed`, which are `disabled` or `outdated` and why, and whether `queues_changed` since it
-        started. HTTP only, else `InvalidRequestError`.
+        started, or why it is `queues_wrong`. HTTP only, else `InvalidRequestError`.
         """
         processes: list[dict[str, Any]] = (await self._door.administer("POST", "/v2/reload"))["processes"]
         return processes

@@ -140,6 +140,13 @@ def test_a_model_comes_changes_breaks_and_goes_while_the_fleet_runs(served: Sett
         _, said = reload(router)
         assert "queues.yaml changed: restart needed of" in said
         assert len(client.fleet()["restart"]) == 2
+        valid = served.queues.read_text()
+        served.queues.write_text("hardware: {}\n")
+        status, said = reload(router)
+        assert (status, client.fleet()["restart"]) == (1, [])
+        assert "queues.yaml is invalid: " in said
+        assert "restart needed" not in said
+        served.queues.write_text(valid)
         with pytest.raises(UnknownModelError):
             scaled(client)
         assert until(lambda: not any("later:1/onnx" in device["warm"] for device in client.fleet()["devices"]))
