@@ -289,7 +289,9 @@ class DeadLetters:
             raise InvalidRequestError(f"the message is not a request: {decision.letter or 'it cancels a job'}")
         job = decision.admitted.outgoing.job
         if not await self._store.revive(job):
-            raise InvalidRequestError(f"job {quoted(job)} was not dead-lettered: it is not run again", job=job)
+            raise InvalidRequestError(
+                f"job {quoted(job)} was not dead-lettered, but ended otherwise: send it again as a new request", job=job
+            )
         await self._router.forward(decision.admitted)
         await self._store.drop_letter(raw)
         return job

@@ -28,6 +28,7 @@ from taxiway.errors import (
     TaxiwayError,
     UnauthenticatedError,
     UnknownJobError,
+    UnknownLetterError,
     UnknownModelError,
     UnplaceableError,
 )
@@ -48,6 +49,7 @@ EXIT_CODES = {
 _HINTS: dict[type[TaxiwayError], str] = {
     UnauthenticatedError: "set TAXIWAY_KEY to the API key from the fleet's operator",
     UnknownJobError: "`taxiway jobs` lists the latest jobs",
+    UnknownLetterError: "`taxiway dead list` lists them",
     UnknownModelError: "`taxiway models` lists what the fleet can run",
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
     BrokerFullError: "free memory or disk space of the broker and the state store, as the error says",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
-from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError
+from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, report
 from taxiway.cli.address import ask, fleet_options, present, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, Event, JobState, JobStatus, Lost, Restarted, Result
@@ -24,6 +24,7 @@ from taxiway.contract.values import to_wire
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, RequestError, ResultTimeoutError
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def _parameter(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -454,17 +455,17 @@ def show(letter: str, *, url: str | None, data: Path | None, as_json: bool) -> N
 @click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
 @fleet_options
 def replay(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Run the job of each LETTER again under the same id, and delete the letter."""
+    """Run the job of each LETTER again under the same id, and delete the letter.
 
-    async def replayed(client: AsyncClient) -> dict[str, str]:
-        return {letter: await client.dead.replay(letter) for letter in letters}
-
-    jobs = ask(url, data, replayed)
+    A letter that cannot be replayed does not keep the others from it.
+    """
+    jobs, refused = ask(url, data, lambda client: _each(letters, client.dead.replay))
     if as_json:
         print_json(jobs)
-        return
-    for job in jobs.values():
-        click.echo(job)
+    else:
+        for job in jobs.values():
+            click.echo(job)
+    _raise_last(refused)
 
 
 @dead.command()
@@ -472,14 +473,29 @@ def replay(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_j
 @fleet_options
 def drop(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
     """Delete each LETTER. Its job stays dead."""
-
-    async def dropped(client: AsyncClient) -> None:
-        for letter in letters:
-            await client.dead.drop(letter)
-
-    ask(url, data, dropped)
+    dropped, refused = ask(url, data, lambda client: _each(letters, client.dead.drop))
     if as_json:
-        print_json({"dropped": letters})
+        print_json({"dropped": [*dropped]})
+    _raise_last(refused)
+
+
+async def _each(letters: Sequence[str], call: Callable[[str], Awaitable[T]]) -> tuple[dict[str, T], list[RequestError]]:
+    """What the call answers to each letter, and the refusals."""
+    answers, refused = {}, list[RequestError]()
+    for letter in letters:
+        try:
+            answers[letter] = await call(letter)
+        except RequestError as error:
+            refused.append(error)
+    return answers, refused
+
+
+def _raise_last(refused: Sequence[RequestError]) -> None:
+    """Report refusals, and raise the last."""
+    for error in refused[:-1]:
+        report(error.message, hint_for(error))
+    if refused:
+        raise refused[-1]
 
 
 @click.command()

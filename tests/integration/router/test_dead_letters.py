@@ -131,6 +131,21 @@ def test_a_replayed_job_starts_over_under_its_id(fleet: tuple[Settings, RouterPr
     assert state.llen(DEAD) == 0
 
 
+def test_of_several_letters_those_that_can_be_are_replayed_or_dropped(
+    fleet: tuple[Settings, RouterProcess], state: redis.Redis
+) -> None:
+    job = park(fleet)
+    [listed] = json.loads(run(fleet, "list", "--json"))
+    said = run(fleet, "replay", "lost", listed["id"], "gone", code=2)
+    assert job in said
+    assert "no dead letter 'lost'" in said
+    assert "no dead letter 'gone'\nhint: `taxiway dead list` lists them" in said
+    park(fleet)
+    [listed] = json.loads(run(fleet, "list", "--json"))
+    assert "no dead letter 'lost'" in run(fleet, "drop", "lost", listed["id"], code=2)
+    assert state.llen(DEAD) == 0
+
+
 def test_a_job_that_ended_otherwise_is_not_replayed(fleet: tuple[Settings, RouterProcess], state: redis.Redis) -> None:
     job = park(fleet, ending=JobState.FAILED)
     before = state.get(result_key(job))
