@@ -214,6 +214,9 @@ class Transport(Protocol):
     async def forget(self, misdirected: Sequence[Arrival]) -> None:
         """Remove these from that queue; other messages stay."""
 
+    async def send(self, queue: str, envelope: Envelope) -> None:
+        """Put a message in another application's queue."""
+
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event."""
 

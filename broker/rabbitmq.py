@@ -189,6 +189,13 @@ class RabbitTransport:
     async def forget(self, misdirected: Sequence[Arrival]) -> None:
         """Nothing to do."""
 
+    async def send(self, queue: str, envelope: Envelope) -> None:
+        """Put a message in another application's queue; fails if there is none."""
+        session = await self._live()
+        message = amqp_message(Outgoing("", queue, 0, envelope, str(envelope.headers["id"])))
+        with amqp_errors():
+            await session.outward.default_exchange.publish(message, queue, mandatory=True, timeout=ANSWER)
+
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event to the exchange that Celery's own events go to."""
         session = await self._live()

@@ -303,6 +303,11 @@ class ValkeyTransport:
             for one in misdirected:
                 await self._sends.call("LREM", DEFAULT_QUEUE, 1, one.raw)
 
+    async def send(self, queue: str, envelope: Envelope) -> None:
+        """Put a message in another application's queue, at its highest priority, which is Celery's default."""
+        with fleet_errors("broker"):
+            await self._sends.call("LPUSH", queue, encode_envelope(envelope))
+
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event on the channel of kombu's fanout exchange."""
         with fleet_errors("broker"):

@@ -22,7 +22,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.metrics import Counters, OutcomeCounters
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
-from router.service.events import SentEvents, trace_placement, trace_refusal
+from router.service.events import SentEvents, send_calls, trace_placement, trace_refusal
 from router.service.repository import Repository
 from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader, FolderWatch
@@ -138,7 +138,7 @@ class Router:
         self._recorder = Recorder(settings.state, self.store, rules.topology.limits)
         duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder)
         self._leader = Leader(self.leadership, duties, tick)
-        self._deadlines = Deadlines(self.store)
+        self._deadlines = Deadlines(self.store, self.transport)
         self._stopping = False
         self._idle = False
         self._consumer: asyncio.Task[None] | None = None
@@ -352,13 +352,13 @@ class Router:
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or dead-letter arrivals that are not forwarded."""
-        endings = [(d.ending, d.follow) for d in decisions if d.ending is not None]
+        endings = [(d.ending, d.after) for d in decisions if d.ending is not None]
         cancelled = [d.cancel for d in decisions if d.cancel]
         letters = [
             DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
         ]
         if endings:
-            await self.store.finish_all(endings)
+            await send_calls(self.transport, await self.store.finish_all(endings))
             await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
             refused = {d.ending.job: d.refused for d in decisions if d.ending is not None and d.refused is not None}
             if refused:  # also those that ended before: by a router that died before it listed them

@@ -6,6 +6,7 @@ A message is refused where Celery could not run what its headers ask for, or cou
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
@@ -13,15 +14,19 @@ from typing import Any
 
 import msgspec
 
+from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE
 from taxiway.contract.limits import check_values, values_beyond
-from taxiway.contract.request import is_name
-from taxiway.contract.wire import Envelope
+from taxiway.contract.request import is_name, new_id
+from taxiway.contract.wire import HEADER, NO_CANVAS, Envelope, task_envelope
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 
 MOST_BYTES = 64 * 2**10
 """Limit on the size of a message's headers as JSON, in bytes."""
 
 _MOST_FOLLOWERS = 1000  # a refused message writes no more results than this
+
+_INTERNAL = re.compile(r"taxiway|unacked|_kombu|celery-task-meta-")
+"""The beginning of a key of taxiway's, kombu's or Celery's own, which no error link may name as its queue."""
 
 _SHOWN = 200  # characters of a received value in an error
 
@@ -47,10 +52,18 @@ class Embed(msgspec.Struct, frozen=True):
 
 
 class _Follow(msgspec.Struct, frozen=True):
-    """The tasks in the third part of a body whose results others may wait for, in any form."""
+    """The tasks in the third part of a body that are told if the task fails, in any form."""
 
     chain: Any = None
     chord: Any = None
+    errbacks: Any = None
+
+
+class Followers(msgspec.Struct, frozen=True):
+    """What a task that failed leaves: the `ids` of those that never run, and the calls of its error links, by queue."""
+
+    ids: tuple[str, ...] = ()
+    calls: tuple[tuple[str, Envelope], ...] = ()
 
 
 _decode_follow = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Follow | None]).decode
@@ -92,20 +105,45 @@ def read_embed(body: bytes) -> Embed | None:
         raise InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}, as Celery writes it", field=field) from error
 
 
-def followers_of(envelope: Envelope, most: int) -> tuple[str, ...]:
-    """The ids of the tasks that never run if a message's task fails: the rest of its chain, and its chord's body.
+def followers_of(envelope: Envelope, job: str, most: int) -> Followers:
+    """What a message's task leaves if it fails: the rest of its chain, its chord's body, and its error links.
 
-    No ids if the body cannot be read or has more than `most` values, and `_MOST_FOLLOWERS` of them at most.
+    Nothing if the body cannot be read or has more than `most` values, and `_MOST_FOLLOWERS` of each at most.
     """
     try:
         body = envelope.payload()
         if values_beyond(body, most) is not None:
-            return ()
+            return Followers()
         follow = _decode_follow(body)[2]
     except (InvalidRequestError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ()
-    found = dict.fromkeys(_ids_in([follow.chain, follow.chord]) if follow is not None else ())
-    return tuple(islice(found, _MOST_FOLLOWERS))
+        return Followers()
+    if follow is None:
+        return Followers()
+    ids = dict.fromkeys(_ids_in([follow.chain, follow.chord]))
+    links = follow.errbacks if isinstance(follow.errbacks, list) else []
+    calls = [call for link in links[:_MOST_FOLLOWERS] if (call := _call_of(link, job)) is not None]
+    return Followers(tuple(islice(ids, _MOST_FOLLOWERS)), tuple(calls))
+
+
+def _call_of(link: Any, job: str) -> tuple[str, Envelope] | None:
+    """The queue and the message of a call of an error link, which Celery gives the failed task's id as first argument.
+
+    None if it is no plain task, or names a queue that is not a producer's to write to.
+    """
+    try:
+        task = msgspec.convert(link, Signature)
+    except msgspec.ValidationError:
+        return None
+    queue, own = task.options.get("queue", DEFAULT_QUEUE), task.options.get("task_id")
+    if task.subtask_type or not is_name(queue) or (queue != ARRIVALS and _INTERNAL.match(queue)):
+        return None
+    args = task.args if task.immutable else [job, *task.args]
+    body = _encode([args, task.kwargs, NO_CANVAS])
+    call = task_envelope(task.task, own if is_name(own) else new_id(), body, header={}, origin="")
+    del call.headers[HEADER]
+    call.headers |= {"root_id": job, "parent_id": job}
+    call.properties["delivery_info"]["routing_key"] = queue
+    return queue, call
 
 
 def _ids_in(signature: Any) -> Iterator[str]:

@@ -46,14 +46,23 @@ class Refusal(msgspec.Struct, frozen=True):
     digest: str = ""
 
 
+class After(msgspec.Struct, frozen=True):
+    """What follows a request that failed: the ends of the tasks after it in its chain and chord, and its error links.
+
+    `calls` are messages with the queues that they go to.
+    """
+
+    endings: tuple[Ending, ...] = ()
+    calls: tuple[tuple[str, Envelope], ...] = ()
+
+
 class Decision(msgspec.Struct, frozen=True):
     """What happens to an arrival.
 
     `cancel` is the id of a job to cancel. `letter` is the reason for dead-lettering the message. `refusal` is the
     result for the submitter of a refused request under its submission id, independent of the job that has its
     idempotency key. `code` is the ending's error code, and `refused` describes the refused request for its record.
-    `deviceless` means that no device is live, which a fresher snapshot may change. `follow` ends the tasks after it in
-    its chain and chord, if `ending` is written.
+    `deviceless` means that no device is live, which a fresher snapshot may change. `after` follows a written `ending`.
     """
 
     tag: str
@@ -65,7 +74,7 @@ class Decision(msgspec.Struct, frozen=True):
     code: str = ""
     deviceless: bool = False
     refused: Refused | None = None
-    follow: tuple[Ending, ...] = ()
+    after: After = After()
 
 
 def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float) -> Decision:
@@ -83,8 +92,8 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
         ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
         refused = _refused(found, rules, failure_meta(found.job, error))
         refusal = _refusal(found.envelope, error, found.reply, found.job, digest_at(found, rules))
-        follow = endings_after(found.envelope, error, rules.topology.limits.elements)
-        return msgspec.structs.replace(ended, refusal=refusal, refused=refused, follow=follow)
+        after = after_failure(found.envelope, found.job, error, rules.topology.limits.elements)
+        return msgspec.structs.replace(ended, refusal=refusal, refused=refused, after=after)
 
 
 def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
@@ -121,8 +130,8 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""
         ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
-        follow = endings_after(envelope, error, rules.topology.limits.elements)
-        return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply), follow=follow)
+        after = after_failure(envelope, job, error, rules.topology.limits.elements)
+        return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply), after=after)
 
 
 def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
@@ -174,7 +183,8 @@ def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: fl
         return Decision("", admitted=admit(held, rules, working))
     except TaxiwayError as error:
         ended = _ended("", job, error, reply=reply, token="")
-        return msgspec.structs.replace(ended, follow=endings_after(envelope, error, rules.topology.limits.elements))
+        after = after_failure(envelope, job, error, rules.topology.limits.elements)
+        return msgspec.structs.replace(ended, after=after)
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limits: Limits) -> Order:
@@ -241,13 +251,14 @@ def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
     return sizes
 
 
-def endings_after(envelope: Envelope, error: TaxiwayError, most: int) -> tuple[Ending, ...]:
-    """The ends of the tasks that were to follow a request, so that who has only their ids learns of the error.
+def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) -> After:
+    """What follows a request that failed, so that who has only the ids of later tasks learns of the error.
 
-    None if its body has more than `most` values.
+    Nothing if its body has more than `most` values.
     """
-    ids = followers_of(envelope, most)
-    return tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids)
+    followers = followers_of(envelope, job, most)
+    endings = tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in followers.ids)
+    return After(endings, followers.calls)
 
 
 def _ended(tag: str, job: str, error: TaxiwayError, *, reply: str, token: str, letter: str = "") -> Decision:

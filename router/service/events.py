@@ -1,4 +1,4 @@
-"""What a router reports of its jobs to other systems: Celery's `task-sent` events, and trace spans.
+"""What a router reports of its jobs to other systems: Celery's `task-sent` events and error links, and trace spans.
 
 Flower shows from the events in which queue each placed or moved job waits. Spans say what was placed, refused and
 moved, for messages that carry a trace context.
@@ -6,6 +6,7 @@ moved, for messages that carry a trace context.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from tasks import telemetry
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
+
+logger = logging.getLogger(__name__)
 
 ROUTING_KEY = "task.multi"
 """Celery's routing key for batched events."""
@@ -52,6 +55,21 @@ class _Sent(msgspec.Struct):
     eta: None = None
     expires: None = None
     utcoffset: int = 0
+
+
+async def send_calls(transport: Transport, calls: Sequence[tuple[str, Envelope]]) -> None:
+    """Call error links; one that cannot be sent is logged and given up, as the job has ended."""
+    for queue, call in calls:
+        try:
+            await transport.send(queue, call)
+        except BrokerUnavailableError as error:
+            extra = {
+                "queue": queue,
+                "task": call.headers["task"],
+                "job": call.headers["parent_id"],
+                "error": error.message,
+            }
+            logger.warning("an error link could not be called", extra=extra)
 
 
 class SentEvents:

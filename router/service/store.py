@@ -39,7 +39,7 @@ from broker.valkey.records import (
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST, Tuned
 from router.service.append_only_file import AppendOnlyFile
-from router.service.decision import Refusal
+from router.service.decision import After, Refusal
 from tasks.models.folder import LIVE, Report, Watched
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
@@ -76,6 +76,7 @@ from taxiway.contract.keys import (
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.values import KEPT
+from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.valkey import Command, fleet_errors
 
@@ -277,12 +278,16 @@ class RouterStore:
         with fleet_errors(_SERVER):
             return [bool(one) for one in await self._calls.run(call)]
 
-    async def finish_all(self, groups: Sequence[tuple[Ending, Sequence[Ending]]]) -> None:
-        """End jobs, and then the tasks that were to follow each of them, unless that job had ended before."""
+    async def finish_all(self, groups: Sequence[tuple[Ending, After]]) -> list[tuple[str, Envelope]]:
+        """End jobs, and then the tasks that were to follow each of them, unless that job had ended before.
+
+        Returns the calls of their error links, which are now to be sent, with their queues.
+        """
         written = await self.finish([ending for ending, _ in groups])
-        follow = [one for (_, after), done in zip(groups, written, strict=True) if done for one in after]
-        if follow:
-            await self._finish(follow)
+        left = [after for (_, after), done in zip(groups, written, strict=True) if done]
+        if endings := [one for after in left for one in after.endings]:
+            await self._finish(endings)
+        return [call for after in left for call in after.calls]
 
     async def held_messages(self, jobs: Sequence[str], most: int) -> dict[str, bytes]:
         """The messages of those of these jobs that are held, by job, without any of more than `most` bytes."""

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
+from broker.port import Transport
 from broker.valkey.records import Ending, Overdue, exceeded
-from router.service.decision import endings_after
+from router.service.decision import After, after_failure
+from router.service.events import send_calls
 from router.service.store import RouterStore
 from taxiway.contract.job import JobState, failure_meta
 from taxiway.contract.limits import ELEMENTS, LARGE
@@ -30,8 +32,9 @@ ENDING_LEASE = 1.0
 class Deadlines:
     """Ends jobs past their deadline by the store's clock. It checks when the first known deadline passes."""
 
-    def __init__(self, store: RouterStore) -> None:
+    def __init__(self, store: RouterStore, transport: Transport) -> None:
         self._store = store
+        self._transport = transport
         self._next = 0.0
         self._sooner = asyncio.Event()
 
@@ -63,7 +66,8 @@ class Deadlines:
         """End jobs, and what was to follow those in holding: the workers that take the others' messages report it."""
         held = [one.job for one in overdue if one.course.held]
         messages = await self._store.held_messages(held, LARGE) if held else {}
-        await self._store.finish_all([_expired(one, messages.get(one.job)) for one in overdue])
+        calls = await self._store.finish_all([_expired(one, messages.get(one.job)) for one in overdue])
+        await send_calls(self._transport, calls)
 
     async def _wait(self) -> None:
         while (left := self._next - self._store.now()) > 0:
@@ -72,13 +76,13 @@ class Deadlines:
                 await asyncio.wait_for(self._sooner.wait(), left)
 
 
-def _expired(overdue: Overdue, message: bytes | None) -> tuple[Ending, tuple[Ending, ...]]:
-    """A job's end, and the ends of what was to follow it by its message."""
+def _expired(overdue: Overdue, message: bytes | None) -> tuple[Ending, After]:
+    """A job's end, and what follows it by its message."""
     error = exceeded(overdue.course)
     ending = Ending(overdue.job, JobState.EXPIRED, failure_meta(overdue.job, error), reply=overdue.reply)
     if message is None:
-        return ending, ()
+        return ending, After()
     try:
-        return ending, endings_after(decode_envelope(message), error, ELEMENTS)
+        return ending, after_failure(decode_envelope(message), overdue.job, error, ELEMENTS)
     except InvalidRequestError:
-        return ending, ()
+        return ending, After()

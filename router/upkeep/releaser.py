@@ -12,6 +12,7 @@ from router.decide.cost import has_capacity
 from router.decide.fairness import FairOrder, Releasable, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
+from router.service.events import send_calls
 from router.service.snapshot_reader import BEAT, FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
@@ -108,12 +109,12 @@ class Releaser(Duty):
         decisions = [self._decide(one, now, expected_batch) for one in drawn]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         bound = [one for one in admitted if not one.placement.held]
-        endings = [(d.ending, d.follow) for d in decisions if d.ending is not None and not d.deviceless]
+        endings = [(d.ending, d.after) for d in decisions if d.ending is not None and not d.deviceless]
         back = [one.outgoing.job for one in admitted if one.placement.held]
         back += [d.ending.job for d in decisions if d.ending is not None and d.deviceless]
         await self._forward(bound)
         if endings:
-            await self._store.finish_all(endings)
+            await send_calls(self._transport, await self._store.finish_all(endings))
         if back:
             await self._store.give_back(back)
         self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))

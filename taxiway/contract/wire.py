@@ -130,7 +130,8 @@ HEADER = "taxiway"
 _POSITIONAL = ("model", "inputs")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _UNTRACED: Carried = {}
-_NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+"""The third part of a task's body if nothing follows from it."""
 
 
 class Envelope(msgspec.Struct, kw_only=True):
@@ -205,7 +206,7 @@ def infer_message(
 
 def cancel_message(job: str, *, origin: str, key: bytes | None = None) -> bytes:
     """The arrival message that cancels `job`; `key` signs it."""
-    body = _encode([[job], {}, _NO_CANVAS])
+    body = _encode([[job], {}, NO_CANVAS])
     envelope = task_envelope(CANCEL, new_id(), body, header={}, origin=origin)
     return encode_envelope(envelope if key is None else _signed(envelope, key))
 
@@ -245,7 +246,7 @@ def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
         inputs = to_wire(request.inputs, "inputs", blobs)
         parameters = to_wire(request.parameters, "parameters", blobs) if request.parameters else {}
         plain = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
-        return _encode([[], plain, _NO_CANVAS])
+        return _encode([[], plain, NO_CANVAS])
     except (UnicodeEncodeError, RecursionError) as error:  # a request that did not pass `parse_request`
         raise InvalidRequestError(
             f"inputs: expected Unicode text, not nested too deeply: {cut(str(error))}", field="inputs"

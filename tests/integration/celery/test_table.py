@@ -175,6 +175,26 @@ def test_what_follows_a_refused_request_fails_with_its_error(producer: Celery) -
     assert payload(infer(producer, "next").apply_async()) == "next"
 
 
+@pytest.mark.usefixtures("served")
+def test_the_error_links_of_a_refused_request_are_called_with_its_id(producer: Celery) -> None:
+    link = producer.signature("lab.refused", args=("more",), queue="lab.refused")
+    with producer.connection_for_write() as connection:
+        with connection.SimpleQueue("lab.refused") as left:
+            left.clear()
+        sent = infer(producer, "first", "ehco").apply_async(link_error=link)
+        call = next_of(connection, "lab.refused")
+    assert (call.headers["task"], call.payload[0]) == ("lab.refused", [sent.id, "more"])
+
+
+@pytest.mark.usefixtures("served")
+def test_an_error_link_whose_queue_is_not_there_or_not_ours_holds_up_nothing(producer: Celery) -> None:
+    for queue in ("lab.nowhere.declared", DEAD):
+        sent = infer(producer, "first", "ehco").apply_async(link_error=producer.signature("lab.lost", queue=queue))
+        with pytest.raises(Exception, match="unknown model 'ehco'"):
+            sent.get(timeout=30)
+    assert payload(infer(producer, "next").apply_async()) == "next"
+
+
 def test_a_chord_fails_when_a_job_in_its_header_is_revoked(served: WorkerProcess, producer: Celery) -> None:
     header = [infer(producer, "first"), infer(producer, LONGER, "slab")]
     collected = chord(header, body=infer(producer, "all ended")).apply_async()

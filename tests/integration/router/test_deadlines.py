@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from broker.port import Outgoing
+from broker.valkey.queues import ValkeyTransport
 from broker.valkey.records import Ending, overdue_answer, overdue_call, start_call
 from broker.valkey.worker_store import WorkerStore
 from router.service.store import RouterStore
@@ -45,11 +46,16 @@ def overdue(store: Store) -> list[tuple[str, str]]:
 
 
 async def fire(settings: Settings) -> int:
-    router = RouterStore(settings.state, Limits())
+    limits, state = Limits(), settings.state
+    router = RouterStore(state, limits)
+    broker = ValkeyTransport(
+        broker=state, state=state, name="r", keep_record=limits.keep_record, durability=limits.durability
+    )
     try:
-        return await Deadlines(router).fire()
+        return await Deadlines(router, broker).fire()
     finally:
         await router.close()
+        await broker.close()
 
 
 def alike(*jobs: str, **fields: Any) -> list[Outgoing]:

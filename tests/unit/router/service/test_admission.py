@@ -629,10 +629,40 @@ def test_what_was_to_follow_a_refused_request_ends_with_its_error(embed: object,
         Arrival("1", b"", task_envelope(INFER, "j1", body, header={}, origin="t")), RULES, seen(FLEET), NOW
     )
 
-    assert [one.job for one in decided.follow] == ids
-    for one in decided.follow:
+    assert [one.job for one in decided.after.endings] == ids
+    for one in decided.after.endings:
         with pytest.raises(UnknownModelError):
             read_result(read_meta(one.meta))
+
+
+def calls_of(*errbacks: object) -> list[tuple[str, list[Any]]]:
+    """The queue and the positional arguments of each call of a refused request's error links."""
+    body = msgspec.json.encode([[], {"model": "ehco", "inputs": "hello"}, {"errbacks": errbacks}])
+    message = task_envelope(INFER, "j1", body, header={}, origin="t")
+    decided = decide(Arrival("1", b"", message), RULES, seen(FLEET), NOW)
+    return [(queue, msgspec.json.decode(call.payload())[0]) for queue, call in decided.after.calls]
+
+
+def test_the_error_links_of_a_refused_request_are_called_with_its_id() -> None:
+    link = {"task": "lab.failed", "args": ["more"], "kwargs": {}, "options": {"queue": "lab"}, "immutable": False}
+    assert calls_of(link) == [("lab", ["j1", "more"])]
+    assert calls_of(link | {"immutable": True}, link | {"options": {}}) == [
+        ("lab", ["more"]),
+        ("celery", ["j1", "more"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *({"task": "t", "options": {"queue": queue}} for queue in ("taxiway.dead", "taxiway:moves", "unacked", "", 5)),
+        {"task": "celery.group", "subtask_type": "group"},
+        {"task": 5},
+        {},
+    ],
+)
+def test_an_error_link_to_a_queue_of_the_fleets_own_or_of_no_form_is_not_called(link: dict[str, Any]) -> None:
+    assert calls_of(link) == []
 
 
 def test_a_job_that_is_to_begin_after_its_deadline_is_refused() -> None:
