@@ -113,10 +113,20 @@ def show_placement(placement: Mapping[str, Any]) -> None:
         console.print(_table("refused", [_refused_row(row) for row in placement["refused"]]))
     if placement.get("moves"):
         console.print(_table("moved since", [_move_row(row) for row in placement["moves"]]))
-    for row in placement.get("considered", ()):
+    for line in _profile_warnings(placement.get("considered", ())):
+        console.print(line, soft_wrap=True)
+
+
+def _profile_warnings(considered: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """Each warning about a profile once, with the candidates that it is about, and then what helps."""
+    about: dict[str, list[str]] = {}
+    for row in considered:
         if row["warning"]:
-            named = f"{row['hardware_class']}/{row['variant']}"
-            console.print(Text(f"warning: {named}: {row['warning']}", "yellow"), soft_wrap=True)
+            about.setdefault(row["warning"], []).append(f"{row['hardware_class']}/{row['variant']}")
+    for warning, named in about.items():
+        yield Text(f"warning: {', '.join(named)}: {warning}", "yellow")
+    if about:
+        yield Text("hint: `taxiway profile --model NAME` measures a machine, while nothing else runs on it", "dim")
 
 
 def show_models(models: Sequence[Mapping[str, Any]]) -> None:

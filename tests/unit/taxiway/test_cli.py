@@ -185,7 +185,8 @@ def test_a_placement_shows_its_reason_and_its_table(
     chosen = {"hardware_class": "cpu.batch", "variant": "a", "chosen": True, "why_not": None, "warning": "no profile"}
     other = {**chosen, "variant": "b", "chosen": False, "why_not": "more expensive: 2 USD against 1", "warning": None}
     refused = {"hardware_class": "tpu.bulk", "variant": "a", "reason": "no device of the class is live"}
-    considered = [{**chosen, **figures}, {**other, **figures}]
+    unlike = {**other, "variant": "c", "warning": "no profile"}
+    considered = [{**chosen, **figures}, {**other, **figures}, {**unlike, **figures}]
     show_placement({"id": "j", "reason": "cheapest", "note": None, "considered": considered, "refused": [refused]})
     shown = capsys.readouterr().out
 
@@ -195,7 +196,7 @@ def test_a_placement_shows_its_reason_and_its_table(
         "$1e-06",
         "more expensive: 2 USD",
         "no device of the class",
-        "no profile",
+        "warning: cpu.batch/a, cpu.batch/c: no profile\nhint: `taxiway profile",
     ):
         assert words in shown
     assert "note" not in shown
