@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from simulator.fleet import SERVICES, DeviceClass, Fleet, FleetError
 from simulator.timing import Timing
@@ -399,6 +398,8 @@ def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *,
     Variables: instances of each offer, further devices of each class, shares of each group on each of its classes.
     With `unlimited`, instances cost nothing and each further device 1; otherwise no further devices are available.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # now, not above: it is slow to import
+
     group, column = np.nonzero(np.isfinite(load))
     bought, classes, shares = len(offers), len(counts), len(group)
     size = bought + classes + shares

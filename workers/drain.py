@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from tasks.topology import Notice
+
+if TYPE_CHECKING:
+    from workers.notice_address import Address
 
 PACKING = 1.0
 """Last seconds of a worker's grace, in which it runs nothing: it requeues its jobs and closes its connections."""
@@ -35,9 +37,6 @@ SIGNAL = signal.SIGUSR2
 
 LOOK = 1.0
 """Seconds between polls, the shortest that clouds recommend (Azure: once a second; AWS: every five seconds)."""
-
-_ANSWER = 2.0  # time-out in seconds of a metadata address, which is local to the machine
-_TOKEN_FOR = "21600"  # seconds; AWS's maximum token lifetime
 
 
 class Drain:
@@ -90,7 +89,11 @@ class NoticeWatch:
         self._wake = threading.Event()
         self._signals = 0
         self._stopped = False
-        self._address = Address(notice) if notice.url is not None else None
+        self._address: Address | None = None
+        if notice.url is not None:
+            from workers.notice_address import Address  # few workers have one, and its HTTP library is slow to import
+
+            self._address = Address(notice)
 
     def signal(self) -> None:
         """Count a signal; a second one means to exit at once. Called by the signal handler."""
@@ -126,40 +129,6 @@ class NoticeWatch:
             return Path(self._notice.file).read_text(errors="replace")
         except OSError:
             return None
-
-
-class Address:
-    """A metadata address, asked without a proxy. An outage is logged once."""
-
-    def __init__(self, notice: Notice) -> None:
-        assert notice.url is not None
-        self._url = notice.url
-        self._token_url = notice.token_url
-        self._token: dict[str, str] = {}
-        self._client = httpx.Client(headers=notice.headers, timeout=_ANSWER, trust_env=False)
-        self._unavailable = False
-
-    def text(self) -> str | None:
-        """The text at the address; None if there is none."""
-        try:
-            found = self._ask()
-        except httpx.HTTPError as error:
-            if not self._unavailable:
-                logger.warning("reclaim notice address unreachable", extra={"url": self._url, "error": str(error)})
-            self._unavailable = True
-            return None
-        self._unavailable = False
-        return found.text if found.is_success else None
-
-    def _ask(self) -> httpx.Response:
-        if self._token_url is None:
-            return self._client.get(self._url)
-        found = self._client.get(self._url, headers=self._token)
-        if found.status_code == httpx.codes.UNAUTHORIZED:
-            headers = {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_FOR}
-            self._token = {"X-aws-ec2-metadata-token": self._client.put(self._token_url, headers=headers).text}
-            found = self._client.get(self._url, headers=self._token)
-        return found
 
 
 def grace_of(text: str, notice: Notice, now: float) -> float | None:

@@ -31,9 +31,7 @@ from tasks.settings import STATES
 from tasks.topology import Topology
 from workers.device import Device, DeviceMissingError, WorkerContext, find_device
 from workers.drain import Drain, NoticeWatch
-from workers.endpoints.http import EndpointConfigError
 from workers.endpoints.protocol import open_protocol
-from workers.endpoints.stage import EndpointStage
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Executor
 from workers.heartbeat import FolderWatch, Heartbeat
@@ -245,6 +243,9 @@ def _drive_device(context: WorkerContext, device: Device, shared: Shared) -> tup
 
 def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> tuple[DeviceDriver, DeviceQueue]:
     """What drives an endpoint, and its queue."""
+    from workers.endpoints.http import EndpointConfigError  # workers of other devices start sooner without aiohttp
+    from workers.endpoints.stage import EndpointStage
+
     endpoint, folder = context.hardware.endpoint, context.folder
     assert endpoint is not None
     protocol = open_protocol(endpoint.protocol)

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis import Redis
-from redis.exceptions import NoScriptError
+if TYPE_CHECKING:
+    from redis import Redis
 
 FOLDER = Path(__file__).parent / "scripts"
 """Where the scripts are."""
@@ -69,6 +69,8 @@ def script(name: str) -> Script:
 
 def run(client: Redis, call: Call) -> Any:
     """Run a script with a client of redis-py, which Celery has."""
+    from redis.exceptions import NoScriptError  # now, not above: a router has no use for redis-py, and starts sooner
+
     try:
         return client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # redis-py annotates only a part
     except NoScriptError:

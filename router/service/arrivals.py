@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from broker.port import Arrival, DeadLetter, Outgoing, QueueMover, Transport, beside
-from broker.rabbitmq import RabbitQueueMover, RabbitTransport
 from broker.valkey.leader import Leadership, ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import check_store
@@ -459,6 +458,8 @@ def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
     """The transport for the broker in `settings`."""
     keep_record, durability = rules.topology.limits.keep_record, rules.topology.limits.durability
     if settings.broker.startswith("amqp"):
+        from broker.rabbitmq import RabbitTransport  # routers of other brokers start sooner without aio-pika
+
         return RabbitTransport(
             broker=settings.broker,
             state=settings.state,
@@ -474,5 +475,8 @@ def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
 
 def open_queue_mover(settings: Settings) -> QueueMover:
     """The class queues of the broker that `settings` name, for moving what waits in them."""
-    queue_mover = RabbitQueueMover if settings.broker.startswith("amqp") else ValkeyQueueMover
-    return queue_mover(broker=settings.broker, state=settings.state)
+    if settings.broker.startswith("amqp"):
+        from broker.rabbitmq import RabbitQueueMover
+
+        return RabbitQueueMover(broker=settings.broker, state=settings.state)
+    return ValkeyQueueMover(broker=settings.broker, state=settings.state)

@@ -7,13 +7,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from kombu.exceptions import KombuError
-
 from router.decide.retarget import Conditions, Retarget, retarget
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
-from tasks.celery_app import make_app
 from tasks.settings import Settings
 from tasks.topology import Topology
 from taxiway.errors import BrokerUnavailableError
@@ -28,7 +25,7 @@ class Retargeter(Duty):
         super().__init__(topology.rebalance.tick)
         self._fleet = fleet
         self._store = store
-        self._app = make_app(settings, topology)
+        self._settings = settings
         self._topology = topology
         self._conditions = Conditions()
 
@@ -51,12 +48,17 @@ class Retargeter(Duty):
             logger.info("retargeted", extra=asdict(one))
 
     def _command(self, decided: Sequence[Retarget]) -> None:
-        connection = self._app.connection_for_write()
+        from kombu.exceptions import KombuError  # now, not above: routers start sooner without Celery
+
+        from tasks.celery_app import make_app
+
+        app = make_app(self._settings, self._topology)
+        connection = app.connection_for_write()
         lost: tuple[type[BaseException], ...] = (KombuError, OSError, *connection.connection_errors)
         try:
             with connection:
                 for one in decided:
-                    self._app.control.broadcast(
+                    app.control.broadcast(
                         one.action.value,
                         arguments={"queue": one.hardware_class},
                         destination=[one.worker],

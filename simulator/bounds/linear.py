@@ -45,16 +45,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import coo_matrix, csr_matrix
 
 from simulator.engine import Summary, fines
 from simulator.fleet import SERVICES, USABLE, DeviceClass, Event, Fleet
 from simulator.timing import Stepping, Timing, Whole
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 NAME = "lp-bound"
 
@@ -344,6 +346,8 @@ class Programme:
 
     def multipliers(self) -> Figures:
         """What one more unit of each row's limit would save; shape (rows,), at least 0. Ignores `whole`."""
+        from scipy.optimize import linprog  # now, not above: it is slow to import, and most commands do not solve
+
         if not self._width:
             return np.zeros(self._height)
         columns, most = np.concatenate(self._columns), np.concatenate(self._most)
@@ -354,6 +358,8 @@ class Programme:
 
     def solve(self, *, gap: float, seconds: float) -> Solution:
         """The least cost within a relative `gap`, or the best bound found within the time limit."""
+        from scipy.optimize import Bounds, LinearConstraint, milp  # now, as above
+
         columns, most = np.concatenate(self._columns), np.concatenate(self._most)
         found = milp(
             columns[:, 0],
@@ -368,6 +374,8 @@ class Programme:
         return Solution(bound, found.x, float(found.fun) / bound - 1 if bound > 0 else math.inf)
 
     def _matrix(self) -> csr_matrix:
+        from scipy.sparse import coo_matrix
+
         row, column, value = (np.concatenate(part) for part in zip(*self._entries, strict=True))
         return coo_matrix((value, (row, column)), shape=(self._height, self._width)).tocsr()
 

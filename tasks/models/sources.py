@@ -20,20 +20,18 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
-
-import httpx
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
+from typing import IO, TYPE_CHECKING, cast
 
 from tasks.models.model import HubFile, LocalFile, UrlFile, WheelMember
+
+if TYPE_CHECKING:
+    import httpx
 
 Advance = Callable[[int, int | None], None]
 """Called with the bytes done, and the total if known."""
 
-# The bases are OSError and the error of the HTTP library that this huggingface_hub uses.
-_HUB_ERRORS: tuple[type[Exception], ...] = (ValueError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
 _CHUNK = 2**20  # bytes
 _DENSEST = 100  # most compression: weights hardly shrink, and what shrinks a thousandfold is a decompression bomb
 _RAW_PROGRESS = (24, 1)  # the first pip that has `--progress-bar raw`
@@ -80,6 +78,8 @@ def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advanc
         InterruptedDownloadError: a connection failed or ended early.
         SourceError: the server does not answer with the file, or the file exceeds the limit.
     """
+    import httpx  # now, not above: workers and routers start sooner, and files are mostly in the cache
+
     target = folder / "file"
     have = target.stat().st_size if target.exists() else 0
     headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
@@ -88,7 +88,7 @@ def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advanc
             httpx.Client(transport=network.transport, follow_redirects=True, timeout=30) as client,
             client.stream("GET", artefact.url, headers=headers) as response,
         ):
-            if have and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if have and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return target  # there is no more of it
             response.raise_for_status()
             if response.url.scheme != "https":
@@ -103,7 +103,7 @@ def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advanc
 
 def _save(response: httpx.Response, target: Path, limit: int, advance: Advance) -> None:
     """Write the body to `target`: appended if it is only the rest of the file."""
-    rest = response.status_code == httpx.codes.PARTIAL_CONTENT
+    rest = response.status_code == HTTPStatus.PARTIAL_CONTENT
     with target.open("ab" if rest else "wb") as file:
         done = file.tell()
         length = response.headers.get("content-length")
@@ -127,6 +127,12 @@ def fetch_hub(artefact: HubFile, folder: Path, network: Network, advance: Advanc
     Raises:
         SourceError: the hub does not answer with the file, or the file exceeds the limit.
     """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url  # now, as httpx in `fetch_url`
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # OSError, and the error of the HTTP library that this huggingface_hub uses
+    bases = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    hub_errors: tuple[type[Exception], ...] = (ValueError, *bases)
     repo, name, revision = artefact.repo, artefact.filename, artefact.revision
     _check_inside(name, f"filename {name!r} leaves the repository {repo}")
     where = f"{repo}@{revision[:12]}/{name}"
@@ -135,7 +141,7 @@ def fetch_hub(artefact: HubFile, folder: Path, network: Network, advance: Advanc
         _check_size(where, size or 0, network.limit)
         advance(0, size)
         return Path(hf_hub_download(repo, name, revision=revision, local_dir=folder, endpoint=network.hub))
-    except _HUB_ERRORS as error:
+    except hub_errors as error:
         raise SourceError(f"{where}: {error}") from error
 
 
