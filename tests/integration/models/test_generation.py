@@ -15,10 +15,11 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from workers import port
 from workers.pipelines.generation import GenerationPipeline
 from workers.pipelines.running_batch import MAX_HELD
 from workers.pipelines.text import MAX_BYTES
-from workers.port import MAX_PREFILL, Pipeline, Placed, Row, Runtime, SteppingRuntime, open_pipeline, open_runtime
+from workers.port import Pipeline, Placed, Row, Runtime, SteppingRuntime, open_pipeline, open_runtime
 
 pytestmark = pytest.mark.models
 
@@ -59,6 +60,16 @@ def int8(store: ArtefactStore) -> Iterator[Opened]:
     runtime.unload()
 
 
+@pytest.fixture(scope="module")
+def variant(store: ArtefactStore, request: pytest.FixtureRequest) -> Iterator[tuple[str, SteppingRuntime]]:
+    """A variant's name and its runtime. Tests are ordered by it, so that each variant is loaded once."""
+    shared = {MODEL.reference: "reference", "onnx-int8": "int8"}.get(request.param)
+    runtime, _ = request.getfixturevalue(shared) if shared else opened(store, request.param)
+    yield request.param, cast(SteppingRuntime, runtime)
+    if not shared:
+        runtime.unload()
+
+
 def ask(to: Opened, *prompts: str, **parameters: Any) -> list[Row]:
     """The answers to these prompts as one batch."""
     runtime, pipeline = to
@@ -84,17 +95,16 @@ def _continue(reference: Opened, prompt: str) -> tuple[np.ndarray, list[int], np
     return chat, tokens, np.stack(logits)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("variant", OTHERS, indirect=True)
 def test_a_variant_agrees_with_the_reference_as_model_yaml_says(
-    name: str, store: ArtefactStore, continued: list[tuple[np.ndarray, list[int], np.ndarray]]
+    variant: tuple[str, SteppingRuntime], continued: list[tuple[np.ndarray, list[int], np.ndarray]]
 ) -> None:
-    runtime, _ = opened(store, name)
-    stepping, slots = cast(SteppingRuntime, runtime), list(range(len(PROMPTS)))
+    (name, stepping), slots = variant, list(range(len(PROMPTS)))
     read = [stepping.admit(slots, [chat for chat, _, _ in continued])]
     read += [stepping.step(slots, [tokens[step] for _, tokens, _ in continued]) for step in range(STEPS)]
     got = np.stack(read, axis=1).reshape(-1, read[0].shape[1])
     wanted = np.concatenate([logits for _, _, logits in continued])
-    runtime.unload()
+    stepping.evict(slots)
     cosine = (got * wanted).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
     tolerance = MODEL.variants[name].tolerance
     assert cosine.min() >= (tolerance.cosine or 1)
@@ -162,17 +172,16 @@ def test_a_sequence_may_be_admitted_and_evicted_while_others_go_on(reference: Op
     np.testing.assert_allclose(first, alone[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", list(MODEL.variants))
-def test_a_prompt_read_in_pieces_is_read_as_one_read_whole(name: str, store: ArtefactStore) -> None:
-    runtime, _ = opened(store, name)
-    stepping, prompt = cast(SteppingRuntime, runtime), np.random.default_rng(0).integers(100, 40_000, 300)
+@pytest.mark.parametrize("variant", list(MODEL.variants), indirect=True)
+def test_a_prompt_read_in_pieces_is_read_as_one_read_whole(variant: tuple[str, SteppingRuntime]) -> None:
+    (_, stepping), prompt = variant, np.random.default_rng(0).integers(100, 40_000, 300)
     whole = stepping.admit([1, 0, 2], [prompt[:20], prompt, prompt[:40]])[1]
     stepping.evict([1, 0, 2])
     stepping.admit([1, 0, 2], [prompt[:20], prompt[:130], prompt[:40]])
     stepping.extend(0, prompt[130:140])
     stepping.step([2, 1], [57, 198])
     (pieces,) = stepping.extend(0, prompt[140:])
-    runtime.unload()
+    stepping.evict([1, 0, 2])
     cosine = (pieces * whole).sum() / np.linalg.norm(pieces) / np.linalg.norm(whole)
     assert cosine >= 0.999
     assert pieces.argmax() == whole.argmax()
@@ -205,10 +214,13 @@ def test_memory_is_given_back_when_the_last_sequence_leaves(int8: Opened) -> Non
     assert stepping.memory() == before
 
 
-def test_prompts_over_the_prefill_bound_are_read_in_groups_with_the_same_answers(int8: Opened) -> None:
+def test_prompts_over_the_prefill_bound_are_read_in_groups_with_the_same_answers(
+    int8: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stepping = cast(SteppingRuntime, int8[0])
+    monkeypatch.setattr(port, "MAX_PREFILL", 256)  # as many tokens as it has take seconds to read
     random = np.random.default_rng(0)
-    prompts = [random.integers(100, 40_000, MAX_PREFILL // 8) for _ in range(9)]
+    prompts = [random.integers(100, 40_000, port.MAX_PREFILL // 8) for _ in range(9)]
     together = stepping.admit(list(range(9)), prompts)
     stepping.evict(list(range(9)))
     alone = stepping.admit([0], prompts[8:])

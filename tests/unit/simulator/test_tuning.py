@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -206,9 +208,16 @@ def test_an_estimate_is_lowest_where_it_descends_to_and_counts_what_does_not_fit
     assert crowded.score(everything_on(0).classes) > estimate.score(everything_on(0).classes)
 
 
-def tuned_once(at: float = 100.0) -> tuple[Tuner, Twin, Decision]:
+@cache
+def first_tuning() -> tuple[Tuner, Twin, Decision]:
     tuner, now = Tuner(seed=1), twin()
-    return tuner, now, tuner.tune(now.window, now.conditions, at, plays=30)
+    return tuner, now, tuner.tune(now.window, now.conditions, 100.0, plays=30)
+
+
+def tuned_once() -> tuple[Tuner, Twin, Decision]:
+    """A tuner of its own after its first tuning, at 100 s."""
+    tuner, now, decision = first_tuning()
+    return deepcopy(tuner), now, decision
 
 
 def test_a_first_plan_is_adopted_and_hands_over_from_placement_by_request() -> None:
@@ -322,7 +331,7 @@ def test_a_plan_from_few_arrivals_is_tuned_again_when_twice_as_much_is_known() -
 
 
 def test_a_plan_that_was_dropped_is_followed_by_another() -> None:
-    tuner, now, _ = tuned_once(at=100.0)
+    tuner, now, _ = tuned_once()
     tuner.assignment = None
     assert tuner.tune(now.window, now.conditions, 320.0, plays=20).adopted
 

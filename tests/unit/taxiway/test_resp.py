@@ -64,7 +64,7 @@ def plain(answer: object) -> object:
 def test_answers_are_the_same_wherever_what_is_received_was_cut(
     given: list[object], cuts: list[int], small: bool
 ) -> None:
-    sent, reader, found = b"".join(map(encoded, given)), Answers(), []
+    sent, reader, found = memoryview(b"".join(map(encoded, given))), Answers(), []
     for number in range(len(sent) + len(cuts)):
         if not sent:
             break
