@@ -11,7 +11,7 @@ from kombu import Exchange, Queue
 
 from tasks.settings import Settings, on_socket
 from tasks.topology import Topology
-from taxiway.contract.keys import ARRIVALS, INFER, LEVELS
+from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS
 from taxiway.contract.wire import Durability
 from taxiway.valkey import parse
 
@@ -120,6 +120,6 @@ def _routing(topology: Topology) -> dict[str, Any]:
         "task_queues": [class_queue(name, topology.limits.durability) for name in sorted(topology.hardware)],
         "task_routes": {INFER: {"queue": ARRIVALS}},
         "task_create_missing_queues": True,
-        "task_default_queue": ARRIVALS,
+        "task_default_queue": DEFAULT_QUEUE,  # of links that name none: where their own application's workers look
         "task_default_priority": 0,
     }

@@ -22,7 +22,7 @@ from kombu import Connection
 
 from broker.port import DeadLetter
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import ARRIVALS, DEAD, INFER
+from taxiway.contract.keys import ARRIVALS, DEAD, DEFAULT_QUEUE, INFER
 from tests.narrowing import present
 from tests.routing import empty_queues, eventually, router_process
 from tests.working import CLASS, LONG, LONGER, Tower, WorkerProcess, inspect, worker_process, worker_settings
@@ -173,6 +173,19 @@ def test_what_follows_a_refused_request_fails_with_its_error(producer: Celery) -
         with pytest.raises(Exception, match="unknown model 'ehco'"):
             AsyncResult(follows, app=producer).get(timeout=30)
     assert payload(infer(producer, "next").apply_async()) == "next"
+
+
+@pytest.mark.usefixtures("served")
+def test_links_that_name_no_queue_are_sent_to_celerys_default_queue(producer: Celery) -> None:
+    with producer.connection_for_write() as connection:
+        with connection.SimpleQueue(DEFAULT_QUEUE) as left:
+            left.clear()
+        infer(producer, "hello").apply_async(link=producer.signature("lab.linked"))
+        assert next_of(connection, DEFAULT_QUEUE).headers["task"] == "lab.linked"
+        for model in ("slab", "ehco"):  # one fails on its worker, and one is refused by the router
+            failing = infer(producer, {"samples": [0], "seed": [1]}, model)
+            failing.apply_async(link_error=producer.signature(f"lab.{model}"))
+            assert next_of(connection, DEFAULT_QUEUE).headers["task"] == f"lab.{model}"
 
 
 @pytest.mark.usefixtures("served")
