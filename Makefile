@@ -14,6 +14,9 @@ MESSAGES := 1000000
 CHAOS :=
 DEMO :=
 
+# The tests start hundreds of processes: each would compile the tree again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup torch demo test unit lint bench fuzz chaos containers cluster lock bases audit sbom newest clean
 
