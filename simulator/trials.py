@@ -37,6 +37,9 @@ AZURE_SHIFT = 10.0
 LONGEST = 8000
 """Tokens of a synthetic prompt at most. Azure's longest is 7,437."""
 
+CROWD = (520.0, 640.0)
+"""Seconds in which more than usual arrives at `flash`."""
+
 Random = np.random.Generator
 Row = dict[str, Any]
 
@@ -86,6 +89,15 @@ def mixed(random: Random, data: Path | None, *, image: float = 2.5) -> list[Row]
 def drift(random: Random, data: Path | None) -> list[Row]:
     """`mixed` with fewer images; from half time, within 90 s, images double and language models halve."""
     return [kept for row in mixed(random, data, image=2.0) for kept in _drifted(row, random)]
+
+
+def flash(random: Random, data: Path | None) -> list[Row]:
+    """`mixed` with three times the small models and images, and twice the chats, for two minutes."""
+    begin, end = CROWD
+    rows = mixed(random, data)
+    more = {"chat": 1, "big": 0}
+    crowd = [row for row in rows if begin <= row["arrival"] < end for _ in range(more.get(row["model"], 2))]
+    return rows + [{**row, "arrival": min(row["arrival"] + random.uniform(0, 5), LENGTH)} for row in crowd]
 
 
 def edge(random: Random, data: Path | None) -> list[Row]:
@@ -186,6 +198,15 @@ class Trial:
 
 THROTTLED = Event(at=LENGTH / 2, hardware_class="gpu.l4", slower=3.0)
 
+MISPROFILED = Event(at=0.0, hardware_class="gpu.l4", slower=2.0)
+
+RECLAIMED = (
+    Event(at=300.0, hardware_class="l4.spot", reclaimed=True),
+    Event(at=300.0, hardware_class="l4.spot", available=0),
+    Event(at=480.0, hardware_class="l4.spot", available=6),
+    Event(at=600.0, hardware_class="gpu.l4", available=3),
+)
+
 TRIALS: Mapping[str, Trial] = {
     trial.name: trial
     for trial in (
@@ -193,5 +214,8 @@ TRIALS: Mapping[str, Trial] = {
         Trial("drift", "trial-mixed.yaml", drift),
         Trial("throttled", "trial-mixed.yaml", mixed, (THROTTLED,)),
         Trial("edge", "trial-edge.yaml", edge),
+        Trial("flash", "trial-mixed.yaml", flash),
+        Trial("reclaimed", "trial-mixed.yaml", mixed, RECLAIMED),
+        Trial("misprofiled", "trial-mixed.yaml", mixed, (MISPROFILED,)),
     )
 }

@@ -39,7 +39,7 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where traces come from: files that the shared recipe wrote into `folder`, otherwise the trials' own requests.
+    """Where traces come from: files that the shared recipe wrote into `folder`, for others the trials' own requests.
 
     `data` is the folder of the Azure traces, which the trials' own language models arrive by if it is given.
     """
@@ -58,9 +58,10 @@ class Source:
         return TRIALS[trial].workload(replace(trace, models=tuple(models), model=numbers[trace.model]))
 
     def _trace(self, trial: str, seed: int) -> Trace:
-        if self.folder is None:
+        written = None if self.folder is None else self.folder / str(seed) / f"{trial}.csv"
+        if written is None or not written.exists():
             return TRIALS[trial].trace(seed, self.data)
-        return read_trace(self.folder / str(seed) / f"{trial}.csv", model=TRIALS[trial].fleet().default_model)
+        return read_trace(written, model=TRIALS[trial].fleet().default_model)
 
 
 def write_traces(recipe: Path, folder: Path, seeds: Iterable[int]) -> None:

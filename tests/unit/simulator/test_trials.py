@@ -10,7 +10,7 @@ import yaml
 
 from simulator.fleet import SERVICES
 from simulator.traces import Trace
-from simulator.trials import FLEETS, LENGTH, SHARES, TRIALS
+from simulator.trials import CROWD, FLEETS, LENGTH, SHARES, TRIALS
 
 RECIPE = Path(__file__).parents[4] / "shared" / "trials" / "make_trials.py"
 
@@ -33,7 +33,7 @@ def test_a_trial_lasts_its_length_and_every_request_has_its_terms(name: str) -> 
     shares = [float((trace.service == number).mean()) for number in range(len(SERVICES))]
     assert shares == pytest.approx(SHARES, abs=0.02)
     assert sum(workload.fleet.penalties) > 0
-    assert len(workload.fleet.events) == (name == "throttled")
+    assert workload.fleet.events == TRIALS[name].events
 
 
 def test_in_a_drift_images_double_and_language_models_halve() -> None:
@@ -46,6 +46,19 @@ def test_in_a_drift_images_double_and_language_models_halve() -> None:
     assert ratio("image") == pytest.approx(2, rel=0.15)
     assert ratio("chat") == pytest.approx(0.5, rel=0.2)
     assert ratio("sentiment") == pytest.approx(1, rel=0.15)
+
+
+def test_in_a_flash_crowd_images_treble_for_two_minutes() -> None:
+    trace = TRIALS["flash"].trace(7)
+    begin, end = CROWD
+
+    def ratio(model: str) -> float:
+        times = trace.arrival[trace.model == trace.models.index(model)]
+        crowd = (times >= begin) & (times < end)
+        return float(crowd.mean() / (end - begin) / ((~crowd).mean() / (LENGTH - end + begin)))
+
+    assert ratio("image") == pytest.approx(3, rel=0.2)
+    assert ratio("embed") == pytest.approx(3, rel=0.2)
 
 
 def figures(trace: Trace, model: str) -> list[float]:
