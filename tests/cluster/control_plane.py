@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
+from local.embedded import free_port
 from tests import waiting
-from tests.guarded import free_port
 
 PATIENCE = 120.0
 """Seconds for the API server to get ready on a busy machine; 7 to 16 on an idle one."""

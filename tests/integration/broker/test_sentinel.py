@@ -17,12 +17,11 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from local.embedded import EmbeddedValkey, find_binary
+from local.embedded import EmbeddedValkey, find_binary, free_port
 from tasks.settings import Settings, settings_from
 from taxiway import BrokerUnavailableError, Client
 from taxiway.client.sync_client import Job
 from taxiway.connection import AsyncConnection, ConnectionPool
-from tests.guarded import free_port
 from tests.routing import router_process
 from tests.waiting import until as patiently
 from tests.working import QUEUES, worker_process, worker_settings
@@ -55,7 +54,7 @@ class Watched:
         assert first.pid is not None
         os.kill(first.pid, signal.SIGKILL)
         first.stop()
-        until(lambda: self.primary() != port, patience=30)
+        until(lambda: self.primary() != port, patience=90)
         first.start()
         _let_follow(first)
 
@@ -104,7 +103,7 @@ bind 127.0.0.1
 dir {folder}
 sentinel monitor {SERVICE} 127.0.0.1 {primary} 2
 sentinel auth-pass {SERVICE} {password}
-sentinel down-after-milliseconds {SERVICE} 1000
+sentinel down-after-milliseconds {SERVICE} 3000
 sentinel failover-timeout {SERVICE} 5000
 """)
 
@@ -147,7 +146,7 @@ def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> No
         except OSError:
             return False
 
-    until(writes, patience=20)
+    until(writes, patience=60)
     assert int(asyncio.run(ask())) == int(connections.call("CONFIG", "GET", "port")[1]) == watched.primary()
     connections.close()
 
@@ -184,7 +183,7 @@ def test_a_failover_under_a_running_fleet_loses_no_accepted_job(watched: Watched
         assert client.infer("echo", "before", timeout=60).outputs == {"payload": "before"}
         thread = threading.Thread(target=submit, args=(client,))
         thread.start()
-        until(lambda: len(accepted) > 50, patience=30)
+        until(lambda: len(accepted) > 50, patience=60)
         watched.fail_over()
         before = len(accepted)
         until(lambda: len(accepted) > before + 50, patience=60)

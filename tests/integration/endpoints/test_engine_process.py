@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from local.embedded import free_port
 from tasks.settings import TREE, Settings
 from tests.builders import add_engine_models
-from tests.guarded import free_port
 from tests.routing import eventually
 from tests.working import Tower, worker_settings
 
@@ -67,7 +67,7 @@ def test_an_engine_serves_with_its_worker_is_restarted_and_ends_with_it(
         assert tower.result(tower.order("talk", talk, variant="engine")).outputs["text"] == "Hello "
         (first,) = engines(process)
         first.kill()
-        first.wait(5)
+        first.wait(60)
         assert tower.result(tower.order("talk", talk, variant="engine")).outputs["text"] == "Hello "
         (second,) = eventually(lambda: engines(process))
         process.send_signal(signal.SIGTERM)

@@ -16,14 +16,13 @@ from redis.retry import Retry
 
 from local.doctor.endpoints import check_endpoints
 from local.doctor.examine import configuration, reported, servers
-from local.embedded import find_binary
+from local.embedded import find_binary, free_port
 from local.fleet import Fleet
 from tasks.models.folder import Report
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN
 from tests.engine import Engine, serving
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-from tests.guarded import free_port
 from tests.routing import RouterProcess, router_process
 from tests.waiting import until
 

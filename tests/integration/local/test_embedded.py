@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from local.embedded import EmbeddedValkey, EmbeddedValkeyError
+from local.embedded import EmbeddedValkey, EmbeddedValkeyError, kept_port
 from tasks.settings import TREE
 from tests.waiting import until
 
@@ -109,6 +109,12 @@ def test_the_server_dies_when_its_parent_is_killed_and_keeps_what_it_had(tmp_pat
     assert until(lambda: refused(url))
     with EmbeddedValkey(tmp_path) as again, redis.Redis.from_url(again.url) as client:
         assert client.get("kept") == b"yes"
+
+
+def test_no_outgoing_connection_takes_the_port_that_a_server_is_given(tmp_path: Path) -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    given = {kept_port(tmp_path / str(turn)) for turn in range(20)}
+    assert not given & set(range(first, last + 1))
 
 
 def test_a_server_that_was_killed_is_restarted_at_the_same_address(tmp_path: Path) -> None:
