@@ -28,6 +28,13 @@ def facts_of(client: redis.Redis, worker: str) -> DeviceFacts:
     return msgspec.json.decode(as_bytes(client.hget(DEVICES, worker)), type=DeviceFacts)
 
 
+def is_listened_to(client: redis.Redis) -> bool:
+    """Whether anybody listens to Celery's events in this database."""
+    database = str(client.connection_pool.connection_kwargs["db"])
+    clients: list[dict[str, str]] = client.client_list()
+    return any(one["db"] == database and one["psub"] != "0" for one in clients)
+
+
 def scores(client: redis.Redis, key: str) -> dict[bytes, float]:
     """A sorted set's members in order, each with its score."""
     found: Any = client.zrange(key, 0, -1, withscores=True)

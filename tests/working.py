@@ -48,10 +48,10 @@ _DATABASES = 16  # Valkey's default number of databases
 _turn = itertools.count()
 
 LONG = {"samples": [30_000_000], "seed": [1]}
-"""A job of the model slab of a second or more: long enough to be caught while it runs."""
+"""A job of the model slab of a second or more."""
 
-LONGER = {"samples": [60_000_000], "seed": [1]}
-"""One of twice that: long enough for what waits for it to be seen."""
+LASTING = {"samples": [-1], "seed": [1]}
+"""One that runs until `let_go`: for what is to be seen while it does."""
 
 QUEUES = """
 hardware:
@@ -77,7 +77,7 @@ limits: {lease: 1}
 SLAB = """
 name: slab
 version: 1
-summary: A number by samples and a seed. No samples are a division by zero, and many take long.
+summary: A number by samples and a seed. No samples are a division by zero, many take long, and -1 last.
 licence: Apache-2.0
 pipeline: tensors
 inputs:
@@ -163,7 +163,12 @@ def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterat
 
 def inspect(app: Celery, worker: WorkerProcess) -> Any:
     """Celery's inspection of one worker; by its types every answer may be None, as from a worker that is gone."""
-    return app.control.inspect([worker.name])
+    return app.control.inspect([worker.name], timeout=60)
+
+
+def let_go(settings: Settings) -> None:
+    """End the jobs of the fleet that last."""
+    (settings.models.parent / "over").touch()
 
 
 class Tower:
@@ -236,12 +241,11 @@ class Tower:
     def await_meta(self, job: str, *, within: float = 60.0) -> bytes:
         """The stored result's bytes."""
         end = time.monotonic() + within
-        while time.monotonic() < end:
-            raw = self.state.get(result_key(job))
-            if raw is not None:
-                return as_bytes(raw)
+        while (raw := self.state.get(result_key(job))) is None:
+            if time.monotonic() > end:
+                raise AssertionError(f"job {job} has no result after {within:g} s")
             time.sleep(0.005)
-        raise AssertionError(f"job {job} has no result after {within:g} s")
+        return as_bytes(raw)
 
     def waiting(self) -> int:
         """Messages in the class's queue, all levels."""

@@ -44,15 +44,17 @@ from tests.scripting import is_held
 from tests.stored import facts_of, fields_of, record_of, scores
 from tests.working import (
     CLASS,
+    LASTING,
     LONG,
-    LONGER,
     QUEUES,
     SLAB,
     Tower,
     WorkerProcess,
     add_callable,
     add_spinner,
+    inspect,
     is_running,
+    let_go,
     worker_process,
     worker_settings,
 )
@@ -177,10 +179,10 @@ def test_a_job_that_was_cancelled_while_it_waited_is_dropped(tower: Tower) -> No
 
 @pytest.mark.usefixtures("worker")
 def test_what_a_job_that_was_cancelled_while_it_ran_would_have_answered_is_dropped(tower: Tower) -> None:
-    job = tower.order("slab", LONG)
+    job = tower.order("slab", LASTING)
     eventually(lambda: is_running(tower, job))
     tower.cancel(job)
-    eventually(lambda: tower.unacknowledged() == 0, within=30)
+    eventually(lambda: tower.unacknowledged() == 0)
     assert state_of_job(tower, job) is JobState.CANCELLED
     with pytest.raises(JobCancelledError):
         tower.result(job)
@@ -196,7 +198,7 @@ def test_a_device_stays_busy_in_the_snapshot_with_a_cancelled_batch_that_cannot_
         assert (facts_of(tower.state, worker.name).occupied, snapshot(tower).work) == (0.0, {})
         eventually(lambda: facts_of(tower.state, worker.name).blocked > 35.0)  # more urgent work waits for it
         tower.cancel(job)
-        eventually(lambda: facts_of(tower.state, worker.name).occupied, within=0.9)  # before the next heartbeat is due
+        eventually(lambda: facts_of(tower.state, worker.name).occupied)
         assert 35.0 < snapshot(tower).ahead(CLASS, 0) < 50.0
 
 
@@ -211,11 +213,12 @@ def snapshot(tower: Tower) -> FleetSnapshot:
 def test_a_job_that_was_ended_without_notice_while_it_waited_runs_once_at_most(fleet: Settings, tower: Tower) -> None:
     fleet.queues.write_text(QUEUES.replace("lease: 1", "lease: 60"))
     with worker_process(fleet):
-        running = tower.order("slab", LONG)
+        running = tower.order("slab", LASTING)
         eventually(lambda: is_running(tower, running))
         job = tower.order("echo", 1)
         eventually(lambda: is_held(tower.state, job))
         tower.state.hset(job_key(job), "state", "cancelled")  # without notice to the worker, which checks after 20 s
+        let_go(fleet)
         tower.result(running)
         eventually(lambda: tower.unacknowledged() == 0)
         assert tower.state.exists(result_key(job)) == 0
@@ -241,12 +244,14 @@ def test_a_job_longer_than_its_lease_runs_once(tower: Tower, fleet: Settings) ->
 
 def test_a_worker_that_stops_finishes_what_it_holds(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
-        running = tower.order("slab", LONG)
+        running = tower.order("slab", LASTING)
         eventually(lambda: is_running(tower, running))
         waiting = [tower.order("echo", f"row {n}") for n in range(20)]
         eventually(lambda: tower.unacknowledged() == 21)
         first.process.send_signal(signal.SIGTERM)
-        assert first.process.wait(30) == 0
+        eventually(lambda: facts_of(tower.state, first.name).draining)
+        let_go(fleet)
+        assert first.process.wait(60) == 0
     assert [tower.result(job, within=0.1).report.device for job in (running, *waiting)] == ["cpu:0"] * 21
     assert (tower.waiting(), tower.unacknowledged()) == (0, 0)
     assert tower.state.hexists(DEVICES, first.name) == 0
@@ -313,8 +318,8 @@ def test_a_chord_is_completed(tower: Tower, producer: Celery) -> None:
 
 @pytest.mark.parametrize("followed", [False, True])  # what a link follows comes by Celery's own consumer
 def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, producer: Celery, followed: bool) -> None:
-    with worker_process(fleet):
-        busy = tower.order("slab", {"samples": [30_000_000], "seed": [1]})
+    with worker_process(fleet) as worker:
+        busy = tower.order("slab", LASTING)
         eventually(lambda: is_running(tower, busy))
         link = [signature("lab.next", queue="lab.link", app=producer)] if followed else None
         message = tower.message("slab", LONG, canvas={"callbacks": link})
@@ -323,8 +328,10 @@ def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, produ
         job = str(message.headers["id"])
         eventually(lambda: tower.unacknowledged() == 2)
         producer.control.revoke(job)
+        eventually(lambda: job in inspect(producer, worker).revoked()[worker.name])
+        let_go(fleet)
         with pytest.raises(JobCancelledError):
-            tower.result(job, within=30)
+            tower.result(job)
         assert state_of_job(tower, job) is JobState.CANCELLED
         assert read_meta(tower.await_meta(job)).status == "REVOKED"
         eventually(lambda: tower.unacknowledged() == 0)
@@ -383,7 +390,7 @@ def test_a_worker_that_is_stopped_while_it_loads_returns_its_jobs(slow: Settings
         tower.order("heavy", **HEAVY)
         eventually(lambda: tower.unacknowledged() == 1)
         worker.process.send_signal(signal.SIGTERM)
-        assert worker.process.wait(30) == 0
+        assert worker.process.wait(60) == 0
     assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
 
 
@@ -399,13 +406,8 @@ def warm(tower: Tower, worker: WorkerProcess) -> set[str]:
 
 
 def test_a_device_is_shown_as_used_while_a_long_batch_still_runs(worker: WorkerProcess, tower: Tower) -> None:
-    job = tower.order("slab", LONGER)
-
-    def used() -> float:
-        return facts_of(tower.state, worker.name).utilisation
-
-    eventually(lambda: used() > 0.9 or tower.state.exists(result_key(job)), within=60)
-    assert not tower.state.exists(result_key(job))
+    tower.order("slab", LASTING)
+    eventually(lambda: facts_of(tower.state, worker.name).utilisation > 0.9)
 
 
 def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) -> None:
@@ -468,7 +470,7 @@ def test_a_worker_whose_device_has_no_memory_left_hands_its_jobs_back_and_ends(h
     good, *starved = (tower.message("hungry", {"n": [n]}, variant="onnx") for n in (3, 10**14, 10**14, 10**14))
     tower.queue(good, *starved)
     with worker_process(hungry) as worker:
-        assert worker.process.wait(timeout=30) == OUT_OF_MEMORY
+        assert worker.process.wait(timeout=60) == OUT_OF_MEMORY
     assert tower.result(str(good.headers["id"])).outputs == {"sum": [0.0]}
     assert tower.waiting() == len(starved)
     for job in (str(message.headers["id"]) for message in starved):
@@ -535,10 +537,10 @@ def test_the_celery_command_serves_a_class_and_asks_no_other_worker(
     log = tmp_path / "log"
     with log.open("wb") as file, subprocess.Popen(command, cwd=TREE, env=environment, stderr=file) as process:
         try:
-            assert tower.result(tower.order("echo", "hello"), within=30).outputs == {"payload": "hello"}
+            assert tower.result(tower.order("echo", "hello"), within=120).outputs == {"payload": "hello"}
         finally:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
     assert "Connected to" in log.read_text()
     assert "mingle" not in log.read_text()
 
@@ -552,8 +554,8 @@ def test_an_outage_while_a_job_runs_costs_neither_the_job_nor_a_second_run(setti
             server.stop()
             time.sleep(2)
             server.start()
-            report = tower.result(job, within=30).report
-            assert report.queue_wait < 2  # it ran before the outage
+            tower.result(job)
+            assert tower.state.hget(job_key(job), "attempts") == b"1"
             assert tower.result(tower.order("echo", "after"), within=30).outputs == {"payload": "after"}
             assert worker.process.poll() is None
 
