@@ -29,7 +29,7 @@ class Page:
         self._calls += 1
         await self._socket.send_json({"id": self._calls, "method": method, "params": parameters})
         while True:
-            told = await self._socket.receive_json(timeout=30)
+            told = await self._socket.receive_json(timeout=60)
             if told.get("method") == "Runtime.exceptionThrown":
                 self.errors.append(str(told["params"]["exceptionDetails"]))
             if told.get("id") == self._calls:
@@ -39,7 +39,7 @@ class Page:
         found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         return found["result"].get("value")
 
-    async def until(self, expression: str, *, within: float = 20.0) -> Any:
+    async def until(self, expression: str, *, within: float = 60.0) -> Any:
         """The expression's first true value."""
         end = asyncio.get_running_loop().time() + within
         while not (found := await self.value(expression)):

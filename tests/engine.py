@@ -257,7 +257,7 @@ def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engin
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
     try:
-        assert ready.wait(5)
+        assert ready.wait(60)
         yield engine
     finally:
         loop.call_soon_threadsafe(stopped.set)

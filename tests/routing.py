@@ -115,7 +115,7 @@ class EchoDevice:
         """Answer nothing meanwhile: what is placed stays in the queue."""
         self._resting.clear()
         self._answering = False
-        self._resting.wait(10)
+        assert self._resting.wait(60)
         try:
             yield
         finally:
@@ -189,12 +189,11 @@ def depth_on_rabbitmq(url: str, hardware_class: str) -> int:
         return int(declared.message_count)
 
 
-def eventually(condition: Callable[[], Any], *, within: float = 30.0) -> Any:
+def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> Any:
     """The condition's first true answer; fails when it has none within these seconds."""
     end = time.monotonic() + within
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not true within {within:g} s")
         time.sleep(0.01)
-    raise AssertionError(f"not true within {within:g} s")
+    return found

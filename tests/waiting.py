@@ -8,11 +8,11 @@ import psutil
 
 from local.embedded import within
 
-BUSY = 3.0
+BUSY = 10.0
 """Seconds that a busy machine may add to what the product does within a stated time."""
 
 
-def until(condition: Callable[[], bool], *, patience: float = 30.0, every: float = 0.02) -> bool:
+def until(condition: Callable[[], bool], *, patience: float = 60.0, every: float = 0.02) -> bool:
     """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""
     return within(patience, condition, every=every)
 

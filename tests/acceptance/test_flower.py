@@ -51,7 +51,7 @@ def page(browser: str, fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -
         profile = tmp_path_factory.mktemp("chromium")
         flags = [*QUIET, f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom"]
         done = subprocess.run(
-            [browser, *flags, f"{fleet.flower}{path}"], capture_output=True, text=True, timeout=90, check=True
+            [browser, *flags, f"{fleet.flower}{path}"], capture_output=True, text=True, timeout=240, check=True
         )
         return text_of(done.stdout)
 
@@ -69,8 +69,8 @@ def finished(fleet: Fleet) -> str:
     """The id of a job that ended, whose events have reached Flower."""
     with taxiway.Client(fleet.broker) as client:
         job = client.submit("echo", "seen from the tower", deadline=30)
-        job.result(timeout=30)
-    within(20, lambda: httpx.get(f"{fleet.flower}/task/{job.id}").status_code == 200)
+        job.result(timeout=60)
+    within(60, lambda: httpx.get(f"{fleet.flower}/task/{job.id}").status_code == 200)
     return job.id
 
 
@@ -100,7 +100,7 @@ def test_the_page_of_one_task_shows_where_it_was_placed(
     page: Callable[[str], str], finished: str, fleet: Fleet
 ) -> None:
     with taxiway.Client(fleet.broker) as client:
-        report = client.job(finished).result(timeout=10).report
+        report = client.job(finished).result(timeout=60).report
     shown = page(f"/task/{finished}")
 
     assert "taxiway.infer" in shown
@@ -118,6 +118,6 @@ def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: Fleet) -> 
         page = httpx.get(f"{fleet.flower}/task/{job.id}")
         return text_of(page.text) if page.status_code == 200 else ""
 
-    within(30, lambda: "REVOKED" in shown(expired) and "REVOKED" in shown(cancelled))
+    within(60, lambda: "REVOKED" in shown(expired) and "REVOKED" in shown(cancelled))
     assert "DeadlineExceededError('deadline of 1e-06 s exceeded" in shown(expired)
     assert "JobCancelledError(" in shown(cancelled)

@@ -20,7 +20,7 @@ CPU, ACCELERATOR = "cpu.batch", "gpu.realtime"
 
 BUSIER = 4  # times as long on the busy CPU class as on the accelerator class: a deadline between is clear of both
 
-ROOM = 5  # requests of a burst that the CPU class has time for
+ROOM = 10  # requests of a burst that the CPU class has time for
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def client(fleet: Fleet) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def calm(client: Client) -> None:
     """Nothing waits on the CPU class, nor on the accelerator class, when a test begins."""
-    within(30, lambda: waits(client, CPU) == waits(client, ACCELERATOR) == 0)
+    within(120, lambda: waits(client, CPU) == waits(client, ACCELERATOR) == 0)
 
 
 def within(seconds: int, condition: Callable[[], bool]) -> None:
@@ -91,7 +91,7 @@ def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_acce
 
 
 def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client: Client) -> None:
-    rows = [f"row {n}" for n in range(256)]  # 66 ms, many largest batches: more than it takes to ask for another one
+    rows = [f"row {n}" for n in range(1024)]  # 0.3 s: more than it takes to ask for another one
 
     def on_idle_devices() -> float:
         return ROOM * soonest(client.what_if("paced", rows, service="live", deadline=1), CPU)
@@ -106,7 +106,7 @@ def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client: Client) ->
     for job in burst:
         with contextlib.suppress(DeadlineExceededError):
             job.result(timeout=60)
-    within(30, lambda: waits(client, CPU) == 0)
+    within(120, lambda: waits(client, CPU) == 0)
     next_one = ask(on_idle_devices())  # the burst may have taught the fleet that its devices are slower
 
     assert placed[0]["hardware_class"] == CPU

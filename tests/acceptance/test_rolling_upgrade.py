@@ -80,7 +80,7 @@ class Crew:
         for pair in zip(self.routers, self.workers, strict=True):
             for one in pair:
                 one.process.send_signal(signal.SIGTERM)
-                yield one.process.wait(30)
+                yield one.process.wait(120)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_no_request_fails_while_every_router_and_worker_is_replaced(fleet: Setti
         before = dict(traffic.answers)
         eventually(lambda: all(traffic.answers[url] > before[url] + 50 for url in before))
         traffic.stop()
-        flowing.result(30)
+        flowing.result(120)
         assert traffic.failures == []
         assert list(new.leave()) == [0] * 4
         assert state.exists(LEAD) == 0

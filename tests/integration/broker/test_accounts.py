@@ -105,7 +105,7 @@ def test_a_producer_submits_and_receives_small_and_large_answers(guarded: Guarde
     with taxiway.Client(guarded.url("producer")) as client:
         for text in ("hello", "large" * 10_000):
             job = client.submit("echo", text)
-            assert job.result(timeout=20).outputs == {"payload": text}
+            assert job.result(timeout=60).outputs == {"payload": text}
             assert job.status().record.device == "cpu:0"
         client.submit("echo", "unwanted").cancel()
 
@@ -115,7 +115,7 @@ def test_plain_celery_produces_with_the_same_account(guarded: Guarded) -> None:
     url = guarded.url("producer")
     with Celery("lab", broker=url, backend=url, set_as_current=False) as app:
         sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, queue=ARRIVALS)
-        assert sent.get(timeout=20)["outputs"] == {"payload": "hello"}
+        assert sent.get(timeout=60)["outputs"] == {"payload": "hello"}
         stop_listening(app)
 
 
@@ -128,9 +128,9 @@ def test_flower_sees_events_and_asks_workers(guarded: Guarded) -> None:
         receiver.should_stop = True
 
     with Celery("looks", broker=guarded.url("flower"), set_as_current=False) as app, app.connection() as connection:
-        assert app.control.inspect(timeout=10, limit=1).ping()
+        assert app.control.inspect(timeout=60, limit=1).ping()
         receiver = app.events.Receiver(connection, handlers={"*": hear})
-        receiver.capture(timeout=20)
+        receiver.capture(timeout=60)
         channel: Any = connection.default_channel
         assert channel.client.llen(CLASS) == 0
     assert heard

@@ -81,7 +81,7 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
         eventually(lambda: not http.fleet()["refuses"])
         assert all(one.subject != "TAXIWAY_STATE disk" for one in servers({"TAXIWAY_STATE": url}))
         with device:
-            assert [job.result(timeout=10).outputs for job in asked] == [{"payload": "after"}] * 2
+            assert [job.result(timeout=60).outputs for job in asked] == [{"payload": "after"}] * 2
 
 
 IMPATIENT = """
@@ -112,7 +112,7 @@ def test_a_worker_outlives_a_full_disk(
             store.empty()
             eventually(lambda: writes(client))
             job = eventually(partial(accepted, door))
-            assert job.result(timeout=30).outputs == {"payload": "after"}
+            assert job.result(timeout=60).outputs == {"payload": "after"}
             assert worker.process.poll() is None
 
 

@@ -19,7 +19,7 @@ from tests.integration.broker.test_class_queue import ORDER, QUEUE, Waiter
 from tests.scripting import Store, placed
 from tests.waiting import until
 
-LIMITS = Limits(lease=2)
+LIMITS = Limits(lease=30)
 BEFORE = "before"
 """The job that had the prefix, on the worker a."""
 
@@ -158,7 +158,7 @@ def test_what_a_worker_that_died_does_not_take_returns_to_the_class_and_no_more_
     workers["a"].take(QUEUE, 4)
     store.forward(leading("j"))
     assert (waits(store), store.client.llen(led_key("a@host"))) == (0, 1)
-    assert until(lambda: workers["b"].recover() == 1, patience=HANDOVER + 2)
+    assert until(lambda: workers["b"].recover() == 1, patience=HANDOVER + 60)
     assert taken(workers["b"]) == ["j"]
     workers["b"].take(QUEUE, 4)
     assert store.client.exists(room_key("a@host")) == 1

@@ -98,5 +98,5 @@ def test_a_worker_that_stops_has_what_it_wrote_acknowledged(fleet: Settings) -> 
         for message in messages:
             tower.result(message.headers["id"])
         worker.process.terminate()
-        worker.process.wait(20)
+        worker.process.wait(60)
         assert depth_on_rabbitmq(fleet.broker, CLASS) == 0

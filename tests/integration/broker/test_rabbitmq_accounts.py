@@ -96,12 +96,12 @@ def test_each_account_does_its_work(guarded: Guarded, fleet: Settings) -> None:
         }  # else through amq.default
         eventually(lambda: declared(guarded))
         sent = producer.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, connection=link, **there)
-        assert sent.get(timeout=30)["outputs"] == {"payload": "hello"}
+        assert sent.get(timeout=60)["outputs"] == {"payload": "hello"}
         stop_listening(producer)
 
     heard: list[str] = []
     with make_app(replace(fleet, broker=guarded.url("flower")), load_topology(fleet.queues)) as flower:
-        assert flower.control.inspect(timeout=10, limit=1).ping()
+        assert flower.control.inspect(timeout=60, limit=1).ping()
         with flower.connection() as connection:
 
             def hear(event: dict[str, str]) -> None:
@@ -109,7 +109,7 @@ def test_each_account_does_its_work(guarded: Guarded, fleet: Settings) -> None:
                 receiver.should_stop = True
 
             receiver = flower.events.Receiver(connection, handlers={"*": hear})
-            receiver.capture(timeout=20)
+            receiver.capture(timeout=60)
     assert heard
 
 

@@ -231,8 +231,10 @@ def test_revoke_ends_a_job_that_waits_and_with_terminate_one_that_runs(
     inspection = inspect(producer, served)
     eventually(lambda: terminate or inspection.reserved()[served.name])
     revoked.revoke(terminate=terminate)
+    if not terminate:  # it ends once it would run
+        eventually(lambda: revoked.id in inspection.revoked()[served.name])
+        let_go(fleet)
     eventually(lambda: state_of(revoked) == "REVOKED")
-    let_go(fleet)
     assert payload(infer(producer, "next").apply_async()) == "next"
 
 

@@ -86,7 +86,7 @@ def test_an_interrupt_exits_with_130() -> None:
         command = [sys.executable, "-m", "taxiway", "result", "x", "--wait", "30", "--url", url]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, silent.accept()[0]:
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=10)[1]
+            said = process.communicate(timeout=60)[1]
 
     assert process.returncode == 130
     assert said == "error: interrupted\n"
@@ -99,7 +99,7 @@ def test_an_interrupt_of_a_verb_that_another_package_implements_exits_with_130_t
     command = [sys.executable, "-m", "taxiway", "simulate", "--trace", str(trace), "--fleet", str(fleet)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, trace.open("w"):
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=20)[1]
+        said = process.communicate(timeout=60)[1]
 
     assert process.returncode == 130
     assert said.strip() == "error: interrupted"

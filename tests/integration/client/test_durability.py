@@ -116,12 +116,12 @@ def test_on_rabbitmq_a_job_goes_through_quorum_queues(quorum: Settings) -> None:
                     connection.default_channel
                 ).queue_declare()  # the broker refuses another kind
         eventually(lambda: http.fleet()["devices"])
-        assert http.infer("echo", "by HTTP", deadline=30, timeout=20).outputs == {"payload": "by HTTP"}
+        assert http.infer("echo", "by HTTP", deadline=30, timeout=60).outputs == {"payload": "by HTTP"}
         with celery.Celery(broker=quorum.broker, backend=quorum.state, set_as_current=False) as app:
             queue = kombu.Queue(ARRIVALS, queue_arguments={"x-queue-type": "quorum", "x-delivery-limit": -1})
             app.conf.update(task_queues=[queue], broker_transport_options={"confirm_publish": True})
             sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "by Celery"}, queue=ARRIVALS)
-            assert sent.get(timeout=20)["outputs"] == {"payload": "by Celery"}
+            assert sent.get(timeout=60)["outputs"] == {"payload": "by Celery"}
             stop_listening(app)
 
 

@@ -47,7 +47,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def test_concurrent_submits_by_two_doors_and_two_routers_are_one_job_that_runs_once(fleet: Fleet) -> None:
     def ask(client: Client, key: str) -> str:
         job = client.submit("echo", "only once", idempotency_key=key, **KEY)
-        job.result(10)
+        job.result(60)
         return str(job.id)
 
     with ThreadPoolExecutor(16) as pool:
@@ -60,14 +60,14 @@ def test_the_window_ends_with_the_record_and_not_with_the_result(fleet: Fleet) -
     once: Any = {"idempotency_key": "flight-17", **KEY}
     http, broker = fleet.clients[0], fleet.clients[2]
     job = http.submit("echo", "once", **once)
-    assert job.result(10).outputs == {"payload": "once"}
+    assert job.result(60).outputs == {"payload": "once"}
     fleet.state.delete(result_key(job.id))
     for again in (http, broker):
         with pytest.raises(ResultExpiredError):
-            again.submit("echo", "once", **once).result(5)
+            again.submit("echo", "once", **once).result(60)
     assert fleet.device.done.count(job.id) == 1
     fleet.state.delete(job_key(job.id))
-    assert http.submit("echo", "once", **once).result(10).outputs == {"payload": "once"}
+    assert http.submit("echo", "once", **once).result(60).outputs == {"payload": "once"}
     eventually(lambda: fleet.device.done.count(job.id) == 2)
 
 
@@ -75,14 +75,14 @@ def test_another_request_under_a_key_is_refused_with_one_text_at_every_door(flee
     for n, first in enumerate(fleet.clients):
         once: Any = {"idempotency_key": f"taken-{n}", **KEY}
         job = first.submit("echo", "first", **once)
-        job.result(10)  # what waits in the arrivals has no key yet
+        job.result(60)  # what waits in the arrivals has no key yet
         texts = set()
         for other in fleet.clients:
             for model, inputs in (("echo", "second"), ("paced", "first"), ("echo", ["first", "first"])):
                 with pytest.raises(IdempotencyConflictError) as caught:
-                    other.submit(model, inputs, **once).result(10)
+                    other.submit(model, inputs, **once).result(60)
                 texts.add(caught.value.message)
-            assert other.submit("echo", "first", **once).result(10).outputs == {"payload": "first"}
+            assert other.submit("echo", "first", **once).result(60).outputs == {"payload": "first"}
         assert len(texts) == 3  # one a request, whichever the door
         assert fleet.device.done.count(job.id) == 1
 
@@ -90,7 +90,7 @@ def test_another_request_under_a_key_is_refused_with_one_text_at_every_door(flee
 def test_of_concurrent_requests_under_one_key_one_becomes_the_job_and_the_others_are_refused(fleet: Fleet) -> None:
     def ask(client: Client, key: str, inputs: str) -> str | None:
         try:
-            answer = client.submit("echo", inputs, idempotency_key=key, **KEY).result(20)
+            answer = client.submit("echo", inputs, idempotency_key=key, **KEY).result(60)
         except IdempotencyConflictError:
             return None
         assert answer.outputs == {"payload": inputs}
@@ -106,21 +106,21 @@ def test_of_concurrent_requests_under_one_key_one_becomes_the_job_and_the_others
 
 def test_a_refused_request_under_a_used_key_gets_the_reason(fleet: Fleet) -> None:
     once: Any = {"idempotency_key": "taken", **KEY}
-    fleet.clients[0].submit("echo", "first", **once).result(10)
+    fleet.clients[0].submit("echo", "first", **once).result(60)
     for client in fleet.clients:
         with pytest.raises(UnknownModelError, match="no-such-model"):
-            client.submit("no-such-model", "first", **once).result(10)
+            client.submit("no-such-model", "first", **once).result(60)
 
 
 @pytest.mark.parametrize("door", [0, 2], ids=["http", "broker"])
 def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(fleet: Fleet, door: int) -> None:
     client, key = fleet.clients[door], f"late-{door}"
     accepted = client.submit("echo", "first", idempotency_key=key, **KEY)
-    accepted.result(10)
+    accepted.result(60)
     copy = client.submit("echo", "first", idempotency_key=key, budget=1e-15, **KEY)
-    assert copy.result(10).outputs == {"payload": "first"}
+    assert copy.result(60).outputs == {"payload": "first"}
     with pytest.raises(InvalidRequestError, match="budget"):
-        client.submit("echo", "second", idempotency_key=key, budget=1e-15, **KEY).result(10)
+        client.submit("echo", "second", idempotency_key=key, budget=1e-15, **KEY).result(60)
     assert fleet.device.done.count(accepted.id) == 1
 
 
@@ -130,12 +130,12 @@ def test_a_job_under_a_key_that_another_request_has_is_neither_shown_nor_cancell
     once: Any = {"idempotency_key": "theirs", **KEY}
     broker = fleet.clients[2]
     theirs = broker.submit("echo", "first", **once)
-    theirs.result(10)  # what waits in the arrivals has no key yet
+    theirs.result(60)  # what waits in the arrivals has no key yet
     refused = broker.submit("echo", "second", **once)
     for call in (refused.result, refused.status, refused.cancel, refused.placement):
         with pytest.raises(IdempotencyConflictError):
             call()
-    assert theirs.result(10).outputs == {"payload": "first"}
+    assert theirs.result(60).outputs == {"payload": "first"}
 
 
 def test_a_submission_that_a_failover_lost_is_made_again_by_the_client_that_waits_for_it(tmp_path: Path) -> None:
@@ -152,4 +152,4 @@ def test_a_submission_that_a_failover_lost_is_made_again_by_the_client_that_wait
         state.delete(*priority_lists(ARRIVALS))
         state.client_kill_filter(_type="pubsub")
         stack.enter_context(router_process(settings))
-        assert job.result(10).outputs == {"payload": "lost once"}
+        assert job.result(60).outputs == {"payload": "lost once"}

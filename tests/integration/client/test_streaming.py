@@ -47,7 +47,7 @@ class Teller:
 
     def _answer(self, request: Request) -> Result:
         assert request.stream
-        self.done.wait(20)
+        self.done.wait(60)
         if request.inputs == "fail":
             raise ExecutionError("the device is gone")
         return WHOLE
@@ -71,7 +71,7 @@ def submit(client: taxiway.Client, inputs: str = "tell me") -> taxiway.Job:
 
 def test_text_comes_before_the_answer_is_done_and_the_result_last(client: taxiway.Client, teller: Teller) -> None:
     job = submit(client)
-    events = job.stream(timeout=20)
+    events = job.stream(timeout=60)
     for at, text in ((0, "one "), (4, "two ")):
         teller.tell(job.id, text, at=at)
         assert next(events) == text
@@ -83,8 +83,8 @@ def test_a_late_reader_gets_the_answer_from_its_beginning(client: taxiway.Client
     job = submit(client)
     teller.tell(job.id, "one ", at=0)
     teller.done.set()
-    job.result(timeout=20)
-    assert "".join(map(str, list(client.job(job.id).stream(timeout=20))[:-1])) == TEXT
+    job.result(timeout=60)
+    assert "".join(map(str, list(client.job(job.id).stream(timeout=60))[:-1])) == TEXT
 
 
 def test_a_reader_gets_a_new_attempt_and_what_was_lost_as_events(client: taxiway.Client, teller: Teller) -> None:
@@ -92,7 +92,7 @@ def test_a_reader_gets_a_new_attempt_and_what_was_lost_as_events(client: taxiway
     teller.tell(job.id, "uno ", at=0)
     teller.tell(job.id, "one ", at=0, attempt=2)
     teller.tell(job.id, "three", at=8, attempt=2)
-    events = job.stream(timeout=20)
+    events = job.stream(timeout=60)
     assert [next(events) for _ in range(5)] == ["uno ", Restarted(2), "one ", Lost(4), "three"]
     teller.done.set()
     assert list(events) == [WHOLE]
@@ -101,7 +101,7 @@ def test_a_reader_gets_a_new_attempt_and_what_was_lost_as_events(client: taxiway
 def test_an_error_of_the_job_is_raised_after_its_events(client: taxiway.Client, teller: Teller) -> None:
     job = submit(client, "fail")
     teller.tell(job.id, "one ", at=0)
-    events = job.stream(timeout=20)
+    events = job.stream(timeout=60)
     assert next(events) == "one "
     teller.done.set()
     with pytest.raises(ExecutionError, match="the device is gone"):
@@ -112,9 +112,9 @@ def test_nothing_is_lost_when_the_connection_breaks_on_the_way(settings: Setting
     parts = urlsplit(settings.broker)
     assert parts.hostname and parts.port
     cable = Cable(parts.hostname, parts.port)
-    with taxiway.Client(settings.broker.replace(f":{parts.port}", f":{cable.port}"), connect_timeout=15) as client:
+    with taxiway.Client(settings.broker.replace(f":{parts.port}", f":{cable.port}"), connect_timeout=60) as client:
         job = submit(client)
-        events = job.stream(timeout=20)
+        events = job.stream(timeout=60)
         teller.tell(job.id, "one ", at=0)
         assert next(events) == "one "
         cable.pull()
@@ -135,18 +135,18 @@ def test_a_reader_who_stops_leaves_no_connection_behind(
 
     job = submit(client)
     teller.tell(job.id, "one ", at=0)
-    events: Any = job.stream(timeout=20)  # a generator
+    events: Any = job.stream(timeout=60)  # a generator
     assert next(events) == "one "
     events.close()
     assert until(lambda: connections() == 0)
     teller.done.set()
-    assert job.result(timeout=20) == WHOLE
+    assert job.result(timeout=60) == WHOLE
 
 
 def test_an_asyncio_reader_gets_the_same(settings: Settings, teller: Teller) -> None:
     async def read() -> list[object]:
         async with taxiway.AsyncClient(settings.broker) as client:
-            return [event async for event in client.stream("tell", "me", timeout=20)]
+            return [event async for event in client.stream("tell", "me", timeout=60)]
 
     teller.done.set()
     assert asyncio.run(read()) == [TEXT, WHOLE]

@@ -114,7 +114,7 @@ def test_a_reader_at_a_router_that_stops_gets_the_rest_from_another(fleet: Setti
             stopping.send_signal(signal.SIGTERM)
             await asyncio.to_thread(eventually, lambda: not ready(first))
             stopping.send_signal(signal.SIGTERM)  # for the second time: now
-            assert await asyncio.to_thread(stopping.wait, 5) == 0
+            assert await asyncio.to_thread(stopping.wait, 60) == 0
             *rest, result = [event async for event in answer]
             assert isinstance(result, Result)
             texts += map(str, rest)
@@ -193,7 +193,7 @@ def test_the_python_client_comes_back_by_itself(router: RouterProcess) -> None:
     parts = urlsplit(router.http)
     assert parts.hostname and parts.port
     cable = Cable(parts.hostname, parts.port)
-    with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=10) as client:
+    with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=60) as client:
         streamed = client.stream("tiny", "tell me", timeout=60, parameters=LONG)
         read = [next(streamed)]
         cable.pull()

@@ -19,7 +19,7 @@ from workers.profiling.report import write
 
 def test_an_endpoint_is_measured_by_prompt_answer_and_load(tmp_path: Path) -> None:
     model = parse_model(ENGINE_MODELS["talk"], "talk/model.yaml")
-    with serving(Engine(script="wait=0.02 one two three four")) as engine:
+    with serving(Engine(script="wait=0.1 one two three four")) as engine:
         endpoint = Endpoint(protocol="openai", url=engine.url, slots=4, models={"talk": "served"})
         device = endpoint_device(endpoint, "endpoint:0")
         (outcome,) = measure_endpoint(endpoint, device, "", [model], [], rounds=1)
@@ -27,7 +27,7 @@ def test_an_endpoint_is_measured_by_prompt_answer_and_load(tmp_path: Path) -> No
     assert outcome.error == outcome.skipped == ""
     measured = outcome.measurement
     assert measured is not None
-    assert measured.step + measured.slope == pytest.approx(0.02, rel=0.5)
+    assert measured.step + measured.slope == pytest.approx(0.1, rel=0.5)
     (path,) = write([outcome], Processor(kind="endpoint", name=device.name), tmp_path)
     kept = load_profile(path).variants["engine"].profile
     assert kept == msgspec.structs.replace(kept, prompt_step=measured.prompt_step, prompt_slope=measured.prompt_slope)

@@ -48,7 +48,7 @@ hardware:
 service:
   standard: {{deadline: 60}}
 default_service: standard
-limits: {{lease: 1, stall: 2, grace: 6}}
+limits: {{lease: 1, stall: 4, grace: 6}}
 """
 
 VARIANT = {"variant": "engine"}
@@ -235,14 +235,14 @@ def test_an_endpoint_that_is_gone_takes_no_work_and_loses_none(tower: Tower, eng
 @pytest.mark.usefixtures("worker")
 def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_says(tower: Tower, engine: Engine) -> None:
     engine.script, engine.retry_after = "status=429", "2"
+    began = time.monotonic()
     job = order(tower, "at last")
     eventually(lambda: engine.chats)
-    refused = time.monotonic()
     eventually(lambda: facts(tower).blocked > 0)
     assert facts(tower).fault == ""
     engine.script = ""
     assert tower.result(job).outputs["text"] == "at last "
-    assert time.monotonic() - refused > 1.8
+    assert time.monotonic() - began > 1.8
     assert len(engine.chats) == 2
 
 
@@ -264,7 +264,7 @@ def test_an_edited_endpoint_is_used_without_a_restart_and_what_runs_ends_where_i
     tower: Tower, engine: Engine, fleet: Settings
 ) -> None:
     written = fleet.queues.read_text()
-    running = [order(tower, f"wait=0.5 {n} two three four five six") for n in range(4)]
+    running = [order(tower, f"wait=1 {n} two three four five six") for n in range(4)]
     eventually(lambda: engine.running == 4)
     other = Engine(models=["renamed"])
     with serving(other):
@@ -310,7 +310,7 @@ def test_a_draining_worker_finishes_what_ends_in_time_and_requeues_the_rest(
     eventually(lambda: engine.running == 2)
     worker.process.terminate()
     assert tower.result(short).outputs["text"] == "one two "
-    worker.process.wait(30)
+    worker.process.wait(60)
     assert tower.waiting() == 1
     assert not tower.state.exists(result_key(long))
     eventually(lambda: len(engine.aborts) == 1)  # the engine sees the end of the connection a little later
@@ -382,28 +382,28 @@ def test_a_limit_that_the_engine_states_keeps_jobs_in_their_queue(tower: Tower, 
     engine.headers = {"x-ratelimit-limit-requests": "120", "x-ratelimit-remaining-requests": "1"}
     tower.result(order(tower, "first"))  # one more may be sent at once, then two a second
     engine.headers = {}
-    jobs = [order(tower, f"{n} done") for n in range(6)]
-    eventually(lambda: tower.waiting() > 0)
     began = time.monotonic()
-    assert [tower.result(job).outputs["text"] for job in jobs] == [f"{n} done " for n in range(6)]
+    jobs = [order(tower, f"{n} done") for n in range(12)]
+    eventually(lambda: tower.waiting() > 0)
+    assert [tower.result(job).outputs["text"] for job in jobs] == [f"{n} done " for n in range(12)]
     assert time.monotonic() - began > 1.0
     allowed = eventually(lambda: (told := facts(tower).endpoint) and told.allowed)
     assert allowed.requests == 2.0
-    assert len(engine.chats) == 7
+    assert len(engine.chats) == 13
     settled(tower, engine)
 
 
 def test_what_was_learned_of_an_engine_outlives_its_worker(fleet: Settings, tower: Tower, engine: Engine) -> None:
     with worker_process(fleet, "--device", "endpoint:0") as worker:
         for n in range(8):
-            tower.result(order(tower, f"wait=0.05 {n} one two three"))
+            tower.result(order(tower, f"wait=0.2 {n} one two three"))
         curve = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"))
-        assert curve.step + curve.slope == pytest.approx(0.05, rel=0.4)
+        assert curve.step + curve.slope == pytest.approx(0.2, rel=0.4)
         worker.process.terminate()
         eventually(lambda: tower.state.exists(learned_key(engine.url)))
     with worker_process(fleet, "--device", "endpoint:0"):
         again = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"))
-    assert again.step + again.slope == pytest.approx(0.05, rel=0.4)
+    assert again.step + again.slope == pytest.approx(0.2, rel=0.4)
 
 
 def test_an_engine_whose_requests_wait_gets_one_at_a_time_until_they_do_not(

@@ -557,7 +557,7 @@ def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(setti
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
         router = Astray(settings, rules, "astray", ModelsFolder(settings.models, QueuesFile(settings.queues)))
         try:
-            return await asyncio.wait_for(ended_astray(router), 20)
+            return await asyncio.wait_for(ended_astray(router), 60)
         finally:
             await router.stop()
 
@@ -570,7 +570,7 @@ def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(setti
 def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path: Path, settings: Settings) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as server:
         own = dataclasses.replace(settings, broker=server.url, state=server.url)
-        with router_process(own) as router, httpx.Client(base_url=router.http, trust_env=False) as http:
+        with router_process(own) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http:
             with EchoDevice(own, answering=False):
                 waiting = accept(http, "a")
             server.stop()

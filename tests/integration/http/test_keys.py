@@ -37,7 +37,7 @@ OWNERS: dict[str, tuple[str, tuple[Scope, ...]]] = {
 SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in OWNERS}
 QUEUES = (
     TREE / "queues.yaml"
-).read_text() + "\ntenants: {slow: {requests_per_second: 0.5}, busy: {requests_per_second: 50}}\n"
+).read_text() + "\ntenants: {slow: {requests_per_second: 0.01}, busy: {requests_per_second: 50}}\n"
 
 
 def keys_of(names: Iterable[str]) -> list[Key]:
@@ -181,8 +181,9 @@ def test_a_rate_limited_caller_learns_when_to_retry(door: str, folder: Path) -> 
         answers = [http.get("/v2/models") for _ in range(2)]
 
     assert [answer.status_code for answer in answers] == [200, 429]
-    assert (answers[1].json()["code"], answers[1].headers["retry-after"]) == ("rate_limited", "2")
-    assert answers[1].json()["error"].startswith("rate limit exceeded: tenant 'slow' may make 0.5 requests/s")
+    assert answers[1].json()["code"] == "rate_limited"
+    assert 1 <= int(answers[1].headers["retry-after"]) <= 100
+    assert answers[1].json()["error"].startswith("rate limit exceeded: tenant 'slow' may make 0.01 requests/s")
 
 
 def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(door: str, folder: Path) -> None:
@@ -204,7 +205,7 @@ def test_the_python_client_brings_its_key_over_tls(door: str, folder: Path, monk
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
     with taxiway.Client(door, key=SECRETS["lab"]) as client:
         job = client.submit("echo", "a")
-        assert job.result(10).outputs["payload"] == "a"
+        assert job.result(60).outputs["payload"] == "a"
         with pytest.raises(ForbiddenError, match="admin"):
             client.fleet()
         with pytest.raises(ForbiddenError, match="lab"):

@@ -66,7 +66,7 @@ def begun(
     """A connection on which a request of the tenant began."""
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {SECRETS[tenant]}\r\n"
     framed = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
-    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     connection.sendall(f"{head}{framed}\r\n\r\n".encode() + sent)
     return connection
 
@@ -157,7 +157,7 @@ def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> No
 
 
 def test_a_request_without_a_good_key_has_one_answer_though_its_body_goes_on(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4000000\r\n\r\n"
         connection.sendall(head)
         pushed(connection, bytes(1000), 100)

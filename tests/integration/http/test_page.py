@@ -58,7 +58,7 @@ def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path
     with door(tmp_path) as (url, settings):
         with taxiway.Client(url) as client:
             job = client.submit("echo", "hello")
-            job.result(timeout=10)
+            job.result(timeout=60)
         with redis.Redis.from_url(settings.broker) as broker:
             broker.lpush(ARRIVALS, b"no message")
         eventually(lambda: httpx.get(f"{url}/v2/dead", trust_env=False).json()["letters"])

@@ -54,7 +54,7 @@ def test_a_fleet_is_ready_once_every_process_is(make: Callable[[str, str], Super
     worker, router = make("worker", READY), make("router", READY)
     supervisor = Supervisor(None, [[worker], [router]])
     with stopped_after(supervisor):
-        assert supervisor.start(lambda: True, patience=20)
+        assert supervisor.start(lambda: True, patience=60)
         assert worker.announced["number"] == router.announced["number"] == 7
     assert not worker.alive
     assert not router.alive
@@ -65,7 +65,7 @@ def test_a_process_that_ends_while_the_fleet_starts_stops_it_with_its_log(
 ) -> None:
     supervisor = Supervisor(None, [[make("worker", BROKEN)]])
     with stopped_after(supervisor), pytest.raises(StartError, match="no such device"):
-        supervisor.start(lambda: True, patience=20)
+        supervisor.start(lambda: True, patience=60)
 
 
 def test_a_process_that_is_never_ready_is_named_with_its_log(make: Callable[[str, str], SupervisedProcess]) -> None:
@@ -81,7 +81,7 @@ def watched(supervisor: Supervisor, changed: Callable[[], None] = lambda: None) 
     up = threading.Event()
 
     def watch() -> None:  # children are tied to the thread that starts them
-        assert supervisor.start(lambda: True, patience=20)
+        assert supervisor.start(lambda: True, patience=60)
         up.set()
         supervisor.watch(changed, lambda: None, lambda process: failed.append(process.name))
         supervisor.stop()
@@ -89,11 +89,11 @@ def watched(supervisor: Supervisor, changed: Callable[[], None] = lambda: None) 
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        assert up.wait(20)
+        assert up.wait(60)
         yield failed
     finally:
         supervisor.request_stop()
-        watching.join(30)
+        watching.join(60)
 
 
 def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
@@ -142,7 +142,7 @@ def test_a_process_whose_log_the_disk_has_no_space_for_is_ready(
     worker = make("worker", "import time; print('{\"ready\": 1}', flush=True); time.sleep(600)")
     supervisor = Supervisor(None, [[worker]])
     with stopped_after(supervisor):
-        assert supervisor.start(lambda: True, patience=20)
+        assert supervisor.start(lambda: True, patience=60)
 
 
 def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
@@ -184,7 +184,7 @@ def test_a_process_that_does_not_stop_when_asked_is_killed(make: Callable[[str, 
     deaf.patience = 0.5
     supervisor = Supervisor(None, [[deaf]])
     with stopped_after(supervisor):
-        supervisor.start(lambda: True, patience=20)
+        supervisor.start(lambda: True, patience=60)
     assert not deaf.alive
 
 
@@ -194,13 +194,13 @@ def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(
     busy = make("busy", BUSY)
     busy.patience = 600
     supervisor = Supervisor(None, [[busy]])
-    assert supervisor.start(lambda: True, patience=20)
+    assert supervisor.start(lambda: True, patience=60)
     stopping = threading.Thread(target=supervisor.stop)
     stopping.start()
     assert until(lambda: b"finishing" in busy.log.read_bytes())
     assert busy.alive
     supervisor.request_stop()
-    stopping.join(10)
+    stopping.join(60)
     assert busy.process.returncode == 7
 
 
@@ -221,7 +221,7 @@ def test_a_child_dies_when_its_parent_is_killed() -> None:
 
 def test_a_child_that_ends_when_asked_is_not_killed() -> None:
     child = start_child([sys.executable, "-c", "import time; time.sleep(600)"])
-    assert stop_child(child, patience=10)
+    assert stop_child(child, patience=60)
 
 
 def a_fleet(data: Path) -> Fleet:

@@ -50,7 +50,7 @@ def router(fleet: Settings) -> Iterator[RouterProcess]:
 
 
 def get(router: RouterProcess, path: str) -> tuple[int, Any]:
-    answer = httpx.get(f"{router.http}{path}", timeout=10)
+    answer = httpx.get(f"{router.http}{path}", timeout=60)
     return answer.status_code, json.loads(answer.content)
 
 
@@ -67,7 +67,7 @@ def test_a_broken_model_leaves_the_others_served_and_every_door_says_why_it_is_d
         messages = set()
         for client in (http, redis):
             with pytest.raises(ModelUnavailableError) as caught:
-                client.submit("broken", [[1.0, 2.0]], deadline=30).result(timeout=10)
+                client.submit("broken", [[1.0, 2.0]], deadline=30).result(timeout=60)
             messages.add(caught.value.message)
         assert messages == {f"model 'broken' is disabled: {listed['disabled']}"}
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -313,7 +314,7 @@ def test_a_second_name_may_be_what_other_servers_call_the_model(
     assert call("chat.completions.create", model=SECOND, messages=HELLO).model == "talk:1"
     assert http.get(f"/v1/models/{SECOND}").json()["id"] == SECOND  # not escaped, as older clients do
     with taxiway.Client(fleet.router.http) as other:
-        assert other.submit(SECOND, {"messages": HELLO}).result(timeout=10).model == "talk:1"
+        assert other.submit(SECOND, {"messages": HELLO}).result(timeout=60).model == "talk:1"
     assert http.get("/v2/models/meta-llama%2fLlama-3.1-8B/versions/1/ready").json()["ready"]
     assert http.get(f"/v2/models/{SECOND}/ready").status_code == 404
 
@@ -327,21 +328,16 @@ def test_a_model_that_an_operator_unloaded_is_not_offered(client: openai.OpenAI,
                 client.models.retrieve("vector")
             assert caught.value.code == "model_not_found"
         finally:
-            eventually(lambda: loads(operator, "vector"))
-    assert client.models.retrieve("vector").id == "vector"
+            with contextlib.suppress(ModelUnavailableError):  # not within the second that a call may wait in this fleet
+                operator.load_model("vector")
+    assert eventually(lambda: offers(client, "vector"))
 
 
-def loads(operator: taxiway.Client, model: str) -> bool:
-    """Whether the model is loaded within the second that a call may wait in this fleet; the load goes on after it.
-
-    Devices report about once a second, so a call that misses one report is followed by one at another phase.
-    """
+def offers(client: openai.OpenAI, model: str) -> bool:
     try:
-        operator.load_model(model)
-    except ModelUnavailableError:
-        time.sleep(0.3)
+        return client.models.retrieve(model).id == model
+    except openai.NotFoundError:
         return False
-    return True
 
 
 WRONG: list[tuple[str, dict[str, Any], type[openai.APIStatusError], str | None, str]] = [
@@ -571,13 +567,9 @@ def test_a_deadline_that_passes_is_an_error_that_is_not_retried(client: openai.O
 def test_a_client_that_leaves_cancels_its_job(fleet: OpenAIFleet, http: httpx.Client, stream: bool) -> None:
     prompt = f"gone {stream} stall"
     body = {"model": "talk", "messages": [{"role": "user", "content": prompt}], "stream": stream}
-    with httpx.Client(base_url=fleet.router.http, trust_env=False, timeout=30) as leaving:
-        if stream:
-            with leaving.stream("POST", "/v1/chat/completions", json=body) as answer:
-                next(answer.iter_raw())
-        else:
-            with contextlib.suppress(httpx.ReadTimeout):
-                leaving.post("/v1/chat/completions", json=body, timeout=1)
+    with contextlib.closing(HTTPConnection(http.base_url.host, http.base_url.port)) as leaving:
+        leaving.request("POST", "/v1/chat/completions", json.dumps(body))
+        eventually(lambda: prompt in fleet.engine.begun)
     eventually(lambda: prompt in fleet.engine.aborts)
 
 
@@ -623,7 +615,7 @@ def test_a_stream_ends_with_done_and_says_so_in_its_type(http: httpx.Client) -> 
 def test_a_call_is_an_ordinary_job_at_the_other_doors(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
     job = client.chat.completions.create(model="talk", messages=HELLO)._request_id
     with taxiway.Client(fleet.router.http) as other:
-        assert other.job(str(job)).result(timeout=10).outputs["text"] == "Hello dear world "
+        assert other.job(str(job)).result(timeout=60).outputs["text"] == "Hello dear world "
 
 
 def test_a_waiting_stream_is_kept_alive_by_comments(fleet: OpenAIFleet, http: httpx.Client) -> None:
@@ -633,9 +625,9 @@ def test_a_waiting_stream_is_kept_alive_by_comments(fleet: OpenAIFleet, http: ht
         for prompt in prompts:
             messages = [{"role": "user", "content": prompt}]
             held.enter_context(http.stream("POST", "/v1/chat/completions", json={**body, "messages": messages}))
-        eventually(lambda: {*prompts} <= fleet.engine.begun, within=10)
+        eventually(lambda: {*prompts} <= fleet.engine.begun)
         begun = time.monotonic()
         with http.stream("POST", "/v1/chat/completions", json={**body, "messages": HELLO}) as waiting:
             first = next(waiting.iter_text())
     assert first.startswith(":")
-    assert time.monotonic() - begun < 14
+    assert time.monotonic() - begun < 30

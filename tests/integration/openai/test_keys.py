@@ -129,7 +129,8 @@ def test_a_rate_limit_is_in_openais_headers_and_the_sdk_waits_for_it(fleet: Open
         assert raw.headers["x-ratelimit-limit-requests"] == "1"
         assert raw.headers["x-ratelimit-remaining-requests"] == "0"
         with pytest.raises(openai.RateLimitError) as caught:
-            slow.models.list()
+            while True:  # a call that a busy machine made late is answered
+                slow.models.list()
     assert caught.value.code == "rate_limit_exceeded"
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 2
     with client(fleet, "slow", max_retries=2) as patient:

@@ -194,7 +194,7 @@ def told(events: list[Any]) -> list[tuple[int, str, str]]:
 def test_a_reader_that_comes_back_to_a_response_in_the_background_gets_the_rest_as_it_comes(
     client: openai.OpenAI,
 ) -> None:
-    begun = client.responses.create(model="talk", input="wait=0.2 a b c d", background=True, stream=True)
+    begun = client.responses.create(model="talk", input="wait=1 a b c d", background=True, stream=True)
     seen: list[Any] = []
     with begun as stream:
         for event in stream:

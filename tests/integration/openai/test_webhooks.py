@@ -33,7 +33,7 @@ from tests.routing import eventually, router_process
 SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "root")}
 SCOPES: dict[str, tuple[Scope, ...]] = {"root": ("submit", "read", "admin")}
 WEBHOOKS = """
-webhooks: {{http: true, networks: [127.0.0.2/32], timeout: 2, pause: 0.1, longest_pause: 0.2, retry: 4, endpoints: 50}}
+webhooks: {{http: true, networks: [127.0.0.2/32], timeout: 5, pause: 0.1, longest_pause: 0.2, retry: 4, endpoints: 50}}
 """
 JOBS = ["job.completed", "job.failed"]
 
@@ -315,7 +315,7 @@ def test_two_routers_send_one_event_at_a_time_and_one_that_is_killed_loses_none(
 
         fleet.router.process.send_signal(signal.SIGSTOP)  # so the other router delivers
         killed = threading.Event()
-        receiver.answer = lambda _: (200 if killed.wait(20) else 500, {})
+        receiver.answer = lambda _: (200 if killed.wait(60) else 500, {})
         try:
             held = [ask(replace(fleet, router=other), f"of one {turn}") for turn in range(5)]
             came(receiver, held[0])

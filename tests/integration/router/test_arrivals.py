@@ -25,7 +25,7 @@ import redis
 
 import taxiway
 from broker.port import Arrival, DeadLetter, Outgoing
-from broker.valkey.queues import LASTS, TAKES, ValkeyTransport
+from broker.valkey.queues import TAKES, ValkeyTransport
 from local.embedded import EmbeddedValkey
 from router.decide.explain import read_basis, unpack_snapshot
 from tasks.settings import TREE, Settings
@@ -52,7 +52,7 @@ from taxiway.contract.wire import cancel_message, infer_message
 from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
 from tests.narrowing import as_bytes, present
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
-from tests.stored import fields_of, record_of
+from tests.stored import fields_of, is_listened_to, record_of
 from tests.waiting import BUSY
 
 
@@ -96,7 +96,7 @@ def send(
     return job
 
 
-def result(store: redis.Redis, job: str, *, within: float = 10.0) -> Result:
+def result(store: redis.Redis, job: str, *, within: float = 60.0) -> Result:
     return read_result(read_meta(eventually(lambda: store.get(result_key(job)), within=within)))
 
 
@@ -128,7 +128,7 @@ def test_arrivals_of_every_priority_are_taken(store: redis.Redis, device: EchoDe
     jobs = [send(store, level=level, deadline=30) for level in range(4)]
 
     for job in jobs:
-        assert result(store, job, within=1.0 + BUSY)
+        assert result(store, job)
 
 
 def test_the_work_placed_is_counted_until_it_is_done(
@@ -273,7 +273,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(
 
     with router_process(settings):
         for job in jobs:
-            eventually(partial(is_queued, store, job), within=LASTS + 5)
+            eventually(partial(is_queued, store, job))
     assert waiting(store) == 20
     assert not store.exists(in_flight_key("victim.1", TAKES))
 
@@ -308,7 +308,7 @@ def test_a_router_killed_under_load_loses_nothing(settings: Settings, store: red
 
     with router_process(settings):
         for job in jobs:
-            assert result(store, job, within=LASTS + 10)
+            assert result(store, job)
     assert len(device.done) == len(set(device.done)) == len(jobs)
 
 
@@ -349,7 +349,7 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Setti
 
         put_back = await other.tidy()
         answers = await idle.forward([outgoing(woken, job)])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (again := (await other.take()).arrivals):
                 await other.wait(0.1)
                 await other.tidy()  # what the idle one still waited for reached it late
@@ -439,7 +439,7 @@ def test_a_router_that_stops_finishes_what_it_took(
         jobs = [send(store, deadline=600) for _ in range(400)]
         eventually(lambda: waiting(store) > 0)
         router.process.terminate()
-        assert router.process.wait(timeout=10) == 0
+        assert router.process.wait(timeout=60) == 0
 
     arrived = sum(store.llen(name) for name in priority_lists(ARRIVALS))
     assert waiting(store) + arrived == len(jobs)
@@ -454,7 +454,7 @@ def test_a_router_that_is_to_stop_says_so_and_serves_on_for_a_while(settings: Se
         answer = http.post(f"{router.http}/v2/models/echo/infer", json=body)
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         router.process.terminate()  # for the second time: now
-        assert router.process.wait(timeout=10) == 0
+        assert router.process.wait(timeout=60) == 0
 
 
 def test_a_router_and_its_broker_find_each_other_again(tmp_path: Path, settings: Settings) -> None:
@@ -568,7 +568,7 @@ def test_celery_events_report_placed_jobs(
         receiver = app.events.Receiver(connection, handlers={"task-sent": heard.append})
         capture = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
         capture.start()
-        eventually(store.pubsub_numpat)
+        eventually(lambda: is_listened_to(store))
         job = send(store, deadline=60)
         eventually(lambda: heard)
         receiver.should_stop = True
@@ -604,19 +604,20 @@ def ruled_settings(
 def test_a_tenant_is_refused_once_its_day_is_spent_and_others_are_not(
     settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
 ) -> None:
+    ended: list[Any] = []
     with router_process(ruled_settings(settings, tmp_path, {"lab": {"usd_per_day": 4e-7}})):
-        jobs = [send(store, model="paced", inputs="x", tenant="lab", deadline=60) for _ in range(20)]
+        while not ended or ended[-1].status == "SUCCESS":  # the faster they come, the less each costs
+            job = send(store, model="paced", inputs="x", tenant="lab", deadline=60)
+            ended.append(read_meta(eventually(partial(store.get, result_key(job)))))
         other = send(store, model="paced", inputs="x", tenant="other", deadline=60)
-
         assert result(store, other).outputs == {"payload": "x"}
-        ended = [read_meta(eventually(partial(store.get, result_key(job)))) for job in jobs]
 
-    refused = [meta.result for meta in ended if meta.status == "FAILURE"]
+    *answered, refused = ended
     [key] = store.keys(spent_key("*"))
-    assert 0 < len(refused) < len(jobs)
-    assert {one["exc_type"] for one in refused} == {"OverloadedError"}
-    assert all(0 < one["details"]["retry_after"] <= 86400 for one in refused)
-    assert 0 < float(as_bytes(store.hget(key, "lab"))) <= 4e-7
+    assert answered
+    assert refused.result["exc_type"] == "OverloadedError"
+    assert 0 < refused.result["details"]["retry_after"] <= 86400
+    assert 0 < float(as_bytes(store.hget(key, "lab"))) < 2 * 4e-7  # a reading may miss what was just placed
 
 
 def test_another_router_knows_what_a_tenant_has_spent(

@@ -12,19 +12,20 @@ import taxiway
 from tasks.settings import Settings
 from taxiway.errors import DeadlineExceededError, OverloadedError
 from tests.narrowing import present
-from tests.routing import router_process
+from tests.routing import eventually, router_process
 from tests.working import worker_process, worker_settings
 
 QUEUES = """
 hardware:
   cpu.batch: {device: cpu, runtimes: [echo], max_batch: 32, max_wait: 0.005, warm: [paced], price: {usd_per_hour: 0.05}}
 service:
-  live: {deadline: 1, priority: high}
+  live: {deadline: 4, priority: high}
   bulk: {deadline: 3600, priority: low, preemptible: true}
 default_service: live
 limits: {lease: 2}
 """
 ROWS = ["x"] * 96  # three full batches: 25 ms of the device
+FLOOD = 400  # jobs, which take ten seconds
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ async def passing(broker: str, service: str) -> bool:
     async with taxiway.AsyncClient(broker) as client:
         for tenant in ("flooding", "other"):
             await client.infer("paced", ROWS, service=service, tenant=tenant)
-        flood = [await client.submit("paced", ROWS, service=service, tenant="flooding") for _ in range(400)]
+        flood = [await client.submit("paced", ROWS, service=service, tenant="flooding") for _ in range(FLOOD)]
         for _ in range(5):
             await asyncio.sleep(0.1)  # it sends one in a while
             await client.infer("paced", ROWS, service=service, tenant="other")
@@ -47,14 +48,14 @@ async def passing(broker: str, service: str) -> bool:
 
 
 def test_one_tenants_flood_waits_and_anothers_work_passes_it(fleet: Settings) -> None:
-    asyncio.run(passing(fleet.broker, "live"))  # within its deadline of a second, or it would raise
-    assert asyncio.run(passing(fleet.broker, "bulk"))  # and that flood takes ten seconds
+    asyncio.run(passing(fleet.broker, "live"))  # within its deadline, or it would raise
+    eventually(lambda: asyncio.run(passing(fleet.broker, "bulk")))  # before the flood ends, unless the machine stalls
 
 
 async def refused(broker: str) -> tuple[int, int, list[float]]:
-    """How many of a hundred live jobs are refused and late, and the refusals' retry times; a later job runs."""
+    """How many of a flood of live jobs are refused and late, and the refusals' retry times; a later job runs."""
     async with taxiway.AsyncClient(broker) as client:
-        asked = [client.infer("paced", ROWS) for _ in range(100)]
+        asked = [client.infer("paced", ROWS) for _ in range(FLOOD)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         waits = [present(answer.retry_after) for answer in answers if isinstance(answer, OverloadedError)]
         late = [answer for answer in answers if isinstance(answer, DeadlineExceededError)]
@@ -66,6 +67,6 @@ async def refused(broker: str) -> tuple[int, int, list[float]]:
 def test_what_cannot_be_done_in_time_is_refused_and_done_when_retried_after_the_stated_time(fleet: Settings) -> None:
     refusals, late, after = asyncio.run(refused(fleet.broker))
 
-    assert refusals > 30  # two and a half seconds of work, due within one
+    assert refusals > FLOOD / 4  # ten seconds of work, due within four
     assert late < refusals
-    assert 0 < max(after) < 2.5
+    assert 0 < max(after) < 10

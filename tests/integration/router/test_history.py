@@ -236,11 +236,13 @@ def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings:
         eventually(lambda: store.exists(LEAD))
         jobs = [client.submit("echo", ["x", "y"], service="standard", tenant="acme", deadline=120) for _ in range(20)]
         for job in jobs:
-            job.result(30)
+            job.result(60)
         refused = client.submit("nobody-has-it", "x")
         with pytest.raises(taxiway.TaxiwayError):
-            refused.result(30)
-        leads = [one for one in (first, second) if f"-{one.process.pid}-" in store.get(LEAD)]
+            refused.result(60)
+        leads = eventually(
+            lambda: [one for one in (first, second) if f"-{one.process.pid}-" in (store.get(LEAD) or "")]
+        )
         leads[0].process.kill()
         with device.pause():
             late = client.submit("echo", "late", service="bulk")
@@ -258,7 +260,7 @@ def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings:
     echoes = read.jobs[read.jobs["rows"] == 2]
     assert {read.names["service"][one] for one in echoes["service"]} == {"standard"}
     assert echoes["deadline"].tolist() == [120.0] * 20
-    assert (echoes["seconds"] < 30).all() and (echoes["ran"] >= 0).all()
+    assert (echoes["seconds"] < 60).all() and (echoes["ran"] >= 0).all()
     history.close()
 
 

@@ -19,7 +19,7 @@ from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 from tests.scripting import Store, placed
 
-LEASE, TICK = 1.0, 0.1
+LEASE, TICK = 3.0, 0.1
 EMPTY = Envelope(body="", headers={}, properties={})
 
 
@@ -88,7 +88,7 @@ def test_duties_are_done_by_the_leader_alone_and_by_the_next_one_when_it_leaves(
         duties = Counted(), Counted()
         candidates = [Leadership(settings.state, name, LEASE) for name in "ab"]
         leaders = [Leader(one, [duty], TICK) for one, duty in zip(candidates, duties, strict=True)]
-        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             for leader in leaders:
                 group.create_task(leader.run())
             while not any(duty.ticks > 3 for duty in duties):

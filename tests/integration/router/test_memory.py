@@ -52,14 +52,14 @@ def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settin
         with EchoDevice(own, answering=False):
             jobs = [broker.submit("echo", f"{n}", deadline=600) for n in range(20)]
             eventually(lambda: all(state.exists(job_key(job.id)) for job in jobs))
-            state.config_set("maxmemory", state.info("memory")["used_memory"] - 1)
+            state.config_set("maxmemory", state.info("memory")["used_memory"] // 2)
             with pytest.raises(BrokerFullError, match="memory is full"):
                 broker.submit("echo", "one more", deadline=600)
             refused = eventually(lambda: _refused(http))
             assert refused.json()["code"] == "broker_full"
             assert int(refused.headers["retry-after"]) >= 1
         with EchoDevice(own):
-            assert [job.result(20).outputs["payload"] for job in jobs] == [f"{n}" for n in range(20)]
+            assert [job.result(60).outputs["payload"] for job in jobs] == [f"{n}" for n in range(20)]
             state.config_set("maxmemory", 0)
             assert broker.infer("echo", "again", deadline=30).outputs == {"payload": "again"}
 
@@ -74,11 +74,12 @@ def test_a_router_keeps_its_life_while_the_broker_is_full_and_has_nothing_to_do_
         state.config_set("maxmemory", 0)
         eventually(lambda: state.info("clients")["blocked_clients"] == len(priority_lists(ARRIVALS)))
         state.config_resetstat()
+        began = state.time()[0]
         signs = state.zscore(SESSIONS, before[0])
         eventually(lambda: state.zscore(SESSIONS, before[0]) >= signs + 1)
         calls = {name.removeprefix("cmdstat_"): answer["calls"] for name, answer in state.info("commandstats").items()}
         assert "lmove" not in calls
-        assert calls["evalsha"] < 20
+        assert calls["evalsha"] < 20 * (state.time()[0] - began + 1)
         assert state.zrange(SESSIONS, 0, -1) == before
 
 
@@ -97,7 +98,7 @@ def test_what_a_full_broker_does_not_let_through_is_put_back_and_taken_once_ther
         with EchoDevice(own), router_process(own):
             eventually(lambda: _counted(state, "errorstat_OOM") > 2)
             state.config_set("maxmemory", 0)
-            assert [job.result(20).outputs["payload"] for job in jobs] == [f"{n}" for n in range(5)]
+            assert [job.result(60).outputs["payload"] for job in jobs] == [f"{n}" for n in range(5)]
             assert state.zcard(SESSIONS) <= 2
 
 
@@ -173,7 +174,7 @@ def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Sett
         }
         refused = broker.submit("no-such-model", large)
         with pytest.raises(UnknownModelError):
-            refused.result(10)
+            refused.result(60)
         eventually(lambda: state.keys("taxiway:blob:*") == own)
 
 

@@ -54,18 +54,18 @@ def test_waiting_work_moves_and_runs_once_while_those_that_lead_are_killed(twins
                 for _ in range(1200)
             ]
         with router_process(twins), EchoDevice(twins, hardware_class="cpu.a", answering=False):
-            eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 1200, within=30)
+            eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 1200, within=120)
         stack.enter_context(worker_process(twins, "--class", "cpu.b"))
         for _ in range(3):
             with router_process(twins) as router:
                 eventually(lambda: moved(store, jobs))
                 os.kill(router.process.pid, signal.SIGKILL)
         stack.enter_context(worker_process(twins, "--class", "cpu.a"))  # else done before a router is up
-        eventually(lambda: finished(store, jobs), within=60)
+        eventually(lambda: finished(store, jobs), within=120)
         assert moved(store, jobs)
         assert {store.hget(job_key(job), "attempts") for job in jobs} == {b"1"}
-        (move,) = json.loads(store.hget(job_key(moved(store, jobs)[0]), "moves"))
-        assert (move["source"], move["target"]) in {("cpu.a", "cpu.b"), ("cpu.b", "cpu.a")}
+        moves = json.loads(store.hget(job_key(moved(store, jobs)[0]), "moves"))
+        assert {(move["source"], move["target"]) for move in moves} <= {("cpu.a", "cpu.b"), ("cpu.b", "cpu.a")}
 
 
 def test_the_only_job_that_waits_for_a_class_that_was_renamed_runs_in_another(twins: Settings) -> None:
@@ -91,13 +91,14 @@ def test_of_two_copies_of_a_job_that_wait_one_moves(twins: Settings) -> None:
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
         with router_process(twins):
             eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 100)
+        eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 100)  # what the router had looked at is back
         double(twins, "cpu.a")
         eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 200)
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
         router = stack.enter_context(router_process(twins))
         eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.b") > 20)
         router.process.send_signal(signal.SIGTERM)
-        assert router.process.wait(10) == 0
+        assert router.process.wait(60) == 0
 
 
 def double(settings: Settings, hardware_class: str) -> None:
@@ -131,6 +132,7 @@ def test_what_was_shown_by_a_connection_that_ended_is_not_moved(twins: Settings)
             kombu.Producer(connection).publish(
                 {}, exchange=queue.exchange, routing_key="cpu.a", headers={"id": str(job)}, priority=1
             )
+    eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 4)
 
     async def scenario() -> list[bool]:
         queue_mover = RabbitQueueMover(broker=through, state=twins.state)

@@ -30,21 +30,21 @@ def workers(fleet: Settings, tmp_path: Path) -> Iterator[list[SupervisedProcess]
             {**os.environ, **fleet.environment()},
             tmp_path,
             announces=True,
-            patience=30,
+            patience=60,
         )
         for number in range(2)
     ]
     supervisor, up = Supervisor(None, [processes]), threading.Event()
 
     def keep_up() -> None:  # children are tied to the thread that starts them
-        supervisor.start(lambda: True, patience=60)
+        supervisor.start(lambda: True, patience=120)
         up.set()
         supervisor.watch(lambda: None, lambda: None)
         supervisor.stop()
 
     keeping = threading.Thread(target=keep_up)
     keeping.start()
-    assert up.wait(60)
+    assert up.wait(120)
     yield processes
     supervisor.request_stop()
     keeping.join(60)

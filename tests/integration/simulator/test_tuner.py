@@ -32,6 +32,9 @@ from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
 from tests.routing import EchoDevice, eventually
 from tests.waiting import BUSY
 
+SHORT = 4.0
+"""Seconds of a lease that a busy machine still renews in time."""
+
 NAMES = {
     "model": ("echo:1", "paced:1"),
     "tenant": ("",),
@@ -196,7 +199,7 @@ def test_one_tuner_at_a_time_and_a_killed_one_changes_nothing(settings: Settings
     assert process.returncode == 0
     run(store, tune_call("other", 0.0))
     with tuner(settings, stop=signal.SIGKILL):
-        eventually(lambda: store.exists(TUNER), within=30)
+        eventually(lambda: store.exists(TUNER), within=60)
     held = store.get(PLAN)
     assert held == before or parse_plan(held).number == 8
 
@@ -216,13 +219,13 @@ def test_another_tuner_follows_soon_after_one_was_killed(settings: Settings, sto
 
 
 def test_a_lease_is_renewed_while_its_tuner_searches(settings: Settings, store: Any) -> None:
-    lease = Lease(settings.state, "searching", duration=BUSY)
+    lease = Lease(settings.state, "searching", duration=SHORT)
     assert lease.take()
     taken = store.time()[0]
-    eventually(lambda: store.time()[0] > taken + 2 * BUSY)
-    assert not run(store, tune_call("other", BUSY))
+    eventually(lambda: store.time()[0] > taken + 2 * SHORT)
+    assert not run(store, tune_call("other", SHORT))
     lease.give_up()
-    assert run(store, tune_call("other", BUSY))
+    assert run(store, tune_call("other", SHORT))
 
 
 @contextmanager
@@ -234,4 +237,4 @@ def tuner(settings: Settings, stop: int = signal.SIGTERM) -> Iterator[Any]:
             yield process
         finally:
             process.send_signal(stop)
-            process.wait(30)
+            process.wait(60)

@@ -45,10 +45,10 @@ variants:
   python:
     {runtime: python, entry: deeds, memory: 0, limits: {memory: 256MiB}, profiles: {cpu: {base: 0.001, slope: 0.001}}}
   brief:
-    {runtime: python, entry: deeds, memory: 0, limits: {time: 0.3}, profiles: {cpu: {base: 0.001, slope: 0.001}}}
+    {runtime: python, entry: deeds, memory: 0, limits: {time: 3}, profiles: {cpu: {base: 0.001, slope: 0.001}}}
 """
 
-AT_ONCE = 15.0
+AT_ONCE = 30.0
 """Seconds within which a worker is done with what was ended: some tenths, and a busy machine."""
 
 
@@ -140,7 +140,7 @@ def test_a_call_whose_job_celery_terminates_is_ended(here: Site, producer: Celer
 
 def test_a_call_ends_at_its_job_s_deadline_also_where_no_router_lives(here: Site) -> None:
     tower = here.tower
-    deadline = time.time() + 1.5
+    deadline = time.time() + 5
     running = order(tower, "sleep", 600, deadline_at=deadline)
     (process,) = here.noted()
     with pytest.raises(DeadlineExceededError, match=r"deadline of [\d.]+ s exceeded: .*ran [\d.]+ s"):
@@ -209,15 +209,15 @@ def test_a_job_of_many_rows_is_not_run_on_once_it_is_cancelled(here: Site) -> No
 
 
 def test_a_job_of_many_batches_that_cannot_be_ended_is_left_after_the_one_that_runs(here: Site) -> None:
-    tower, turns = here.tower, [100_000] * 16
+    tower, turns = here.tower, [1_000_000] * 16
     tower.result(tower.order("spinner", {"turns": [1]}))
     one = tower.result(tower.order("spinner", {"turns": turns})).report.run_time
     job = tower.order("spinner", {"turns": turns * 60})
     eventually(lambda: tower.state.hget(job_key(job), "state") == b"running")
     began = time.monotonic()
     tower.cancel(job)
-    tower.result(tower.order("echo", 1))
-    assert time.monotonic() - began < 30 * one  # of 60
+    tower.result(tower.order("echo", 1), within=240)
+    assert time.monotonic() - began < 30 * one  # of 60, and of half a second or more each
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_an_error_of_ours_that_a_callable_raises_is_the_job_s(here: Site) -> Non
 
 def test_a_call_over_its_own_time_limit_fails_and_says_where_that_is_set(here: Site) -> None:
     tower = here.tower
-    with pytest.raises(ExecutionError, match=r"did not end within 0\.3 s \(limits\.time in its model\.yaml\)"):
+    with pytest.raises(ExecutionError, match=r"did not end within 3 s \(limits\.time in its model\.yaml\)"):
         tower.result(order(tower, "sleep", 600, variant="brief"))
     assert tower.result(order(tower, "echo", 2, variant="brief")).outputs == {"given": 2}
 
@@ -311,7 +311,7 @@ def test_a_worker_that_ends_leaves_no_process_and_no_memory_behind(
         if how == signal.SIGTERM:
             eventually(lambda: facts(own).draining)
             process.send_signal(how)  # for the second time: now
-        assert process.wait(15) == (0 if how == signal.SIGTERM else -how)
+        assert process.wait(60) == (0 if how == signal.SIGTERM else -how)
         assert until(lambda: all(map(gone, processes)), patience=AT_ONCE)
         assert until(lambda: not memory & shared_memory_of(every_process()), patience=AT_ONCE)
         if how == signal.SIGTERM:

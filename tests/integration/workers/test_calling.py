@@ -246,7 +246,7 @@ def test_what_a_callable_started_ends_with_it_though_it_ignores_sigterm(child: C
 
     with pytest.raises(NotWantedError):
         ask(child, "stubborn", 600, look)
-    assert until(lambda: all(gone(pid) for pid in pids(notes, 2)), patience=2)
+    assert until(lambda: all(gone(pid) for pid in pids(notes, 2)))
 
 
 @pytest.mark.parametrize(

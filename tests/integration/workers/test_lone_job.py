@@ -89,13 +89,13 @@ def test_a_worker_that_is_stopped_twice_returns_it(fleet: Settings, tower: Tower
         first.process.send_signal(signal.SIGTERM)
         eventually(lambda: facts_of(tower.state, first.name).draining)
         first.process.send_signal(signal.SIGTERM)
-        assert first.process.wait(20) == 0
+        assert first.process.wait(60) == 0
     assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
     assert not is_held(tower.state, job)
 
 
 def test_a_worker_with_one_that_hangs_ends_itself_and_shows_it_as_running(fleet: Settings, tower: Tower) -> None:
-    fleet.queues.write_text(fleet.queues.read_text().replace("lease: 1", "lease: 1, stall: 1"))
+    fleet.queues.write_text(fleet.queues.read_text().replace("lease: 1", "lease: 1, stall: 3"))
     with worker_process(fleet) as first:
         job = spin(tower, ENDLESS)
         eventually(lambda: is_running(tower, job))
