@@ -227,7 +227,7 @@ def test_a_cancelled_batch_keeps_what_is_answered_and_ends_its_jobs(client: open
 
 
 def test_what_is_not_answered_within_the_window_expires_and_the_rest_is_kept(client: openai.OpenAI) -> None:
-    done = ended(client, begin(client, [line(1, "early"), line(2, "late stall")], window="10s").id)
+    done = ended(client, begin(client, [line(1, "early"), line(2, "late stall")], window="5s").id)
 
     assert (done.status, [one["custom_id"] for one in lines_of(client, done.output_file_id)]) == ("expired", ["line-1"])
     (late,) = lines_of(client, done.error_file_id)
