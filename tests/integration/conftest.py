@@ -50,10 +50,8 @@ def tower(fleet: Settings) -> Iterator[Tower]:
 def producer(fleet: Settings) -> Iterator[Celery]:
     app = Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False)
     app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
-    gc.freeze()  # the collections below leave out what was there before: the modules of all tests take 0.3 s each
     yield app
     gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
     stop_listening(app)
     app.close()
     gc.collect()
-    gc.unfreeze()
