@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from kombu import pools
 
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
@@ -48,6 +49,7 @@ def tower(fleet: Settings) -> Iterator[Tower]:
 
 @pytest.fixture
 def producer(fleet: Settings) -> Iterator[Celery]:
+    pools.reset()  # else it shares connections that earlier apps left, which the server may have closed
     app = Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False)
     app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
     yield app
