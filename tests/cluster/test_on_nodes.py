@@ -139,6 +139,7 @@ def on_gke(plane: ControlPlane, kubelets: Kubelets, nodes: None, chart: Path) ->
         yield fleet
     finally:
         fleet.helm("uninstall")
+        assert until(lambda: not fleet.pods() + fleet.pods("router"))  # the next test's fleet has the same name
 
 
 def test_an_edited_queues_yaml_rolls_the_only_gpu_and_is_rolled_back(on_gke: Release) -> None:
