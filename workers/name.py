@@ -20,6 +20,7 @@ NAME_TAKEN = 4
 """Exit status of a worker whose name another live process has."""
 
 _PAUSE = 0.25  # seconds between two looks at a name that is taken
+_LAST_WORDS = 1  # commands that may still be on their way to the store when their process has been killed
 
 
 def worker_name(chosen: str, default: str) -> str:
@@ -43,16 +44,17 @@ class WorkerName:
         Raises:
             SystemExit: another live process has it.
         """
-        before = math.inf
+        before, prolonged = math.inf, 0
         while True:
             holder, left = self._hold()
             if not holder:
                 return
-            if left > before:  # it was prolonged meanwhile
-                sys.stderr.write(f"{self._taken(holder)}\nhint: {_HINT}\n")
-                raise SystemExit(NAME_TAKEN)
             if math.isinf(before):
                 logger.info("waiting for the worker's name", extra={"worker": self._store.worker, "holder": holder})
+            prolonged += left > before
+            if prolonged > _LAST_WORDS:
+                sys.stderr.write(f"{self._taken(holder)}\nhint: {_HINT}\n")
+                raise SystemExit(NAME_TAKEN)
             before = left
             time.sleep(min(_PAUSE, left))
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tasks.heartbeat import GONE_AFTER
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import name_key
+from tests.routing import eventually
 from tests.working import CLASS, Tower, worker_process, worker_settings
 from workers.name import NAME_TAKEN
 
@@ -67,6 +69,23 @@ def test_a_worker_that_starts_after_one_that_was_killed_gets_its_name(fleet: Set
         with worker_process(fleet) as successor:
             assert successor.name == first.name
             assert tower.result(tower.order("echo", "again")).outputs == {"payload": "again"}
+
+
+def test_what_a_killed_worker_last_sent_keeps_its_name_only_for_a_while(fleet: Settings, tower: Tower) -> None:
+    """As when the store stood still, or the way to it was slow, while the worker was killed."""
+    with worker_process(fleet) as first, ThreadPoolExecutor() as pool:
+        first.process.kill()
+        first.process.wait()
+        key, longest = name_key(first.name), round(GONE_AFTER * 1000)
+
+        def arrive_late() -> None:
+            eventually(lambda: tower.state.pttl(key) < longest / 2)
+            tower.state.pexpire(key, longest, xx=True)
+
+        late = pool.submit(arrive_late)
+        with worker_process(fleet) as successor:
+            late.result()
+            assert successor.name == first.name
 
 
 def test_a_worker_that_stopped_leaves_its_name_at_once(fleet: Settings, tower: Tower) -> None:
