@@ -16,6 +16,7 @@ import msgspec
 
 from broker.port import DeadLetter
 from broker.valkey.forwarding import (
+    PUBLISHED,
     Drawn,
     Refused,
     Survey,
@@ -320,10 +321,17 @@ class RouterStore:
             await self._calls.calls(*commands)
 
     async def accepted_before(self, uses: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether each job exists, and is of a request with this digest."""
+        """Whether each job was accepted, for a request with this digest.
+
+        A job that was only recorded was not: its router may have died before it published it (`broker.rabbitmq`).
+        """
+        fields = ("state", "digest", PUBLISHED, "finished")
         with fleet_errors(_SERVER):
-            found: Any = await self._calls.calls(*(("HMGET", job_key(job), "state", "digest") for job, _ in uses))
-        return [bool(s) and (d or b"") == digest.encode() for (s, d), (_, digest) in zip(found, uses, strict=True)]
+            found: Any = await self._calls.calls(*(("HMGET", job_key(job), *fields) for job, _ in uses))
+        return [
+            bool(state) and (first or b"") == digest.encode() and (published != b"0" or bool(finished))
+            for (state, first, published, finished), (_, digest) in zip(found, uses, strict=True)
+        ]
 
     async def first_digest(self, job: str) -> str:
         """The digest of the request that first used a job's idempotency key; empty if unknown."""

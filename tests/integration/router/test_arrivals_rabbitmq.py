@@ -8,6 +8,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +31,7 @@ from taxiway.contract.job import JobState, read_meta
 from taxiway.contract.keys import ARRIVALS, INFER, WORK, job_key, result_key
 from taxiway.contract.request import job_id, parse_request
 from taxiway.contract.wire import HEADER
-from taxiway.errors import BrokerUnavailableError
+from taxiway.errors import BrokerUnavailableError, NoDeviceError
 from tests.cable import Cable
 from tests.narrowing import as_bytes, present
 from tests.routing import EchoDevice, depth_on_rabbitmq, empty_queues, eventually, router_process
@@ -280,6 +281,23 @@ def test_a_resubmit_publishes_what_a_router_recorded_and_could_not_publish(
         assert client.submit("echo", "hello", idempotency_key="once").id == job
         (message,) = receive(rabbit, "cpu.batch", 1)
     assert message.headers["id"] == job
+
+
+@pytest.mark.parametrize("published", ["0", "1"])
+def test_a_copy_without_a_device_gets_the_job_of_its_key_only_if_that_was_published(
+    rabbit: Settings, store: redis.Redis, published: str
+) -> None:
+    with router_process(rabbit) as router, taxiway.Client(router.http) as client:
+        submit = partial(client.submit, "echo", "hello", idempotency_key="once")
+        with EchoDevice(rabbit, answering=False):
+            job = submit().id
+        eventually(lambda: not client.fleet()["devices"])
+        store.hset(job_key(job), "published", published)
+        if published == "1":
+            assert submit().id == job
+        else:
+            with pytest.raises(NoDeviceError):
+                submit()
 
 
 def test_a_job_that_was_published_is_not_published_again(
