@@ -34,6 +34,7 @@ class WorkerName:
 
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
+        self._left, self._prolonged = math.inf, 0  # seconds that the name is another's, and how often they became more
         self._process = f"process {os.getpid()} on {socket.gethostname()} ({secrets.token_hex(4)})"
 
     def take(self) -> None:
@@ -44,24 +45,20 @@ class WorkerName:
         Raises:
             SystemExit: another live process has it.
         """
-        before, prolonged = math.inf, 0
-        while True:
-            holder, left = self._hold()
-            if not holder:
-                return
-            if math.isinf(before):
-                logger.info("waiting for the worker's name", extra={"worker": self._store.worker, "holder": holder})
-            prolonged += left > before
-            if prolonged > _LAST_WORDS:
-                sys.stderr.write(f"{self._taken(holder)}\nhint: {_HINT}\n")
+        said = False
+        while holder := self._other():
+            if self._lives:
+                sys.stderr.write(f"the worker name {self._store.worker!r} is taken by {holder}\nhint: {_HINT}\n")
                 raise SystemExit(NAME_TAKEN)
-            before = left
-            time.sleep(min(_PAUSE, left))
+            if not said:
+                logger.info("waiting for the worker's name", extra={"worker": self._store.worker, "holder": holder})
+            said = True
+            time.sleep(min(_PAUSE, self._left))
 
     def keep(self) -> None:
-        """Keep the name; the process exits if another one has taken it, because this one was silent for long."""
-        holder, _ = self._hold()
-        if holder:
+        """Keep the name; the process exits if another live one has taken it, because this one was silent for long."""
+        holder = self._other()
+        if holder and self._lives:
             logger.critical("worker name lost; worker exits", extra={"worker": self._store.worker, "holder": holder})
             os._exit(NAME_TAKEN)
 
@@ -69,16 +66,23 @@ class WorkerName:
         """Let another process have the name at once."""
         self._store.hold_name(self._process, 0.0)
 
-    def _hold(self) -> tuple[str, float]:
-        """The other process that has the name, and for how many seconds; empty if this one has it."""
+    @property
+    def _lives(self) -> bool:
+        """Whether the other process that has the name is alive, and not only what a store remembers of it."""
+        return self._prolonged > _LAST_WORDS
+
+    def _other(self) -> str:
+        """The other process that has the name; empty if this one has it now."""
         try:
             holder, left = self._store.hold_name(self._process, GONE_AFTER)
         except BrokerUnavailableError:
-            return "", 0.0
-        return ("", 0.0) if holder == self._process else (holder, left)
-
-    def _taken(self, holder: str) -> str:
-        return f"the worker name {self._store.worker!r} is taken by {holder}"
+            return ""
+        if holder == self._process:
+            self._left, self._prolonged = math.inf, 0
+            return ""
+        self._prolonged += left > self._left
+        self._left = left
+        return holder
 
 
 _HINT = (

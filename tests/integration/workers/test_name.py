@@ -95,6 +95,17 @@ def test_a_worker_that_stopped_leaves_its_name_at_once(fleet: Settings, tower: T
         assert not tower.state.exists(name_key(first.name))
 
 
+def test_a_worker_outlives_what_a_store_that_lost_writes_remembers_of_its_predecessor(
+    fleet: Settings, tower: Tower
+) -> None:
+    with worker_process(fleet) as worker:
+        key = name_key(worker.name)
+        own = tower.state.get(key)
+        tower.state.set(key, "its predecessor", px=round(GONE_AFTER * 1000))
+        eventually(lambda: tower.state.get(key) == own)
+        assert worker.process.poll() is None
+
+
 def test_a_worker_that_was_silent_while_another_took_its_name_exits(fleet: Settings) -> None:
     with worker_process(fleet) as first:
         first.process.send_signal(signal.SIGSTOP)
