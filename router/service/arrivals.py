@@ -21,7 +21,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.metrics import Counters, OutcomeCounters
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
-from router.service.events import SentEvents, send_calls, trace_placement, trace_refusal
+from router.service.events import SentEvents, end_all, trace_placement, trace_refusal
 from router.service.repository import Repository
 from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader, FolderWatch
@@ -357,7 +357,7 @@ class Router:
             DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
         ]
         if endings:
-            await send_calls(self.transport, await self.store.finish_all(endings))
+            await end_all(self.store, self.transport, endings)
             await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
             refused = {d.ending.job: d.refused for d in decisions if d.ending is not None and d.refused is not None}
             if refused:  # also those that ended before: by a router that died before it listed them

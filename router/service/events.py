@@ -16,8 +16,10 @@ import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from broker.port import Step, Transport
+from broker.valkey.records import Ending
 from router.decide.rebalance import Move
 from router.service.admission import Admitted
+from router.service.decision import After
 from router.service.store import RouterStore
 from tasks import telemetry
 from taxiway.contract.keys import INFER
@@ -57,9 +59,12 @@ class _Sent(msgspec.Struct):
     utcoffset: int = 0
 
 
-async def send_calls(transport: Transport, calls: Sequence[tuple[str, Envelope]]) -> None:
-    """Call error links; one that cannot be sent is logged and given up, as the job has ended."""
-    for queue, call in calls:
+async def end_all(store: RouterStore, transport: Transport, groups: Sequence[tuple[Ending, After]]) -> None:
+    """End jobs and what follows them (`RouterStore.finish_all`), and call their error links.
+
+    A link that cannot be called is logged and given up, as its job has ended.
+    """
+    for queue, call in await store.finish_all(groups):
         try:
             await transport.send(queue, call)
         except BrokerUnavailableError as error:

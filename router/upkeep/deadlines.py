@@ -9,7 +9,7 @@ from contextlib import suppress
 from broker.port import Transport
 from broker.valkey.records import Ending, Overdue, exceeded
 from router.service.decision import After, after_failure
-from router.service.events import send_calls
+from router.service.events import end_all
 from router.service.store import RouterStore
 from taxiway.contract.job import JobState, failure_meta
 from taxiway.contract.limits import ELEMENTS, LARGE
@@ -66,8 +66,8 @@ class Deadlines:
         """End jobs, and what was to follow those in holding: the workers that take the others' messages report it."""
         held = [one.job for one in overdue if one.course.held]
         messages = await self._store.held_messages(held, LARGE) if held else {}
-        calls = await self._store.finish_all([_expired(one, messages.get(one.job)) for one in overdue])
-        await send_calls(self._transport, calls)
+        ended = [_expired(one, messages.get(one.job)) for one in overdue]
+        await end_all(self._store, self._transport, ended)
 
     async def _wait(self) -> None:
         while (left := self._next - self._store.now()) > 0:

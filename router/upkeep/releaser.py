@@ -12,7 +12,7 @@ from router.decide.cost import has_capacity
 from router.decide.fairness import FairOrder, Releasable, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
-from router.service.events import send_calls
+from router.service.events import end_all
 from router.service.snapshot_reader import BEAT, FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
@@ -114,7 +114,7 @@ class Releaser(Duty):
         back += [d.ending.job for d in decisions if d.ending is not None and d.deviceless]
         await self._forward(bound)
         if endings:
-            await send_calls(self._transport, await self._store.finish_all(endings))
+            await end_all(self._store, self._transport, endings)
         if back:
             await self._store.give_back(back)
         self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
