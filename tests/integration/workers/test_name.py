@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +15,10 @@ from tasks.heartbeat import GONE_AFTER
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import name_key
 from tests.routing import eventually
-from tests.working import CLASS, Tower, worker_process, worker_settings
+from tests.working import CLASS, Tower, worker_process
 from workers.name import NAME_TAKEN
 
 HERE = f"{CLASS}.cpu-0@{socket.gethostname()}"
-
-
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Settings:
-    return worker_settings(settings, tmp_path)
-
-
-@pytest.fixture
-def tower(fleet: Settings) -> Iterator[Tower]:
-    with Tower(fleet) as tower:
-        yield tower
 
 
 def second(settings: Settings, *command: str) -> subprocess.CompletedProcess[str]:
