@@ -166,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
                 await send({**message, "headers": [*headers, CLOSE]} if last else message)
                 return
             if bare and self._outlet is not None:
-                self._outlet.send_bare(message.get("body", b""))
+                self._outlet.put(message.get("body", b""))
                 message = {**message, "body": b""}
             await send(message)
             if not message.get("more_body"):
@@ -470,10 +470,6 @@ class _Outlet(asyncio.Transport):
         """Buffer what the protocol writes until `flush`."""
         self._gathered = []
 
-    def send_bare(self, piece: Buffer) -> None:
-        """Send a piece of a bare answer's body."""
-        self._put(piece)
-
     def flush(self) -> None:
         """Send what was buffered, and stop buffering."""
         gathered, self._gathered = self._gathered, None
@@ -494,11 +490,12 @@ class _Outlet(asyncio.Transport):
         if self._passing:
             self._misread = True
         elif not self.bare:
-            self._put(data)
+            self.put(data)
         elif data[:5] == b"HTTP/":  # no chunk begins so
-            self._put(bytes(data).replace(_CHUNKED, b"", 1))
+            self.put(bytes(data).replace(_CHUNKED, b"", 1))
 
-    def _put(self, data: Buffer) -> None:
+    def put(self, data: Buffer) -> None:
+        """Send, or buffer until `flush`; a bare answer's body comes so, past the protocol."""
         if self._gathered is not None:
             self._gathered.append(data)
         elif not self._gone:

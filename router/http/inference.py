@@ -214,7 +214,7 @@ class Inference:
         """
         prepared = await self._prepared(request, size, reply="", notify=notify)
         admitted = await self._placed(prepared)
-        fresh = admitted is not None and await self._forward(prepared, admitted)
+        fresh = await self._forward(prepared, admitted)
         return Accepted(prepared.order.job, admitted.placement if admitted is not None and fresh else None)
 
     async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
@@ -227,7 +227,7 @@ class Inference:
         job, admitted = prepared.order.job, await self._placed(prepared)
         expected = self._router.results.expect(job)
         try:
-            fresh = admitted is not None and await self._forward(prepared, admitted)
+            fresh = await self._forward(prepared, admitted)
         except BaseException:
             expected.close()
             raise
@@ -319,12 +319,14 @@ class Inference:
             await self._router.store.keep_blobs(prepared.blobs)
         return admitted
 
-    async def _forward(self, prepared: _Prepared, admitted: Admitted) -> bool:
-        """Forward a request; returns whether it is a new job. Blobs of a duplicate are dropped.
+    async def _forward(self, prepared: _Prepared, admitted: Admitted | None) -> bool:
+        """Forward a request, unless it is a copy (None); whether it is a new job. Blobs of a duplicate are dropped.
 
         Raises:
             IdempotencyConflictError: the earlier job is of another request.
         """
+        if admitted is None:
+            return False
         try:
             fresh = await self._router.forward(admitted)
         except Exception as error:  # an unexpected error leaves just as unclear whether it was published

@@ -309,15 +309,15 @@ class RouterStore:
         A copy of a request that was accepted before is confirmed instead: its key's job is the submitter's job.
         """
         keyed = [one for one in refusals if one.digest]
+        known = await self.accepted_before([(one.job, one.digest) for one in keyed])
+        copies = {one.submission for one, before in zip(keyed, known, strict=True) if before}
+        commands: list[Command] = []
+        for one in refusals:
+            meta = accepted_meta(one.submission) if one.submission in copies else one.meta
+            commands.append(("SET", result_key(one.submission), meta, "EX", self._limits.keep_result))
+            if one.reply:
+                commands.append(("PUBLISH", reply_channel(one.reply), meta))
         with fleet_errors(_SERVER):
-            known = await self.accepted_before([(one.job, one.digest) for one in keyed])
-            copies = {one.submission for one, before in zip(keyed, known, strict=True) if before}
-            commands: list[Command] = []
-            for one in refusals:
-                meta = accepted_meta(one.submission) if one.submission in copies else one.meta
-                commands.append(("SET", result_key(one.submission), meta, "EX", self._limits.keep_result))
-                if one.reply:
-                    commands.append(("PUBLISH", reply_channel(one.reply), meta))
             await self._calls.calls(*commands)
 
     async def accepted_before(self, uses: Sequence[tuple[str, str]]) -> list[bool]:

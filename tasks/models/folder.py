@@ -181,8 +181,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
     `queues_changed` means that its queues.yaml says more by now than it uses without a restart, and `queues_wrong` is
-    why that file is invalid by now. `plan` is the number of
-    the plan that a router follows, 0 without one. `clock` is how many seconds the host's clock is ahead of the store's.
+    why that file is invalid by now. `plan` is the number of the plan that a router follows, 0 without one. `clock` is
+    how many seconds the host's clock is ahead of the store's.
     """
 
     kind: Literal["router", "worker"]
