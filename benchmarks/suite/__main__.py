@@ -1,10 +1,10 @@
 """How much of a machine does a queue cost? taxiway, Celery and four model servers on five workloads, against the limit.
 
-`python -m benchmarks.suite [--only W0,W1] [--peers mosec,ray] [--seconds 10] [--rounds 3]` runs every contestant in
-several rounds with the same load: sequential requests, the workload's number of outstanding requests, and Poisson
-arrivals at half the throughput just reached. In the same rounds it runs the model in a bare loop on the same cores,
-which is the limit. It prints a JSON line per figure (the median of the rounds and their spread), then the target
-ratios, and writes a chart.
+`python -m benchmarks.suite [--only W0,W1] [--peers mosec,ray] [--seconds 10] [--rounds 3] [--allow-absent]` runs every
+contestant in several rounds with the same load: sequential requests, the workload's number of outstanding requests, and
+Poisson arrivals at half the throughput just reached. In the same rounds it runs the model in a bare loop on the same
+cores, which is the limit. It prints a JSON line per figure (the median of the rounds and their spread), then the target
+ratios, and writes a chart. It exits with status 1 if a contestant was absent, unless `--allow-absent` is given.
 """
 
 from __future__ import annotations
@@ -146,6 +146,17 @@ def main() -> None:
     about = f"{machine()['device']}, commit {machine()['commit']}, {given.rounds} rounds of {given.seconds:g} s"
     panels = [panel for results in all_results for panel in panels_of(results.workload, results.figures)]
     write_chart(given.chart, "taxiway beside its limit and its peers", about, panels)
+    if not given.allow_absent and (complaint := absence(all_results)):
+        sys.exit(complaint)
+
+
+def absence(all_results: Sequence[Results]) -> str:
+    """An error that names each absent contestant with its reason; empty if none is absent."""
+    reasons = {name: reason for results in all_results for name, reason in results.absent.items()}
+    if not reasons:
+        return ""
+    lines = [f"{name}: {reason}" for name, reason in reasons.items()]
+    return "\n  ".join(["error: contestants are absent:", *lines]) + "\nhint: --allow-absent compares the others"
 
 
 def _arguments() -> argparse.Namespace:
@@ -155,6 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=lambda text: _among(peers, text), default=peers, help=f"of {','.join(peers)}")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each saturated loop")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median of each figure counts")
+    parser.add_argument("--allow-absent", action="store_true", help="exit with 0 though a contestant was absent")
     parser.add_argument("--chart", type=Path, default=CHARTS / "suite.html", help="where the chart is written")
     return parser.parse_args()
 

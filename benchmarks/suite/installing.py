@@ -11,7 +11,10 @@ from pathlib import Path
 
 from tasks.settings import cache_directory
 
-MODEL_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers", "msgspec", "pyyaml", "safetensors")
+MODEL_PACKAGES = (
+    *("hiredis", "jinja2", "msgspec", "numpy", "onnxruntime"),
+    *("pillow", "pyyaml", "safetensors", "tokenizers"),
+)
 """The batch loop's packages in the fleet's versions, so results do not depend on the runtime's version."""
 
 _PATIENCE = 1200  # seconds for one installation

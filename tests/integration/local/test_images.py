@@ -16,12 +16,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from benchmarks.suite.installing import MODEL_PACKAGES
 from tasks.models.files import ENTRIES, entry_code, recipe_code
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Derived, Model, Variant
 from tasks.settings import TREE
 
-OURS = {"taxiway", "tasks", "broker", "router", "workers", "simulator", "controller"}
+OURS = {"taxiway", "tasks", "broker", "router", "workers", "simulator", "controller", "benchmarks"}
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu", "torch", "jax"}
 IMAGES = {
     "router": set(),
@@ -178,6 +179,16 @@ def test_an_image_installs_whatever_its_process_imports(image: str) -> None:
     for name in sorted(imported(modules_of(image))[1]):
         brought_by = {canonicalize_name(distribution) for distribution in providers[name]}
         assert brought_by & installed, f"{name} is imported, and none of the image's groups brings it"
+
+
+def test_a_peers_environment_in_the_benchmark_suite_has_whatever_the_batch_loop_imports() -> None:
+    pipelines = {f"workers.pipelines.{file.stem}" for file in (TREE / "workers" / "pipelines").glob("[!_]*.py")}
+    loop = {"benchmarks.suite.batch_loop", "workers.runtimes.echo", "workers.runtimes.onnx", *pipelines}
+    providers = importlib.metadata.packages_distributions()
+
+    lacking = {name for name in imported(loop)[1] if not {*MODEL_PACKAGES} & {*map(canonicalize_name, providers[name])}}
+
+    assert not lacking
 
 
 @pytest.mark.parametrize("image", sorted(WORKERS))

@@ -14,7 +14,9 @@ from benchmarks.harness.bars import Bar, Panel, page
 from benchmarks.harness.lines import Line, picture
 from benchmarks.harness.lines import Panel as OverTime
 from benchmarks.harness.measure import cpu_seconds, percentile
+from benchmarks.suite.__main__ import Results, absence
 from benchmarks.suite.catalogue import queues_of
+from benchmarks.suite.installing import AbsentError
 from benchmarks.suite.load import Request, UnreliableError, Window, arriving, saturated
 from benchmarks.suite.panels import panels_of
 from benchmarks.suite.ratios import RATIOS, Ratio
@@ -220,3 +222,12 @@ def test_processor_time_is_counted_in_steps_that_are_shorter_than_a_request() ->
     own = time.process_time()
     first, second = cpu_seconds(os.getpid()), cpu_seconds(os.getpid())  # with what earlier tests left running
     assert own <= first < second < first + 1
+
+
+def test_the_suite_names_each_absent_contestant_with_its_reason_and_none_if_all_ran() -> None:
+    ran, failed = (Results(Plan(WORKLOADS["W1"], {}, photos=[], workers=1, port=7)) for _ in range(2))
+    ran.add("mosec", "saturated", "items/s", 100.0)
+    failed.leave_out("ray", AbsentError("no such package"))
+
+    assert absence([ran]) == ""
+    assert "ray: no such package" in absence([ran, failed]) and "mosec" not in absence([ran, failed])
