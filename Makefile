@@ -54,9 +54,11 @@ bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUI
 	@$(BIN)/python -m benchmarks.start_up
 	@$(BIN)/python -m benchmarks.decision_speed
 
-fuzz: $(READY) ## random requests and large bodies to the HTTP door (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
+fuzz: $(READY) ## random requests, large bodies, numbers, objects and hostile engines (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
 	@$(BIN)/python -m tests.fuzzing.http_door --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.bodies --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzzing.objects --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzzing.engines --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.broker --messages $(MESSAGES)
 
 lock: $(READY) ## what the images install, each file by its hash: docker/requirements/

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -65,11 +65,13 @@ class Stalls:
 
 
 @contextmanager
-def ticking_router(settings: Settings, folder: Path, log: Any = None) -> Iterator[tuple[RouterProcess, Stalls]]:
+def ticking_router(
+    settings: Settings, folder: Path, log: Any = None, options: Sequence[str] = ()
+) -> Iterator[tuple[RouterProcess, Stalls]]:
     """A router that is ready, and its stalls from now on."""
     path = folder / "stalls"
     path.touch()
-    with router_process(settings, log, module="tests.ticking", environment={_FILE: str(path)}) as process:
+    with router_process(settings, log, options, module="tests.ticking", environment={_FILE: str(path)}) as process:
         stalls = Stalls(path)
         stalls.longest()
         yield process, stalls

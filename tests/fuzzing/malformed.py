@@ -18,6 +18,12 @@ _ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1e308, 2**70, "", "\0", "\ud800", "taxiway", [], {}, [[]], {"a": {}}, "x" * 5000,
     ["echo"] * 100, "9999-99-99", "2999-01-01T00:00:00", "../../etc/passwd", "zlib", "application/x-python-serialize",
 )  # fmt: skip
+NUMBERS = (
+    b"0", b"1", b"-1", b"-0", b"2147483648", b"9223372036854775808", b"1" + b"0" * 400, b"-1" + b"0" * 400, b"9" * 4200,
+    b"9" * 5000, b"1e308", b"1e400", b"-1e400", b"0.5", b"1e-400", b"true", b"null", b'"1"', b"[]", b"{}",
+)  # fmt: skip
+"""Texts of JSON numbers that no caller means, and of what is none."""
+
 _HEADERS = (
     "eta", "expires", "stamped_headers", "stamps", "compression", "timelimit", "retries", "shadow", "group",
     "group_index", "root_id", "parent_id", "argsrepr", "kwargsrepr", "ignore_result", "origin",
