@@ -13,7 +13,7 @@ from tasks.models.discovered import discovered_by
 from tasks.models.model import Model, Variant
 from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.contract.request import Priority, Terms
-from taxiway.errors import wrong_field
+from taxiway.errors import UnplaceableError, wrong_field
 
 BACKGROUND = 600.0
 """Deadlines longer than this, in seconds, are batch work."""
@@ -157,6 +157,18 @@ def needs_of(
         budget=terms.budget,
         constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes, asks),
     )
+
+
+def check_classes(terms: Terms, topology: Topology) -> None:
+    """Refuse terms under which no class could run anything.
+
+    Raises:
+        InvalidRequestError: unknown service.
+        UnplaceableError: no class has the label.
+    """
+    needs_of(terms, topology, rows=1, size=1)
+    if terms.locality is not None and not any(terms.locality in one.labels for one in topology.hardware.values()):
+        raise UnplaceableError(f"the data must stay on {terms.locality!r}, which no hardware class is")
 
 
 def level_of(deadline: float | None, priority: Priority) -> int:

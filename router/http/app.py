@@ -27,7 +27,7 @@ from router.keys_file import KeyFile
 from router.service.arrivals import Router
 from taxiway.errors import TaxiwayError
 
-_ENDPOINTS = [
+ENDPOINTS = [
     *fleet.ENDPOINTS,
     *models.ENDPOINTS,
     *generation.ENDPOINTS,
@@ -46,7 +46,7 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divi
     limits = router.rules.topology.limits
     limit = int(limits.payload)
     app = Litestar(
-        route_handlers=_ENDPOINTS,
+        route_handlers=ENDPOINTS,
         guards=[guard],
         middleware=[Named],
         exception_handlers={

@@ -22,6 +22,7 @@ from litestar.handlers import BaseRouteHandler
 from router.access import TRUSTED, UNAUTHENTICATED, Caller, Rates, Scope
 from router.http.errors import error_answer
 from router.http.openai.errors import is_path as is_openai
+from router.http.terms import add_terms
 from router.keys_file import KeyFile
 from taxiway.contract.limits import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
@@ -136,6 +137,16 @@ def claim(caller: Caller, parameters: dict[str, Any]) -> None:
     if parameters.setdefault("tenant", caller.tenant) not in (caller.tenant, None):
         raise ForbiddenError(f"tenant: this key is for the tenant {caller.tenant!r}", field="tenant")
     parameters["tenant"] = caller.tenant
+
+
+def take_terms(scope: Mapping[str, Any], parameters: dict[str, Any], refused: Mapping[str, str] = {}) -> None:
+    """Complete the terms of a request for a job, which its body has among `parameters`: by its headers and caller.
+
+    Raises:
+        ForbiddenError, InvalidRequestError: as `claim` and `add_terms` raise them.
+    """
+    add_terms(scope["headers"], parameters, refused)
+    claim(caller_of(scope), parameters)
 
 
 def is_loopback(host: str) -> bool:

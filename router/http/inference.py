@@ -25,11 +25,11 @@ import msgspec
 
 from broker.port import beside
 from broker.valkey.records import Ending
-from router.access import Caller, Scope
+from router.access import Scope
 from router.decide.placement import Placement
 from router.http.connection import WHOLE, Whole
 from router.http.errors import UNFORESEEN, body_of, headers_of, unforeseen
-from router.http.gate import Application, Receive, Send, answer, caller_of, claim
+from router.http.gate import Application, Receive, Send, answer, caller_of, take_terms
 from router.http.paths import name_in
 from router.http.protocol import (
     CLASSIFICATION,
@@ -172,18 +172,18 @@ class Inference:
         self._limits = router.rules.topology.limits
 
     async def answer_to(
-        self, reference: str, body: Buffer, *, caller: Caller, header_length: str | None, prefer: str
+        self, reference: str, body: Buffer, *, scope: Mapping[str, Any], header_length: str | None, prefer: str
     ) -> Answer:
         """The answer to an infer request: 200 with the outputs, or 202 with the job's location.
 
-        `header_length` and `prefer` are the headers of these names.
+        `scope` is the request's, of ASGI; `header_length` and `prefer` are the headers of these names.
 
         Raises:
             TaxiwayError: as `infer` raises it, or because the caller lacks permission.
         """
         size = len(body)
         infer = await beside(size, read_infer, body, header_length, self._limits.elements)
-        claim(caller, infer.parameters)
+        take_terms(scope, infer.parameters)
         if "respond-async" in prefer:
             got: Framed | Accepted = await self.submit(reference, infer, size)
         else:
@@ -436,7 +436,7 @@ class Front:
             return await self._inference.answer_to(
                 reference_of(name_in(match[1]), match[2]),
                 body,
-                caller=caller_of(scope),
+                scope=scope,
                 header_length=None if header_length is None else header_length.decode("latin-1"),
                 prefer=headers.get(b"prefer", b"").decode("latin-1"),
             )

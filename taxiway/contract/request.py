@@ -84,6 +84,13 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
     return request
 
 
+def parse_terms(fields: Mapping[str, Any]) -> Terms:
+    """Service terms alone, as `parse_request` reads them."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    _check(given)
+    return Terms(**given)
+
+
 def check_content(request: Request) -> None:
     """Reject inputs and parameters that some part of the fleet could not encode or decode.
 

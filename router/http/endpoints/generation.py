@@ -11,7 +11,7 @@ from broker.port import beside
 from router.http import described
 from router.http.described import GenerateOperation
 from router.http.endpoints.door import door_of, jobs_of, most_elements
-from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
+from router.http.gate import AnyRequest, json_answer, needs, take_terms
 from router.http.inference import Accepted
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from tasks.models.catalogue import reference_of
@@ -60,7 +60,7 @@ def _streaming(request: AnyRequest) -> Streaming:
 async def _read_generate(request: AnyRequest) -> GenerateRequest:
     content = await request.body()
     body = await beside(len(content), read_generate, content, most_elements(request))
-    claim(caller_of(request.scope), body.parameters)
+    take_terms(request.scope, body.parameters)
     return body
 
 

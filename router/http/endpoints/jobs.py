@@ -11,9 +11,10 @@ from litestar.params import Parameter, QueryParameter
 
 from router.http import described
 from router.http.endpoints.door import JsonResponse, door_of, jobs_of
-from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
+from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of
+from taxiway.contract.request import TERMS
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
 from taxiway.errors import wrong_field
@@ -111,7 +112,8 @@ async def dead_show(request: AnyRequest, letter: str) -> Response[bytes]:
 
 @post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
 async def dead_replay(request: AnyRequest, letter: str) -> Response[bytes]:
-    """Run a dead letter's job again."""
+    """Run a dead letter's job again, under its own terms."""
+    take_terms(request.scope, {}, dict.fromkeys(TERMS, "none, as the job keeps its own"))
     return json_answer({"id": letter, "job": await door_of(request).letters.replay(letter)})
 
 

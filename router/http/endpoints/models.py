@@ -8,7 +8,7 @@ from broker.port import beside
 from router.http import described
 from router.http.described import InferOperation
 from router.http.endpoints.door import JsonResponse, door_of, most_elements
-from router.http.gate import AnyRequest, caller_of, claim, needs
+from router.http.gate import AnyRequest, needs, take_terms
 from router.http.protocol import InferRequest, read_infer
 from router.models import model_list, model_metadata, unready
 from tasks.models.catalogue import reference_of
@@ -64,7 +64,7 @@ async def infer(request: AnyRequest, model: str, version: str | None = None) -> 
     answer = await door_of(request).inference.answer_to(
         reference_of(model, version),
         await request.body(),
-        caller=caller_of(request.scope),
+        scope=request.scope,
         header_length=request.headers.get(HEADER),
         prefer=request.headers.get("prefer", ""),
     )
@@ -88,7 +88,7 @@ async def model_placement(request: AnyRequest, model: str, version: str | None =
 async def _read(request: AnyRequest) -> InferRequest:
     body = await request.body()
     infer = await beside(len(body), read_infer, body, request.headers.get(HEADER), most_elements(request))
-    claim(caller_of(request.scope), infer.parameters)
+    take_terms(request.scope, infer.parameters)
     return infer
 
 

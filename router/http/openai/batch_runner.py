@@ -48,6 +48,7 @@ from taxiway.errors import (
     ResultExpiredError,
     TaxiwayError,
     UnknownObjectError,
+    wrong_field,
 )
 
 logger = logging.getLogger(__name__)
@@ -271,14 +272,12 @@ class _Work:
         parsed = read_call(bytes(line.body), kind, rules.topology.limits.elements)
         if getattr(parsed.call, "stream", None):
             raise unsupported("stream", "nothing, as lines of a batch are not streamed", True)
+        for name, value in parsed.terms.items():
+            raise wrong_field(name, "no service term in a line, as all lines have their batch's", value)
         model = rules.catalogue.resolve(parsed.call.model)
-        terms = {
-            "service": service_of(tier_for_later(None, rules.topology), rules.topology),
-            "tenant": self.batch.tenant,
-            "deadline": left,
-            "idempotency_key": key,
-        }
-        return parsed.call, model, parse_request({**fields(parsed, model), **terms})
+        usual = {"service": service_of(tier_for_later(None, rules.topology), rules.topology)}
+        own = {"tenant": self.batch.tenant, "deadline": left, "idempotency_key": key}
+        return parsed.call, model, parse_request({**fields(parsed, model), **usual, **self.batch.terms, **own})
 
     async def _run_lines(self) -> None:
         """Run the lines that are in no part yet, in their order, a window at a time."""

@@ -65,7 +65,7 @@ class LineError(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """A batch. Times are Unix seconds, 0 if not reached. `done` counts the lines in the parts, `lines` all.
 
-    `webhook` is the endpoint that its request named.
+    `webhook` is the endpoint that its request named, and `terms` are the other service terms, which each line has.
     """
 
     id: str
@@ -77,6 +77,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int
     metadata: dict[str, str] | None = None
     webhook: str | None = None
+    terms: dict[str, Any] = {}
     status: Status = "validating"
     errors: list[LineError] = []
     lines: int = 0
@@ -100,6 +101,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     def cancelled(self) -> bool:
         """Whether it was asked to be cancelled."""
         return self.cancelling_at > 0
+
+
+REFUSED = {
+    "deadline": "none, as completion_window is a batch's deadline",
+    "idempotency_key": "none, as a batch has no key; list the batches to find one made before",
+}
+"""Terms that a batch does not have, and what is expected instead."""
 
 
 class BatchCall(msgspec.Struct, frozen=True):

@@ -14,13 +14,12 @@ from litestar.types import ASGIApp
 from broker.port import beside
 from router.http.described import ASKED, KEYED, RUN, InferOperation, answers, or_events
 from router.http.endpoints.door import door_of, jobs_of
-from router.http.gate import AnyRequest, caller_of, claim, json_answer, needs
+from router.http.gate import AnyRequest, json_answer, needs, take_terms
 from router.http.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
 from router.http.openai.calls import Begun, Calls, Whole, headers_of_result
 from router.http.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
 from router.http.openai.errors import ErrorContent
 from router.http.openai.requests import (
-    HEADERS,
     Call,
     ChatCall,
     CompletionCall,
@@ -31,9 +30,10 @@ from router.http.openai.requests import (
     embedding_fields,
     embedding_of,
     read_call,
-    read_terms,
+    set_service,
     tier_of,
 )
+from router.http.terms import HEADERS
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from taxiway.contract.job import Result
@@ -193,11 +193,12 @@ async def read_body(request: AnyRequest, kind: type[Call]) -> ParsedCall[Call]:
 async def read_request(
     request: AnyRequest, parsed: ParsedCall[Call], fields: Fields[Call], tier: str | None, size: int = 0
 ) -> Read:
-    """The call as a request, with the terms in its headers; its size is its body's, and `size` bytes more."""
+    """The call as a request with its terms; its size is its body's, and `size` bytes more."""
     rules, size = door_of(request).router.rules, size + len(await request.body())
     found = rules.catalogue.resolve(parsed.call.model)
-    terms = read_terms(request.headers, tier, rules.topology)
-    claim(caller_of(request.scope), terms)
+    terms = dict(parsed.terms)
+    take_terms(request.scope, terms)
+    set_service(terms, parsed.call.service_tier, tier, rules.topology)
     terms["stream"] = getattr(parsed.call, "stream", None) or None
     converted = await beside(size, lambda: _request(terms, fields(parsed, found)))
     return Read(converted, found, size, tier_of(terms["service"], rules.topology))

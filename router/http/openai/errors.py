@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from router.http.openai.requests import HEADERS, UNSUPPORTED
+from router.http.openai.requests import UNSUPPORTED
+from router.http.terms import HEADER_OF
 from tasks.telemetry import redacted
 from taxiway.errors import (
     FleetUnavailable,
@@ -33,7 +34,6 @@ JOB = "job"
 
 _RETRY_AFTER = "1"  # seconds, if the fleet cannot estimate them
 _OURS = "/v1/scaling/"  # was there before
-_HEADERS = {its.term: header for header, its in HEADERS.items()}
 _FIELDS = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
 _RESPONSES = "/v1/responses"
 _OF_RESPONSES = {
@@ -130,7 +130,7 @@ def param_of(error: TaxiwayError, path: str) -> str | None:
     rows = _OF_ROWS.fullmatch(field)
     if rows is not None:
         return _FIELDS.get(path.removeprefix("/v1/"), "input") + rows[1]
-    return _HEADERS.get(field, field.removeprefix("parameters."))
+    return HEADER_OF.get(field, field.removeprefix("parameters."))
 
 
 def _named_at(path: str, field: str) -> str:

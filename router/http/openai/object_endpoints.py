@@ -13,11 +13,21 @@ from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from router.access import Caller
+from router.decide.classify import check_classes
 from router.http.connection import ALLOW
 from router.http.described import KEYED, InferOperation, answers
 from router.http.endpoints.door import door_of
-from router.http.gate import AnyRequest, caller_of, json_answer, needs
-from router.http.openai.batches import ENDED, KINDS, Batch, BatchCall, LineError, decode_batch, window_of
+from router.http.gate import AnyRequest, caller_of, json_answer, needs, take_terms
+from router.http.openai.batches import (
+    ENDED,
+    KINDS,
+    REFUSED,
+    Batch,
+    BatchCall,
+    LineError,
+    decode_batch,
+    window_of,
+)
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import (
     ExpiresAfter,
@@ -30,8 +40,9 @@ from router.http.openai.objects import (
     owner_of,
     page_of,
 )
-from router.http.openai.requests import HEADERS, WEBHOOK
+from router.http.terms import HEADERS, terms_in
 from taxiway.contract.limits import check_json
+from taxiway.contract.request import parse_terms
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import (
     FleetUnavailable,
@@ -52,9 +63,6 @@ _Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=10_0
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Purpose = Annotated[str, Parameter(description="Only files of this purpose.")]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
-
-
-_decode_batch_call = msgspec.json.Decoder(BatchCall).decode
 
 
 class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +161,9 @@ class BatchOperation(InferOperation):
     """Describes a request for a batch."""
 
     body: ClassVar[type[Any]] = BatchCall
-    headers: ClassVar[Mapping[str, str]] = {WEBHOOK: HEADERS[WEBHOOK].meaning}
+    headers: ClassVar[Mapping[str, str]] = {
+        name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED
+    }
 
 
 class FileOperation(Operation):
@@ -278,7 +288,8 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     body = await request.body()
     check_json(body, 10_000)
     try:
-        call = _decode_batch_call(body)
+        fields = msgspec.json.decode(body)
+        call = msgspec.convert(fields, BatchCall)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         message = f"body: expected input_file_id, endpoint and completion_window: {cut(str(error))}"
         raise InvalidRequestError(message, field="body") from error
@@ -286,7 +297,8 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     if call.endpoint not in KINDS:
         raise wrong_field("endpoint", f"one of {sorted(KINDS)}", call.endpoint)
     stored, record = door_of(request).stored, await _file(request, call.input_file_id)
-    webhook = request.headers.get(WEBHOOK)
+    terms = _terms(request, fields)
+    webhook = terms.pop("webhook", None)
     stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
     now = stored.router.store.stored_now()
     batch = Batch(
@@ -299,6 +311,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
         expires_at=int(now) + seconds,
         metadata=call.metadata,
         webhook=webhook,
+        terms=terms,
         output_expires_after=call.output_expires_after,
     )
     await stored.objects.add("batch", batch.id, batch.tenant, batch, now)
@@ -422,6 +435,22 @@ class _Form:
                 yield event
         except (MultipartError, ValueError) as error:
             raise InvalidRequestError(f"body: expected multipart/form-data: {error}", field="body") from error
+
+
+def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The service terms of a batch.
+
+    Raises:
+        InvalidRequestError: one is invalid, or a batch does not have it.
+        UnplaceableError: no class has the label.
+    """
+    given = terms_in(fields)
+    take_terms(request.scope, given, REFUSED)
+    check_classes(parse_terms(given), door_of(request).router.rules.topology)
+    owner = _owner(request)
+    if (tenant := given.pop("tenant", owner)) != owner:
+        raise wrong_field("tenant", f"{owner!r}, whose files these are", tenant)
+    return given
 
 
 async def _file(request: AnyRequest, name: str) -> FileRecord:

@@ -2,19 +2,19 @@
 
 A chat is passed to its model without the fields that this server reads itself, so a model on an endpoint may support
 fields that are not named here. A field that no model here supports is refused by name. OpenAI's `service_tier` names a
-service of queues.yaml, and headers give the other terms.
+service of queues.yaml; the other terms are in headers, or in fields of their names.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
+from router.http.terms import BODY_TERMS, terms_in
 from tasks.models.chats import read_chat
 from tasks.models.model import Model, TensorSpec
 from tasks.topology import Topology
@@ -133,10 +133,11 @@ Call = TypeVar("Call", bound=CallForm)
 
 @dataclass(frozen=True, slots=True)
 class ParsedCall(Generic[Call]):
-    """A call, with all fields of its body."""
+    """A call, with the fields of its body: service terms, and all others."""
 
     call: Call
     fields: dict[str, Any]
+    terms: dict[str, Any]
 
 
 _OWN = ("model", "stream", "stream_options", "n", "service_tier")
@@ -169,7 +170,8 @@ def read_call(body: bytes, kind: type[Call], most: int) -> ParsedCall[Call]:
     for name, values in kind.NOTHING.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise unsupported(name, "nothing, as it is not supported here", value)
-    return ParsedCall(call, {name: value for name, value in fields.items() if value is not None})
+    given = {name: value for name, value in fields.items() if value is not None and name not in BODY_TERMS}
+    return ParsedCall(call, given, terms_in(fields))
 
 
 def chat_fields(parsed: ParsedCall[ChatCall], model: Model) -> dict[str, Any]:
@@ -302,40 +304,7 @@ def _named(error: msgspec.ValidationError) -> InvalidRequestError:
 _MISSING = re.compile(r"Object missing required field `([^`]*)`.*", re.DOTALL)
 
 
-class Header(NamedTuple):
-    """The term that a header sets, and its meaning."""
-
-    term: str
-    meaning: str
-
-
-WEBHOOK = "X-Taxiway-Webhook"
-
-HEADERS: Mapping[str, Header] = {
-    "X-Taxiway-Deadline": Header("deadline", "Seconds from acceptance, instead of the service's deadline."),
-    "X-Taxiway-Budget": Header("budget", "The most that the request may cost, in US dollars."),
-    "X-Taxiway-Locality": Header("locality", "A label that every device on the way must have."),
-    "Idempotency-Key": Header("idempotency_key", "Calls with the same key are one job."),
-    WEBHOOK: Header("webhook", "A webhook endpoint that is notified of the end: its name, id or address."),
-}
-"""The headers of a call that give terms."""
-
-_NUMBERS = ("deadline", "budget")
 _AUTO = "auto"
-
-
-def read_terms(headers: Mapping[str, str], tier: str | None, topology: Topology) -> dict[str, Any]:
-    """The terms that a call's headers and its tier give.
-
-    Raises:
-        InvalidRequestError: names the header or parameter.
-    """
-    terms: dict[str, Any] = {"service": service_of(tier, topology)}
-    for header, (term, _) in HEADERS.items():
-        text = headers.get(header.lower())
-        if text is not None:
-            terms[term] = _number(header, text) if term in _NUMBERS else text
-    return terms
 
 
 def service_of(tier: str | None, topology: Topology) -> str:
@@ -353,6 +322,19 @@ def service_of(tier: str | None, topology: Topology) -> str:
     return known[tier]
 
 
+def set_service(terms: dict[str, Any], asked: str | None, tier: str | None, topology: Topology) -> None:
+    """Set the service that `tier` selects, unless the terms name one; `asked` is the call's own tier.
+
+    Raises:
+        InvalidRequestError: the call names both, or queues.yaml has no such service.
+    """
+    name = terms.setdefault("service", service_of(tier, topology))
+    if asked not in (None, _AUTO) and name != service_of(asked, topology):
+        raise wrong_field("service_tier", "nothing beside a service", asked)
+    if name not in [*topology.service]:
+        raise wrong_field("service", f"one of {sorted(topology.service)}", name)
+
+
 def tier_for_later(tier: str | None, topology: Topology) -> str | None:
     """The tier of work that no caller waits for: `flex` unless it asks for another, if there is a service for that."""
     tiers = {service.tier for service in topology.service.values()}
@@ -362,13 +344,3 @@ def tier_for_later(tier: str | None, topology: Topology) -> str | None:
 def tier_of(service: str, topology: Topology) -> str:
     """The tier that serves a job of a service."""
     return topology.service[service].tier or "default"
-
-
-def _number(header: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number <= 0:
-        raise wrong_field(header, "a number > 0", text)
-    return number

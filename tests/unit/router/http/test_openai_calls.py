@@ -24,7 +24,6 @@ from router.http.openai.requests import (
     EmbeddingsCall,
     chat_fields,
     read_call,
-    read_terms,
     service_of,
     tier_of,
 )
@@ -32,10 +31,12 @@ from router.http.openai.responses.chat import input_items, messages_of, response
 from router.http.openai.responses.events import ResponseWriter, replay
 from router.http.openai.responses.response import ResponseCall, begun
 from router.http.progress import Answers, Part
+from router.http.terms import add_terms
 from tasks.models.model import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway.contract.deltas import TEXTS, Message, OtherMessageError
 from taxiway.contract.job import Piece, Result, RunReport
+from taxiway.contract.request import parse_terms
 from taxiway.errors import DeviceFaultError, InvalidRequestError, OverloadedError, TaxiwayError
 from tests.builders import ENGINE_MODELS
 from tests.unit.tasks.test_topology import TEXT
@@ -135,8 +136,10 @@ def test_two_services_of_one_tier_are_a_contradiction() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon", "", "1e999"])
 def test_a_deadline_that_is_no_number_above_0_is_refused_by_its_header(text: str) -> None:
+    terms: dict[str, Any] = {}
     with pytest.raises(InvalidRequestError) as caught:
-        read_terms({"x-taxiway-deadline": text}, None, topology())
+        add_terms([(b"x-taxiway-deadline", text.encode())], terms)
+        parse_terms(terms)
     assert param_of(caught.value, "/v1/completions") == "X-Taxiway-Deadline"
 
 

@@ -1,0 +1,190 @@
+"""Service terms at every endpoint that makes jobs: read, or refused, wherever they are given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from router.http.app import ENDPOINTS
+from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
+from tests.routing import eventually
+from tests.working import worker_process
+
+CHEAP = """
+  cheap.out:
+    device: endpoint
+    endpoint:
+      protocol: openai
+      url: {url}
+      slots: 4
+      models: {{talk: served, tale: served, vector: served}}
+      health: {{every: 0.2}}
+    price: {{usd_per_hour: 0.0001}}
+service:"""
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+INFER = {"inputs": [{"name": "request", "shape": [1], "datatype": "BYTES", "data": [CHAT]}]}
+MADE: Mapping[str, Any] = {
+    "/v1/chat/completions": {"model": "talk", **CHAT},
+    "/v1/completions": {"model": "tale", "prompt": "hi"},
+    "/v1/embeddings": {"model": "vector", "input": "hi"},
+    "/v1/responses": {"model": "talk", "input": "hi"},
+    "/v1/batches": {"endpoint": "/v1/chat/completions", "completion_window": "1h"},
+    "/v2/models/{model:str}/infer": INFER,
+    "/v2/models/{model:str}/versions/{version:str}/infer": INFER,
+    "/v2/models/{model:str}/placement": INFER,
+    "/v2/models/{model:str}/versions/{version:str}/placement": INFER,
+    "/v2/models/{model:str}/generate": {"text_input": "hi"},
+    "/v2/models/{model:str}/versions/{version:str}/generate": {"text_input": "hi"},
+    "/v2/models/{model:str}/generate_stream": {"text_input": "hi"},
+    "/v2/models/{model:str}/versions/{version:str}/generate_stream": {"text_input": "hi"},
+    "/v2/dead/{letter:str}/replay": {},
+}
+"""A body for each endpoint that makes jobs, or says where it would."""
+
+NONE_MADE = {
+    "/v1/batches/{batch:str}/cancel",
+    "/v1/files",
+    "/v1/responses/{response:str}/cancel",
+    "/v1/scaling/{hardware_class:str}/starts",
+    "/v1/webhook_endpoints",
+    "/v1/webhook_endpoints/{endpoint:str}",
+    "/v1/webhook_endpoints/{endpoint:str}/dead_letters/replay",
+    "/v1/webhook_endpoints/{endpoint:str}/rotate_secret",
+    "/v1/webhook_endpoints/{endpoint:str}/test",
+    "/v2/reload",
+    "/v2/repository/index",
+    "/v2/repository/models/{model:str}/load",
+    "/v2/repository/models/{model:str}/unload",
+}
+"""Paths of the other endpoints."""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
+    """A class with the label `lab`, and a cheaper one without it."""
+    folder = tmp_path_factory.mktemp("terms")
+    queues = QUEUES.replace("\nservice:", CHEAP)
+    with (
+        openai_fleet(folder, ["--files", str(folder / "files")], queues) as fleet,
+        worker_process(fleet.settings, "--class", "cheap.out"),
+    ):
+        eventually(lambda: where(post(fleet, "/v1/chat/completions", MADE["/v1/chat/completions"])) == "cheap.out")
+        yield fleet
+
+
+def post(fleet: OpenAIFleet, path: str, body: Any, **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(fleet.router.http + path, json=body, headers=named, trust_env=False, timeout=30)
+
+
+def where(answer: httpx.Response) -> str:
+    assert answer.is_success, answer.text
+    return str(answer.json()["taxiway"]["hardware_class"])
+
+
+def call(fleet: OpenAIFleet, path: str) -> tuple[str, dict[str, Any]]:
+    """A call of an endpoint as its path and body."""
+    body = dict(MADE[path])
+    if path == "/v1/batches":
+        body["input_file_id"] = upload(fleet, {"model": "talk", **CHAT})
+    named = path.replace("{version:str}", "1").replace("{letter:str}", "none")
+    return named.replace("{model:str}", "tale" if "generate" in path else "talk"), body
+
+
+def upload(fleet: OpenAIFleet, *bodies: Any) -> str:
+    lines = [
+        {"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    with openai.OpenAI(base_url=fleet.url, api_key="none") as client:
+        return client.files.create(file=("lines.jsonl", content), purpose="batch").id
+
+
+def run_batch(fleet: OpenAIFleet, *bodies: Any, **headers: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An ended batch, and its lines."""
+    body = {**MADE["/v1/batches"], "input_file_id": upload(fleet, *bodies)}
+    made = post(fleet, "/v1/batches", body, **headers)
+    assert made.is_success, made.text
+
+    def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = read(fleet, f"/batches/{made.json()['id']}").json()
+        return found if found["status"] in ("completed", "failed", "expired", "cancelled") else None
+
+    batch = eventually(ended)
+    files = [name for name in (batch["output_file_id"], batch["error_file_id"]) if name]
+    texts = [read(fleet, f"/files/{name}/content").text for name in files]
+    return batch, [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+def read(fleet: OpenAIFleet, path: str) -> httpx.Response:
+    return httpx.get(fleet.url + path, trust_env=False)
+
+
+def test_every_endpoint_that_takes_a_request_is_known_here() -> None:
+    paths = {path for one in ENDPOINTS if "POST" in one.http_methods for path in one.paths}
+    assert paths == MADE.keys() | NONE_MADE
+
+
+@pytest.mark.parametrize("path", MADE)
+def test_a_label_that_nobody_has_is_an_error(fleet: OpenAIFleet, path: str) -> None:
+    named, body = call(fleet, path)
+    answer = post(fleet, named, body, x_taxiway_locality="nowhere")
+    if "placement" in path:  # what would become of it
+        assert (answer.json()["error"], "'nowhere'" in answer.text) == ("unplaceable", True)
+    else:
+        assert answer.status_code in (400, 422) and "nowhere" in answer.text, answer.text
+
+
+@pytest.mark.parametrize("path", MADE)
+def test_a_header_of_ours_that_nobody_reads_is_an_error(fleet: OpenAIFleet, path: str) -> None:
+    named, body = call(fleet, path)
+    answer = post(fleet, named, body, x_taxiway_localty="lab")
+    assert (answer.status_code, "x-taxiway-localty: expected no such header" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", [path for path in MADE if path.startswith("/v1/")])
+def test_a_term_in_a_body_is_read(fleet: OpenAIFleet, path: str) -> None:
+    named, body = call(fleet, path)
+    answer = post(fleet, named, {**body, "locality": "nowhere"})
+    assert (answer.status_code, "'nowhere'" in answer.text) == (422, True)
+    answer = post(fleet, named, {**body, "priority": -100})
+    assert (answer.status_code, "X-Taxiway-Priority: expected one of" in answer.text) == (400, True)
+
+
+def test_a_term_is_given_once(fleet: OpenAIFleet) -> None:
+    path = "/v1/chat/completions"
+    answer = post(fleet, path, {**MADE[path], "locality": "lab"}, x_taxiway_locality="nowhere")
+    assert answer.json()["error"]["message"].startswith("X-Taxiway-Locality: expected it once, in the body or as")
+    assert where(post(fleet, path, {**MADE[path], "locality": "lab", "service": "patient"})) == "cpu.batch"
+    answer = post(fleet, path, {**MADE[path], "service": "standard", "service_tier": "flex"})
+    assert answer.json()["error"]["message"].startswith("service_tier: expected nothing beside a service")
+    answer = post(fleet, path, MADE[path], x_taxiway_service="nobody's")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Taxiway-Service")
+
+
+def test_the_lines_of_a_batch_have_its_terms(fleet: OpenAIFleet) -> None:
+    chats = [MADE["/v1/chat/completions"]] * 6
+    batch, lines = run_batch(fleet, *chats, x_taxiway_locality="lab")
+    assert batch["status"] == "completed"
+    assert {line["response"]["body"]["taxiway"]["hardware_class"] for line in lines} == {"cpu.batch"}
+
+    batch, lines = run_batch(fleet, *chats, x_taxiway_budget="1e-12")
+    assert batch["request_counts"] == {"total": 6, "completed": 0, "failed": 6}
+    assert {line["response"]["body"]["error"]["param"] for line in lines} == {"X-Taxiway-Budget"}
+
+    batch, lines = run_batch(fleet, {**chats[0], "locality": "lab"})
+    assert (batch["status"], batch["errors"]["data"][0]["param"]) == ("failed", "X-Taxiway-Locality")
+
+
+@pytest.mark.parametrize("header", ["X-Taxiway-Deadline", "Idempotency-Key"])
+def test_a_batch_refuses_what_it_does_not_have(fleet: OpenAIFleet, header: str) -> None:
+    path, body = call(fleet, "/v1/batches")
+    answer = post(fleet, path, body, **{header: "5"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, header)
