@@ -39,7 +39,7 @@ from tasks.models.model import Model
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request as TaxiwayRequest
 from taxiway.contract.request import parse_request
-from taxiway.errors import UnknownModelError, quoted
+from taxiway.errors import UnknownModelError, quoted, wrong_field
 
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 Fields = Callable[[ParsedCall[Call], Model], dict[str, Any]]
@@ -191,13 +191,25 @@ async def read_body(request: AnyRequest, kind: type[Call]) -> ParsedCall[Call]:
 
 
 async def read_request(
-    request: AnyRequest, parsed: ParsedCall[Call], fields: Fields[Call], tier: str | None, size: int = 0
+    request: AnyRequest,
+    parsed: ParsedCall[Call],
+    fields: Fields[Call],
+    tier: str | None,
+    *,
+    size: int = 0,
+    label: str | None = None,
 ) -> Read:
-    """The call as a request with its terms; its size is its body's, and `size` bytes more."""
+    """The call as a request with its terms; its size is its body's, and `size` bytes more.
+
+    Raises:
+        InvalidRequestError: it is invalid; or it has another locality than `label`, which what it continues has.
+    """
     rules, size = door_of(request).router.rules, size + len(await request.body())
     found = rules.catalogue.resolve(parsed.call.model)
     terms = dict(parsed.terms)
     take_terms(request.scope, terms)
+    if label is not None and terms.setdefault("locality", label) != label:
+        raise wrong_field("locality", f"{label!r}, which the response has that this one continues", terms["locality"])
     set_service(terms, parsed.call.service_tier, tier, rules.topology)
     terms["stream"] = getattr(parsed.call, "stream", None) or None
     converted = await beside(size, lambda: _request(terms, fields(parsed, found)))

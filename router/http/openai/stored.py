@@ -14,7 +14,7 @@ from router.http.openai.objects import Objects, decode_file, file_path, open_con
 from router.http.openai.responses.response import (
     MOST_TURNS,
     PREFIX,
-    Item,
+    Conversation,
     Response,
     StoredResponse,
     failed,
@@ -115,8 +115,8 @@ class Responses:
             task = self._waits[name] = asyncio.create_task(self._wait(name, stored.response.job))
             task.add_done_callback(lambda _: self._waits.pop(name, None))
 
-    async def conversation(self, previous: str, tenant: str) -> tuple[list[str], list[Item]]:
-        """The ids of a response and of those before it, and their items, oldest first.
+    async def conversation(self, previous: str, tenant: str) -> Conversation:
+        """A response and those before it.
 
         Raises:
             InvalidRequestError: one of them is not there, or has not ended; or there are too many.
@@ -140,7 +140,8 @@ class Responses:
         turns[-1] = await self._current(turns[-1])
         if not turns[-1].response.ended:
             raise no_such_previous(previous)
-        return names, [item for turn in turns for item in (*turn.input, *turn.response.output)]
+        items = [item for turn in turns for item in (*turn.input, *turn.response.output)]
+        return Conversation(names, items, turns[-1].locality)
 
     async def get(self, name: str, tenant: str | None) -> StoredResponse:
         """A response in its current state.

@@ -123,6 +123,15 @@ def run_batch(fleet: OpenAIFleet, *bodies: Any, **headers: str) -> tuple[dict[st
     return batch, [json.loads(line) for text in texts for line in text.splitlines()]
 
 
+def answered(fleet: OpenAIFleet, response: str) -> httpx.Response:
+    def ended() -> httpx.Response | None:
+        answer = read(fleet, f"/responses/{response}")
+        return answer if answer.json()["taxiway"] else None
+
+    found: httpx.Response = eventually(ended)
+    return found
+
+
 def read(fleet: OpenAIFleet, path: str) -> httpx.Response:
     return httpx.get(fleet.url + path, trust_env=False)
 
@@ -188,3 +197,17 @@ def test_a_batch_refuses_what_it_does_not_have(fleet: OpenAIFleet, header: str) 
     path, body = call(fleet, "/v1/batches")
     answer = post(fleet, path, body, **{header: "5"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, header)
+
+
+def test_a_response_has_the_label_of_the_one_that_it_continues(fleet: OpenAIFleet) -> None:
+    path, more = "/v1/responses", {"model": "talk", "input": "more"}
+    private = post(fleet, path, {"model": "talk", "input": "private"}, x_taxiway_locality="lab").json()["id"]
+    for background in (False, True):
+        asked = {**more, "previous_response_id": private, "background": background}
+        name = post(fleet, path, asked).json()["id"]
+        assert where(answered(fleet, name)) == "cpu.batch"
+        private = name
+    answer = post(fleet, path, {**more, "previous_response_id": private}, x_taxiway_locality="elsewhere")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Taxiway-Locality")
+    assert where(post(fleet, path, {**more, "previous_response_id": private}, x_taxiway_locality="lab")) == "cpu.batch"
+    assert where(post(fleet, path, more)) == "cheap.out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from router.http.openai.requests import ParsedCall, tier_for_later
 from router.http.openai.responses.chat import input_items, response_fields
 from router.http.openai.responses.events import ResponseWriter, replay
 from router.http.openai.responses.response import (
+    Conversation,
     DeletedResponse,
     Item,
     Response,
@@ -146,7 +148,9 @@ ENDPOINTS = (response_create, response_retrieve, response_cancel, response_delet
 class _Making:
     """A response that is being made for a call."""
 
-    def __init__(self, request: AnyRequest, parsed: ParsedCall[ResponseCall], read: Read, earlier: list[str]) -> None:
+    def __init__(
+        self, request: AnyRequest, parsed: ParsedCall[ResponseCall], read: Read, earlier: Sequence[str]
+    ) -> None:
         self.parsed, self.read = parsed, read
         self._request = request
         self._earlier = earlier
@@ -156,17 +160,17 @@ class _Making:
         """The call in a request, after the conversation that it continues."""
         parsed = await read_body(request, ResponseCall)
         call = parsed.call
-        earlier: list[str] = []
-        before: list[Item] = []
+        earlier = Conversation()
         check_response_call(call)
         if call.previous_response_id is not None:
             owner = owner_of(_tenant(request))
-            earlier, before = await _responses(request).conversation(call.previous_response_id, owner)
+            earlier = await _responses(request).conversation(call.previous_response_id, owner)
         topology = door_of(request).router.rules.topology
         tier = tier_for_later(call.service_tier, topology) if call.background else call.service_tier
-        fields = partial(response_fields, before=before)
-        size = len(msgspec.json.encode(before)) if before else 0
-        return cls(request, parsed, await read_request(request, parsed, fields, tier, size), earlier)
+        fields = partial(response_fields, before=earlier.items)
+        size = len(msgspec.json.encode(earlier.items)) if earlier.items else 0
+        read = await read_request(request, parsed, fields, tier, size=size, label=earlier.locality)
+        return cls(request, parsed, read, earlier.names)
 
     async def whole(self) -> ASGIApp:
         """The answer of the job, once that has ended."""
@@ -201,8 +205,15 @@ class _Making:
     async def _keep(self, response: Response) -> None:
         items: list[Item] = input_items(self.parsed.call, response.job)
         owner = owner_of(_tenant(self._request))
-        webhook = self.read.request.webhook
-        stored = StoredResponse(tenant=owner, input=items, earlier=self._earlier, response=response, webhook=webhook)
+        request = self.read.request
+        stored = StoredResponse(
+            tenant=owner,
+            input=items,
+            earlier=[*self._earlier],
+            response=response,
+            webhook=request.webhook,
+            locality=request.locality,
+        )
         await _responses(self._request).keep(stored)
 
     def _begun(self, job: str) -> Response:

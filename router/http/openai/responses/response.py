@@ -9,7 +9,7 @@ Source: https://platform.openai.com/docs/api-reference/responses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -177,7 +177,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A response that is kept: its own input, and the ids of the responses before it, oldest first.
 
-    `webhook` is the endpoint that its request named.
+    `webhook` is the endpoint that its request named, and `locality` the label that it or one before it has.
     """
 
     tenant: str
@@ -185,6 +185,15 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     earlier: list[str]
     response: Response
     webhook: str | None = None
+    locality: str | None = None
+
+
+class Conversation(NamedTuple):
+    """Responses that a call continues: their ids and items, oldest first, and the label that they have."""
+
+    names: Sequence[str] = ()
+    items: Sequence[Item] = ()
+    locality: str | None = None
 
 
 class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
