@@ -26,6 +26,7 @@ from tasks.models.model import Model, TensorSpec
 from taxiway.contract.job import Result
 from taxiway.contract.limits import (
     AT_ONCE,
+    COUNT,
     ELEMENTS,
     LARGE,
     Buffer,
@@ -72,8 +73,8 @@ def classified(spec: TensorSpec, rows: np.ndarray, count: int) -> tuple[TensorSp
 
 def _count(count: object, spec: TensorSpec) -> int:
     field = f"outputs.{spec.name}.{CLASSIFICATION}"
-    if type(count) is not int or count < 1:
-        raise wrong_field(field, "a whole number >= 1", count)
+    if type(count) is not int or not 1 <= count <= COUNT:
+        raise wrong_field(field, f"a whole number from 1 to {COUNT}", count)
     if spec.datatype == "BYTES" or len(spec.shape) < 2:
         raise wrong_field(field, "an output of several numbers per row", f"{spec.datatype} {list(spec.shape)}")
     return count
@@ -194,7 +195,7 @@ def _deadline_of(timeout: Any) -> float | None:
     Raises:
         InvalidRequestError: it is not such a number; names `timeout`.
     """
-    if type(timeout) is not int or timeout < 0:
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
         raise wrong_field(_TIMEOUT, "a whole number of microseconds", timeout)
     return timeout / 1e6 if timeout else None
 

@@ -40,6 +40,7 @@ BODY_TERMS = TERMS - {"stream"}
 
 _BY_NAME = {header.lower().encode(): (header, its.term) for header, its in HEADERS.items()}
 _OURS = b"x-taxiway-"
+_DIGITS = frozenset("+-.0123456789Ee")  # `float` reads more, such as underscores
 _NUMBERS = ("deadline", "budget", "min_accuracy")
 
 
@@ -76,7 +77,7 @@ def _unknown(name: bytes) -> tuple[str, str]:
 
 def _number(header: str, text: str) -> float:
     try:
-        number = float(text)
+        number = float(text) if _DIGITS.issuperset(text) else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -33,6 +33,7 @@ from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
+from taxiway.contract.limits import COUNT
 from taxiway.contract.request import RESENT, Request, check_terms
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError, TaxiwayError
@@ -369,7 +370,7 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]
     limit = request.parameters.get(LONGEST)
     if model.pipeline == "chat":
         limit = answer_limit(given_inputs(model, request.inputs).get(model.inputs[0].name)) or limit
-    longest = limit if isinstance(limit, int) else int(model.parameters[LONGEST].default)
+    longest = min(limit, COUNT) if isinstance(limit, int) else int(model.parameters[LONGEST].default)
     return predicted(lengths, longest), longest
 
 
@@ -377,7 +378,8 @@ def _asks(model: Model, request: Request) -> tuple[str, ...]:
     """What a chat asks for that not every variant honours."""
     if model.pipeline != "chat":
         return ()
-    return asks(given_inputs(model, request.inputs).get(model.inputs[0].name))
+    name = model.inputs[0].name
+    return asks(given_inputs(model, request.inputs).get(name), f"inputs.{name}")
 
 
 def _needs(

@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
+from taxiway.contract.limits import COUNT
 from taxiway.errors import wrong_field
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
-_IGNORED = ("model", "stream", "stream_options")  # taxiway says itself what these are
+_UNREAD = ("metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
+_LEFT_OUT = ("model", "stream", "stream_options", *_UNREAD)  # taxiway says itself what the first three are
 _EXAMPLE = '{"messages": [{"role": "user", "content": "Hello"}]}'
 _WORD_OF_IMAGE = 1000  # characters that an image counts for, about: engines make 256 to 1,024 tokens of one
 
@@ -44,8 +46,7 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
 }
 """Values of fields that ask for nothing. `None` asks for nothing in every field."""
 
-_UNREAD = ("metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
-_READ = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop", *_IGNORED)
+_READ = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop", *_LEFT_OUT)
 
 _MARKS = re.compile(r'"(?!(?:role|content|name|text|type)")[a-z_]+"\s*:')
 """A field in JSON text that is not one of a plain message's."""
@@ -58,15 +59,21 @@ _PARTS: Mapping[str, str] = {"image_url": "images", "input_audio": "audio", "fil
 
 def honoured(name: str, value: Any) -> bool:
     """Whether every variant honours a field of a chat request, because it is common or asks for nothing."""
-    return name in _READ or name in _UNREAD or value is None or value in NO_EFFECT.get(name, ())
+    return name in _READ or value is None or value in NO_EFFECT.get(name, ())
 
 
-def asks(value: Any) -> tuple[str, ...]:
+def asks(value: Any, field: str = "") -> tuple[str, ...]:
     """What the chats in an input's value ask for beyond a plain chat: names of fields, `images` and the like, in order.
 
     Nothing for a value in a form that a router does not read, such as a reference.
+
+    Raises:
+        InvalidRequestError: one has a number out of range; names it, in the input `field`.
     """
-    found = {name for chat in _chats(value) for name in _asks(chat)}
+    chats = [*_chats(value)]
+    for chat in chats:
+        _check_numbers(chat, field)
+    found = {name for chat in chats for name in _asks(chat)}
     return tuple(sorted({name if _NAME.match(name) else "other fields" for name in found})[:_MOST])
 
 
@@ -117,10 +124,18 @@ def read_chat(value: Any, field: str) -> dict[str, Any]:
         raise wrong_field(f"{field}.messages", "a list of objects with a role", messages)
     if value.get("n") not in (None, 1):
         raise wrong_field(f"{field}.n", "1, as a job has one answer", value["n"])
+    _check_numbers(value, field)
+    return {name: below for name, below in value.items() if name not in _LEFT_OUT}
+
+
+def _check_numbers(chat: Mapping[str, Any], field: str) -> None:
+    """Refuse limits that are none, and integers that some engine could not read."""
     for name in _LIMITS:
-        if (limit := value.get(name)) is not None and (type(limit) is not int or limit < 1):
-            raise wrong_field(f"{field}.{name}", "an integer >= 1", limit)
-    return {name: below for name, below in value.items() if name not in _IGNORED}
+        if (limit := chat.get(name)) is not None and (type(limit) is not int or not 1 <= limit <= COUNT):
+            raise wrong_field(f"{field}.{name}", f"an integer from 1 to {COUNT}", limit)
+    for name, value in chat.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise wrong_field(f"{field}.{name}", "an integer of 64 bits", value)
 
 
 def answer_limit(chat: Any) -> int | None:
@@ -128,7 +143,7 @@ def answer_limit(chat: Any) -> int | None:
     if isinstance(chat, dict):
         for name in _LIMITS:
             if type(chat.get(name)) is int and chat[name] > 0:
-                return int(chat[name])
+                return min(int(chat[name]), COUNT)
     return None
 
 

@@ -11,7 +11,7 @@ It covers the model, the inputs, parameters and outputs, and the terms that rest
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import numpy as np
 from tasks.models.model import Model, Parameter, TensorSpec
 from tasks.models.profiles import generates
 from taxiway.contract.job import accepted_meta, failure_meta
+from taxiway.contract.limits import COUNT
 from taxiway.contract.request import Request
 from taxiway.contract.values import axis_on_some, from_wire, is_reference, is_tensor, numbers, raw_bytes, to_array
 from taxiway.errors import (
@@ -144,16 +145,25 @@ def _checked_parameter(name: str, spec: Parameter, value: Any) -> Any:
 
 
 def _inside(spec: Parameter, measure: float) -> bool:
-    low = -math.inf if spec.minimum is None else spec.minimum
-    high = math.inf if spec.maximum is None else spec.maximum
-    return low <= measure <= high and abs(measure) != math.inf
+    most = sys.float_info.max
+    low, high = _range(spec)
+    return (-most if low is None else low) <= measure <= (most if high is None else high)
+
+
+def _range(spec: Parameter) -> tuple[float | None, float | None]:
+    """The inclusive bounds; integers have some even if the model states none."""
+    usual = (-COUNT, COUNT) if spec.type == "integer" else (None, None)
+    return usual[0] if spec.minimum is None else spec.minimum, usual[1] if spec.maximum is None else spec.maximum
 
 
 def _bounds(spec: Parameter) -> str:
     unit = {"string": " characters", "strings": " entries"}.get(spec.type, "")
-    low = [] if spec.minimum is None else [f">= {spec.minimum:g}{unit}"]
-    high = [] if spec.maximum is None else [f"<= {spec.maximum:g}{unit}"]
-    return "".join(f" {text}" for text in [" and ".join(low + high)] if text)
+    said = [
+        f"{sign} {bound:.16g}{unit}"
+        for sign, bound in zip((">=", "<="), _range(spec), strict=True)
+        if bound is not None
+    ]
+    return f" {' and '.join(said)}" if said else ""
 
 
 def _bind_outputs(model: Model, outputs: tuple[str, ...]) -> tuple[str, ...]:

@@ -28,6 +28,9 @@ AT_ONCE = 5
 LARGE = 2**17
 """JSON of at least this many bytes is counted first, and decoded off the event loop; less takes at most 15 ms."""
 
+COUNT = 2**31
+"""Most of what a request counts (tokens, choices, rows of classes), so that no estimate of it overflows."""
+
 RANK = 32
 """Most axes of a tensor: the limit of numpy 1."""
 

@@ -269,7 +269,7 @@ class _Work:
         """A line's call and its model, and the request, due in `left` seconds."""
         rules = self._router.rules
         kind, fields = KINDS[self.batch.endpoint]
-        parsed = read_call(bytes(line.body), kind, rules.topology.limits.elements)
+        parsed = read_call(bytes(line.body), kind, rules.topology.limits)
         if getattr(parsed.call, "stream", None):
             raise unsupported("stream", "nothing, as lines of a batch are not streamed", True)
         for name, value in parsed.terms.items():

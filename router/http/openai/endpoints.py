@@ -187,7 +187,7 @@ ENDPOINTS = (models, model, chat_completions, completions, embed)
 async def read_body(request: AnyRequest, kind: type[Call]) -> ParsedCall[Call]:
     """The call in a request's body."""
     body, rules = await request.body(), door_of(request).router.rules
-    return await beside(len(body), read_call, body, kind, rules.topology.limits.elements)
+    return await beside(len(body), read_call, body, kind, rules.topology.limits)
 
 
 async def read_request(

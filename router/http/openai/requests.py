@@ -15,10 +15,11 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 import msgspec
 
 from router.http.terms import BODY_TERMS, terms_in
+from router.service.admission import check_size
 from tasks.models.chats import read_chat
 from tasks.models.model import Model, TensorSpec
-from tasks.topology import Topology
-from taxiway.contract.limits import AT_ONCE, check_json
+from tasks.topology import Limits, Topology
+from taxiway.contract.limits import AT_ONCE, COUNT, check_json
 from taxiway.contract.request import MAX_NAME
 from taxiway.errors import InvalidRequestError, cut, wrong_field
 
@@ -29,7 +30,9 @@ MOST_CHOICES = 128
 """Most choices of one call."""
 
 ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=COUNT)]
+_Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Short = Annotated[str, msgspec.Meta(max_length=512)]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -68,18 +71,20 @@ class ChatCall(msgspec.Struct, frozen=True):
     stream_options: StreamOptions | None = None
     n: _Choices | None = None
     service_tier: str | None = None
-    max_completion_tokens: _Count | None = None
-    max_tokens: _Count | None = None
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
-    seed: int | None = None
+    seed: _Seed | None = None
     stop: str | list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Likely | None = None
-    user: str | None = None
+    user: Short | None = None
+    safety_identifier: Short | None = None
+    prompt_cache_key: Short | None = None
 
 
 class CompletionCall(msgspec.Struct, frozen=True):
@@ -93,12 +98,12 @@ class CompletionCall(msgspec.Struct, frozen=True):
     stream_options: StreamOptions | None = None
     n: _Choices | None = None
     service_tier: str | None = None
-    max_tokens: _Count | None = None
+    max_tokens: Count | None = None
     temperature: Temperature | None = None
-    seed: int | None = None
+    seed: _Seed | None = None
     stop: str | list[str] | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
-    user: str | None = None
+    user: Short | None = None
 
 
 class EmbeddingsCall(msgspec.Struct, frozen=True):
@@ -109,9 +114,9 @@ class EmbeddingsCall(msgspec.Struct, frozen=True):
     model: ModelName
     input: str | _Texts
     encoding_format: str | None = None
-    dimensions: _Count | None = None
+    dimensions: Count | None = None
     service_tier: str | None = None
-    user: str | None = None
+    user: Short | None = None
 
 
 class CallForm(Protocol):
@@ -151,14 +156,15 @@ _FORMATS = ("float", "base64")
 _LOGPROBS = "logprobs"
 
 
-def read_call(body: bytes, kind: type[Call], most: int) -> ParsedCall[Call]:
-    """The call in a body of at most a fifth of `most` values.
+def read_call(body: bytes, kind: type[Call], limits: Limits) -> ParsedCall[Call]:
+    """The call in a body.
 
     Raises:
         InvalidRequestError: not JSON, or a field is missing, of another type or not supported; names it.
-        RequestTooLargeError: it has more values, because one call decodes them all.
+        RequestTooLargeError: it has more values than a fifth of the limit, because one call decodes them all; or its
+            choices would together be larger than a payload.
     """
-    check_json(body, most // AT_ONCE)
+    check_json(body, limits.elements // AT_ONCE)
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -170,6 +176,7 @@ def read_call(body: bytes, kind: type[Call], most: int) -> ParsedCall[Call]:
     for name, values in kind.NOTHING.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise unsupported(name, "nothing, as it is not supported here", value)
+    check_size(len(body) * (getattr(call, "n", None) or 1), int(limits.payload))
     given = {name: value for name, value in fields.items() if value is not None and name not in BODY_TERMS}
     return ParsedCall(call, given, terms_in(fields))
 

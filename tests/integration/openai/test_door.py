@@ -148,7 +148,7 @@ def test_what_a_chat_asks_for_reaches_its_model(client: openai.OpenAI, fleet: Op
 
     asked = fleet.engine.chats[-1]
     assert (asked["tools"], asked["response_format"], asked["stop"]) == (tools, {"type": "json_object"}, ["x"])
-    assert (asked["max_completion_tokens"], asked["top_k"], asked["user"]) == (7, 3, "somebody")
+    assert (asked["max_completion_tokens"], asked["top_k"], "user" in asked) == (7, 3, False)
 
 
 def test_a_chat_has_the_probabilities_of_its_tokens_on_request(call: Callable[..., Value]) -> None:

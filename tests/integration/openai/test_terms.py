@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import celery
 import httpx
 import openai
 import pytest
 
+import taxiway
 from router.http.app import ENDPOINTS
+from taxiway.contract.keys import ARRIVALS, INFER
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
+from tests.producing import stop_listening
 from tests.routing import eventually
 from tests.working import worker_process
 
@@ -28,17 +33,17 @@ CHEAP = """
 service:"""
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
-INFER = {"inputs": [{"name": "request", "shape": [1], "datatype": "BYTES", "data": [CHAT]}]}
+TENSORS = {"inputs": [{"name": "request", "shape": [1], "datatype": "BYTES", "data": [CHAT]}]}
 MADE: Mapping[str, Any] = {
     "/v1/chat/completions": {"model": "talk", **CHAT},
     "/v1/completions": {"model": "tale", "prompt": "hi"},
     "/v1/embeddings": {"model": "vector", "input": "hi"},
     "/v1/responses": {"model": "talk", "input": "hi"},
     "/v1/batches": {"endpoint": "/v1/chat/completions", "completion_window": "1h"},
-    "/v2/models/{model:str}/infer": INFER,
-    "/v2/models/{model:str}/versions/{version:str}/infer": INFER,
-    "/v2/models/{model:str}/placement": INFER,
-    "/v2/models/{model:str}/versions/{version:str}/placement": INFER,
+    "/v2/models/{model:str}/infer": TENSORS,
+    "/v2/models/{model:str}/versions/{version:str}/infer": TENSORS,
+    "/v2/models/{model:str}/placement": TENSORS,
+    "/v2/models/{model:str}/versions/{version:str}/placement": TENSORS,
     "/v2/models/{model:str}/generate": {"text_input": "hi"},
     "/v2/models/{model:str}/versions/{version:str}/generate": {"text_input": "hi"},
     "/v2/models/{model:str}/generate_stream": {"text_input": "hi"},
@@ -211,3 +216,18 @@ def test_a_response_has_the_label_of_the_one_that_it_continues(fleet: OpenAIFlee
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Taxiway-Locality")
     assert where(post(fleet, path, {**more, "previous_response_id": private}, x_taxiway_locality="lab")) == "cpu.batch"
     assert where(post(fleet, path, more)) == "cheap.out"
+
+
+def test_a_number_beyond_all_bounds_is_refused_at_the_broker_too(fleet: OpenAIFleet) -> None:
+    most = {**CHAT, "max_tokens": 10**400}
+    app = celery.Celery(broker=fleet.settings.broker, backend=fleet.settings.broker)
+    with taxiway.Client(fleet.settings.broker) as client, contextlib.closing(app):
+        for chat in (most, json.dumps(most)):
+            with pytest.raises(
+                taxiway.InvalidRequestError, match=r"request\.max_tokens: expected an integer from 1 to"
+            ):
+                client.submit("talk", chat).result(timeout=30)
+            sent = app.send_task(INFER, kwargs={"model": "talk", "inputs": chat}, queue=ARRIVALS)
+            with pytest.raises(Exception, match=r"request\.max_tokens: expected an integer from 1 to"):
+                sent.get(timeout=30)
+        stop_listening(app)

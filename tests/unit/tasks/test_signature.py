@@ -182,6 +182,7 @@ PARAMETERS = {
     "max_tokens": Parameter("integer", default=64, minimum=1, maximum=512),
     "temperature": Parameter("number", default=0.0, minimum=0),
     "free": Parameter("number"),
+    "seed": Parameter("integer"),
     "prefix": Parameter("string", maximum=3),
     "stop": Parameter("strings", maximum=2),
 }
@@ -190,7 +191,7 @@ GENERATE = model(parameters=PARAMETERS)
 
 def test_parameters_that_are_not_given_have_their_defaults() -> None:
     bound = bind_parameters(GENERATE, {"max_tokens": 5, "temperature": None, "stop": ["."]})
-    assert bound == {"max_tokens": 5, "temperature": 0.0, "free": None, "prefix": None, "stop": ["."]}
+    assert bound == {"max_tokens": 5, "temperature": 0.0, "free": None, "seed": None, "prefix": None, "stop": ["."]}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,8 @@ def test_parameters_that_are_not_given_have_their_defaults() -> None:
         ("max_tokens", 5.0, "expected an integer >= 1 and <= 512, got 5.0"),
         ("max_tokens", True, "expected an integer >= 1 and <= 512, got True"),
         ("max_tokens", "5", "expected an integer >= 1 and <= 512, got '5'"),
+        ("temperature", 10**400, "expected a finite number >= 0, got 1"),
+        ("seed", 2**31 + 1, "expected an integer >= -2147483648 and <= 2147483648, got 2147483649"),
         ("temperature", float("nan"), "expected a finite number >= 0, got nan"),
         ("temperature", float("inf"), "expected a finite number >= 0, got inf"),
         ("free", float("-inf"), "expected a finite number, got -inf"),
@@ -210,7 +213,7 @@ def test_parameters_that_are_not_given_have_their_defaults() -> None:
         ("stop", "a", "expected a list of texts <= 2 entries, got 'a'"),
         ("stop", [1], "expected a list of texts <= 2 entries, got [1]"),
         ("stop", ["a", "b", "c"], "expected a list of texts <= 2 entries"),
-        ("max_token", 5, "expected a parameter of m:1 (free, max_tokens, prefix, stop, temperature), got 5"),
+        ("max_token", 5, "expected a parameter of m:1 (free, max_tokens, prefix, seed, stop, temperature), got 5"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_was_expected(name: str, value: Any, expected: str) -> None:

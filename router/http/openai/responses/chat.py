@@ -12,7 +12,6 @@ from tasks.models.model import Model
 from taxiway.errors import wrong_field
 
 _IDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
-_UNCHANGED = ("user", "safety_identifier", "prompt_cache_key")
 
 
 def input_items(call: ResponseCall, job: str = "") -> list[Item]:
@@ -56,8 +55,7 @@ def response_fields(parsed: ParsedCall[ResponseCall], model: Model, before: Sequ
         given |= {"logprobs": True, "top_logprobs": call.top_logprobs}
     known = {*ResponseCall.__struct_fields__, *ResponseCall.NOTHING}
     further = {name: value for name, value in parsed.fields.items() if name not in known}
-    kept = {name: parsed.fields[name] for name in _UNCHANGED if name in parsed.fields}
-    chat = {name: value for name, value in {**further, **kept, **given}.items() if value is not None}
+    chat = {name: value for name, value in {**further, **given}.items() if value is not None}
     return chat_request(call.model, chat, model)
 
 

@@ -16,9 +16,11 @@ import msgspec
 from router.http.openai.answers import Head, Report, report_of, usage_of
 from router.http.openai.errors import code_of
 from router.http.openai.requests import (
+    Count,
     Likely,
     ModelName,
     Share,
+    Short,
     StreamOptions,
     Temperature,
     unsupported,
@@ -78,19 +80,19 @@ class ResponseCall(msgspec.Struct, frozen=True):
     stream_options: StreamOptions | None = None
     service_tier: str | None = None
     include: list[str] | None = None
-    max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_output_tokens: Count | None = None
     metadata: _Metadata | None = None
     parallel_tool_calls: bool | None = None
-    prompt_cache_key: str | None = None
+    prompt_cache_key: Short | None = None
     reasoning: dict[str, Any] | None = None
-    safety_identifier: str | None = None
+    safety_identifier: Short | None = None
     temperature: Temperature | None = None
     text: dict[str, Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     top_logprobs: Likely | None = None
     top_p: Share | None = None
-    user: str | None = None
+    user: Short | None = None
 
     @property
     def stored(self) -> bool:

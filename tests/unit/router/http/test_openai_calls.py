@@ -33,11 +33,17 @@ from router.http.openai.responses.response import ResponseCall, begun
 from router.http.progress import Answers, Part
 from router.http.terms import add_terms
 from tasks.models.model import parse_model
-from tasks.topology import Service, Topology, TopologyError, parse_topology
+from tasks.topology import Limits, Service, Topology, TopologyError, parse_topology
 from taxiway.contract.deltas import TEXTS, Message, OtherMessageError
 from taxiway.contract.job import Piece, Result, RunReport
 from taxiway.contract.request import parse_terms
-from taxiway.errors import DeviceFaultError, InvalidRequestError, OverloadedError, TaxiwayError
+from taxiway.errors import (
+    DeviceFaultError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestTooLargeError,
+    TaxiwayError,
+)
 from tests.builders import ENGINE_MODELS
 from tests.unit.tasks.test_topology import TEXT
 
@@ -77,7 +83,7 @@ def topology(**tiers: Any) -> Topology:
 @pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
 def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
     try:
-        read_call(content, kind, 500_000)
+        read_call(content, kind, Limits())
     except TaxiwayError as error:
         assert error.status in (400, 413)
 
@@ -86,7 +92,7 @@ def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
 @pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
 def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[str, Any]) -> None:
     try:
-        asked = read_call(json.dumps(body).encode(), kind, 500_000)
+        asked = read_call(json.dumps(body).encode(), kind, Limits())
     except InvalidRequestError as error:
         assert error.details["field"]
     else:
@@ -95,7 +101,7 @@ def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[s
 
 def test_a_chat_goes_to_its_model_without_what_the_server_reads() -> None:
     body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "stream": True, "n": 2, "top_k": 1}
-    asked = read_call(json.dumps({**body, "service_tier": "auto", "user": None}).encode(), ChatCall, 500_000)
+    asked = read_call(json.dumps({**body, "service_tier": "auto", "user": None}).encode(), ChatCall, Limits())
 
     chat = {"messages": body["messages"], "top_k": 1}
     assert chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
@@ -104,11 +110,48 @@ def test_a_chat_goes_to_its_model_without_what_the_server_reads() -> None:
 def test_more_choices_than_a_model_takes_rows_are_refused_by_their_name() -> None:
     few = msgspec.structs.replace(TALK, max_rows=2)
     body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "n": 3}
-    asked = read_call(json.dumps(body).encode(), ChatCall, 500_000)
+    asked = read_call(json.dumps(body).encode(), ChatCall, Limits())
 
     with pytest.raises(InvalidRequestError, match="n: expected at most 2 choices of talk:1") as caught:
         chat_fields(asked, few)
     assert param_of(caught.value, "/v1/chat/completions") == "n"
+
+
+TALKS = {"model": "talk", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ChatCall, {**TALKS, "max_tokens": 10**400}),
+        (ChatCall, {**TALKS, "max_completion_tokens": 2**31 + 1}),
+        (ChatCall, {**TALKS, "n": 10**400}),
+        (ChatCall, {**TALKS, "seed": 2**63}),
+        (ChatCall, {**TALKS, "user": "u" * 513}),
+        (ChatCall, {**TALKS, "safety_identifier": "u" * 513}),
+        (CompletionCall, {"model": "tale", "prompt": "x", "max_tokens": 10**400}),
+        (EmbeddingsCall, {"model": "vector", "input": "x", "dimensions": 2**31 + 1}),
+        (ResponseCall, {"model": "talk", "input": "x", "max_output_tokens": 2**31 + 1}),
+        (ResponseCall, {"model": "talk", "input": "x", "prompt_cache_key": "u" * 513}),
+    ],
+)
+def test_a_number_or_name_beyond_its_bound_is_refused_by_its_name(kind: Any, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read_call(json.dumps(fields).encode(), kind, Limits())
+    assert caught.value.details["field"] == [*fields][-1]
+    assert len(caught.value.message) < 300
+
+
+def test_choices_that_would_together_exceed_a_payload_are_refused_before_they_are_made() -> None:
+    body = json.dumps({**TALKS, "metadata": {"x": "x" * 300_000}, "n": 64}).encode()
+    with pytest.raises(RequestTooLargeError, match=f"payload: expected at most 16777216 bytes, got {64 * len(body)}"):
+        read_call(body, ChatCall, Limits())
+
+
+def test_who_asks_is_no_part_of_a_choice() -> None:
+    who = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"m": "m"}}
+    asked = read_call(json.dumps({**TALKS, **who, "n": 2}).encode(), ChatCall, Limits())
+    assert chat_fields(asked, TALK)["inputs"] == {"request": [{"messages": TALKS["messages"]}] * 2}
 
 
 def test_a_tier_selects_the_service_that_has_it_and_auto_the_default_one() -> None:
@@ -134,7 +177,7 @@ def test_two_services_of_one_tier_are_a_contradiction() -> None:
         parse_topology(twice)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon", "", "1e999"])
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon", "", "1e999", "1_0", "٣"])
 def test_a_deadline_that_is_no_number_above_0_is_refused_by_its_header(text: str) -> None:
     terms: dict[str, Any] = {}
     with pytest.raises(InvalidRequestError) as caught:
@@ -345,7 +388,7 @@ def test_a_response_asks_its_model_for_what_a_chat_would() -> None:
         "metadata": {"a": "b"},
         "top_k": 3,
     }
-    asked = read_call(json.dumps(body).encode(), ResponseCall, 500_000)
+    asked = read_call(json.dumps(body).encode(), ResponseCall, Limits())
 
     (chat,) = response_fields(asked, TALK)["inputs"].values()
     assert chat == {
@@ -364,7 +407,7 @@ def events_in(raw: bytes) -> list[dict[str, Any]]:
 
 def told_response(pieces: list[str], calls: int, cut: int) -> tuple[Any, bytes]:
     """A response, and its events where `cut` of its pieces came before its result."""
-    asked = read_call(b'{"model": "talk", "input": "x"}', ResponseCall, 500_000)
+    asked = read_call(b'{"model": "talk", "input": "x"}', ResponseCall, Limits())
     called = [{"id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(calls)]
     message = {"role": "assistant", "content": "".join(pieces), "tool_calls": called, "reasoning_content": "hm"}
     writer, answers = ResponseWriter(begun(asked.call, TALK, Head("j", "default", 1))), Answers()

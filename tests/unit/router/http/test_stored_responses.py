@@ -31,7 +31,7 @@ class Store:
     """A state store that keeps one response, and has no blobs or does not answer."""
 
     def __init__(self) -> None:
-        asked = read_call(b'{"model": "talk", "input": "x", "background": true}', ResponseCall, 500_000)
+        asked = read_call(b'{"model": "talk", "input": "x", "background": true}', ResponseCall, Limits())
         response = begun(asked.call, parse_model(ENGINE_MODELS["talk"], "model.yaml"), Head("j", "default", 1))
         stored = StoredResponse(tenant="t", input=[], earlier=[], response=response)
         self.kept = msgspec.json.encode(stored)

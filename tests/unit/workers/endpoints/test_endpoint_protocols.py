@@ -113,7 +113,9 @@ def test_a_chat_is_streamed_and_its_own_fields_reach_the_engine() -> None:
         ({}, "inputs.request.messages: expected a list of objects with a role, got None"),
         ({"messages": [{"content": "x"}]}, "inputs.request.messages: expected a list of objects with a role"),
         (HELLO | {"n": 2}, "inputs.request.n: expected 1, as a job has one answer, got 2"),
-        (HELLO | {"max_tokens": 0}, "inputs.request.max_tokens: expected an integer >= 1, got 0"),
+        (HELLO | {"max_tokens": 0}, "inputs.request.max_tokens: expected an integer from 1 to 2147483648, got 0"),
+        (HELLO | {"max_tokens": 10**400}, "inputs.request.max_tokens: expected an integer from 1 to 2147483648, got 1"),
+        (HELLO | {"seed": 10**400}, "inputs.request.seed: expected an integer of 64 bits, got 1"),
     ],
 )
 def test_what_is_no_chat_is_the_callers_error(request_: Any, message: str) -> None:
