@@ -95,7 +95,8 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     that each URL's name has. `slots` is the requests that one replica runs at the same time. `models` maps names of
     models, or `name:version`, to what the server calls them; with `discover`, what else the server announces is served,
     too. `key_env` names the environment variable of the worker that has the API key; `headers` are sent with each
-    request. `rate` is what the endpoint allows; what its answers tell of that holds, too.
+    request. `rate` is what the endpoint allows; what its answers tell of that holds, too. `forwards` names further
+    fields of chats that are sent to it (`tasks.models.chats.asks`).
     """
 
     protocol: EndpointProtocol
@@ -110,6 +111,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rate: Rate = Rate()
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     discover: bool = False
+    forwards: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}$")], ...] = ()
     start: Start | None = None
 
     @property
@@ -154,6 +156,8 @@ def contradictions(endpoint: Endpoint) -> Contradictions:
         yield "tls.certificate", "the certificate of the key", None
     if tls != Tls() and not all(url.startswith("https:") for url in endpoint.urls):
         yield "url", "https:// where tls is given", endpoint.url
+    if endpoint.protocol != "openai" and endpoint.forwards:
+        yield "forwards", f"nothing, as {endpoint.protocol} has no chats", list(endpoint.forwards)
     if endpoint.protocol != "openai" and endpoint.rate.tokens_per_minute is not None:
         yield (
             "rate.tokens_per_minute",

@@ -191,7 +191,8 @@ def classify(
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
             continue
-        asked = tuple(variant.refuses(constraints.asks))
+        forwards = hardware.endpoint.forwards if hardware.endpoint is not None else ()
+        asked = tuple(variant.forwarding(forwards).refuses(constraints.asks)) if constraints.asks else ()
         if asked:
             refusals.append(Refusal(name, variant_name, f"it does not honour {', '.join(asked)}", asked=asked))
             continue

@@ -48,13 +48,40 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
 
 _READ = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop", *_LEFT_OUT)
 
+_OPENAI = (
+    "frequency_penalty logit_bias logprobs parallel_tool_calls presence_penalty reasoning_effort response_format "
+    "tool_choice tools top_logprobs top_p verbosity"
+)
+_ENGINES = (
+    "add_generation_prompt bad_words continue_final_message dry_allowed_length dry_base dry_multiplier "
+    "dry_penalty_last_n dry_sequence_breakers dynatemp_exponent dynatemp_range ebnf enable_thinking grammar "
+    "guided_choice guided_grammar guided_json guided_regex ignore_eos include_reasoning include_stop_str_in_output "
+    "json_schema length_penalty min_p min_tokens mirostat mirostat_eta mirostat_tau regex repeat_last_n repeat_penalty "
+    "repetition_penalty samplers separate_reasoning skip_special_tokens stop_token_ids structured_outputs thinking "
+    "top_k top_n_sigma typical_p xtc_probability xtc_threshold"
+)
+ORDINARY = frozenset([*_OPENAI.split(), *_ENGINES.split(), "images", "audio", "files"])
+"""What endpoints honour unless they say otherwise: features that shape the answer to this chat, and nothing else.
+
+Any other may steer the engine: load an adapter, a template or code, name a host to fetch from, choose a cache's entry,
+or overtake others. Sources: the references of OpenAI's, vLLM's, SGLang's and llama.cpp's chat completions.
+"""
+
+_TOOL = "function"
+_TEXT = ("text", "refusal")
+
 _MARKS = re.compile(r'"(?!(?:role|content|name|text|type)")[a-z_]+"\s*:')
 """A field in JSON text that is not one of a plain message's."""
 
 _NAME = re.compile(r"^[a-z_]{1,40}$")
-_MOST = 16  # names: they are in the name of a holding queue
+_MOST = 32  # names: they are in the name of a holding queue
 
-_PARTS: Mapping[str, str] = {"image_url": "images", "input_audio": "audio", "file": "files"}
+_PARTS: Mapping[str, tuple[str, str]] = {
+    "image_url": ("images", "url"),
+    "input_audio": ("audio", "data"),
+    "file": ("files", "file_data"),
+}
+"""The feature that a part of a message asks for, and where the part has its content."""
 
 
 def honoured(name: str, value: Any) -> bool:
@@ -65,7 +92,8 @@ def honoured(name: str, value: Any) -> bool:
 def asks(value: Any, field: str = "") -> tuple[str, ...]:
     """What the chats in an input's value ask for beyond a plain chat: names of fields, `images` and the like, in order.
 
-    Nothing for a value in a form that a router does not read, such as a reference.
+    `addresses` are images and files that are somewhere else. Nothing for a value in a form that a router does not read,
+    such as a reference; who runs it reads it.
 
     Raises:
         InvalidRequestError: one has a number out of range; names it, in the input `field`.
@@ -74,7 +102,12 @@ def asks(value: Any, field: str = "") -> tuple[str, ...]:
     for chat in chats:
         _check_numbers(chat, field)
     found = {name for chat in chats for name in _asks(chat)}
-    return tuple(sorted({name if _NAME.match(name) else "other fields" for name in found})[:_MOST])
+    named = sorted(name if _NAME.match(name) else OTHERS for name in found)
+    return tuple(dict.fromkeys(named if len(named) <= _MOST else [*named[:_MOST], OTHERS]))
+
+
+OTHERS = "other fields"
+"""What a chat asks for by more names, or others, than can be named here: no variant honours it."""
 
 
 def _chats(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -102,8 +135,27 @@ def _asks(chat: Mapping[str, Any]) -> Iterator[str]:
         if message.get("role") == "tool" or message.get("tool_calls") is not None:
             yield "tools"
         content = message.get("content")
-        kinds = (part.get("type") for part in content if isinstance(part, dict)) if isinstance(content, list) else ()
-        yield from (_PARTS[kind] for kind in kinds if isinstance(kind, str) and kind in _PARTS)
+        for part in content if isinstance(content, list) else ():
+            yield from _asks_of_part(part)
+    tools = chat.get("tools")
+    kinds = [tool.get("type", _TOOL) for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    yield from (OTHERS for kind in kinds if kind != _TOOL)
+
+
+def _asks_of_part(part: Any) -> Iterator[str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in _TEXT:
+        return
+    if not isinstance(kind, str) or kind not in _PARTS:
+        yield kind if isinstance(kind, str) else OTHERS
+        return
+    feature, place = _PARTS[kind]
+    yield feature
+    whole = part.get(kind)
+    content = whole.get(place) if isinstance(whole, dict) else whole
+    elsewhere = isinstance(content, str) and kind != "input_audio" and not content.startswith("data:")
+    if content is None or elsewhere or (isinstance(whole, dict) and "file_id" in whole):
+        yield "addresses"
 
 
 def read_chat(value: Any, field: str) -> dict[str, Any]:

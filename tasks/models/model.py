@@ -15,6 +15,7 @@ import msgspec
 
 from tasks.document import Contradictions, DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.endpoints import PROTOCOLS
+from tasks.models.chats import ORDINARY
 from tasks.models.units import EXPECTED, UnitError, read_unit
 from taxiway.contract.request import TERMS
 
@@ -181,7 +182,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.files` finds; only a
     callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has no
     artefacts and no `memory`, unlike every other variant. `honours` names the features of a chat that it supports
-    (`tasks.models.chats.asks`): by default all of them on an endpoint, and none on a device of ours.
+    (`tasks.models.chats.asks`): by default `ORDINARY` ones on an endpoint, and none on a device of ours.
     """
 
     runtime: RuntimeName
@@ -202,11 +203,20 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """Whether it runs on an endpoint, not on a device of ours."""
         return self.runtime in PROTOCOLS
 
+    @property
+    def honoured(self) -> Collection[str]:
+        """The features of a chat that it supports."""
+        if self.honours is not None:
+            return self.honours
+        return ORDINARY if self.on_endpoint else ()
+
+    def forwarding(self, names: Sequence[str]) -> Variant:
+        """The variant on an endpoint that takes these features of a chat, too."""
+        return msgspec.structs.replace(self, honours=(*self.honoured, *names)) if names else self
+
     def refuses(self, asks: Collection[str]) -> list[str]:
         """Which of these features of a chat it does not support."""
-        if self.honours is None:
-            return [] if self.on_endpoint else list(asks)
-        return [name for name in asks if name not in self.honours]
+        return [name for name in asks if name not in self.honoured]
 
 
 SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}

@@ -16,14 +16,14 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 import numpy as np
 
-from tasks.models.chats import answer_limit, characters, read_chat
+from tasks.models.chats import answer_limit, asks, characters, read_chat
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from tasks.models.profiles import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Tokens
-from taxiway.errors import cut
+from taxiway.errors import cut, wrong_field
 from workers.endpoints.protocol import Ask, AskItem, Discovery, EndpointError, FaultKind, Reader, WholeReader, malformed
 from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.pipelines.text import read_text
@@ -288,8 +288,10 @@ class OneReader(WholeReader):
 
 
 def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
-    first = model.inputs[0].name
-    chat = read_chat(row.get(first), f"inputs.{first}")
+    field = f"inputs.{model.inputs[0].name}"
+    chat = read_chat(row.get(model.inputs[0].name), field)
+    if refused := variant.refuses(asks(chat)):  # what a router could not read
+        raise wrong_field(field, "what the endpoint honours or forwards", refused, asked=refused)
     limit = answer_limit(chat) or int(parameters[LONGEST])
     size = (characters(chat) or 0) // CHARACTERS_PER_TOKEN + limit
     if "max_completion_tokens" not in chat:

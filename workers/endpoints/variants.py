@@ -155,7 +155,7 @@ class EndpointVariants(LearnedTimes):
                 variant_key(model.id, name),
                 model,
                 variant,
-                _EndpointPipeline(self._protocol, model, variant, called),
+                _EndpointPipeline(self._protocol, model, variant.forwarding(self._endpoint.forwards), called),
                 _Elsewhere(),
                 self.known(model, name),
                 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ CHEAP = """
       slots: 4
       models: {{talk: served, tale: served, vector: served}}
       health: {{every: 0.2}}
+      forwards: [chat_template]
     price: {{usd_per_hour: 0.0001}}
 service:"""
 
@@ -216,6 +218,41 @@ def test_a_response_has_the_label_of_the_one_that_it_continues(fleet: OpenAIFlee
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Taxiway-Locality")
     assert where(post(fleet, path, {**more, "previous_response_id": private}, x_taxiway_locality="lab")) == "cpu.batch"
     assert where(post(fleet, path, more)) == "cheap.out"
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
+STEERING: list[dict[str, Any]] = [
+    {"kv_transfer_params": {"remote_host": "169.254.169.254"}},
+    {"cache_salt": "of another"},
+    {"custom_logit_processor": "code"},
+    {"messages": [{"role": "user", "content": [IMAGE]}]},
+]
+
+
+@pytest.mark.parametrize("fields", STEERING, ids=lambda fields: next(iter(fields)))
+def test_what_steers_an_engine_reaches_none_that_does_not_forward_it(
+    fleet: OpenAIFleet, fields: dict[str, Any]
+) -> None:
+    sent, name = len(fleet.engine.chats), next(iter(fields))
+    chat = post(fleet, "/v1/chat/completions", {**MADE["/v1/chat/completions"], **fields})
+    assert (chat.status_code, chat.json()["error"]["code"]) == (400, "unsupported_parameter")
+    escaped = json.dumps({**CHAT, **fields}).replace(name, f"\\u{ord(name[0]):04x}{name[1:]}")
+    hidden = escaped.replace("messages", "\\u006dessages")
+    binary = base64.b64encode(escaped.encode()).decode()
+    for data, parameters in (([{**CHAT, **fields}], {}), ([hidden], {}), ([binary], {"content_type": "base64"})):
+        tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": data, "parameters": parameters}
+        answer = post(fleet, "/v2/models/talk/infer", {"inputs": [tensor]})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), answer.text
+    batch, _ = run_batch(fleet, {"model": "talk", **CHAT, **fields})
+    assert batch["request_counts"]["failed"] == 1
+    assert len(fleet.engine.chats) == sent
+
+
+def test_what_a_class_forwards_is_placed_there_and_reaches_its_engine(fleet: OpenAIFleet) -> None:
+    answer = post(fleet, "/v1/chat/completions", {**MADE["/v1/chat/completions"], "chat_template": "mine"})
+    assert (where(answer), fleet.engine.chats[-1]["chat_template"]) == ("cheap.out", "mine")
+    asked = {**MADE["/v1/chat/completions"], "chat_template": "mine", "locality": "lab"}
+    assert post(fleet, "/v1/chat/completions", asked).status_code == 400
 
 
 def test_a_number_beyond_all_bounds_is_refused_at_the_broker_too(fleet: OpenAIFleet) -> None:

@@ -13,6 +13,7 @@ from router.decide.placement import choose
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.endpoints import Endpoint
+from tasks.models.chats import OTHERS
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
@@ -152,6 +153,29 @@ def test_a_chat_goes_only_to_variants_that_honour_what_it_asks_for(asks: tuple[s
         table = build_table(CHAT, Constraints(asks=asks), TALKING, FleetSnapshot(), ProfileBook())
         with pytest.raises(InvalidRequestError, match=r"inputs.text: expected what some variant honours, got images"):
             choose(table, needs_of(Terms(), TALKING, rows=1, size=1), np.zeros((2, LEVELS)), seed=1)
+
+
+def test_what_steers_an_engine_goes_only_where_the_class_forwards_it() -> None:
+    engine = Variant(runtime="openai", profiles={"endpoint": Profile(base=1, slope=1)})
+    model = msgspec.structs.replace(CHAT, variants={"engine": engine})
+    hardware = {
+        name: a_class(
+            device="endpoint",
+            runtimes=("openai",),
+            endpoint=msgspec.structs.replace(ENGINE, forwards=forwards),
+            max_batch=2,
+        )
+        for name, forwards in (("plain", ()), ("trusting", ("cache_salt", "addresses")))
+    }
+
+    def able(*asks: str) -> list[str]:
+        found, _ = classify(model, Constraints(asks=asks), a_topology(**hardware), FleetSnapshot())
+        return [one.hardware_class for one in found]
+
+    assert able("images", "tools", "top_k") == ["plain", "trusting"]
+    assert able("addresses", "images") == able("cache_salt") == ["trusting"]
+    for steers in ("kv_transfer_params", "priority", "chat_template", "locality", "custom_logit_processor", OTHERS):
+        assert able(steers) == []
 
 
 def test_the_place_of_waiting_work_is_a_candidate_also_while_its_device_refuses_it() -> None:

@@ -116,6 +116,7 @@ def test_a_chat_is_streamed_and_its_own_fields_reach_the_engine() -> None:
         (HELLO | {"max_tokens": 0}, "inputs.request.max_tokens: expected an integer from 1 to 2147483648, got 0"),
         (HELLO | {"max_tokens": 10**400}, "inputs.request.max_tokens: expected an integer from 1 to 2147483648, got 1"),
         (HELLO | {"seed": 10**400}, "inputs.request.seed: expected an integer of 64 bits, got 1"),
+        (HELLO | {"cache_salt": "x"}, "inputs.request: expected what the endpoint honours or forwards, got ['cache_sa"),
     ],
 )
 def test_what_is_no_chat_is_the_callers_error(request_: Any, message: str) -> None:

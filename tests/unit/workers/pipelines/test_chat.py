@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.chats import TOKENS_OF_IMAGE, asks, most_tokens
+from tasks.models.chats import OTHERS, TOKENS_OF_IMAGE, asks, most_tokens
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.decoding import CONTROL, byte_tokenizer
 from tests.unit.tasks.test_catalogue import model as described
@@ -141,10 +141,36 @@ def test_images_and_tools_in_messages_are_asked_for_too() -> None:
         "tools",
     )
     assert asks('{"messages": [{"role": "user", "content": "a \\"tools\\": b"}]}') == ()
-    assert asks({"messages": [], "ÜX": 1, **{f"a_{'x' * n}": 1 for n in range(60)}}) == tuple(
-        f"a_{'x' * n}" for n in range(16)
-    )
+    many = {f"a_{'x' * n}": 1 for n in range(60)}
+    assert asks({"messages": [], "ÜX": 1, **many}) == (*(f"a_{'x' * n}" for n in range(32)), OTHERS)
     assert asks("no chat, tools: none") == asks(None) == asks({"messages": 3}) == ()
+
+
+@pytest.mark.parametrize(
+    ("part", "asked"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, ("images",)),
+        ({"type": "image_url", "image_url": {"url": b"bytes of our own clients"}}, ("images",)),
+        ({"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}, ("addresses", "images")),
+        ({"type": "image_url", "image_url": "file:///etc/passwd"}, ("addresses", "images")),
+        ({"type": "image_url", "image_url": {"url": " data:"}}, ("addresses", "images")),
+        ({"type": "image_url"}, ("addresses", "images")),
+        ({"type": "file", "file": {"file_data": "data:x"}}, ("files",)),
+        ({"type": "file", "file": {"file_data": "data:x", "file_id": "f"}}, ("addresses", "files")),
+        ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, ("audio",)),
+        ({"type": "video_url", "video_url": {"url": "data:"}}, ("video_url",)),
+        ({"image_url": "http://169.254.169.254/"}, (OTHERS,)),
+        ("text", (OTHERS,)),
+    ],
+)
+def test_what_a_message_has_elsewhere_is_asked_for_by_name(part: Any, asked: tuple[str, ...]) -> None:
+    assert asks({"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, part]}]}) == asked
+
+
+def test_tools_that_an_engine_would_run_itself_are_honoured_by_nobody() -> None:
+    called, run = {"type": "function", "function": {"name": "f"}}, {"type": "mcp", "server_url": "http://127.0.0.1/"}
+    assert asks({"messages": [], "tools": [called]}) == ("tools",)
+    assert asks({"messages": [], "tools": [called, run]}) == (OTHERS, "tools")
 
 
 def test_a_template_cannot_leave_its_sandbox() -> None:
