@@ -235,7 +235,7 @@ def _drive_device(context: WorkerContext, device: Device, shared: Shared) -> tup
     """What drives a device of this machine, and its queue."""
     artefacts, threads = ArtefactStore(context.settings.cache), context.options.threads
     executor = Executor(context.hardware, device, artefacts, threads=threads, book=context.folder.book)
-    limits, jobs = shared.store.limits, DeviceQueue(executor)
+    limits, jobs = shared.store.limits, DeviceQueue()
     memory = OutOfMemoryPolicy(limits.memory_faults, executor.runs_example, shared.drain, shared.celery)
     retries = Retries(shared.endings, shared.admissions, limits.attempts, memory)
     return DeviceStage(jobs, retries, executor, shared), jobs
@@ -250,7 +250,7 @@ def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> t
     assert endpoint is not None
     protocol = open_protocol(endpoint.protocol)
     variants = EndpointVariants(endpoint, protocol, device, folder.catalogue, folder.book)
-    jobs = DeviceQueue(variants)
+    jobs = DeviceQueue()
     try:
         stage = EndpointStage(endpoint, protocol, context.options.endpoint_key, variants, jobs, shared)
     except EndpointConfigError as error:

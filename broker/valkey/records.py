@@ -63,16 +63,16 @@ class Verdict(StrEnum):
 class Claim:
     """One job's claim: its fencing token if it may run, seconds until the next attempt if it is held.
 
-    `attempts` counts the runs that are known to have begun. `claims` counts the claims that were not released, this one
-    included: more than one means that a worker ended while it held the job. `deadline_at` is the record's, 0 if it has
-    none: the message may be a copy with a later one.
+    `attempts` counts the runs that are known to have begun. `blamed` counts the workers that the job may have ended:
+    the first that ended while it held the job, and later ones that handled nothing else then. `deadline_at` is the
+    record's, 0 if it has none: the message may be a copy with a later one.
     """
 
     verdict: Verdict
     token: str = ""
     retry_in: float = 0.0
     attempts: int = 0
-    claims: int = 1
+    blamed: int = 0
     deadline_at: float = 0.0
 
 
@@ -94,8 +94,8 @@ def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:
 def claim_from(verdict: bytes, value: bytes) -> Claim:
     """One claim, as `includes/claimed.lua` answers it."""
     if verdict == b"run":
-        token, attempts, claims, due = value.decode().rsplit(" ", 3)
-        return Claim(Verdict.RUN, token, attempts=int(attempts), claims=int(float(claims)), deadline_at=float(due))
+        token, attempts, blamed, due = value.decode().rsplit(" ", 3)
+        return Claim(Verdict.RUN, token, attempts=int(attempts), blamed=int(blamed), deadline_at=float(due))
     kind = Verdict(verdict.decode())
     return Claim(kind, retry_in=float(value) if kind is Verdict.HELD else 0.0)
 
@@ -112,6 +112,12 @@ def start_call(device: str, jobs: Iterable[tuple[str, str, float]]) -> Call:
     return Call(
         "jobs/start", _records(ids), [device, *(part for pair in zip(tokens, times, strict=True) for part in pair)]
     )
+
+
+def alone_call(claims: Iterable[tuple[str, str]], *, alone: bool) -> Call:
+    """Notes whether a worker handles nothing beside each of these jobs, given by job and token."""
+    ids, tokens = zip(*claims, strict=True)
+    return Call("jobs/alone", _records(ids), [int(alone), *tokens])
 
 
 def bill_call(bills: Iterable[tuple[str, str, float]]) -> Call:

@@ -14,6 +14,7 @@ from broker.valkey import Call
 from broker.valkey.records import (
     Claim,
     Ending,
+    alone_call,
     bill_call,
     claim_answer,
     claim_call,
@@ -91,6 +92,10 @@ class WorkerStore:
         """Record that jobs (id, token, store's time) run."""
         if jobs:
             self._run(start_call(self.device, jobs))
+
+    def alone(self, claims: Sequence[tuple[str, str]], *, alone: bool) -> None:
+        """Record whether this worker handles nothing beside each of these jobs: its end would be blamed on them."""
+        self._run(alone_call(claims, alone=alone))
 
     def bill(self, bills: Sequence[tuple[str, str, float]]) -> None:
         """Charge tenants for what their jobs (id, the bill's id, US dollars) used of endpoints."""

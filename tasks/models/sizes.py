@@ -224,7 +224,7 @@ def _values(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
     value: Any = given.get(unit.name)
     values = _integers(_spec(model, unit), value, model.max_rows) if is_tensor(value) else value
     found: list[Any] = values[: model.max_rows] if isinstance(values, list) else [values]
-    return [_clamped(v) for v in found] if all(type(v) is int for v in found) else []
+    return [clamped(v) for v in found] if all(type(v) is int for v in found) else []
 
 
 def _integers(spec: TensorSpec, tensor: Mapping[str, Any], most: int) -> Any:
@@ -246,7 +246,7 @@ def _elements(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
 
 def _axis(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
     dims = _row_dims(_spec(model, unit), given.get(unit.name))
-    return [] if dims is None else [_clamped(dims[unit.axis])]
+    return [] if dims is None else [clamped(dims[unit.axis])]
 
 
 def _texts(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
@@ -262,7 +262,7 @@ def _bytes(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
     """The bytes of all inputs, the same for each row."""
     found = [_bytes_of(spec, given[spec.name]) for spec in model.inputs if spec.name in given]
     known = [size for size in found if size is not None]
-    return [_clamped(sum(known))] if len(known) == len(found) and known else []
+    return [clamped(sum(known))] if len(known) == len(found) and known else []
 
 
 def _bytes_of(spec: TensorSpec, value: Any) -> int | None:
@@ -282,7 +282,7 @@ def _pictures(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
             continue
         if spec.datatype == "BYTES":
             found = [_pixels(element) for element in _listed(value)[: model.max_rows]]
-            return [_clamped(size) for size in found if size is not None] if None not in found else []
+            return [clamped(size) for size in found if size is not None] if None not in found else []
         dims = _row_dims(spec, value)
         return [] if dims is None else [_pixels_in(dims)]
     return []
@@ -319,7 +319,7 @@ def _length(value: Any) -> int | None:
     if not isinstance(value, dict):
         return None
     if is_reference(value):
-        return _clamped(value["bytes"]) if type(value["bytes"]) is int else None
+        return clamped(value["bytes"]) if type(value["bytes"]) is int else None
     text = value.get("__value__")
     return len(text) * 3 // 4 if isinstance(text, str) else None
 
@@ -337,7 +337,7 @@ def _dims(shape: Any) -> list[int] | None:
     """A tensor's shape; None if it is not a tensor."""
     if not isinstance(shape, list | tuple) or len(shape) > 32:
         return None
-    return [_clamped(n) for n in shape] if all(type(n) is int and n >= 0 for n in shape) else None
+    return [clamped(n) for n in shape] if all(type(n) is int and n >= 0 for n in shape) else None
 
 
 def _nesting(value: Any) -> list[int]:
@@ -363,7 +363,8 @@ def _pixels_in(dims: Sequence[int]) -> int:
     return _product(dims[1:] if len(dims) > 2 and dims[0] <= _CHANNELS else dims)
 
 
-def _clamped(n: int) -> int:
+def clamped(n: int) -> int:
+    """The size, such that a float can represent it."""
     return max(min(n, _MOST), -_MOST)
 
 
@@ -406,7 +407,7 @@ def _row_pixels(unit: Unit, row: Mapping[str, Any]) -> int:
 
 
 _ROWS: Mapping[str, Callable[[Unit, Mapping[str, Any]], int]] = {
-    "value": lambda unit, row: _clamped(int(row[unit.name])),
+    "value": lambda unit, row: clamped(int(row[unit.name])),
     "elements": lambda unit, row: int(row[unit.name].size),
     "axis": lambda unit, row: int(row[unit.name].shape[unit.axis]),
     "tokens": lambda unit, row: 1,

@@ -20,7 +20,7 @@ from tasks.models.chats import answer_limit, asks, characters, read_chat
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from tasks.models.profiles import LONGEST
-from tasks.models.sizes import CHARACTERS_PER_TOKEN
+from tasks.models.sizes import CHARACTERS_PER_TOKEN, clamped
 from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Tokens
 from taxiway.errors import cut, wrong_field
@@ -292,7 +292,7 @@ def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameter
     chat = read_chat(row.get(model.inputs[0].name), field)
     if refused := variant.refuses(asks(chat)):  # what a router could not read
         raise wrong_field(field, "what the endpoint honours or forwards", refused, asked=refused)
-    limit = answer_limit(chat) or int(parameters[LONGEST])
+    limit = clamped(answer_limit(chat) or int(parameters[LONGEST]))
     size = (characters(chat) or 0) // CHARACTERS_PER_TOKEN + limit
     if "max_completion_tokens" not in chat:
         chat["max_tokens"] = limit

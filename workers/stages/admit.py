@@ -29,6 +29,7 @@ from tasks.heartbeat import variant_key
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.models.signature import Bound, bind, check_stream
+from tasks.models.sizes import clamped
 from tasks.telemetry import ParentSpan, parent_of
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
@@ -52,7 +53,7 @@ from workers.device import WorkerContext
 from workers.executor import Loaded
 from workers.port import Item
 from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, Outcome, late
-from workers.stages.queues import DeviceQueue, DeviceVariants, Shared
+from workers.stages.queues import DeviceQueue, DeviceVariants, Shared, patient_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,9 @@ RunAlone = Callable[[Job], bool]
 
 LOOK_AGAIN = 1.0
 """Maximum seconds before the claim of a job that another worker holds is retried."""
+
+MOST_ENDED = 2
+"""Workers that a job may have ended before it is given up: the first may have had bad luck."""
 
 _SEED = "seed"
 
@@ -119,8 +123,10 @@ class AdmitStage:
             assert delivery.claim is not None
             if delivery.claim.verdict is not Verdict.RUN:
                 self._not_run(delivery, delivery.claim, now)
-            elif delivery.claim.attempts >= delivery.ticket.attempts(self._store.limits.attempts):
-                self._give_up(delivery)
+            elif delivery.claim.blamed >= MOST_ENDED:
+                self._give_up(delivery, f"{delivery.claim.blamed} workers ended while they held the job")
+            elif delivery.claim.attempts >= (most := delivery.ticket.attempts(self._store.limits.attempts)):
+                self._give_up(delivery, f"after {most} attempts that ended without an answer")
             else:
                 able.append(delivery)
         self._admit(able, arrived, alone)
@@ -154,10 +160,9 @@ class AdmitStage:
         else:
             self._inbox.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
 
-    def _give_up(self, delivery: Delivery) -> None:
+    def _give_up(self, delivery: Delivery, reason: str) -> None:
         """Fail a job that crashed its workers, and keep its message as a dead letter."""
-        attempts = delivery.ticket.attempts(self._store.limits.attempts)
-        error = DeadLetteredError(f"given up after {attempts} attempts that ended without an answer")
+        error = DeadLetteredError(f"given up: {reason}")
         self._held.dead_letter(delivery, error.message)
         self._finish.put([Ended(delivery, Outcome(error=error))])
 
@@ -170,15 +175,35 @@ class AdmitStage:
         with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is unavailable: they are requeued
             for some, contents in self._reader.groups(deliveries):
                 read = [j for one in some for j in self._tried(one, partial(self._reader.read, one, arrived, contents))]
-                jobs = [j for job in read for j in self._tried(job.delivery, partial(self._prepared, job))]
+                jobs = [j for job in read for j in self._prepared(job)]
                 if alone is None or len(jobs) != 1 or not alone(jobs[0]):
                     self._device.put(jobs)
 
-    def _prepared(self, job: Job) -> Job:
-        """The job, prepared if its variant is already loaded."""
+    def _prepared(self, job: Job) -> list[Job]:
+        """The job, prepared if its variant is already loaded; empty if that failed, which ends the job.
+
+        The store knows meanwhile of a job that may have ended a worker: its preparation may be what did.
+        """
+        step = partial(self._prepare, job)
+        if not job.delivery.suspect:
+            return self._tried(job.delivery, step)
+        self._note_alone(job.delivery, alone=True)
+        prepared = self._tried(job.delivery, step)
+        self._note_alone(job.delivery, alone=False)
+        return prepared
+
+    def _note_alone(self, delivery: Delivery, *, alone: bool) -> None:
+        insist(
+            lambda: self._store.alone([(delivery.job, delivery.token)], alone=alone),
+            self._shutdown,
+            lambda why: logger.warning("cannot note a suspect", extra={"error": why}),
+        )
+
+    def _prepare(self, job: Job) -> Job:
         loaded = self._variants.ready(job.model, job.variant)
         if loaded is not None:
             prepare(job, loaded)
+        job.patient = patient_seconds(job, self._variants)
         return job
 
     def _tried(self, delivery: Delivery, step: Callable[[], Job]) -> list[Job]:
@@ -419,7 +444,7 @@ def prepare(job: Job, loaded: Loaded) -> None:
     for index, (row, parameters) in enumerate(zip(job.rows, _parameters_of(job), strict=True)):
         try:
             item = loaded.pipeline.prepare(row, parameters)
-            item.level = job.ticket.level
+            item.size, item.level = clamped(item.size), job.ticket.level
             items.append(item)
         except TaxiwayError as error:
             raise named_row(error, index, job) from error

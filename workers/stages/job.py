@@ -114,7 +114,7 @@ class Delivery:
     @property
     def suspect(self) -> bool:
         """Whether a worker crashed while it held the job, which may be the cause."""
-        return self.claim is not None and self.claim.claims > 1
+        return self.claim is not None and self.claim.blamed > 0
 
 
 @dataclass(slots=True, eq=False)
@@ -124,6 +124,7 @@ class Job:
     `hardware` is the class that it runs for, `key` names the variant. `deadline` is on the store's clock, infinite if
     there is none. `waiting` maps a size bucket to the indices of rows that are in no batch. With `stream` the answer is
     streamed to the client. `tokens` are those of rows that ran on an endpoint, `billed` the US dollars for their use.
+    `patient` is the estimated device seconds of a patient job, 0 of any other.
     """
 
     delivery: Delivery
@@ -146,6 +147,7 @@ class Job:
     tokens: Tokens | None = None
     billed: float = 0.0
     stream: bool = False
+    patient: float = 0.0
 
     @property
     def ticket(self) -> Ticket:

@@ -30,7 +30,7 @@ from workers.pipelines.running_batch import RunningBatch, RunningRow
 from workers.port import Runtime
 from workers.stages.admit import named_row
 from workers.stages.job import Job
-from workers.stages.queues import PieceQueue, patient_seconds
+from workers.stages.queues import PieceQueue
 
 Portions = list[tuple[Job, list[int]]]
 """Jobs with the indices of their rows that run together."""
@@ -434,7 +434,7 @@ class Loads:
         """Add a job that waits for its variant."""
         self._waiting.setdefault(job.key, []).append(job)
         self.rows += len(job.rows)
-        self.patient += patient_seconds([job], self._executor)
+        self.patient += job.patient
 
     def want(self, model: Model) -> None:
         """Load the fastest loadable variant of a model that no job waits for, once no job waits for any load."""
@@ -453,7 +453,7 @@ class Loads:
             old = [job for job in jobs if not self._executor.is_current(job.model)]
             dropped += old
             self.rows -= sum(len(job.rows) for job in old)
-            self.patient -= patient_seconds(old, self._executor)
+            self.patient -= sum(job.patient for job in old)
             self._waiting[key] = [job for job in jobs if job not in old]
             if not self._waiting[key]:
                 del self._waiting[key]
@@ -543,7 +543,7 @@ class Loads:
         """Remove and return the jobs that wait for the variant."""
         jobs = self._waiting.pop(key, [])
         self.rows -= sum(len(job.rows) for job in jobs)
-        self.patient = self.patient - patient_seconds(jobs, self._executor) if self._waiting else 0.0
+        self.patient = self.patient - sum(job.patient for job in jobs) if self._waiting else 0.0
         return jobs
 
 

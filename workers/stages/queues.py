@@ -12,7 +12,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -89,12 +89,11 @@ class DeviceQueue:
     rows per job. `clock` is the store's time minus this host's monotonic clock; admission sets it.
     """
 
-    def __init__(self, variants: DeviceVariants) -> None:
+    def __init__(self) -> None:
         self.rows = 0
         self.patient = 0.0
         self.rows_a_job = 1.0
         self.clock = 0.0
-        self._variants = variants
         self._notify: Callable[[], None] = lambda: None
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
@@ -107,7 +106,7 @@ class DeviceQueue:
             rows = sum(len(job.rows) for job in jobs)
             self._jobs += jobs
             self.rows += rows
-            self.patient += patient_seconds(jobs, self._variants)
+            self.patient += sum(job.patient for job in jobs)
             self.rows_a_job += _SMOOTHING * (rows / len(jobs) - self.rows_a_job)
             self._changed.notify_all()
         self._notify()
@@ -259,12 +258,10 @@ def ahead_of(hardware: HardwareClass) -> float:
     return max(AHEAD * hardware.runs_at_most, 2 * AHEAD_FOR)
 
 
-def patient_seconds(jobs: Iterable[Job], variants: DeviceVariants) -> float:
-    """Estimated device seconds of the patient jobs among these."""
-    return sum(_seconds(job, variants) for job in jobs if job.ticket.level >= PATIENT)
-
-
-def _seconds(job: Job, variants: DeviceVariants) -> float:
+def patient_seconds(job: Job, variants: DeviceVariants) -> float:
+    """Estimated device seconds of a patient job; 0 for any other."""
+    if job.ticket.level < PATIENT:
+        return 0.0
     sizes = [item.size for item in job.items] or [_size(job, row) for row in job.rows]
     profile = variants.known(job.model, job.variant).profile
     return variants.pace(job.key) * profile.latency(len(sizes), sum(sizes) / len(sizes))

@@ -28,14 +28,15 @@ OUT_OF_MEMORY = os.EX_OSERR
 
 
 def count_runs(store: WorkerStore, suspects: Sequence[Delivery], stopping: threading.Event) -> bool:
-    """Count a run of each in the store before it begins, since it may crash this worker; False without an answer."""
+    """Count a run of each, alone, in the store before it begins: it may crash this worker. False without an answer."""
     begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
+
+    def count() -> None:
+        store.start(begun)
+        store.alone([(job, token) for job, token, _ in begun], alone=True)
+
     try:
-        insist(
-            lambda: store.start(begun),
-            stopping,
-            lambda why: logger.warning("cannot count attempts", extra={"error": why}),
-        )
+        insist(count, stopping, lambda why: logger.warning("cannot count attempts", extra={"error": why}))
     except BrokerUnavailableError:  # stopping: the messages are delivered again
         return False
     for delivery in suspects:

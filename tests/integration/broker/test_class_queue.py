@@ -224,7 +224,7 @@ def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_cl
     [taken] = another.take(QUEUE, 9).messages
     assert (taken.raw, taken.job) == (ORDER, "lost")
     assert taken.claim is not None
-    assert (taken.claim.verdict, taken.claim.claims) == (Verdict.RUN, 1)
+    assert (taken.claim.verdict, taken.claim.blamed) == (Verdict.RUN, 1)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from broker.valkey.records import (
     REFUSED,
     Ending,
     Verdict,
+    alone_call,
     bill_call,
     heartbeat_call,
     release_call,
@@ -76,13 +77,22 @@ def test_a_start_is_recorded_by_the_worker_that_holds_the_job(store: Store) -> N
     )
 
 
-def test_a_claim_counts_earlier_claims_that_were_not_released(store: Store) -> None:
-    [first] = store.claim("a", "j", lease=0.05)
+def lost(store: Store, *, alone: bool) -> int:
+    """How many workers the job was blamed for when it was claimed by one that then ended, `alone` with it or not."""
+    [claim] = store.claim("w", "j", lease=0.05)
+    store.run(alone_call([("j", claim.token)], alone=alone))
     assert until(lambda: not is_held(store.client, "j"))
-    [second] = store.claim("b", "j")
-    store.run(release_call([("j", second.token)]))
-    [third] = store.claim("c", "j")
-    assert [claim.claims for claim in (first, second, third)] == [1, 2, 2]
+    return claim.blamed
+
+
+def test_a_job_is_blamed_for_its_first_lost_worker_and_then_for_those_that_handled_nothing_beside_it(
+    store: Store,
+) -> None:
+    assert [lost(store, alone=alone) for alone in (False, False, True, False)] == [0, 1, 1, 2]
+    [last] = store.claim("b", "j")
+    store.run(alone_call([("j", last.token)], alone=True))
+    store.run(release_call([("j", last.token)]))
+    assert store.claim("c", "j")[0].blamed == 2
 
 
 def test_a_start_that_was_not_recorded_is_recorded_with_the_end(store: Store) -> None:
@@ -179,7 +189,7 @@ def test_a_job_that_is_released_after_a_failed_run_is_queued_and_the_run_counts(
         store.run(start_call("cpu:0", [("j", claim.token, 1.0)]))
         store.run(release_call([("j", claim.token)], counts=counts))
         assert (store.record("j")["state"], store.record("j")["attempts"]) == ("queued", str(attempts))
-    assert store.claim("b", "j")[0].claims == 1  # none of them is suspected to have ended a worker
+    assert store.claim("b", "j")[0].blamed == 0  # none of them is suspected to have ended a worker
 
 
 def test_a_released_message_that_was_never_accepted_gets_no_state(store: Store) -> None:

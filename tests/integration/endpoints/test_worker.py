@@ -253,7 +253,7 @@ def test_a_model_that_the_endpoint_no_longer_lists_is_unavailable(tower: Tower, 
     assert facts(tower).unavailable["talk:1/engine"] == "the endpoint lists no model 'served' (other)"
     assert facts(tower).warm == ()
     job = order(tower, "hello")
-    eventually(lambda: tower.state.hget(job_key(job), "released"))  # it returned, and nothing was sent
+    eventually(lambda: tower.state.hget(job_key(job), "holder") == b"")  # it returned, and nothing was sent
     assert not engine.chats
     engine.models = ["served"]
     assert tower.result(job).outputs["text"] == "hello "

@@ -55,7 +55,7 @@ def test_a_dead_letter_names_the_workers_that_died_holding_its_job(settings: Set
     history = worker.history("j")
     assert [(holder.worker, holder.ran) for holder in history] == [("a@host", True), ("b@host", True)]
     assert began - 1 <= history[0].since <= history[1].since
-    assert (last.attempts, last.claims) == (1, 3)
+    assert (last.attempts, last.blamed) == (1, 1)  # the second may have held other jobs
     add_dead_letter(worker, b"message", "given up", "j")
     [letter] = store.client.lrange(DEAD, 0, -1)
     assert json.loads(letter)["history"][0]["worker"] == "a@host"
@@ -67,7 +67,7 @@ def test_a_worker_that_gave_the_job_back_is_not_in_its_history(settings: Setting
     store.run(start_call("cpu:0", [("j", claim.token, 1.0)]))
     store.run(release_call([("j", claim.token)]))
     [again] = store.claim("b@host", "j")
-    assert (again.attempts, again.claims) == (0, 1)
+    assert (again.attempts, again.blamed) == (0, 0)
     assert WorkerStore(settings.state, "b@host", Limits()).history("j") == ()
 
 

@@ -1,13 +1,14 @@
 -- claimed(worker, lease, result, job, deadline, elsewhere): one job's claim, as its verdict and the value that goes with
--- it: run (token, runs begun, claims not given back), held (seconds left), final, late or elsewhere. Uses: now, over.
+-- it: run (token, runs begun, workers that it may have ended), held (seconds left), final, late or elsewhere. Uses: now, over.
 --
 -- Who holds a job may finish it after its deadline, so a job that is held is not late. A holder that neither ended the
 -- job nor gave it back goes into the job's history. A copy with a later deadline than the record has the record's.
 -- Where `elsewhere` tells whether another device could run it, a job that this very worker held when its lease ended is
--- left to that device for 5 s: it may be what ended the worker. A claim on a job without a record stays for a day.
+-- left to that device for 5 s: it may be what ended the worker. The first holder that ended counts as ended by it, a later
+-- one only if it handled nothing beside it (alone.lua). A claim on a job without a record stays for a day.
 local function claimed(worker, lease, result, job, deadline, elsewhere)
-  local state, attempts, released, claims, holder, held_until, history, due = unpack(redis.call('HMGET', job,
-    'state', 'attempts', 'released', 'claims', 'holder', 'held_until', 'history', 'deadline_at'))
+  local state, attempts, claims, holder, held_until, history, due, blamed, alone = unpack(redis.call('HMGET', job,
+    'state', 'attempts', 'claims', 'holder', 'held_until', 'history', 'deadline_at', 'blamed', 'alone'))
   deadline, due = tonumber(deadline), tonumber(due or 0)
   if over(result, state, due, deadline) then return 'final', '' end
   local was_held, left = holder and holder ~= '', (held_until or 0) - now
@@ -15,6 +16,8 @@ local function claimed(worker, lease, result, job, deadline, elsewhere)
   if deadline > 0 and now > deadline or due > 0 and now > due then return 'late', '' end
   local lately = was_held and elsewhere and left > -5
   if lately and string.match(holder, '^(.*)#') == worker and elsewhere() then return 'elsewhere', '' end
+  if was_held and (not blamed or alone == '1') then blamed = redis.call('HINCRBY', job, 'blamed', 1) end
+  if alone then redis.call('HDEL', job, 'alone') end
   if was_held and #(history or '') < 4000 then
     local worker_since = string.gsub(holder, '#%d+ ', ' ')
     redis.call('HSET', job, 'history', (history or '') .. worker_since .. ' ' .. (state or 'queued') .. '\n')
@@ -23,5 +26,5 @@ local function claimed(worker, lease, result, job, deadline, elsewhere)
   local token = worker .. '#' .. number
   redis.call('HSET', job, 'claims', number, 'holder', token .. ' ' .. now, 'held_until', now + lease)
   if not state then redis.call('EXPIRE', job, 86400) end
-  return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (number - (released or 0)) .. ' ' .. string.format('%.6f', due)
+  return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (blamed or 0) .. ' ' .. string.format('%.6f', due)
 end

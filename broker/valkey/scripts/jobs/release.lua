@@ -11,6 +11,6 @@ for n, job in ipairs(KEYS) do
       redis.call('HSET', job, 'state', 'queued')
     end
     redis.call('HSET', job, 'holder', '')
-    redis.call('HINCRBY', job, 'released', 1)
+    redis.call('HDEL', job, 'alone')
   end
 end

@@ -23,7 +23,7 @@ from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
 from workers.stages.held import HeldJobs
 from workers.stages.job import Job
-from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared
+from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared, patient_seconds
 
 BATCH = 4
 
@@ -36,7 +36,7 @@ def stage(tmp_path: Path) -> DeviceStage:
     store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
     held, endings = HeldJobs(store, None, celery), EndingQueue()
     shared = Shared(AdmitQueue(), endings, PieceQueue(), store, held, celery, Drain())
-    return DeviceStage(DeviceQueue(executor), endings, executor, shared)
+    return DeviceStage(DeviceQueue(), endings, executor, shared)
 
 
 def jobs(stage: DeviceStage, count: int) -> list[Job]:
@@ -74,6 +74,7 @@ def slept(stage: DeviceStage, level: int, size: int) -> Job:
     delivery, hardware = a_delivery(a_ticket(level=level)), stage.executor.hardware
     job = Job(delivery, hardware, model, "paced", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
     job.items = [Item({}, size)]
+    job.patient = patient_seconds(job, stage.executor)
     job.answers = [None]
     gather(job)
     return job

@@ -57,7 +57,7 @@ class Device:
         self.executor = Executor(hardware, device, ArtefactStore(root / "cache"), threads=1)
         self.gate = threading.Event()
         self.begun = threading.Event()
-        self.jobs = DeviceQueue(self.executor)
+        self.jobs = DeviceQueue()
         self.endings, self.admissions = Endings(), Admissions()
         store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), Gate(self.begun, self.gate)
         held = HeldJobs(store, None, celery)

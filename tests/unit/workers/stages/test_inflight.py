@@ -55,10 +55,10 @@ class Deck:
         self.loaded: Loaded = executor.load(model, "onnx")
         assert self.inflight.serve(self.loaded)
 
-    def job(self, *prompts: str, stream: bool = False, claims: int = 1, **parameters: Any) -> Job:
+    def job(self, *prompts: str, stream: bool = False, blamed: int = 0, **parameters: Any) -> Job:
         """A claimed job whose rows wait."""
         job = Job(
-            delivery=self.delivery(claims),
+            delivery=self.delivery(blamed),
             hardware=self.executor.hardware,
             model=self.model,
             variant="onnx",
@@ -74,10 +74,10 @@ class Deck:
         gather(job)
         return job
 
-    def delivery(self, claims: int) -> Delivery:
+    def delivery(self, blamed: int) -> Delivery:
         """A message that is held under its job's second claim."""
         ticket = a_ticket(str(uuid.uuid4()), self.model.id, prices={"cpu.batch": 1.0})
-        return a_delivery(ticket, claim=Claim(Verdict.RUN, "worker#2", claims=claims))
+        return a_delivery(ticket, claim=Claim(Verdict.RUN, "worker#2", blamed=blamed))
 
     def join(self, job: Job) -> Job:
         """Let all the job's rows take part."""
@@ -160,7 +160,7 @@ def test_a_job_that_may_have_ended_a_worker_runs_alone(deck: Deck) -> None:
     assert deck.inflight.room(key, 256, alone=True) == 0
     deck.finish()
     assert deck.inflight.room(key, 256, alone=True) == 4
-    deck.join(deck.job("two", claims=2, max_tokens=3))
+    deck.join(deck.job("two", blamed=1, max_tokens=3))
     assert deck.inflight.room(key, 256) == 0
     deck.finish()
     assert deck.inflight.room(key, 256) == 4

@@ -89,7 +89,7 @@ def test_a_stage_that_ends_waits_for_it_and_takes_no_other(device: Device) -> No
 
 def test_a_long_or_suspect_or_undecoded_job_is_left_to_the_device_thread(device: Device) -> None:
     long, suspect = ready(device), ready(device)
-    suspect.delivery.claim = Claim(Verdict.RUN, "token", claims=2)
+    suspect.delivery.claim = Claim(Verdict.RUN, "token", blamed=1)
     loaded = device.executor.ready(long.model, long.variant)
     assert loaded is not None
     known = loaded.known

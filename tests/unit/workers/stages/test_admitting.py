@@ -1,0 +1,114 @@
+"""What admitting a job raises ends that job alone, and a job that may have ended two workers is given up."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.valkey.records import Claim, Verdict
+from broker.valkey.worker_store import WorkerStore
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.folder import ModelsFolder, load_catalogue
+from tasks.models.model import Model
+from tasks.models.profiles import Known, ProfileBook
+from tasks.queues_file import QueuesFile
+from tasks.settings import TREE, Settings
+from tasks.topology import Limits
+from taxiway.contract.keys import PATIENT
+from taxiway.contract.request import Request
+from taxiway.contract.values import Blobs
+from taxiway.contract.wire import request_body
+from taxiway.errors import DeadLetteredError, ExecutionError, TaxiwayError
+from tests.builders import a_class, a_delivery, a_ticket, a_topology
+from tests.celery_double import NoCelery
+from workers.device import WorkerContext, WorkerOptions, find_device
+from workers.drain import Drain
+from workers.executor import Executor, Loaded
+from workers.port import Item, Row, Runtime
+from workers.runtimes.echo import EchoRuntime
+from workers.stages.admit import MOST_ENDED, AdmitStage, prepare
+from workers.stages.held import HeldJobs
+from workers.stages.job import Delivery, Ended, Job
+from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared
+
+CLASS = "cpu.batch"
+
+
+class Unsure(Executor):
+    """An executor that cannot say how long `paced` takes."""
+
+    def known(self, model: Model, name: str) -> Known:
+        if model.name == "paced":
+            raise OverflowError("integer division result too large for a float")
+        return super().known(model, name)
+
+
+class Desk:
+    """The admit stage of a worker, and what it passed on."""
+
+    def __init__(self, folder: Path) -> None:
+        hardware = a_class()
+        executor = Unsure(hardware, find_device(hardware, "cpu:0", emulate=False), ArtefactStore(folder), threads=1)
+        store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
+        self.endings, self.jobs = EndingQueue(), DeviceQueue()
+        held = HeldJobs(store, None, celery)
+        shared = Shared(AdmitQueue(), self.endings, PieceQueue(), store, held, celery, Drain())
+        settings = Settings("", "", (), TREE / "queues.yaml", TREE / "models", folder)
+        models = ModelsFolder(settings.models, QueuesFile(settings.queues))
+        context = WorkerContext(WorkerOptions(CLASS), settings, a_topology(**{CLASS: hardware}), models)
+        self.stage = AdmitStage(self.jobs, executor, shared, context, threading.Event())
+
+    def admit(self, *deliveries: Delivery) -> tuple[list[str], dict[str, TaxiwayError | None]]:
+        """The jobs that go to the device, and the errors of those that ended."""
+        with self.endings.collected() as ended:
+            self.stage.admit(deliveries, 0.0)
+        passed = [job.delivery.job for job in self.jobs.take(0.0, lambda: False)]
+        return passed, {one.delivery.job: one.outcome.error for one in ended if isinstance(one, Ended)}
+
+
+def delivery(job: str, model: str, *, blamed: int = 0) -> Delivery:
+    body = request_body(Request(model=model, inputs={"payload": job}), Blobs(limit=1000))
+    ticket = a_ticket(job, f"{model}:1", variants={CLASS: model}, level=PATIENT)
+    return a_delivery(ticket, body, hardware_class=CLASS, claim=Claim(Verdict.RUN, "w#1", blamed=blamed))
+
+
+def test_an_estimate_that_fails_ends_its_job_alone(tmp_path: Path) -> None:
+    passed, ended = Desk(tmp_path).admit(delivery("a", "echo"), delivery("b", "paced"), delivery("c", "echo"))
+    assert passed == ["a", "c"]
+    assert isinstance(ended["b"], ExecutionError)
+    assert "OverflowError: integer division" in ended["b"].message
+
+
+def test_a_job_that_may_have_ended_two_workers_is_given_up(tmp_path: Path) -> None:
+    passed, ended = Desk(tmp_path).admit(delivery("a", "echo"), delivery("b", "echo", blamed=MOST_ENDED))
+    assert passed == ["a"]
+    assert isinstance(ended["b"], DeadLetteredError)
+    assert "2 workers ended while they held the job" in ended["b"].message
+
+
+class Vast:
+    """A pipeline that prepares an item of any size."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
+        return Item({}, self._size, parameters)
+
+    def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
+        return [{} for _ in items]
+
+
+@pytest.mark.parametrize("size", [10**400, -(10**400)])
+def test_the_size_of_a_prepared_row_is_one_that_estimates_can_bear(size: int) -> None:
+    hardware, model = a_class(), load_catalogue(TREE / "models").resolve("echo")
+    known = ProfileBook().lookup(model, "echo", "cpu", "test")
+    loaded = Loaded("echo:1/echo", model, model.variants["echo"], Vast(size), EchoRuntime(), known, 0.0)
+    job = Job(a_delivery(), hardware, model, "echo", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
+    prepare(job, loaded)
+    assert math.isfinite(known.profile.latency(1, sum(item.size for item in job.items) / 1))
