@@ -183,6 +183,7 @@ def _tokens(used: Mapping[tuple[str, str], Use]) -> Counts:
         "input": lambda use: use.input - use.cached,
         "cached": lambda use: use.cached,
         "output": lambda use: use.output,
+        "excess": lambda use: use.excess,
     }
     return {(*own, kind): float(of(use)) for own, use in used.items() for kind, of in kinds.items()}
 

@@ -68,7 +68,8 @@ class Ran(msgspec.Struct, frozen=True):
 class Use(msgspec.Struct, frozen=True):
     """Rows that one model ran on endpoints, those `aborted`, and tokens of input, of that cached, and of output.
 
-    A model in a worker's process has output alone.
+    `excess` is what endpoints counted beyond what the rows may have had, which is in no other figure. A model in a
+    worker's process has output alone.
     """
 
     rows: int = 0
@@ -76,6 +77,7 @@ class Use(msgspec.Struct, frozen=True):
     input: int = 0
     cached: int = 0
     output: int = 0
+    excess: int = 0
 
     def plus(self, more: Use, less: Use | None = None) -> Use:
         """This and what `more` has beyond `less`."""

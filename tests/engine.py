@@ -1,7 +1,8 @@
 """An engine for tests: speaks OpenAI's API and some OIP over real sockets, and fails as its prompts ask it to.
 
 The last message of a chat is what happens: the words that are said, with `wait=0.1` before each further one, or
-`status=500`, `break` (the connection ends in the middle), `cut` (the stream ends early, properly), `garble`, `stall`.
+`status=500`, `break` (the connection ends in the middle), `cut` (the stream ends early, properly), `endless`,
+`garble`, `stall`.
 `call=name:arguments` calls a function, `think=word` is reasoning, and `finish=length` the reason why it ended.
 """
 
@@ -28,10 +29,9 @@ class Engine:
     """What it was asked, in order: path, headers and body.
 
     `begun` has the prompts of chats that it began, `aborts` when the connection of a prompt ended before its answer.
-    `models` are those that it lists, `script` replaces what prompts ask for, if it is set, and answers
-    that it streams have the `headers`. `faults` has what happens instead when a prompt comes for the first time, and
-    `came` counts how often each came. Without
-    `metrics` it has none.
+    `models` are those that it lists, `script` replaces what prompts ask for, if it is set, and answers that it streams
+    have the `headers`, and `usage` instead of what it counts. `faults` has what happens instead when a prompt comes for
+    the first time, and `came` counts how often each came. Without `metrics` it has none.
     """
 
     port: int = 0
@@ -40,6 +40,7 @@ class Engine:
     retry_after: str = ""
     metrics: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     aborts: dict[str, float] = field(default_factory=dict)
@@ -101,7 +102,8 @@ class Engine:
         with self._counted() as counted:
             telling = asyncio.ensure_future(self._tell(asked, words, writer, counted.close))
             hearing = asyncio.ensure_future(reader.read(1))
-            hearing.add_done_callback(lambda heard: heard.cancelled() or heard.exception())  # a broken connection
+            telling.add_done_callback(_ended)
+            hearing.add_done_callback(_ended)
             await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
             if not telling.done():
                 self.aborts[prompt] = time.monotonic()
@@ -169,7 +171,7 @@ class Engine:
                 said += 1
         done()
         self._event(writer, choices=[{"index": 0, "delta": {}, "finish_reason": finish}])
-        usage = {"prompt_tokens": 3, "completion_tokens": said, "total_tokens": 3 + said}
+        usage = {"prompt_tokens": 3, "completion_tokens": said, "total_tokens": 3 + said, **self.usage}
         self._event(writer, choices=[], usage=usage)
         self._chunk(writer, b"data: [DONE]\n\n")
         return await self._end(writer)
@@ -178,6 +180,10 @@ class Engine:
         """Do what a word asks for, if it does not stand for itself."""
         if word == "stall":
             await asyncio.sleep(3600)
+        elif word == "endless":
+            while True:
+                self._event(writer, choices=[{"index": 0, "delta": {"content": "x" * 100_000}}])
+                await writer.drain()
         elif word == "garble":
             self._chunk(writer, b"data: {nonsense\n\n")
         elif word.startswith("think="):
@@ -217,6 +223,12 @@ class Engine:
     def _head(self, writer: asyncio.StreamWriter, status: str, kind: str, more: dict[str, str]) -> None:
         lines = "".join(f"{name}: {value}\r\n" for name, value in more.items())
         writer.write(_HEAD.format(status=status, kind=kind, more=lines).encode())
+
+
+def _ended(task: asyncio.Future[Any]) -> None:
+    """Take notice of a task's error: a broken connection."""
+    if not task.cancelled():
+        task.exception()
 
 
 _TURNS = 20

@@ -25,7 +25,7 @@ from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from router.service.celery_message import moment_of
 from tasks.models.catalogue import Catalogue
-from tasks.models.chats import answer_limit, asks, beginning, most_tokens
+from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, beginning, most_tokens
 from tasks.models.model import Model
 from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
@@ -360,7 +360,7 @@ def _most_read(order: Order, model: Model, topology: Topology, rows: int) -> int
         return 0
     chat = given_inputs(model, request.inputs).get(model.inputs[0].name) if model.pipeline == "chat" else None
     most = most_tokens(chat)
-    return _about(-(-order.size // rows) if most is None else most)
+    return _about(-(-order.size // rows) + 2 * TOKENS_OF_MESSAGE if most is None else most)
 
 
 def _answer(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]:

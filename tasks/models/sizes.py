@@ -96,7 +96,9 @@ _SURELY = 4
 DIGITS = 4
 """Binary digits of a size, rounded up: requests that differ by less are placed alike."""
 
-_MOST = 2**53  # sizes are clamped to this: a larger one exceeds every limit, and a float still represents it exactly
+MOST_SIZE = 2**53
+"""Sizes are clamped to this: a larger one exceeds every limit, and a float still represents it exactly."""
+
 _CHANNELS = 4  # most channels of a picture
 
 
@@ -209,7 +211,7 @@ def _refused(
 
 def _shown(size: int) -> str:
     """A number as text, without printing thousands of digits, which would be slow or raise."""
-    return str(size) if -_MOST <= size < _MOST else "a larger one" if size > 0 else "a lower one"
+    return str(size) if -MOST_SIZE <= size < MOST_SIZE else "a larger one" if size > 0 else "a lower one"
 
 
 _NAMED = {"value": "", "elements": " elements a row", "axis": " along its axis", "bytes": " bytes a row"}
@@ -352,7 +354,7 @@ def _nesting(value: Any) -> list[int]:
 def _product(dims: Iterable[int]) -> int:
     product = 1
     for n in dims:
-        product = min(product * n, _MOST)
+        product = min(product * n, MOST_SIZE)
     return product
 
 
@@ -365,7 +367,7 @@ def _pixels_in(dims: Sequence[int]) -> int:
 
 def clamped(n: int) -> int:
     """The size, such that a float can represent it."""
-    return max(min(n, _MOST), -_MOST)
+    return max(min(n, MOST_SIZE), -MOST_SIZE)
 
 
 _MEASURES: Mapping[str, Callable[[Model, Unit, Mapping[str, Any]], list[int]]] = {

@@ -10,17 +10,18 @@ Source: https://platform.openai.com/docs/api-reference.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import numpy as np
 
-from tasks.models.chats import answer_limit, asks, characters, read_chat
+from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, characters, most_tokens, read_chat
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from tasks.models.profiles import LONGEST
-from tasks.models.sizes import CHARACTERS_PER_TOKEN, clamped
+from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
 from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Tokens
 from taxiway.errors import cut, wrong_field
@@ -32,6 +33,11 @@ from workers.port import Row
 HEALTH = "/models"
 """Where an endpoint lists its models."""
 
+MAX_STREAM = 16 * 2**20
+"""Bytes of a streamed answer that are kept."""
+
+_BYTES_A_TOKEN = 4096  # of its event at most, beside: an engine repeats the model's name and more in each
+_PIECES, _PIECES_A_TOKEN = 1000, 4  # of an answer at most: engines send about one for each token
 _END = "[DONE]"
 _IMAGES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 _COMPLETIONS, _RERANK, _LOGPROBS = "completions", "rerank", "logprobs"
@@ -40,24 +46,37 @@ Value = TypeVar("Value")
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the engine counts them."""
+    """Tokens as the engine counts them, which may be anything until `within` has bounded it."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    prompt_tokens_details: dict[str, Any] | None = None
+    prompt_tokens: Any = 0
+    completion_tokens: Any = 0
+    total_tokens: Any = 0
+    prompt_tokens_details: Any = None
+
+    def within(self, most: Tokens) -> Usage:
+        """The same, with no figure below 0 and none above what the request may have."""
+        read, written = _count(self.prompt_tokens, most.input), _count(self.completion_tokens, most.output)
+        details = self.prompt_tokens_details
+        if isinstance(details, dict):
+            details = {name: _count(figure, read) for name, figure in details.items() if figure is not None}
+        return Usage(read, written, read + written, details if isinstance(details, dict) else None)
+
+    def excess(self, most: Tokens) -> int:
+        """How many tokens are beyond what the request may have."""
+        pairs = (self.prompt_tokens, most.input), (self.completion_tokens, most.output)
+        return sum(_count(figure, MOST_SIZE) - _count(figure, bound) for figure, bound in pairs)
 
     @property
     def tokens(self) -> Tokens:
-        """They, as we count them; an engine's figures are not trusted to be sensible."""
-        details = self.prompt_tokens_details or {}
-        cached = details.get("cached_tokens")
-        read = max(self.prompt_tokens, 0)
-        return Tokens(
-            input=read,
-            cached=min(max(cached, 0), read) if isinstance(cached, int) else 0,
-            output=max(self.completion_tokens, 0),
-        )
+        """They, as we count them; for figures that are bounded."""
+        cached = (self.prompt_tokens_details or {}).get("cached_tokens", 0)
+        return Tokens(input=self.prompt_tokens, cached=cached, output=self.completion_tokens)
+
+
+def _count(figure: Any, most: int) -> int:
+    """A figure as a number of tokens from 0 to `most`; 0 if it is none."""
+    known = type(figure) is int or (type(figure) is float and math.isfinite(figure))
+    return min(max(int(figure), 0), most) if known else 0
 
 
 class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -193,9 +212,17 @@ def discover() -> Discovery:
 
 
 class StreamReader(Reader):
-    """Reads a streamed chat or completion: `message`, `text`, `tokens`, `finish-reason`, `usage` and `logprobs`."""
+    """Reads a streamed chat or completion: `message`, `text`, `tokens`, `finish-reason`, `usage` and `logprobs`.
 
-    def __init__(self) -> None:
+    `most` are the tokens that the request may have. What comes is bounded by them, too: an engine that goes on and on
+    would fill this worker's memory, and the store's.
+    """
+
+    def __init__(self, most: Tokens) -> None:
+        self._most = most
+        self._pieces_left = _PIECES + _PIECES_A_TOKEN * most.output
+        self._bytes_left = MAX_STREAM + _BYTES_A_TOKEN * most.output
+        self._kept_left = MAX_STREAM
         self._events = EventParser()
         self._message = Message()
         self._called: dict[int, int] = {}  # the engine's indices of calls, with ours
@@ -204,11 +231,15 @@ class StreamReader(Reader):
 
     def feed(self, chunk: bytes) -> list[str | Delta]:
         """The text that the chunk's events add, and other deltas, in the engine's order."""
+        self._bytes_left -= len(chunk)
         try:
             events = self._events.feed(chunk)
         except EventTooLargeError as error:
             raise malformed(str(error)) from error
-        return [part for data in events for part in self._take(data)]
+        parts = [part for data in events for part in self._take(data)]
+        if min(self._bytes_left, self._kept_left) < 0 or self.pieces > self._pieces_left:
+            raise malformed(f"at most {self._most.output} tokens do not end: {self.pieces} pieces so far")
+        return parts
 
     def answer(self) -> Row:
         """The whole answer. An engine that did not count its tokens sent about one in each piece."""
@@ -234,10 +265,13 @@ class StreamReader(Reader):
         if chunk.error is not None:
             raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {_said(chunk)}")
         if chunk.usage is not None:
-            self._usage, self.tokens = chunk.usage, chunk.usage.tokens
+            self._usage = chunk.usage.within(self._most)
+            self.tokens, self.excess = self._usage.tokens, chunk.usage.excess(self._most)
         for choice in chunk.choices:
             if choice.index == 0:
-                yield from self._add(choice)
+                for part in self._add(choice):
+                    self._kept_left -= len(part if isinstance(part, str) else text)
+                    yield part
 
     def _add(self, choice: _Choice) -> Iterator[str | Delta]:
         """The deltas of a choice: reasoning before text, and calls after it."""
@@ -275,13 +309,14 @@ class StreamReader(Reader):
 class OneReader(WholeReader):
     """Reads an answer that is one embedding, or one score of a document, which becomes `output`."""
 
-    def __init__(self, output: str, decode: Callable[[bytes | str], _Embeddings | _Ranks]) -> None:
+    def __init__(self, output: str, decode: Callable[[bytes | str], _Embeddings | _Ranks], most: Tokens) -> None:
         super().__init__(self._one)
-        self._output, self._decode = output, decode
+        self._output, self._decode, self._most = output, decode, most
 
     def _one(self, raw: bytes) -> Row:
         answer = _decoded(self._decode, raw)
-        self.tokens = None if answer.usage is None else answer.usage.tokens
+        if answer.usage is not None:
+            self.tokens, self.excess = answer.usage.within(self._most).tokens, answer.usage.excess(self._most)
         if len(found := answer.found) != 1:
             raise malformed(f"expected one {answer.NAME}, got {len(found)}")
         return {self._output: found[0]}
@@ -293,29 +328,32 @@ def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameter
     if refused := variant.refuses(asks(chat)):  # what a router could not read
         raise wrong_field(field, "what the endpoint honours or forwards", refused, asked=refused)
     limit = clamped(answer_limit(chat) or int(parameters[LONGEST]))
+    most = Tokens(input=most_tokens(chat) or 0, output=limit)
     size = (characters(chat) or 0) // CHARACTERS_PER_TOKEN + limit
     if "max_completion_tokens" not in chat:
         chat["max_tokens"] = limit
     chat["messages"] = [_with_images(message) for message in chat["messages"]]
-    return _streamed("/chat/completions", name, chat, size, {**parameters, LONGEST: limit})
+    return _streamed("/chat/completions", name, chat, size, {**parameters, LONGEST: limit}, most)
 
 
 def _prepare_prompt(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     prompt = read_text(model.inputs[0].name, row)
     given = {key: value for key, value in parameters.items() if value is not None}
     size = len(prompt) // CHARACTERS_PER_TOKEN + int(parameters[LONGEST])
+    most = Tokens(input=_most_read(prompt), output=int(parameters[LONGEST]))
     if variant.entry == _COMPLETIONS:
-        return _streamed("/completions", name, {"prompt": prompt, **given}, size, parameters)
+        return _streamed("/completions", name, {"prompt": prompt, **given}, size, parameters, most)
     if (likely := given.get(_LOGPROBS)) is not None:
         given |= {_LOGPROBS: True, "top_logprobs": likely}
     messages = [{"role": "user", "content": prompt}]
-    return _streamed("/chat/completions", name, {"messages": messages, **given}, size, parameters)
+    return _streamed("/chat/completions", name, {"messages": messages, **given}, size, parameters, most)
 
 
 def _prepare_rerank(model: Model, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     query, document = (read_text(spec.name, row) for spec in model.inputs[:2])
     body = {"model": name, "query": query, "documents": [document], "top_n": 1}
-    ask = Ask("/rerank", msgspec.json.encode(body), lambda _: OneReader(model.outputs[0].name, _ranks))
+    most = Tokens(input=_most_read(query) + _most_read(document))
+    ask = Ask("/rerank", msgspec.json.encode(body), lambda _: OneReader(model.outputs[0].name, _ranks, most))
     return AskItem({}, max(len(query + document) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
@@ -325,7 +363,8 @@ def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameter
     text, output = read_text(model.inputs[0].name, row), model.outputs[0].name
     body = {"model": name, "input": text, "encoding_format": "float"}
 
-    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: OneReader(output, _embeddings))
+    most = Tokens(input=_most_read(text))
+    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: OneReader(output, _embeddings, most))
     return AskItem({}, max(len(text) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
@@ -336,9 +375,16 @@ _PREPARE: Mapping[str, Callable[[Model, Variant, str, Row, Mapping[str, Any]], A
 }
 
 
-def _streamed(path: str, name: str, body: dict[str, Any], size: int, parameters: Mapping[str, Any]) -> AskItem:
+def _most_read(text: str) -> int:
+    """The most tokens that an engine may make of a text: one a byte, and what a template adds."""
+    return len(text.encode(errors="replace")) + 2 * TOKENS_OF_MESSAGE
+
+
+def _streamed(
+    path: str, name: str, body: dict[str, Any], size: int, parameters: Mapping[str, Any], most: Tokens
+) -> AskItem:
     asked = {**body, "model": name, "stream": True, "stream_options": {"include_usage": True}}
-    return AskItem({}, size, parameters, ask=Ask(path, msgspec.json.encode(asked), lambda _: StreamReader()))
+    return AskItem({}, size, parameters, ask=Ask(path, msgspec.json.encode(asked), lambda _: StreamReader(most)))
 
 
 def _with_images(message: dict[str, Any]) -> dict[str, Any]:

@@ -112,12 +112,14 @@ MAX_ANSWER = 256 * 2**20
 class Reader(ABC):
     """Reads one answer from its chunks, however these are cut. `done` says that it is complete before the body ends.
 
-    `pieces` counts the parts of generated text so far, and `tokens` is what the endpoint counted, once reported.
+    `pieces` counts the parts of generated text so far, and `tokens` is what the endpoint counted, once reported: never
+    more than the request may have. `excess` is what it counted beyond that.
     """
 
     done = False
     pieces = 0
     tokens: Tokens | None = None
+    excess = 0
 
     @abstractmethod
     def feed(self, chunk: bytes) -> Sequence[str | Delta]:

@@ -14,6 +14,7 @@ import math
 import random
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
 
@@ -361,6 +362,7 @@ class EndpointStage:
         except TimeoutError:
             return late(job.delivery, self._now())
         except EndpointError as error:
+            _forget(error)
             return await self._failed(job, error)
         except TaxiwayError as error:
             return Ended(job.delivery, Outcome(error=error))
@@ -433,7 +435,10 @@ class EndpointStage:
             job.tokens = tokens if job.tokens is None else job.tokens.plus(tokens)
         time_dollars = delivery.ticket.prices[delivery.hardware_class] / 3600 * share
         first, each = pieces_of(exchange, now)
-        self._finish.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted)])
+        if excess := exchange.reader.excess if exchange.reader is not None else 0:
+            extra = {"job": delivery.job, "variant": job.key, "excess": excess}
+            logger.warning("endpoint counts more tokens than the request may have; not billed", extra=extra)
+        self._finish.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted, excess)])
 
     async def _asked(self, target: Target, exchange: Exchange, job: Job, row: int) -> Row:
         try:
@@ -486,6 +491,13 @@ class EndpointStage:
             return Returned(delivery, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)
         return Ended(delivery, Outcome(error=failed))
+
+
+def _forget(error: BaseException) -> None:
+    """Free what a failed attempt has read, which its frames hold: the next attempt reads it again."""
+    for one in (error, error.__cause__):
+        if one is not None:
+            traceback.clear_frames(one.__traceback__)
 
 
 def _unheard(parts: Sequence[str | Delta]) -> None:

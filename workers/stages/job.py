@@ -242,7 +242,8 @@ class Used:
     """What a row of a delivery used of an endpoint, however it ended: tokens and US dollars for them, and for its time.
 
     `first` is the seconds until the first part of its answer and `each` those for each further token; None if unknown.
-    `aborted` means that its connection was closed before the answer.
+    `aborted` means that its connection was closed before the answer. `excess` is the tokens that the endpoint counted
+    beyond what the request may have, which are in no other figure.
     """
 
     delivery: Delivery
@@ -252,6 +253,7 @@ class Used:
     first: float | None
     each: float | None
     aborted: bool
+    excess: int = 0
 
 
 Ending = Answered | Ended | Dropped | Revoked | Returned | Used

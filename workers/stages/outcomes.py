@@ -66,7 +66,7 @@ class OutcomeCounters:
         for one in used:
             known, model = self._of(one.delivery.hardware_class), one.delivery.ticket.model
             known.used[model] = known.used.get(model, Use()).plus(
-                Use(1, one.aborted, one.tokens.input, one.tokens.cached, one.tokens.output)
+                Use(1, one.aborted, one.tokens.input, one.tokens.cached, one.tokens.output, one.excess)
             )
             self._pay(known, one.delivery, one.dollars)
             for stage, seconds in (("first", one.first), ("token", one.each)):

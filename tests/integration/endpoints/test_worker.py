@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from tasks.endpoints import Tariff
 from tasks.heartbeat import DeviceFacts, Use
+from tasks.models.chats import most_tokens
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import Piece, Tokens, read_piece
 from taxiway.contract.keys import DEVICES, job_key, learned_key, result_key, stream_key
@@ -25,6 +27,7 @@ from taxiway.errors import (
     DeviceFaultError,
     InvalidRequestError,
     JobCancelledError,
+    TaxiwayError,
 )
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
@@ -353,6 +356,35 @@ def test_a_job_is_billed_by_the_tokens_that_the_engine_counts(tower: Tower, engi
     assert done.used["talk:1"] == Use(rows=1, input=3, output=2)
     assert sum(done.latency["first"][:-1]) == sum(done.latency["token"][:-1]) == 1
     settled(tower, engine)
+
+
+def test_no_number_of_a_request_or_of_an_engine_ends_the_worker(
+    worker: WorkerProcess, tower: Tower, engine: Engine
+) -> None:
+    vast, memory = 10**400, rss(worker)
+    for limit in ("max_tokens", "max_completion_tokens"):
+        with contextlib.suppress(TaxiwayError):
+            tower.result(tower.order("talk", chat("hi", **{limit: vast}), **VARIANT, level=3), within=20)
+    with pytest.raises(DeviceFaultError, match="malformed: at most 5 tokens do not end"):
+        tower.result(order(tower, "endless", parameters={"max_tokens": 5}))
+    assert rss(worker) - memory < 150e6
+    most = most_tokens(chat("one two"))
+    assert most is not None
+    engine.usage = {"prompt_tokens": vast, "completion_tokens": 10**15}
+    report = tower.result(order(tower, "one two", tariffs=TARIFF, parameters={"max_tokens": 9})).report
+    assert report.tokens == Tokens(input=most, output=9)
+    assert report.cost == pytest.approx(1 + most * 0.01 + 9 * 0.1, abs=0.05)
+    eventually(lambda: facts(tower).done[CLASS].used["talk:1"].excess > 10**15)
+    engine.usage = {"prompt_tokens": -5, "completion_tokens": -(10**12)}
+    assert tower.result(order(tower, "last")).outputs["usage"]["total_tokens"] == 0
+    assert worker.process.poll() is None
+    settled(tower, engine)
+
+
+def rss(worker: WorkerProcess) -> int:
+    """Bytes that the worker holds in memory."""
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 @pytest.mark.usefixtures("worker")

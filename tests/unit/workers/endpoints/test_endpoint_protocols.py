@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.models.sizes import MOST_SIZE
+from taxiway.contract.job import Tokens
 from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.tasks.test_catalogue import model as described
@@ -51,6 +53,7 @@ TENSORS = described(
     outputs=[{"name": "y", "datatype": "FP32", "shape": [-1, 2]}, {"name": "said", "datatype": "BYTES", "shape": [-1]}],
     variants={"onnx": {"runtime": "oip", **ENDPOINT}},
 )
+MOST = Tokens(input=100, output=64)
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -87,7 +90,7 @@ TELLING = b"".join(
 
 def read(raw: bytes, *sizes: int) -> tuple[str, Row]:
     """The text and the answer of a streamed response that arrived in pieces of these sizes."""
-    reader, answer, at = openai.StreamReader(), "", 0
+    reader, answer, at = openai.StreamReader(MOST), "", 0
     for size in (*sizes, len(raw)):
         answer += "".join(part for part in reader.feed(raw[at : at + size]) if isinstance(part, str))
         at += size
@@ -147,7 +150,7 @@ def test_what_is_beside_the_text_is_passed_on_as_it_comes() -> None:
     call = {"index": 3, "id": "c", "function": {"name": "f", "arguments": ""}}
     raw = piece(reasoning_content="hm") + piece(content="a") + piece(tool_calls=[call])
     raw += piece(tool_calls=[{"index": 3, "function": {"name": None, "arguments": "{}"}}]) + piece("tool_calls")
-    reader = openai.StreamReader()
+    reader = openai.StreamReader(MOST)
     assert reader.feed(raw) == [
         {"reasoning_content": "hm"},
         "a",
@@ -161,7 +164,7 @@ def test_what_is_beside_the_text_is_passed_on_as_it_comes() -> None:
 
 def test_probabilities_of_a_completions_tokens_have_the_form_of_a_chats() -> None:
     lists = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"b": -2.0}], "text_offset": [0]}
-    reader = openai.StreamReader()
+    reader = openai.StreamReader(MOST)
     raw = event(choices=[{"index": 0, "text": "a", "logprobs": lists, "finish_reason": "stop"}])
     told = {"token": "a", "logprob": -0.5, "bytes": [97]}
     likely = [{"token": "b", "logprob": -2.0, "bytes": [98]}]
@@ -212,6 +215,65 @@ def test_the_pieces_of_tool_calls_are_put_together() -> None:
         ("b", {"name": "hear", "arguments": "{}"}),
     ]
     assert (received, answer["message"]["content"], answer["tokens"], answer["usage"]) == ("", None, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens", "excess"),
+    [
+        ({"prompt_tokens": 10**15, "completion_tokens": 10**15}, Tokens(input=100, output=64), 2 * 10**15 - 164),
+        ({"prompt_tokens": int("9" * 400), "completion_tokens": 1}, Tokens(input=100, output=1), MOST_SIZE - 100),
+        ({"prompt_tokens": -5, "completion_tokens": -(10**12)}, Tokens(), 0),
+        ({"prompt_tokens": "many", "completion_tokens": None}, Tokens(), 0),
+        ({"prompt_tokens": 9.0, "completion_tokens": 1e30}, Tokens(input=9, output=64), MOST_SIZE - 64),
+        (
+            {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 10**400, "x": {}, "y": None}},
+            Tokens(input=9, cached=9),
+            0,
+        ),
+        ({"prompt_tokens": 9, "prompt_tokens_details": [1]}, Tokens(input=9), 0),
+    ],
+)
+def test_what_an_engine_counts_is_bounded_by_what_the_request_may_have(
+    usage: dict[str, Any], tokens: Tokens, excess: int
+) -> None:
+    reader = openai.StreamReader(MOST)
+    reader.feed(
+        piece("stop", content="Hi") + b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
+    )
+    assert (reader.tokens, reader.excess) == (tokens, excess)
+    told = reader.answer()
+    assert told["tokens"] == tokens.output
+    assert told["usage"]["total_tokens"] == tokens.input + tokens.output
+    item = openai.prepare(EMBED, EMBED.variants["onnx"], "m", {"text": "Hi"}, {})
+    assert item.ask is not None
+    whole = item.ask.read({})
+    whole.feed(json.dumps({"data": [{"embedding": [1.0, 2, 3]}], "usage": usage}).encode())
+    whole.answer()
+    assert whole.tokens is not None
+    assert whole.tokens.input <= 130
+
+
+@pytest.mark.parametrize(
+    ("chunk", "output"),
+    [
+        (piece(content="x" * 200_000), 5),
+        (piece(content="x" * 200_000), 10**9),
+        (piece(content="x") * 100, 5),
+        (piece(content="") * 1000, 5),
+        (b": still here\n\n" * 10_000, 5),
+        (piece(reasoning_content="x") * 100, 5),
+        (piece(tool_calls=[{"index": 0, "function": {"arguments": "x" * 100}}]) * 100, 10**9),
+    ],
+    ids=["text", "text and a high limit", "pieces", "empty events", "comments", "reasoning", "calls"],
+)
+def test_an_answer_without_an_end_is_malformed(chunk: bytes, output: int) -> None:
+    reader = openai.StreamReader(Tokens(input=9, output=output))
+    received = 0
+    with pytest.raises(EndpointError, match="malformed") as caught:
+        while received < 4 * openai.MAX_STREAM:
+            reader.feed(chunk)
+            received += len(chunk)
+    assert caught.value.kind is FaultKind.BROKEN
 
 
 def test_a_prompt_is_a_chat_or_sent_as_it_is() -> None:
