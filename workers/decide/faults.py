@@ -7,8 +7,9 @@ Retries are limited to a tenth of a worker's answers plus a few per worker, whic
 on which everything fails soon stops retrying.
 
 Whether an endpoint gets work is decided by a circuit breaker. It opens when the endpoint cannot be reached, or after
-`FAILURES` failures in a row of requests that reached it. While it is open, probes go out at growing intervals. The
-first that succeeds lets one request at a time through, and the first answer closes it.
+`FAILURES` failures in a row of requests that reached it. While it is open, probes go out at growing intervals, or each
+second to an endpoint that says that it is starting. The first that succeeds lets one request at a time through, and the
+first answer closes it.
 
 Source: the texts of CUDA's `cudaGetErrorString`, ONNX Runtime's arena and XLA's status codes.
 """
@@ -123,8 +124,11 @@ FAILURES = 3
 """Failed requests in a row that open the breaker, while the endpoint answers probes."""
 
 FIRST_PROBE = 0.25
-LONGEST_PROBE = 30.0
+LONGEST_PROBE = 5.0
 """Seconds until the first probe of an open breaker, doubled each time it opens again, and at most."""
+
+STARTING_PROBE = 1.0
+"""Seconds between two probes of an endpoint that says that it is starting."""
 
 
 class State(StrEnum):
@@ -139,8 +143,9 @@ class State(StrEnum):
 class Breaker:
     """The state, and why it is open. A new one is open until the first probe.
 
-    `failures` and `openings` count what happened since the last answer; `probe_at` is when the next probe is due while
-    it is open, on the caller's clock.
+    `failures` and `openings` count what happened since the last answer; each probe that succeeds while it is half-open
+    takes an opening back, so that an outage after a long calm begins with a short pause. `probe_at` is when the next
+    probe is due while it is open, on the caller's clock.
     """
 
     state: State = State.OPEN
@@ -171,8 +176,15 @@ class Breaker:
         pause = min(FIRST_PROBE * 2.0 ** min(self.openings, 20), LONGEST_PROBE)
         return Breaker(State.OPEN, reason, now + pause, self.failures, self.openings + 1)
 
+    def starting(self, reason: str, now: float) -> Breaker:
+        """After an answer that the endpoint has not loaded its model yet."""
+        if self.state is State.OPEN and now < self.probe_at:
+            return self
+        return Breaker(State.OPEN, reason, now + STARTING_PROBE, self.failures, max(self.openings, 1))
+
     def probed(self) -> Breaker:
         """After a probe that succeeded."""
-        if self.state is not State.OPEN:
+        if self.state is State.CLOSED:
             return self
-        return Breaker(State.HALF_OPEN if self.openings else State.CLOSED, "", 0.0, self.failures, self.openings)
+        openings = self.openings if self.state is State.OPEN else max(self.openings - 1, 1)
+        return Breaker(State.HALF_OPEN if openings else State.CLOSED, "", 0.0, self.failures, openings)

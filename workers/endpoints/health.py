@@ -119,7 +119,9 @@ class EndpointHealth:
             self._paused_until = max(self._paused_until, now + max(error.retry_after, SHORTEST_PAUSE))
             asyncio.get_running_loop().call_at(self._paused_until, self._changed)
             return
-        if error.kind is FaultKind.UNREACHED:
+        if error.kind is FaultKind.STARTING:
+            self._set(self._breaker.starting(error.reason, now))
+        elif error.kind is FaultKind.UNREACHED:
             self._set(self._breaker.unreached(error.reason, now))
         elif job not in self._failing or self._breaker.state is State.HALF_OPEN:
             self._failing.add(job)
@@ -164,7 +166,9 @@ class EndpointHealth:
 
     def _miss(self, error: EndpointError) -> None:
         """Note a failed probe. One alone may be a busy machine's: the next one goes out at once, and decides."""
-        if self._missed or self._breaker.state is State.OPEN:
+        if error.kind is FaultKind.STARTING:
+            self._set(self._breaker.starting(error.reason, time.monotonic()))
+        elif self._missed or self._breaker.state is State.OPEN:
             self._set(self._breaker.unreached(error.reason, time.monotonic()))
         self._missed = self._breaker.state is not State.OPEN
 

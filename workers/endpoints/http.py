@@ -16,7 +16,7 @@ from aiohttp.resolver import ThreadedResolver
 
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
-from workers.endpoints.protocol import EndpointError, Exchange, FaultKind, Tell, refused
+from workers.endpoints.protocol import EndpointError, Exchange, FaultKind, Tell, refused, unready
 from workers.port import Row
 
 KEPT = 4.0
@@ -155,7 +155,8 @@ class EndpointLink:
                 exchange.headers, exchange.refused = response.headers, response.status != 200
             if response.status != 200:
                 said = await _read(response, MAX_REFUSAL)
-                raise refused(response.status, response.headers, said, time.time())
+                meaning = unready if exchange is None else refused
+                raise meaning(response.status, response.headers, said, time.time())
             yield response
 
     def _fault(self, error: Exception) -> EndpointError:

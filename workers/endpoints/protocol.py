@@ -38,13 +38,20 @@ _OWN_FAULT = re.compile(
 )
 """How llama.cpp refuses a chat's fields with the status 500. Source: its common/chat.cpp, and its JSON reader."""
 
+_LOADING = re.compile(r"\bloading\b", re.IGNORECASE)
+"""What llama.cpp ("Loading model") and TGI ("currently loading") say with the status 503 until they serve."""
+
+_UNREADY = (400, 503)
+"""What a probe gets until the server is ready: 503 of OpenAI's kind, 400 of Triton and MLServer."""
+
 _MOST = 500  # characters of an engine's message
 
 
 class FaultKind(StrEnum):
-    """What became of the request: it never ran, the endpoint had no capacity for it, or it may have run."""
+    """What became of the request: it never ran, or not yet, as its model loads; found no capacity; or may have run."""
 
     UNREACHED = "unreached"
+    STARTING = "starting"
     BUSY = "busy"
     BROKEN = "broken"
 
@@ -76,9 +83,19 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
     if status == 429 or (status == 503 and "Retry-After" in headers):
         wait = retry_after(headers.get("Retry-After", ""), now)
         return EndpointError(FaultKind.BUSY, f"the endpoint is busy: {text}", wait)
+    if status == 503 and _LOADING.search(said):
+        return EndpointError(FaultKind.STARTING, f"the endpoint is starting: {text}")
     if status >= 500 or status == 408:
         return EndpointError(FaultKind.BROKEN, f"the endpoint failed: {text}")
     return EndpointError(FaultKind.UNREACHED, f"the endpoint does not accept the worker's requests: {text}")
+
+
+def unready(status: int, headers: Mapping[str, str], body: bytes, now: float) -> EndpointError | TaxiwayError:
+    """What a status other than 200 means as the answer to a probe."""
+    if status not in _UNREADY:
+        return refused(status, headers, body, now)
+    said = _message(body)[0]
+    return EndpointError(FaultKind.STARTING, f"the endpoint is starting: {status}{': ' if said else ''}{said}")
 
 
 def retry_after(text: str, now: float) -> float:

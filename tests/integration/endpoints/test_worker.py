@@ -250,6 +250,20 @@ def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_says(tower: Tower, engi
 
 
 @pytest.mark.usefixtures("worker")
+def test_an_engine_that_loads_its_model_serves_soon_after_and_no_attempt_is_counted(
+    tower: Tower, engine: Engine
+) -> None:
+    engine.script = "status=503 Loading model"
+    job = order(tower, "loaded")
+    eventually(lambda: "Loading model" in facts(tower).fault)
+    eventually(lambda: len(engine.chats) > 3)  # more often than a job may be attempted
+    engine.script = ""
+    began = time.monotonic()
+    assert tower.result(job).outputs["text"] == "loaded "
+    assert time.monotonic() - began < 2 + BUSY
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_model_that_the_endpoint_no_longer_lists_is_unavailable(tower: Tower, engine: Engine) -> None:
     engine.models = ["other"]
     eventually(lambda: "talk:1/engine" in facts(tower).unavailable)

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.decide.faults import FAILURES, FIRST_PROBE, LONGEST_PROBE, Breaker, State
+from workers.decide.faults import FAILURES, FIRST_PROBE, LONGEST_PROBE, STARTING_PROBE, Breaker, State
 from workers.endpoints.capacity import Seat, SlotUsage
 
-Step = tuple[Literal["answered", "failed", "unreached", "probed"], float]
-steps = st.lists(st.tuples(st.sampled_from(["answered", "failed", "unreached", "probed"]), st.floats(0, 100)))
+Step = tuple[Literal["answered", "failed", "unreached", "starting", "probed"], float]
+_EVENTS = ["answered", "failed", "unreached", "starting", "probed"]
+steps = st.lists(st.tuples(st.sampled_from(_EVENTS), st.floats(0, 100)))
 
 
 def after(*events: str, at: float = 0.0) -> Breaker:
@@ -26,6 +27,8 @@ def stepped(breaker: Breaker, event: str, now: float) -> Breaker:
         return breaker.failed("it failed", now)
     if event == "unreached":
         return breaker.unreached("nobody there", now)
+    if event == "starting":
+        return breaker.starting("loading", now)
     return breaker.answered() if event == "answered" else breaker.probed()
 
 
@@ -65,6 +68,33 @@ def test_each_opening_waits_twice_as_long_up_to_a_bound() -> None:
         now = breaker.probe_at
     assert pauses[:3] == [FIRST_PROBE, 2 * FIRST_PROBE, 4 * FIRST_PROBE]
     assert max(pauses) == pauses[-1] == LONGEST_PROBE
+
+
+def test_an_endpoint_that_starts_is_probed_each_second_however_long_it_takes() -> None:
+    breaker, now = after(), 0.0
+    for _ in range(100):
+        breaker = breaker.starting("loading", now)
+        assert (breaker.slots(8), breaker.probe_at) == (0, now + STARTING_PROBE)
+        now = breaker.probe_at
+        breaker = breaker.probed()  # llama.cpp lists its models before it has loaded them
+        assert breaker.slots(8) == 1
+
+
+def test_an_outage_after_a_long_calm_without_requests_begins_with_a_short_pause() -> None:
+    breaker = after()
+    for now in range(0, 100, 10):
+        breaker = breaker.unreached("gone", now)
+    for _ in range(10):
+        breaker = breaker.probed()
+    assert breaker.unreached("gone", 200.0).probe_at <= 200 + 2 * FIRST_PROBE
+
+
+def test_requests_that_fail_after_each_probe_make_the_pauses_grow() -> None:
+    breaker, now = after("unreached"), 0.0
+    for _ in range(8):
+        now = breaker.probe_at
+        breaker = breaker.probed().failed("again", now)
+    assert breaker.probe_at - now == LONGEST_PROBE
 
 
 @given(taken=steps)
