@@ -230,7 +230,9 @@ def _known_fields(name: str, raw: Mapping[str, object], types: Sequence[inspect.
 def _expectation(text: str, types: Sequence[inspect.Type]) -> str:
     """The expectation in msgspec's `text`, without the value; the choices, if only some values are allowed."""
     if not text.startswith("Invalid"):
-        return re.sub("^[Ee]xpected ", "", text).partition(", got ")[0]
+        described = (one.extra_json_schema or {} for one in types if isinstance(one, inspect.Metadata))
+        hint = next((f" ({one['description']})" for one in described if "description" in one), "")
+        return re.sub("^[Ee]xpected ", "", text).partition(", got ")[0] + hint
     choices = [value for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
     others = ["`int` or " for one in types if isinstance(one, inspect.IntType)]
     return f"{''.join(others)}one of {choices}"

@@ -63,6 +63,24 @@ def scale_graph(factor: float, *, batch: int | str = "batch", name: str = "x") -
     return _model(nodes, [_value(name, TensorProto.FLOAT, shape)], [_value("y", TensorProto.FLOAT, shape)], constants)
 
 
+EXPORTED = {"taken": "serving_default_x:0", "given": "save_infer_model/scale_0.tmp_1"}
+"""Names of tensors as tf2onnx and Paddle2ONNX write them."""
+
+EXPORTED_SPECS: dict[str, Any] = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2], "source": EXPORTED["taken"]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2], "source": EXPORTED["given"]}],
+}
+"""The inputs and outputs of `exported_graph`."""
+
+
+def exported_graph(factor: float, *, given: int = -1) -> bytes:
+    """The same with such names and batch axes of the length -1, as Paddle2ONNX writes them; `given` is the output's."""
+    nodes = [helper.make_node("Mul", [EXPORTED["taken"], "factor"], [EXPORTED["given"]])]
+    constants = [helper.make_tensor("factor", TensorProto.FLOAT, [], [factor])]
+    inputs = [_value(EXPORTED["taken"], TensorProto.FLOAT, [-1, 2])]
+    return _model(nodes, inputs, [_value(EXPORTED["given"], TensorProto.FLOAT, [given, 2])], constants)
+
+
 def spinner_graph(taken: str, given: str, *, turns: int = 1) -> bytes:
     """A graph that gives back its one input, INT64 (batch,), after `turns` turns of a loop for the largest number."""
     counted = helper.make_node("Add", ["x", "one"], ["y"])

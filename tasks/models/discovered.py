@@ -6,14 +6,14 @@ The same announcement gives an equal model everywhere, so that a job placed by a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
 import msgspec
 
 from tasks.models.catalogue import Catalogue
-from tasks.models.model import DISCOVERED, Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.model import DISCOVERED, MOST_SOURCE, Datatype, Model, Parameter, Profile, TensorSpec, Variant
 
 MOST = 64
 """Models of one endpoint that are served without a model.yaml; all of them are in each heartbeat of its worker."""
@@ -23,6 +23,7 @@ MOST_TENSORS = 32
 
 _LONGEST_NAME = 64
 _NOT_NAMED = re.compile(r"[^a-z0-9]+")
+_NOT_OF_TENSORS = re.compile(r"[^A-Za-z0-9_.-]+")
 _SUFFIXES = (".gguf", ".onnx", ".safetensors")
 
 _ESTIMATES: Mapping[str, Profile] = {
@@ -101,12 +102,27 @@ def with_discovered(catalogue: Catalogue, models: Mapping[str, Model]) -> Catalo
     return Catalogue(served, disabled, catalogue.outdated, catalogue.files, catalogue.others)
 
 
+def tensor(called: str, datatype: Datatype, shape: Sequence[int]) -> TensorSpec:
+    """A tensor that a server calls so; in its name, `_` stands for characters that a name does not have."""
+    name = _NOT_OF_TENSORS.sub("_", called).lstrip("_.-")[:_LONGEST_NAME]
+    return TensorSpec(name, datatype, tuple(shape), source="" if name == called else called)
+
+
 def fits(announced: Announced) -> bool:
-    """Whether its rows can be distinguished: each tensor has a batch axis, and there are not too many."""
+    """Whether its rows can be distinguished: each tensor has a batch axis and a name, and there are not too many."""
     both = (announced.inputs, announced.outputs)
     if announced.pipeline != "tensors":
         return True
-    return all(0 < len(specs) <= MOST_TENSORS and all(spec.shape[:1] == (-1,) for spec in specs) for specs in both)
+    return all(0 < len(specs) <= MOST_TENSORS and _have_rows(specs) and _have_names(specs) for specs in both)
+
+
+def _have_rows(specs: Sequence[TensorSpec]) -> bool:
+    return all(spec.shape[:1] == (-1,) for spec in specs)
+
+
+def _have_names(specs: Sequence[TensorSpec]) -> bool:
+    names = {spec.name for spec in specs}
+    return "" not in names and len(names) == len(specs) and all(len(spec.source) <= MOST_SOURCE for spec in specs)
 
 
 def _name(text: str) -> str:

@@ -40,6 +40,7 @@ _TYPE_TENSOR = 1
 _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 2
 _SHAPE_DIMENSION = 1
 _DIMENSION_VALUE = 1
+_LONGEST_AXIS = 2**63 - 1  # beyond it, a varint of the type int64 is negative
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
@@ -91,6 +92,14 @@ class Declared(Protocol):
         """Its name."""
 
     @property
+    def called(self) -> str:
+        """Its name in the graph."""
+
+    @property
+    def source(self) -> str:
+        """That name, if it differs from what callers call it; else empty."""
+
+    @property
     def datatype(self) -> str:
         """Its Open Inference Protocol datatype."""
 
@@ -116,17 +125,18 @@ def differences(
     """
     yield from _unlike("inputs", signature.inputs, inputs, rows)
     yield from _unlike("outputs", signature.outputs, outputs, rows)
-    for missing in [one.name for one in signature.inputs if one.name not in {spec.name for spec in inputs}]:
-        yield "inputs", f"an input {missing!r}", [spec.name for spec in inputs]
+    declared = [spec.called for spec in inputs]
+    for missing in [one.name for one in signature.inputs if one.name not in declared]:
+        yield "inputs", f"an input {missing!r}", declared
 
 
 def _unlike(place: str, found: Sequence[GraphTensor], specs: Sequence[Declared], rows: int) -> Iterator[Difference]:
     named = {one.name: one for one in found}
     for index, spec in enumerate(specs):
-        tensor = named.get(spec.name)
+        tensor = named.get(spec.called)
         where = f"{place}.{index}"
         if tensor is None:
-            yield f"{where}.name", f"one of {sorted(named)}", spec.name
+            yield f"{where}.{'source' if spec.source else 'name'}", f"one of {sorted(named)}", spec.called
         elif not _converts(place, tensor.datatype, spec.datatype):
             yield f"{where}.datatype", tensor.datatype or "another type", spec.datatype
         elif tensor.shape is not None and not _fits(place, tensor.shape, spec, rows):
@@ -151,6 +161,8 @@ def _fits(place: str, shape: Sequence[int], spec: Declared, rows: int) -> bool:
 
 
 def _axis_fits(place: str, length: int, declared: int, *, batch: bool, rows: int) -> bool:
+    if length == 0 and place == "outputs":  # ONNX Runtime insists on it for inputs only
+        return True
     if batch:
         return length == -1 or length == rows == 1
     return length in (-1, declared) or (declared == -1 and place == "outputs")
@@ -213,10 +225,11 @@ def _tensor(described: memoryview) -> GraphTensor:
 
 
 def _length(axis: _Value) -> int:
-    """An axis's length; -1 if it has a name or nothing."""
+    """An axis's length; -1 if it has a name, nothing or a negative length, as Paddle2ONNX writes a free axis."""
     if isinstance(axis, int):
         raise GraphError("expected an ONNX graph, got a shape that is none")
-    return next((n for number, n in _fields(axis) if number == _DIMENSION_VALUE and isinstance(n, int)), -1)
+    length = next((n for number, n in _fields(axis) if number == _DIMENSION_VALUE and isinstance(n, int)), -1)
+    return length if length <= _LONGEST_AXIS else -1
 
 
 def _inside(message: memoryview, wanted: int) -> memoryview:

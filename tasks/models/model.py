@@ -28,8 +28,19 @@ SecondName = Annotated[
 ]
 """What OpenAI's clients may call a model: `gpt-4.1`, `llama3:8b`, `meta-llama/Llama-3.1-8B`; never like a version."""
 
-TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-"""The form of names in ONNX graphs, which a model of the pipeline `tensors` uses unchanged."""
+TensorName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=64,
+        description="a graph's name with other characters goes into `source`",
+    ),
+]
+"""What callers call a tensor; a graph calls it the same unless there is a `source`."""
+
+MOST_SOURCE = 1024
+"""Characters of a tensor's name in a graph."""
+
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -39,11 +50,12 @@ class ModelError(DocumentError):
     """A model.yaml is invalid: names the file, the path inside it, what was expected and what was found."""
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
 
     A `batch_axis` of None means that all rows of a batch share the input, such as a sample rate: rows with different
     values run in separate batches. An `optional` input may be omitted; an `optional` output is returned only if named.
+    `source` is its name in the graph, or at an endpoint, if that differs from `name`.
     """
 
     name: TensorName
@@ -51,6 +63,12 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...]
     optional: bool = False
     batch_axis: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+    source: Annotated[str, msgspec.Meta(max_length=MOST_SOURCE)] = ""
+
+    @property
+    def called(self) -> str:
+        """Its name in the graph, or at an endpoint."""
+        return self.source or self.name
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -325,6 +343,8 @@ def _contradictions(model: Model) -> Contradictions:
     yield from _size_contradictions(model)
     yield from _tensor_contradictions("inputs", model.inputs)
     yield from _tensor_contradictions("outputs", model.outputs)
+    if model.pipeline != "tensors" and any(tensor.source for tensor in (*model.inputs, *model.outputs)):
+        yield "pipeline", "tensors, because an input or output has a source", model.pipeline
     yield from _batch_contradictions(model)
     for name, parameter in model.parameters.items():
         yield from _parameter_contradictions(name, parameter)
@@ -373,10 +393,12 @@ def _size_contradictions(model: Model) -> Contradictions:
 
 
 def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> Contradictions:
-    names = [tensor.name for tensor in tensors]
+    for field in ("name", "called"):
+        names = [getattr(tensor, field) for tensor in tensors]
+        for index, name in enumerate(names):
+            if names.index(name) != index:
+                yield f"{place}.{index}.{field.replace('called', 'source')}", "a unique name", name
     for index, tensor in enumerate(tensors):
-        if names.index(tensor.name) != index:
-            yield f"{place}.{index}.name", "a unique name", tensor.name
         axis = tensor.batch_axis
         if axis is not None and tensor.shape[axis : axis + 1] != (-1,):
             where = "-1 first" if axis == 0 else f"-1 at position {axis}"

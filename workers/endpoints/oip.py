@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
-from tasks.models.discovered import MOST, Announced, fits
+from tasks.models.discovered import MOST, Announced, fits, tensor
 from tasks.models.model import Datatype, Model, TensorSpec, Variant
 from taxiway.contract.tensors import HEADER, OCTETS, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
@@ -68,7 +68,7 @@ def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Map
     given = {key: value for key, value in parameters.items() if value is not None}
     body = {
         "inputs": [described for described, _ in tensors],
-        "outputs": [{"name": spec.name, "parameters": {"binary_data": True}} for spec in model.outputs],
+        "outputs": [{"name": spec.called, "parameters": {"binary_data": True}} for spec in model.outputs],
         **({"parameters": given} if given else {}),
     }
     framed = Framed(msgspec.json.encode(body), [part for _, part in tensors])
@@ -100,7 +100,7 @@ def discover() -> Discovery:
 
 
 def _specs(tensors: Sequence[_Described]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in tensors)
+    return tuple(tensor(one.name, one.datatype, one.shape) for one in tensors)
 
 
 def _read(decode: Callable[[bytes], Value], raw: bytes) -> Value:
@@ -118,7 +118,7 @@ def _encoded(spec: TensorSpec, row: np.ndarray) -> tuple[dict[str, Any], bytes |
     else:
         part = raw_bytes(array)
     shape, size = list(array.shape), len(part)
-    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "parameters": {SIZE: size}}, part
+    return {"name": spec.called, "shape": shape, "datatype": spec.datatype, "parameters": {SIZE: size}}, part
 
 
 def _as_bytes(spec: TensorSpec, element: Any) -> bytes:
@@ -137,7 +137,7 @@ def _parse(model: Model, raw: bytes, header_length: str | None) -> Row:
         outputs = _answer(bytes(text)).outputs
         parts = pieces([output.parameters.get(SIZE) for output in outputs], rest)
         arrays = {output.name: _decoded(output, part) for output, part in zip(outputs, parts, strict=True)}
-        return plain_row({spec.name: read_output(spec, arrays.get(spec.name), 1) for spec in model.outputs})
+        return plain_row({spec.name: read_output(spec, arrays.get(spec.called), 1) for spec in model.outputs})
     except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequestError, ExecutionError) as error:
         raise malformed(error.message if isinstance(error, TaxiwayError) else str(error)) from error
 

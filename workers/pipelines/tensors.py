@@ -42,6 +42,7 @@ class TensorPipeline:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._axes = {spec.name: spec.batch_axis for spec in model.inputs}
+        self._called = {spec.name: spec.called for spec in model.inputs}
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
         """The row as arrays of the declared types, without the batch axis.
@@ -78,7 +79,9 @@ class TensorPipeline:
         answers: list[Row] = [{}] * len(items)
         for indices in alike.values():
             outputs = runtime.run(self._stack([items[index].arrays for index in indices]))
-            rows = {spec.name: read_output(spec, outputs.get(spec.name), len(indices)) for spec in self._model.outputs}
+            rows = {
+                spec.name: read_output(spec, outputs.get(spec.called), len(indices)) for spec in self._model.outputs
+            }
             for place, index in enumerate(indices):
                 answers[index] = plain_row(rows, place)
         return answers
@@ -90,9 +93,11 @@ class TensorPipeline:
         )
 
     def _stack(self, rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
-        """Stack rows into one batch."""
+        """Stack rows into one batch, by the names that the graph has."""
         return {
-            name: first if (axis := self._axes[name]) is None else np.stack([row[name] for row in rows], axis)
+            self._called[name]: first
+            if (axis := self._axes[name]) is None
+            else np.stack([row[name] for row in rows], axis)
             for name, first in rows[0].items()
         }
 
@@ -117,7 +122,7 @@ def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.nda
         ExecutionError: it is missing, or of another shape or kind.
     """
     if array is None:
-        raise ExecutionError(f"output {spec.name!r} is missing")
+        raise ExecutionError(f"output {spec.called!r} is missing")
     axis = spec.batch_axis or 0
     shape = (*spec.shape[:axis], rows, *spec.shape[axis + 1 :])
     free = spec.datatype == "BYTES" and len(spec.shape) == 1  # an element may be any value

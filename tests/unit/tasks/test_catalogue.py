@@ -109,6 +109,19 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
             "inputs.0.batch_axis: expected 0, because the jax runtime supports no other, got 1",
         ),
         ({"outputs": document()["outputs"] * 2}, "outputs.1.name: expected a unique name"),
+        (
+            {"outputs": [{"name": "scale/0", "datatype": "FP32", "shape": [-1]}]},
+            "outputs.0.name: expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9_.-]*$' (a graph's name with other "
+            "characters goes into `source`), got 'scale/0'",
+        ),
+        (
+            {"outputs": [{"name": name, "datatype": "FP32", "shape": [-1], "source": "a/b"} for name in "xy"]},
+            "outputs.1.source: expected a unique name, got 'a/b'",
+        ),
+        (
+            {"outputs": [{"name": "x", "datatype": "FP32", "shape": [-1], "source": "a/b"}]},
+            "pipeline: expected tensors, because an input or output has a source",
+        ),
         ({"inputs": [{"name": "x", "datatype": "FP8", "shape": [-1]}]}, "inputs.0.datatype: expected one of ['BOOL'"),
         ({"buckets": [32, 16]}, "buckets: expected sizes in increasing order, got [32, 16]"),
         ({"parameters": {"deadline": {"type": "number"}}}, "parameters.deadline: expected a name other than"),
@@ -292,6 +305,11 @@ GRAPH = scale_graph(2.0)
             GRAPH,
             {"inputs": [{"name": "x", "datatype": "INT64", "shape": [-1, 2]}]},
             "inputs.0.datatype: expected FP32 as in graph.onnx, got 'INT64'",
+        ),
+        (
+            GRAPH,
+            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2], "source": "x:0"}]},
+            "inputs.0.source: expected one of ['x'] as in graph.onnx, got 'x:0'",
         ),
         (
             GRAPH,

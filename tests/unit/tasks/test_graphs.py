@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.models.files import GraphError, GraphTensor, Signature, read_signature
-from tests.graphs import scale_graph, vad_graph
+from tests.graphs import EXPORTED, exported_graph, scale_graph, vad_graph
 
 
 def signature_by_onnx(content: bytes) -> Signature:
@@ -39,6 +39,12 @@ def test_an_input_with_a_default_inside_the_graph_is_none_that_a_request_must_gi
     model.graph.input.append(onnx.helper.make_tensor_value_info("factor", onnx.TensorProto.FLOAT, []))
     (tmp_path / "graph.onnx").write_bytes(model.SerializeToString())
     assert [one.name for one in read_signature(tmp_path / "graph.onnx").inputs] == ["x"]
+
+
+def test_an_axis_of_negative_length_is_free_and_a_name_may_have_any_characters(tmp_path: Path) -> None:
+    (tmp_path / "graph.onnx").write_bytes(exported_graph(2.0))
+    found = read_signature(tmp_path / "graph.onnx")
+    assert found == Signature(*((GraphTensor(name, "FP32", (-1, 2)),) for name in EXPORTED.values()))
 
 
 @settings(max_examples=300)

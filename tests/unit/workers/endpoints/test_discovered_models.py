@@ -98,6 +98,13 @@ def test_engines_say_what_they_have() -> None:
         ("GET", "/v2/models/fixed"): {"inputs": [{**tensor, "shape": [2]}], "outputs": [tensor]},
     }
     assert asked(oip.discover(), answers) == {"a/b": Announced("tensors", (X,), (Y,))}
+    answers["GET", "/v2/models/fixed"] = {
+        "inputs": [{**tensor, "name": "in:0"}],
+        "outputs": [{**tensor, "name": "a/b"}],
+    }
+    found = asked(oip.discover(), answers)["fixed"]
+    assert [(one.name, one.source) for one in (*found.inputs, *found.outputs)] == [("in_0", "in:0"), ("a_b", "a/b")]
+    assert not fits(Announced("tensors", (X, msgspec.structs.replace(X, source="x/x")), (Y,)))
     with pytest.raises(EndpointError, match="malformed"):
         asked(oip.discover(), {("POST", "/v2/repository/index"): {"models": []}})
     assert not fits(Announced("tensors"))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model, TensorSpec
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
+from tests.graphs import EXPORTED, EXPORTED_SPECS, exported_graph, write_model
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
 from workers.port import ModelLoadError, Placed, Row, Runtime, open_pipeline, open_runtime
 from workers.recipes.graph_writer import GraphWriter
@@ -42,6 +44,20 @@ def answers(model: str, *batches: list[dict[str, Any]]) -> list[Row]:
         return [row for batch in batches for row in pipeline.run(runtime, [pipeline.prepare(row, {}) for row in batch])]
     finally:
         runtime.unload()
+
+
+@pytest.mark.parametrize("given", [-1, 0])
+def test_an_exported_graph_answers_as_onnxruntime_alone_does(given: int, tmp_path: Path) -> None:
+    graph = exported_graph(2.0, given=given)
+    folder = write_model(tmp_path, "exported", graph, **EXPORTED_SPECS)
+    model = load_catalogue(tmp_path).resolve("exported")
+    placed = Placed("onnx", "fp32", "", {"graph": folder / "graph.onnx"}, "cpu")
+    pipeline, runtime = open_pipeline(model, model.variants["onnx"], placed), open_runtime("onnx", placed)
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    runtime.load()
+    found = pipeline.run(runtime, [pipeline.prepare({"x": row}, {}) for row in rows])
+    (alone,) = ort.InferenceSession(graph).run(None, {EXPORTED["taken"]: rows})
+    assert np.array_equal([row["y"] for row in found], alone)
 
 
 @given(st.lists(JSON, min_size=1, max_size=5))
