@@ -52,14 +52,13 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: Any = 0
     total_tokens: Any = 0
     prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
 
     def within(self, most: Tokens) -> Usage:
         """The same, with no figure below 0 and none above what the request may have."""
         read, written = _count(self.prompt_tokens, most.input), _count(self.completion_tokens, most.output)
-        details = self.prompt_tokens_details
-        if isinstance(details, dict):
-            details = {name: _count(figure, read) for name, figure in details.items() if figure is not None}
-        return Usage(read, written, read + written, details if isinstance(details, dict) else None)
+        pairs = (self.prompt_tokens_details, read), (self.completion_tokens_details, written)
+        return Usage(read, written, read + written, *(_counts(details, bound) for details, bound in pairs))
 
     def excess(self, most: Tokens) -> int:
         """How many tokens are beyond what the request may have."""
@@ -77,6 +76,13 @@ def _count(figure: Any, most: int) -> int:
     """A figure as a number of tokens from 0 to `most`; 0 if it is none."""
     known = type(figure) is int or (type(figure) is float and math.isfinite(figure))
     return min(max(int(figure), 0), most) if known else 0
+
+
+def _counts(details: Any, most: int) -> dict[str, int] | None:
+    """The parts of `most` tokens that an engine counts, each as `_count` has it; None if it names none."""
+    if not isinstance(details, dict):
+        return None
+    return {name: _count(figure, most) for name, figure in details.items() if figure is not None}
 
 
 class _Call(msgspec.Struct, frozen=True, omit_defaults=True):

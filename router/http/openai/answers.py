@@ -7,6 +7,7 @@ model or its engine does not count its tokens, `usage` is null.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -22,12 +23,14 @@ from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Result, RunReport
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens read, generated, and both."""
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens read, generated, and both; and parts of them as the engine counts these, such as `cached_tokens`."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: dict[str, int] = {}
+    completion_tokens_details: dict[str, int] = {}
 
 
 class Report(RunReport, frozen=True, kw_only=True):
@@ -222,9 +225,19 @@ def usage_of(result: Result, choices: int = 0) -> Usage | None:
     known = [one for one in counts if isinstance(one, Mapping)]
     if len(known) < len(counts):
         return None
-    prompt = sum(int(one.get("prompt_tokens", 0)) for one in known[:: choices or len(known)])
+    read = known[:: choices or len(known)]
+    prompt = sum(int(one.get("prompt_tokens", 0)) for one in read)
     generated = sum(int(one.get("completion_tokens", 0)) for one in known)
-    return Usage(prompt, generated, prompt + generated)
+    parts = _details(read, "prompt_tokens_details", prompt), _details(known, "completion_tokens_details", generated)
+    return Usage(prompt, generated, prompt + generated, *parts)
+
+
+def _details(counts: Sequence[Mapping[str, Any]], name: str, most: int) -> dict[str, int]:
+    """The sum of each part of `most` tokens over all rows; an engine's figures are not trusted to be sensible."""
+    sums: Counter[str] = Counter()
+    for one in counts:
+        sums.update({part: n for part, n in (one.get(name) or {}).items() if type(n) is int and n >= 0})
+    return {part: min(n, most) for part, n in sums.items()}
 
 
 def report_of(job: str, result: Result) -> Report:

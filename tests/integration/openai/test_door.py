@@ -113,6 +113,22 @@ def test_a_streamed_chat_comes_in_chunks_that_end_with_usage(call: Callable[...,
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_usage_says_what_the_engine_had_cached_and_what_it_reasoned(
+    call: Callable[..., Value], fleet: OpenAIFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    monkeypatch.setattr(fleet.engine, "details", details)
+    chat = {"model": "talk", "messages": HELLO}
+    whole = call("chat.completions.create", **chat)
+    *_, last = call("chat.completions.create", **chat, stream=True, stream_options={"include_usage": True})
+    response = call("responses.create", model="talk", input="Hello dear world")
+    for usage in (whole.usage, last.usage):
+        assert usage.prompt_tokens_details.cached_tokens == 2
+        assert usage.completion_tokens_details.reasoning_tokens == 1
+    assert response.usage.input_tokens_details.cached_tokens == 2
+    assert response.usage.output_tokens_details.reasoning_tokens == 1
+
+
 def test_a_streamed_chat_has_usage_only_if_asked(call: Callable[..., Value]) -> None:
     chunks = call("chat.completions.create", model="talk@stable", messages=HELLO, stream=True)
 

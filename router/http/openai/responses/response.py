@@ -340,9 +340,8 @@ def _usage(result: Result) -> ResponseUsage | None:
     usage = usage_of(result)
     if usage is None:
         return None
-    used = _only(result, "usage")
-    cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    reasoned = (used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    cached = usage.prompt_tokens_details.get("cached_tokens", 0)
+    reasoned = usage.completion_tokens_details.get("reasoning_tokens", 0)
     return ResponseUsage(
         usage.prompt_tokens, Cached(cached), usage.completion_tokens, Reasoned(reasoned), usage.total_tokens
     )

@@ -327,6 +327,13 @@ def test_the_prompts_tokens_of_several_choices_count_once() -> None:
     assert usage_of(result(usage=None)) is usage_of(result(text="x")) is None
 
 
+def test_parts_of_tokens_are_added_up_and_never_more_than_these() -> None:
+    one = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2, "odd": -1, "text": "x", "flag": True}}
+    usage = usage_of(result(usage=[one, {**one, "prompt_tokens_details": {"cached_tokens": 10**30}}, {}]), 1)
+    assert usage is not None
+    assert (usage.prompt_tokens_details, usage.completion_tokens_details) == ({"cached_tokens": 6}, {})
+
+
 @given(rows=st.lists(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2), min_size=1, max_size=5), packed=st.booleans())
 def test_fewer_dimensions_are_the_first_ones_at_unit_length(rows: list[tuple[float, float]], packed: bool) -> None:
     found = Result(model="vector:1", outputs={"embedding": [list(row) for row in rows]}, report=REPORT)
