@@ -97,8 +97,9 @@ def unready(model: Model, topology: Topology, fleet: FleetSnapshot, unloaded: Co
     candidates, refusals = classify(model, Constraints(), topology, fleet)
     if any(candidate.devices for candidate in candidates):
         return ""
-    reasons = [f"{one.hardware_class}/{one.variant}: {one.reason}" for one in refusals if not one.ever]
-    return "; ".join(reasons) or "no live device can run it"
+    absent = [(one.hardware_class, one.variant_name, one.absent) for one in candidates]
+    refused = [(one.hardware_class, one.variant, one.reason) for one in refusals if not one.ever]
+    return "; ".join(f"{name}/{variant}: {why}" for name, variant, why in absent + refused) or "no device can run it"
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

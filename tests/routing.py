@@ -72,6 +72,7 @@ class EchoDevice:
     def __init__(self, settings: Settings, *, hardware_class: str = "cpu.batch", answering: bool = True) -> None:
         self.hardware_class = hardware_class
         self.done: list[str] = []
+        self.unavailable: dict[str, str] = {}
         self._secret = settings.secret
         self._client = redis.Redis.from_url(settings.state)
         self._broker = redis.Redis.from_url(settings.broker if settings.broker.startswith("redis") else settings.state)
@@ -107,6 +108,7 @@ class EchoDevice:
             runtimes=("echo", "python", "onnx"),
             instruction_sets=("avx2", "avx512f", "avx512_vnni"),
             warm=("echo:1/echo",),
+            unavailable=self.unavailable,
         )
         run(self._client, heartbeat_call(self._name, msgspec.json.encode(facts)))
 

@@ -101,7 +101,7 @@ class Needs:
 class Candidate:
     """A hardware class and a variant that could run a request, with the live devices able to run it.
 
-    `devices` is empty if the class is configured but has no live device.
+    `devices` is empty if the class is configured but no live device serves it; `absent` says why.
     """
 
     hardware_class: str
@@ -109,6 +109,7 @@ class Candidate:
     variant_name: str
     variant: Variant
     devices: tuple[DeviceFacts, ...]
+    absent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,15 @@ def classify(
         if why and not able:
             refusals.append(Refusal(name, variant_name, str(why[0][0]), ever=False))
         else:
-            candidates.append(Candidate(name, hardware, variant_name, variant, able))
+            absent = "" if able else _absence(name, fleet)
+            candidates.append(Candidate(name, hardware, variant_name, variant, able, absent))
     return candidates, refusals
+
+
+def _absence(name: str, fleet: FleetSnapshot) -> str:
+    """Why no device serves a class: one of its own may be out of service."""
+    faults = (f"{device.worker} is out of service: {device.fault}" for device in fleet.own(name) if device.fault)
+    return next(faults, "no device of the class is live")
 
 
 def with_place(
@@ -213,7 +221,7 @@ def with_place(
     if not here:
         return candidates, refusals
     name, variant = pair
-    place = Candidate(name, topology.hardware[name], variant, model.variants[variant], ())
+    place = Candidate(name, topology.hardware[name], variant, model.variants[variant], (), here[0].reason)
     kept = sorted([*candidates, place], key=lambda one: (one.hardware_class, one.variant_name))
     return kept, [one for one in refusals if one not in here]
 
@@ -275,7 +283,7 @@ def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFac
         return f"{variant.runtime} is not installed on {device.worker}"
     key = variant_key(model.id, name)
     if key in device.unavailable:
-        return f"could not be loaded on {device.worker}: {device.unavailable[key]}"
+        return f"unavailable on {device.worker}: {device.unavailable[key]}"
     if model.discovered and discovered_by([(variant.runtime, device.announced)]).get(model.name) != model:
         return f"{device.worker} announces no such model"
     missing = lacking(variant.instruction_sets, device.instruction_sets)

@@ -176,7 +176,7 @@ class _Rows:
         absent = [table.candidates[i] for i in np.flatnonzero(~table.live).tolist()]
         return (
             *(Refused(r.hardware_class, r.variant, r.reason) for r in table.refusals),
-            *(Refused(c.hardware_class, c.variant_name, "no device of the class is live") for c in absent),
+            *(Refused(c.hardware_class, c.variant_name, c.absent or "no device of the class is live") for c in absent),
         )
 
     def _row(self, index: int) -> Considered:

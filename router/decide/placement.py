@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
@@ -317,10 +317,8 @@ def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
     """Which candidates have a live device and are within the budget."""
     present = table.live
     if not some(present):
-        classes = ", ".join(sorted({c.hardware_class for c in table.candidates}))
-        raise NoDeviceError(
-            f"{table.model.id} runs on {classes}, none of which has a live device", retry_after=RETRY_AFTER
-        )
+        absent = [Refusal(c.hardware_class, c.variant_name, c.absent, ever=False) for c in table.candidates]
+        raise _no_device(table, [*absent, *table.refusals])
     if needs.budget is None and needs.allowance is None:
         return present
     most = dearest(table, needs, figures.cost)
@@ -453,20 +451,34 @@ def _by_cost(figures: Figures, among: np.ndarray) -> list[int]:
 
 def _unplaceable(table: CandidateTable) -> InvalidRequestError | UnplaceableError | NoDeviceError:
     refusals: Sequence[Refusal] = table.refusals
-    refused = [{"hardware_class": r.hardware_class, "variant": r.variant, "reason": r.reason} for r in refusals]
-    alike: dict[tuple[str, str], list[str]] = {}
-    for refusal in refusals:
-        alike.setdefault((refusal.hardware_class, refusal.reason), []).append(refusal.variant)
-    lines = "; ".join(f"{name}/{', '.join(variants)}: {why}" for (name, why), variants in alike.items())
-    message = f"no device can run {table.model.id}: {lines}"
+    lines = _lines(refusals)
     asked = sorted({name for refusal in refusals for name in refusal.asked})
     if asked and all(r.ever for r in refusals):
         field = f"inputs.{table.model.inputs[0].name}"
         text = f"{field}: expected what some variant honours, got {', '.join(asked)}: {lines}"
         return InvalidRequestError(text, field=field, unsupported=True, asked=asked)
     if all(r.ever for r in refusals):
-        return UnplaceableError(message, refusals=refused)
-    return NoDeviceError(message, refusals=refused, retry_after=RETRY_AFTER)
+        return UnplaceableError(f"no device can run {table.model.id}: {lines}", refusals=_details(refusals))
+    return _no_device(table, refusals)
+
+
+def _no_device(table: CandidateTable, refusals: Sequence[Refusal]) -> NoDeviceError:
+    """The error while no device can run the model; its text has the reasons that may change, and its details all."""
+    lines = _lines([one for one in refusals if not one.ever])
+    message = f"no device can run {table.model.id} now: {lines}"
+    return NoDeviceError(message, refusals=_details(refusals), retry_after=RETRY_AFTER)
+
+
+def _lines(refusals: Iterable[Refusal]) -> str:
+    """The reasons, each once for the variants of a class."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in refusals:
+        alike.setdefault((one.hardware_class, one.reason), []).append(one.variant)
+    return "; ".join(f"{name}/{', '.join(variants)}: {why}" for (name, why), variants in alike.items())
+
+
+def _details(refusals: Iterable[Refusal]) -> list[dict[str, str]]:
+    return [{"hardware_class": one.hardware_class, "variant": one.variant, "reason": one.reason} for one in refusals]
 
 
 def _name(table: CandidateTable, index: int) -> str:

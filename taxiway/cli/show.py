@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -345,6 +345,7 @@ def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "yellow")
     if fleet.get("restart"):
         yield _restart(fleet["restart"])
+    yield from _unavailable(fleet.get("devices", ()))
     yield from _wrong_queues(fleet.get("queues_wrong", {}))
     for process, ahead in fleet.get("clocks", {}).items():
         where = "ahead of" if ahead > 0 else "behind"
@@ -354,6 +355,16 @@ def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
         yield Text("the router gets no answer from the state store; these figures are stale", "yellow")
     if fleet.get("note"):
         yield Text(fleet["note"], "dim")
+
+
+def _unavailable(devices: Iterable[Mapping[str, Any]]) -> Iterator[Text]:
+    """The variants that devices cannot run, each reason once."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for device in devices:
+        for reason in device.get("unavailable", {}).items():
+            where.setdefault(reason, []).append(device["worker"])
+    for (variant, why), workers in where.items():
+        yield Text(f"{variant} is unavailable on {', '.join(workers)}: {why}", "yellow")
 
 
 def _silent(fleet: Mapping[str, Any]) -> Iterator[Text]:

@@ -44,7 +44,12 @@ _LOADING = re.compile(r"\bloading\b", re.IGNORECASE)
 _UNREADY = (400, 503)
 """What a probe gets until the server is ready: 503 of OpenAI's kind, 400 of Triton and MLServer."""
 
+_TRACEBACK = "Traceback (most recent call last)"
+
 _MOST = 500  # characters of an engine's message
+
+MAX_REFUSAL = 64 * 2**10
+"""Bytes that are read of a refusal."""
 
 
 class FaultKind(StrEnum):
@@ -114,12 +119,18 @@ def _message(body: bytes) -> tuple[str, tuple[Any, ...]]:
     try:
         said = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return body[:_MOST].decode(errors="replace").strip(), ()
+        return _cause(body[:MAX_REFUSAL].decode(errors="replace")), ()
     error = said.get("error", said) if isinstance(said, dict) else said
     if not isinstance(error, dict):
-        return cut(str(error), _MOST), ()
+        return _cause(str(error)), ()
     text = error.get("message", error.get("detail", ""))
-    return cut(str(text), _MOST), (error.get("code"), error.get("type"))
+    return _cause(str(text)), (error.get("code"), error.get("type"))
+
+
+def _cause(text: str) -> str:
+    """The text; of a traceback, which callers do not need, the last line."""
+    text = text.strip()
+    return cut(text.rpartition("\n")[2] if _TRACEBACK in text else text, _MOST)
 
 
 MAX_ANSWER = 256 * 2**20

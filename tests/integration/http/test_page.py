@@ -31,7 +31,9 @@ HELD = "[...document.querySelectorAll('#{} td')].map((cell) => cell.textContent)
 def door(folder: Path, *options: str) -> Iterator[tuple[str, Settings]]:
     with EmbeddedValkey(folder / "valkey") as server:
         settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        with EchoDevice(settings), router_process(settings, options=["--files", str(folder), *options]) as router:
+        device = EchoDevice(settings)
+        device.unavailable = {"embed:1/torch": "torch is broken"}
+        with device, router_process(settings, options=["--files", str(folder), *options]) as router:
             eventually(lambda: httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success)
             yield router.http, settings
 
@@ -41,6 +43,10 @@ def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path
         async with opened(url) as page:
             await page.until("!document.getElementById('main').hidden")
             assert "cpu.batch" in await page.until(HELD.format("classes"))
+            assert any(
+                "embed:1/torch is unavailable: torch is broken" in text
+                for text in await page.value(HELD.format("devices"))
+            )
             used = "getComputedStyle(document.querySelector('#classes meter').parentElement).whiteSpace"
             assert await page.value(used) == "nowrap"
             before = await page.value("document.getElementById('state').textContent")

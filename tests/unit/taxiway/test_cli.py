@@ -228,6 +228,12 @@ def test_workers_that_are_silent_for_a_full_disk_are_shown_with_that_reason(caps
     assert "cannot write to its disk" in shown.partition("no heartbeat for 12.00 s")[0]
 
 
+def test_a_variant_that_a_device_cannot_run_is_shown_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    device = {"device": "endpoint:0", "emulated": False, "unavailable": {"chat:1/engine": "it lists none"}}
+    show_fleet({"stale": False, "devices": [{"worker": one, **device} for one in ("a@host", "b@host")]})
+    assert "chat:1/engine is unavailable on a@host, b@host: it lists none" in capsys.readouterr().out
+
+
 def test_an_empty_list_is_shown_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     show_letters([])
     show_endpoints([])

@@ -360,11 +360,12 @@ def test_data_that_must_stay_somewhere_is_placed_there_though_it_costs_more() ->
 @pytest.mark.parametrize(
     ("live", "reason"),
     [
-        ([], "none of which has a live device"),
+        ([], "cpu/fast: no device of the class is live"),
+        ([device(serves=(), fault="no answer")], "cpu/fast: cpu@host is out of service: no answer"),
         ([device(runtimes=())], "onnx is not installed on cpu@host"),
         ([device(kind="tpu")], "the variant has no profile for tpu"),
         ([device(memory_total=10)], "needs 100 bytes of memory, cpu@host has 10"),
-        ([device(unavailable={"sentiment:1/fast": "bad file"})], "could not be loaded on cpu@host: bad file"),
+        ([device(unavailable={"sentiment:1/fast": "bad file"})], "unavailable on cpu@host: bad file"),
     ],
 )
 def test_a_fleet_without_the_right_device_now_says_why_and_when_to_try_again(

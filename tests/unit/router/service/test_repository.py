@@ -38,7 +38,7 @@ def device(name: str, **fields: Any) -> Any:
         (
             [device("fast@1", **FAILED)],
             Progress(0, 0),
-            "big: needs 1099511627776 bytes of memory, fast@1 has 17179869184; echo: could not be loaded on fast@1: no",
+            "big: needs 1099511627776 bytes of memory, fast@1 has 17179869184; echo: unavailable on fast@1: no",
         ),
         ([device("fast@1", **FAILED), device("fast@2")], Progress(0, 1), "not loaded yet"),
     ],

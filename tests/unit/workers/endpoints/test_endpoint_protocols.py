@@ -143,7 +143,7 @@ def test_a_streamed_answer_is_the_same_however_it_is_cut(sizes: list[int]) -> No
     assert received == answer["text"] == "Grüß Gott 🙂"
     assert answer["message"] == {"role": "assistant", "content": "Grüß Gott 🙂"}
     assert (answer["tokens"], answer["finish-reason"]) == (3, "stop")
-    assert answer["usage"] == USAGE | {"prompt_tokens_details": None}
+    assert answer["usage"] == USAGE | {"prompt_tokens_details": None, "completion_tokens_details": None}
 
 
 def test_what_is_beside_the_text_is_passed_on_as_it_comes() -> None:
@@ -409,6 +409,14 @@ def test_everything_else_is_the_endpoints_fault(status: int, headers: dict[str, 
     assert isinstance(error, EndpointError)
     assert error.kind is kind
     assert "<html>no" in error.reason
+
+
+def test_of_an_engines_traceback_the_last_line_is_told() -> None:
+    trace = 'Traceback (most recent call last):\n  File "/srv/secret.py", line 1\nValueError: bad\n'
+    for body in (trace.encode(), msgspec.json.encode({"error": trace}), msgspec.json.encode({"detail": trace})):
+        error = refused(500, {}, body, 0.0)
+        assert isinstance(error, EndpointError)
+        assert error.reason == "the endpoint failed: 500: ValueError: bad"
 
 
 @given(
