@@ -47,8 +47,8 @@ class Engine:
     def __init__(self, endpoint: Endpoint, url: str) -> None:
         assert endpoint.start is not None
         self._command = [_placed(word, url) for word in endpoint.start.words]
-        path = endpoint.health.path or open_protocol(endpoint.protocol).HEALTH
-        self._ready = _placed(endpoint.start.ready or url + path, url)
+        probed = endpoint.health.url(url, open_protocol(endpoint.protocol).HEALTH)
+        self._ready = _placed(endpoint.start.ready or probed, url)
         self._failures, self._due = 0, 0.0
         self._start()
 

@@ -51,7 +51,7 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
         verdicts.append(Verdict(subject=str(models), level="error", text=text, hint=hint))
     if topology is not None:
         verdicts += _runtimes(topology)
-        verdicts += _warm(topology, catalogue)
+        verdicts += _named(topology, catalogue)
     discovers = topology is not None and any(
         one.endpoint and one.endpoint.discover for one in topology.hardware.values()
     )
@@ -101,17 +101,21 @@ def _unknown(runtime: str) -> str:
     return ""
 
 
-def _warm(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
-    """Models that classes should keep warm and cannot."""
+def _named(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
+    """Models that classes should keep warm, or that endpoints should serve, and cannot."""
     for name, hardware in sorted(topology.hardware.items()):
-        for place, reference in enumerate(hardware.warm):
-            verdict = _warm_model(catalogue, hardware, reference, where=f"hardware.{name}.warm.{place}")
+        warm = [(f"warm.{place}", reference) for place, reference in enumerate(hardware.warm)]
+        served = (
+            [] if hardware.endpoint is None else [(f"endpoint.models.{one}", one) for one in hardware.endpoint.models]
+        )
+        for field, reference in (*warm, *served):
+            verdict = _named_model(catalogue, hardware, reference, where=f"hardware.{name}.{field}")
             if verdict is not None:
                 yield verdict
 
 
-def _warm_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, *, where: str) -> Verdict | None:
-    """Why a class cannot keep a model warm; None if it can."""
+def _named_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, *, where: str) -> Verdict | None:
+    """Why a class cannot run a model that queues.yaml names for it; None if it can."""
     try:
         model = catalogue.resolve(reference)
     except UnknownModelError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from typing import Annotated, Literal, get_args
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -52,13 +53,20 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probes of an endpoint: a GET of `path` below the URL, once per `every` seconds.
+    """Probes of an endpoint: a GET of `path`, once per `every` seconds.
 
-    Without a `path` it is the protocol's: the list of models, or the readiness of the server.
+    A `path` that begins with a slash is the server's, such as `/health`; else it is below the endpoint's URL. Without
+    one it is the protocol's: the list of models, or the readiness of the server.
     """
 
-    path: Annotated[str, msgspec.Meta(pattern=r"^/[^\s#]*$", max_length=2048)] | None = None
+    path: Annotated[str, msgspec.Meta(pattern=r"^(?!//)[^\s#]+$", max_length=2048)] | None = None
     every: Seconds = 1.0
+
+    def url(self, replica: str, usual: str) -> str:
+        """What is asked of the replica with this URL; `usual` is the protocol's path below it."""
+        if self.path is None:
+            return replica + usual
+        return urljoin(replica, self.path) if self.path.startswith("/") else f"{replica}/{self.path}"
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -68,30 +68,34 @@ def _problem(subject: str, value: str, remedy: str) -> Finding:
 async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Finding]:
     protocol = open_protocol(endpoint.protocol)
     try:
-        body = await link.probe(endpoint.health.path or protocol.HEALTH, endpoint.connect_timeout)
+        body = await link.probe("", endpoint.connect_timeout, base=endpoint.health.url(link.url, protocol.HEALTH))
         listed = None if endpoint.health.path else protocol.announced(body)
     except EndpointError as error:
         return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
-    answer = "answers" if listed is None else f"answers, and lists {', '.join(sorted(listed)[:5]) or 'no model'}"
+    names = None if listed is None else sorted(set(listed))
+    answer = "answers" if names is None else f"answers, and lists {', '.join(names[:5]) or 'no model'}"
+    served = {name: called for name, called in endpoint.models.items() if names is None or called in names}
     return [
         Finding(subject=subject, found=True, value=answer),
-        *_missing(subject, endpoint, listed),
-        *await _token(subject, endpoint, link, catalogue),
+        *_missing(subject, endpoint, served),
+        *await _token(subject, endpoint, link, catalogue, served),
     ]
 
 
-def _missing(subject: str, endpoint: Endpoint, listed: object) -> Iterator[Finding]:
+def _missing(subject: str, endpoint: Endpoint, served: Mapping[str, str]) -> Iterator[Finding]:
     for name, called in endpoint.models.items():
-        if isinstance(listed, list) and called not in listed:
+        if name not in served:
             hint = f"correct endpoint.models.{name}, or load it there"
             yield _problem(f"{subject} {name}", f"the endpoint lists no model {called!r}", hint)
 
 
-async def _token(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Finding]:
-    """Whether the first generating model answers with a token."""
+async def _token(
+    subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue, served: Mapping[str, str]
+) -> list[Finding]:
+    """Whether the first generating model that it serves answers with a token."""
     generating = (
         called
-        for name, called in endpoint.models.items()
+        for name, called in served.items()
         if catalogue.serves(name) and catalogue.resolve(name).pipeline in _GENERATING
     )
     called = next(generating, None) if endpoint.protocol == "openai" else None

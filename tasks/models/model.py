@@ -151,7 +151,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     base: Seconds
-    slope: Seconds
+    slope: Seconds = 0.0
     floor: Seconds = 0.0
     load: Seconds = 1.0
     step: Seconds = 0.0

@@ -60,7 +60,7 @@ class EndpointHealth:
         self.listed: Sequence[str] | None = None
         self.models: Mapping[str, Announced] = {}
         self._discovers, self._discover_at = endpoint.discover, -math.inf
-        self._path = endpoint.health.path or protocol.HEALTH
+        self._asked = endpoint.health.url(link.url, protocol.HEALTH)
         self._lists = endpoint.health.path is None
         self._every, self._timeout = endpoint.health.every, endpoint.connect_timeout
         self._slots, self._changed = endpoint.slots, changed
@@ -146,7 +146,7 @@ class EndpointHealth:
     async def _probe(self) -> None:
         began = time.monotonic()
         try:
-            body = await self._link.probe(self._path, self._timeout)
+            body = await self._link.probe("", self._timeout, base=self._asked)
             listed = self._protocol.announced(body) if self._lists else None
             if self._discovers and (listed != self.listed or began >= self._discover_at):
                 self.models = await self._discovered()

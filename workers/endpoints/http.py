@@ -16,14 +16,11 @@ from aiohttp.resolver import ThreadedResolver
 
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
-from workers.endpoints.protocol import EndpointError, Exchange, FaultKind, Tell, refused, unready
+from workers.endpoints.protocol import MAX_REFUSAL, EndpointError, Exchange, FaultKind, Tell, refused, unready
 from workers.port import Row
 
 KEPT = 4.0
 """Seconds that an idle connection is kept: uvicorn, before vLLM and others, closes them after 5."""
-
-MAX_REFUSAL = 64 * 2**10
-"""Bytes that are read of a refusal."""
 
 MAX_LIST = 4 * 2**20
 """Bytes that are read of the answer to a probe."""
@@ -63,7 +60,8 @@ class EndpointLink:
         key: its API key; empty for none.
         stall: seconds without a byte after which an answer counts as stalled.
 
-    `heard` is when it last sent a part of an answer, on the monotonic clock.
+    `url` is where the protocol's paths begin, and `root` the server's. `heard` is when it last sent a part of an answer,
+    on the monotonic clock.
 
     Raises:
         EndpointConfigError: a certificate cannot be read.
@@ -71,13 +69,13 @@ class EndpointLink:
 
     def __init__(self, endpoint: Endpoint, replica: str, key: str, stall: float) -> None:
         url, pinned, number = replica.partition("#")
-        self._url = url
+        self.url = url
         self._address = int(number) if pinned else None
         self._host = urlsplit(url).netloc
         self._connect_timeout, self._stall = endpoint.connect_timeout, stall
         self._headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
         self._tls = _context(endpoint.tls) if url.startswith("https:") else None
-        parts = urlsplit(self._url)
+        parts = urlsplit(url)
         self.root = f"{parts.scheme}://{parts.netloc}"
         self.heard = 0.0
 
@@ -149,7 +147,7 @@ class EndpointLink:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The endpoint's answer, if it has the status 200; a redirect would take the key elsewhere."""
         body, headers = (None, None) if exchange is None else (exchange.ask.body, exchange.ask.headers)
-        url = (base or self._url) + path
+        url = (base or self.url) + path
         async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
             if exchange is not None:
                 exchange.headers, exchange.refused = response.headers, response.status != 200

@@ -130,6 +130,10 @@ hardware:
     device: endpoint
     endpoint: {{protocol: openai, url: "{url}", slots: 4, models: {{chat: served}}, key_env: PAID_KEY}}
     price: {{usd_per_hour: 1}}
+  renamed:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}", slots: 4, models: {{chat: other}}}}
+    price: {{usd_per_hour: 1}}
   lost:
     device: endpoint
     endpoint:
@@ -146,7 +150,7 @@ default_service: standard
 
 
 def test_every_endpoint_is_asked_for_its_models_and_a_token(tmp_path: Path) -> None:
-    with serving(Engine()) as engine:
+    with serving(Engine(models=["served", "served"])) as engine:  # llama.cpp lists each twice
         (tmp_path / "queues.yaml").write_text(ENDPOINTS.format(url=engine.url))
         found = {one.subject: one for one in check_endpoints({"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")})}
         url = engine.url
@@ -154,6 +158,8 @@ def test_every_endpoint_is_asked_for_its_models_and_a_token(tmp_path: Path) -> N
     assert found[f"endpoint engine {url}"].value == "answers, and lists served"
     assert found[f"endpoint engine {url} embed"].value == "the endpoint lists no model 'other'"
     assert found[f"endpoint engine {url} token"].found
+    assert found[f"endpoint renamed {url} chat"].value == "the endpoint lists no model 'other'"
+    assert f"endpoint renamed {url} token" not in found
     gone = found["endpoint engine http://127.0.0.1:1/v1"]
     assert (gone.found, gone.remedy) == (False, "start the server, or correct endpoint.url")
     assert found[f"endpoint paid {url}"].value == "PAID_KEY is not set"

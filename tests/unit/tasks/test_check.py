@@ -73,6 +73,18 @@ def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_ann
     assert [one.level for one in verdicts if one.subject == QUEUES] == ["ok"]  # a protocol is no runtime to look for
 
 
+def test_a_model_that_an_endpoint_names_and_does_not_exist_is_an_error(folder: Path) -> None:
+    engine = {"protocol": "openai", "url": "http://engine/v1", "slots": 4, "models": {"embed": "a", "lit-chat": "b"}}
+    hardware = {"engine": {"device": "endpoint", "endpoint": engine, "price": {"usd_per_hour": 1}}}
+    (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": {**TOPOLOGY["hardware"], **hardware}}))
+    verdicts = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    found = {one.text: one.level for one in verdicts if one.subject == QUEUES}
+    assert (
+        found["hardware.engine.endpoint.models.lit-chat: expected a model of the catalogue, got 'lit-chat'"] == "error"
+    )
+    assert found["hardware.engine.endpoint.models.embed: the class runs openai, and no variant of embed:1 does"]
+
+
 def test_a_class_that_cannot_run_what_it_keeps_warm_is_warned_of(folder: Path) -> None:
     found = checked(folder, runtimes=["python"])
     assert [verdict.level for verdict in found] == ["warning"] * 2

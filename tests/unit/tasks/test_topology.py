@@ -197,6 +197,17 @@ def test_a_class_of_endpoints_runs_its_protocol_in_its_slots() -> None:
     assert (two.endpoint.name_of("m", 1), two.endpoint.name_of("m", 2)) == ("x", "y")
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [(None, "/v1/models"), ("/health", "/health"), ("health", "/v1/health"), ("http://other/", "/v1/http://other/")],
+)
+def test_probes_go_to_the_servers_root_or_below_its_url_and_never_elsewhere(path: str | None, asked: str) -> None:
+    health = {} if path is None else {"path": path}
+    endpoint = with_engine(endpoint={"health": health}).hardware["engine"].endpoint
+    assert endpoint is not None
+    assert endpoint.health.url(endpoint.urls[0], "/models") == f"http://engine:8000{asked}"
+
+
 def test_an_endpoint_may_be_paid_by_use_alone() -> None:
     price = with_engine(price={"usd_per_million_input": 2, "usd_per_million_output": 8, "usd_per_request": 0.01})
     assert price.hardware["engine"].dollars_per_second == 0
@@ -233,6 +244,7 @@ def test_a_device_of_ones_own_is_paid_by_the_hour(price: dict[str, Any], message
             {"endpoint": {"rate": {"tokens_per_minute": 9}, "protocol": "oip"}},
             "endpoint.rate.tokens_per_minute: expected nothing, as oip counts no tokens, got 9",
         ),
+        ({"endpoint": {"health": {"path": "//other/"}}}, "endpoint.health.path: expected `str` matching regex"),
         ({"endpoint": {"slots": 0}}, "hardware.engine.endpoint.slots: expected `int` >= 1, got 0"),
         ({"endpoint": {"models": {}}}, "endpoint.models: expected a model, or discover: true, got {}"),
         (
