@@ -29,9 +29,10 @@ class Engine:
     """What it was asked, in order: path, headers and body.
 
     `begun` has the prompts of chats that it began, `aborts` when the connection of a prompt ended before its answer.
-    `models` are those that it lists, `script` replaces what prompts ask for, if it is set, and answers that it streams
-    have the `headers`, and `usage` instead of what it counts. `faults` has what happens instead when a prompt comes for
-    the first time, and `came` counts how often each came. Without `metrics` it has none.
+    `models` are those that it lists; those with `embed` in their name only embed. `script` replaces what prompts ask
+    for, if it is set, and answers that it streams have the `headers`, and `usage` instead of what it counts. `faults`
+    has what happens instead when a prompt comes for the first time, and `came` counts how often each came. Without
+    `metrics` it has none.
     """
 
     port: int = 0
@@ -128,7 +129,8 @@ class Engine:
 
     async def _tell_of_itself(self, path: str, writer: asyncio.StreamWriter) -> bool:
         if path == "/v1/models":
-            return await self._whole(writer, {"data": [{"id": name} for name in self.models]})
+            embedding = [{"name": name, "capabilities": ["embedding"]} for name in self.models if "embed" in name]
+            return await self._whole(writer, {"data": [{"id": name} for name in self.models], "models": embedding})
         return await self._whole(writer, self.metrics, "200" if self.metrics and path == "/metrics" else "404")
 
     async def _infer(self, path: str, writer: asyncio.StreamWriter) -> bool:

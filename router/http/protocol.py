@@ -39,7 +39,7 @@ from taxiway.contract.limits import (
 from taxiway.contract.request import TERMS, Priority, Request, parse_request
 from taxiway.contract.tensors import SINGLE, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, numbers, raw_bytes, to_array, to_wire
-from taxiway.errors import InvalidRequestError, cut, quoted, wrong_field
+from taxiway.errors import ExecutionError, InvalidRequestError, cut, quoted, wrong_field
 
 CLASSIFICATION = "classification"
 """An output's parameter: how many of each row's largest values to return."""
@@ -311,15 +311,18 @@ def _axis(spec: TensorSpec) -> dict[str, Any]:
 
 
 def array_output(spec: TensorSpec, value: Any) -> np.ndarray:
-    """The output's rows, with the batch axis in its place."""
+    """The output's rows, with the batch axis in its place. Raises `ExecutionError` for rows of unlike shapes."""
     axis = spec.batch_axis or 0
     tensors = value if isinstance(value, list) and value and is_tensor(value[0]) else None
-    if tensors is not None:
-        array = np.stack([to_array(t, spec.name) for t in tensors], axis)
-    elif is_tensor(value):
-        array = to_array(value, spec.name)
-    else:
-        array = np.asarray(value, DATATYPES[spec.datatype])
+    try:
+        if tensors is not None:
+            array = np.stack([to_array(t, spec.name) for t in tensors], axis)
+        elif is_tensor(value):
+            array = to_array(value, spec.name)
+        else:
+            array = np.asarray(value, DATATYPES[spec.datatype])
+    except ValueError as error:
+        raise ExecutionError(f"output {spec.name!r}: expected rows of one shape, {error}") from error
     return np.expand_dims(array, axis) if array.ndim == len(spec.shape) - 1 else array
 
 

@@ -31,9 +31,8 @@ from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
 from router.service.store import FleetFacts, RouterStore
 from tasks.heartbeat import GONE_AFTER, DeviceFacts
-from tasks.models.discovered import discovered_by
+from tasks.models.discovered import Found, discovered_by
 from tasks.models.folder import LOOK, ModelsFolder, Report, Reporter, changes
-from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 from taxiway.contract.keys import ARRIVED, LEVELS, WAITING
@@ -100,7 +99,7 @@ class FleetReader:
         self.heartbeats: Mapping[str, float] = {}
         self._followed = NO_PLAN
         self._refusal = Refusal()
-        self.discovered: Mapping[str, Model] = {}
+        self.discovered: Found = {}
 
     @property
     def working(self) -> WorkingSnapshot:

@@ -13,7 +13,18 @@ from typing import Literal
 import msgspec
 
 from tasks.models.catalogue import Catalogue
-from tasks.models.model import DISCOVERED, MOST_SOURCE, Datatype, Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.model import (
+    DISCOVERED,
+    MOST_SOURCE,
+    Alias,
+    Datatype,
+    Model,
+    Parameter,
+    Profile,
+    TensorSpec,
+    Variant,
+    is_second_name,
+)
 
 MOST = 64
 """Models of one endpoint that are served without a model.yaml; all of them are in each heartbeat of its worker."""
@@ -37,13 +48,15 @@ _ESTIMATES: Mapping[str, Profile] = {
 class Announced(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an endpoint says of a model. The tensors of chats and texts are known without it.
 
-    `context` is the most tokens of prompt and answer together, 0 if unknown.
+    `context` is the most tokens of prompt and answer together, 0 if unknown. `called` is what the endpoint calls the
+    model, which is its second name.
     """
 
     pipeline: Literal["chat", "text", "tensors"] = "chat"
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     context: int = 0
+    called: str = ""
 
 
 def named(calls: Iterable[str]) -> dict[str, str]:
@@ -63,9 +76,13 @@ def named(calls: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@lru_cache(maxsize=4096)
 def discovered(name: str, runtime: str, announced: Announced) -> Model:
     """The model of an announcement: one variant, which has the name of the endpoint's protocol."""
+    return _discovered(name, runtime, msgspec.structs.replace(announced, called=""))
+
+
+@lru_cache(maxsize=4096)
+def _discovered(name: str, runtime: str, announced: Announced) -> Model:
     profile, shape = _ESTIMATES[announced.pipeline], _SHAPES[announced.pipeline]
     variant = Variant(runtime=runtime, profiles={"endpoint": profile})
     most = announced.context or shape.buckets[-1]
@@ -81,25 +98,34 @@ def discovered(name: str, runtime: str, announced: Announced) -> Model:
     )
 
 
-def discovered_by(announcements: Iterable[tuple[str, Mapping[str, Announced]]]) -> dict[str, Model]:
-    """The models that endpoints announce, by name: each with its protocol and its models. The first has a name."""
-    found: dict[str, Model] = {}
+Found = Mapping[str, Model | Alias]
+"""What endpoints announce, by name: models, and the second names that they have there."""
+
+
+def discovered_by(announcements: Iterable[tuple[str, Mapping[str, Announced]]]) -> dict[str, Model | Alias]:
+    """What endpoints announce: each with its protocol and its models. The first has a name."""
+    found: dict[str, Model | Alias] = {}
+    second: dict[str, Model | Alias] = {}
     for runtime, announced in announcements:
         for name, one in announced.items():
             found.setdefault(name, discovered(name, runtime, one))
-    return found
+            if is_second_name(one.called):
+                second.setdefault(one.called, Alias(name=one.called, alias=name, file=DISCOVERED))
+    return second | found
 
 
-def with_discovered(catalogue: Catalogue, models: Mapping[str, Model]) -> Catalogue:
-    """The catalogue, with those models whose name no model.yaml has, also no wrong one."""
+def with_discovered(catalogue: Catalogue, found: Found) -> Catalogue:
+    """The catalogue, with those models whose name no model.yaml has, also no wrong one, and their second names."""
     taken = {model.name for model in catalogue.models.values()} | {*catalogue.others}
     taken |= {catalogue.bare(name) for name in catalogue.disabled}
-    more = {model.id: model for name, model in models.items() if name not in taken}
+    free = {name: one for name, one in found.items() if name not in taken}
+    more = {one.id: one for one in free.values() if isinstance(one, Model)}
     if not more:
         return catalogue
+    second = {name: one for name, one in free.items() if isinstance(one, Alias) and f"{one.alias}:1" in more}
     disabled = {name: why for name, why in catalogue.disabled.items() if name not in catalogue.others}
     served = {**catalogue.models, **more}
-    return Catalogue(served, disabled, catalogue.outdated, catalogue.files, catalogue.others)
+    return Catalogue(served, disabled, catalogue.outdated, catalogue.files, {**second, **catalogue.others})
 
 
 def tensor(called: str, datatype: Datatype, shape: Sequence[int]) -> TensorSpec:

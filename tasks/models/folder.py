@@ -26,7 +26,7 @@ import msgspec
 
 from tasks.document import Contradictions, Verbatim, read_document
 from tasks.models.catalogue import Catalogue, dangling, folder_of
-from tasks.models.discovered import with_discovered
+from tasks.models.discovered import Found, with_discovered
 from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
 from tasks.models.model import (
     Alias,
@@ -64,8 +64,8 @@ class ModelsFolder:
     def __init__(self, root: Path, queues: QueuesFile, packages: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.catalogue = self._written = Catalogue({})
-        self.discovered: Mapping[str, Model] = {}
-        self._added: Mapping[str, Model] = {}
+        self.discovered: Found = {}
+        self._added: Found = {}
         self.unloaded: frozenset[str] = frozenset()
         self.book = ProfileBook()
         self.digests: Mapping[str, str] = {}

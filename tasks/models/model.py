@@ -22,11 +22,16 @@ from taxiway.contract.request import TERMS
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 
-SecondName = Annotated[
-    str,
-    msgspec.Meta(pattern=r"^(?!.*:[0-9]+$)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*$", max_length=128),
-]
+_SECOND_NAME = r"^(?!.*:[0-9]+$)[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*$"
+_LONGEST_SECOND = 128
+SecondName = Annotated[str, msgspec.Meta(pattern=_SECOND_NAME, max_length=_LONGEST_SECOND)]
 """What OpenAI's clients may call a model: `gpt-4.1`, `llama3:8b`, `meta-llama/Llama-3.1-8B`; never like a version."""
+
+
+def is_second_name(text: str) -> bool:
+    """Whether a model may have this second name."""
+    return len(text) <= _LONGEST_SECOND and re.fullmatch(_SECOND_NAME, text) is not None
+
 
 TensorName = Annotated[
     str,

@@ -60,7 +60,7 @@ class EndpointLink:
         key: its API key; empty for none.
         stall: seconds without a byte after which an answer counts as stalled.
 
-    `url` is where the protocol's paths begin, and `root` the server's. `heard` is when it last sent a part of an answer,
+    `url` is where the protocol's paths begin, and `root` the server's. `heard` is when it last sent part of an answer,
     on the monotonic clock.
 
     Raises:

@@ -38,6 +38,9 @@ MAX_STREAM = 16 * 2**20
 
 _BYTES_A_TOKEN = 4096  # of its event at most, beside: an engine repeats the model's name and more in each
 _PIECES, _PIECES_A_TOKEN = 1000, 4  # of an answer at most: engines send about one for each token
+MAX_ONE = 4 * 2**20
+"""Bytes of an answer that is one embedding or score: over 100,000 numbers."""
+
 _END = "[DONE]"
 _IMAGES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 _COMPLETIONS, _RERANK, _LOGPROBS = "completions", "rerank", "logprobs"
@@ -316,7 +319,7 @@ class OneReader(WholeReader):
     """Reads an answer that is one embedding, or one score of a document, which becomes `output`."""
 
     def __init__(self, output: str, decode: Callable[[bytes | str], _Embeddings | _Ranks], most: Tokens) -> None:
-        super().__init__(self._one)
+        super().__init__(self._one, MAX_ONE)
         self._output, self._decode, self._most = output, decode, most
 
     def _one(self, raw: bytes) -> Row:

@@ -261,16 +261,16 @@ def open_protocol(name: str) -> EndpointProtocol:
 class WholeReader(Reader):
     """Reads an answer that is of use only as a whole, which `parse` turns into outputs."""
 
-    def __init__(self, parse: Callable[[bytes], Row]) -> None:
-        self._parse = parse
+    def __init__(self, parse: Callable[[bytes], Row], most: int = MAX_ANSWER) -> None:
+        self._parse, self._most = parse, most
         self._parts: list[bytes] = []
         self._size = 0
 
     def feed(self, chunk: bytes) -> Sequence[str | Delta]:
         """Keep the chunk; it adds no text."""
         self._size += len(chunk)
-        if self._size > MAX_ANSWER:
-            raise malformed(f"more than {MAX_ANSWER} bytes")
+        if self._size > self._most:
+            raise malformed(f"more than {self._most} bytes")
         self._parts.append(chunk)
         return ()
 

@@ -69,7 +69,9 @@ class EndpointVariants(LearnedTimes):
         self._announced, self._models = names, models
         known = set(self._endpoint.models.values())
         self._calls = named(called for called in models if called not in known)
-        self.discovered = {name: models[called] for name, called in self._calls.items()}
+        self.discovered = {
+            name: msgspec.structs.replace(models[called], called=called) for name, called in self._calls.items()
+        }
         self.renew(self._catalogue, self._book)
 
     def learn(self, loaded: Loaded, item: Item, exchange: Exchange, *, rows: float, seconds: float) -> None:

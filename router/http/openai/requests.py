@@ -246,7 +246,8 @@ def embedding_fields(parsed: ParsedCall[EmbeddingsCall], model: Model) -> dict[s
         raise wrong_field("encoding_format", f"one of {list(_FORMATS)}", call.encoding_format)
     assert output is not None
     if call.dimensions is not None and not call.dimensions <= output.shape[1]:
-        raise unsupported("dimensions", f"1 to {output.shape[1]}", call.dimensions)
+        most = f"1 to {output.shape[1]}" if output.shape[1] > 0 else f"nothing, as {model.id} does not state its width"
+        raise unsupported("dimensions", most, call.dimensions)
     inputs = {first: texts_of(call.input, "input")}
     return {"model": call.model, "inputs": inputs, "outputs": [output.name]}
 
@@ -255,7 +256,7 @@ def embedding_of(model: Model) -> TensorSpec | None:
     """The output that is a text's embedding: a row of numbers for each text; None if there is none."""
     if model.pipeline != "text":
         return None
-    found = (spec for spec in model.outputs if spec.datatype == "FP32" and len(spec.shape) == 2 and spec.shape[1] > 0)
+    found = (spec for spec in model.outputs if spec.datatype == "FP32" and len(spec.shape) == 2)
     return next(found, None)
 
 

@@ -41,7 +41,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens":
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    with serving(Engine(models=["acme/Talk-7B", "slab"])) as engine:
+    with serving(Engine(models=["acme/Talk-7B", "slab", "acme/embed"])) as engine:
         yield engine
 
 
@@ -64,6 +64,10 @@ def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
     with taxiway.Client(discovering.http) as client:
         eventually(lambda: client.infer("talk-7b", HELLO, timeout=60).outputs["text"] == "Hello there ")
         assert engine.chats[-1]["model"] == "acme/Talk-7B"
+        assert client.infer("acme/Talk-7B", HELLO, timeout=60).outputs["text"] == "Hello there "
+        embedded = {"model": "acme/embed", "input": ["a", "bc"]}
+        answer = httpx.post(f"{discovering.http}/v1/embeddings", json=embedded, timeout=60, trust_env=False).json()
+        assert [one["embedding"] for one in answer["data"]] == [[1.0, 1.0], [2.0, 1.0]]
         assert models(discovering)["slab"]["variants"].keys() == {"missing", "python"}  # a model.yaml keeps its name
         (facts,) = device_facts(settings)
         assert "a model.yaml has the name of 'slab'" in facts.unavailable["slab:1/openai"]

@@ -39,6 +39,7 @@ from taxiway.contract.job import Piece, Result, RunReport
 from taxiway.contract.request import parse_terms
 from taxiway.errors import (
     DeviceFaultError,
+    ExecutionError,
     InvalidRequestError,
     OverloadedError,
     RequestTooLargeError,
@@ -332,6 +333,12 @@ def test_parts_of_tokens_are_added_up_and_never_more_than_these() -> None:
     usage = usage_of(result(usage=[one, {**one, "prompt_tokens_details": {"cached_tokens": 10**30}}, {}]), 1)
     assert usage is not None
     assert (usage.prompt_tokens_details, usage.completion_tokens_details) == ({"cached_tokens": 6}, {})
+
+
+def test_embeddings_of_unlike_widths_are_an_error_of_the_execution() -> None:
+    found = Result(model="vector:1", outputs={"embedding": [[1.0, 2.0], [1.0]]}, report=REPORT)
+    with pytest.raises(ExecutionError, match="rows of one shape"):
+        embeddings(Head("j", "default", 0), found, model=VECTOR, texts=["a", "b"], packed=False, dimensions=None)
 
 
 @given(rows=st.lists(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2), min_size=1, max_size=5), packed=st.booleans())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import MOST, Announced, discovered, discovered_by, fits, named, with_discovered
-from tasks.models.model import TensorSpec, parse_model
+from tasks.models.model import Model, TensorSpec, parse_model
 from tests.unit.tasks.test_catalogue import model as described
 from workers.endpoints import oip, openai
 from workers.endpoints.protocol import Discovery, EndpointError
@@ -76,7 +76,20 @@ def test_a_model_yaml_keeps_its_name_also_a_wrong_one() -> None:
 
 def test_the_first_announcement_of_a_name_has_it() -> None:
     found = discovered_by([("openai", {"one": Announced()}), ("oip", {"one": FORMS[-1], "two": FORMS[-1]})])
-    assert {name: list(model.variants) for name, model in found.items()} == {"one": ["openai"], "two": ["oip"]}
+    runtimes = {name: list(one.variants) for name, one in found.items() if isinstance(one, Model)}
+    assert runtimes == {"one": ["openai"], "two": ["oip"]}
+
+
+def test_a_model_answers_to_the_servers_own_name_too_unless_that_is_taken() -> None:
+    calls = {"tiny": "acme/Tiny-Llama", "mine": "acme/mine", "odd": "/root/x.gguf", "late": "llama3:8", "same": "same"}
+    found = discovered_by([("openai", {name: Announced(called=called) for name, called in calls.items()})])
+    mine = described(name="mine")
+    catalogue = with_discovered(Catalogue({mine.id: mine}), found)
+    assert catalogue.resolve("acme/Tiny-Llama") is catalogue.resolve("tiny")
+    assert catalogue.served_others() == ["acme/Tiny-Llama"]
+    assert catalogue.resolve("same").discovered
+    assert catalogue.disabled == {}
+    assert discovered("tiny", "openai", Announced(called="other")) is catalogue.resolve("tiny")
 
 
 def test_engines_say_what_they_have() -> None:

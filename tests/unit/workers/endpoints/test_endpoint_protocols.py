@@ -301,6 +301,8 @@ def test_an_embedding_is_read_as_an_array() -> None:
     empty.feed(b'{"data": []}')
     with pytest.raises(EndpointError, match="expected one embedding, got 0"):
         empty.answer()
+    with pytest.raises(EndpointError, match="more than"):
+        item.ask.read({}).feed(b" " * (openai.MAX_ONE + 1))
 
 
 def test_a_document_is_scored_by_its_query() -> None:
