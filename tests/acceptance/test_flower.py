@@ -118,6 +118,6 @@ def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: Fleet) -> 
         page = httpx.get(f"{fleet.flower}/task/{job.id}")
         return text_of(page.text) if page.status_code == 200 else ""
 
-    within(60, lambda: "REVOKED" in shown(expired) and "REVOKED" in shown(cancelled))
+    within(60, lambda: "FAILURE" in shown(expired) and "REVOKED" in shown(cancelled))
     assert "DeadlineExceededError('deadline of 1e-06 s exceeded" in shown(expired)
     assert "JobCancelledError(" in shown(cancelled)

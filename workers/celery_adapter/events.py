@@ -125,16 +125,17 @@ def ended(delivery: Delivery, outcome: Outcome) -> TaskEvent:
         shown = outcome.meta[at : at + SHOWN].decode(errors="replace")
         return TaskEvent("task-succeeded", job, now, result=shown, runtime=outcome.result.report.run_time)
     assert outcome.error is not None
-    failed = TaskEvent("task-failed", job, now, exception=repr(outcome.error), traceback="")
-    return revoked(delivery, outcome.error) or failed
+    return stopped(delivery, outcome.error) or _failed(job, outcome.error)
 
 
-def revoked(delivery: Delivery, error: TaxiwayError | None) -> TaskEvent | None:
+def stopped(delivery: Delivery, error: TaxiwayError | None) -> TaskEvent | None:
     """The event of a job that was cancelled or expired, with the error as its exception; None for other errors.
 
-    Flower shows the exception, but not the flag `expired`.
+    As in Celery's result, a missed deadline is a failure: Flower counts it.
     """
-    if not isinstance(error, (JobCancelledError, DeadlineExceededError)):
+    if isinstance(error, DeadlineExceededError):
+        return _failed(delivery.job, error)
+    if not isinstance(error, JobCancelledError):
         return None
     return TaskEvent(
         "task-revoked",
@@ -142,6 +143,10 @@ def revoked(delivery: Delivery, error: TaxiwayError | None) -> TaskEvent | None:
         time.time(),
         terminated=bool(delivery.began),
         signum=None,
-        expired=isinstance(error, DeadlineExceededError),
+        expired=False,
         exception=repr(error),
     )
+
+
+def _failed(job: str, error: TaxiwayError) -> TaskEvent:
+    return TaskEvent("task-failed", job, time.time(), exception=repr(error), traceback="")

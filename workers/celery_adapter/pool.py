@@ -33,7 +33,7 @@ from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.celery_adapter.acknowledgements import Acknowledgements
 from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, ended, revoked
+from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, ended, stopped
 from workers.celery_adapter.inspection import Inspection
 from workers.celery_adapter.strategy import (
     OUTCOME,
@@ -242,8 +242,8 @@ class CeleryBridge:
         self.inspection.report(delivery, ended(delivery, outcome))
 
     def report_release(self, delivery: Delivery, error: TaxiwayError | None = None) -> None:
-        """Report a plain job that is held no longer; as revoked, where it was cancelled or expired."""
-        self.inspection.report(delivery, revoked(delivery, error))
+        """Report a plain job that is held no longer; with its end, where it was cancelled or expired."""
+        self.inspection.report(delivery, stopped(delivery, error))
 
     def flush_events(self) -> None:
         """Send the task events that wait."""
@@ -351,7 +351,7 @@ class ReceivedTask:
         self._thread.call(lambda: self._succeed((failed, value, seconds)))
 
     def drop(self, error: TaxiwayError | None) -> None:
-        """Acknowledge a task that had ended, and report it as revoked if it was cancelled or expired."""
+        """Acknowledge a task that had ended, and report its end if it was cancelled or expired."""
         if self.followed:  # whatever ended it did not see what follows, or its worker died before it reported the end
             try:
                 backend: Any = self._app.backend
@@ -361,7 +361,7 @@ class ReceivedTask:
                 if not self._given_up(failed):
                     self.requeue()
                     return
-        event = revoked(self.delivery, error)
+        event = stopped(self.delivery, error)
         self._thread.call(partial(self._acknowledge, event))
 
     def revoke(self) -> None:
