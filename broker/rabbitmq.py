@@ -16,7 +16,7 @@ import itertools
 import math
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +85,11 @@ class _Session:
 
 
 class RabbitTransport:
-    """The transport of a RabbitMQ broker; connects on first use, and again after a failure."""
+    """The transport of a RabbitMQ broker; connects on first use, and again after a failure.
+
+    Args:
+        queues: the class queues now; those of further classes are declared by `tidy`.
+    """
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class RabbitTransport:
         state: str,
         name: str,
         keep_record: int,
-        queues: Sequence[str],
+        queues: Callable[[], Set[str]],
         durability: Durability = "written",
     ) -> None:
         self._url = broker
@@ -103,7 +107,7 @@ class RabbitTransport:
         self._confirming = confirming(durability, ANSWER / 2)
         self._name = name
         self._keep = keep_record
-        self._queues = tuple(queues)
+        self._queues = queues
         self._session: _Session | None = None
         self._opening = asyncio.Lock()
         self._abandoned = False
@@ -179,7 +183,11 @@ class RabbitTransport:
                 await asyncio.wait_for(session.inward.close(), ANSWER)
 
     async def tidy(self) -> int:
-        """Nothing to do: RabbitMQ itself gives a dead router's deliveries to another."""
+        """Declare the queues of new classes; RabbitMQ itself gives a dead router's deliveries to another."""
+        session = await self._live()
+        with amqp_errors():
+            for name in self._queues() - session.exchanges.keys():
+                session.exchanges[name] = await _declare(session.outward, name, queue_arguments(self._durability))
         return 0
 
     async def misdirected(self) -> list[Arrival]:
@@ -278,7 +286,7 @@ class RabbitTransport:
         connection = await aio_pika.connect(self._url, timeout=ANSWER)
         try:
             async with asyncio.timeout(SET_UP):
-                session = await _set_up(connection, self._queues, self._durability)
+                session = await _set_up(connection, self._queues(), self._durability)
                 if not self._retired:
                     await _consume(session)
         except BaseException:  # else it would live on, and keep the deliveries that it was given
@@ -294,7 +302,7 @@ class RabbitTransport:
                 await asyncio.wait_for(session.connection.close(), ANSWER)
 
 
-async def _set_up(connection: AbstractConnection, queues: Sequence[str], durability: Durability) -> _Session:
+async def _set_up(connection: AbstractConnection, queues: Collection[str], durability: Durability) -> _Session:
     """Declare everything as plain Celery does."""
     outward = await connection.channel(publisher_confirms=True, on_return_raises=True)
     inward = await connection.channel(publisher_confirms=False)

@@ -38,6 +38,7 @@ from local.doctor.examine import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
 from local.fleet import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet
+from local.restart import restarted
 from local.supervisor import StartError, ended_with, in_tree, own_command
 from local.up import Options, run_fleet
 from tasks.check import QUEUES, check_configuration
@@ -125,8 +126,12 @@ def up(
     check_servers(os.environ)
     topology, machine = _topology(), look()
     _check()
-    most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
-    plan = plan_fleet(topology, machine, emulate=emulate, counts=most)
+
+    def planned(topology: Topology) -> Plan:
+        most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
+        return plan_fleet(topology, machine, emulate=emulate, counts=most)
+
+    plan = planned(topology)
     if fetching:
         _fetch_for(plan, topology)
     if detach:
@@ -137,7 +142,7 @@ def up(
     log_to_stderr()
     click.echo("starting the broker, a router, workers and Flower; Ctrl-C stops them", err=True)
     least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
-    run_fleet(plan, options, os.environ, _announce(as_json), Bounds(least, machine.cores) if autoscale else None)
+    run_fleet(planned, options, os.environ, _announce(as_json), Bounds(least, machine.cores) if autoscale else None)
 
 
 @main.command()
@@ -153,6 +158,22 @@ def down(data: Path | None, *, as_json: bool) -> None:
         stopped = stop_fleet(folder)
     text = "stopped" if stopped else "no fleet runs from this directory"
     click.echo(_text({"stopped": stopped, "data": str(folder)}) if as_json else f"{folder}: {text}")
+
+
+@main.command()
+@click.argument("named", metavar="[PROCESS|CLASS]", required=False)
+@_data
+@_json
+def restart(named: str | None, data: Path | None, *, as_json: bool) -> None:
+    """Restart the fleet's processes one after another, or only one of them, or the workers of a class."""
+    _check()
+    done: list[dict[str, Any]] = []
+    with Console(stderr=True).status("each finishes its jobs and is ready again before the next"):
+        for name, seconds in restarted(data_directory(data, os.environ), named):
+            done.append({"process": name, "seconds": round(seconds, 2)})
+            click.echo(f"{name}: ready again after {seconds:.1f} s", err=as_json)
+    if as_json:
+        click.echo(_text({"restarted": done}))
 
 
 @main.command()

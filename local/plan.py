@@ -117,11 +117,6 @@ def _workers(
     most = devices_of(hardware, machine, kind)
     if kind != "cpu" and count > most:
         raise PlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
-    return planned_workers(name, hardware, emulated, count)
-
-
-def planned_workers(name: str, hardware: HardwareClass, emulated: bool, count: int) -> list[WorkerPlan]:
-    """`count` workers of a class."""
     start = None if hardware.endpoint is None else hardware.endpoint.start
     engine = start is not None and start.command is not None
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]

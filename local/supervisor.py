@@ -1,6 +1,6 @@
 """Starts a fleet's processes, keeps them running, and stops them in order: workers, router, Flower, broker.
 
-If a process fails during the start, the start fails. A process that fails later is restarted, without a limit.
+If a process fails during the start, the start fails. A process that ends later is restarted, without a limit.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ LONGEST_DELAY = 30.0
 
 HEALTHY_AFTER = 60.0
 """Seconds for which a process must have been ready before its earlier failures no longer count."""
+
+CLEAN = (0, -signal.SIGTERM)
+"""Exit statuses of a process that was asked to end: its end is no failure."""
 
 _TAIL = 2000  # characters of a log in an error
 _LINE = 300  # characters of a log's last line
@@ -105,9 +108,9 @@ class SupervisedProcess:
         patience: seconds that it has to end when asked.
 
     `announced` has the fields of its last ready line, also while it restarts. It is `wanted` until `retire`; its
-    supervisor starts wanted processes. A `resting` process is not running, as intended. `restarts` counts its restarts
-    after failures, `last_exit` says how it failed last, and `due` is the time of its next restart by the monotonic
-    clock, None while it runs.
+    supervisor starts wanted processes. A `resting` process is not running, as intended. `restarts` counts its failures
+    and `last_exit` says how it failed last, until it has been healthy for a minute. `due` is the time of its next
+    restart by the monotonic clock, None while it runs.
     """
 
     def __init__(
@@ -205,19 +208,25 @@ class SupervisedProcess:
             self.listen()
             self._process.stdout.close()
 
-    def note_exit(self) -> None:
-        """Record a failure that has just happened, its reason, and the time of the restart."""
-        self.close()
-        now = time.monotonic()
-        healthy = self._ready_since is not None and now - self._ready_since >= HEALTHY_AFTER
-        self._failures = 1 if healthy else self._failures + 1
-        self.due = now + restart_delay(self._failures)
-        self.last_exit = exit_of(self.process.returncode, self.log)
+    @property
+    def healthy(self) -> bool:
+        """Whether it has been ready for so long that earlier failures no longer count."""
+        return self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_AFTER
 
-    def restart(self) -> None:
-        """Start it again after a failure."""
+    def forget_failures(self) -> None:
+        """Let it count as one that never failed."""
+        self.restarts, self.last_exit, self._failures = 0, None, 0
+
+    def note_exit(self) -> bool:
+        """Record that it has just ended, and the time of the restart; returns whether that was a failure."""
+        self.close()
+        self._failures = 1 if self.healthy else self._failures + 1
+        self.due = time.monotonic() + restart_delay(self._failures)
+        if self.process.returncode in CLEAN:
+            return False
         self.restarts += 1
-        self.start()
+        self.last_exit = exit_of(self.process.returncode, self.log)
+        return True
 
     def tail(self) -> str:
         """The end of its log."""
@@ -301,19 +310,19 @@ class Supervisor:
         self,
         changed: Callable[[], None],
         tend: Callable[[], None],
-        failed: Callable[[SupervisedProcess], None] = lambda _: None,
+        ended: Callable[[SupervisedProcess], None] = lambda _: None,
     ) -> None:
-        """Start wanted processes and restart failed ones, until `request_stop`.
+        """Start wanted processes and restart those that ended, until `request_stop`.
 
         `changed` is called after a process became ready or ended, and again if it raises `OSError`, as it does while
-        the disk is full; `failed` before that with one that failed; `tend` may change which processes are wanted.
+        the disk is full; `ended` before that with one that ended; `tend` may change which processes are wanted.
         """
         while not self._stopping.wait(TICK):
             self._watch_broker()
             tend()
             for process in self._all():
                 if not process.resting:
-                    self._watch_process(process, failed)
+                    self._watch_process(process, ended)
                 elif process.wanted:
                     process.start()
             if self._changed:
@@ -361,7 +370,10 @@ class Supervisor:
 
     def _watch_broker(self) -> None:
         """Restart the broker if it ended; other restarts wait until it is running."""
-        if self._broker is None or self._broker.pid is not None or time.monotonic() < self._broker_due:
+        now = time.monotonic()
+        if self.broker_exit is not None and now - self._broker_due >= HEALTHY_AFTER:
+            self.broker_restarts, self.broker_exit, self._changed = 0, None, True
+        if self._broker is None or self._broker.pid is not None or now < self._broker_due:
             return
         if self._broker.status is not None:
             self.broker_exit = exit_of(self._broker.status, self._broker.log)
@@ -371,38 +383,41 @@ class Supervisor:
             self._broker.start()
         except EmbeddedValkeyError as error:
             self._broker_failures += 1
-            self._broker_due = time.monotonic() + restart_delay(self._broker_failures)
+            self._broker_due = now + restart_delay(self._broker_failures)
             logger.error("broker cannot be started", extra={"error": str(error)})
             return
-        self._broker_failures = 0
+        self._broker_failures, self._broker_due = 0, now
         self.broker_restarts += 1
         self._changed = True
 
-    def _watch_process(self, process: SupervisedProcess, failed: Callable[[SupervisedProcess], None]) -> None:
+    def _watch_process(self, process: SupervisedProcess, ended: Callable[[SupervisedProcess], None]) -> None:
         was_ready = process.ready
         process.listen()
         if process.ready and not was_ready:
             self._changed = True
         if process.alive:
+            if process.last_exit is not None and process.healthy:
+                process.forget_failures()
+                self._changed = True
             return
         if process.retired:
             process.rest()
             self._changed = True
         elif process.due is None:
             self._note_exit(process)
-            failed(process)
+            ended(process)
             self._changed = True
         elif time.monotonic() >= process.due:
-            process.restart()
+            process.start()
             self._changed = True
 
     def _note_exit(self, process: SupervisedProcess) -> None:
-        """Record the failure, and kill the orphaned children of the process."""
-        process.note_exit()
+        """Record the exit, and kill the orphaned children of the process."""
+        level = logging.WARNING if process.note_exit() else logging.INFO
         kill_group(process.process)
-        assert process.last_exit is not None
-        facts = {"child": process.name, "why": process.last_exit.why, "log": str(process.log)}
-        logger.warning("process ended, restarting", extra=facts)
+        why = exit_reason(process.process.returncode)
+        facts = {"child": process.name, "why": why, "log": str(process.log)}
+        logger.log(level, "process ended, restarting", extra=facts)
 
 
 def _stop_group(group: Sequence[SupervisedProcess], hurried: threading.Event) -> None:

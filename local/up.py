@@ -17,13 +17,14 @@ from typing import Any
 import httpx
 
 from broker.valkey.records import heartbeat_call
-from local.autoscaler import Ask, Autoscaler, Bounds, Replicas, ask_router
+from local.autoscaler import Ask, Autoscaler, Bounds, Replanner, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
+from tasks.topology import Topology
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import name_key
 from taxiway.valkey import ServerError
@@ -84,7 +85,7 @@ class _Processes:
 
 
 def run_fleet(
-    plan: Plan,
+    planned: Callable[[Topology], Plan],
     options: Options,
     environment: Mapping[str, str],
     announce: Callable[[Fleet], None],
@@ -93,7 +94,8 @@ def run_fleet(
 ) -> None:
     """Start the fleet, call `announce` when all of it is ready, and keep it running until SIGTERM or SIGINT.
 
-    With `bounds`, only as many of the plan's workers run as `ask` says, by default as a router wants.
+    `planned` plans the workers by queues.yaml, again when that changes. With `bounds`, only as many of them run as
+    `ask` says, by default as a router wants.
 
     Raises:
         AlreadyRunningError: a fleet runs from the same data directory.
@@ -106,19 +108,22 @@ def run_fleet(
         supervisor = None
         try:
             settings = _settings(broker, options.data, environment)
+            queues = QueuesFile(settings.queues)
+            plan = planned(queues.topology)
             scaled = frozenset() if bounds is None else frozenset(worker.hardware_class for worker in plan.workers)
             variables = {**environment, **settings.environment()}
             processes = _processes(plan, options, variables, scaled)
             order = processes.stop_order()
             added = partial(_added_worker, partial(_worker, plan, options, variables), order[0])
-            replicas = Replicas(QueuesFile(settings.queues), processes.workers, added)
+            replanner = Replanner(queues, planned, processes.workers, added, scaled=bounds is not None)
+            scaler = None if bounds is None else _autoscaler(processes, bounds, environment, ask)
             supervisor = Supervisor(broker, order)
             state = partial(_broker_state, broker, supervisor)
             describe = partial(_fleet, _addresses(broker, settings), plan, options, processes, state)
             watch = partial(
                 supervisor.watch,
-                tend=_tending(processes, bounds, environment, ask) if bounds is not None else replicas.tend,
-                failed=partial(_forget_device, settings.state),
+                tend=partial(_tend, replanner, scaler),
+                ended=partial(_forget_device, settings.state),
             )
             _supervise(supervisor, processes, describe, announce, watch)
         finally:
@@ -128,10 +133,15 @@ def run_fleet(
                 broker.stop()
 
 
-def _tending(processes: _Processes, bounds: Bounds, environment: Mapping[str, str], ask: Ask) -> Callable[[], None]:
-    """A function that resizes classes, to be called while the fleet runs."""
+def _tend(replanner: Replanner, scaler: Autoscaler | None) -> None:
+    replanner.tend()
+    if scaler is not None:
+        scaler.tend()
+
+
+def _autoscaler(processes: _Processes, bounds: Bounds, environment: Mapping[str, str], ask: Ask) -> Autoscaler:
     key = environment.get("TAXIWAY_KEY", "")
-    return Autoscaler(processes.workers, bounds, lambda name: ask(_announced(processes.router, "http"), key, name)).tend
+    return Autoscaler(processes.workers, bounds, lambda name: ask(_announced(processes.router, "http"), key, name))
 
 
 def _supervise(
@@ -291,7 +301,7 @@ def _broker_state(broker: EmbeddedValkey | None, supervisor: Supervisor) -> Sequ
 
 
 def _forget_device(state: str, process: SupervisedProcess) -> None:
-    """Delete the heartbeat of a failed worker, so that nothing is placed on it until it is restarted; free its name."""
+    """Delete the heartbeat of a worker that ended: nothing is placed on it until it is restarted. Free its name."""
     worker = _announced(process, "worker")
     if not worker:
         return

@@ -1,4 +1,4 @@
-"""queues.yaml as a running process sees it: what it says of endpoints is followed, all else needs a restart."""
+"""queues.yaml as a running process sees it: new classes and endpoints are followed, all else needs a restart."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 class QueuesFile:
     """One process's queues.yaml. Thread-safe for one thread that looks and others that read.
 
-    `topology` is what the process goes by: the file as it was at the start, with the endpoints of the last good one.
-    `differs` is whether the file says something else by now, so that a restart would change something. `wrong` is why
-    the file is invalid by now, so that no process could start with it; empty if it is valid.
+    `topology` is what the process goes by: the file as it was at the start, with the endpoints and the new classes of
+    the last good one. `differs` is whether the file says something else by now, so that a restart would change
+    something. `wrong` is why the file is invalid by now, so that no process could start with it; empty if it is valid.
 
     Raises:
         TopologyError: the file is missing or invalid at the start.
@@ -51,20 +51,26 @@ class QueuesFile:
             logger.error("queues.yaml is invalid now: the last good one is used", extra={"error": str(error)})
             self.differs, self.wrong = False, str(error)
             return False
-        renewed = with_endpoints(self.topology, found)
+        renewed = followed(self.topology, found)
         self.differs, self.wrong = renewed != found, ""
         if renewed == self.topology:
             return False
         self.topology = renewed
-        logger.info("endpoints changed in queues.yaml")
+        logger.info("classes or endpoints changed in queues.yaml")
         for follower in self._followers:
             follower(renewed)
         return True
 
 
-def with_endpoints(used: Topology, found: Topology) -> Topology:
-    """The topology in use, with the endpoints that the file has now."""
+def followed(used: Topology, found: Topology) -> Topology:
+    """The topology in use, with the endpoints and the further classes that the file has now.
+
+    A class that is reserved for a service that is not in use yet needs a restart.
+    """
     hardware = {name: _with_endpoint(one, found.hardware.get(name)) for name, one in used.hardware.items()}
+    services = {None, *used.service}
+    new = {name: one for name, one in found.hardware.items() if name not in used.hardware}
+    hardware |= {name: one for name, one in new.items() if one.reserve_for in services}
     return used if hardware == used.hardware else msgspec.structs.replace(used, hardware=hardware)
 
 

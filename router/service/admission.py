@@ -65,7 +65,7 @@ class Rules:
     _removed: dict[str, Model] = field(default_factory=dict, repr=False)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
-        """Replace them; the topology may differ from the last one only in its endpoints."""
+        """Replace them; the topology may differ from the last one only in endpoints and new classes."""
         gone = {name: model for name, model in self.catalogue.models.items() if name not in catalogue.models}
         self._removed = dict(list((self._removed | gone).items())[-_REMEMBERED:])
         self.topology, self.catalogue, self.book = topology, catalogue, book

@@ -132,7 +132,7 @@ class Router:
         self.webhooks = Webhooks(settings.state, self.store, rules, name)
         self._submissions = Submissions(self.transport, self.fleet)
         self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
-        retargeter = Retargeter(settings, rules.topology, self.fleet, self.store)
+        retargeter = Retargeter(settings, rules, self.fleet, self.store)
         housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules)
         self._recorder = Recorder(settings.state, self.store, rules.topology.limits)
         duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder)
@@ -394,7 +394,7 @@ class Router:
     async def _tidy(self) -> None:
         while True:
             if not self.fleet.working.fleet.stale:
-                working = self.fleet.working
+                working, self.scaler.topology = self.fleet.working, self.rules.topology
                 self.scaler.observe(working.fleet, time.monotonic(), working.depths.classes)
                 self.outcomes.update(self.fleet.working.fleet.devices)
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
@@ -465,7 +465,7 @@ def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
             state=settings.state,
             name=name,
             keep_record=keep_record,
-            queues=sorted(rules.topology.hardware),
+            queues=lambda: rules.topology.hardware.keys(),
             durability=durability,
         )
     return ValkeyTransport(

@@ -173,7 +173,7 @@ class FleetReader:
             await asyncio.sleep(BEAT)
 
     def renew(self, topology: Topology, book: ProfileBook) -> None:
-        """Use other endpoints and profiles, and the catalogue's present models."""
+        """Use other endpoints, classes and profiles, and the catalogue's present models."""
         self._topology, self._book = topology, book
         self._working.rebuild(topology, book)
 

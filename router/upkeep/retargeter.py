@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from router.decide.retarget import Conditions, Retarget, retarget
+from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from tasks.settings import Settings
-from tasks.topology import Topology
 from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 class Retargeter(Duty):
     """Asks workers to serve other classes. Their heartbeats show the effect."""
 
-    def __init__(self, settings: Settings, topology: Topology, fleet: FleetReader, store: RouterStore) -> None:
-        super().__init__(topology.rebalance.tick)
+    def __init__(self, settings: Settings, rules: Rules, fleet: FleetReader, store: RouterStore) -> None:
+        super().__init__(rules.topology.rebalance.tick)
         self._fleet = fleet
         self._store = store
         self._settings = settings
-        self._topology = topology
+        self._rules = rules
         self._conditions = Conditions()
 
     def begin(self) -> None:
@@ -39,8 +39,8 @@ class Retargeter(Duty):
         fleet, now = self._fleet.working.fleet, self._store.now()
         if fleet.stale:
             return
-        self._conditions.observe(fleet, self._topology, now)
-        decided = retarget(fleet, self._topology, self._conditions, now)
+        self._conditions.observe(fleet, self._rules.topology, now)
+        decided = retarget(fleet, self._rules.topology, self._conditions, now)
         if decided:
             self._conditions.note(decided, now)
             await asyncio.to_thread(self._command, decided)
@@ -52,7 +52,7 @@ class Retargeter(Duty):
 
         from tasks.celery_app import make_app
 
-        app = make_app(self._settings, self._topology)
+        app = make_app(self._settings, self._rules.topology)
         connection = app.connection_for_write()
         lost: tuple[type[BaseException], ...] = (KombuError, OSError, *connection.connection_errors)
         try:

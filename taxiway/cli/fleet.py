@@ -103,6 +103,19 @@ def down(**_: Any) -> None:
 
 
 @click.command()
+@click.argument("named", metavar="[PROCESS|CLASS]", required=False)
+@_data
+@_json
+def restart(*, named: str | None, **_: Any) -> None:
+    """Restart the processes of the fleet on this machine one after another: the router, then workers, then Flower.
+
+    Each is ready again before the next is asked to end, and a worker finishes its jobs or returns them. With an
+    argument, only that PROCESS of `taxiway status`, or the workers of that CLASS. The embedded broker is left alone.
+    """
+    become("local", ["restart", *([named] if named else []), *_given()], verb="restart")
+
+
+@click.command()
 @_data
 @_json
 def doctor(**_: Any) -> None:
@@ -241,6 +254,8 @@ def _given() -> list[str]:
     """The options on the command line, as arguments; those with an empty value are left out."""
     context, arguments = click.get_current_context(), list[str]()
     for option in context.command.params:
+        if isinstance(option, click.Argument):
+            continue
         value = context.params[option.name or ""]
         if context.get_parameter_source(option.name or "") is not ParameterSource.COMMANDLINE:
             continue

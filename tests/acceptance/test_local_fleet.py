@@ -162,3 +162,26 @@ def test_the_demo_answers_every_input_on_all_three_classes_and_leaves_nothing_ru
     assert len(reply["answers"]) >= 60
     assert {answer["hardware_class"] for answer in reply["answers"]} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
     assert gone(reply["supervisor"])
+
+
+def test_a_class_is_added_and_every_process_is_restarted_while_the_fleet_serves(tmp_path: Path) -> None:
+    queues, data = tmp_path / "queues.yaml", tmp_path / "data"
+    queues.write_text(SCALED)
+    here = {"TAXIWAY_QUEUES": str(queues), "TAXIWAY_DATA": str(data)}
+    fleet = start_fleet(data, "--no-flower", "--workers", "cpu.batch=1", settings=here)
+    more = "{device: cpu, runtimes: [echo], concurrency: 1, max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}"
+    try:
+        queues.write_text(SCALED.replace("service:", f"  cpu.more: {more}\nservice:", 1))
+        with Client(fleet.http) as client:
+            assert until(lambda: len(client.fleet()["devices"]) == 2)
+        assert not json.loads(taxiway("status", "--json", settings=here))["restart"]
+
+        done = json.loads(taxiway("restart", "--json", settings=here))["restarted"]
+
+        assert [one["process"] for one in done] == ["router", "cpu.batch.cpu-0", "cpu.more.cpu-0"]
+        with Client(fleet.http) as client:
+            assert client.infer("echo", "again", deadline=60, timeout=60).outputs == {"payload": "again"}
+        processes = json.loads(taxiway("status", "--json", settings=here))["processes"]
+        assert {one["restarts"] for one in processes} == {0}
+    finally:
+        taxiway("down", settings=here)

@@ -23,7 +23,7 @@ def test_a_broker_that_is_away_is_named_without_its_password(url: str) -> None:
 
     async def take() -> None:
         rabbit = url.startswith("amqp")
-        transport = RabbitTransport(**named, queues=[ARRIVALS]) if rabbit else ValkeyTransport(**named)
+        transport = RabbitTransport(**named, queues=lambda: {ARRIVALS}) if rabbit else ValkeyTransport(**named)
         try:
             await transport.take()
         finally:

@@ -107,7 +107,7 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
 
         def restarted() -> bool:
             known.append("number" in worker.announced)
-            return worker.restarts == 1 and worker.ready
+            return worker.restarts == 1 and worker.ready and worker.due is None
 
         assert until(restarted)
         assert all(known)
@@ -161,6 +161,32 @@ def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
         assert until(lambda: worker.restarts >= 10, patience=30)
         assert worker.last_exit is not None
         assert worker.last_exit.last_line == "broken again"
+
+
+def test_a_process_that_is_asked_to_end_comes_back_and_did_not_fail(
+    make: Callable[[str, str], SupervisedProcess],
+) -> None:
+    drains = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+    drains += "print('{\"ready\": 1}', flush=True); time.sleep(600)"
+    workers = [make("worker", drains), make("flower", READY)]
+    with watched(Supervisor(None, [workers])):
+        for worker in workers:
+            os.kill(worker.process.pid, signal.SIGTERM)
+        before = [worker.process.pid for worker in workers]
+        assert until(lambda: all(w.process.pid not in before and w.ready for w in workers))
+    assert [(worker.restarts, worker.last_exit) for worker in workers] == [(0, None)] * 2
+
+
+def test_a_failure_is_forgotten_after_a_minute_of_health(
+    make: Callable[[str, str], SupervisedProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local.supervisor.HEALTHY_AFTER", 0.5)
+    worker, told = make("worker", READY), list[int]()
+    with watched(Supervisor(None, [[worker]]), changed=lambda: told.append(worker.restarts)):
+        os.kill(worker.process.pid, signal.SIGKILL)
+        assert until(lambda: 1 in told)
+        assert until(lambda: told[-1] == 0)
+        assert worker.last_exit is None
 
 
 def test_a_failed_process_takes_what_it_had_started_along(

@@ -181,7 +181,7 @@ TAKE_AND_HANG = textwrap.dedent(
 
     async def main():
         transport = RabbitTransport(
-            broker=os.environ["TAXIWAY_BROKER"], state=os.environ["TAXIWAY_STATE"], name="v", keep_record=60, queues=[]
+            broker=os.environ["TAXIWAY_BROKER"], state=os.environ["TAXIWAY_STATE"], name="v", keep_record=60, queues=set
         )
         taken = 0
         while taken < 20:
@@ -196,7 +196,9 @@ TAKE_AND_HANG = textwrap.dedent(
 
 
 def transport_of(rabbit: Settings) -> RabbitTransport:
-    return RabbitTransport(broker=rabbit.broker, state=rabbit.state, name="t", keep_record=60, queues=CLASSES)
+    return RabbitTransport(
+        broker=rabbit.broker, state=rabbit.state, name="t", keep_record=60, queues=lambda: set(CLASSES)
+    )
 
 
 async def take(transport: RabbitTransport, count: int) -> list[Arrival]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.autoscaler import Autoscaler, Bounds, Replicas, most_workers, resize
-from local.plan import WorkerPlan
+from local.autoscaler import Autoscaler, Bounds, Replanner, most_workers, resize
+from local.plan import WorkerPlan, plan_fleet
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.queues_file import QueuesFile
@@ -97,6 +97,10 @@ service: {{standard: {{deadline: 5}}}}
 default_service: standard
 """
 
+NEW = """\
+  more: {device: cpu, runtimes: [onnx], concurrency: 2, max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}
+service:"""
+
 
 def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +114,7 @@ def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
 
     first = WorkerPlan("engine", "endpoint:0", False)
     workers = [(first, made(first)), *slots(tmp_path, 1)]
-    replicas = Replicas(QueuesFile(path), workers, made)
+    replicas = Replanner(QueuesFile(path), lambda topology: plan_fleet(topology, MACHINE), workers, made, scaled=False)
     replicas.tend()
     assert len(workers) == 2
     path.write_text(ENGINES.format(urls='"http://a", "http://b", "http://c"'))
@@ -123,3 +127,31 @@ def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
     path.write_text(ENGINES.format(urls='"http://b", "http://a"'))
     replicas.tend()
     assert wanted(workers) == [True, True, True, False]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_class_that_queues_yaml_gains_gets_its_workers_while_the_fleet_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: bool
+) -> None:
+    monkeypatch.setattr("local.autoscaler.EVERY", 0.0)
+    path = tmp_path / "queues.yaml"
+    path.write_text(ENGINES.format(urls='"http://a"'))
+
+    def made(plan: WorkerPlan) -> SupervisedProcess:
+        return SupervisedProcess(plan.name, [], dict(os.environ), tmp_path, announces=True)
+
+    first = WorkerPlan("engine", "endpoint:0", False)
+    workers = [(first, made(first))]
+    replanner = Replanner(
+        QueuesFile(path), lambda topology: plan_fleet(topology, MACHINE), workers, made, scaled=scaled
+    )
+    scaler = Autoscaler(workers, Bounds({"engine": 1}, 4), lambda name: 1 if name == "engine" else 2)
+    path.write_text(ENGINES.format(urls='"http://a"').replace("service:", NEW, 1))
+    replanner.tend()
+    assert [plan.name for plan, _ in workers] == ["engine.endpoint-0", "more.cpu-0", "more.cpu-1"]
+    assert wanted(workers) == [True] * 3
+    scaler.tend()
+    assert wanted(workers) == [True] * 3
+    path.write_text(ENGINES.format(urls='"http://a"'))  # a class that is gone serves until a restart
+    replanner.tend()
+    assert wanted(workers) == [True] * 3

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.endpoints import Endpoint
-from tasks.queues_file import with_endpoints
+from tasks.queues_file import followed
 from tasks.topology import Topology, parse_topology
 from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints.capacity import Slots
@@ -66,13 +66,21 @@ def told(endpoint: Endpoint, price: float) -> Topology:
 
 @given(endpoint=endpoints, price=st.floats(0.1, 9))
 def test_an_edit_changes_nothing_but_endpoints_of_the_same_protocol_and_key(endpoint: Endpoint, price: float) -> None:
-    used = with_endpoints(TOPOLOGY, told(endpoint, price))
-    followed = (endpoint.protocol, endpoint.key_env) == ("openai", None)
-    assert used.hardware["engine"].endpoint == (endpoint if followed else ONE)
-    assert used.hardware["engine"].max_batch == (endpoint.slots if followed else 4)
+    used = followed(TOPOLOGY, told(endpoint, price))
+    alike = (endpoint.protocol, endpoint.key_env) == ("openai", None)
+    assert used.hardware["engine"].endpoint == (endpoint if alike else ONE)
+    assert used.hardware["engine"].max_batch == (endpoint.slots if alike else 4)
     assert used.hardware["engine"].price == TOPOLOGY.hardware["engine"].price
     assert used.hardware["cpu.batch"] is TOPOLOGY.hardware["cpu.batch"]
-    assert with_endpoints(used, TOPOLOGY) == TOPOLOGY
+    assert followed(used, TOPOLOGY) == TOPOLOGY
+
+
+def test_a_new_class_is_followed_unless_it_is_reserved_for_a_service_that_is_not_in_use() -> None:
+    engine = TOPOLOGY.hardware["engine"]
+    new = {"more": engine, "own": msgspec.structs.replace(engine, reserve_for="later")}
+    used = followed(TOPOLOGY, msgspec.structs.replace(TOPOLOGY, hardware={**TOPOLOGY.hardware, **new}))
+    assert used.hardware == {**TOPOLOGY.hardware, "more": engine}
+    assert followed(used, TOPOLOGY) == used  # a class that is gone needs a restart
 
 
 @given(endpoint=endpoints)
