@@ -8,6 +8,7 @@ import select
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -85,6 +86,20 @@ class AlreadyRunningError(Exception):
     def __init__(self, data: Path, pid: int | None) -> None:
         super().__init__(f"{data}: a fleet already runs from this directory (process {pid})")
         self.pid = pid
+
+
+def failing(fleet: Fleet) -> dict[str, str]:
+    """How each process failed that did, and what it does now."""
+    return {process.name: _failure(process) for process in fleet.processes if process.last_exit is not None}
+
+
+def _failure(process: ProcessState) -> str:
+    state = "ready" if process.ready else "starting" if process.pid else "waits to be restarted"
+    assert process.last_exit is not None
+    at = datetime.fromtimestamp(process.last_exit.at).strftime("%H:%M:%S")
+    times = f"failed {process.restarts} times, last" if process.restarts > 1 else "failed"
+    why = ": ".join(filter(None, (process.last_exit.why, process.last_exit.last_line)))
+    return f"{state}; {times} at {at}: {why}"
 
 
 def data_directory(given: Path | None, environment: Mapping[str, str]) -> Path:

@@ -308,7 +308,7 @@ class Supervisor:
 
     def watch(
         self,
-        changed: Callable[[], None],
+        changed: Callable[[], object],
         tend: Callable[[], None],
         ended: Callable[[SupervisedProcess], None] = lambda _: None,
     ) -> None:
@@ -358,7 +358,7 @@ class Supervisor:
         names = ", ".join(p.name for p in waiting)
         return StartError(f"not ready within {patience:g} s: {names}; {first.log} ends with:\n{first.tail()}")
 
-    def _tell(self, changed: Callable[[], None]) -> None:
+    def _tell(self, changed: Callable[[], object]) -> None:
         try:
             changed()
         except OSError as error:

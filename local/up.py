@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -15,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from broker.valkey.records import heartbeat_call
 from local.autoscaler import Ask, Autoscaler, Bounds, Replanner, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
-from local.fleet import Fleet, ProcessState, RunningWorker, supervising, write_fleet
+from local.fleet import Fleet, ProcessState, RunningWorker, failing, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
 from taxiway.connection import ConnectionPool
-from taxiway.contract.keys import name_key
+from taxiway.contract.keys import FAILING, name_key
 from taxiway.valkey import ServerError
 
 START_PATIENCE = 240.0
@@ -120,12 +122,14 @@ def run_fleet(
             supervisor = Supervisor(broker, order)
             state = partial(_broker_state, broker, supervisor)
             describe = partial(_fleet, _addresses(broker, settings), plan, options, processes, state)
+            tell = partial(_describe, describe, settings.state)
             watch = partial(
                 supervisor.watch,
                 tend=partial(_tend, replanner, scaler),
                 ended=partial(_forget_device, settings.state),
             )
-            _supervise(supervisor, processes, describe, announce, watch)
+            _supervise(supervisor, processes, tell, announce, watch)
+            _report_failures(settings.state, {})
         finally:
             if supervisor is not None:
                 supervisor.stop()
@@ -147,18 +151,33 @@ def _autoscaler(processes: _Processes, bounds: Bounds, environment: Mapping[str,
 def _supervise(
     supervisor: Supervisor,
     processes: _Processes,
-    describe: Callable[[], Fleet],
+    tell: Callable[[], Fleet],
     announce: Callable[[Fleet], None],
-    watch: Callable[[Callable[[], None]], None],
+    watch: Callable[[Callable[[], object]], None],
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.request_stop())
     if not supervisor.start(partial(_healthy, processes), patience=START_PATIENCE):
         return
+    announce(tell())
+    watch(tell)
+
+
+def _describe(describe: Callable[[], Fleet], state: str) -> Fleet:
+    """The fleet as it is now, which `fleet.json` and the state store are told."""
     fleet = describe()
     write_fleet(Path(fleet.data), fleet)
-    announce(fleet)
-    watch(lambda: write_fleet(Path(fleet.data), describe()))
+    _report_failures(state, failing(fleet))
+    return fleet
+
+
+def _report_failures(state: str, found: Mapping[str, str]) -> None:
+    """Tell routers which of this machine's processes failed, if the store answers."""
+    host = socket.gethostname()
+    named = {f"{name}@{host}": why for name, why in found.items()}
+    command = ("HSET", FAILING, host, msgspec.json.encode(named)) if named else ("HDEL", FAILING, host)
+    with suppress(ServerError, OSError), closing(ConnectionPool(state, answer=_QUICK)) as connections:
+        connections.calls(command)
 
 
 def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None:

@@ -5,7 +5,7 @@ Workers count outcomes and latencies since their start; `OutcomeCounters` sums t
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from router.view import ClassView, FleetView
 from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, Use, empty
+from taxiway.contract.job import JobState
 
 
 class OutcomeCounters:
@@ -69,6 +70,29 @@ class OutcomeCounters:
             for tenant, dollars in paid.items():
                 key, was = (hardware_class, model, tenant), before.dollars.get(model, {}).get(tenant, 0.0)
                 self.dollars[key] = self.dollars.get(key, 0.0) + dollars - was
+
+
+LATELY = 300.0
+"""Seconds for which `RecentOutcomes` counts a job that ended."""
+
+
+class RecentOutcomes:
+    """How many jobs `ended` in the last `LATELY` seconds, and how many of them `missed` their deadline."""
+
+    def __init__(self) -> None:
+        self.ended = self.missed = 0
+        self._sums: deque[tuple[float, int, int]] = deque()
+
+    def observe(self, outcomes: Iterable[Mapping[tuple[str, ...], int]], now: float) -> None:
+        """Read counters whose labels end with a job's final state; `now` is of any monotonic clock."""
+        counts = [(labels[-1], jobs) for counted in outcomes for labels, jobs in counted.items()]
+        ended = sum(jobs for _, jobs in counts)
+        missed = sum(jobs for state, jobs in counts if state == JobState.EXPIRED)
+        self._sums.append((now, ended, missed))
+        while self._sums[0][0] < now - LATELY:
+            self._sums.popleft()
+        _, ended_before, missed_before = self._sums[0]
+        self.ended, self.missed = ended - ended_before, missed - missed_before
 
 
 def _sum(done: Done) -> int:

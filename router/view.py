@@ -28,7 +28,8 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     `usd_per_hour` is what a device costs now, and `price` all that queues.yaml says, with the prices of use.
     `depth` is waiting messages by level if the broker reports it, else one total. `work` is device seconds queued and
     running, `held` those in holding for the class, both by level. `oldest` is the age of the oldest waiting job since
-    acceptance. `replicas` is the number of devices there should be, and `why` the reason.
+    acceptance. `replicas` is the number of devices there should be, and `why` the reason. It `lacks` devices that have
+    been missing for longer than one takes to start.
     """
 
     device: str
@@ -46,7 +47,16 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     warm: tuple[str, ...]
     replicas: int | None
+    lacks: int
     why: str
+
+
+class FleetProblem(msgspec.Struct, frozen=True):
+    """Something that needs an operator's attention: what it is about, what is wrong, and what to do."""
+
+    subject: str
+    text: str
+    remedy: str
 
 
 class PlannedCell(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +105,9 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     changed since they started, and those in `queues_wrong` one that has become invalid, each with the reason. `clocks`
     has the processes on hosts whose clock differs from the store's by `APART` or more, with the seconds it is ahead.
     `plan` is None if there is neither a plan nor a tuner. `tokens` counts what was read and generated since this router
-    started, as far as engines count what they read.
+    started, as far as engines count what they read. Of the jobs that `ended` in the last `LATELY` seconds, as this
+    router saw them, those in `missed` missed their deadline. `failing` has the processes that failed within a minute
+    of health, each with how, where `taxiway up` runs them. `problems` are those among all this that need attention.
     """
 
     stale: bool
@@ -117,6 +129,10 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     webhooks_waiting: int = 0
     webhooks_dead: int = 0
     tokens: int = 0
+    ended: int = 0
+    missed: int = 0
+    failing: Mapping[str, str] = {}
+    problems: tuple[FleetProblem, ...] = ()
 
 
 SILENT = 2.5 * HEARTBEAT
@@ -237,5 +253,6 @@ def _class_view(
         running=sum(device.running for device in devices),
         warm=tuple(sorted({key.partition("/")[0] for device in devices for key in device.warm})),
         replicas=None if target is None else target.replicas,
+        lacks=0 if target is None else target.lacks,
         why="no fleet snapshot yet" if target is None else target.reason,
     )

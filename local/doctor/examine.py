@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,7 +16,7 @@ import msgspec
 from local.doctor import Finding
 from local.doctor.endpoints import check_endpoints
 from local.embedded import EmbeddedValkeyError, find_binary
-from local.fleet import Fleet, ProcessState
+from local.fleet import Fleet, failing
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.models.folder import APART
@@ -48,9 +47,7 @@ def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | Non
     """The findings about this machine and its configuration, and about the `fleet` that runs here."""
     cache = cache_directory(environment)
     here = (
-        [*processes(fleet), *_store_here(fleet, environment), *reported(fleet, environment)]
-        if fleet is not None
-        else []
+        [processes(fleet), *_store_here(fleet, environment), *reported(fleet, environment)] if fleet is not None else []
     )
     this = [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
     return [*this, *configuration(environment), *check_endpoints(environment), *here]
@@ -66,31 +63,20 @@ def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are valid")
 
 
-def reported(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The running processes with an older queues.yaml or another time, as far as the fleet's router knows."""
+def reported(fleet: Fleet, environment: Mapping[str, str]) -> list[Finding]:
+    """The fleet's problems as its router reports them; those of its processes alone if no router answers."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(httpx.HTTPError, msgspec.DecodeError):
         answer = httpx.get(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK, trust_env=False)
-        if answer.status_code != httpx.codes.OK:
-            return
-        view = msgspec.json.decode(answer.content, type=_Reported)
-        for process in view.restart:
-            value = "uses the queues.yaml that it started with, which has changed since"
-            yield Finding(subject=f"process {process}", found=False, value=value, remedy="restart it")
-        for process, why in view.queues_wrong.items():
-            value = f"uses the last valid queues.yaml; now {why}"
-            yield Finding(subject=f"process {process}", found=False, value=value, remedy="correct it before a restart")
-        for process, ahead in view.clocks.items():
-            yield _apart(f"clock of {process}", ahead)
+        if answer.status_code == httpx.codes.OK:
+            return [_finding(**one) for one in msgspec.json.decode(answer.content)["problems"]]
+    logs = {process.name: process.log for process in fleet.processes}
+    return [_finding(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
 
 
-class _Reported(msgspec.Struct):
-    """The part of a router's view of the fleet that names processes with an older queues.yaml or another time."""
-
-    restart: tuple[str, ...] = ()
-    queues_wrong: dict[str, str] = {}
-    clocks: dict[str, float] = {}
+def _finding(subject: str, text: str, remedy: str) -> Finding:
+    return Finding(subject=subject, found=False, value=text, remedy=remedy)
 
 
 def _apart(subject: str, ahead: float) -> Finding:
@@ -98,23 +84,11 @@ def _apart(subject: str, ahead: float) -> Finding:
     return Finding(subject=subject, found=False, value=value, remedy="synchronise both machines (NTP)")
 
 
-def processes(fleet: Fleet) -> Iterator[Finding]:
-    """The processes of a running fleet: those that failed or are not running, each with its reason."""
+def processes(fleet: Fleet) -> Finding:
+    """How many processes of a running fleet are ready."""
     running = sum(process.ready for process in fleet.processes)
-    yield Finding(subject="fleet here", found=True, value=f"{running} of {len(fleet.processes)} processes are ready")
-    for process in fleet.processes:
-        if process.restarts or not process.ready:
-            yield _failing(process)
-
-
-def _failing(process: ProcessState) -> Finding:
-    state = "ready" if process.ready else "starting" if process.pid else "waits to be restarted"
-    parts = [f"{state}, {process.restarts} {'restart' if process.restarts == 1 else 'restarts'}"]
-    if process.last_exit is not None:
-        at = datetime.fromtimestamp(process.last_exit.at).strftime("%H:%M:%S")
-        parts += [f"at {at} {process.last_exit.why}", process.last_exit.last_line]
-    value = ": ".join(filter(None, parts))
-    return Finding(subject=f"process {process.name}", found=process.ready, value=value, remedy=f"see {process.log}")
+    value = f"{running} of {len(fleet.processes)} processes are ready; their logs are in {fleet.data}/logs"
+    return Finding(subject="fleet here", found=running == len(fleet.processes), value=value)
 
 
 def _hardware(machine: Machine) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -51,11 +51,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ScalingTarget:
-    """How many devices a class should have, and why; `devices` is how many are live now."""
+    """How many devices a class should have, and why; `devices` is how many are live now.
+
+    It `lacks` devices that have been missing for longer than one takes to start.
+    """
 
     replicas: int
     devices: int
     reason: str
+    lacks: int = 0
 
 
 @dataclass(slots=True)
@@ -67,6 +71,7 @@ class Scaler:
     _by_plan: dict[str, ScalingTarget] = field(default_factory=dict)
     _samples: dict[str, deque[Sample]] = field(default_factory=dict)
     _recent: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
+    _short: dict[str, tuple[float, float]] = field(default_factory=dict)  # since when a class lacks devices, and now
 
     def observe(self, fleet: FleetSnapshot, now: float, jobs: Mapping[str, float] | None = None) -> None:
         """Sample the fleet as it is at `now`, in seconds of any monotonic clock.
@@ -84,6 +89,8 @@ class Scaler:
             while recent[0][0] < now - hardware.scaling.start:
                 recent.popleft()
         self._follow(fleet, now, jobs or {})
+        short = [name for name, target in self.targets().items() if target.replicas > target.devices]
+        self._short = {name: (self._short.get(name, (now, now))[0], now) for name in short}
 
     def _follow(self, fleet: FleetSnapshot, now: float, jobs: Mapping[str, float]) -> None:
         """Scale by the fleet's plan; without one, what is known of the last one is forgotten."""
@@ -106,7 +113,7 @@ class Scaler:
     def targets(self) -> Mapping[str, ScalingTarget]:
         """The scaling target of each class; empty before the first sample."""
         due = deadlines(self.topology)
-        return {
+        targets = {
             name: self._by_plan.get(name)
             or with_recent(
                 replicas(hardware, due, self._samples[name]), [count for _, count in self._recent[name]], hardware
@@ -114,6 +121,10 @@ class Scaler:
             for name, hardware in self.topology.hardware.items()
             if name in self._samples
         }
+        for name, (since, now) in self._short.items():
+            if name in targets and now - since >= self.topology.hardware[name].scaling.start:
+                targets[name] = replace(targets[name], lacks=targets[name].replicas - targets[name].devices)
+        return targets
 
 
 def deadlines(topology: Topology) -> tuple[float, ...]:

@@ -18,7 +18,8 @@ from router.decide.fairness import check_store
 from router.decide.prefixes import Earlier, Prefixes
 from router.decide.scaling import Scaler
 from router.decide.working_snapshot import WorkingSnapshot
-from router.metrics import Counters, OutcomeCounters
+from router.metrics import Counters, OutcomeCounters, RecentOutcomes
+from router.problems import problems
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
 from router.service.events import SentEvents, end_all, trace_placement, trace_refusal
@@ -127,7 +128,7 @@ class Router:
         self.placed: Counter[tuple[str, ...]] = Counter()
         self.refused: Counter[tuple[str, ...]] = Counter()
         self.parked = 0
-        self.outcomes = OutcomeCounters()
+        self.outcomes, self._lately = OutcomeCounters(), RecentOutcomes()
         self.wait_timeouts = WaitTimeouts()
         self.webhooks = Webhooks(settings.state, self.store, rules, name)
         self._submissions = Submissions(self.transport, self.fleet)
@@ -264,7 +265,8 @@ class Router:
         reports = await self.store.catalogues()
         tuner, latest = await self.store.tuner()
         waiting, given_up = await self.webhooks.figures()
-        return msgspec.structs.replace(
+        failing = await self.store.failing()
+        view = msgspec.structs.replace(
             view,
             webhooks_waiting=waiting,
             webhooks_dead=given_up,
@@ -276,7 +278,11 @@ class Router:
             queues_wrong={name: report.queues_wrong for name, report in sorted(reports.items()) if report.queues_wrong},
             clocks={name: report.clock for name, report in sorted(reports.items()) if abs(report.clock) >= APART},
             plan=view_plan(self.fleet.followed, self.fleet.snapshot, view.now, reports.values(), tuner, latest),
+            ended=self._lately.ended,
+            missed=self._lately.missed,
+            failing=failing,
         )
+        return msgspec.structs.replace(view, problems=problems(view))
 
     async def _consume(self) -> None:
         outage = Outage("broker")
@@ -396,7 +402,8 @@ class Router:
             if not self.fleet.working.fleet.stale:
                 working, self.scaler.topology = self.fleet.working, self.rules.topology
                 self.scaler.observe(working.fleet, time.monotonic(), working.depths.classes)
-                self.outcomes.update(self.fleet.working.fleet.devices)
+                self.outcomes.update(working.fleet.devices)
+                self._lately.observe((self.outcomes.outcomes, self.store.ended), time.monotonic())
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
                 recovered = await self.transport.tidy()
                 if recovered:

@@ -51,6 +51,7 @@ from taxiway.contract.keys import (
     CONTROLS,
     DEAD,
     DEVICES,
+    FAILING,
     HEARTBEATS,
     HELD,
     LENGTHS,
@@ -474,6 +475,15 @@ class RouterStore:
         reports = named(raw)
         live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
         return {name: msgspec.json.decode(reports[name], type=Report) for name in live}
+
+    async def failing(self) -> dict[str, str]:
+        """The processes that supervisors say have failed, each with how."""
+        with fleet_errors(_SERVER):
+            (raw,) = await self._calls.transaction(("HGETALL", FAILING))
+        found: dict[str, str] = {}
+        for processes in named(raw).values():
+            found |= msgspec.json.decode(processes, type=dict[str, str])
+        return dict(sorted(found.items()))
 
     async def close(self) -> None:
         """Disconnect."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,8 +21,6 @@ _LONGEST = 8
 
 UNBROKEN = 24
 """Characters up to which the cells of a table's column stay on one line, however long the last column's text is."""
-
-FULL_DISK = "the state store cannot write to its disk, and refuses requests and heartbeats: free space there"
 
 
 def show_result(result: Result) -> None:
@@ -263,8 +261,9 @@ def show_dead_events(events: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_fleet(fleet: Mapping[str, Any]) -> None:
-    """Hardware classes with price and load, then live devices; or whatever else the router reports."""
+    """What needs attention, then hardware classes with price and load, and live devices; or what else there is."""
     console = _console()
+    show_problems(console, fleet.get("problems"))
     if "classes" in fleet:
         console.print(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
     if fleet.get("devices"):
@@ -273,11 +272,32 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
         show_models(fleet["models"])
     if fleet.get("plan"):
         show_plan(console, fleet["plan"])
-    failed = [process for process in fleet.get("processes", ()) if process["restarts"] or not process["ready"]]
-    if failed:
-        console.print(_table("processes that failed", [_process_row(process) for process in failed]))
-    for text in _remarks(fleet):
-        console.print(text, soft_wrap=True)
+    if fleet.get("unloaded"):
+        console.print(Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "dim"), soft_wrap=True)
+    if fleet.get("note"):
+        console.print(Text(fleet["note"], "dim"), soft_wrap=True)
+
+
+def show_problems(console: Console, problems: Sequence[Mapping[str, Any]] | None) -> None:
+    """One line on the fleet's health, then each problem with what to do; nothing of a router that reports none."""
+    if problems is None:
+        return
+    console.print(headline(problems), soft_wrap=True)
+    for one in problems:
+        console.print(_problem(one), soft_wrap=True)
+
+
+def headline(problems: Sequence[Mapping[str, Any]]) -> Text:
+    """How many things need attention, and which."""
+    if not problems:
+        return Text("all is well", "green")
+    count = "1 thing needs attention" if len(problems) == 1 else f"{len(problems)} things need attention"
+    subjects = list(dict.fromkeys(one["subject"] for one in problems))
+    return Text(f"{count}: {', '.join(subjects)}", "bold red")
+
+
+def _problem(one: Mapping[str, Any]) -> Text:
+    return Text.assemble(("  ! ", "red"), (one["subject"], "bold"), f": {one['text']}", (f" → {one['remedy']}", "dim"))
 
 
 def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
@@ -333,46 +353,6 @@ def _process_row(process: Mapping[str, Any]) -> dict[str, Any]:
         "last exit": "" if last is None else f"{at} {last['why']}",
         "last line of its log": "" if last is None else last["last_line"],
     }
-
-
-def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
-    """Problems with the fleet's models, its queues.yaml, and the freshness of these figures."""
-    for name, why in fleet.get("disabled", {}).items():
-        yield _disabled(name, why)
-    for name, why in fleet.get("outdated", {}).items():
-        yield Text(f"{name} is served in its last valid version: {why}", "yellow")
-    if fleet.get("unloaded"):
-        yield Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "yellow")
-    if fleet.get("restart"):
-        yield _restart(fleet["restart"])
-    yield from _unavailable(fleet.get("devices", ()))
-    yield from _wrong_queues(fleet.get("queues_wrong", {}))
-    for process, ahead in fleet.get("clocks", {}).items():
-        where = "ahead of" if ahead > 0 else "behind"
-        yield Text(f"the clock of {process} is {abs(ahead)} s {where} the state store's", "yellow")
-    yield from _silent(fleet)
-    if fleet.get("stale"):
-        yield Text("the router gets no answer from the state store; these figures are stale", "yellow")
-    if fleet.get("note"):
-        yield Text(fleet["note"], "dim")
-
-
-def _unavailable(devices: Iterable[Mapping[str, Any]]) -> Iterator[Text]:
-    """The variants that devices cannot run, each reason once."""
-    where: dict[tuple[str, str], list[str]] = {}
-    for device in devices:
-        for reason in device.get("unavailable", {}).items():
-            where.setdefault(reason, []).append(device["worker"])
-    for (variant, why), workers in where.items():
-        yield Text(f"{variant} is unavailable on {', '.join(workers)}: {why}", "yellow")
-
-
-def _silent(fleet: Mapping[str, Any]) -> Iterator[Text]:
-    """The workers without a recent heartbeat, after the reason if it is the state store's."""
-    if fleet.get("refuses"):
-        yield Text(FULL_DISK, "red")
-    for worker, seconds in fleet.get("silent", {}).items():
-        yield Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow")
 
 
 def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:

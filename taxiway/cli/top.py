@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taxiway.cli.address import ask, fleet_options, print_json
-from taxiway.cli.show import FULL_DISK, plan_title, planned_rows, span, tuner_line
+from taxiway.cli.show import headline, plan_title, planned_rows, span, tuner_line
 from taxiway.errors import FleetUnavailable
 
 _BAR = 5
@@ -58,8 +58,8 @@ def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, r
     parts: list[Any] = [_headline(fleet), _classes(fleet, _rates(before, fleet))]
     if trouble or fleet["stale"]:
         parts.insert(1, Text(f"stale: {trouble or 'the state store does not answer'}", "yellow"))
-    elif fleet.get("refuses"):
-        parts.insert(1, _line(Text(FULL_DISK, "red")))
+    else:
+        parts.insert(1, _line(headline(fleet.get("problems", ()))))
     if fleet.get("plan"):
         parts += _plan(fleet["plan"])
     if fleet["moves"]:

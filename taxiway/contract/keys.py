@@ -73,6 +73,9 @@ CATALOGUES = "taxiway:catalogues"
 
 CATALOGUES_SEEN = "taxiway:catalogues-seen"
 
+FAILING = "taxiway:failing"
+"""Hash of a machine to its processes that failed and are restarted, each with how it failed, in JSON."""
+
 LEAD = "taxiway:lead"
 """The fencing token of the leading router, while its lease lasts; `LEADS` counts leadership changes."""
 

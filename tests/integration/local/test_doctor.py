@@ -90,9 +90,9 @@ def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings
     queues.write_text((TREE / "queues.yaml").read_text())
     with router_process(replace(settings, queues=queues)) as router:
         fleet = local_fleet(router)
-        assert list(reported(fleet, {})) == []
+        assert reported(fleet, {}) == []
         queues.write_text(queues.read_text() + "plan: {enabled: false}\n")
-        assert until(lambda: [one.remedy for one in reported(fleet, {})] == ["restart it"])
+        assert until(lambda: [one.remedy for one in reported(fleet, {})] == ["`taxiway restart`"])
 
 
 def test_clocks_that_differ_from_the_state_stores_are_reported(

@@ -213,25 +213,21 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     device = {"worker": "w@h", "device": "cpu:0", "emulated": True, "warm": ["echo:1/echo"]}
     classes = {"cpu.batch": {"device": "cpu", "usd_per_hour": 0.05, "devices": 1, "work": [0.5, 0.5]}}
     show_models([model])
-    show_fleet({"stale": True, "classes": classes, "devices": [device]})
+    show_fleet({"problems": [], "classes": classes, "devices": [device]})
     shown = capsys.readouterr().out
 
     assert "stable→1" in shown
     assert "1.00 s" in shown
     assert "cpu:0 (emulated)" in shown
-    assert "these figures are stale" in shown
+    assert shown.index("all is well") < shown.index("cpu.batch")
 
 
-def test_workers_that_are_silent_for_a_full_disk_are_shown_with_that_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    show_fleet({"stale": False, "refuses": True, "silent": {"cpu.batch.cpu-0@host": 12.0}, "classes": {}})
-    shown = capsys.readouterr().out
-    assert "cannot write to its disk" in shown.partition("no heartbeat for 12.00 s")[0]
-
-
-def test_a_variant_that_a_device_cannot_run_is_shown_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    device = {"device": "endpoint:0", "emulated": False, "unavailable": {"chat:1/engine": "it lists none"}}
-    show_fleet({"stale": False, "devices": [{"worker": one, **device} for one in ("a@host", "b@host")]})
-    assert "chat:1/engine is unavailable on a@host, b@host: it lists none" in capsys.readouterr().out
+def test_a_status_begins_with_what_needs_attention_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    disk = {"subject": "state store", "text": "cannot write to its disk", "remedy": "free space there"}
+    show_fleet({"problems": [disk, {**disk, "subject": "class gpu"}], "classes": {}})
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "2 things need attention: state store, class gpu"
+    assert shown[1] == "  ! state store: cannot write to its disk → free space there"
 
 
 def test_an_empty_list_is_shown_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,19 @@ def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:
     assert scaler.targets()["cpu"].replicas == 0
 
 
+def test_a_class_lacks_devices_once_they_have_been_missing_for_longer_than_one_takes_to_start() -> None:
+    scaler = Scaler(Topology(hardware={"cpu": HARDWARE}, service={"bulk": Service()}, default_service="bulk"))
+    busy = FleetSnapshot(devices=(a_device("cpu", utilisation=0.9),), work={"cpu": (0.0, 9.0, 0.0, 0.0)})
+    lacks = []
+    for second in range(12):
+        scaler.observe(busy, float(second))
+        lacks.append(scaler.targets()["cpu"].lacks)
+    wanted = scaler.targets()["cpu"].replicas
+    assert lacks == [0] * 10 + [wanted - 1] * 2
+    scaler.observe(FleetSnapshot(devices=(a_device("cpu"),) * wanted), 12.0)
+    assert scaler.targets()["cpu"].lacks == 0
+
+
 def test_the_time_of_a_lent_device_counts_for_the_class_that_it_helps() -> None:
     hardware = {"home": scaled(start=0.0), "away": scaled(start=0.0)}
     scaler = Scaler(Topology(hardware=hardware, service={"bulk": Service(priority="low")}, default_service="bulk"))

@@ -59,6 +59,7 @@ def a_class(**changes: object) -> ClassView:
         "running": 3,
         "warm": ("generate:1",),
         "replicas": 3,
+        "lacks": 1,
         "why": "the test says so",
         "price": Price(1.0),
     }

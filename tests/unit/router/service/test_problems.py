@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.metrics import LATELY, RecentOutcomes
+from router.problems import problems
+from router.view import FleetView, PlanView
+from tests.builders import a_device
+from tests.unit.router.service.test_metrics import a_class
+
+WELL = FleetView(
+    stale=False, now=0.0, held=3, dead=0, classes={"gpu": a_class(lacks=0)}, devices=(a_device("gpu"),), moves=()
+)
+PLAN = PlanView(
+    number=7, age=9.0, not_followed="", followers=1, routers=1, score=None, cells=(), tuner="vm", tuned=3.0, found=""
+)
+TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
+    "stale": ({"stale": True}, "state store", "does not answer"),
+    "disk": ({"refuses": True}, "state store", "cannot write to its disk"),
+    "failing": ({"failing": {"router@vm": "killed by SIGKILL"}}, "process router@vm", "killed by SIGKILL"),
+    "silent": ({"silent": {"cpu.batch.cpu-0@vm": 12.4}}, "worker cpu.batch.cpu-0@vm", "no heartbeat for 12 s"),
+    "clock": ({"clocks": {"router@vm": -90}}, "clock of router@vm", "90 s behind"),
+    "fault": ({"devices": (a_device("hosted", worker="w@vm", fault="503"),)}, "w@vm", "out of service: 503"),
+    "lacks": (
+        {"classes": {"gpu": a_class(devices=2, replicas=7, lacks=5)}},
+        "class gpu",
+        "2 of 7 devices: the test says so",
+    ),
+    "missed": ({"ended": 14, "missed": 5}, "deadlines", "5 of the last 14 jobs missed theirs"),
+    "invalid": (
+        {"queues_wrong": {"a": "hardware: none", "b": "hardware: none"}},
+        "queues.yaml",
+        "by a, b: hardware: none",
+    ),
+    "restart": ({"restart": ("router@vm", "w@vm")}, "queues.yaml", "restart needed of router@vm, w@vm"),
+    "disabled": ({"disabled": {"ocr": "no graph"}}, "model ocr", "is disabled: no graph"),
+    "outdated": ({"outdated": {"ocr:1": "no graph"}}, "model ocr:1", "last valid version: no graph"),
+    "unavailable": (
+        {"devices": (a_device("gpu", worker="w@vm", unavailable={"chat:1/engine": "lists no model 'chat'"}),)},
+        "chat:1/engine",
+        "unavailable on w@vm: lists no model 'chat'",
+    ),
+    "plan": ({"plan": msgspec.structs.replace(PLAN, not_followed="plan 7 is stale")}, "plan", "plan 7 is stale"),
+    "tuner": ({"plan": msgspec.structs.replace(PLAN, tuner="")}, "tuner", "no tuner at work"),
+    "dead": ({"dead": 2}, "dead letters", "were given up: 2"),
+    "webhooks": ({"webhooks_dead": 1}, "webhooks", "were given up: 1"),
+}
+
+
+def test_all_is_well_where_work_waits_and_few_jobs_are_late() -> None:
+    assert problems(msgspec.structs.replace(WELL, plan=PLAN, ended=1000, missed=3, unloaded=("echo:1",))) == ()
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_each_trouble_is_one_problem_that_says_what_to_do(trouble: str) -> None:
+    changes, subject, text = TROUBLES[trouble]
+    (found,) = problems(msgspec.structs.replace(WELL, **changes))
+    assert found.subject == subject
+    assert text in found.text
+    assert found.remedy
+
+
+@given(st.sets(st.sampled_from(sorted(TROUBLES.keys() - {"fault", "unavailable", "plan"}))))
+def test_no_trouble_hides_another_and_what_stops_the_fleet_comes_first(troubles: set[str]) -> None:
+    view = WELL
+    for trouble in troubles:
+        view = msgspec.structs.replace(view, **TROUBLES[trouble][0])
+    found = [one.subject for one in problems(view)]
+    assert sorted(found) == sorted(TROUBLES[trouble][1] for trouble in troubles)
+    assert "state store" not in found[len(troubles & {"stale", "disk"}) :]
+
+
+def test_only_the_last_minutes_jobs_count_as_missed_lately() -> None:
+    lately = RecentOutcomes()
+    done: dict[tuple[str, ...], int] = {("cpu", "succeeded"): 10, ("cpu", "expired"): 5}
+    lately.observe([done], 0.0)
+    assert (lately.ended, lately.missed) == (0, 0)
+    lately.observe([{("cpu", "succeeded"): 12, ("cpu", "expired"): 6}, {("expired",): 1}], 1.0)
+    assert (lately.ended, lately.missed) == (4, 2)
+    lately.observe([{("cpu", "succeeded"): 13, ("cpu", "expired"): 6}, {("expired",): 1}], LATELY + 1.0)
+    assert (lately.ended, lately.missed) == (1, 0)
