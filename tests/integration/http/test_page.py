@@ -58,6 +58,16 @@ def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path
             assert await page.until(f"{path}.length && {path}") == ["accepted", "placed", "claimed", "succeeded"]
             assert "chosen" in await page.value(HELD.format("flight"))
             assert any("Replay" in text for text in await page.until(f"{HELD.format('dead')}"))
+            problems = "document.getElementById('problems').textContent"
+            shown = await page.until(f"{problems}.includes('needs attention') && {problems}")
+            assert shown.startswith("1 thing needs attentiondead letters: ")
+            await page.call(
+                "Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=True
+            )
+            right = (
+                "Math.max(...[...document.querySelectorAll('td')].map((cell) => cell.getBoundingClientRect().right))"
+            )
+            assert await page.value(right) <= 390
             await page.value("document.querySelector('#dead button:last-of-type').click()")
             assert page.errors == []
 
