@@ -16,7 +16,7 @@ from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, is_emulated
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, is_emulated
 from tasks.models.folder import Report
 from tasks.topology import HardwareClass, Price, Topology
 from taxiway.contract.keys import LEVELS
@@ -25,7 +25,7 @@ from taxiway.contract.keys import LEVELS
 class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     """One hardware class. Times in seconds, money in US dollars.
 
-    `usd_per_hour` is what a device costs now, and `price` all that queues.yaml says, with the prices of use.
+    `usd_per_hour` is what a device costs now, on average, and `price` all that queues.yaml says.
     `depth` is waiting messages by level if the broker reports it, else one total. `work` is device seconds queued and
     running, `held` those in holding for the class, both by level. `oldest` is the age of the oldest waiting job since
     acceptance. `replicas` is the number of devices there should be, and `why` the reason. It `lacks` devices that have
@@ -236,14 +236,14 @@ def _class_view(
 ) -> ClassView:
     devices = fleet.of_class(name)
     none = (0.0,) * LEVELS
-    price = hardware.dollars_per_second * 3600
+    prices = dollars_per_hour(own := fleet.own(name), name, hardware)
     return ClassView(
         device=hardware.device,
         devices=len(devices),
         emulated=sum(is_emulated(device.kind, hardware) for device in devices),
-        usd_per_hour=price,
+        usd_per_hour=sum(prices) / len(prices),
         price=hardware.price,
-        spending=price * len(fleet.own(name)),
+        spending=sum(prices) if own else 0.0,
         utilisation=sum(device.utilisation for device in devices) / len(devices) if devices else 0.0,
         depth=head.depths,
         oldest=oldest,

@@ -135,6 +135,13 @@ class Pool:
             return sum(seconds(device) * self.nodes.usd_per_second(device) for device in self.devices)
         return self.usd_per_second * sum(map(seconds, self.devices))
 
+    def prices(self) -> list[float | None]:
+        """US dollars an hour that each serving device tells of its node; None if the class has no pools."""
+        nodes = self.nodes
+        if nodes is None:
+            return [None] * self.serving
+        return [3600 * nodes.usd_per_second(device) for device in self.devices if device.available]
+
     def wait(self, job: Job) -> float:
         """Seconds until the job is expected to start."""
         if not self.serving:

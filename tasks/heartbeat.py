@@ -7,7 +7,7 @@ workers enforce it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -166,6 +166,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     serves no class then. `endpoint` is there for endpoints alone, and `announced` are the models of one that have no
     model.yaml, by name.
 
+    `usd_per_hour` is the price of the node that it is on; None where its worker was told none (`dollars_per_hour`).
+
     `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
     `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
     seconds that a job of a model may wait for a batch of another (`blocking_of`).
@@ -207,6 +209,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     announced: dict[str, Announced] = {}
     draining: bool = False
     done: dict[str, Done] = {}
+    usd_per_hour: float | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -228,6 +231,17 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         """What was learned of a variant's batches with jobs of one level; None where nothing was."""
         learned = self.residual.get(variant)
         return learned[min(level, len(learned) - 1)] if learned else None
+
+
+def dollars_per_hour(devices: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> list[float]:
+    """The price of each of the devices that serve a class, in ascending order; the class's own price without any.
+
+    A device that is lent to the class is on anyway, and costs there what the class says.
+    """
+    told = [device.usd_per_hour if device.hardware_class == name else None for device in devices]
+    return sorted(hardware.dollars_per_hour if price is None else price for price in told) or [
+        hardware.dollars_per_hour
+    ]
 
 
 def three_digits(figure: float) -> float:

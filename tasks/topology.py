@@ -165,10 +165,10 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return math.inf if self.max_run is None else self.max_run
 
     @property
-    def dollars_per_second(self) -> float:
-        """The price of one device of the class per second, on-demand or spot."""
+    def dollars_per_hour(self) -> float:
+        """The price of one device of the class, on-demand or spot, where the device tells none of its own."""
         spot = self.price.spot_usd_per_hour if self.capacity == "spot" else None
-        return (spot or self.price.usd_per_hour) / 3600
+        return spot or self.price.usd_per_hour
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

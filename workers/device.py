@@ -6,6 +6,7 @@ A device has a kind, memory and a utilisation; `WorkerContext` is its hardware c
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,9 @@ from taxiway.errors import ModelUnavailableError, UnknownModelError
 BUILT_IN = ("echo", "python")
 """Runtimes that need no package."""
 
+USD_PER_HOUR = "TAXIWAY_USD_PER_HOUR"
+"""The variable with the price of the node that a worker is on."""
+
 _ADDRESS = re.compile(r"^(cpu|cuda|tpu|endpoint)(?::(\d+)(?:-(\d+))?)?$")
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,7 @@ class Device:
     """One device. `label` is the operator's name for it, `address` the runtimes'; memory in bytes.
 
     `kind` is its real kind: an emulated class runs on the CPU. The address of an endpoint is one of its `replicas`.
+    `prices` has what its node costs in US dollars an hour, by the class of its worker, if the worker was told.
     """
 
     kind: DeviceKind
@@ -51,6 +56,7 @@ class Device:
     instruction_sets: tuple[str, ...]
     runtimes: tuple[str, ...]
     emulated: bool = False
+    prices: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_device(hardware: HardwareClass, label: str, *, emulate: bool) -> Device:
@@ -198,7 +204,8 @@ class WorkerOptions:
     """The class that a worker serves, and its device. An empty `device` means the first of the class's kind.
 
     The file `alive`, if set, is touched after each heartbeat that the store accepted. `endpoint_key` is the API key of
-    the class's endpoint, if it has one.
+    the class's endpoint, if it has one. `usd_per_hour` is the price of the node that it is on; None if it is the
+    class's.
     """
 
     hardware_class: str
@@ -207,6 +214,7 @@ class WorkerOptions:
     threads: int = 1
     alive: Path | None = None
     endpoint_key: str = field(default="", repr=False)
+    usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +248,7 @@ class WorkerContext:
 
 
 def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOptions:
-    """The options in TAXIWAY_CLASS, TAXIWAY_DEVICE, TAXIWAY_EMULATE, TAXIWAY_THREADS and TAXIWAY_ALIVE.
+    """The options in TAXIWAY_CLASS, _DEVICE, _EMULATE, _THREADS, _ALIVE and _USD_PER_HOUR.
 
     The key of an endpoint is in the variable that queues.yaml names.
 
@@ -263,7 +271,18 @@ def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOp
         threads=int(threads),
         alive=alive,
         endpoint_key=_endpoint_key(environment, topology.hardware[hardware_class].endpoint),
+        usd_per_hour=_price(environment.get(USD_PER_HOUR, "")),
     )
+
+
+def _price(text: str) -> float | None:
+    try:
+        price = float(text or "nan")
+    except ValueError:
+        price = -1.0
+    if not (price > 0 or not text) or math.isinf(price):
+        raise SettingsError(USD_PER_HOUR, "US dollars an hour, above 0", text)
+    return price if text else None
 
 
 def _endpoint_key(environment: Mapping[str, str], endpoint: Endpoint | None) -> str:

@@ -187,6 +187,7 @@ class Heartbeat:
             announced={name: one for name, one in variants.discovered.items() if name in served},
             draining=self._drain.begun,
             done=self._counters.totals(),
+            usd_per_hour=device.prices.get(self._hardware_class),
         )
 
     def _served(self) -> tuple[str, ...] | None:

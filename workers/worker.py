@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from broker.valkey.class_queue import ClassQueue
@@ -266,8 +267,10 @@ def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> t
 
 
 def _device(context: WorkerContext) -> Device:
+    options = context.options
+    prices = {} if options.usd_per_hour is None else {options.hardware_class: options.usd_per_hour}
     try:
-        return find_device(context.hardware, context.options.device, emulate=context.options.emulate)
+        return replace(find_device(context.hardware, options.device, emulate=options.emulate), prices=prices)
     except DeviceMissingError as error:
         hint = "start the worker with --emulate to serve the class on the CPU"
         raise _missing(context, str(error), hint) from error

@@ -208,7 +208,7 @@ def result(one: Side, scene: Scene, answers: Answers, spent: Mapping[str, float]
     services = {name: counted & (trace.service == number) for number, name in enumerate(SERVICES)}
     models = {name: counted & (trace.model == number) for number, name in enumerate(trace.models)}
     shares = {name: float(timely[rows].mean()) for name, rows in services.items()}
-    cost = sum(topology.hardware[name].dollars_per_second * powered for name, powered in spent.items())
+    cost = sum(topology.hardware[name].dollars_per_hour / 3600 * powered for name, powered in spent.items())
     missed = sum(dollars * (1 - share) for dollars, share in zip(PENALTIES, shares.values(), strict=True))
     reports = [report for report in answers.of(counted) if report is not None]
     return Run(

@@ -12,7 +12,7 @@ import numpy as np
 from router.decide.classify import Candidate, Constraints, Refusal, classify, with_place
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import Allowed, DeviceFacts, variant_key
+from tasks.heartbeat import Allowed, DeviceFacts, dollars_per_hour, variant_key
 from tasks.models.model import Model, Profile
 from tasks.models.profiles import Known, ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
@@ -47,13 +47,14 @@ class CandidateTable:
     `blocking`, of that shape too, is the seconds beyond it that the most urgent work may wait for another model's
     batch. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows in a
     batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second,
-    `metered`, of shape (3, candidates), what each row, token of input and token of output costs besides; None if none
-    costs anything. `allowed`, of shape (2, 2, candidates), is the requests and the tokens that the devices' rate limits
-    allow a second, and how many of them are left now; None if none is limited,
-    `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2, candidates),
-    is the rows per second that reach each device of the class, and that would if all of the model's traffic went there.
-    `sharers` is the rows that arrive while a loaded variant stays resident. `guide` is what the plan says about these
-    requests; without one, `unplanned` says why, unless there is no plan at all.
+    on average of the devices, and `dearer` that of the dearest of them as a multiple of it. `metered`, of shape (3,
+    candidates), is what each row, token of input and token of output costs besides; None if none costs anything.
+    `allowed`, of shape (2, 2, candidates), is the requests and the tokens that the devices' rate limits allow a second,
+    and how many of them are left now; None if none is limited. `shadow` is the shadow price, `spot_loss` the reclaims
+    per second of spot capacity. `rates`, of shape (2, candidates), is the rows per second that reach each device of the
+    class, and that would if all of the model's traffic went there. `sharers` is the rows that arrive while a loaded
+    variant stays resident. `guide` is what the plan says about these requests; without one, `unplanned` says why,
+    unless there is no plan at all.
     """
 
     model: Model
@@ -82,6 +83,7 @@ class CandidateTable:
     max_run: Column
     horizon: Column
     dollars: Column
+    dearer: Column
     shadow: Column
     spot_loss: Column
     link_delay: Column
@@ -148,6 +150,7 @@ def build_table(
         guide=guide,
         unplanned=unplanned,
         **_device_columns(seen),
+        **_price_columns(candidates),
         **_class_columns([c.hardware for c in candidates]),
     )
 
@@ -233,13 +236,19 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
     }
 
 
+def _price_columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
+    prices = [dollars_per_hour(c.devices, c.hardware_class, c.hardware) for c in candidates]
+    means = [math.fsum(each) / len(each) for each in prices]
+    dearer = [each[-1] / mean if mean else 1.0 for each, mean in zip(prices, means, strict=True)]
+    return {"dollars": np.array(means, dtype=np.float64) / 3600, "dearer": np.array(dearer, dtype=np.float64)}
+
+
 def _class_columns(hardware: Sequence[HardwareClass]) -> dict[str, Column]:
     def column(figure: Callable[[HardwareClass], float]) -> Column:
         return np.array([figure(h) for h in hardware], dtype=np.float64)
 
     return {
         "horizon": column(lambda h: h.horizon),
-        "dollars": column(lambda h: h.dollars_per_second),
         "spot_loss": column(lambda h: h.reclaims_per_hour / 3600),
         "link_delay": column(lambda h: h.link.delay),
         "link_seconds": column(lambda h: 1 / h.link.bytes_per_second),

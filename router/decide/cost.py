@@ -19,6 +19,7 @@ import numpy as np
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import LATENCY_CRITICAL, Needs, Prefix
 from router.decide.snapshot import FleetSnapshot
+from tasks.heartbeat import dollars_per_hour
 from tasks.topology import RUN_STRETCH, Topology
 
 GAIN = 0.5
@@ -165,11 +166,12 @@ def metered_cost(metered: np.ndarray, needs: Workload) -> Column:
 
 
 def dearest(table: CandidateTable, needs: Workload, cost: Column) -> Column:
-    """The most that a request of this expected cost may cost: with the longest answers and prompts that it may have.
+    """The most that a request of this expected cost may cost: on the class's dearest device, with the longest answers.
 
-    Budgets hold for that where tokens are paid for; a longer answer elsewhere is device time, which they bound only as
-    it is expected.
+    Budgets hold for the longest answers and prompts where tokens are paid for; a longer answer elsewhere is device
+    time, which they bound only as it is expected.
     """
+    cost = cost * table.dearer
     if table.metered is None:
         return cost
     _, of_input, of_output = table.metered
@@ -297,8 +299,9 @@ def shadow_prices(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, floa
         live = fleet.of_class(name)
         if live:
             used = sum(device.utilisation for device in live) / len(live)
-            step = GAIN * hardware.dollars_per_second * (used - hardware.target)
-            prices[name] = min(max(fleet.shadow.get(name, 0.0) + step, 0.0), DEAREST * hardware.dollars_per_second)
+            own = float(np.mean(dollars_per_hour(live, name, hardware))) / 3600
+            step = GAIN * own * (used - hardware.target)
+            prices[name] = min(max(fleet.shadow.get(name, 0.0) + step, 0.0), DEAREST * own)
     return prices
 
 

@@ -119,7 +119,7 @@ class Placement:
         """Price of its device time and tokens alone, without loads and shadow prices."""
         metered = self.table.metered
         tokens = 0.0 if metered is None else float(metered_cost(metered, self.needs)[self.index])
-        return self.work * self.candidate.hardware.dollars_per_second + tokens
+        return self.work * float(self.table.dollars[self.index]) + tokens
 
     def variants(self) -> dict[str, str]:
         """The variant for each hardware class that the job may run on: the cheapest one in that class."""

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from router.decide.scaling import NEGLIGIBLE
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, lacking, unfit_for
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, lacking, unfit_for
 from tasks.topology import Topology
 
 IDLE = 0.05
@@ -116,7 +116,9 @@ class _Tick:
             for d in self.settled
             if d.classes == (d.hardware_class,) and self._persists(self.conditions.idle, d.worker)
         ]
-        free.sort(key=lambda d: (self.topology.hardware[d.hardware_class].dollars_per_second, d.worker))
+        free.sort(
+            key=lambda d: (dollars_per_hour([d], d.hardware_class, self.topology.hardware[d.hardware_class]), d.worker)
+        )
         starved = [name for name in self.conditions.starving if self._persists(self.conditions.starving, name)]
         for name in sorted(starved, key=lambda name: (-self._wait(name), name)):
             missing = self._missing(name)

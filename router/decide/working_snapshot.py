@@ -59,7 +59,7 @@ class JobTemplate:
             reason=reason,
             model=model,
             variants=variants,
-            prices={name: topology.hardware[name].price.usd_per_hour for name in variants},
+            prices={name: topology.hardware[name].dollars_per_hour for name in variants},
             tariffs={name: told for name in variants if (told := topology.hardware[name].price.tariff) is not None},
             shown=shown(model, candidate.hardware_class, candidate.variant_name, reason),
             keep_record=topology.limits.keep_record,

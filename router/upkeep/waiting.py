@@ -266,12 +266,13 @@ def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: 
     """The message under a ticket that includes its new class."""
     body = envelope.payload()
     old = read_ticket(envelope.headers.get(HEADER), body, rules.secret)
-    price = rules.topology.hardware[target].price
+    hardware = rules.topology.hardware[target]
+    tariff = hardware.price.tariff
     unsigned = msgspec.structs.replace(
         old,
         variants={**old.variants, target: variant},
-        prices={**old.prices, target: price.usd_per_hour},
-        tariffs=old.tariffs if price.tariff is None else {**old.tariffs, target: price.tariff},
+        prices={**old.prices, target: hardware.dollars_per_hour},
+        tariffs=old.tariffs if tariff is None else {**old.tariffs, target: tariff},
         reason=reason,
     )
     text = shown(old.model, target, variant, reason)

@@ -203,8 +203,9 @@ class Reader:
                 drifted=tuple(sorted(key for key, track in learned.items() if track.drifted)),
                 residual={key: track.residuals for key, track in learned.items()},
                 endpoint=_endpoint_of(pool, now),
+                usd_per_hour=price,
             )
-            for number in range(pool.serving)
+            for number, price in enumerate(pool.prices())
         ]
 
 

@@ -27,11 +27,11 @@ from simulator.tuning.twin import Conditions
 from simulator.workload import Workload, prepare
 from tasks.document import Size
 from tasks.endpoints import Rate
-from tasks.heartbeat import DeviceFacts, variant_key
+from tasks.heartbeat import DeviceFacts, dollars_per_hour, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
-from tasks.topology import HardwareClass, Topology
+from tasks.topology import HardwareClass, Price, Topology
 from taxiway.errors import TaxiwayError
 
 UNBOUNDED = 16
@@ -200,7 +200,8 @@ def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceCla
 
     A plan says what a class serves, and routers follow it also where the class is reserved for another service.
     """
-    here = len(known.snapshot.own(name))
+    own = known.snapshot.own(name)
+    here = len(own)
     scaling = hardware.scaling
     count, minimum = here, here
     if name in known.snapshot.startable:
@@ -209,7 +210,7 @@ def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceCla
         count=max(count, 1),
         minimum=min(minimum, max(count, 1)),
         initial=min(here, max(count, 1)),
-        price=hardware.price,
+        price=_price(own, name, hardware),
         spot=hardware.capacity == "spot",
         memory=hardware.memory or _MEMORY,
         start=scaling.start,
@@ -221,6 +222,15 @@ def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceCla
         endpoint=hardware.endpoint is not None,
         rate=Rate() if hardware.endpoint is None else hardware.endpoint.rate,
     )
+
+
+def _price(own: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> Price:
+    """The class's price, where its devices were told other prices on average of those."""
+    if all(device.usd_per_hour is None for device in own):
+        return hardware.price
+    prices = dollars_per_hour(own, name, hardware)
+    mean = sum(prices) / len(prices)
+    return msgspec.structs.replace(hardware.price, usd_per_hour=mean, spot_usd_per_hour=mean)
 
 
 def _service(topology: Topology, rank: int) -> Service:
@@ -329,6 +339,7 @@ def timely(arrivals: Arrivals, topology: Topology) -> list[tuple[TwinCell, bool]
 def spending(known: Known) -> float:
     """US dollars an hour of the devices that are there."""
     return sum(
-        hardware.dollars_per_second * 3600 * len(known.snapshot.own(name))
+        sum(dollars_per_hour(own, name, hardware))
         for name, hardware in known.topology.hardware.items()
+        if (own := known.snapshot.own(name))
     )

@@ -423,6 +423,7 @@ def _device_row(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "worker": f"{facts['worker']}{_state(facts)}",
         "device": f"{facts['device']} (emulated)" if facts["emulated"] else facts["device"],
+        **({"$/hour": facts["usd_per_hour"]} if facts.get("usd_per_hour") is not None else {}),
         "running": facts.get("running", 0),
         "held": facts.get("held", 0),
         "used": f"{facts.get('utilisation', 0):.0%}",

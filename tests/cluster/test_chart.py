@@ -294,3 +294,25 @@ def test_pods_keep_the_queues_yaml_that_they_began_with_where_the_operator_rolls
         return name
 
     assert mounted({}) == mounted({}) != mounted({"lease": 20})
+
+
+def test_a_pools_workers_are_told_what_its_nodes_cost(helm: Path) -> None:
+    spot = {**FLEET["hardware"]["gpu.spot"], "price": {"usd_per_hour": 3, "spot_usd_per_hour": 1.5}}
+    pools = [
+        {"name": "demand", "accelerator": "nvidia-l4", "capacity": "on-demand"},
+        {"name": "large", "accelerator": "nvidia-tesla-a100", "usd_per_hour": 4.25},
+    ]
+    classes = {"gpu.spot": {"accelerator": "nvidia-l4", "pools": pools}}
+    values = {"hardware": {"gpu.spot": spot}, "classes": classes, "autoscaler": "controller"}
+    found = pods(rendered(helm, *EVERYTHING, values))
+    told = {
+        name.removeprefix("worker-"): one["value"]
+        for name, pod in found.items()
+        for one in pod["containers"][0].get("env", [])
+        if one["name"] == "TAXIWAY_USD_PER_HOUR"
+    }
+    assert {name: price for name, price in told.items() if name.startswith("gpu-spot")} == {
+        "gpu-spot": "1.5", "gpu-spot-demand": "3", "gpu-spot-large": "4.25",
+    }  # fmt: skip
+    assert told["cpu-batch"] == "0.05"
+    assert "far-0" not in told  # a server elsewhere is on no node of ours

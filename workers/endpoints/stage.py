@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import replace
 
 from tasks.endpoints import Endpoint, connection
 from tasks.heartbeat import EndpointFacts
@@ -224,7 +225,7 @@ class EndpointStage:
         self._gone = ""
         here, target = self.variants.device, self._target
         try:
-            device = endpoint_device(endpoint, here.label)
+            device = replace(endpoint_device(endpoint, here.label), prices=here.prices)
             if connection(endpoint, device.address) != connection(self._endpoint, here.address):
                 target = self._target_of(endpoint, device)
         except DeviceMissingError as error:
@@ -433,7 +434,8 @@ class EndpointStage:
         job.billed += dollars
         if tokens != Tokens():
             job.tokens = tokens if job.tokens is None else job.tokens.plus(tokens)
-        time_dollars = delivery.ticket.prices[delivery.hardware_class] / 3600 * share
+        name = delivery.hardware_class
+        time_dollars = self.variants.device.prices.get(name, delivery.ticket.prices[name]) / 3600 * share
         first, each = pieces_of(exchange, now)
         if excess := exchange.reader.excess if exchange.reader is not None else 0:
             extra = {"job": delivery.job, "variant": job.key, "excess": excess}

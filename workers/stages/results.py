@@ -65,7 +65,8 @@ def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
             batch=job.batch,
             queue_wait=max(0.0, job.delivery.started - job.ticket.accepted),
             run_time=job.run_time,
-            cost=job.ticket.prices[hardware_class] / 3600 * job.device_time + job.billed,
+            cost=device.prices.get(hardware_class, job.ticket.prices[hardware_class]) / 3600 * job.device_time
+            + job.billed,
             reason=job.ticket.reason,
             tokens=job.tokens,
         ),

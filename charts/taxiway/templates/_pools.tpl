@@ -77,7 +77,7 @@
   {{- end -}}
 {{- end -}}
 {{- $affinity := dict -}}
-{{- if eq (.pool.capacity | default .hardware.capacity | default "on-demand") "spot" -}}
+{{- if eq (include "taxiway.capacity" .) "spot" -}}
   {{- if $preset.spot -}}
     {{- $_ := set $selector $preset.spot.label $preset.spot.value -}}
     {{- $tolerations = concat $tolerations $preset.spot.tolerations -}}
@@ -96,10 +96,21 @@ tolerations: {{ concat $tolerations ($node.tolerations | default list) | toJson 
 devices: {{ $devices | toJson }}
 {{- end }}
 
+{{/* What a device on the pool's nodes costs an hour: the pool's own price, else the class's for its capacity; empty if 0. */}}
+{{- define "taxiway.price" -}}
+{{- $price := .hardware.price | default dict -}}
+{{- $spot := ternary $price.spot_usd_per_hour nil (eq (include "taxiway.capacity" .) "spot") -}}
+{{- with coalesce .pool.usd_per_hour $spot $price.usd_per_hour }}{{ . }}{{ end -}}
+{{- end }}
+
+{{- define "taxiway.capacity" -}}
+{{ .pool.capacity | default .hardware.capacity | default "on-demand" }}
+{{- end }}
+
 {{/* Seconds from a pod's SIGTERM to its end: a drain, or on spot capacity what the class's notice and the cloud leave. */}}
 {{- define "taxiway.grace" -}}
 {{- $limits := .root.Values.limits | default dict -}}
-{{- if eq (.pool.capacity | default .hardware.capacity | default "on-demand") "spot" -}}
+{{- if eq (include "taxiway.capacity" .) "spot" -}}
   {{- $preset := get (.root.Files.Get "files/presets.yaml" | fromYaml) (.pool.cloud | default .root.Values.cloud) | default dict -}}
   {{- $most := $preset.grace | default 120 | int -}}
   {{- $notice := (.hardware.notice | default dict).grace | default 25 | ceil | int -}}

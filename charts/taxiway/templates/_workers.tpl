@@ -1,7 +1,7 @@
 {{/* A Deployment of workers: root, class, hardware, settings, pool, name, device, least (replicas), kind. */}}
 {{- define "taxiway.workers" -}}
 {{- $placement := include "taxiway.placement" . | fromYaml }}
-{{- $spot := eq (.pool.capacity | default .hardware.capacity | default "on-demand") "spot" }}
+{{- $spot := eq (include "taxiway.capacity" .) "spot" }}
 {{- $ofDevices := ne (include "taxiway.kind" .) "external" }}
 apiVersion: apps/v1
 kind: Deployment
@@ -77,6 +77,11 @@ taxiway/pool: {{ .pool.name | quote }}
   {{- include "taxiway.confined" . | nindent 2 }}
   env:
     {{- include "taxiway.brokerEnv" .root | nindent 4 }}
+    {{- if not $external }}
+    {{- with include "taxiway.price" . }}
+    - {name: TAXIWAY_USD_PER_HOUR, value: {{ . | quote }}}
+    {{- end }}
+    {{- end }}
     {{- with (.hardware.endpoint).key_env }}
     - name: {{ . }}
       valueFrom: {secretKeyRef: {name: {{ include "taxiway.className" $ }}, key: key}}

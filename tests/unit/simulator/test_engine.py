@@ -211,7 +211,7 @@ def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_i
 def test_the_fleet_file_is_the_router_s_topology() -> None:
     topology = topology_of(fleet())
     assert topology.hardware["small"].capacity == "spot"
-    assert topology.hardware["big"].dollars_per_second == fleet().classes["big"].usd_per_second
+    assert topology.hardware["big"].dollars_per_hour == 3600 * fleet().classes["big"].usd_per_second
     assert topology.service["bulk"].priority == "low"
 
 

@@ -14,7 +14,7 @@ from router.decide.history import JOB, STATES, Arrivals
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import able_classes
-from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, paces, recorded, timely
+from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, paces, recorded, spending, timely
 from tasks.document import Size
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
@@ -108,6 +108,13 @@ def test_a_class_has_the_devices_that_it_may_have() -> None:
         "edge": (1, 1),
         "spot": (1, 1),
     }
+
+
+def test_a_class_costs_the_twin_what_its_devices_were_told_that_their_nodes_cost() -> None:
+    listed, told = (found(known).workload.fleet.classes for known in (None, a_known(usd_per_hour=0.4)))
+    assert [3600 * device.usd_per_second for device in listed.values()] == pytest.approx([0.5, 1.0, 0.1])
+    assert [3600 * device.usd_per_second for device in told.values()] == pytest.approx([0.4] * 3)
+    assert (spending(a_known()), spending(a_known(usd_per_hour=0.4))) == pytest.approx((2 * 0.5 + 1.0 + 0.1, 4 * 0.4))
 
 
 def test_what_devices_learned_of_their_pace_is_in_the_timings() -> None:

@@ -210,7 +210,7 @@ def test_probes_go_to_the_servers_root_or_below_its_url_and_never_elsewhere(path
 
 def test_an_endpoint_may_be_paid_by_use_alone() -> None:
     price = with_engine(price={"usd_per_million_input": 2, "usd_per_million_output": 8, "usd_per_request": 0.01})
-    assert price.hardware["engine"].dollars_per_second == 0
+    assert price.hardware["engine"].dollars_per_hour == 0
     assert price.hardware["engine"].price.tariff == Tariff(input=2e-6, cached=2e-6, output=8e-6, request=0.01)
     cheaper = with_engine(price={"usd_per_million_input": 2, "usd_per_million_cached_input": 0.5})
     assert cheaper.hardware["engine"].price.tariff == Tariff(input=2e-6, cached=5e-7, output=0.0, request=0.0)
