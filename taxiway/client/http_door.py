@@ -15,8 +15,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from taxiway.client import Receipt
-from taxiway.client.http_exchange import Response
-from taxiway.client.http_link import LONGEST_WAIT, HttpLink, NotAStreamError, ServerEvent
+from taxiway.client.http_link import LONGEST_WAIT, HttpLink, NotAStreamError, Response, ServerEvent
 from taxiway.contract.job import Event, EventStream, JobStatus, Lost, Restarted, Result, RunReport
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage

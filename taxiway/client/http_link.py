@@ -1,15 +1,16 @@
 """Requests and event streams to one router, with retries while the router is unavailable.
 
-`http_exchange` carries small requests; aiohttp those through a proxy, large bodies and event streams. This module
-decides what is retried and when a silent router is unavailable. TLS certificates are always verified, against the
-system's authorities or the file that `SSL_CERT_FILE` names. A certificate that fails verification raises at once:
-retrying cannot help. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` apply, except for this machine's own addresses.
+aiohttp does the HTTP; this module decides what is retried, and when a silent router is unavailable. TLS certificates
+are always verified, against the system's authorities or the file that `SSL_CERT_FILE` names. A certificate that fails
+verification raises at once: retrying cannot help. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` apply, except for this
+machine's own addresses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,14 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from taxiway.client.http_exchange import KEEP_ALIVE, Exchange, MalformedError, Response, UnreachedError
 from taxiway.contract.limits import Buffer
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError
+
+KEEP_ALIVE = 4.0
+"""Seconds for which an idle connection is kept for reuse: servers close theirs after 5 s or more."""
+
+MOST_BODY = 2**30
+"""Most bytes of one response or event stream: a server that sends more is at fault."""
 
 _PAUSE = 0.05
 """Seconds before connecting again."""
@@ -43,6 +49,12 @@ SILENCE = LONGEST_WAIT + 2.0
 """Seconds of silence after which a connection is abandoned, even if others receive data: the router, or a proxy on the
 way, may have dropped it. Every request is answered, and every stream kept alive, within `LONGEST_WAIT`."""
 
+LONGEST_CALL = LONGEST_WAIT + 10.0
+"""Seconds that a call may take besides those for its bytes; event streams may take longer."""
+
+_SLOWEST = 65536
+"""Bytes per second that a call's bodies are given: a server that sends one now and then is not waited for."""
+
 _LIVE = "/v2/health/live"
 
 _LAST_EVENT_ID = "last-event-id"
@@ -51,7 +63,6 @@ _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """Headers that aiohttp would add. Compressing tensors costs more time than it saves."""
 
 _UNREACHED = (
-    UnreachedError,
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
     aiohttp.ClientHttpProxyError,
@@ -60,6 +71,20 @@ _UNREACHED = (
 
 Sink = Callable[[bytes], None]
 """Receives the chunks of a successful response's body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response. Header names are looked up in any case; `body` is empty if a sink received it."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is 2xx."""
+        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 class DisconnectedError(BrokerUnavailableError):
@@ -85,10 +110,10 @@ class _Request:
     sink: Sink | None = None
     once: bool = False
 
-    @property
-    def small(self) -> bool:
-        """Whether it is sent in one piece, and its response comes in one."""
-        return self.sink is None and sum(map(len, self.body)) <= _SMALL_BODY
+    def payload(self, call: _Call) -> bytes | _Pieces | None:
+        """The body as aiohttp takes it."""
+        small = sum(map(len, self.body)) <= _SMALL_BODY
+        return (b"".join(self.body) or None) if small else _Pieces(self.body, call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +141,9 @@ class HttpLink:
         self._silence = silence
         address = _address(parts)
         self._base = str(address).rstrip("/")
-        self._path = address.raw_path.rstrip("/")
         self._proxy = _proxy_of(address)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = _credentials(parts, key)
-        self._exchange = Exchange(address, self._tls, self._headers) if self._proxy is None else None
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self._calls: set[_Call] = set()
@@ -147,6 +170,7 @@ class HttpLink:
             BrokenOffError: the connection broke, and the request may not be retried or retries failed for `patience` s.
             BrokerUnavailableError: the server cannot be reached, or was silent for `patience` s; the detail `sent` is
                 set if the request had been sent and may have taken effect.
+            FleetUnavailable: the response is not HTTP, or longer than `MOST_BODY`.
         """
         request = _Request(method, path, body, headers or {}, sink, once)
         until = None
@@ -203,8 +227,6 @@ class HttpLink:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._exchange is not None:
-            self._exchange.close()
         if self._session is not None:
             await self._session.close()
 
@@ -216,7 +238,8 @@ class HttpLink:
         until = clock() + self.patience
         while True:
             began = clock()
-            call = _Call(self, asyncio.timeout(None), began, began)
+            longest = LONGEST_CALL if request.sink is None else math.inf
+            call = _Call(self, asyncio.timeout(None), began, began, began + max(longest, self.patience))
             try:
                 return await self._try_once(call, request, max(_PAUSE, until - began))
             except (ssl.SSLCertVerificationError, aiohttp.ClientConnectorCertificateError) as error:
@@ -244,7 +267,7 @@ class HttpLink:
             raise self._disconnected() from error
         except (ConnectionError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise self._disconnected() from error
-        except (MalformedError, aiohttp.ClientError) as error:
+        except aiohttp.ClientError as error:
             raise self._unavailable(sent=True) from error
         finally:
             self._calls.discard(call)
@@ -252,21 +275,10 @@ class HttpLink:
     async def _send(self, call: _Call, request: _Request, connect: float) -> Response:
         if self._closed:
             raise self._unavailable()
-        if self._exchange is not None and request.small:
-            path, body = self._path + request.path, b"".join(request.body)
-            response = await self._exchange.ask(request.method, path, request.headers, body, call, connect)
-            if not HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
-                return response
-            self._exchange.close()
-            self._exchange = None  # aiohttp follows redirections
-        return await self._send_by_aiohttp(call, request, connect)
-
-    async def _send_by_aiohttp(self, call: _Call, request: _Request, connect: float) -> Response:
-        data = (b"".join(request.body) or None) if request.small or not request.body else _Pieces(request.body, call)
         async with self._shared_session().request(
             request.method,
             URL(self._base + request.path, encoded=True),
-            data=data,
+            data=request.payload(call),
             headers=request.headers,
             middlewares=(_without_retry,) if request.once else (),
             timeout=aiohttp.ClientTimeout(total=None, connect=connect, ceil_threshold=60),
@@ -278,8 +290,12 @@ class HttpLink:
         call.received()
         pieces: list[bytes] = []
         take = pieces.append if sink is None or response.status != HTTPStatus.OK else sink
+        left = MOST_BODY
         async for piece in response.content.iter_any():
-            call.received()
+            call.received(len(piece))
+            left -= len(piece)
+            if left < 0:
+                raise FleetUnavailable(f"expected at most {MOST_BODY} bytes from {self.url}, got more")
             take(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -296,6 +312,7 @@ class HttpLink:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             skip_auto_headers=_NO_AUTO_HEADERS,
+            auto_decompress=False,
             proxy=self._proxy,
             read_bufsize=_CHUNK,
         )
@@ -312,7 +329,7 @@ class HttpLink:
                 alive = await self._is_alive(step)
                 gone = not alive and self.last_active < now  # otherwise it is busy answering other calls
             for call in self._calls:
-                end = now if gone else call.last_active + self._silence
+                end = now if gone else min(call.last_active + self._silence, call.latest)
                 call.end_at(max(end, call.began + self.patience + _PAUSE))  # until then it may be connecting
 
     async def _await_recovery(self) -> None:
@@ -373,16 +390,23 @@ async def _without_retry(request: aiohttp.ClientRequest, handler: aiohttp.Client
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """A call in progress: when it began, and when the server last sent data or accepted part of the body."""
+    """A call in progress: when it began, when the server last sent data or accepted part of the body, when it ends."""
 
     link: HttpLink
     scope: asyncio.Timeout
     began: float
     last_active: float
+    latest: float
 
-    def received(self) -> None:
-        """The server sent data."""
-        self.last_active = self.link.last_active = asyncio.get_running_loop().time()
+    def received(self, count: int = 0) -> None:
+        """The server sent `count` bytes of its response's body."""
+        self.link.last_active = asyncio.get_running_loop().time()
+        self.carried(count, self.link.last_active)
+
+    def carried(self, count: int, now: float) -> None:
+        """Part of a body was sent or received."""
+        self.last_active = now
+        self.latest += count / _SLOWEST
 
     def end_at(self, when: float) -> None:
         """Abandon the call at this time on the loop's clock, unless it has ended by then."""
@@ -410,7 +434,7 @@ class _Pieces(aiohttp.Payload):
             view = memoryview(piece)
             for start in range(0, len(view), _CHUNK):
                 await writer.write(view[start : start + _CHUNK])
-                self._call.last_active = clock()
+                self._call.carried(min(_CHUNK, len(view) - start), clock())
 
 
 class _EventParser:
@@ -421,16 +445,23 @@ class _EventParser:
 
     def __init__(self, found: asyncio.Queue[ServerEvent | None]) -> None:
         self._found = found
-        self._rest = b""
+        self._rest = bytearray()
+        self._searched = 0
 
     def feed(self, piece: bytes) -> None:
         """Parse the next chunk of the body."""
-        *events, self._rest = (self._rest + piece).split(b"\n\n")
-        for lines in events:
-            fields = dict(line.split(b": ", 1) for line in lines.split(b"\n") if b": " in line)
-            if b"data" in fields:
-                kind, number = fields.get(b"event", b"").decode(), fields.get(b"id", b"").decode()
-                self._found.put_nowait(ServerEvent(kind, number, fields[b"data"]))
+        self._rest += piece
+        while (end := self._rest.find(b"\n\n", self._searched)) >= 0:
+            self._take(bytes(self._rest[:end]))
+            del self._rest[: end + 2]
+            self._searched = 0
+        self._searched = max(0, len(self._rest) - 1)
+
+    def _take(self, lines: bytes) -> None:
+        fields = dict(line.split(b": ", 1) for line in lines.split(b"\n") if b": " in line)
+        if b"data" in fields:
+            kind, number = (fields.get(name, b"").decode(errors="replace") for name in (b"event", b"id"))
+            self._found.put_nowait(ServerEvent(kind, number, fields[b"data"]))
 
 
 async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) -> ServerEvent | None:
