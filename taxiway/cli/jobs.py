@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -225,7 +223,6 @@ def _inputs(stdin: str | None, texts: tuple[str, ...], files: tuple[Path, ...], 
     return json_or_text(sys.stdin.buffer.read())
 
 
-_CANCEL = 3.0  # seconds to wait for the end of a cancelled job
 _LOOK = 0.1  # seconds between polls
 
 _USUAL = 20  # jobs listed by default
@@ -344,10 +341,10 @@ def cancel(job: str, *, url: str | None, data: Path | None, as_json: bool) -> No
 
     async def cancelled(client: AsyncClient) -> JobStatus:
         await client.job(job).cancel()
-        return await _ended(client.job(job))
+        return await client.job(job).status()
 
     status = ask(url, data, cancelled)
-    state = status.record.state
+    state = status.state
     _show_status(status, as_json=as_json, cancelled=state == JobState.CANCELLED)
     if state not in FINAL:
         raise CommandError(
@@ -355,16 +352,6 @@ def cancel(job: str, *, url: str | None, data: Path | None, as_json: bool) -> No
         )
     if state != JobState.CANCELLED:
         raise CommandError(f"job {job} had already ended: {state}", hint="", code=USAGE)
-
-
-async def _ended(job: AsyncJob) -> JobStatus:
-    """The job's status once it has ended, or after `_CANCEL` seconds: routers read the broker's messages in order."""
-    end = time.monotonic() + _CANCEL
-    status = await job.status()
-    while status.record.state not in FINAL and time.monotonic() < end:
-        await asyncio.sleep(_LOOK)
-        status = await job.status()
-    return status
 
 
 def _why(job: str, terms: Mapping[str, Any]) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import time
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -17,6 +19,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import quote
@@ -24,7 +27,8 @@ from urllib.parse import quote
 import msgspec
 
 from taxiway.client import DeadLetters, Door, Receipt, WebhookEndpoints, open_door
-from taxiway.contract.job import FINAL, EventStream, JobStatus, Result
+from taxiway.client.forking import PerProcess
+from taxiway.contract.job import FINAL, EventStream, JobState, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.tensors import array, plain
@@ -39,6 +43,12 @@ Progress = Callable[[int], None]
 
 CONNECT_TIMEOUT = 1.5
 """Seconds for which a call retries while the fleet does not answer. A call then fails within 2 s."""
+
+CANCEL_WITHIN = 3.0
+"""Seconds for which `cancel` waits for the job's end: a router reads the broker's messages in order."""
+
+_LOOK = 0.1
+"""Seconds between two looks at a job that is being cancelled."""
 
 WINDOW = 256
 """Requests that a `map` keeps in progress."""
@@ -138,8 +148,9 @@ class Options(TypedDict, total=False):
 class AsyncJob:
     """A job in the fleet. `await job` is `await job.result()`."""
 
-    def __init__(self, door: Door, receipt: Receipt) -> None:
-        self._door = door
+    def __init__(self, doors: PerProcess[Door], receipt: Receipt) -> None:
+        self._doors = doors
+        self._submitter = doors.get()
         self._receipt = receipt
 
     def __repr__(self) -> str:
@@ -147,6 +158,15 @@ class AsyncJob:
 
     def __await__(self) -> Generator[Any, None, Result]:
         return self.result().__await__()
+
+    @property
+    def _door(self) -> Door:
+        """The door of this process; a fork leaves the futures in the receipt to the parent."""
+        door = self._doors.get()
+        if door is not self._submitter:
+            self._submitter = door
+            self._receipt = dataclasses.replace(self._receipt, reply=None, confirmed=None)
+        return door
 
     @property
     def id(self) -> str:
@@ -185,19 +205,28 @@ class AsyncJob:
 
     async def done(self) -> bool:
         """Whether the job has ended: succeeded, failed, cancelled or expired."""
-        if self._receipt.reply is not None and self._receipt.reply.done():
+        door, receipt = self._door, self._receipt
+        if receipt.reply is not None and receipt.reply.done():
             return True
-        return (await self.status()).record.state in FINAL
+        return (await door.status(receipt)).state in FINAL
 
-    async def cancel(self) -> None:
-        """Request cancellation. A job that is already running may still succeed."""
+    async def cancel(self) -> bool:
+        """Request cancellation; returns whether the job was cancelled.
+
+        It was not if it had already ended, or is still running after `CANCEL_WITHIN` seconds: then it may still end
+        either way.
+        """
         await self._door.cancel(self._receipt)
+        until = time.monotonic() + CANCEL_WITHIN
+        while (state := (await self.status()).state) not in FINAL and time.monotonic() < until:
+            await asyncio.sleep(_LOOK)
+        return state == JobState.CANCELLED
 
 
 class AsyncClient:
     """A client for one event loop.
 
-    It connects on first use. It cannot be used after a fork: create a new one in the child process.
+    It connects on first use, and anew in a forked child.
 
     Args:
         url: `redis://`, `rediss://` or `unix://` (the broker, fastest), or `http(s)://` (a router).
@@ -220,7 +249,9 @@ class AsyncClient:
         durability: Durability = "written",
     ) -> None:
         show = array if arrays else plain
-        self._opened = open_door(url, patience=connect_timeout, show=show, key=key, durability=durability)
+        opening = partial(open_door, url, patience=connect_timeout, show=show, key=key, durability=durability)
+        self._doors = PerProcess(opening)
+        self._doors.get()  # an invalid address raises here
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -235,7 +266,7 @@ class AsyncClient:
     def _door(self) -> Door:
         if self._closed:
             raise RuntimeError("this client is closed")
-        return self._opened
+        return self._doors.get()
 
     async def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> AsyncJob:
         """Submit a request. It is durable when this returns.
@@ -250,8 +281,8 @@ class AsyncClient:
             RequestError: a term is invalid. At a broker, errors that only a router detects are raised by `result`.
             FleetUnavailable: the fleet did not accept it.
         """
-        door = self._door
-        return AsyncJob(door, await door.submit(_request(model, inputs, options)))
+        receipt = await self._door.submit(_request(model, inputs, options))
+        return AsyncJob(self._doors, receipt)
 
     async def infer(
         self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
@@ -351,7 +382,7 @@ class AsyncClient:
 
     def job(self, id: str) -> AsyncJob:
         """A handle for the job with this id, submitted by any client. Sends nothing."""
-        return AsyncJob(self._door, Receipt(id))
+        return AsyncJob(self._doors, Receipt(id))
 
     async def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
         """Where a request would run now, why, and which other candidates were considered. Submits nothing. HTTP only.
@@ -418,7 +449,7 @@ class AsyncClient:
         """Close all connections; jobs continue. Closing twice has no effect."""
         if not self._closed:
             self._closed = True
-            await self._opened.close()
+            await self._doors.get().close()
 
 
 def _repository_path(model: str) -> str:

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
-from queue import SimpleQueue
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -26,6 +26,8 @@ from taxiway.client.asyncio_client import (
     ended,
     no_progress,
 )
+from taxiway.client.forking import PerProcess
+from taxiway.client.greenlets import Ended, in_greenlets, new_loop, new_queue, result_of, start_thread
 from taxiway.contract.job import Event, EventStream, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
 from taxiway.contract.wire import Durability
@@ -49,7 +51,8 @@ _HANDLED = [getattr(signal, f"SIG{name}") for name in _NAMES.split() if hasattr(
 class _Turns:
     """Who runs the loop: the background thread, or the only thread that calls. `changed` guards all of it.
 
-    `driver` is the calling thread that runs it, `pending` counts the coroutines that no caller drives.
+    `server` is the background thread, `driver` the calling thread that runs it; `pending` counts the coroutines that no
+    caller drives.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -57,6 +60,8 @@ class _Turns:
         self.driver: int | None = None
         self.pending = 0
         self.closing = False
+        self.server = 0
+        self.ended: Future[None] = Future()
         self._loop = loop
         self._serving = True
         self._waits_for_driver = False
@@ -65,11 +70,13 @@ class _Turns:
 
     def serve(self) -> None:
         """Run the loop whenever no caller does, until closed; on the background thread."""
+        self.server = threading.get_ident()
         while self._await_turn():
             self._loop.run_forever()
             with self.changed:
                 self._serving = False
                 self.changed.notify_all()
+        self.ended.set_result(None)
 
     def begin(self) -> bool:
         """Take the loop over for a call; False if the background thread, or another caller, shall run the call."""
@@ -151,11 +158,10 @@ class LoopThread:
 
     def __init__(self, last: Last) -> None:
         self._process = os.getpid()
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_loop()
         self._turns = _Turns(self._loop)
-        thread = threading.Thread(target=self._turns.serve, name="taxiway-client", daemon=True)
-        thread.start()
-        self._stop = weakref.finalize(self, _stop, self._loop, self._turns, thread, self._process, last)
+        start_thread(self._turns.serve)
+        self._stop = weakref.finalize(self, _stop, self._loop, self._turns, self._process, last)
 
     @property
     def alive(self) -> bool:
@@ -190,7 +196,7 @@ class LoopThread:
     def _check(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         if os.getpid() != self._process:
             coroutine.close()
-            raise RuntimeError("this client belongs to the parent process: make a new one after a fork")
+            raise RuntimeError("this stream belongs to the parent process: open another one after a fork")
         if not self._stop.alive:
             coroutine.close()
             raise RuntimeError("this client is closed")
@@ -215,7 +221,7 @@ class LoopThread:
         """Wait for the thread that runs the loop."""
         future = _start(self._loop, self._turns, coroutine)
         try:
-            return future.result()
+            return result_of(future)
         except CancelledError as error:
             raise RuntimeError("this client was closed while it waited") from error
         finally:
@@ -261,9 +267,10 @@ class _Interrupts:
 def _may_run_loop() -> bool:
     """Whether this thread may run an event loop: it runs none, and no signal handler of the program runs on it.
 
-    What such a handler raises would end in one of the loop's callbacks, not at the caller.
+    What such a handler raises would end in one of the loop's callbacks, not at the caller. A greenlet may not: its
+    thread's other greenlets would find the loop running in theirs.
     """
-    if asyncio._get_running_loop() is not None:
+    if asyncio._get_running_loop() is not None or in_greenlets():
         return False
     if threading.current_thread() is not threading.main_thread():
         return True
@@ -279,16 +286,16 @@ def _start(loop: asyncio.AbstractEventLoop, turns: _Turns, coroutine: Coroutine[
     return future
 
 
-def _stop(loop: asyncio.AbstractEventLoop, turns: _Turns, thread: threading.Thread, process: int, last: Last) -> None:
+def _stop(loop: asyncio.AbstractEventLoop, turns: _Turns, process: int, last: Last) -> None:
     if os.getpid() != process:
         return
     ending = _start(loop, turns, _end(last))
-    if threading.get_ident() in (thread.ident, turns.driver):  # collected where the loop runs: no wait can end there
+    if threading.get_ident() in (turns.server, turns.driver):  # collected where the loop runs: no wait can end there
         ending.add_done_callback(lambda _: turns.close())
         return
-    ending.result()
+    result_of(ending)
     turns.close()
-    thread.join()
+    result_of(turns.ended)
     turns.wait_for_driver()
     loop.close()
 
@@ -304,9 +311,13 @@ async def _end(last: Last) -> None:
 class Job:
     """A job in the fleet. It has the methods of `AsyncJob`; they block."""
 
-    def __init__(self, loop: LoopThread, job: AsyncJob) -> None:
-        self._loop = loop
+    def __init__(self, loops: PerProcess[LoopThread], job: AsyncJob) -> None:
+        self._loops = loops
         self._job = job
+
+    @property
+    def _loop(self) -> LoopThread:
+        return self._loops.get()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r})"
@@ -336,16 +347,15 @@ class Job:
         """Whether the job has ended: succeeded, failed, cancelled or expired."""
         return self._loop.run(self._job.done())
 
-    def cancel(self) -> None:
-        """Request cancellation. A job that is already running may still succeed."""
-        self._loop.run(self._job.cancel())
+    def cancel(self) -> bool:
+        """Request cancellation; returns whether the job was cancelled: see `AsyncJob.cancel`."""
+        return self._loop.run(self._job.cancel())
 
 
 class Client:
     """A thread-safe client. It has the methods and arguments of `AsyncClient`; the methods block.
 
-    An interrupt (Ctrl-C) ends the call, not the client. After a fork the child must create its own client: the parent's
-    raises there.
+    An interrupt (Ctrl-C) ends the call, not the client. In a forked child it connects anew.
     """
 
     def __init__(
@@ -358,7 +368,11 @@ class Client:
         durability: Durability = "written",
     ) -> None:
         self._client = AsyncClient(url, key=key, connect_timeout=connect_timeout, arrays=arrays, durability=durability)
-        self._loop = LoopThread(self._client.close)
+        self._loops = PerProcess(partial(LoopThread, self._client.close))
+
+    @property
+    def _loop(self) -> LoopThread:
+        return self._loops.get()
 
     def __enter__(self) -> Self:
         return self
@@ -370,7 +384,7 @@ class Client:
 
     def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> Job:
         """Submit a request. It is durable when this returns."""
-        return Job(self._loop, self._loop.run(self._client.submit(model, inputs, **options)))
+        return Job(self._loops, self._loop.run(self._client.submit(model, inputs, **options)))
 
     def infer(self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]) -> Result:
         """Submit and wait for the answer, at most `timeout` seconds."""
@@ -403,10 +417,10 @@ class Client:
             for one in inputs:
                 running.append(self._loop.start(infer_one(one)))
                 if len(running) >= window:
-                    yield running.popleft().result()
+                    yield result_of(running.popleft())
                     progress(count := count + 1)
             while running:
-                yield running.popleft().result()
+                yield result_of(running.popleft())
                 progress(count := count + 1)
         finally:
             for future in running:
@@ -425,7 +439,7 @@ class Client:
         """As `map`, but in order of completion; each result comes with its input's index, from 0."""
         infer_one = self._client.inference_of(model, timeout, options)
         places: dict[Future[Result], int] = {}
-        ended: SimpleQueue[Future[Result]] = SimpleQueue()
+        ended: Ended[Future[Result]] = new_queue()
         count = 0
         try:
             for place, one in enumerate(inputs):
@@ -446,7 +460,7 @@ class Client:
 
     def as_completed(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Yield the jobs in the order in which they end; `result()` of each then returns immediately."""
-        settled: SimpleQueue[Job] = SimpleQueue()
+        settled: Ended[Job] = new_queue()
         waiting = []
         try:
             for job in jobs:
@@ -461,7 +475,7 @@ class Client:
 
     def job(self, id: str) -> Job:
         """A handle for the job with this id, submitted by any client. Sends nothing."""
-        return Job(self._loop, self._client.job(id))
+        return Job(self._loops, self._client.job(id))
 
     def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
         """Where a request would run now, and why. Submits nothing. See `AsyncClient.what_if`."""

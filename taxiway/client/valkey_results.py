@@ -35,7 +35,7 @@ _CHECKS = 12
 _MOST_RESULTS = 256
 """Results per MGET."""
 
-UNKNOWN_AFTER = POLL_PAUSE
+UNKNOWN_AFTER = 2.5
 """Seconds for which a job without a record may still be in transit from another client."""
 
 _MOST_PIECES = 256
@@ -164,9 +164,11 @@ class Replies:
             ResultExpiredError: the job ended and its result has expired.
             UnknownJobError: it was not `submitted` here, and no router recorded it within `UNKNOWN_AFTER`.
         """
-        started = asyncio.get_running_loop().time()
-        if not submitted and not self.expects(job):
-            self._foreign.setdefault(job, started)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        if not submitted and not self.expects(job) and job not in self._foreign:
+            self._foreign[job] = started
+            loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
         future = self._future(job)
         self._watches[job] += 1
         try:

@@ -177,6 +177,11 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     eta: float | None = None
     error: JobFailure | None = None
 
+    @property
+    def state(self) -> JobState:
+        """The job's state."""
+        return self.record.state
+
 
 class ResultMeta(msgspec.Struct, frozen=True, kw_only=True):
     """A result as Celery's backend stores it."""

@@ -36,7 +36,7 @@ class AcceptedJob(Protocol):
     async def result(self, timeout: float | None = None) -> Result:
         """The result, or raises the error that the job ended with."""
 
-    async def cancel(self) -> None:
+    async def cancel(self) -> object:
         """Cancel the job."""
 
 

@@ -19,6 +19,7 @@ from tests.working import Tower, WorkerProcess, worker_process, worker_settings
 HERE = Path(__file__).parent
 
 _TESTS_OF = {
+    "fastapi": "client/test_web_frameworks.py",
     "openai": "openai/test_*.py",
     "standardwebhooks": "openai/test_webhooks.py",
     "tritonclient": "http/test_triton_*.py",

@@ -248,6 +248,7 @@ def test_a_loop_without_references_ends_with_its_thread() -> None:
     del loop
     gc.collect()
     assert until(inner.is_closed)
+    thread.join(60)
     assert not thread.is_alive()
 
 

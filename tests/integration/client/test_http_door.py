@@ -184,8 +184,9 @@ def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client, idle_de
 
 def test_a_cancelled_job_says_so(client: Client, idle_device: EchoDevice) -> None:
     job = client.submit("echo", "hello")
-    job.cancel()
-    job.cancel()
+    assert job.cancel()
+    assert job.cancel()
+    assert job.status().state is JobState.CANCELLED
 
     with pytest.raises(JobCancelledError):
         job.result(timeout=60)

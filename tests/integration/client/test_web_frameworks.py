@@ -1,0 +1,122 @@
+"""The clients inside web frameworks, with the servers and event loops that these are run with."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from local.embedded import EmbeddedValkey
+from tasks.settings import TREE, Settings
+from tests.routing import EchoDevice, eventually, router_process
+
+UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--loop"]
+GUNICORN = ["-m", "gunicorn", "--log-level", "warning", "--workers", "2", "--worker-class"]
+APPS = "tests.integration.client.webapps"
+FASTAPI, FLASK, DJANGO = (f"{APPS}.{name}_app:app" for name in ("fastapi", "flask", "django"))
+
+REQUESTS = 16
+"""At once, of each view at each door."""
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The addresses of one fleet: its broker's and its router's."""
+    folder = tmp_path_factory.mktemp("web")
+    with EmbeddedValkey(folder) as server:
+        settings = Settings(
+            broker=server.url,
+            state=server.url,
+            secret=(secrets.token_bytes(32),),
+            queues=TREE / "queues.yaml",
+            models=TREE / "models",
+            cache=folder,
+        )
+        with router_process(settings) as router, EchoDevice(settings):
+            eventually(lambda: httpx.get(f"{router.http}/v2/fleet", trust_env=False).json()["devices"])
+            yield f"{server.url} {router.http}"
+
+
+@contextmanager
+def served(command: Sequence[str], app: str, log: Path, **environment: str) -> Iterator[str]:
+    """The address of an application that a server serves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    bound = ["--port", str(port)] if "uvicorn" in command else ["--bind", f"127.0.0.1:{port}"]
+    env = {**os.environ, "PYTHONPATH": str(TREE), **environment}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, *command[:2], *bound, *command[2:], app], env=env, stdout=out, stderr=out
+        )
+    try:
+        eventually(lambda: process.poll() is not None or _is_listening(port))
+        assert process.poll() is None, log.read_text()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _is_listening(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers(url: str, views: Sequence[str]) -> dict[str, set[str]]:
+    """What each view at each door answers to requests at once."""
+
+    def ask(asked: tuple[str, int]) -> str:
+        path, number = asked
+        answer = httpx.get(f"{url}/{path}", params={"text": str(number)}, timeout=60, trust_env=False)
+        return str(answer.json()) if answer.is_success else f"{answer.status_code}: {answer.text[:500]}"
+
+    found = {}
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for path in (f"{door}/{view}" for door in ("redis", "http") for view in views):
+            found[path] = set(pool.map(ask, [(path, number) for number in range(REQUESTS)]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "app", "views"),
+    [
+        ([*UVICORN, "uvloop"], FASTAPI, ["async", "def", "blocking"]),
+        ([*UVICORN, "asyncio"], FASTAPI, ["async", "def", "blocking"]),
+        ([*UVICORN, "uvloop"], DJANGO, ["async", "def"]),
+        ([*GUNICORN, "sync"], FLASK, ["def"]),
+        ([*GUNICORN, "gthread", "--threads", "8"], FLASK, ["def"]),
+        ([*GUNICORN, "gevent"], FLASK, ["def"]),
+        ([*GUNICORN, "gthread", "--threads", "8", "--preload"], FLASK, ["def"]),
+    ],
+    ids=["FastAPI on uvloop", "FastAPI on asyncio", "Django on uvloop", "sync", "gthread", "gevent", "preload"],
+)
+def test_a_client_at_module_level_answers_every_request(
+    doors: str, command: Sequence[str], app: str, views: Sequence[str], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with served(command, app, log, DOORS=doors) as url:
+        found = answers(url, views)
+
+    wanted = set(map(str, range(REQUESTS)))
+    assert {path: texts ^ wanted for path, texts in found.items() if texts != wanted} == {}, log.read_text()
+    assert log.read_text() == ""
+
+
+def test_a_job_that_the_parent_submitted_before_the_fork_is_awaited_in_every_child(doors: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with served([*GUNICORN, "sync", "--preload"], FLASK, log, DOORS=doors, BEFORE_FORK="1") as url:
+        found = answers(url, ["early", "def"])
+
+    wanted = {"early": {"early"}, "def": set(map(str, range(REQUESTS)))}
+    assert found == {f"{door}/{view}": texts for door in ("redis", "http") for view, texts in wanted.items()}
+    assert log.read_text() == ""

@@ -1,0 +1,22 @@
+"""Web applications with taxiway's clients at module level, one per framework.
+
+Each answers `GET /DOOR/VIEW?text=…` with the echo of the text; `DOORS` in the environment has the doors' addresses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import taxiway
+
+
+def clients() -> Mapping[str, taxiway.Client]:
+    """A synchronous client for each door."""
+    return {urlsplit(url).scheme: taxiway.Client(url) for url in os.environ["DOORS"].split()}
+
+
+def async_clients() -> Mapping[str, taxiway.AsyncClient]:
+    """The same for asyncio."""
+    return {urlsplit(url).scheme: taxiway.AsyncClient(url) for url in os.environ["DOORS"].split()}

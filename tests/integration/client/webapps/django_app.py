@@ -1,0 +1,27 @@
+"""A Django application for ASGI."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
+
+from tests.integration.client.webapps import async_clients, clients
+
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="of a test")
+CLIENTS, ASYNC_CLIENTS = clients(), async_clients()
+
+
+def by_client(request: HttpRequest, door: str) -> JsonResponse:
+    result = CLIENTS[door].infer("echo", request.GET["text"], timeout=30)
+    return JsonResponse(result.outputs["payload"], safe=False)
+
+
+async def by_async_client(request: HttpRequest, door: str) -> JsonResponse:
+    result = await ASYNC_CLIENTS[door].infer("echo", request.GET["text"], timeout=30)
+    return JsonResponse(result.outputs["payload"], safe=False)
+
+
+urlpatterns = [path("<str:door>/def", by_client), path("<str:door>/async", by_async_client)]
+app = get_asgi_application()
