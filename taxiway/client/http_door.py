@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -43,6 +44,7 @@ from taxiway.errors import (
     RequestError,
     ResultTimeoutError,
     TaxiwayError,
+    cut,
     error_of_code,
 )
 
@@ -56,6 +58,25 @@ _SPREAD = 0.25
 """Seconds over which callers that were refused together spread their retries."""
 
 _DEFAULTS = Terms()
+
+_MALFORMED = (msgspec.MsgspecError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
+"""What reading an answer raises that no router would send."""
+
+
+class _Spec(TypedDict):
+    """An input or output in a model's metadata."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    batch_axis: NotRequired[int | None]
+
+
+class _Metadata(TypedDict):
+    """What the door reads of a model's metadata."""
+
+    inputs: Annotated[list[_Spec], msgspec.Meta(min_length=1)]
+    outputs: list[_Spec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +107,13 @@ class HttpDoor:
         self._link = HttpLink(url, patience, key)
         self._show = show
         self._accepts = {"accept": OCTETS} if show is array else {}
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, _Metadata] = {}
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request; answered as soon as it is placed."""
         ask = await self._infer_request(_resendable(request))
         response = await self._post_inference(ask, request.model, prefer="respond-async")
-        return Receipt(_read_json(response)["id"], single=ask.single)
+        return Receipt(_job_of(response), single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer in one exchange; a router that does not wait returns a job to poll.
@@ -105,7 +126,7 @@ class HttpDoor:
                 response = await self._exchange(ask, request.model, again=timeout is not None)
                 if response.status != HTTPStatus.ACCEPTED:
                     return self._result(response, ask.single)
-                return await self.result(Receipt(_read_json(response)["id"], single=ask.single), timeout)
+                return await self.result(Receipt(_job_of(response), single=ask.single), timeout)
         except TimeoutError as error:
             raise _timeout_error(timeout) from error
 
@@ -159,7 +180,8 @@ class HttpDoor:
     async def status(self, receipt: Receipt) -> JobStatus:
         """Where the job is."""
         fields = _read_json(await self._answer("GET", _job_path(receipt.job)))
-        return msgspec.convert({**fields, "record": fields}, JobStatus)
+        with _understood():
+            return msgspec.convert({**fields, "record": fields}, JobStatus)
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """Why the job was placed where it is."""
@@ -179,13 +201,14 @@ class HttpDoor:
         states = ",".join(sorted(wanted.states))
         filters = {"state": states, "model": wanted.model, "tenant": wanted.tenant, "cursor": cursor}
         query = urlencode({"limit": limit, **{name: text for name, text in filters.items() if text}})
-        return msgspec.convert(_read_json(await self._answer("GET", f"/v2/jobs?{query}")), JobPage)
+        answer = _read_json(await self._answer("GET", f"/v2/jobs?{query}"))
+        with _understood():
+            return msgspec.convert(answer, JobPage)
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""
-        answer: Any = _read_json(await self._answer("GET", "/v2/models"))
-        listed: list[dict[str, Any]] = answer["models"] if isinstance(answer, dict) else answer
-        return listed
+        with _understood():
+            return msgspec.convert(_read_json(await self._answer("GET", "/v2/models"))["models"], list[dict[str, Any]])
 
     async def fleet(self) -> dict[str, Any]:
         """The fleet's classes and devices now."""
@@ -200,12 +223,13 @@ class HttpDoor:
         """Decode an event of a job's stream; an error event raises the job's error."""
         if event.kind == "result":
             return self._result(Response(HTTPStatus.OK, {}, event.data), single)
-        content = msgspec.json.decode(event.data)
-        if event.kind == "error":
-            raise error_of_code(content["code"], content["error"], content["details"])
-        if event.kind == "restarted":
-            return Restarted(content["attempt"])
-        return Lost(content["characters"]) if event.kind == "lost" else str(content["text_output"])
+        with _understood():
+            content = msgspec.json.decode(event.data)
+            if event.kind == "error":
+                raise error_of_code(content["code"], content["error"], content["details"])
+            if event.kind == "restarted":
+                return Restarted(content["attempt"])
+            return Lost(content["characters"]) if event.kind == "lost" else str(content["text_output"])
 
     async def close(self) -> None:
         """Close all connections."""
@@ -251,7 +275,9 @@ class HttpDoor:
     async def _infer_request(self, request: Request) -> _InferRequest:
         path = f"/v2/models/{quote(request.model, safe=':@')}"
         if request.model not in self._known:
-            self._known[request.model] = _read_json(await self._answer("GET", path))
+            with _understood():
+                answer = _read_json(await self._answer("GET", path))
+                self._known[request.model] = msgspec.convert(answer, _Metadata)
         known = self._known[request.model]
         try:
             tensors, single = encode_inputs(known["inputs"], request.inputs)
@@ -272,14 +298,15 @@ class HttpDoor:
         return {"name": spec["name"], "parameters": {"binary_data": True}} if raw else {"name": spec["name"]}
 
     def _result(self, response: Response, single: bool | None) -> Result:
-        answer = _read_json(response)
-        known = answer["parameters"].get(SINGLE)
-        return Result(
-            model=f"{answer['model_name']}:{answer['model_version']}",
-            outputs=decode_outputs(answer["outputs"], single if single is not None else known, self._show),
-            report=msgspec.convert(answer["parameters"], RunReport),
-            single=known,
-        )
+        with _understood():
+            answer = _read_json(response)
+            known = answer["parameters"].get(SINGLE)
+            return Result(
+                model=f"{answer['model_name']}:{answer['model_version']}",
+                outputs=decode_outputs(answer["outputs"], single if single is not None else known, self._show),
+                report=msgspec.convert(answer["parameters"], RunReport),
+                single=known,
+            )
 
 
 def _resendable(request: Request) -> Request:
@@ -300,6 +327,21 @@ def _retry_pause(response: Response) -> float | None:
     return None
 
 
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Around reading an answer: what a router would not send is an error of the fleet."""
+    try:
+        yield
+    except _MALFORMED as error:
+        raise FleetUnavailable(f"expected an answer of taxiway, got another one: {cut(str(error))}") from error
+
+
+def _job_of(response: Response) -> str:
+    """The id of the job in an answer."""
+    with _understood():
+        return str(uuid.UUID(_read_json(response)["id"]))
+
+
 def _job_path(job: str) -> str:
     return f"/v2/jobs/{quote(job, safe='')}"
 
@@ -314,22 +356,25 @@ def _read_json(response: Response) -> dict[str, Any]:
     Raises:
         TaxiwayError: the error in the response, in its own class.
     """
-    text, rest = split(response.body, response.headers.get(HEADER))
-    try:
-        answer: dict[str, Any] = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise _not_a_router(response) from error
-    if response.ok:
-        return {**answer, "outputs": placed(answer["outputs"], rest)} if rest else answer
-    reported = answer.get("error") if isinstance(answer, dict) else None
-    if isinstance(reported, dict):  # the form of OpenAI's API
-        raise _error_class_of(response)(str(reported.get("message", "")), status=response.status)
-    if not isinstance(answer, dict) or "code" not in answer:
-        raise _not_a_router(response)
-    details = dict(answer.get("details") or {})
-    if "retry-after" in response.headers:
-        details.setdefault("retry_after", float(response.headers["retry-after"]))
-    raise error_of_code(answer["code"], answer.get("error", ""), details)
+    with _understood():
+        text, rest = split(response.body, response.headers.get(HEADER))
+        try:
+            answer = msgspec.json.decode(text, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise _not_a_router(response) from error
+        if response.ok:
+            return {**answer, "outputs": placed(answer["outputs"], rest)} if rest else answer
+        reported = answer.get("error")
+        if isinstance(reported, dict):  # the form of OpenAI's API
+            raise _error_class_of(response)(str(reported.get("message", "")), status=response.status)
+        if "code" not in answer:
+            raise _not_a_router(response)
+        details = dict(answer.get("details") or {})
+        if "retry-after" in response.headers:
+            details.setdefault("retry_after", float(response.headers["retry-after"]))
+        if "retry_after" in details:
+            details["retry_after"] = float(details["retry_after"])
+        raise error_of_code(str(answer["code"]), str(answer.get("error", "")), details)
 
 
 def _not_a_router(response: Response) -> TaxiwayError:

@@ -189,7 +189,7 @@ def nest(flat: list[Any], shape: Sequence[int]) -> Any:
     return flat
 
 
-def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], bool]:
+def encode_inputs(specs: Sequence[Mapping[str, Any]], inputs: Any) -> tuple[list[Named], bool]:
     """OIP input tensors for `inputs`, and whether `inputs` had no batch axis.
 
     Bytes and array elements stay raw: `body` appends them after the JSON.
@@ -221,7 +221,7 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
     return tensors, bool(alone) and not rows
 
 
-def single_row(specs: Sequence[Named], tensors: Sequence[Named]) -> list[Named]:
+def single_row(specs: Sequence[Mapping[str, Any]], tensors: Sequence[Named]) -> list[Named]:
     """Tensors of inputs without a batch axis, each marked with the axis that was added."""
     axes = {spec["name"]: spec.get(BATCH_AXIS, 0) for spec in specs}
     return [

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from taxiway.errors import (
     InvalidRequestError,
     JobCancelledError,
     ResultTimeoutError,
+    TaxiwayError,
     UnknownJobError,
     UnknownModelError,
 )
@@ -275,15 +277,56 @@ def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_
 
 
 def test_an_answer_of_another_server_is_reported_as_such() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=_answer_as_a_proxy, args=(listener,), daemon=True).start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with taxiway.Client(url) as client, pytest.raises(FleetUnavailable, match="502"):
+    with answering(b"502 Bad Gateway", b"<html") as url, taxiway.Client(url) as client:
+        with pytest.raises(FleetUnavailable, match="502"):
             client.models()
 
 
-def _answer_as_a_proxy(listener: socket.socket) -> None:
-    connection, _ = listener.accept()
-    with connection:
-        connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 5\r\nconnection: close\r\n\r\n<html")
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (b"200 OK", b"[" * 1_000_000),
+        (b"200 OK", b"null"),
+        (b"200 OK", b"{}"),
+        (b"200 OK", b'{"model_name":5,"id":[1],"inputs":{"a":1},"outputs":7,"parameters":[]}'),
+        (b"200 OK", b'{"inputs":[],"outputs":[]}'),
+        (b"200 OK", b'{"id":"\\ud800","inputs":[{"name":"a","datatype":"BYTES","shape":[1]}],"outputs":[]}'),
+        (b"200 OK", b'{"id":"../../admin","inputs":[{"name":"a","datatype":"BYTES","shape":[1]}],"outputs":[]}'),
+        (b"429 Busy", b'{"code":"rate_limited","error":[],"details":{"retry_after":"soon"}}'),
+        (b"400 Bad Request", b'{"code":["x"],"error":7,"details":5}'),
+    ],
+    ids=["deep", "null", "empty", "types", "no inputs", "surrogate", "path", "retry", "error"],
+)
+def test_an_answer_that_no_router_sends_raises_an_error_of_the_client_alone(status: bytes, body: bytes) -> None:
+    def calls(client: Client) -> list[Callable[[], object]]:
+        job = client.job("00000000-0000-4000-8000-000000000000")
+        infer = partial(client.infer, "m", "x", timeout=5)
+        return [partial(client.submit, "m", "x"), infer, job.status, partial(job.result, 5), client.models, client.jobs]
+
+    with answering(status, body) as url, taxiway.Client(url) as client:
+        for call in calls(client):
+            with pytest.raises(TaxiwayError):
+                call()
+
+
+@contextmanager
+def answering(status: bytes, body: bytes) -> Iterator[str]:
+    """The address of a server that answers every request alike."""
+    answer = b"HTTP/1.1 %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (status, len(body), body)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    serving.join()
