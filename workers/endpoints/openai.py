@@ -320,12 +320,13 @@ class OneReader(WholeReader):
 
     def __init__(self, output: str, decode: Callable[[bytes | str], _Embeddings | _Ranks], most: Tokens) -> None:
         super().__init__(self._one, MAX_ONE)
-        self._output, self._decode, self._most = output, decode, most
+        self._output, self._decode, self._reserved = output, decode, most
 
     def _one(self, raw: bytes) -> Row:
         answer = _decoded(self._decode, raw)
         if answer.usage is not None:
-            self.tokens, self.excess = answer.usage.within(self._most).tokens, answer.usage.excess(self._most)
+            reserved = self._reserved
+            self.tokens, self.excess = answer.usage.within(reserved).tokens, answer.usage.excess(reserved)
         if len(found := answer.found) != 1:
             raise malformed(f"expected one {answer.NAME}, got {len(found)}")
         return {self._output: found[0]}

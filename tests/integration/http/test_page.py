@@ -43,10 +43,8 @@ def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path
         async with opened(url) as page:
             await page.until("!document.getElementById('main').hidden")
             assert "cpu.batch" in await page.until(HELD.format("classes"))
-            assert any(
-                "embed:1/torch is unavailable: torch is broken" in text
-                for text in await page.value(HELD.format("devices"))
-            )
+            problems = await page.until("document.getElementById('problems').textContent")
+            assert "embed:1/torch: unavailable on" in problems and "torch is broken" in problems
             used = "getComputedStyle(document.querySelector('#classes meter').parentElement).whiteSpace"
             assert await page.value(used) == "nowrap"
             before = await page.value("document.getElementById('state').textContent")

@@ -119,8 +119,10 @@ def test_what_was_not_observed_and_only_that_is_unseen(stored: dict[int, int], s
 
     assert len(read) == sum(begin <= at < end for part in named.values() for at in part.jobs["arrival"])
     for moment in np.linspace(begin, end, 41)[:-1]:
+        if moment == end:  # a span of less than a float's resolution
+            break
         seen = not any(start <= moment < stop for start, stop in read.unseen)
-        assert seen == (slice_of(moment) in named) or begin == end
+        assert seen == (slice_of(moment) in named)
     assert all(later[0] > earlier[1] for earlier, later in zip(read.unseen, read.unseen[1:], strict=False))
 
 
