@@ -201,7 +201,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Limits that an operator can set; sizes in bytes, times in seconds.
 
     `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor, `file` one
-    uploaded file. Of a tenant's stored `responses` the latest are kept, each for `keep_response` after its last use.
+    uploaded file, and `files` a tenant's files together. Of a tenant's stored `responses` the latest are kept, each for
+    `keep_response` after its last use. A tenant may have `batches` that have not ended; the others are kept for
+    `keep_batch`. `objects` are the bytes of the state store that its responses may take, and as many its batches and
+    the records of its files.
     A compressed body over 1 MiB may have `inflation` times its compressed size. A value of more than
     `inline` bytes is stored beside its message. `keep_result`, `keep_record` and `keep_explanation` are how long a
     result, its job's record and the snapshots of placements are kept. The history of arrivals is kept for
@@ -219,6 +222,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
     file: Size = msgspec.field(default_factory=lambda: Size(200 * 2**20))
+    files: Size = msgspec.field(default_factory=lambda: Size(10 * 2**30))
+    objects: Size = msgspec.field(default_factory=lambda: Size(64 * 2**20))
     elements: Positive = ELEMENTS
     inflation: Positive = 100
     inline: Size = msgspec.field(default_factory=lambda: Size(INLINE))
@@ -227,6 +232,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_response: Annotated[int, msgspec.Meta(ge=1)] = 7 * 86400
     responses: Positive = 10_000
+    keep_batch: Annotated[int, msgspec.Meta(ge=1)] = 30 * 86400
+    batches: Positive = 100
     keep_history: Annotated[int, msgspec.Meta(ge=3600)] = 14 * 86400
     history: Size = msgspec.field(default_factory=lambda: Size(128 * 2**20))
     lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
@@ -402,7 +409,7 @@ def _contradictions(topology: Topology) -> Contradictions:
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
-    yield from _body_limits_below_payload(topology)
+    yield from _limits_below_what_they_hold(topology)
     yield from _malformed_networks(topology.webhooks)
 
 
@@ -450,10 +457,12 @@ def price_contradictions(price: Price, protocol: str | None) -> Contradictions:
             yield f"price.{name}", f"nothing, as {protocol} counts no tokens", getattr(price, name)
 
 
-def _body_limits_below_payload(topology: Topology) -> Contradictions:
-    """Body limits below the largest allowed body, which could then never be sent."""
+def _limits_below_what_they_hold(topology: Topology) -> Contradictions:
+    """Limits below the largest allowed body or file, which could then never be sent."""
     limits = topology.limits
     least = f"at least payload ({limits.payload})"
+    if limits.files < limits.file:
+        yield "limits.files", f"at least file ({limits.file})", limits.files
     for place, most in [("limits.bodies", limits.bodies), ("limits.all_bodies", limits.all_bodies)]:
         if most < limits.payload:
             yield place, least, most

@@ -275,11 +275,10 @@ def history_key(hour: str) -> str:
 
 
 BATCHES_OPEN = "taxiway:batches-open"
-"""Set of the batches that have not ended."""
+"""Sorted set of the batches that have not ended, each as its id, a space and its tenant, by the time it was made."""
 
-
-FILES_EXPIRING = "taxiway:files-expiring"
-"""Sorted set of the files that expire, by the Unix time at which they do."""
+OBJECTS_EXPIRING = "taxiway:objects-expiring"
+"""Sorted set of the files, batches and responses that expire, by the Unix time at which they do."""
 
 RESPONSES_OPEN = "taxiway:responses-open"
 """Sorted set of the responses in the background that have not ended, by the time they were made."""
@@ -295,6 +294,16 @@ def object_key(kind: str, name: str) -> str:
 def objects_key(kind: str, tenant: str) -> str:
     """Sorted set of a tenant's files or batches by the time they were made, or of its responses by their last use."""
     return f"taxiway:{_PLURALS[kind]}:{tenant}"
+
+
+def stored_key(tenant: str) -> str:
+    """Hash of the bytes that a tenant's files, batches and responses take (`broker.valkey.objects.Count`)."""
+    return f"taxiway:stored:{tenant}"
+
+
+def tenant_batches_key(tenant: str) -> str:
+    """Set of a tenant's batches that have not ended."""
+    return f"taxiway:tenant-batches:{tenant}"
 
 
 WEBHOOKS = "taxiway:webhooks"

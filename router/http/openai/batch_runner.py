@@ -107,13 +107,13 @@ class BatchRunner:
         self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
         if self._router.leaving:
             return
-        for name in await self._objects.open_batches():
+        for name, tenant in await self._objects.open_batches():
             if name not in self._tasks and len(self._tasks) < _AT_ONCE:
-                self._tasks[name] = asyncio.create_task(self._work(name))
+                self._tasks[name] = asyncio.create_task(self._work(name, tenant))
 
-    async def _work(self, name: str) -> None:
+    async def _work(self, name: str, tenant: str) -> None:
         try:
-            work = await _Work.taken(name, self._router, self._inference, self._objects, self._contents)
+            work = await _Work.taken(name, tenant, self._router, self._inference, self._objects, self._contents)
             if work is not None:
                 await work.run()
         except (_LostError, FleetUnavailable) as error:
@@ -139,13 +139,13 @@ class _Work:
 
     @classmethod
     async def taken(
-        cls, name: str, router: Router, inference: Inference, objects: Objects, contents: Contents
+        cls, name: str, tenant: str, router: Router, inference: Inference, objects: Objects, contents: Contents
     ) -> _Work | None:
         """The work on a batch, unless another router works on it."""
         try:
             raw = await objects.get("batch", name, None)
         except UnknownObjectError:  # deleted
-            await objects.close_batch(name)
+            await objects.close_batch(name, tenant, router.store.now())
             return None
         batch = decode_batch(raw)
         if batch.status in ENDED:
@@ -442,11 +442,11 @@ class _Work:
             filename=f"{self.batch.id}_{kind}.jsonl",
             purpose="batch_output",
         )
-        await self._objects.add_file(record, now)
+        await self._objects.add_output(record, now)
         return name
 
 
 async def _close(batch: Batch, router: Router, objects: Objects) -> None:
     """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
     await router.webhooks.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
-    await objects.close_batch(batch.id)
+    await objects.close_batch(batch.id, batch.tenant, batch.ended_at)

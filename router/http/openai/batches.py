@@ -21,6 +21,7 @@ from router.http.openai.requests import (
     ChatCall,
     CompletionCall,
     EmbeddingsCall,
+    Metadata,
     chat_fields,
     completion_fields,
     embedding_fields,
@@ -116,7 +117,7 @@ class BatchCall(msgspec.Struct, frozen=True):
     input_file_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     endpoint: str
     completion_window: str
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
 
 

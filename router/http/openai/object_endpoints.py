@@ -38,8 +38,9 @@ from router.http.openai.objects import (
     file_path,
     new_name,
     owner_of,
-    page_of,
+    page_before,
 )
+from router.http.openai.requests import invalid_call
 from router.http.terms import HEADERS, terms_in
 from taxiway.contract.limits import check_json
 from taxiway.contract.request import parse_terms
@@ -55,11 +56,12 @@ from taxiway.errors import (
 )
 
 MOST = 1000
-"""Objects in one list."""
+"""Files in one list, unless more are asked for."""
 
 PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
 
-_Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=10_000)]
+_Files = Annotated[int, Parameter(description="Files per page.", ge=1, le=10_000)]
+_Batches = Annotated[int, Parameter(description="Batches per page.", ge=1, le=100)]
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Purpose = Annotated[str, Parameter(description="Only files of this purpose.")]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
@@ -79,10 +81,10 @@ class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was deleted."""
+    """A file or batch that was deleted."""
 
     id: str
-    object: Literal["file"] = "file"
+    object: Literal["file", "batch"]
     deleted: bool = True
 
 
@@ -184,6 +186,7 @@ _FILES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 _DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
 _FILE_CONTENT = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
 _BATCH_CREATE = answers(BatchAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
+_BATCH_DELETED = answers(Deleted, *KEYED, 400, 404, 503, problem=ErrorContent)
 _BATCH = answers(BatchAnswer, *KEYED, 404, 503, problem=ErrorContent)
 _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 
@@ -204,16 +207,7 @@ async def upload(request: AnyRequest) -> Response[bytes]:
     form, name, now = _Form(request), new_name("file-"), stored.router.store.stored_now()
     purpose = await form.begin()
     try:
-        size = await stored.contents.write(file_path(name), bounded(form.content(), stored.limit))
-        record = FileRecord(
-            id=name,
-            tenant=_owner(request),
-            bytes=size,
-            created_at=int(now),
-            filename=form.filename,
-            purpose=await form.end(purpose),
-            expires_at=form.expires(int(now)),
-        )
+        record = await _written(request, form, name, purpose)
         await stored.objects.add_file(record, now)
     except TaxiwayError:
         await stored.contents.delete(file_path(name))
@@ -224,22 +218,39 @@ async def upload(request: AnyRequest) -> Response[bytes]:
     return json_answer(file_answer(record))
 
 
+async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:
+    """The file in a form, once its content is written."""
+    stored, tenant = door_of(request).stored, _owner(request)
+    now, room = int(stored.router.store.stored_now()), await stored.objects.room(tenant)
+    most = (stored.limit, "file") if stored.limit <= room else (room, "files")
+    size = await stored.contents.write(file_path(name), bounded(form.content(), *most))
+    purpose = await form.end(purpose)
+    return FileRecord(
+        id=name,
+        tenant=tenant,
+        bytes=size,
+        created_at=now,
+        filename=form.filename,
+        purpose=purpose,
+        expires_at=form.expires(now),
+    )
+
+
 @get("/v1/files", opt=needs("read"), responses=_FILES)
 async def files(
-    request: AnyRequest, limit: _Limit = MOST, after: _After = "", order: _Order = "desc", purpose: _Purpose = ""
+    request: AnyRequest, limit: _Files = MOST, after: _After = "", order: _Order = "desc", purpose: _Purpose = ""
 ) -> Response[bytes]:
     """The caller's files, latest first."""
     objects, owner = door_of(request).stored.objects, _owner(request)
-    most = max(limit + 1, MOST if purpose else 1)
     records: list[FileRecord] = []
-    while len(records) <= limit:  # some of what is stored is not listed
-        raw = await objects.page("file", owner, after=after, most=most, latest_first=order == "desc")
+    more = True
+    while more and len(records) <= limit:  # some of what is stored is not listed
+        raw, more = await objects.page("file", owner, after=after, most=MOST, latest_first=order == "desc")
         found = [decode_file(one) for one in raw]
         records += [one for one in found if purpose in ("", one.purpose) and not _is_over(request, one)]
-        if len(found) < most:
-            break
-        after = found[-1].id
-    return json_answer(page_of([file_answer(record) for record in records], limit))
+        after = found[-1].id if found else after
+    answers = [file_answer(record) for record in records[:limit]]
+    return json_answer(page_before(answers, more or len(records) > limit))
 
 
 @get("/v1/files/{file:str}", opt=needs("read"), responses=_FILE)
@@ -252,9 +263,9 @@ async def file(request: AnyRequest, file: str) -> Response[bytes]:
 async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     """Delete a file."""
     stored, record = door_of(request).stored, await _file(request, file)
-    await stored.objects.delete("file", file, record.tenant)
+    await stored.objects.delete("file", file, record.tenant, record.bytes)
     await stored.contents.delete(file_path(file))
-    return json_answer(Deleted(id=file))
+    return json_answer(Deleted(id=file, object="file"))
 
 
 @get("/v1/files/{file:str}/content", opt=needs("read"), responses=_FILE_CONTENT)
@@ -290,6 +301,8 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     try:
         fields = msgspec.json.decode(body)
         call = msgspec.convert(fields, BatchCall)
+    except msgspec.ValidationError as error:
+        raise invalid_call(error) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         message = f"body: expected input_file_id, endpoint and completion_window: {cut(str(error))}"
         raise InvalidRequestError(message, field="body") from error
@@ -300,6 +313,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     terms = _terms(request, fields)
     webhook = terms.pop("webhook", None)
     stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
+    await stored.objects.room(record.tenant)  # its output must have some
     now = stored.router.store.stored_now()
     batch = Batch(
         id=new_name("batch_"),
@@ -314,18 +328,18 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
         terms=terms,
         output_expires_after=call.output_expires_after,
     )
-    await stored.objects.add("batch", batch.id, batch.tenant, batch, now)
+    await stored.objects.add_batch(batch.id, batch.tenant, batch, now)
     stored.runner.wake()
     return json_answer(batch_answer(batch))
 
 
 @get("/v1/batches", opt=needs("read"), responses=_BATCHES)
-async def batches(request: AnyRequest, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
+async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
-    found = await door_of(request).stored.objects.page(
-        "batch", _owner(request), after=after, most=limit + 1, latest_first=True
+    found, more = await door_of(request).stored.objects.page(
+        "batch", _owner(request), after=after, most=limit, latest_first=True
     )
-    return json_answer(page_of([batch_answer(decode_batch(raw)) for raw in found], limit))
+    return json_answer(page_before([batch_answer(decode_batch(raw)) for raw in found], more))
 
 
 @get("/v1/batches/{batch:str}", opt=needs("read"), responses=_BATCH)
@@ -353,7 +367,18 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     return json_answer(batch_answer(decode_batch(raw)))
 
 
-ENDPOINTS = (upload, files, file, file_delete, file_content, batch_create, batches, batch, batch_cancel)
+@delete("/v1/batches/{batch:str}", status_code=200, opt=needs("submit"), responses=_BATCH_DELETED)
+async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
+    """Delete a batch that has ended; its files stay."""
+    objects = door_of(request).stored.objects
+    found = decode_batch(await objects.get("batch", batch, _caller(request).tenant))
+    if found.status not in ENDED:
+        raise wrong_field("batch_id", "a batch that has ended: cancel it first", found.status)
+    await objects.delete("batch", batch, found.tenant)
+    return json_answer(Deleted(id=batch, object="batch"))
+
+
+ENDPOINTS = (upload, files, file, file_delete, file_content, batch_create, batches, batch, batch_cancel, batch_delete)
 
 _EXPIRY = ("anchor", "seconds")
 _FORM = 2**16

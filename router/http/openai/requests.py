@@ -33,6 +33,10 @@ ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=COUNT)]
 _Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Short = Annotated[str, msgspec.Meta(max_length=512)]
+Metadata = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
+    msgspec.Meta(max_length=16),
+]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -172,7 +176,7 @@ def read_call(body: bytes, kind: type[Call], limits: Limits) -> ParsedCall[Call]
     try:
         call = msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise _named(error) from error
+        raise invalid_call(error) from error
     for name, values in kind.NOTHING.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise unsupported(name, "nothing, as it is not supported here", value)
@@ -300,7 +304,7 @@ def _first_input(model: Model, fits: bool, expected: str) -> str:
     return model.inputs[0].name
 
 
-def _named(error: msgspec.ValidationError) -> InvalidRequestError:
+def invalid_call(error: msgspec.ValidationError) -> InvalidRequestError:
     """The validation error with the field first."""
     match = _WHERE.match(str(error))
     field, what = (match["field"], match["what"]) if match else ("body", str(error))

@@ -8,9 +8,10 @@ import logging
 
 import msgspec
 
+from broker.valkey.objects import Kind
 from router.http.inference import Inference
 from router.http.openai.batch_runner import BatchRunner
-from router.http.openai.objects import Objects, decode_file, file_path, open_contents
+from router.http.openai.objects import FileRecord, Objects, decode_file, decode_owned, file_path, open_contents
 from router.http.openai.responses.response import (
     MOST_TURNS,
     PREFIX,
@@ -30,8 +31,8 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelle
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 256  # of them, and of files, looked for by one call
-_EXPIRE = 5.0  # seconds between two looks for files that expired
+_AT_ONCE = 256  # of them, and of what expired, looked for by one call
+_EXPIRE = 5.0  # seconds between two looks for what expired
 _LOOK = 2.0  # seconds between two looks for responses that ended while no router waited for them
 
 decode_response = msgspec.json.Decoder(StoredResponse).decode
@@ -45,7 +46,7 @@ class StoredObjects:
 
     def __init__(self, router: Router, settings: Settings, place: str) -> None:
         self.router = router
-        self.objects = Objects(settings.state)
+        self.objects = Objects(settings.state, router.rules.topology.limits)
         self.contents = open_contents(place)
         inference = Inference(router, Jobs(router))
         self.runner = BatchRunner(router, inference, self.objects, self.contents)
@@ -58,7 +59,7 @@ class StoredObjects:
         self._running = [
             asyncio.create_task(self.runner.run(), name="batches"),
             asyncio.create_task(self.responses.run(), name="responses"),
-            asyncio.create_task(self._expire(), name="expiring files"),
+            asyncio.create_task(self._expire(), name="expiring objects"),
         ]
 
     async def stop(self) -> None:
@@ -69,19 +70,34 @@ class StoredObjects:
         self.objects.close()
 
     async def _expire(self) -> None:
-        """Delete expired files."""
+        """Delete what expired."""
         while True:
             with contextlib.suppress(FleetUnavailable, OSError):
-                for name in await self.objects.expired_files(self.router.store.now(), _AT_ONCE):
-                    await self._delete_file(name)
+                while found := await self.objects.expired(self.router.store.now(), _AT_ONCE):
+                    for kind, name in found:
+                        await self._delete(kind, name)
             await asyncio.sleep(_EXPIRE)
 
-    async def _delete_file(self, name: str) -> None:
-        """Delete a file, unless another router did."""
-        with contextlib.suppress(UnknownObjectError):
-            record = decode_file(await self.objects.get("file", name, None))
-            await self.contents.delete(file_path(name))
-            await self.objects.delete("file", name, record.tenant)
+    async def _delete(self, kind: Kind, name: str) -> None:
+        """Delete an expired object, unless another router did."""
+        try:
+            raw = await self.objects.get(kind, name, None)
+        except UnknownObjectError:
+            await self.objects.forget(kind, name)
+            return
+        if kind == "file":
+            await self._delete_file(decode_file(raw))
+        else:
+            await self.objects.delete(kind, name, decode_owned(raw).tenant)
+
+    async def _delete_file(self, record: FileRecord) -> None:
+        """Delete a file that has expired; one whose content was written twice may be among those, and has not."""
+        expires = record.expires_at
+        if expires is None or expires > self.router.store.now():
+            await self.objects.forget("file", record.id, expires)
+            return
+        await self.contents.delete(file_path(record.id))
+        await self.objects.delete("file", record.id, record.tenant, record.bytes)
 
 
 class Responses:
@@ -107,8 +123,6 @@ class Responses:
             stored.tenant,
             stored,
             self._router.store.stored_now(),
-            most=self._limits.responses,
-            kept=self._limits.keep_response,
             opened=opened,
         )
         if opened and name not in self._waits:
@@ -132,7 +146,6 @@ class Responses:
             tenant,
             self._router.store.stored_now(),
             most=int(self._limits.payload),
-            kept=self._limits.keep_response,
         )
         if len(names) >= MOST_TURNS or None in found:
             raise no_such_previous(names[found.index(None)] if None in found else previous)

@@ -152,6 +152,11 @@ def test_a_batch_answers_each_line_once_under_its_custom_id(client: openai.OpenA
     assert {one["response"]["body"]["service_tier"] for one in written} == {"flex"}
     assert done.id in [one.id for one in client.batches.list()]
 
+    assert client.delete(f"/batches/{done.id}", cast_to=dict[str, Any])["deleted"]
+    with pytest.raises(openai.NotFoundError):
+        client.batches.retrieve(done.id)
+    assert lines_of(client, done.output_file_id) == written
+
 
 def test_a_batch_of_embeddings_and_lines_that_fail(client: openai.OpenAI) -> None:
     lines = [
@@ -201,9 +206,12 @@ def test_wrong_lines_fail_the_batch_with_their_numbers(client: openai.OpenAI) ->
     [
         ({"completion_window": "soon"}, "completion_window"),
         ({"endpoint": "/v1/images"}, "endpoint"),
+        ({"metadata": {"a": "x" * 513}}, "metadata[...]"),
+        ({"metadata": {"a" * 65: "x"}}, None),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ],
 )
-def test_a_batch_that_cannot_be_is_refused(client: openai.OpenAI, fields: dict[str, str], param: str) -> None:
+def test_a_batch_that_cannot_be_is_refused(client: openai.OpenAI, fields: dict[str, Any], param: str | None) -> None:
     asked: Any = {"input_file_id": upload(client, [line(1, "x")]).id, "endpoint": "/v1/chat/completions"}
     with pytest.raises(openai.BadRequestError) as caught:
         client.batches.create(**{"completion_window": "24h", **asked, **fields})
@@ -215,6 +223,9 @@ def test_a_batch_that_cannot_be_is_refused(client: openai.OpenAI, fields: dict[s
 def test_a_cancelled_batch_keeps_what_is_answered_and_ends_its_jobs(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
     batch = begin(client, [line(1, "first"), *(line(n, f"cancelled {n} stall") for n in range(2, 9))])
     eventually(lambda: fleet.engine.running == 4)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.delete(f"/batches/{batch.id}", cast_to=dict[str, Any])
+    assert (caught.value.param, "cancel it first" in caught.value.message) == ("batch_id", True)
     assert client.batches.cancel(batch.id).status == "cancelling"
     done = ended(client, batch.id)
 

@@ -18,6 +18,7 @@ from router.http.openai.errors import code_of
 from router.http.openai.requests import (
     Count,
     Likely,
+    Metadata,
     ModelName,
     Share,
     Short,
@@ -50,7 +51,6 @@ ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
 """States that a response never leaves."""
 
 Item = dict[str, Any]
-_Metadata = Annotated[dict[str, Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=16)]
 LOGPROBS = "message.output_text.logprobs"
 """What a call includes to get the probabilities of tokens."""
 
@@ -81,7 +81,7 @@ class ResponseCall(msgspec.Struct, frozen=True):
     service_tier: str | None = None
     include: list[str] | None = None
     max_output_tokens: Count | None = None
-    metadata: _Metadata | None = None
+    metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: Short | None = None
     reasoning: dict[str, Any] | None = None
