@@ -278,7 +278,8 @@ BATCHES_OPEN = "taxiway:batches-open"
 """Sorted set of the batches that have not ended, each as its id, a space and its tenant, by the time it was made."""
 
 OBJECTS_EXPIRING = "taxiway:objects-expiring"
-"""Sorted set of the files, batches and responses that expire, by the Unix time at which they do."""
+"""Sorted set of the files, batches and responses that expire, and of contents of files that have no record yet, by the
+Unix time at which they do."""
 
 RESPONSES_OPEN = "taxiway:responses-open"
 """Sorted set of the responses in the background that have not ended, by the time they were made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,6 +31,7 @@ from router.http.openai.batches import (
 )
 from router.http.openai.errors import ErrorContent
 from router.http.openai.objects import (
+    Contents,
     ExpiresAfter,
     FileRecord,
     Page,
@@ -48,7 +50,6 @@ from taxiway.contract.tensors import OCTETS
 from taxiway.errors import (
     FleetUnavailable,
     InvalidRequestError,
-    TaxiwayError,
     UnknownObjectError,
     cut,
     quoted,
@@ -206,16 +207,25 @@ async def upload(request: AnyRequest) -> Response[bytes]:
     allow[ALLOW](stored.limit + _FORM)
     form, name, now = _Form(request), new_name("file-"), stored.router.store.stored_now()
     purpose = await form.begin()
-    try:
+    await stored.objects.expect_content(name, now)
+    async with _deleted_on_error(stored.contents, name):
         record = await _written(request, form, name, purpose)
         await stored.objects.add_file(record, now)
-    except TaxiwayError:
-        await stored.contents.delete(file_path(name))
-        raise
-    except OSError as error:
+    return json_answer(file_answer(record))
+
+
+@contextlib.asynccontextmanager
+async def _deleted_on_error(contents: Contents, name: str) -> AsyncIterator[None]:
+    """Delete a file's content if its upload fails, also by a client that left."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            await contents.delete(file_path(name))
+        if not isinstance(error, OSError):
+            raise
         message = f"the router cannot write files where --files says: {error.strerror or error}"
         raise FleetUnavailable(message, retry_after=5.0) from error
-    return json_answer(file_answer(record))
 
 
 async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:

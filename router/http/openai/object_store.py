@@ -47,3 +47,6 @@ class StoreContents:
         """See `objects.Contents`."""
         async for found in obstore.list(self._store, folder):
             await self.delete(*(one["path"] for one in found))
+
+    async def delete_unfinished(self) -> None:
+        """See `objects.Contents`: unfinished uploads are no objects, and end by a rule of the store."""

@@ -7,9 +7,11 @@ the one that the new value was made from, so that any number of routers may writ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -42,6 +44,8 @@ _STORED, _CHANGED = b"stored", b"changed"  # what `put_call` answers
 _STEP = 32  # records that are read at once
 _PAGE = 4 * 2**20  # bytes of records after which a page ends
 _AGAIN = 60.0  # seconds after which a tenant with too many open batches may retry
+_SILENT = 3600.0  # seconds without a write after which an unfinished content is nobody's
+_UNRECORDED = 6 * 3600.0  # seconds that a content waits for its record: at a MiB a minute 360 MiB arrive in that time
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +119,10 @@ class Objects:
     def close(self) -> None:
         """Disconnect."""
         self._connection.close()
+
+    async def expect_content(self, name: str, now: float) -> None:
+        """Announce a file's content: it is deleted after a while, if no file of that name is added."""
+        await self._expire(ObjectName("file", name, ""), now + _UNRECORDED)
 
     async def add_file(self, record: FileRecord, created: float) -> None:
         """Add a file whose content is written.
@@ -282,7 +290,7 @@ class Objects:
             )
 
     async def expired(self, now: float, most: int) -> list[tuple[Kind, str]]:
-        """Up to `most` objects that have expired."""
+        """Up to `most` objects that have expired, and contents that got no record."""
         with fleet_errors(_SERVER):
             found = await self._connection.call("ZRANGEBYSCORE", OBJECTS_EXPIRING, "-inf", now, "LIMIT", 0, most)
         return [(kind, name) for kind, _, name in (one.decode().partition(":") for one in found)]
@@ -342,6 +350,9 @@ class Contents(Protocol):
     async def delete_below(self, folder: str) -> None:
         """Delete all contents in a folder."""
 
+    async def delete_unfinished(self) -> None:
+        """Delete what writes left that ended with their process."""
+
 
 class FolderContents:
     """Contents in a folder of this machine, or one that all routers mount."""
@@ -380,6 +391,10 @@ class FolderContents:
         """See `Contents`."""
         await asyncio.to_thread(shutil.rmtree, self._folder / folder, ignore_errors=True)
 
+    async def delete_unfinished(self) -> None:
+        """See `Contents`. A write that has not ended changes its file every minute, or its client is too slow."""
+        await asyncio.to_thread(_delete_old, self._folder, time.time() - _SILENT)
+
 
 def open_contents(place: str) -> Contents:
     """The contents in a folder, or at the address of an object store."""
@@ -393,6 +408,14 @@ def open_contents(place: str) -> Contents:
 async def one_piece(content: bytes) -> AsyncIterator[bytes]:
     """A small content as pieces."""
     yield content
+
+
+def _delete_old(folder: Path, before: float) -> None:
+    """Delete unfinished contents that nobody wrote to since `before`."""
+    for path in folder.rglob("*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 def _flush(file: IO[bytes]) -> None:

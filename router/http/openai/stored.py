@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from math import inf
 
 import msgspec
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE = 256  # of them, and of what expired, looked for by one call
 _EXPIRE = 5.0  # seconds between two looks for what expired
+_SWEEP = 600.0  # seconds between two looks for contents that a killed router left unfinished
 _LOOK = 2.0  # seconds between two looks for responses that ended while no router waited for them
 
 decode_response = msgspec.json.Decoder(StoredResponse).decode
@@ -70,9 +73,13 @@ class StoredObjects:
         self.objects.close()
 
     async def _expire(self) -> None:
-        """Delete what expired."""
+        """Delete what expired, and contents without a file."""
+        swept = -inf
         while True:
             with contextlib.suppress(FleetUnavailable, OSError):
+                if time.monotonic() - swept > _SWEEP:
+                    swept = time.monotonic()
+                    await self.contents.delete_unfinished()
                 while found := await self.objects.expired(self.router.store.now(), _AT_ONCE):
                     for kind, name in found:
                         await self._delete(kind, name)
@@ -83,6 +90,8 @@ class StoredObjects:
         try:
             raw = await self.objects.get(kind, name, None)
         except UnknownObjectError:
+            if kind == "file":  # its upload broke off
+                await self.contents.delete(file_path(name))
             await self.objects.forget(kind, name)
             return
         if kind == "file":

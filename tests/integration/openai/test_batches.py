@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -14,8 +15,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import redis
 from openai.types import Batch, FileObject
 
+from taxiway.contract.keys import OBJECTS_EXPIRING
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.routing import eventually, router_process
 
@@ -125,6 +128,32 @@ def test_an_upload_over_the_limit_and_one_without_a_purpose_leave_nothing(
         answer = httpx.post(url, trust_env=False, **form)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert [path for path in sorted(files.rglob("*")) if path.is_file()] == [path for path in before if path.is_file()]
+
+
+def test_an_upload_whose_client_leaves_leaves_nothing(fleet: OpenAIFleet, files: Path) -> None:
+    before = contents_in(files)
+    head = b'--B\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
+    form = head % (b"file", b'; filename="x"') + bytes(100_000) + b"\r\n" + head % (b"purpose", b"") + b"bat"
+    host, port = fleet.router.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        length = len(form) + 1000
+        client.sendall(
+            b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (length, form)
+        )
+        whole = {".part"}.isdisjoint  # its content is, its form is not
+        eventually(lambda: (made := contents_in(files) - before) and whole(path.suffix for path in made))
+    eventually(lambda: contents_in(files) == before)
+
+
+def test_a_content_whose_router_was_killed_before_it_had_a_record_is_deleted(fleet: OpenAIFleet, files: Path) -> None:
+    content = files / "files" / "file-broken"
+    content.parent.mkdir(exist_ok=True)
+    content.write_bytes(b"x")
+    with redis.Redis.from_url(fleet.settings.state) as store:
+        store.zadd(OBJECTS_EXPIRING, {"file:file-broken": 1})  # as its upload announced
+        eventually(lambda: not content.exists(), within=20)
+        eventually(lambda: store.zscore(OBJECTS_EXPIRING, "file:file-broken") is None)
 
 
 def test_a_router_that_cannot_write_files_says_so(fleet: OpenAIFleet, tmp_path: Path) -> None:
@@ -284,6 +313,10 @@ def prompt_of(chat: dict[str, Any]) -> str:
 def begun(fleet: OpenAIFleet, most: int) -> bool:
     """Whether the engine was asked for so many of the lines."""
     return sum("survivor" in prompt_of(chat) for chat in fleet.engine.chats) >= most
+
+
+def contents_in(files: Path) -> set[Path]:
+    return {path for path in files.rglob("*") if path.is_file()}
 
 
 def ready(http: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -63,3 +65,21 @@ def test_a_folder_is_deleted_with_all_that_is_in_it(contents: Contents) -> None:
         assert await read(contents, "e/1") == b"x"
 
     asyncio.run(use())
+
+
+def test_what_a_killed_router_left_unfinished_is_deleted_after_an_hour(tmp_path: Path) -> None:
+    contents, hour = FolderContents(tmp_path), time.time() - 3601
+    for name, age in (
+        ("files/a.1.part", hour),
+        ("files/b.2.part", None),
+        ("files/c", hour),
+        ("batches/x/d.part", hour),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        if age is not None:
+            os.utime(path, (age, age))
+
+    asyncio.run(contents.delete_unfinished())
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"b.2.part", "c"}

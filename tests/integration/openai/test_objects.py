@@ -14,7 +14,7 @@ from router.http.openai.objects import FileRecord, Objects, Owned
 from tasks.document import Size
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.contract.keys import stored_key
+from taxiway.contract.keys import OBJECTS_EXPIRING, stored_key
 from taxiway.errors import OverloadedError, RequestTooLargeError, UnknownObjectError
 
 LIMITS = Limits(
@@ -137,3 +137,17 @@ def test_a_page_of_large_records_ends_early_and_the_next_one_goes_on(settings: S
         assert (latest, more) == ([*reversed(rest)][:7], True)
 
     used(settings, use, msgspec.structs.replace(LIMITS, objects=Size(2**30), responses=100))
+
+
+def test_a_content_without_a_record_is_named_once_its_upload_cannot_run_any_more(settings: Settings) -> None:
+    async def use(objects: Objects) -> None:
+        await objects.expect_content("broken", 0.0)
+        await objects.expect_content("whole", 0.0)
+        await objects.add_file(file("whole", 1), 1.0)
+        assert await objects.expired(6 * 3600 - 1, 9) == []
+        assert await objects.expired(6 * 3600, 9) == [("file", "broken")]
+        await objects.forget("file", "broken")
+
+    used(settings, use)
+    with redis.Redis.from_url(settings.state) as client:
+        assert client.zcard(OBJECTS_EXPIRING) == 0
