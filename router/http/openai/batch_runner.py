@@ -27,6 +27,7 @@ from router.http.openai.batches import (
     LineError,
     answered,
     decode_batch,
+    digest_of,
     key_of,
     lines_of,
     read_line,
@@ -48,6 +49,7 @@ from taxiway.errors import (
     ResultExpiredError,
     TaxiwayError,
     UnknownObjectError,
+    quoted,
     wrong_field,
 )
 
@@ -231,7 +233,7 @@ class _Work:
 
     async def _validate(self) -> None:
         """Read all lines once; one that is wrong fails the batch."""
-        seen: set[str] = set()
+        seen: set[bytes] = set()
         errors: list[LineError] = []
         lines = number = 0
         try:
@@ -239,25 +241,27 @@ class _Work:
                 lines += 1
                 if error := await self._wrong(text, number, seen):
                     errors.append(error)
-                if len(errors) >= MOST_ERRORS or lines > MOST_LINES:
+                if len(errors) >= MOST_ERRORS:
                     break
         except (RequestTooLargeError, FileNotFoundError) as error:
             errors.append(LineError("invalid_file", str(error), number + 1))
-        if lines > MOST_LINES or lines == 0:
-            errors.append(LineError("invalid_file", f"expected 1 to {MOST_LINES} lines, got {lines or 'none'}", None))
+        if not lines and not errors:
+            errors.append(LineError("invalid_file", f"expected 1 to {MOST_LINES} lines, got none", None))
         if errors:
             await self._change(status="failed", errors=errors, ended_at=self._now())
         else:
             await self._change(status="in_progress", lines=lines, in_progress_at=self._now())
 
-    async def _wrong(self, text: bytes, number: int, seen: set[str]) -> LineError | None:
+    async def _wrong(self, text: bytes, number: int, seen: set[bytes]) -> LineError | None:
         if number % _TOGETHER == 0:
             await asyncio.sleep(0)
         try:
             line = read_line(text, self.batch.endpoint)
-            if line.custom_id in seen:
-                return LineError("duplicate_custom_id", f"custom_id: {line.custom_id} was used before", number)
-            seen.add(line.custom_id)
+            digest = digest_of(line.custom_id)  # 50,000 ids of 512 characters take 100 MB
+            if digest in seen:
+                message = f"custom_id: {quoted(line.custom_id)} was used before"
+                return LineError("duplicate_custom_id", message, number)
+            seen.add(digest)
             await beside(len(text), self._request, line, "x", 1.0)
         except FleetUnavailable:
             return None  # the line is valid: when it runs, this error is its answer

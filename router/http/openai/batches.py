@@ -27,7 +27,7 @@ from router.http.openai.requests import (
     embedding_fields,
 )
 from taxiway.contract.request import RESENT
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, wrong_field
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, cut, wrong_field
 
 MOST_LINES = 50_000
 """Lines of a batch."""
@@ -37,6 +37,9 @@ MOST_ERRORS = 100
 
 PART = 500
 """Lines after which a part is written."""
+
+PART_BYTES = 4 * 2**20
+"""Bytes of answers after which a part is written."""
 
 Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -111,6 +114,13 @@ REFUSED = {
 """Terms that a batch does not have, and what is expected instead."""
 
 
+class BatchLease(msgspec.Struct, frozen=True):
+    """The router that works on a batch, until then."""
+
+    owner: str = ""
+    lease: float = 0.0
+
+
 class BatchCall(msgspec.Struct, frozen=True):
     """The body of a request for a batch."""
 
@@ -122,6 +132,7 @@ class BatchCall(msgspec.Struct, frozen=True):
 
 
 decode_batch = msgspec.json.Decoder(Batch).decode
+decode_lease = msgspec.json.Decoder(BatchLease).decode
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -167,7 +178,9 @@ def read_line(text: bytes, endpoint: str) -> Line:
     try:
         line = _decode_line(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"expected custom_id, method, url and body: {error}", field="body") from error
+        raise InvalidRequestError(
+            f"expected custom_id, method, url and body: {cut(str(error))}", field="body"
+        ) from error
     if line.method != "POST" or line.url != endpoint:
         got = f"{line.method} {line.url}"
         raise wrong_field("url", f"POST {endpoint}", got)
@@ -176,9 +189,14 @@ def read_line(text: bytes, endpoint: str) -> Line:
     return line
 
 
+def digest_of(custom_id: str) -> bytes:
+    """A short form of a `custom_id` that no other has."""
+    return hashlib.sha256(custom_id.encode()).digest()
+
+
 def key_of(batch: str, custom_id: str, attempt: int) -> str:
     """The idempotency key of a line's job; another `attempt` is another job, as the first one's result is gone."""
-    return f"{RESENT}{batch}.{hashlib.sha256(custom_id.encode()).hexdigest()}.{attempt}"
+    return f"{RESENT}{batch}.{digest_of(custom_id).hex()}.{attempt}"
 
 
 def answered(custom_id: str, job: str, status: int, body: bytes) -> bytes:
@@ -200,23 +218,41 @@ async def lines_of(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[tup
     A byte order mark, with which editors on Windows begin a file, is left off.
 
     Raises:
-        RequestTooLargeError: a line has more than `most` bytes.
+        RequestTooLargeError: a line has more than `most` bytes, or there are more than `MOST_LINES`, empty ones
+            included.
     """
-    number, rest = 0, b""
+    number = 0
+    rest: list[bytes] = []  # pieces of a line that has not ended
     async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in (*lines, rest):
-            if len(line) > most:
-                raise RequestTooLargeError(f"payload: expected at most {most} bytes a line", limit="payload")
-        for line in lines:
+        begin = 0
+        while (end := piece.find(b"\n", begin)) >= 0:
             number += 1
-            if text := _unmarked(line, number):
+            if number > MOST_LINES:
+                raise _too_many()
+            line, begin = b"".join((*rest, piece[begin:end])), end + 1
+            rest.clear()
+            if text := _checked(line, number, most):
                 yield number, text
-    if text := _unmarked(rest, number + 1):
+        rest.append(piece[begin:])
+        if sum(map(len, rest)) > most:
+            raise _too_long(most)
+    if text := _checked(b"".join(rest), number + 1, most):
+        if number >= MOST_LINES:
+            raise _too_many()
         yield number + 1, text
 
 
-def _unmarked(line: bytes, number: int) -> bytes:
+def _checked(line: bytes, number: int, most: int) -> bytes:
     """A line's text; empty if there is none."""
     text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-    return text if text.strip() else b""
+    if len(line) > most:
+        raise _too_long(most)
+    return b"" if text.isspace() else text
+
+
+def _too_many() -> RequestTooLargeError:
+    return RequestTooLargeError(f"expected 1 to {MOST_LINES} lines, empty ones included, got more", limit="lines")
+
+
+def _too_long(most: int) -> RequestTooLargeError:
+    return RequestTooLargeError(f"payload: expected at most {most} bytes a line", limit="payload")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.http.openai.answers import Head, embeddings, text_logprobs, usage_of
-from router.http.openai.batches import lines_of
+from router.http.openai.batches import MOST_LINES, lines_of
 from router.http.openai.chunks import ChatWriter
 from router.http.openai.errors import content, param_of
 from router.http.openai.requests import (
@@ -513,3 +513,29 @@ def test_lines_of_a_batch_keep_their_numbers_however_the_file_is_cut(size: int, 
         return [line async for line in lines_of(pieces(), 100)]
 
     assert asyncio.run(read()) == [(1, b'{"a"}'), (4, b'{"b"}\r'), (5, b'{"c"}')]
+
+
+async def lines(*pieces: bytes) -> list[int]:
+    """The numbers of the lines of a file that is read in these pieces."""
+
+    async def read() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    return [number async for number, _ in lines_of(read(), 100)]
+
+
+def test_a_batch_has_so_many_lines_and_empty_ones_count() -> None:
+    full = b"x\n" * MOST_LINES
+    assert asyncio.run(lines(full)) == [*range(1, MOST_LINES + 1)]
+    assert asyncio.run(lines(full[:-1])) == [*range(1, MOST_LINES + 1)]
+    for over in (full + b"\n", full + b"x", b"\n" * MOST_LINES + b"x", b"\n" * 2**20):
+        with pytest.raises(RequestTooLargeError, match="expected 1 to 50000 lines"):
+            asyncio.run(lines(over))
+
+
+def test_no_more_of_a_long_line_is_kept_than_it_may_have() -> None:
+    assert asyncio.run(lines(b"x" * 60, b"x" * 40, b"\nx")) == [1, 2]
+    for long in ((b"x" * 60, b"x" * 41), (b"x" * 101 + b"\n",), (b" " * 60, b" " * 41)):
+        with pytest.raises(RequestTooLargeError, match="at most 100 bytes a line"):
+            asyncio.run(lines(*long))
