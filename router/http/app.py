@@ -7,7 +7,7 @@ import importlib.metadata
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from router.access import Bodies, Rates
+from router.access import Rates
 from router.http import described, triton
 from router.http.bodies import BodyLimits, Gzipped, Inflated
 from router.http.described import document
@@ -61,7 +61,7 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divi
     inference = Inference(router, Jobs(router))
     app.state[described.VERSION] = _version()
     app.state[DOOR] = Door(router, inference, DeadLetters(router), store)
-    bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
+    bodies, front = store.bodies, Front(Traced(app), inference, limit)
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology)))
 

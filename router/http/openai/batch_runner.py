@@ -6,27 +6,33 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 import msgspec
 
 from broker.port import beside
+from router.access import Bodies
 from router.http.inference import Inference
 from router.http.openai.answers import AnyCall, Head, written
+from router.http.openai.batch_turns import LineWindow, OpenBatch, next_batches
 from router.http.openai.batches import (
     ENDED,
     KINDS,
     MOST_ERRORS,
     MOST_LINES,
     PART,
+    PART_BYTES,
     Batch,
     Ended,
     Line,
     LineError,
     answered,
     decode_batch,
+    decode_lease,
     digest_of,
     key_of,
     lines_of,
@@ -58,6 +64,9 @@ logger = logging.getLogger(__name__)
 WINDOW = 128
 """Lines of a batch whose jobs are in the fleet at the same time."""
 
+WINDOW_BYTES = 16 * 2**20
+"""Bytes that those of all batches have together at one router; while it handles a line, it takes several times them."""
+
 LEASE = 10.0
 """Seconds after which another router takes over a batch whose owner is silent."""
 
@@ -65,7 +74,7 @@ _LOOK = 0.5  # seconds between two checks for batches
 _RENEW = 2.0  # seconds between two renewals
 _FLUSH = 10.0  # seconds after which a part is written even if it is short
 _TOGETHER = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
-_AT_ONCE = 4  # batches that one router works on
+_AT_ONCE = 8  # batches that one router works on
 _PAUSE = (0.2, 5.0)  # seconds before a refused line is retried: first, longest
 
 
@@ -76,15 +85,49 @@ class _LostError(Exception):
     """Another router owns the batch now."""
 
 
-class BatchRunner:
-    """Works on the open batches."""
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What the work on a batch needs of its router. The bytes of running lines count as request bodies, too."""
 
-    def __init__(self, router: Router, inference: Inference, objects: Objects, contents: Contents) -> None:
-        self._router = router
-        self._inference = inference
-        self._objects = objects
-        self._contents = contents
+    router: Router
+    inference: Inference
+    objects: Objects
+    contents: Contents
+    bodies: Bodies
+    lines: LineWindow
+
+    def begins(self, tenant: str, size: int) -> bool:
+        """Whether a line of that many bytes may begin; if so, it is counted until `ended`."""
+        if not self.lines.fits(tenant, size):
+            return False
+        try:
+            self.bodies.take(tenant, size)
+        except FleetUnavailable:
+            return False
+        self.lines.add(tenant, size)
+        return True
+
+    def ended(self, tenant: str, size: int, answer: int) -> None:
+        """Count a line no more, but the bytes of its answer, until they are written."""
+        self.bodies.give_back(tenant, size)
+        self.lines.add(tenant, answer - size)
+
+    async def closed(self, batch: Batch) -> None:
+        """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
+        await self.contents.delete_below(f"batches/{batch.id}/")
+        await self.router.webhooks.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
+        await self.objects.close_batch(batch.id, batch.tenant, batch.ended_at)
+
+
+class BatchRunner:
+    """Works on the open batches, of all tenants in turn."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._works: dict[str, _Work] = {}  # of the tasks that have begun
+        self._since: dict[str, float] = {}  # when the work on a batch began, or its wait
+        self._later: dict[str, float] = {}  # when to look at a batch again that cannot be worked on
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -106,61 +149,90 @@ class BatchRunner:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _look(self) -> None:
+        """Begin the work on those batches whose turn it is, and leave the others."""
         self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
-        if self._router.leaving:
+        if self._desk.router.leaving:
             return
-        for name, tenant in await self._objects.open_batches():
-            if name not in self._tasks and len(self._tasks) < _AT_ONCE:
-                self._tasks[name] = asyncio.create_task(self._work(name, tenant))
+        now = asyncio.get_running_loop().time()
+        tenants = dict(await self._desk.objects.open_batches())
+        self._since = {name: self._since.get(name, now) for name in tenants}
+        self._later = {name: until for name, until in self._later.items() if until > now and name in tenants}
+        turns = await self._turns(tenants, now)
+        self._desk.lines.tenants = len({tenants[name] for name in turns})
+        for name, raw in turns.items():
+            if name not in self._tasks:
+                self._since[name] = now
+                self._tasks[name] = asyncio.create_task(self._work(name, raw))
+        for name, task in self._tasks.items():
+            if name in tenants and name not in turns:
+                self._since[name] = now
+                task.cancel()
 
-    async def _work(self, name: str, tenant: str) -> None:
+    async def _turns(self, tenants: Mapping[str, str], now: float) -> dict[str, bytes]:
+        """The batches whose turn it is, each as it is stored if the work on it is to begin; no other router has it."""
+        read: dict[str, bytes] = {}
+        while True:
+            batches = [self._open(*one) for one in tenants.items() if one[0] not in self._later]
+            turns = next_batches(batches, now, _AT_ONCE)
+            for name in turns:
+                if name not in self._tasks and name not in read:
+                    read[name] = await self._free(name, tenants[name])
+                    if not read[name]:
+                        self._later[name] = now + _RENEW
+            if all(read.get(name, b"-") for name in turns):
+                return {name: read.get(name, b"") for name in turns}
+
+    def _open(self, name: str, tenant: str) -> OpenBatch:
+        work = self._works.get(name)
+        loses = work is not None and work.batch.status in ("validating", "finalizing")
+        return OpenBatch(name, tenant, name in self._tasks, self._since[name], loses)
+
+    async def _free(self, name: str, tenant: str) -> bytes:
+        """A batch as it is stored; empty if another router works on it, or it was deleted."""
+        objects, now = self._desk.objects, self._desk.router.store.now()
         try:
-            work = await _Work.taken(name, tenant, self._router, self._inference, self._objects, self._contents)
-            if work is not None:
-                await work.run()
-        except (_LostError, FleetUnavailable) as error:
+            raw = await objects.get("batch", name, None)
+        except UnknownObjectError:
+            await objects.close_batch(name, tenant, now)
+            return b""
+        held = decode_lease(raw)
+        return b"" if held.owner not in ("", self._desk.router.name) and held.lease > now else raw
+
+    async def _work(self, name: str, raw: bytes) -> None:
+        try:
+            work = self._works[name] = _Work(raw, self._desk)
+            await work.run()
+        except (_LostError, FleetUnavailable, UnknownObjectError) as error:
             logger.info("batch left", extra={"batch": name, "error": str(error)})
-        except Exception:  # another attempt follows once the lease is over
+        except Exception:  # another attempt follows
             logger.exception("batch failed", extra={"batch": name})
-            await asyncio.sleep(LEASE)
+            self._later[name] = asyncio.get_running_loop().time() + LEASE
+        finally:
+            self._works.pop(name, None)
 
 
 class _Work:
     """This router's work on one batch."""
 
-    def __init__(self, raw: bytes, router: Router, inference: Inference, objects: Objects, contents: Contents) -> None:
+    def __init__(self, raw: bytes, desk: Desk) -> None:
         self._raw = raw
-        self._router = router
-        self._inference = inference
-        self._objects = objects
-        self._contents = contents
+        self._desk = desk
+        self._router = desk.router
+        self._inference = desk.inference
+        self._objects = desk.objects
+        self._contents = desk.contents
         self._writing = asyncio.Lock()
         self._jobs: set[str] = set()  # that run now
         self._flushed = 0.0
+        self._unwritten = 0  # bytes of answers
         self.batch = decode_batch(raw)
 
-    @classmethod
-    async def taken(
-        cls, name: str, tenant: str, router: Router, inference: Inference, objects: Objects, contents: Contents
-    ) -> _Work | None:
-        """The work on a batch, unless another router works on it."""
-        try:
-            raw = await objects.get("batch", name, None)
-        except UnknownObjectError:  # deleted
-            await objects.close_batch(name, tenant, router.store.now())
-            return None
-        batch = decode_batch(raw)
-        if batch.status in ENDED:
-            await _close(batch, router, objects)
-            return None
-        if batch.owner and batch.lease > router.store.now():
-            return None
-        work = cls(raw, router, inference, objects, contents)
-        await work._change(owner=router.name)
-        return work
-
     async def run(self) -> None:
-        """Bring the batch to its end."""
+        """Bring the batch to its end, unless another router has it."""
+        if self.batch.status in ENDED:  # its router died before it was closed
+            await self._desk.closed(self.batch)
+            return
+        await self._change(owner=self._router.name)
         renewing = asyncio.create_task(self._renew())
         working = asyncio.create_task(self._steps())
         try:
@@ -178,7 +250,7 @@ class _Work:
         except FileNotFoundError:
             error = LineError("invalid_file", f"the content of {self.batch.input_file_id} is not there")
             await self._change(status="failed", errors=[error], ended_at=self._now())
-        await _close(self.batch, self._router, self._objects)
+        await self._desk.closed(self.batch)
 
     async def _advance(self) -> None:
         if self.batch.status == "validating":
@@ -292,10 +364,19 @@ class _Work:
             await self._begin_lines(waiting, part)
             while waiting and not self.batch.cancelled:
                 await self._take(waiting, part)
+            await self._end_lines(waiting, part)
         finally:
             for task in waiting:
                 task.cancel()
-            ended = await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(*waiting, return_exceptions=True)
+            self._desk.lines.add(self.batch.tenant, -self._unwritten)
+            self._unwritten = 0
+
+    async def _end_lines(self, waiting: _Window, part: list[Ended]) -> None:
+        """Cancel the lines that still run, and write those that have ended."""
+        for task in waiting:
+            task.cancel()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
         part += [one for one in ended if isinstance(one, Ended)]
         await self._flush(part)
         if self._jobs:
@@ -309,11 +390,12 @@ class _Work:
             place += 1
             if place <= done:
                 continue
-            while len(waiting) >= WINDOW or (waiting and waiting[0].done()):
+            while len(waiting) >= WINDOW or (waiting and waiting[0].done()) or not self._begins(text):
                 if self.batch.cancelled:
                     return
                 await self._take(waiting, part)
             waiting.append(asyncio.create_task(self._answer(text)))
+            waiting[-1].add_done_callback(partial(self._ended, len(text)))
             if len(waiting) % _TOGETHER == 0:
                 await asyncio.sleep(0)
 
@@ -323,12 +405,22 @@ class _Work:
         Lines that end together are replaced together: the next ones begin in one turn of the event loop, share a
         placement, and are forwarded in one call. A part is written once they have begun, so devices do not wait for it.
         """
-        late = asyncio.get_running_loop().time() - self._flushed >= _FLUSH
-        if len(part) >= PART or (part and late):
+        parts = len(self.batch.outputs) + len(self.batch.faults)
+        late = asyncio.get_running_loop().time() - self._flushed >= max(_FLUSH, parts / 10)  # so that there are few
+        if len(part) >= PART or (part and (late or self._unwritten >= PART_BYTES)):
             await self._flush(part)
-        await asyncio.wait((waiting[0],), timeout=_RENEW)
+        await asyncio.wait((waiting[0],), timeout=_LOOK) if waiting else await asyncio.sleep(_LOOK)
         while waiting and waiting[0].done():
             part.append(waiting.popleft().result())
+
+    def _begins(self, text: bytes) -> bool:
+        return self._desk.begins(self.batch.tenant, len(text))
+
+    def _ended(self, size: int, line: asyncio.Task[Ended]) -> None:
+        """Count a line of `size` bytes no more, but its answer."""
+        answer = 0 if line.cancelled() or line.exception() else len(line.result().written)
+        self._unwritten += answer
+        self._desk.ended(self.batch.tenant, size, answer)
 
     async def _flush(self, part: list[Ended]) -> None:
         """Write the lines as a part, then name it in the batch."""
@@ -352,6 +444,9 @@ class _Work:
             outputs=[*batch.outputs, *names[True]],
             faults=[*batch.faults, *names[False]],
         )
+        written = sum(len(one.written) for one in part)
+        self._unwritten -= written
+        self._desk.lines.add(batch.tenant, -written)
         part.clear()
 
     async def _answer(self, text: bytes) -> Ended:
@@ -422,7 +517,6 @@ class _Work:
         await self._change(
             status=status, output_file_id=outputs, error_file_id=faults, ended_at=self._now(), outputs=[], faults=[]
         )
-        await self._contents.delete_below(f"batches/{batch.id}/")
 
     async def _joined(self, kind: str, parts: list[str]) -> str:
         """The file that has these parts; empty if there are none."""
@@ -435,8 +529,9 @@ class _Work:
                 async for piece in self._contents.read(part):
                     yield piece
 
-        size = await self._contents.write(file_path(name), pieces())
         now, after = self._now(), self.batch.output_expires_after
+        await self._objects.expect_content(name, now)
+        size = await self._contents.write(file_path(name), pieces())
         record = FileRecord(
             id=name,
             tenant=self.batch.tenant,
@@ -448,9 +543,3 @@ class _Work:
         )
         await self._objects.add_output(record, now)
         return name
-
-
-async def _close(batch: Batch, router: Router, objects: Objects) -> None:
-    """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
-    await router.webhooks.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
-    await objects.close_batch(batch.id, batch.tenant, batch.ended_at)

@@ -11,8 +11,10 @@ from math import inf
 import msgspec
 
 from broker.valkey.objects import Kind
+from router.access import Bodies
 from router.http.inference import Inference
-from router.http.openai.batch_runner import BatchRunner
+from router.http.openai.batch_runner import WINDOW_BYTES, BatchRunner, Desk
+from router.http.openai.batch_turns import LineWindow
 from router.http.openai.objects import FileRecord, Objects, decode_file, decode_owned, file_path, open_contents
 from router.http.openai.responses.response import (
     MOST_TURNS,
@@ -42,7 +44,7 @@ decode_response = msgspec.json.Decoder(StoredResponse).decode
 
 
 class StoredObjects:
-    """What the endpoints need; `limit` is the most bytes of a file.
+    """What the endpoints need; `limit` is the most bytes of a file. `bodies` are counted with the lines of batches.
 
     `place` is a folder, or an object store's address.
     """
@@ -52,7 +54,9 @@ class StoredObjects:
         self.objects = Objects(settings.state, router.rules.topology.limits)
         self.contents = open_contents(place)
         inference = Inference(router, Jobs(router))
-        self.runner = BatchRunner(router, inference, self.objects, self.contents)
+        self.bodies = Bodies(router.rules.topology)
+        lines = LineWindow(WINDOW_BYTES)
+        self.runner = BatchRunner(Desk(router, inference, self.objects, self.contents, self.bodies, lines))
         self.responses = Responses(router, inference, self.objects)
         self.limit = int(router.rules.topology.limits.file)
         self._running: list[asyncio.Task[None]] = []

@@ -101,6 +101,28 @@ def test_files_and_batches_of_another_tenant_do_not_exist(fleet: OpenAIFleet) ->
         assert lab.files.content(str(done[0].output_file_id)).text.count("\n") == 1
 
 
+def begun_by(one: openai.OpenAI, text: bytes) -> Any:
+    """A call for a batch of these lines."""
+    file = one.files.create(file=("lines.jsonl", text), purpose="batch")
+    return {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+
+def test_a_tenant_whose_batches_do_not_end_does_not_stop_those_of_another(fleet: OpenAIFleet) -> None:
+    body = {"model": "talk", "messages": [{"role": "user", "content": "stall"}]}
+    text = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}).encode()
+    with client(fleet, "lab") as lab, client(fleet, "shop") as shop:
+        asked, other = (begun_by(one, text) for one in (lab, shop))
+        begun = [lab.batches.create(**asked) for _ in range(12)]
+        eventually(lambda: [one for one in lab.batches.list().data if one.status == "in_progress"][7:])
+        late = shop.batches.create(**other)
+        eventually(lambda: shop.batches.retrieve(late.id).status == "in_progress")
+        assert [one.status for one in lab.batches.list().data].count("validating") == 4
+        for one in begun:
+            lab.batches.cancel(one.id)
+        shop.batches.cancel(late.id)
+        eventually(lambda: {one.status for one in lab.batches.list(limit=12).data} == {"cancelled"}, within=30)
+
+
 def test_responses_of_another_tenant_do_not_exist(fleet: OpenAIFleet) -> None:
     with client(fleet, "lab") as lab, client(fleet, "shop") as shop, client(fleet, "reader") as reader:
         made = lab.responses.create(model="talk", input="Hello", background=True)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
-from router.http.openai.batch_runner import BatchRunner
-from taxiway.errors import BrokerUnavailableError, TaxiwayError, UnknownObjectError
+from router.access import Bodies
+from router.http.openai.batch_runner import BatchRunner, Desk
+from router.http.openai.batch_turns import LineWindow
+from tasks.document import Size
+from tasks.topology import Limits, parse_topology
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, TaxiwayError, UnknownObjectError
+
+TREE = Path(__file__).parents[4]
 
 
 class OneOpenBatch:
@@ -41,14 +50,28 @@ def test_a_batch_that_cannot_be_read_stays_open_unless_it_was_deleted(reason: Ta
 
     async def looked() -> None:
         unused = cast(Any, None)
-        runner = BatchRunner(
-            cast(Any, SimpleNamespace(leaving=False, store=SimpleNamespace(now=lambda: 1.0))),
-            unused,
-            cast(Any, objects),
-            unused,
-        )
-        await runner._look()
+        router = SimpleNamespace(leaving=False, store=SimpleNamespace(now=lambda: 1.0))
+        runner = BatchRunner(Desk(cast(Any, router), unused, cast(Any, objects), unused, unused, LineWindow(1)))
+        with suppress(BrokerUnavailableError):
+            await runner._look()
         await asyncio.gather(*runner._tasks.values())
 
     asyncio.run(looked())
     assert len(objects.open) == left
+
+
+def test_a_running_line_counts_as_a_body_of_its_tenant_and_its_answer_until_it_is_written() -> None:
+    unused = cast(Any, None)
+    limits = Limits(payload=Size(100), bodies=Size(250), all_bodies=Size(400))
+    bodies = Bodies(msgspec.structs.replace(parse_topology((TREE / "queues.yaml").read_text()), limits=limits))
+    lines = LineWindow(1000)
+    desk = Desk(unused, unused, unused, unused, bodies, lines)
+    assert [desk.begins("lab", 100) for _ in range(3)] == [True, True, False]
+    assert [desk.begins("shop", 100) for _ in range(3)] == [True, True, False]
+    with pytest.raises(FleetUnavailable, match="all_bodies"):
+        bodies.take("press", 1)
+    desk.ended("lab", 100, 900)
+    bodies.take("press", 1)
+    assert not desk.begins("lab", 1)
+    lines.add("lab", -900)
+    assert desk.begins("lab", 1)
