@@ -248,17 +248,22 @@ class _Work:
         try:
             await self._advance()
         except FileNotFoundError:
-            error = LineError("invalid_file", f"the content of {self.batch.input_file_id} is not there")
+            error = LineError("invalid_file", "the answers that were written are not there")
             await self._change(status="failed", errors=[error], ended_at=self._now())
         await self._desk.closed(self.batch)
 
     async def _advance(self) -> None:
         if self.batch.status == "validating":
             await self._validate()
+        errors: list[LineError] = []
         if self.batch.status == "in_progress":
-            await self._run_lines()
+            try:
+                await self._run_lines()
+            except FileNotFoundError:  # it was deleted: what is answered is kept
+                error = f"the content of {self.batch.input_file_id} is not there; the output has the lines before"
+                errors.append(LineError("invalid_file", error))
         if self.batch.status in ("in_progress", "cancelling"):
-            await self._change(status="finalizing", finalizing_at=self._now())
+            await self._change(status="finalizing", errors=errors, finalizing_at=self._now())
         if self.batch.status == "finalizing":
             await self._finish()
 
@@ -514,6 +519,7 @@ class _Work:
         outputs = await self._joined("output", batch.outputs)
         faults = await self._joined("error", batch.faults)
         status = "cancelled" if batch.cancelled else "expired" if batch.expired else "completed"
+        status = "failed" if batch.errors else status
         await self._change(
             status=status, output_file_id=outputs, error_file_id=faults, ended_at=self._now(), outputs=[], faults=[]
         )

@@ -18,6 +18,7 @@ import pytest
 import redis
 from openai.types import Batch, FileObject
 
+from router.http.openai.batches import PART
 from taxiway.contract.keys import OBJECTS_EXPIRING
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.routing import eventually, router_process
@@ -304,6 +305,30 @@ def test_what_routers_begin_is_finished_by_others_and_no_line_is_lost_or_answere
     assert written == [f"line-{number}" for number in range(300)]
     asked = Counter(prompt_of(chat) for chat in fleet.engine.chats) - before
     assert sum(count for prompt, count in asked.items() if "survivor" in prompt) == 300
+
+
+def test_a_batch_whose_input_was_deleted_fails_with_the_answers_that_it_has(
+    fleet: OpenAIFleet, client: openai.OpenAI, files: Path
+) -> None:
+    """Its router stops once a part is written; another one goes on, and finds no input."""
+    lines = [line(n, f"Hello {n}") for n in range(PART)] + [line(n, f"late {n} stall") for n in range(PART, PART + 4)]
+    fleet.router.process.send_signal(signal.SIGSTOP)
+    try:
+        with router_process(fleet.settings, options=["--files", str(files)]) as router:
+            eventually(lambda: ready(router.http))
+            with client_of(f"{router.http}/v1") as other:
+                batch = begin(other, lines)
+                eventually(lambda: list((files / "batches" / batch.id).glob("*-output")), within=60)
+                other.files.delete(batch.input_file_id)
+    finally:
+        fleet.router.process.send_signal(signal.SIGCONT)
+    done = ended(client, batch.id)
+
+    assert done.errors is not None and done.errors.data is not None and done.request_counts is not None
+    assert (done.status, [one.code for one in done.errors.data]) == ("failed", ["invalid_file"])
+    assert (done.request_counts.total, done.request_counts.completed) == (PART + 4, PART)
+    assert len(lines_of(client, done.output_file_id)) == PART
+    assert not (files / "batches" / batch.id).exists()
 
 
 def prompt_of(chat: dict[str, Any]) -> str:
