@@ -24,6 +24,7 @@ from router.access import UNAUTHENTICATED
 from router.http.gate import caller_of, needs
 from router.http.protocol import InferAnswer, InferRequest
 from router.http.streaming import MEDIA_TYPE, GenerateRequest
+from router.http.terms import HEADERS
 from router.view import FleetView
 from taxiway import errors
 from taxiway.contract.job import JobFailure, JobRecord, JobState
@@ -78,6 +79,10 @@ class Event(msgspec.Struct, frozen=True):
     id: str = ""
 
 
+TERMS: Mapping[str, str] = {header: its.meaning for header, its in HEADERS.items()}
+"""What the headers mean that give service terms."""
+
+
 class InferOperation(Operation):
     """Describes an infer request's body, which the endpoint decodes itself, directly from its bytes."""
 
@@ -85,6 +90,7 @@ class InferOperation(Operation):
     headers: ClassVar[Mapping[str, str]] = {
         HEADER: "Number of JSON bytes in the body; the raw tensors that it describes follow.",
         "Prefer": "With `respond-async` the job's location is returned at once; with `wait=s`, after s seconds.",
+        **TERMS,
     }
 
     def to_schema(self) -> dict[str, Any]:
@@ -110,7 +116,7 @@ class GenerateOperation(InferOperation):
     """Describes the body of a request to generate text."""
 
     body = GenerateRequest
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers = TERMS
 
 
 def document(version: str) -> OpenAPIConfig:

@@ -12,7 +12,7 @@ from litestar import Response, get, post
 from litestar.types import ASGIApp
 
 from broker.port import beside
-from router.http.described import ASKED, KEYED, RUN, InferOperation, answers, or_events
+from router.http.described import ASKED, KEYED, RUN, TERMS, InferOperation, answers, or_events
 from router.http.endpoints.door import door_of, jobs_of
 from router.http.gate import AnyRequest, json_answer, needs, take_terms
 from router.http.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
@@ -33,7 +33,6 @@ from router.http.openai.requests import (
     set_service,
     tier_of,
 )
-from router.http.terms import HEADERS
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from taxiway.contract.job import Result
@@ -86,7 +85,7 @@ class ChatOperation(InferOperation):
     """Describes a chat."""
 
     body: ClassVar[type[Any]] = ChatCall
-    headers: ClassVar[Mapping[str, str]] = {name: its.meaning for name, its in HEADERS.items()}
+    headers: ClassVar[Mapping[str, str]] = TERMS
 
     def to_schema(self) -> dict[str, Any]:
         """The operation, with both forms of its answer."""
@@ -103,7 +102,7 @@ class EmbeddingsOperation(InferOperation):
     """Describes a request for embeddings."""
 
     body = EmbeddingsCall
-    headers = ChatOperation.headers
+    headers = TERMS
 
 
 _MODELS = answers(ModelList, *KEYED, problem=ErrorContent)
