@@ -7,6 +7,7 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ENGINES := build/engines
 SUITE :=
 JOBS := 1000000
 SECONDS := 300
@@ -18,7 +19,7 @@ DEMO :=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test unit lint bench fuzz chaos containers cluster lock bases audit sbom newest clean
+.PHONY: help setup torch mlserver engines demo test unit lint bench fuzz chaos containers cluster lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,11 @@ setup: $(READY) ## make .venv with all that the demo and the tests need
 
 torch: $(READY) ## add torch (with CUDA, about 3 GB, unless pip finds a build for the CPU)
 	$(BIN)/python -m pip install --group torch
+
+mlserver: $(ENGINES)/mlserver/.ready ## MLServer in an environment of its own (100 MB), for the tests that need a real one
+
+engines: $(READY) $(ENGINES)/vllm/.ready ## vLLM in an environment of its own (3.4 GB), and the tests that need a real one
+	$(BIN)/pytest tests/integration/endpoints/test_vllm.py
 
 demo: $(READY) ## real models answer real inputs on three hardware classes (every row: make demo DEMO=--rows)
 	@$(BIN)/python -m local demo $(DEMO)
@@ -93,6 +99,12 @@ newest: ## unit tests and a fleet with the newest of every dependency, ceilings 
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+
+$(ENGINES)/%/.ready: pyproject.toml
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(@D)/bin/python -m pip install --quiet --group $*
+	@touch $@
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "taxiway needs Python 3.11.3 or later: install it, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }

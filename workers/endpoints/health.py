@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Annotated, Literal
 
@@ -41,7 +41,8 @@ class EndpointHealth:
     """One endpoint's. For its event loop; any thread may read `fault`, `pause` and `slots`.
 
     `probed` is set after the first probe. `listed` are the models that the last one announced, None if it listed none,
-    and `models` those that are served without a model.yaml, by what the server calls them.
+    and `models` those that are served without a model.yaml, by what the server calls them. `extensions` are those that
+    the server announces.
 
     Args:
         changed: called after each change of `slots`.
@@ -59,6 +60,7 @@ class EndpointHealth:
         self._link, self._protocol, self._announced = link, protocol, announced
         self.listed: Sequence[str] | None = None
         self.models: Mapping[str, Announced] = {}
+        self.extensions: Collection[str] = ()
         self._discovers, self._discover_at = endpoint.discover, -math.inf
         self._asked = endpoint.health.url(link.url, protocol.HEALTH)
         self._lists = endpoint.health.path is None
@@ -148,8 +150,9 @@ class EndpointHealth:
         try:
             body = await self._link.probe("", self._timeout, base=self._asked)
             listed = self._protocol.announced(body) if self._lists else None
-            if self._discovers and (listed != self.listed or began >= self._discover_at):
-                self.models = await self._discovered()
+            if listed != self.listed or began >= self._discover_at:
+                self.extensions = await self._extensions()
+                self.models = await self._discovered() if self._discovers else {}
                 self._discover_at = time.monotonic() + DISCOVER_EVERY
             self.listed = listed
             self._announced(self)
@@ -184,6 +187,14 @@ class EndpointHealth:
                     return
         self.engine = None
         self._mute_until = time.monotonic() + ASK_AGAIN
+
+    async def _extensions(self) -> Collection[str]:
+        """What the server announces; nothing if it does not say."""
+        if not self._protocol.ABOUT:
+            return ()
+        with contextlib.suppress(EndpointError):
+            return self._protocol.extensions(await self._link.probe(self._protocol.ABOUT, self._timeout))
+        return ()
 
     async def _discovered(self) -> Mapping[str, Announced]:
         """All models that the endpoint has."""

@@ -28,6 +28,7 @@ MAX_LIST = 4 * 2**20
 RESOLVED_FOR = 5
 """Seconds for which a name's addresses are kept."""
 
+_JSON = {"Content-Type": "application/json"}
 _LINGER = 0.25  # seconds for which a complete answer's end is awaited, so that its connection can be kept
 
 
@@ -126,7 +127,7 @@ class EndpointLink:
         return reader.answer()
 
     async def probe(self, path: str, timeout: float, method: str = "GET", *, base: str = "") -> bytes:
-        """What the endpoint answers to a request without a body, in at most `timeout` seconds.
+        """What the endpoint answers to a request without content, in at most `timeout` seconds.
 
         The path is below `base`, by default the endpoint's URL; `root` is that of its server.
 
@@ -146,7 +147,8 @@ class EndpointLink:
         self, method: str, path: str, exchange: Exchange | None = None, *, base: str = ""
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The endpoint's answer, if it has the status 200; a redirect would take the key elsewhere."""
-        body, headers = (None, None) if exchange is None else (exchange.ask.body, exchange.ask.headers)
+        empty = (b"{}", _JSON) if method == "POST" else (None, None)  # MLServer reads a body in every POST
+        body, headers = empty if exchange is None else (exchange.ask.body, exchange.ask.headers)
         url = (base or self.url) + path
         async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
             if exchange is not None:

@@ -1,11 +1,13 @@
-"""The Open Inference Protocol v2 over HTTP, as Triton, MLServer, KServe and OpenVINO have it; tensors are binary.
+"""The Open Inference Protocol v2 over HTTP, as Triton, MLServer, KServe and OpenVINO have it.
+
+Tensors are binary for a server that announces the extension, as Triton does, else JSON.
 
 Source: kserve/open-inference-protocol, specification/protocol/inference_rest.md and extension_binary_data.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -14,16 +16,18 @@ import numpy as np
 
 from tasks.models.discovered import MOST, Announced, fits, tensor
 from tasks.models.model import Datatype, Model, TensorSpec, Variant
-from taxiway.contract.tensors import HEADER, OCTETS, SIZE, Framed, bytes_elements, bytes_part, pieces, split
+from taxiway.contract.tensors import HEADER, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
-from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
+from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError, wrong_field
 from workers.endpoints.protocol import Ask, AskItem, Discovery, WholeReader, malformed
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
 from workers.port import Row
 
-HEALTH = "/v2/health/ready"
-"""What a server answers with 200 once it serves."""
+HEALTH, ABOUT = "/v2/health/ready", "/v2"
+"""What a server answers with 200 once it serves, and where it announces its extensions."""
 
+BINARY = "binary_tensor_data"
+"""The extension for tensors after the JSON."""
 
 Value = TypeVar("Value")
 
@@ -38,6 +42,10 @@ class _Tensor(msgspec.Struct, frozen=True):
 
 class _Answer(msgspec.Struct, frozen=True):
     outputs: list[_Tensor]
+
+
+class _About(msgspec.Struct, frozen=True):
+    extensions: list[str] = []
 
 
 class _Indexed(msgspec.Struct, frozen=True):
@@ -56,29 +64,43 @@ class _Metadata(msgspec.Struct, frozen=True):
     outputs: list[_Described] = []
 
 
+_about = msgspec.json.Decoder(_About).decode
 _index = msgspec.json.Decoder(list[_Indexed]).decode
 _metadata = msgspec.json.Decoder(_Metadata).decode
 _answer = msgspec.json.Decoder(_Answer).decode
 
 
-def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
-    """See `asking.EndpointProtocol`."""
-    item = TensorPipeline(model).prepare(row, parameters)
-    tensors = [_encoded(spec, item.arrays[spec.name]) for spec in model.inputs if spec.name in item.arrays]
+def prepare(
+    model: Model,
+    variant: Variant,
+    name: str,
+    row: Row,
+    parameters: Mapping[str, Any],
+    extensions: Collection[str] = (),
+) -> AskItem:
+    """See `protocol.EndpointProtocol`."""
+    item, binary = TensorPipeline(model).prepare(row, parameters), BINARY in extensions
+    encode = _encoded if binary else _plain
+    tensors = [encode(spec, item.arrays[spec.name]) for spec in model.inputs if spec.name in item.arrays]
     given = {key: value for key, value in parameters.items() if value is not None}
+    asked = {"parameters": {"binary_data": True}} if binary else {}
     body = {
         "inputs": [described for described, _ in tensors],
-        "outputs": [{"name": spec.called, "parameters": {"binary_data": True}} for spec in model.outputs],
+        "outputs": [{"name": spec.called, **asked} for spec in model.outputs],
         **({"parameters": given} if given else {}),
     }
-    framed = Framed(msgspec.json.encode(body), [part for _, part in tensors])
-    headers = {"Content-Type": OCTETS, HEADER: str(len(framed.text))}
+    framed = Framed(msgspec.json.encode(body), [part for _, part in tensors if binary])
 
     def read(answered: Mapping[str, str]) -> WholeReader:
         return WholeReader(lambda raw: _parse(model, raw, answered.get(HEADER)))
 
     path = f"/v2/models/{quote(name, safe='')}/infer"
-    return AskItem(item.arrays, item.size, parameters, ask=Ask(path, framed.body, read, headers))
+    return AskItem(item.arrays, item.size, parameters, ask=Ask(path, framed.body, read, framed.headers))
+
+
+def extensions(body: bytes) -> Collection[str]:
+    """See `protocol.EndpointProtocol`."""
+    return frozenset(_read(_about, body).extensions)
 
 
 def announced(body: bytes) -> Sequence[str] | None:
@@ -87,7 +109,7 @@ def announced(body: bytes) -> Sequence[str] | None:
 
 
 def discover() -> Discovery:
-    """See `asking.EndpointProtocol`. A model without a batch axis in each tensor is left out."""
+    """See `protocol.EndpointProtocol`. A model without a batch axis in each tensor is left out."""
     index = _read(_index, (yield "POST", "/v2/repository/index"))
     found: dict[str, Announced] = {}
     for one in index[:MOST]:
@@ -112,13 +134,35 @@ def _read(decode: Callable[[bytes], Value], raw: bytes) -> Value:
 
 def _encoded(spec: TensorSpec, row: np.ndarray) -> tuple[dict[str, Any], bytes | memoryview]:
     """A tensor's description and its binary data, with the row on its batch axis."""
-    array = row if spec.batch_axis is None else np.expand_dims(row, spec.batch_axis)
+    array = _batched(spec, row)
     if spec.datatype == "BYTES":
         part: bytes | memoryview = bytes_part([_as_bytes(spec, element) for element in array.reshape(-1)])
     else:
         part = raw_bytes(array)
     shape, size = list(array.shape), len(part)
     return {"name": spec.called, "shape": shape, "datatype": spec.datatype, "parameters": {SIZE: size}}, part
+
+
+def _plain(spec: TensorSpec, row: np.ndarray) -> tuple[dict[str, Any], bytes]:
+    """A tensor with its elements in JSON, with the row on its batch axis."""
+    array = _batched(spec, row)
+    elements = array.reshape(-1).tolist()
+    if spec.datatype == "BYTES":
+        elements = [_as_text(spec, element) for element in elements]
+    elif array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise wrong_field(f"inputs.{spec.name}", "finite numbers, as the endpoint reads JSON alone", "others")
+    return {"name": spec.called, "shape": list(array.shape), "datatype": spec.datatype, "data": elements}, b""
+
+
+def _batched(spec: TensorSpec, row: np.ndarray) -> np.ndarray:
+    return row if spec.batch_axis is None else np.expand_dims(row, spec.batch_axis)
+
+
+def _as_text(spec: TensorSpec, element: Any) -> str:
+    try:
+        return _as_bytes(spec, element).decode()
+    except UnicodeDecodeError as error:
+        raise wrong_field(f"inputs.{spec.name}", "text, as the endpoint reads JSON alone", element) from error
 
 
 def _as_bytes(spec: TensorSpec, element: Any) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -30,8 +30,8 @@ from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.pipelines.text import read_text
 from workers.port import Row
 
-HEALTH = "/models"
-"""Where an endpoint lists its models."""
+HEALTH, ABOUT = "/models", ""
+"""Where an endpoint lists its models, and nothing of its extensions."""
 
 MAX_STREAM = 16 * 2**20
 """Bytes of a streamed answer that are kept."""
@@ -198,9 +198,21 @@ _ranks = msgspec.json.Decoder(_Ranks).decode
 _models = msgspec.json.Decoder(_Models).decode
 
 
-def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
-    """See `asking.EndpointProtocol`."""
+def prepare(
+    model: Model,
+    variant: Variant,
+    name: str,
+    row: Row,
+    parameters: Mapping[str, Any],
+    extensions: Collection[str] = (),
+) -> AskItem:
+    """See `protocol.EndpointProtocol`."""
     return _PREPARE[model.pipeline](model, variant, name, row, parameters)
+
+
+def extensions(body: bytes) -> Collection[str]:
+    """None: the protocol has none."""
+    return ()
 
 
 def announced(body: bytes) -> Sequence[str] | None:
@@ -209,7 +221,7 @@ def announced(body: bytes) -> Sequence[str] | None:
 
 
 def discover() -> Discovery:
-    """See `asking.EndpointProtocol`. A model chats, unless the server says that it only embeds (llama.cpp does)."""
+    """See `protocol.EndpointProtocol`. A model chats, unless the server says that it only embeds (llama.cpp does)."""
     listed = _decoded(_models, (yield "GET", HEALTH))
     embed = {
         one.name for one in listed.models if "embedding" in one.capabilities and "completion" not in one.capabilities

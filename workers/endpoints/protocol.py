@@ -6,7 +6,7 @@ import email.utils
 import importlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, cast
@@ -231,12 +231,24 @@ Raises `EndpointError` where an answer is malformed.
 
 
 class EndpointProtocol(Protocol):
-    """What a protocol's module has. `HEALTH` is the path that a probe gets."""
+    """What a protocol's module has.
+
+    `HEALTH` is the path that a probe gets, `ABOUT` the one where a server announces its extensions, empty for none.
+    """
 
     HEALTH: str
+    ABOUT: str
 
-    def prepare(self, model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
-        """The row for the model that the endpoint calls `name`.
+    def prepare(
+        self,
+        model: Model,
+        variant: Variant,
+        name: str,
+        row: Row,
+        parameters: Mapping[str, Any],
+        extensions: Collection[str] = (),
+    ) -> AskItem:
+        """The row for the model that the endpoint calls `name`, in a form for a server with these extensions.
 
         Raises:
             RequestError: the row or a parameter is wrong.
@@ -244,6 +256,13 @@ class EndpointProtocol(Protocol):
 
     def discover(self) -> Discovery:
         """Asks for all models that the endpoint has."""
+
+    def extensions(self, body: bytes) -> Collection[str]:
+        """The extensions that a server announces.
+
+        Raises:
+            EndpointError: its answer is malformed.
+        """
 
     def announced(self, body: bytes) -> Sequence[str] | None:
         """The models that the answer to a probe lists; None where it lists none.

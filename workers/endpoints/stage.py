@@ -239,7 +239,7 @@ class EndpointStage:
             self._leave_behind(self._target)
         self._endpoint, self._target = endpoint, target
         self.variants.change(endpoint, device)
-        self.variants.announce(target.health.listed, target.health.models)
+        self.variants.announce(target.health)
         self._slots.resize(endpoint.slots)
         self._gate.follow(endpoint.rate)
         self._usage.resize(endpoint.slots, time.monotonic())
@@ -258,7 +258,7 @@ class EndpointStage:
 
     def _announced(self, health: EndpointHealth) -> None:
         if health is self._target.health:
-            self.variants.announce(health.listed, health.models)
+            self.variants.announce(health)
 
     def _collect(self) -> None:
         """Begin the jobs that arrived."""

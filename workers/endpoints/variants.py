@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,18 @@ from workers.device import Device
 from workers.endpoints.protocol import AskItem, EndpointProtocol, Exchange
 from workers.executor import LearnedTimes, Loaded
 from workers.port import Arrays, Item, Row, Runtime
+
+
+class Announcement(Protocol):
+    """What an endpoint says of itself.
+
+    `listed` are its models' names, None if it does not say. `models` are those to be served without a model.yaml, by
+    what it calls them, and `extensions` those of the protocol that it has.
+    """
+
+    listed: Sequence[str] | None
+    models: Mapping[str, Announced]
+    extensions: Collection[str]
 
 
 class EndpointVariants(LearnedTimes):
@@ -45,6 +57,7 @@ class EndpointVariants(LearnedTimes):
         self._learned: dict[str, Learned] = {}
         self._calls: Mapping[str, str] = {}
         self._models: Mapping[str, Announced] = {}
+        self._extensions: Collection[str] = ()
         self.renew(catalogue, book)
 
     def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
@@ -59,14 +72,12 @@ class EndpointVariants(LearnedTimes):
         self._endpoint, self.device = endpoint, device
         self.renew(self._catalogue, self._book)
 
-    def announce(self, names: Collection[str] | None, models: Mapping[str, Announced]) -> None:
-        """Note the models that the endpoint lists; None if it lists none, and is taken to have all.
-
-        `models` are those to be served without a model.yaml, by what the endpoint calls them.
-        """
-        if (names, models) == (self._announced, self._models):
+    def announce(self, said: Announcement) -> None:
+        """Note what the endpoint says of itself. One that lists no models is taken to have all."""
+        models = said.models
+        if (said.listed, models, said.extensions) == (self._announced, self._models, self._extensions):
             return
-        self._announced, self._models = names, models
+        self._announced, self._models, self._extensions = said.listed, models, said.extensions
         known = set(self._endpoint.models.values())
         self._calls = named(called for called in models if called not in known)
         self.discovered = {
@@ -157,7 +168,9 @@ class EndpointVariants(LearnedTimes):
                 variant_key(model.id, name),
                 model,
                 variant,
-                _EndpointPipeline(self._protocol, model, variant.forwarding(self._endpoint.forwards), called),
+                _EndpointPipeline(
+                    self._protocol, model, variant.forwarding(self._endpoint.forwards), called, self._extensions
+                ),
                 _Elsewhere(),
                 self.known(model, name),
                 0.0,
@@ -209,12 +222,15 @@ def _curve(profile: Profile) -> Curve:
 class _EndpointPipeline:
     """Prepares rows for one model of an endpoint, which runs them."""
 
-    def __init__(self, protocol: EndpointProtocol, model: Model, variant: Variant, called: str) -> None:
+    def __init__(
+        self, protocol: EndpointProtocol, model: Model, variant: Variant, called: str, extensions: Collection[str]
+    ) -> None:
         self._protocol, self._model, self._variant, self.called = protocol, model, variant, called
+        self._extensions = extensions
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> AskItem:
         """See `Pipeline`."""
-        return self._protocol.prepare(self._model, self._variant, self.called, row, parameters)
+        return self._protocol.prepare(self._model, self._variant, self.called, row, parameters, self._extensions)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
         """Never called: `stage` runs the items."""

@@ -138,7 +138,7 @@ def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.nda
 
 
 def plain_row(outputs: Arrays, place: int = 0) -> Row:
-    """One row of outputs with rows on the first axis: arrays, or plain values for scalars."""
+    """One row of outputs with rows on the first axis: arrays of numbers, lists of texts, plain values for scalars."""
     return {name: _plain(array, place) for name, array in outputs.items()}
 
 
@@ -178,6 +178,8 @@ def _wrong(spec: TensorSpec, expected: str, got: str) -> InvalidRequestError:
 
 def _plain(array: np.ndarray, place: int) -> Any:
     element = array[place]
+    if isinstance(element, np.ndarray) and element.dtype == object:
+        return element.tolist()
     return element.item() if isinstance(element, np.generic) else element
 
 

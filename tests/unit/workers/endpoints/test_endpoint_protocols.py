@@ -323,12 +323,28 @@ def test_a_document_is_scored_by_its_query() -> None:
         empty.answer()
 
 
-def tensors() -> AskItem:
-    row = {"x": [1.5, 2.0], "word": "ü", "rate": np.array([7])}
-    return oip.prepare(TENSORS, TENSORS.variants["onnx"], "a/b", row, {})
+def tensors(about: bytes = b'{"extensions": ["binary_tensor_data"]}', **row: Any) -> AskItem:
+    row = {"x": [1.5, 2.0], "word": "ü", "rate": np.array([7]), **row}
+    return oip.prepare(TENSORS, TENSORS.variants["onnx"], "a/b", row, {}, oip.extensions(about))
 
 
-def test_tensors_are_sent_in_binary() -> None:
+def test_tensors_are_sent_in_json_to_a_server_that_announces_no_binary_data() -> None:
+    ask = tensors(b'{"name": "mlserver", "extensions": []}').ask
+    assert ask is not None
+    assert {name.lower() for name in ask.headers} == {"content-type"}
+    asked = json.loads(ask.body)
+    assert [(one["name"], one["shape"], one["data"]) for one in asked["inputs"]] == [
+        ("x", [1, 2], [1.5, 2.0]),
+        ("word", [1], ["ü"]),
+        ("rate", [1], [7]),
+    ]
+    assert asked["outputs"] == [{"name": "y"}, {"name": "said"}]
+    for wrong in ({"x": [np.nan, 1.0]}, {"word": b"\xff"}):
+        with pytest.raises(InvalidRequestError, match="as the endpoint reads JSON alone"):
+            tensors(b"{}", **wrong)
+
+
+def test_tensors_are_sent_in_binary_to_a_server_that_announces_it() -> None:
     ask = tensors().ask
     assert ask is not None
     length = int(ask.headers[HEADER])
