@@ -95,22 +95,34 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return tuple(shlex.split(self.command)) if isinstance(self.command, str) else self.command
 
 
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class ServedVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the `server` calls a model, which it has as this `variant` of its model.yaml alone: Q4 here, FP16 there."""
+
+    server: Name
+    variant: Name
+
+
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A server that runs models, and its replicas.
 
     `url` is where the protocol's paths begin: for `openai` it usually ends in `/v1`, for `oip` it is the server's root.
     Several URLs are replicas, each driven by a worker of its own; with `addresses`, so are that many of the addresses
     that each URL's name has. `slots` is the requests that one replica runs at the same time. `models` maps names of
-    models, or `name:version`, to what the server calls them; with `discover`, what else the server announces is served,
-    too. `key_env` names the environment variable of the worker that has the API key; `headers` are sent with each
-    request. `rate` is what the endpoint allows; what its answers tell of that holds, too. `forwards` names further
-    fields of chats that are sent to it (`tasks.models.chats.asks`).
+    models, or `name:version`, to what the server calls them, in all their variants for the protocol or in one; with
+    `discover`, what else the server announces is served, too. `key_env` names the environment variable of the worker
+    that has the API key; `headers` are sent with each request. `rate` is what the endpoint allows; what its answers
+    tell of that holds, too. `priority` says that it goes by a request's field of that name, the lowest first, as vLLM
+    does with `--scheduling-policy priority`: it carries the job's level. `forwards` names further fields
+    of chats that are sent to it (`tasks.models.chats.asks`).
     """
 
     protocol: EndpointProtocol
     url: Url | Annotated[tuple[Url, ...], msgspec.Meta(min_length=1)]
     slots: Annotated[int, msgspec.Meta(ge=1, le=4096)]
-    models: dict[str, Annotated[str, msgspec.Meta(min_length=1)]] = {}
+    models: dict[str, Name | ServedVariant] = {}
     key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     headers: dict[HeaderName, HeaderValue] = {}
     tls: Tls = Tls()
@@ -120,6 +132,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     discover: bool = False
     forwards: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}$")], ...] = ()
+    priority: bool = False
     start: Start | None = None
 
     @property
@@ -135,9 +148,17 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             return self.urls
         return tuple(f"{url}#{index}" for url in self.urls for index in range(self.addresses))
 
-    def name_of(self, name: str, version: int) -> str | None:
-        """What the server calls a model; None if it does not serve it."""
-        return self.models.get(f"{name}:{version}", self.models.get(name))
+    @property
+    def calls(self) -> dict[str, str]:
+        """What the server calls each model."""
+        return {name: one if isinstance(one, str) else one.server for name, one in self.models.items()}
+
+    def name_of(self, name: str, version: int, variant: str) -> str | None:
+        """What the server calls a model's variant; None if it does not serve it."""
+        one = self.models.get(f"{name}:{version}", self.models.get(name))
+        if isinstance(one, ServedVariant):
+            return one.server if one.variant == variant else None
+        return one
 
 
 def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
@@ -172,5 +193,7 @@ def contradictions(endpoint: Endpoint) -> Contradictions:
             f"nothing, as {endpoint.protocol} counts no tokens",
             endpoint.rate.tokens_per_minute,
         )
+    if endpoint.priority and endpoint.protocol != "openai":
+        yield "priority", f"false, as {endpoint.protocol} has no such field", endpoint.priority
     if len(set(endpoint.urls)) < len(endpoint.urls):
         yield "url", "each replica once", endpoint.url

@@ -267,7 +267,7 @@ class Tower:
             runs=terms.get("runs", 0),
             accepted=time.time(),
             deadline_at=terms.get("deadline_at", 0.0),
-            level=1,
+            level=terms.get("level", 1),
             reason="the test says so",
             reply=terms.get("reply", ""),
         )

@@ -74,7 +74,7 @@ async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, c
         return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
     names = None if listed is None else sorted(set(listed))
     answer = "answers" if names is None else f"answers, and lists {', '.join(names[:5]) or 'no model'}"
-    served = {name: called for name, called in endpoint.models.items() if names is None or called in names}
+    served = {name: called for name, called in endpoint.calls.items() if names is None or called in names}
     return [
         Finding(subject=subject, found=True, value=answer),
         *_missing(subject, endpoint, served),
@@ -83,7 +83,7 @@ async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, c
 
 
 def _missing(subject: str, endpoint: Endpoint, served: Mapping[str, str]) -> Iterator[Finding]:
-    for name, called in endpoint.models.items():
+    for name, called in endpoint.calls.items():
         if name not in served:
             hint = f"correct endpoint.models.{name}, or load it there"
             yield _problem(f"{subject} {name}", f"the endpoint lists no model {called!r}", hint)

@@ -188,7 +188,7 @@ def classify(
     candidates, refusals = [], []
     live = {name: fleet.of_class(name) for name in topology.hardware}
     for name, hardware, variant_name, variant in _pairs(model, topology):
-        reason = _class_refusal(model, variant, name, hardware, constraints)
+        reason = _class_refusal(model, variant_name, name, hardware, constraints)
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
             continue
@@ -233,19 +233,20 @@ def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClas
 
 
 def _class_refusal(
-    model: Model, variant: Variant, name: str, hardware: HardwareClass, constraints: Constraints
+    model: Model, variant_name: str, name: str, hardware: HardwareClass, constraints: Constraints
 ) -> str | None:
     """Why no device of the class can ever run the variant under the constraints; None if one can."""
     allowed = constraints.classes
     if allowed is not None and name not in allowed:
         return f"the tenant may use {', '.join(allowed)}, not this class"
-    return _unfit(model, variant, hardware) or _forbidden(variant, hardware, constraints)
+    return _unfit(model, variant_name, hardware) or _forbidden(model.variants[variant_name], hardware, constraints)
 
 
-def _unfit(model: Model, variant: Variant, hardware: HardwareClass) -> str | None:
+def _unfit(model: Model, variant_name: str, hardware: HardwareClass) -> str | None:
+    variant = model.variants[variant_name]
     if variant.runtime not in hardware.runtimes:
         return f"the class runs {', '.join(hardware.runtimes)}, not {variant.runtime}"
-    if hardware.endpoint is not None and (reason := _unserved(model, hardware.endpoint)):
+    if hardware.endpoint is not None and (reason := _unserved(model, variant_name, hardware.endpoint)):
         return reason
     tariff = hardware.price.tariff
     if tariff is not None and tariff.of_tokens and model.size_unit != "tokens":
@@ -257,13 +258,16 @@ def _unfit(model: Model, variant: Variant, hardware: HardwareClass) -> str | Non
     return None
 
 
-def _unserved(model: Model, endpoint: Endpoint) -> str:
-    """Why an endpoint does not serve the model by what queues.yaml says; empty if it may."""
+def _unserved(model: Model, variant: str, endpoint: Endpoint) -> str:
+    """Why an endpoint does not serve the model's variant by what queues.yaml says; empty if it may."""
     if model.discovered:
         return "" if endpoint.discover else "the class's endpoint does not discover its models"
-    if endpoint.name_of(model.name, model.version) is None:
-        return f"the class's endpoint serves {', '.join(endpoint.models) or 'what it announces'}, not {model.id}"
-    return ""
+    if endpoint.name_of(model.name, model.version, variant) is not None:
+        return ""
+    others = (other for other in model.variants if endpoint.name_of(model.name, model.version, other) is not None)
+    if (other := next(others, None)) is not None:
+        return f"the class's endpoint serves {model.id} as {other}"
+    return f"the class's endpoint serves {', '.join(endpoint.models) or 'what it announces'}, not {model.id}"
 
 
 def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constraints) -> str | None:

@@ -391,7 +391,8 @@ class EndpointStage:
             target.health.check()
             await self._let_in(target, item.size, job)
             self._begin(job.delivery)
-            exchange = Exchange(item.ask, ran_size(job.model, item.size, item.parameters, {}))
+            ask = item.ask.with_priority(job.ticket.level) if self._endpoint.priority else item.ask
+            exchange = Exchange(ask, ran_size(job.model, item.size, item.parameters, {}))
             seat = self._usage.enter(time.monotonic())
             self.running = self._usage.running
             try:

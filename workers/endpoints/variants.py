@@ -78,7 +78,7 @@ class EndpointVariants(LearnedTimes):
         if (said.listed, models, said.extensions) == (self._announced, self._models, self._extensions):
             return
         self._announced, self._models, self._extensions = said.listed, models, said.extensions
-        known = set(self._endpoint.models.values())
+        known = set(self._endpoint.calls.values())
         self._calls = named(called for called in models if called not in known)
         self.discovered = {
             name: msgspec.structs.replace(models[called], called=called) for name, called in self._calls.items()
@@ -160,9 +160,6 @@ class EndpointVariants(LearnedTimes):
 
     def _of(self, model: Model) -> list[Loaded]:
         """The model's variants that the endpoint runs."""
-        called = self._called(model)
-        if called is None:
-            return []
         return [
             Loaded(
                 variant_key(model.id, name),
@@ -176,12 +173,12 @@ class EndpointVariants(LearnedTimes):
                 0.0,
             )
             for name, variant in model.variants.items()
-            if variant.runtime == self._endpoint.protocol
+            if variant.runtime == self._endpoint.protocol and (called := self._called(model, name)) is not None
         ]
 
-    def _called(self, model: Model) -> str | None:
+    def _called(self, model: Model, variant: str) -> str | None:
         if not model.discovered:
-            return self._endpoint.name_of(model.name, model.version)
+            return self._endpoint.name_of(model.name, model.version, variant)
         announced, protocol = self.discovered.get(model.name), self._endpoint.protocol
         same = announced is not None and discovered(model.name, protocol, announced) == model
         return self._calls[model.name] if same else None

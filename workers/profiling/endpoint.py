@@ -71,7 +71,7 @@ async def _measure_all(
 
 
 async def _outcome(link: EndpointLink, endpoint: Endpoint, model: Model, variant: str, rounds: int) -> Outcome:
-    called = endpoint.name_of(model.name, model.version)
+    called = endpoint.name_of(model.name, model.version, variant)
     if called is None:
         return Outcome(model=model.id, variant=variant, skipped="queues.yaml does not name it for the endpoint")
     if model.pipeline not in ("chat", "generation", "text"):

@@ -43,9 +43,10 @@ hardware:
       protocol: openai
       url: {url}
       slots: 4
-      models: {{talk: served, vector: served, rank: served}}
+      models: {{talk: {{server: served, variant: engine}}, vector: served, rank: served}}
       key_env: ENGINE_KEY
       headers: {{X-Team: lab}}
+      priority: true
       health: {{every: 0.2}}
     price: {{usd_per_hour: 1}}
 service:
@@ -128,9 +129,12 @@ def test_a_chat_is_answered_with_message_usage_and_share(tower: Tower, engine: E
     }
     assert (result.outputs["tokens"], result.outputs["finish-reason"]) == (3, "stop")
     assert (result.report.device, result.report.emulated, result.report.batch) == ("endpoint:0", False, 1)
-    ((_, headers, body),) = engine.asked
+    (_, headers, body) = engine.asked[0]
     assert (headers["authorization"], headers["x-team"]) == ("bearer sk-1", "lab")
     assert (body["model"], body["stream"], body["max_tokens"]) == ("served", True, 9)
+    assert body["priority"] == 1  # the level
+    tower.result(tower.order("talk", chat("hi", priority=-99), **VARIANT, level=2))
+    assert engine.chats[-1]["priority"] == 2
     eventually(lambda: not facts(tower).fault)  # the first heartbeat may precede the first probe
     seen = facts(tower)
     assert (seen.kind, seen.runtimes, seen.fault) == ("endpoint", ("openai",), "")

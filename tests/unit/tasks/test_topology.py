@@ -190,11 +190,14 @@ def test_a_class_of_endpoints_runs_its_protocol_in_its_slots() -> None:
     assert (one.runtimes, one.max_batch, one.max_wait) == (("openai",), 8, 0.0)
     assert one.endpoint is not None
     assert one.endpoint.urls == ("http://engine:8000/v1",)
-    assert (one.endpoint.name_of("chat", 3), one.endpoint.name_of("other", 1)) == ("SmolLM2", None)
-    two = with_engine(endpoint={"url": ["http://a", "http://b"], "models": {"m": "x", "m:2": "y"}}).hardware["engine"]
+    assert (one.endpoint.name_of("chat", 3, "v"), one.endpoint.name_of("other", 1, "v")) == ("SmolLM2", None)
+    models = {"m": "x", "m:2": "y", "q": {"server": "z", "variant": "q4"}}
+    two = with_engine(endpoint={"url": ["http://a", "http://b"], "models": models}).hardware["engine"]
     assert two.endpoint is not None
     assert two.endpoint.urls == ("http://a", "http://b")
-    assert (two.endpoint.name_of("m", 1), two.endpoint.name_of("m", 2)) == ("x", "y")
+    assert (two.endpoint.name_of("m", 1, "v"), two.endpoint.name_of("m", 2, "v")) == ("x", "y")
+    assert (two.endpoint.name_of("q", 1, "q4"), two.endpoint.name_of("q", 1, "fp16")) == ("z", None)
+    assert two.endpoint.calls == {"m": "x", "m:2": "y", "q": "z"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from router.decide.classify import Constraints, Needs, classify, level_of, needs
 from router.decide.placement import choose
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.endpoints import Endpoint
+from tasks.endpoints import Endpoint, ServedVariant
 from tasks.models.chats import OTHERS
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
@@ -176,6 +176,31 @@ def test_what_steers_an_engine_goes_only_where_the_class_forwards_it() -> None:
     assert able("addresses", "images") == able("cache_salt") == ["trusting"]
     for steers in ("kv_transfer_params", "priority", "chat_template", "locality", "custom_logit_processor", OTHERS):
         assert able(steers) == []
+
+
+def test_two_engines_may_have_two_variants_of_one_model() -> None:
+    on_engine = Variant(runtime="openai", profiles={"endpoint": Profile(base=1, slope=1)})
+    model = msgspec.structs.replace(a_text_model("talk", fp16=on_engine, q4=on_engine), pipeline="chat")
+    served: dict[str, str | ServedVariant] = {
+        "any": "talk-any",
+        "small": ServedVariant(server="talk-q4", variant="q4"),
+        "large": ServedVariant(server="talk-fp16", variant="fp16"),
+    }
+    classes = {
+        name: a_class(
+            device="endpoint",
+            runtimes=("openai",),
+            endpoint=Endpoint(protocol="openai", url="http://e/v1", slots=2, models={"talk": one}),
+        )
+        for name, one in served.items()
+    }
+    candidates, refusals = classify(model, Constraints(), a_topology(**classes), FleetSnapshot())
+    pairs = [("any", "fp16"), ("any", "q4"), ("large", "fp16"), ("small", "q4")]
+    assert sorted((one.hardware_class, one.variant_name) for one in candidates) == pairs
+    assert {one.reason for one in refusals} == {
+        "the class's endpoint serves talk:1 as q4",
+        "the class's endpoint serves talk:1 as fp16",
+    }
 
 
 def test_the_place_of_waiting_work_is_a_candidate_also_while_its_device_refuses_it() -> None:
