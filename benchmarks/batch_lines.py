@@ -105,7 +105,7 @@ def _say_live(where: str, live: Live) -> None:
 def _processes(doors: Doors) -> dict[str, psutil.Process]:
     """The processes that share the machine, by what they do."""
     (broker,), (router,), (embed, engine) = (doors.processes[role] for role in ("broker", "router", "worker"))
-    server = next(one for one in psutil.Process().children() if "tests.llama" in one.cmdline())
+    server = next(one for one in psutil.Process().children() if "local.llama" in one.cmdline())
     numbers = {"valkey": broker, "router": router, "embed": embed, "engine's worker": engine, "engine": server.pid}
     return {name: psutil.Process(number) for name, number in {**numbers, "this": os.getpid()}.items()}
 

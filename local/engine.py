@@ -1,7 +1,8 @@
 """`python -m local.engine --class NAME --device endpoint:0`: an endpoint's engine as a child process, and its worker.
 
-`endpoint.start` in queues.yaml has the engine's command. The worker starts once the engine is ready; when the worker
-has drained and ended, the engine is stopped. An engine that fails is restarted; meanwhile its worker takes no work.
+`endpoint.start` in queues.yaml has the engine's command, or a GGUF file that llama.cpp serves (`local.llama`). The
+worker starts once the engine is ready; when the worker has drained and ended, the engine is stopped. An engine that
+fails is restarted; meanwhile its worker takes no work.
 `taxiway up` starts and stops this process like any worker, so that an idle class has no engine.
 """
 
@@ -14,13 +15,15 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 
 from local.children import start_child, stop_child
 from local.supervisor import restart_delay
-from tasks.endpoints import Endpoint
+from tasks.endpoints import Endpoint, Health
 from tasks.settings import TREE, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import load_topology
@@ -44,11 +47,11 @@ _TICK = 0.1
 class Engine:
     """One replica's engine. For one thread: the engine is killed when it ends."""
 
-    def __init__(self, endpoint: Endpoint, url: str) -> None:
+    def __init__(self, endpoint: Endpoint, url: str, words: Sequence[str]) -> None:
         assert endpoint.start is not None
-        self._command = [_placed(word, url) for word in endpoint.start.words]
-        probed = endpoint.health.url(url, open_protocol(endpoint.protocol).HEALTH)
-        self._ready = _placed(endpoint.start.ready or probed, url)
+        self._command = [_placed(word, url) for word in words]
+        health = Health(path="/health") if endpoint.start.llama else endpoint.health
+        self._ready = _placed(endpoint.start.ready or health.url(url, open_protocol(endpoint.protocol).HEALTH), url)
         self._failures, self._due = 0, 0.0
         self._start()
 
@@ -89,6 +92,25 @@ class Engine:
             return False
 
 
+def words_of(endpoint: Endpoint, folder: Path) -> Sequence[str]:
+    """The engine's command; `folder` is that of queues.yaml.
+
+    Raises:
+        FileNotFoundError: the file of `start.llama`, or the wheel that serves it, is missing.
+    """
+    assert endpoint.start is not None
+    if endpoint.start.llama is None:
+        return endpoint.start.words
+    file = folder / Path(endpoint.start.llama).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"endpoint.start.llama: expected a GGUF file, got {file}, which does not exist")
+    if find_spec("xllamacpp") is None:
+        raise FileNotFoundError("endpoint.start.llama: xllamacpp is not installed: pip install --group llama")
+    slots, names = ["--slots", str(endpoint.slots)], sorted({*endpoint.models.values()}) or [file.stem]
+    served = [str(file), "--host", "{host}", "--port", "{port}", *slots, *(f"--name={name}" for name in names)]
+    return [sys.executable, "-m", "local.llama", *served]
+
+
 def _placed(text: str, url: str) -> str:
     """The text with the host and port of the replica at `url`."""
     parts = urlsplit(url)
@@ -120,18 +142,20 @@ def main(environment: Mapping[str, str]) -> int:
     parser.add_argument("--device", default="endpoint:0")
     given = parser.parse_args()
     log_to_stderr("INFO")
-    hardware = load_topology(queues_file(environment)).hardware.get(given.hardware_class)
+    queues = queues_file(environment)
+    hardware = load_topology(queues).hardware.get(given.hardware_class)
     if hardware is None or hardware.endpoint is None or hardware.endpoint.start is None:
         parser.error(f"{given.hardware_class} has no endpoint.start in queues.yaml")
     try:
         url = endpoint_device(hardware.endpoint, given.device).address.partition("#")[0]
-    except DeviceMissingError as error:
+        words = words_of(hardware.endpoint, queues.absolute().parent)
+    except (DeviceMissingError, FileNotFoundError) as error:
         parser.error(str(error))
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
     worker = [sys.executable, "-u", "-m", "workers", "--class", given.hardware_class, "--device", given.device]
-    return run(Engine(hardware.endpoint, url), worker, stopped)
+    return run(Engine(hardware.endpoint, url, words), worker, stopped)
 
 
 if __name__ == "__main__":

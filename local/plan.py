@@ -118,7 +118,7 @@ def _workers(
     if kind != "cpu" and count > most:
         raise PlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
     start = None if hardware.endpoint is None else hardware.endpoint.start
-    engine = start is not None and start.command is not None
+    engine = start is not None and start.deployment is None
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]
 
 

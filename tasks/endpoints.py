@@ -80,10 +80,12 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How a replica is started and stopped: by a `command` of this machine, or by what scales a `deployment`.
 
     In the command, a text or a list of words, and in the URL `ready`, which answers with 200 once the engine serves,
-    `{host}` and `{port}` are those of the replica's URL. By default `ready` is what probes get.
+    `{host}` and `{port}` are those of the replica's URL. By default `ready` is what probes get. `llama` is a GGUF file
+    in place of a command, relative to the folder of queues.yaml: llama.cpp serves it (`local.llama`).
     """
 
     command: Command | tuple[Command, ...] | None = None
+    llama: Command | None = None
     ready: Annotated[str, msgspec.Meta(pattern=r"^https?://", max_length=2048)] | None = None
     deployment: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)] | None = None
 
@@ -174,13 +176,23 @@ def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
     )
 
 
+def _start_contradictions(endpoint: Endpoint) -> Contradictions:
+    start = endpoint.start
+    if start is None:
+        return
+    given = [name for name in ("command", "llama", "deployment") if getattr(start, name) is not None]
+    if len(given) != 1:
+        yield "start", "one of command, llama and deployment", given
+    if start.llama is not None and endpoint.protocol != "openai":
+        yield "protocol", "openai, which llama.cpp speaks", endpoint.protocol
+
+
 def contradictions(endpoint: Endpoint) -> Contradictions:
     """Contradictions between the endpoint's fields: path inside it, expectation and value of each."""
     tls = endpoint.tls
     if not endpoint.models and not endpoint.discover:
         yield "models", "a model, or discover: true", {}
-    if endpoint.start is not None and (endpoint.start.command is None) == (endpoint.start.deployment is None):
-        yield "start", "either a command or a deployment", "both" if endpoint.start.command else "neither"
+    yield from _start_contradictions(endpoint)
     if tls.key is not None and tls.certificate is None:
         yield "tls.certificate", "the certificate of the key", None
     if tls != Tls() and not all(url.startswith("https:") for url in endpoint.urls):

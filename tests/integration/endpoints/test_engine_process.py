@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ import pytest
 from local.embedded import free_port
 from tasks.settings import TREE, Settings
 from tests.builders import add_engine_models
+from tests.llama import gguf
 from tests.routing import eventually
 from tests.working import Tower, worker_settings
 
@@ -37,6 +40,23 @@ default_service: standard
 """
 
 
+LLAMA = """
+hardware:
+  cpu.batch:
+    device: endpoint
+    endpoint:
+      protocol: openai
+      url: http://127.0.0.1:{port}/v1
+      slots: 2
+      models: {{talk: tiny}}
+      start: {{llama: {file}}}
+    price: {{usd_per_hour: 1}}
+service:
+  standard: {{deadline: 60}}
+default_service: standard
+"""
+
+
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     told = worker_settings(settings, tmp_path, QUEUES.format(port=free_port(), python=sys.executable))
@@ -44,15 +64,23 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     return told
 
 
-@pytest.fixture
-def process(fleet: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-W", "ignore", "-m", "local.engine", "--class", "cpu.batch", "--device", "endpoint:0"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "local.engine", "--class", "cpu.batch", "--device", "endpoint:0"]
+
+
+@contextmanager
+def engine_process(fleet: Settings) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, **fleet.environment()}
-    with subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE) as started:
+    with subprocess.Popen(COMMAND, cwd=TREE, env=environment, stdout=subprocess.PIPE) as started:
         assert started.stdout is not None
         assert json.loads(started.stdout.readline())["ready"] == "worker"
         yield started
         started.kill()
+
+
+@pytest.fixture
+def process(fleet: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    with engine_process(fleet) as process:
+        yield process
 
 
 def engines(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -73,3 +101,25 @@ def test_an_engine_serves_with_its_worker_is_restarted_and_ends_with_it(
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         eventually(lambda: not second.is_running())
+
+
+@pytest.mark.models
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: no llama.cpp to test with")
+def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: Path) -> None:
+    told = worker_settings(settings, tmp_path, LLAMA.format(port=free_port(), file="tiny.gguf"))
+    add_engine_models(told.models, "talk")
+    (told.queues.parent / "tiny.gguf").symlink_to(gguf())
+    talk = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0}
+    with engine_process(told) as process, Tower(told) as tower:
+        result = tower.result(tower.order("talk", talk, variant="engine"))
+        assert result.outputs["usage"]["completion_tokens"] == 4
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_gguf_file_that_does_not_exist_is_named(settings: Settings, tmp_path: Path) -> None:
+    told = worker_settings(settings, tmp_path, LLAMA.format(port=free_port(), file="nowhere.gguf"))
+    environment = {**os.environ, **told.environment()}
+    done = subprocess.run(COMMAND, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"expected a GGUF file, got {told.queues.parent / 'nowhere.gguf'}" in done.stderr

@@ -248,6 +248,15 @@ def test_a_device_of_ones_own_is_paid_by_the_hour(price: dict[str, Any], message
             "endpoint.rate.tokens_per_minute: expected nothing, as oip counts no tokens, got 9",
         ),
         ({"endpoint": {"health": {"path": "//other/"}}}, "endpoint.health.path: expected `str` matching regex"),
+        ({"endpoint": {"start": {}}}, "endpoint.start: expected one of command, llama and deployment, got []"),
+        (
+            {"endpoint": {"start": {"llama": "m.gguf", "command": "serve"}}},
+            "endpoint.start: expected one of command, llama and deployment, got ['command', 'llama']",
+        ),
+        (
+            {"endpoint": {"start": {"llama": "m.gguf"}, "protocol": "oip"}},
+            "endpoint.protocol: expected openai, which llama.cpp speaks, got 'oip'",
+        ),
         ({"endpoint": {"slots": 0}}, "hardware.engine.endpoint.slots: expected `int` >= 1, got 0"),
         ({"endpoint": {"models": {}}}, "endpoint.models: expected a model, or discover: true, got {}"),
         (
