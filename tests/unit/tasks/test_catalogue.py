@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def document(**fields: Any) -> dict[str, Any]:
 
 
 def model(**fields: Any) -> Model:
-    return parse_model(yaml.safe_dump(document(**fields)), "model.yaml")
+    return parse_model(json.dumps(document(**fields)), "model.yaml")  # YAML; safe_dump quotes no 0e0
 
 
 def derived(**inputs: str) -> dict[str, Any]:

@@ -15,16 +15,19 @@ from workers.endpoints.http import EndpointLink
 from workers.endpoints.protocol import EndpointError, FaultKind
 
 FAILED = EndpointError(FaultKind.UNREACHED, "no answer")
+LOADING = EndpointError(FaultKind.STARTING, "the endpoint is starting")
+
+Outcome = bool | EndpointError
 
 
 class Link:
-    """A connection whose probes have these outcomes: whether each is answered."""
+    """A connection whose probes have these outcomes: whether each is answered, or how it failed."""
 
     root, url = "http://engine", "http://engine/v1"
     heard = 0.0
 
-    def __init__(self, outcomes: Sequence[bool]) -> None:
-        self._outcomes: Iterator[bool] = iter(outcomes)
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        self._outcomes: Iterator[Outcome] = iter(outcomes)
         self.over = asyncio.Event()
 
     async def probe(self, path: str, timeout: float, method: str = "GET", *, base: str = "") -> bytes:
@@ -35,12 +38,14 @@ class Link:
         if answered is None:
             self.over.set()
             await asyncio.Event().wait()
+        if isinstance(answered, EndpointError):
+            raise answered
         if not answered:
             raise FAILED
         return b'{"data": []}'
 
 
-async def _state_after(outcomes: Sequence[bool]) -> str:
+async def _state_after(outcomes: Sequence[Outcome]) -> str:
     link = Link(outcomes)
     endpoint = Endpoint(protocol="openai", url="http://engine/v1", slots=1, health=Health(every=0.01))
     health = EndpointHealth(cast("EndpointLink", link), openai, endpoint, lambda: None, lambda _: None)
@@ -61,7 +66,11 @@ async def _state_after(outcomes: Sequence[bool]) -> str:
         ([True, False, True, False], "closed"),
         ([True, False, False], "open"),
         ([True, False, False, True], "half-open"),
+        ([True, LOADING], "open"),
+        ([LOADING, True], "half-open"),
     ],
 )
-def test_two_missed_probes_in_a_row_open_the_breaker(outcomes: Sequence[bool], state: str) -> None:
+def test_two_missed_probes_in_a_row_open_the_breaker_and_one_that_says_starting(
+    outcomes: Sequence[Outcome], state: str
+) -> None:
     assert asyncio.run(_state_after(outcomes)) == state

@@ -18,7 +18,16 @@ from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.tasks.test_catalogue import model as described
 from workers.endpoints import oip, openai, server_events
-from workers.endpoints.protocol import BUSY_FOR, LONGEST_WAIT, AskItem, EndpointError, FaultKind, refused, retry_after
+from workers.endpoints.protocol import (
+    BUSY_FOR,
+    LONGEST_WAIT,
+    AskItem,
+    EndpointError,
+    FaultKind,
+    refused,
+    retry_after,
+    unready,
+)
 from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.port import Row
 
@@ -427,6 +436,14 @@ def test_everything_else_is_the_endpoints_fault(status: int, headers: dict[str, 
     assert isinstance(error, EndpointError)
     assert error.kind is kind
     assert "<html>no" in error.reason
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_a_server_that_is_not_ready_is_starting(status: int) -> None:
+    error = unready(status, {}, b"", 0.0)
+    assert isinstance(error, EndpointError)
+    assert (error.kind, error.reason) == (FaultKind.STARTING, f"the endpoint is starting: {status}")
+    assert str(unready(404, {}, b"no", 0.0)) == str(refused(404, {}, b"no", 0.0))
 
 
 def test_of_an_engines_traceback_the_last_line_is_told() -> None:
