@@ -52,6 +52,7 @@ from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, load_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.fleet import run
+from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
@@ -185,7 +186,7 @@ def doctor(data: Path | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(_text({"findings": findings}))
     else:
-        show_findings(findings, Console())
+        show_findings(findings, stdout_console())
 
 
 @main.command("fetch")
@@ -290,7 +291,7 @@ def _announce(as_json: bool) -> Callable[[Fleet], None]:
         if as_json:
             click.echo(_text(fleet))
         else:
-            show_fleet(fleet, Console())
+            show_fleet(fleet, stdout_console())
         sys.stdout.flush()
 
     return announce
@@ -318,6 +319,8 @@ def show_fleet(fleet: Fleet, console: Console) -> None:
     for worker in fleet.workers:
         device = f"{worker.device} (emulated)" if worker.emulated else worker.device
         workers.add_row(worker.hardware_class, device, worker.worker, str(worker.pid))
+    for name in sorted(fleet.scaled - {worker.hardware_class for worker in fleet.workers}):
+        workers.add_row(name, "–", "starts when there is work for it", "–")
     for name, why in sorted(fleet.left_out.items()):
         workers.add_row(name, "–", f"not started: {why} (--emulate {name} serves it on the CPU)", "–")
     console.print(workers)
@@ -325,7 +328,7 @@ def show_fleet(fleet: Fleet, console: Console) -> None:
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
     """A table of what the machine has, and how to get what it lacks."""
-    table = Table("", "what", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
+    table = Table("ok", *(Column(name, overflow="fold") for name in ("what", "found", "what to do")))
     for finding in findings:
         mark = "[green]✓[/]" if finding.found else "[yellow]–[/]"
         table.add_row(mark, finding.subject, finding.value, finding.remedy)
@@ -447,7 +450,7 @@ def _show_totals(answers: Sequence[Answer], console: Console) -> None:
     classes = Counter(result.report.hardware_class for result in results)
     where = ", ".join(f"{count} on {name}" for name, count in sorted(classes.items()))
     cost = sum(result.report.cost for result in results)
-    console.print(f"{len(results)} of {len(answers)} inputs answered for {cost:.2e} USD: {where}", highlight=False)
+    console.print(f"{len(results)} of {len(answers)} inputs answered for ${cost:.3g}: {where}", highlight=False)
     for answer in answers:
         if answer.result is None:
             console.print(escape(f"failed: {answer.ask.model}: {answer.ask.shown}: {answer.error}"), style="red")

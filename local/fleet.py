@@ -61,8 +61,9 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     Unix socket, which the fleet uses because it is faster, and `celery_broker` the broker for plain Celery on this
     machine, in kombu's form (`redis+socket://…`).
 
-    `left_out` has the classes without a worker, and why. A restart changes `router_pid` or a worker's pid. `patience`
-    is the time in seconds within which the fleet ends when asked to stop.
+    `left_out` has the classes without a worker, and why, and `scaled` those whose workers start when there is work. A
+    restart changes `router_pid` or a worker's pid. `patience` is the time in seconds within which the fleet ends when
+    asked to stop.
     """
 
     broker: str
@@ -77,6 +78,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[RunningWorker, ...]
     patience: float
     left_out: Mapping[str, str] = {}
+    scaled: frozenset[str] = frozenset()
     processes: tuple[ProcessState, ...] = ()
 
 

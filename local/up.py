@@ -281,6 +281,7 @@ def _fleet(
         data=str(options.data),
         workers=tuple(_running(worker, process) for worker, process in processes.workers if not process.resting),
         left_out=plan.left_out,
+        scaled=frozenset(worker.hardware_class for worker, _ in processes.workers if processes.tuner is not None),
         patience=plan.grace + _GROUPS * STOP_PATIENCE,
         processes=(*broker(), *(_state(process) for process in processes.all() if not process.resting)),
     )

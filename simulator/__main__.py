@@ -7,7 +7,6 @@ Data to stdout, progress and errors to stderr.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ from simulator.tuning.command import tune
 from simulator.workload import Workload, prepare
 from taxiway.cli import USAGE, exit_on_error, report
 from taxiway.cli.fleet import run
+from taxiway.cli.show import stdout_console
 from taxiway.errors import flaw
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
@@ -119,7 +119,7 @@ def simulate(
         if as_json:
             click.echo(json_lines(summaries), nl=False)
         else:
-            console = Console(width=shutil.get_terminal_size((160, 24)).columns)
+            console = stdout_console()
             console.print(figures(summaries), "", usage(summaries))
         if plot is not None:
             title = "What each policy attains and costs"
@@ -175,7 +175,7 @@ def diff_config(
         if as_json:
             click.echo(msgspec.json.encode(found))
         else:
-            console = Console(width=shutil.get_terminal_size((160, 24)).columns)
+            console = stdout_console()
             lines = [] if found.sample is None else [sample_line(found.sample)]
             console.print(*lines, difference(found), sep="\n")
         if plot is not None:
@@ -285,7 +285,7 @@ def plan(
     if as_json:
         click.echo(msgspec.json.encode(answer))
     else:
-        Console(width=shutil.get_terminal_size((160, 24)).columns).print(*tables(answer), sep="\n")
+        stdout_console().print(*tables(answer), sep="\n")
 
 
 def _at_rates(rates: dict[str, str], seed: int) -> Trace:

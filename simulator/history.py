@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
@@ -18,7 +17,6 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -41,6 +39,7 @@ from simulator.traces import Trace, TraceError, trace_of, without_versions, writ
 from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run
+from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import history_key
 from taxiway.valkey import fleet_errors
@@ -182,7 +181,7 @@ def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime |
     if as_json:
         click.echo(msgspec.json.encode({"shares": shares, "unseen": arrivals.unseen}))
     else:
-        Console(width=shutil.get_terminal_size((160, 24)).columns).print(_table(shares))
+        stdout_console().print(_table(shares))
 
 
 @main.command()

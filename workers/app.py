@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import click
 from celery import Celery, signals
 from celery.app.task import Task
+from celery.exceptions import SecurityWarning
 from kombu import compression, disable_insecure_serializers
 
 from tasks.celery_app import make_app
@@ -51,6 +53,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     options = options_from(environment, topology)
     context = WorkerContext(options, settings, topology, folder)
     _read_plainly()
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # of root, for no message may hold code here
     backend = WriteOnceSentinelBackend if "+sentinel://" in settings.state else WriteOnceBackend
     made = make_app(settings, topology, backend=_path(backend))
     made.conf.update(_worker_settings(context))

@@ -28,6 +28,7 @@ from tasks.models.model import Model
 from tasks.models.signature import bind
 from tasks.settings import cache_directory, models_folder, queues_file
 from taxiway.cli.fleet import run
+from taxiway.cli.show import stdout_console
 from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
 from workers.device import Device, find_device
@@ -131,8 +132,8 @@ def _answer(executor: Executor, loaded: Loaded, artefacts: ArtefactStore) -> str
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    table = Table("", "what", "", box=None, pad_edge=False)
+    console = stdout_console()
+    table = Table("level", "what", "found", box=None, pad_edge=False)
     for verdict in verdicts:
         style = _STYLES[verdict.level]
         hint = f"\n[cyan]hint:[/] {escape(verdict.hint)}" if verdict.hint else ""

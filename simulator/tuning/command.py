@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -23,7 +22,6 @@ from typing import NoReturn
 import click
 import msgspec
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from broker.valkey.leader import plan_call
@@ -45,6 +43,7 @@ from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.cli import USAGE, report
+from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
 from taxiway.errors import BrokerUnavailableError
@@ -362,7 +361,7 @@ def _tune(tuner: FleetTuner, *, dry_run: bool, as_json: bool, show: bool) -> Tun
     if as_json:
         click.echo(msgspec.json.encode({**msgspec.to_builtins(tuning), "plan": msgspec.to_builtins(plan)}))
     elif show:
-        console = Console(width=shutil.get_terminal_size((160, 24)).columns)
+        console = stdout_console()
         console.print(*_tables(tuning, plan), sep="\n")
     return tuning
 

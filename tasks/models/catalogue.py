@@ -100,7 +100,7 @@ class Catalogue:
         if reason is not None:
             message = f"model {quoted(reference)} is disabled: {reason}"
             return ModelUnavailableError(message, model=cut(reference), reason=reason)
-        similar = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
+        similar = difflib.get_close_matches(reference, self._names, n=3)
         hint = f"; did you mean {', '.join(similar)}?" if similar else ""
         return UnknownModelError(f"unknown model {quoted(reference)}{hint}", model=cut(reference), near=similar)
 

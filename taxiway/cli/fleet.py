@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ NEW.yaml         the fleet file to try
 --history TRACE  what arrived: a CSV file of `taxiway history export`, another trace, or a UTC day such as 2026-11-27
 --url URL        for a day: the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
 --data DIR       for a day: data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
---sample SECONDS how much to replay of a longer history, in windows spread over it [3600]; 0 replays all
+--sample SECONDS  how much to replay of a longer history, in windows spread over it [3600]; 0 replays all
 --seed N         seed of the random numbers
 --json           one JSON object: old, new and difference
 --plot FILE      a chart, one HTML file
@@ -73,6 +74,33 @@ export DAY     a day's arrivals as a trace for `taxiway simulate`, a CSV file
 --json         one JSON object; with export one per job, with what became of it
 
 What is recorded is described in docs/operations.md."""
+
+
+class Described(click.Command):
+    """A verb whose own package parses its arguments; its epilog has a row for each, and then a sentence.
+
+    A row is an argument, two spaces or more, and its meaning; a row that begins with spaces continues the last one.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The rows, in the form of other verbs' options."""
+        rows: list[tuple[str, str]] = []
+        for line in self._parts()[0].splitlines():
+            argument, _, meaning = re.sub(r"  +", "\0", line, count=1).partition("\0")
+            rows.append((argument, meaning) if argument else (rows.pop()[0], meaning))
+        rows.append(("-h, --help", "Show this message and exit."))
+        with formatter.section("Options"):
+            formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The sentence."""
+        formatter.write_paragraph()
+        formatter.write_text(self._parts()[1])
+
+    def _parts(self) -> tuple[str, str]:
+        rows, _, sentence = (self.epilog or "").removeprefix("\b\n").partition("\n\n")
+        return rows, sentence
+
 
 _data = click.option("--data", metavar="DIR", help="Data directory [TAXIWAY_DATA, else .taxiway].")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -136,7 +164,7 @@ def check(**_: Any) -> None:
     become("workers.check", _given(), verb="check")
 
 
-@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_KEYS)
+@click.command(cls=Described, context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_KEYS)
 @click.argument("arguments", metavar="new|list|revoke [...]", nargs=-1, type=click.UNPROCESSED)
 def keys(arguments: tuple[str, ...]) -> None:
     """Create, list and revoke API keys of the HTTP door."""
@@ -159,7 +187,7 @@ def profile(**_: Any) -> None:
     become("workers.profiling", _given(), verb="profile")
 
 
-@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_SIMULATE)
+@click.command(cls=Described, context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_SIMULATE)
 @click.argument("arguments", metavar="--trace TRACE --fleet FILE [...]", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
     """Replay a trace on a modelled fleet, under taxiway's placement and other policies."""
@@ -167,7 +195,11 @@ def simulate(arguments: tuple[str, ...]) -> None:
 
 
 @click.command(
-    "diff-config", context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_DIFF_CONFIG
+    "diff-config",
+    cls=Described,
+    context_settings={"ignore_unknown_options": True},
+    options_metavar="",
+    epilog=_DIFF_CONFIG,
 )
 @click.argument(
     "arguments", metavar="NEW.yaml --fleet OLD.yaml --history TRACE [...]", nargs=-1, type=click.UNPROCESSED
@@ -177,7 +209,7 @@ def diff_config(arguments: tuple[str, ...]) -> None:
     become("simulator", ["diff-config", *arguments], verb="diff-config")
 
 
-@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_PLAN)
+@click.command(cls=Described, context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_PLAN)
 @click.argument(
     "arguments", metavar="--trace TRACE --slo SERVICE=SHARE --prices FILE [...]", nargs=-1, type=click.UNPROCESSED
 )
@@ -186,7 +218,7 @@ def plan(arguments: tuple[str, ...]) -> None:
     become("simulator", ["plan", *arguments], verb="plan")
 
 
-@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_HISTORY)
+@click.command(cls=Described, context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_HISTORY)
 @click.argument("arguments", metavar="[export DAY] [...]", nargs=-1, type=click.UNPROCESSED)
 def history(arguments: tuple[str, ...]) -> None:
     """Show what arrived at the fleet and what became of it, or export it as a trace."""

@@ -48,7 +48,13 @@ _OPTIONS = (
     click.option(
         "--inputs", "as_text", metavar="JSON", help="Inputs as JSON: a value, a mapping by name, or OIP tensors."
     ),
-    click.option("-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True, callback=_parameter),
+    click.option(
+        *("-p", "--parameter", "parameters"),
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_parameter,
+        help="A parameter of the model, as `taxiway models` and GET /v2/models/MODEL list them; repeat it for several.",
+    ),
     click.option("--deadline", type=float, metavar="SECONDS", help="Maximum time from acceptance to answer."),
     click.option("--service", help="A service level of queues.yaml: live, standard, bulk, …"),
     click.option("--priority", type=click.Choice(get_args(Priority))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -19,13 +20,15 @@ from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport, Tokens
 _LONGEST = 8
 """Maximum numbers shown of a list."""
 
+_UNBOUNDED = 10_000  # columns of what is no terminal
+
 UNBROKEN = 24
 """Characters up to which the cells of a table's column stay on one line, however long the last column's text is."""
 
 
 def show_result(result: Result) -> None:
     """The outputs, then one dim line with where and how the job ran."""
-    console = _console()
+    console = stdout_console()
     if _are_rows(result.outputs):
         _show_rows(console, result.outputs)
     else:
@@ -95,12 +98,12 @@ def show_status(status: JobStatus) -> None:
         "reason": record.reason,
         "error": "" if status.error is None else f"{status.error.code}: {status.error.message}",
     }
-    _console().print(Panel(_facts(facts), title=f"job {record.id}", title_align="left", expand=False))
+    stdout_console().print(Panel(_facts(facts), title=f"job {record.id}", title_align="left", expand=False))
 
 
 def show_placement(placement: Mapping[str, Any]) -> None:
     """The reason, every candidate with its figures, and the classes that could not run the request."""
-    console = _console()
+    console = stdout_console()
     tables = ("considered", "refused", "moves")
     console.print(
         _facts({name: brief(v) for name, v in placement.items() if name not in tables and v not in (None, False)})
@@ -129,7 +132,7 @@ def _profile_warnings(considered: Sequence[Mapping[str, Any]]) -> Iterator[Text]
 
 def show_models(models: Sequence[Mapping[str, Any]]) -> None:
     """A table of models."""
-    console = _console()
+    console = stdout_console()
     table = Table("model", "versions", "aliases", "variants", "what it does", box=None, pad_edge=False)
     for model in models:
         names = (_joined(model.get(field)) for field in ("versions", "aliases", "variants"))
@@ -149,7 +152,7 @@ def _summary(model: Mapping[str, Any]) -> str:
 
 def show_reload(processes: Sequence[Mapping[str, Any]]) -> None:
     """A table of what each process serves and what changed, then the problems, each once."""
-    console = _console()
+    console = stdout_console()
     console.print(_table("processes", [_reload_row(process) for process in processes]))
     for kind, style in (("disabled", "red"), ("outdated", "yellow")):
         for name, why in sorted({pair for process in processes for pair in process[kind].items()}):
@@ -190,8 +193,8 @@ def _disabled(name: str, why: str) -> Text:
 
 
 def show_jobs(jobs: Sequence[JobRecord]) -> None:
-    """A table of jobs with their age since acceptance."""
-    now = time.time()
+    """A table of jobs with their age since acceptance, and their tenants if there are several."""
+    now, tenants = time.time(), len({job.tenant for job in jobs}) > 1
     rows = [
         {
             "job": job.id,
@@ -199,7 +202,7 @@ def show_jobs(jobs: Sequence[JobRecord]) -> None:
             "model": job.model,
             "class": job.hardware_class,
             "age": span(max(now - job.accepted, 0.001)),
-            "tenant": job.tenant,
+            **({"tenant": job.tenant} if tenants else {}),
         }
         for job in jobs
     ]
@@ -213,7 +216,7 @@ def show_letters(letters: Sequence[Mapping[str, Any]]) -> None:
 
 def show_letter(letter: Mapping[str, Any]) -> None:
     """A dead letter, the workers that its job crashed, and its message."""
-    console = _console()
+    console = stdout_console()
     facts = {"job": letter["job"], "given up": _moment(letter["at"]), "by": letter["by"], "why": letter["reason"]}
     title = f"letter {letter['id']}"
     console.print(Panel(_facts(facts | {"flaw": letter["flaw"]}), title=title, title_align="left", expand=False))
@@ -262,7 +265,7 @@ def show_dead_events(events: Sequence[Mapping[str, Any]]) -> None:
 
 def show_fleet(fleet: Mapping[str, Any]) -> None:
     """What needs attention, then hardware classes with price and load, and live devices; or what else there is."""
-    console = _console()
+    console = stdout_console()
     show_problems(console, fleet.get("problems"))
     if "classes" in fleet:
         console.print(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
@@ -447,16 +450,27 @@ def _show_rows(console: Console, outputs: Mapping[str, list[Any]]) -> None:
 
 def _print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, none: str) -> None:
     """Print a table, or what it means that there are no rows."""
-    _console().print(_table(title, rows) if rows else Text(none, "dim"))
+    stdout_console().print(_table(title, rows) if rows else Text(none, "dim"))
+
+
+_ID = re.compile(r"(\w+_)?[0-9a-f-]{12,}")
+"""An id: people copy it, so it is never broken over lines."""
+
+_GAP = 2  # columns between two columns of a table
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     cells = {name: [brief(row.get(name, "")) for row in rows] for name in names}
+    widths = {name: max(map(len, (name, *cells[name]))) for name in names}
+    ids = {name for name in names if any(map(_ID.fullmatch, cells[name]))}
+    unbroken = ids | {name for name in names[:-1] if widths[name] <= UNBROKEN}
+    if sum(widths[name] for name in unbroken) + _GAP * len(names) > stdout_console().width:
+        unbroken = ids  # the others share what is left
     for name in names:
-        unbroken = name != names[-1] and max(map(len, cells[name])) <= UNBROKEN
-        table.add_column(name, no_wrap=unbroken, overflow="fold")
+        least = widths[name] if name in ids else None
+        table.add_column(name, no_wrap=name in unbroken, min_width=least, overflow="fold")
     for row in zip(*cells.values(), strict=True):
         table.add_row(*map(Text, row))
     return table
@@ -480,9 +494,9 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "milliseconds") if seconds else ""
 
 
-def _console() -> Console:
-    """stdout; without a terminal, lines are not wrapped."""
-    return Console(file=sys.stdout, width=shutil.get_terminal_size((160, 24)).columns, highlight=False)
+def stdout_console() -> Console:
+    """stdout; without a terminal, lines are neither wrapped nor cut, unless COLUMNS bounds them."""
+    return Console(file=sys.stdout, width=shutil.get_terminal_size((_UNBOUNDED, 24)).columns, highlight=False)
 
 
 def span(seconds: float) -> str:

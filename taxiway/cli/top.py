@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taxiway.cli.address import ask, fleet_options, print_json
-from taxiway.cli.show import headline, plan_title, planned_rows, span, tuner_line
+from taxiway.cli.show import headline, plan_title, planned_rows, span, stdout_console, tuner_line
 from taxiway.errors import FleetUnavailable
 
 _BAR = 5
@@ -37,9 +37,13 @@ def top(*, every: float, once: bool, url: str | None, data: Path | None, as_json
     if as_json:
         print_json(look())
         return
-    console, fleet = Console(), look()
+    console, fleet = stdout_console(), look()
     if once:
-        console.print(page(fleet, rows=len(fleet["devices"])))
+        whole = page(fleet, rows=len(fleet["devices"]))
+        for part in whole.renderables:
+            if isinstance(part, Table):
+                part.expand = part.expand and console.is_terminal
+        console.print(whole)
         return
     first = page(fleet, rows=_room(console, fleet))
     with Live(first, console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
@@ -137,11 +141,11 @@ def _classes(fleet: Mapping[str, Any], done: Mapping[str, float]) -> Table:
     return table
 
 
-def _serves(device: Mapping[str, Any]) -> str:
-    """The classes that a device serves, or why it serves none."""
+def _busy(device: Mapping[str, Any]) -> Text:
+    """How busy a device is, or that it takes no work."""
     if device.get("draining"):
-        return "draining"
-    return "out of service" if device.get("fault") else ", ".join(device.get("serves") or [device["hardware_class"]])
+        return Text("draining", "yellow")
+    return Text("out", "red") if device.get("fault") else _bar(device.get("utilisation", 0.0))
 
 
 def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
@@ -153,8 +157,8 @@ def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
         warm = sorted({key.partition(":")[0] for key in one.get("warm", ())})
         table.add_row(
             f"{one['device']}{host}{emulated}",
-            _serves(one),
-            _bar(one.get("utilisation", 0.0)),
+            ", ".join(one.get("serves") or [one["hardware_class"]]),
+            _busy(one),
             str(one.get("running", 0) or ""),
             str(one.get("held", 0) or ""),
             ", ".join(warm),

@@ -26,6 +26,7 @@ from tasks.settings import TREE, models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
 from taxiway.cli import MISSING, USAGE, report
 from taxiway.cli.fleet import run
+from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 from workers.device import Device, DeviceMissingError, endpoint_device, find_device
 from workers.profiling.endpoint import QUICK_ROUNDS, ROUNDS, measure_endpoint
@@ -165,7 +166,7 @@ def main(
     if as_json:
         click.echo(msgspec.json.encode({"files": [str(f) for f in files], "variants": outcomes}, enc_hook=int))
     else:
-        show(outcomes, files, processor, Console(width=None if sys.stdout.isatty() else 120))
+        show(outcomes, files, processor, stdout_console())
     sys.exit(1 if any(outcome.error for outcome in outcomes) else 0)
 
 

@@ -17,6 +17,7 @@ from taxiway.cli.show import (
     report_line,
     show_endpoints,
     show_fleet,
+    show_jobs,
     show_letters,
     show_models,
     show_placement,
@@ -239,10 +240,22 @@ def test_an_empty_list_is_shown_in_words(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_id_of_a_job_is_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     job = "f972b19f-7dee-4d2f-85e6-c418f3b09592"
-    show_letters([{"id": "39c19e7f7e6f", "at": 1e9, "job": job, "history": [], "reason": "a long reason " * 9}])
+    letter = {"id": "39c19e7f7e6f", "at": 1e9, "job": job, "history": [], "reason": "a long reason " * 9}
+    show_letters([letter])
+    listed = JobRecord(id=job, state=JobState.SUCCEEDED, model="classify-image:1", hardware_class="gpu.realtime")
+    show_jobs([listed, msgspec.structs.replace(listed, tenant="lab")])
     shown = capsys.readouterr().out
     assert "…" not in shown
-    assert "c418f3b09592" in shown.replace("\n", "")
+    assert shown.count(job) == 3
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_nothing_is_wrapped_where_no_terminal_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show_letters([{"id": "39c19e7f7e6f", "at": 1e9, "job": "j", "history": [], "reason": "a long reason " * 90}])
+    assert "a long reason " * 89 in capsys.readouterr().out
 
 
 def test_a_class_that_charges_for_its_use_shows_what(capsys: pytest.CaptureFixture[str]) -> None:
