@@ -41,7 +41,6 @@ from router.decide.webhooks import (
     Attempt,
     Endpoint,
     Endpoints,
-    EventType,
     Kind,
     Message,
     Secret,
@@ -57,6 +56,7 @@ from router.service.admission import Rules
 from router.service.store import RouterStore
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import WEBHOOKS, webhook_dead_key
+from taxiway.contract.request import EventType
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, UnknownObjectError, cut, quoted
 from taxiway.valkey import fleet_errors
 
@@ -258,7 +258,7 @@ class Webhooks:
             tenant=tenant,
             name=name,
             url=url,
-            event_types=tuple(dict.fromkeys(event_types)),
+            event_types=tuple(event_types),
             only_named=only_named,
             secrets=(Secret(_new_secret()),),
             created_at=int(now),
@@ -280,23 +280,28 @@ class Webhooks:
         now, secret = self._store.stored_now(), _new_secret()
         return await self._changed(name, tenant, lambda one: one.rotated(secret, now, seconds))
 
-    async def remove(self, name: str, tenant: str | None) -> None:
-        """Remove an endpoint with its events. Raises as `get` does."""
-        await self.get(name, tenant)
-        while name in self._known and not await self._change(name, self._raw[name], b""):
+    async def remove(self, name: str, tenant: str | None) -> str:
+        """Remove an endpoint with its events; returns its id. Raises as `get` does."""
+        id = (await self.get(name, tenant)).id
+        while id in self._known and not await self._change(id, self._raw[id], b""):
             pass
+        return id
 
     async def get(self, name: str, tenant: str | None) -> Endpoint:
-        """An endpoint that a caller of `tenant` may see; None may see all.
+        """An endpoint that a caller of `tenant` may see, by its id, or by a name that no other has; None may see all.
 
         Raises:
             UnknownObjectError: no such endpoint.
+            InvalidRequestError: several have the name.
         """
-        await self.read()
-        found = self._known.get(name)
-        if found is None or tenant not in (None, found.tenant):
+        seen = await self.all(tenant)
+        found = [one for one in seen if one.id == name] or [one for one in seen if one.name == name]
+        if not found:
             raise UnknownObjectError(f"no webhook endpoint {quoted(name)} is known", webhook_endpoint=name)
-        return found
+        if len(found) > 1:
+            ids = ", ".join(f"{one.id} of tenant {one.tenant}" for one in found)
+            raise InvalidRequestError(f"endpoint: expected an id, as {ids} have this name, got {quoted(name)}")
+        return found[0]
 
     async def all(self, tenant: str | None) -> list[Endpoint]:
         """The endpoints of a tenant, or of all, the latest first."""
@@ -342,8 +347,9 @@ class Webhooks:
 
     async def _changed(self, name: str, tenant: str | None, change: Callable[[Endpoint], Endpoint]) -> Endpoint:
         while True:
-            after = change(await self.get(name, tenant))
-            if await self._change(name, self._raw[name], _encode(after)):
+            before = await self.get(name, tenant)
+            after = change(before)
+            if await self._change(before.id, self._raw[before.id], _encode(after)):
                 return after
 
     async def _change(self, name: str, before: bytes, after: bytes) -> bool:

@@ -21,6 +21,7 @@ import msgspec
 from broker.valkey.webhooks import Event, Notified
 from tasks.topology import Webhooks
 from taxiway.contract.job import failure_of, read_meta
+from taxiway.contract.request import EventType
 from taxiway.errors import InvalidRequestError, wrong_field
 
 SECRET = "whsec_"
@@ -34,20 +35,6 @@ MOST_URL = 2048
 
 Kind = Literal["job", "batch", "response"]
 """What ends."""
-
-EventType = Literal[
-    "job.completed",
-    "job.failed",
-    "batch.completed",
-    "batch.failed",
-    "batch.expired",
-    "batch.cancelled",
-    "response.completed",
-    "response.failed",
-    "response.cancelled",
-    "response.incomplete",
-]
-"""What an endpoint can be notified of."""
 
 _TYPES: Mapping[tuple[str, str], EventType] = {
     **{tuple(one.split(".")): one for one in get_args(EventType)},

@@ -69,9 +69,9 @@ class Catalogue:
         """The second names that name a served model."""
         return sorted(name for name in self.others if name in self._names)
 
-    def names(self) -> list[tuple[str, Model]]:
-        """Every name that `resolve` accepts, with its model, sorted by name."""
-        return sorted(self._names.items())
+    def bare_names(self) -> list[tuple[str, Model]]:
+        """The bare and the second names that `resolve` accepts, each with its model, sorted by name."""
+        return sorted((name, its) for name, its in self._names.items() if name in self.others or name == its.name)
 
     def versions(self, name: str) -> list[Model]:
         """The served versions of the model with this bare or second name, oldest first."""

@@ -83,7 +83,7 @@ def inputs_of(*, texts: Sequence[str], files: Sequence[Path], as_text: str | Non
         click.UsageError: there is no input, or more than one kind.
     """
     if sum((bool(texts), bool(files), as_text is not None)) != 1:
-        raise click.UsageError("expected exactly one kind of input: --text, --file, --inputs or -")
+        raise click.UsageError("expected exactly one kind of input: a text, --file, --inputs or -")
     if as_text is not None:
         try:
             return msgspec.json.decode(as_text)
@@ -139,7 +139,7 @@ def _print_json(event: Event) -> None:
 
 EXAMPLES = """\b
 Examples:
-  taxiway submit sentiment --text "What a flight!" --deadline 1
+  taxiway submit sentiment "What a flight!" --deadline 1
   taxiway submit classify-image --file photo.jpg
   taxiway submit generate --text "Once upon a time" -p max_tokens=40 --service bulk --no-wait
   taxiway submit generate --text "Begin a fairy tale." --stream
@@ -148,7 +148,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model")
-@click.argument("stdin", metavar="[-]", required=False, type=click.Choice(["-"]))
+@click.argument("text", metavar="[TEXT|-]", required=False)
 @request_options
 @click.option("--wait/--no-wait", default=True, help="Wait for the answer (default), or print the job's id.")
 @click.option("--stream", is_flag=True, help="Print a generated answer as it is produced; JSON lines with --json.")
@@ -157,7 +157,7 @@ Examples:
 def submit(
     model: str,
     *,
-    stdin: str | None,
+    text: str | None,
     texts: tuple[str, ...],
     files: tuple[Path, ...],
     as_text: str | None,
@@ -172,10 +172,10 @@ def submit(
 ) -> None:
     """Send a request to MODEL and print its answer.
 
-    The inputs are --text, --file, --inputs or - (standard input: JSON if it reads as JSON, else text, else bytes).
+    The inputs are TEXT, --text, --file, --inputs or - (standard input: JSON if it reads so, else text, else bytes).
     --json sets the output format of the answer.
     """
-    inputs = _inputs(stdin, texts, files, as_text)
+    inputs = _inputs(text, texts, files, as_text)
 
     async def send(client: AsyncClient) -> tuple[str, Result | None]:
         job = await client.submit(model, inputs, parameters=parameters or None, stream=stream or None, **terms)
@@ -221,11 +221,11 @@ async def answer_of(job: AsyncJob, timeout: float | None, *, stream: bool, as_js
         raise CommandError(error.message, hint=hint, code=UNAVAILABLE) from error
 
 
-def _inputs(stdin: str | None, texts: tuple[str, ...], files: tuple[Path, ...], as_text: str | None) -> Any:
-    if stdin is None:
-        return inputs_of(texts=texts, files=files, as_text=as_text)
+def _inputs(text: str | None, texts: tuple[str, ...], files: tuple[Path, ...], as_text: str | None) -> Any:
+    if text != "-":
+        return inputs_of(texts=texts if text is None else (text, *texts), files=files, as_text=as_text)
     if texts or files or as_text is not None:
-        raise click.UsageError("expected exactly one kind of input: --text, --file, --inputs or -")
+        raise click.UsageError("expected exactly one kind of input: a text, --file, --inputs or -")
     return json_or_text(sys.stdin.buffer.read())
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from taxiway.cli.address import ask, fleet_options, present, print_json
+from taxiway.contract.request import EventType
 
 _ENDPOINT = click.argument("endpoint")
+_TYPES = get_args(EventType)
 
 
 @click.group()
 def webhooks() -> None:
     """Register webhook endpoints, and list undelivered events.
 
-    An endpoint is notified when a tenant's jobs, batches and responses end. Each verb takes --json.
+    An endpoint is notified when a tenant's jobs, batches and responses end. Verbs take its name or its id, and --json.
     """
 
 
@@ -30,7 +33,12 @@ def list_(*, url: str | None, data: Path | None, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("address")
 @click.option(
-    "--event", "events", multiple=True, required=True, help="A type such as job.completed; repeat it for several."
+    "--event",
+    "events",
+    type=click.Choice([*_TYPES, "*"]),
+    multiple=True,
+    required=True,
+    help="A type of event, * for all; repeat it for several.",
 )
 @click.option("--tenant", help="The tenant whose events it gets [the key's].")
 @click.option("--only-named", is_flag=True, help="Notify it only of requests that name it.")
@@ -78,7 +86,9 @@ def remove(endpoint: str, *, url: str | None, data: Path | None, as_json: bool) 
 
 @webhooks.command()
 @_ENDPOINT
-@click.option("--event", default="job.completed", show_default=True, help="The type of the sample.")
+@click.option(
+    "--event", type=click.Choice(_TYPES), default="job.completed", show_default=True, help="The type of the sample."
+)
 @fleet_options
 def test(endpoint: str, *, event: str, url: str | None, data: Path | None, as_json: bool) -> None:
     """Send a sample event to ENDPOINT now, and print the status of its answer."""

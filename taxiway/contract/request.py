@@ -18,6 +18,20 @@ from taxiway.errors import QUOTED, InvalidRequestError, cut, wrong_field
 
 Priority = Literal["high", "normal", "low"]
 
+EventType = Literal[
+    "job.completed",
+    "job.failed",
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
+    "response.completed",
+    "response.failed",
+    "response.cancelled",
+    "response.incomplete",
+]
+"""What a webhook endpoint can be notified of."""
+
 _NAMESPACE = uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11")
 MAX_NAME = 256
 """Most characters of a tenant, model reference or idempotency key."""

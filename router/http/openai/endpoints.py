@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -46,6 +48,7 @@ Fields = Callable[[ParsedCall[Call], Model], dict[str, Any]]
 
 
 _USED = ("chat", "generation")
+_STARTED = int(time.time())
 
 
 class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +56,7 @@ class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = 0
+    created: int
     owned_by: Literal["taxiway"] = "taxiway"
     taxiway: dict[str, str]
 
@@ -66,14 +69,22 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def listed(catalogue: Catalogue, unloaded: Collection[str]) -> ModelList:
-    """The models that these calls can use now, by every name: without those that operators `unloaded`."""
-    names = [(name, model) for name, model in catalogue.names() if is_used(model) and model.id not in unloaded]
+    """The models that these calls can use now, once each and by second names: without those that are `unloaded`."""
+    names = [(name, model) for name, model in catalogue.bare_names() if is_used(model) and model.id not in unloaded]
     return ModelList(data=[listed_model(name, model) for name, model in names])
 
 
 def listed_model(name: str, model: Model) -> ListedModel:
     """A model under one of its names."""
-    return ListedModel(id=name, taxiway={"model": model.id, "pipeline": model.pipeline, "summary": model.summary})
+    described = {"model": model.id, "pipeline": model.pipeline, "summary": model.summary}
+    return ListedModel(id=name, created=_created(model), taxiway=described)
+
+
+def _created(model: Model) -> int:
+    """When the model was described; one that an endpoint announced counts from the router's start."""
+    with contextlib.suppress(OSError):
+        return int((Path(model.folder) / Path(model.file).name).stat().st_mtime)
+    return _STARTED
 
 
 def is_used(model: Model) -> bool:
@@ -128,7 +139,7 @@ class Read:
 
 @get("/v1/models", opt=needs(), responses=_MODELS)
 async def models(request: AnyRequest) -> Response[bytes]:
-    """The models that these calls can use now, by every name: bare, by version, by alias and second names."""
+    """The models that these calls can use now. They also answer by version (`chat:1`) and alias (`chat@stable`)."""
     rules = door_of(request).router.rules
     return json_answer(listed(rules.catalogue, rules.unloaded))
 

@@ -6,6 +6,7 @@ the call that made it, and in no other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import msgspec
@@ -14,7 +15,7 @@ from litestar.params import Parameter
 
 from broker.valkey.webhooks import DeadEvent
 from router.access import Caller
-from router.decide.webhooks import Endpoint, EventType, hint_of, message_of
+from router.decide.webhooks import Endpoint, hint_of, message_of
 from router.http.described import KEYED, InferOperation, answers
 from router.http.endpoints.door import door_of
 from router.http.gate import AnyRequest, caller_of, json_answer, needs
@@ -23,6 +24,7 @@ from router.http.openai.objects import Page, owner_of, page_of
 from router.webhooks import Webhooks
 from tasks.topology import TenantName
 from taxiway.contract.limits import check_json
+from taxiway.contract.request import EventType
 from taxiway.errors import InvalidRequestError, cut
 
 MOST = 1000
@@ -31,7 +33,7 @@ MOST = 1000
 _Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=MOST)]
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
-_Types = Annotated[list[EventType], msgspec.Meta(min_length=1)]
+_Types = Annotated[list[EventType | Literal["*"]], msgspec.Meta(min_length=1)]
 
 
 class EndpointCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,7 +201,7 @@ async def endpoint_create(request: AnyRequest) -> Response[bytes]:
         tenant=call.tenant or owner_of(_caller(request).tenant),
         name=call.name,
         url=call.url,
-        event_types=call.event_types,
+        event_types=_each(call.event_types),
         only_named=call.only_named,
     )
     return await _shown(request, made, secret=True)
@@ -228,15 +230,14 @@ async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]
     call = await _read(request, EndpointChange)
     fields = {name: value for name, value in msgspec.structs.asdict(call).items() if value is not None}
     if call.event_types is not None:
-        fields["event_types"] = tuple(call.event_types)
+        fields["event_types"] = _each(call.event_types)
     return await _shown(request, await _webhooks(request).replace(endpoint, _seen_by(request), **fields))
 
 
 @delete(_PATH, status_code=200, responses=_answers(DeletedEndpoint, 404))
 async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Remove an endpoint, with the events that wait for it."""
-    await _webhooks(request).remove(endpoint, _seen_by(request))
-    return json_answer(DeletedEndpoint(id=endpoint))
+    return json_answer(DeletedEndpoint(id=await _webhooks(request).remove(endpoint, _seen_by(request))))
 
 
 @post(
@@ -258,8 +259,9 @@ async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]
 async def endpoint_test(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send a sample event at once, and say what the endpoint answered."""
     call, webhooks = await _read(request, TestCall), _webhooks(request)
-    status = await webhooks.test(await webhooks.get(endpoint, _seen_by(request)), call.event_type)
-    return json_answer(TestAnswer(webhook_endpoint_id=endpoint, event_type=call.event_type, status_code=status))
+    found = await webhooks.get(endpoint, _seen_by(request))
+    status = await webhooks.test(found, call.event_type)
+    return json_answer(TestAnswer(webhook_endpoint_id=found.id, event_type=call.event_type, status_code=status))
 
 
 @get(f"{_PATH}/dead_letters", opt=_READ, responses=_answers(Page, 400, 404))
@@ -299,8 +301,13 @@ async def _read(request: AnyRequest, kind: type[Any]) -> Any:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         what, _, where = cut(str(error)).partition(" - at `$")
         field = where.strip(".`").partition("[")[0] or "body"
-        hint = "; GET /v1/webhook_event_types lists them" if field == "event_types" else ""
+        hint = f"; expected * or some of {', '.join(get_args(EventType))}" if field == "event_types" else ""
         raise InvalidRequestError(f"{field}: {what}{hint}", field=field) from error
+
+
+def _each(types: Sequence[EventType | Literal["*"]]) -> tuple[EventType, ...]:
+    """The types of event; `*` stands for all."""
+    return get_args(EventType) if "*" in types else tuple(dict.fromkeys(types))  # type: ignore[arg-type]  # no * here
 
 
 async def _shown(request: AnyRequest, found: Endpoint, *, secret: bool = False) -> Response[bytes]:

@@ -35,7 +35,7 @@ def address(url: str, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_submit_prints_the_answer_and_one_line_on_how_it_ran(cli: CommandLine) -> None:
-    answer = cli.succeed("submit", "echo", "--text", "hello", "--deadline", "30")
+    answer = cli.succeed("submit", "echo", "hello", "--deadline", "30")
 
     assert answer.stdout.startswith("payload  hello\necho:1  cpu.batch · echo · cpu:0")
     assert answer.stderr.startswith("job ")

@@ -15,7 +15,6 @@ from router.decide.webhooks import (
     Attempt,
     Endpoint,
     Endpoints,
-    EventType,
     Message,
     Secret,
     check_url,
@@ -28,6 +27,7 @@ from router.decide.webhooks import (
 from tasks.topology import Webhooks
 from taxiway.contract.job import failure_meta
 from taxiway.contract.keys import job_key
+from taxiway.contract.request import EventType
 from taxiway.errors import ExecutionError, InvalidRequestError
 
 RULES = Webhooks()
