@@ -29,7 +29,7 @@ from tasks.endpoints import Endpoint, Tariff
 from tasks.endpoints import contradictions as endpoint_contradictions
 from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.limits import ELEMENTS
-from taxiway.contract.request import MAX_NAME, Priority
+from taxiway.contract.request import LONGEST_DEADLINE, MAX_NAME, Priority
 from taxiway.contract.values import INLINE
 from taxiway.contract.wire import Durability
 
@@ -174,7 +174,7 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Service terms under one name. `tier` is the `service_tier` of OpenAI's API that selects it."""
 
-    deadline: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    deadline: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_DEADLINE)] | None = None
     priority: Priority = "normal"
     preemptible: bool = False
     tier: Tier | None = None

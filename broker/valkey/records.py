@@ -198,6 +198,11 @@ def overdue_call(most: int, lease: float) -> Call:
     return Call("jobs/overdue", [DEADLINES], [most, lease])
 
 
+def forget_ended_call(since: str, most: int) -> Call:
+    """Removes up to `most` groups of jobs that have ended from the deadlines."""
+    return Call("jobs/forget_ended", [DEADLINES], [since, most])
+
+
 def overdue_answer(answer: Sequence[Any]) -> tuple[int, list[Overdue], float]:
     """The number of groups that were due, their jobs, and the next due time; 0 for none."""
     now, groups, due, *flat = answer

@@ -34,9 +34,9 @@ from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import COUNT
-from taxiway.contract.request import RESENT, Request, check_terms
+from taxiway.contract.request import LONGEST_DEADLINE, Request, check_terms
 from taxiway.contract.wire import HEADER, Envelope
-from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError, TaxiwayError
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError, TaxiwayError, wrong_field
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
@@ -81,7 +81,7 @@ class Order(msgspec.Struct, frozen=True):
     `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
     left holding with `expected_batch` jobs of its kind, and `due` its deadline by that clock, 0 if it has none.
     `submission` is where its submitter waits to learn whether a job under its idempotency key matches its request.
-    `notify` is whether webhook endpoints are notified of its end.
+    `notify` is whether webhook endpoints are notified of its end: they are not of a batch's line.
     """
 
     job: str
@@ -205,13 +205,13 @@ def _lead(placement: Placement, earlier: Earlier, lease: float) -> Lead | None:
 
 
 def use_of(order: Order, rules: Rules) -> KeyUse | None:
-    """The request's use of an idempotency key, if it is the first and others may use the key too.
+    """The request's use of an idempotency key, if it is the first and other requests may have the key too.
 
     Raises:
         UnknownModelError: there is no such model.
     """
     key = order.request.idempotency_key
-    if key is None or key.startswith(RESENT) or order.released:
+    if key is None or not order.notify or order.released:  # a line's key is made by its batch, of the line
         return None
     model = rules.catalogue.resolve(order.request.model)
     return key_use(model, order.request, order.submission, rules.topology.limits.keep_result)
@@ -405,10 +405,15 @@ def _left(order: Order, until: float | None) -> float:
 
     Raises:
         DeadlineExceededError: that time has come.
+        InvalidRequestError: it is too far away.
     """
     if until is None:
         return math.inf
     left = until - order.moment
+    if left > LONGEST_DEADLINE:
+        raise wrong_field(
+            "expires", f"a time within {LONGEST_DEADLINE} s (30 days)", order.envelope.headers.get("expires")
+        )
     if left <= 0:
         raise exceeded(Course(order.moment, until, order.accepted, held=order.released > 0))
     return left

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from broker.port import DeadLetter
+from broker.valkey import Call
 from broker.valkey.forwarding import (
     PUBLISHED,
     Drawn,
@@ -31,6 +32,7 @@ from broker.valkey.records import (
     Ending,
     Overdue,
     finish_call,
+    forget_ended_call,
     overdue_answer,
     overdue_call,
     revive_call,
@@ -134,7 +136,7 @@ class RouterStore:
         self._reading = asyncio.Semaphore(_READERS)
         self._limits = limits
         self._ahead = 0.0
-        self._forgotten = "-inf"
+        self._forgotten = self._ended_before = "-inf"
         self._plan, self._plan_read_at = b"", -inf
         self._turn: float | None = None  # the time returned in this iteration of the event loop
 
@@ -439,10 +441,17 @@ class RouterStore:
 
         Entries that remain are checked again after all others.
         """
+        self._forgotten = await self._swept(forget_call(self._forgotten, self._limits.keep_record, _FORGOTTEN))
+
+    async def forget_ended(self) -> None:
+        """Check some of the jobs that have a deadline, and remove those that have ended; as `forget_listed` does."""
+        self._ended_before = await self._swept(forget_ended_call(self._ended_before, _FORGOTTEN))
+
+    async def _swept(self, call: Call) -> str:
+        """Where the next sweep begins, after one of up to `_FORGOTTEN` groups."""
         with fleet_errors(_SERVER):
-            call = forget_call(self._forgotten, self._limits.keep_record, _FORGOTTEN)
             looked, last = await self._periodic.run(call)
-        self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
+        return f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
 
     async def watch(self, arguments: Sequence[str | bytes]) -> Watched:
         """Report what this router serves; returns what operators asked for."""

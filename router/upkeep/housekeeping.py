@@ -1,4 +1,4 @@
-"""What the leader keeps in order for others: the list of models, misdirected requests, the index of jobs."""
+"""What the leader keeps in order for others: the list of models, misdirected requests, the indexes of jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISH = 30.0
 
 
 class Housekeeping(Duty):
-    """Publishes the models, ends requests sent to Celery's default queue, and removes expired jobs from the index."""
+    """Publishes the models, ends requests sent to Celery's default queue, and removes jobs from the indexes."""
 
     def __init__(self, transport: Transport, store: RouterStore, fleet: FleetReader, rules: Rules) -> None:
         super().__init__(HOUSEKEEPING_TICK)
@@ -40,6 +40,7 @@ class Housekeeping(Duty):
         await self._publish_models()
         await self._end_misdirected()
         await self._store.forget_listed()
+        await self._store.forget_ended()
 
     async def _publish_models(self) -> None:
         """Publish the content of `GET /v2/models` to clients of the broker, when it has changed or needs renewal."""

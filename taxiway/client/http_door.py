@@ -20,7 +20,7 @@ from taxiway.client.http_link import LONGEST_WAIT, HttpLink, NotAStreamError, Re
 from taxiway.contract.job import Event, EventStream, JobStatus, Lost, Restarted, Result, RunReport
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage
-from taxiway.contract.request import RESENT, TERMS, Request, Terms, new_id
+from taxiway.contract.request import TERMS, Request, Terms, new_id
 from taxiway.contract.tensors import (
     HEADER,
     OCTETS,
@@ -311,7 +311,7 @@ class HttpDoor:
 
 def _resendable(request: Request) -> Request:
     """The request with an idempotency key, so that it can be sent again if no answer came and is still one job."""
-    return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=RESENT + new_id())
+    return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=new_id())
 
 
 def _retry_pause(response: Response) -> float | None:

@@ -33,6 +33,9 @@ EventType = Literal[
 """What a webhook endpoint can be notified of."""
 
 _NAMESPACE = uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11")
+LONGEST_DEADLINE = 30 * 86400
+"""Most seconds of a deadline: the store keeps a job's record until then."""
+
 MAX_NAME = 256
 """Most characters of a tenant, model reference or idempotency key."""
 
@@ -134,11 +137,6 @@ def _check(given: Mapping[str, Any]) -> None:
                 raise _invalid(field, expected, value)
 
 
-RESENT = "taxiway.resent:"
-"""Prefix of idempotency keys that stand for one request, which may be sent again unchanged: the HTTP client generates
-them for its retries, and routers for the lines of batches. That another request has the same key is not checked."""
-
-
 def new_id() -> str:
     """A random UUID (version 4), in a third of the time of `uuid.uuid4`."""
     return _uuid(os.urandom(16).hex(), 4)
@@ -181,6 +179,10 @@ def _is_positive(value: object) -> bool:
     return _is_number(value) and 0 < value <= sys.float_info.max
 
 
+def _is_deadline(value: object) -> bool:
+    return _is_number(value) and 0 < value <= LONGEST_DEADLINE
+
+
 def _is_share(value: object) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
@@ -192,7 +194,8 @@ def _is_stream(value: object) -> bool:
 _PRIORITIES = [*get_args(Priority)]
 
 _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    **dict.fromkeys(("deadline", "budget"), (_is_positive, "a finite number > 0")),
+    "deadline": (_is_deadline, f"a number of seconds > 0 and at most {LONGEST_DEADLINE} (30 days)"),
+    "budget": (_is_positive, "a finite number > 0"),
     "min_accuracy": (_is_share, "a number from 0 to 1"),
     "stream": (_is_stream, "true or false"),
     "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),

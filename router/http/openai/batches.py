@@ -26,7 +26,6 @@ from router.http.openai.requests import (
     completion_fields,
     embedding_fields,
 )
-from taxiway.contract.request import RESENT
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, cut, wrong_field
 
 MOST_LINES = 50_000
@@ -196,7 +195,7 @@ def digest_of(custom_id: str) -> bytes:
 
 def key_of(batch: str, custom_id: str, attempt: int) -> str:
     """The idempotency key of a line's job; another `attempt` is another job, as the first one's result is gone."""
-    return f"{RESENT}{batch}.{digest_of(custom_id).hex()}.{attempt}"
+    return f"{batch}.{digest_of(custom_id).hex()}.{attempt}"
 
 
 def answered(custom_id: str, job: str, status: int, body: bytes) -> bytes:

@@ -277,11 +277,8 @@ def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_
 
 
 def test_an_answer_of_another_server_is_reported_as_such() -> None:
-    with (
-        answering(b"502 Bad Gateway", b"<html") as url,
-        taxiway.Client(url) as client,
-        pytest.raises(FleetUnavailable, match="502"),
-    ):
+    refused = pytest.raises(FleetUnavailable, match="502")
+    with answering(b"502 Bad Gateway", b"<html") as url, taxiway.Client(url) as client, refused:
         client.models()
 
 

@@ -239,6 +239,13 @@ def test_the_same_idempotency_key_gives_the_same_job(device: EchoDevice, http: h
     assert accept(http, "a", parameters={**terms, "tenant": "u"}) != first
 
 
+def test_a_key_of_any_text_is_of_one_request(device: EchoDevice, http: httpx.Client) -> None:
+    terms = {"tenant": "t", "idempotency_key": "taxiway.resent:x"}
+    accept(http, "a", parameters=terms)
+
+    assert infer(http, "b", parameters=terms).json()["code"] == "idempotency_conflict"
+
+
 def test_a_placement_is_explained_with_what_was_not_chosen(http: httpx.Client) -> None:
     job = accept(http, "a")
 

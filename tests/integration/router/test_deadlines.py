@@ -15,7 +15,7 @@ import redis
 
 from broker.port import Outgoing
 from broker.valkey.queues import ValkeyTransport
-from broker.valkey.records import Ending, overdue_answer, overdue_call, start_call
+from broker.valkey.records import Ending, forget_ended_call, overdue_answer, overdue_call, start_call
 from broker.valkey.worker_store import WorkerStore
 from router.service.store import RouterStore
 from router.upkeep.deadlines import Deadlines
@@ -103,6 +103,19 @@ def test_jobs_that_ended_are_not_overdue_and_their_group_is_forgotten(store: Sto
     store.finish(Ending("run", JobState.SUCCEEDED, b"answer", claim.token), cancelled("cancelled"))
     assert store.client.zcard(DEADLINES) == 1
     assert overdue(store) == []
+    assert store.client.zcard(DEADLINES) == 0
+
+
+def test_a_group_is_forgotten_once_all_of_it_ended_long_before_its_deadline(store: Store) -> None:
+    later = f"{store.client.time()[0] + 3600}.5"
+    store.forward(*alike("ended", "open", deadline_at=later))
+    store.forward(placed("gone", deadline_at=later))
+    store.finish(cancelled("ended"))
+    store.client.delete(job_key("gone"))
+    assert store.run(forget_ended_call("-inf", 10)) == [2, later.encode()]
+    assert store.client.zcard(DEADLINES) == 1
+    store.finish(cancelled("open"))
+    assert store.run(forget_ended_call("-inf", 10))[0] == 1
     assert store.client.zcard(DEADLINES) == 0
 
 

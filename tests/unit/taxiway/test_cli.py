@@ -82,7 +82,7 @@ def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli: Command
     answer = cli("submit", "echo", "--text", "a", "--deadline", "nan", "--url", NO_SERVER)
 
     assert answer.exit_code == 2
-    assert answer.stderr.startswith("error: deadline: expected a finite number > 0")
+    assert answer.stderr.startswith("error: deadline: expected a number of seconds > 0")
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,52 @@ def test_none_stands_for_a_field_that_is_not_given() -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
-        ({"deadline": float("nan")}, "deadline", "deadline: expected a finite number > 0, got nan"),
-        ({"deadline": float("inf")}, "deadline", "deadline: expected a finite number > 0, got inf"),
-        ({"deadline": 10**400}, "deadline", "deadline: expected a finite number > 0, got 1000"),
-        ({"deadline": -1}, "deadline", "deadline: expected a finite number > 0, got -1"),
-        ({"deadline": 0}, "deadline", "deadline: expected a finite number > 0, got 0"),
-        ({"deadline": -1.0}, "deadline", "deadline: expected a finite number > 0, got -1"),
+        (
+            {"deadline": float("nan")},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got nan",
+        ),
+        (
+            {"deadline": float("inf")},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got inf",
+        ),
+        (
+            {"deadline": 10**400},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got 1000",
+        ),
+        (
+            {"deadline": 2592001},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got 2592001",
+        ),
+        (
+            {"deadline": -1},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got -1",
+        ),
+        (
+            {"deadline": 0},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got 0",
+        ),
+        (
+            {"deadline": -1.0},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got -1",
+        ),
         ({"budget": 10**5000}, "budget", "budget: expected a finite number > 0, got an integer of 16610 bits"),
-        ({"deadline": True}, "deadline", "deadline: expected a finite number > 0, got True"),
-        ({"deadline": "5"}, "deadline", "deadline: expected a finite number > 0, got '5'"),
+        (
+            {"deadline": True},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got True",
+        ),
+        (
+            {"deadline": "5"},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got '5'",
+        ),
         ({"budget": -0.5}, "budget", "budget: expected a finite number > 0, got -0.5"),
         ({"budget": float("-inf")}, "budget", "budget: expected a finite number > 0, got -inf"),
         ({"priority": "urgent"}, "priority", "priority: expected one of ['high', 'normal', 'low'], got 'urgent'"),

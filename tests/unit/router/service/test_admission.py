@@ -225,6 +225,12 @@ def test_a_message_that_expired_before_it_was_placed_ends_as_expired() -> None:
     assert error_of(decided).message == "deadline exceeded: it passed 1 s before the job was accepted"
 
 
+def test_an_expires_further_away_than_any_deadline_is_refused() -> None:
+    expires = datetime.fromtimestamp(NOW + 31 * 86400, UTC).isoformat()
+
+    assert "30 days" in error_of(decision(headers={"expires": expires})).message
+
+
 @pytest.mark.parametrize("expires", ["soon", 7, ["x"]])
 def test_an_expires_that_is_no_date_is_named(expires: object) -> None:
     assert error_of(decision(headers={"expires": expires})).details["field"] == "expires"
@@ -562,7 +568,7 @@ def test_headers_that_celery_could_not_read_end_their_job_as_refused(headers: di
 
 def test_headers_as_celery_writes_them_are_taken() -> None:
     celerys = {
-        "lang": "py", "eta": "2023-11-14T23:13:23.5+01:00", "expires": "2200-01-01T00:00:00", "group": None,
+        "lang": "py", "eta": "2023-11-14T23:13:23.5+01:00", "expires": "2023-11-30T00:00:00", "group": None,
         "group_index": 0, "retries": 0, "timelimit": [None, 3.5], "root_id": "r", "parent_id": None,
         "argsrepr": "()", "kwargsrepr": "{}", "origin": "gen1@lab", "ignore_result": False,
         "replaced_task_nesting": 0, "stamped_headers": ["a"], "stamps": {"a": ["b"]}, "compression": None,
