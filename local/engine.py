@@ -106,7 +106,7 @@ def words_of(endpoint: Endpoint, folder: Path) -> Sequence[str]:
         raise FileNotFoundError(f"endpoint.start.llama: expected a GGUF file, got {file}, which does not exist")
     if find_spec("xllamacpp") is None:
         raise FileNotFoundError("endpoint.start.llama: xllamacpp is not installed: pip install --group llama")
-    slots, names = ["--slots", str(endpoint.slots)], sorted({*endpoint.models.values()}) or [file.stem]
+    slots, names = ["--slots", str(endpoint.slots)], sorted({*endpoint.calls.values()}) or [file.stem]
     served = [str(file), "--host", "{host}", "--port", "{port}", *slots, *(f"--name={name}" for name in names)]
     return [sys.executable, "-m", "local.llama", *served]
 
