@@ -126,6 +126,7 @@ def test_a_chat_is_answered_with_message_usage_and_share(tower: Tower, engine: E
         "completion_tokens": 3,
         "total_tokens": 6,
         "prompt_tokens_details": None,
+        "completion_tokens_details": None,
     }
     assert (result.outputs["tokens"], result.outputs["finish-reason"]) == (3, "stop")
     assert (result.report.device, result.report.emulated, result.report.batch) == ("endpoint:0", False, 1)
