@@ -248,6 +248,13 @@ def test_what_steers_an_engine_reaches_none_that_does_not_forward_it(
     assert len(fleet.engine.chats) == sent
 
 
+@pytest.mark.parametrize("term", [{"locality": "lab"}, {"priority": "high"}, {"idempotency_key": "k"}])
+def test_a_term_inside_a_chat_is_no_field_of_the_chat(fleet: OpenAIFleet, term: dict[str, str]) -> None:
+    tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [{**CHAT, **term}]}
+    answer = post(fleet, "/v2/models/talk/infer", {"inputs": [tensor]})
+    assert (answer.status_code, answer.json()["details"]["asked"]) == (400, [*term])
+
+
 def test_what_a_class_forwards_is_placed_there_and_reaches_its_engine(fleet: OpenAIFleet) -> None:
     answer = post(fleet, "/v1/chat/completions", {**MADE["/v1/chat/completions"], "chat_template": "mine"})
     assert (where(answer), fleet.engine.chats[-1]["chat_template"]) == ("cheap.out", "mine")
