@@ -65,7 +65,8 @@ WINDOW = 128
 """Lines of a batch whose jobs are in the fleet at the same time."""
 
 WINDOW_BYTES = 16 * 2**20
-"""Bytes that those of all batches have together at one router; while it handles a line, it takes several times them."""
+"""Bytes that those of all batches have together at one router, with their answers, which may be as long as the longest
+one of their batch; while it handles a line, it takes several times them."""
 
 LEASE = 10.0
 """Seconds after which another router takes over a batch whose owner is silent."""
@@ -74,6 +75,7 @@ _LOOK = 0.5  # seconds between two checks for batches
 _RENEW = 2.0  # seconds between two renewals
 _FLUSH = 10.0  # seconds after which a part is written even if it is short
 _TOGETHER = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
+_ANSWER = WINDOW_BYTES // WINDOW  # bytes that an answer is expected to have, until a batch has some
 _AT_ONCE = 8  # batches that one router works on
 _PAUSE = (0.2, 5.0)  # seconds before a refused line is retried: first, longest
 
@@ -96,21 +98,21 @@ class Desk:
     bodies: Bodies
     lines: LineWindow
 
-    def begins(self, tenant: str, size: int) -> bool:
-        """Whether a line of that many bytes may begin; if so, it is counted until `ended`."""
-        if not self.lines.fits(tenant, size):
+    def begins(self, tenant: str, size: int, expected: int) -> bool:
+        """Whether a line may begin that has `size` bytes, and its answer as expected; it is counted until `ended`."""
+        if not self.lines.fits(tenant, size + expected):
             return False
         try:
             self.bodies.take(tenant, size)
         except FleetUnavailable:
             return False
-        self.lines.add(tenant, size)
+        self.lines.add(tenant, size + expected)
         return True
 
-    def ended(self, tenant: str, size: int, answer: int) -> None:
+    def ended(self, tenant: str, size: int, expected: int, answer: int) -> None:
         """Count a line no more, but the bytes of its answer, until they are written."""
         self.bodies.give_back(tenant, size)
-        self.lines.add(tenant, answer - size)
+        self.lines.add(tenant, answer - size - expected)
 
     async def closed(self, batch: Batch) -> None:
         """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
@@ -225,6 +227,7 @@ class _Work:
         self._jobs: set[str] = set()  # that run now
         self._flushed = 0.0
         self._unwritten = 0  # bytes of answers
+        self._largest = 0  # bytes of an answer
         self.batch = decode_batch(raw)
 
     async def run(self) -> None:
@@ -400,7 +403,7 @@ class _Work:
                     return
                 await self._take(waiting, part)
             waiting.append(asyncio.create_task(self._answer(text)))
-            waiting[-1].add_done_callback(partial(self._ended, len(text)))
+            waiting[-1].add_done_callback(partial(self._ended, len(text), self._expected))
             if len(waiting) % _TOGETHER == 0:
                 await asyncio.sleep(0)
 
@@ -418,14 +421,20 @@ class _Work:
         while waiting and waiting[0].done():
             part.append(waiting.popleft().result())
 
-    def _begins(self, text: bytes) -> bool:
-        return self._desk.begins(self.batch.tenant, len(text))
+    @property
+    def _expected(self) -> int:
+        """Bytes of the next answers."""
+        return self._largest or _ANSWER
 
-    def _ended(self, size: int, line: asyncio.Task[Ended]) -> None:
+    def _begins(self, text: bytes) -> bool:
+        return self._desk.begins(self.batch.tenant, len(text), self._expected)
+
+    def _ended(self, size: int, expected: int, line: asyncio.Task[Ended]) -> None:
         """Count a line of `size` bytes no more, but its answer."""
         answer = 0 if line.cancelled() or line.exception() else len(line.result().written)
         self._unwritten += answer
-        self._desk.ended(self.batch.tenant, size, answer)
+        self._largest = max(self._largest, answer)
+        self._desk.ended(self.batch.tenant, size, expected, answer)
 
     async def _flush(self, part: list[Ended]) -> None:
         """Write the lines as a part, then name it in the batch."""

@@ -66,12 +66,13 @@ def test_a_running_line_counts_as_a_body_of_its_tenant_and_its_answer_until_it_i
     bodies = Bodies(msgspec.structs.replace(parse_topology((TREE / "queues.yaml").read_text()), limits=limits))
     lines = LineWindow(1000)
     desk = Desk(unused, unused, unused, unused, bodies, lines)
-    assert [desk.begins("lab", 100) for _ in range(3)] == [True, True, False]
-    assert [desk.begins("shop", 100) for _ in range(3)] == [True, True, False]
+    assert [desk.begins("lab", 100, 10) for _ in range(3)] == [True, True, False]
+    assert [desk.begins("shop", 100, 10) for _ in range(3)] == [True, True, False]
     with pytest.raises(FleetUnavailable, match="all_bodies"):
         bodies.take("press", 1)
-    desk.ended("lab", 100, 900)
+    desk.ended("lab", 100, 10, 889)
     bodies.take("press", 1)
-    assert not desk.begins("lab", 1)
-    lines.add("lab", -900)
-    assert desk.begins("lab", 1)
+    assert not desk.begins("lab", 1, 1)
+    lines.add("lab", -889)
+    assert not desk.begins("lab", 1, 890)
+    assert desk.begins("lab", 1, 889)
