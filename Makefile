@@ -29,7 +29,7 @@ setup: $(READY) ## make .venv with all that the demo and the tests need
 torch: $(READY) ## add torch (with CUDA, about 3 GB, unless pip finds a build for the CPU)
 	$(BIN)/python -m pip install --group torch
 
-mlserver: $(ENGINES)/mlserver/.ready ## MLServer in an environment of its own (100 MB), for the tests that need a real one
+mlserver: $(ENGINES)/mlserver/.ready $(ENGINES)/litserve/.ready ## MLServer and LitServe, each in an environment of its own, for the tests that need a real one
 
 engines: $(READY) $(ENGINES)/vllm/.ready ## vLLM in an environment of its own (3.4 GB), and the tests that need a real one
 	$(BIN)/pytest tests/integration/endpoints/test_vllm.py
@@ -70,7 +70,8 @@ fuzz: $(READY) ## random requests, large bodies, numbers, objects and hostile en
 lock: $(READY) ## what the images install, each file by its hash: docker/requirements/
 	@$(BIN)/python docker/supply.py lock
 
-bases: $(READY) ## the digests of the images that ours are built on and run beside
+bases: $(READY) ## the chart's release of vLLM, and the digests of the images that ours are built on and run beside
+	@$(BIN)/python docker/supply.py engines
 	@$(BIN)/python docker/supply.py bases
 
 audit: $(READY) ## known vulnerabilities of what the images install

@@ -1,10 +1,11 @@
-"""What the images are made of: `supply.py lock`, `bases`, `audit` and `sbom` (`make lock`, and so on).
+"""What the images are made of: `supply.py lock`, `engines`, `bases`, `audit` and `sbom` (`make lock`, and so on).
 
 `lock` writes docker/requirements/<image>.txt: every package that an image installs, at one version, each of its files
 by its SHA-256, so that an image installs nothing else. For the image with CUDA these are PyPI's own wheels for Linux on
 x86-64, PyTorch's with the CUDA version that it was built for; all files of such a release would be tens of gigabytes.
-`bases` writes the digests that the images of other projects have now. `audit` asks which of the locked versions have
-known vulnerabilities, and `sbom` writes what each image holds, as CycloneDX. Each tool has an environment of its own.
+`engines` writes vLLM's newest release into the chart, and `bases` the digests that the images of other projects have
+now. `audit` asks which of the locked versions have known vulnerabilities, and `sbom` writes what each image holds, as
+CycloneDX. Each tool has an environment of its own.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ ONE_PLATFORM = "worker-cuda"
 
 PINNED = re.compile(r"(?P<image>[\w./-]+:[\w.-]+)@(?P<digest>sha256:[0-9a-f]{64})")
 """An image of another project, by its tag and its digest."""
+
+ENGINES = TREE / "charts" / "taxiway" / "files" / "engines.yaml"
+VLLM = re.compile(r"(vllm/vllm-openai:v)[\w.]+")
+"""The file of the chart's engines, and vLLM's image in it."""
 
 PYTHON = (3, 11)
 """The images' Python: other ones need other packages."""
@@ -90,6 +95,18 @@ def bases(folder: Path) -> int:
         place.write_text(PINNED.sub(lambda found: f"{found['image']}@{digests[found['image']]}", place.read_text()))
     for image, digest in digests.items():
         sys.stdout.write(f"{image}@{digest}\n")
+    return 0
+
+
+def engines(folder: Path) -> int:
+    """Write the newest release of vLLM into the chart's engines, whose images have PyPI's versions as tags."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "vllm", "--disable-pip-version-check"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    version = said.partition("(")[2].partition(")")[0]
+    before = ENGINES.read_text()
+    after = VLLM.sub(rf"\g<1>{version}", before)
+    ENGINES.write_text(after)
+    sys.stdout.write(f"vLLM {version}: {'as before' if after == before else 'written'}\n")
     return 0
 
 
@@ -157,7 +174,7 @@ def _tool(folder: Path, package: str) -> str:
 
 def main() -> int:
     """The command that was named."""
-    commands = {"lock": lock, "bases": bases, "audit": audit, "sbom": sbom}
+    commands = {"lock": lock, "engines": engines, "bases": bases, "audit": audit, "sbom": sbom}
     parser = argparse.ArgumentParser(prog="supply.py", description=__doc__)
     parser.add_argument("command", choices=commands)
     command = parser.parse_args().command

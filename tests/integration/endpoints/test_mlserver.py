@@ -9,7 +9,7 @@ import pytest
 import taxiway
 from tasks.settings import Settings
 from taxiway.errors import InvalidRequestError
-from tests.mlserver import mlserver
+from tests.real_engines import mlserver
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import empty_fleet, worker_process, worker_settings
 

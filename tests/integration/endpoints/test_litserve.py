@@ -1,0 +1,43 @@
+"""A worker before LitServe's real server, which speaks OpenAI's chats and lists no models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from tasks.heartbeat import DeviceFacts
+from tasks.settings import Settings
+from taxiway.contract.keys import DEVICES
+from tests.builders import add_engine_models
+from tests.real_engines import litserve
+from tests.routing import eventually
+from tests.working import Tower, worker_process, worker_settings
+
+QUEUES = """
+hardware:
+  cpu.batch:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}/v1", slots: 2, models: {{talk: any}}, health: {{path: /health}}}}
+    price: {{usd_per_hour: 1}}
+service:
+  standard: {{deadline: 60}}
+default_service: standard
+"""
+CHAT = {"messages": [{"role": "user", "content": "Hello dear world"}]}
+
+
+def test_a_chat_of_a_server_that_lists_no_models_is_answered_and_streamed(settings: Settings, tmp_path: Path) -> None:
+    with litserve(tmp_path) as url:
+        told = worker_settings(settings, tmp_path, QUEUES.format(url=url))
+        add_engine_models(told.models, "talk")
+        with worker_process(told, "--device", "endpoint:0"), Tower(told) as tower:
+            eventually(lambda: [one for one in devices(tower) if one.classes and not one.fault])
+            jobs = [tower.order("talk", CHAT, variant="engine", stream=streams) for streams in (False, True)]
+            outputs = [tower.result(job).outputs for job in jobs]
+    assert [one["text"].split() for one in outputs] == [["Hello", "dear", "world"]] * 2
+    assert outputs[0]["finish-reason"] == "stop"
+
+
+def devices(tower: Tower) -> list[DeviceFacts]:
+    return [msgspec.json.decode(raw, type=DeviceFacts) for raw in tower.state.hvals(DEVICES)]

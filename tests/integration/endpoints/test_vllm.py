@@ -1,0 +1,69 @@
+"""A whole fleet before vLLM's real server: a model that it announces, and requests that carry their level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+import taxiway
+from taxiway.contract.job import Result
+from taxiway.errors import RequestTooLargeError
+from tests.real_engines import VLLM_NAME, vllm
+from tests.routing import eventually, router_process
+from tests.working import empty_fleet, worker_process, worker_settings
+
+SLOTS = 2
+QUEUES = """
+hardware:
+  cpu.batch:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}/v1", slots: 2, discover: true, priority: true}}
+    price: {{usd_per_hour: 0.1}}
+service:
+  standard: {{deadline: 120}}
+default_service: standard
+"""
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with vllm(tmp_path_factory.mktemp("vllm"), SLOTS) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(engine: str, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[taxiway.Client]:
+    settings = worker_settings(empty_fleet(valkey_url), tmp_path_factory.mktemp("fleet"), QUEUES.format(url=engine))
+    with (
+        worker_process(settings),
+        router_process(settings) as router,
+        taxiway.Client(router.http) as client,
+    ):
+        eventually(lambda: any(one["name"] == "tiny-llama" for one in client.models()))
+        yield client
+
+
+def test_a_chat_has_the_answer_that_the_engine_alone_gives(client: taxiway.Client, engine: str) -> None:
+    asked = HELLO | {"model": VLLM_NAME}
+    alone = httpx.post(f"{engine}/v1/chat/completions", json=asked, timeout=60, trust_env=False).json()
+    outputs = client.infer("tiny-llama", HELLO, timeout=60).outputs
+    assert outputs["text"] == alone["choices"][0]["message"]["content"]
+    usage = alone["usage"]
+    assert (outputs["usage"]["prompt_tokens"], outputs["tokens"]) == (usage["prompt_tokens"], 12)
+    *told, result = client.stream("tiny-llama", HELLO, timeout=60)
+    assert isinstance(result, Result)
+    assert "".join(map(str, told)) == result.outputs["text"] == outputs["text"]
+
+
+def test_more_chats_than_slots_are_answered_whatever_their_priority(client: taxiway.Client) -> None:
+    jobs = [client.submit("tiny-llama", HELLO, priority=priority) for priority in ("high", "low") * 4]
+    assert len({job.result(timeout=120).outputs["text"] for job in jobs}) == 1
+
+
+def test_a_prompt_beyond_the_context_that_the_engine_announces_is_refused(client: taxiway.Client) -> None:
+    with pytest.raises(RequestTooLargeError):
+        client.infer("tiny-llama", {"messages": [{"role": "user", "content": "x" * 2000}]}, timeout=60)
