@@ -15,7 +15,8 @@ from taxiway.contract.request import Request
 from taxiway.contract.wire import encode_envelope, request_body, task_envelope
 
 _ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 1e308, 2**70, "", "\0", "\ud800", "taxiway", [], {}, [[]], {"a": {}}, "x" * 5000,
+    None, True, -1, 0, 1e308, 2**70, 10**400, -(10**400),
+    "", "\0", "\ud800", "taxiway", [], {}, [[]], {"a": {}}, "x" * 5000,
     ["echo"] * 100, "9999-99-99", "2999-01-01T00:00:00", "../../etc/passwd", "zlib", "application/x-python-serialize",
 )  # fmt: skip
 NUMBERS = (

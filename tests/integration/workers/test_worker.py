@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -417,6 +418,26 @@ def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) 
         tower.result(job)
     assert state_of_job(tower, job) is JobState.DEAD
     assert tower.state.llen(DEAD) == 1
+
+
+def test_no_number_of_a_request_ends_its_worker(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as worker:
+        jobs = [
+            tower.order(model, inputs, level=3, parameters=parameters)
+            for n in (10**400, -(10**400), 2**70, 1e308)
+            for model, inputs, parameters in (
+                ("echo", {"payload": n}, {}),
+                ("echo", n, {"n": n}),
+                ("paced", {"payload": n, "units": n}, {}),
+                ("slab", {"samples": [n], "seed": [n]}, {}),
+                ("slab", [{"name": "samples", "shape": [n], "datatype": "INT64", "data": [n]}], {}),
+            )
+        ]
+        for job in jobs:
+            with suppress(TaxiwayError):
+                tower.result(job)
+        assert tower.result(tower.order("echo", "after")).outputs == {"payload": "after"}
+        assert worker.process.poll() is None
 
 
 HUNGRY = """
