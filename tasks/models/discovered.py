@@ -33,6 +33,7 @@ MOST_TENSORS = 32
 """Inputs, and outputs, of a model that is served without a model.yaml."""
 
 _LONGEST_NAME = 64
+_ANSWER = 1024  # most tokens of an answer whose request does not say it
 _NOT_NAMED = re.compile(r"[^a-z0-9]+")
 _NOT_OF_TENSORS = re.compile(r"[^A-Za-z0-9_.-]+")
 _SUFFIXES = (".gguf", ".onnx", ".safetensors")
@@ -86,6 +87,7 @@ def _discovered(name: str, runtime: str, announced: Announced) -> Model:
     profile, shape = _ESTIMATES[announced.pipeline], _SHAPES[announced.pipeline]
     variant = Variant(runtime=runtime, profiles={"endpoint": profile})
     most = announced.context or shape.buckets[-1]
+    longest = min(_ANSWER, max(most // 2, 1))  # an engine refuses an answer that its context cannot hold
     return msgspec.structs.replace(
         shape,
         name=name,
@@ -93,6 +95,7 @@ def _discovered(name: str, runtime: str, announced: Announced) -> Model:
         variants={runtime: variant},
         inputs=announced.inputs or shape.inputs,
         outputs=announced.outputs or shape.outputs,
+        parameters={name: msgspec.structs.replace(one, default=longest) for name, one in shape.parameters.items()},
         expected_size=min(shape.expected_size, most),
         buckets=(most,),
     )
@@ -179,7 +182,7 @@ _SHAPES: Mapping[str, Model] = {
         pipeline="chat",
         inputs=(_one("request"),),
         outputs=(_one("message"), _one("text"), _one("tokens", "INT64"), _one("finish-reason"), _one("usage")),
-        parameters={"max_tokens": Parameter("integer", default=1024, minimum=1, maximum=2**20)},
+        parameters={"max_tokens": Parameter("integer", default=_ANSWER, minimum=1, maximum=2**20)},
         size_unit="tokens",
         expected_size=512,
         buckets=(2**20,),

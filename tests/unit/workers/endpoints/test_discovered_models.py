@@ -66,6 +66,11 @@ def test_a_discovered_model_is_as_good_as_one_of_a_file(announced: Announced) ->
     assert made is discovered("found", runtime, msgspec.json.decode(msgspec.json.encode(announced), type=Announced))
 
 
+@pytest.mark.parametrize(("context", "longest"), [(0, 1024), (1, 1), (512, 256), (32768, 1024)])
+def test_an_answer_fits_the_context_that_is_announced(context: int, longest: int) -> None:
+    assert discovered("found", "openai", Announced(context=context)).parameters["max_tokens"].default == longest
+
+
 def test_a_model_yaml_keeps_its_name_also_a_wrong_one() -> None:
     mine, found = described(name="mine"), discovered_by([("openai", {"mine": Announced(), "new": Announced()})])
     catalogue = with_discovered(Catalogue({mine.id: mine}, {"broken": "it is wrong"}), found)
