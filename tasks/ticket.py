@@ -10,18 +10,32 @@ A fleet has one key, or several during key rotation: the first one signs, and al
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from tasks.endpoints import Tariff
+from taxiway.contract.request import Terms, new_id, uuid_of
 from taxiway.contract.wire import key_id, signature, signed_by
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 _SIGNED = 2 * hashlib.sha256().digest_size
 """Characters of a signature."""
+
+
+def job_id(terms: Terms, secret: bytes) -> str:
+    """A new job's id. The same tenant and idempotency key always give the same id, a UUID of version 8.
+
+    Only who has the fleet's secret can compute it: who knows a job's id may read its result. `check_terms` rejects line
+    breaks in both, so that no two pairs give the same text.
+    """
+    if terms.idempotency_key is None:
+        return new_id()
+    named = f"idempotency key\n{terms.tenant}\n{terms.idempotency_key}".encode()
+    return uuid_of(hmac.new(secret, named, hashlib.sha256).hexdigest(), 8)
 
 
 class TicketError(Exception):

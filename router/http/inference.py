@@ -46,10 +46,11 @@ from router.service.admission import Admitted, Order, check_size, digest_at, pre
 from router.service.arrivals import Router
 from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
+from tasks.ticket import job_id
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
 from taxiway.contract.limits import Buffer
-from taxiway.contract.request import Request, job_id
+from taxiway.contract.request import Request
 from taxiway.contract.tensors import HEADER, Framed
 from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
@@ -280,7 +281,7 @@ class Inference:
 
     async def _prepared(self, request: Request, size: int, *, reply: str, notify: bool = True) -> _Prepared:
         """A request as an order, before admission."""
-        job = job_id(request)
+        job = job_id(request, self._router.rules.secret[0])
         envelope, body, blobs = await beside(size, self._checked, request, job)
         carry(envelope.headers)
         order = Order(

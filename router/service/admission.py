@@ -214,7 +214,7 @@ def use_of(order: Order, rules: Rules) -> KeyUse | None:
     if key is None or not order.notify or order.released:  # a line's key is made by its batch, of the line
         return None
     model = rules.catalogue.resolve(order.request.model)
-    return key_use(model, order.request, order.submission, rules.topology.limits.keep_result)
+    return key_use(model, order.request, order.job, order.submission, rules.topology.limits.keep_result)
 
 
 def digest_at(order: Order, rules: Rules) -> str:

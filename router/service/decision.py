@@ -5,7 +5,7 @@ No I/O, as in `admission`, which places the requests read here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TypeGuard
 
@@ -18,11 +18,11 @@ from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, check_size, digest_at, hooks_of
 from router.service.celery_message import Embed, check_embed, check_headers, followers_of, read_embed
-from tasks.topology import Limits
+from tasks.ticket import job_id
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
 from taxiway.contract.limits import check_json, surely_fits
-from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms, job_id
+from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms
 from taxiway.contract.values import may_refer, references
 from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
 from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError, cut, quoted, wrong_field
@@ -126,7 +126,7 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
         if not _is_name(job):
             expected = f"a task_id of at most {MAX_NAME} characters"
             raise InvalidRequestError(f"id: expected {expected}, got {len(job)}: {quoted(job)}", field="id")
-        return read_order(envelope, job=job, reply=reply, tag=tag, now=now, limits=rules.topology.limits)
+        return read_order(envelope, job=job, reply=reply, tag=tag, now=now, rules=rules)
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""
         ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
@@ -176,9 +176,9 @@ def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: fl
     `expected_batch` is the number of jobs of its kind that can be released with it, at most what a batch can hold.
     """
     envelope = decode_envelope(drawn.message)
-    job, reply, limits = str(envelope.headers["id"]), drawn.reply, rules.topology.limits
+    job, reply = str(envelope.headers["id"]), drawn.reply
     try:
-        order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limits=limits)
+        order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, rules=rules)
         held = msgspec.structs.replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
         return Decision("", admitted=admit(held, rules, working))
     except TaxiwayError as error:
@@ -187,7 +187,7 @@ def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: fl
         return msgspec.structs.replace(ended, after=after)
 
 
-def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limits: Limits) -> Order:
+def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, rules: Rules) -> Order:
     """The request in a message from a broker door. Its terms are checked on admission.
 
     Raises:
@@ -195,12 +195,12 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
         InvalidRequestError: names the wrong field.
     """
     check_headers(envelope)
-    body = envelope.payload()
+    body, limits = envelope.payload(), rules.topology.limits
     check_size(len(body), limits.payload)
     check_json(body, limits.elements)
     request = _request(body, envelope.content_type)
     if request.idempotency_key is not None:
-        _check_key(request, job)
+        job = _job_of_key(envelope, request, job, rules.secret)
     order = Order(
         job,
         request,
@@ -216,14 +216,22 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
     return order
 
 
-def _check_key(request: Request, job: str) -> None:
+def _job_of_key(envelope: Envelope, request: Request, job: str, secrets: Sequence[bytes]) -> str:
+    """The id of the job under the request's key: the message gets it unless it has it, and its sender is told.
+
+    Raises:
+        InvalidRequestError: its sender waits for the message's own id, as Celery does.
+    """
     check_terms(request)
-    if job != job_id(request):
-        raise InvalidRequestError(
-            f"idempotency_key: expected the message's id to be {job_id(request)}, which the key and the tenant give, "
-            f"got {quoted(job)}; without the key, the id itself is one",
-            field="idempotency_key",
-        )
+    ids = [job_id(request, secret) for secret in secrets]
+    if job in ids:
+        return job
+    if not _submission_of(envelope):
+        expected = "none in a message of plain Celery, whose task_id takes its place"
+        raise wrong_field("idempotency_key", expected, request.idempotency_key)
+    envelope.headers |= {"id": ids[0], "root_id": ids[0]}
+    envelope.properties |= {"correlation_id": ids[0]}
+    return ids[0]
 
 
 def _request(body: bytes, content_type: str) -> Request:

@@ -316,7 +316,7 @@ class RouterStore:
         copies = {one.submission for one, before in zip(keyed, known, strict=True) if before}
         commands: list[Command] = []
         for one in refusals:
-            meta = accepted_meta(one.submission) if one.submission in copies else one.meta
+            meta = accepted_meta(one.submission, one.job) if one.submission in copies else one.meta
             commands.append(("SET", result_key(one.submission), meta, "EX", self._limits.keep_result))
             if one.reply:
                 commands.append(("PUBLISH", reply_channel(one.reply), meta))

@@ -300,13 +300,13 @@ class KeyUse(msgspec.Struct, frozen=True, array_like=True):
     keep: int = 0
 
 
-def key_use(model: Model, request: Request, submission: str, keep: int) -> KeyUse:
-    """The use of its key that a request makes; the answer to its submitter stays for `keep` seconds."""
+def key_use(model: Model, request: Request, job: str, submission: str, keep: int) -> KeyUse:
+    """The use of its key that a request for a job makes; the answer to its submitter stays for `keep` seconds."""
     digest = digest_of(model, request)
     if not submission:
         return KeyUse(digest)
     refused = conflict(request, FIRST, digest)
-    answers = accepted_meta(submission).decode(), failure_meta(submission, refused).decode()
+    answers = accepted_meta(submission, job).decode(), failure_meta(submission, refused).decode()
     return KeyUse(digest, submission, *answers, keep)
 
 

@@ -37,15 +37,13 @@ class Receipt:
 
     `reply` resolves to the stored result when it is announced, if the door listens for it. `single` means that the
     request came without a batch axis; None if unknown. A job `submitted` by this client exists even if no router has
-    recorded it yet; any other id may be unknown. `confirmed` resolves when a router has decided whether the job under
-    the request's idempotency key is this request.
+    recorded it yet; any other id may be unknown.
     """
 
     job: str
     reply: asyncio.Future[bytes] | None = None
     single: bool | None = None
     submitted: bool = False
-    confirmed: asyncio.Future[bytes] | None = None
 
 
 class Door(Protocol):

@@ -161,11 +161,11 @@ class AsyncJob:
 
     @property
     def _door(self) -> Door:
-        """The door of this process; a fork leaves the futures in the receipt to the parent."""
+        """The door of this process; a fork leaves the receipt's future to the parent."""
         door = self._doors.get()
         if door is not self._submitter:
             self._submitter = door
-            self._receipt = dataclasses.replace(self._receipt, reply=None, confirmed=None)
+            self._receipt = dataclasses.replace(self._receipt, reply=None)
         return door
 
     @property

@@ -27,9 +27,9 @@ from taxiway.contract.job import (
     Progress,
     Result,
     ResultMeta,
-    check_accepted,
     failure_of,
     follow,
+    read_accepted,
     read_answer,
     read_meta,
     read_result,
@@ -40,14 +40,23 @@ from taxiway.contract.job import (
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
-from taxiway.contract.request import Request, job_id, new_id
+from taxiway.contract.request import Request, new_id
 from taxiway.contract.tensors import Show
 from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import Carried, Durability, cancel_message, infer_message, read_key, submitting
-from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
+from taxiway.errors import (
+    BrokerUnavailableError,
+    FleetUnavailable,
+    InvalidRequestError,
+    ResultTimeoutError,
+    TaxiwayError,
+)
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals queue, and the blobs that it references."""
+
+_CONFIRMED_WITHIN = 10.0
+"""Seconds for which a submit under an idempotency key waits for a router."""
 
 _RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
@@ -80,16 +89,32 @@ class ValkeyDoor:
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request durably. With an idempotency key, the job may have been submitted by another client."""
-        job, submission = job_id(request), new_id()
-        keyed = request.idempotency_key is not None
-        reply = self._replies.expect(submission_id(submission) if keyed else job)
+        if request.idempotency_key is not None:
+            return Receipt(await self._submit_keyed(request, _CONFIRMED_WITHIN), submitted=True)
+        job = new_id()
+        reply = self._replies.expect(job)
         with submitting(request.model, job) as trace:
-            message, blobs = self._message(job, request, trace, submission if keyed else "")
-            if keyed:
-                self._unconfirmed[reply] = message, blobs
-                reply.add_done_callback(self._forget)
-            await self._link.push(message, blobs)
-        return Receipt(job, None if keyed else reply, submitted=True, confirmed=reply if keyed else None)
+            await self._link.push(*self._message(job, request, trace))
+        return Receipt(job, reply, submitted=True)
+
+    async def _submit_keyed(self, request: Request, within: float) -> str:
+        """The job under the request's idempotency key: only routers can compute its id, so one has to answer.
+
+        Raises:
+            RequestError: the router refused the request; for instance, the key was first used for another one.
+            FleetUnavailable: no router answered; submitting it again under the key makes no second job.
+        """
+        submission = new_id()
+        confirmed = self._replies.expect(submission_id(submission))
+        with submitting(request.model) as trace:
+            arrival = self._unconfirmed[confirmed] = self._message(new_id(), request, trace, submission)
+            confirmed.add_done_callback(self._forget)
+            await self._link.push(*arrival)
+        try:
+            return read_accepted(await self._replies.wait(confirmed, within))
+        except ResultTimeoutError as error:
+            why = f"no router accepted the request within {within:g} s: submit it again under its key"
+            raise FleetUnavailable(why, retry_after=1.0) from error
 
     def _submit_again(self) -> None:
         """Repeat keyed submissions that no router has acknowledged: a failover may have lost them.
@@ -106,9 +131,12 @@ class ValkeyDoor:
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
         if request.idempotency_key is not None:
-            return await self.result(await self.submit(request), timeout)
+            until = _until(timeout)
+            job = await self._submit_keyed(request, _CONFIRMED_WITHIN if timeout is None else timeout)
+            left = None if timeout is None else max(0.0, until - asyncio.get_running_loop().time())
+            return await self.result(Receipt(job, submitted=True), left)
         until = _until(timeout)
-        job = job_id(request)
+        job = new_id()
         reply = self._replies.expect(job)
         with submitting(request.model, job) as trace:
             message, blobs = self._message(job, request, trace)
@@ -121,21 +149,8 @@ class ValkeyDoor:
         if receipt.reply is not None:
             raw = await self._replies.wait(receipt.reply, timeout)
         else:
-            left = await self._confirmed(receipt, timeout)
-            raw = await self._replies.watch(receipt.job, left, submitted=receipt.submitted)
+            raw = await self._replies.watch(receipt.job, timeout, submitted=receipt.submitted)
         return await self._read(raw, until)
-
-    async def _confirmed(self, receipt: Receipt, timeout: float | None) -> float | None:
-        """Wait until a router has accepted a request with an idempotency key; returns the remaining time.
-
-        Raises:
-            RequestError: the router refused the request; for instance, the key was first used for another one.
-        """
-        if receipt.confirmed is None:
-            return timeout
-        began = asyncio.get_running_loop().time()
-        check_accepted(await self._replies.wait(receipt.confirmed, timeout))
-        return timeout and max(0.0, timeout - (asyncio.get_running_loop().time() - began))
 
     def _message(
         self, job: str, request: Request, trace: Carried, submission: str = ""
@@ -161,7 +176,6 @@ class ValkeyDoor:
 
     async def stream(self, receipt: Receipt, timeout: float | None) -> EventStream:
         """The events of the answer as it is generated, then the result."""
-        timeout = await self._confirmed(receipt, timeout)
         async with (
             contextlib.aclosing(PieceReader(self._link, receipt.job)) as reader,
             contextlib.aclosing(follow(reader.read, self.result(receipt, timeout), Progress())) as events,
@@ -189,7 +203,7 @@ class ValkeyDoor:
 
     async def cancel(self, receipt: Receipt) -> None:
         """Send a cancellation to the routers."""
-        if not receipt.submitted or receipt.confirmed is not None:
+        if not receipt.submitted:
             await self._record(receipt)
         await self._link.push(cancel_message(receipt.job, origin=self._origin, key=self._key))
 
@@ -246,11 +260,8 @@ class ValkeyDoor:
 
         Raises:
             UnknownJobError: neither exists, and this client did not submit the job.
-            RequestError: a router refused this client's request under its idempotency key.
         """
         job = receipt.job
-        if receipt.confirmed is not None and receipt.confirmed.done():
-            check_accepted(receipt.confirmed.result())
         flat = [text.decode() for text in await self._link.call("HGETALL", job_key(job))]
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         if fields:

@@ -246,20 +246,21 @@ def failure_meta(job: str, error: TaxiwayError) -> bytes:
         return _meta(job, state_of(error), named | {"details": {}})
 
 
-def accepted_meta(submission: str) -> bytes:
-    """The message under a `submission` id that confirms the submitter's request."""
-    return _meta(submission, JobState.SUCCEEDED, None)
+def accepted_meta(submission: str, job: str) -> bytes:
+    """The message under a `submission` id that tells the submitter which job its request is."""
+    return _meta(submission, JobState.SUCCEEDED, job)
 
 
-def check_accepted(raw: bytes) -> None:
-    """Raise the refusal in the message under a submission id, if it is one.
+def read_accepted(raw: bytes) -> str:
+    """The job in the message under a submission id.
 
     Raises:
-        TaxiwayError: the refusal, of its own class.
+        TaxiwayError: the message is a refusal; of its own class.
     """
     meta = read_meta(raw)
     if meta.status != CELERY_STATUS[JobState.SUCCEEDED]:
         read_result(meta)
+    return str(meta.result)
 
 
 def state_of(error: TaxiwayError) -> JobState:

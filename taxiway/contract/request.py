@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 import sys
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeGuard, get_args
 
@@ -32,7 +30,6 @@ EventType = Literal[
 ]
 """What a webhook endpoint can be notified of."""
 
-_NAMESPACE = uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11")
 LONGEST_DEADLINE = 30 * 86400
 """Most seconds of a deadline: the store keeps a job's record until then."""
 
@@ -139,21 +136,10 @@ def _check(given: Mapping[str, Any]) -> None:
 
 def new_id() -> str:
     """A random UUID (version 4), in a third of the time of `uuid.uuid4`."""
-    return _uuid(os.urandom(16).hex(), 4)
+    return uuid_of(os.urandom(16).hex(), 4)
 
 
-def job_id(terms: Terms) -> str:
-    """A new job's id; the same tenant and idempotency key always give the same id, a UUID of version 5.
-
-    `check_terms` rejects line breaks in both, so that no two pairs give the same text.
-    """
-    if terms.idempotency_key is None:
-        return new_id()
-    named = f"{terms.tenant}\n{terms.idempotency_key}".encode()
-    return _uuid(hashlib.sha1(_NAMESPACE.bytes + named, usedforsecurity=False).hexdigest(), 5)  # as `uuid.uuid5` does
-
-
-def _uuid(digits: str, version: int) -> str:
+def uuid_of(digits: str, version: int) -> str:
     """The UUID of this version with the first 32 of these hexadecimal digits."""
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-{version}{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"

@@ -17,7 +17,7 @@ from celery.states import READY_STATES
 import taxiway
 from taxiway.contract.job import Result, ResultMeta, read_result
 from taxiway.contract.keys import ARRIVALS, INFER
-from taxiway.contract.request import job_id, parse_request
+from taxiway.contract.request import new_id
 from taxiway.contract.wire import Durability
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, error_from
 from tests.chaos.workload import JobSpec
@@ -70,7 +70,7 @@ class ClientDoor:
 
 
 class CeleryDoor:
-    """Celery without taxiway, on its own threads. An idempotency key determines both the job's and the message's id."""
+    """Celery without taxiway, on its own threads."""
 
     replicated = False
 
@@ -84,10 +84,8 @@ class CeleryDoor:
 
     async def submit(self, spec: JobSpec) -> AcceptedJob:
         """Submit the job."""
-        kwargs = {"model": spec.model, "inputs": spec.number}
-        terms = {"deadline": spec.deadline, "idempotency_key": spec.key}
-        kwargs |= {name: value for name, value in terms.items() if value}
-        job = job_id(parse_request(kwargs))
+        kwargs = {"model": spec.model, "inputs": spec.number, **({"deadline": spec.deadline} if spec.deadline else {})}
+        job = new_id()
         try:
             await _in_thread(self._senders, lambda: self._send(job, kwargs))
         except _AWAY as error:

@@ -11,6 +11,7 @@ import redis
 
 from broker.valkey import run
 from broker.valkey.records import Ending, finish_call
+from tasks.ticket import job_id
 from taxiway.contract.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
 from taxiway.contract.keys import (
     ARRIVALS,
@@ -74,7 +75,8 @@ class Responder:
         if envelope.headers["task"] == INFER:
             job, reply = envelope.headers["id"], envelope.headers[HEADER]["reply"]
             if submission := envelope.headers[HEADER].get("submission"):
-                agreed = accepted_meta(submission_id(submission))
+                job = job_id(read_request(envelope.payload(), envelope.content_type), b"the responder's secret")
+                agreed = accepted_meta(submission_id(submission), job)
                 store.set(result_key(submission_id(submission)), agreed)
                 store.publish(reply_channel(reply), agreed)
             finish(store, job, lambda: self._answer(read_request(envelope.payload(), envelope.content_type)), reply)

@@ -40,7 +40,7 @@ def main() -> None:
 def record(settings: Settings, store: Any, client: Client) -> dict[str, Any]:
     """What was written of a few jobs, by what it is."""
     recorded: dict[str, Any] = {}
-    job = client.submit("echo", INPUTS, deadline=600, tenant="lab", priority="high", idempotency_key="once").id
+    job = client.submit("echo", INPUTS, deadline=600, tenant="lab", priority="high").id
     failed = client.submit("nobody-has-it", "a").id
     client.job("unknown").cancel()
     arrived = store.lrange(priority_lists(ARRIVALS)[0], 0, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +18,13 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, job_key, priority_lists, result_key
-from taxiway.errors import IdempotencyConflictError, InvalidRequestError, ResultExpiredError, UnknownModelError
+from taxiway.errors import (
+    FleetUnavailable,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    ResultExpiredError,
+    UnknownModelError,
+)
 from tests.routing import EchoDevice, eventually, router_process
 
 KEY: dict[str, Any] = {"tenant": "tower", "deadline": 30.0}
@@ -124,17 +131,13 @@ def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(flee
     assert fleet.device.done.count(accepted.id) == 1
 
 
-def test_a_job_under_a_key_that_another_request_has_is_neither_shown_nor_cancelled_by_the_refused_one(
-    fleet: Fleet,
-) -> None:
+def test_a_request_under_another_ones_key_is_refused_where_it_is_submitted(fleet: Fleet) -> None:
     once: Any = {"idempotency_key": "theirs", **KEY}
     broker = fleet.clients[2]
     theirs = broker.submit("echo", "first", **once)
     theirs.result(60)  # what waits in the arrivals has no key yet
-    refused = broker.submit("echo", "second", **once)
-    for call in (refused.result, refused.status, refused.cancel, refused.placement):
-        with pytest.raises(IdempotencyConflictError):
-            call()
+    with pytest.raises(IdempotencyConflictError):
+        broker.submit("echo", "second", **once)
     assert theirs.result(60).outputs == {"payload": "first"}
 
 
@@ -147,9 +150,27 @@ def test_a_submission_that_a_failover_lost_is_made_again_by_the_client_that_wait
             stack.enter_context(Client(settings.broker)),
             stack.enter_context(redis.Redis.from_url(server.url)),
         )
-        job = client.submit("echo", "lost once", idempotency_key="flight-99", **KEY)
-        eventually(lambda: state.pubsub_channels("taxiway:reply:*"))
+        asking = stack.enter_context(ThreadPoolExecutor(1))
+        answer = asking.submit(client.infer, "echo", "lost once", idempotency_key="flight-99", timeout=60, **KEY)
+        eventually(lambda: state.pubsub_channels("taxiway:reply:*") and state.llen(ARRIVALS))
         state.delete(*priority_lists(ARRIVALS))
         state.client_kill_filter(_type="pubsub")
         stack.enter_context(router_process(settings))
-        assert job.result(60).outputs == {"payload": "lost once"}
+        assert answer.result(60).outputs == {"payload": "lost once"}
+
+
+def test_a_submit_under_a_key_that_no_router_answers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taxiway.client.valkey_door._CONFIRMED_WITHIN", 0.2)
+    unheard = pytest.raises(FleetUnavailable, match="submit it again under its key")
+    with EmbeddedValkey(tmp_path) as server, Client(server.url) as client, unheard:
+        client.submit("echo", "unheard", idempotency_key="flight-100", **KEY)
+
+
+def test_what_a_producer_knows_of_a_request_does_not_give_its_jobs_id(fleet: Fleet) -> None:
+    key = "invoice-1001"
+    job = fleet.clients[0].submit("echo", "private", idempotency_key=key, **KEY).id
+    named = f"{KEY['tenant']}\n{key}"
+    guesses = {str(uuid.uuid5(space, named)) for space in (uuid.NAMESPACE_DNS, uuid.NAMESPACE_URL, uuid.NAMESPACE_OID)}
+    guesses.add(str(uuid.uuid5(uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11"), named)))  # as ids were once made
+    assert uuid.UUID(job).version == 8
+    assert job not in guesses

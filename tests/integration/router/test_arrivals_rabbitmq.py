@@ -25,11 +25,11 @@ from broker.rabbitmq import RabbitTransport
 from broker.valkey.records import Verdict
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings
-from tasks.ticket import read_ticket
+from tasks.ticket import job_id, read_ticket
 from tasks.topology import load_topology
 from taxiway.contract.job import JobState, read_meta
 from taxiway.contract.keys import ARRIVALS, INFER, WORK, job_key, result_key
-from taxiway.contract.request import job_id, parse_request
+from taxiway.contract.request import Terms
 from taxiway.contract.wire import HEADER
 from taxiway.errors import BrokerUnavailableError, NoDeviceError
 from tests.cable import Cable
@@ -277,7 +277,7 @@ def test_a_refused_copy_ends_a_job_that_was_recorded_and_not_published_and_no_ot
 def test_a_resubmit_publishes_what_a_router_recorded_and_could_not_publish(
     rabbit: Settings, store: redis.Redis
 ) -> None:
-    job = job_id(parse_request({"model": "echo", "inputs": "hello", "idempotency_key": "once"}))
+    job = job_id(Terms(idempotency_key="once"), rabbit.secret[0])
     store.hset(job_key(job), mapping={"state": "queued", "cell": "cpu.batch|1", "work": "1"})
     with EchoDevice(rabbit, answering=False), router_process(rabbit) as router, taxiway.Client(router.http) as client:
         assert client.submit("echo", "hello", idempotency_key="once").id == job

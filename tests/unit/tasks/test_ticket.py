@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import uuid
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.ticket import Ticket, TicketError, read_ticket, sign
+from tasks.ticket import Ticket, TicketError, job_id, read_ticket, sign
+from taxiway.contract.request import Terms
 from taxiway.contract.wire import key_id
 from tests.unit.strategies import json_values
 
@@ -91,3 +93,37 @@ def test_what_a_router_of_another_release_signed_is_refused() -> None:
 
     with pytest.raises(TicketError, match="admin"):
         read_ticket(sign(other, BODY, KEY), BODY, KEY)
+
+
+def test_a_job_without_a_key_gets_a_new_id_each_time() -> None:
+    assert job_id(Terms(), KEY[0]) != job_id(Terms(), KEY[0])
+
+
+def test_a_tenants_key_always_gives_the_same_id() -> None:
+    assert job_id(Terms(idempotency_key="a"), KEY[0]) == job_id(Terms(idempotency_key="a", deadline=5.0), KEY[0])
+
+
+names = st.text(min_size=1, max_size=5).filter(str.isprintable)
+
+
+def test_the_id_under_a_key_stays_the_same_in_all_releases() -> None:
+    assert (
+        job_id(Terms(tenant="tower", idempotency_key="flight-17"), b"s" * 32) == "c4c505e1-2d5d-84c8-a171-75e74bbbeb69"
+    )
+
+
+@given(tenant=names, key=names)
+def test_the_id_under_a_key_depends_on_the_fleets_secret(tenant: str, key: str) -> None:
+    terms = Terms(tenant=tenant, idempotency_key=key)
+    ids = {job_id(terms, secret) for secret in (b"a" * 32, b"b" * 32)}
+    assert [uuid.UUID(one).version for one in ids] == [8, 8]
+
+
+def test_an_id_without_a_key_is_a_random_uuid() -> None:
+    assert uuid.UUID(job_id(Terms(), KEY[0])).version == 4
+
+
+@given(first=st.tuples(names, names), second=st.tuples(names, names))
+def test_another_tenant_or_key_gives_another_id(first: tuple[str, str], second: tuple[str, str]) -> None:
+    ids = [job_id(Terms(tenant=tenant, idempotency_key=key), KEY[0]) for tenant, key in (first, second)]
+    assert (ids[0] == ids[1]) == (first == second)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, job_id, parse_request
+from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, parse_request
 from taxiway.errors import InvalidRequestError
 from tests.unit.strategies import json_values
 
@@ -128,30 +127,3 @@ def test_any_fields_are_a_request_or_an_invalid_request(fields: dict[str, Any]) 
 def test_terms_that_were_built_by_hand_are_checked_too(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
         check_terms(Terms(**fields))
-
-
-def test_a_job_without_a_key_gets_a_new_id_each_time() -> None:
-    assert job_id(Terms()) != job_id(Terms())
-
-
-def test_a_tenants_key_always_gives_the_same_id() -> None:
-    assert job_id(Terms(idempotency_key="a")) == job_id(Terms(idempotency_key="a", deadline=5.0))
-
-
-names = st.text(min_size=1, max_size=5).filter(str.isprintable)
-
-
-@given(tenant=names, key=names)
-def test_the_id_under_a_key_stays_the_same_in_all_releases(tenant: str, key: str) -> None:
-    namespace = uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11")
-    assert job_id(Terms(tenant=tenant, idempotency_key=key)) == str(uuid.uuid5(namespace, f"{tenant}\n{key}"))
-
-
-def test_an_id_without_a_key_is_a_random_uuid() -> None:
-    assert uuid.UUID(job_id(Terms())).version == 4
-
-
-@given(first=st.tuples(names, names), second=st.tuples(names, names))
-def test_another_tenant_or_key_gives_another_id(first: tuple[str, str], second: tuple[str, str]) -> None:
-    ids = [job_id(Terms(tenant=tenant, idempotency_key=key)) for tenant, key in (first, second)]
-    assert (ids[0] == ids[1]) == (first == second)

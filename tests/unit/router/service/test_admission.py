@@ -25,11 +25,11 @@ from tasks.models.model import TensorSpec
 from tasks.models.profiles import bin_of
 from tasks.models.sizes import rows_of
 from tasks.settings import TREE
-from tasks.ticket import read_ticket
+from tasks.ticket import job_id, read_ticket
 from tasks.topology import Tenant, load_topology
-from taxiway.contract.job import JobState, read_meta, read_result, record_from
+from taxiway.contract.job import JobState, read_accepted, read_meta, read_result, record_from
 from taxiway.contract.keys import CANCEL, INFER, flow, spent_key
-from taxiway.contract.request import Request, job_id
+from taxiway.contract.request import Request, Terms
 from taxiway.contract.wire import (
     HEADER,
     Envelope,
@@ -236,12 +236,18 @@ def test_an_expires_that_is_no_date_is_named(expires: object) -> None:
     assert error_of(decision(headers={"expires": expires})).details["field"] == "expires"
 
 
-def test_an_idempotency_key_must_give_the_messages_id() -> None:
+def test_a_message_under_a_key_becomes_the_job_that_the_key_and_the_secret_give() -> None:
+    terms = Terms(tenant="default", idempotency_key="k1")
+    own = job_id(terms, RULES.secret[0])
+    told = decision(idempotency_key="k1", job="other", headers={HEADER: {"reply": "me", "submission": "s"}})
+    again = decision(idempotency_key="k1", job=own)
     refused = decision(idempotency_key="k1", job="other")
-    agreed = decision(idempotency_key="k1", job=job_id(Request(model="echo", inputs="hello", idempotency_key="k1")))
 
+    for one in (told, again):
+        outgoing = present(one.admitted).outgoing
+        assert (outgoing.job, outgoing.envelope.headers["id"]) == (own, own)
+    assert read_accepted(present(present(told.admitted).outgoing.use).same.encode()) == own
     assert error_of(refused).details["field"] == "idempotency_key"
-    assert agreed.admitted is not None
 
 
 def test_a_refusal_goes_to_the_client_that_asked() -> None:
