@@ -167,7 +167,7 @@ class HttpLink:
         received part of the body.
 
         Raises:
-            BrokenOffError: the connection broke, and the request may not be retried or retries failed for `patience` s.
+            DisconnectedError: the connection broke, and the request may not be retried, or retries failed for `patience`.
             BrokerUnavailableError: the server cannot be reached, or was silent for `patience` s; the detail `sent` is
                 set if the request had been sent and may have taken effect.
             FleetUnavailable: the response is not HTTP, or longer than `MOST_BODY`.
@@ -197,7 +197,7 @@ class HttpLink:
         Raises:
             TimeoutError: `until` passed.
             BrokerUnavailableError: no answer, or broken streams, for `patience` seconds.
-            EndedError: the response is not a stream.
+            NotAStreamError: the response is not a stream.
         """
         clock = asyncio.get_running_loop().time
         last, last_good = "", clock()
@@ -242,9 +242,8 @@ class HttpLink:
             call = _Call(self, asyncio.timeout(None), began, began, began + max(longest, self.patience))
             try:
                 return await self._try_once(call, request, max(_PAUSE, until - began))
-            except (ssl.SSLCertVerificationError, aiohttp.ClientConnectorCertificateError) as error:
-                refused = getattr(error, "certificate_error", error)
-                reason = getattr(refused, "verify_message", str(refused))
+            except aiohttp.ClientConnectorCertificateError as error:
+                reason = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
                 raise BrokerUnavailableError(f"TLS certificate verification failed for {self.url}: {reason}") from error
             except _UNREACHED as error:
                 if clock() + _PAUSE >= until:
