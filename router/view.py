@@ -28,8 +28,8 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     `usd_per_hour` is what a device costs now, on average, and `price` all that queues.yaml says.
     `depth` is waiting messages by level if the broker reports it, else one total. `work` is device seconds queued and
     running, `held` those in holding for the class, both by level. `oldest` is the age of the oldest waiting job since
-    acceptance. `replicas` is the number of devices there should be, and `why` the reason. It `lacks` devices that have
-    been missing for longer than one takes to start.
+    acceptance. `replicas` is the number of devices there should be, and `why` the reason; `starts` says whether an
+    autoscaler starts them. It `lacks` devices that have been missing for longer than one takes to start.
     """
 
     device: str
@@ -49,6 +49,7 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int | None
     lacks: int
     why: str
+    starts: bool = False
 
 
 class FleetProblem(msgspec.Struct, frozen=True):
@@ -255,4 +256,5 @@ def _class_view(
         replicas=None if target is None else target.replicas,
         lacks=0 if target is None else target.lacks,
         why="no fleet snapshot yet" if target is None else target.reason,
+        starts=name in fleet.startable,
     )

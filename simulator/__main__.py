@@ -1,69 +1,93 @@
 """`python -m simulator`: `simulate` shows what policies attain and cost, `diff-config` what a configuration changes.
 
-`plan` shows what to buy.
+`plan` shows what to buy. They read queues.yaml, with what the fleet has learned; `simulate` and `plan` also read the
+fleet files of trials.
 
 Data to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from router.decide.history import Arrivals
+from router.decide.history import joined as joined_arrivals
+from router.decide.snapshot import FleetSnapshot
 from simulator.bounds.linear import lower_bound
 from simulator.bounds.whole_devices import whole_bound
 from simulator.demand import COLUMNS as PRICE_COLUMNS
-from simulator.demand import InfeasibleError, PriceError, load_prices, offers
-from simulator.engine import Summary
+from simulator.demand import InfeasibleError, Offer, PriceError, load_prices, offers, own_offers
+from simulator.engine import Outcome, Summary, played
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
-from simulator.history import day_of, trace_of_day
+from simulator.own_fleet import known as own_fleet
+from simulator.own_fleet.difference import WINDOW, difference, difference_tables, sample_line
 from simulator.planner import LOADS, PLAYS, Answer, Plan, fleet_plan, sensitivity, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
-from simulator.reports import Comparison, compared, figures, json_lines, page, sample_line, sampled, usage
-from simulator.reports import difference_table as difference
+from simulator.reports import figures, json_lines, page, usage
 from simulator.traces import (
     AZURE,
     GENERIC,
     Trace,
     TraceError,
+    arrivals_of,
     is_spec,
     joined,
     read_trace,
     synthetic_trace,
-    windows_of,
 )
 from simulator.trials import TRIALS
 from simulator.tuning.command import tune
+from simulator.tuning.real_fleet import Known, urgency
 from simulator.workload import Workload, prepare
-from taxiway.cli import USAGE, exit_on_error, report
+from tasks.document import DocumentError
+from tasks.settings import models_folder, queues_file
+from tasks.topology import Topology, TopologyError, load_topology
+from taxiway.cli import USAGE, CommandError, exit_on_error, report
+from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.errors import flaw
 
-_PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
+_PRICES = Path(__file__).parent / "fleets" / "prices.csv"
 
-SAMPLE, WINDOW = 3600.0, 450.0
-"""Seconds that `diff-config` replays of a history, and of one window: two windows at least. A day at 16 requests/s
-takes 1.5 h of processor time for each file, the sample 4 minutes."""
+SAMPLE = 3600.0
+"""Seconds that `diff-config` replays of a history. A day at 16 requests/s takes 1.5 h of processor time for each file,
+the sample 4 minutes."""
 
 _HINTS: dict[type[Exception], str] = {
     TraceError: f"a trace is a CSV file with the header {','.join(AZURE)} or {','.join(GENERIC)}, or a text such as "
     "poisson:rate=50,duration=600,seed=1",
     FleetError: "docs/simulator.md explains every field; simulator/fleets/azure-mixed.yaml is an example",
+    TopologyError: "docs/operations.md explains every field of queues.yaml; `taxiway check` examines it",
+    own_fleet.StatusError: "`taxiway status --json > status.json` writes it",
+    own_fleet.ReplayError: "`taxiway check` shows which models are served; a class without live devices runs nothing, "
+    "unless an autoscaler starts them",
     PriceError: f"a price file is a CSV file with the columns {','.join(PRICE_COLUMNS)}",
-    InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet file more devices or faster ones",
+    InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices (`scaling.maximum`, "
+    "in a fleet file `count`) or faster ones",
     OSError: "name a file in an existing, writable folder",
 }
+
+_SWAPPED: dict[type[DocumentError], tuple[str, str]] = {
+    TopologyError: ("classes", "this is a fleet file, which is for trials: `taxiway simulate --fleet FILE`"),
+    FleetError: ("hardware", "this is a queues.yaml: `--queues FILE` reads it"),
+}
+"""What the other kind of file has at its top, and what to do with it."""
 
 
 @click.group()
@@ -71,17 +95,87 @@ def main() -> None:
     """Simulate the fleet under load, without the fleet."""
 
 
-@main.command()
-@click.option("--trace", "source", help="A CSV file, or a text such as poisson:rate=50,duration=600.")
-@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="The fleet file (YAML).")
-@click.option(
-    "--trial", type=click.Choice(list(TRIALS)), help="Instead of trace and fleet: a trial with several models."
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """Where a fleet's own files and facts are."""
+
+    queues: Path | None
+    url: str | None
+    data: Path | None
+    status: Path | None
+    model: str
+
+    def topology(self) -> Topology:
+        """The file given, else the fleet's own. Raises `TopologyError`."""
+        return load_topology(self.queues or queues_file(os.environ))
+
+    def seen(self) -> FleetSnapshot | None:
+        """The devices of the fleet; None if none was named and none runs here.
+
+        Raises:
+            BrokerUnavailableError: the state store that was named does not answer.
+            StatusError: the file is no status.
+        """
+        if self.status is not None:
+            return own_fleet.read_status(self.status)
+        try:
+            address = find_store(self.url, self.data, os.environ)
+        except CommandError:
+            if self.data is not None:
+                raise
+            click.echo(
+                "note: no fleet runs here: times are those of the models' profiles, and each class has as many devices "
+                "as its `scaling` allows",
+                err=True,
+            )
+            return None
+        return own_fleet.running_fleet(address)
+
+    def known(self, topology: Topology, seen: FleetSnapshot | None, new: Collection[str] = ()) -> Known:
+        """The fleet under a file; devices of the classes `new` may be started, of all if no devices are known."""
+        startable = topology.hardware if seen is None else new
+        return own_fleet.known_fleet(topology, models_folder(os.environ), seen or FleetSnapshot(), startable)
+
+    def arrivals(self, source: str) -> Arrivals:
+        """What arrived, by `--trace` or `--history`."""
+        if is_spec(source) and not self.model:
+            raise click.UsageError("a synthetic trace names no model: name one with --model")
+        return own_fleet.arrivals_from(source, self.model, self.url, self.data)
+
+
+_queues = click.option(
+    "--queues",
+    type=click.Path(path_type=Path),
+    help="The fleet's file [TAXIWAY_QUEUES, else the checkout's queues.yaml].",
 )
+
+
+def _own_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--url", help="The fleet's state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, the local one]."
+        ),
+        click.option("--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [.taxiway]."),
+        click.option(
+            "--status", type=click.Path(path_type=Path), help="Output of `taxiway status --json`, in place of a fleet."
+        ),
+        click.option("--model", default="", help="The model of a trace that names none."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--trace", "source", help="A CSV file, a UTC day, or a text such as poisson:rate=50,duration=600.")
+@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="A trial's fleet file (YAML).")
+@click.option("--trial", type=click.Choice(list(TRIALS)), help="Instead of a trace: a trial with several models.")
 @click.option(
-    "--data",
+    "--traces",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="The folder of the Azure LLM traces, for a trial's language models; synthetic without.",
 )
+@_queues
+@_own_options
 @click.option("--policy", "name", type=click.Choice(sorted(POLICIES)), default="taxiway", show_default=True)
 @click.option("--compare", is_flag=True, help="Run every policy, and compute lower bounds on cost and score.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
@@ -98,53 +192,73 @@ def simulate(
     source: str | None,
     fleet_file: Path | None,
     trial: str | None,
-    data: Path | None,
+    traces: Path | None,
     name: str,
     compare: bool,
     seed: int,
     load: float,
     as_json: bool,
     plot: Path | None,
+    **own: Any,
 ) -> None:
-    """Replay a trace on a modelled fleet, and print what policies attain and cost."""
-    if bool(trial) == bool(source or fleet_file) or bool(source) != bool(fleet_file):
-        raise click.UsageError("give either --trial, or --trace and --fleet")
+    """Replay a trace on the fleet of a queues.yaml or on a trial's, and print what policies attain and cost."""
+    if bool(trial) == bool(source) or (fleet_file and (trial or own["queues"])):
+        raise click.UsageError("give --trial, or --trace with --queues or --fleet")
     with _exit_on_error():
-        if source and fleet_file:
-            workload, what = _workload(source, fleet_file, seed=seed, load=load), f"{Path(source).name}"
+        if trial:
+            chosen = TRIALS[trial]
+            workload = chosen.workload(chosen.trace(seed, traces).at_load(load, seed=seed))
         else:
-            chosen = TRIALS[trial or ""]
-            workload, what = chosen.workload(chosen.trace(seed, data).at_load(load, seed=seed)), f"the trial {trial}"
+            trace, fleet = _load(source or "", fleet_file, _Own(**own))
+            workload = prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
         summaries = _compared(workload, seed) if compare else [_run(name, workload, seed)]
         if as_json:
             click.echo(json_lines(summaries), nl=False)
         else:
-            console = stdout_console()
-            console.print(figures(summaries), "", usage(summaries))
+            _print(figures(summaries), "", usage(summaries))
         if plot is not None:
             title = "What each policy attains and costs"
+            what = f"the trial {trial}" if trial else Path(source or "").name
             on = Path(workload.fleet.file).name
             subtitle = f"{len(workload):,} requests of {what} on {on}, load {load:g}, seed {seed}"
             plot.write_text(page(summaries, title=title, subtitle=subtitle), encoding="utf-8")
 
 
+def _load(source: str, fleet_file: Path | None, own: _Own) -> tuple[Trace, Fleet]:
+    """The trace, and the fleet that it is replayed on: a trial's, or the own one."""
+    if fleet_file is None:
+        topology = own.topology()
+        return _as_twin(own.arrivals(source), own.known(topology, own.seen()))
+    fleet = load_fleet(fleet_file)
+    model = own.model or fleet.default_model
+    trace = synthetic_trace(source, model=model) if is_spec(source) else read_trace(Path(source), model=model)
+    return trace, fleet
+
+
+def _as_twin(arrivals: Arrivals, known: Known) -> tuple[Trace, Fleet]:
+    """What arrived, and the known fleet, in the simulator's words, which are told on stderr."""
+    topology = known.topology
+    workload = own_fleet.replayable(own_fleet.under(arrivals, topology, topology), known).workload
+    said = [f"{rank} stands for {', '.join(mine)}" for rank, mine in own_fleet.stands_for(topology)]
+    click.echo(f"note: {'; '.join(said)}", err=True)
+    return workload.trace, workload.fleet
+
+
 @main.command()
-@click.argument("new_file", metavar="NEW.yaml", type=click.Path(path_type=Path))
-@click.option("--fleet", "old_file", required=True, type=click.Path(path_type=Path), help="The old fleet file (YAML).")
+@click.argument("new_file", metavar="NEW/queues.yaml", type=click.Path(path_type=Path))
+@click.option(
+    "--old",
+    "queues",
+    type=click.Path(path_type=Path),
+    help="The file to compare it with [TAXIWAY_QUEUES, else the checkout's queues.yaml].",
+)
 @click.option(
     "--history",
     "source",
     required=True,
     help="What arrived: a CSV file of `taxiway history export`, another trace, or a UTC day such as 2026-11-27.",
 )
-@click.option(
-    "--url", help="For a day: the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]."
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="For a day: data directory of a local fleet [TAXIWAY_DATA, else .taxiway].",
-)
+@_own_options
 @click.option(
     "--sample",
     type=click.FloatRange(min=0),
@@ -156,101 +270,66 @@ def simulate(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: old, new and difference.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a chart to this HTML file.")
 def diff_config(
-    new_file: Path,
-    old_file: Path,
-    source: str,
-    url: str | None,
-    data: Path | None,
-    sample: float,
-    seed: int,
-    as_json: bool,
-    plot: Path | None,
+    new_file: Path, source: str, sample: float, seed: int, as_json: bool, plot: Path | None, **own: Any
 ) -> None:
-    """Replay a history under an old and a new configuration, and print what each attains and costs."""
+    """Replay a history under another queues.yaml, and print what both attain and cost."""
+    mine = _Own(**own)
+
+    def play(workload: Workload, label: str) -> tuple[Summary, Outcome]:
+        with _progress(label, len(workload)) as advance:
+            policy = POLICIES["taxiway"](workload, seed)
+            return played("taxiway", workload, policy, seed=seed, progress=advance)
+
     with _exit_on_error():
-        old, new = load_fleet(old_file), load_fleet(new_file)
-        day = day_of(source)
-        trace = trace_of_day(url, data, day) if day else _trace(source, old)
-        found = _difference(trace, (old, new), sample, seed)
+        old, new = mine.topology(), load_topology(new_file)
+        arrivals, seen = mine.arrivals(source), mine.seen()
+        added = new.hardware.keys() - old.hardware.keys()
+        found = difference(arrivals, mine.known(old, seen), mine.known(new, seen, added), sample, play)
         if as_json:
             click.echo(msgspec.json.encode(found))
         else:
-            console = stdout_console()
             lines = [] if found.sample is None else [sample_line(found.sample)]
-            console.print(*lines, difference(found), sep="\n")
+            dollars, shares = difference_tables(found)
+            _print(*lines, dollars, "", shares)
         if plot is not None:
-            subtitle = f"{len(trace):,} requests of {Path(source).name}, seed {seed}; old: {old_file}, new: {new_file}"
+            subtitle = f"{len(arrivals):,} requests of {Path(source).name}, seed {seed}; new: {new_file}"
             dots = [msgspec.structs.replace(found.new, policy="new"), msgspec.structs.replace(found.old, policy="old")]
             title = "What the new configuration attains and costs"
             plot.write_text(page(dots, title=title, subtitle=subtitle), encoding="utf-8")
 
 
-def _difference(trace: Trace, fleets: tuple[Fleet, Fleet], sample: float, seed: int) -> Comparison:
-    """The history under both configurations, or windows of it that are about `sample` seconds together."""
-    of = float(trace.arrival[-1])
-    if not sample or of <= sample:
-        return compared(*_both(trace, fleets, seed, ""))
-    count = max(2, round(sample / WINDOW))
-    parts = windows_of(trace, count=count, each=sample / count)
-    runs = [_both(part, fleets, seed, f" {number} of {len(parts)}") for number, part in enumerate(parts, 1)]
-    asked = [np.bincount(_replayed(part, fleets[0], seed).trace.service, minlength=len(SERVICES)) for part in parts]
-    return sampled(runs, np.array(asked), count=count, each=sample / count, of=of)
-
-
-def _both(trace: Trace, fleets: tuple[Fleet, Fleet], seed: int, which: str) -> tuple[Summary, Summary]:
-    old, new = (
-        _run("taxiway", _replayed(trace, fleet, seed), seed, label=f"{name}{which}")
-        for name, fleet in zip(("old", "new"), fleets, strict=True)
-    )
-    return old, new
-
-
-def _replayed(trace: Trace, fleet: Fleet, seed: int) -> Workload:
-    """The history on a fleet.
-
-    Raises:
-        FleetError: the fleet does not run all of the history's models.
-    """
-    lacking = [name for name in trace.models if name not in fleet.timings]
-    if lacking:
-        raise FleetError(fleet.file, "classes", "classes that run every model of the history", lacking)
-    return prepare(trace, fleet, seed=seed)
-
-
-def _pairs(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` options as a mapping."""
-    found: dict[str, str] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value) or name in found:
-            raise click.BadParameter(f"expected NAME=VALUE, each name once, got {text!r}", ctx, option)
-        found[name] = value
+def _pairs(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
+    """`NAME=VALUE` options, in order."""
+    found = [(name, value) for name, _, value in (text.partition("=") for text in values)]
+    if wrong := [text for text, pair in zip(values, found, strict=True) if not all(pair)]:
+        raise click.BadParameter(f"expected NAME=VALUE, got {wrong[0]!r}", ctx, option)
     return found
 
 
 def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, float]:
     """`SERVICE=SHARE` options as a mapping."""
     found: dict[str, float] = {}
-    for name, text in _pairs(ctx, option, values).items():
+    for name, text in _pairs(ctx, option, values):
         try:
-            found[name] = float(text)
+            share = float(text)
         except ValueError:
-            found[name] = 0.0
-        if name not in SERVICES or not 0 < found[name] <= 1:
-            expected = f"one of {', '.join(SERVICES)} and a share above 0, at most 1"
+            share = 0.0
+        if name in found or not 0 < share <= 1:
+            expected = "each service once, with a share above 0, at most 1"
             raise click.BadParameter(f"expected {expected}, got {name}={text}", ctx, option)
+        found[name] = share
     return found
 
 
 @main.command()
-@click.option("--trace", "source", help="A CSV file, or a text such as poisson:rate=50,duration=600.")
+@click.option("--trace", "source", help="A CSV file, a UTC day, or a text such as poisson:rate=50,duration=600.")
 @click.option(
     "--rate",
     "rates",
     multiple=True,
     metavar="MODEL=R",
     callback=_pairs,
-    help="A model's requests per second, optionally with sizes: chat=5,size=800,output=100.",
+    help="A model's requests per second, optionally with their service and sizes: chat=5,service=live,size=800.",
 )
 @click.option(
     "--slo",
@@ -260,49 +339,92 @@ def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) 
     callback=_shares,
     help="The share of a service's requests to answer in time.",
 )
-@click.option("--prices", "price_file", required=True, type=click.Path(path_type=Path), help="The price file (CSV).")
-@click.option(
-    "--fleet", "fleet_file", default=_PLANNED, type=click.Path(path_type=Path), help="The fleet file [azure-plan.yaml]."
-)
+@_queues
+@_own_options
+@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="Instead of queues.yaml: a fleet file.")
+@click.option("--prices", type=click.Path(path_type=Path), help="For a fleet file: a price file (CSV) [prices.csv].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
     source: str | None,
-    rates: dict[str, str],
+    rates: list[tuple[str, str]],
     slo: dict[str, float],
-    price_file: Path,
-    fleet_file: Path,
+    fleet_file: Path | None,
+    prices: Path | None,
     seed: int,
     as_json: bool,
+    **own: Any,
 ) -> None:
-    """Find the cheapest instances that serve a load in time, and check them by a simulation."""
+    """Find the cheapest devices that serve a load in time, and check them by a simulation."""
     if bool(source) == bool(rates):
         raise click.UsageError("give either --trace or --rate")
+    if prices and not fleet_file:
+        raise click.UsageError("--prices is for --fleet: devices of queues.yaml cost what it says")
+    mine = _Own(**own)
     with _exit_on_error():
-        fleet = load_fleet(fleet_file)
-        trace = _trace(source, fleet) if source else _at_rates(rates, seed)
-        answer = _planned(trace, fleet, price_file, slo, seed)
+        if fleet_file is None:
+            topology = mine.topology()
+            arrivals = mine.arrivals(source) if source else _arrivals_at(rates, seed)
+            trace, fleet = _as_twin(arrivals, mine.known(topology, mine.seen(), topology.hardware))
+            answer = _planned(trace, fleet, own_offers(fleet), _by_rank(slo, topology), seed)
+        else:
+            known = {name: name for name in SERVICES}
+            trace, fleet = (
+                _load(source, fleet_file, mine) if source else (_at_rates(rates, seed), load_fleet(fleet_file))
+            )
+            offered = offers(fleet, load_prices(prices or _PRICES))
+            answer = _planned(trace, fleet, offered, _checked(slo, known), seed)
     if as_json:
         click.echo(msgspec.json.encode(answer))
     else:
-        stdout_console().print(*tables(answer), sep="\n")
+        _print(*tables(answer))
 
 
-def _at_rates(rates: dict[str, str], seed: int) -> Trace:
-    """Poisson arrivals of each model."""
-    each = [
-        synthetic_trace(f"poisson:rate={rate},seed={seed + number}", model=model)
-        for number, (model, rate) in enumerate(rates.items())
-    ]
-    return joined(each)
+def _by_rank(slo: dict[str, float], topology: Topology) -> dict[str, float]:
+    """The shares by the simulator's services: of several that one stands for, the largest."""
+    return _checked(slo, {name: SERVICES[urgency(topology, name)] for name in topology.service})
 
 
-def _planned(trace: Trace, fleet: Fleet, price_file: Path, slo: dict[str, float], seed: int) -> Answer:
+def _checked(slo: dict[str, float], ranks: Mapping[str, str]) -> dict[str, float]:
+    unknown = [name for name in slo if name not in ranks]
+    if unknown:
+        raise click.UsageError(f"--slo: expected one of {', '.join(ranks)}, got {unknown[0]}")
+    found: dict[str, float] = {}
+    for name, share in slo.items():
+        found[ranks[name]] = max(share, found.get(ranks[name], 0.0))
+    return found
+
+
+def _each(rates: Sequence[tuple[str, str]], seed: int) -> Iterator[tuple[Trace, str]]:
+    """Poisson arrivals of each `--rate`, and their service."""
+    for number, (model, text) in enumerate(rates):
+        parts = text.split(",")
+        services = [part.removeprefix("service=") for part in parts if part.startswith("service=")]
+        rest = ",".join(part for part in parts if not part.startswith("service="))
+        yield synthetic_trace(f"poisson:rate={rest},seed={seed + number}", model=model), "".join(services)
+
+
+def _arrivals_at(rates: Sequence[tuple[str, str]], seed: int) -> Arrivals:
+    return joined_arrivals([arrivals_of(trace, service) for trace, service in _each(rates, seed)])
+
+
+def _at_rates(rates: Sequence[tuple[str, str]], seed: int) -> Trace:
+    """The arrivals as a trace for a fleet file."""
+    traces = []
+    for trace, service in _each(rates, seed):
+        if service and service not in SERVICES:
+            raise click.UsageError(f"--rate: expected a service of {', '.join(SERVICES)}, got {service}")
+        same = trace.service if not service else np.full(len(trace), SERVICES.index(service), np.int8)
+        traces.append(replace(trace, service=same))
+    return joined(traces)
+
+
+def _planned(trace: Trace, fleet: Fleet, offered: Sequence[Offer], slo: dict[str, float], seed: int) -> Answer:
     """The plan for the trace, and those for other loads."""
-    offered = offers(fleet, load_prices(price_file))
+    single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
 
-    def loaded(load: float) -> Workload:
-        return prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
+    def loaded(load: float, on: Fleet = single) -> Workload:
+        return prepare(trace.at_load(load, seed=seed), on, seed=seed)
 
     def planned(load: float) -> Plan:
         return find_plan(
@@ -312,7 +434,7 @@ def _planned(trace: Trace, fleet: Fleet, price_file: Path, slo: dict[str, float]
     found = planned(1.0)
     loads = [sensitivity(load, found if load == 1.0 else _tried(planned, load)) for load in LOADS]
     with _progress("fleet plan", PLAYS) as advance:
-        followed = fleet_plan(loaded(1.0), offered, found, seed=seed, progress=advance)
+        followed = fleet_plan(loaded(1.0, fleet), offered, found, seed=seed, progress=advance)
     return Answer(slo=slo, plan=found, loads=loads, fleet_plan=followed)
 
 
@@ -323,14 +445,8 @@ def _tried(planned: Callable[[float], Plan], load: float) -> Plan | InfeasibleEr
         return error
 
 
-def _workload(source: str, fleet_file: Path, *, seed: int, load: float) -> Workload:
-    fleet = load_fleet(fleet_file)
-    return prepare(_trace(source, fleet).at_load(load, seed=seed), fleet, seed=seed)
-
-
-def _trace(source: str, fleet: Fleet) -> Trace:
-    model = fleet.default_model
-    return synthetic_trace(source, model=model) if is_spec(source) else read_trace(Path(source), model=model)
+def _print(*parts: Any) -> None:
+    stdout_console().print(*parts, sep="\n")
 
 
 def _compared(workload: Workload, seed: int) -> list[Summary]:
@@ -363,8 +479,18 @@ def _exit_on_error() -> Iterator[None]:
             yield
     except tuple(_HINTS) as error:
         said = f"{error.filename}: {flaw(error)}" if isinstance(error, OSError) else str(error)
-        report(said, next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
+        report(said, _swapped(error) or next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
         sys.exit(USAGE)
+
+
+def _swapped(error: Exception) -> str:
+    """The hint for a file of the other kind; empty if it is none."""
+    for kind, (field, hint) in _SWAPPED.items():
+        if isinstance(error, kind):
+            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+                top = yaml.safe_load(Path(error.file).read_text(encoding="utf-8"))
+                return hint if isinstance(top, dict) and field in top else ""
+    return ""
 
 
 main.add_command(tune)

@@ -108,6 +108,12 @@ def offers(fleet: Fleet, prices: Prices) -> tuple[Offer, ...]:
     return tuple(offer for name, device in fleet.classes.items() for offer in _offers(fleet.file, name, device, prices))
 
 
+def own_offers(fleet: Fleet) -> tuple[Offer, ...]:
+    """Single devices of each class that costs something by the hour, at the class's own price."""
+    prices = {name: 3600 * device.usd_per_second for name, device in fleet.classes.items()}
+    return tuple(Offer(name, name, 1, price) for name, price in prices.items() if price)
+
+
 def _instance(row: Mapping[str, str | None], file: str, line: int) -> Instance:
     fields = {name: row[name] for name in COLUMNS}
     if None in fields.values() or None in row:

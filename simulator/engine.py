@@ -157,9 +157,16 @@ def simulate(
     name: str, workload: Workload, policy: Policy, *, seed: int, progress: Progress = lambda arrived: None
 ) -> Summary:
     """The figures of `policy`, called `name`, over the workload."""
+    return played(name, workload, policy, seed=seed, progress=progress)[0]
+
+
+def played(
+    name: str, workload: Workload, policy: Policy, *, seed: int, progress: Progress = lambda arrived: None
+) -> tuple[Summary, Outcome]:
+    """The same, and how each request ended."""
     engine = Engine(workload, policy, seed=seed)
     outcome = engine.run(progress)
-    return summarise(name, workload, outcome, engine.pools)
+    return summarise(name, workload, outcome, engine.pools), outcome
 
 
 WAITING, ANSWERED, DROPPED, REFUSED = range(4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -19,7 +19,9 @@ from tasks.endpoints import Rate
 from tasks.topology import ClassName, Price, Rebalance, price_contradictions
 from taxiway.contract.request import Priority
 
-SERVICES = ("live", "standard", "bulk")
+ServiceName = Literal["live", "standard", "bulk"]
+
+SERVICES: tuple[str, ...] = get_args(ServiceName)
 """The services that reports distinguish, most urgent first."""
 
 USABLE = 0.9
@@ -95,10 +97,10 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """A hardware class: at most `count` identical devices that share one queue.
 
     `minimum` of them are never switched off and `initial` are on when the trace begins. A device serves `start` seconds
-    after it is switched on. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour.
-    `reserve_for` names the service that the class is reserved for. `horizon` is the most seconds of work bound to it. A
-    batch that runs as a whole takes at most `max_run` seconds, as in queues.yaml; unbounded if absent. `accelerator`
-    and `instances` are names in a price file, for the planner.
+    after it is switched on. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour. `warm`
+    names models that it has loaded by then. `reserve_for` names the service that the class is reserved for. `horizon`
+    is the most seconds of work bound to it. A batch that runs as a whole takes at most `max_run` seconds, as in
+    queues.yaml; unbounded if absent. `accelerator` and `instances` are names in a price file, for the planner.
     An `endpoint` is an external server: `max_batch` are its slots, its price may be by tokens and requests, and
     each device is sent no more than `rate`.
     With `pools` the Kubernetes operator decides on which nodes devices run, first choice first, once per second.
@@ -117,7 +119,8 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_wait: AtLeast0 = 0.0
     max_run: Above | None = None
     horizon: Above = 1.0
-    reserve_for: Literal["live", "standard", "bulk"] | None = None
+    warm: tuple[Name, ...] = ()
+    reserve_for: ServiceName | None = None
     roofline: Roofline | None = None
     curves: dict[str, Curve] = {}
     accelerator: Name | None = None

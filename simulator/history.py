@@ -35,7 +35,7 @@ from router.decide.history import (
     slice_of,
 )
 from simulator.reports import percent, seconds, table
-from simulator.traces import Trace, TraceError, trace_of, without_versions, write_trace
+from simulator.traces import write_arrivals
 from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run
@@ -176,7 +176,7 @@ def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime |
     """Sum up what arrived at the fleet, and what became of it, by model and service."""
     if ctx.invoked_subcommand is not None:
         return
-    arrivals = _read(url, data, day)
+    arrivals = arrivals_of_day(url, data, day)
     shares = shares_of(arrivals)
     if as_json:
         click.echo(msgspec.json.encode({"shares": shares, "unseen": arrivals.unseen}))
@@ -190,29 +190,16 @@ def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime |
 @_data
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, with what became of it.")
 def export(day: datetime, url: str | None, data: Path | None, *, as_json: bool) -> None:
-    """Print a UTC day's arrivals as a trace for `taxiway simulate`, a CSV file."""
-    arrivals = _read(url, data, day)
+    """Print a UTC day's arrivals as a trace for `taxiway diff-config` and `simulate`, a CSV file."""
+    arrivals = arrivals_of_day(url, data, day)
     if as_json:
         for job in _told(arrivals):
             click.echo(msgspec.json.encode(job))
     else:
-        write_trace(trace_of(arrivals), sys.stdout)
+        write_arrivals(arrivals, sys.stdout)
 
 
-def trace_of_day(url: str | None, data: Path | None, day: datetime) -> Trace:
-    """A UTC day's arrivals as `export` writes them: without the versions of models.
-
-    Raises:
-        CommandError: none are recorded, or there is no state store.
-        TraceError: all of them were refused.
-    """
-    trace = trace_of(_read(url, data, day))
-    if not len(trace):
-        raise TraceError(f"the history of {day.date()}", 0, "at least one request", "none")
-    return without_versions(trace)
-
-
-def _read(url: str | None, data: Path | None, day: datetime | None) -> Arrivals:
+def arrivals_of_day(url: str | None, data: Path | None, day: datetime | None) -> Arrivals:
     """The arrivals of a day, or of the last 24 hours; spans that were not observed are reported on stderr.
 
     Raises:

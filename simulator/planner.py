@@ -176,11 +176,11 @@ def mix_of(bought: Plan, offers: Sequence[Offer]) -> Mix:
 
 
 def equipped(workload: Workload, mix: Mix) -> Workload:
-    """The workload on the mix: its classes with their devices, always on, each at the price paid for it."""
+    """The workload on the mix: its classes with their devices, always on and warm, each at the price paid for it."""
     fleet, devices = workload.fleet, mix.devices()
     kept = [number for number, name in enumerate(fleet.classes) if name in devices]
     classes = {
-        name: _powered(device, devices[name], _paid(mix, name) / devices[name])
+        name: _powered(device, devices[name], _paid(mix, name) / devices[name], tuple(fleet.timings))
         for name, device in fleet.classes.items()
         if name in devices
     }
@@ -189,9 +189,9 @@ def equipped(workload: Workload, mix: Mix) -> Workload:
     return replace(workload, fleet=replace(fleet, classes=classes, timings=timings, events=events))
 
 
-def _powered(device: DeviceClass, count: int, usd_per_hour: float) -> DeviceClass:
+def _powered(device: DeviceClass, count: int, usd_per_hour: float, warm: tuple[str, ...]) -> DeviceClass:
     price = Price(usd_per_hour=usd_per_hour, spot_usd_per_hour=usd_per_hour)
-    return msgspec.structs.replace(device, count=count, minimum=count, initial=count, price=price)
+    return msgspec.structs.replace(device, count=count, minimum=count, initial=count, price=price, warm=warm)
 
 
 def _paid(mix: Mix, name: str) -> float:

@@ -76,6 +76,7 @@ class Pool:
         self.devices = [Device(number, device.memory * USABLE) for number in range(device.most)]
         self._profiles: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
         self._timings = self._profiles
+        self._warm = [number for number, model in enumerate(models) if model in device.warm]
         self._random = random.Random(f"{seed} {name}")
         self._world = world
         longest = math.inf if device.max_run is None else device.max_run
@@ -340,6 +341,9 @@ class Pool:
         if device is not None and device.session == session:
             device.serving = True
             self.serving += not device.draining
+            for timing, model in ((self._timings[model], model) for model in self._warm):
+                if timing is not None:
+                    device.hold(model, timing, now)
             self.feed(now)
 
     def _admit(self, job: Job, timing: Stepping, now: float) -> bool:

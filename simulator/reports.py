@@ -1,4 +1,4 @@
-"""Comparisons of policies for people and programs: tables, JSON, two runs side by side, and one HTML page.
+"""Comparisons of policies for people and programs: tables, JSON, and one HTML page.
 
 Also the plan that routers follow, as text. The page loads nothing from a network.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
@@ -91,162 +89,6 @@ def plan_tables(plan: Plan) -> tuple[Table, Table]:
 
 def _rule(rule: ScalingRule) -> str:
     return f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"
-
-
-_DOLLARS = {"score": "score", "cost_usd": "cost", "starts_usd": "cost of starts", "idle_usd": "cost of idle devices"}
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """New minus old. Attainment is null where the service is unused in either; a class absent in one cost nothing."""
-
-    attainment: dict[str, float | None]
-    cost_usd: float
-    score: float
-    starts_usd: float
-    idle_usd: float
-    usd_by_class: dict[str, float]
-
-
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What was replayed of a history of `of` seconds: `windows` windows of `each` seconds, spread evenly.
-
-    `error` is two standard errors of the differences, estimated from how the windows differ.
-    """
-
-    windows: int
-    each: float
-    of: float
-    error: Change
-
-
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that `diff-config` prints. With a `sample`, dollars are scaled to the whole history."""
-
-    old: Summary
-    new: Summary
-    difference: Change
-    sample: Sample | None = None
-
-
-def compared(old: Summary, new: Summary) -> Comparison:
-    """Both runs and their difference."""
-    attained = {name: _minus(new.attainment[name], old.attainment[name]) for name in SERVICES}
-    dollars = {name: getattr(new, name) - getattr(old, name) for name in _DOLLARS}
-    by_class = {
-        name: new.usd_by_class.get(name, 0.0) - old.usd_by_class.get(name, 0.0)
-        for name in dict.fromkeys([*old.usd_by_class, *new.usd_by_class])
-    }
-    return Comparison(old=old, new=new, difference=Change(attainment=attained, usd_by_class=by_class, **dollars))
-
-
-Asked = NDArray[np.int64]
-"""Requests of each service in each window; shape (windows, services)."""
-
-
-def sampled(runs: Sequence[tuple[Summary, Summary]], asked: Asked, *, count: int, each: float, of: float) -> Comparison:
-    """Both configurations on the whole history, from old and new runs of `count` windows; empty windows have none."""
-    scale = of / (count * each)
-    old, new = (_scaled([pair[side] for pair in runs], asked, scale) for side in (0, 1))
-    changes = [compared(*pair).difference for pair in runs]
-    unseen = math.sqrt(max(1 - 1 / scale, 0.0))  # of a whole history that is replayed nothing is uncertain
-    total = 2 * unseen * scale * math.sqrt(count)
-    shares = {name: [change.attainment[name] for change in changes] for name in SERVICES}
-    error = Change(
-        attainment={name: _share_error(values, unseen) for name, values in shares.items()},
-        usd_by_class={
-            name: total * _deviation([change.usd_by_class.get(name, 0.0) for change in changes], count)
-            for name in dict.fromkeys(name for change in changes for name in change.usd_by_class)
-        },
-        **{name: total * _deviation([getattr(change, name) for change in changes], count) for name in _DOLLARS},
-    )
-    found = compared(old, new)
-    return msgspec.structs.replace(found, sample=Sample(windows=count, each=each, of=of, error=error))
-
-
-def _scaled(parts: Sequence[Summary], asked: Asked, scale: float) -> Summary:
-    """One summary of all windows: shares by requests, dollars times `scale`."""
-    attainment: dict[str, float | None] = {}
-    for number, name in enumerate(SERVICES):
-        requests = asked[:, number]
-        timely = sum((part.attainment[name] or 0.0) * int(n) for part, n in zip(parts, requests, strict=True))
-        attainment[name] = timely / int(requests.sum()) if requests.any() else None
-    classes = dict.fromkeys(name for part in parts for name in part.usd_by_class)
-    return Summary(
-        policy=parts[0].policy,
-        requests=round(scale * int(asked.sum())),
-        attainment=attainment,
-        usd_by_class={name: scale * sum(part.usd_by_class.get(name, 0.0) for part in parts) for name in classes},
-        **{name: scale * sum(getattr(part, name) for part in parts) for name in _DOLLARS},
-    )
-
-
-def _share_error(values: Sequence[float | None], unseen: float) -> float | None:
-    known = [value for value in values if value is not None]
-    return 2 * unseen * _deviation(known, len(known)) / math.sqrt(len(known)) if known else None
-
-
-def _deviation(values: Sequence[float], count: int) -> float:
-    """The standard deviation of `count` values, of which those that are not given are 0."""
-    return float(np.std([*values, *([0.0] * (count - len(values)))], ddof=1)) if count > 1 else 0.0
-
-
-def sample_line(sample: Sample) -> str:
-    """What was replayed, in words."""
-    return (
-        f"{sample.windows} windows of {sample.each:g} s of {sample.of / 3600:.1f} h were replayed; "
-        "dollars are scaled to the whole, ± is two standard errors"
-    )
-
-
-def difference_table(found: Comparison) -> Table:
-    """One row per figure: old, new and the difference."""
-    shown = table(first="", right=("old", "new", "difference"))
-    for row in _difference_rows(found):
-        shown.add_row(*map(Text, row))
-    return shown
-
-
-def _difference_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
-    old, new, change = found.old, found.new, found.difference
-    error = found.sample.error if found.sample is not None else None
-    for name in SERVICES:
-        attained = percent(old.attainment[name]), percent(new.attainment[name])
-        within = error.attainment[name] if error is not None else None
-        yield f"{name} in time", *attained, _points(change.attainment[name]) + _within(within, 100, 1)
-    for field, label in _DOLLARS.items():
-        within = getattr(error, field) if error is not None else None
-        difference = _signed(getattr(change, field)) + _within(within, 1, 2)
-        yield label, _dollars(getattr(old, field)), _dollars(getattr(new, field)), difference
-    for name, dollars in change.usd_by_class.items():
-        paid = _dollars(old.usd_by_class.get(name)), _dollars(new.usd_by_class.get(name))
-        within = error.usd_by_class[name] if error is not None else None
-        yield f"cost of {name}", *paid, _signed(dollars) + _within(within, 1, 2)
-
-
-def _within(error: float | None, times: float, digits: int) -> str:
-    return "" if error is None else f" ± {times * error:.{digits}f}"
-
-
-def _minus(new: float | None, old: float | None) -> float | None:
-    return None if new is None or old is None else new - old
-
-
-def _points(share: float | None) -> str:
-    return "–" if share is None else f"{_rounded(100 * share, 1):+.1f} points"
-
-
-def _dollars(value: float | None) -> str:
-    return "–" if value is None else f"${_rounded(value, 2):.2f}"
-
-
-def _signed(dollars: float) -> str:
-    rounded = _rounded(dollars, 2)
-    return f"{'-' if rounded < 0 else '+'}${abs(rounded):.2f}"
-
-
-def _rounded(value: float, digits: int) -> float:
-    """Rounded, and never minus zero."""
-    return round(value, digits) + 0.0
 
 
 WIDTH, HEIGHT = 960, 460

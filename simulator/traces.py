@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from router.decide.history import PRIORITIES, REFUSED, Arrivals
+from router.decide.history import JOB, PRIORITIES, REFUSED, Arrivals
 from simulator.fleet import SERVICES
 from taxiway.errors import flaw
 
@@ -28,7 +28,7 @@ AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 GENERIC = ("arrival", "model", "size", "deadline", "priority", "tenant")
 """The header of a generic trace; the columns of `OPTIONAL` may follow in any order."""
 
-OPTIONAL = ("output", "service")
+OPTIONAL = ("output", "service", "locality")
 
 UNSET = -1
 """In the columns `priority` and `service`: not given in the trace."""
@@ -115,7 +115,10 @@ COLUMNS = ("arrival", "model", "size", "output", "predicted", "deadline", "prior
 
 @dataclass(slots=True)
 class _Rows:
-    """Columns as they grow, eight bytes per value, with the names that `model` and `tenant` index."""
+    """Columns as they grow, eight bytes per value, with the names that `model` and `tenant` index.
+
+    `named` indexes the services by the names that the file has, `service` those that the simulator knows.
+    """
 
     arrival: array[float] = field(default_factory=lambda: array("d"))
     size: array[int] = field(default_factory=lambda: array("q"))
@@ -125,8 +128,12 @@ class _Rows:
     service: array[int] = field(default_factory=lambda: array("b"))
     model: array[int] = field(default_factory=lambda: array("i"))
     tenant: array[int] = field(default_factory=lambda: array("i"))
+    named: array[int] = field(default_factory=lambda: array("i"))
+    locality: array[int] = field(default_factory=lambda: array("i"))
     models: dict[str, int] = field(default_factory=dict)
     tenants: dict[str, int] = field(default_factory=dict)
+    services: dict[str, int] = field(default_factory=dict)
+    localities: dict[str, int] = field(default_factory=dict)
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.arrival.append(row["arrival"])
@@ -137,19 +144,8 @@ class _Rows:
         self.service.append(row.get("service", UNSET))
         self.model.append(self.models.setdefault(row["model"], len(self.models)))
         self.tenant.append(self.tenants.setdefault(row.get("tenant", ""), len(self.tenants)))
-
-
-def windows_of(trace: Trace, *, count: int, each: float) -> list[Trace]:
-    """`count` windows of `each` seconds, spread evenly over a trace. Each begins at 0; empty ones are left out."""
-    stratum = float(trace.arrival[-1]) / count
-    found = []
-    for number in range(count):
-        begin = number * stratum + (stratum - each) / 2
-        first, last = np.searchsorted(trace.arrival, (begin, begin + each))
-        if last > first:
-            part = trace.part(slice(first, last))
-            found.append(replace(part, arrival=part.arrival - begin))
-    return found
+        self.named.append(self.services.setdefault(row.get("named", ""), len(self.services)))
+        self.locality.append(self.localities.setdefault(row.get("locality", ""), len(self.localities)))
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
@@ -171,6 +167,8 @@ def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[st
 def read_trace(path: Path, *, model: str) -> Trace:
     """The trace in a CSV file, in Azure's or the generic format, by its header.
 
+    A service that the simulator does not know is unset, as in `trace_of`.
+
     Args:
         path: the file.
         model: the model that an Azure trace's requests ask for.
@@ -178,6 +176,33 @@ def read_trace(path: Path, *, model: str) -> Trace:
     Raises:
         TraceError: the file cannot be read, or a row is invalid.
     """
+    return _trace(_read_file(path, model))
+
+
+def read_arrivals(path: Path, *, model: str) -> Arrivals:
+    """The same requests as arrivals at a fleet, with the names of services and localities that the file has.
+
+    Raises:
+        TraceError: as `read_trace`.
+    """
+    rows = _read_file(path, model)
+    trace, order = _trace(rows), np.argsort(np.array(rows.arrival), kind="stable")
+    found = arrivals_of(trace)
+    found.jobs["service"], found.jobs["locality"] = np.array(rows.named)[order], np.array(rows.locality)[order]
+    return replace(found, names={**found.names, "service": (*rows.services,), "locality": (*rows.localities,)})
+
+
+def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
+    """A trace's requests as arrivals at a fleet, all of one service; without a name, of the fleet's default."""
+    jobs = np.zeros(len(trace), JOB)
+    for name in ("arrival", "model", "tenant", "size", "output", "deadline", "priority"):
+        jobs[name] = getattr(trace, name)
+    jobs["rows"], jobs["expected"], jobs["seconds"], jobs["ran"] = 1, trace.predicted, math.nan, math.nan
+    names = {"model": trace.models, "tenant": trace.tenants, "service": (service,)}
+    return Arrivals({**names, "locality": ("",), "hardware_class": ("",)}, jobs)
+
+
+def _read_file(path: Path, model: str) -> _Rows:
     source = str(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -194,7 +219,7 @@ def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
     return _trace(kept)
 
 
-def _read(reader: Any, source: str, model: str) -> Trace:
+def _read(reader: Any, source: str, model: str) -> _Rows:
     records = _records(reader, source)
     _, header = next(records, (1, []))
     parse = _parser(tuple(header), source, model)
@@ -208,7 +233,7 @@ def _read(reader: Any, source: str, model: str) -> Trace:
             raise TraceError(source, line, *error.args) from error
     if not rows.arrival:
         raise TraceError(source, 0, "at least one request", "none")
-    return _trace(rows)
+    return rows
 
 
 def _records(reader: Any, source: str) -> Iterator[tuple[int, list[str]]]:
@@ -227,6 +252,8 @@ class _FieldError(ValueError):
 
 def _parser(header: tuple[str, ...], source: str, model: str) -> Callable[[list[str]], dict[str, Any]]:
     if header == AZURE:
+        if not model:
+            raise TraceError(source, 1, "a trace that names its models, or the option --model", "none")
         return lambda record: _azure(record, model)
     missing = [name for name in GENERIC if name not in header]
     strange = [name for name in header if name not in (*GENERIC, *OPTIONAL)]
@@ -256,7 +283,9 @@ def _generic(row: Mapping[str, str]) -> dict[str, Any]:
         "output": _count("output", row["output"]) if row.get("output") else 0,
         "deadline": _seconds("deadline", row["deadline"], least=1e-9) if row["deadline"] else math.nan,
         "priority": _one_of("priority", row["priority"], PRIORITIES),
-        "service": _one_of("service", row.get("service", ""), SERVICES),
+        "service": SERVICES.index(named) if (named := row.get("service", "")) in SERVICES else UNSET,
+        "named": named,
+        "locality": row.get("locality", ""),
     }
 
 
@@ -480,34 +509,27 @@ def _bounded(sizes: Column) -> Column:
     return bounded
 
 
-def without_versions(trace: Trace) -> Trace:
-    """The trace as it is after `write_trace` and `read_trace`.
-
-    Models are named without their version, and answers are predicted from the earlier ones in it.
-    """
-    named = tuple(name.partition(":")[0] for name in trace.models)
-    models = tuple(dict.fromkeys(named[number] for number in np.unique(trace.model)))
-    model = np.array([models.index(name) if name in models else 0 for name in named], np.int16)[trace.model]
-    return replace(trace, models=models, model=model, predicted=_predicted(trace.output, model, trace.tenant))
-
-
 class _Lines(Protocol):
     def write(self, text: str, /) -> object:
         """Take a line."""
 
 
-def write_trace(trace: Trace, lines: _Lines) -> None:
-    """Write a trace as a generic CSV file, as `read_trace` reads it. Models are named without their version."""
+def write_arrivals(arrivals: Arrivals, lines: _Lines) -> None:
+    """Write arrivals as a generic CSV file, as `read_trace` and `read_arrivals` read it: `trace_of` by its columns.
+
+    Models are named without their version, services and localities as the fleet has them.
+    """
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow((*GENERIC, *OPTIONAL))
-    writer.writerows(_generic_records(trace))
+    writer.writerows(_generic_records(arrivals))
 
 
-def _generic_records(trace: Trace) -> Iterator[tuple[object, ...]]:
+def _generic_records(arrivals: Arrivals) -> Iterator[tuple[object, ...]]:
+    trace, jobs = trace_of(arrivals), arrivals.jobs[arrivals.jobs["state"] != REFUSED]
     models = [name.partition(":")[0] for name in trace.models]
-    for arrival, model, size, deadline, priority, tenant, output, service in zip(
-        *(getattr(trace, name).tolist() for name in (*GENERIC, *OPTIONAL)), strict=True
-    ):
+    columns = [getattr(trace, name).tolist() for name in (*GENERIC, "output")]
+    columns += [jobs[name].tolist() for name in ("service", "locality")]
+    for arrival, model, size, deadline, priority, tenant, output, service, locality in zip(*columns, strict=True):
         yield (
             f"{arrival:.6f}",
             models[model],
@@ -516,5 +538,6 @@ def _generic_records(trace: Trace) -> Iterator[tuple[object, ...]]:
             "" if priority == UNSET else PRIORITIES[priority],
             trace.tenants[tenant],
             output,
-            "" if service == UNSET else SERVICES[service],
+            arrivals.names["service"][service],
+            arrivals.names["locality"][locality],
         )

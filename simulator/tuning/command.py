@@ -27,9 +27,8 @@ from rich.table import Table
 from broker.valkey.leader import plan_call
 from router.decide.history import Arrivals, slice_of
 from router.decide.plan import Plan, Tuned, follow
-from router.service.snapshot_reader import snapshot_from
-from router.service.store import FleetFacts, figures, named
 from simulator.history import LAG, History
+from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.tuning.lease import LEASE, RENEW, Lease
@@ -45,7 +44,7 @@ from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.cli import USAGE, report
 from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
-from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
+from taxiway.contract.keys import TUNING
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import fleet_errors
 
@@ -223,24 +222,8 @@ class FleetTuner:
     def _read(self) -> tuple[float, bytes, Known]:
         """The store's time, the stored plan, and what is known of the fleet."""
         self._folder.look()
-        with fleet_errors(_SERVER):
-            at, plan, devices, beats, starts = self._connections.calls(
-                ("TIME",),
-                ("GET", PLAN),
-                ("HGETALL", DEVICES),
-                ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
-                ("HGETALL", STARTS),
-            )
-        now = int(at[0]) + int(at[1]) / 1e6
-        facts = FleetFacts(
-            now=now,
-            devices=named(devices),
-            heartbeats=figures(beats),
-            work={},
-            starts=figures(starts),
-        )
-        known = Known(self._topology, self._folder.catalogue, self._folder.book, snapshot_from(facts))
-        return now, bytes(plan or b""), known
+        now, plan, snapshot = read_fleet(self._connections)
+        return now, plan, Known(self._topology, self._folder.catalogue, self._folder.book, snapshot)
 
     def _tell(self, tuning: Tuning) -> None:
         """Leave what was found for routers to show."""

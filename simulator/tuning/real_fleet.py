@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.history import ENDED, REFUSED, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from simulator.fleet import SERVICES, DeviceClass, Fleet, Service
+from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, ServiceName
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
 from simulator.timing import Stepping, Timing, Whole
@@ -70,12 +71,14 @@ class Recorded:
     """Recorded arrivals as a workload of the twin's fleet, with the present conditions.
 
     `kinds` are the real requests that each cell stands for. The workload ends `span` seconds after its first arrival.
+    Its requests are those of the arrivals' jobs with the numbers `rows`; the fleet cannot run the others.
     """
 
     workload: Workload
     conditions: Conditions
     kinds: Kinds
     span: float
+    rows: Column
 
     def assignment(self, plan: Plan | None) -> Assignment | None:
         """The plan as an assignment, for the search to begin with; None if it says nothing about these requests."""
@@ -116,7 +119,7 @@ def _planned(kinds: Sequence[Cell], plan: Plan, names: Sequence[str]) -> int | N
 
 def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
     """The arrivals up to a time whose model and service the fleet still has; None if there are none."""
-    trace, models, services = _trace(arrivals, known)
+    trace, models, rows = _trace(arrivals, known)
     if not len(trace):
         return None
     fleet = _fleet(trace, models, known)
@@ -124,16 +127,17 @@ def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
     kept = np.flatnonzero(np.array([name in able for name in trace.models])[trace.model])
     if not len(kept):
         return None
-    trace, services = trace.part(kept), services[kept]
+    trace, rows = trace.part(kept), rows[kept]
     names = [name for name in trace.models if name in able]
     numbers = np.array([names.index(name) if name in names else -1 for name in trace.models])
     trace = replace(trace, models=tuple(names), model=numbers[trace.model].astype(np.int16))
+    services = arrivals.jobs["service"][rows]
     kinds = _kinds(trace, [models[name] for name in names], services, arrivals.names["service"])
     powered = tuple(len(known.snapshot.own(name)) for name in fleet.classes)
     conditions = Conditions.usual(fleet, powered)
     first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
     span = max(until - float(first), float(trace.arrival[-1]))
-    return Recorded(prepare(trace, fleet, seed=0), conditions, kinds, span)
+    return Recorded(prepare(trace, fleet, seed=0), conditions, kinds, span, rows)
 
 
 def _has_place(fleet: Fleet, model: str) -> bool:
@@ -150,8 +154,9 @@ def urgency(topology: Topology, service: str) -> int:
 
 
 def _trace(arrivals: Arrivals, known: Known) -> tuple[Trace, dict[str, tuple[Model, str]], Column]:
-    """The trace with models by locality, each of these with its model and locality, and each job's service."""
-    jobs = arrivals.jobs[arrivals.jobs["state"] != REFUSED]
+    """The trace with models by locality, each of these with its model and locality, and its jobs' numbers."""
+    rows = np.flatnonzero(arrivals.jobs["state"] != REFUSED)
+    jobs = arrivals.jobs[rows]
     trace = trace_of(arrivals)
     found = {(m, p) for m, p in set(zip(jobs["model"].tolist(), jobs["locality"].tolist(), strict=True))}
     models: dict[str, tuple[Model, str]] = {}
@@ -174,7 +179,7 @@ def _trace(arrivals: Arrivals, known: Known) -> tuple[Trace, dict[str, tuple[Mod
     kept = np.flatnonzero((rank >= 0) & (number >= 0))
     deadline = np.where(np.isnan(trace.deadline), math.inf, trace.deadline)
     trace = replace(trace, models=tuple(models), model=number, service=rank, deadline=deadline)
-    return trace.part(kept), models, jobs["service"][kept]
+    return trace.part(kept), models, rows[kept]
 
 
 def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) -> Fleet:
@@ -186,7 +191,7 @@ def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) 
     }
     return Fleet(
         file="queues.yaml",
-        classes={name: _device_class(name, hardware, known) for name, hardware in topology.hardware.items()},
+        classes={name: _device_class(name, hardware, known, models) for name, hardware in topology.hardware.items()},
         services=tuple(_service(topology, rank) for rank in range(len(SERVICES))),
         default_model=next(iter(models)),
         rebalance=topology.rebalance,
@@ -195,7 +200,9 @@ def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) 
     )
 
 
-def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceClass:
+def _device_class(
+    name: str, hardware: HardwareClass, known: Known, models: Mapping[str, tuple[Model, str]]
+) -> DeviceClass:
     """The class with the devices that it may have: those there are, unless more are started on demand.
 
     A plan says what a class serves, and routers follow it also where the class is reserved for another service.
@@ -219,9 +226,19 @@ def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceCla
         max_wait=hardware.max_wait,
         max_run=hardware.max_run,
         horizon=max(hardware.horizon, 1e-3),
+        warm=tuple(twin for twin, (model, _) in models.items() if {model.id, model.name} & {*hardware.warm}),
+        reserve_for=_reserve(known.topology, hardware.reserve_for),
         endpoint=hardware.endpoint is not None,
         rate=Rate() if hardware.endpoint is None else hardware.endpoint.rate,
     )
+
+
+def _reserve(topology: Topology, service: str | None) -> ServiceName | None:
+    """The simulator's service that a class is reserved for."""
+    if service is None:
+        return None
+    found: ServiceName = get_args(ServiceName)[urgency(topology, service)]
+    return found
 
 
 def _price(own: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> Price:

@@ -29,10 +29,19 @@ revoke ID        revoke a key: routers refuse it within a second
 
 The scopes are described in docs/security.md."""
 
-_SIMULATE = """\b
---trace TRACE    a CSV file, or poisson:rate=50,duration=600,seed=1
---fleet FILE     a fleet file, such as simulator/fleets/azure-mixed.yaml
---trial NAME     instead of both: steady, drift, throttled or edge; --data DIR has Azure's traces
+_OWN = """--queues FILE    the fleet's queues.yaml [TAXIWAY_QUEUES, else the checkout's]
+--url URL        the state store of the fleet whose devices have learned, redis://…
+                 [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
+--data DIR       data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
+--status FILE    in place of a fleet: the output of `taxiway status --json`
+--model NAME     the model of a trace that names none"""
+
+_SIMULATE = f"""\b
+--trace TRACE    a CSV file, such as `taxiway history export` writes, a UTC day, or
+                 poisson:rate=50,duration=600,seed=1
+{_OWN}
+--fleet FILE     instead of queues.yaml: a trial's fleet file, such as simulator/fleets/azure-mixed.yaml
+--trial NAME     instead of both: steady, drift, throttled or edge; --traces DIR has Azure's
 --policy NAME    one policy [taxiway]; --compare runs them all
 --load X         multiply the request rate by X
 --seed N         seed of the random numbers
@@ -41,23 +50,26 @@ _SIMULATE = """\b
 
 The model is described in docs/simulator.md."""
 
-_PLAN = """\b
---trace TRACE         a CSV file, or poisson:rate=50,duration=600,seed=1
---rate MODEL=R        instead: R requests per second of a model; may be repeated
---slo SERVICE=SHARE   share to answer in time, such as live=0.95; may be repeated
---prices FILE         a price file: instance, accelerator, accelerator_count, usd_per_hour, usd_per_hour_spot
---fleet FILE          a fleet file [simulator/fleets/azure-plan.yaml]
---seed N              seed of the random numbers
---json                one JSON object
+_PLAN = f"""\b
+--trace TRACE    a CSV file, such as `taxiway history export` writes, a UTC day, or
+                 poisson:rate=50,duration=600,seed=1
+--rate MODEL=R   instead: R requests per second of a model, as in chat=5,service=live;
+                 may be repeated
+--slo SERVICE=SHARE
+                 share to answer in time, such as live=0.95; may be repeated
+{_OWN}
+--fleet FILE     instead of queues.yaml: a fleet file, such as simulator/fleets/azure-plan.yaml
+--prices FILE    for a fleet file: instance, accelerator, accelerator_count, usd_per_hour,
+                 usd_per_hour_spot [simulator/fleets/prices.csv]
+--seed N         seed of the random numbers
+--json           one JSON object
 
 The method is described in docs/planner.md."""
 
-_DIFF_CONFIG = """\b
-NEW.yaml         the fleet file to try
---fleet FILE     the fleet file to compare it with
---history TRACE  what arrived: a CSV file of `taxiway history export`, another trace, or a UTC day such as 2026-11-27
---url URL        for a day: the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
---data DIR       for a day: data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
+_DIFF_CONFIG = f"""\b
+NEW/queues.yaml  the queues.yaml to try
+--history TRACE  what arrived: a CSV file of `taxiway history export`, another trace, or a UTC day
+{_OWN.replace("--queues FILE    the fleet's queues.yaml", "--old FILE       the one to compare it with")}
 --sample SECONDS  how much to replay of a longer history, in windows spread over it [3600]; 0 replays all
 --seed N         seed of the random numbers
 --json           one JSON object: old, new and difference
@@ -68,7 +80,7 @@ The figures are described in docs/simulator.md."""
 _HISTORY = """\b
 (nothing)      the last 24 hours by model and service
 --day DAY      instead: a UTC day, such as 2026-11-27
-export DAY     a day's arrivals as a trace for `taxiway simulate`, a CSV file
+export DAY     a day's arrivals as a trace for `taxiway diff-config` and `simulate`, a CSV file
 --url URL      the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
 --data DIR     data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
 --json         one JSON object; with export one per job, with what became of it
@@ -87,7 +99,8 @@ class Described(click.Command):
         rows: list[tuple[str, str]] = []
         for line in self._parts()[0].splitlines():
             argument, _, meaning = re.sub(r"  +", "\0", line, count=1).partition("\0")
-            rows.append((argument, meaning) if argument else (rows.pop()[0], meaning))
+            begun, before = (argument, "") if argument else rows.pop()
+            rows.append((begun, f"{before} {meaning}".strip()))
         rows.append(("-h, --help", "Show this message and exit."))
         with formatter.section("Options"):
             formatter.write_dl(rows)
@@ -188,9 +201,9 @@ def profile(**_: Any) -> None:
 
 
 @click.command(cls=Described, context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_SIMULATE)
-@click.argument("arguments", metavar="--trace TRACE --fleet FILE [...]", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", metavar="--trace TRACE [...]", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
-    """Replay a trace on a modelled fleet, under taxiway's placement and other policies."""
+    """Replay a trace on the fleet of a queues.yaml, or a trial's, under taxiway's placement and other policies."""
     become("simulator", ["simulate", *arguments], verb="simulate")
 
 
@@ -201,20 +214,16 @@ def simulate(arguments: tuple[str, ...]) -> None:
     options_metavar="",
     epilog=_DIFF_CONFIG,
 )
-@click.argument(
-    "arguments", metavar="NEW.yaml --fleet OLD.yaml --history TRACE [...]", nargs=-1, type=click.UNPROCESSED
-)
+@click.argument("arguments", metavar="NEW/queues.yaml --history TRACE [...]", nargs=-1, type=click.UNPROCESSED)
 def diff_config(arguments: tuple[str, ...]) -> None:
-    """Show what a history would have cost and attained under another configuration."""
+    """Show what a history would have cost and attained under another queues.yaml."""
     become("simulator", ["diff-config", *arguments], verb="diff-config")
 
 
 @click.command(cls=Described, context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_PLAN)
-@click.argument(
-    "arguments", metavar="--trace TRACE --slo SERVICE=SHARE --prices FILE [...]", nargs=-1, type=click.UNPROCESSED
-)
+@click.argument("arguments", metavar="--trace TRACE --slo SERVICE=SHARE [...]", nargs=-1, type=click.UNPROCESSED)
 def plan(arguments: tuple[str, ...]) -> None:
-    """Find the cheapest instances that serve a load in time, and verify them by simulation."""
+    """Find the cheapest devices that serve a load in time, and verify them by simulation."""
     become("simulator", ["plan", *arguments], verb="plan")
 
 

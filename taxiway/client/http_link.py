@@ -167,7 +167,8 @@ class HttpLink:
         received part of the body.
 
         Raises:
-            DisconnectedError: the connection broke, and the request may not be retried, or retries failed for `patience`.
+            DisconnectedError: the connection broke, and the request may not be retried, or retries failed for
+                `patience`.
             BrokerUnavailableError: the server cannot be reached, or was silent for `patience` s; the detail `sent` is
                 set if the request had been sent and may have taken effect.
             FleetUnavailable: the response is not HTTP, or longer than `MOST_BODY`.

@@ -40,14 +40,6 @@ from tests.stored import fields_of
 LIMITS = Limits()
 BASIS = basis_text(Needs(deadline=5.0, level=1, rows=2, size=12), "s.1", (), np.zeros((0, 4)))
 
-ECHOES = """
-default_model: echo
-classes:
-  cpu.batch: {count: 1, initial: 1, price: {usd_per_hour: 1}, memory: 1GiB, start: 1, max_batch: 8,
-              curves: {echo: {base: 0.01, slope: 0.001}}}
-services: {live: {share: 0.5, deadline: 1}, standard: {share: 0.5, deadline: 9}, bulk: {share: 0}}
-"""
-
 
 class Fleet:
     """The state store, with a clock for the leader; each leader is a new one."""
@@ -276,14 +268,13 @@ def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[
 
 
 def diff_config(settings: Settings, day: str, folder: Path) -> Any:
-    """A recorded day on a fleet that runs its model."""
-    file = folder / "fleet.yaml"
-    file.write_text(ECHOES)
-    call = [sys.executable, "-m", "taxiway", "diff-config", str(file), "--fleet", str(file)]
-    call += ["--history", day, "--url", settings.state, "--json"]
-    done = subprocess.run(call, cwd=TREE, capture_output=True, text=True)
+    """A recorded day under a queues.yaml in which a core costs twice as much, on the fleet that runs."""
+    file = folder / "queues.yaml"
+    file.write_text((TREE / "queues.yaml").read_text().replace("usd_per_hour: 0.05", "usd_per_hour: 0.10"))
+    call = [sys.executable, "-m", "taxiway", "diff-config", str(file), "--history", day, "--url", settings.state]
+    done = subprocess.run([*call, "--json"], cwd=TREE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["new"]
+    return json.loads(done.stdout)
 
 
 def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error(fleet: Fleet, tmp_path: Path) -> None:
@@ -298,7 +289,8 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     exported = [json.loads(line) for line in command(fleet.settings, "export", day, "--json").stdout.splitlines()]
     shown, told = (command(fleet.settings, "--day", day, *option) for option in ((), ("--json",)))
     empty = command(fleet.settings, "export", "2020-02-29")
-    replayed = diff_config(fleet.settings, day, tmp_path)
+    with EchoDevice(fleet.settings, answering=False):
+        replayed = diff_config(fleet.settings, day, tmp_path)
 
     assert (trace.models, trace.size.tolist(), trace.deadline.tolist()) == (("echo",), [24, 24], [3600.0] * 2)
     assert [(job["model"], job["state"], job["hardware_class"]) for job in exported] == [
@@ -309,6 +301,10 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     assert "echo:1" in shown.stdout and "warning: not recorded: " in shown.stderr
     (share,) = json.loads(told.stdout)["shares"]
     assert (share["jobs"], share["answered"], share["open"], share["timely"]) == (2, 1, 1, 1.0)
-    assert (replayed["requests"], replayed["attainment"]["bulk"]) == (2, 1.0)
+    asked = {"model": "echo", "service": "standard", "requests": 2, "old": 1.0, "new": 1.0, "error": None}
+    assert replayed["attained"] == [asked]
+    assert replayed["new"]["cost_usd"] == pytest.approx(2 * replayed["old"]["cost_usd"])
+    assert replayed["old"]["usd_by_class"].keys() == {"gpu.realtime", "tpu.bulk", "cpu.batch"}
+    assert replayed["old"]["cost_usd"] == replayed["old"]["usd_by_class"]["cpu.batch"]  # the only class with a device
     assert (empty.returncode, empty.stdout) == (MISSING, "")
     assert "error: no arrivals are recorded on 2020-02-29\nhint: " in empty.stderr

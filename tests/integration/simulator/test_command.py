@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
 from router.decide.plan import parse_plan
+from simulator.__main__ import main
+from tests.builders import a_device
 
 TREE = Path(__file__).parents[3]
 FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
@@ -56,7 +60,27 @@ def test_a_trial_and_a_trace_are_alternatives() -> None:
     for given in (["--trial", "edge", "--fleet", str(FLEET)], ["--fleet", str(FLEET)], []):
         shown = simulate(*given)
         assert shown.returncode == 2
-        assert "give either --trial, or --trace and --fleet" in shown.stderr
+        assert "give --trial, or --trace with --queues or --fleet" in shown.stderr
+
+
+def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what_it_learned(tmp_path: Path) -> None:
+    given = ("--trace", "poisson:rate=4,duration=30,size=10", "--model", "sentiment", "--json")
+    no_fleet = simulate(*given)
+    assert no_fleet.returncode == 0
+    assert "note: no fleet runs here" in no_fleet.stderr
+    assert "live stands for live, urgent" in no_fleet.stderr
+
+    learned_paces = {f"sentiment:1/onnx-{precision}": 50.0 for precision in ("fp32", "int8")}
+    device = msgspec.to_builtins(
+        a_device("cpu.batch", runtimes=("onnx",), instruction_sets=("avx2",), pace=learned_paces)
+    )
+    (tmp_path / "status.json").write_bytes(msgspec.json.encode({"classes": {"cpu.batch": {}}, "devices": [device]}))
+    learned = simulate(*given, "--status", str(tmp_path / "status.json"))
+    assert (learned.returncode, "no fleet" in learned.stderr) == (0, False)
+    fast, slow = (json.loads(done.stdout) for done in (no_fleet, learned))
+    assert slow["attainment"]["standard"] == 1.0
+    assert slow["p50"] > 5 * fast["p50"]
+    assert [name for name, dollars in slow["usd_by_class"].items() if dollars] == ["cpu.batch"]
 
 
 @pytest.mark.parametrize(
@@ -84,11 +108,11 @@ def test_an_unwritable_plot_is_an_error_with_a_hint_and_loses_no_figures() -> No
     assert "taxiway" in shown.stdout
 
 
-EDGE = TREE / "simulator" / "fleets" / "trial-edge.yaml"
-HISTORY = """arrival,model,size,deadline,priority,tenant,output,service
-0.000000,image,1,5,,,0,live
-0.500000,sentiment,1,30,,,0,standard
-9.000000,image.p,2,5,,,0,live
+HISTORY = """arrival,model,size,deadline,priority,tenant,output,service,locality
+0.000000,sentiment,10,0.25,high,,0,live,
+0.500000,sentiment,10,30,normal,,0,standard,
+2.000000,echo,1,5,normal,,0,standard,
+9.000000,sentiment,10,3600,low,,0,bulk,
 """
 
 
@@ -99,59 +123,58 @@ def diff_config(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def changed(tmp_path: Path) -> list[str]:
-    """An exported history, and the fleet of the trial edge with an edge that costs twice as much."""
+    """An exported history, the shipped queues.yaml with cores that cost twice as much, and a device of theirs."""
     (tmp_path / "day.csv").write_text(HISTORY)
-    (tmp_path / "new.yaml").write_text(
-        EDGE.read_text(encoding="utf-8").replace("usd_per_hour: 0.1}", "usd_per_hour: 0.2}")
-    )
-    return [str(tmp_path / "new.yaml"), "--fleet", str(EDGE), "--history", str(tmp_path / "day.csv")]
+    text = (TREE / "queues.yaml").read_text(encoding="utf-8")
+    (tmp_path / "queues.yaml").write_text(text.replace("usd_per_hour: 0.05", "usd_per_hour: 0.10"))
+    device = msgspec.to_builtins(a_device("cpu.batch", runtimes=("onnx", "echo"), instruction_sets=("avx2",)))
+    status = tmp_path / "status.json"
+    status.write_bytes(msgspec.json.encode({"classes": {"cpu.batch": {}}, "devices": [device]}))
+    return [str(tmp_path / "queues.yaml"), "--history", str(tmp_path / "day.csv"), "--status", str(status)]
 
 
-def test_a_configuration_is_compared_with_another_on_a_history(changed: list[str], tmp_path: Path) -> None:
+def test_a_queues_yaml_is_compared_with_another_on_a_history(changed: list[str], tmp_path: Path) -> None:
     told = diff_config(*changed, "--json", "--plot", str(tmp_path / "out.html"))
     assert (told.returncode, told.stderr) == (0, "")
     found = json.loads(told.stdout)
-    assert found["old"]["requests"] == found["new"]["requests"] == 3
-    dollars = found["difference"]["usd_by_class"]
-    assert dollars["edge.cpu"] == pytest.approx(found["old"]["usd_by_class"]["edge.cpu"], rel=1e-6)
-    assert found["difference"]["attainment"] == {"live": 0.0, "standard": 0.0, "bulk": None}
+    assert found["old"]["requests"] == found["new"]["requests"] == 4
+    assert found["difference"]["cost_usd"] == pytest.approx(found["old"]["usd_by_class"]["cpu.batch"])
+    shares = {(one["model"], one["service"]): (one["old"], one["new"]) for one in found["attained"]}
+    named = [("sentiment", name) for name in ("live", "standard", "bulk")]
+    assert shares == dict.fromkeys([*named, ("echo", "standard")], (1.0, 1.0))
     assert ">new</text>" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
     shown = diff_config(*changed)
     assert shown.returncode == 0
-    assert [name in shown.stdout for name in ("live in time", "score", "cost of edge.cpu")] == [True] * 3
+    assert all(name in shown.stdout for name in ("cost of cpu.batch", "in time: old", "sentiment live"))
+
+
+def refused(*arguments: str, code: int = 2) -> str:
+    """What a command line says on stderr that is refused."""
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert "hint: " in done.stderr
+    return done.stderr
 
 
 def test_a_wrong_comparison_is_an_error_with_a_hint(changed: list[str], tmp_path: Path) -> None:
-    lacking = tmp_path / "lacking.yaml"
-    lacking.write_text(EDGE.read_text(encoding="utf-8").replace("image.p:", "other.p:"))
+    new, history, status = changed[0], changed[:3], changed[3:]
     nowhere = ["--history", "2026-11-27", "--url", "redis://127.0.0.1:1/0"]
+    lacking = tmp_path / "lacking.csv"
+    lacking.write_text(HISTORY.replace("sentiment", "gone").replace("echo", "gone"))
     for arguments, code, words in (
-        ([str(lacking), *changed[1:]], 2, "classes that run every model of the history, got ['image.p']"),
-        ([*changed[:3], "--history", "no-such.csv"], 2, "no-such.csv: expected a readable CSV"),
-        ([*changed[:3], *nowhere], 4, "`taxiway up` starts a fleet"),
+        ([str(FLEET), *changed[1:]], 2, "hint: this is a fleet file, which is for trials"),
+        ([*changed, "--old", str(FLEET)], 2, "hint: this is a fleet file, which is for trials"),
+        ([new, "--history", str(lacking), *status], 2, "no class runs a model of gone for its service"),
+        ([new, "--history", "no-such.csv", *status], 2, "no-such.csv: expected a readable CSV"),
+        ([*history, "--status", new], 2, "queues.yaml: document: expected the output of `taxiway status --json`"),
+        ([new, *nowhere], 4, "`taxiway up` starts a fleet"),
     ):
-        told = diff_config(*arguments)
-        assert (told.returncode, told.stdout) == (code, "")
-        assert words in told.stderr
-        assert "hint: " in told.stderr
-        assert "Traceback" not in told.stderr
+        assert words in refused("diff-config", *arguments, code=code)
+    assert "hint: this is a queues.yaml: `--queues FILE`" in refused("simulate", "--trace", history[2], "--fleet", new)
 
 
-PRICES = """instance,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot
-c3-standard-44,,0,2.217688,0.5434
-g2-standard-4,L4,1,0.706832,0.397336
-g2-standard-24,L4,2,2.000833,1.124816
-g2-standard-48,L4,4,4.001665,2.249632
-g2-standard-96,L4,8,8.00333,4.499264
-a2-highgpu-1g,A100-40GB,1,3.673385,1.92802
-a2-highgpu-2g,A100-40GB,2,7.34677,3.85604
-a2-highgpu-4g,A100-40GB,4,14.69354,7.71208
-a2-highgpu-8g,A100-40GB,8,29.38708,15.42416
-tpu-v5litepod-1,TPU-v5e,1,1.2,0.24493
-tpu-v5litepod-4,TPU-v5e,4,4.8,0.9797
-tpu-v5litepod-8,TPU-v5e,8,9.6,1.95941
-"""
+PRICES = (TREE / "simulator" / "fleets" / "prices.csv").read_text()
 SLO = ("--slo", "live=0.9", "--slo", "bulk=0.9")
 
 
@@ -188,6 +211,39 @@ def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_cod
         assert (output.returncode, output.stdout) == (2, "")
         assert words in output.stderr
         assert "Traceback" not in output.stderr
+
+
+def test_a_plan_for_a_queues_yaml_needs_no_other_file_and_takes_its_services() -> None:
+    rates = (
+        "--rate",
+        "sentiment=20,service=live,size=20,duration=10",
+        "--rate",
+        "sentiment=5,service=interactive,size=20,duration=10",
+    )
+    command = [sys.executable, "-m", "simulator", "plan", *rates, "--slo", "live=0.9", "--slo", "interactive=0.95"]
+    done = subprocess.run([*command, "--json"], cwd=TREE, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["slo"] == {"live": 0.9, "standard": 0.95}
+    (bought,) = answer["plan"]["mix"]
+    assert (bought["hardware_class"], bought["usd_per_hour"]) == ("cpu.batch", 0.05 * bought["devices"])
+    assert {cell["service"] for cell in answer["fleet_plan"]["cells"]} >= {"live"}
+
+
+def test_a_plan_names_the_services_that_there_are() -> None:
+    rate, of_trial = ("plan", "--rate", "sentiment=1"), ("--fleet", str(FLEET))
+    every = "live, standard, bulk, interactive, urgent"
+    for given, words in (
+        ((*rate, "--slo", "nobody=0.5"), f"--slo: expected one of {every}, got nobody"),
+        ((*rate, "--slo", "urgent=0.5", *of_trial), "--slo: expected one of live, standard, bulk, got urgent"),
+        (
+            ("plan", "--rate", "chat=1,service=x", *SLO, *of_trial),
+            "--rate: expected a service of live, standard, bulk, got x",
+        ),
+        ((*rate, *SLO, "--prices", "x.csv"), "--prices is for --fleet: devices of queues.yaml cost what it says"),
+    ):
+        done = CliRunner().invoke(main, given)
+        assert (done.exit_code, words in done.stderr) == (2, True)
 
 
 def test_a_plan_with_penalties_has_the_classes_and_rules_that_routers_would_follow(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a history would have cost and attained under another configuration."""
+"""What a history would have cost and attained under another queues.yaml."""
 
 from __future__ import annotations
 
@@ -11,78 +11,114 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from simulator.engine import Summary, simulate
-from simulator.fleet import SERVICES, parse_fleet
-from simulator.policies.taxiway import Taxiway
-from simulator.reports import Comparison, compared, difference_table, sample_line, sampled, table
-from simulator.traces import synthetic_trace, windows_of
-from simulator.workload import prepare
+from router.decide.history import Arrivals
+from simulator.engine import Outcome, Summary, played
+from simulator.fleet import SERVICES
+from simulator.own_fleet.difference import (
+    Comparison,
+    Replayed,
+    compared,
+    difference,
+    difference_tables,
+    sample_line,
+    sampled,
+    windows_of,
+)
+from simulator.own_fleet.known import known_fleet
+from simulator.policies.taxiway import POLICIES
+from simulator.reports import table
+from simulator.traces import arrivals_of, make_trace, synthetic_trace
+from simulator.workload import Workload
+from tests.unit.simulator.own_fleet import ECHO, TOPOLOGY, a_folder, seen
 
-FLEET = """
-default_model: m
-classes:
-  cpu: {count: 2, initial: 1, price: {usd_per_hour: 2}, memory: 1GiB, start: 1, max_batch: 1,
-        curves: {m: {base: 0.1, slope: 0, load: 0}}}
-services: {live: {share: 0.5, deadline: 1}, standard: {share: 0.5, deadline: 9}, bulk: {share: 0}}
-"""
 DOLLARS = st.floats(0, 1e6)
-SHARES = st.one_of(st.none(), st.floats(0, 1))
-
-
-def run(text: str) -> Summary:
-    trace = synthetic_trace("poisson:rate=4,duration=60,size=1,output=0,seed=1", model="m")
-    workload = prepare(trace, parse_fleet(text), seed=1)
-    return simulate("taxiway", workload, Taxiway(workload), seed=1)
+ASKED = ("echo", "live")
 
 
 @st.composite
-def summaries(draw: st.DrawFn) -> Summary:
-    return Summary(
+def replays(draw: st.DrawFn) -> Replayed:
+    summary = Summary(
         policy="taxiway",
         requests=1,
-        attainment={name: draw(SHARES) for name in SERVICES},
+        attainment={name: draw(st.one_of(st.none(), st.floats(0, 1))) for name in SERVICES},
         cost_usd=draw(DOLLARS),
         score=draw(DOLLARS),
         starts_usd=draw(DOLLARS),
         idle_usd=draw(DOLLARS),
         usd_by_class=draw(st.dictionaries(st.sampled_from(["cpu", "gpu", "tpu"]), DOLLARS)),
     )
+    timely = draw(st.integers(0, 9))
+    return Replayed(summary, {ASKED: 9}, {ASKED: timely}, np.array([9, 0, 0]))
 
 
 def shown(found: Comparison) -> list[str]:
     text = StringIO()
-    Console(file=text, width=120).print(difference_table(found))
+    Console(file=text, width=120).print(*difference_tables(found), sep="\n")
     return [" ".join(line.split()) for line in text.getvalue().splitlines()]
 
 
-def test_a_dearer_class_costs_more_by_its_price_and_attains_the_same() -> None:
-    found = compared(run(FLEET), run(FLEET.replace("usd_per_hour: 2", "usd_per_hour: 3")))
-    assert found.difference.attainment == {"live": 0.0, "standard": 0.0, "bulk": None}
+def play(workload: Workload, label: str) -> tuple[Summary, Outcome]:
+    assert label.startswith(("old", "new"))
+    return played("taxiway", workload, POLICIES["per-request"](workload, 0), seed=0)
+
+
+def echoes(rate: float = 4.0, duration: float = 60.0) -> Arrivals:
+    spec = f"poisson:rate={rate},duration={duration},size=1,output=0,seed=1"
+    return arrivals_of(synthetic_trace(spec, model="echo"), "live")
+
+
+def test_a_dearer_class_costs_more_by_its_price_and_attains_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
+    models = a_folder(tmp_path_factory)
+    dearer = msgspec.structs.replace(
+        TOPOLOGY.hardware["cpu"], price=msgspec.structs.replace(ECHO.price, usd_per_hour=3)
+    )
+    old = known_fleet(TOPOLOGY, models, seen(2))
+    new = known_fleet(msgspec.structs.replace(TOPOLOGY, hardware={"cpu": dearer}), models, seen(2))
+    found = difference(echoes(), old, new, 0.0, play)
     assert found.difference.cost_usd == pytest.approx(found.old.cost_usd / 2)
     assert found.difference.usd_by_class == {"cpu": pytest.approx(found.difference.cost_usd)}
+    (share,) = found.attained
+    assert (share.model, share.service, share.old, share.new) == ("echo", "live", 1.0, 1.0)
 
 
-@given(old=summaries(), new=summaries())
-def test_a_difference_is_new_minus_old_and_survives_json(old: Summary, new: Summary) -> None:
-    found = compared(old, new)
-    assert found.difference.cost_usd == new.cost_usd - old.cost_usd
+def test_what_no_class_of_a_file_runs_is_not_in_time_there(tmp_path_factory: pytest.TempPathFactory) -> None:
+    known = known_fleet(TOPOLOGY, a_folder(tmp_path_factory), seen(1))
+    rows = [{"arrival": n, "model": model, "size": 1} for n, model in enumerate(["echo", "gone", "echo"])]
+    found = difference(arrivals_of(make_trace(rows), "standard"), known, known, 0.0, play)
+    assert [(one.model, one.requests, one.new) for one in found.attained] == [("echo", 2, 1.0), ("gone", 1, 0.0)]
+
+
+@given(old=replays(), new=replays())
+def test_a_difference_is_new_minus_old_and_survives_json(old: Replayed, new: Replayed) -> None:
+    found = compared((old, new))
+    before, after = old.summary, new.summary
+    assert found.difference.cost_usd == after.cost_usd - before.cost_usd
     assert sum(found.difference.usd_by_class.values()) == pytest.approx(
-        sum(new.usd_by_class.values()) - sum(old.usd_by_class.values()), abs=1e-6
+        sum(after.usd_by_class.values()) - sum(before.usd_by_class.values()), abs=1e-6
     )
     assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
-    assert not any("-$0.00" in line or "-0.0 " in line for line in shown(found))
+    assert not any("-$0.00 " in line or "-0.0 " in line for line in shown(found))
+
+
+def part(live: float, cost: float, requests: int = 10, name: str = "cpu") -> Replayed:
+    shares = {**dict.fromkeys(SERVICES), "live": live}
+    summary = Summary(
+        policy="a", requests=requests, attainment=shares, cost_usd=cost, score=cost, usd_by_class={name: cost}
+    )
+    timely = round(live * requests)
+    return Replayed(summary, {ASKED: requests}, {ASKED: timely}, np.array([requests, 0, 0]))
 
 
 def test_the_table_has_signs_and_a_dash_for_what_is_absent() -> None:
-    none = dict.fromkeys(SERVICES)
-    old = Summary(policy="a", requests=1, attainment={**none, "live": 0.9}, cost_usd=2, score=3, usd_by_class={"a": 2})
-    new = Summary(policy="a", requests=1, attainment={**none, "live": 1.0}, cost_usd=1, score=1, usd_by_class={"b": 1})
-    lines = shown(compared(old, new))
-    assert "live in time 90.0 % 100.0 % +10.0 points" in lines
-    assert "bulk in time – – –" in lines
+    lines = shown(compared((part(0.9, 2.0), part(1.0, 1.0, name="gpu"))))
+    assert "echo live 10 90.0 % 100.0 % +10.0 points" in lines
     assert "cost $2.00 $1.00 -$1.00" in lines
-    assert "cost of a $2.00 – -$2.00" in lines
-    assert "cost of b – $1.00 +$1.00" in lines
+    assert "cost of cpu $2.00 – -$2.00" in lines
+    assert "cost of gpu – $1.00 +$1.00" in lines
+
+
+def test_cents_of_a_short_history_are_told_apart() -> None:
+    assert "cost $0.0123 $0.0122 -$0.0001" in shown(compared((part(1.0, 0.0123), part(1.0, 0.0122))))
 
 
 @pytest.mark.parametrize("columns", [30, 60, 160])
@@ -97,25 +133,20 @@ def test_no_figure_is_cut_where_the_terminal_is_narrow(columns: int) -> None:
 
 
 @given(count=st.integers(2, 9), each=st.floats(1, 6))
-def test_windows_lie_apart_within_the_trace_and_begin_at_0(count: int, each: float) -> None:
-    trace = synthetic_trace("poisson:rate=20,duration=60,size=1,output=0,seed=1", model="m")
-    windows = windows_of(trace, count=count, each=each)
+def test_windows_lie_apart_within_the_history(count: int, each: float) -> None:
+    arrivals = echoes(rate=20.0)
+    windows = windows_of(arrivals, count=count, each=each)
     assert len(windows) <= count
-    assert all(window.arrival[0] >= 0 and window.arrival[-1] <= each for window in windows)
-    assert sum(map(len, windows)) == pytest.approx(len(trace) * count * each / 60, rel=0.5)
-
-
-def part(live: float, cost: float) -> Summary:
-    none = dict.fromkeys(SERVICES)
-    shares = {**none, "live": live}
-    return Summary(policy="a", requests=1, attainment=shares, cost_usd=cost, score=cost, usd_by_class={"cpu": cost})
+    assert all(np.ptp(window.jobs["arrival"]) <= each for window in windows)
+    assert sum(map(len, windows)) == pytest.approx(len(arrivals) * count * each / 60, rel=0.5)
 
 
 def test_windows_are_scaled_to_the_whole_and_shares_weigh_by_requests() -> None:
-    asked = np.array([[30, 0, 0], [10, 0, 0]])
-    runs = [(part(1.0, 2.0), part(1.0, 1.0)), (part(0.0, 2.0), part(1.0, 1.0))]
-    found = sampled(runs, asked, count=4, each=10, of=400)  # two windows were empty
+    pairs = [(part(1.0, 2.0, 30), part(1.0, 1.0, 30)), (part(0.0, 2.0, 10), part(1.0, 1.0, 10))]
+    found = sampled(pairs, count=4, each=10, of=400)  # two windows were empty
     assert (found.old.attainment["live"], found.new.attainment["live"]) == (0.75, 1.0)
+    (share,) = found.attained
+    assert (share.requests, share.old, share.new) == (400, 0.75, 1.0)
     assert (found.old.cost_usd, found.new.usd_by_class["cpu"]) == (40.0, 20.0)
     assert found.difference.cost_usd == -20.0
     assert found.sample is not None
@@ -126,8 +157,9 @@ def test_windows_are_scaled_to_the_whole_and_shares_weigh_by_requests() -> None:
 
 
 def test_what_does_not_differ_between_windows_has_no_error() -> None:
-    found = sampled([(part(1.0, 2.0), part(1.0, 3.0))] * 3, np.array([[5, 0, 0]] * 3), count=3, each=10, of=300)
+    found = sampled([(part(1.0, 2.0), part(1.0, 3.0))] * 3, count=3, each=10, of=300)
     assert found.sample is not None
     assert found.sample.error.cost_usd == pytest.approx(0)
     assert found.difference.cost_usd == pytest.approx(30)
+    assert found.attained[0].error == 0
     assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found

@@ -1,0 +1,188 @@
+"""What is known of a fleet: a queues.yaml, the models folder, what devices have learned, and what arrived.
+
+Devices are those of the running fleet, or of `taxiway status --json`: a class has as many as are there, or where an
+autoscaler starts them as its `scaling` allows.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from router.decide.history import PRIORITIES, Arrivals
+from router.decide.snapshot import FleetSnapshot
+from router.service.snapshot_reader import snapshot_from
+from router.service.store import FleetFacts, figures, named
+from simulator.fleet import SERVICES
+from simulator.history import arrivals_of_day, day_of
+from simulator.traces import Column, arrivals_of, is_spec, read_arrivals, synthetic_trace
+from simulator.tuning.real_fleet import Known, Recorded, recorded, urgency
+from tasks.document import DocumentError, read_document
+from tasks.heartbeat import DeviceFacts
+from tasks.models.discovered import discovered_by, with_discovered
+from tasks.models.folder import load_catalogue
+from tasks.models.profiles import generates, load_book
+from tasks.topology import Service, Topology
+from taxiway.connection import ConnectionPool
+from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS
+from taxiway.errors import TaxiwayError
+from taxiway.valkey import fleet_errors
+
+
+class StatusError(DocumentError):
+    """A file is not what `taxiway status --json` prints."""
+
+
+class ReplayError(Exception):
+    """Nothing of what arrived can run on the fleet."""
+
+
+class _ClassStatus(msgspec.Struct):
+    starts: bool = False
+
+
+class _Status(msgspec.Struct):
+    """The part of `taxiway status --json` that tells of devices."""
+
+    classes: dict[str, _ClassStatus]
+    devices: tuple[DeviceFacts, ...] = ()
+
+
+def read_status(path: Path) -> FleetSnapshot:
+    """The devices in a file with the output of `taxiway status --json`. Raises `StatusError`."""
+    text = read_document(path, file=str(path), error=StatusError)
+    try:
+        status = msgspec.json.decode(text, type=_Status)
+    except msgspec.MsgspecError as error:
+        raise StatusError(str(path), "", "the output of `taxiway status --json`", str(error)) from error
+    starts = tuple(sorted(name for name, one in status.classes.items() if one.starts))
+    return FleetSnapshot(devices=status.devices, startable=starts)
+
+
+def read_fleet(connections: ConnectionPool) -> tuple[float, bytes, FleetSnapshot]:
+    """The state store's time, the stored plan, and the fleet's devices. Raises `BrokerUnavailableError`."""
+    with fleet_errors("state store"):
+        at, plan, devices, beats, starts = connections.calls(
+            ("TIME",),
+            ("GET", PLAN),
+            ("HGETALL", DEVICES),
+            ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+            ("HGETALL", STARTS),
+        )
+    now = int(at[0]) + int(at[1]) / 1e6
+    facts = FleetFacts(now=now, devices=named(devices), heartbeats=figures(beats), work={}, starts=figures(starts))
+    return now, bytes(plan or b""), snapshot_from(facts)
+
+
+def running_fleet(url: str) -> FleetSnapshot:
+    """The devices of the fleet whose state store has this address. Raises `BrokerUnavailableError`."""
+    connections = ConnectionPool(url)
+    try:
+        return read_fleet(connections)[2]
+    finally:
+        connections.close()
+
+
+def known_fleet(topology: Topology, models: Path, seen: FleetSnapshot, startable: Collection[str] = ()) -> Known:
+    """What a queues.yaml makes of the models and the devices that were seen.
+
+    Devices of the classes `startable` may be started, besides those of classes that are scaled already.
+    """
+    devices = tuple(msgspec.structs.replace(one, serves=None, fault="", draining=False) for one in seen.devices)
+    announced = discovered_by((one.runtimes[0], one.announced) for one in devices if one.announced)
+    return Known(
+        topology,
+        with_discovered(load_catalogue(models), announced),
+        load_book(models, datetime.datetime.now(datetime.UTC).date())[0],
+        FleetSnapshot(devices=devices, startable=tuple(sorted({*seen.startable, *startable}))),
+    )
+
+
+def arrivals_from(source: str, model: str, url: str | None, data: Path | None) -> Arrivals:
+    """What arrived: on a UTC day, in a CSV file, or as a synthetic trace says. The file may name no `model`.
+
+    Raises:
+        CommandError: a day has no arrivals, or there is no state store.
+        TraceError: the file or the text is invalid.
+    """
+    if day := day_of(source):
+        return arrivals_of_day(url, data, day)
+    if is_spec(source):
+        return arrivals_of(synthetic_trace(source, model=model))
+    return read_arrivals(Path(source), model=model)
+
+
+def under(arrivals: Arrivals, old: Topology, new: Topology) -> Arrivals:
+    """The arrivals as the new file's services would have them.
+
+    A job that had the deadline or the priority of its service has those that the service has now. One without a service
+    has the default one.
+    """
+    jobs = arrivals.jobs.copy()
+    names = tuple(name or new.default_service for name in arrivals.names["service"])
+    for number, name in enumerate(names):
+        rows = np.flatnonzero(jobs["service"] == number)
+        was, now = old.service.get(name, Service()), new.service.get(name)
+        if now is None or not len(rows):
+            continue
+        jobs["deadline"][rows] = _changed(jobs["deadline"][rows], _number(was.deadline), _number(now.deadline))
+        priorities = PRIORITIES.index(was.priority), PRIORITIES.index(now.priority)
+        jobs["priority"][rows] = _changed(jobs["priority"][rows], *priorities)
+    return replace(arrivals, names={**arrivals.names, "service": names}, jobs=jobs)
+
+
+def _number(deadline: float | None) -> float:
+    return np.nan if deadline is None else deadline
+
+
+def _changed(values: Column, was: float, now: float) -> Column:
+    """The values, those that are unset or what they were by default replaced by the default of now."""
+    usual = np.isnan(values) | (values == -1) | np.isclose(values, was, rtol=1e-4)
+    return np.where(usual, now, values)
+
+
+def replayable(arrivals: Arrivals, known: Known) -> Recorded:
+    """The arrivals as a workload of the fleet, which begins with a device of each class that can run any of them.
+
+    Without `plan.enabled` it has no penalties, and so no plans.
+
+    Raises:
+        ReplayError: the fleet can run none of them.
+    """
+    found = recorded(_without_answers(arrivals, known), known, 0.0)
+    if found is None:
+        names = sorted({arrivals.names["model"][number] for number in np.unique(arrivals.jobs["model"])})
+        raise ReplayError(f"nothing can be replayed: no class runs a model of {', '.join(names)} for its service")
+    fleet = found.workload.fleet
+    used = [any(timings) for timings in zip(*fleet.timings.values(), strict=True)]
+    classes = {
+        name: msgspec.structs.replace(device, initial=max(device.initial, int(runs)))
+        for (name, device), runs in zip(fleet.classes.items(), used, strict=True)
+    }
+    penalties = fleet.penalties if known.topology.plan.enabled else (0.0,) * len(SERVICES)
+    fleet = replace(fleet, classes=classes, penalties=penalties)
+    return replace(found, workload=replace(found.workload, fleet=fleet))
+
+
+def _without_answers(arrivals: Arrivals, known: Known) -> Arrivals:
+    """The arrivals; where a model does not generate, a synthetic trace has answers that nobody gives."""
+    generating = []
+    for name in arrivals.names["model"]:
+        with suppress(TaxiwayError):
+            generating += [name] if generates(known.catalogue.resolve(name)) else []
+    jobs = arrivals.jobs.copy()
+    silent = ~np.isin(np.array(arrivals.names["model"])[jobs["model"]], generating)
+    jobs["output"][silent] = jobs["expected"][silent] = 0
+    return replace(arrivals, jobs=jobs)
+
+
+def stands_for(topology: Topology) -> Sequence[tuple[str, list[str]]]:
+    """The services of queues.yaml that each of the simulator's stands for, as far as there are any."""
+    ranks = {name: SERVICES[urgency(topology, name)] for name in topology.service}
+    return [(rank, mine) for rank in SERVICES if (mine := [name for name in ranks if ranks[name] == rank])]
