@@ -83,6 +83,11 @@ sbom: $(READY) ## what each image holds, as CycloneDX: build/sbom/
 chaos: $(READY) ## break a fleet under load for 20 minutes at most (five: CHAOS=--short), and check what is promised
 	@timeout --signal INT --kill-after 30 1200 $(BIN)/python -m tests.chaos $(CHAOS)
 
+docker/.env: | docker/.env.example
+	@umask 077; $(PYTHON) -c 'import re, secrets, sys; text = sys.stdin.read().replace("BASIC_AUTH=", "BASIC_AUTH=operator:"); \
+	  sys.stdout.write(re.sub("^(TAXIWAY_SECRET=|[A-Z_]*_PASSWORD=|[A-Z_]*=operator:)$$", lambda one: one[1] + secrets.token_hex(32), text, flags=re.M))' < $| > $@
+	@echo "$@ has the passwords of the fleet of docker/compose.yaml"
+
 containers: $(READY) ## build the images, run the fleet of docker/compose.yaml, and drain it (root, a Docker engine)
 	@bash tests/containers/run.sh
 

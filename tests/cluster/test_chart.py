@@ -40,6 +40,7 @@ ENGINES: dict[str, Any] = {
         },
     },
 }  # fmt: skip
+LOCAL = "http://localhost:8000/v1"
 WITH_ENGINES = {
     "hardware": ENGINES,
     "classes": {
@@ -113,6 +114,10 @@ def test_pods_read_the_queues_yaml_that_the_chart_was_given(helm: Path) -> None:
         (
             {"autoscaler": "controller", "controller": {"rollout": {"canary": "gpu.huge"}}},
             "controller.rollout.canary: gpu.huge: no such class in queues.yaml",
+        ),
+        (
+            {"hardware": {"far": {**ENGINES["far"], "endpoint": {**ENGINES["far"]["endpoint"], "url": LOCAL}}}},
+            f"hardware.far.endpoint.url: a pod cannot reach {LOCAL}: name a server",
         ),
         ({"nonsense": 1}, "additional properties 'nonsense' not allowed"),
         (

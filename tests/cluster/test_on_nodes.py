@@ -211,6 +211,15 @@ def define(plane: ControlPlane, group: str, version: str, kind: str, plural: str
     assert until(lambda: plane.get(f"/apis/{group}/{version}/{plural}") is not None)
 
 
+def test_without_keda_the_chart_is_refused_before_anything_is_installed(
+    plane: ControlPlane, chart: Path, nodes: None, tmp_path: Path
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({**FLEET, **values_for("gke"), "autoscaler": "keda"}))
+    command = ("install", "early", str(chart), "--namespace", "default", "--values", str(values))
+    assert "autoscaler: keda needs KEDA 2.17 or later in this cluster" in plane.tool("helm", *command, fails=True)
+
+
 def test_server_side_apply_takes_every_manifest_again_and_again(
     plane: ControlPlane, chart: Path, nodes: None, tmp_path: Path
 ) -> None:

@@ -130,6 +130,18 @@ devices: {{ $devices | toJson }}
   {{- $name := $class | replace "." "-" -}}
   {{- if hasKey $names $name -}}{{- fail (printf "hardware.%s: %s would have the same names in Kubernetes" $class (get $names $name)) -}}{{- end -}}
   {{- $_ := set $names $name $class -}}
+  {{- if and (eq $hardware.device "endpoint") (not (dig $class "engine" false $.Values.classes)) -}}
+    {{- range (kindIs "string" $hardware.endpoint.url | ternary (list $hardware.endpoint.url) $hardware.endpoint.url) -}}
+      {{- if regexMatch "^https?://(localhost|127\\.[0-9.]+|\\[::1\\])([:/]|$)" . -}}
+        {{- fail (printf "hardware.%s.endpoint.url: a pod cannot reach %s: name a server that it can reach, or give classes.%s an engine" $class . $class) -}}
+      {{- end -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{/* Every API server has apiregistration.k8s.io, and helm knows of it from one alone: without a cluster nothing is asked. */}}
+{{- $cluster := .Capabilities.APIVersions.Has "apiregistration.k8s.io/v1" -}}
+{{- if and (eq .Values.autoscaler "keda") $cluster (not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1")) -}}
+  {{- fail "autoscaler: keda needs KEDA 2.17 or later in this cluster (https://keda.sh/docs/latest/deploy); install it first, or choose hpa, controller or none" -}}
 {{- end -}}
 {{- range $class, $settings := .Values.classes -}}
   {{- $hardware := get $.Values.hardware $class -}}

@@ -185,6 +185,22 @@ def test_the_example_environment_names_every_secret_and_holds_none() -> None:
     assert not any(values[name] for name in SECRETS)
 
 
+def test_one_command_makes_all_secrets_and_no_second_time(tmp_path: Path) -> None:
+    shutil.copy(TREE / "Makefile", tmp_path)
+    (tmp_path / "docker").mkdir()
+    shutil.copy(DOCKER / ".env.example", tmp_path / "docker")
+    run("make", "-C", str(tmp_path), "docker/.env")
+    made = tmp_path / "docker" / ".env"
+    values = dict(line.split("=", 1) for line in made.read_text().splitlines() if line and not line.startswith("#"))
+
+    assert {name: len(values[name]) for name in SECRETS} == dict.fromkeys(SECRETS, 64) | {"FLOWER_BASIC_AUTH": 73}
+    assert made.stat().st_mode & 0o077 == 0
+    before = made.read_text()
+    (tmp_path / "docker" / ".env.example").touch()
+    run("make", "-C", str(tmp_path), "docker/.env")
+    assert made.read_text() == before
+
+
 def test_ports_are_open_on_the_loopback_only(services: dict[str, Any]) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
 
