@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -150,7 +150,7 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
         if environment.get(variable):
             yield _server(variable, environment[variable])
             yield from _guard(variable, environment[variable])
-            yield from _disk(variable, environment[variable], "on that server's disk")
+            yield from _disk(variable, environment[variable], None)
             yield from _clock(variable, environment[variable])
 
 
@@ -185,17 +185,31 @@ def _store_here(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Findin
     """The same of the store of a local fleet that has none of the `SERVERS` that are named here."""
     if fleet.state not in map(environment.get, SERVERS):
         embedded = any(process.name == "broker" for process in fleet.processes)
-        yield from _disk("state store", fleet.state, f"at {fleet.data}" if embedded else "on that server's disk")
+        yield from _disk("state store", fleet.state, Path(fleet.data) if embedded else None)
 
 
-def _disk(subject: str, url: str, where: str) -> Iterator[Finding]:
-    """A finding if a Valkey or Redis server cannot write to its disk; none if the account may not ask."""
+def _disk(subject: str, url: str, folder: Path | None) -> Iterator[Finding]:
+    """What a Valkey or Redis server keeps on its disk, and the free space if `folder` is there.
+
+    None if the account may not ask, or the server keeps nothing.
+    """
     if urlsplit(url).scheme in _PORTS:
         return
     with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_QUICK)) as connections:
         lines = connections.call("INFO", "persistence").decode().splitlines()
-        for value in (text for status, text in _UNWRITTEN.items() if status in lines):
-            yield Finding(subject=f"{subject} disk", found=False, value=value, remedy=f"free space {where}")
+        free = None if folder is None else shutil.disk_usage(folder).free
+        yield from _kept(f"{subject} disk", lines, free, "on that server's disk" if folder is None else f"at {folder}")
+
+
+def _kept(subject: str, persistence: Sequence[str], free: int | None, where: str) -> Iterator[Finding]:
+    wrong = [text for status, text in _UNWRITTEN.items() if status in persistence]
+    size = next((int(line.partition(":")[2]) for line in persistence if line.startswith("aof_current_size:")), 0)
+    room = "" if free is None else f", {_size(free)} free"
+    found = not wrong and (free is None or free >= 2 * size)
+    if wrong or size:
+        value = "; ".join([*wrong, f"append-only file of {_size(size)}{room}"])
+        remedy = "" if found else f"free space {where}: a rewrite of the file needs its size again"
+        yield Finding(subject=subject, found=found, value=value, remedy=remedy)
 
 
 def _clock(variable: str, url: str) -> Iterator[Finding]:
@@ -235,6 +249,10 @@ def _storage(cache: Path) -> Iterator[Finding]:
         value=f"{_gib(free)} at {there}",
         remedy="" if free >= _DISK else f"make room: about {_gib(_DISK)} is needed, or set TAXIWAY_CACHE",
     )
+
+
+def _size(size: int) -> str:
+    return _gib(size) if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _gib(size: int) -> str:

@@ -95,11 +95,13 @@ def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings
         assert until(lambda: [one.remedy for one in reported(fleet, {})] == ["`taxiway restart`"])
 
 
-def test_clocks_that_differ_from_the_state_stores_are_reported(
+def test_the_state_stores_file_and_clocks_that_differ_from_its_own_are_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variables = {"TAXIWAY_STATE": settings.state}
     assert "TAXIWAY_STATE clock of this machine" not in [one.subject for one in servers(variables)]
+    [disk] = [one for one in servers(variables) if one.subject == "TAXIWAY_STATE disk"]
+    assert (disk.found, disk.value.startswith("append-only file of ")) == (True, True)
     now = time.time()
     monkeypatch.setattr("local.doctor.examine.time.time", lambda: now - 300)
     [here] = [one for one in servers(variables) if "clock" in one.subject]
