@@ -82,7 +82,7 @@ def _models(view: FleetView) -> Iterator[FleetProblem]:
 def _other(view: FleetView) -> Iterator[FleetProblem]:
     plan = view.plan
     if plan is not None and plan.not_followed:
-        yield FleetProblem("plan", plan.not_followed, "start a tuner: python -m simulator tune")
+        yield FleetProblem("plan", plan.not_followed, "start a tuner: python -m simulator tune; or delete taxiway:plan")
     elif plan is not None and not plan.tuner:
         text = "no tuner at work, so the plan will not follow the load"
         yield FleetProblem("tuner", text, "start one: python -m simulator tune")

@@ -228,13 +228,18 @@ def _told(arrivals: Arrivals) -> Iterator[dict[str, Any]]:
 
 
 def _table(shares: Sequence[Share]) -> Table:
-    model, service, *rest = Share.__struct_fields__
+    """The shares, without the columns in `_RARE` that are 0 in all rows: the others fit 80 columns."""
+    unused = {name for name in _RARE if not any(getattr(share, name) for share in shares)}
+    model, service, *rest = (name for name in Share.__struct_fields__ if name not in unused)
     shown = table(model, service, right=rest)
     for share in shares:
         figures = {**msgspec.structs.asdict(share), "timely": percent(share.timely)}
         figures |= {"p50": seconds(share.p50), "p95": seconds(share.p95)}
-        shown.add_row(*(Text(str(figure)) for figure in figures.values()))
+        shown.add_row(*(Text(str(figure)) for name, figure in figures.items() if name not in unused))
     return shown
+
+
+_RARE = ("open", "cancelled", "refused")
 
 
 if __name__ == "__main__":
