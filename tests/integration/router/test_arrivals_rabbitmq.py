@@ -201,6 +201,24 @@ def transport_of(rabbit: Settings) -> RabbitTransport:
     )
 
 
+def test_the_queue_of_a_class_that_comes_later_is_declared_while_the_router_runs(rabbit: Settings) -> None:
+    classes, new = {"cpu.batch"}, f"new.{uuid.uuid4().hex}"
+
+    async def scenario() -> None:
+        transport = RabbitTransport(
+            broker=rabbit.broker, state=rabbit.state, name="t", keep_record=60, queues=lambda: classes
+        )
+        await transport.tidy()
+        classes.add(new)
+        await transport.tidy()
+        await transport.close()
+
+    asyncio.run(scenario())
+    assert depth_on_rabbitmq(rabbit.broker, new) == 0
+    with kombu.Connection(rabbit.broker) as connection:
+        class_queue(new).bind(connection.default_channel).delete()
+
+
 async def take(transport: RabbitTransport, count: int) -> list[Arrival]:
     taken: list[Arrival] = []
     while len(taken) < count:
