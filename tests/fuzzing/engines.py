@@ -1,4 +1,4 @@
-"""An engine that lies, answers junk and never ends, behind a real worker, beside honest chats.
+"""An engine that lies, answers junk and never ends, behind a real worker, beside an honest engine that costs more.
 
 `python -m tests.fuzzing.engines --seconds 60` fails where the worker ends or grows by more than `MEMORY`, where a chat
 is billed more than it reserved or is answered with a 500, and where an honest chat has no answer.
@@ -12,6 +12,7 @@ import gzip
 import json
 import random
 import secrets
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,6 +50,10 @@ hardware:
     device: endpoint
     endpoint: {protocol: openai, url: URL, slots: SLOTS, models: {talk: served}, health: {every: 0.2}}
     price: {usd_per_hour: 0.01, usd_per_million_input: 2, usd_per_million_output: 20}
+  honest:
+    device: endpoint
+    endpoint: {protocol: openai, url: HONEST, slots: SLOTS, models: {talk: served}}
+    price: {usd_per_hour: 1, usd_per_million_input: 200, usd_per_million_output: 2000}
 service: {standard: {deadline: 20}}
 default_service: standard
 """
@@ -127,17 +132,23 @@ def _ask(http: httpx.Client, prompt: str) -> tuple[str, list[str]]:
     return f"{'honest' if prompt == 'honest' else 'hostile'} {answer.status_code}", faults
 
 
+def _faults(http: httpx.Client) -> list[str]:
+    """Why endpoints are out of service now."""
+    return [device["fault"] for device in http.get("/v2/fleet").json()["devices"] if device.get("fault")]
+
+
 @contextmanager
 def _fleet(folder: Path, seed: int) -> Iterator[tuple[httpx.Client, Growth, list[str]]]:
     """A router's HTTP client, what the worker grows by, and a list of what went wrong with the worker."""
-    engine, faults = HostileEngine(chance=random.Random(seed)), list[str]()
-    with EmbeddedValkey(folder / "valkey") as server, serving(engine):
+    engine, honest, faults = HostileEngine(chance=random.Random(seed)), Engine(), list[str]()
+    with EmbeddedValkey(folder / "valkey") as server, serving(engine), serving(honest):
         base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        queues = QUEUES.replace("URL", engine.url).replace("SLOTS", str(SLOTS))
+        queues = QUEUES.replace("URL", engine.url).replace("HONEST", honest.url).replace("SLOTS", str(SLOTS))
         settings = worker_settings(base, folder, queues)
         add_engine_models(settings.models, "talk")
         with (
-            worker_process(settings) as worker,
+            worker_process(settings, log=subprocess.DEVNULL) as worker,
+            worker_process(settings, "--class", "honest", log=subprocess.DEVNULL),
             router_process(settings) as router,
             httpx.Client(base_url=router.http, timeout=60, trust_env=False) as http,
         ):
@@ -160,6 +171,7 @@ def main() -> int:
         with _fleet(Path(name), given.seed) as (http, growth, faults):
             end = time.monotonic() + given.seconds
             while time.monotonic() < end:
+                eventually(lambda: not _faults(http), within=30)
                 prompts = [f"hostile {counts.total()} {n}" for n in range(SLOTS - 1)]
                 for answered, wrong in pool.map(lambda prompt: _ask(http, prompt), ["honest", *prompts]):
                     counts[answered] += 1
