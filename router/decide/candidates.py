@@ -150,8 +150,7 @@ def build_table(
         guide=guide,
         unplanned=unplanned,
         **_device_columns(seen),
-        **_price_columns(candidates),
-        **_class_columns([c.hardware for c in candidates]),
+        **_class_columns(candidates),
     )
 
 
@@ -243,11 +242,12 @@ def _price_columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
     return {"dollars": np.array(means, dtype=np.float64) / 3600, "dearer": np.array(dearer, dtype=np.float64)}
 
 
-def _class_columns(hardware: Sequence[HardwareClass]) -> dict[str, Column]:
+def _class_columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
     def column(figure: Callable[[HardwareClass], float]) -> Column:
-        return np.array([figure(h) for h in hardware], dtype=np.float64)
+        return np.array([figure(c.hardware) for c in candidates], dtype=np.float64)
 
     return {
+        **_price_columns(candidates),
         "horizon": column(lambda h: h.horizon),
         "spot_loss": column(lambda h: h.reclaims_per_hour / 3600),
         "link_delay": column(lambda h: h.link.delay),

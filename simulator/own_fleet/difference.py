@@ -34,7 +34,7 @@ Play = Callable[[Workload, str], tuple[Summary, Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class FileReplay:
     """One file's replay: its figures, requests by what they asked for, how many of those were in time.
 
     `by_service` is the requests of each of the simulator's services. What the fleet cannot run counts as not in time.
@@ -100,7 +100,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     sample: Sample | None = None
 
 
-Pair = tuple[Replayed, Replayed]
+Pair = tuple[FileReplay, FileReplay]
 """A replay under the old file, and the same under the new one."""
 
 
@@ -137,7 +137,7 @@ def _both(arrivals: Arrivals, old: Known, new: Known, play: Play, which: str) ->
     return before, replayed(under(arrivals, old.topology, new.topology), new, lambda load: play(load, f"new{which}"))
 
 
-def replayed(arrivals: Arrivals, known: Known, play: Callable[[Workload], tuple[Summary, Outcome]]) -> Replayed:
+def replayed(arrivals: Arrivals, known: Known, play: Callable[[Workload], tuple[Summary, Outcome]]) -> FileReplay:
     """The arrivals on one fleet.
 
     Raises:
@@ -154,7 +154,7 @@ def replayed(arrivals: Arrivals, known: Known, play: Callable[[Workload], tuple[
         asked = arrivals.names["model"][model].partition(":")[0], services[service]
         requests[asked] = requests.get(asked, 0) + int((every == kind).sum())
         timely[asked] = timely.get(asked, 0) + int((good == kind).sum())
-    return Replayed(summary, requests, timely, np.bincount(found.workload.trace.service, minlength=len(SERVICES)))
+    return FileReplay(summary, requests, timely, np.bincount(found.workload.trace.service, minlength=len(SERVICES)))
 
 
 def compared(pair: Pair) -> Comparison:
@@ -210,7 +210,7 @@ def _attained(pairs: Sequence[Pair], scale: float, unseen: float | None) -> list
     return sorted(found, key=lambda one: (-one.requests, one.model, one.service))
 
 
-def _scaled(parts: Sequence[Replayed], scale: float) -> Summary:
+def _scaled(parts: Sequence[FileReplay], scale: float) -> Summary:
     """One summary of all windows: shares by requests, dollars times `scale`."""
     asked, summaries = np.array([part.by_service for part in parts]), [part.summary for part in parts]
     attainment: dict[str, float | None] = {}

@@ -16,7 +16,7 @@ from simulator.engine import Outcome, Summary, played
 from simulator.fleet import SERVICES
 from simulator.own_fleet.difference import (
     Comparison,
-    Replayed,
+    FileReplay,
     compared,
     difference,
     difference_tables,
@@ -36,7 +36,7 @@ ASKED = ("echo", "live")
 
 
 @st.composite
-def replays(draw: st.DrawFn) -> Replayed:
+def replays(draw: st.DrawFn) -> FileReplay:
     summary = Summary(
         policy="taxiway",
         requests=1,
@@ -48,7 +48,7 @@ def replays(draw: st.DrawFn) -> Replayed:
         usd_by_class=draw(st.dictionaries(st.sampled_from(["cpu", "gpu", "tpu"]), DOLLARS)),
     )
     timely = draw(st.integers(0, 9))
-    return Replayed(summary, {ASKED: 9}, {ASKED: timely}, np.array([9, 0, 0]))
+    return FileReplay(summary, {ASKED: 9}, {ASKED: timely}, np.array([9, 0, 0]))
 
 
 def shown(found: Comparison) -> list[str]:
@@ -89,7 +89,7 @@ def test_what_no_class_of_a_file_runs_is_not_in_time_there(tmp_path_factory: pyt
 
 
 @given(old=replays(), new=replays())
-def test_a_difference_is_new_minus_old_and_survives_json(old: Replayed, new: Replayed) -> None:
+def test_a_difference_is_new_minus_old_and_survives_json(old: FileReplay, new: FileReplay) -> None:
     found = compared((old, new))
     before, after = old.summary, new.summary
     assert found.difference.cost_usd == after.cost_usd - before.cost_usd
@@ -100,13 +100,13 @@ def test_a_difference_is_new_minus_old_and_survives_json(old: Replayed, new: Rep
     assert not any("-$0.00 " in line or "-0.0 " in line for line in shown(found))
 
 
-def part(live: float, cost: float, requests: int = 10, name: str = "cpu") -> Replayed:
+def part(live: float, cost: float, requests: int = 10, name: str = "cpu") -> FileReplay:
     shares = {**dict.fromkeys(SERVICES), "live": live}
     summary = Summary(
         policy="a", requests=requests, attainment=shares, cost_usd=cost, score=cost, usd_by_class={name: cost}
     )
     timely = round(live * requests)
-    return Replayed(summary, {ASKED: requests}, {ASKED: timely}, np.array([requests, 0, 0]))
+    return FileReplay(summary, {ASKED: requests}, {ASKED: timely}, np.array([requests, 0, 0]))
 
 
 def test_the_table_has_signs_and_a_dash_for_what_is_absent() -> None:
