@@ -30,7 +30,7 @@ from simulator.bounds.linear import lower_bound
 from simulator.bounds.whole_devices import whole_bound
 from simulator.demand import COLUMNS as PRICE_COLUMNS
 from simulator.demand import InfeasibleError, Offer, PriceError, load_prices, offers, own_offers
-from simulator.engine import Outcome, Summary, played
+from simulator.engine import Outcome, StuckError, Summary, played
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
 from simulator.own_fleet import known as own_fleet
@@ -80,6 +80,7 @@ _HINTS: dict[type[Exception], str] = {
     PriceError: f"a price file is a CSV file with the columns {','.join(PRICE_COLUMNS)}",
     InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices (`scaling.maximum`, "
     "in a fleet file `count`) or faster ones",
+    StuckError: "this is an error of the simulator: report it, with the trace and the queues.yaml or fleet file",
     OSError: "name a file in an existing, writable folder",
 }
 

@@ -27,10 +27,17 @@ TICK = 1.0
 GIVE_UP = 60.0
 """Seconds after which jobs are given up that wait where no device may be on, once nothing else is left."""
 
+MOST_AT_ONCE = 100_000
+"""Events at one instant, after which the simulation counts as stuck; devices and jobs have some of them each."""
+
 _REPORT_EVERY = 4096
 
 Progress = Callable[[int], None]
 """Called with the number of requests that have arrived so far."""
+
+
+class StuckError(Exception):
+    """The simulated time does not advance: an event schedules itself for the same instant, again and again."""
 
 
 class Engine:
@@ -48,7 +55,7 @@ class Engine:
         self.now = 0.0
         self._events: list[tuple[float, int, Action, Device | None, int]] = []
         self._sequence = 0
-        self._inside = 0
+        self._inside = self._at_once = 0
         self._changes = len(workload.fleet.events)
         self._held: dict[int, Pool] = {}
 
@@ -144,6 +151,10 @@ class Engine:
 
     def _process_next(self) -> None:
         time, _, action, device, version = heappop(self._events)
+        self._at_once = self._at_once + 1 if time == self.now else 0
+        if self._at_once > MOST_AT_ONCE:
+            what = getattr(action, "__qualname__", repr(action))
+            raise StuckError(f"the simulation does not advance: {MOST_AT_ONCE} events at {time:g} s, the last {what}")
         self.now = time
         action(device, version, time)
 

@@ -9,6 +9,7 @@ stdout, logs to stderr.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import math
 import os
@@ -26,7 +27,8 @@ from rich.table import Table
 
 from broker.valkey.leader import plan_call
 from router.decide.history import Arrivals, slice_of
-from router.decide.plan import Plan, Tuned, follow
+from router.decide.plan import STALE, Plan, Tuned, follow
+from simulator.engine import StuckError
 from simulator.history import LAG, History
 from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
@@ -56,6 +58,9 @@ REACH = 3600.0
 
 CPU = 7.0
 """Seconds of processor time of one tuning: its plays are fewer if the last ones took longer."""
+
+HUNG = STALE
+"""Seconds that a turn and the rest after it may take: by then routers have dropped the plan."""
 
 TOLD = 86400
 """Seconds for which routers can show what was found."""
@@ -316,6 +321,8 @@ def tune(*, once: bool, dry_run: bool, as_json: bool) -> None:
             logger.info("not tuning: plan.enabled is false in queues.yaml")
             signal.pause()
         while True:
+            # a turn that hangs ends the process, with all tracebacks: whoever started it starts another
+            faulthandler.dump_traceback_later(HUNG, exit=True, file=sys.__stderr__ or 2)
             time.sleep(_turn(tuner, dry_run=dry_run, as_json=as_json))
     finally:
         _leave(tuner)
@@ -335,6 +342,8 @@ def _turn(tuner: FleetTuner, *, dry_run: bool, as_json: bool) -> float:
             _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:
         logger.warning("not tuned", extra={"error": error.message})
+    except StuckError as error:
+        logger.error("not tuned: the fleet's twin is stuck", extra={"error": str(error)})
     return tuner.rest
 
 

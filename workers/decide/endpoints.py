@@ -144,6 +144,9 @@ MINUTE = 60.0
 _MOST = 1e12
 """Largest figure that a header may state; a larger one is taken for none."""
 
+_ROUNDING = 1e-9
+"""Part of a bucket's capacity that rounding may hide."""
+
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?")
 _FIGURE = re.compile(r"\d{1,13}(?:\.\d{1,9})?")
 
@@ -166,9 +169,12 @@ class Bucket:
         return replace(self, level=min(self.left(now) - amount, self.capacity), at=max(now, self.at))
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken. What is more than the capacity may be taken from a full bucket."""
+        """Seconds until `amount` may be taken. What is more than the capacity may be taken from a full bucket.
+
+        A bucket that lacks no more than rounding has enough: a wait so short is none on any clock.
+        """
         lacking = min(amount, self.capacity) - self.left(now)
-        return max(lacking / self.rate, 0.0)
+        return lacking / self.rate if lacking > _ROUNDING * self.capacity else 0.0
 
 
 def minute_bucket(each_minute: float, now: float) -> Bucket:

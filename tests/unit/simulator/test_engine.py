@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.decide.plan import Density, Need, devices_wanted
 from router.service.snapshot_reader import BEAT
 from simulator.bounds.linear import lower_bound
-from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, simulate, summarise
+from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Engine, StuckError, simulate, summarise
 from simulator.fleet import Fleet, parse_fleet
 from simulator.policies.routing import Count, Reader, Surroundings, topology_of
 from simulator.policies.taxiway import POLICIES
@@ -236,6 +236,35 @@ def test_an_endpoint_is_paid_by_use_and_never_sent_more_than_its_rate_allows(nam
     assert provider.metered >= 0.0001 * sent
     summary = summarise(name, run.workload, outcome, run.pools)
     assert summary.usd_by_class["provider"] == pytest.approx(provider.metered)
+
+
+HANGS = """
+models: {chat: {layers: 32, hidden: 2560, intermediate: 10240, heads: 32, kv_heads: 32, vocabulary: 51200}}
+default_model: chat
+classes:
+  api: {count: 1, initial: 1, minimum: 1, endpoint: true, price: {usd_per_million_input: 0.05}, memory: 640GiB,
+        start: 1, rate: {requests_per_minute: 40}, max_batch: 64, horizon: 3600,
+        roofline: {peak_flops: 9.0e+14, bandwidth: 3.0e+12, host_link: 3.15e+10}}
+services: {live: {share: 0.4, deadline: 5}, standard: {share: 0.4, deadline: 30}, bulk: {share: 0.2, deadline: 900}}
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_wait_for_an_endpoint_s_rate_ends_although_it_is_rounded() -> None:
+    trace = synthetic_trace("poisson:rate=2,duration=120,seed=2", model="chat")
+    run = engine("always-fastest", prepare(trace, parse_fleet(HANGS), seed=1))
+    assert (run.run().state != WAITING).all()
+
+
+def test_a_simulation_whose_time_does_not_advance_is_an_error_that_says_where() -> None:
+    run = engine("static", prepare(synthetic_trace("poisson:rate=1,duration=9", model="chat"), fleet(), seed=1))
+
+    def again(device: object, version: int, now: float) -> None:
+        run.at(now, again, None, 0)
+
+    run.at(3.0, again, None, 0)
+    with pytest.raises(StuckError, match=r"does not advance: 100000 events at 3 s, the last .*again"):
+        run.run()
 
 
 def test_the_policy_uses_a_cheap_endpoint_and_leaves_an_expensive_one() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.model import Profile
-from workers.decide.endpoints import ENOUGH, Learned, Rates, after, curve_of, duration, learned, rates_of
+from workers.decide.endpoints import ENOUGH, Learned, Rates, after, curve_of, duration, learned, minute_bucket, rates_of
 
 PRIOR = Profile(base=0.1, slope=0.0005, step=0.004)
 SLOTS = 16
@@ -181,3 +181,20 @@ def test_whatever_an_endpoint_states_the_wait_is_finite(told: list[dict[str, str
         rates = learned(rates, one, float(now)).taken(tokens, float(now))
     assert 0 <= rates.wait(tokens, 10.0) < 1e9
     assert rates.room(tokens, 10.0) >= 0
+
+
+@given(
+    limit=st.floats(1, 1e6),
+    taken=st.lists(st.floats(0, 1e4), max_size=20),
+    amount=st.floats(0, 1e4),
+    now=st.floats(0, 1e8),
+)
+def test_whoever_waits_for_a_rate_as_long_as_told_may_send_then(
+    limit: float, taken: list[float], amount: float, now: float
+) -> None:
+    bucket = minute_bucket(limit, now)
+    for more in taken:
+        bucket = bucket.taken(more, now)
+    later = now + bucket.wait(amount, now)
+    wait = bucket.wait(amount, later)
+    assert wait == 0 or later + wait > later
