@@ -130,6 +130,7 @@ _LATENCIES: Mapping[str, tuple[str, str]] = {
     "queue": ("queue_wait_seconds", "Seconds from a job's acceptance to its start."),
     "run": ("run_seconds", "Seconds of the batches that a job ran in."),
     "total": ("latency_seconds", "Seconds from a job's acceptance to its result."),
+    "bound": ("bound_ratio", "Share of the seconds that a placement stated as at most which the job took."),
     "first": ("first_token_seconds", "Seconds from sending a request to an endpoint to the first part of its answer."),
     "token": ("token_seconds", "Seconds for each token of an endpoint's answer after the first part."),
 }

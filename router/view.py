@@ -16,10 +16,21 @@ from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, is_emulated
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, held_of, is_emulated, median_of
 from tasks.models.folder import Report
 from tasks.topology import HardwareClass, Price, Topology
 from taxiway.contract.keys import LEVELS
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """How far what placements state as "at most" can be trusted, by the `jobs` that its devices ended.
+
+    `held` is the share of them that kept within it, and `taken` the share of it that the median job took.
+    """
+
+    jobs: int
+    held: float
+    taken: float
 
 
 class ClassView(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +40,8 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     `depth` is waiting messages by level if the broker reports it, else one total. `work` is device seconds queued and
     running, `held` those in holding for the class, both by level. `oldest` is the age of the oldest waiting job since
     acceptance. `replicas` is the number of devices there should be, and `why` the reason; `starts` says whether an
-    autoscaler starts them. It `lacks` devices that have been missing for longer than one takes to start.
+    autoscaler starts them. It `lacks` devices that have been missing for longer than one takes to start. `bounds` is
+    None before any job has ended.
     """
 
     device: str
@@ -50,6 +62,7 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     lacks: int
     why: str
     starts: bool = False
+    bounds: Calibration | None = None
 
 
 class FleetProblem(msgspec.Struct, frozen=True):
@@ -257,4 +270,13 @@ def _class_view(
         lacks=0 if target is None else target.lacks,
         why="no fleet snapshot yet" if target is None else target.reason,
         starts=name in fleet.startable,
+        bounds=calibration(name, fleet.devices),
     )
+
+
+def calibration(hardware_class: str, devices: Iterable[DeviceFacts]) -> Calibration | None:
+    """How the placements on a class held, by what live workers have counted since they started."""
+    counted = [done.latency.get("bound", ()) for device in devices if (done := device.done.get(hardware_class))]
+    figures = [sum(column) for column in zip(*filter(None, counted), strict=True)]
+    held, jobs = held_of(figures) if figures else (0, 0)
+    return Calibration(jobs, round(held / jobs, 4), round(median_of(figures), 4)) if jobs else None

@@ -25,11 +25,12 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 """Upper bounds of the buckets, in seconds: from an echo's batch to a bulk job's hour."""
 
 ANY = ""
-"""Any model that a device has not run lately, in `DeviceFacts.blocking`."""
+"""In `DeviceFacts.blocking`, any model that a device has not run lately; in what it learned, all variants together."""
 
-Stage = Literal["queue", "run", "total", "first", "token"]
+Stage = Literal["queue", "run", "total", "bound", "first", "token"]
 """What a latency is of: from acceptance to the start, the batches it ran in, from acceptance to the result.
 
+`bound` is no latency but the share of a placement's "at most" that the job took: up to 1 it held (`held_of`).
 On endpoints, also from sending a row to the first part of its answer, and for each further token.
 """
 
@@ -114,6 +115,23 @@ def count(figures: list[float], seconds: float) -> None:
     figures[-1] += seconds
 
 
+def held_of(figures: Sequence[float]) -> tuple[int, int]:
+    """Of the figures of `bound`: how many jobs kept within "at most", of how many."""
+    *counts, _ = figures
+    return int(sum(counts[: BOUNDS.index(1.0) + 1])), int(sum(counts))
+
+
+def median_of(figures: Sequence[float]) -> float:
+    """The median of a stage's figures, as if those of a bucket were spread evenly over it."""
+    *counts, _ = figures
+    left = sum(counts) / 2
+    for below, upper, jobs in zip((0.0, *BOUNDS), BOUNDS, counts, strict=False):
+        if jobs and left <= jobs:
+            return below + (upper - below) * left / jobs
+        left -= jobs
+    return BOUNDS[-1]
+
+
 class Allowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An endpoint's rate limits: `requests` and `tokens` per second, None if unlimited, and what is left of them."""
 
@@ -172,11 +190,13 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
     seconds that a job of a model may wait for a batch of another (`blocking_of`).
 
-    For each warm variant, `pace` is observed over predicted run time, once it has run, and `residual` (R_p) what 95 %
-    of batches stay within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that
-    no two levels stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those
-    whose profile no longer fits. Predicted is by the profile that `tasks.models.profiles` has for this `kind` and
-    `name`.
+    For each warm variant that has run, `pace` is observed over predicted run time, and `residual` (R_p) what 95 %
+    of its batches stay within, as a multiple of predicted times pace, and 95 % of its jobs from their placement to
+    their result, as a multiple of what was expected. It is by priority level: a deadline tells of sizes, so that no two
+    levels stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those whose
+    profile no longer fits. Predicted is by the profile that `tasks.models.profiles` has for this `kind` and `name`.
+    `loading` is observed over predicted load time of each variant that was loaded. All three have, under `ANY`, what
+    the device's variants have in common: what to expect of one that has not run there.
     """
 
     worker: str
@@ -202,6 +222,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     blocking: dict[str, float] = {}
     pace: dict[str, float] = {}
     residual: dict[str, tuple[float, ...]] = {}
+    loading: dict[str, float] = {}
     drifted: tuple[str, ...] = ()
     serves: tuple[str, ...] | None = None
     fault: str = ""
@@ -210,6 +231,11 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     draining: bool = False
     done: dict[str, Done] = {}
     usd_per_hour: float | None = None
+
+    @property
+    def host(self) -> str:
+        """The machine that its worker runs on, by name."""
+        return self.worker.partition("@")[2]
 
     @property
     def classes(self) -> tuple[str, ...]:

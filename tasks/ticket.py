@@ -42,13 +42,23 @@ class TicketError(Exception):
     """A message's ticket is missing, altered or not valid here."""
 
 
+class Promise(msgspec.Struct, frozen=True, array_like=True):
+    """What a placement promised: an answer by `hardware_class`, some seconds after `placed` (the store's clock)."""
+
+    hardware_class: str
+    placed: float
+    expected: float
+    at_most: float
+
+
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One placement, in the form that a worker needs.
 
     `variants` maps every hardware class that the job may run on to the variant it runs there. `accepted` and
     `deadline_at` are seconds by the store's clock; a copy that arrives after `deadline_at` is not run, so routers set
     it on every ticket (0 means none). `prices` are in US dollars an hour; `tariffs` are what use costs, on the classes
-    where it costs something. `runs` is how many runs its budget bears; 0 if any number.
+    where it costs something. `runs` is how many runs its budget bears; 0 if any number. By the `promise`, workers learn
+    how far to trust the next one.
     """
 
     job: str
@@ -63,6 +73,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reply: str = ""
     tariffs: dict[str, Tariff] = {}
     runs: int = 0
+    promise: Promise | None = None
 
     def attempts(self, most: int) -> int:
         """How often the job may run, where `most` attempts are allowed to every job."""

@@ -270,6 +270,7 @@ class Tower:
             level=terms.get("level", 1),
             reason="the test says so",
             reply=terms.get("reply", ""),
+            promise=terms.get("promise"),
         )
         envelope.headers[HEADER] = sign(ticket, envelope.payload(), self._settings.secret)
         return envelope

@@ -32,7 +32,8 @@ from taxiway.cli.show import stdout_console
 from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
 from workers.device import Device, find_device
-from workers.executor import Executor, Loaded, briefest
+from workers.executor import Executor, briefest
+from workers.learned import Loaded
 from workers.port import Item
 from workers.profiling.measure import bench_class
 

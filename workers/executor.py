@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,28 +19,25 @@ from tasks.heartbeat import lacking, variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue
-from tasks.models.discovered import Announced
 from tasks.models.folder import graph_contradictions
 from tasks.models.model import Model, ModelError, Tolerance, Variant
-from tasks.models.profiles import Known, ProfileBook, ran_size
+from tasks.models.profiles import Known, ProfileBook
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.contract.keys import PATIENT
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
 from workers.calling.channel import CallError, NotWantedError, OutOfMemoryError
 from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, text_of
-from workers.decide.occupation import Track, begin, observe
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device
+from workers.learned import LearnedTimes, Loaded
 from workers.nicer_thread import NicerThread
 from workers.port import (
     Interruptible,
     Item,
     ModelLoadError,
-    Pipeline,
     Placed,
     Row,
-    Runtime,
     Watch,
     import_runtime,
     open_pipeline,
@@ -65,59 +62,6 @@ CPU_SHARE = 0.8
 
 Answer = Row | TaxiwayError | None
 """A row's answer or error; None for a row that has not run yet or is no longer wanted."""
-
-
-@dataclass(slots=True, eq=False)
-class Loaded:
-    """A loaded variant, with what is known of its performance on the device. It is not unloaded while `in_use`.
-
-    `seconds` is the load time without one-time work (fetching artefacts, importing the runtime). `interruptible` is its
-    runtime, if that runs rows one by one in a separate process.
-    """
-
-    key: str
-    model: Model
-    variant: Variant
-    pipeline: Pipeline
-    runtime: Runtime
-    known: Known
-    seconds: float
-    in_use: bool = False
-    interruptible: Interruptible | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.interruptible = self.runtime if isinstance(self.runtime, Interruptible) else None  # costs microseconds
-
-
-class LearnedTimes:
-    """Each variant's times against its profile, since this process started. Reading them is thread-safe."""
-
-    def __init__(self) -> None:
-        self.discovered: Mapping[str, Announced] = {}
-        self._tracks: dict[str, Track] = {}
-
-    def track(self, loaded: Loaded) -> Track:
-        """The variant's times against its profile."""
-        return self._tracks.get(loaded.key) or begin(loaded.known.residual)
-
-    def pace(self, key: str) -> float:
-        """Recent times of a variant, as a multiple of its profile."""
-        track = self._tracks.get(key)
-        return 1.0 if track is None else track.pace
-
-    def predicted(self, loaded: Loaded, items: Sequence[Item]) -> float:
-        """The seconds of a batch, at the variant's recent pace. Thread-safe."""
-        size = sum(item.size for item in items) / len(items)
-        return self.pace(loaded.key) * loaded.known.profile.latency(len(items), size)
-
-    def observe(
-        self, loaded: Loaded, items: Sequence[Item], answers: Sequence[Row], *, rows: int, seconds: float
-    ) -> None:
-        """Learn from items that ran in a batch of `rows` and took `seconds`."""
-        sizes = [ran_size(loaded.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
-        predicted = loaded.known.profile.latency(rows, sum(sizes) / len(sizes))
-        levels = {item.level for item in items}
-        self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels=levels)
 
 
 _Value = TypeVar("_Value")
@@ -270,6 +214,7 @@ class Executor(LearnedTimes):
         """Register an opened variant, so that batches run on it."""
         self.unavailable.pop(loaded.key, None)
         self._loaded[loaded.key] = loaded
+        self.loaded_in(loaded, computes=self.device.kind == "cpu")
         self.used(loaded)
         logger.info("loaded", extra={"variant": loaded.key, "seconds": round(loaded.seconds, 3)})
 

@@ -22,7 +22,6 @@ from tasks.heartbeat import HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
-from workers.decide.occupation import Track
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
 from workers.name import WorkerName
 from workers.stages.outcomes import OutcomeCounters
@@ -152,7 +151,7 @@ class Heartbeat:
     def _look(self) -> DeviceFacts:
         variants = self._device.variants
         device, loaded = variants.device, variants.all_loaded()
-        served, tracks = {one.model.name for one in loaded}, {one.key: variants.track(one) for one in loaded}
+        served = {one.model.name for one in loaded}
         measured = utilisation(device)
         busy = self._busy_share()
         blocked, blocked_by = self._device.blocked(time.monotonic())
@@ -178,9 +177,6 @@ class Heartbeat:
             blocked=three_digits(blocked),
             blocked_by=blocked_by,
             blocking=self._device.blocking(time.monotonic()),
-            pace={key: three_digits(track.pace) for key, track in tracks.items() if track.batches},
-            residual={key: _residuals(track) for key, track in tracks.items()},
-            drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
             serves=() if self._device.fault else self._served(),
             fault=self._device.fault,
             endpoint=self._device.endpoint,
@@ -188,6 +184,7 @@ class Heartbeat:
             draining=self._drain.begun,
             done=self._counters.totals(),
             usd_per_hour=device.prices.get(self._hardware_class),
+            **variants.reported(loaded),
         )
 
     def _served(self) -> tuple[str, ...] | None:
@@ -208,14 +205,6 @@ class Heartbeat:
 def expect_life(seconds: float) -> None:
     """End the process unless this is called again within `seconds`. Works even if no Python thread can run."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
-
-
-def _residuals(track: Track) -> tuple[float, ...]:
-    """The residuals by level in the form of `DeviceFacts`: without repeated values at the end."""
-    residuals = [three_digits(residual) for residual in track.residuals]
-    while len(residuals) > 1 and residuals[-1] == residuals[-2]:
-        residuals.pop()
-    return tuple(residuals)
 
 
 class FolderWatch:

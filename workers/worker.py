@@ -95,7 +95,7 @@ class Worker:
         drive = _drive_device if context.hardware.endpoint is None else _drive_endpoint
         device, jobs = drive(context, found, shared)
         admit = AdmitStage(jobs, device.variants, shared, context, self._shutdown)
-        self.finish = FinishStage(shared, counters, class_queue, found)
+        self.finish = FinishStage(shared, counters, class_queue, device.variants)
         self.fetch = None
         if class_queue is not None:
             self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)

@@ -64,19 +64,58 @@ def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def reported(fleet: Fleet, environment: Mapping[str, str]) -> list[Finding]:
-    """The fleet's problems as its router reports them; those of its processes alone if no router answers."""
+    """The fleet's problems and how its placements held, by its router; if none answers, its processes' problems."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(httpx.HTTPError, msgspec.DecodeError):
         answer = httpx.get(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK, trust_env=False)
         if answer.status_code == httpx.codes.OK:
-            return [_finding(**one) for one in msgspec.json.decode(answer.content)["problems"]]
+            view = msgspec.json.decode(answer.content, type=_Reported)
+            return [*(_finding(**one) for one in view.problems), *calibrations(view.classes)]
     logs = {process.name: process.log for process in fleet.processes}
     return [_finding(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
 
 
 def _finding(subject: str, text: str, remedy: str) -> Finding:
     return Finding(subject=subject, found=False, value=text, remedy=remedy)
+
+
+class Bounds(msgspec.Struct):
+    """How the placements' "at most" held on a class, as in a router's view."""
+
+    jobs: int
+    held: float
+    taken: float
+
+
+class ClassReport(msgspec.Struct):
+    """The part of a class's view that tells how its placements held."""
+
+    bounds: Bounds | None = None
+
+
+HELD, TAKEN, ENOUGH = 0.95, 1 / 3, 20
+"""The least share of jobs that keep within "at most", the least part of it that the median job takes, and the fewest
+jobs that show either."""
+
+
+def calibrations(classes: Mapping[str, ClassReport]) -> Iterator[Finding]:
+    """How the placements' "at most" held on each class that has ended enough jobs."""
+    for name, report in sorted(classes.items()):
+        bounds = report.bounds
+        if bounds is None or bounds.jobs < ENOUGH:
+            continue
+        value = f"{bounds.held:.1%} of {bounds.jobs} jobs kept within, the median took {bounds.taken:.2f} of it"
+        sound = bounds.held >= HELD and bounds.taken >= TAKEN
+        remedy = "" if sound else f"expected {HELD:.0%} and {TAKEN:.2f}: measure the class again (taxiway profile)"
+        yield Finding(subject=f"at most of {name}", found=sound, value=value, remedy=remedy)
+
+
+class _Reported(msgspec.Struct):
+    """The part of a router's view of the fleet that tells of its problems and of its placements."""
+
+    problems: list[dict[str, str]] = []
+    classes: dict[str, ClassReport] = {}
 
 
 def _apart(subject: str, ahead: float) -> Finding:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from router.decide.classify import Candidate, Constraints, Refusal, classify, with_place
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import Allowed, DeviceFacts, dollars_per_hour, variant_key
+from tasks.heartbeat import ANY, Allowed, DeviceFacts, dollars_per_hour, variant_key
 from tasks.models.model import Model, Profile
 from tasks.models.profiles import Known, ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
@@ -28,6 +27,15 @@ FULL = 16
 At the price of the present batch, work would stay on a class that already runs one, however expensive it is. Source:
 three simulated fleets of five models, 900 s each: live attainment +1.1 to +3.2 points, cost -11 to +1 %."""
 
+FEW = 0.05
+"""Share of jobs that may take longer than "at most": 1 less the quantile of the residuals that workers learn."""
+
+UNLEARNED = 3.0
+"""The residual of a variant that has not run on the class's devices, if all that ran there strayed by less.
+
+Source: `benchmarks.drills.estimates newcomer`, at a load of 10 to 15 on two cores. By the profiles' residuals 1 of 8
+bounds held, with 2 all but the first one or two of each fleet, with 3 all of 16."""
+
 Column = np.ndarray
 """float64 of shape (candidates,)."""
 
@@ -40,21 +48,22 @@ class CandidateTable:
     least 1. `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile
     of those devices. `prompt`, of shape (2, candidates), is what a prompt's token adds to `step` and `slope`; None if
     it adds nothing. `load` is the expected seconds until the variant is loaded, `loading` those of them that are not
-    the start of a device. `concurrent` is device seconds of work that runs concurrently with a new job and does not
-    delay it: a full batch if rows join and leave between steps, else 0. `billed` is the rows that share a generated
-    row's price; None if batches run as a whole: their price is shared by the batch that forms. `blocked`, of shape
-    (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of less urgent work;
-    `blocking`, of that shape too, is the seconds beyond it that the most urgent work may wait for another model's
-    batch. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows in a
-    batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second,
-    on average of the devices, and `dearer` that of the dearest of them as a multiple of it. `metered`, of shape (3,
-    candidates), is what each row, token of input and token of output costs besides; None if none costs anything.
-    `allowed`, of shape (2, 2, candidates), is the requests and the tokens that the devices' rate limits allow a second,
-    and how many of them are left now; None if none is limited. `shadow` is the shadow price, `spot_loss` the reclaims
-    per second of spot capacity. `rates`, of shape (2, candidates), is the rows per second that reach each device of the
-    class, and that would if all of the model's traffic went there. `sharers` is the rows that arrive while a loaded
-    variant stays resident. `guide` is what the plan says about these requests; without one, `unplanned` says why,
-    unless there is no plan at all.
+    the start of a device, and `beyond` the seconds that a job waits for it beyond `load` where more than a few jobs
+    meet a cold device. `concurrent` is device seconds of work that runs concurrently with a new job and does not delay
+    it: a full batch if rows join and leave between steps, else 0. `billed` is the rows that share a generated row's
+    price; None if batches run as a whole: their price is shared by the batch that forms. `blocked`, of shape (LEVELS,
+    candidates), is the seconds until the first of the devices finishes a long batch of less urgent work; `blocking`, of
+    that shape too, is the seconds beyond it that the most urgent work may wait for another model's batch. `residual`,
+    of the same shape, multiplies a finish time into what it takes at most. `limit` is the most rows in a batch.
+    `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second, on
+    average of the devices, and `dearer` that of the dearest of them as a multiple of it. `metered`, of shape (3,
+    candidates), what each row, token of input and token of output costs besides; None if none costs anything.
+    `allowed`, of shape (2, 2, candidates), is the requests and the tokens that the devices' rate limits allow a
+    second, and how many of them are left now; None if none is limited, `shadow` the shadow price, `spot_loss` the
+    reclaims per second of spot capacity. `rates`, of shape (2, candidates), is the rows per second that reach each
+    device of the class, and that would if all of the model's traffic went there. `sharers` is the rows that arrive
+    while a loaded variant stays resident. `guide` is what the plan says about these requests; without one,
+    `unplanned` says why, unless there is no plan at all.
     """
 
     model: Model
@@ -74,6 +83,7 @@ class CandidateTable:
     prompt: np.ndarray | None
     load: Column
     loading: Column
+    beyond: Column
     concurrent: Column
     billed: Column | None
     blocked: np.ndarray
@@ -231,6 +241,7 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
         "floor": column(lambda s: s.floor),
         "load": column(lambda s: (1.0 - s.warm) * (s.start + s.loading)),
         "loading": column(lambda s: (1.0 - s.warm) * s.loading),
+        "beyond": column(lambda s: s.warm * (s.start + s.loading) if s.warm < 1.0 - FEW else 0.0),
         "concurrent": column(lambda s: s.concurrent),
     }
 
@@ -280,7 +291,8 @@ class _Seen:
         start = candidate.hardware.scaling.start if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
         known = _known(candidate, model, book)
-        paces = expected_paces([device for device, _ in known], key)
+        paces = expected([device.pace for device, _ in known], key)
+        loads = expected([device.loading for device, _ in known], key)
         profiles = [_profile(device, k, key) for device, k in known]
         full = [
             pace * p.latency(_limit(candidate), model.expected_size) for pace, p in zip(paces, profiles, strict=True)
@@ -298,61 +310,31 @@ class _Seen:
             prompt_step=mean([pace * p.of_prompt[0] for pace, p in zip(paces, profiles, strict=True)]),
             prompt_slope=mean([pace * p.of_prompt[1] for pace, p in zip(paces, profiles, strict=True)]),
             start=start,
-            loading=mean([p.load for p in profiles]),
+            loading=mean([load * p.load for load, p in zip(loads, profiles, strict=True)]),
             concurrent=mean(full) if generates(model) else 0.0,
             residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
             warning=f"no device is live: one starts in {start:g} s" if coming else _warning(known),
         )
 
 
-def expected_paces(devices: Sequence[DeviceFacts], key: str) -> list[float]:
-    """Each device's seconds for a variant, as a multiple of its profile: as it learned, or as the others suggest.
+def expected(learned: Sequence[Mapping[str, float]], key: str) -> list[float]:
+    """A variant's expected seconds on each device, as a multiple of its profile: as learned there, or as is likely.
 
-    Where the variant has not run, its pace is that of the class's other devices, and as many times slower as the device
-    is than they for what it did run. A pace that is not reported as drift may be of one odd batch: it counts as 1.
+    Where it has not run, it is as slow as the device is with all that ran there (`ANY`), times how much slower than
+    they are the variant is with all that runs on the class's other devices.
+
+    `learned` is what each device learned, by variant and for `ANY`.
     """
-    if all(key in device.pace for device in devices):
-        return [device.pace[key] for device in devices]
-    suggested = _Paces.of(devices)
-    return [device.pace[key] if key in device.pace else suggested.of_device(device, key) for device in devices]
+    if all(key in each for each in learned):
+        return [each[key] for each in learned]
+    usual = _mean([each[ANY] for each in learned if ANY in each])
+    odd = _mean([each[key] / each.get(ANY, usual) for each in learned if key in each])
+    return [each.get(key, odd * each.get(ANY, usual)) for each in learned]
 
 
-@dataclass(frozen=True, slots=True)
-class _Paces:
-    """Logarithms of what a class's devices learned: their `sums` and `counts` by variant, and over all of them."""
-
-    sums: Mapping[str, float]
-    counts: Mapping[str, int]
-    total: float
-    count: int
-
-    @classmethod
-    def of(cls, devices: Iterable[DeviceFacts]) -> _Paces:
-        """The figures of these devices."""
-        by_variant = defaultdict[str, list[float]](list)
-        for device in devices:
-            for key in device.pace:
-                by_variant[key].append(_drift(device, key))
-        sums = {key: math.fsum(drifts) for key, drifts in by_variant.items()}
-        counts = {key: len(drifts) for key, drifts in by_variant.items()}
-        return cls(sums, counts, math.fsum(sums.values()), sum(counts.values()))
-
-    def of_device(self, device: DeviceFacts, key: str) -> float:
-        """What these devices suggest for a variant that has not run on one of them."""
-        own = {ran: _drift(device, ran) for ran in device.pace}
-        slower = [drift - self._elsewhere(ran, own) for ran, drift in own.items()]
-        return math.exp(self._elsewhere(key, own) + (math.fsum(slower) / len(slower) if slower else 0.0))
-
-    def _elsewhere(self, key: str, own: Mapping[str, float]) -> float:
-        """The mean of a variant on the other devices; of all that ran there if it did not."""
-        if others := self.counts.get(key, 0) - (key in own):
-            return (self.sums[key] - own.get(key, 0.0)) / others
-        others = self.count - len(own)
-        return (self.total - math.fsum(own.values())) / others if others else 0.0
-
-
-def _drift(device: DeviceFacts, key: str) -> float:
-    return math.log(device.pace[key]) if key in device.drifted else 0.0
+def _mean(ratios: Sequence[float]) -> float:
+    """Their geometric mean; 1 without any."""
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
 
 
 def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[DeviceFacts, Known]]:
@@ -394,9 +376,13 @@ def _warning(known: Sequence[tuple[DeviceFacts, Known]]) -> str | None:
 
 
 def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) -> float:
-    """The largest residual that a device learned for the level; if none did, the largest in the profiles."""
+    """The largest residual that a device learned for the level.
+
+    If none did, the largest in the profiles, or of all variants that the devices ran, at least `UNLEARNED`.
+    """
     learned = [r for device, _ in known if (r := device.residual_of(key, level)) is not None]
-    return max(learned) if learned else max(k.residual for _, k in known)
+    usual = [r for device, _ in known if (r := device.residual_of(ANY, level)) is not None]
+    return max(learned) if learned else max(UNLEARNED, *usual, *(k.residual for _, k in known))
 
 
 def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:

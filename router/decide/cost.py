@@ -33,6 +33,7 @@ DEAREST = 4.0
 class Estimate:
     """One candidate's figures: seconds for each part, device seconds used, US dollars.
 
+    The answer is expected in `finish`, and in all but a few cases in `at_most`.
     `saved` are the seconds that `run` is less because a device has read a prefix of the prompt before.
     """
 
@@ -43,7 +44,7 @@ class Estimate:
     work: float
     cost: float
     finish: float
-    guaranteed: float
+    at_most: float
     saved: float
 
 
@@ -58,7 +59,7 @@ class Figures:
     work: Column
     cost: Column
     finish: Column
-    guaranteed: Column
+    at_most: Column
     saved: Column
 
     def at(self, index: int) -> Estimate:
@@ -134,7 +135,8 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     cost = table.dollars * paid + table.shadow * work_if_all_came + table.egress * needs.payload
     if table.metered is not None:
         cost = cost + metered_cost(table.metered, needs)
-    return Figures(transfer, wait, table.load, run, work, cost, finish, finish * table.residual[needs.level], saved)
+    at_most = (finish + table.beyond) * table.residual[needs.level]
+    return Figures(transfer, wait, table.load, run, work, cost, finish, at_most, saved)
 
 
 def of_prompt(table: CandidateTable) -> tuple[Column, Column]:

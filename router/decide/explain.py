@@ -39,7 +39,7 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     load: float
     run: float
     saved: float
-    guaranteed: float
+    at_most: float
     cost: float
     warm: bool
     warning: str | None
@@ -192,7 +192,7 @@ class _Rows:
             load=round(at.load, 6),
             run=round(at.run, 6),
             saved=round(at.saved, 6),
-            guaranteed=round(at.guaranteed, 6),
+            at_most=round(at.at_most, 6),
             cost=float(f"{at.cost:.4g}"),
             warm=bool(table.warm[index] > 0),
             warning=table.warnings[index],
@@ -222,16 +222,16 @@ class _Rows:
 
     def _sure(self, index: int) -> bool:
         deadline = self._needs.deadline
-        return deadline is None or bool(self._figures.guaranteed[index] <= deadline)
+        return deadline is None or bool(self._figures.at_most[index] <= deadline)
 
     def _lateness(self, index: int) -> str:
-        """How late it would be; empty if it is guaranteed to be in time."""
+        """How late it would be; empty if it is sure to be in time."""
         deadline, finish = self._needs.deadline, self._figures.finish[index]
         if deadline is None or self._sure(index):
             return ""
         if finish > deadline:
             return f"would be late: expected in {finish:.3g} s, the deadline is {deadline:g} s"
-        return f"might be late: guaranteed in {self._figures.guaranteed[index]:.3g} s, the deadline is {deadline:g} s"
+        return f"might be late: at most {self._figures.at_most[index]:.3g} s, the deadline is {deadline:g} s"
 
     def _over_horizon(self, index: int) -> str:
         """By how much its queue exceeds its horizon; empty if it does not, or has none."""
@@ -248,7 +248,7 @@ class _Rows:
         if figures.cost[index] > figures.cost[chosen]:
             return f"more expensive: {figures.cost[index]:.3g} USD against {figures.cost[chosen]:.3g}"
         if warm[chosen] > 0 and warm[index] == 0:
-            return "about as cheap, not warm"
+            return "not warm, and saves less than its estimate may err"
         if figures.finish[index] >= figures.finish[chosen]:
             return "about as cheap, not earlier"
         return "about as cheap, not drawn"

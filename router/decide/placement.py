@@ -22,6 +22,7 @@ from router.decide.cost import (
     read_before,
     some,
 )
+from tasks.models.profiles import UNSURE
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, UnplaceableError
 
 RETRY_AFTER = 5.0
@@ -31,7 +32,8 @@ NEAR = 1.10
 """Candidates up to this multiple of the cheapest count as equally cheap (DESIGN §7)."""
 
 WARM_PREFERENCE = 1.15
-"""A warm candidate is preferred over a cold one up to this multiple of its cost (DESIGN §7)."""
+"""A warm candidate is preferred over a cold one up to this multiple of its cost (DESIGN §7), and further, up to
+`UNSURE`, where the cold one's estimate errs by more (`CandidateTable.residual`)."""
 
 PATIENCE = 10.0
 """Under a plan, a request is refused only if it is expected after this many times its deadline.
@@ -46,7 +48,7 @@ Source: `taxiway simulate` on the Azure conversation trace at load 17: admitting
 time costs 2.5 points of live attainment, and gains 0.9 points of standard work's."""
 
 SURELY = 0.8
-"""A request leaves its planned class only for one where it is guaranteed within this share of its deadline."""
+"""A request leaves its planned class only for one where "at most" is within this share of its deadline."""
 
 HALF_BUSY = 0.5
 """A request leaves its planned class only for one with less work ahead of it than this share of a full batch.
@@ -96,6 +98,16 @@ class Placement:
     def cost(self) -> float:
         """Expected US dollars of the request there."""
         return float(self.figures.cost[self.index])
+
+    @property
+    def finish(self) -> float:
+        """Expected seconds until the answer."""
+        return float(self.figures.finish[self.index])
+
+    @property
+    def at_most(self) -> float:
+        """Seconds within which the answer is expected in all but a few of these cases."""
+        return float(self.figures.at_most[self.index])
 
     @property
     def dearest(self) -> float:
@@ -297,7 +309,7 @@ def _surely_in_time(table: CandidateTable, needs: Needs, figures: Figures, work:
     """Candidates that are sure to answer well within the deadline, and have hardly any work of its level or above."""
     assert needs.deadline is not None
     ahead = work[:, : needs.level + 1].sum(axis=1)[table.queue] / table.servers
-    sure: np.ndarray = (figures.guaranteed <= SURELY * needs.deadline) & (ahead <= HALF_BUSY * full_batch(table, needs))
+    sure: np.ndarray = (figures.at_most <= SURELY * needs.deadline) & (ahead <= HALF_BUSY * full_batch(table, needs))
     return sure
 
 
@@ -370,11 +382,11 @@ def _contenders(
             chosen,
             lambda i: "cheapest; no deadline" + _cheaper_rejected(table, figures, free & ~within_horizon, math.inf, i),
         )
-    meets = figures.guaranteed <= deadline
+    meets = figures.at_most <= deadline
     sure = free & meets
     if some(sure):
         return (
-            _cheapest(table, figures, prefer(within_horizon, sure)),
+            _cheapest(table, needs, figures, prefer(within_horizon, sure)),
             lambda i: _in_time_reason(table, figures, (able & ~meets) | (sure & ~within_horizon), deadline, i),
         )
     possible = free & (figures.finish - table.blocking[needs.level] <= patience * deadline)
@@ -382,7 +394,7 @@ def _contenders(
     earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])
     if possible[earliest]:
-        return [earliest], lambda _: f"earliest, expected in {finish:.3g} s; nothing is sure to meet {deadline:g} s"
+        return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); nothing is sure to meet {deadline:g} s"
     in_time_if_idle = able & (figures.finish - figures.wait <= deadline)
     if some(in_time_if_idle):
         raise OverloadedError(
@@ -391,8 +403,7 @@ def _contenders(
         )
     own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
     earliest = _earliest(figures, prefer(own, free))
-    finish = float(figures.finish[earliest])
-    return [earliest], lambda _: f"earliest; no idle device would meet {deadline:g} s ({finish:.3g} s expected)"
+    return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); no idle device would meet {deadline:g} s"
 
 
 def _earliest(figures: Figures, among: np.ndarray) -> int:
@@ -401,15 +412,16 @@ def _earliest(figures: Figures, among: np.ndarray) -> int:
     return min(found, key=lambda i: (figures.finish[i], figures.cost[i], i))
 
 
-def _cheapest(table: CandidateTable, figures: Figures, sure: np.ndarray) -> list[int]:
-    """The candidates in `sure` within `NEAR` of the cheapest; only warm ones if one of them is warm."""
+def _cheapest(table: CandidateTable, needs: Needs, figures: Figures, sure: np.ndarray) -> list[int]:
+    """The candidates in `sure` within `NEAR` of the cheapest; only warm ones if one of them costs little more."""
     cost = np.where(sure, figures.cost, np.inf)
-    least = cost[cost.argmin()]
-    warm = (table.warm > 0) & (cost <= WARM_PREFERENCE * least)
+    cheapest = cost.argmin()
+    doubt = min(max(WARM_PREFERENCE, table.residual[needs.level, cheapest]), UNSURE)
+    warm = (table.warm > 0) & (cost <= doubt * cost[cheapest])
     if some(warm):
         cost = np.where(warm, cost, np.inf)
-        least = cost[cost.argmin()]
-    near: list[int] = (cost <= NEAR * least).nonzero()[0].tolist()
+        cheapest = cost.argmin()
+    near: list[int] = (cost <= NEAR * cost[cheapest]).nonzero()[0].tolist()
     return near
 
 
@@ -422,8 +434,13 @@ def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
 def _in_time_reason(
     table: CandidateTable, figures: Figures, passed_over: np.ndarray, deadline: float, index: int
 ) -> str:
-    reason = f"cheapest that meets {deadline:g} s (guaranteed in {figures.guaranteed[index]:.3g} s)"
+    reason = f"cheapest that meets {deadline:g} s ({_bounds(figures, index)})"
     return reason + _cheaper_rejected(table, figures, passed_over, deadline, index)
+
+
+def _bounds(figures: Figures, index: int) -> str:
+    """When the answer comes: a mean, and what all but a few keep within."""
+    return f"expected in {figures.finish[index]:.3g} s, at most {figures.at_most[index]:.3g} s"
 
 
 def _cheaper_rejected(table: CandidateTable, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
@@ -433,8 +450,8 @@ def _cheaper_rejected(table: CandidateTable, figures: Figures, among: np.ndarray
     cheapest = int(np.where(among, figures.cost, np.inf).argmin())
     if figures.cost[cheapest] >= figures.cost[index]:
         return ""
-    guaranteed, wait = figures.guaranteed[cheapest], figures.wait[cheapest]
-    why = f"would take {guaranteed:.3g} s" if guaranteed > deadline else f"past its horizon ({wait:.3g} s of work)"
+    at_most, wait = figures.at_most[cheapest], figures.wait[cheapest]
+    why = f"may take {at_most:.3g} s" if at_most > deadline else f"past its horizon ({wait:.3g} s of work)"
     return f"; {_name(table, cheapest)} is cheaper and {why}"
 
 

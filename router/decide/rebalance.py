@@ -91,18 +91,18 @@ class View:
     dearest: Rows
     wait: Rows
     finish: Rows
-    guaranteed: Rows
+    at_most: Rows
 
     @property
     def in_time(self) -> Rows:
-        """Where the groups are guaranteed to be in time, within their budget."""
-        meets: Rows = (self.dearest <= self.affordable) & (self.guaranteed <= self.left)
+        """Where the groups are sure to be in time, within their budget."""
+        meets: Rows = (self.dearest <= self.affordable) & (self.at_most <= self.left)
         return meets
 
     @property
     def in_time_here(self) -> Rows:
-        """Whether each group is guaranteed to be in time where it waits; False without a live device there."""
-        meets: Rows = self.table.live[self.here[1]] & (self.guaranteed[self.here] <= self.left)
+        """Whether each group is sure to be in time where it waits; False without a live device there."""
+        meets: Rows = self.table.live[self.here[1]] & (self.at_most[self.here] <= self.left)
         return meets
 
 
@@ -162,7 +162,7 @@ class Block:
             dearest=self._dearest[rows],
             wait=wait,
             finish=finish,
-            guaranteed=finish * residual,
+            at_most=(finish + self.table.beyond) * residual,
         )
 
 
@@ -326,7 +326,7 @@ class _Tick:
         """
         view = block.view(self._before)
         live = view.table.live[view.here[1]]
-        left = np.where(live, view.left, -math.inf)[:, 0] - np.where(live, view.guaranteed[view.here], 0.0)[:, 0]
+        left = np.where(live, view.left, -math.inf)[:, 0] - np.where(live, view.at_most[view.here], 0.0)[:, 0]
         bound = left / view.residual[view.here][:, 0] * block.table.servers[view.here[1][:, 0]]
         for level in range(LEVELS):
             kept = (left >= 0) & (block.level > level)
@@ -352,7 +352,7 @@ class _Tick:
         self._before[level:, row] += added
         self._before[level:, self._row[group.source]] -= count * float(view.work[0, group.here])
         self._slack[row] -= added
-        left = group.left - float(view.guaranteed[0, to]) - added
+        left = group.left - float(view.at_most[0, to]) - added
         if left >= 0:
             above = self._slack[row, :level]
             np.minimum(above, left / table.residual[level, to] * table.servers[to], out=above)
@@ -371,7 +371,7 @@ class _Tick:
 
 
 def _late_here(view: View, rules: Rebalance) -> Rows:
-    """Rescue: where the group is guaranteed to be in time, while in its present class it is not."""
+    """Rescue: where the group is sure to be in time, while in its present class it is not."""
     late: Rows = view.in_time & ~view.in_time_here
     return late
 
@@ -391,7 +391,7 @@ def _earlier_there(view: View, rules: Rebalance) -> Rows:
 
 
 def _cheaper_there(view: View, rules: Rebalance) -> Rows:
-    """Save: where it is also guaranteed to be in time, on clearly cheaper hardware."""
+    """Save: where it is also sure to be in time, on clearly cheaper hardware."""
     cheaper: Rows = view.in_time & (view.cost < CHEAPER * view.cost[view.here]) & view.in_time_here
     return cheaper
 
@@ -401,8 +401,8 @@ WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _che
 
 
 def _most_in_time(view: View, here: int, to: int) -> int:
-    """Jobs that can move before the last of them is no longer guaranteed to be in time."""
-    left = (view.left[0, 0] - view.guaranteed[0, to]) / view.residual[0, to]
+    """Jobs that can move before the last of them is no longer sure to be in time."""
+    left = (view.left[0, 0] - view.at_most[0, to]) / view.residual[0, to]
     return 1 + _whole_jobs(left * view.table.servers[to] / view.work[0, to])
 
 
@@ -411,7 +411,7 @@ def _fewest_to_rescue(view: View, here: int, to: int) -> int:
     meet = _most_in_time(view, here, to)
     if not view.table.live[here]:
         return meet
-    late = (view.guaranteed[0, here] - view.left[0, 0]) / view.residual[0, here]
+    late = (view.at_most[0, here] - view.left[0, 0]) / view.residual[0, here]
     return min(1 + _whole_jobs(late * view.table.servers[here] / view.work[0, here]), meet)
 
 
@@ -433,12 +433,12 @@ def _urgency(group: Group) -> tuple[float, int, str]:
 
 
 def _reason(kind: Kind, group: Group, view: View, to: int) -> str:
-    here, finish, cost, sure = group.here, view.finish[0].tolist(), view.cost[0].tolist(), view.guaranteed[0].tolist()
+    here, finish, cost, sure = group.here, view.finish[0].tolist(), view.cost[0].tolist(), view.at_most[0].tolist()
     if not group.table.live[here]:
         return f"{kind}: no device of {group.source} is live; expected in {finish[to]:.3g} s"
     if kind is Kind.RESCUE:
         left = f"{group.needs.deadline:.3g} s left"
-        return f"rescue: guaranteed in {sure[to]:.3g} s, {sure[here]:.3g} s on {group.source}; {left}"
+        return f"rescue: at most {sure[to]:.3g} s, {sure[here]:.3g} s on {group.source}; {left}"
     if kind is Kind.BALANCE:
         return f"balance: expected in {finish[to]:.3g} s, {finish[here]:.3g} s on {group.source}"
     return f"save: {cost[to]:.3g} USD, {cost[here]:.3g} on {group.source}"

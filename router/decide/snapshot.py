@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from router.decide.plan import Plan
-from tasks.heartbeat import DeviceFacts
+from tasks.heartbeat import ANY, DeviceFacts
 from taxiway.contract.keys import LEVELS
 
 
@@ -49,6 +52,42 @@ class FleetSnapshot:
     def ahead(self, hardware_class: str, level: int) -> float:
         """Device seconds that a class serves before a new job of `level`."""
         return sum(self.work.get(hardware_class, ())[: level + 1])
+
+
+def with_hosts(devices: Sequence[DeviceFacts]) -> tuple[DeviceFacts, ...]:
+    """The devices, each CPU that lacks what is learned of `ANY` with what others learned on the same machine.
+
+    They share its cores, and so are slowed by whatever else runs there: engines, and processes that are not ours.
+    """
+    cpus = [one for one in devices if one.kind == "cpu" and one.host]
+    new = {one.worker: one for one in cpus if not (ANY in one.pace and ANY in one.loading and ANY in one.residual)}
+    mates = {host: [one for one in cpus if one.host == host] for host in {one.host for one in new.values()}}
+    return tuple(_like(one, mates[one.host]) if one.worker in new else one for one in devices)
+
+
+def _like(device: DeviceFacts, mates: Sequence[DeviceFacts]) -> DeviceFacts:
+    return msgspec.structs.replace(
+        device,
+        pace=_with_common(device.pace, [mate.pace for mate in mates], fmean),
+        loading=_with_common(device.loading, [mate.loading for mate in mates], fmean),
+        residual=_with_common(device.residual, [mate.residual for mate in mates], _widest),
+    )
+
+
+Figure = TypeVar("Figure")
+
+
+def _with_common(
+    own: dict[str, Figure], others: Iterable[Mapping[str, Figure]], common: Callable[[Sequence[Figure]], Figure]
+) -> dict[str, Figure]:
+    """What a device learned, and what it lacks for `ANY` as others have it."""
+    found = [other[ANY] for other in others if ANY in other]
+    return {ANY: common(found), **own} if found else own
+
+
+def _widest(residuals: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """The largest of each level; a report's last one holds for the levels after it."""
+    return tuple(max(one[min(level, len(one) - 1)] for one in residuals) for level in range(LEVELS))
 
 
 def occupied_by(devices: Iterable[DeviceFacts], ages: Mapping[str, float]) -> dict[str, float]:

@@ -20,9 +20,10 @@ from router.decide.placement import Choice, Placement, weigh
 from router.decide.prefixes import Prefixes
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
 from tasks.endpoints import Tariff
+from tasks.heartbeat import three_digits
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
-from tasks.ticket import Ticket
+from tasks.ticket import Promise, Ticket
 from tasks.topology import Topology
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import INFER, arrived_cell, held_cell, lengths_cell, spent_key, tenant_cell, work_cell
@@ -43,6 +44,7 @@ class JobTemplate:
     variants: dict[str, str]
     prices: dict[str, float]
     tariffs: dict[str, Tariff]
+    bounds: tuple[float, float]
     shown: str
     keep_record: int
     _fields: Mapping[str, str]
@@ -61,6 +63,7 @@ class JobTemplate:
             variants=variants,
             prices={name: topology.hardware[name].dollars_per_hour for name in variants},
             tariffs={name: told for name in variants if (told := topology.hardware[name].price.tariff) is not None},
+            bounds=(three_digits(placement.finish), three_digits(placement.at_most)),
             shown=shown(model, candidate.hardware_class, candidate.variant_name, reason),
             keep_record=topology.limits.keep_record,
             _fields={
@@ -94,6 +97,7 @@ class JobTemplate:
             level=placement.level,
             reason=self.reason,
             reply=reply,
+            promise=Promise(placement.candidate.hardware_class, placed, *self.bounds),
         )
 
     def record(self, accepted: float, placed: float, hooks: str = "") -> Mapping[str, str]:

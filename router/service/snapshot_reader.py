@@ -26,7 +26,7 @@ from router.decide.fairness import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.placement import Placement
 from router.decide.plan import NO_PLAN, Followed, follow
 from router.decide.prefixes import Prefixes
-from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
+from router.decide.snapshot import FleetSnapshot, occupied_by, with_hosts, with_occupied
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
 from router.service.store import FleetFacts, RouterStore
@@ -271,7 +271,9 @@ def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] 
     startable = tuple(sorted(requested_starts | starts))
     occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
     work = with_occupied(work, occupied)
-    return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied, now=facts.now)
+    return FleetSnapshot(
+        devices=with_hosts(devices), work=work, held=held, startable=startable, occupied=occupied, now=facts.now
+    )
 
 
 def _since(device: DeviceFacts, age: float) -> DeviceFacts:

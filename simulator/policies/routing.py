@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from statistics import fmean
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from simulator.traces import Column
 from simulator.tuning.real_fleet import pace_of
 from simulator.workload import Figures, Job, Workload
 from tasks.document import Size
-from tasks.heartbeat import HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
+from tasks.heartbeat import ANY, HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
 from tasks.models.model import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
@@ -184,6 +185,7 @@ class Reader:
         """The class's serving devices."""
         able = [model for model, row in zip(self.models, self._timings, strict=True) if row[pool.index] is not None]
         learned = {variant_key(model.id, model.reference): self._tracks[pool.name, model.id] for model in able}
+        paces = {key: track.pace for key, track in learned.items() if track.batches}
         newest = ((began, self.models[model].id, seconds) for began, model, seconds in reversed(pool.batches))
         blocking = blocking_by_model(newest, now, pool.serving)
         return [
@@ -199,7 +201,7 @@ class Reader:
                 runtimes=("echo",),
                 warm=tuple(sorted(learned)),
                 blocking=blocking,
-                pace={key: track.pace for key, track in learned.items() if track.batches},
+                pace=paces | ({ANY: fmean(paces.values())} if paces else {}),
                 drifted=tuple(sorted(key for key, track in learned.items() if track.drifted)),
                 residual={key: track.residuals for key, track in learned.items()},
                 endpoint=_endpoint_of(pool, now),

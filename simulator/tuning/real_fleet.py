@@ -14,7 +14,7 @@ from typing import get_args
 import msgspec
 import numpy as np
 
-from router.decide.candidates import expected_paces
+from router.decide.candidates import expected
 from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.history import ENDED, REFUSED, Arrivals
 from router.decide.plan import Cell, Density, Plan
@@ -291,7 +291,8 @@ def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) 
     profile = book.lookup(model, candidate.variant_name, kind, device).profile
     key = variant_key(model.id, candidate.variant_name)
     pace = pace_of(devices, key)
-    load, memory = profile.load, int(candidate.variant.memory)
+    load = profile.load * float(np.mean(expected([each.loading for each in devices], key) or 1.0))
+    memory = int(candidate.variant.memory)
     if not generates(model):
         return Whole(load, memory, profile.base + profile.step * size, profile.slope, profile.floor).slower(pace)
     return Stepping(
@@ -333,7 +334,7 @@ def _kinds(
 
 def pace_of(devices: Sequence[DeviceFacts], key: str) -> float:
     """The mean pace of a variant on a class's devices, as they learned it; 1 without devices."""
-    return float(np.mean(expected_paces(devices, key))) if devices else 1.0
+    return float(np.mean(expected([device.pace for device in devices], key))) if devices else 1.0
 
 
 def paces(fleet: FleetSnapshot, names: Iterable[str]) -> tuple[float, ...]:

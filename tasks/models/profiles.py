@@ -117,7 +117,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a variant on a device. `residual` is R: a guarantee is R times the predicted seconds.
+    """What is known of a variant on a device. `residual` is R, what most runs stay within as a multiple of predicted.
 
     `memory` is bytes at the largest batch. `warning` names its source if that is not a measurement of this device.
     """
@@ -162,7 +162,7 @@ class ProfileBook:
             profile=measured.profile,
             residual=learned if doubt is None else max(UNSURE, learned),
             memory=max(measured.memory, measured.peak),
-            warning=doubt and f"{doubt}; allowing for {max(UNSURE, learned):g} times its seconds",
+            warning=doubt,
         )
 
     def _doubt(self, file: DeviceProfile, measured: Measurement) -> str | None:
@@ -315,7 +315,7 @@ def _default(model: Model, variant: str, kind: DeviceKind, name: str) -> Known:
     described = model.variants[variant]
     used = kind if kind in described.profiles else next(iter(described.profiles))
     missing = f"{name!r}" if name else f"any {kind} device"
-    warning = f"no profile of {missing}: model.yaml's default for {used}; allowing for {UNSURE:g} times its seconds"
+    warning = f"no profile of {missing}: model.yaml's default for {used}"
     return Known(described.profiles[used], UNSURE, described.memory, warning)
 
 

@@ -365,7 +365,7 @@ def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "variant": row["variant"],
         "finish": duration(row["finish"]),
         "=": " + ".join(f"{part} {duration(row[part])}" for part in parts if row[part] > 0),
-        "guaranteed": duration(row["guaranteed"]),
+        "at most": duration(row["at_most"]),
         "cost": f"${row['cost']:.3g}",
         "why not": "chosen" if row["chosen"] else row["why_not"],
     }
@@ -412,6 +412,7 @@ def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         **({"$ of use": use} if use else {}),
         "devices": facts["devices"],
         "work": duration(sum(facts["work"])),
+        **({"at most": f"{bounds['held']:.0%} held"} if (bounds := facts.get("bounds")) else {}),
     }
 
 

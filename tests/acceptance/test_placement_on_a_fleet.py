@@ -47,7 +47,7 @@ def waits(client: Client, hardware_class: str) -> float:
     return min(row["wait"] for row in answer["considered"] if row["hardware_class"] == hardware_class)
 
 
-def soonest(answer: dict[str, Any], hardware_class: str, figure: str = "guaranteed") -> float:
+def soonest(answer: dict[str, Any], hardware_class: str, figure: str = "at_most") -> float:
     """The least of a figure over what was considered of a class."""
     return min(row[figure] for row in answer["considered"] if row["hardware_class"] == hardware_class)
 

@@ -3,8 +3,8 @@
 A batch of ONNX, torch or JAX cannot be interrupted. When its jobs are cancelled or expire, the fleet's work counters
 drop them although the device is still busy, so its heartbeat reports the occupied time.
 
-A guarantee is `predicted · pace · residual`. The pace corrects the profile's mean; the residual R_p bounds how far
-single batches deviate from it, learned per priority level from the batches with jobs of that level.
+The pace corrects a profile's mean. A residual R_p bounds how far single batches deviate from `predicted · pace`, and
+whole jobs from what their placement expected; it is learned per priority level.
 """
 
 from __future__ import annotations
@@ -127,27 +127,34 @@ _KEEP = 0.99  # decay of the histogram per batch: about the last hundred count
 _ENOUGH = 10  # batches before drift is reported
 _STEP = 2 ** (1 / 8)  # width of a bin: a quantile is read to 9 %, upwards
 _LOWEST = 1 / 4  # upper edge of the first bin, of observed over predicted · pace
-_BINS = 49  # up to 16; slower batches count in the last bin
+_BINS = 81  # up to 256, as what is expected in 0.1 ms may wait for 25; what is slower counts in the last bin
 
 Histogram = tuple[float, ...]
+
+Histograms = tuple[Histogram, ...]
+"""By level, the weight of each bin of a ratio, its newest weighing 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
     """A variant's recent batches. `pace` is observed over predicted seconds, 1 before any; `batches` counts them all.
 
-    `histograms` hold, for each level, the weight of each bin of observed over `predicted · pace`, its newest batch
-    weighing 1.
+    `histograms` are of observed over `predicted · pace`.
     """
 
     pace: float = 1.0
     batches: int = 0
-    histograms: tuple[Histogram, ...] = ()
+    histograms: Histograms = ()
 
     @property
     def residuals(self) -> tuple[float, ...]:
-        """R_p by level: the upper edge of the bin that contains the quantile of observed over `predicted · pace`."""
-        return tuple(_residual(histogram) for histogram in self.histograms)
+        """R_p by level."""
+        return residuals(self.histograms)
+
+    @property
+    def hedged(self) -> float:
+        """The pace to expect of what has not run itself: a single batch, which may be an odd one, counts half."""
+        return math.pow(self.pace, self.batches / (self.batches + 1))
 
     @property
     def surely(self) -> float:
@@ -165,8 +172,29 @@ def begin(residual: float = 2.0) -> Track:
 
     It counts as one batch, so a learned quantile replaces it after about twenty batches of a level.
     """
+    return Track(histograms=unseen(residual))
+
+
+def is_readable(track: Track) -> bool:
+    """Whether this release wrote the track, or one with the same bins."""
+    return all(len(histogram) == _BINS for histogram in track.histograms)
+
+
+def unseen(residual: float) -> Histograms:
+    """The histograms of every level before anything was seen."""
     place = _place(residual)
-    return Track(histograms=(tuple(1.0 if i == place else 0.0 for i in range(_BINS)),) * LEVELS)
+    return (tuple(1.0 if i == place else 0.0 for i in range(_BINS)),) * LEVELS
+
+
+def seen(histograms: Histograms, ratio: float, levels: Collection[int]) -> Histograms:
+    """The histograms after one more ratio, of these levels."""
+    hit = _place(ratio)
+    return tuple(_with(h, hit) if level in levels else h for level, h in enumerate(histograms))
+
+
+def residuals(histograms: Histograms) -> tuple[float, ...]:
+    """R_p by level: the upper edge of the bin that contains the quantile of the ratio, at least 1."""
+    return tuple(_residual(histogram) for histogram in histograms)
 
 
 def observe(track: Track, *, predicted: float, seconds: float, levels: Collection[int]) -> Track:
@@ -180,9 +208,13 @@ def observe(track: Track, *, predicted: float, seconds: float, levels: Collectio
     batches = track.batches + 1
     counted = min(ratio, _OUTLIER * track.pace)
     pace = track.pace + max(_WEIGHT, 1 / batches) * (counted - track.pace)
-    hit = _place(ratio / track.pace) if track.pace > 0 else 0
-    histograms = tuple(_with(h, hit) if level in levels else h for level, h in enumerate(track.histograms))
+    histograms = seen(track.histograms, ratio / track.pace if track.pace > 0 else 0.0, levels)
     return replace(track, pace=max(pace, 1e-6), batches=batches, histograms=histograms)
+
+
+def wary(histograms: Histograms) -> tuple[float, ...]:
+    """R_p by level, wider the less was seen: by half before anything, by a twentieth after as many as R_p is about."""
+    return tuple(_residual(one) * (1 + 1 / (1 + math.fsum(one))) for one in histograms)
 
 
 def _with(histogram: Histogram, hit: int) -> Histogram:

@@ -35,7 +35,7 @@ from workers.endpoints.health import EndpointHealth, Target, is_full
 from workers.endpoints.http import EndpointConfigError, EndpointLink
 from workers.endpoints.protocol import AskItem, EndpointError, EndpointProtocol, Exchange, FaultKind, Tell
 from workers.endpoints.variants import EndpointVariants
-from workers.executor import Loaded
+from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.admit import named_row, prepare
 from workers.stages.job import (

@@ -16,10 +16,10 @@ from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import Known, ProfileBook, generates
 from taxiway.errors import ExecutionError
 from workers.decide.endpoints import ENOUGH, Learned, after, curve_of
-from workers.decide.occupation import Track, observe
+from workers.decide.occupation import Track, is_readable, observe
 from workers.device import Device
 from workers.endpoints.protocol import AskItem, EndpointProtocol, Exchange
-from workers.executor import LearnedTimes, Loaded
+from workers.learned import LearnedTimes, Loaded
 from workers.port import Arrays, Item, Row, Runtime
 
 
@@ -129,7 +129,8 @@ class EndpointVariants(LearnedTimes):
             kept = _read_memory(memory)
         except msgspec.MsgspecError:
             return
-        self._learned, self._tracks = kept.learned, kept.tracks
+        self._learned = kept.learned
+        self._tracks = {key: one for key, one in kept.tracks.items() if is_readable(one)}
 
     def is_current(self, model: Model) -> bool:
         """Whether the catalogue has exactly this model."""

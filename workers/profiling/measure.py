@@ -30,7 +30,8 @@ from tasks.settings import cache_directory
 from tasks.topology import DeviceKind, HardwareClass, Price
 from taxiway.errors import TaxiwayError
 from workers.device import Device, DeviceMissingError, find_device, memory_free
-from workers.executor import Executor, Loaded
+from workers.executor import Executor
+from workers.learned import Loaded
 from workers.port import Item, ModelLoadError, Pipeline, Row, import_runtime
 from workers.profiling.fit import FULL, QUICK, Plan, Timed, fit, grid, repeats, residuals, rounded
 

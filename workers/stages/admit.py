@@ -50,7 +50,7 @@ from taxiway.errors import (
 from workers.decide.batcher import bucket_of
 from workers.decide.faults import describe
 from workers.device import WorkerContext
-from workers.executor import Loaded
+from workers.learned import Loaded
 from workers.port import Item
 from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, Outcome, late
 from workers.stages.queues import DeviceQueue, DeviceVariants, Shared, patient_seconds

@@ -28,7 +28,8 @@ from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import TaxiwayError
 from workers.decide.batcher import BatchPolicy
 from workers.decide.occupation import BATCHES, Occupation, Stint, blocking_by_model, unfinished
-from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows, time_limit
+from workers.executor import Answer, Executor, WatchedItem, most_rows, run_rows, time_limit
+from workers.learned import Loaded
 from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
 from workers.stages.job import Answered, Ended, Ending, Job, Outcome, Revoked, late
@@ -529,9 +530,12 @@ class DeviceStage:
         """Run one step of an in-flight batch; answer finished rows, and remove jobs that have ended."""
         started = self._busy_since = time.monotonic()
         self.running, self._must_end_by = self._inflight.rows, started + self._store.limits.stall
+        model = self._inflight.next().partition("/")[0]
         finished = self._inflight.step()
+        seconds = time.monotonic() - started
         self._must_end_by = math.inf
-        self.busy, self._busy_since = self.busy + time.monotonic() - started, None
+        self.busy, self._busy_since = self.busy + seconds, None
+        self._batches.append((started, model, seconds))
         self._finish.put([self._failed(job, error) if error else Answered(job) for job, error in finished])
         self.executor.sweep()
         for job in self._inflight.jobs():

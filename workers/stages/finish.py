@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,12 +19,19 @@ from broker.valkey.class_queue import ClassQueue
 from broker.valkey.records import Ending as StoredEnding
 from broker.valkey.records import Verdict
 from broker.valkey.worker_store import insist
+from tasks.heartbeat import variant_key
 from taxiway.contract.job import JobState, failure_meta, failure_of, state_of, success_meta
 from taxiway.contract.limits import check_depth
 from taxiway.contract.values import ResultBlobs
-from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, error_of_code
+from taxiway.errors import (
+    BrokerUnavailableError,
+    DeadlineExceededError,
+    ExecutionError,
+    JobCancelledError,
+    TaxiwayError,
+    error_of_code,
+)
 from workers.decide.faults import describe
-from workers.device import Device
 from workers.stages.job import (
     Answered,
     CeleryTask,
@@ -35,9 +43,10 @@ from workers.stages.job import (
     Outcome,
     Returned,
     Used,
+    taken,
 )
 from workers.stages.outcomes import OutcomeCounters
-from workers.stages.queues import Shared
+from workers.stages.queues import DeviceVariants, Shared
 from workers.stages.results import answer_of, generated_by
 
 logger = logging.getLogger(__name__)
@@ -54,10 +63,11 @@ class FinishStage:
     Args:
         admit: receives deliveries whose claim was lost before their result was written; the next claim shows why.
         class_queue: acknowledges plain jobs' messages; None if Celery's consumer receives all messages.
+        variants: learn how long jobs took.
     """
 
     def __init__(
-        self, shared: Shared, counters: OutcomeCounters, class_queue: ClassQueue | None, device: Device
+        self, shared: Shared, counters: OutcomeCounters, class_queue: ClassQueue | None, variants: DeviceVariants
     ) -> None:
         self._inbox = shared.endings
         self._admit = shared.admissions
@@ -65,7 +75,7 @@ class FinishStage:
         self._held = shared.held
         self._counters = counters
         self._queue = class_queue
-        self._device = device
+        self._variants = variants
         self._celery = shared.celery
         self._given_up = threading.Event()
         self._started: list[Delivery] = []
@@ -157,7 +167,7 @@ class FinishStage:
         """The outcome of a job with all rows answered."""
         blobs = ResultBlobs(self._store.limits.inline)
         try:
-            result = answer_of(job, self._device, blobs)
+            result = answer_of(job, self._variants.device, blobs)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
             outcome = Outcome(
@@ -203,6 +213,8 @@ class FinishStage:
         """Count and report the results that were written, and find out why others were not."""
         pairs = list(zip(ended, endings, written, strict=True))
         self._counters.count(one for one, _, done in pairs if done)
+        self._judge([one.delivery for one, _, done in pairs if done and one.outcome.error is None])
+        self._judge([one.delivery for one, _, done in pairs if done and _expired(one.outcome.error)], expired=True)
         if self._queue is not None and not self._queue.acknowledges_with_result:
             self._queue.acknowledge([one.delivery.tag for one, _, done in pairs if done and one.delivery.tag])
         for one, ending, done in pairs:
@@ -212,6 +224,24 @@ class FinishStage:
                 self._drop(one.delivery)  # an ending that needs no claim is refused only if the job has ended
             else:
                 self._write_again(one)
+
+    def _judge(self, deliveries: Sequence[Delivery], *, expired: bool = False) -> None:
+        """Count how their placements' promises held; the worst job of each kind teaches the device, as they go by bulk.
+
+        A job that was moved, or that Celery held back, says nothing of this device.
+        """
+        now, worst = time.time(), dict[tuple[str, int], tuple[float, float]]()
+        for delivery in deliveries:
+            ticket, promise = delivery.ticket, delivery.ticket.promise
+            if promise is None or delivery.task is not None:
+                continue
+            seconds = taken(delivery, now, expired=expired)
+            self._counters.judge(promise, seconds, expired=expired)
+            if promise.hardware_class == delivery.hardware_class:
+                kind = variant_key(ticket.model, ticket.variants[promise.hardware_class]), ticket.level
+                worst[kind] = max(worst.get(kind, (0.0, promise.expected)), (seconds, promise.expected))
+        for (key, level), (seconds, expected) in worst.items():
+            self._variants.judge(key, level, expected=expected, seconds=seconds)
 
     def _written(self, ended: Ended, ending: StoredEnding) -> None:
         """Report a result that is stored."""
@@ -255,6 +285,7 @@ class FinishStage:
         meta = self._insist(lambda: self._store.result(delivery.job))
         failure = failure_of(meta) if meta is not None else None
         error = error_of_code(failure.code, failure.message) if failure is not None else None
+        self._judge([delivery] if _expired(error) else [], expired=True)
         if delivery.task is not None:
             self._held.remove(delivery)
             delivery.task.drop(error)
@@ -299,7 +330,7 @@ class FinishStage:
             delivery.ticket.reply,
             ended.outcome.generated,
             started=repr(delivery.started) if delivery.began and not delivery.start_stored else "",
-            device=self._device.label,
+            device=self._variants.device.label,
             tag=delivery.tag if self._queue is not None and self._queue.acknowledges_with_result else "",
         )
 
@@ -308,6 +339,11 @@ class FinishStage:
 
     def _log_unavailable(self, why: str) -> None:
         logger.warning("cannot write results", extra={"error": why})
+
+
+def _expired(error: TaxiwayError | None) -> bool:
+    """Whether the job's deadline had passed."""
+    return isinstance(error, DeadlineExceededError)
 
 
 def _followed(delivery: Delivery) -> bool:

@@ -267,6 +267,13 @@ def late(delivery: Delivery, now: float) -> Ended:
     return Ended(delivery, Outcome(error=exceeded(course)))
 
 
+def taken(delivery: Delivery, now: float, *, expired: bool) -> float:
+    """Seconds from a job's placement to its end, `now` on this host's clock; of an expired one, at least so many."""
+    assert delivery.ticket.promise is not None
+    since = delivery.deadline_at if expired else delivery.started + now - delivery.began
+    return since - delivery.ticket.promise.placed
+
+
 class CeleryWorker(Protocol):
     """Celery's consumer, remote control and events. Thread-safe."""
 

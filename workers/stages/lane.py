@@ -25,7 +25,8 @@ from taxiway.errors import ExecutionError, TaxiwayError
 from workers.decide import batcher
 from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
 from workers.decide.residency import InUseError
-from workers.executor import Executor, Loaded, as_ours, most_rows
+from workers.executor import Executor, as_ours, most_rows
+from workers.learned import Loaded
 from workers.pipelines.running_batch import RunningBatch, RunningRow
 from workers.port import Runtime
 from workers.stages.admit import named_row
@@ -314,9 +315,13 @@ class InFlight:
                 running.owners[running.batch.join(job.items[index])] = job, index
         self._counted(running)
 
+    def next(self) -> str:
+        """The key of the variant whose batch is next in turn."""
+        return next(key for key, running in self._running.items() if running.owners)
+
     def step(self) -> list[tuple[Job, TaxiwayError | None]]:
         """Run one step of the next batch in turn; returns the jobs that ended, with their errors if they failed."""
-        key = next(key for key, running in self._running.items() if running.owners)
+        key = self.next()
         running = self._running[key] = self._running.pop(key)
         began, level = time.monotonic(), min(job.ticket.level for job, _ in running.owners.values())
         ended = self._executor.at_level(level, math.inf, running.batch.step)

@@ -12,6 +12,7 @@ from opentelemetry.trace import SpanKind
 
 from tasks import telemetry
 from tasks.heartbeat import STAGES, Done, Ran, Stage, Use, count, empty
+from tasks.ticket import Promise
 from taxiway.contract.job import JobState, state_of
 from workers.stages.job import (
     Delivery,
@@ -55,6 +56,14 @@ class OutcomeCounters:
             self._count(one, now)
             if one.delivery.parent is not None:
                 self._trace(one, one.delivery.parent, now)
+
+    def judge(self, promise: Promise, seconds: float, *, expired: bool) -> None:
+        """Count a job that took so many seconds from its placement, an expired one at least.
+
+        Of one that expired within "at most", nobody knows whether that would have held. Finish thread only.
+        """
+        if not expired or seconds > promise.at_most:
+            count(self._of(promise.hardware_class).latency.setdefault("bound", empty()), seconds / promise.at_most)
 
     def reject(self, hardware_class: str) -> None:
         """Count a refused message of that class's queue, which no router signed. Thread-safe."""

@@ -12,10 +12,10 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import EndpointFacts
@@ -28,10 +28,9 @@ from tasks.topology import HardwareClass
 from taxiway.contract.job import Piece
 from taxiway.contract.keys import PATIENT
 from taxiway.errors import TaxiwayError
-from workers.decide.occupation import Track
 from workers.device import Device
 from workers.drain import Drain
-from workers.executor import Loaded
+from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.held import HeldJobs
 from workers.stages.job import CeleryWorker, Delivery, Ending, Job
@@ -317,11 +316,14 @@ class DeviceVariants(Protocol):
     def known(self, model: Model, name: str) -> Known:
         """The variant's profile on this device."""
 
-    def track(self, loaded: Loaded) -> Track:
-        """The variant's times against its profile, since this process started."""
-
     def pace(self, key: str) -> float:
         """Recent times of a variant, as a multiple of its profile."""
+
+    def judge(self, key: str, level: int, *, expected: float, seconds: float) -> None:
+        """Learn from a job that took so many seconds from its placement. Only who writes results."""
+
+    def reported(self, loaded: Iterable[Loaded]) -> dict[str, Any]:
+        """The fields of `DeviceFacts` for what was learned; paces and residuals of these variants."""
 
     def memory_used(self) -> int:
         """Bytes that the variants hold on the device."""

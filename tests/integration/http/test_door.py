@@ -255,7 +255,7 @@ def test_a_placement_is_explained_with_what_was_not_chosen(http: httpx.Client) -
     assert placement["note"] is None
     (chosen,) = [row for row in placement["considered"] if row["chosen"]]
     assert (chosen["hardware_class"], chosen["variant"]) == (placement["hardware_class"], placement["variant"])
-    assert 0 < chosen["finish"] <= chosen["guaranteed"]
+    assert 0 < chosen["finish"] <= chosen["at_most"]
     assert {r["hardware_class"] for r in placement["considered"] + placement["refused"]} >= {"cpu.batch", "tpu.bulk"}
 
 
@@ -332,7 +332,7 @@ def test_what_if_distinguishes_a_long_simulation_from_a_short_one(http: httpx.Cl
 
     short, long = (answer.json()["considered"][0] for answer in asked)
     assert long["run"] > 100 * short["run"]
-    assert long["guaranteed"] > 100 * short["run"]
+    assert long["at_most"] > 100 * short["run"]
 
 
 @pytest.mark.parametrize("what", ["infer", "placement"])

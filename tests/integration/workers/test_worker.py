@@ -27,8 +27,9 @@ from local.embedded import EmbeddedValkey
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts
-from tasks.heartbeat import DeviceFacts
+from tasks.heartbeat import DeviceFacts, empty, held_of
 from tasks.settings import TREE, Settings
+from tasks.ticket import Promise
 from taxiway.contract.job import JobState, failure_meta, read_meta
 from taxiway.contract.keys import ARRIVALS, DEAD, DEVICES, HEARTBEATS, INFER, job_key, reply_channel, result_key
 from taxiway.contract.wire import decode_envelope
@@ -156,6 +157,29 @@ def test_copies_of_a_wrong_request_are_answered_once(tower: Tower) -> None:
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
     with pytest.raises(InvalidRequestError):
         tower.result(message.headers["id"])
+
+
+def test_how_its_jobs_kept_what_was_promised_is_counted_and_widens_what_is_promised_next(
+    tower: Tower, worker: WorkerProcess
+) -> None:
+    def promised(at_most: float) -> Promise:
+        return Promise(CLASS, time.time(), 0.1, at_most)
+
+    before = facts_of(tower.state, worker.name)
+    was = held_of(before.done[CLASS].latency.get("bound", empty())) if CLASS in before.done else (0, 0)
+    for at_most in (60.0, 1e-6):
+        tower.result(tower.order("echo", "a promise", promise=promised(at_most)))
+    over = time.time() - 1
+    with pytest.raises(DeadlineExceededError):
+        tower.result(tower.order("echo", "late", deadline_at=over, promise=Promise(CLASS, over - 20, 0.1, 1.0)))
+
+    def counted() -> bool:
+        facts = facts_of(tower.state, worker.name)
+        figures = facts.done[CLASS].latency.get("bound", empty()) if CLASS in facts.done else empty()
+        return held_of(figures) == (was[0] + 1, was[1] + 3)
+
+    eventually(counted)
+    assert (facts_of(tower.state, worker.name).residual_of("echo:1/echo", 1) or 0) > 150, "it took 200 times as long"
 
 
 @pytest.mark.usefixtures("worker")

@@ -127,13 +127,13 @@ def test_another_device_of_the_kind_lends_its_profile_with_a_warning() -> None:
     known = book(FILE).lookup(MODEL, "fast", "cpu", "Xeon")
     assert known.profile.slope == 0.0001
     assert known.residual == UNSURE
-    assert known.warning == "no profile of 'Xeon': that of 'EPYC'; allowing for 2 times its seconds"
+    assert known.warning == "no profile of 'Xeon': that of 'EPYC'"
 
 
 def test_a_model_without_profiles_has_its_default_with_a_warning() -> None:
     known = book().lookup(MODEL, "fast", "cpu", "EPYC")
     assert (known.profile, known.residual, known.memory) == (DEFAULT, UNSURE, 7)
-    assert known.warning == "no profile of 'EPYC': model.yaml's default for cpu; allowing for 2 times its seconds"
+    assert known.warning == "no profile of 'EPYC': model.yaml's default for cpu"
 
 
 def test_a_kind_that_nothing_describes_has_the_models_first_default() -> None:

@@ -181,7 +181,7 @@ def test_a_placement_shows_its_reason_and_its_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
+    seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "at_most": 1.5}
     figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
     chosen = {"hardware_class": "cpu.batch", "variant": "a", "chosen": True, "why_not": None, "warning": "no profile"}
     other = {**chosen, "variant": "b", "chosen": False, "why_not": "more expensive: 2 USD against 1", "warning": None}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import FULL, RESIDENCE, CandidateTable, build_table
+from router.decide.candidates import FULL, RESIDENCE, UNLEARNED, CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot
@@ -119,13 +119,32 @@ def test_a_load_is_paid_together_by_the_jobs_that_come_while_it_stays() -> None:
 def test_a_devices_observed_pace_corrects_its_profile() -> None:
     slow = msgspec.structs.replace(WARM, pace={KEY: 3.0})
     assert estimated(slow).run == pytest.approx(0.6)
-    assert estimated(slow, WARM).run == pytest.approx(0.4)
+    assert estimated(slow, WARM).run == pytest.approx(0.6), "what is slow there is likely to be slow elsewhere"
+    assert estimated(slow, msgspec.structs.replace(WARM, pace={KEY: 1.0})).run == pytest.approx(0.4)
 
 
-def test_a_guarantee_is_the_finish_times_the_residual_that_was_learned() -> None:
-    sure = msgspec.structs.replace(WARM, residual={KEY: (1.25,)})
-    assert estimated(sure).guaranteed == pytest.approx(1.25 * 0.2)
-    assert estimated(WARM).guaranteed == pytest.approx(2.0 * 0.2)
+def test_a_job_takes_at_most_what_is_expected_times_the_residual_that_was_learned() -> None:
+    sure = msgspec.structs.replace(WARM, residual={KEY: (1.25,), ANY: (9.0,)})
+    assert estimated(sure).at_most == pytest.approx(1.25 * 0.2)
+
+
+def test_a_variant_that_has_not_run_is_as_uncertain_as_the_device_is_and_at_least_unlearned() -> None:
+    strays = msgspec.structs.replace(COLD, residual={ANY: (5.0,)})
+    assert estimated(strays).at_most == pytest.approx(5.0 * estimated(COLD).finish)
+    assert estimated(COLD).at_most == pytest.approx(UNLEARNED * estimated(COLD).finish)
+
+
+def test_a_variant_that_has_not_run_is_as_slow_as_the_device_is_and_so_is_its_load() -> None:
+    slow = msgspec.structs.replace(COLD, pace={ANY: 3.0}, loading={ANY: 4.0})
+    assert estimated(slow).run == pytest.approx(3 * estimated(COLD).run)
+    assert estimated(slow).load == pytest.approx(4 * 2.0)
+    assert estimated(msgspec.structs.replace(slow, loading={KEY: 1.5, ANY: 4.0})).load == pytest.approx(1.5 * 2.0)
+
+
+def test_at_most_counts_a_whole_load_where_more_than_a_few_devices_are_cold() -> None:
+    half, few = estimated(WARM, COLD), estimated(COLD, *[WARM] * 30)
+    assert half.at_most == pytest.approx(UNLEARNED * (2.0 + 0.2))
+    assert few.at_most == pytest.approx(UNLEARNED * few.finish)
 
 
 @pytest.mark.parametrize(("level", "residual"), [(0, 1.25), (1, 1.5), (3, 1.5)])

@@ -96,7 +96,7 @@ def test_a_table_has_the_choice_or_the_error_of_placing(situation: Situation) ->
 def test_a_finish_is_the_sum_of_its_parts(situation: Situation) -> None:
     for row in explained(situation).considered:
         assert abs(row.finish - (row.transfer + row.wait + row.load + row.run)) < 1e-5
-        assert row.guaranteed >= 0
+        assert row.at_most >= 0
 
 
 def test_a_basis_of_another_release_is_none() -> None:
@@ -156,11 +156,11 @@ def test_a_cheaper_one_that_would_be_late_is_explained_as_late() -> None:
     assert str(rows["cpu.batch"].why_not).startswith("would be late: expected in 60.1 s")
 
 
-def test_one_that_is_in_time_only_if_all_goes_well_is_explained_as_not_guaranteed() -> None:
+def test_one_that_is_in_time_only_if_all_goes_well_is_explained_as_not_sure() -> None:
     rows = rows_of(deadline=0.15, constraints=Constraints(service="live"))
 
     assert rows["gpu.realtime"].chosen
-    assert str(rows["cpu.batch"].why_not).startswith("might be late: guaranteed in 0.2 s")
+    assert str(rows["cpu.batch"].why_not).startswith("might be late: at most 0.3 s")
 
 
 def test_a_reserved_class_that_is_busy_is_explained_as_reserved() -> None:

@@ -6,11 +6,12 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import expected_paces
-from tasks.heartbeat import DeviceFacts
+from router.decide.candidates import expected
+from router.decide.snapshot import with_hosts
+from tasks.heartbeat import ANY
 from taxiway.contract.keys import LEVELS
 from tests.builders import a_device
-from workers.decide.occupation import DRIFT, Track, begin, observe
+from workers.decide.occupation import DRIFT, Track, begin, observe, residuals, seen, unseen
 
 LEVEL = 1
 
@@ -61,7 +62,7 @@ def test_a_recovered_device_is_believed_again() -> None:
 def test_a_track_stays_in_its_bounds(seen: list[float], start: float) -> None:
     track = after(begin(start), seen)
     assert track.pace > 0
-    assert 1.0 <= residual(track) <= 16.01
+    assert 1.0 <= residual(track) <= 256.1
     assert track.drifted == (track.batches >= 10 and not 1 / DRIFT <= track.pace <= DRIFT)
 
 
@@ -86,43 +87,69 @@ def test_a_level_learns_nothing_from_batches_that_had_none_of_its_jobs() -> None
     assert {track.residuals[level] for level in range(LEVELS) if level != LEVEL} == {begin(1.5).residuals[0]}
 
 
-def device_of(name: str, **paces: float) -> DeviceFacts:
-    """A device that has run some variants at these paces, each of them drifted."""
-    return a_device("cpu", worker=name, pace=paces, drifted=tuple(paces))
-
-
 several = st.floats(0.2, 8)
+learned = st.dictionaries(st.sampled_from(["x", "y", "z", ANY]), several)
 
 
-@given(st.lists(st.dictionaries(st.sampled_from("xyz"), several), min_size=1, max_size=5), st.randoms())
+@given(st.lists(learned, min_size=1, max_size=5), st.randoms())
 def test_what_a_device_learned_stays_and_the_order_of_devices_says_nothing(
     learned: list[dict[str, float]], random: Random
 ) -> None:
-    devices = [device_of(str(number), **paces) for number, paces in enumerate(learned)]
-    found = dict(zip([d.worker for d in devices], expected_paces(devices, "x"), strict=True))
-    assert all(found[d.worker] == d.pace.get("x", found[d.worker]) > 0 for d in devices)
-    random.shuffle(devices)
-    assert dict(zip([d.worker for d in devices], expected_paces(devices, "x"), strict=True)) == found
+    found = dict(enumerate(expected(learned, "x")))
+    assert all(found[number] == each.get("x", found[number]) > 0 for number, each in enumerate(learned))
+    order = list(range(len(learned)))
+    random.shuffle(order)
+    again = expected([learned[number] for number in order], "x")
+    assert all(math.isclose(again[place], found[number]) for place, number in enumerate(order))
 
 
 @given(st.lists(several, min_size=2, max_size=5), st.lists(several, min_size=2, max_size=5))
 def test_the_pace_of_a_variant_that_has_not_run_is_its_own_elsewhere_times_that_of_the_device(
     of_devices: list[float], of_variants: list[float]
 ) -> None:
-    table = [{f"v{n}": slow * own for n, own in enumerate(of_variants)} for slow in of_devices]
+    table = [{f"v{n}": slow * own for n, own in enumerate(of_variants)} | {ANY: slow} for slow in of_devices]
     wanted = table[0].pop("v0")
-    devices = [device_of(str(number), **paces) for number, paces in enumerate(table)]
-    assert math.isclose(expected_paces(devices, "v0")[0], wanted)
+    assert math.isclose(expected(table, "v0")[0], wanted)
 
 
-@given(st.lists(st.sets(st.sampled_from("xyz")), min_size=1, max_size=4), several)
-def test_where_all_that_ran_is_as_slow_so_is_what_has_not_run(ran: list[set[str]], pace: float) -> None:
-    devices = [device_of(str(number), **dict.fromkeys(names, pace)) for number, names in enumerate(ran)]
+@given(st.lists(st.booleans(), min_size=1, max_size=4), several)
+def test_where_all_that_ran_is_as_slow_so_is_what_has_not_run(ran: list[bool], pace: float) -> None:
+    devices = [{"x": pace, ANY: pace} if has_run else {} for has_run in ran]
     usual = pace if any(ran) else 1.0
-    assert all(math.isclose(found, usual) for found in expected_paces(devices, "other"))
+    assert all(math.isclose(found, usual) for found in expected(devices, "other"))
 
 
-def test_what_one_odd_batch_took_says_nothing_of_other_variants() -> None:
-    odd = a_device("cpu", pace={"x": 4.0})
-    assert expected_paces([odd], "x") == [4.0]
-    assert expected_paces([odd], "y") == [1.0]
+def test_one_odd_batch_counts_half_for_other_variants() -> None:
+    odd, often = (after(begin(), [4.0] * times) for times in (1, 30))
+    assert (odd.pace, odd.hedged) == (4.0, 2.0)
+    assert often.hedged > 3.7
+    assert begin().hedged == 1.0
+
+
+@given(st.lists(st.floats(0.1, 300), min_size=20, max_size=200))
+def test_all_but_a_few_jobs_like_those_before_keep_within_the_residual(ratios: list[float]) -> None:
+    histograms = unseen(1.0)
+    for ratio in ratios * 3:
+        histograms = seen(histograms, ratio, {LEVEL})
+    bound = residuals(histograms)[LEVEL]
+    assert sum(ratio <= bound for ratio in ratios) >= 0.9 * len(ratios) or bound > 250
+    assert residuals(histograms)[LEVEL + 1] == residuals(unseen(1.0))[LEVEL + 1]
+
+
+def test_a_miss_raises_what_the_next_job_takes_at_most() -> None:
+    histograms = unseen(1.0)
+    for ratio in [1.0] * 8:
+        histograms = seen(histograms, ratio, {LEVEL})
+    assert residuals(histograms)[LEVEL] < 1.1
+    assert 9.0 <= residuals(seen(histograms, 9.0, {LEVEL}))[LEVEL] < 9.9
+
+
+def test_a_new_cpu_is_expected_to_be_like_those_of_its_machine_and_no_other_device_is() -> None:
+    slow = a_device("a", worker="a@here", pace={"x": 9.0, ANY: 4.0}, loading={ANY: 3.0}, residual={ANY: (2.0, 5.0)})
+    slower = a_device("a", worker="b@here", pace={ANY: 6.0}, residual={ANY: (3.0,)})
+    far, gpu = a_device("b", worker="c@far"), a_device("c", worker="d@here", kind="cuda")
+    known, new, *others = with_hosts([slow, a_device("b", worker="e@here"), slower, far, gpu])
+    assert known == slow
+    assert (new.pace, new.loading, new.residual) == ({ANY: 5.0}, {ANY: 3.0}, {ANY: (3.0, 5.0, 5.0, 5.0)})
+    assert others[0].pace == {ANY: 6.0} and others[0].loading == {ANY: 3.0}
+    assert others[1:] == [far, gpu]

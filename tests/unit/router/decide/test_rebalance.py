@@ -240,7 +240,7 @@ def guaranteed(group: Group, work: dict[str, list[float]], came: float) -> float
     columns = np.array([sum(work[name][: group.needs.level + 1]) for name in group.table.classes])
     home = group.table.classes.index(group.source)
     columns[home] = min(group.ahead, columns[home]) + came
-    return float(estimate_figures(group.table, group.needs, columns).guaranteed[group.here])
+    return float(estimate_figures(group.table, group.needs, columns).at_most[group.here])
 
 
 @given(scene=scenes(), seed=st.randoms(use_true_random=False))

@@ -28,7 +28,8 @@ from tests.builders import a_class, a_delivery, a_ticket, a_topology
 from tests.celery_double import NoCelery
 from workers.device import WorkerContext, WorkerOptions, find_device
 from workers.drain import Drain
-from workers.executor import Executor, Loaded
+from workers.executor import Executor
+from workers.learned import Loaded
 from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import MOST_ENDED, AdmitStage, prepare

@@ -18,7 +18,8 @@ from taxiway.contract.job import failure_meta, read_meta, read_result
 from taxiway.errors import MAX_ERROR, ExecutionError, InvalidRequestError, TaxiwayError
 from tests.builders import a_class
 from workers.device import find_device
-from workers.executor import Executor, Loaded, as_ours
+from workers.executor import Executor, as_ours
+from workers.learned import Loaded
 from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 

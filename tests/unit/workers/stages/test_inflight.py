@@ -23,7 +23,8 @@ from tests.builders import a_class, a_delivery, a_ticket
 from tests.decoding import tiny_model
 from workers.decide.residency import InUseError
 from workers.device import find_device
-from workers.executor import Executor, Loaded
+from workers.executor import Executor
+from workers.learned import Loaded
 from workers.pipelines.running_batch import MAX_HELD
 from workers.stages.admit import gather, prepare
 from workers.stages.job import Delivery, Job

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tasks.heartbeat import BOUNDS, Use
+from tasks.heartbeat import BOUNDS, Use, held_of
+from tasks.ticket import Promise
 from taxiway.contract.job import Result, RunReport, Tokens
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
@@ -101,3 +102,10 @@ def test_a_jobs_dollars_are_counted_once_where_use_was_counted_before() -> None:
     result = msgspec.structs.replace(ended.outcome.result, report=report)
     counters.count([Ended(ended.delivery, Outcome(result, billed=0.5))])
     assert counters.totals()["cpu.batch"].dollars == {"echo:1": {"lab": 0.25}}
+
+
+def test_a_promise_counts_for_its_class_and_as_broken_if_a_job_expired_after_it() -> None:
+    counters, promise = OutcomeCounters("cpu:0"), Promise("gpu", 100.0, 1.0, 2.0)
+    for seconds, expired in [(1.5, False), (2.5, False), (3.0, True), (1.9, True)]:
+        counters.judge(promise, seconds, expired=expired)
+    assert held_of(counters.totals()["gpu"].latency["bound"]) == (1, 3), "what expired within it tells nothing"

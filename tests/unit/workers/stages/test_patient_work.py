@@ -21,7 +21,8 @@ from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from taxiway.contract.keys import PATIENT
 from workers.device import find_device
-from workers.executor import NOTICED, Executor, Loaded
+from workers.executor import NOTICED, Executor
+from workers.learned import Loaded
 from workers.port import Item, Row, Runtime
 from workers.profiling.measure import bench_class
 from workers.runtimes.echo import EchoRuntime

@@ -10,7 +10,7 @@ from tasks.models.folder import load_catalogue
 from tasks.models.signature import bind
 from tasks.settings import TREE
 from tests.builders import a_class, a_delivery
-from workers.executor import Loaded
+from workers.learned import Loaded
 from workers.port import Item, Row
 from workers.stages.admit import prepare
 from workers.stages.job import Job
