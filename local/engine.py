@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,10 +46,14 @@ _TICK = 0.1
 
 
 class Engine:
-    """One replica's engine. For one thread: the engine is killed when it ends."""
+    """One replica's engine. For one thread: the engine is killed when it ends.
 
-    def __init__(self, endpoint: Endpoint, url: str, words: Sequence[str]) -> None:
+    Its threads compute for seconds on the cores that workers beside it need for milliseconds: it is `nice` to them.
+    """
+
+    def __init__(self, endpoint: Endpoint, url: str, words: Sequence[str], nice: int) -> None:
         assert endpoint.start is not None
+        self._nice = nice
         self._command = [_placed(word, url) for word in words]
         health = Health(path="/health") if endpoint.start.llama else endpoint.health
         self._ready = _placed(endpoint.start.ready or health.url(url, open_protocol(endpoint.protocol).HEALTH), url)
@@ -84,6 +89,8 @@ class Engine:
     def _start(self) -> None:
         logger.info("engine starting", extra={"command": self._command})
         self._process = start_child(self._command, output=sys.stderr.fileno(), errors=sys.stderr.fileno())
+        with suppress(ProcessLookupError):  # it has no threads yet, which would keep their niceness
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self._nice)
 
     def _is_ready(self) -> bool:
         try:
@@ -155,7 +162,7 @@ def main(environment: Mapping[str, str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
     worker = [sys.executable, "-u", "-m", "workers", "--class", given.hardware_class, "--device", given.device]
-    return run(Engine(hardware.endpoint, url, words), worker, stopped)
+    return run(Engine(hardware.endpoint, url, words, hardware.nice), worker, stopped)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     `notice` how that is announced. `target` is the utilisation above which its time costs more, 0 to 1.
     At most `max_depth` jobs wait or run in the class, each of up to `payload` bytes; others are refused.
     Workers on CPUs run work that is due in more than ten minutes, or has no deadline, `nice` less urgently than other
-    processes of their machine (0 to 19, as Linux counts; 0: as urgently).
+    processes of their machine (0 to 19, as Linux counts; 0: as urgently). An engine that is started there is as `nice`.
     An `endpoint` is a server that runs models. Its protocol is the class's only one of `runtimes`, its slots are
     `max_batch`, and batches do not wait to form. These three fields are required for, and limited to, other devices.
     """
