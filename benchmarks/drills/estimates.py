@@ -28,10 +28,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 import taxiway
 from benchmarks.harness.measure import answer, percentile, say
 from benchmarks.harness.processes import broker_settings, started
 from local.embedded import EmbeddedValkey, free_port
+from tasks.heartbeat import HEARTBEAT
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
@@ -216,9 +219,13 @@ def _beside(bulk: int, seconds: float) -> Live:
             ["-m", "router", "--host", "127.0.0.1", "--port", "0"],
         ]
         with ExitStack() as stack:
-            for number, command in enumerate(commands):
-                stack.enter_context(started(command, variables, Path(name) / f"{number}.log"))
-            return asyncio.run(_mixed(valkey.socket_url, bulk, seconds))
+            logs = [Path(name) / f"{number}.log" for number in range(len(commands))]
+            ready = [stack.enter_context(started(c, variables, log)) for c, log in zip(commands, logs, strict=True)]
+            live = asyncio.run(_mixed(valkey.socket_url, bulk, seconds))
+            time.sleep(2 * HEARTBEAT)
+            shown = httpx.get(f"{ready[-1]['http']}/v2/fleet", trust_env=False).json()["classes"]["cpu.batch"]
+            sys.stderr.write(f"calibration of cpu.batch: {shown.get('bounds')}\n")
+            return live
 
 
 async def _mixed(broker: str, bulk: int, seconds: float) -> Live:

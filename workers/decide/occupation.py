@@ -153,8 +153,8 @@ class Track:
 
     @property
     def hedged(self) -> float:
-        """The pace to expect of what has not run itself: a single batch, which may be an odd one, counts half."""
-        return math.pow(self.pace, self.batches / (self.batches + 1))
+        """The pace to expect of what has not run itself: a single batch or load may be an odd one."""
+        return math.pow(self.pace, self.batches / (self.batches + 0.5))
 
     @property
     def surely(self) -> float:
@@ -213,8 +213,8 @@ def observe(track: Track, *, predicted: float, seconds: float, levels: Collectio
 
 
 def wary(histograms: Histograms) -> tuple[float, ...]:
-    """R_p by level, wider the less was seen: by half before anything, by a twentieth after as many as R_p is about."""
-    return tuple(_residual(one) * (1 + 1 / (1 + math.fsum(one))) for one in histograms)
+    """R_p by level, wider the less was seen: by a quarter after the first job, by a twentieth after twenty."""
+    return tuple(_residual(one) * (1 + 1 / (2 + math.fsum(one))) for one in histograms)
 
 
 def _with(histogram: Histogram, hit: int) -> Histogram:

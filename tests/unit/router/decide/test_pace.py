@@ -119,10 +119,11 @@ def test_where_all_that_ran_is_as_slow_so_is_what_has_not_run(ran: list[bool], p
     assert all(math.isclose(found, usual) for found in expected(devices, "other"))
 
 
-def test_one_odd_batch_counts_half_for_other_variants() -> None:
+def test_one_odd_batch_counts_in_part_for_other_variants() -> None:
     odd, often = (after(begin(), [4.0] * times) for times in (1, 30))
-    assert (odd.pace, odd.hedged) == (4.0, 2.0)
-    assert often.hedged > 3.7
+    assert odd.pace == 4.0
+    assert math.isclose(odd.hedged, 4 ** (2 / 3))
+    assert often.hedged > 3.8
     assert begin().hedged == 1.0
 
 
