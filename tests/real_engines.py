@@ -125,7 +125,7 @@ class Echo(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Echo(spec=litserve.OpenAISpec()), accelerator="cpu", healthcheck_path="/v1/health")
+    server = litserve.LitServer(Echo(spec=litserve.OpenAISpec()), accelerator="cpu")
     server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False)
 '''
 
@@ -136,7 +136,7 @@ def litserve(folder: Path) -> Iterator[str]:
     python = program("litserve", "python", "mlserver", in_ci=True)
     (folder / "echo.py").write_text(_CHAT)
     port = free_port()
-    with serving_process([python, "echo.py", str(port)], folder, f"http://127.0.0.1:{port}", "/v1/health", os.environ):
+    with serving_process([python, "echo.py", str(port)], folder, f"http://127.0.0.1:{port}", "/health", os.environ):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -80,6 +80,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "RELEASED",
                 "DEADLINES",
                 "STARTS",
+                "FAILING",
             ),
             *("HEARTBEATS", "SESSIONS", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
             *(

@@ -134,7 +134,7 @@ def test_a_chat_is_answered_with_message_usage_and_share(tower: Tower, engine: E
     assert (headers["authorization"], headers["x-team"]) == ("bearer sk-1", "lab")
     assert (body["model"], body["stream"], body["max_tokens"]) == ("served", True, 9)
     assert body["priority"] == 1  # the level
-    tower.result(tower.order("talk", chat("hi", priority=-99), **VARIANT, level=2))
+    tower.result(tower.order("talk", chat("hi"), **VARIANT, level=2))
     assert engine.chats[-1]["priority"] == 2
     eventually(lambda: not facts(tower).fault)  # the first heartbeat may precede the first probe
     seen = facts(tower)

@@ -134,7 +134,7 @@ def test_the_command_line_lists_jobs_at_both_doors(
     table = run("--state", "cancelled", "--state", "failed").stdout.splitlines()
 
     assert {job["id"] for job in answer["jobs"] + rest["jobs"]} == jobs["a"]
-    assert table[1].split() == ["job", "state", "model", "class", "age", "tenant"]
+    assert table[1].split() == ["job", "state", "model", "class", "age"]
     assert {line.split()[1] for line in table[2:]} == {"cancelled", "failed"}
 
 

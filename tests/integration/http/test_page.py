@@ -57,8 +57,8 @@ def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path
             assert "chosen" in await page.value(HELD.format("flight"))
             assert any("Replay" in text for text in await page.until(f"{HELD.format('dead')}"))
             problems = "document.getElementById('problems').textContent"
-            shown = await page.until(f"{problems}.includes('needs attention') && {problems}")
-            assert shown.startswith("1 thing needs attentiondead letters: ")
+            shown = await page.until(f"{problems}.includes('dead letters: ') && {problems}")
+            assert shown.startswith("2 things need attention")
             await page.call(
                 "Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=True
             )

@@ -117,7 +117,7 @@ def test_usage_says_what_the_engine_had_cached_and_what_it_reasoned(
     call: Callable[..., Value], fleet: OpenAIFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
-    monkeypatch.setattr(fleet.engine, "details", details)
+    monkeypatch.setattr(fleet.engine, "usage", details)
     chat = {"model": "talk", "messages": HELLO}
     whole = call("chat.completions.create", **chat)
     *_, last = call("chat.completions.create", **chat, stream=True, stream_options={"include_usage": True})
