@@ -110,6 +110,7 @@ def _worker(classes: Iterable[str]) -> str:
         _grant("+rpush +llen", [f"~{keys.webhook_outbox_key('*')}"]),
         _grant("+zadd", [f"%W~{keys.WEBHOOKS_DUE}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
+        _grant("+zrem", [f"%W~{keys.open_key('*')}"]),
         _grant("+get", [f"%R~{keys.RELOADS}"]),
         _grant("+hgetall", [f"%R~{keys.CONTROLS}"]),
         _grant(

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
@@ -48,6 +49,15 @@ class InFlight(msgspec.Struct, frozen=True):
     arrivals: Sequence[Arrival] = ()
 
 
+class Outcome(IntEnum):
+    """What became of a message to be forwarded, as forward.lua answers."""
+
+    OVER = -2  # its tenant has `max_depth` jobs that have not ended
+    CONFLICT = -1  # its idempotency key was first used for another request
+    COPY = 0  # its job has a record, or the message is no longer this router's
+    NEW = 1
+
+
 class Lead(msgspec.Struct, frozen=True):
     """Leads a message to one worker of its class, if that worker can take it at once: the one that had the job `after`.
 
@@ -65,9 +75,9 @@ class Outgoing(msgspec.Struct, frozen=True):
 
     A message to be held has no `queue`: its `fields` name the `holding` queue. `fields` are the job's record: its
     `cell` and `work`, `arrived` and `rows`; `lengths` if it generates, `spent` and `cost` if its tenant has a budget,
-    and `blobs`, the keys of its large inputs, which stay with the record until the job ends. Consecutive jobs with the
-    same `fields` object are forwarded as one group. `reply` is the client's name, `use` the job's use of an idempotency
-    key. A transport may ignore the `lead`.
+    `open` and `max_depth` if it has such a limit, and `blobs`, the keys of its large inputs, which stay with the record
+    until the job ends. Consecutive jobs with the same `fields` object are forwarded as one group. `reply` is the
+    client's name, `use` the job's use of an idempotency key. A transport may ignore the `lead`.
     """
 
     tag: str
@@ -187,14 +197,11 @@ class Transport(Protocol):
     async def take(self) -> InFlight:
         """Take arrivals, up to `TAKE_AT_MOST`; the last `forward` may have taken them already."""
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
-        """Publish messages, or hold them in the state store, and store their records and snapshots.
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+        """Publish messages, or hold them in the state store, and store their records and snapshots."""
 
-        False for a message that is no longer this router's, or whose job already has a record.
-        """
-
-    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
-        """Publish and record jobs that were held. False for a job that is no longer held."""
+    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+        """Publish and record jobs that were held. `COPY` for a job that is no longer held."""
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Delete arrivals that were answered in another way."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import Lead, Outgoing, StoredSnapshot
+from broker.port import Lead, Outcome, Outgoing, StoredSnapshot
 from broker.valkey import Call
 from tasks.models.signature import FIRST, SHOWN, KeyUse
 from taxiway.contract.keys import (
@@ -72,16 +72,12 @@ class Taking:
 
 
 class Forwarded(msgspec.Struct, frozen=True):
-    """The outcome: the server's time, whether the session lives, which jobs were forwarded, what was taken.
-
-    `refused` marks jobs that were not forwarded because their keys were first used for another request.
-    """
+    """The server's time, whether the session lives, what became of each job, and what was taken."""
 
     now: float
     lives: bool
-    done: list[bool]
+    done: list[Outcome]
     taken: list[bytes]
-    refused: list[bool]
 
 
 def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
@@ -163,10 +159,13 @@ def forward_call(
             published = _lead(lead, jobs[0][-1].queue)
         args += (published, keep, was, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
         args += (0 if was else fields.get("accepted", 0), fields.get("cell", ""))
-        args += (_pack(flat), _pack(_charges(fields, was)))
+        args += (_pack(flat), _pack(_charges(fields)))
         if "spent" in fields:
             keys.append(fields["spent"])
         args += (fields["tenant"], fields["cost"]) if "spent" in fields else ("", 0)
+        if "open" in fields:
+            keys.append(fields["open"])
+        args.append(fields.get("max_depth", ""))
         keys += blobs
         keys += [job_key(job.job) for *_, job in jobs]
         args.append(len(jobs))
@@ -178,7 +177,7 @@ def forward_call(
 def forward_answer(answer: Sequence[Any]) -> Forwarded:
     """The server's answer to `forward_call`."""
     now, lives, done, taken = answer
-    return Forwarded(float(now), bool(lives), [one == 1 for one in done], taken, [one < 0 for one in done])
+    return Forwarded(float(now), bool(lives), [Outcome(one) for one in done], taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +226,11 @@ def _alike(part: tuple[str, bytes, Outgoing]) -> tuple[str, int, bool, int]:
     return part[0], id(message.fields), message.use is not None, 0 if message.lead is None else id(message)
 
 
-def _charges(fields: Mapping[str, str], was: str) -> list[str | int]:
-    """Each job's increments of the work hash. A job that `was` in some state is already counted for its tenant."""
+def _charges(fields: Mapping[str, str]) -> list[str | int]:
+    """Each job's increments of the work hash."""
     charges: list[str | int] = []
     if "cell" in fields:
         charges += (fields["cell"], fields["work"], jobs_cell(fields["cell"]), 1)
-    if "counted" in fields and not was:
-        charges += (fields["counted"], 1)
     if "arrived" in fields:
         charges += (fields["arrived"], fields["rows"])
     return charges

@@ -17,21 +17,20 @@ from broker.valkey.forwarding import HoldingQueue
 from router.decide.classify import Allowance, Constraints
 from tasks.models.profiles import Lengths, read_lengths
 from tasks.topology import Tenant, Topology
-from taxiway.contract.keys import COUNT, WAITING, lengths_cell, tenant_cell
+from taxiway.contract.keys import COUNT, WAITING, lengths_cell
 from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
 
 RETRY_AFTER = 1.0
 """Seconds after which a refused request may be retried: several snapshots later."""
-
-_TENANT = tenant_cell("")
 
 
 @dataclass(slots=True)
 class Depths:
     """Unfinished jobs, bound and held, by hardware class and by tenant.
 
-    Only tenants with a bounded depth are counted. `used` is the share of its memory that the state store uses, 0 if
-    unbounded. `refuses` is set while the store accepts no writes.
+    Only tenants with a bounded depth are counted, and the store refuses what several routers accept at once beyond it
+    (forward.lua): this count spares it what is refused in any case. `used` is the share of its memory that the state
+    store uses, 0 if unbounded. `refuses` is set while the store accepts no writes.
     """
 
     classes: dict[str, float] = field(default_factory=dict)
@@ -45,16 +44,16 @@ class Depths:
         self.tenants[tenant] = self.tenants.get(tenant, 0) + 1
 
 
-def depths_from(cells: Mapping[str, float], used: float, *, refuses: bool = False) -> Depths:
-    """The depths counted in the cells of `WORK`."""
-    depths = Depths(used=used, refuses=refuses)
+def depths_from(
+    cells: Mapping[str, float], tenants: Mapping[str, float], used: float, *, refuses: bool = False
+) -> Depths:
+    """The depths of `tenants`, and those of classes as counted in the cells of `WORK`."""
+    depths = Depths(tenants=dict(tenants), used=used, refuses=refuses)
     for cell, jobs in cells.items():
         place, _, kind = cell.rpartition("|")
         if kind == COUNT:
             hardware_class = place.rpartition("|")[0].removeprefix(f"{WAITING}|")
             depths.classes[hardware_class] = depths.classes.get(hardware_class, 0) + jobs
-        elif cell.endswith(_TENANT):
-            depths.tenants[cell.removesuffix(_TENANT)] = jobs
     return depths
 
 
@@ -96,9 +95,19 @@ def _check(whose: str, payload: int | None, most: int | None, *, size: int, dept
         limit = f"{whose}.payload"
         raise RequestTooLargeError(f"payload: expected at most {payload} bytes ({limit}), got {size}", limit=limit)
     if most is not None and depth >= most:
-        limit = f"{whose}.max_depth"
-        message = f"queue depth limit reached: {depth:.0f} unfinished jobs (limit {most}, {limit})"
-        raise OverloadedError(message, retry_after=RETRY_AFTER, limit=limit)
+        raise _too_deep(whose, most, depth)
+
+
+def over_depth(fields: Mapping[str, str]) -> OverloadedError:
+    """Why the store refused a job with these fields of its record: its tenant had `max_depth` unfinished jobs."""
+    most = int(fields["max_depth"])
+    return _too_deep(f"tenants.{fields['tenant']}", most, most)
+
+
+def _too_deep(whose: str, most: int, depth: float) -> OverloadedError:
+    limit = f"{whose}.max_depth"
+    message = f"queue depth limit reached: {depth:.0f} unfinished jobs (limit {most}, {limit})"
+    return OverloadedError(message, retry_after=RETRY_AFTER, limit=limit)
 
 
 MEMORY = 10.0

@@ -26,7 +26,7 @@ from tasks.models.profiles import ProfileBook, generates
 from tasks.ticket import Promise, Ticket
 from tasks.topology import Topology
 from taxiway.contract.job import JobState
-from taxiway.contract.keys import INFER, arrived_cell, held_cell, lengths_cell, spent_key, tenant_cell, work_cell
+from taxiway.contract.keys import INFER, arrived_cell, held_cell, lengths_cell, open_key, spent_key, work_cell
 
 _SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
 
@@ -69,7 +69,7 @@ class JobTemplate:
             _fields={
                 "reason": reason,
                 **(_held_fields if placement.held else _fields)(model, placement, tenant, basis),
-                **_counted(topology, tenant),
+                **_open(topology, tenant),
             },
         )
 
@@ -184,10 +184,12 @@ def _spending(placement: Placement) -> dict[str, str]:
     return {"spent": spent_key(allowance.day), "cost": repr(placement.dearest)} if allowance is not None else {}
 
 
-def _counted(topology: Topology, tenant: str) -> dict[str, str]:
-    """The cell that counts the jobs of a tenant with a bounded depth."""
+def _open(topology: Topology, tenant: str) -> dict[str, str]:
+    """Where the unfinished jobs of a tenant with a bounded depth are, and how many there may be."""
     rules = topology.tenants.get(tenant)
-    return {"counted": tenant_cell(tenant)} if rules is not None and rules.max_depth is not None else {}
+    if rules is None or rules.max_depth is None:
+        return {}
+    return {"open": open_key(tenant), "max_depth": str(rules.max_depth)}
 
 
 def shown(model: str, hardware_class: str, variant: str, reason: str) -> str:

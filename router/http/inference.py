@@ -54,7 +54,7 @@ from taxiway.contract.request import Request
 from taxiway.contract.tensors import HEADER, Framed
 from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
-from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
+from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError, wrong_field
 
 _TRACEPARENT = TRACEPARENT.encode()
 
@@ -325,11 +325,16 @@ class Inference:
 
         Raises:
             IdempotencyConflictError: the earlier job is of another request.
+            OverloadedError: its tenant has as many unfinished jobs as it may.
         """
         if admitted is None:
             return False
         try:
             fresh = await self._router.forward(admitted)
+        except OverloadedError:  # nothing was recorded
+            if prepared.blobs:
+                await self._router.store.drop_blobs(prepared.order.job, prepared.blobs)
+            raise
         except Exception as error:  # an unexpected error leaves just as unclear whether it was published
             # with a key it will be sent again, and may already have been accepted
             if prepared.order.request.idempotency_key is None:

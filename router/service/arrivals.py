@@ -11,17 +11,17 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from broker.port import Arrival, DeadLetter, Outgoing, QueueMover, Transport, beside
+from broker.port import Arrival, DeadLetter, Outcome, Outgoing, QueueMover, Transport, beside
 from broker.valkey.leader import Leadership, ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
-from router.decide.fairness import check_store
+from router.decide.fairness import check_store, over_depth
 from router.decide.prefixes import Earlier, Prefixes
 from router.decide.scaling import Scaler
 from router.decide.working_snapshot import WorkingSnapshot
 from router.metrics import Counters, OutcomeCounters, RecentOutcomes
 from router.problems import problems
 from router.service.admission import Admitted, Order, Rules, admit
-from router.service.decision import Decision, decide_read, read, undecidable
+from router.service.decision import Decision, decide_read, read, refuse, undecidable
 from router.service.events import SentEvents, end_all, trace_placement, trace_refusal
 from router.service.repository import Repository
 from router.service.results import Results, WaitTimeouts
@@ -70,15 +70,15 @@ class Submissions:
     def __init__(self, transport: Transport, fleet: FleetReader) -> None:
         self._transport = transport
         self._fleet = fleet
-        self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
+        self._waiting: list[tuple[Outgoing, asyncio.Future[Outcome]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    def forward(self, outgoing: Outgoing) -> asyncio.Future[bool]:
-        """A future of whether the message was forwarded; False if its job already has a record.
+    def forward(self, outgoing: Outgoing) -> asyncio.Future[Outcome]:
+        """A future of what became of the message.
 
         It raises what the shared call raised: a `BrokerUnavailableError`, or an unexpected error.
         """
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((outgoing, done))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send())
@@ -92,7 +92,7 @@ class Submissions:
         finally:
             self._sender = None
 
-    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
+    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[Outcome]]]) -> None:
         try:
             snapshots = self._fleet.snapshots()
             forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], snapshots)
@@ -219,12 +219,19 @@ class Router:
 
         Raises:
             BrokerUnavailableError: the broker did not accept it. Unexpected errors are raised unchanged.
+            OverloadedError: its tenant has as many unfinished jobs as it may, by the store's count.
         """
+        outgoing = admitted.outgoing
         try:
-            return await self.wait_timeouts.wait(self._submissions.forward(admitted.outgoing), ACCEPT)
+            outcome = await self.wait_timeouts.wait(self._submissions.forward(outgoing), ACCEPT)
         except TimeoutError as error:
             message = f"the broker did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error
+        if outcome is Outcome.OVER:
+            over = over_depth(outgoing.fields)
+            self._refuse(outgoing.envelope, outgoing.job, over.code)
+            raise over
+        return outcome is Outcome.NEW
 
     def done(self) -> Counters:
         """Counters since this router started, for its metrics."""
@@ -312,14 +319,14 @@ class Router:
         if any(d.deviceless for d in decisions):
             await self.fleet.read()
             working = self.fleet.working
-            trios = zip(found, arrivals, decisions, strict=True)
-            decisions = [self._decide(one, a, working) if d.deviceless else d for one, a, d in trios]
-        admitted = [d.admitted for d in decisions if d.admitted is not None]
-        if len(admitted) < len(decisions):
+            drawn = zip(found, arrivals, decisions, strict=True)
+            decisions = [self._decide(one, a, working) if d.deviceless else d for one, a, d in drawn]
+        trios = zip(arrivals, found, decisions, strict=True)
+        placed = [(a, one, d.admitted) for a, one, d in trios if isinstance(one, Order) and d.admitted is not None]
+        if len(placed) < len(decisions):
             await self._answer(arrivals, decisions)
-        if admitted:
-            await self._forward(admitted)
-        left = {d.tag for d in decisions} - {a.outgoing.tag for a in admitted}
+        settled = await self._forward(placed) if placed else set()
+        left = {d.tag for d in decisions} - settled
         if left:
             await self.transport.settle(sorted(left))
 
@@ -342,13 +349,25 @@ class Router:
             self._count(decision.admitted)
         return decision
 
-    async def _forward(self, admitted: Sequence[Admitted]) -> None:
-        snapshots = self.fleet.snapshots()
-        forwarded = await self.transport.forward([a.outgoing for a in admitted], snapshots)
+    async def _forward(self, placed: Sequence[tuple[Arrival, Order, Admitted]]) -> set[str]:
+        """Forward placed arrivals; returns the tags that are settled by that.
+
+        The store may refuse those of tenants with a bounded depth: they stay taken until that is answered.
+        """
+        snapshots, outgoing = self.fleet.snapshots(), [one.outgoing for *_, one in placed]
+        if any("open" in one.fields for one in outgoing):
+            outgoing = [msgspec.structs.replace(one, tag="") for one in outgoing]
+        forwarded = await self.transport.forward(outgoing, snapshots)
         self.fleet.mark_stored(snapshots)
-        for one, fresh in zip(admitted, forwarded, strict=True):
-            if not fresh:
+        over = []
+        for (arrival, order, one), outcome in zip(placed, forwarded, strict=True):
+            if outcome is Outcome.OVER:
+                over.append((arrival, refuse(order, self.rules, over_depth(one.outgoing.fields))))
+            elif outcome is not Outcome.NEW:
                 await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)
+        if over:
+            await self._answer([arrival for arrival, _ in over], [decision for _, decision in over])
+        return {one.tag for one in outgoing}
 
     async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
         refs = await beside(len(envelope.body), _referred, envelope, self.rules.topology.limits.elements)

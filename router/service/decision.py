@@ -89,11 +89,16 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
     try:
         return Decision(found.tag, admitted=admit(found, rules, working))
     except TaxiwayError as error:
-        ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
-        refused = _refused(found, rules, failure_meta(found.job, error))
-        refusal = _refusal(found.envelope, error, found.reply, found.job, digest_at(found, rules))
-        after = after_failure(found.envelope, found.job, error, rules.topology.limits.elements)
-        return msgspec.structs.replace(ended, refusal=refusal, refused=refused, after=after)
+        return refuse(found, rules, error)
+
+
+def refuse(order: Order, rules: Rules, error: TaxiwayError) -> Decision:
+    """The decision for an arrival whose request is refused."""
+    ended = _ended(order.tag, order.job, error, reply=order.reply, token=REFUSED)
+    refused = _refused(order, rules, failure_meta(order.job, error))
+    refusal = _refusal(order.envelope, error, order.reply, order.job, digest_at(order, rules))
+    after = after_failure(order.envelope, order.job, error, rules.topology.limits.elements)
+    return msgspec.structs.replace(ended, refusal=refusal, refused=refused, after=after)
 
 
 def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:

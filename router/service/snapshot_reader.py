@@ -133,7 +133,8 @@ class FleetReader:
     async def read(self) -> None:
         """Read once. On failure the last snapshot remains, marked stale, and the error is raised."""
         try:
-            facts = await self._store.facts()
+            tenants = self._topology.tenants.items()
+            facts = await self._store.facts([name for name, rules in tenants if rules.max_depth is not None])
         except BrokerUnavailableError:
             self._go_stale()
             raise
@@ -145,8 +146,8 @@ class FleetReader:
         fleet = replace(fleet, plan=self._followed.plan, unplanned=self._followed.why)
         fleet = replace(fleet, rates=self._arrived.rates, shadow=self._working.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
-        tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
-        self._set_fleet(fleet, tenants, depths_from(facts.work, facts.used, refuses=facts.refuses))
+        known = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
+        self._set_fleet(fleet, known, depths_from(facts.work, facts.open, facts.used, refuses=facts.refuses))
         now = time.monotonic()
         self.shares.decay(now - self._read_at)
         self._read_at = self._updated_at = now

@@ -69,6 +69,7 @@ from taxiway.contract.keys import (
     holding_key,
     job_key,
     jobs_cell,
+    open_key,
     reply_channel,
     result_key,
     snapshot_key,
@@ -104,7 +105,7 @@ class FleetFacts:
 
     `now` is the store's time, `spent` is for its day, and `used` is the share of its memory that the store uses. A
     store that `refuses` cannot write to its disk and accepts no writes. `plan` is the plan as stored, one byte longer
-    than it may be at most; empty if there is none.
+    than it may be at most; empty if there is none. `open` are the unfinished jobs of tenants with a bounded depth.
     """
 
     now: float
@@ -117,6 +118,7 @@ class FleetFacts:
     used: float = 0.0
     refuses: bool = False
     plan: bytes = b""
+    open: Mapping[str, float] = field(default_factory=dict)
 
 
 class RouterStore:
@@ -159,8 +161,8 @@ class RouterStore:
             asyncio.get_running_loop().call_soon(self._end_turn)
         return self._turn
 
-    async def facts(self) -> FleetFacts:
-        """All facts that the fleet reports, in one round trip."""
+    async def facts(self, bounded: Sequence[str] = ()) -> FleetFacts:
+        """All facts that the fleet reports, and of tenants whose depth is `bounded`, in one round trip."""
         day = day_of(self.now())
         plan_due = time.monotonic() - self._plan_read_at >= PLAN_EVERY
         with fleet_errors(_SERVER):
@@ -173,9 +175,11 @@ class RouterStore:
                 ("HGETALL", STARTS),
                 ("HGETALL", spent_key(day)),
                 ("INFO", "server", "memory", "persistence", "errorstats"),
+                *(("ZCOUNT", open_key(tenant), self.now(), "+inf") for tenant in bounded),
                 *([("GETRANGE", PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
             )
-            time_of, devices, heartbeats, work, lengths, starts, spent, info, *plan = answers
+            time_of, devices, heartbeats, work, lengths, starts, spent, info, *rest = answers
+            depths, plan = rest[: len(bounded)], rest[len(bounded) :]
             if plan:
                 self._plan, self._plan_read_at = bytes(plan[0]), time.monotonic()
             values = _info_values(info)
@@ -195,6 +199,7 @@ class RouterStore:
             used=_used(values),
             refuses=self._file.refuses,
             plan=self._plan,
+            open=dict(zip(bounded, map(float, depths), strict=True)),
         )
 
     async def record(self, job: str) -> dict[str, str]:

@@ -229,9 +229,9 @@ def turns_cell(cell: str) -> str:
     return f"{cell}|{TURNS}"
 
 
-def tenant_cell(tenant: str) -> str:
-    """The field of `WORK` that counts the unfinished jobs of a tenant with a depth limit."""
-    return f"{tenant}|tenant"
+def open_key(tenant: str) -> str:
+    """Sorted set of the `job_key`s of a tenant with a `max_depth` that have not ended, by when their records expire."""
+    return f"taxiway:open:{tenant}"
 
 
 def held_cell(hardware_class: str, level: int) -> str:

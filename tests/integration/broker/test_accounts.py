@@ -35,7 +35,7 @@ from taxiway.errors import BrokerUnavailableError
 from tests.guarded import Guarded, guarded_valkey
 from tests.producing import stop_listening
 from tests.routing import router_process
-from tests.working import CLASS, worker_process, worker_settings
+from tests.working import CLASS, QUEUES, worker_process, worker_settings
 from workers.celery_adapter.consumer import REFUSED
 
 OTHERS = ("SET", "elsewhere", "1")
@@ -94,7 +94,7 @@ def fleet(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A router and a worker, each by its account."""
     folder, url = tmp_path_factory.mktemp("fleet"), guarded.url("router")
     base = Settings(url, url, (secrets.token_bytes(32),), TREE / "queues.yaml", TREE / "models", folder)
-    base = worker_settings(base, folder)
+    base = worker_settings(base, folder, f"{QUEUES}\ntenants: {{lab: {{max_depth: 100}}}}")
     own = replace(base, broker=guarded.url("worker"), state=guarded.url("worker"))
     with worker_process(own, log=subprocess.DEVNULL), router_process(base):
         yield base
@@ -104,7 +104,7 @@ def fleet(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_a_producer_submits_and_receives_small_and_large_answers(guarded: Guarded) -> None:
     with taxiway.Client(guarded.url("producer")) as client:
         for text in ("hello", "large" * 10_000):
-            job = client.submit("echo", text)
+            job = client.submit("echo", text, tenant="lab")
             assert job.result(timeout=60).outputs == {"payload": text}
             assert job.status().record.device == "cpu:0"
         client.submit("echo", "unwanted").cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.port import InFlight, StoredSnapshot
+from broker.port import InFlight, Outcome, StoredSnapshot
 from broker.valkey.queues import TAKES, ValkeyTransport
 from broker.valkey.records import Ending
 from tasks.settings import Settings
@@ -22,6 +23,7 @@ from taxiway.contract.keys import (
     WORK,
     in_flight_key,
     job_key,
+    open_key,
     priority_lists,
     reply_channel,
     session_key,
@@ -131,7 +133,7 @@ def test_what_forwards_takes_the_next_arrivals_in_the_place_of_those_before(stor
     store.take("r")
     store.client.lpush(ARRIVALS, b"next", b"last")
     answer = store.exchange(placed("j"), session="r", most=10)
-    assert (answer.done, answer.taken) == ([True], [b"next", b"last"])
+    assert (answer.done, answer.taken) == ([Outcome.NEW], [b"next", b"last"])
     assert store.client.lrange(in_flight_key("r", TAKES), 0, -1) == [b"last", b"next"]
 
 
@@ -173,7 +175,7 @@ def test_a_record_outlives_its_jobs_deadline_and_expires(store: Store) -> None:
 
 def test_a_snapshot_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
     snapshot = StoredSnapshot("r.1", b"\x00\xff", keep=60)
-    assert store.exchange(recorded("j"), snapshots=[snapshot]).done == [True]
+    assert store.exchange(recorded("j"), snapshots=[snapshot]).done == [Outcome.NEW]
     assert store.exchange(snapshots=[StoredSnapshot("r.1", b"later", keep=90)]).done == []
     assert store.client.get(snapshot_key("r.1")) == b"\x00\xff"
     assert 0 < store.client.ttl(snapshot_key("r.1")) <= 60
@@ -183,6 +185,29 @@ def test_a_record_without_work_is_kept_all_the_same(store: Store) -> None:
     assert store.forward(recorded("j", {"state": "held"})) == [True]
     assert store.record("j") == {"state": "held"}
     assert store.client.exists(WORK) == 0
+
+
+def test_jobs_beyond_their_tenants_depth_leave_nothing_and_copies_of_the_others_are_none_of_them(store: Store) -> None:
+    first = placed("j", b"j", open=open_key("lab"), max_depth="2")
+    alike = [msgspec.structs.replace(first, job=job) for job in "jklk"]
+    new, copy, over = Outcome.NEW, Outcome.COPY, Outcome.OVER
+    assert store.exchange(*alike).done == [new, new, over, copy]
+    assert (store.work(), store.client.llen("cpu.batch"), store.record("l")) == (0.5, 2, {})
+    assert store.exchange(alike[2], alike[0]).done == [over, copy]
+    store.finish(Ending("k", JobState.DEAD, b"dead"))
+    assert store.exchange(alike[2], placed("m", b"m", open=open_key("lab"), max_depth="2")).done == [new, over]
+    assert set(store.client.zrange(open_key("lab"), 0, -1)) == {b"taxiway:job:j", b"taxiway:job:l"}
+
+
+def test_a_job_counts_for_its_tenant_for_as_long_as_its_record_lasts(store: Store) -> None:
+    now, job = store.client.time()[0], job_key("j").encode()
+    store.client.zadd(open_key("lab"), {job_key("lost"): now - 1.0})
+    queued = placed("j", open=open_key("lab"), max_depth="1")
+    held = {**queued.fields, "state": "held", "holding": "q", "deadline_at": "0.0", "accepted": "1.0"}
+    assert store.forward(recorded("j", held)) == [True]
+    assert scores(store.client, open_key("lab")) == {job: math.inf}
+    assert store.forward(queued, was="held") == [True]
+    assert scores(store.client, open_key("lab")) == {job: pytest.approx(now + 120, abs=5)}
 
 
 def test_what_a_dead_router_took_is_put_back_in_order_before_what_waits(store: Store) -> None:

@@ -51,6 +51,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "snapshot_key",
                 "in_flight_key",
                 "holding_key",
+                "open_key",
             ),
             *(
                 "spent_key",
@@ -118,6 +119,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "HELD": "zrem hdel eval evalsha",
         "RELEASED": "zrem hdel eval evalsha",
         "holding_key": "zrem hdel",
+        "open_key": "zrem",
     },
     "flower": {
         "bindings of control": BINDS,

@@ -15,7 +15,7 @@ import redis
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import Client
-from taxiway.contract.keys import ARRIVALS, DEADLINES, SESSIONS, WORK, job_key, priority_lists, tenant_cell
+from taxiway.contract.keys import ARRIVALS, DEADLINES, SESSIONS, job_key, open_key, priority_lists
 from taxiway.errors import BrokerFullError, UnknownModelError
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
@@ -132,7 +132,7 @@ def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Setting
         assert refused.headers["retry-after"] == "1"
         large = ask({**body, "inputs": [{**body["inputs"][0], "data": ["a" * 2000]}]})
         assert (large.status_code, large.json()["details"]["limit"]) == (413, "tenants.lab.payload")
-        assert state.hget(WORK, tenant_cell("lab")) == b"3"
+        assert state.zcard(open_key("lab")) == 3
         http.delete(accepted[0].json()["location"])
         eventually(lambda: ask().status_code == 202)
 

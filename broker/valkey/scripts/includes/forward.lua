@@ -42,6 +42,11 @@ local function write(job, cell, client, fields)
   if client ~= '' then fields[#fields + 1], fields[#fields + 2] = 'reply', client end
   redis.call('HSET', job, unpack(fields))
 end
+-- How many more jobs a tenant may have. One whose record expired is gone without an end: nobody lived to end it.
+local function room(open, most)
+  redis.call('ZREMRANGEBYSCORE', open, '-inf', now)
+  return most - redis.call('ZCARD', open)
+end
 local function used(job, client, use, new)
   local digest, submission, same, other, keep, placeholder, shown = unpack(cmsgpack.unpack(use))
   if new then redis.call('HSET', job, 'digest', digest) end
@@ -84,20 +89,25 @@ while i <= #ARGV do
   local published, keep, was, queue, blobs, deadline, listed, cell = unpack(ARGV, i, i + 7)
   if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
   local fields, charges = cmsgpack.unpack(ARGV[i + 8]), cmsgpack.unpack(ARGV[i + 9])
-  local tenant, cost, count = unpack(ARGV, i + 10, i + 12)
-  local list, spent, wanted
+  local tenant, cost, most, count = unpack(ARGV, i + 10, i + 13)
+  local list, spent, wanted, open
   if published ~= '' then list, k = KEYS[k], k + 1 end
   if #published > 1 then wanted, k = k, k + 6 end
   if tenant ~= '' then spent, k = KEYS[k], k + 1 end
+  if most ~= '' then open, k = KEYS[k], k + 1 end
+  local left = open and was == '' and ours and room(open, most)
   local first_blob = k
-  k, i = k + blobs, i + 13
+  k, i = k + blobs, i + 14
   local forwarded, jobs, copies = {}, {}, {}
   local first, its_client  -- of the group's new records: the others are copies of it, or there already
   for _ = 1, tonumber(count) do
     local job, new = KEYS[k], nil
     local client, message, use = unpack(ARGV, i, i + 2)
     k, i = k + 1, i + 3
-    if first and job ~= first then
+    local over = left and left < 1 and redis.call('EXISTS', job) == 0
+    if over then
+      use = ''
+    elseif first and job ~= first then
       new = redis.call('COPY', first, job) == 1
       if new then copies[#copies + 1] = job end
       if new and client ~= its_client then reply_to(job, client) end
@@ -112,11 +122,13 @@ while i <= #ARGV do
     end
     if new then
       if queue ~= '' then hold(job, message) end
+      if open then redis.call('ZADD', open, queue ~= '' and '+inf' or now + keep, job) end
+      if left then left = left - 1 end
       forwarded[#forwarded + 1], jobs[#jobs + 1] = message, job
-    elseif ours and client ~= '' then
+    elseif ours and client ~= '' and not over then
       notify(job, client)
     end
-    done[#done + 1] = new and 1 or 0
+    done[#done + 1] = new and 1 or over and -2 or 0
     if ours and use ~= '' and not used(job, client, use, new) then done[#done] = -1 end
   end
   if #forwarded > 0 then

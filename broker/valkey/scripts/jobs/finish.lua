@@ -3,7 +3,7 @@
 --
 -- KEYS: work, lengths, held, released, kombu's hash of unacknowledged messages, its index, the sorted set of webhook
 --   endpoints with events, then for each job its result and its record. A record names the job's blobs, its holding
---   queue, the day's spending and the endpoints to tell of its end.
+--   queue, the day's spending, its tenant's open jobs and the endpoints to tell of its end.
 -- ARGV: seconds to keep a result, seconds to keep a record, prefixes of the channels of replies and of withdrawals and
 --   of the keys of holding queues, of outboxes and of their dead letters; then for each job: token ('' = no claim is
 --   needed, '-' = the job has no record, or was recorded and never published: its router died in between, and a copy of
@@ -27,20 +27,20 @@ local function withdraw(holder, job)
   local worker = holder and string.match(holder, '(.*)#')
   if worker then redis.call('PUBLISH', cancelled_prefix .. worker, job) end
 end
-local written, tags, cells, jobs, tenants, finished = {}, {}, {}, {}, {}, tostring(now)
+local written, tags, cells, jobs, finished = {}, {}, {}, {}, tostring(now)
 for k = 8, #KEYS, 2 do
   local result, job = KEYS[k], KEYS[k + 1]
   local i = 4 * k - 24
   local token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 7)
-  local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, counted, reply,
+  local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, open, reply,
     published, hooks = unpack(redis.call('HMGET', job,
     'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
-    'counted', 'reply', 'published', 'webhooks'))
+    'open', 'reply', 'published', 'webhooks'))
   local nowhere = not was or published == '0' and (holder or '') == ''
   local may = not final[was] and (token == '' or token == '-' and nowhere or has(holder, token))
   if may and redis.call('SET', result, meta, 'EX', keep_result, 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + seconds, (jobs[cell] or 0) + 1 end
-    if counted then tenants[counted] = (tenants[counted] or 0) + 1 end
+    if open then redis.call('ZREM', open, job) end
     if blobs and state ~= 'dead' then
       for blob in string.gmatch(blobs, '%S+') do redis.call('UNLINK', blob) end
     end
@@ -69,14 +69,11 @@ for k = 8, #KEYS, 2 do
     written[#written + 1] = 0
   end
 end
-local function fewer(field, ended)
-  if redis.call('HINCRBY', work, field, -ended) < 0 then redis.call('HSET', work, field, 0) end
-end
 for cell, seconds in pairs(cells) do
+  local field = jobs_cell(cell)
   redis.call('HINCRBYFLOAT', work, cell, -seconds)
-  fewer(jobs_cell(cell), jobs[cell])
+  if redis.call('HINCRBY', work, field, -jobs[cell]) < 0 then redis.call('HSET', work, field, 0) end
 end
-for tenant, ended in pairs(tenants) do fewer(tenant, ended) end
 if #tags > 0 then
   redis.call('HDEL', unacked, unpack(tags))
   redis.call('ZREM', index, unpack(tags))

@@ -4,7 +4,7 @@
 --   session, the in-flight list that gets the next arrivals, the arrivals' lists, first served first, and the in-flight
 --   lists that this call answers as a whole; then snapshots, and for each group its class list (if it is published), the
 --   unacked hash, its index and all lists of the class (if it is to be led), the day's spending (if its tenant has a
---   budget), its blobs and its jobs. Holding queues are named by records.
+--   budget), its tenant's open jobs (if they are limited), its blobs and its jobs. Holding queues are named by records.
 -- ARGV: number of arrivals' lists (0 = nothing is taken), number of lists that are answered, most arrivals to take,
 --   bytes after which no more are taken, prefixes of keys of jobs, results, replies and holding queues, number of
 --   snapshots, and each's bytes and seconds to keep it; then groups of jobs that are forwarded alike: '1' if published
@@ -12,11 +12,11 @@
 --   ('' = there is none), holding queue ('' = none), number of blobs, deadline (0 = none), time at which they were
 --   accepted (0 = they are not to be listed), cell of the work hash in which they take turns ('' = none), as MessagePack
 --   the record's fields and values, and the charges (fields of the work hash and amounts), tenant ('' = no budget), cost,
---   number of jobs, and each's client, message and use of an idempotency key ('' = none; else MessagePack: digest,
+--   most open jobs of its tenant ('' = no limit), number of jobs, and each's client, message and use of an idempotency key ('' = none; else MessagePack: digest,
 --   submission, its result if the same was asked for, its result if not, seconds that it stays, what stands for the
 --   first digest in it, digits of that).
 -- Returns the time, 1 if the session lives (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
---   its key was first used for something else, and what was taken, first served first.
+--   its key was first used for something else, -2 if its tenant has as many open jobs as it may, and what was taken, first served first.
 -- Safe to run twice: a job that has a record arrived before, and its copy is dropped; so is a snapshot that is there.
 --   A job that is recorded again, because its publication was not confirmed, keeps the earlier of its deadlines.
 --   The client of a copy is notified of the job's end, if it has ended: it may have been cancelled before it arrived.

@@ -7,7 +7,7 @@ import pytest
 from router.decide.fairness import Depths, check_class, check_store, check_tenant, depths_from
 from router.service.snapshot_reader import work_from
 from tasks.topology import Topology, parse_topology
-from taxiway.contract.keys import held_cell, jobs_cell, tenant_cell, work_cell
+from taxiway.contract.keys import held_cell, jobs_cell, work_cell
 from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
 
 TOPOLOGY = """
@@ -25,8 +25,6 @@ CELLS = {
     jobs_cell(work_cell("cpu.batch", 1)): 4.0,
     jobs_cell(work_cell("cpu.batch", 3)): 2.0,
     jobs_cell(held_cell("cpu.batch", 1)): 3.0,
-    tenant_cell("lab"): 2.0,
-    tenant_cell("cpu.batch|1|jobs"): 7.0,
     "rows|cpu.batch|echo:1": 100.0,
 }
 
@@ -36,10 +34,8 @@ def topology() -> Topology:
     return parse_topology(TOPOLOGY)
 
 
-def test_jobs_are_counted_by_class_bound_and_held_and_by_tenant() -> None:
-    depths = depths_from(CELLS, 0.5)
-    assert depths.classes == {"cpu.batch": 9}
-    assert depths.tenants == {"lab": 2, "cpu.batch|1|jobs": 7}
+def test_jobs_are_counted_by_class_bound_and_held() -> None:
+    assert depths_from(CELLS, {}, 0.5).classes == {"cpu.batch": 9}
 
 
 def test_counts_of_jobs_are_not_taken_for_work() -> None:
@@ -48,7 +44,7 @@ def test_counts_of_jobs_are_not_taken_for_work() -> None:
 
 
 def test_a_class_takes_as_many_jobs_as_it_may(topology: Topology) -> None:
-    depths = depths_from(CELLS, 0.0)
+    depths = depths_from(CELLS, {"lab": 2.0}, 0.0)
     check_class(depths, topology, hardware_class="cpu.batch", size=1024)
     depths.count("cpu.batch", "somebody")
     with pytest.raises(OverloadedError, match=r"hardware\.cpu\.batch\.max_depth") as raised:
@@ -58,7 +54,7 @@ def test_a_class_takes_as_many_jobs_as_it_may(topology: Topology) -> None:
 
 
 def test_a_tenant_has_as_many_jobs_as_it_may_and_no_larger_ones(topology: Topology) -> None:
-    depths = depths_from(CELLS, 0.0)
+    depths = depths_from(CELLS, {"lab": 2.0}, 0.0)
     check_tenant(depths, topology, tenant="lab", size=100)
     check_tenant(Depths(tenants={"other": 1e6}), topology, tenant="other", size=10**6)
     with pytest.raises(RequestTooLargeError, match=r"tenants\.lab\.payload"):
@@ -78,6 +74,6 @@ def test_nothing_is_taken_while_the_store_is_nearly_full(topology: Topology) -> 
 
 def test_nothing_is_taken_while_the_store_takes_no_writes(topology: Topology) -> None:
     with pytest.raises(BrokerFullError, match="cannot write to its disk") as raised:
-        check_store(depths_from(CELLS, 0.0, refuses=True), topology)
+        check_store(depths_from(CELLS, {"lab": 2.0}, 0.0, refuses=True), topology)
     assert raised.value.retry_after
     assert raised.value.details["resource"] == "disk"

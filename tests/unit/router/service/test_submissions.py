@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from broker.port import Outgoing, Transport
+from broker.port import Outcome, Outgoing, Transport
 from router.service.arrivals import Submissions
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
@@ -20,6 +20,7 @@ from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 from tests.narrowing import present
 
+NEW, COPY = Outcome.NEW, Outcome.COPY
 SOON = 20.0
 UNFORESEEN = KeyError("gpu.none")
 
@@ -28,14 +29,14 @@ class Lane:
     """A transport that only forwards: each call waits until the test has answered it."""
 
     def __init__(self) -> None:
-        self._calls: asyncio.Queue[tuple[list[str], asyncio.Future[list[bool]]]] = asyncio.Queue()
+        self._calls: asyncio.Queue[tuple[list[str], asyncio.Future[list[Outcome]]]] = asyncio.Queue()
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[object] = ()) -> list[bool]:
-        answer: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[object] = ()) -> list[Outcome]:
+        answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._calls.put_nowait(([message.job for message in messages], answer))
         return await answer
 
-    async def call(self) -> tuple[list[str], asyncio.Future[list[bool]]]:
+    async def call(self) -> tuple[list[str], asyncio.Future[list[Outcome]]]:
         """The jobs of the next call, and what answers it."""
         return await asyncio.wait_for(self._calls.get(), SOON)
 
@@ -50,40 +51,40 @@ class Door:
         )
         self._submissions = Submissions(cast(Transport, self.lane), fleet)
 
-    def ask(self, *jobs: str) -> list[asyncio.Future[bool]]:
+    def ask(self, *jobs: str) -> list[asyncio.Future[Outcome]]:
         """A task for each job, that forwards it."""
         envelope = Envelope(body="", headers={}, properties={})
         messages = [Outgoing(tag="", queue="q", level=0, envelope=envelope, job=job) for job in jobs]
         return [asyncio.ensure_future(self._submissions.forward(message)) for message in messages]
 
 
-async def ended(asked: list[asyncio.Future[bool]]) -> list[bool | BaseException]:
+async def ended(asked: list[asyncio.Future[Outcome]]) -> list[Outcome | BaseException]:
     """The outcome of each."""
     return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
 
 
 def test_submissions_during_a_call_share_the_next_one() -> None:
-    async def scenario() -> list[bool | BaseException]:
+    async def scenario() -> list[Outcome | BaseException]:
         door = Door()
         first = door.ask("a")
         jobs, answer = await door.lane.call()
         assert jobs == ["a"]
         others = door.ask("b", "c")
-        answer.set_result([True])
-        assert await ended(first) == [True]
+        answer.set_result([NEW])
+        assert await ended(first) == [NEW]
         jobs, answer = await door.lane.call()
         assert jobs == ["b", "c"]
-        answer.set_result([True, False])
+        answer.set_result([NEW, COPY])
         return await ended(others)
 
-    assert asyncio.run(scenario()) == [True, False]
+    assert asyncio.run(scenario()) == [NEW, COPY]
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailableError("away"), UNFORESEEN], ids=["away", "unforeseen"])
 def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
     error: BrokerUnavailableError | KeyError,
 ) -> None:
-    async def scenario() -> list[bool | BaseException]:
+    async def scenario() -> list[Outcome | BaseException]:
         door = Door()
         failing = door.ask("a", "b")
         _, answer = await door.lane.call()
@@ -92,25 +93,25 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
         reply = await ended(failing)
         jobs, answer = await door.lane.call()
         assert jobs == ["c"]
-        answer.set_result([True])
-        assert await ended(beside) == [True]
+        answer.set_result([NEW])
+        assert await ended(beside) == [NEW]
         later = door.ask("d")
-        (await door.lane.call())[1].set_result([True])
-        assert await ended(later) == [True]
+        (await door.lane.call())[1].set_result([NEW])
+        assert await ended(later) == [NEW]
         return reply
 
     assert asyncio.run(scenario()) == [error, error]
 
 
 def test_rows_without_an_answer_get_an_error() -> None:
-    async def scenario() -> list[bool | BaseException]:
+    async def scenario() -> list[Outcome | BaseException]:
         door = Door()
         asked = door.ask("a", "b")
-        (await door.lane.call())[1].set_result([True])
+        (await door.lane.call())[1].set_result([NEW])
         return await ended(asked)
 
     fresh, error = asyncio.run(scenario())
-    assert fresh is True
+    assert fresh is NEW
     assert isinstance(error, ValueError)
 
 
@@ -125,7 +126,7 @@ def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
         beside = door.ask("b")
         asked[0].cancel()
         answer.set_exception(error)
-        (await door.lane.call())[1].set_result([True])
+        (await door.lane.call())[1].set_result([NEW])
         await ended([*asked, *beside])
 
     with caplog.at_level(logging.ERROR):

@@ -1,0 +1,123 @@
+"""A tenant's `max_depth` holds over all routers, whichever of its jobs' processes die."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import celery
+import httpx
+import pytest
+import redis
+
+from tasks.settings import Settings
+from taxiway.contract.job import read_meta
+from taxiway.contract.keys import ARRIVALS, INFER, job_key, open_key, result_key
+from tests.narrowing import as_bytes
+from tests.routing import EchoDevice, RouterProcess, empty_queues, eventually, router_process
+from tests.scripting import Store
+
+CLASS = "cpu.batch"
+MOST = 5
+AT_ONCE = 100
+BOUNDED = f"""
+hardware:
+  {CLASS}: {{device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0, price: {{usd_per_hour: 0.05}}, horizon: 1000}}
+service: {{standard: {{deadline: 600}}}}
+default_service: standard
+tenants: {{lab: {{max_depth: {MOST}}}}}
+limits: {{requests_per_second: 100000}}
+"""
+
+
+@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def fleet(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
+    """Settings with a tenant of bounded depth, on either broker."""
+    (tmp_path / "queues.yaml").write_text(BOUNDED)
+    if request.param == "rabbitmq":
+        url = request.getfixturevalue("amqp_url")
+        empty_queues(url, [CLASS])
+        settings = dataclasses.replace(settings, broker=url)
+    return dataclasses.replace(settings, queues=tmp_path / "queues.yaml")
+
+
+@pytest.fixture
+def routers(fleet: Settings) -> Iterator[list[RouterProcess]]:
+    """Two routers, and a device that answers nothing."""
+    with EchoDevice(fleet, answering=False), router_process(fleet) as one, router_process(fleet) as other:
+        yield [one, other]
+
+
+@pytest.fixture
+def state(fleet: Settings) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(fleet.state) as client:
+        yield client
+
+
+def burst(routers: Sequence[RouterProcess], deadline: float = 600) -> list[httpx.Response]:
+    """The answers to simultaneous requests of the tenant, of which each router gets as many."""
+    body = {
+        "inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+        "parameters": {"tenant": "lab", "deadline": deadline},
+    }
+
+    async def ask() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=AT_ONCE)
+        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as http:
+            urls = [f"{routers[n % len(routers)].http}/v2/models/echo/infer" for n in range(AT_ONCE)]
+            headers = {"prefer": "respond-async"}
+            return await asyncio.gather(*(http.post(url, json=body, headers=headers) for url in urls))
+
+    return asyncio.run(ask())
+
+
+def accepted(answers: Sequence[httpx.Response]) -> list[str]:
+    """The paths of the accepted jobs; the others were refused for the depth of their tenant."""
+    refused = [answer for answer in answers if answer.status_code != 202]
+    said = Counter((r.status_code, r.json()["details"]["limit"], r.headers["retry-after"]) for r in refused)
+    assert said.keys() <= {(429, "tenants.lab.max_depth", "1")}
+    return [answer.json()["location"] for answer in answers if answer.status_code == 202]
+
+
+def filled_again(routers: Sequence[RouterProcess]) -> list[str]:
+    """The jobs that are accepted of several bursts, once a router has read that there is room again."""
+    return [*eventually(lambda: accepted(burst(routers))), *accepted(burst(routers))]
+
+
+def test_two_routers_accept_as_many_simultaneous_jobs_as_a_tenant_may_have_and_again_once_those_ended(
+    routers: list[RouterProcess], state: redis.Redis
+) -> None:
+    first = accepted(burst(routers))
+    assert len(first) == state.zcard(open_key("lab")) == MOST
+    assert accepted(burst(routers)) == []
+    with httpx.Client(base_url=routers[0].http, trust_env=False) as http:
+        for job in first:
+            http.delete(job)
+    assert len(filled_again(routers)) == MOST
+
+
+def test_jobs_whose_router_and_worker_died_count_until_they_end_and_no_longer(
+    routers: list[RouterProcess], state: redis.Redis
+) -> None:
+    jobs = accepted(burst(routers, deadline=3))
+    assert len(jobs) == MOST
+    Store(state).claim("dead", *(job.rpartition("/")[2] for job in jobs))
+    killed, left = routers
+    killed.process.kill()
+    eventually(lambda: not state.exists(open_key("lab")))
+    assert len(filled_again([left])) == MOST
+
+
+@pytest.mark.usefixtures("routers")
+def test_arrivals_over_the_depth_of_their_tenant_are_refused_and_no_others(fleet: Settings, state: redis.Redis) -> None:
+    with celery.Celery(broker=fleet.broker, backend=fleet.state, set_as_current=False) as app:
+        given = {"model": "echo", "inputs": "hello", "tenant": "lab"}
+        jobs = [app.send_task(INFER, kwargs=given, queue=ARRIVALS).id for _ in range(AT_ONCE)]
+    eventually(lambda: all(state.exists(job_key(job)) for job in jobs))
+    refused = [job for job in jobs if as_bytes(state.hget(job_key(job), "state")) == b"failed"]
+    assert len(jobs) - len(refused) == state.zcard(open_key("lab")) == MOST
+    results = [read_meta(as_bytes(state.get(result_key(job)))).result for job in refused]
+    assert {result["exc_type"] for result in results} == {"OverloadedError"}
