@@ -18,7 +18,7 @@ from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.routing import eventually
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
-SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "reader", "slow")}
+SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "reader", "slow", "narrow")}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
         for name, secret in SECRETS.items()
     ]
     write_keys(folder / "keys", keys)
-    queues = QUEUES + "tenants: {{slow: {{requests_per_second: 0.5}}}}\n"
+    queues = QUEUES + "tenants: {{slow: {{requests_per_second: 0.5}}, narrow: {{max_depth: 2}}}}\n"
     with openai_fleet(
         folder, ["--keys", str(folder / "keys"), "--files", str(folder / "files")], queues, SECRETS["lab"]
     ) as fleet:
@@ -105,6 +105,17 @@ def begun_by(one: openai.OpenAI, text: bytes) -> Any:
     """A call for a batch of these lines."""
     file = one.files.create(file=("lines.jsonl", text), purpose="batch")
     return {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+
+def test_a_batch_with_more_lines_than_its_tenant_may_have_jobs_is_answered_line_by_line(fleet: OpenAIFleet) -> None:
+    line = {"method": "POST", "url": "/v1/chat/completions", "body": {"model": "talk", "messages": HELLO}}
+    text = "\n".join(json.dumps({**line, "custom_id": f"{n}"}) for n in range(8)).encode()
+    with client(fleet, "narrow") as narrow:
+        batch = narrow.batches.create(**begun_by(narrow, text))
+        eventually(lambda: narrow.batches.retrieve(batch.id).status == "completed")
+        counts = narrow.batches.retrieve(batch.id).request_counts
+        assert counts is not None
+        assert (counts.completed, counts.failed) == (8, 0)
 
 
 def test_a_tenant_whose_batches_do_not_end_does_not_stop_those_of_another(fleet: OpenAIFleet) -> None:
