@@ -49,7 +49,7 @@ class InFlight(msgspec.Struct, frozen=True):
     arrivals: Sequence[Arrival] = ()
 
 
-class Outcome(IntEnum):
+class ForwardOutcome(IntEnum):
     """What became of a message to be forwarded, as forward.lua answers."""
 
     OVER = -2  # its tenant has `max_depth` jobs that have not ended
@@ -197,10 +197,14 @@ class Transport(Protocol):
     async def take(self) -> InFlight:
         """Take arrivals, up to `TAKE_AT_MOST`; the last `forward` may have taken them already."""
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+    async def forward(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+    ) -> list[ForwardOutcome]:
         """Publish messages, or hold them in the state store, and store their records and snapshots."""
 
-    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+    async def release(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+    ) -> list[ForwardOutcome]:
         """Publish and record jobs that were held. `COPY` for a job that is no longer held."""
 
     async def settle(self, tags: Sequence[str]) -> None:

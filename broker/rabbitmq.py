@@ -31,10 +31,10 @@ from broker.port import (
     TAKE_AT_MOST,
     TAKE_BYTES,
     Arrival,
+    ForwardOutcome,
     Head,
     InFlight,
     Inspected,
-    Outcome,
     Outgoing,
     Peeked,
     Step,
@@ -140,20 +140,24 @@ class RabbitTransport:
             session.arrived.clear()
         return InFlight(seconds + microseconds / 1e6, arrivals)
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+    async def forward(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+    ) -> list[ForwardOutcome]:
         """Record, publish with confirms, mark, acknowledge: in this order."""
         session = await self._live()
         ours = [not m.tag or m.tag in session.taken for m in messages]
         mine = [m for m, own in zip(messages, ours, strict=True) if own]
         due = await self._record_due(mine, snapshots)
-        to_publish = [m for m, outcome in zip(mine, due, strict=True) if outcome is Outcome.NEW and not m.held]
+        to_publish = [m for m, outcome in zip(mine, due, strict=True) if outcome is ForwardOutcome.NEW and not m.held]
         await self._publish(session, to_publish)
         await self._mark_published(to_publish)
         await self.settle([m.tag for m in mine if m.tag])
         rest = iter(due)
-        return [next(rest) if own else Outcome.COPY for own in ours]
+        return [next(rest) if own else ForwardOutcome.COPY for own in ours]
 
-    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+    async def release(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+    ) -> list[ForwardOutcome]:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
         return (await self._run_record(messages, snapshots, was=JobState.HELD, held=True)).done
@@ -217,7 +221,9 @@ class RabbitTransport:
         await self._drop()
         self._records.close()
 
-    async def _record_due(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot]) -> list[Outcome]:
+    async def _record_due(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot]
+    ) -> list[ForwardOutcome]:
         """Record the jobs; `NEW` are those to be published: those that are new, or recorded by a router that died then.
 
         What runs was published, though its router did not live to say so. A copy may be in a queue without that being
@@ -227,8 +233,8 @@ class RabbitTransport:
             return []
         records = [marked(message) for message in messages]
         due = (await self._run_record(records, snapshots)).done
-        new = {message.job for message, outcome in zip(messages, due, strict=True) if outcome is Outcome.NEW}
-        old = [n for n, m in enumerate(messages) if due[n] is Outcome.COPY and m.job not in new]
+        new = {message.job for message, outcome in zip(messages, due, strict=True) if outcome is ForwardOutcome.NEW}
+        old = [n for n, m in enumerate(messages) if due[n] is ForwardOutcome.COPY and m.job not in new]
         unpublished = await self._unpublished([messages[n] for n in old]) if old else []
         again = [n for n, is_due in zip(old, unpublished, strict=True) if is_due]
         if again:

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from broker.port import Outcome, Outgoing, StoredSnapshot
+from broker.port import ForwardOutcome, Outgoing, StoredSnapshot
 from broker.valkey import Call, run
 from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call
 from broker.valkey.queues import TAKES, recover_call, sign_call
@@ -53,7 +53,7 @@ class Store:
 
     def forward(self, *messages: Outgoing, session: str = "", was: str = "") -> list[bool]:
         """What of this was forwarded; under a session, all that it took is answered with it."""
-        return [one is Outcome.NEW for one in self.exchange(*messages, session=session, was=was).done]
+        return [one is ForwardOutcome.NEW for one in self.exchange(*messages, session=session, was=was).done]
 
     def exchange(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import Lead, Outcome, Outgoing, StoredSnapshot
+from broker.port import ForwardOutcome, Lead, Outgoing, StoredSnapshot
 from broker.valkey import Call
 from tasks.models.signature import FIRST, SHOWN, KeyUse
 from taxiway.contract.keys import (
@@ -76,7 +76,7 @@ class Forwarded(msgspec.Struct, frozen=True):
 
     now: float
     lives: bool
-    done: list[Outcome]
+    done: list[ForwardOutcome]
     taken: list[bytes]
 
 
@@ -177,7 +177,7 @@ def forward_call(
 def forward_answer(answer: Sequence[Any]) -> Forwarded:
     """The server's answer to `forward_call`."""
     now, lives, done, taken = answer
-    return Forwarded(float(now), bool(lives), [Outcome(one) for one in done], taken)
+    return Forwarded(float(now), bool(lives), [ForwardOutcome(one) for one in done], taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outcome, Outgoing, StoredSnapshot, beside
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, ForwardOutcome, InFlight, Outgoing, StoredSnapshot, beside
 from broker.valkey import Call
 from broker.valkey.forwarding import (
     Forwarded,
@@ -242,7 +242,9 @@ class ValkeyTransport:
         arrivals = [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
         return InFlight(self._session.now(), arrivals)
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+    async def forward(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+    ) -> list[ForwardOutcome]:
         """Publish and record: in one step if broker and state are one server."""
         tags = {m.tag for m in messages if m.tag}
         if self._records is None:
@@ -250,7 +252,7 @@ class ValkeyTransport:
             await self._confirm(self._sends, tags)
             return done
         recorded = await self._run_record([marked(message) for message in messages], snapshots)
-        stays = [m.held or outcome < Outcome.COPY for m, outcome in zip(messages, recorded.done, strict=True)]
+        stays = [m.held or outcome < ForwardOutcome.COPY for m, outcome in zip(messages, recorded.done, strict=True)]
         published = [_unrecorded(m) for m, stay in zip(messages, stays, strict=True) if not stay]
         await self._confirm(self._records, tags)
         sent = iter(await self._run_forward(published, tags))
@@ -260,7 +262,9 @@ class ValkeyTransport:
                 await self._records.calls(*mark_published(published))
         return [done if stay else next(sent) for done, stay in zip(recorded.done, stays, strict=True)]
 
-    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[Outcome]:
+    async def release(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+    ) -> list[ForwardOutcome]:
         """Publish and record: in one step on one server, else in this order, since a copy is harmless."""
         if self._records is None:
             return await self._run_release(messages, snapshots, was=JobState.HELD)
@@ -374,9 +378,9 @@ class ValkeyTransport:
 
     async def _run_forward(
         self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
-    ) -> list[Outcome]:
+    ) -> list[ForwardOutcome]:
         if not tags <= self._held:
-            return [Outcome.COPY] * len(messages)
+            return [ForwardOutcome.COPY] * len(messages)
         with fleet_errors("broker"):
             if tags:
                 return await self._exchange(messages, tags, snapshots)
@@ -385,14 +389,14 @@ class ValkeyTransport:
 
     async def _run_release(
         self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = (), *, was: str = ""
-    ) -> list[Outcome]:
+    ) -> list[ForwardOutcome]:
         call = forward_call(messages, keep=self._keep, was=was, snapshots=snapshots, held=True)
         with fleet_errors("broker"):
             return forward_answer(await self._sends.run(call)).done
 
     async def _exchange(
         self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
-    ) -> list[Outcome]:
+    ) -> list[ForwardOutcome]:
         """Forward messages taken under these tags, and take the next arrivals, unless taken ones are unanswered."""
         takes = self._session.in_flight(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST

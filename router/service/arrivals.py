@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from broker.port import Arrival, DeadLetter, Outcome, Outgoing, QueueMover, Transport, beside
+from broker.port import Arrival, DeadLetter, ForwardOutcome, Outgoing, QueueMover, Transport, beside
 from broker.valkey.leader import Leadership, ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import check_store, over_depth
@@ -70,15 +70,15 @@ class Submissions:
     def __init__(self, transport: Transport, fleet: FleetReader) -> None:
         self._transport = transport
         self._fleet = fleet
-        self._waiting: list[tuple[Outgoing, asyncio.Future[Outcome]]] = []
+        self._waiting: list[tuple[Outgoing, asyncio.Future[ForwardOutcome]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    def forward(self, outgoing: Outgoing) -> asyncio.Future[Outcome]:
+    def forward(self, outgoing: Outgoing) -> asyncio.Future[ForwardOutcome]:
         """A future of what became of the message.
 
         It raises what the shared call raised: a `BrokerUnavailableError`, or an unexpected error.
         """
-        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[ForwardOutcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((outgoing, done))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send())
@@ -92,7 +92,7 @@ class Submissions:
         finally:
             self._sender = None
 
-    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[Outcome]]]) -> None:
+    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[ForwardOutcome]]]) -> None:
         try:
             snapshots = self._fleet.snapshots()
             forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], snapshots)
@@ -227,11 +227,11 @@ class Router:
         except TimeoutError as error:
             message = f"the broker did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error
-        if outcome is Outcome.OVER:
+        if outcome is ForwardOutcome.OVER:
             over = over_depth(outgoing.fields)
             self._refuse(outgoing.envelope, outgoing.job, over.code)
             raise over
-        return outcome is Outcome.NEW
+        return outcome is ForwardOutcome.NEW
 
     def done(self) -> Counters:
         """Counters since this router started, for its metrics."""
@@ -361,9 +361,9 @@ class Router:
         self.fleet.mark_stored(snapshots)
         over = []
         for (arrival, order, one), outcome in zip(placed, forwarded, strict=True):
-            if outcome is Outcome.OVER:
+            if outcome is ForwardOutcome.OVER:
                 over.append((arrival, refuse(order, self.rules, over_depth(one.outgoing.fields))))
-            elif outcome is not Outcome.NEW:
+            elif outcome is not ForwardOutcome.NEW:
                 await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)
         if over:
             await self._answer([arrival for arrival, _ in over], [decision for _, decision in over])

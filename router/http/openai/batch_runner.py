@@ -176,11 +176,10 @@ class BatchRunner:
         while True:
             batches = [self._open(*one) for one in tenants.items() if one[0] not in self._later]
             turns = next_batches(batches, now, _AT_ONCE)
-            for name in turns:
-                if name not in self._tasks and name not in read:
-                    read[name] = await self._free(name, tenants[name])
-                    if not read[name]:
-                        self._later[name] = now + _RENEW
+            for name in [name for name in turns if name not in self._tasks and name not in read]:
+                read[name] = await self._free(name, tenants[name])
+                if not read[name]:
+                    self._later[name] = now + _RENEW
             if all(read.get(name, b"-") for name in turns):
                 return {name: read.get(name, b"") for name in turns}
 

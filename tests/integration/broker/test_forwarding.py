@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.port import InFlight, Outcome, StoredSnapshot
+from broker.port import ForwardOutcome, InFlight, StoredSnapshot
 from broker.valkey.queues import TAKES, ValkeyTransport
 from broker.valkey.records import Ending
 from tasks.settings import Settings
@@ -133,7 +133,7 @@ def test_what_forwards_takes_the_next_arrivals_in_the_place_of_those_before(stor
     store.take("r")
     store.client.lpush(ARRIVALS, b"next", b"last")
     answer = store.exchange(placed("j"), session="r", most=10)
-    assert (answer.done, answer.taken) == ([Outcome.NEW], [b"next", b"last"])
+    assert (answer.done, answer.taken) == ([ForwardOutcome.NEW], [b"next", b"last"])
     assert store.client.lrange(in_flight_key("r", TAKES), 0, -1) == [b"last", b"next"]
 
 
@@ -175,7 +175,7 @@ def test_a_record_outlives_its_jobs_deadline_and_expires(store: Store) -> None:
 
 def test_a_snapshot_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
     snapshot = StoredSnapshot("r.1", b"\x00\xff", keep=60)
-    assert store.exchange(recorded("j"), snapshots=[snapshot]).done == [Outcome.NEW]
+    assert store.exchange(recorded("j"), snapshots=[snapshot]).done == [ForwardOutcome.NEW]
     assert store.exchange(snapshots=[StoredSnapshot("r.1", b"later", keep=90)]).done == []
     assert store.client.get(snapshot_key("r.1")) == b"\x00\xff"
     assert 0 < store.client.ttl(snapshot_key("r.1")) <= 60
@@ -190,7 +190,7 @@ def test_a_record_without_work_is_kept_all_the_same(store: Store) -> None:
 def test_jobs_beyond_their_tenants_depth_leave_nothing_and_copies_of_the_others_are_none_of_them(store: Store) -> None:
     first = placed("j", b"j", open=open_key("lab"), max_depth="2")
     alike = [msgspec.structs.replace(first, job=job) for job in "jklk"]
-    new, copy, over = Outcome.NEW, Outcome.COPY, Outcome.OVER
+    new, copy, over = ForwardOutcome.NEW, ForwardOutcome.COPY, ForwardOutcome.OVER
     assert store.exchange(*alike).done == [new, new, over, copy]
     assert (store.work(), store.client.llen("cpu.batch"), store.record("l")) == (0.5, 2, {})
     assert store.exchange(alike[2], alike[0]).done == [over, copy]

@@ -24,7 +24,7 @@ import pytest
 import redis
 
 import taxiway
-from broker.port import Arrival, DeadLetter, Outcome, Outgoing
+from broker.port import Arrival, DeadLetter, ForwardOutcome, Outgoing
 from broker.valkey.queues import TAKES, ValkeyTransport
 from local.embedded import EmbeddedValkey
 from router.decide.explain import read_basis, unpack_snapshot
@@ -315,7 +315,7 @@ def test_a_router_killed_under_load_loses_nothing(settings: Settings, store: red
 def test_a_revived_router_does_not_forward_what_was_put_back(
     settings: Settings, store: redis.Redis, idle_device: EchoDevice
 ) -> None:
-    async def scenario() -> tuple[list[Outcome], int]:
+    async def scenario() -> tuple[list[ForwardOutcome], int]:
         url = settings.broker
         revived = ValkeyTransport(broker=url, state=url, name="revived", keep_record=60)
         other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
@@ -331,12 +331,12 @@ def test_a_revived_router_does_not_forward_what_was_put_back(
         await revived.close()
         return answer, len(again.arrivals)
 
-    assert asyncio.run(scenario()) == ([Outcome.COPY], 1)
+    assert asyncio.run(scenario()) == ([ForwardOutcome.COPY], 1)
     assert waiting(store) == 0
 
 
 def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Settings, store: redis.Redis) -> None:
-    async def scenario() -> tuple[int, list[Outcome], list[Any]]:
+    async def scenario() -> tuple[int, list[ForwardOutcome], list[Any]]:
         url = settings.broker
         idle = ValkeyTransport(broker=url, state=url, name="idle", keep_record=60)
         other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
@@ -357,7 +357,7 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Setti
         await idle.close()
         return put_back, answers, [id_of(a) == job for a in again]
 
-    assert asyncio.run(scenario()) == (1, [Outcome.COPY], [True])
+    assert asyncio.run(scenario()) == (1, [ForwardOutcome.COPY], [True])
 
 
 def test_what_arrives_while_a_router_forwards_is_taken_next(settings: Settings, store: redis.Redis) -> None:
@@ -366,7 +366,7 @@ def test_what_arrives_while_a_router_forwards_is_taken_next(settings: Settings, 
         first = await asyncio.to_thread(send, store)
         [arrival] = (await router.take()).arrivals
         later = [await asyncio.to_thread(send, store) for _ in range(3)]
-        assert await router.forward([outgoing(arrival, first)]) == [Outcome.NEW]
+        assert await router.forward([outgoing(arrival, first)]) == [ForwardOutcome.NEW]
         taken = await router.take()
         await router.settle([a.tag for a in taken.arrivals])
         await router.close()
@@ -388,7 +388,7 @@ def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered
         await waiting
         taken += (await router.take()).arrivals
         late = await asyncio.to_thread(send, store)
-        assert await router.forward([outgoing(taken[2], woken)]) == [Outcome.NEW]
+        assert await router.forward([outgoing(taken[2], woken)]) == [ForwardOutcome.NEW]
         left = store.llen(ARRIVALS)
         await router.settle([taken[0].tag])
         taken += (await router.take()).arrivals

@@ -20,7 +20,7 @@ import pytest
 import redis
 
 import taxiway
-from broker.port import Arrival, Outcome, Outgoing
+from broker.port import Arrival, ForwardOutcome, Outgoing
 from broker.rabbitmq import RabbitTransport
 from broker.valkey.records import Verdict
 from tasks.celery_app import class_queue
@@ -248,7 +248,7 @@ def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(
         await transport.close()
         return answers
 
-    assert asyncio.run(scenario()) == [[Outcome.NEW]]
+    assert asyncio.run(scenario()) == [[ForwardOutcome.NEW]]
     assert len(receive(rabbit, "cpu.batch", 1)) == 1
 
 
@@ -260,17 +260,17 @@ def test_a_copy_that_a_worker_holds_never_ends_its_job_before_the_deadline_in_th
     scripts = Store(store)
     first_due = store.time()[0] + 300.0
 
-    async def place(due: float) -> list[Outcome]:
+    async def place(due: float) -> list[ForwardOutcome]:
         transport = transport_of(rabbit)
         placed = await transport.forward([outgoing(await take_one(transport), job, due)])
         await transport.close()
         return placed
 
-    assert asyncio.run(place(first_due)) == [Outcome.NEW]
+    assert asyncio.run(place(first_due)) == [ForwardOutcome.NEW]
     store.hset(job_key(job), "published", "0")  # the router heard no confirm
     [held] = scripts.claim("a", job, deadline=first_due)
     producer.send_task(INFER, kwargs={}, queue=ARRIVALS, task_id=job)
-    assert asyncio.run(place(first_due + 30)) == [Outcome.NEW]
+    assert asyncio.run(place(first_due + 30)) == [ForwardOutcome.NEW]
 
     assert held.verdict is Verdict.RUN
     assert record_of(store, job).deadline_at == first_due
@@ -333,7 +333,7 @@ def test_a_job_that_was_published_is_not_published_again(
         await transport.close()
         return first, again
 
-    assert asyncio.run(scenario()) == ([Outcome.NEW], [Outcome.COPY])
+    assert asyncio.run(scenario()) == ([ForwardOutcome.NEW], [ForwardOutcome.COPY])
     assert depth_on_rabbitmq(rabbit.broker, "cpu.batch") == 1
 
 
@@ -343,13 +343,13 @@ def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(
     job = send(producer)
     store.hset(job_key(job), mapping={"state": "running", "cell": "cpu.batch|1", "work": "1"})
 
-    async def scenario() -> list[Outcome]:
+    async def scenario() -> list[ForwardOutcome]:
         transport = transport_of(rabbit)
         forwarded = await transport.forward([outgoing(await take_one(transport), job)])
         await transport.close()
         return forwarded
 
-    assert asyncio.run(scenario()) == [Outcome.COPY]
+    assert asyncio.run(scenario()) == [ForwardOutcome.COPY]
     assert depth_on_rabbitmq(rabbit.broker, "cpu.batch") == 0
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from broker.port import Outcome, Outgoing, Transport
+from broker.port import ForwardOutcome, Outgoing, Transport
 from router.service.arrivals import Submissions
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
@@ -20,7 +20,7 @@ from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 from tests.narrowing import present
 
-NEW, COPY = Outcome.NEW, Outcome.COPY
+NEW, COPY = ForwardOutcome.NEW, ForwardOutcome.COPY
 SOON = 20.0
 UNFORESEEN = KeyError("gpu.none")
 
@@ -29,14 +29,14 @@ class Lane:
     """A transport that only forwards: each call waits until the test has answered it."""
 
     def __init__(self) -> None:
-        self._calls: asyncio.Queue[tuple[list[str], asyncio.Future[list[Outcome]]]] = asyncio.Queue()
+        self._calls: asyncio.Queue[tuple[list[str], asyncio.Future[list[ForwardOutcome]]]] = asyncio.Queue()
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[object] = ()) -> list[Outcome]:
-        answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[object] = ()) -> list[ForwardOutcome]:
+        answer: asyncio.Future[list[ForwardOutcome]] = asyncio.get_running_loop().create_future()
         self._calls.put_nowait(([message.job for message in messages], answer))
         return await answer
 
-    async def call(self) -> tuple[list[str], asyncio.Future[list[Outcome]]]:
+    async def call(self) -> tuple[list[str], asyncio.Future[list[ForwardOutcome]]]:
         """The jobs of the next call, and what answers it."""
         return await asyncio.wait_for(self._calls.get(), SOON)
 
@@ -51,20 +51,20 @@ class Door:
         )
         self._submissions = Submissions(cast(Transport, self.lane), fleet)
 
-    def ask(self, *jobs: str) -> list[asyncio.Future[Outcome]]:
+    def ask(self, *jobs: str) -> list[asyncio.Future[ForwardOutcome]]:
         """A task for each job, that forwards it."""
         envelope = Envelope(body="", headers={}, properties={})
         messages = [Outgoing(tag="", queue="q", level=0, envelope=envelope, job=job) for job in jobs]
         return [asyncio.ensure_future(self._submissions.forward(message)) for message in messages]
 
 
-async def ended(asked: list[asyncio.Future[Outcome]]) -> list[Outcome | BaseException]:
+async def ended(asked: list[asyncio.Future[ForwardOutcome]]) -> list[ForwardOutcome | BaseException]:
     """The outcome of each."""
     return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
 
 
 def test_submissions_during_a_call_share_the_next_one() -> None:
-    async def scenario() -> list[Outcome | BaseException]:
+    async def scenario() -> list[ForwardOutcome | BaseException]:
         door = Door()
         first = door.ask("a")
         jobs, answer = await door.lane.call()
@@ -84,7 +84,7 @@ def test_submissions_during_a_call_share_the_next_one() -> None:
 def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
     error: BrokerUnavailableError | KeyError,
 ) -> None:
-    async def scenario() -> list[Outcome | BaseException]:
+    async def scenario() -> list[ForwardOutcome | BaseException]:
         door = Door()
         failing = door.ask("a", "b")
         _, answer = await door.lane.call()
@@ -104,7 +104,7 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
 
 
 def test_rows_without_an_answer_get_an_error() -> None:
-    async def scenario() -> list[Outcome | BaseException]:
+    async def scenario() -> list[ForwardOutcome | BaseException]:
         door = Door()
         asked = door.ask("a", "b")
         (await door.lane.call())[1].set_result([NEW])
