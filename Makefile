@@ -19,7 +19,7 @@ DEMO :=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch mlserver engines demo test unit lint bench fuzz chaos containers cluster lock bases audit sbom newest clean
+.PHONY: help setup torch mlserver engines demo test unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUI
 	@$(BIN)/python -m benchmarks.queue_depth --jobs $(JOBS)
 	@$(BIN)/python -m benchmarks.start_up
 	@$(BIN)/python -m benchmarks.decision_speed
+
+lab: $(READY) ## the tests of the laboratory, whose questions about decisions lab/README.md has, each with its command
+	$(BIN)/pytest tests/lab -n 2 --dist loadfile
 
 fuzz: $(READY) ## random requests, large bodies, numbers, objects and hostile engines (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
 	@$(BIN)/python -m tests.fuzzing.http_door --seconds $(SECONDS)

@@ -33,7 +33,7 @@ FEW = 0.05
 UNLEARNED = 3.0
 """The residual of a variant that has not run on the class's devices, if all that ran there strayed by less.
 
-Source: `benchmarks.drills.estimates newcomer`, at a load of 10 to 15 on two cores. By the profiles' residuals 1 of 8
+Source: `lab.drills.estimates newcomer`, at a load of 10 to 15 on two cores. By the profiles' residuals 1 of 8
 bounds held, with 2 all but the first one or two of each fleet, with 3 all of 16."""
 
 Column = np.ndarray

@@ -6,13 +6,9 @@ import time
 from typing import Any
 from xml.etree import ElementTree
 
-import msgspec
-import numpy as np
 import pytest
 
 from benchmarks.harness.bars import Bar, Panel, page
-from benchmarks.harness.lines import Line, picture
-from benchmarks.harness.lines import Panel as OverTime
 from benchmarks.harness.measure import cpu_seconds, percentile
 from benchmarks.suite.__main__ import Results, absence
 from benchmarks.suite.catalogue import queues_of
@@ -21,10 +17,6 @@ from benchmarks.suite.load import Request, UnreliableError, Window, arriving, sa
 from benchmarks.suite.panels import panels_of
 from benchmarks.suite.ratios import RATIOS, Ratio
 from benchmarks.suite.workloads import WORKLOADS, Plan, plan_from_environment
-from benchmarks.trials.__main__ import panels as trial_panels
-from benchmarks.trials.__main__ import table as trial_table
-from benchmarks.trials.runs import Run, Source, Task, changes_in, play
-from benchmarks.trials.targets import targets
 from tasks.topology import parse_topology
 
 
@@ -119,14 +111,6 @@ def test_the_chart_is_one_page_that_asks_for_nothing(limit: Any) -> None:
     assert "http" not in drawn and "&lt;x&gt;" in drawn
 
 
-def test_figures_over_time_are_one_picture_that_has_every_line_and_what_happened_when() -> None:
-    lines = [Line("with & without", [(0.0, 1.0), (60.0, 3.0)], own=True), Line("flat", [(0.0, 0.0), (60.0, 0.0)])]
-    drawn = ElementTree.fromstring(picture([OverTime("answered", lines)], band=(10.0, 20.0, "crowd")))
-
-    assert len(drawn.findall(".//{*}polyline")) == 2
-    assert {"answered", "with & without", "flat", "crowd", "60 s"} <= {text.text for text in drawn.iter()}
-
-
 def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:
     figures = {("limit", "saturated"): [100.0], ("slow", "saturated"): [10.0], ("taxiway", "saturated"): [90.0]}
 
@@ -134,88 +118,6 @@ def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:
 
     assert [bar.name for bar in panel.bars] == ["taxiway", "slow"]
     assert panel.limit == (100.0, "the limit, in process")
-
-
-def trial_run(policy: str, seed: int, score: float, live: float = 1.0, changes: int = 0, trial: str = "steady") -> Run:
-    return Run(
-        trial=trial,
-        seed=seed,
-        policy=policy,
-        attainment={"live": live, "standard": 1.0, "bulk": None},
-        cost_usd=score / 2,
-        score=score,
-        live_by_model={"chat": live, "big": 1.0},
-        changes={"chat": changes, "big": 0},
-    )
-
-
-OPPONENTS_RUNS = [
-    trial_run("tuned-split", 7, 2.0, live=0.80),
-    trial_run("pinned", 7, 4.0),
-    trial_run("tuned-split", 8, 9.0),
-    trial_run("pinned", 8, 4.0, live=0.95),
-]
-
-
-def test_the_score_is_held_against_the_better_opponent_of_each_seed() -> None:
-    ours = [trial_run("taxiway", 7, 2.4), trial_run("taxiway", 8, 3.3)]
-
-    cold, warm = (
-        {target.target: target for target in targets("steady", ours + OPPONENTS_RUNS, warm=warm)}
-        for warm in (False, True)
-    )
-
-    at_most = "score at most 1.00 of the better of tuned-split and pinned"
-    assert (cold[at_most].because, cold[at_most].holds) == ("0.95", True)
-    assert not warm["score at most 0.85 of the better of tuned-split and pinned"].holds
-
-
-@pytest.mark.parametrize(("live", "holds"), [(0.91, True), (0.78, True), (0.76, False)])
-def test_no_model_may_be_served_worse_than_the_floor_and_the_better_opponent(live: float, holds: bool) -> None:
-    ours = [trial_run("taxiway", 7, 2.0, live=live), trial_run("taxiway", 8, 4.0)]
-
-    (found,) = [
-        target
-        for target in targets("steady", ours + OPPONENTS_RUNS, warm=False)
-        if target.target.startswith("each model")
-    ]
-
-    assert found.holds == holds
-
-
-def test_targets_of_opponents_that_were_not_run_are_left_out() -> None:
-    ours = [trial_run("taxiway", 7, 2.0, changes=4), trial_run("tuned-plan", 8, 1.0)]
-
-    (found,) = targets("steady", ours, warm=False)
-
-    assert (found.holds, found.because) == (False, "at most 4 times, chat with seed 7")
-
-
-def test_changes_count_how_often_a_value_differs_from_the_one_before() -> None:
-    assert [changes_in(values) for values in ([], [1], [1, 1, 2, 2, 1])] == [0, 0, 2]
-
-
-def test_a_trial_is_played_and_shown_as_a_table_and_bars() -> None:
-    runs = [play(Task(Source(), "edge", 7, policy)) for policy in ("static", "lp-bound")]
-    runs.append(msgspec.structs.replace(runs[0], policy="taxiway", score=runs[0].score + 1))
-
-    shown = trial_table("edge", runs)
-    (panel,) = trial_panels(runs)
-
-    assert list(shown.columns[0].cells) == ["static", "taxiway", "lp-bound"]
-    assert [bar.name for bar in panel.bars] == ["static", "taxiway"]
-    assert runs[0].live_by_model.keys() == runs[0].changes.keys() == {"sentiment", "sentiment.p", "image", "image.p"}
-
-
-def test_a_history_is_another_draw_with_the_same_numbers_of_models() -> None:
-    workload = Source().workload("edge", 7)
-
-    history = Source().history("edge", 7, workload.trace.models)
-
-    assert history.trace.models == workload.trace.models
-    assert not np.array_equal(history.trace.arrival[:100], workload.trace.arrival[:100])
-    image = workload.trace.models.index("image.p")
-    assert (history.trace.size[history.trace.model == image] >= 30).all()
 
 
 def test_processor_time_is_counted_in_steps_that_are_shorter_than_a_request() -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.derive_profiles import derive
 from tasks.document import Size
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Profile, Variant
@@ -236,11 +235,3 @@ def test_measuring_one_variant_again_keeps_the_others(tmp_path: Path) -> None:
 def test_a_failed_variant_writes_no_file(tmp_path: Path) -> None:
     assert write([Outcome(model="sentiment:1", variant="fast", error="no")], FILE.device, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not (TREE.parent / "shared" / "data").is_dir(), reason="the public data is not here")
-def test_the_derived_profiles_in_the_repository_are_what_the_script_derives() -> None:
-    for file in derive(TREE.parent / "shared" / "data", load_catalogue(TREE / "models").resolve):
-        path = profile_path(TREE / "models", file.model, file.device)
-        assert parse_profile(path.read_text(), str(path)) == file
-        assert file.rows

@@ -1,6 +1,6 @@
 """Does one tenant's flood delay another's answers?
 
-`python -m benchmarks.drills.tenants` starts a router and a worker of one class, and lets two tenants send `paced` jobs
+`python -m lab.drills.tenants` starts a router and a worker of one class, and lets two tenants send `paced` jobs
 at random times, each for a third of the device's capacity. Then one of them sends ten times as much. For each service
 it prints the other's p99 during the flood as a multiple of its p99 before, and the share of its jobs answered in time.
 The exit status is 1 if a p99 is more than 1.5 times as long, or 1 % more jobs have no answer.
@@ -60,7 +60,7 @@ SEED = 7
 
 def main() -> int:
     """Measure each service on a fleet of its own and print its line; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills.tenants", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.drills.tenants", description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the calm, and of the flood")
     parser.add_argument("--service", choices=SERVICES, action="append", help="measure only this; may be repeated")
     given = parser.parse_args()

@@ -1,6 +1,6 @@
 """Derives profiles of two unavailable accelerators, an L4 and a TPU v5e, from public measurements.
 
-`python -m benchmarks.derive_profiles [--data ../shared/data] [--output models]` writes the profiles of MiniLM (the
+`python -m lab.derive_profiles [--data ../shared/data] [--output models]` writes the profiles of MiniLM (the
 models embed and sentiment), prints each as one line, and validates the method on a device that it was not fitted to.
 
 The method is a roofline: a batch takes its launch time plus the slowest of reading the weights, moving the activations

@@ -1,6 +1,6 @@
 """Does the plan of a real fleet beat what a good operator would configure, where several models share two classes?
 
-`python -m benchmarks.trial_fleet` runs an autoscaled fleet of real processes, with emulated devices (`paced` models),
+`python -m lab.trial_fleet` runs an autoscaled fleet of real processes, with emulated devices (`paced` models),
 ten minutes for each side. At half time images double and the language model halves. The sides run the same requests on
 the same fleet:
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
-import shutil
 import sys
 import tempfile
 import time
@@ -40,11 +39,11 @@ from rich.table import Table
 import taxiway
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
-from benchmarks.trial_fleet.autoscaled import Powered, Site, autoscaled
-from benchmarks.trial_fleet.emulated_models import DEAR, PENALTIES, QUEUES, requests, simulated, write_models
-from benchmarks.trial_fleet.queue_scaling import QueueScaling
-from benchmarks.trials.runs import OURS
-from benchmarks.trials.targets import OPPONENTS
+from lab.trial_fleet.autoscaled import Powered, Site, autoscaled
+from lab.trial_fleet.emulated_models import DEAR, PENALTIES, QUEUES, requests, simulated, write_models
+from lab.trial_fleet.queue_scaling import QueueScaling
+from lab.trials.runs import OURS
+from lab.trials.targets import OPPONENTS
 from local.autoscaler import Ask, ask_router
 from router.decide.plan import Depth
 from simulator.fleet import SERVICES
@@ -150,9 +149,10 @@ def run(one: Side, scene: Scene, topology: Topology, progress: Callable[[float],
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_models(folder / "models")
-        queues = shutil.copy(QUEUES, folder / "queues.yaml")
+        queues, text = folder / "queues.yaml", QUEUES.read_text()
         if not one.planned:
-            queues.write_text(queues.read_text().replace("plan: {enabled: true", "plan: {enabled: false", 1))
+            text = text.replace("plan: {enabled: true", "plan: {enabled: false", 1)
+        queues.write_text(text)
         most = {label: hardware.scaling.maximum or 1 for label, hardware in topology.hardware.items()}
         with autoscaled(Site(folder / "fleet", queues, folder / "models", most, (DEAR,)), one.ask) as (fleet, powered):
             answers = asyncio.run(replayed(fleet.broker, one, scene, powered, progress))
@@ -319,7 +319,7 @@ def _advance(bar: Progress, shown: TaskID, done: float) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trial_fleet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.trial_fleet", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"length of a run ({SECONDS})")
     parser.add_argument("--warm", type=float, default=0.0, help="seconds of earlier requests that do not count (0)")

@@ -1,4 +1,4 @@
-"""What the benchmarks on policies say of figures: which targets hold, and which terms are worth nothing."""
+"""What the questions about policies say of figures: which targets hold, and which terms are worth nothing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.ablations import TERMS, Term, Without, worthless
-from benchmarks.policies import Figure, targets
+from lab.ablations import TERMS, Term, Without, worthless
+from lab.policies import Figure, targets
 from router.decide import placement
 from simulator.engine import simulate
 from simulator.fleet import parse_fleet

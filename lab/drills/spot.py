@@ -1,6 +1,6 @@
 """What happens to jobs when three of four workers are reclaimed at once under load?
 
-`python -m benchmarks.drills.spot` runs a router and four workers, with live requests that arrive at random over a
+`python -m lab.drills.spot` runs a router and four workers, with live requests that arrive at random over a
 backlog of bulk. Three workers get a notice of five seconds (SIGUSR2), and are killed when these are over, as a cloud
 does. It counts lost jobs, jobs that ran to their end twice, and live requests answered within their deadline before the
 notice, from then until five seconds after the kill, and later. Then it does the same without a notice.
@@ -144,7 +144,7 @@ def _fleet(folder: Path) -> Iterator[tuple[str, list[int]]]:
     """A router and the workers; the broker's address, and the workers' process ids."""
     (folder / "queues.yaml").write_text(QUEUES)
     with EmbeddedValkey(folder) as valkey, contextlib.ExitStack() as stack:
-        settings = broker_settings(valkey.url, folder / "queues.yaml", TREE / "benchmarks" / "models")
+        settings = broker_settings(valkey.url, folder / "queues.yaml", TREE / "lab" / "models")
         variables = settings.environment() | {"TAXIWAY_NOTED": str(folder / "notes")}
         router = ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
         stack.enter_context(started(router, variables, folder / "router.log"))
@@ -181,7 +181,7 @@ async def _placed(broker: str) -> None:
 
 async def _arrivals(client: taxiway.AsyncClient, seconds: float) -> list[Asked]:
     """Open-loop live requests at random times."""
-    draw, running = random.Random(7), []
+    draw, running = random.Random(7), list[asyncio.Task[Asked]]()
     due = time.perf_counter()
     ends = due + seconds
     while (due := due + draw.expovariate(LIVE)) < ends:

@@ -1,6 +1,6 @@
 """Does taxiway's placement beat what a good operator would do, where several models compete for unlike hardware?
 
-`python -m benchmarks.trials` plays each trial (`simulator/trials`) with each seed under taxiway and its opponents, and
+`python -m lab.trials` plays each trial (`simulator/trials`) with each seed under taxiway and its opponents, and
 computes lower bounds. It prints what each attains, costs and scores, whether taxiway's targets hold, and writes a
 chart. Opponents know the first half of the trace. taxiway knows nothing, or with `--warm` another seed's arrivals.
 
@@ -27,8 +27,8 @@ from rich.table import Table
 
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
-from benchmarks.trials.runs import BOUNDS, EARLIER, OURS, Run, Source, Task, play, write_traces
-from benchmarks.trials.targets import OPPONENTS, PLAN, Target, targets
+from lab.trials.runs import BOUNDS, EARLIER, OURS, Run, Source, Task, play, write_traces
+from lab.trials.targets import OPPONENTS, PLAN, Target, targets
 from simulator.bounds.whole_devices import NAME as WHOLE
 from simulator.fleet import SERVICES
 from simulator.policies.taxiway import POLICIES
@@ -153,7 +153,7 @@ def show(runs: Sequence[Run], held: Sequence[Target], *, as_json: bool) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trials", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.trials", description=__doc__)
     parser.add_argument("--trial", action="append", choices=list(TRIALS), help="all, unless named")
     parser.add_argument("--policy", action="append", choices=[*POLICIES, *BOUNDS], help=f"{', '.join(PLAYED)}")
     parser.add_argument("--seeds", type=_seeds, default=list(SEEDS), help="of the traces: 7,8,9")

@@ -1,6 +1,6 @@
 """What is each term of the cost model, and each kind of move, worth? An ablation: all but one of them, against all.
 
-`python -m benchmarks.ablations` plays both Azure traces at half the load at which static routing answers 95 % of live
+`python -m lab.ablations` plays both Azure traces at half the load at which static routing answers 95 % of live
 requests in time, and at that load, and a synthetic trace on `ablations.yaml`, where models do not fit together, devices
 start cold and some are spot; with `--trace steady` or another trial's name, that trial, in which several models compete
 for a device. It prints what each term changes in attainment (points) and in cost; `--json` prints one
@@ -26,7 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.harness.measure import machine, say
-from benchmarks.policies import TRACES, Bench, Figure, mean, parser, run
+from lab.policies import TRACES, Bench, Figure, mean, parser, run
 from router.decide import placement, rebalance
 from router.decide.candidates import CandidateTable
 from router.decide.rebalance import Kind, Rows, View

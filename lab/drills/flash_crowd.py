@@ -1,6 +1,6 @@
 """What does a flash crowd cost, with the rebalancer and without?
 
-`python -m benchmarks.drills.flash_crowd` starts a router, two workers of a cheap class and one of a dear class that is
+`python -m lab.drills.flash_crowd` starts a router, two workers of a cheap class and one of a dear class that is
 reserved for live work, and sends `paced` jobs of 25 ms at random times, the same in both runs: bulk work for 70 % of
 the fleet and live work for 5 %, which is ten times as much for 30 s. It prints the share of live jobs answered in time,
 and the bulk throughput of the two minutes from the crowd's start against the two minutes before. The exit status is 1
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import taxiway
-from benchmarks.harness.lines import Line, Panel, write_lines
 from benchmarks.harness.measure import CHARTS, answer, say
 from benchmarks.harness.processes import fleet
+from lab.drills.lines import Line, Panel, write_lines
 from taxiway.errors import DeadlineExceededError, OverloadedError
 
 ROWS = 96
@@ -109,7 +109,7 @@ class Run:
 
 def main() -> int:
     """Measure both ways, print the lines and draw the chart; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills.flash_crowd", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.drills.flash_crowd", description=__doc__)
     parser.add_argument("--chart", type=Path, default=CHARTS / "flash_crowd.svg", help="where the chart is written")
     given = parser.parse_args()
     runs = {"with the rebalancer": one_run(QUEUES), "without it": one_run(QUEUES + WITHOUT)}

@@ -1,6 +1,6 @@
 """Are live requests in time behind simulations that each hold a device for longer than their deadline?
 
-`python -m benchmarks.drills.mixed_sizes` starts a router and two CPU workers with the shipped queues.yaml and models,
+`python -m lab.drills.mixed_sizes` starts a router and two CPU workers with the shipped queues.yaml and models,
 and submits simulations of 10 million samples (about half a second each) to an idle fleet, as bulk. A stream of live
 sentiment requests follows at once, until all simulations have ended. A request is in time if its caller has the answer
 within the deadline of the service `live`. The exit status is 1 if less than 99 % are.
@@ -58,7 +58,7 @@ class Run:
 
 def main() -> int:
     """Measure, and print one JSON line; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills.mixed_sizes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.drills.mixed_sizes", description=__doc__)
     parser.add_argument("--simulations", type=int, default=10, help="simulations that run before and beside")
     parser.add_argument("--rate", type=float, default=40.0, help="live requests a second")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each on a fleet of its own")

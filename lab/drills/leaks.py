@@ -1,6 +1,6 @@
 """What do jobs leave behind in the broker after they expired?
 
-`python -m benchmarks.drills.leaks [--jobs 100000]` sends jobs that end in every way: succeeded, failed, refused,
+`python -m lab.drills.leaks [--jobs 100000]` sends jobs that end in every way: succeeded, failed, refused,
 cancelled, expired; with large values beside their messages, with reused idempotency keys, held for their tenant, and
 streamed, at the broker's door and at the HTTP door. Results and records are kept for two seconds. It prints how many
 more keys, and how much more memory, there are than before.
@@ -90,7 +90,7 @@ KINDS: dict[str, tuple[int, Kind]] = {
 
 def main() -> None:
     """Measure, and print one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills.leaks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.drills.leaks", description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000, help="jobs to send")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,10 +1,10 @@
 """Do placements keep what they state, on a machine that is busy on purpose? Both drills start a fleet of their own.
 
-`python -m benchmarks.drills.estimates newcomer` spins processes beside a fresh fleet that has learned nothing, and
+`python -m lab.drills.estimates newcomer` spins processes beside a fresh fleet that has learned nothing, and
 submits generations one after the other. Each answer is held against its placement's "at most": the share that held, and
 how many times the actual seconds the median bound was. A job that expired before its bound counts for neither.
 
-`python -m benchmarks.drills.estimates engine` serves SmolLM2 by llama.cpp, as an endpoint whose engine the fleet
+`python -m lab.drills.estimates engine` serves SmolLM2 by llama.cpp, as an endpoint whose engine the fleet
 starts, on the cores that two CPU workers have, too. While bulk chats wait for the engine, live sentiment requests come.
 The figures are the share of them that was accepted, and of the accepted the share that was answered in time.
 
@@ -86,7 +86,7 @@ def main() -> int:
     """Measure, and print JSON lines; the exit status."""
     if sys.argv[1:2] == ["serve"]:
         serve(*sys.argv[2:5])
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills.estimates", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.drills.estimates", description=__doc__)
     parser.add_argument("drill", choices=("newcomer", "engine"))
     parser.add_argument("--spinners", type=int, default=6, help="busy processes beside a newcomer's fleet")
     parser.add_argument("--rounds", type=int, default=3, help="fleets, each of them fresh")

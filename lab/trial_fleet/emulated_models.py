@@ -1,4 +1,4 @@
-"""The models, requests and fleet of `benchmarks.trial_fleet`: what real processes run, and the simulator's form of it.
+"""The models, requests and fleet of `lab.trial_fleet`: what real processes run, and the simulator's form of it.
 
 A model has a `paced` variant for each hardware class. The one for the dear class needs more memory than the cheap class
 has. Images double at half time, and the language model halves.

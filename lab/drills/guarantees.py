@@ -1,6 +1,6 @@
 """How late is a waiter notified of its deadline when no worker is alive, and what does a replica cost a submit?
 
-`python -m benchmarks.drills.guarantees` starts a Valkey with a replica (append-only files, flushed every second), a
+`python -m lab.drills.guarantees` starts a Valkey with a replica (append-only files, flushed every second), a
 router, and a worker that is stopped before any request. Jobs have deadlines spread over two seconds; a waiter's
 lateness is the time from its job's recorded deadline to its notification. Submits that wait for the replica alternate
 with submits that do not.
@@ -33,7 +33,7 @@ WORKER = ["--class", "cpu.batch", "--device", "cpu:0"]
 
 def main() -> None:
     """Measure, and print one JSON line for each figure."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills.guarantees", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.drills.guarantees", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000, help="jobs that wait for their deadline")
     parser.add_argument("--submits", type=int, default=500, help="submits of each durability")
     given = parser.parse_args()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.trials.runs import OURS, Run
+from lab.trials.runs import OURS, Run
 from simulator.bounds.whole_devices import NAME as WHOLE
 from simulator.reports import percent
 from simulator.trials import LENGTH

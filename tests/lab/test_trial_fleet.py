@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.trial_fleet.__main__ import Answers, Run, Scene, Side, homes_of, result, table, verdict
-from benchmarks.trial_fleet.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, simulated, write_models
-from benchmarks.trial_fleet.queue_scaling import QueueScaling
+from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, homes_of, result, table, verdict
+from lab.trial_fleet.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, simulated, write_models
+from lab.trial_fleet.queue_scaling import QueueScaling
 from local.autoscaler import ask_router
 from router.decide.classify import Constraints, classify
 from router.decide.plan import Density, Depth

@@ -1,6 +1,6 @@
 """Does the simulator predict a real fleet? The same trace through real workers and through the simulator.
 
-`python -m benchmarks.validation` starts a router and a worker for each of two hardware classes, sends a seeded trace of
+`python -m lab.validation` starts a router and a worker for each of two hardware classes, sends a seeded trace of
 bursts for `paced` (an emulated accelerator, the same on any machine) in real time, and simulates the same trace with
 the same curves, prices and batching. Every round uses a new fleet that has learned nothing. The simulator has no model
 of a request's overhead, so it is measured on that fleet before the trace: the median latency of `echo` under the
@@ -48,7 +48,7 @@ from taxiway.contract.job import RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError
 from workers.runtimes.echo import PACED_BASE, PACED_ROW
 
-QUEUES = TREE / "benchmarks" / "validation.yaml"
+QUEUES = Path(__file__).with_name("validation.yaml")
 
 WORKERS = (
     ("--class", "cpu.batch", "--device", "cpu:0"),
@@ -139,7 +139,7 @@ class Comparison:
 
 def main() -> None:
     """Measure, print every figure, and whether the simulator is accurate."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.validation", description=__doc__)
     parser.add_argument("--seconds", type=int, default=180, help="length of the trace")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median of each figure counts")
     parser.add_argument("--mixed", action="store_true", help="four models at once, compared by model")

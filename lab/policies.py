@@ -1,6 +1,6 @@
 """Does taxiway's placement meet its targets on the two Azure traces, beside every other policy and the lower bound?
 
-`python -m benchmarks.policies` finds, for each trace, the load up to which static routing answers 95 % of live requests
+`python -m lab.policies` finds, for each trace, the load up to which static routing answers 95 % of live requests
 in time (if it never does, the load at which it answers most), and simulates every policy at shares of that load. It
 prints each policy's attainment and cost, the cost as a multiple of the lower bound for the same answers, and whether
 each target is met. `--json` prints one JSON line a figure instead.
@@ -187,7 +187,7 @@ def table(figures: Sequence[Figure], title: str) -> Table:
 
 def parser(name: str, description: str | None, traces: Sequence[str] = TRACES) -> argparse.ArgumentParser:
     """The options of benchmarks on the Azure traces."""
-    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    made = argparse.ArgumentParser(prog=f"python -m lab.{name}", description=description)
     made.add_argument("--data", type=Path, default=DATA, help="the folder of azure_llm_conv.csv and azure_llm_code.csv")
     made.add_argument("--trace", action="append", choices=traces, help="all, unless named")
     made.add_argument(

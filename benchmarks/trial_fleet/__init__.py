@@ -1,1 +1,0 @@
-"""Does the plan of a real fleet beat a good operator's configuration? `python -m benchmarks.trial_fleet`."""
