@@ -26,16 +26,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.harness.measure import machine, say
+from lab.bounds.linear import Bound, lower_bound
 from lab.policies import TRACES, Bench, Figure, mean, parser, run
+from lab.trials.trial import TRIALS
 from router.decide import placement, rebalance
 from router.decide.candidates import CandidateTable
 from router.decide.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
-from simulator.bounds.linear import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet
 from simulator.policies.taxiway import POLICIES, Maker, Taxiway
 from simulator.traces import Trace, joined, synthetic_trace
-from simulator.trials import TRIALS
 from simulator.workload import Job, Workload, prepare
 from tasks.topology import Rebalance
 

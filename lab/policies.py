@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.harness.measure import machine, say
-from simulator.bounds.linear import NAME, lower_bound
+from lab.bounds.linear import NAME, lower_bound
 from simulator.engine import Summary, simulate
 from simulator.fleet import SERVICES, Fleet, load_fleet
 from simulator.policies.taxiway import POLICIES, Maker

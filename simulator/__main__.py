@@ -1,7 +1,7 @@
 """`python -m simulator`: `simulate` shows what policies attain and cost, `diff-config` what a configuration changes.
 
-`plan` shows what to buy. They read queues.yaml, with what the fleet has learned; `simulate` and `plan` also read the
-fleet files of trials.
+`plan` shows what to buy. They read queues.yaml, with what the fleet has learned; `simulate` and `plan` also read fleet
+files.
 
 Data to stdout, progress and errors to stderr.
 """
@@ -26,8 +26,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from router.decide.history import Arrivals
 from router.decide.history import joined as joined_arrivals
 from router.decide.snapshot import FleetSnapshot
-from simulator.bounds.linear import lower_bound
-from simulator.bounds.whole_devices import whole_bound
 from simulator.demand import COLUMNS as PRICE_COLUMNS
 from simulator.demand import InfeasibleError, Offer, PriceError, load_prices, offers, own_offers
 from simulator.engine import Outcome, StuckError, Summary, played
@@ -50,7 +48,6 @@ from simulator.traces import (
     read_trace,
     synthetic_trace,
 )
-from simulator.trials import TRIALS
 from simulator.tuning.command import tune
 from simulator.tuning.real_fleet import Known, urgency
 from simulator.workload import Workload, prepare
@@ -85,7 +82,7 @@ _HINTS: dict[type[Exception], str] = {
 }
 
 _SWAPPED: dict[type[DocumentError], tuple[str, str]] = {
-    TopologyError: ("classes", "this is a fleet file, which is for trials: `taxiway simulate --fleet FILE`"),
+    TopologyError: ("classes", "this is a fleet file: `taxiway simulate --fleet FILE` reads it"),
     FleetError: ("hardware", "this is a queues.yaml: `--queues FILE` reads it"),
 }
 """What the other kind of file has at its top, and what to do with it."""
@@ -166,19 +163,15 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@main.command()
-@click.option("--trace", "source", help="A CSV file, a UTC day, or a text such as poisson:rate=50,duration=600.")
-@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="A trial's fleet file (YAML).")
-@click.option("--trial", type=click.Choice(list(TRIALS)), help="Instead of a trace: a trial with several models.")
+@main.command(epilog="Trials, other policies and lower bounds are in the laboratory: lab/README.md.")
 @click.option(
-    "--traces",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="The folder of the Azure LLM traces, for a trial's language models; synthetic without.",
+    "--trace", "source", required=True, help="A CSV file, a UTC day, or a text such as poisson:rate=50,duration=600."
 )
+@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="Instead of queues.yaml: a fleet file.")
 @_queues
 @_own_options
 @click.option("--policy", "name", type=click.Choice(sorted(POLICIES)), default="taxiway", show_default=True)
-@click.option("--compare", is_flag=True, help="Run every policy, and compute lower bounds on cost and score.")
+@click.option("--compare", is_flag=True, help="Run every policy.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--load",
@@ -190,10 +183,8 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per policy.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a chart to this HTML file.")
 def simulate(
-    source: str | None,
+    source: str,
     fleet_file: Path | None,
-    trial: str | None,
-    traces: Path | None,
     name: str,
     compare: bool,
     seed: int,
@@ -202,31 +193,26 @@ def simulate(
     plot: Path | None,
     **own: Any,
 ) -> None:
-    """Replay a trace on the fleet of a queues.yaml or on a trial's, and print what policies attain and cost."""
-    if bool(trial) == bool(source) or (fleet_file and (trial or own["queues"])):
-        raise click.UsageError("give --trial, or --trace with --queues or --fleet")
+    """Replay a trace on the fleet of a queues.yaml or of a fleet file, and print what policies attain and cost."""
+    if fleet_file and own["queues"]:
+        raise click.UsageError("give either --queues or --fleet")
     with _exit_on_error():
-        if trial:
-            chosen = TRIALS[trial]
-            workload = chosen.workload(chosen.trace(seed, traces).at_load(load, seed=seed))
-        else:
-            trace, fleet = _load(source or "", fleet_file, _Own(**own))
-            workload = prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
-        summaries = _compared(workload, seed) if compare else [_run(name, workload, seed)]
+        trace, fleet = _load(source, fleet_file, _Own(**own))
+        workload = prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
+        summaries = [_run(one, workload, seed) for one in (POLICIES if compare else [name])]
         if as_json:
             click.echo(json_lines(summaries), nl=False)
         else:
             _print(figures(summaries), "", usage(summaries))
         if plot is not None:
             title = "What each policy attains and costs"
-            what = f"the trial {trial}" if trial else Path(source or "").name
-            on = Path(workload.fleet.file).name
+            what, on = Path(source).name, Path(fleet.file).name
             subtitle = f"{len(workload):,} requests of {what} on {on}, load {load:g}, seed {seed}"
             plot.write_text(page(summaries, title=title, subtitle=subtitle), encoding="utf-8")
 
 
 def _load(source: str, fleet_file: Path | None, own: _Own) -> tuple[Trace, Fleet]:
-    """The trace, and the fleet that it is replayed on: a trial's, or the own one."""
+    """The trace, and the fleet that it is replayed on: that of the file, or the own one."""
     if fleet_file is None:
         topology = own.topology()
         return _as_twin(own.arrivals(source), own.known(topology, own.seen()))
@@ -448,14 +434,6 @@ def _tried(planned: Callable[[float], Plan], load: float) -> Plan | InfeasibleEr
 
 def _print(*parts: Any) -> None:
     stdout_console().print(*parts, sep="\n")
-
-
-def _compared(workload: Workload, seed: int) -> list[Summary]:
-    runs = [_run(name, workload, seed) for name in POLICIES]
-    bounds = [lower_bound(workload).summary()]
-    if any(workload.fleet.penalties):  # without them nothing is the cheapest answer
-        bounds.append(whole_bound(workload).summary())
-    return [*runs, *bounds]
 
 
 def _run(name: str, workload: Workload, seed: int, *, label: str = "") -> Summary:

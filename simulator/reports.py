@@ -15,8 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from router.decide.plan import Density, Plan, ScalingRule
-from simulator.bounds.linear import NAME as BOUND
-from simulator.bounds.whole_devices import NAME as WHOLE_BOUND
 from simulator.engine import Summary
 from simulator.fleet import SERVICES
 
@@ -105,7 +103,7 @@ padding:0 20px}
 h1{font-size:22px;margin:0 0 4px}p{color:var(--dim);margin:0 0 20px}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:var(--dim)}
 svg .name{fill:var(--ink)}svg .own{fill:var(--own);font-weight:600}svg line{stroke:var(--rule)}
-svg .bound{stroke:var(--own);stroke-dasharray:5 4}svg circle{fill:var(--mark)}svg circle.own{fill:var(--own)}
+svg circle{fill:var(--mark)}svg circle.own{fill:var(--own)}
 svg .leader{stroke:var(--mark);stroke-width:.7}
 div{overflow-x:auto}table{font-size:13px;border-collapse:collapse;width:100%;margin-top:20px;font-variant-numeric:tabular-nums}
 th,td{padding:4px 8px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
@@ -139,11 +137,11 @@ def page(summaries: Sequence[Summary], *, title: str, subtitle: str) -> str:
 
 
 def _chart(summaries: Sequence[Summary], own: str) -> str:
-    points = [s for s in summaries if s.policy not in (BOUND, WHOLE_BOUND) and s.attainment["live"] is not None]
+    points = [s for s in summaries if s.attainment["live"] is not None]
     dearest = max((s.cost_usd for s in summaries), default=1.0) or 1.0
     across = _Scale(0.0, dearest * 1.12, _LEFT, WIDTH - _RIGHT)
     up = _Scale(0.0, 1.0, HEIGHT - _BOTTOM, _TOP)
-    parts = [*_axes(across, up, dearest), *_bound_line(summaries, across)]
+    parts = _axes(across, up, dearest)
     dots = [(s.policy, across(s.cost_usd), up(s.attainment["live"] or 0.0)) for s in points]
     parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"{_own(name == own)}/>' for name, x, y in dots]
     parts += _labels(dots, own)
@@ -176,16 +174,6 @@ def _round_step(step: float) -> float:
     """The next of 1, 2, 5, 10, … times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
-
-
-def _bound_line(summaries: Sequence[Summary], across: _Scale) -> list[str]:
-    parts = []
-    for summary in summaries:
-        if summary.policy == BOUND:
-            x = across(summary.cost_usd)
-            parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-            parts.append(f'<text x="{x + 6:.1f}" y="{_TOP + 16}">answering all in time costs at least this</text>')
-    return parts
 
 
 def _labels(dots: Sequence[tuple[str, float, float]], own: str) -> list[str]:

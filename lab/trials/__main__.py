@@ -1,11 +1,11 @@
 """Does taxiway's placement beat what a good operator would do, where several models compete for unlike hardware?
 
-`python -m lab.trials` plays each trial (`simulator/trials`) with each seed under taxiway and its opponents, and
+`python -m lab.trials` plays each trial (`lab.trials.trial`) with each seed under taxiway and its opponents, and
 computes lower bounds. It prints what each attains, costs and scores, whether taxiway's targets hold, and writes a
 chart. Opponents know the first half of the trace. taxiway knows nothing, or with `--warm` another seed's arrivals.
 
 Traces are written by `make_trials.py` of the shared trials where that is present, otherwise drawn by
-`simulator/trials`, with language models as in `--data`'s Azure traces or synthetic.
+`lab.trials.trial`, with language models as in `--data`'s Azure traces or synthetic.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from rich.table import Table
 
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
+from lab.bounds.whole_devices import NAME as WHOLE
 from lab.trials.runs import BOUNDS, EARLIER, OURS, Run, Source, Task, play, write_traces
 from lab.trials.targets import OPPONENTS, PLAN, Target, targets
-from simulator.bounds.whole_devices import NAME as WHOLE
+from lab.trials.trial import TRIALS
 from simulator.fleet import SERVICES
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import percent
-from simulator.trials import TRIALS
 from tasks.settings import TREE
 
 RECIPE = TREE.parent / "shared" / "trials" / "make_trials.py"

@@ -13,16 +13,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from simulator.bounds.linear import NAME as LP
-from simulator.bounds.linear import lower_bound
-from simulator.bounds.whole_devices import NAME as WHOLE
-from simulator.bounds.whole_devices import whole_bound
+from lab.bounds.linear import NAME as LP
+from lab.bounds.linear import lower_bound
+from lab.bounds.whole_devices import NAME as WHOLE
+from lab.bounds.whole_devices import whole_bound
+from lab.trials.trial import TRIALS
 from simulator.engine import Summary, simulate
 from simulator.policies.policy import LIVE, REFUSED, Held, Policy, Shift
 from simulator.policies.taxiway import POLICIES, taxiway
 from simulator.pool import Pool
 from simulator.traces import Trace, read_trace
-from simulator.trials import TRIALS
 from simulator.workload import Job, Workload
 
 OURS = "taxiway"

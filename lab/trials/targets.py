@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from lab.bounds.whole_devices import NAME as WHOLE
 from lab.trials.runs import OURS, Run
-from simulator.bounds.whole_devices import NAME as WHOLE
+from lab.trials.trial import LENGTH
 from simulator.reports import percent
-from simulator.trials import LENGTH
 
 PLAN = "tuned-plan"
 

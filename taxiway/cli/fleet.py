@@ -40,15 +40,15 @@ _SIMULATE = f"""\b
 --trace TRACE    a CSV file, such as `taxiway history export` writes, a UTC day, or
                  poisson:rate=50,duration=600,seed=1
 {_OWN}
---fleet FILE     instead of queues.yaml: a trial's fleet file, such as simulator/fleets/azure-mixed.yaml
---trial NAME     instead of both: steady, drift, throttled or edge; --traces DIR has Azure's
+--fleet FILE     instead of queues.yaml: a fleet file, such as simulator/fleets/azure-mixed.yaml
 --policy NAME    one policy [taxiway]; --compare runs them all
 --load X         multiply the request rate by X
 --seed N         seed of the random numbers
 --json           one JSON object per policy
 --plot FILE      a chart, one HTML file
 
-The model is described in docs/simulator.md."""
+The model is described in docs/simulator.md.
+Trials, other policies and lower bounds are in the laboratory: lab/README.md."""
 
 _PLAN = f"""\b
 --trace TRACE    a CSV file, such as `taxiway history export` writes, a UTC day, or

@@ -15,7 +15,7 @@ from simulator.fleet import parse_fleet
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import synthetic_trace
 from simulator.workload import Workload, prepare
-from tests.unit.simulator.test_bound import MIXED
+from tests.lab.test_bound import MIXED
 
 OURS = Figure("conv", 1.0, 17.0, "taxiway", live=0.95, standard=1.0, bulk=1.0, cost=11.0, bound=10.0)
 

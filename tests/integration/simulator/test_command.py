@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from router.decide.plan import parse_plan
 from simulator.__main__ import main
+from simulator.policies.taxiway import POLICIES
 from tests.builders import a_device
 
 TREE = Path(__file__).parents[3]
@@ -34,7 +35,7 @@ def test_a_comparison_prints_one_object_a_policy_and_draws_a_page_without_networ
     objects = [json.loads(line) for line in shown.stdout.splitlines()]
     assert all(list(found) == KEYS + MORE for found in objects)
     assert all(list(found["attainment"]) == ["live", "standard", "bulk"] for found in objects)
-    assert {"taxiway", "static", "clairvoyant-edf", "lp-bound"} <= {found["policy"] for found in objects}
+    assert {*POLICIES} == {found["policy"] for found in objects}
     text = page.read_text(encoding="utf-8")
     assert "<svg" in text
     assert "http" not in text
@@ -48,19 +49,16 @@ def test_one_policy_is_shown_as_a_table() -> None:
     assert "taxiway" not in shown.stdout
 
 
-def test_a_trial_needs_no_files() -> None:
-    shown = simulate("--trial", "edge", "--policy", "static", "--load", "0.1", "--json")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    found = json.loads(shown.stdout)
-    assert set(found["live_by_model"]) == {"sentiment", "sentiment.p", "image", "image.p"}
-    assert found["score"] >= found["cost_usd"]
+def test_a_fleet_file_and_a_queues_yaml_are_alternatives() -> None:
+    shown = CliRunner().invoke(main, ["simulate", "--trace", "x.csv", "--fleet", "a.yaml", "--queues", "b.yaml"])
+
+    assert (shown.exit_code, "give either --queues or --fleet" in shown.stderr) == (2, True)
 
 
-def test_a_trial_and_a_trace_are_alternatives() -> None:
-    for given in (["--trial", "edge", "--fleet", str(FLEET)], ["--fleet", str(FLEET)], []):
-        shown = simulate(*given)
-        assert shown.returncode == 2
-        assert "give --trial, or --trace with --queues or --fleet" in shown.stderr
+def test_who_looks_for_a_trial_is_told_where_it_is() -> None:
+    told = CliRunner().invoke(main, ["simulate", "--help"]).output
+
+    assert "lab/README.md" in told and (TREE / "lab" / "README.md").is_file()
 
 
 def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what_it_learned(tmp_path: Path) -> None:
@@ -163,8 +161,8 @@ def test_a_wrong_comparison_is_an_error_with_a_hint(changed: list[str], tmp_path
     lacking = tmp_path / "lacking.csv"
     lacking.write_text(HISTORY.replace("sentiment", "gone").replace("echo", "gone"))
     for arguments, code, words in (
-        ([str(FLEET), *changed[1:]], 2, "hint: this is a fleet file, which is for trials"),
-        ([*changed, "--old", str(FLEET)], 2, "hint: this is a fleet file, which is for trials"),
+        ([str(FLEET), *changed[1:]], 2, "hint: this is a fleet file"),
+        ([*changed, "--old", str(FLEET)], 2, "hint: this is a fleet file"),
         ([new, "--history", str(lacking), *status], 2, "no class runs a model of gone for its service"),
         ([new, "--history", "no-such.csv", *status], 2, "no-such.csv: expected a readable CSV"),
         ([*history, "--status", new], 2, "queues.yaml: document: expected the output of `taxiway status --json`"),

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.decide.pools import Rules
-from simulator.bounds.linear import lower_bound
 from simulator.device import Device
 from simulator.engine import ANSWERED, DROPPED, Engine, Summary, summarise
 from simulator.fleet import FleetError, parse_fleet
@@ -83,11 +82,6 @@ def test_devices_cost_what_their_nodes_cost() -> None:
     spot, both = summary(played("")), summary(played(GOES + RETURNS))
     assert spot.cost_usd == pytest.approx(4 * 400 / 3600, rel=0.02)
     assert spot.cost_usd * 1.4 < both.cost_usd < spot.cost_usd * 2
-
-
-def test_no_bound_is_above_what_a_class_on_pools_costs() -> None:
-    engine = played(GOES + RETURNS)
-    assert lower_bound(engine.workload).cost <= summary(engine).cost_usd
 
 
 @settings(max_examples=12, deadline=None)

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.bounds.linear import lower_bound
+from lab.bounds.linear import lower_bound
 from simulator.engine import simulate
 from simulator.fleet import parse_fleet
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import make_trace
 from simulator.workload import Workload, prepare
+from tests.unit.simulator.test_engine import chat
+from tests.unit.simulator.test_pools import GOES, RETURNS, played, summary
 
 ONE = """
 default_model: m
@@ -100,3 +102,15 @@ def test_no_run_costs_less_than_the_answers_that_it_gave_in_time(
     workload = prepare(make_trace(rows * crowd), parse_fleet(MIXED), seed=seed)
     run = simulate(name, workload, POLICIES[name](workload, seed), seed=seed)
     assert run.cost_usd >= lower_bound(workload).of(run.attainment) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("name", ["static", "always-fastest", "clairvoyant-edf", "taxiway"])
+def test_a_policy_that_answers_all_in_time_pays_at_least_the_bound(name: str) -> None:
+    workload = chat(rate=2)
+    found = simulate(name, workload, POLICIES[name](workload, 1), seed=1)
+    assert found.cost_usd > lower_bound(workload).cost > 0
+
+
+def test_no_bound_is_above_what_a_class_on_pools_costs() -> None:
+    engine = played(GOES + RETURNS)
+    assert lower_bound(engine.workload).cost <= summary(engine).cost_usd

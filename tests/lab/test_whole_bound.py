@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.bounds.linear import Pace, least_work, lower_bound
+from lab.bounds.whole_devices import kinds, whole_bound
 from router.decide.plan import Density
-from simulator.bounds.linear import Pace, least_work, lower_bound
-from simulator.bounds.whole_devices import kinds, whole_bound
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import make_trace
 from simulator.workload import Figures, Workload, prepare
-from tests.unit.simulator.test_bound import MIXED, one, requests
+from tests.lab.test_bound import MIXED, one, requests
 
 DEAR = (3_600_000.0,) * 3
 """Penalties at which nothing is left out."""

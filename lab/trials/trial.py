@@ -210,12 +210,12 @@ RECLAIMED = (
 TRIALS: Mapping[str, Trial] = {
     trial.name: trial
     for trial in (
-        Trial("steady", "trial-mixed.yaml", mixed),
-        Trial("drift", "trial-mixed.yaml", drift),
-        Trial("throttled", "trial-mixed.yaml", mixed, (THROTTLED,)),
-        Trial("edge", "trial-edge.yaml", edge),
-        Trial("flash", "trial-mixed.yaml", flash),
-        Trial("reclaimed", "trial-mixed.yaml", mixed, RECLAIMED),
-        Trial("misprofiled", "trial-mixed.yaml", mixed, (MISPROFILED,)),
+        Trial("steady", "mixed.yaml", mixed),
+        Trial("drift", "mixed.yaml", drift),
+        Trial("throttled", "mixed.yaml", mixed, (THROTTLED,)),
+        Trial("edge", "edge.yaml", edge),
+        Trial("flash", "mixed.yaml", flash),
+        Trial("reclaimed", "mixed.yaml", mixed, RECLAIMED),
+        Trial("misprofiled", "mixed.yaml", mixed, (MISPROFILED,)),
     )
 }

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.trials.trial import TRIALS
 from simulator.traces import read_trace
-from simulator.trials import TRIALS
-from tests.unit.simulator.test_trials import figures
+from tasks.settings import TREE
+from tests.lab.test_trials import figures
 
-SHARED = Path(__file__).parents[4] / "shared"
+SHARED = TREE.parent / "shared"
 RECIPE = SHARED / "trials" / "make_trials.py"
 
 

@@ -43,7 +43,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.bounds.linear import SLACK, Pace, Programme, Solution, is_lasting, least_work
+from lab.bounds.linear import SLACK, Pace, Programme, Solution, is_lasting, least_work
 from simulator.engine import Summary, fines, penalty
 from simulator.fleet import SERVICES, DeviceClass
 from simulator.traces import Column

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import yaml
 
+from lab.trials.trial import CROWD, FLEETS, LENGTH, SHARES, TRIALS
 from simulator.fleet import SERVICES
 from simulator.traces import Trace
-from simulator.trials import CROWD, FLEETS, LENGTH, SHARES, TRIALS
+from tasks.settings import TREE
 
-RECIPE = Path(__file__).parents[4] / "shared" / "trials" / "make_trials.py"
+RECIPE = TREE.parent / "shared" / "trials" / "make_trials.py"
 
 trials = pytest.mark.parametrize("name", TRIALS)
 
@@ -71,15 +70,15 @@ def figures(trace: Trace, model: str) -> list[float]:
 
 
 @pytest.mark.skipif(not RECIPE.exists(), reason="the shared trials are not here")
-@pytest.mark.parametrize(("ours", "theirs"), [("trial-mixed.yaml", "mixed.yaml"), ("trial-edge.yaml", "edge.yaml")])
-def test_the_fleets_are_those_of_the_recipe_with_penalties(ours: str, theirs: str) -> None:
-    document = yaml.safe_load((FLEETS / ours).read_text())
+@pytest.mark.parametrize("file", ["mixed.yaml", "edge.yaml"])
+def test_the_fleets_are_those_of_the_recipe_with_penalties(file: str) -> None:
+    document = yaml.safe_load((FLEETS / file).read_text())
     del document["penalties"]
-    assert document == yaml.safe_load((RECIPE.parent / theirs).read_text())
+    assert document == yaml.safe_load((RECIPE.parent / file).read_text())
 
 
 def test_synthetic_language_models_are_about_as_busy_as_those_of_azure() -> None:
-    """The figures of Azure's traces, seconds 1,500 to 2,400, are in `simulator.trials`."""
+    """The figures of Azure's traces, seconds 1,500 to 2,400, are in `lab.trials.trial`."""
     traces = [TRIALS["steady"].trace(seed) for seed in range(4)]
     chat, big = ([figures(trace, model) for trace in traces] for model in ("chat", "big"))
     assert np.mean(chat, axis=0)[:3] == pytest.approx([6307, 1200, 155], rel=0.1)
