@@ -26,15 +26,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.harness.measure import machine, say
+from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Bound, lower_bound
-from lab.policies import TRACES, Bench, Figure, mean, parser, run
+from lab.policies import TRACES, Bench, Figure, mean, parser
 from lab.trials.trial import TRIALS
 from router.decide import placement, rebalance
 from router.decide.candidates import CandidateTable
 from router.decide.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES, load_fleet
-from simulator.policies.taxiway import POLICIES, Maker, Taxiway
+from simulator.policies.taxiway import Maker, Taxiway
 from simulator.traces import Trace, joined, synthetic_trace
 from simulator.workload import Job, Workload, prepare
 from tasks.topology import Rebalance
@@ -234,7 +235,7 @@ def play(scene: Scene, terms: Sequence[Term], *, as_json: bool) -> list[Figure]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for row in progress.track(rows, description=f"{scene.trace} {scene.share:g}"):
             whole = row is TERMS[0]
-            figures.append(scene.played(row, POLICIES[row]) if isinstance(row, str) else scene.without(row))
+            figures.append(scene.played(row, EVERY_POLICY[row]) if isinstance(row, str) else scene.without(row))
             if as_json:
                 nothing = not whole and worthless(figures[0], figures[-1])
                 say({"question": "without a term", **machine(), **asdict(figures[-1]), "worthless": nothing})

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import whole_bound
-from simulator.engine import Summary, simulate
+from simulator.engine import Summary
 from simulator.fleet import FleetError, load_fleet
-from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, usage
 from simulator.traces import TraceError, is_spec, read_trace, synthetic_trace
 from simulator.workload import Workload, prepare
@@ -25,8 +25,8 @@ from simulator.workload import Workload, prepare
 
 def compared(workload: Workload, seed: int) -> Iterator[Summary]:
     """Every policy's figures, then those of the bounds."""
-    for name, make in POLICIES.items():
-        yield simulate(name, workload, make(workload, seed), seed=seed)
+    for name, make in EVERY_POLICY.items():
+        yield run(name, make, workload, seed)
     yield lower_bound(workload).summary()
     if any(workload.fleet.penalties):  # without them nothing is the cheapest answer
         yield whole_bound(workload).summary()

@@ -21,10 +21,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.harness.measure import machine, say
+from lab.baselines import CLAIRVOYANT, EVERY_POLICY, run
 from lab.bounds.linear import NAME, lower_bound
-from simulator.engine import Summary, simulate
+from simulator.engine import Summary
 from simulator.fleet import SERVICES, Fleet, load_fleet
-from simulator.policies.taxiway import POLICIES, Maker
+from simulator.policies.taxiway import Maker
 from simulator.reports import percent
 from simulator.traces import Trace, read_trace
 from simulator.workload import Workload, prepare
@@ -45,7 +46,7 @@ LOADS = (1.0, 2.0, 4.0, 8.0, 16.0)
 NARROW = 1.02
 """Precision of the bisection, as a ratio of loads."""
 
-OURS, CLAIRVOYANT = "taxiway", "clairvoyant-edf"
+OURS = "taxiway"
 
 WITHIN, BOUNDED, UNDERCUT = 0.01, 1.15, 0.02
 """Targets: points of live attainment behind the clairvoyant policy; cost over the bound; by how much an equal baseline
@@ -114,7 +115,7 @@ class Bench:
         return low
 
     def _static(self, trace: str, load: float, seed: int) -> float:
-        return run("static", POLICIES["static"], self.workload(trace, load, seed), seed).attainment["live"] or 0.0
+        return run("static", EVERY_POLICY["static"], self.workload(trace, load, seed), seed).attainment["live"] or 0.0
 
 
 def smaller(fleet: Fleet, part: int) -> Fleet:
@@ -124,11 +125,6 @@ def smaller(fleet: Fleet, part: int) -> Fleet:
         for name, device in fleet.classes.items()
     }
     return replace(fleet, classes=classes)
-
-
-def run(name: str, make: Maker, workload: Workload, seed: int) -> Summary:
-    """One run of one policy."""
-    return simulate(name, workload, make(workload, seed), seed=seed)
 
 
 def mean(trace: str, share: float, load: float, runs: Sequence[tuple[Summary, float]]) -> Figure:
@@ -203,10 +199,10 @@ def main() -> None:
     """Simulate all policies, and print figures and targets."""
     options = parser("policies", __doc__)
     options.add_argument("--share", action="append", type=float, help=f"of the load; {SHARES}, unless named")
-    options.add_argument("--policy", action="append", choices=sorted(POLICIES), help="all, unless named")
+    options.add_argument("--policy", action="append", choices=sorted(EVERY_POLICY), help="all, unless named")
     given = options.parse_args()
     bench, seeds = Bench(given.data, given.part), range(1, given.seeds + 1)
-    makers = {name: make for name, make in POLICIES.items() if name in (given.policy or POLICIES)}
+    makers = {name: make for name, make in EVERY_POLICY.items() if name in (given.policy or EVERY_POLICY)}
     console = Console(width=None if sys.stdout.isatty() else 120)
     shares, traces = given.share or SHARES, given.trace or TRACES
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -19,7 +19,7 @@ from simulator.policies import policy as policies
 from simulator.policies.policy import Held, Policy, Shift
 from simulator.pool import Action, Pool
 from simulator.traces import Column
-from simulator.workload import Figures, Job, Workload, jobs
+from simulator.workload import Job, Workload, jobs
 
 TICK = 1.0
 """Seconds between two evaluations of the scaling rule."""
@@ -62,7 +62,7 @@ class Engine:
     def run(self, progress: Progress = lambda arrived: None) -> Outcome:
         """Play the whole trace, until the last request has ended and all devices are off."""
         self._begin()
-        for job in jobs(self.workload, clairvoyant=self.policy.clairvoyant):
+        for job in jobs(self.workload):
             self._process_until(job.arrival)
             self._arrive(job, job.arrival)
             if job.index % _REPORT_EVERY == 0:
@@ -276,14 +276,6 @@ def penalty(workload: Workload, attainment: Mapping[str, float | None]) -> float
     hours = float(workload.trace.arrival[-1]) / 3600
     missed = [1.0 - share if (share := attainment[name]) is not None else 0.0 for name in SERVICES]
     return hours * sum(dollars * share for dollars, share in zip(workload.fleet.penalties, missed, strict=True))
-
-
-def fines(workload: Workload) -> Figures:
-    """US dollars for one missed request of each service; shape (services,)."""
-    trace = workload.trace
-    asked = np.bincount(trace.service, minlength=len(SERVICES))
-    each: Figures = np.array(workload.fleet.penalties) * float(trace.arrival[-1]) / 3600 / np.maximum(asked, 1)
-    return each
 
 
 def _mean(chosen: Column) -> float | None:

@@ -141,19 +141,9 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return (spot if nodes.spot and spot is not None else self.price.usd_per_hour) / 3600
 
     @property
-    def least_usd_per_second(self) -> float:
-        """Price of a device on its cheapest nodes."""
-        return min(self.usd_on(nodes) for nodes in self.pools or (self,))
-
-    @property
     def most(self) -> int:
         """Devices that may be on at once: while they move from pool to pool, more than `count`."""
         return sum(pool.count or self.count for pool in self.pools) or self.count
-
-    @property
-    def is_reclaimed(self) -> bool:
-        """Whether devices are reclaimed now and then."""
-        return self.reclaims_per_hour > 0 and any(nodes.spot for nodes in self.pools or (self,))
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

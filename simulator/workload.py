@@ -45,7 +45,7 @@ class Job:
 
     `alone`, `work` and `crowding` have one figure per class: seconds until the answer on an idle device, device seconds
     that it costs in a batch, and seconds that each further request in its batch adds; infinite if it cannot run. They
-    use the predicted output, or the true one for a clairvoyant policy. `due` is when the answer is due, `queued` when
+    use the predicted output. `due` is when the answer is due, `queued` when
     the job joined its queue, and `density` how many devices it occupies in its class until then.
     """
 
@@ -169,13 +169,13 @@ def barred(trace: Trace, fleet: Fleet) -> Column:
     return both
 
 
-def jobs(workload: Workload, *, clairvoyant: bool) -> Iterator[Job]:
+def jobs(workload: Workload) -> Iterator[Job]:
     """The requests in order of arrival, made in chunks."""
     trace = workload.trace
     for start in range(0, len(trace), _CHUNK):
         part = slice(start, start + _CHUNK)
         piece = trace.part(part)
-        figures = figures_of(piece, workload.fleet, piece.output if clairvoyant else piece.predicted)
+        figures = figures_of(piece, workload.fleet, piece.predicted)
         known = zip(*([tuple(row) for row in figure.tolist()] for figure in figures), strict=True)
         terms = zip(
             range(start, start + len(piece)),

@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.engine import Summary, fines
+from simulator.engine import Summary
 from simulator.fleet import SERVICES, USABLE, DeviceClass, Event, Fleet
 from simulator.timing import Stepping, Timing, Whole
 from simulator.traces import Column
@@ -124,6 +124,19 @@ def lower_bound(workload: Workload) -> Bound:
     )
 
 
+def fines(workload: Workload) -> Figures:
+    """US dollars for one missed request of each service; shape (services,)."""
+    trace = workload.trace
+    asked = np.bincount(trace.service, minlength=len(SERVICES))
+    each: Figures = np.array(workload.fleet.penalties) * float(trace.arrival[-1]) / 3600 / np.maximum(asked, 1)
+    return each
+
+
+def least_usd_per_second(device: DeviceClass) -> float:
+    """Price of a device on its class's cheapest nodes."""
+    return min(device.usd_on(nodes) for nodes in device.pools or (device,))
+
+
 def _device_seconds(workload: Workload) -> Figures:
     """Minimum device seconds of each request on each class, at the highest speed that the class has during its life."""
     trace = workload.trace
@@ -194,7 +207,7 @@ class Supply:
         low = np.full(windows.count, float(device.minimum * is_lasting(fleet, name)))
         now, other = np.indices((windows.count, windows.count))
         started = (other > now) & (other - now < reach)
-        return cls(device.most, device.least_usd_per_second, low, np.argwhere((other == now) | started).T)
+        return cls(device.most, least_usd_per_second(device), low, np.argwhere((other == now) | started).T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +246,7 @@ def find_prices(workload: Workload, work: Figures, supplies: Sequence[Supply], w
 def _groups(workload: Workload, work: Figures, windows: Windows) -> list[Column]:
     """Requests that arrive in the windows and could be in time, by model, service, classes and spread of costs."""
     trace = workload.trace
-    dollars = work * np.array([device.least_usd_per_second for device in workload.fleet.classes.values()])
+    dollars = work * np.array([least_usd_per_second(device) for device in workload.fleet.classes.values()])
     able = np.isfinite(dollars)
     rows = np.flatnonzero(able.any(axis=1) & (windows.first < windows.count))
     spread = np.where(able, dollars, 0.0)[rows].sum(axis=1) / dollars[rows].min(axis=1, initial=math.inf)
@@ -501,7 +514,8 @@ class Pace:
 def is_lasting(fleet: Fleet, name: str) -> bool:
     """Whether a class's devices are on until they are switched off: they do not fail, and none is taken away."""
     device = fleet.classes[name]
-    fails = device.failures_per_hour or device.is_reclaimed
+    reclaimed = device.reclaims_per_hour > 0 and any(nodes.spot for nodes in device.pools or (device,))
+    fails = device.failures_per_hour or reclaimed
     return not fails and all(event.slower is not None for event in _events(fleet, name))
 
 

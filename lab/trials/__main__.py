@@ -27,12 +27,12 @@ from rich.table import Table
 
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
+from lab.baselines import EVERY_POLICY
 from lab.bounds.whole_devices import NAME as WHOLE
 from lab.trials.runs import BOUNDS, EARLIER, OURS, Run, Source, Task, play, write_traces
 from lab.trials.targets import OPPONENTS, PLAN, Target, targets
 from lab.trials.trial import TRIALS
 from simulator.fleet import SERVICES
-from simulator.policies.taxiway import POLICIES
 from simulator.reports import percent
 from tasks.settings import TREE
 
@@ -155,7 +155,7 @@ def show(runs: Sequence[Run], held: Sequence[Target], *, as_json: bool) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab.trials", description=__doc__)
     parser.add_argument("--trial", action="append", choices=list(TRIALS), help="all, unless named")
-    parser.add_argument("--policy", action="append", choices=[*POLICIES, *BOUNDS], help=f"{', '.join(PLAYED)}")
+    parser.add_argument("--policy", action="append", choices=[*EVERY_POLICY, *BOUNDS], help=f"{', '.join(PLAYED)}")
     parser.add_argument("--seeds", type=_seeds, default=list(SEEDS), help="of the traces: 7,8,9")
     warmth = parser.add_mutually_exclusive_group()
     warmth.add_argument(

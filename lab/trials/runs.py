@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from lab.baselines import EVERY_POLICY, as_seen
 from lab.bounds.linear import NAME as LP
 from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import NAME as WHOLE
@@ -20,7 +21,7 @@ from lab.bounds.whole_devices import whole_bound
 from lab.trials.trial import TRIALS
 from simulator.engine import Summary, simulate
 from simulator.policies.policy import LIVE, REFUSED, Held, Policy, Shift
-from simulator.policies.taxiway import POLICIES, taxiway
+from simulator.policies.taxiway import taxiway
 from simulator.pool import Pool
 from simulator.traces import Trace, read_trace
 from simulator.workload import Job, Workload
@@ -110,7 +111,6 @@ class Watched:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.order = policy.order
-        self.clairvoyant = policy.clairvoyant
         self.beat = policy.beat
         self._chosen: dict[int, dict[int, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
 
@@ -143,14 +143,14 @@ def changes_in(values: Sequence[int]) -> int:
 
 def play(task: Task) -> Run:
     """Make a run. Its process needs nothing of the caller's."""
-    workload = task.source.workload(task.trial, task.seed)
+    workload = as_seen(task.source.workload(task.trial, task.seed), task.policy)
     if task.policy in BOUNDS:
         return _run(task, BOUNDS[task.policy](workload), {})
     if task.warm and task.policy == OURS:
         history = task.source.history(task.trial, task.seed, workload.trace.models)
         watched = Watched(taxiway(workload, SEED, history))
     else:
-        watched = Watched(POLICIES[task.policy](workload, SEED))
+        watched = Watched(EVERY_POLICY[task.policy](workload, SEED))
     summary = simulate(task.policy, workload, watched, seed=SEED)
     return _run(task, summary, watched.changes(workload.trace.models))
 

@@ -1,4 +1,4 @@
-"""The router's own decision, from what the router would know of the simulated fleet; and every policy by name.
+"""The router's own decision, from what the router would know of the simulated fleet; and the policies by name.
 
 `Tuned` adds its tuner: a plan from the fleet's twin, and per-request placement where there is none.
 """
@@ -23,29 +23,18 @@ from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import (
     LIVE,
     REFUSED,
-    AlwaysCheapest,
-    AlwaysFastest,
     ByLevel,
-    Central,
-    ClairvoyantDeadline,
-    DeadlineSpill,
     Fixed,
     Held,
-    InfaasLike,
-    JoinShortestQueue,
     LeastWork,
     Policy,
-    PowerOfTwo,
-    Random,
-    RoundRobin,
     Shift,
     Static,
-    ThresholdSpill,
 )
 from simulator.policies.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
 from simulator.pool import Pool
 from simulator.timing import Stepping
-from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
+from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
 from simulator.tuning.tuner import FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
@@ -379,19 +368,7 @@ POLICIES: Mapping[str, Maker] = {
     "per-request": lambda workload, seed: Taxiway(workload, seed=seed),
     "tuned-split": lambda workload, seed: Fixed(tuned_split(workload, seed)),
     "pinned": lambda workload, seed: Fixed(pinned(workload, seed)),
-    "tuned-plan": lambda workload, seed: Fixed(tuned_plan(workload, seed)),
     "static": lambda workload, seed: Static(),
-    "random": lambda workload, seed: Random(seed),
-    "round-robin": lambda workload, seed: RoundRobin(),
-    "join-shortest-queue": lambda workload, seed: JoinShortestQueue(),
     "least-work": lambda workload, seed: LeastWork(),
-    "power-of-two": lambda workload, seed: PowerOfTwo(seed),
-    "always-fastest": lambda workload, seed: AlwaysFastest(),
-    "always-cheapest": lambda workload, seed: AlwaysCheapest(),
-    "threshold-spill": lambda workload, seed: ThresholdSpill(),
-    "infaas-like": lambda workload, seed: InfaasLike(),
-    "deadline-spill": lambda workload, seed: DeadlineSpill(),
-    "central-queue": lambda workload, seed: Central(),
-    "clairvoyant-edf": lambda workload, seed: ClairvoyantDeadline(),
 }
-"""taxiway with its plans and without, what an operator would tune, the baselines, and the clairvoyant policy."""
+"""taxiway with its plans and without, what an operator would tune, and what needs no tuning."""

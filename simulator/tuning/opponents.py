@@ -41,28 +41,22 @@ class Tried:
 
 def tuned_split(workload: Workload, seed: int) -> Assignment:
     """A class for each model and service, by coordinate descent; classes scale by the default rule."""
-    known, search = _known(workload, seed)
+    known, search = known_half(workload, seed)
     moves = [{cell: place} for cell in _by_requests(known) for place in search.able[cell]]
-    return descend(known, _start(search), moves, plays=PLAYS, seed=seed).assignment
+    return descend(known, first_assignment(search), moves, plays=PLAYS, seed=seed).assignment
 
 
 def pinned(workload: Workload, seed: int) -> Assignment:
     """A class for each model, none of them spot, all scaled on queue depth; class and depth by coordinate descent."""
-    known, search = _known(workload, seed)
+    known, search = known_half(workload, seed)
     homes = _homes(known, search)
-    start = _start(search)
+    start = first_assignment(search)
     first = {cell: place for model, places in homes.items() for cell, place in _home(model, places[0]).items()}
     start = moved(start, first)
     moves = [_home(model, place) for model, places in homes.items() for place in places]
     rules = [(Depth(jobs=jobs),) * len(start.rules) for jobs in JOBS]
     found = [descend(known, replace(start, rules=rule), moves, plays=PLAYS // len(JOBS), seed=seed) for rule in rules]
     return min(found, key=lambda tried: tried.score).assignment
-
-
-def tuned_plan(workload: Workload, seed: int) -> Assignment:
-    """Classes and scaling rules together, by the search that the product's tuner uses."""
-    known, search = _known(workload, seed)
-    return search.find(None, PLAYS).assignment if len(known) else _start(search)
 
 
 def descend(known: Workload, start: Assignment, moves: Sequence[Move], *, plays: int, seed: int) -> Tried:
@@ -94,14 +88,14 @@ def recorded(workload: Workload) -> Window:
     return Window.latest(replace(workload, fleet=replace(workload.fleet, events=())), middle, middle)
 
 
-def _known(workload: Workload, seed: int) -> tuple[Workload, Search]:
+def known_half(workload: Workload, seed: int) -> tuple[Workload, Search]:
     """What an operator has recorded, and a search on it."""
     window = recorded(workload)
     fleet = window.workload.fleet
     return window.workload, Search(Twin(window, Conditions.usual(fleet, fresh(fleet))), seed)
 
 
-def _start(search: Search) -> Assignment:
+def first_assignment(search: Search) -> Assignment:
     """Live work on its fastest class, other work on its cheapest, under the default rule."""
     classes = {
         cell: min(places, key=lambda place: _cost(search, cell, place, live=cell[1] == LIVE))

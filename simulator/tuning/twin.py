@@ -137,7 +137,7 @@ class Window:
     @classmethod
     def all(cls, workload: Workload, span: float) -> Window:
         """All arrivals of a workload."""
-        return cls(workload, list(jobs(workload, clairvoyant=False)), span)
+        return cls(workload, list(jobs(workload)), span)
 
 
 def _rearranged(workload: Workload, rows: Column, arrival: Column) -> Workload:

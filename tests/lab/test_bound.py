@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
-from simulator.engine import simulate
 from simulator.fleet import parse_fleet
-from simulator.policies.taxiway import POLICIES
 from simulator.traces import make_trace
 from simulator.workload import Workload, prepare
 from tests.unit.simulator.test_engine import chat
@@ -93,21 +92,21 @@ requests = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", EVERY_POLICY)
 @settings(max_examples=6, deadline=None)
 @given(rows=st.lists(requests, min_size=1, max_size=25), seed=st.integers(0, 3), crowd=st.sampled_from([1, 10]))
 def test_no_run_costs_less_than_the_answers_that_it_gave_in_time(
     name: str, rows: list[dict[str, Any]], seed: int, crowd: int
 ) -> None:
     workload = prepare(make_trace(rows * crowd), parse_fleet(MIXED), seed=seed)
-    run = simulate(name, workload, POLICIES[name](workload, seed), seed=seed)
-    assert run.cost_usd >= lower_bound(workload).of(run.attainment) * (1 - 1e-9)
+    found = run(name, EVERY_POLICY[name], workload, seed)
+    assert found.cost_usd >= lower_bound(workload).of(found.attainment) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("name", ["static", "always-fastest", "clairvoyant-edf", "taxiway"])
 def test_a_policy_that_answers_all_in_time_pays_at_least_the_bound(name: str) -> None:
     workload = chat(rate=2)
-    found = simulate(name, workload, POLICIES[name](workload, 1), seed=1)
+    found = run(name, EVERY_POLICY[name], workload, 1)
     assert found.cost_usd > lower_bound(workload).cost > 0
 
 

@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Pace, least_work, lower_bound
 from lab.bounds.whole_devices import kinds, whole_bound
 from router.decide.plan import Density
-from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
-from simulator.policies.taxiway import POLICIES
 from simulator.traces import make_trace
 from simulator.workload import Figures, Workload, prepare
 from tests.lab.test_bound import MIXED, one, requests
@@ -153,7 +152,6 @@ def test_no_run_scores_less(
     fleet = replace(parse_fleet(MIXED), events=tuple(sorted(changes, key=lambda event: event.at)))
     fleet = replace(fleet, penalties=(dollars, dollars / 2, dollars / 4))
     workload = prepare(make_trace(rows * crowd), fleet, seed=seed)
-    policy = eager(workload, seed) if name == "eager" else POLICIES[name](workload, seed)
-    run = simulate(name, workload, policy, seed=seed)
-    assert run.score >= whole_bound(workload, seconds=5).score * (1 - 1e-9)
-    assert run.score >= lower_bound(workload).score * (1 - 1e-9)
+    found = run(name, eager if name == "eager" else EVERY_POLICY[name], workload, seed)
+    assert found.score >= whole_bound(workload, seconds=5).score * (1 - 1e-9)
+    assert found.score >= lower_bound(workload).score * (1 - 1e-9)

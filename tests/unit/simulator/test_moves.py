@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
 from router.decide.plan import Cell, ClassPlan, Density, Plan
-from router.upkeep.releaser import RELEASE_TICK
 from simulator.class_queue import ClassQueue
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
 from simulator.fleet import parse_fleet
-from simulator.policies.policy import Central, Policy, Shift
+from simulator.policies.policy import Policy, Shift
 from simulator.policies.routing import ExpectedBatch, Holding
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
@@ -53,7 +52,7 @@ def some_jobs(*terms: tuple[int, float]) -> list[Job]:
         {"arrival": float(n), "model": "m", "size": 1, "priority": priority, "deadline": deadline}
         for n, (priority, deadline) in enumerate(terms)
     ]
-    return list(jobs(workload(rows, horizon=1), clairvoyant=False))
+    return list(jobs(workload(rows, horizon=1)))
 
 
 def indices(found: Sequence[Job]) -> list[int]:
@@ -181,17 +180,10 @@ def test_under_a_plan_waiting_work_moves_to_its_class_and_not_away_from_it() -> 
     assert 20 <= moves["b"] <= 40
 
 
-def test_the_central_queue_binds_a_job_when_a_device_has_room_for_it_and_not_before() -> None:
-    work = workload(MINUTE, horizon=1000)
-    outcome = play(work, Central())
-    assert (outcome.state == ANSWERED).all()
-    assert float(outcome.latency.max()) < 31 + 60 * RELEASE_TICK
-
-
 def test_company_is_of_usual_size() -> None:
     work = chat(rate=50, duration=40)
     expected_batch = ExpectedBatch(len(work.trace.models))
-    known = list(jobs(work, clairvoyant=False))
+    known = list(jobs(work))
     for job in known:
         expected_batch.observe(job)
     able = np.isfinite(known[0].alone)
@@ -204,7 +196,7 @@ def test_company_is_of_usual_size() -> None:
 def test_held_jobs_of_two_tenants_leave_in_turn_though_one_held_all_of_its_before() -> None:
     requests = [{"arrival": number * 0.001, "tenant": "first"} for number in range(6)]
     requests += [{"arrival": 0.1 + number * 0.001, "tenant": "second", "deadline": 999.0} for number in range(3)]
-    held = list(jobs(workload([{"model": "m"} | request for request in requests], horizon=1), clairvoyant=False))
+    held = list(jobs(workload([{"model": "m"} | request for request in requests], horizon=1)))
     holding = Holding()
     for job in held:
         holding.add(HeldKind(job.tenant, "m:1", Constraints()), job)

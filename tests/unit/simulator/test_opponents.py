@@ -15,7 +15,7 @@ from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import joined, make_trace, synthetic_trace
-from simulator.tuning.opponents import descend, pinned, recorded, tuned_plan, tuned_split
+from simulator.tuning.opponents import descend, pinned, recorded, tuned_split
 from simulator.workload import Workload, prepare
 
 FLEET = """
@@ -38,7 +38,7 @@ SPOT = 2
 
 Tune = Callable[[Workload, int], Assignment]
 
-opponents = pytest.mark.parametrize("tune", [tuned_split, pinned, tuned_plan])
+opponents = pytest.mark.parametrize("tune", [tuned_split, pinned])
 
 
 def workload() -> Workload:
@@ -106,6 +106,6 @@ def test_a_descent_uses_no_more_plays_than_it_may() -> None:
 
 def test_the_policies_of_operators_are_in_the_catalogue() -> None:
     work = workload()
-    for name, tune in (("tuned-split", tuned_split), ("pinned", pinned), ("tuned-plan", tuned_plan)):
+    for name, tune in (("tuned-split", tuned_split), ("pinned", pinned)):
         found = simulate("fixed", work, Fixed(tune(work, 1)), seed=1).score
         assert simulate(name, work, POLICIES[name](work, 1), seed=1).score == found

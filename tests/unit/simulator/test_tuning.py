@@ -258,7 +258,7 @@ def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
     assert learned[60] == pytest.approx(1.0)
     assert learned[120] == pytest.approx(3.0, rel=0.1)
 
-    pool, job = engine.pools[1], next(jobs(work, clairvoyant=False))
+    pool, job = engine.pools[1], next(jobs(work))
     pool.enqueue(job, job.arrival)
     assert job.density == pytest.approx(learned[120] * job.work[1] / job.deadline, rel=0.01)
 
