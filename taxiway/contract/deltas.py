@@ -90,7 +90,8 @@ class Message:
 
 
 def _rest_of(sent: Mapping[str, str], function: Mapping[str, str]) -> dict[str, str]:
-    return {name: more for name, text in function.items() if (more := _after(sent.get(name, ""), text))}
+    rest = {name: _after(sent.get(name, ""), text) for name, text in function.items()}
+    return {name: more for name, more in rest.items() if more or name not in sent}
 
 
 def _after(sent: str, text: str) -> str:
