@@ -6,8 +6,8 @@ CPU of worker and router for each token with all slots busy, and the worker's me
 the engine, with what is left of them. With `--llama` the engine is llama.cpp with SmolLM2: the question is its tokens
 per second alone and behind the fleet, under 16 callers, and the time to the first token that the fleet adds to one
 caller; each in turn. `--mixed` has live chats arrive beside a backlog of bulk ones: how long live ones wait for the
-first token with llama.cpp alone, first in, first out, and behind a fleet that runs SmolLM2 in-process too. `--faults
-100` has every fault of an engine so often, under load, and counts what became of it.
+first token with llama.cpp alone, first in, first out, and behind a fleet. `--faults 100` has every fault of an engine
+so often, under load, and counts what became of it.
 """
 
 from __future__ import annotations
@@ -60,15 +60,7 @@ default_service: standard
 MIXED_QUEUES = (
     "hardware:"
     + ENGINE
-    + """  cpu.batch:
-    device: cpu
-    runtimes: [onnx]
-    max_batch: 8
-    max_wait: 0.005
-    price: {{usd_per_hour: 0.1}}
-    horizon: 60
-    warm: [chat]
-service:
+    + """service:
   live: {{deadline: 20, priority: high}}
   bulk: {{deadline: 3600, priority: low}}
 default_service: live
@@ -284,7 +276,7 @@ async def _conversations(doors: Doors) -> None:
 
 
 def _mixed(folder: Path) -> None:
-    workers = [["--class", "engine", "--device", "endpoint:0"], ["--class", "cpu.batch", "--device", "cpu:0"]]
+    workers = [["--class", "engine", "--device", "endpoint:0"]]
     with llama_server(MIXED_SLOTS) as url:
         queues = folder / "queues.yaml"
         queues.write_text(MIXED_QUEUES.format(url=f"{url}/v1", name=NAME, slots=MIXED_SLOTS))

@@ -93,7 +93,7 @@ class Suite:
     def run(self, workload: Workload, rounds: int) -> Results:
         """Run all rounds of a workload. A contestant that cannot run is absent from then on."""
         plan = plan_of(workload, self._models)
-        results = Results(best_layout(plan, self._models, self._folder, seconds=self._seconds * workload.stretch / 2))
+        results = Results(best_layout(plan, self._models, self._folder, seconds=self._seconds / 2))
         for number in range(rounds):
             self._limit(results)
             for contestant in self._contestants:
@@ -102,7 +102,7 @@ class Suite:
         return results
 
     def _limit(self, results: Results) -> None:
-        seconds = self._seconds * results.workload.stretch
+        seconds = self._seconds
         limit = measure_limit(results.plan, self._models, self._folder, seconds=seconds)
         results.add(LIMIT, "saturated", "items/s", limit.rate)
         results.add(LIMIT, "cpu loop", "µs/item", 1e6 * limit.cpu)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.suite.workloads import Plan, parameters_of, payloads, plan_from_environment, row_of
+from benchmarks.suite.workloads import Plan, payloads, plan_from_environment, row_of
 from tasks.models.folder import load_catalogue
 from workers.port import Placed, Row, open_pipeline, open_runtime
 
@@ -45,7 +45,7 @@ class BatchLoop:
         self._runtime = open_runtime(variant.runtime, placed)
         self._runtime.load()
         self._pipeline = open_pipeline(model, variant, placed)
-        self._parameters = {name: p.default for name, p in model.parameters.items()} | parameters_of(self.workload)
+        self._parameters = {name: p.default for name, p in model.parameters.items()}
         self.rows = plan.rows
         self._device = nullcontext() if plan.workload.reentrant else threading.Lock()
 
@@ -64,11 +64,6 @@ def open_loop() -> BatchLoop:
     return BatchLoop(plan_from_environment(), Path(os.environ[MODELS]))
 
 
-def items_in(answers: Sequence[Any]) -> float:
-    """The number of items in the answers: tokens if there are any, else one each."""
-    return sum(answer["tokens"] if isinstance(answer, dict) and "tokens" in answer else 1 for answer in answers)
-
-
 def _plain(answer: Row) -> Any:
     values = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in answer.items()}
     return next(iter(values.values())) if len(values) == 1 else values
@@ -85,9 +80,9 @@ def main() -> None:
     loop(batches[0])
     _say({"ready": True})
     sys.stdin.readline()
-    items, number, began, cpu = 0.0, 0, time.perf_counter(), time.process_time()
+    items, number, began, cpu = 0, 0, time.perf_counter(), time.process_time()
     while time.perf_counter() < began + given.seconds:
-        items += items_in(loop(batches[number % len(batches)]))
+        items += len(loop(batches[number % len(batches)]))
         number += 1
     _say({"items": items, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu})
 

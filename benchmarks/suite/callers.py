@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -12,10 +11,9 @@ import numpy as np
 from celery import exceptions
 
 import taxiway
-from benchmarks.suite.batch_loop import items_in
 from benchmarks.suite.http_caller import HttpCaller
 from benchmarks.suite.peers.celery import plain_app
-from benchmarks.suite.workloads import Plan, parameters_of, payloads, row_of
+from benchmarks.suite.workloads import Plan, payloads, row_of
 from taxiway.errors import TaxiwayError
 
 _PATIENCE = 90.0  # seconds for one answer
@@ -43,7 +41,6 @@ class ClientCaller:
     def __init__(self, plan: Plan, broker: str) -> None:
         self._client = taxiway.AsyncClient(broker)
         self._model = plan.workload.model
-        self._parameters = parameters_of(plan.workload)
         rows = (row_of(plan.workload, payload) for payload in payloads(plan))
         self._inputs = [{name: _array(value) for name, value in row.items()} for row in rows]
 
@@ -57,10 +54,10 @@ class ClientCaller:
         """See `Caller`."""
         inputs = self._inputs[number % len(self._inputs)]
         try:
-            result = await self._client.infer(self._model, inputs, timeout=_PATIENCE, parameters=self._parameters)
+            await self._client.infer(self._model, inputs, timeout=_PATIENCE)
         except TaxiwayError as error:
             raise RuntimeError(str(error)) from error
-        return items_in([result.outputs])
+        return 1.0
 
     async def alone(self, number: int) -> float:
         """See `Caller`."""
@@ -99,13 +96,14 @@ class CeleryCaller:
         await answered
         if not result.successful():
             raise RuntimeError(f"the task failed: {result.result!r}")
-        return items_in([result.result])
+        return 1.0
 
     async def alone(self, number: int) -> float:
         """See `Caller`. Raises `TimeoutError`."""
         result = self._task.delay(self._payloads[number % len(self._payloads)])
         try:
-            return items_in([result.get(timeout=_PATIENCE)])
+            result.get(timeout=_PATIENCE)
+            return 1.0
         except exceptions.TimeoutError as error:  # Celery's own class
             raise TimeoutError(f"no result within {_PATIENCE:g} s") from error
 
@@ -122,7 +120,6 @@ def door_caller(plan: Plan, http: str) -> HttpCaller:
         path=f"/v2/models/{plan.workload.model}/infer",
         bodies=bodies,
         kind="application/json",
-        count=_counting(plan, _oip_tokens),
     )
 
 
@@ -130,13 +127,13 @@ def peer_caller(plan: Plan, path: str, body: Callable[[Any], bytes]) -> HttpCall
     """A peer's server; `body` encodes a payload for it."""
     bodies = [body(payload) for payload in payloads(plan)]
     kind = "image/jpeg" if bodies[0][:2] == b"\xff\xd8" else "application/json"
-    return HttpCaller(port=plan.port, path=path, bodies=bodies, kind=kind, count=_counting(plan, _json_tokens))
+    return HttpCaller(port=plan.port, path=path, bodies=bodies, kind=kind)
 
 
 def oip_body(plan: Plan, payload: Any) -> bytes:
     """An infer request for one row."""
     inputs = [_oip_tensor(name, value) for name, value in row_of(plan.workload, payload).items()]
-    return msgspec.json.encode({"inputs": inputs, "parameters": parameters_of(plan.workload)})
+    return msgspec.json.encode({"inputs": inputs})
 
 
 def _oip_tensor(name: str, value: Any) -> dict[str, Any]:
@@ -148,17 +145,3 @@ def _oip_tensor(name: str, value: Any) -> dict[str, Any]:
 
 def _array(value: Any) -> Any:
     return np.array(value, np.int64) if isinstance(value, list) else value
-
-
-def _counting(plan: Plan, tokens: Callable[[bytes], float]) -> Callable[[bytes], float]:
-    return tokens if plan.workload.unit == "tokens" else lambda body: 1.0
-
-
-def _oip_tokens(body: bytes) -> float:
-    outputs: Sequence[dict[str, Any]] = msgspec.json.decode(body)["outputs"]
-    return float(next(output["data"][0] for output in outputs if output["name"] == "tokens"))
-
-
-def _json_tokens(body: bytes) -> float:
-    content = json.loads(body)
-    return items_in(content if isinstance(content, list) else [content])

@@ -19,11 +19,17 @@ class HttpCaller:
 
     Args:
         bodies: requests, sent in rotation.
-        count: the items in an answer's body.
+        count: the items in an answer's body, 1 by default.
     """
 
     def __init__(
-        self, *, port: int, path: str, bodies: Sequence[bytes], kind: str, count: Callable[[bytes], float]
+        self,
+        *,
+        port: int,
+        path: str,
+        bodies: Sequence[bytes],
+        kind: str,
+        count: Callable[[bytes], float] = lambda _: 1.0,
     ) -> None:
         head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: {kind}\r\ncontent-length: "
         self._requests = [head.encode() + f"{len(body)}\r\n\r\n".encode() + body for body in bodies]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 Ask = Callable[[int], Awaitable[float]]
-"""Sends the request of that number; returns the items in its answer: 1, or its tokens."""
+"""Sends the request of that number; returns the items in its answer."""
 
 MOST_FAILURES = 0.01
 """Largest share of failed requests with which a loop's figures are valid."""

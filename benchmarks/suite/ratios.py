@@ -83,6 +83,5 @@ RATIOS: Mapping[str, Sequence[Ratio]] = {
     ],
     "W2": [*_to_limit(0.95), *_to_servers()],
     "W3": _to_limit(0.95),
-    "W4": _to_limit(0.90),
 }
 """By workload."""

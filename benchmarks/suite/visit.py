@@ -56,7 +56,7 @@ async def visit(
         UnreliableError: too many requests failed.
         TimeoutError: it took many times the expected time.
     """
-    spent = seconds * workload.stretch
+    spent = seconds
     async with asyncio.timeout(PATIENCE + 10 * spent), caller:
         await saturated(caller.ask, outstanding=workload.max_batch, seconds=WARM_UP, mark=lambda: None)
         idle = await one_by_one(caller.alone, seconds=spent / 2, least=LEAST)

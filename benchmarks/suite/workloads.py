@@ -1,4 +1,4 @@
-"""The workloads of every contestant, W0 to W4. The servers' virtual environments import this: standard library only.
+"""The workloads of every contestant, W0 to W3. The servers' virtual environments import this: standard library only.
 
 A contestant's processes read their `Plan` from one environment variable.
 """
@@ -22,7 +22,7 @@ TEXT = "What a smooth and friendly flight, thank you!"
 """The echoed text: short, like sentiment's inputs."""
 
 TOKENS = 32
-"""Token ids in a W2 request, and the most tokens of a W4 answer."""
+"""Token ids in a W2 request."""
 
 PAYLOADS = 64
 """Distinct requests of a workload, sent in rotation."""
@@ -33,8 +33,6 @@ KEEP = 60
 SEED = 7
 
 _VOCABULARY = range(1000, 30000)  # MiniLM's whole words
-
-_STORIES = ("fox", "ship", "castle", "train", "garden", "storm", "dragon", "piano", "lighthouse", "robot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,6 @@ class Workload:
         outstanding: requests at once when saturated.
         computes: whether it uses the processor, so every core should run it; otherwise one process has the device.
         reentrant: whether one loaded model may run several batches at once.
-        stretch: multiple of the requested loop length, for answers that take seconds.
     """
 
     name: str
@@ -61,7 +58,6 @@ class Workload:
     unit: str = "items"
     computes: bool = True
     reentrant: bool = False
-    stretch: float = 1.0
 
 
 WORKLOADS = {
@@ -74,17 +70,6 @@ WORKLOADS = {
         ),
         Workload(
             "W3", "JPEG to label, EfficientNet-lite0", "classify-image", "onnx-int8", 16, wait=0.002, reentrant=True
-        ),
-        Workload(
-            "W4",
-            "generation, SmolLM2",
-            "generate",
-            "onnx-int8",
-            16,
-            wait=0.02,
-            outstanding=16,
-            unit="tokens",
-            stretch=4,
         ),
     )
 }
@@ -139,8 +124,6 @@ def payloads(plan: Plan) -> list[Any]:
         case "W3":
             photos = [Path(photo).read_bytes() for photo in plan.photos]
             return [draw.choice(photos) for _ in range(PAYLOADS)]
-        case "W4":
-            return [f"Tell me a long story about a {draw.choice(_STORIES)}." for _ in range(PAYLOADS)]
         case _:
             return [f"{TEXT} {number}" for number in range(PAYLOADS)]
 
@@ -151,12 +134,7 @@ def row_of(workload: Workload, payload: Any) -> dict[str, Any]:
         return dict(payload)
     if workload.name == "W3":
         return {"image": base64.b64decode(payload) if isinstance(payload, str) else payload}
-    return {"prompt" if workload.name == "W4" else "payload": payload}
-
-
-def parameters_of(workload: Workload) -> dict[str, Any]:
-    """The model's own parameters."""
-    return {"max_tokens": TOKENS} if workload.name == "W4" else {}
+    return {"payload": payload}
 
 
 def _token_ids(draw: random.Random) -> dict[str, list[int]]:

@@ -87,7 +87,7 @@ def test_every_workload_has_ratios() -> None:
 
 
 def test_a_plan_reaches_the_processes_of_a_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(WORKLOADS["W4"], {"graph": "/g"}, photos=[], workers=2, port=7)
+    plan = Plan(WORKLOADS["W3"], {"graph": "/g"}, photos=[], workers=32, port=7)
     for name, value in plan.environment().items():
         monkeypatch.setenv(name, value)
 
