@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from local.artefacts import fetch, for_runtimes, runtimes_of
+from local.artefacts import fetch, for_engines, for_runtimes, runtimes_of, without_engine
 from local.autoscaler import Bounds, most_workers
 from local.demo import (
     DEMO_COUNTS,
@@ -30,6 +30,7 @@ from local.demo import (
     asks,
     contrasts,
     demo_fleet,
+    left_out_models,
     plain,
     summaries,
 )
@@ -130,9 +131,10 @@ def up(
 
     def planned(topology: Topology) -> Plan:
         most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
-        return plan_fleet(topology, machine, emulate=emulate, counts=most)
+        lacking = without_engine(topology, os.environ)
+        return plan_fleet(topology, machine, emulate=emulate, counts=most, without_engine=lacking)
 
-    plan = planned(topology)
+    plan = plan_fleet(topology, machine, emulate=emulate, counts=dict(counts))
     if fetching:
         _fetch_for(plan, topology)
     if detach:
@@ -193,9 +195,11 @@ def doctor(data: Path | None, *, as_json: bool) -> None:
 @click.argument("models", nargs=-1)
 def fetch_command(models: Sequence[str]) -> None:
     """Fetch the weights of MODELS (all of them when none is named) into the cache."""
-    catalogue = _catalogue()
+    catalogue, topology = _catalogue(), _topology()
     chosen = [catalogue.resolve(name) for name in models] or list(catalogue.models.values())
-    failed = fetch(for_runtimes(chosen, look().runtimes), cache_directory(os.environ), Console(stderr=True))
+    engines = [one for one in for_engines(topology, catalogue, topology.hardware) if one[0] in chosen]
+    wanted = [*for_runtimes(chosen, look().runtimes), *engines]
+    failed = fetch(wanted, cache_directory(os.environ), Console(stderr=True))
     for error in failed:
         report(str(error), "")
     if failed:
@@ -215,13 +219,16 @@ def demo_command(*, as_json: bool, rows: bool) -> None:
     for error in fetch(artefacts_of_examples(catalogue), cache, console):
         raise error
     with demo_fleet(emulated, console) as fleet:
-        answers = asyncio.run(answer_all(fleet.broker, asks(catalogue, cache), console))
+        skipped = left_out_models(fleet, topology)
+        answers = asyncio.run(answer_all(fleet.broker, asks(catalogue, cache, skipped), console))
     if as_json:
         click.echo(_text({"answers": list(map(plain, answers)), "supervisor": fleet.pid}))
     else:
         if rows:
             show_rows(answers)
         show_answers(answers, machine, console_of(SCREEN))
+    for name, why in skipped.items():
+        console.print(f"{name} took no part: {why}", highlight=False)
     if any(answer.result is None for answer in answers):
         sys.exit(1)
 
@@ -251,8 +258,12 @@ def _check() -> None:
 def _fetch_for(plan: Plan, topology: Topology) -> None:
     """Fetch weights before anything starts: otherwise a worker's first callers wait for the download."""
     catalogue = _catalogue()
-    runtimes = runtimes_of(topology, {worker.hardware_class for worker in plan.workers}, look().runtimes)
-    wanted = for_runtimes(catalogue.models.values(), runtimes)
+    classes = {worker.hardware_class for worker in plan.workers}
+    runtimes = runtimes_of(topology, classes, look().runtimes)
+    wanted = [
+        *for_runtimes(catalogue.models.values(), runtimes),
+        *for_engines(topology, catalogue, classes),
+    ]
     for error in fetch(wanted, cache_directory(os.environ), Console(stderr=True)):
         report(str(error), "the fleet starts without it, and fetches it when a request needs it")
 
@@ -322,7 +333,7 @@ def show_fleet(fleet: Fleet, console: Console) -> None:
     for name in sorted(fleet.scaled - {worker.hardware_class for worker in fleet.workers}):
         workers.add_row(name, "–", "starts when there is work for it", "–")
     for name, why in sorted(fleet.left_out.items()):
-        workers.add_row(name, "–", f"not started: {why} (--emulate {name} serves it on the CPU)", "–")
+        workers.add_row(name, "–", f"not started: {why}", "–")
     console.print(workers)
 
 

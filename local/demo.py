@@ -30,6 +30,7 @@ from local.supervisor import ended_with, in_tree, own_command
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
+from tasks.topology import Topology
 from taxiway import AsyncClient, Result, RunReport
 from taxiway.errors import OverloadedError, TaxiwayError
 
@@ -197,13 +198,14 @@ _EASY = {"service": "standard", "deadline": 45.0}
 _BULK = {"service": "bulk"}
 _IN_THE_CLOUD = {"service": "standard", "deadline": 45.0, "locality": "cloud"}
 _IN_THE_LAB = {"service": "bulk", "locality": "lab"}
-# Deadlines are looser than the services' own if requests wait behind text generation: three classes may share two
-# cores. Some data may only be in one place, so that each class has work on any machine, however fast.
+# Deadlines are looser than the services' own if requests wait behind slow models: four classes may share two cores.
+# Some data may only be in one place, so that each class has work on any machine, however fast.
 
 SERVICES: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "generate": (_LIVE, _EASY, _EASY, _IN_THE_CLOUD),
+    "generate": (_LIVE, _EASY, _EASY),
+    "chat": (_EASY,),
     "monte-carlo": (_BULK,),
-    "classify-image": (_LIVE, _EASY, _BULK),
+    "classify-image": (_LIVE, _IN_THE_CLOUD, _EASY, _BULK),
     "embed": (_EASY, _BULK, _IN_THE_LAB),
     "sentiment": (_LIVE, _EASY),
 }
@@ -227,10 +229,18 @@ def artefacts_of_examples(catalogue: Catalogue) -> list[Wanted]:
     return [(m, reference) for m in models for e in m.examples if (reference := _artefact(_inputs(e))) is not None]
 
 
-def asks(catalogue: Catalogue, cache: Path) -> list[Ask]:
-    """The demo's requests, slow models first; at least `LEAST` of them."""
+def left_out_models(fleet: Fleet, topology: Topology) -> dict[str, str]:
+    """The demo's models that only an engine serves which is not started here, and why it is not."""
+    out = [(topology.hardware[name].endpoint, why) for name, why in fleet.left_out.items()]
+    return {
+        model: why for endpoint, why in out if endpoint is not None for model in endpoint.models if model in SERVICES
+    }
+
+
+def asks(catalogue: Catalogue, cache: Path, skipped: Collection[str] = ()) -> list[Ask]:
+    """The demo's requests except to `skipped` models, slow models first; at least `LEAST` of them."""
     store = ArtefactStore(cache)
-    models = [catalogue.resolve(name) for name in SERVICES]
+    models = [catalogue.resolve(name) for name in SERVICES if name not in skipped]
     quick = models[-1]
     others = [ask for model in models[:-1] for ask in islice(_asks(model, store), len(model.examples))]
     return [*others, *islice(_asks(quick, store), max(len(quick.examples), LEAST - len(others)))]

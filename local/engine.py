@@ -1,9 +1,9 @@
 """`python -m local.engine --class NAME --device endpoint:0`: an endpoint's engine as a child process, and its worker.
 
-`endpoint.start` in queues.yaml has the engine's command, or a GGUF file that llama.cpp serves (`local.llama`). The
-worker starts once the engine is ready; when the worker has drained and ended, the engine is stopped. An engine that
-fails is restarted; meanwhile its worker takes no work.
-`taxiway up` starts and stops this process like any worker, so that an idle class has no engine.
+`endpoint.start` in queues.yaml has the engine's command, or a GGUF file that llama.cpp serves (`local.llama`). If the
+endpoint's URL has port 0, the engine gets a free one, which its worker is told. The worker starts once the engine is
+ready; when the worker has drained and ended, the engine is stopped. An engine that fails is restarted; meanwhile its
+worker takes no work. `taxiway up` starts and stops this process like any worker, so that an idle class has no engine.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 
+from local.artefacts import LlamaMissingError, served_file
 from local.children import start_child, stop_child
+from local.embedded import free_port
 from local.supervisor import restart_delay
 from tasks.endpoints import Endpoint, Health
+from tasks.machine import look
+from tasks.models.artefacts import ArtefactError
 from tasks.settings import TREE, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import load_topology
+from taxiway.errors import TaxiwayError
 from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints.protocol import open_protocol
 
@@ -99,22 +102,22 @@ class Engine:
             return False
 
 
-def words_of(endpoint: Endpoint, folder: Path) -> Sequence[str]:
-    """The engine's command; `folder` is that of queues.yaml.
+def words_of(endpoint: Endpoint, environment: Mapping[str, str]) -> Sequence[str]:
+    """The engine's command.
 
     Raises:
-        FileNotFoundError: the file of `start.llama`, or the wheel that serves it, is missing.
+        ArtefactError, LlamaMissingError, TaxiwayError: the file of `start.llama`, or what serves it, is missing.
     """
     assert endpoint.start is not None
     if endpoint.start.llama is None:
         return endpoint.start.words
-    file = folder / Path(endpoint.start.llama).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"endpoint.start.llama: expected a GGUF file, got {file}, which does not exist")
-    if find_spec("xllamacpp") is None:
-        raise FileNotFoundError("endpoint.start.llama: xllamacpp is not installed: pip install --group llama")
-    slots, names = ["--slots", str(endpoint.slots)], sorted({*endpoint.calls.values()}) or [file.stem]
-    served = [str(file), "--host", "{host}", "--port", "{port}", *slots, *(f"--name={name}" for name in names)]
+    file = served_file(endpoint.start.llama, environment)
+    names = sorted({*endpoint.calls.values()}) or [file.stem]
+    threads = max(
+        look().cores // 2, 1
+    )  # they wait for each other at each layer: with as many as cores, for every worker
+    served = [str(file), "--host", "{host}", "--port", "{port}", "--slots", str(endpoint.slots)]
+    served += ["--threads", str(threads), *(f"--name={name}" for name in names)]
     return [sys.executable, "-m", "local.llama", *served]
 
 
@@ -154,14 +157,26 @@ def main(environment: Mapping[str, str]) -> int:
     if hardware is None or hardware.endpoint is None or hardware.endpoint.start is None:
         parser.error(f"{given.hardware_class} has no endpoint.start in queues.yaml")
     try:
-        url = endpoint_device(hardware.endpoint, given.device).address.partition("#")[0]
-        words = words_of(hardware.endpoint, queues.absolute().parent)
-    except (DeviceMissingError, FileNotFoundError) as error:
+        port = free_port()
+        url = endpoint_device(hardware.endpoint, given.device, port).address.partition("#")[0]
+        words = words_of(hardware.endpoint, environment)
+    except (DeviceMissingError, ArtefactError, LlamaMissingError, TaxiwayError) as error:
         parser.error(str(error))
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
-    worker = [sys.executable, "-u", "-m", "workers", "--class", given.hardware_class, "--device", given.device]
+    worker = [
+        sys.executable,
+        "-u",
+        "-m",
+        "workers",
+        "--class",
+        given.hardware_class,
+        "--device",
+        given.device,
+        "--engine-port",
+        str(port),
+    ]
     return run(Engine(hardware.endpoint, url, words, hardware.nice), worker, stopped)
 
 

@@ -68,9 +68,16 @@ class Plan:
 
 
 def plan_fleet(
-    topology: Topology, machine: Machine, *, emulate: Collection[str] = (), counts: Mapping[str, int] | None = None
+    topology: Topology,
+    machine: Machine,
+    *,
+    emulate: Collection[str] = (),
+    counts: Mapping[str, int] | None = None,
+    without_engine: Mapping[str, str] | None = None,
 ) -> Plan:
     """The workers that the machine can run, classes in `emulate` on its CPU; `counts` overrides processes a class.
+
+    Classes `without_engine`, which cannot be started for the reason given, get none.
 
     Raises:
         PlanError: a class is not in queues.yaml, is emulated without need, or nothing is left to start.
@@ -80,7 +87,7 @@ def plan_fleet(
     workers: list[WorkerPlan] = []
     left_out: dict[str, str] = {}
     for name, hardware in sorted(topology.hardware.items()):
-        missing = _missing(hardware, machine)
+        missing = (without_engine or {}).get(name) or _missing(name, hardware, machine)
         if hardware.device in _NOTHING_TO_EMULATE and name in emulate:
             raise PlanError(f"{name} runs {_NOTHING_TO_EMULATE[hardware.device]}: there is nothing to emulate")
         if missing is not None and name not in emulate:
@@ -95,13 +102,13 @@ def plan_fleet(
 
 def absent(topology: Topology, machine: Machine) -> tuple[str, ...]:
     """The classes that this machine can serve by emulation only."""
-    return tuple(name for name, hardware in sorted(topology.hardware.items()) if _missing(hardware, machine))
+    return tuple(name for name, hardware in sorted(topology.hardware.items()) if _missing(name, hardware, machine))
 
 
-def _missing(hardware: HardwareClass, machine: Machine) -> str | None:
+def _missing(name: str, hardware: HardwareClass, machine: Machine) -> str | None:
     """Why the machine cannot serve the class on a device of its kind; None if it can."""
     if not devices_of(hardware, machine, hardware.device):
-        return f"this machine has no {hardware.device} device"
+        return f"this machine has no {hardware.device} device (--emulate {name} serves it on the CPU)"
     driver = _DRIVER.get(hardware.device)
     if driver is not None and driver not in machine.runtimes:
         return f"this machine has a {hardware.device} device, but {driver}, which drives it, is not installed"
@@ -117,8 +124,7 @@ def _workers(
     most = devices_of(hardware, machine, kind)
     if kind != "cpu" and count > most:
         raise PlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
-    start = None if hardware.endpoint is None else hardware.endpoint.start
-    engine = start is not None and start.deployment is None
+    engine = hardware.endpoint is not None and hardware.endpoint.starts
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from typing import Annotated, Literal, get_args
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
@@ -76,16 +76,24 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     tokens_per_minute: PerMinute | None = None
 
 
+class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An `artefact` of the model.yaml of `model`, which is fetched as those of other models are."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    artefact: Annotated[str, msgspec.Meta(min_length=1)]
+
+
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a replica is started and stopped: by a `command` of this machine, or by what scales a `deployment`.
 
     In the command, a text or a list of words, and in the URL `ready`, which answers with 200 once the engine serves,
     `{host}` and `{port}` are those of the replica's URL. By default `ready` is what probes get. `llama` is a GGUF file
-    in place of a command, relative to the folder of queues.yaml: llama.cpp serves it (`local.llama`).
+    in place of a command, relative to the folder of queues.yaml or an artefact of a model: llama.cpp serves it
+    (`local.llama`). Port 0 in the replica's URL is a free one.
     """
 
     command: Command | tuple[Command, ...] | None = None
-    llama: Command | None = None
+    llama: Command | ModelFile | None = None
     ready: Annotated[str, msgspec.Meta(pattern=r"^https?://", max_length=2048)] | None = None
     deployment: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)] | None = None
 
@@ -151,6 +159,11 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return tuple(f"{url}#{index}" for url in self.urls for index in range(self.addresses))
 
     @property
+    def starts(self) -> bool:
+        """Whether whoever starts its worker on a machine starts the engine, too."""
+        return self.start is not None and self.start.deployment is None
+
+    @property
     def calls(self) -> dict[str, str]:
         """What the server calls each model."""
         return {name: one if isinstance(one, str) else one.server for name, one in self.models.items()}
@@ -178,6 +191,8 @@ def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
 
 def _start_contradictions(endpoint: Endpoint) -> Contradictions:
     start = endpoint.start
+    if not endpoint.starts and any(urlsplit(url).port == 0 for url in endpoint.urls):
+        yield "url", "a port other than 0, as nothing here starts the engine", endpoint.url
     if start is None:
         return
     given = [name for name in ("command", "llama", "deployment") if getattr(start, name) is not None]

@@ -20,12 +20,20 @@ WRONG_SETTING = 2
 @click.option("--emulate", is_flag=True, help="Serve the class on the CPU if its device is missing (emulated).")
 @click.option("--name", default="", help="Name among the fleet's workers [class, device and this machine's name].")
 @click.option("--threads", default=1, type=click.IntRange(min=1), help="Threads within one operation on the CPU.")
+@click.option("--engine-port", default="", hidden=True, help="Port of the engine that was started with this worker.")
 @click.option(
     "--usd-per-hour", envvar="TAXIWAY_USD_PER_HOUR", default="", help="Price of the node it is on [the class's]."
 )
 @click.option("--loglevel", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 def main(
-    hardware_class: str, device: str, emulate: bool, name: str, threads: int, usd_per_hour: str, loglevel: str
+    hardware_class: str,
+    device: str,
+    emulate: bool,
+    name: str,
+    threads: int,
+    engine_port: str,
+    usd_per_hour: str,
+    loglevel: str,
 ) -> None:
     """Serve one hardware class on one device, until SIGTERM.
 
@@ -38,6 +46,7 @@ def main(
         "TAXIWAY_DEVICE": device,
         "TAXIWAY_EMULATE": "1" if emulate else "",
         "TAXIWAY_THREADS": str(threads),
+        "TAXIWAY_ENGINE_PORT": engine_port,
         "TAXIWAY_USD_PER_HOUR": usd_per_hour,
     }
     from tasks.document import DocumentError  # now, not above: runtimes read OMP_NUM_THREADS when they are imported

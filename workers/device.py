@@ -59,10 +59,10 @@ class Device:
     prices: Mapping[str, float] = field(default_factory=dict)
 
 
-def find_device(hardware: HardwareClass, label: str, *, emulate: bool) -> Device:
+def find_device(hardware: HardwareClass, label: str, *, emulate: bool, port: int = 0) -> Device:
     """The device `label` (`cpu:0`, `cpu:0-3`, `cuda:0`, `tpu:0`; empty for the first) for a worker of the class.
 
-    With `emulate` the CPU stands in for the class's kind of device, marked as emulated.
+    With `emulate` the CPU stands in for the class's kind of device, marked as emulated. `port` as in `endpoint_device`.
 
     Raises:
         DeviceMissingError: the machine has no such device, or the label is for another kind.
@@ -73,7 +73,7 @@ def find_device(hardware: HardwareClass, label: str, *, emulate: bool) -> Device
     if match is None or match[1] != kind:
         raise DeviceMissingError(f"expected a device like {kind}:0 for a class of {kind} devices, got {label!r}")
     if hardware.endpoint is not None:
-        return endpoint_device(hardware.endpoint, label)
+        return endpoint_device(hardware.endpoint, label, port)
     if emulate and kind != "cpu":
         return replace(_cpu(label), emulated=True)
     return _FIND[kind](label)
@@ -99,16 +99,23 @@ def utilisation(device: Device) -> float | None:
     return float(pynvml.nvmlDeviceGetUtilizationRates(_nvml_handle(device.label)).gpu) / 100
 
 
-def endpoint_device(endpoint: Endpoint, label: str) -> Device:
-    """The replica of an endpoint with this label, such as `endpoint:0`. Raises `DeviceMissingError` without one."""
+def endpoint_device(endpoint: Endpoint, label: str, port: int = 0) -> Device:
+    """The replica of an endpoint with this label, such as `endpoint:0`, on this `port` if its URL has port 0.
+
+    Raises:
+        DeviceMissingError: there is none.
+    """
     replicas, index = endpoint.replicas, _index(label)
     if index >= len(replicas):
         raise DeviceMissingError(f"no {label}: the class has {len(replicas)} endpoint(s)")
+    address, parts = replicas[index], urlsplit(replicas[index])
+    if parts.port == 0:
+        address = address.replace(parts.netloc, f"{parts.netloc.removesuffix('0')}{port}", 1)
     return Device(
         kind="endpoint",
         label=label,
-        address=replicas[index],
-        name=urlsplit(replicas[index]).netloc.rpartition("@")[2],
+        address=address,
+        name=urlsplit(address).netloc.rpartition("@")[2],
         memory=0,
         instruction_sets=(),
         runtimes=(endpoint.protocol,),
@@ -204,8 +211,8 @@ class WorkerOptions:
     """The class that a worker serves, and its device. An empty `device` means the first of the class's kind.
 
     The file `alive`, if set, is touched after each heartbeat that the store accepted. `endpoint_key` is the API key of
-    the class's endpoint, if it has one. `usd_per_hour` is the price of the node that it is on; None if it is the
-    class's.
+    the class's endpoint, if it has one, and `engine_port` the port of an engine that was started with it on a free one.
+    `usd_per_hour` is the price of the node that it is on; None if it is the class's.
     """
 
     hardware_class: str
@@ -214,6 +221,7 @@ class WorkerOptions:
     threads: int = 1
     alive: Path | None = None
     endpoint_key: str = field(default="", repr=False)
+    engine_port: int = 0
     usd_per_hour: float | None = None
 
 
@@ -248,7 +256,7 @@ class WorkerContext:
 
 
 def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOptions:
-    """The options in TAXIWAY_CLASS, _DEVICE, _EMULATE, _THREADS, _ALIVE and _USD_PER_HOUR.
+    """The options in TAXIWAY_CLASS, _DEVICE, _EMULATE, _THREADS, _ALIVE, _ENGINE_PORT and _USD_PER_HOUR.
 
     The key of an endpoint is in the variable that queues.yaml names.
 
@@ -270,6 +278,7 @@ def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOp
         emulate=environment.get("TAXIWAY_EMULATE", "") not in ("", "0"),
         threads=int(threads),
         alive=alive,
+        engine_port=int(environment.get("TAXIWAY_ENGINE_PORT") or 0),
         endpoint_key=_endpoint_key(environment, topology.hardware[hardware_class].endpoint),
         usd_per_hour=_price(environment.get(USD_PER_HOUR, "")),
     )

@@ -270,7 +270,8 @@ def _device(context: WorkerContext) -> Device:
     options = context.options
     prices = {} if options.usd_per_hour is None else {options.hardware_class: options.usd_per_hour}
     try:
-        return replace(find_device(context.hardware, options.device, emulate=options.emulate), prices=prices)
+        device = find_device(context.hardware, options.device, emulate=options.emulate, port=options.engine_port)
+        return replace(device, prices=prices)
     except DeviceMissingError as error:
         hint = "start the worker with --emulate to serve the class on the CPU"
         raise _missing(context, str(error), hint) from error

@@ -128,7 +128,8 @@ def _newcomer(rounds: int, spinners: int) -> int:
 def _fresh(spinners: int) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as name, spinning(spinners), EmbeddedValkey(Path(name)) as valkey:
         variables = broker_settings(valkey.socket_url, TREE / "queues.yaml").environment()
-        commands = [["-m", "workers", *arguments] for arguments in FRESH]
+        engine = ["-m", "local.engine", "--class", "cpu.llama", "--device", "endpoint:0"]
+        commands = [*(["-m", "workers", *arguments] for arguments in FRESH), engine]
         router = ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
         with ExitStack() as stack:
             for number, command in enumerate([*commands, router]):

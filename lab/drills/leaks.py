@@ -26,21 +26,26 @@ from benchmarks.harness.processes import fleet
 from taxiway import AsyncClient
 from taxiway.contract.keys import DEADLINES, LEAD, room_key, session_key, stream_key
 from taxiway.errors import TaxiwayError
+from tests.engine import Engine, serving
 
 QUEUES = """
 hardware:
   cpu.batch:
     device: cpu
-    runtimes: [echo, onnx]
+    runtimes: [echo]
     max_batch: 64
     max_wait: 0.002
     horizon: 0.3
-    price: {usd_per_hour: 0.05}
-    warm: [echo, paced, generate]
+    price: {{usd_per_hour: 0.05}}
+    warm: [echo, paced]
+  engine:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}", slots: 64, models: {{generate: served}}}}
+    price: {{usd_per_hour: 0.1}}
 service:
-  standard: {deadline: 20}
+  standard: {{deadline: 20}}
 default_service: standard
-limits: {keep_result: 2, keep_record: 2, keep_explanation: 2}
+limits: {{keep_result: 2, keep_record: 2, keep_explanation: 2}}
 """
 
 SUBMITTERS = 256
@@ -93,10 +98,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.drills.leaks", description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000, help="jobs to send")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, serving(Engine()) as engine:
         folder = Path(name)
-        (folder / "queues.yaml").write_text(QUEUES)
-        workers = [["--class", "cpu.batch", "--device", "cpu:0"]]
+        (folder / "queues.yaml").write_text(QUEUES.format(url=engine.url))
+        workers = [["--class", "cpu.batch", "--device", "cpu:0"], ["--class", "engine", "--device", "endpoint:0"]]
         with fleet(folder, folder / "queues.yaml", workers) as doors, redis.Redis.from_url(doors.broker) as store:
             uvloop.run(send(doors.broker, doors.http, WARM))
             streams: Any = store.keys(stream_key("*"))

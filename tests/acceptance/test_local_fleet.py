@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture
 def small_fleet(tmp_path: Path) -> Iterator[Fleet]:
-    yield start_fleet(tmp_path / "data", "--no-flower", "--workers", "cpu.batch=1")
+    yield start_fleet(tmp_path / "data", "--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
     taxiway("down", "--data", str(tmp_path / "data"))
 
 
@@ -57,7 +58,7 @@ def test_every_door_of_a_fleet_that_says_it_is_up_answers(fleet: Fleet) -> None:
 
 
 def test_every_hardware_class_has_a_worker_and_emulated_ones_say_so(fleet: Fleet) -> None:
-    assert {w.hardware_class for w in fleet.workers} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
+    assert {w.hardware_class for w in fleet.workers} - {"cpu.llama"} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
     assert not next(w.emulated for w in fleet.workers if w.hardware_class == "cpu.batch")
     assert all(w.worker.startswith(w.hardware_class) for w in fleet.workers)
 
@@ -99,7 +100,7 @@ def test_nothing_survives_a_supervisor_that_is_killed(small_fleet: Fleet) -> Non
 
 
 def test_down_stops_everything_and_may_be_repeated(tmp_path: Path) -> None:
-    running = start_fleet(tmp_path, "--no-flower", "--workers", "cpu.batch=1")
+    running = start_fleet(tmp_path, "--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
     started = children(running.pid)
     assert json.loads(taxiway("down", "--data", str(tmp_path), "--json"))["stopped"] is True
     assert all(map(gone, [running.pid, *started]))
@@ -108,7 +109,7 @@ def test_down_stops_everything_and_may_be_repeated(tmp_path: Path) -> None:
 
 @pytest.mark.rabbitmq
 def test_a_fleet_on_rabbitmq_keeps_its_state_in_an_embedded_valkey_and_answers(tmp_path: Path, amqp_url: str) -> None:
-    arguments = ("--no-flower", "--workers", "cpu.batch=1")
+    arguments = ("--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
     fleet = start_fleet(tmp_path, *arguments, settings={"TAXIWAY_BROKER": amqp_url})
     try:
         assert fleet.broker == fleet.celery_broker == amqp_url
@@ -155,13 +156,15 @@ def test_the_doctor_says_that_a_broker_of_the_users_does_not_answer_and_keeps_it
     assert "secret-word" not in said
 
 
-def test_the_demo_answers_every_input_on_all_three_classes_and_leaves_nothing_running() -> None:
+def test_the_demo_answers_every_input_on_all_classes_and_leaves_nothing_running() -> None:
     command = [sys.executable, "-m", "local", "demo", "--json"]
     demo = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=TREE, check=False)
     assert demo.returncode == 0, demo.stderr[-3000:]
     reply = json.loads(demo.stdout)
     assert len(reply["answers"]) >= 60
-    assert {answer["hardware_class"] for answer in reply["answers"]} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
+    classes = {answer["hardware_class"] for answer in reply["answers"]}
+    assert classes >= {"cpu.batch", "gpu.realtime", "tpu.bulk"}
+    assert ("cpu.llama" in classes) == (find_spec("xllamacpp") is not None), demo.stderr
     assert gone(reply["supervisor"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,6 @@ from taxiway.client.sync_client import Client
 from taxiway.errors import DeadlineExceededError
 
 CPU, ACCELERATOR = "cpu.batch", "gpu.realtime"
-
-BUSIER = 4  # times as long on the busy CPU class as on the accelerator class: a deadline between is clear of both
 
 ROOM = 10  # requests of a burst that the CPU class has time for
 
@@ -63,33 +60,6 @@ def test_sentiment_at_low_load_runs_on_the_cpu(client: Client) -> None:
     assert all(row["cost"] > soonest(job.placement(), CPU, "cost") for row in dearer)
 
 
-def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_accelerator(client: Client) -> None:
-    long: dict[str, Any] = {
-        "model": "generate",
-        "inputs": "Tell a story about a pilot.",
-        "parameters": {"max_tokens": 96},
-    }
-    before: list[taxiway.Job] = []
-    answer = client.what_if(**long, deadline=600)
-    while soonest(answer, CPU) < BUSIER * soonest(answer, ACCELERATOR):
-        assert len(before) < 100
-        before.append(client.submit("generate", f"Count to {len(before)}.", deadline=600))
-        answer = client.what_if(**long, deadline=600)
-    deadline = math.sqrt(soonest(answer, CPU) * soonest(answer, ACCELERATOR))
-
-    job = client.submit(**long, deadline=deadline)
-    placed = job.placement()
-    for other in before:
-        other.cancel()
-
-    assert placed["hardware_class"] == ACCELERATOR
-    assert f"meets {deadline:g} s" in placed["reason"]
-    assert f"{CPU}/" in placed["reason"]
-    assert "is cheaper and may take" in placed["reason"]
-    with contextlib.suppress(DeadlineExceededError):  # a class that is emulated has no processor of its own
-        assert job.result(timeout=60).report.hardware_class == ACCELERATOR
-
-
 def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client: Client) -> None:
     rows = [f"row {n}" for n in range(1024)]  # 0.3 s: more than it takes to ask for another one
 
@@ -113,5 +83,5 @@ def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client: Client) ->
     spilt = [one for one in placed if one["hardware_class"] != CPU and not one["moves"]]  # the rest was rebalanced
     assert spilt
     reasons = [one["reason"] for one in spilt]
-    assert [why for why in reasons if f"{CPU}/paced is cheaper and may take" not in why] == []
+    assert [why for why in reasons if f"{CPU}/paced is cheaper and " not in why] == []
     assert next_one.placement()["hardware_class"] == CPU

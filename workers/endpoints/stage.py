@@ -18,6 +18,7 @@ import traceback
 from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from tasks.endpoints import Endpoint, connection
 from tasks.heartbeat import EndpointFacts
@@ -225,7 +226,9 @@ class EndpointStage:
         self._gone = ""
         here, target = self.variants.device, self._target
         try:
-            device = replace(endpoint_device(endpoint, here.label), prices=here.prices)
+            device = replace(
+                endpoint_device(endpoint, here.label, urlsplit(here.address).port or 0), prices=here.prices
+            )
             if connection(endpoint, device.address) != connection(self._endpoint, here.address):
                 target = self._target_of(endpoint, device)
         except DeviceMissingError as error:

@@ -3,6 +3,17 @@
 {{ include "taxiway.name" .root }}-worker-{{ .class | replace "." "-" }}
 {{- end }}
 
+{{/* The classes of queues.yaml that pods serve: all but those whose engine `taxiway up` starts. */}}
+{{- define "taxiway.hardware" -}}
+{{- $served := dict -}}
+{{- range $class, $hardware := .Values.hardware -}}
+  {{- if or (not (dig "endpoint" "start" "llama" "" $hardware)) (dig $class "engine" false $.Values.classes) -}}
+    {{- $_ := set $served $class $hardware -}}
+  {{- end -}}
+{{- end -}}
+{{- toYaml $served -}}
+{{- end }}
+
 {{/* How a class is served: `external` (an endpoint elsewhere), `engine` (one in the pod), or `device`. */}}
 {{- define "taxiway.kind" -}}
 {{- if ne .hardware.device "endpoint" }}device{{ else if (.settings).engine }}engine{{ else }}external{{ end -}}
@@ -33,10 +44,11 @@
 {{/* In which order a change reaches the fleet, as {stages: […]}: the canary or a share of it, other classes, routers. */}}
 {{- define "taxiway.stages" -}}
 {{- $rollout := .Values.controller.rollout -}}
-{{- $canary := $rollout.canary | default (keys .Values.hardware | sortAlpha | first) -}}
+{{- $served := include "taxiway.hardware" . | fromYaml -}}
+{{- $canary := $rollout.canary | default (keys $served | sortAlpha | first) -}}
 {{- $stages := list -}}
-{{- range $class := concat (list $canary) (without (keys .Values.hardware | sortAlpha) $canary) -}}
-  {{- $hardware := get $.Values.hardware $class -}}
+{{- range $class := concat (list $canary) (without (keys $served | sortAlpha) $canary) -}}
+  {{- $hardware := get $served $class -}}
   {{- if not $hardware -}}{{- fail (printf "controller.rollout.canary: %s: no such class in queues.yaml" $class) -}}{{- end -}}
   {{- $one := dict "root" $ "class" $class "hardware" $hardware "settings" (get $.Values.classes $class | default dict) -}}
   {{- $parts := (include "taxiway.deployments" $one | fromYaml).names -}}
@@ -126,7 +138,7 @@ devices: {{ $devices | toJson }}
 {{/* What the values may not say: stops the chart with the place. */}}
 {{- define "taxiway.check" -}}
 {{- $names := dict -}}
-{{- range $class, $hardware := .Values.hardware -}}
+{{- range $class, $hardware := include "taxiway.hardware" . | fromYaml -}}
   {{- $name := $class | replace "." "-" -}}
   {{- if hasKey $names $name -}}{{- fail (printf "hardware.%s: %s would have the same names in Kubernetes" $class (get $names $name)) -}}{{- end -}}
   {{- $_ := set $names $name $class -}}
@@ -152,7 +164,7 @@ devices: {{ $devices | toJson }}
   {{- if $settings.engine -}}
     {{- if ne $hardware.device "endpoint" -}}{{- fail (printf "classes.%s.engine: the class is not a `device: endpoint`" $class) -}}{{- end -}}
     {{- $url := $hardware.endpoint.url -}}
-    {{- if not (and (kindIs "string" $url) (hasPrefix "http://127.0.0.1:" $url)) -}}
+    {{- if not (and (kindIs "string" $url) (regexMatch "^http://127\\.0\\.0\\.1:[1-9]" $url)) -}}
       {{- fail (printf "hardware.%s.endpoint.url: an engine in the pod is at http://127.0.0.1:PORT" $class) -}}
     {{- end -}}
   {{- end -}}

@@ -46,7 +46,7 @@ hardware:
     device: endpoint
     endpoint:
       protocol: openai
-      url: http://127.0.0.1:{port}/v1
+      url: http://127.0.0.1:0/v1
       slots: 2
       models: {{talk: tiny}}
       start: {{llama: {file}}}
@@ -106,9 +106,11 @@ def test_an_engine_serves_with_its_worker_is_restarted_and_ends_with_it(
 
 @pytest.mark.models
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: no llama.cpp to test with")
-def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: Path) -> None:
-    told = worker_settings(settings, tmp_path, LLAMA.format(port=free_port(), file="tiny.gguf"))
+@pytest.mark.parametrize("file", ["tiny.gguf", "{model: chat, artefact: weights}"])
+def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: Path, file: str) -> None:
+    told = worker_settings(settings, tmp_path, LLAMA.format(file=file))
     add_engine_models(told.models, "talk")
+    (told.models / "chat").symlink_to(TREE / "models" / "chat")
     (told.queues.parent / "tiny.gguf").symlink_to(gguf())
     talk = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0}
     with engine_process(told) as process, Tower(told) as tower:
@@ -119,7 +121,7 @@ def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: P
 
 
 def test_a_gguf_file_that_does_not_exist_is_named(settings: Settings, tmp_path: Path) -> None:
-    told = worker_settings(settings, tmp_path, LLAMA.format(port=free_port(), file="nowhere.gguf"))
+    told = worker_settings(settings, tmp_path, LLAMA.format(file="nowhere.gguf"))
     environment = {**os.environ, **told.environment()}
     done = subprocess.run(COMMAND, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

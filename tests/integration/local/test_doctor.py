@@ -58,7 +58,7 @@ def test_a_server_that_refuses_the_account_is_not_said_to_be_stopped(valkey_url:
 def test_what_is_wrong_with_the_configuration_is_named_with_what_to_do(tmp_path: Path) -> None:
     write_model(tmp_path / "models", "scale", scale_graph(2.0), **SCALE_SPECS)
     (tmp_path / "models" / "scale" / "graph.onnx").unlink()
-    queues = (TREE / "queues.yaml").read_text().replace("warm: [generate]", "warm: []")
+    queues = (TREE / "queues.yaml").read_text().replace("warm: [classify-image]", "warm: []")
     (tmp_path / "queues.yaml").write_text(
         queues.replace("warm: [embed]", "warm: [scal]").replace("[sentiment, echo]", "[]")
     )

@@ -11,24 +11,23 @@ import redis
 
 from router.decide.explain import read_basis
 from tasks.models.profiles import read_lengths
-from tasks.settings import TREE, Settings
+from tasks.settings import Settings
 from taxiway.contract.job import read_meta, read_result
 from taxiway.contract.keys import ARRIVALS, LENGTHS, job_key, lengths_cell, result_key
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
+from tests.builders import add_engine_models
+from tests.engine import Engine, serving
+from tests.openai_fleet import QUEUES
 from tests.routing import eventually, router_process
 from tests.stored import fields_of
-from tests.working import QUEUES, worker_process, worker_settings
-
-pytestmark = pytest.mark.models
-
-GENERATING = QUEUES.replace("runtimes: [python, echo]", "runtimes: [onnx]").replace("[echo, slab]", "[generate]")
+from tests.working import worker_process, worker_settings
 
 
 def ask(state: redis.Redis, prompts: str | list[str], tenant: str) -> tuple[list[int], float]:
     """The tokens of each answer, and the size that the router expected of the request."""
     job = str(uuid.uuid4())
-    request = Request(model="generate", inputs=prompts, parameters={"max_tokens": 256, "stop": ["e"]}, tenant=tenant)
+    request = Request(model="tale", inputs=prompts, parameters={"max_tokens": 256}, tenant=tenant)
     state.lpush(ARRIVALS, infer_message(job, msgspec.structs.replace(request, deadline=60), reply="", origin="test"))
     answer = read_result(read_meta(eventually(lambda: state.get(result_key(job)), within=60)))
     basis = read_basis(fields_of(state, job_key(job))["basis"])
@@ -37,14 +36,19 @@ def ask(state: redis.Redis, prompts: str | list[str], tenant: str) -> tuple[list
 
 
 def test_the_answers_to_a_tenant_size_only_its_own_next_request(settings: Settings, tmp_path: Path) -> None:
-    fleet = worker_settings(settings, tmp_path, GENERATING)
-    (fleet.models / "generate").symlink_to(TREE / "models" / "generate")
-    cell = lengths_cell("generate:1", "lab")
-    with redis.Redis.from_url(fleet.state) as state, worker_process(fleet), router_process(fleet):
-        short, first = ask(state, ["What is the capital of France?"] * 12, "lab")
-        learned = read_lengths(eventually(lambda: state.hget(LENGTHS, cell)))
-        assert sum(learned.values()) == pytest.approx(12)
-        assert max(short) < 64
+    cell, prompt = lengths_cell("tale:1", "lab"), "the capital of France is Paris"  # which the engine says, too
+    with serving(Engine()) as engine, redis.Redis.from_url(settings.state) as state:
+        fleet = worker_settings(settings, tmp_path, QUEUES.format(url=engine.url))
+        add_engine_models(fleet.models, "talk", "tale", "vector")
+        with worker_process(fleet), router_process(fleet):
+            _learn(state, cell, prompt)
 
-        eventually(lambda: ask(state, ["What is the capital of France?"], "lab")[1] < first - 64, within=120)
-        assert ask(state, ["What is the capital of France?"] * 12, "other")[1] == first
+
+def _learn(state: redis.Redis, cell: str, prompt: str) -> None:
+    short, first = ask(state, [prompt] * 12, "lab")
+    learned = read_lengths(eventually(lambda: state.hget(LENGTHS, cell)))
+    assert sum(learned.values()) == pytest.approx(12)
+    assert max(short) < 64
+
+    eventually(lambda: ask(state, [prompt], "lab")[1] < first - 64, within=120)
+    assert ask(state, [prompt] * 12, "other")[1] == first

@@ -30,15 +30,21 @@ WORKSTATION = replace(LAPTOP, cuda=("L4", "L4"), runtimes={**LAPTOP.runtimes, "t
 
 def test_a_laptop_gets_one_cpu_worker_a_core_and_the_reasons_for_no_others() -> None:
     plan = plan_fleet(TOPOLOGY, LAPTOP)
-    assert [w.device for w in plan.workers] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
+    assert [w.device for w in plan.workers] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3", "endpoint:0"]
     assert plan.left_out == {
-        "gpu.realtime": "this machine has no cuda device",
-        "tpu.bulk": "this machine has no tpu device",
+        "gpu.realtime": "this machine has no cuda device (--emulate gpu.realtime serves it on the CPU)",
+        "tpu.bulk": "this machine has no tpu device (--emulate tpu.bulk serves it on the CPU)",
     }
 
 
+def test_a_class_whose_engine_cannot_be_started_is_left_out_with_its_reason() -> None:
+    plan = plan_fleet(TOPOLOGY, LAPTOP, without_engine={"cpu.llama": "llama.cpp is not installed"})
+    assert {w.hardware_class for w in plan.workers} == {"cpu.batch"}
+    assert plan.left_out["cpu.llama"] == "llama.cpp is not installed"
+
+
 def test_each_cuda_device_gets_a_worker_of_its_own() -> None:
-    workers = plan_fleet(TOPOLOGY, WORKSTATION, counts={"cpu.batch": 0}).workers
+    workers = plan_fleet(TOPOLOGY, WORKSTATION, counts={"cpu.batch": 0, "cpu.llama": 0}).workers
     assert workers == (
         WorkerPlan("gpu.realtime", "cuda:0", emulated=False),
         WorkerPlan("gpu.realtime", "cuda:1", emulated=False),
@@ -51,7 +57,7 @@ def test_a_cuda_device_that_nothing_can_drive_is_left_out_with_its_reason() -> N
 
 
 def test_an_emulated_class_is_marked_so_on_its_command_line() -> None:
-    plan = plan_fleet(TOPOLOGY, LAPTOP, emulate=["gpu.realtime", "tpu.bulk"], counts={"cpu.batch": 1})
+    plan = plan_fleet(TOPOLOGY, LAPTOP, emulate=["gpu.realtime", "tpu.bulk"], counts={"cpu.batch": 1, "cpu.llama": 0})
     assert [w.name for w in plan.workers] == ["cpu.batch.cpu-0", "gpu.realtime.cuda-0", "tpu.bulk.tpu-0"]
     assert ["--emulate" in w.command() for w in plan.workers] == [False, True, True]
     assert not plan.left_out
@@ -65,7 +71,7 @@ def with_endpoint() -> Topology:
 
 
 def test_each_replica_of_an_endpoint_gets_a_worker_wherever_it_is_driven_from() -> None:
-    workers = plan_fleet(with_endpoint(), LAPTOP, counts={"cpu.batch": 0}).workers
+    workers = plan_fleet(with_endpoint(), LAPTOP, counts={"cpu.batch": 0, "cpu.llama": 0}).workers
     assert [(w.device, w.computes_on_cpu) for w in workers] == [("endpoint:0", False), ("endpoint:1", False)]
     assert absent(with_endpoint(), LAPTOP) == ("gpu.realtime", "tpu.bulk")
     with pytest.raises(PlanError, match="engine runs on its endpoint: there is nothing to emulate"):
@@ -83,7 +89,7 @@ def test_the_classes_that_a_machine_can_only_emulate_are_those_without_their_dev
         ({"emulate": ["gpu.fast"]}, "got 'gpu.fast'"),
         ({"counts": {"cpu": 1}}, "got 'cpu'"),
         ({"emulate": ["cpu.batch"]}, "nothing to emulate"),
-        ({"counts": {"cpu.batch": 0}}, "no worker can be started"),
+        ({"counts": {"cpu.batch": 0, "cpu.llama": 0}}, "no worker can be started"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expected: str) -> None:

@@ -123,9 +123,9 @@ def test_a_wrong_topology_says_where_and_what_was_expected(path: tuple[Any, ...]
     assert message in str(caught.value)
 
 
-def test_the_shipped_file_is_a_topology_with_the_three_classes() -> None:
+def test_the_shipped_file_is_a_topology_with_the_four_classes() -> None:
     topology = load_topology(TREE / "queues.yaml")
-    assert sorted(topology.hardware) == ["cpu.batch", "gpu.realtime", "tpu.bulk"]
+    assert sorted(topology.hardware) == ["cpu.batch", "cpu.llama", "gpu.realtime", "tpu.bulk"]
     assert topology.hardware["gpu.realtime"].memory == 24 * 2**30
 
 
@@ -139,6 +139,7 @@ def test_a_batch_may_take_a_quarter_of_the_tightest_deadline_that_its_class_may_
 
     assert {name: one.max_run for name, one in load_topology(TREE / "queues.yaml").hardware.items()} == {
         "cpu.batch": 0.0625,
+        "cpu.llama": 0.0625,
         "gpu.realtime": 0.0625,
         "tpu.bulk": 0.0625,
     }
@@ -256,6 +257,10 @@ def test_a_device_of_ones_own_is_paid_by_the_hour(price: dict[str, Any], message
         (
             {"endpoint": {"start": {"llama": "m.gguf"}, "protocol": "oip"}},
             "endpoint.protocol: expected openai, which llama.cpp speaks, got 'oip'",
+        ),
+        (
+            {"endpoint": {"url": "http://127.0.0.1:0/v1"}},
+            "endpoint.url: expected a port other than 0, as nothing here starts the engine",
         ),
         ({"endpoint": {"slots": 0}}, "hardware.engine.endpoint.slots: expected `int` >= 1, got 0"),
         ({"endpoint": {"models": {}}}, "endpoint.models: expected a model, or discover: true, got {}"),

@@ -509,7 +509,8 @@ def test_a_tenant_that_spent_its_day_learns_when_the_next_one_begins() -> None:
 
 
 def test_only_what_generates_is_recorded_to_be_learned_from() -> None:
-    generating = FleetSnapshot(devices=(device(),))
+    engine = a_device("cpu.llama", device="endpoint:0", kind="endpoint", runtimes=("openai",))
+    generating = FleetSnapshot(devices=(engine,))
 
     generated = decision(generating, model="generate", inputs="Hello.", deadline=600)
     assert present(generated.admitted).outgoing.fields["lengths"]

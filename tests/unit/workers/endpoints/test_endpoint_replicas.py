@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.endpoints import Endpoint
+from tasks.endpoints import Endpoint, Start
 from tasks.queues_file import followed
 from tasks.topology import Topology, parse_topology
 from workers.device import DeviceMissingError, endpoint_device
@@ -134,6 +134,18 @@ async def seen(actions: list[tuple[str, int]]) -> None:
 )
 def test_slots_are_never_lost_nor_given_twice(actions: list[tuple[str, int]]) -> None:
     asyncio.run(seen(actions))
+
+
+def test_an_engine_on_a_free_port_is_reached_there_and_others_at_their_own() -> None:
+    one: dict[str, Any] = {
+        "protocol": "openai",
+        "slots": 1,
+        "models": {"chat": "served"},
+        "start": Start(command="serve"),
+    }
+    free = Endpoint(url="http://127.0.0.1:0/v1", **one)
+    assert endpoint_device(free, "endpoint:0", 8123).address == "http://127.0.0.1:8123/v1"
+    assert endpoint_device(Endpoint(url="http://a:80/v1", **one), "endpoint:0", 8123).address == "http://a:80/v1"
 
 
 def test_a_name_with_several_addresses_is_as_many_replicas() -> None:
