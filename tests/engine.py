@@ -3,7 +3,8 @@
 The last message of a chat is what happens: the words that are said, with `wait=0.1` before each further one, or
 `status=500`, `break` (the connection ends in the middle), `cut` (the stream ends early, properly), `endless`,
 `garble`, `stall`.
-`call=name:arguments` calls a function, `think=word` is reasoning, and `finish=length` the reason why it ended.
+`call=name:arguments` calls a function, `think=word` is reasoning, and `finish=length` the reason why it ended; `fill`
+stands for as many words as the chat may have.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Engine:
         prompt = asked["messages"][-1]["content"]
         self.came[prompt] += 1
         script = self.faults.pop(prompt, "") or self.script or prompt
-        words = script.split()
+        words = [word for one in script.split() for word in _meant(one, asked)]
         if words[0].startswith("status="):
             more = {"Retry-After": self.retry_after} if self.retry_after else {}
             return await self._whole(writer, {"error": {"message": script}}, words[0][7:], more)
@@ -225,6 +226,13 @@ class Engine:
     def _head(self, writer: asyncio.StreamWriter, status: str, kind: str, more: dict[str, str]) -> None:
         lines = "".join(f"{name}: {value}\r\n" for name, value in more.items())
         writer.write(_HEAD.format(status=status, kind=kind, more=lines).encode())
+
+
+def _meant(word: str, asked: dict[str, Any]) -> list[str]:
+    """The word, or those that `fill` stands for."""
+    if word != "fill":
+        return [word]
+    return [*(f"w{number}" for number in range(asked["max_tokens"])), "finish=length"]
 
 
 def _ended(task: asyncio.Future[Any]) -> None:

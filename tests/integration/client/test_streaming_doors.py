@@ -1,4 +1,4 @@
-"""Streamed answers through both doors of a real router and worker; the model is small and random."""
+"""Streamed answers through both doors of a real router and worker of an engine that says as much as it may."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from tasks.settings import Settings, settings_from
 from taxiway.contract.job import Lost, Piece, Restarted, Result
 from taxiway.contract.keys import stream_key
 from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
+from tests.builders import ENGINE_MODELS, add_engine_models
 from tests.cable import Balancer, Cable
-from tests.decoding import tiny_model
+from tests.engine import Engine, serving
+from tests.openai_fleet import QUEUES
 from tests.routing import RouterProcess, eventually, router_process
-from tests.working import QUEUES, worker_process, worker_settings
+from tests.working import worker_process, worker_settings
 
 LONG = {"max_tokens": 1600}
+
+TINY = ENGINE_MODELS["tale"].replace("name: tale", "name: tiny").replace("maximum: 512", "maximum: 1800")
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +39,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("fleet")
     with EmbeddedValkey(folder / "valkey") as server:
         base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(base, folder, QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
-        tiny_model(settings.models, layers=8, hidden=4096)
-        with worker_process(settings):
-            yield settings
+        with serving(Engine(script="wait=0.002 fill")) as engine:
+            queues = QUEUES.format(url=engine.url).replace("talk: served, tale: served", "tiny: served")
+            settings = worker_settings(base, folder, queues)
+            add_engine_models(settings.models, "vector")
+            (settings.models / "tiny").mkdir()
+            (settings.models / "tiny" / "model.yaml").write_text(TINY)
+            with worker_process(settings):
+                yield settings
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +154,7 @@ def test_an_asyncio_client_reads_many_answers_at_once(fleet: Settings, router: R
 
 def test_what_cannot_be_streamed_is_refused_at_both_doors(client: taxiway.Client) -> None:
     with pytest.raises(InvalidRequestError, match="a model that generates text"):
-        list(client.stream("echo", "hello", timeout=20))
+        list(client.stream("vector", "hello", timeout=20))
     with pytest.raises(InvalidRequestError, match="a request of one row"):
         list(client.stream("tiny", ["one", "two"], timeout=20))
 
