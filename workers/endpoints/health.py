@@ -133,7 +133,7 @@ class EndpointHealth:
     async def run(self) -> None:
         """Send probes until cancelled."""
         while True:
-            await self._probe()
+            await self.probe()
             self.probed.set()
             now = time.monotonic()
             opened = self._breaker.state is State.OPEN
@@ -145,7 +145,8 @@ class EndpointHealth:
             if self._breaker.state is State.OPEN:  # opened meanwhile: its own pause counts
                 await asyncio.sleep(max(self._breaker.probe_at - time.monotonic(), 0.0))
 
-    async def _probe(self) -> None:
+    async def probe(self) -> None:
+        """Send one probe, and note what it tells."""
         began = time.monotonic()
         try:
             body = await self._link.probe("", self._timeout, base=self._asked)
@@ -304,6 +305,14 @@ class Target:
         """Begin to send probes."""
         await self.link.open()
         self._probing = asyncio.create_task(self.health.run())
+
+    async def probe(self) -> None:
+        """Send one probe before the target is opened."""
+        await self.link.open()
+        try:
+            await self.health.probe()
+        finally:
+            await self.link.close()
 
     async def open_probed(self) -> None:
         """Open, and return after the first probe; if the wait for it is cancelled, the target is closed again."""

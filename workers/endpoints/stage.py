@@ -128,9 +128,10 @@ class EndpointStage:
         return learned_key(self.variants.device.address), self.variants.memory()
 
     def warm_up(self, models: Sequence[Model]) -> None:
-        """Nothing but to recall what earlier processes learned: the endpoint has loaded its models."""
+        """Recall what earlier processes learned, and probe once: the first heartbeat says whether it serves."""
         with contextlib.suppress(BrokerUnavailableError):
             self.variants.recall(self._store.learned(learned_key(self.variants.device.address)))
+        asyncio.run(self._target.probe())
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
