@@ -299,7 +299,7 @@ class Executor(LearnedTimes):
             memory=variant.limits.memory or self._host_memory,
             folder=model.folder,
         )
-        import_runtime(variant.runtime, variant.entry)
+        import_runtime(variant.runtime)
         began = time.monotonic()
         runtime = open_runtime(variant.runtime, placed)
         runtime.load()
@@ -370,7 +370,7 @@ LINGER = 2.0
 STALL = 20.0
 """A batch that takes this multiple of its predicted time, plus `limits.stall`, counts as hung.
 
-`limits.stall` is minutes because the first use compiles. One step of a generation may take `limits.stall`.
+`limits.stall` is minutes because the first use compiles.
 """
 
 

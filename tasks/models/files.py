@@ -418,15 +418,13 @@ def entry_code(runtime: str, entry: str, folder: str) -> Code:
     return _find(kind, name.format(entry), function, folder)
 
 
-def runtime_code(runtime: str, entry: str = "") -> Code:
-    """The function `open_variant(placed)` of a runtime, or `open_decoder(placed)` for an entry that ends in `decoder`.
-
-    The entry point of a package may name one function for both.
+def runtime_code(runtime: str) -> Code:
+    """The function `open_variant(placed)` of a runtime.
 
     Raises:
         CodeError: there is no such runtime.
     """
-    return _find("runtimes", runtime, "open_decoder" if entry.endswith("decoder") else "open_variant", "")
+    return _find("runtimes", runtime, "open_variant", "")
 
 
 def registered(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:

@@ -245,6 +245,9 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}
 """The pipelines that endpoints of each protocol serve."""
 
+_ENGINES_ONLY = ("chat", "generation")
+"""The pipelines that nothing in a worker's process runs."""
+
 
 DISCOVERED = "endpoint"
 """The `file` of a model without a model.yaml."""
@@ -372,6 +375,9 @@ def _variant_contradictions(model: Model, variant: Variant) -> Contradictions:
 def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
     """Contradictions with where a variant runs: on endpoints, or on devices of ours."""
     if not variant.on_endpoint:
+        if model.pipeline in _ENGINES_ONLY:
+            expected = "openai, on a class with an endpoint: nothing generates in a worker's process"
+            yield "runtime", expected, variant.runtime
         if variant.memory is _NO_MEMORY:
             yield "memory", "a value", Verbatim("nothing")
         if "endpoint" in variant.profiles:

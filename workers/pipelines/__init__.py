@@ -1,1 +1,1 @@
-"""Pre- and postprocessing, a file a kind of model (`workers.port`): tensors, text, image, generation and chat."""
+"""Pre- and postprocessing, a file a kind of model (`workers.port`): tensors, text and image."""

@@ -14,9 +14,6 @@ from tasks.models.profiles import Residuals
 SIZES = 4
 """Most sizes measured per model: of more buckets an even selection is taken."""
 
-LARGEST_GENERATION = 192
-"""Largest generation measured, in tokens: a larger batch would take the whole budget."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -34,7 +31,7 @@ QUICK = Plan(budget=12.0, fewest=2, most=9)
 def grid(model: Model, max_rows: int) -> list[tuple[int, int]]:
     """(rows, size) of the batches to time: corners first, so points that the budget does not cover lie between them."""
     rows = powers(max_rows)
-    sizes = thinned(_sizes(model), SIZES)
+    sizes = thinned(list(model.buckets), SIZES)
     points = [(r, s) for r in rows for s in sizes]
     corners = [(r, s) for r in (rows[0], rows[-1]) for s in (sizes[0], sizes[-1])]
     middle = sorted(set(points) - set(corners), key=lambda p: (p[0] * p[1], p))
@@ -59,12 +56,6 @@ def repeats(plan: Plan, seconds: float, left: float, points_left: int) -> int:
     """The number of runs of a batch of `seconds`, if `left` seconds remain for it and the points after it."""
     share = left / max(points_left, 1)
     return max(plan.fewest, min(plan.most, int(share / max(seconds, 1e-9))))
-
-
-def _sizes(model: Model) -> list[int]:
-    if model.pipeline != "generation":
-        return list(model.buckets)
-    return [bucket for bucket in model.buckets if bucket <= LARGEST_GENERATION] or [model.buckets[0]]
 
 
 _BASE, _SLOPE, _STEP = 0, 1, 2  # columns of the design

@@ -9,7 +9,7 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,11 +79,6 @@ def _waited() -> float:
 
 _WORDS = ("a", "quiet", "harbour", "town", "wakes", "slowly", "while", "ferries", "leave", "for", "the", "islands", ".")
 
-_LONG_ANSWER = "Write a very long story about a lighthouse keeper, with many details, and do not stop."
-
-_ANSWER_SHARE = 0.5
-"""The answer's share of a generation's size; the rest is the chat with its prompt."""
-
 
 class SizeError(Exception):
     """No row of that size can be made for the model."""
@@ -104,34 +99,25 @@ class Samples:
             SizeError: the model has no example.
         """
         if self._model.pipeline == "text":
-            return self._largest(size, {})
-        if self._model.pipeline == "generation":
-            return self._generation(size)
+            return self._largest(size)
         return self._from_example(size)
 
-    def _prepared(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        return self._pipeline.prepare(row, parameters)
+    def _prepared(self, row: Row) -> Item:
+        return self._pipeline.prepare(row, {})
 
-    def _generation(self, size: int) -> Item:
-        """A prompt for a long answer, padded so that half of the size is left for the answer."""
-        bare = self._prepared(self._words(0, _LONG_ANSWER), {"max_tokens": 1}).size - 1
-        answer = max(1, min(int(size * _ANSWER_SHARE), size - bare))
-        return self._largest(size, {"max_tokens": answer}, _LONG_ANSWER)
-
-    def _largest(self, size: int, parameters: Mapping[str, Any], end: str = "") -> Item:
-        """The row with the most words before `end` that does not exceed the size; at least `end` alone."""
-        low, high = 0 if end else 1, size
+    def _largest(self, size: int) -> Item:
+        """The row with the most words that does not exceed the size; at least one."""
+        low, high = 1, size
         while low < high:
             middle = (low + high + 1) // 2
-            if self._prepared(self._words(middle, end), parameters).size <= size:
+            if self._prepared(self._words(middle)).size <= size:
                 low = middle
             else:
                 high = middle - 1
-        return self._prepared(self._words(low, end), parameters)
+        return self._prepared(self._words(low))
 
-    def _words(self, count: int, end: str) -> Row:
-        words = " ".join(_WORDS[i % len(_WORDS)] for i in range(count))
-        return {self._model.inputs[0].name: f"{words} {end}".strip()}
+    def _words(self, count: int) -> Row:
+        return {self._model.inputs[0].name: " ".join(_WORDS[i % len(_WORDS)] for i in range(count))}
 
     def _from_example(self, size: int) -> Item:
         if not self._model.examples:
@@ -139,7 +125,7 @@ class Samples:
         inputs = self._artefacts.example(self._model, self._model.examples[0])
         row = dict(bind(self._model, inputs, {}).rows[0])
         unit = unit_of(self._model)
-        return self._prepared(row | {unit.name: size} if unit.kind == "value" else row, {})
+        return self._prepared(row | {unit.name: size} if unit.kind == "value" else row)
 
 
 _CORNERS = 4  # points of the grid that are always timed: without them a curve extrapolates
@@ -174,7 +160,7 @@ class Subject:
         self._artefacts = artefacts
         self._executor = Executor(hardware, device, artefacts, threads=1)
         began = time.perf_counter()
-        import_runtime(described.runtime, described.entry)
+        import_runtime(described.runtime)
         self._before = self._held()
         self.loaded: Loaded = self._executor.load(model, variant)
         self.load = time.perf_counter() - began

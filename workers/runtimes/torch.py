@@ -1,12 +1,6 @@
-"""Registered torch networks over safetensors weights, on the CPU or on CUDA.
-
-An `entry` that ends in `decoder` is for generation: a network that keeps its cache by slot, on its own device.
-"""
+"""Registered torch networks over safetensors weights, on the CPU or on CUDA."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +10,7 @@ from safetensors.torch import load_file
 from tasks.models.files import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import text_of
-from workers.port import Arrays, ModelLoadError, Placed, SlotDecoder
+from workers.port import Arrays, ModelLoadError, Placed
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -77,22 +71,3 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 def open_variant(placed: Placed) -> TorchRuntime:
     """The runtime for one variant, not yet loaded."""
     return TorchRuntime(placed)
-
-
-class TorchDecoder(SlotDecoder, TorchRuntime):
-    """A network whose `forward(slots, input_ids, last)` gives `logits`, and whose `keep(tokens)` frees memory."""
-
-    def __init__(self, placed: Placed) -> None:
-        SlotDecoder.__init__(self)
-        TorchRuntime.__init__(self, placed)
-
-    def _read(self, slots: Sequence[int], ids: np.ndarray, last: np.ndarray) -> np.ndarray:
-        return self.run({"slots": np.array(slots, np.int64), "input_ids": ids, "last": last.astype(np.int64)})["logits"]
-
-    def _forget(self, slots: Sequence[int]) -> None:
-        cast(Any, self._module).keep(max(self._lengths.values(), default=0))
-
-
-def open_decoder(placed: Placed) -> TorchDecoder:
-    """The runtime for one variant, not yet loaded."""
-    return TorchDecoder(placed)

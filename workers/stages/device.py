@@ -1,8 +1,6 @@
 """Stage 3: forms batches of rows, runs them, and passes on the outcome of each job. It never waits for a server.
 
-Rows of stepwise generation join a running batch as soon as it has room (`InFlight`). Between two of its steps one whole
-batch of another variant may run; the more urgent of the two goes first. Jobs whose variant is not loaded wait for the
-load outside the lanes (`Loads`).
+Jobs whose variant is not loaded wait for the load outside the lanes (`Loads`).
 
 A short job that comes alone to an idle device runs on the thread that fetched it (`run_alone`). The thread that
 runs has the turn: no two threads are on the device.
@@ -33,7 +31,7 @@ from workers.learned import Loaded
 from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
 from workers.stages.job import Answered, Ended, Ending, Job, Outcome, Revoked, late
-from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, RowRate, Urgency, is_short, key_of
+from workers.stages.lane import Key, Lane, Loads, Portions, RowRate, Urgency, is_short, key_of
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
 from workers.stages.results import Batch, note
 from workers.stages.retries import count_runs
@@ -93,13 +91,12 @@ class DeviceStage:
         self._calling = False
         self._beside = 0.0
         self._fault: Exception | None = None
-        self._inflight = InFlight(executor, shared.pieces)
         self._loads = Loads(executor, wake=inbox.wake, fail=self._fail)
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles, and keep these models warm. Thread-safe.
 
-        Running batches and generations finish with the old model; waiting jobs of changed models are decoded again.
+        A running batch finishes with the old model; waiting jobs of changed models are decoded again.
         """
         self._renewals.append((catalogue, book, tuple(warm)))
         self._inbox.wake()
@@ -136,7 +133,7 @@ class DeviceStage:
         Patient work is fetched only while less than `ahead` seconds of it wait here: other devices may be free for it
         sooner.
         """
-        lanes = [lane for lane in list(self._lanes.values()) if lane.patient and not self._joins(lane)]
+        lanes = [lane for lane in list(self._lanes.values()) if lane.patient]
         patient = self._inbox.patient + self._loads.patient + sum(lane.patient_seconds for lane in lanes)
         return PATIENT if patient >= self.ahead else LEVELS
 
@@ -225,30 +222,27 @@ class DeviceStage:
 
     def _idle(self) -> bool:
         """Whether nothing waits or runs here."""
-        elsewhere = self._inbox.rows or self._inflight.rows or self._loads.rows or self._renewals or self._controls
+        elsewhere = self._inbox.rows or self._loads.rows or self._renewals or self._controls
         return not elsewhere and not any(self._lanes.values())
 
     def _turn(self, now: float) -> float:
-        """Run a due batch, and a step of an in-flight batch; returns the seconds until something is due."""
+        """Run a due batch; returns the seconds until something is due."""
         lane, wait = self._next(now)
         if lane is not None:
             self._serve(lane)
-        if self._inflight.rows:
-            self._step()
-            return 0.0
         return wait
 
     def _ends_in_time(self) -> bool:
         """Whether anything is left to run before the time limit; jobs that would not end by then are requeued."""
         self._collect()
         left = self._drain.left
-        late = {*unfinished(self._stints(), left), *self._inflight.late(left)}
+        late = set(unfinished(self._stints(), left))
         for job in late:
-            self._take_out(job)
+            self._leave(job)
         late.update(self._loads.give_up())
         if late:
             self._held.requeue([job.delivery for job in sorted(late, key=lambda job: job.arrived)])
-        return bool(self._inflight.rows) or any(self._lanes.values())
+        return any(self._lanes.values())
 
     def _stints(self) -> Iterator[Stint[Job]]:
         """The waiting batches in running order, with a safe bound of their seconds."""
@@ -258,13 +252,13 @@ class DeviceStage:
                 yield jobs, seconds * surely.get(lane.variant, math.inf)
 
     def _room(self, batches: int = AHEAD) -> int:
-        """Rows until `batches` batches, or `AHEAD_FOR` seconds of work, wait here; an in-flight batch counts as one."""
+        """Rows until `batches` batches, or `AHEAD_FOR` seconds of work, wait here."""
         lanes = [lane for lane in list(self._lanes.values()) if lane]
         batch = max([self.executor.hardware.max_batch, *(lane.policy.max_batch for lane in lanes)])
         rows = max(batches * batch, int(self._rate.rows * AHEAD_FOR))
         waiting = sum(lane.rows for lane in lanes)
         beside = max(0, self._loads.rows - rows)  # as many again may wait for loads without taking room from others
-        return rows - waiting - self._inflight.rows - self._inbox.rows - beside
+        return rows - waiting - self._inbox.rows - beside
 
     def _collect(self) -> None:
         self._accept(self._inbox.take(0.0, self._has_news))
@@ -292,11 +286,10 @@ class DeviceStage:
     def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
         """Unload removed variants, load warm models, and have jobs of changed models decoded again."""
         self.executor.renew(catalogue, book)
-        self._inflight.retire()
         waiting = set().union(*(lane.jobs() for lane in self._lanes.values()))
         outdated = {job for job in waiting if not self.executor.is_current(job.model)}
         for job in outdated:
-            self._take_out(job)
+            self._leave(job)
         outdated |= set(self._loads.drop_outdated())
         self.executor.sweep()
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane}
@@ -339,9 +332,8 @@ class DeviceStage:
     def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
         key = key_of(job, bucket)
         if key not in self._lanes:
-            whole = not self._inflight.serve(loaded)
-            longest = job.hardware.runs_at_most if whole else math.inf
-            policy = BatchPolicy(most_rows(job.hardware, loaded.variant), job.hardware.max_wait, longest)
+            most = most_rows(job.hardware, loaded.variant)
+            policy = BatchPolicy(most, job.hardware.max_wait, job.hardware.runs_at_most)
             pace = partial(self.executor.pace, loaded.key)
             retargeted = job.hardware is not self.executor.hardware
             profile, own_process = loaded.known.profile, loaded.interruptible is not None
@@ -350,32 +342,14 @@ class DeviceStage:
 
     def _next(self, now: float) -> tuple[Lane | None, float]:
         """The lane whose batch runs now, or the seconds to wait for one."""
-        waits = [
-            (lane.due(now, self._inbox.clock), lane) for lane in self._lanes.values() if lane and not self._joins(lane)
-        ]
-        waits += [(0.0, lane) for lane in self._joining()]
+        waits = [(lane.due(now, self._inbox.clock), lane) for lane in self._lanes.values() if lane]
         due = [lane for wait, lane in waits if wait <= 0]
         if due:
             return min(due, key=Lane.turn), 0.0
         return None, max(min((wait for wait, _ in waits), default=_IDLE), 0.0001)
 
-    def _joins(self, lane: Lane) -> bool:
-        return self._inflight.serves(lane.variant)
-
-    def _joining(self) -> Iterator[Lane]:
-        """For each running batch, the most urgent lane with rows that can join, if there is room."""
-        first: dict[str, Lane] = {}
-        for lane in self._lanes.values():
-            if lane and self._joins(lane) and self._loads.goes_ahead(lane.urgency()[:2]):
-                first[lane.variant] = min(first.get(lane.variant, lane), lane, key=Lane.turn)
-        return (lane for lane in first.values() if self._room_in(lane) > 0)
-
-    def _room_in(self, lane: Lane) -> int:
-        return self._inflight.room(lane.variant, lane.bucket, alone=bool(lane.alone))
-
     def _serve(self, lane: Lane) -> None:
-        room = self._room_in(lane) if self._joins(lane) else lane.policy.max_batch
-        batch = self._begin(lane.take(room))
+        batch = self._begin(lane.take(lane.policy.max_batch))
         if not self._alone:  # else the thread that waits for room is this one
             self._inbox.wake()
         if batch:
@@ -419,10 +393,6 @@ class DeviceStage:
         if loaded is None:  # it was unloaded since
             self._await_load([job for job, _ in batch])
             return
-        if self._inflight.serves(loaded.key):
-            self._inflight.serve(loaded)
-            self._inflight.join(loaded.key, batch)
-            return
         started = self._busy_since = time.monotonic()
         beside = self._beside
         self.running = len(items)
@@ -431,7 +401,7 @@ class DeviceStage:
         else:
             answers = self._run_whole(loaded, batch, items)
         seconds = time.monotonic() - started - (self._beside - beside)
-        self.running, self._must_end_by = self._inflight.rows, math.inf
+        self.running, self._must_end_by = 0, math.inf
         self.busy, self._busy_since = self.busy + seconds, None
         self._rate.count(len(items), started + seconds)
         endings = self._answer(batch, answers, seconds)
@@ -489,8 +459,6 @@ class DeviceStage:
         self._collect()
         while (lane := self._more_urgent(job)) is not None:
             self._serve(lane)
-        if self._inflight.rows:
-            self._step()
         seconds = time.monotonic() - started
         self._beside += seconds
         self.running, self._must_end_by, self._busy_since = outer[0], outer[1] + seconds, outer[2]
@@ -508,7 +476,7 @@ class DeviceStage:
     def _goes_before(self, lane: Lane, job: Job, now: float) -> bool:
         if lane.urgency()[0] >= job.deadline:
             return False
-        return self._room_in(lane) > 0 if self._joins(lane) else lane.due(now, self._inbox.clock) <= 0
+        return lane.due(now, self._inbox.clock) <= 0
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether a job's rows may continue: the job has not ended, and the worker has time to run them."""
@@ -525,32 +493,6 @@ class DeviceStage:
                 self._leave(job)
                 gather(job)
                 self._take_in(job)
-
-    def _step(self) -> None:
-        """Run one step of an in-flight batch; answer finished rows, and remove jobs that have ended."""
-        started = self._busy_since = time.monotonic()
-        self.running, self._must_end_by = self._inflight.rows, started + self._store.limits.stall
-        model = self._inflight.next().partition("/")[0]
-        finished = self._inflight.step()
-        seconds = time.monotonic() - started
-        self._must_end_by = math.inf
-        self.busy, self._busy_since = self.busy + seconds, None
-        self._batches.append((started, model, seconds))
-        self._finish.put([self._failed(job, error) if error else Answered(job) for job, error in finished])
-        self.executor.sweep()
-        for job in self._inflight.jobs():
-            if self._celery.is_revoked(job.delivery.job) or job.delivery.ended:
-                self._take_out(job)
-                self._finish.put([Revoked(job.delivery)])
-            elif job.delivery.lost:
-                self._take_out(job)
-                self._admit.put(job.delivery)  # its next claim shows whether it was cancelled or runs elsewhere
-        self.running = self._inflight.rows
-
-    def _take_out(self, job: Job) -> None:
-        """Take a job out of its running batch, and out of its lanes."""
-        self._inflight.drop(job)
-        self._leave(job)
 
     def _await_load(self, jobs: Sequence[Job]) -> None:
         """Make jobs wait, with all unanswered rows, until their variant is loaded again."""

@@ -119,7 +119,7 @@ class HeldJobs:
 class Cancellations:
     """Marks held jobs that were cancelled or expired.
 
-    Marked jobs that wait for the device do not run, generation stops at the next token, and a Python callable is
+    Marked jobs that wait for the device do not run, a chat on an endpoint is aborted, and a Python callable is
     terminated. A batch that cannot be interrupted continues: the heartbeat reports for how long. Notifications missed
     during an outage of the store are recovered when claims are renewed.
 

@@ -1,8 +1,6 @@
-"""What waits or runs on a device, by variant: lanes, in-flight batches, and jobs whose variant is not loaded.
+"""What waits on a device, by variant: lanes, and jobs whose variant is not loaded.
 
-A lane is the waiting rows of one variant and size bucket. Rows of stepwise generation join and leave the in-flight
-batch of their variant; between two steps, whole batches of other variants may run. A variant is loaded while the device
-runs other batches.
+A lane is the waiting rows of one variant and size bucket. A variant is loaded while the device runs other batches.
 """
 
 from __future__ import annotations
@@ -14,24 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
 
 from tasks.heartbeat import variant_key
 from tasks.models.model import Model, Profile
-from taxiway.contract.job import Piece
 from taxiway.contract.keys import PATIENT
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.decide import batcher
 from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
 from workers.decide.residency import InUseError
-from workers.executor import Executor, as_ours, most_rows
+from workers.executor import Executor, most_rows
 from workers.learned import Loaded
-from workers.pipelines.running_batch import RunningBatch, RunningRow
-from workers.port import Runtime
-from workers.stages.admit import named_row
 from workers.stages.job import Job
-from workers.stages.queues import PieceQueue
 
 Portions = list[tuple[Job, list[int]]]
 """Jobs with the indices of their rows that run together."""
@@ -232,148 +224,10 @@ def key_of(job: Job, bucket: int) -> Key:
 def is_short(job: Job, executor: Executor, longest: float) -> bool:
     """Whether the job is one whole batch that is predicted to run for at most `longest` seconds."""
     loaded = executor.ready(job.model, job.variant)
-    if loaded is None or loaded.interruptible is not None or isinstance(loaded.pipeline, Stepwise):
+    if loaded is None or loaded.interruptible is not None:
         return False
     one = len(job.waiting) == 1 and len(job.items) <= most_rows(job.hardware, loaded.variant)
     return one and not job.delivery.suspect and executor.predicted(loaded, job.items) <= longest
-
-
-@runtime_checkable
-class Stepwise(Protocol):
-    """A pipeline whose rows join and leave a running batch."""
-
-    def begin(self, runtime: Runtime) -> RunningBatch:
-        """An empty batch."""
-
-
-@dataclass(slots=True)
-class _Running:
-    """A variant's running batch, with the job and row index of each of its rows."""
-
-    loaded: Loaded
-    batch: RunningBatch
-    owners: dict[RunningRow, tuple[Job, int]] = field(default_factory=dict)
-
-
-class InFlight:
-    """All in-flight batches of a device. Only who has the device's turn, unless stated.
-
-    Args:
-        stream: receives the pieces of streamed answers.
-
-        `rows` counts the running rows; any thread may read it.
-    """
-
-    def __init__(self, executor: Executor, stream: PieceQueue) -> None:
-        self._executor = executor
-        self._stream = stream
-        self._running: dict[str, _Running] = {}
-        self.rows = 0
-
-    def jobs(self) -> set[Job]:
-        """The jobs with rows here."""
-        return {job for running in self._running.values() for job, _ in running.owners.values()}
-
-    def serve(self, loaded: Loaded) -> bool:
-        """Start to serve the variant here, if it runs stepwise; whether it does."""
-        if not isinstance(loaded.pipeline, Stepwise):
-            return False
-        running = self._running.get(loaded.key)
-        if running is None or running.loaded is not loaded:  # the variant was reloaded since
-            self._running[loaded.key] = _Running(loaded, loaded.pipeline.begin(loaded.runtime))
-        return True
-
-    def retire(self) -> None:
-        """Let running rows of variants that left the catalogue finish, and admit no new ones."""
-        for key, running in list(self._running.items()):
-            loaded = running.loaded
-            if self._executor.ready(loaded.model, loaded.key.partition("/")[2]) is not loaded:
-                del self._running[key]
-                if running.owners:
-                    self._running[f"{loaded.key}#{id(running):x}"] = running
-
-    def serves(self, key: str) -> bool:
-        """Whether the variant with this key is served here."""
-        return key in self._running
-
-    def room(self, key: str, size: int, *, alone: bool = False) -> int:
-        """How many more rows of a served variant, of up to `size` tokens, may join now.
-
-        No row joins a suspect job, whose worker crashed, and rows of a suspect job (`alone`) join no others.
-        """
-        running = self._running[key]
-        if running.owners and (alone or any(job.delivery.suspect for job, _ in running.owners.values())):
-            return 0
-        return min(running.batch.room(size), self._executor.max_batch(running.loaded) - len(running.owners))
-
-    def join(self, key: str, portions: Portions) -> None:
-        """Add rows of a served variant to its batch from the next step on."""
-        running = self._running[key]
-        self._executor.used(running.loaded)
-        for job, rows in portions:
-            for index in rows:
-                running.owners[running.batch.join(job.items[index])] = job, index
-        self._counted(running)
-
-    def next(self) -> str:
-        """The key of the variant whose batch is next in turn."""
-        return next(key for key, running in self._running.items() if running.owners)
-
-    def step(self) -> list[tuple[Job, TaxiwayError | None]]:
-        """Run one step of the next batch in turn; returns the jobs that ended, with their errors if they failed."""
-        key = self.next()
-        running = self._running[key] = self._running.pop(key)
-        began, level = time.monotonic(), min(job.ticket.level for job, _ in running.owners.values())
-        ended = self._executor.at_level(level, math.inf, running.batch.step)
-        seconds = time.monotonic() - began
-        for job in {job for job, _ in running.owners.values()}:
-            job.run_time += seconds
-        self._stream_pieces(running, ended)
-        finished = [end for row in ended if row in running.owners and (end := self._end(running, row))]
-        self._counted(running)
-        return finished
-
-    def late(self, left: float) -> set[Job]:
-        """The jobs that may take longer than `left` seconds; an answer's length is unknown until its end."""
-        return {
-            job for running in self._running.values() for row, (job, _) in running.owners.items() if row.left > left
-        }
-
-    def drop(self, job: Job) -> None:
-        """Remove a job's rows, finished or not."""
-        for running in self._running.values():
-            rows = [row for row, (owner, _) in running.owners.items() if owner is job]
-            running.batch.leave(rows)
-            for row in rows:
-                del running.owners[row]
-            self._counted(running)
-
-    def _end(self, running: _Running, row: RunningRow) -> tuple[Job, TaxiwayError | None] | None:
-        """Store the row's answer in its job; returns the job if that ended it."""
-        job, index = running.owners.pop(row)
-        job.device_time += row.device_time
-        job.batch = max(job.batch, row.batch)
-        if row.error is not None:
-            self.drop(job)
-            return job, named_row(as_ours(running.loaded.key, row.error), index, job)
-        job.answers[index] = row.answer
-        self._executor.observe(running.loaded, [row.item], [row.answer], rows=row.batch, seconds=row.run_time)
-        return (job, None) if job.done else None
-
-    def _stream_pieces(self, running: _Running, ended: Sequence[RunningRow]) -> None:
-        pieces = []
-        for row in (*running.batch.rows, *ended):
-            job, index = running.owners[row]
-            at, sent = row.generated.emitted, row.generated.sent
-            if job.stream and (text := row.generated.new_text()):
-                beside = row.generated.new_logprobs()
-                pieces.append((job.delivery.job, Piece(job.attempt, at, text, index, sent, beside)))
-        if pieces:
-            self._stream.put(pieces)
-
-    def _counted(self, running: _Running) -> None:
-        running.loaded.in_use = bool(running.owners)
-        self.rows = sum(len(running.owners) for running in self._running.values())
 
 
 LOAD_AT_MOST = 3600.0
@@ -422,7 +276,6 @@ class Loads:
         self._wanted: list[tuple[Model, Sequence[str]]] = []
         self._load: _Load | None = None
         self._must_end_by = math.inf
-        self._blocked: Urgency | None = None
         self.rows = 0
         self.patient = 0.0
 
@@ -464,10 +317,6 @@ class Loads:
                 del self._waiting[key]
         return dropped
 
-    def goes_ahead(self, urgency: Urgency) -> bool:
-        """Whether work of this urgency may run before the jobs that wait for the memory that it holds."""
-        return self._blocked is None or urgency <= self._blocked
-
     def finish(self) -> list[Job]:
         """The jobs whose variant has loaded since the last call; jobs of a failed load are failed."""
         if self._load is None or self._load.outcome is None:
@@ -490,14 +339,13 @@ class Loads:
         """Start a load for the most urgent job whose variant can get memory, unless a load runs."""
         if self._load is not None:
             return
-        self._blocked = None
         first = {key: min(map(_urgency, jobs)) for key, jobs in self._waiting.items()}
         for key in sorted(first, key=lambda key: (first[key], key)):
             job = self._waiting[key][0]
             try:
                 self._executor.make_room(job.model, job.variant, keeping=in_lanes(first[key]))
             except InUseError:
-                self._blocked = self._blocked or first[key]
+                continue
             except ExecutionError as error:
                 self._fail(self._over(key), error)
             else:
@@ -523,7 +371,6 @@ class Loads:
 
     def give_up(self) -> list[Job]:
         """Remove and return all jobs that wait for a load."""
-        self._blocked = None
         self._wanted.clear()
         return [job for key in list(self._waiting) for job in self._over(key)]
 

@@ -102,6 +102,8 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
             {"variants": variants(profiles=REMOTE)},
             "variants.onnx.profiles.endpoint: expected no profile, because onnx runs",
         ),
+        ({"pipeline": "chat"}, "variants.onnx.runtime: expected openai, on a class with an endpoint"),
+        ({"pipeline": "generation"}, "variants.onnx.runtime: expected openai, on a class with an endpoint"),
         ({"inputs": [tensor([], None)], "pipeline": "tensors"}, "inputs: expected one with a batch axis"),
         ({"outputs": [tensor([3], None)]}, "outputs.0.batch_axis: expected a batch axis: each row has an answer"),
         ({"inputs": [tensor([2, -1], 1)]}, "inputs.0.batch_axis: expected 0, because the pipeline text batches its"),

@@ -139,7 +139,7 @@ def safetensors(length: int) -> bytes:
         (
             safetensors(8),
             "minilmm",
-            "entry: no architecture 'minilmm_torch': expected one of minilm_torch, ",
+            "entry: no architecture 'minilmm_torch': expected one of minilm_torch",
         ),
     ],
 )

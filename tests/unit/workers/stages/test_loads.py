@@ -127,12 +127,10 @@ def test_a_variant_keeps_its_memory_until_the_more_urgent_of_its_jobs_have_run(d
     job = dock.job("other", arrived=2.0)
     dock.begin()
     assert dock.warm() == {loaded.key}
-    assert dock.loads.goes_ahead((math.inf, 1.0)) and not dock.loads.goes_ahead((math.inf, 3.0))
     dock.lined[loaded.key] = (math.inf, 3.0)
     dock.begin()
     assert dock.finish() == [job]
     assert dock.warm() == {"other:1/echo"}
-    assert dock.loads.goes_ahead((math.inf, 3.0))
 
 
 def test_a_variant_in_use_keeps_its_memory(dock: Dock) -> None:
