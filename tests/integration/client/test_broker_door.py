@@ -497,8 +497,8 @@ def test_an_asyncio_client_and_its_jobs_serve_a_forked_childs_loop(url: str) -> 
         await client.close()
         return [one.outputs["payload"] for one in answers]
 
-    with Responder(url):
-        before = asyncio.run(submit())
+    with Responder(url), asyncio.Runner() as runner:
+        before = runner.run(submit())
         child = os.fork()
         if child == 0:
             try:
@@ -508,6 +508,7 @@ def test_an_asyncio_client_and_its_jobs_serve_a_forked_childs_loop(url: str) -> 
                 os._exit(2)
 
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        runner.run(client.close())
 
 
 @pytest.mark.parametrize(

@@ -392,6 +392,7 @@ def test_no_number_of_a_request_or_of_an_engine_ends_the_worker(
     report = tower.result(order(tower, "one two", tariffs=TARIFF, parameters={"max_tokens": 9})).report
     assert report.tokens == Tokens(input=most, output=9)
     assert report.cost == pytest.approx(1 + most * 0.01 + 9 * 0.1, abs=0.05)
+    eventually(lambda: CLASS in facts(tower).done)
     eventually(lambda: facts(tower).done[CLASS].used["talk:1"].excess > 10**15)
     engine.usage = {"prompt_tokens": -5, "completion_tokens": -(10**12)}
     assert tower.result(order(tower, "last")).outputs["usage"]["total_tokens"] == 0
