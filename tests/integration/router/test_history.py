@@ -304,7 +304,7 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     asked = {"model": "echo", "service": "standard", "requests": 2, "old": 1.0, "new": 1.0, "error": None}
     assert replayed["attained"] == [asked]
     assert replayed["new"]["cost_usd"] == pytest.approx(2 * replayed["old"]["cost_usd"])
-    assert replayed["old"]["usd_by_class"].keys() == {"gpu.realtime", "tpu.bulk", "cpu.batch"}
+    assert replayed["old"]["usd_by_class"].keys() == {"gpu.realtime", "tpu.bulk", "cpu.batch", "cpu.llama"}
     assert replayed["old"]["cost_usd"] == replayed["old"]["usd_by_class"]["cpu.batch"]  # the only class with a device
     assert (empty.returncode, empty.stdout) == (MISSING, "")
     assert "error: no arrivals are recorded on 2020-02-29\nhint: " in empty.stderr
