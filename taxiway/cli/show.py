@@ -402,8 +402,12 @@ USE = {"usd_per_million_input": "M in", "usd_per_million_output": "M out", "usd_
 """The prices of an endpoint's use, and what each is for: a million tokens of input or of output, or a request."""
 
 
+TELLING_JOBS = 20
+"""Fewest jobs whose share that kept within "at most" is shown."""
+
+
 def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    price = facts.get("price", {})
+    price, bounds = facts.get("price", {}), facts.get("bounds")
     use = ", ".join(f"{price[field]:g}/{unit}" for field, unit in USE.items() if price.get(field))
     return {
         "class": name,
@@ -412,7 +416,7 @@ def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         **({"$ of use": use} if use else {}),
         "devices": facts["devices"],
         "work": duration(sum(facts["work"])),
-        **({"at most": f"{bounds['held']:.0%} held"} if (bounds := facts.get("bounds")) else {}),
+        **({"at most": f"{bounds['held']:.0%} held"} if bounds and bounds["jobs"] >= TELLING_JOBS else {}),
     }
 
 
