@@ -59,7 +59,7 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     one it is the protocol's: the list of models, or the readiness of the server.
     """
 
-    path: Annotated[str, msgspec.Meta(pattern=r"^(?!//)[^\s#]+$", max_length=2048)] | None = None
+    path: Annotated[str, msgspec.Meta(pattern=r"^(/|/?[^/\s#][^\s#]*)$", max_length=2048)] | None = None
     every: Seconds = 1.0
 
     def url(self, replica: str, usual: str) -> str:

@@ -172,6 +172,13 @@ def test_the_schema_in_the_tree_is_the_one_that_the_types_give(file: Path) -> No
     assert file.read_text(encoding="utf-8") == schemas()[file], "run: python -m tasks.schema"
 
 
+def test_helm_can_read_the_patterns_of_the_charts_values() -> None:
+    (values,) = [text for file, text in schemas().items() if file.name == "values.schema.json"]
+    patterns = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', values)
+    assert len(patterns) > 10
+    assert [one for one in patterns if re.search(r"\(\?(?:[!=]|<[!=])", one)] == []  # Go has no lookaround
+
+
 ENGINE: dict[str, Any] = {
     "device": "endpoint",
     "endpoint": {"protocol": "openai", "url": "http://engine:8000/v1/", "slots": 8, "models": {"chat": "SmolLM2"}},
