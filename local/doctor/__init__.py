@@ -12,3 +12,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     found: bool
     value: str
     remedy: str = ""
+
+
+def problem(subject: str, text: str, remedy: str) -> Finding:
+    """Something that is missing or wrong."""
+    return Finding(subject=subject, found=False, value=text, remedy=remedy)

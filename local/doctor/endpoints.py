@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from local.doctor import Finding
+from local.doctor import Finding, problem
 from tasks.endpoints import Endpoint
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered
@@ -51,20 +51,16 @@ async def _check_replica(
 ) -> list[Finding]:
     key = environment.get(endpoint.key_env or "", "")
     if endpoint.key_env and not key:
-        return [_problem(subject, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
+        return [problem(subject, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
     try:
         link = EndpointLink(endpoint, replica, key, PATIENCE)
     except EndpointConfigError as error:
-        return [_problem(subject, str(error), "correct the paths in tls")]
+        return [problem(subject, str(error), "correct the paths in tls")]
     await link.open()
     try:
         return await _check_answers(subject, endpoint, link, catalogue)
     finally:
         await link.close()
-
-
-def _problem(subject: str, value: str, remedy: str) -> Finding:
-    return Finding(subject=subject, found=False, value=value, remedy=remedy)
 
 
 async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, catalogue: Catalogue) -> list[Finding]:
@@ -73,7 +69,7 @@ async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, c
         body = await link.probe("", endpoint.connect_timeout, base=endpoint.health.url(link.url, protocol.HEALTH))
         listed = None if endpoint.health.path else protocol.announced(body)
     except EndpointError as error:
-        return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
+        return [problem(subject, error.reason, remedy(error.reason, endpoint))]
     names = None if listed is None else sorted(set(listed))
     answer = "answers" if names is None else f"answers, and lists {', '.join(names[:5]) or 'no model'}"
     served = {name: called for name, called in endpoint.calls.items() if names is None or called in names}
@@ -88,7 +84,7 @@ def _missing(subject: str, endpoint: Endpoint, served: Mapping[str, str]) -> Ite
     for name, called in endpoint.calls.items():
         if name not in served:
             hint = f"correct endpoint.models.{name}, or load it there"
-            yield _problem(f"{subject} {name}", f"the endpoint lists no model {called!r}", hint)
+            yield problem(f"{subject} {name}", f"the endpoint lists no model {called!r}", hint)
 
 
 async def _token(
@@ -112,11 +108,11 @@ async def _token(
         async with asyncio.timeout(PATIENCE):
             await link.ask(Exchange(item.ask, item.size), lambda text: None)
     except EndpointError as error:
-        return [_problem(subject, error.reason, remedy(error.reason, endpoint))]
+        return [problem(subject, error.reason, remedy(error.reason, endpoint))]
     except TaxiwayError as error:
-        return [_problem(subject, error.message, "see the server's log")]
+        return [problem(subject, error.message, "see the server's log")]
     except TimeoutError:
-        return [_problem(subject, f"none within {PATIENCE:g} s", "see the server's log")]
+        return [problem(subject, f"none within {PATIENCE:g} s", "see the server's log")]
     seconds = asyncio.get_running_loop().time() - began
     return [Finding(subject=subject, found=True, value=f"{called} answers in {seconds:.2g} s")]
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import msgspec
 
-from local.doctor import Finding
+from local.doctor import Finding, problem
 from local.doctor.endpoints import check_endpoints
 from local.embedded import EmbeddedValkeyError, find_binary
 from local.fleet import Fleet, failing
@@ -21,6 +21,7 @@ from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.models.folder import APART
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+from taxiway.cli.show import TELLING_JOBS
 from taxiway.connection import ConnectionPool
 from taxiway.contract.wire import refuses_account
 from taxiway.valkey import ServerError
@@ -71,13 +72,9 @@ def reported(fleet: Fleet, environment: Mapping[str, str]) -> list[Finding]:
         answer = httpx.get(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK, trust_env=False)
         if answer.status_code == httpx.codes.OK:
             view = msgspec.json.decode(answer.content, type=_Reported)
-            return [*(_finding(**one) for one in view.problems), *calibrations(view.classes)]
+            return [*(problem(**one) for one in view.problems), *calibrations(view.classes)]
     logs = {process.name: process.log for process in fleet.processes}
-    return [_finding(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
-
-
-def _finding(subject: str, text: str, remedy: str) -> Finding:
-    return Finding(subject=subject, found=False, value=text, remedy=remedy)
+    return [problem(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
 
 
 class Bounds(msgspec.Struct):
@@ -94,16 +91,15 @@ class ClassReport(msgspec.Struct):
     bounds: Bounds | None = None
 
 
-HELD, TAKEN, ENOUGH = 0.95, 1 / 3, 20
-"""The least share of jobs that keep within "at most", the least part of it that the median job takes, and the fewest
-jobs that show either."""
+HELD, TAKEN = 0.95, 1 / 3
+"""The least share of jobs that keep within "at most", and the least part of it that the median job takes."""
 
 
 def calibrations(classes: Mapping[str, ClassReport]) -> Iterator[Finding]:
     """How the placements' "at most" held on each class that has ended enough jobs."""
     for name, report in sorted(classes.items()):
         bounds = report.bounds
-        if bounds is None or bounds.jobs < ENOUGH:
+        if bounds is None or bounds.jobs < TELLING_JOBS:
             continue
         value = f"{bounds.held:.1%} of {bounds.jobs} jobs kept within, the median took {bounds.taken:.2f} of it"
         sound = bounds.held >= HELD and bounds.taken >= TAKEN
@@ -120,7 +116,7 @@ class _Reported(msgspec.Struct):
 
 def _apart(subject: str, ahead: float) -> Finding:
     value = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the state store's, which deadlines follow"
-    return Finding(subject=subject, found=False, value=value, remedy="synchronise both machines (NTP)")
+    return problem(subject, value, "synchronise both machines (NTP)")
 
 
 def processes(fleet: Fleet) -> Finding:

@@ -229,8 +229,6 @@ def _inputs(text: str | None, texts: tuple[str, ...], files: tuple[Path, ...], a
     return json_or_text(sys.stdin.buffer.read())
 
 
-_LOOK = 0.1  # seconds between polls
-
 _USUAL = 20  # jobs listed by default
 
 _JOBS_EXAMPLES = """\b
