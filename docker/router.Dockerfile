@@ -22,6 +22,7 @@ COPY taxiway taxiway
 COPY tasks tasks
 COPY broker broker
 COPY router router
+COPY api api
 COPY simulator simulator
 COPY controller/decide controller/decide
 COPY workers workers
@@ -30,9 +31,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 # The build fails where a package is missing that the process imports.
-RUN python -c "import router.__main__, router.service.arrivals, router.http.app, simulator.tuning.command"
+RUN python -c "import router.__main__, api.__main__, simulator.tuning.command"
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-I", "-S", "docker/check_http.py", "8080", "/v2/health/live"]
-ENTRYPOINT ["python", "-m", "router"]
+ENTRYPOINT ["python", "-m", "api"]
 CMD ["--host", "0.0.0.0", "--port", "8080"]

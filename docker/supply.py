@@ -26,7 +26,7 @@ from typing import Any
 TREE = Path(__file__).resolve().parent.parent
 LOCKS = TREE / "docker" / "requirements"
 IMAGES = {
-    "router": ("router", "simulator"),
+    "router": ("api", "simulator"),
     "worker-cpu": ("worker", "onnx"),
     "worker-cuda": ("worker", "torch"),
     "worker-tpu": ("worker", "tpu"),

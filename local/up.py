@@ -231,7 +231,7 @@ def _added_worker(
 
 def _router_arguments(port: int, scaled: Set[str]) -> Sequence[str]:
     starts = ["--starts", ",".join(sorted(scaled))] if scaled else []
-    return ["-m", "router", "--host", "127.0.0.1", "--port", str(port), *starts]
+    return ["-m", "api", "--host", "127.0.0.1", "--port", str(port), *starts]
 
 
 def _flower_arguments(port: int) -> Sequence[str]:

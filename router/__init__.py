@@ -1,6 +1,5 @@
 """Where each request goes.
 
-`decide/` only decides; `service/` consumes arrivals, reads the fleet and forwards jobs; `http/` is the HTTP door;
-`upkeep` is periodic work for the fleet, and `waiting` what the leader does with waiting work. Forbidden here: importing
-`workers`.
+`decide/` only decides; `service/` consumes arrivals, reads the fleet and forwards jobs; `upkeep/` is periodic work for
+the fleet. `router` composes them, and `process` runs them. Forbidden here: importing `workers`, or anything of HTTP.
 """

@@ -35,7 +35,7 @@ CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 
 @dataclass(frozen=True)
 class RouterProcess:
-    """A running `python -m router`."""
+    """A running `python -m api`."""
 
     process: subprocess.Popen[bytes]
     http: str
@@ -47,7 +47,7 @@ def router_process(
     log: Any = None,
     options: Sequence[str] = (),
     *,
-    module: str = "router",
+    module: str = "api",
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RouterProcess]:
     """A router that is ready; killed at the end if the test did not stop it. `module` is its command."""

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import router.__main__ as shipped
-from router.service.admission import Rules
-from tasks.models.folder import ModelsFolder
+import api.__main__ as shipped
+from router.process import Prepared
 from tasks.settings import Settings
 from tests.routing import RouterProcess, router_process
 
@@ -91,11 +90,11 @@ def main() -> int:
     """The router's own command."""
     serve = shipped.serve
 
-    async def ticking(settings: Settings, rules: Rules, folder: ModelsFolder, door: shipped.Door) -> int:
+    async def ticking(prepared: Prepared, listening: shipped.Listening) -> int:
         with Path(os.environ[_FILE]).open("a", buffering=1) as file:
             ticker = asyncio.create_task(_tick(file))
             try:
-                return await serve(settings, rules, folder, door)
+                return await serve(prepared, listening)
             finally:
                 ticker.cancel()
 

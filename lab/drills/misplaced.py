@@ -125,7 +125,7 @@ class Fleet:
         """A router's address, once it is ready."""
         log = self.folder / "router.log"
         return str(
-            self.stack.enter_context(started(["-m", "router", *ANYWHERE], self.settings.environment(), log))["http"]
+            self.stack.enter_context(started(["-m", "api", *ANYWHERE], self.settings.environment(), log))["http"]
         )
 
     def work(self, hardware_class: str) -> float:

@@ -1,6 +1,6 @@
 """Why a request is placed where it is: the recorded basis of a placement, and the table recomputed from it.
 
-No I/O: snapshots are stored under the name that records refer to, and `router.jobs` reads them.
+No I/O: snapshots are stored under the name that records refer to, and `api.jobs` reads them.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import time
 import msgspec
 
 from broker.port import Transport
-from router.models import model_list
 from router.service.admission import Rules
 from router.service.decision import misdirected_ending
+from router.service.model_list import model_list
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty

@@ -181,7 +181,7 @@ def check(**_: Any) -> None:
 @click.argument("arguments", metavar="new|list|revoke [...]", nargs=-1, type=click.UNPROCESSED)
 def keys(arguments: tuple[str, ...]) -> None:
     """Create, list and revoke API keys of the HTTP door."""
-    become("router.keys_file", list(arguments), verb="keys")
+    become("api.keys_file", list(arguments), verb="keys")
 
 
 @click.command()

@@ -160,7 +160,7 @@ def _write_graphs(models: Path) -> None:
 
 
 def _router(port: int, files: Path) -> list[str]:
-    return ["-m", "router", "--port", str(port), "--files", str(files), "--log", "WARNING"]
+    return ["-m", "api", "--port", str(port), "--files", str(files), "--log", "WARNING"]
 
 
 def _worker(hardware_class: str, number: int) -> list[str]:

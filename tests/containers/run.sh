@@ -88,7 +88,7 @@ docker build --quiet --file docker/controller.Dockerfile --tag taxiway/controlle
   --secret "id=pip,src=$work/pip.conf" --secret "id=authorities,src=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" . >/dev/null
 step "built the images of router, worker-cpu, worker-tpu, flower and controller; worker-cuda is left out: 3 GB of wheels"
 
-docker run --rm --user 0 --volume "$work/keys:/keys" --entrypoint python taxiway/router -m router.keys_file new \
+docker run --rm --user 0 --volume "$work/keys:/keys" --entrypoint python taxiway/router -m api.keys_file new \
   --file /keys/keys.jsonl --tenant ci --scope admin --scope submit --scope read >"$work/key" 2>/dev/null
 chmod 755 "$work" "$work/keys" && chmod 644 "$work/keys/keys.jsonl"
 "${compose[@]}" up --detach --no-build --wait --wait-timeout 180 >/dev/null 2>&1

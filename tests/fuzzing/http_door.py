@@ -24,10 +24,10 @@ from pathlib import Path
 import openai
 
 import taxiway
+from api.access import SCOPES, Key, digest_of
+from api.keys_file import write_keys
 from benchmarks.suite.installing import environment
 from local.embedded import EmbeddedValkey
-from router.access import SCOPES, Key, digest_of
-from router.keys_file import write_keys
 from tasks.settings import cache_directory, settings_from
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving

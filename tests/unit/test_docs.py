@@ -100,7 +100,7 @@ def is_there(name: str) -> bool:
 def test_every_module_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     paths = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
-    tops = "router|workers|tasks|broker|local|simulator|benchmarks|lab"
+    tops = "api|router|workers|tasks|broker|local|simulator|benchmarks|lab"
     names = re.findall(rf"(?:`|python -m )((?:{tops})(?:\.\w+)+)(?![\w./])", text)
     tests = [path for path in paths if path.startswith(("unit/", "integration/", "acceptance/"))]
 

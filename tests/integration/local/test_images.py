@@ -22,7 +22,7 @@ from tasks.models.folder import load_catalogue
 from tasks.models.model import Derived, Model, Variant
 from tasks.settings import TREE
 
-OURS = {"taxiway", "tasks", "broker", "router", "workers", "simulator", "controller", "benchmarks"}
+OURS = {"taxiway", "tasks", "broker", "router", "api", "workers", "simulator", "controller", "benchmarks"}
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu", "torch", "jax"}
 IMAGES = {
     "router": set(),
@@ -33,7 +33,7 @@ IMAGES = {
     "controller": set(),
 }
 LOCKED = {
-    "router": ("router", "simulator"),
+    "router": ("api", "simulator"),
     "worker-cpu": ("worker", "onnx"),
     "worker-cuda": ("worker", "torch"),
     "worker-tpu": ("worker", "tpu"),
@@ -47,7 +47,7 @@ LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
 """What Celery loads for a `redis://` address; it does not require all that these import."""
 
 PROCESSES = {
-    "router": {*LOADED_BY_NAME, "router.__main__", "simulator.tuning.command"},
+    "router": {*LOADED_BY_NAME, "api.__main__", "simulator.tuning.command"},
     "flower": {*LOADED_BY_NAME, "flower.command"},
     "controller": {"controller.__main__"},
 }

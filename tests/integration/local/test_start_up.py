@@ -10,7 +10,8 @@ import pytest
 from tasks.settings import TREE
 
 SLOW = {
-    "router.__main__": {"aio_pika", "celery", "httpx", "huggingface_hub", "kombu", "redis", "scipy"},
+    "api.__main__": {"aio_pika", "celery", "httpx", "huggingface_hub", "kombu", "redis", "scipy"},
+    "router.router": {"litestar", "uvicorn", "httptools", "prometheus_client"},
     "simulator.__main__": {"aiohttp", "celery", "httpx", "huggingface_hub", "redis", "scipy"},
     "workers.worker": {"aiohttp", "celery", "httpx", "huggingface_hub", "prometheus_client", "scipy"},
 }

@@ -18,7 +18,7 @@ import pytest
 import redis
 from openai.types import Batch, FileObject
 
-from router.http.openai.batches import PART
+from api.objects.batches import PART
 from taxiway.contract.keys import OBJECTS_EXPIRING
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.routing import eventually, router_process

@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from router.access import Key, digest_of
-from router.keys_file import write_keys
+from api.access import Key, digest_of
+from api.keys_file import write_keys
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.routing import eventually
 

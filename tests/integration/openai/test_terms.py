@@ -14,7 +14,7 @@ import openai
 import pytest
 
 import taxiway
-from router.http.app import ENDPOINTS
+from api.app import ENDPOINTS
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.producing import stop_listening

@@ -21,8 +21,8 @@ import pytest
 import redis
 from standardwebhooks import Webhook
 
-from router.access import Key, Scope, digest_of
-from router.keys_file import write_keys
+from api.access import Key, Scope, digest_of
+from api.keys_file import write_keys
 from taxiway import Client
 from taxiway.contract.keys import WEBHOOKS_DUE
 from tests.command_line import CommandLine

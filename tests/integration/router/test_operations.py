@@ -114,7 +114,7 @@ def test_prometheus_reads_the_metrics(http: httpx.Client) -> None:
 def test_a_router_whose_port_is_taken_says_so_in_one_line(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = str(listening.getsockname()[1])
-        command = [sys.executable, "-m", "router", "--port", port]
+        command = [sys.executable, "-m", "api", "--port", port]
         environment = {**os.environ, **settings.environment()}
         done = subprocess.run(
             command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.jobs import time_left, time_to_end
+from api.operators.view import SILENT, silent_for
 from router.decide.snapshot import FleetSnapshot
-from router.jobs import time_left, time_to_end
-from router.view import SILENT, silent_for
 from tasks.heartbeat import DeviceFacts
 from taxiway.contract.job import JobRecord, JobState
 from tests.builders import a_device

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.operators.view import Calibration, calibration
 from local.doctor.examine import Bounds, ClassReport, calibrations
-from router.view import Calibration, calibration
 from tasks.heartbeat import DeviceFacts, Done, count, empty, held_of, median_of
 from tests.builders import a_device
 

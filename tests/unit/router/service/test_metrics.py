@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.metrics import Counters, exposition
-from router.view import ClassView, FleetView
+from api.operators.metrics import exposition
+from api.operators.view import ClassView, FleetView
+from router.service.counters import Counters
 from tasks.heartbeat import STAGES, EndpointFacts, Use, count, empty
 from tasks.topology import Price
 from tests.builders import a_device

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 
-from router.metrics import OutcomeCounters
+from router.service.counters import OutcomeCounters
 from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, Use, count, empty
 from tests.builders import a_device
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.metrics import LATELY, RecentOutcomes
-from router.problems import problems
-from router.view import FleetView, PlanView
+from api.operators.problems import problems
+from api.operators.view import FleetView, PlanView
+from router.service.counters import LATELY, RecentOutcomes
 from tests.builders import a_device
 from tests.unit.router.service.test_metrics import a_class
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router.http.errors import body_of
+from api.errors import body_of
 from router.service.admission import Rules
 from tasks.models.catalogue import Catalogue
 from tasks.settings import SettingsError, settings_from

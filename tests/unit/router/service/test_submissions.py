@@ -10,9 +10,9 @@ from typing import cast
 import pytest
 
 from broker.port import ForwardOutcome, Outgoing, Transport
-from router.service.arrivals import Submissions
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
+from router.service.submissions import Submissions
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Limits, load_topology

@@ -1,0 +1,77 @@
+"""The HTTP door as an ASGI application: its endpoints, and what every request passes before them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from litestar import Litestar
+from litestar.exceptions import HTTPException
+
+from api import described
+from api.access import Rates
+from api.bodies import BodyLimits, Gzipped, Inflated
+from api.described import document
+from api.errors import protocol_error, taxiway_error, unforeseen_error
+from api.gate import Gate, guard
+from api.inference import generation, triton
+from api.inference import model_endpoints as models
+from api.inference.infer import Front, Inference, Traced
+from api.jobs import DeadLetters, Jobs
+from api.keys_file import KeyFile
+from api.objects import endpoints as stored
+from api.objects import webhook_endpoints as webhooks
+from api.objects.stored import StoredObjects
+from api.openai import endpoints as openai
+from api.openai.responses import endpoints as responses
+from api.operators import fleet
+from api.operators import job_endpoints as jobs
+from api.paths import Divided, Named
+from api.services import DOOR, Door
+from router.router import Router
+from taxiway.errors import TaxiwayError
+
+ENDPOINTS = [
+    *fleet.ENDPOINTS,
+    *models.ENDPOINTS,
+    *generation.ENDPOINTS,
+    *jobs.ENDPOINTS,
+    *described.ENDPOINTS,
+    *triton.ENDPOINTS,
+    *openai.ENDPOINTS,
+    *stored.ENDPOINTS,
+    *responses.ENDPOINTS,
+    *webhooks.ENDPOINTS,
+]
+
+
+def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divided:
+    """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
+    limits = router.rules.topology.limits
+    limit = int(limits.payload)
+    app = Litestar(
+        route_handlers=ENDPOINTS,
+        guards=[guard],
+        middleware=[Named],
+        exception_handlers={
+            TaxiwayError: taxiway_error,
+            HTTPException: protocol_error,
+            Exception: unforeseen_error,
+        },
+        openapi_config=document(_version()),
+        request_max_body_size=limit,
+        logging_config=None,
+    )
+    inference = Inference(router, Jobs(router))
+    app.state[described.VERSION] = _version()
+    app.state[DOOR] = Door(router, inference, DeadLetters(router), store)
+    bodies, front = store.bodies, Front(Traced(app), inference, limit)
+    inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
+    return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology)))
+
+
+def _version() -> str:
+    """The installed version; "0" if the fleet runs from a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("taxiway")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"

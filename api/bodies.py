@@ -1,0 +1,286 @@
+"""Request bodies before anything reads them, and answers' bodies as they leave.
+
+The memory of all request bodies is limited, and compressed ones are inflated. Answers are compressed for clients that
+accept it.
+
+A request's body counts from its head to its answer, for as long as its request may hold it: with its declared length,
+or as it arrives if it declares none. A body over `limits.payload` by itself is not counted: its reader refuses it.
+
+Sources: RFC 9110, 8.4 (Content-Encoding; deflate is zlib's form), 12.5.3 (Accept-Encoding), 12.5.5 (Vary) and 15.5.16
+(415); RFC 7694 (Accept-Encoding in an answer); RFC 1952 (gzip).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from api.access import Bodies
+from api.gate import Application, Message, Receive, Send, caller_of, refuse
+from broker.port import beside
+from taxiway.contract.limits import LARGE, Buffer
+from taxiway.errors import (
+    FleetUnavailable,
+    InvalidRequestError,
+    RequestTooLargeError,
+    TaxiwayError,
+    UnsupportedEncodingError,
+    quoted,
+)
+
+ENCODINGS = "gzip, deflate"
+"""Accepted encodings of a body, as in `Accept-Encoding`."""
+
+_READ = (b"gzip", b"x-gzip", b"deflate")
+_PLAIN = (b"", b"identity")
+_WINDOW = 47  # zlib's wbits for gzip or zlib headers (HTTP's deflate), detected automatically, with any window
+_PIECE = 2**20  # bytes inflated at once, and not counted as inflation
+
+LEAST = 4096
+"""Bytes of the smallest answer that is compressed: less saves no packet worth the time."""
+
+_LEVEL = 1  # zlib's fastest: over 50 MB/s of JSON
+_GZIP = 31  # zlib's wbits for a gzip header
+_NEVER = re.compile(rb"\s*q=0(?:\.0*)?\s*").fullmatch
+_COMPRESSED = (b"application/json", b"application/octet-stream", b"text/html", b"text/plain")
+
+
+class BodyLimits:
+    """ASGI middleware after the gate, which identifies the caller; `payload` is the limit of one body."""
+
+    def __init__(self, behind: Application, bodies: Bodies, payload: int) -> None:
+        self._behind = behind
+        self._payload = payload
+        self._bodies = bodies
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        length = _length_of(scope["headers"])
+        if length == 0 or (length is not None and length > self._payload):
+            await self._behind(scope, receive, send)
+            return
+        counted = _Counted(self._bodies, caller_of(scope).tenant or "", receive)
+        try:
+            if length is not None:
+                counted.take(length)
+        except FleetUnavailable as error:
+            await refuse(scope, send, error)
+            return
+        try:
+            await self._behind(scope, receive if length is not None else counted.receive, send)
+        finally:
+            counted.give_back()
+
+
+class _Counted:
+    """One request's body."""
+
+    def __init__(self, bodies: Bodies, tenant: str, receive: Receive) -> None:
+        self._bodies = bodies
+        self._tenant = tenant
+        self._receive = receive
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        """Count `size` more bytes. Raises as `Bodies.take` does."""
+        self._bodies.take(self._tenant, size)
+        self._size += size
+
+    def give_back(self) -> None:
+        """Stop counting them."""
+        self._bodies.give_back(self._tenant, self._size)
+
+    async def receive(self) -> Message:
+        """The next part of the body, counted. Raises as `Bodies.take` does."""
+        message = await self._receive()
+        self.take(len(message.get("body", b"")))
+        return message
+
+
+def _length_of(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """The length of a body; None if undeclared."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0
+
+
+class Inflated:
+    """ASGI middleware that inflates compressed bodies.
+
+    `behind` gets requests as they came. `inflated` gets those whose bodies were inflated and take more memory than
+    declared. `limit` bounds a body, in bytes, compressed and inflated, and `inflation` how many times its compressed
+    size it may have.
+    """
+
+    def __init__(self, behind: Application, inflated: Application, limit: int, inflation: int) -> None:
+        self._behind = behind
+        self._inflated = inflated
+        self._limit, self._inflation = limit, inflation
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        coding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"").strip().lower()
+        if coding in _PLAIN:
+            await self._behind(scope, receive, send)
+            return
+        try:
+            if coding not in _READ:
+                message = (
+                    f"content-encoding: expected one of {ENCODINGS}, or none, got {quoted(coding.decode('latin-1'))}"
+                )
+                raise UnsupportedEncodingError(message, accepted=ENCODINGS)
+            content = await _whole(receive, self._limit)
+            body = await beside(LARGE + 1, inflate, content, self._limit, self._inflation)
+        except TaxiwayError as error:
+            await refuse(scope, send, error, {"accept-encoding": ENCODINGS})
+        else:
+            await self._inflated(_plain(scope, len(body)), _once(body, receive), send)
+
+
+def inflate(content: bytes, limit: int, inflation: int) -> bytes:
+    """The content of a gzip member or zlib stream, inflated piece by piece: at most what is allowed plus one piece.
+
+    Raises:
+        InvalidRequestError: neither format, truncated, or followed by more data.
+        RequestTooLargeError: it holds more than `limit` bytes, or more than a piece and `inflation` times its own size.
+    """
+    machine = zlib.decompressobj(_WINDOW)
+    allowed = max(inflation * len(content), _PIECE)
+    pieces, size, rest = [], 0, content
+    while not machine.eof:
+        try:
+            piece = machine.decompress(rest, _PIECE)
+        except zlib.error as error:
+            raise InvalidRequestError(f"body: expected gzip or deflate: {error}", field="body") from error
+        size, rest = size + len(piece), machine.unconsumed_tail
+        if size > limit:
+            raise _too_large(limit)
+        if size > allowed:
+            message = f"body: expected at most {inflation} times its compressed size of {len(content)} bytes, got more"
+            raise RequestTooLargeError(message, limit="inflation", most=inflation)
+        if not piece and not rest and not machine.eof:
+            raise InvalidRequestError("body: expected gzip or deflate, got truncated data", field="body")
+        pieces.append(piece)
+    if machine.unused_data:
+        raise InvalidRequestError("body: expected one gzip or deflate member, got data after it", field="body")
+    return b"".join(pieces)
+
+
+async def _whole(receive: Receive, limit: int) -> bytes:
+    """A body as it was sent.
+
+    Raises:
+        RequestTooLargeError: it exceeds `limit` bytes.
+        InvalidRequestError: the client disconnected.
+    """
+    pieces, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise InvalidRequestError("body: the client disconnected", field="body")
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _too_large(limit: int) -> RequestTooLargeError:
+    return RequestTooLargeError(
+        f"payload: expected at most {limit} bytes after decompression, got more", limit="payload"
+    )
+
+
+def _plain(scope: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """The scope of the same request with an unencoded body of `length` bytes."""
+    body = (b"content-encoding", b"content-length", b"transfer-encoding")
+    rest = [(name, value) for name, value in scope["headers"] if name not in body]
+    return {**scope, "headers": [*rest, (b"content-length", b"%d" % length)]}
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns the body first, and then what `receive` returns."""
+    given = False
+
+    async def first() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return first
+
+
+class Gzipped:
+    """ASGI middleware that compresses answers of known length, from `LEAST` bytes, for clients that accept gzip.
+
+    Streams of events are left as they are.
+    """
+
+    def __init__(self, behind: Application) -> None:
+        self._behind = behind
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        takes = scope["type"] == "http" and scope["method"] != "HEAD" and takes_gzip(scope["headers"])
+        await self._behind(scope, receive, _Answer(send).send if takes else send)
+
+
+def takes_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether `Accept-Encoding` among a request's headers names gzip, with a weight above zero."""
+    named = next((value.lower() for name, value in headers if name == b"accept-encoding"), b"")
+    for one in named.split(b","):
+        coding, _, weight = one.partition(b";")
+        if coding.strip() in (b"gzip", b"x-gzip"):
+            return _NEVER(weight) is None
+    return False
+
+
+class _Answer:
+    """One answer on its way to a client that accepts gzip."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._machine: Any = None  # of zlib, for an answer that is compressed: its quarter of a megabyte takes 30 µs
+        self._start: Message = {}
+
+    async def send(self, message: Message) -> None:
+        """Send one part, compressed if the whole answer is."""
+        if message["type"] == "http.response.start" and _shrinks(message["headers"]):
+            self._start, self._machine = message, zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
+        elif self._machine is not None:
+            await self._send_compressed(message)
+        else:
+            await self._send(message)
+
+    async def _send_compressed(self, message: Message) -> None:
+        """Send part of the body; the head goes out with the first part, and has a length if that is all."""
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        content = await beside(len(piece), self._compressed, piece, last=not more)
+        if self._start:
+            start, self._start = self._start, {}
+            headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+            length = [] if more else [(b"content-length", b"%d" % len(content))]
+            added = [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"), *length]
+            await self._send({**start, "headers": [*headers, *added]})
+        if content or not more:
+            await self._send({**message, "body": content})
+
+    def _compressed(self, piece: Buffer, *, last: bool) -> bytes:
+        content: bytes = self._machine.compress(piece)
+        return content + self._machine.flush() if last else content
+
+
+def _shrinks(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether an answer with these headers is worth compressing."""
+    found = {name.lower(): value for name, value in headers}
+    length, kind = found.get(b"content-length", b""), found.get(b"content-type", b"").partition(b";")[0].strip()
+    packs = kind in _COMPRESSED or kind.endswith(b"+json")
+    return length.isdigit() and int(length) >= LEAST and packs and b"content-encoding" not in found

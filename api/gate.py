@@ -1,0 +1,214 @@
+"""Authentication: callers are identified by key from the request head, before anything else is read.
+
+A door without keys admits every caller, and `__main__` binds it to the loopback. Every endpoint needs the scope `admin`
+unless it declares otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Request, Response
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+
+from api.access import TRUSTED, UNAUTHENTICATED, Caller, Rates, Scope
+from api.errors import error_answer
+from api.keys_file import KeyFile
+from api.openai.errors import is_path as is_openai
+from api.terms import add_terms
+from taxiway.contract.limits import Buffer
+from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
+
+Message = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+AnyRequest = Request[Any, Any, Any]
+
+OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/", "/docs"})
+"""Paths that need no key: for process managers, health checks, load balancers and browsers."""
+
+_OWN_SITE = (b"same-origin", b"none")
+"""Values of `Sec-Fetch-Site` for the router's own pages, and for a typed address."""
+
+_HOST = re.compile(rb"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9.-]{1,253}))(?::[0-9]{0,5})?")
+_CALLER = "taxiway.caller"
+_TENANT = "taxiway.tenant"
+_NEEDS = "needs"
+_BEARER = b"bearer "
+_encode = msgspec.json.Encoder().encode
+
+
+def needs(*scopes: Scope) -> dict[str, Any]:
+    """An endpoint's declaration of who may use it: callers with one of `scopes`, or if empty all that are admitted."""
+    return {_NEEDS: scopes}
+
+
+class Gate:
+    """ASGI middleware that identifies the caller and stores it in the request's scope (`caller_of`)."""
+
+    def __init__(self, behind: Application, keys: KeyFile | None, rates: Rates) -> None:
+        self._behind = behind
+        self._keys = keys
+        self._rates = rates
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if self._keys is not None and is_openai(scope["path"]):
+            send = partial(self._send_with_rate, scope, send)
+        try:
+            scope[_CALLER] = _here(scope) if self._keys is None else self._known(scope, self._keys)
+        except TaxiwayError as error:
+            await refuse(scope, send, error)
+        else:
+            await self._behind(scope, receive, send)
+
+    def _known(self, scope: dict[str, Any], keys: KeyFile) -> Caller:
+        """The caller whose key came with the request; `UNAUTHENTICATED` if none is needed.
+
+        Raises:
+            UnauthenticatedError: no valid key.
+            RateLimitedError: the tenant exceeds its rate limit.
+        """
+        if scope["path"] in OPEN:
+            return UNAUTHENTICATED
+        caller = keys.caller(_secret(scope["headers"]))
+        if caller is None:
+            raise UnauthenticatedError("authorization: expected `Bearer` and a known key that has not expired")
+        scope[_TENANT] = caller.tenant or ""
+        wait = self._rates.wait(caller.tenant or "", time.monotonic())
+        if wait > 0:
+            limit = self._rates.limit(caller.tenant or "")
+            message = (
+                f"rate limit exceeded: tenant {caller.tenant!r} may make {limit:g} requests/s (requests_per_second)"
+            )
+            raise RateLimitedError(message, tenant=caller.tenant, retry_after=wait)
+        return caller
+
+    async def _send_with_rate(self, scope: Mapping[str, Any], send: Send, message: Message) -> None:
+        """Send part of an answer, with OpenAI's rate limit headers at its start if the tenant is known."""
+        if message["type"] == "http.response.start" and _TENANT in scope:
+            limit, left, full_in = self._rates.left(scope[_TENANT], time.monotonic())
+            figures = {"limit": f"{limit}", "remaining": f"{left}", "reset": f"{full_in:.3f}s"}
+            headers = [(f"x-ratelimit-{name}-requests".encode(), text.encode()) for name, text in figures.items()]
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+
+def caller_of(scope: Mapping[str, Any]) -> Caller:
+    """The caller of the request."""
+    caller: Caller = scope[_CALLER]
+    return caller
+
+
+def allow(caller: Caller, scopes: tuple[Scope, ...]) -> None:
+    """Check that a caller has one of `scopes`.
+
+    Raises:
+        ForbiddenError: it has none of them.
+    """
+    if caller.scopes.isdisjoint(scopes):
+        raise ForbiddenError(f"this key lacks the scope {' or '.join(scopes)}", scope=list(scopes))
+
+
+def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Litestar's guard of every endpoint. Raises as `allow` does."""
+    scopes = handler.opt.get(_NEEDS, ("admin",))
+    if scopes:
+        allow(caller_of(connection.scope), scopes)
+
+
+def claim(caller: Caller, parameters: dict[str, Any]) -> None:
+    """Set the caller's tenant in a request's parameters.
+
+    Raises:
+        ForbiddenError: they name another tenant.
+    """
+    if caller.tenant is None:
+        return
+    if parameters.setdefault("tenant", caller.tenant) not in (caller.tenant, None):
+        raise ForbiddenError(f"tenant: this key is for the tenant {caller.tenant!r}", field="tenant")
+    parameters["tenant"] = caller.tenant
+
+
+def take_terms(scope: Mapping[str, Any], parameters: dict[str, Any], refused: Mapping[str, str] = {}) -> None:
+    """Complete the terms of a request for a job, which its body has among `parameters`: by its headers and caller.
+
+    Raises:
+        ForbiddenError, InvalidRequestError: as `claim` and `add_terms` raise them.
+    """
+    add_terms(scope["headers"], parameters, refused)
+    claim(caller_of(scope), parameters)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is the loopback."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+async def refuse(scope: Mapping[str, Any], send: Send, error: TaxiwayError, more: Mapping[str, str] = {}) -> None:
+    """Answer a request with an error, and `more` headers."""
+    answered = error_answer(error, scope["path"])
+    await answer(send, answered.status, {**answered.headers, **more}, answered.body)
+
+
+def json_answer(content: Any, headers: Mapping[str, str] = {}, *, status: int | None = None) -> Response[bytes]:
+    """The answer of an endpoint that has JSON; `status` is the endpoint's own unless given."""
+    return Response(_encode(content), status_code=status, media_type=MediaType.JSON, headers=headers)
+
+
+async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:
+    """Send a whole response in pieces; its length is added to `headers`."""
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    encoded.append((b"content-length", b"%d" % sum(map(len, pieces))))
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    for piece in pieces[:-1]:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": pieces[-1] if pieces else b""})
+
+
+def _here(scope: Mapping[str, Any]) -> Caller:
+    """The caller at a door without keys: any program on this machine, but no web page in a browser there.
+
+    A page of another site can make a browser send requests here, and a page whose name resolves to 127.0.0.1 can read
+    the answers (DNS rebinding): its name is in `Host`.
+
+    Raises:
+        ForbiddenError: the request comes from a web page, or names a host other than the loopback.
+    """
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    for name, value in scope["headers"]:
+        other = name == b"origin" and value not in (b"http://" + host, b"https://" + host)
+        if other or (name == b"sec-fetch-site" and value not in _OWN_SITE):
+            message = f"{name.decode()}: cross-site requests are refused by a router without keys"
+            raise ForbiddenError(message, header=name.decode())
+        if name == b"host" and not _is_own(value):
+            got = quoted(value.decode("latin-1"))
+            message = f"host: expected localhost, 127.0.0.1 or [::1] at a router without keys, got {got}"
+            raise ForbiddenError(f"{message}; use such a name, or start the router with --keys", header="host")
+    return TRUSTED
+
+
+@lru_cache(maxsize=64)
+def _is_own(host: bytes) -> bool:
+    """Whether a `Host` header names this machine's loopback, at any port."""
+    found = _HOST.fullmatch(host)
+    return found is not None and is_loopback((found["v6"] or found["name"]).decode().lower())
+
+
+def _secret(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The key in a request's head; empty if there is none."""
+    for name, value in headers:
+        if name == b"authorization":
+            return value[len(_BEARER) :].strip() if value[: len(_BEARER)].lower() == _BEARER else b""
+    return b""

@@ -1,0 +1,72 @@
+"""Text that models generate, whole or as events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from litestar import Response, get, post
+from litestar.response import Stream
+
+from api import described
+from api.described import GenerateOperation
+from api.gate import AnyRequest, json_answer, needs, take_terms
+from api.inference.infer import Accepted
+from api.inference.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
+from api.services import door_of, jobs_of, most_elements
+from broker.port import beside
+from tasks.models.catalogue import reference_of
+
+
+@post(
+    ["/v2/models/{model:str}/generate", "/v2/models/{model:str}/versions/{version:str}/generate"],
+    status_code=200,
+    operation_class=GenerateOperation,
+    opt=needs("submit"),
+    responses=described.GENERATE,
+)
+async def generate(request: AnyRequest, model: str, version: str | None = None) -> Response[bytes]:
+    """Generate text: 200 with the whole text, or 202 with the job's location."""
+    answer = await _streaming(request).generate(reference_of(model, version), await _read_generate(request))
+    if isinstance(answer, Accepted):
+        return json_answer(answer.content, {"location": answer.location}, status=202)
+    return json_answer(answer)
+
+
+@post(
+    ["/v2/models/{model:str}/generate_stream", "/v2/models/{model:str}/versions/{version:str}/generate_stream"],
+    status_code=200,
+    operation_class=GenerateOperation,
+    opt=needs("submit"),
+    responses=described.GENERATE_STREAM,
+)
+async def generate_stream(request: AnyRequest, model: str, version: str | None = None) -> Stream:
+    """Generate text and stream it as server-sent events; `Location` has the job's own stream."""
+    streaming = _streaming(request)
+    job = await streaming.submit(reference_of(model, version), await _read_generate(request))
+    return _stream(await streaming.events(job, None), job)
+
+
+@get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=described.JOB_STREAM)
+async def job_stream(request: AnyRequest, job: str) -> Stream:
+    """A generated answer as it is produced, after the event that `Last-Event-ID` names."""
+    return _stream(await _streaming(request).events(job, request.headers.get("last-event-id")), job)
+
+
+def _streaming(request: AnyRequest) -> Streaming:
+    door = door_of(request)
+    return Streaming(door.router, jobs_of(request), door.inference)
+
+
+async def _read_generate(request: AnyRequest) -> GenerateRequest:
+    content = await request.body()
+    body = await beside(len(content), read_generate, content, most_elements(request))
+    take_terms(request.scope, body.parameters)
+    return body
+
+
+def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
+    headers = {"location": f"/v2/jobs/{job}/stream", "cache-control": "no-store"}
+    return Stream(events, media_type=MEDIA_TYPE, headers=headers)
+
+
+ENDPOINTS = (generate, generate_stream, job_stream)

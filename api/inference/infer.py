@@ -1,0 +1,465 @@
+"""Infer requests at the HTTP door: checked, placed, forwarded, and answered.
+
+`Front` serves the infer endpoint directly below the server; everything else goes to the application. Litestar's
+handling of a request (routing, a request object, arguments, a response object) took a third of what an infer request
+costs a router, by cProfile over 4,000 of them. Litestar still describes this endpoint, and answers the uncommon cases:
+a body without a length, one over the limit, or a caller without permission.
+
+The trace context of a request is kept while it is served: `traceparent` is passed on with the job, and the answer
+carries the job's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from api.access import Scope
+from api.connection import WHOLE, Whole
+from api.errors import UNFORESEEN, body_of, headers_of, unforeseen
+from api.gate import Application, Receive, Send, answer, caller_of, take_terms
+from api.inference.protocol import (
+    CLASSIFICATION,
+    InferRequest,
+    WantsBinary,
+    answer_of,
+    classes_wanted,
+    read_infer,
+    request_of,
+    wants_binary,
+)
+from api.jobs import Jobs
+from api.paths import name_in
+from broker.port import beside
+from broker.valkey.records import Ending
+from router.decide.placement import Placement
+from router.router import Router
+from router.service.admission import Admitted, Order, check_size, digest_at, preview
+from tasks.models.catalogue import reference_of
+from tasks.models.signature import bind, check_stream, conflict
+from tasks.ticket import job_id
+from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
+from taxiway.contract.keys import INFER
+from taxiway.contract.limits import Buffer
+from taxiway.contract.request import Request
+from taxiway.contract.tensors import HEADER, Framed
+from taxiway.contract.values import Blobs, may_refer, references, resolved
+from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
+from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError, wrong_field
+
+_TRACEPARENT = TRACEPARENT.encode()
+
+_LONGEST = 512  # bytes of `tracestate` that every system passes on (W3C Trace Context, 3.3.1.5)
+
+_carried: ContextVar[dict[str, str] | None] = ContextVar("carried", default=None)
+
+
+class Traced:
+    """ASGI middleware that keeps the trace context of the request in progress."""
+
+    def __init__(self, behind: Application) -> None:
+        self._behind = behind
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        remember(dict(scope["headers"]))
+        await self._behind(scope, receive, partial(_send_with_trace, send) if answer_header() else send)
+
+
+def remember(headers: Mapping[bytes, bytes]) -> None:
+    """Keep the trace context in a request's headers while it is served."""
+    if _TRACEPARENT in headers:
+        context = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
+        fit = {name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _LONGEST}
+        if TRACEPARENT in fit:
+            _carried.set(fit)
+
+
+def answer_header() -> dict[str, str]:
+    """The `traceparent` header for the answer to the present request; empty if it has no trace context."""
+    context = _carried.get()
+    return {} if context is None else {TRACEPARENT: context[TRACEPARENT]}
+
+
+def carry(headers: dict[str, Any]) -> None:
+    """Copy the present request's trace context into a message's headers."""
+    context = _carried.get()
+    if context is not None:
+        headers.update(context)
+
+
+def carried_on(headers: Mapping[str, Any]) -> None:
+    """Make the answer return the trace context that a message continues with."""
+    context = _carried.get()
+    if context is not None:
+        context[TRACEPARENT] = str(headers[TRACEPARENT])
+
+
+async def _send_with_trace(send: Send, message: Mapping[str, Any]) -> None:
+    if message["type"] == "http.response.start":
+        traceparent = [(name.encode(), value.encode("latin-1")) for name, value in answer_header().items()]
+        message = {**message, "headers": [*message["headers"], *traceparent]}
+    await send(message)
+
+
+_encode = msgspec.json.Encoder().encode
+_wait_in = re.compile(r"(?:^|[,\s])wait=(\d{1,9})(?:$|[,;\s])").search
+
+_WITHDRAWN_WITHIN = 0.1
+"""Extra seconds beyond `ACCEPT` that a caller waits while a request that was not accepted is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job that was accepted and has no result yet. `placement` is None if an earlier request made it."""
+
+    job: str
+    placement: Placement | None = None
+
+    @property
+    def location(self) -> str:
+        """The path at which its state is read."""
+        return f"/v2/jobs/{self.job}"
+
+    @property
+    def content(self) -> dict[str, str]:
+        """What its caller is answered."""
+        return {"id": self.job, "state": "queued", "location": self.location}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP response."""
+
+    status: int
+    headers: Mapping[str, str]
+    pieces: Sequence[Buffer]
+
+
+@dataclass(slots=True)
+class Running:
+    """An accepted request: its job, and a bounded wait for its stored result.
+
+    The wait returns None if it takes longer. Nothing is awaited for it after `close`.
+    """
+
+    job: str
+    wait: Callable[[float], Awaitable[bytes | None]]
+    close: Callable[[], None]
+
+
+class _Prepared(NamedTuple):
+    """A request, and the blobs taken out of its message."""
+
+    order: Order
+    blobs: Mapping[str, Buffer]
+
+
+class Inference:
+    """Implements the infer endpoint."""
+
+    def __init__(self, router: Router, jobs: Jobs) -> None:
+        self._router = router
+        self._jobs = jobs
+        self._limits = router.rules.topology.limits
+
+    async def answer_to(
+        self, reference: str, body: Buffer, *, scope: Mapping[str, Any], header_length: str | None, prefer: str
+    ) -> Answer:
+        """The answer to an infer request: 200 with the outputs, or 202 with the job's location.
+
+        `scope` is the request's, of ASGI; `header_length` and `prefer` are the headers of these names.
+
+        Raises:
+            TaxiwayError: as `infer` raises it, or because the caller lacks permission.
+        """
+        size = len(body)
+        infer = await beside(size, read_infer, body, header_length, self._limits.elements)
+        take_terms(scope, infer.parameters)
+        if "respond-async" in prefer:
+            got: Framed | Accepted = await self.submit(reference, infer, size)
+        else:
+            got = await self.infer(reference, infer, size, _seconds_in(prefer))
+        if isinstance(got, Framed):
+            return Answer(200, got.headers, got.pieces)
+        return Answer(202, {"content-type": "application/json", "location": got.location}, (_encode(got.content),))
+
+    async def submit(self, reference: str, infer: InferRequest, size: int = 0) -> Accepted:
+        """Accept a request, whose body had `size` bytes, and return at once.
+
+        Raises:
+            TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
+        """
+        request, classes = await self._converted(reference, infer, size)
+        for name in classes:
+            field = f"outputs.{name}.{CLASSIFICATION}"
+            raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
+        return await self.accept(request, size)
+
+    async def accept(self, request: Request, size: int = 0, notify: bool = True) -> Accepted:
+        """Accept a request, whose body had `size` bytes, and return at once.
+
+        `notify` is whether webhook endpoints are notified of its end.
+
+        Raises:
+            TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
+        """
+        prepared = await self._prepared(request, size, reply="", notify=notify)
+        admitted = await self._placed(prepared)
+        fresh = await self._forward(prepared, admitted)
+        return Accepted(prepared.order.job, admitted.placement if admitted is not None and fresh else None)
+
+    async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
+        """Accept a request as `accept` does, and listen for its result until that is closed.
+
+        Raises:
+            TaxiwayError: as `accept` raises it.
+        """
+        prepared = await self._prepared(request, size, reply=self._router.name, notify=notify)
+        job, admitted = prepared.order.job, await self._placed(prepared)
+        expected = self._router.results.expect(job)
+        try:
+            fresh = await self._forward(prepared, admitted)
+        except BaseException:
+            expected.close()
+            raise
+        wait = partial(self._own, expected.future, job) if fresh else partial(self._earlier, job)
+        return Running(job, wait, expected.close)
+
+    async def infer(
+        self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
+    ) -> Framed | Accepted:
+        """Accept a request and wait for its answer; the job if that takes longer than `limits.wait` or `longest`.
+
+        Raises:
+            TaxiwayError: as `submit` raises it, or the error that the job ended with.
+        """
+        model = self._router.rules.catalogue.resolve(reference)
+        request, classes = await self._converted(reference, infer, size)
+        with closing(await self.run(request, size)) as running:
+            meta = await running.wait(min(longest, self._limits.wait))
+        if meta is None:
+            return Accepted(running.job)
+        result, size = await self._read(meta)
+        return await beside(size, answer_of, model, running.job, result, wants_binary(infer), infer.id, classes)
+
+    async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
+        """Where a request would be placed now, and why; nothing is accepted.
+
+        Raises:
+            TaxiwayError: the request is invalid. A failed placement is part of the answer.
+        """
+        request, _ = await self._converted(reference, infer, size)
+        order = (await self._prepared(request, size, reply="")).order
+        model, table = preview(order, self._router.rules, self._router.fleet.working)
+        answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
+        return answer
+
+    async def answer(self, job: str, meta: bytes, wants: WantsBinary) -> Framed:
+        """The infer answer for a stored result.
+
+        Raises:
+            TaxiwayError: the error that the job ended with.
+        """
+        result, size = await self._read(meta)
+        return await beside(size, answer_of, self._router.rules.model_of(result.model), job, result, wants)
+
+    async def _converted(self, reference: str, infer: InferRequest, size: int) -> tuple[Request, Mapping[str, int]]:
+        """A request in our form, and the number of classes wanted of its outputs."""
+        model = self._router.rules.catalogue.resolve(reference)
+        request = await beside(size, request_of, reference, infer, self._limits.elements)
+        return request, classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
+
+    async def _prepared(self, request: Request, size: int, *, reply: str, notify: bool = True) -> _Prepared:
+        """A request as an order, before admission."""
+        job = job_id(request, self._router.rules.secret[0])
+        envelope, body, blobs = await beside(size, self._checked, request, job)
+        carry(envelope.headers)
+        order = Order(
+            job,
+            request,
+            envelope,
+            body,
+            accepted=self._router.store.stored_now(),
+            reply=reply,
+            blobs={ref: len(content) for ref, content in blobs.items()},
+            notify=notify,
+        )
+        return _Prepared(order, blobs)
+
+    def _checked(self, request: Request, job: str) -> tuple[Envelope, bytes, Mapping[str, Buffer]]:
+        """The message of a request that fits its model, its body, and the blobs taken out of it."""
+        model = self._router.rules.catalogue.resolve(request.model)
+        bound = bind(model, request.inputs, request.parameters, request.outputs)
+        check_stream(model, bound, request.stream)
+        blobs = Blobs(self._limits.inline)
+        body = request_body(request, blobs)
+        check_size(len(body) + sum(map(len, blobs.contents.values())), self._limits.payload)
+        envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
+        return envelope, body, blobs.contents
+
+    async def _placed(self, prepared: _Prepared) -> Admitted | None:
+        """The placed request, with its blobs in the store; None if it cannot be placed, but was accepted before."""
+        try:
+            admitted = await self._router.place(prepared.order)
+        except TaxiwayError:
+            if await self._is_copy(prepared.order):
+                return None
+            raise
+        carried_on(admitted.outgoing.envelope.headers)
+        if prepared.blobs:
+            await self._router.store.keep_blobs(prepared.blobs)
+        return admitted
+
+    async def _forward(self, prepared: _Prepared, admitted: Admitted | None) -> bool:
+        """Forward a request, unless it is a copy (None); whether it is a new job. Blobs of a duplicate are dropped.
+
+        Raises:
+            IdempotencyConflictError: the earlier job is of another request.
+            OverloadedError: its tenant has as many unfinished jobs as it may.
+        """
+        if admitted is None:
+            return False
+        try:
+            fresh = await self._router.forward(admitted)
+        except OverloadedError:  # nothing was recorded
+            if prepared.blobs:
+                await self._router.store.drop_blobs(prepared.order.job, prepared.blobs)
+            raise
+        except Exception as error:  # an unexpected error leaves just as unclear whether it was published
+            # with a key it will be sent again, and may already have been accepted
+            if prepared.order.request.idempotency_key is None:
+                await self._withdraw(prepared, error)
+            raise
+        if prepared.blobs and not fresh:
+            await self._router.store.drop_blobs(prepared.order.job, prepared.blobs)
+        if not fresh and admitted.outgoing.use is not None:
+            await self._check_first(prepared.order, admitted.outgoing.use.digest)
+        return fresh
+
+    async def _is_copy(self, order: Order) -> bool:
+        """Whether the request's idempotency key has a job already, of an equal request."""
+        if order.request.idempotency_key is None:
+            return False
+        [known] = await self._router.store.accepted_before([(order.job, digest_at(order, self._router.rules))])
+        return known
+
+    async def _check_first(self, order: Order, digest: str) -> None:
+        """Refuse a request whose idempotency key was first used for another one."""
+        first = await self._router.store.first_digest(order.job)
+        if first and first != digest:
+            raise conflict(order.request, first, digest)
+
+    async def _withdraw(self, prepared: _Prepared, error: Exception) -> None:
+        """End a request that was not accepted, if it was recorded or published without confirmation; drop its blobs."""
+        job, store = prepared.order.job, self._router.store
+        reported = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
+        with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
+            async with asyncio.timeout(_WITHDRAWN_WITHIN):
+                if await store.record(job):
+                    await store.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
+                await store.drop_blobs(job, prepared.blobs)
+
+    async def result(self, meta: bytes) -> Result:
+        """The stored result, with the blobs that it refers to in place.
+
+        Raises:
+            TaxiwayError: the error that the job ended with.
+        """
+        return (await self._read(meta))[0]
+
+    async def _read(self, meta: bytes) -> tuple[Result, int]:
+        """The result, and the approximate size of its outputs in bytes."""
+        result = await beside(len(meta), read_answer, meta)
+        found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
+        if not found:
+            return result, len(meta)
+        contents = await self._router.store.blobs(found)
+        size = sum(len(content) for content in contents.values() if content is not None)
+        resolve = partial(resolved, result.outputs, contents)
+        return msgspec.structs.replace(result, outputs=await beside(size, resolve)), len(meta) + size
+
+    async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
+        """The result of a job just forwarded."""
+        try:
+            return await self._router.wait_timeouts.wait(future, wait)
+        except TimeoutError:
+            return await self._router.store.result(job)
+
+    async def _earlier(self, job: str, wait: float) -> bytes | None:
+        """The result of a job that an earlier request with the same idempotency key created."""
+        found = await self._jobs.result(job, wait=wait)
+        return None if isinstance(found, JobStatus) else found
+
+
+def _seconds_in(prefer: str) -> float:
+    """The `wait` of a `Prefer` header in seconds (RFC 7240, 4.3); infinite if absent."""
+    found = _wait_in(prefer)
+    return float(found[1]) if found else math.inf
+
+
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_HEADER = HEADER.encode()
+_SUBMIT: Scope = "submit"
+
+
+class Front:
+    """ASGI middleware; `limit` bounds a body, in bytes."""
+
+    def __init__(self, behind: Application, inference: Inference, limit: int) -> None:
+        self._behind = behind
+        self._inference = inference
+        self._limit = limit
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        match = _INFER.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        headers = dict(scope["headers"]) if match else {}
+        length = headers.get(b"content-length", b"")
+        if match is None or not length.isdigit() or int(length) > self._limit or _SUBMIT not in caller_of(scope).scopes:
+            await self._behind(scope, receive, send)
+            return
+        body = await _body(scope, receive, int(length))
+        if body is not None:
+            remember(headers)
+            got = await self._answer(scope, match, headers, body)
+            await answer(send, got.status, {**got.headers, **answer_header()}, *got.pieces)
+
+    async def _answer(
+        self, scope: Mapping[str, Any], match: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer
+    ) -> Answer:
+        header_length = headers.get(_HEADER)
+        try:
+            return await self._inference.answer_to(
+                reference_of(name_in(match[1]), match[2]),
+                body,
+                scope=scope,
+                header_length=None if header_length is None else header_length.decode("latin-1"),
+                prefer=headers.get(b"prefer", b"").decode("latin-1"),
+            )
+        except TaxiwayError as error:
+            return Answer(error.status, headers_of(error), (body_of(error),))
+        except Exception as error:  # unexpected: logged by `unforeseen`
+            plain = unforeseen(scope["method"], scope["path"], error)
+            return Answer(plain.status, headers_of(plain), (body_of(plain),))
+
+
+async def _body(scope: Mapping[str, Any], receive: Receive, length: int) -> Buffer | None:
+    """The request's body; None if the client disconnected."""
+    message = await receive()
+    if message["type"] != "http.request":
+        return None
+    begin: bytes = message["body"]
+    if not message["more_body"]:
+        return begin
+    whole: Whole = scope["extensions"][WHOLE]
+    return await whole(begin, length)

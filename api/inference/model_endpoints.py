@@ -1,0 +1,95 @@
+"""The models: which there are, whether each is ready, and runs of them."""
+
+from __future__ import annotations
+
+from litestar import Response, get, post
+
+from api import described
+from api.described import InferOperation
+from api.gate import AnyRequest, needs, take_terms
+from api.inference.protocol import InferRequest, read_infer
+from api.services import JsonResponse, door_of, most_elements
+from broker.port import beside
+from router.service.model_list import model_list, model_metadata, unready
+from tasks.models.catalogue import reference_of
+from taxiway.contract.tensors import HEADER
+from taxiway.errors import ModelUnavailableError
+
+
+@get("/v2/models", opt=needs(), responses=described.INFO)
+async def models(request: AnyRequest) -> JsonResponse:
+    """Every model with its versions, aliases and variants, and why one is disabled."""
+    router = door_of(request).router
+    rules = router.rules
+    return Response({"models": model_list(rules.catalogue, router.fleet.working.fleet, rules.unloaded)})
+
+
+@get(
+    ["/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}"],
+    opt=needs(),
+    responses=described.MODEL,
+)
+async def metadata(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
+    """A model's inputs, outputs and parameters."""
+    catalogue = door_of(request).router.rules.catalogue
+    return Response(model_metadata(catalogue, catalogue.resolve(reference_of(model, version))))
+
+
+@get(
+    ["/v2/models/{model:str}/ready", "/v2/models/{model:str}/versions/{version:str}/ready"],
+    opt=needs(),
+    responses=described.MODEL_READY,
+)
+async def model_ready(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
+    """Whether a live device has or can load the model; 503 with the reason if none can, or the model is disabled."""
+    router = door_of(request).router
+    try:
+        found = router.rules.catalogue.resolve(reference_of(model, version))
+        reason = unready(found, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)
+    except ModelUnavailableError as error:
+        reason = str(error.details["reason"])
+    content = {"name": model, "ready": not reason}
+    return Response(content | ({"reason": reason} if reason else {}), status_code=503 if reason else 200)
+
+
+@post(
+    ["/v2/models/{model:str}/infer", "/v2/models/{model:str}/versions/{version:str}/infer"],
+    status_code=200,
+    operation_class=InferOperation,
+    opt=needs("submit"),
+    responses=described.INFER,
+)
+async def infer(request: AnyRequest, model: str, version: str | None = None) -> Response[bytes]:
+    """Run the model: 200 with its outputs; 202 with the job's location, at once with `Prefer: respond-async`."""
+    answer = await door_of(request).inference.answer_to(
+        reference_of(model, version),
+        await request.body(),
+        scope=request.scope,
+        header_length=request.headers.get(HEADER),
+        prefer=request.headers.get("prefer", ""),
+    )
+    return Response(b"".join(answer.pieces), status_code=answer.status, headers=answer.headers)
+
+
+@post(
+    ["/v2/models/{model:str}/placement", "/v2/models/{model:str}/versions/{version:str}/placement"],
+    status_code=200,
+    operation_class=InferOperation,
+    opt=needs("submit"),
+    responses=described.PLACEMENT,
+)
+async def model_placement(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
+    """Where the present fleet would run an infer request, and why; nothing is accepted."""
+    infer = await _read(request)
+    preview = door_of(request).inference.preview
+    return Response(await preview(reference_of(model, version), infer, len(await request.body())))
+
+
+async def _read(request: AnyRequest) -> InferRequest:
+    body = await request.body()
+    infer = await beside(len(body), read_infer, body, request.headers.get(HEADER), most_elements(request))
+    take_terms(request.scope, infer.parameters)
+    return infer
+
+
+ENDPOINTS = (models, metadata, model_ready, infer, model_placement)

@@ -1,0 +1,236 @@
+"""Sends answers as they are generated, as server-sent events, and serves requests to generate text.
+
+Source: HTML's "Server-sent events" for the form; the Open Inference Protocol's `generate` and `generate_stream` for
+text_input and text_output. An event's id is the reader's position: a client that reconnects with it as `Last-Event-ID`
+gets the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from typing import Any
+
+import msgspec
+
+from api.inference.infer import Accepted, Inference
+from api.inference.protocol import InferAnswer, InferRequest, InputTensor
+from api.jobs import Jobs
+from router.router import Router
+from tasks.models.profiles import generates
+from taxiway.contract.job import (
+    TEXT,
+    Event,
+    Following,
+    JobStatus,
+    Lost,
+    Part,
+    Piece,
+    Position,
+    Progress,
+    Restarted,
+    Result,
+    follow,
+    read_position,
+)
+from taxiway.contract.limits import AT_ONCE, ELEMENTS, check_json
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, cut, wrong_field
+
+MEDIA_TYPE = "text/event-stream"
+
+_QUIET = 10.0  # seconds without an event after which a comment keeps the connection alive
+_PAUSE = 0.25  # seconds between retries while the store is unavailable
+
+_encode = msgspec.json.Encoder().encode
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request to generate text."""
+
+    text_input: str
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+_decode = msgspec.json.Decoder(GenerateRequest).decode
+
+
+def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
+    """The request in `body`.
+
+    Raises:
+        InvalidRequestError: not a valid request.
+        RequestTooLargeError: more than a fifth of `most` values, because one call decodes them all.
+    """
+    check_json(body, most // AT_ONCE)
+    try:
+        return _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        message = f"body: expected text_input and parameters: {cut(str(error))}"
+        raise InvalidRequestError(message, field="body") from error
+
+
+class Streaming:
+    """Implements the streaming endpoints."""
+
+    def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
+        self._router = router
+        self._jobs = jobs
+        self._inference = inference
+
+    async def submit(self, reference: str, generate: GenerateRequest) -> str:
+        """Accept a request whose answer is streamed; returns its job.
+
+        Raises:
+            TaxiwayError: as `Inference.submit` raises it.
+        """
+        infer = self._infer(reference, generate)
+        infer.parameters["stream"] = True
+        return (await self._inference.submit(reference, infer, len(generate.text_input))).job
+
+    async def generate(self, reference: str, generate: GenerateRequest) -> dict[str, Any] | Accepted:
+        """Accept a request and wait for its answer; the job if that takes longer than `limits.wait`.
+
+        Raises:
+            TaxiwayError: as `Inference.infer` raises it.
+        """
+        infer = self._infer(reference, generate)
+        answered = await self._inference.infer(reference, infer, len(generate.text_input))
+        if isinstance(answered, Accepted):
+            return answered
+        answer = msgspec.json.decode(answered.body, type=InferAnswer)
+        outputs = {output.name: output.data[0] for output in answer.outputs if output.data}
+        return {
+            "id": answer.id,
+            "model_name": answer.model_name,
+            "model_version": answer.model_version,
+            "text_output": outputs[TEXT],
+            "finish_reason": outputs.get("finish-reason"),
+        }
+
+    def _infer(self, reference: str, generate: GenerateRequest) -> InferRequest:
+        """The equivalent infer request.
+
+        Raises:
+            InvalidRequestError: the model does not generate text.
+        """
+        model = self._router.rules.catalogue.resolve(reference)
+        if not generates(model):
+            raise InvalidRequestError(f"model: expected one that generates text, got {model.id}", field="model")
+        tensor = InputTensor(model.inputs[0].name, [1], "BYTES", [generate.text_input])
+        return InferRequest([tensor], id=generate.id, parameters=dict(generate.parameters))
+
+    async def events(self, job: str, last: str | None) -> AsyncIterator[bytes]:
+        """The events of a job's answer after the event `last`; the last one is the answer or the job's error.
+
+        Raises:
+            UnknownJobError, ResultExpiredError: as `Jobs.result` raises them.
+            InvalidRequestError: `last` is not an event id.
+        """
+        found = await self._jobs.result(job, wait=0.0)
+        model = found.record.model if isinstance(found, JobStatus) else ""
+        return kept_alive(self._events_of(job, model, Progress(_position(last))), self._router.results.hurried.wait())
+
+    def followed(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:
+        """What a job's stream tells after `progress`, and then its result. Raises the job's error."""
+        return follow(self._reader(job), _Answer(self._jobs, self._inference, job).result(), progress)
+
+    async def _events_of(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
+        name, _, version = model.partition(":")
+        named = {"id": job, "model_name": name, "model_version": version}
+        answer = _Answer(self._jobs, self._inference, job)
+        try:
+            async with contextlib.aclosing(follow(self._reader(job), answer.result(), progress)) as events:
+                async for event in events:
+                    yield (
+                        _event("result", await answer.body())
+                        if isinstance(event, Result)
+                        else _encoded(event, named, progress.position)
+                    )
+        except TaxiwayError as error:
+            content = {"error": error.message, "code": error.code, "details": error.details}
+            yield _event("error", _encode(content))
+
+    def _reader(self, job: str) -> Any:
+        async def read(after: str) -> list[tuple[str, Piece]]:
+            try:
+                return await self._router.store.pieces(job, after)
+            except BrokerUnavailableError:
+                await asyncio.sleep(_PAUSE)
+                return []
+
+        return read
+
+
+class _Answer:
+    """A job's answer, once available."""
+
+    def __init__(self, jobs: Jobs, inference: Inference, job: str) -> None:
+        self._jobs = jobs
+        self._inference = inference
+        self._job = job
+        self._meta = b""
+
+    async def result(self) -> Result:
+        """Wait for it, even while the store is unavailable."""
+        while not self._meta:
+            try:
+                found = await self._jobs.result(self._job, wait=_QUIET)
+            except BrokerUnavailableError:
+                await asyncio.sleep(_PAUSE)
+            else:
+                self._meta = b"" if isinstance(found, JobStatus) else found
+        return await self._inference.result(self._meta)
+
+    async def body(self) -> bytes:
+        """The infer answer in JSON."""
+        return (await self._inference.answer(self._job, self._meta, lambda _: False)).body
+
+
+def _position(last: str | None) -> Position:
+    if not last:
+        return Position()
+    try:
+        return read_position(last)
+    except ValueError as error:
+        raise wrong_field("last-event-id", "the id of an event of this stream", last) from error
+
+
+def _encoded(event: Event, named: Mapping[str, str], position: Position) -> bytes:
+    match event:
+        case Restarted(attempt):
+            return _event("restarted", _encode({"attempt": attempt}), position)
+        case Lost(characters):
+            return _event("lost", _encode({"characters": characters}), position)
+        case text:
+            return _event("", _encode({**named, "text_output": text}), position)
+
+
+def _event(kind: str, content: bytes, position: Position | None = None) -> bytes:
+    head = (f"event: {kind}\n" if kind else "") + (f"id: {position}\n" if position is not None else "")
+    return head.encode() + b"data: " + content + b"\n\n"
+
+
+async def kept_alive(
+    events: AsyncGenerator[bytes, None], ends: Coroutine[Any, Any, Any]
+) -> AsyncGenerator[bytes, None]:
+    """The events, plus a comment whenever none came for a while, until `ends` returns. Raises what `ends` raises."""
+    ending = asyncio.ensure_future(ends)
+    coming = asyncio.ensure_future(anext(events, b""))
+    try:
+        while not ending.done():
+            await asyncio.wait((coming, ending), timeout=_QUIET, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                yield b": still here\n\n"
+            elif event := coming.result():
+                coming = asyncio.ensure_future(anext(events, b""))
+                yield event
+            else:
+                return
+        ending.result()
+    finally:
+        ending.cancel()
+        coming.cancel()
+        await asyncio.gather(coming, ending, return_exceptions=True)
+        await events.aclose()

@@ -1,0 +1,257 @@
+"""A batch: its states, the lines that it reads, and those that it writes. Pure.
+
+A batch is one value, replaced as a whole. A router works on it while it is the `owner`, until `lease`. Lines are run in
+their order, some at a time; once a run of them has ended, their answers are written as one *part*, and only then the
+batch names that part and counts its lines. So a router that takes over repeats the lines of no named part, and each
+line is in exactly one of them. Jobs have keys made of the batch and the line's `custom_id`: a repeated line is its job.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from api.objects.objects import ExpiresAfter
+from api.openai.requests import (
+    ChatCall,
+    CompletionCall,
+    EmbeddingsCall,
+    Metadata,
+    chat_fields,
+    completion_fields,
+    embedding_fields,
+)
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, cut, wrong_field
+
+MOST_LINES = 50_000
+"""Lines of a batch."""
+
+MOST_ERRORS = 100
+"""Errors of its lines that a batch lists."""
+
+PART = 500
+"""Lines after which a part is written."""
+
+PART_BYTES = 4 * 2**20
+"""Bytes of answers after which a part is written."""
+
+Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+"""States that a batch never leaves."""
+
+KINDS: Mapping[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
+    "/v1/chat/completions": (ChatCall, chat_fields),
+    "/v1/completions": (CompletionCall, completion_fields),
+    "/v1/embeddings": (EmbeddingsCall, embedding_fields),
+}
+"""The calls that lines may make: how their bodies are read, and become requests."""
+
+_WINDOW = re.compile(r"([0-9]{1,6})([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 7 * 86400
+
+
+class LineError(msgspec.Struct, frozen=True):
+    """What is wrong with a line of the input; `line` counts from 1."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch. Times are Unix seconds, 0 if not reached. `done` counts the lines in the parts, `lines` all.
+
+    `webhook` is the endpoint that its request named, and `terms` are the other service terms, which each line has.
+    """
+
+    id: str
+    tenant: str
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    created_at: int
+    expires_at: int
+    metadata: dict[str, str] | None = None
+    webhook: str | None = None
+    terms: dict[str, Any] = {}
+    status: Status = "validating"
+    errors: list[LineError] = []
+    lines: int = 0
+    done: int = 0
+    completed: int = 0
+    failed: int = 0
+    expired: int = 0
+    outputs: list[str] = []
+    faults: list[str] = []
+    output_file_id: str = ""
+    error_file_id: str = ""
+    in_progress_at: int = 0
+    finalizing_at: int = 0
+    cancelling_at: int = 0
+    ended_at: int = 0
+    owner: str = ""
+    lease: float = 0.0
+    output_expires_after: ExpiresAfter | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked to be cancelled."""
+        return self.cancelling_at > 0
+
+
+REFUSED = {
+    "deadline": "none, as completion_window is a batch's deadline",
+    "idempotency_key": "none, as a batch has no key; list the batches to find one made before",
+}
+"""Terms that a batch does not have, and what is expected instead."""
+
+
+class BatchLease(msgspec.Struct, frozen=True):
+    """The router that works on a batch, until then."""
+
+    owner: str = ""
+    lease: float = 0.0
+
+
+class BatchCall(msgspec.Struct, frozen=True):
+    """The body of a request for a batch."""
+
+    input_file_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    endpoint: str
+    completion_window: str
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+decode_batch = msgspec.json.Decoder(Batch).decode
+decode_lease = msgspec.json.Decoder(BatchLease).decode
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line of the input."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a line ended: the line that is written, and whether it is an answer, or came too late."""
+
+    written: bytes
+    completed: bool
+    expired: bool = False
+
+
+_decode_line = msgspec.json.Decoder(Line).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def window_of(text: str) -> int:
+    """The seconds of a completion window such as `24h`.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    found = _WINDOW.fullmatch(text)
+    seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not 0 < seconds <= _LONGEST:
+        raise wrong_field("completion_window", "a time such as 24h, 30m or 7d, at most 7d", text)
+    return seconds
+
+
+def read_line(text: bytes, endpoint: str) -> Line:
+    """The line of a batch.
+
+    Raises:
+        InvalidRequestError: it is none, or for another call than the batch's.
+    """
+    try:
+        line = _decode_line(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(
+            f"expected custom_id, method, url and body: {cut(str(error))}", field="body"
+        ) from error
+    if line.method != "POST" or line.url != endpoint:
+        got = f"{line.method} {line.url}"
+        raise wrong_field("url", f"POST {endpoint}", got)
+    if not 0 < len(line.custom_id) <= 512:
+        raise InvalidRequestError("custom_id: expected 1 to 512 characters", field="custom_id")
+    return line
+
+
+def digest_of(custom_id: str) -> bytes:
+    """A short form of a `custom_id` that no other has."""
+    return hashlib.sha256(custom_id.encode()).digest()
+
+
+def key_of(batch: str, custom_id: str, attempt: int) -> str:
+    """The idempotency key of a line's job; another `attempt` is another job, as the first one's result is gone."""
+    return f"{batch}.{digest_of(custom_id).hex()}.{attempt}"
+
+
+def answered(custom_id: str, job: str, status: int, body: bytes) -> bytes:
+    """The line that is written for an answer, or an error in OpenAI's form."""
+    response = {"status_code": status, "request_id": job, "body": msgspec.Raw(body)}
+    written = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": response, "error": None}
+    return _encode(written) + b"\n"
+
+
+def too_late(custom_id: str) -> bytes:
+    """The line that is written where a job was not answered in the batch's window."""
+    error = {"code": "batch_expired", "message": "the batch's completion window passed before this line was answered"}
+    return _encode({"id": None, "custom_id": custom_id, "response": None, "error": error}) + b"\n"
+
+
+async def lines_of(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[tuple[int, bytes]]:
+    """The lines of a file that are not empty, without their ends, each with its number from 1.
+
+    A byte order mark, with which editors on Windows begin a file, is left off.
+
+    Raises:
+        RequestTooLargeError: a line has more than `most` bytes, or there are more than `MOST_LINES`, empty ones
+            included.
+    """
+    number = 0
+    rest: list[bytes] = []  # pieces of a line that has not ended
+    async for piece in pieces:
+        begin = 0
+        while (end := piece.find(b"\n", begin)) >= 0:
+            number += 1
+            if number > MOST_LINES:
+                raise _too_many()
+            line, begin = b"".join((*rest, piece[begin:end])), end + 1
+            rest.clear()
+            if text := _checked(line, number, most):
+                yield number, text
+        rest.append(piece[begin:])
+        if sum(map(len, rest)) > most:
+            raise _too_long(most)
+    if text := _checked(b"".join(rest), number + 1, most):
+        if number >= MOST_LINES:
+            raise _too_many()
+        yield number + 1, text
+
+
+def _checked(line: bytes, number: int, most: int) -> bytes:
+    """A line's text; empty if there is none."""
+    text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    if len(line) > most:
+        raise _too_long(most)
+    return b"" if text.isspace() else text
+
+
+def _too_many() -> RequestTooLargeError:
+    return RequestTooLargeError(f"expected 1 to {MOST_LINES} lines, empty ones included, got more", limit="lines")
+
+
+def _too_long(most: int) -> RequestTooLargeError:
+    return RequestTooLargeError(f"payload: expected at most {most} bytes a line", limit="payload")

@@ -1,0 +1,508 @@
+"""OpenAI's files and batches at their paths."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from litestar import Response, delete, get, post
+from litestar.openapi.spec import Operation
+from litestar.params import Parameter
+from litestar.response import Stream
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from api.access import Caller
+from api.connection import ALLOW
+from api.described import KEYED, InferOperation, answers
+from api.gate import AnyRequest, caller_of, json_answer, needs, take_terms
+from api.objects.batches import (
+    ENDED,
+    KINDS,
+    REFUSED,
+    Batch,
+    BatchCall,
+    LineError,
+    decode_batch,
+    window_of,
+)
+from api.objects.objects import (
+    Contents,
+    ExpiresAfter,
+    FileRecord,
+    Page,
+    bounded,
+    decode_file,
+    file_path,
+    new_name,
+    owner_of,
+    page_before,
+)
+from api.openai.errors import ErrorContent
+from api.openai.requests import invalid_call
+from api.services import door_of
+from api.terms import HEADERS, terms_in
+from router.decide.classify import check_classes
+from taxiway.contract.limits import check_json
+from taxiway.contract.request import parse_terms
+from taxiway.contract.tensors import OCTETS
+from taxiway.errors import (
+    FleetUnavailable,
+    InvalidRequestError,
+    UnknownObjectError,
+    cut,
+    quoted,
+    wrong_field,
+)
+
+MOST = 1000
+"""Files in one list, unless more are asked for."""
+
+PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+
+_Files = Annotated[int, Parameter(description="Files per page.", ge=1, le=10_000)]
+_Batches = Annotated[int, Parameter(description="Batches per page.", ge=1, le=100)]
+_After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
+_Purpose = Annotated[str, Parameter(description="Only files of this purpose.")]
+_Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")]
+
+
+class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """A file or batch that was deleted."""
+
+    id: str
+    object: Literal["file", "batch"]
+    deleted: bool = True
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Lines of a batch: all, answered, and those that ended with an error."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class Errors(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with a batch's input."""
+
+    object: Literal["list"] = "list"
+    data: list[LineError]
+
+
+class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch. Times are Unix seconds."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: Errors | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: Counts
+    metadata: dict[str, str] | None
+
+
+def file_answer(record: FileRecord) -> FileAnswer:
+    """A file in an answer."""
+    return msgspec.convert(record, FileAnswer, from_attributes=True)
+
+
+def batch_answer(batch: Batch) -> BatchAnswer:
+    """A batch in an answer."""
+    ended: dict[str, Any] = {f"{status}_at": batch.ended_at if batch.status == status else None for status in _ENDS}
+    return BatchAnswer(
+        id=batch.id,
+        endpoint=batch.endpoint,
+        errors=Errors(data=batch.errors) if batch.errors else None,
+        input_file_id=batch.input_file_id,
+        completion_window=batch.completion_window,
+        status=batch.status,
+        output_file_id=batch.output_file_id or None,
+        error_file_id=batch.error_file_id or None,
+        created_at=batch.created_at,
+        in_progress_at=batch.in_progress_at or None,
+        expires_at=batch.expires_at,
+        finalizing_at=batch.finalizing_at or None,
+        cancelling_at=batch.cancelling_at or None,
+        request_counts=Counts(batch.lines, batch.completed, batch.failed),
+        metadata=batch.metadata,
+        **ended,
+    )
+
+
+_ENDS = ("completed", "failed", "expired", "cancelled")
+
+
+class BatchOperation(InferOperation):
+    """Describes a request for a batch."""
+
+    body: ClassVar[type[Any]] = BatchCall
+    headers: ClassVar[Mapping[str, str]] = {
+        name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED
+    }
+
+
+class FileOperation(Operation):
+    """Describes an upload."""
+
+    def to_schema(self) -> dict[str, Any]:
+        """The operation with its form."""
+        fields = {"purpose": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
+        expiry = {"expires_after[anchor]": {"const": "created_at"}, "expires_after[seconds]": {"type": "integer"}}
+        form = {"type": "object", "properties": {**fields, **expiry}, "required": [*fields]}
+        content = {"multipart/form-data": {"schema": form}}
+        return {**super().to_schema(), "requestBody": {"required": True, "content": content}}
+
+
+_FILE_UPLOAD = answers(FileAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
+_FILE = answers(FileAnswer, *KEYED, 404, 503, problem=ErrorContent)
+_FILES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
+_DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
+_FILE_CONTENT = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
+_BATCH_CREATE = answers(BatchAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
+_BATCH_DELETED = answers(Deleted, *KEYED, 400, 404, 503, problem=ErrorContent)
+_BATCH = answers(BatchAnswer, *KEYED, 404, 503, problem=ErrorContent)
+_BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
+
+
+@post(
+    "/v1/files",
+    status_code=200,
+    opt=needs("submit"),
+    responses=_FILE_UPLOAD,
+    operation_class=FileOperation,
+    request_max_body_size=None,
+)
+async def upload(request: AnyRequest) -> Response[bytes]:
+    """Upload a file, as `multipart/form-data`."""
+    stored = door_of(request).stored
+    allow: Any = request.scope["extensions"]
+    allow[ALLOW](stored.limit + _FORM)
+    form, name, now = _Form(request), new_name("file-"), stored.router.store.stored_now()
+    purpose = await form.begin()
+    await stored.objects.expect_content(name, now)
+    async with _deleted_on_error(stored.contents, name):
+        record = await _written(request, form, name, purpose)
+        await stored.objects.add_file(record, now)
+    return json_answer(file_answer(record))
+
+
+@contextlib.asynccontextmanager
+async def _deleted_on_error(contents: Contents, name: str) -> AsyncIterator[None]:
+    """Delete a file's content if its upload fails, also by a client that left."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            await contents.delete(file_path(name))
+        if not isinstance(error, OSError):
+            raise
+        message = f"the router cannot write files where --files says: {error.strerror or error}"
+        raise FleetUnavailable(message, retry_after=5.0) from error
+
+
+async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:
+    """The file in a form, once its content is written."""
+    stored, tenant = door_of(request).stored, _owner(request)
+    now, room = int(stored.router.store.stored_now()), await stored.objects.room(tenant)
+    most = (stored.limit, "file") if stored.limit <= room else (room, "files")
+    size = await stored.contents.write(file_path(name), bounded(form.content(), *most))
+    purpose = await form.end(purpose)
+    return FileRecord(
+        id=name,
+        tenant=tenant,
+        bytes=size,
+        created_at=now,
+        filename=form.filename,
+        purpose=purpose,
+        expires_at=form.expires(now),
+    )
+
+
+@get("/v1/files", opt=needs("read"), responses=_FILES)
+async def files(
+    request: AnyRequest, limit: _Files = MOST, after: _After = "", order: _Order = "desc", purpose: _Purpose = ""
+) -> Response[bytes]:
+    """The caller's files, latest first."""
+    objects, owner = door_of(request).stored.objects, _owner(request)
+    records: list[FileRecord] = []
+    more = True
+    while more and len(records) <= limit:  # some of what is stored is not listed
+        raw, more = await objects.page("file", owner, after=after, most=MOST, latest_first=order == "desc")
+        found = [decode_file(one) for one in raw]
+        records += [one for one in found if purpose in ("", one.purpose) and not _is_over(request, one)]
+        after = found[-1].id if found else after
+    answers = [file_answer(record) for record in records[:limit]]
+    return json_answer(page_before(answers, more or len(records) > limit))
+
+
+@get("/v1/files/{file:str}", opt=needs("read"), responses=_FILE)
+async def file(request: AnyRequest, file: str) -> Response[bytes]:
+    """What is known of a file."""
+    return json_answer(file_answer(await _file(request, file)))
+
+
+@delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=_DELETED)
+async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
+    """Delete a file."""
+    stored, record = door_of(request).stored, await _file(request, file)
+    await stored.objects.delete("file", file, record.tenant, record.bytes)
+    await stored.contents.delete(file_path(file))
+    return json_answer(Deleted(id=file, object="file"))
+
+
+@get("/v1/files/{file:str}/content", opt=needs("read"), responses=_FILE_CONTENT)
+async def file_content(request: AnyRequest, file: str) -> Stream:
+    """A file's content."""
+    record = await _file(request, file)
+    pieces = door_of(request).stored.contents.read(file_path(file))
+    try:
+        first = await anext(pieces, b"")
+    except FileNotFoundError as error:
+        raise UnknownObjectError(f"the content of {quoted(file)} is gone", file=file) from error
+
+    async def all_pieces() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    headers = {"content-length": str(record.bytes)}
+    return Stream(all_pieces(), media_type="application/octet-stream", headers=headers)
+
+
+@post(
+    "/v1/batches",
+    status_code=200,
+    opt=needs("submit"),
+    responses=_BATCH_CREATE,
+    operation_class=BatchOperation,
+)
+async def batch_create(request: AnyRequest) -> Response[bytes]:
+    """Run the calls in a file."""
+    body = await request.body()
+    check_json(body, 10_000)
+    try:
+        fields = msgspec.json.decode(body)
+        call = msgspec.convert(fields, BatchCall)
+    except msgspec.ValidationError as error:
+        raise invalid_call(error) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        message = f"body: expected input_file_id, endpoint and completion_window: {cut(str(error))}"
+        raise InvalidRequestError(message, field="body") from error
+    seconds = window_of(call.completion_window)
+    if call.endpoint not in KINDS:
+        raise wrong_field("endpoint", f"one of {sorted(KINDS)}", call.endpoint)
+    stored, record = door_of(request).stored, await _file(request, call.input_file_id)
+    terms = _terms(request, fields)
+    webhook = terms.pop("webhook", None)
+    stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
+    await stored.objects.room(record.tenant)  # its output must have some
+    now = stored.router.store.stored_now()
+    batch = Batch(
+        id=new_name("batch_"),
+        tenant=record.tenant,
+        endpoint=call.endpoint,
+        input_file_id=record.id,
+        completion_window=call.completion_window,
+        created_at=int(now),
+        expires_at=int(now) + seconds,
+        metadata=call.metadata,
+        webhook=webhook,
+        terms=terms,
+        output_expires_after=call.output_expires_after,
+    )
+    await stored.objects.add_batch(batch.id, batch.tenant, batch, now)
+    stored.runner.wake()
+    return json_answer(batch_answer(batch))
+
+
+@get("/v1/batches", opt=needs("read"), responses=_BATCHES)
+async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "") -> Response[bytes]:
+    """The caller's batches, latest first."""
+    found, more = await door_of(request).stored.objects.page(
+        "batch", _owner(request), after=after, most=limit, latest_first=True
+    )
+    return json_answer(page_before([batch_answer(decode_batch(raw)) for raw in found], more))
+
+
+@get("/v1/batches/{batch:str}", opt=needs("read"), responses=_BATCH)
+async def batch(request: AnyRequest, batch: str) -> Response[bytes]:
+    """A batch's state, and how many of its lines are answered."""
+    return json_answer(
+        batch_answer(decode_batch(await door_of(request).stored.objects.get("batch", batch, _caller(request).tenant)))
+    )
+
+
+@post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
+async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
+    """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
+    stored = door_of(request).stored
+    now = int(stored.router.store.stored_now())
+
+    def cancel(raw: bytes) -> Batch:
+        found = decode_batch(raw)
+        if found.status in ENDED or found.status == "finalizing" or found.cancelled:
+            return found
+        return msgspec.structs.replace(found, status="cancelling", cancelling_at=now)
+
+    raw = await stored.objects.change("batch", batch, _caller(request).tenant, cancel)
+    stored.runner.wake()
+    return json_answer(batch_answer(decode_batch(raw)))
+
+
+@delete("/v1/batches/{batch:str}", status_code=200, opt=needs("submit"), responses=_BATCH_DELETED)
+async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
+    """Delete a batch that has ended; its files stay."""
+    objects = door_of(request).stored.objects
+    found = decode_batch(await objects.get("batch", batch, _caller(request).tenant))
+    if found.status not in ENDED:
+        raise wrong_field("batch_id", "a batch that has ended: cancel it first", found.status)
+    await objects.delete("batch", batch, found.tenant)
+    return json_answer(Deleted(id=batch, object="batch"))
+
+
+ENDPOINTS = (upload, files, file, file_delete, file_content, batch_create, batches, batch, batch_cancel, batch_delete)
+
+_EXPIRY = ("anchor", "seconds")
+_FORM = 2**16
+"""Most bytes of a form besides its file."""
+
+
+class _Form:
+    """A form with the fields `purpose` and `file`, in any order; only the file may be large."""
+
+    def __init__(self, request: AnyRequest) -> None:
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        if kind != "multipart/form-data" or not options.get("boundary"):
+            raise InvalidRequestError("body: expected multipart/form-data", field="body")
+        self.filename = ""
+        self._parser = PushMultipartParser(options["boundary"], max_segment_count=16)
+        self._stream = request.stream()
+        self._events = self._parsed()
+        self._fields: dict[str, bytes] = {}
+
+    async def begin(self) -> str:
+        """Read up to the file; the purpose, if that came before it."""
+        await self._read_fields()
+        if not self.filename:
+            raise InvalidRequestError("file: expected a file with a name", field="file")
+        return self._purpose()
+
+    async def content(self) -> AsyncIterator[bytes]:
+        """The file's content."""
+        async for event in self._events:
+            if event is None:
+                return
+            if not isinstance(event, MultipartSegment):
+                yield bytes(event)
+
+    async def end(self, purpose: str) -> str:
+        """Read what follows the file; the purpose."""
+        filename = self.filename
+        await self._read_fields()
+        self.filename = filename
+        purpose = purpose or self._purpose()
+        if purpose not in PURPOSES:
+            raise wrong_field("purpose", f"one of {list(PURPOSES)}", purpose)
+        return purpose
+
+    def expires(self, now: int) -> int | None:
+        """When the file expires, if it does; all fields must have been read."""
+        given = {key: self._fields.get(f"expires_after[{key}]", b"").decode(errors="replace") for key in _EXPIRY}
+        if not any(given.values()):
+            return None
+        try:
+            return now + msgspec.convert(given, ExpiresAfter, strict=False).seconds
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"expires_after: {cut(str(error))}", field="expires_after") from error
+
+    def _purpose(self) -> str:
+        return self._fields.get("purpose", b"").decode(errors="replace")
+
+    async def _read_fields(self) -> None:
+        """Read fields up to the file, or to the end."""
+        name = ""
+        async for event in self._events:
+            if isinstance(event, MultipartSegment):
+                name = event.name or ""
+                if name == "file":
+                    self.filename = cut(event.filename or "file", 255)
+                    return
+            elif event is not None:
+                self._fields[name] = self._fields.get(name, b"") + bytes(event)
+                if sum(map(len, self._fields.values())) > _FORM:
+                    raise InvalidRequestError("body: the fields besides the file are too large", field="body")
+
+    async def _parsed(self) -> AsyncIterator[MultipartSegment | bytearray | None]:
+        """A segment's head, the pieces of its content, and None at its end, for each segment."""
+        try:
+            async for chunk in self._stream:
+                for event in self._parser.parse(chunk):
+                    yield event
+            for event in self._parser.parse(b""):
+                yield event
+        except (MultipartError, ValueError) as error:
+            raise InvalidRequestError(f"body: expected multipart/form-data: {error}", field="body") from error
+
+
+def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The service terms of a batch.
+
+    Raises:
+        InvalidRequestError: one is invalid, or a batch does not have it.
+        UnplaceableError: no class has the label.
+    """
+    given = terms_in(fields)
+    take_terms(request.scope, given, REFUSED)
+    check_classes(parse_terms(given), door_of(request).router.rules.topology)
+    owner = _owner(request)
+    if (tenant := given.pop("tenant", owner)) != owner:
+        raise wrong_field("tenant", f"{owner!r}, whose files these are", tenant)
+    return given
+
+
+async def _file(request: AnyRequest, name: str) -> FileRecord:
+    """A file of the caller's that has not expired."""
+    record = decode_file(await door_of(request).stored.objects.get("file", name, _caller(request).tenant))
+    if _is_over(request, record):
+        raise UnknownObjectError(f"file {quoted(name)} has expired", file=name)
+    return record
+
+
+def _is_over(request: AnyRequest, record: FileRecord) -> bool:
+    return record.expires_at is not None and record.expires_at <= door_of(request).router.store.now()
+
+
+def _caller(request: AnyRequest) -> Caller:
+    return caller_of(request.scope)
+
+
+def _owner(request: AnyRequest) -> str:
+    return owner_of(_caller(request).tenant)

@@ -1,0 +1,357 @@
+"""Webhook endpoints, in the form of OpenAI's API, also with their tenant, deliveries and dead letters.
+
+An operator registers them, for any tenant; a reader sees those of its own tenant. A secret is in the answer to
+the call that made it, and in no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import msgspec
+from litestar import Response, delete, get, post
+from litestar.params import Parameter
+
+from api.access import Caller
+from api.described import KEYED, InferOperation, answers
+from api.gate import AnyRequest, caller_of, json_answer, needs
+from api.objects.objects import Page, owner_of, page_of
+from api.openai.errors import ErrorContent
+from api.services import door_of
+from broker.valkey.webhooks import DeadEvent
+from router.decide.webhooks import Endpoint, hint_of, message_of
+from router.upkeep.webhooks import Webhooks
+from tasks.topology import TenantName
+from taxiway.contract.limits import check_json
+from taxiway.contract.request import EventType
+from taxiway.errors import InvalidRequestError, cut
+
+MOST = 1000
+"""Most endpoints, or dead letters, in one list."""
+
+_Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=MOST)]
+_After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Types = Annotated[list[EventType | Literal["*"]], msgspec.Meta(min_length=1)]
+
+
+class EndpointCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request for an endpoint; the `tenant` is the caller's own if none is given."""
+
+    name: _Name
+    url: str
+    event_types: _Types
+    tenant: TenantName | None = None
+    only_named: bool = False
+
+
+class EndpointChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The body of a request that changes an endpoint."""
+
+    name: _Name | None = None
+    url: str | None = None
+    event_types: _Types | None = None
+    only_named: bool | None = None
+
+
+class RotateCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request for a new secret: whether events are signed with the old one, too, for a time."""
+
+    keep_old_secret_active_for_24_hours: bool = True
+
+
+class TestCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request for a sample event."""
+
+    event_type: EventType
+
+
+class ReplayCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request to send dead letters again: ids of their events, all if none is given."""
+
+    events: list[str] = []
+
+
+class EndpointAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An endpoint; `signing_secret` is given only by the call that made it.
+
+    `waiting` events are to be sent, and `dead` ones were given up; `fault` is why the first that waits was not taken.
+    """
+
+    object: Literal["webhook_endpoint"]
+    id: str
+    name: str
+    url: str
+    event_types: tuple[str, ...]
+    created_at: int
+    updated_at: int
+    tenant: str
+    only_named: bool
+    waiting: int
+    dead: int
+    signing_secret_hint: str
+    fault: str = ""
+    signing_secret: str = ""
+
+
+class DeletedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint that was removed."""
+
+    id: str
+    object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
+    deleted: bool = True
+
+
+class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What an endpoint answered to a sample event."""
+
+    webhook_endpoint_id: str
+    event_type: str
+    status_code: int
+    object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
+    success: Literal[True] = True
+
+
+class EventTypes(msgspec.Struct, frozen=True, kw_only=True):
+    """The events that an endpoint can be notified of."""
+
+    object: Literal["list"] = "list"
+    data: tuple[str, ...] = get_args(EventType)
+
+
+class DeadAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that was given up: when and why, after how many attempts, and what would have been sent."""
+
+    id: str
+    type: str
+    at: float
+    attempts: int
+    fault: str
+    event: dict[str, Any]
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """How many dead letters are sent again."""
+
+    replayed: int
+
+
+class _Operation(InferOperation):
+    """Describes a body."""
+
+    headers: ClassVar[dict[str, str]] = {}
+
+
+class CreateOperation(_Operation):
+    """Describes a new endpoint."""
+
+    body = EndpointCall
+
+
+class ChangeOperation(_Operation):
+    """Describes a change."""
+
+    body = EndpointChange
+
+
+class RotateOperation(_Operation):
+    """Describes a rotation."""
+
+    body = RotateCall
+
+
+class TestOperation(_Operation):
+    """Describes a sample event."""
+
+    body = TestCall
+
+
+class ReplayOperation(_Operation):
+    """Describes a replay of dead letters."""
+
+    body = ReplayCall
+
+
+def _answers(kind: Any, *statuses: int) -> Any:
+    return answers(kind, *KEYED, *statuses, 503, problem=ErrorContent)
+
+
+_CALLED = (400, 404, 413, 415)
+_READ = needs("read", "admin")
+_PATH = "/v1/webhook_endpoints/{endpoint:str}"
+
+
+@get("/v1/webhook_event_types", opt=_READ, responses=_answers(EventTypes))
+async def event_types() -> Response[bytes]:
+    """The types of event that an endpoint can be notified of."""
+    return json_answer(EventTypes())
+
+
+@post(
+    "/v1/webhook_endpoints",
+    status_code=200,
+    responses=_answers(EndpointAnswer, *_CALLED),
+    operation_class=CreateOperation,
+)
+async def endpoint_create(request: AnyRequest) -> Response[bytes]:
+    """Register an endpoint of a tenant. Its secret is shown this once."""
+    call = await _read(request, EndpointCall)
+    made = await _webhooks(request).add(
+        tenant=call.tenant or owner_of(_caller(request).tenant),
+        name=call.name,
+        url=call.url,
+        event_types=_each(call.event_types),
+        only_named=call.only_named,
+    )
+    return await _shown(request, made, secret=True)
+
+
+@get("/v1/webhook_endpoints", opt=_READ, responses=_answers(Page, 400))
+async def endpoints(request: AnyRequest, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
+    """The endpoints of the caller's tenant, for an operator of all; the latest first."""
+    webhooks = _webhooks(request)
+    found = await webhooks.all(_seen_by(request))
+    begin = next((place + 1 for place, one in enumerate(found) if one.id == after), 0)
+    page = found[begin : begin + limit + 1]
+    figures = await webhooks.view(page)
+    return json_answer(page_of([_answer(one, *its) for one, its in zip(page, figures, strict=True)], limit))
+
+
+@get(_PATH, opt=_READ, responses=_answers(EndpointAnswer, 404))
+async def endpoint(request: AnyRequest, endpoint: str) -> Response[bytes]:
+    """An endpoint, and how its deliveries go."""
+    return await _shown(request, await _webhooks(request).get(endpoint, _seen_by(request)))
+
+
+@post(_PATH, status_code=200, responses=_answers(EndpointAnswer, *_CALLED), operation_class=ChangeOperation)
+async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]:
+    """Change an endpoint's name, address or events. What waits goes to the new address."""
+    call = await _read(request, EndpointChange)
+    fields = {name: value for name, value in msgspec.structs.asdict(call).items() if value is not None}
+    if call.event_types is not None:
+        fields["event_types"] = _each(call.event_types)
+    return await _shown(request, await _webhooks(request).replace(endpoint, _seen_by(request), **fields))
+
+
+@delete(_PATH, status_code=200, responses=_answers(DeletedEndpoint, 404))
+async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]:
+    """Remove an endpoint, with the events that wait for it."""
+    return json_answer(DeletedEndpoint(id=await _webhooks(request).remove(endpoint, _seen_by(request))))
+
+
+@post(
+    f"{_PATH}/rotate_secret",
+    status_code=200,
+    responses=_answers(EndpointAnswer, *_CALLED),
+    operation_class=RotateOperation,
+)
+async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]:
+    """Make a new secret, which is shown this once."""
+    call = await _read(request, RotateCall)
+    overlap = call.keep_old_secret_active_for_24_hours
+    return await _shown(
+        request, await _webhooks(request).rotate(endpoint, _seen_by(request), overlap=overlap), secret=True
+    )
+
+
+@post(f"{_PATH}/test", status_code=200, responses=_answers(TestAnswer, *_CALLED), operation_class=TestOperation)
+async def endpoint_test(request: AnyRequest, endpoint: str) -> Response[bytes]:
+    """Send a sample event at once, and say what the endpoint answered."""
+    call, webhooks = await _read(request, TestCall), _webhooks(request)
+    found = await webhooks.get(endpoint, _seen_by(request))
+    status = await webhooks.test(found, call.event_type)
+    return json_answer(TestAnswer(webhook_endpoint_id=found.id, event_type=call.event_type, status_code=status))
+
+
+@get(f"{_PATH}/dead_letters", opt=_READ, responses=_answers(Page, 400, 404))
+async def endpoint_dead(request: AnyRequest, endpoint: str, limit: _Limit = 100) -> Response[bytes]:
+    """The latest events that an endpoint did not take in time."""
+    webhooks = _webhooks(request)
+    found = await webhooks.dead((await webhooks.get(endpoint, _seen_by(request))).id, limit + 1)
+    return json_answer(page_of([_dead_answer(one) for one in found], limit))
+
+
+@post(
+    f"{_PATH}/dead_letters/replay",
+    status_code=200,
+    responses=_answers(Replayed, *_CALLED),
+    operation_class=ReplayOperation,
+)
+async def endpoint_replay(request: AnyRequest, endpoint: str) -> Response[bytes]:
+    """Send dead letters again, after the events that wait."""
+    call, webhooks = await _read(request, ReplayCall), _webhooks(request)
+    found = await webhooks.get(endpoint, _seen_by(request))
+    names = [name.removeprefix("evt_") for name in call.events]
+    return json_answer(Replayed(replayed=await webhooks.replay(found.id, names)))
+
+
+ENDPOINTS = (
+    *(event_types, endpoint_create, endpoints, endpoint, endpoint_change, endpoint_delete, endpoint_rotate),
+    *(endpoint_test, endpoint_dead, endpoint_replay),
+)
+
+
+async def _read(request: AnyRequest, kind: type[Any]) -> Any:
+    """A body; an empty one has no fields."""
+    body = await request.body() or b"{}"
+    check_json(body, 10_000)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        what, _, where = cut(str(error)).partition(" - at `$")
+        field = where.strip(".`").partition("[")[0] or "body"
+        hint = f"; expected * or some of {', '.join(get_args(EventType))}" if field == "event_types" else ""
+        raise InvalidRequestError(f"{field}: {what}{hint}", field=field) from error
+
+
+def _each(types: Sequence[EventType | Literal["*"]]) -> tuple[EventType, ...]:
+    """The types of event; `*` stands for all."""
+    return get_args(EventType) if "*" in types else tuple(dict.fromkeys(types))  # type: ignore[arg-type]  # no * here
+
+
+async def _shown(request: AnyRequest, found: Endpoint, *, secret: bool = False) -> Response[bytes]:
+    (figures,) = await _webhooks(request).view([found])
+    answer = _answer(found, *figures)
+    if secret:
+        answer = msgspec.structs.replace(answer, signing_secret=found.secrets[0].text)
+    return json_answer(answer, {"cache-control": "no-store"})
+
+
+def _answer(one: Endpoint, waiting: int, dead: int, fault: str) -> EndpointAnswer:
+    return EndpointAnswer(
+        object="webhook_endpoint",
+        id=one.id,
+        name=one.name,
+        url=one.url,
+        event_types=one.event_types,
+        created_at=one.created_at,
+        updated_at=one.updated_at,
+        tenant=one.tenant,
+        only_named=one.only_named,
+        waiting=waiting,
+        dead=dead,
+        signing_secret_hint=hint_of(one),
+        fault=fault,
+    )
+
+
+def _dead_answer(one: DeadEvent) -> DeadAnswer:
+    event = msgspec.json.decode(message_of(one.event).body)
+    return DeadAnswer(
+        id=event["id"], type=event["type"], at=one.at, attempts=one.attempts, fault=one.fault, event=event
+    )
+
+
+def _caller(request: AnyRequest) -> Caller:
+    return caller_of(request.scope)
+
+
+def _seen_by(request: AnyRequest) -> str | None:
+    """Whose endpoints the caller sees: its tenant's; None: everyone's."""
+    caller = _caller(request)
+    return None if "admin" in caller.scopes else caller.tenant
+
+
+def _webhooks(request: AnyRequest) -> Webhooks:
+    return door_of(request).router.webhooks

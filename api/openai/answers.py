@@ -1,0 +1,255 @@
+"""Answers in OpenAI's form: results as completions and embeddings. Pure.
+
+Each answer has a field `taxiway` more than OpenAI's, with the run report; the SDK keeps it (`model_extra`). Where the
+model or its engine does not count its tokens, `usage` is null.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from api.inference.progress import column, messages_of
+from api.inference.protocol import array_output
+from api.openai.requests import ChatCall, CompletionCall, EmbeddingsCall, embedding_of
+from tasks.models.model import Model
+from tasks.models.sizes import CHARACTERS_PER_TOKEN
+from taxiway.contract.job import Result, RunReport
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens read, generated, and both; and parts of them as the engine counts these, such as `cached_tokens`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int] = {}
+    completion_tokens_details: dict[str, int] = {}
+
+
+class Report(RunReport, frozen=True, kw_only=True):
+    """The run report of a job."""
+
+    job: str
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """One answer to a chat."""
+
+    index: int
+    message: dict[str, Any]
+    finish_reason: str | None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a chat. `system_fingerprint` is the variant that ran it."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None
+    service_tier: str
+    system_fingerprint: str
+    taxiway: Report
+
+
+class TextLogprobs(msgspec.Struct, frozen=True):
+    """The probabilities of a completion's tokens, and where each begins in its text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    """One completion of a text."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: TextLogprobs | None = None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """The completions of texts."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage | None
+    system_fingerprint: str
+    service_tier: str
+    taxiway: Report
+
+
+class EmbeddingsUsage(msgspec.Struct, frozen=True):
+    """Tokens read, estimated from the length of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """The embedding of the text at `index`: numbers, or base64 of little-endian float32."""
+
+    index: int
+    embedding: Any
+    object: Literal["embedding"] = "embedding"
+
+
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """The embeddings of texts, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+    service_tier: str
+    taxiway: Report
+
+
+class Head(NamedTuple):
+    """The facts that every answer begins with: its job, the tier that serves it, and its Unix time."""
+
+    job: str
+    tier: str
+    created: int
+
+
+AnyCall = ChatCall | CompletionCall | EmbeddingsCall
+
+_encode = msgspec.json.Encoder().encode
+
+
+def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
+    """The whole answer to a call, as JSON."""
+    if isinstance(call, ChatCall):
+        return _encode(chat_completion(head, result))
+    if isinstance(call, CompletionCall):
+        return _encode(completion(head, result, call.n or 1))
+    texts = [call.input] if isinstance(call.input, str) else call.input
+    packed = call.encoding_format == "base64"
+    return _encode(embeddings(head, result, model=model, texts=texts, packed=packed, dimensions=call.dimensions))
+
+
+def chat_completion(head: Head, result: Result) -> ChatCompletion:
+    """The answer to a chat of one or more choices."""
+    columns = [column(result, name) for name in ("message", "finish-reason")]
+    choices = [
+        Choice(index, plain(message), finish, message.get("logprobs"))
+        for index, (message, finish) in enumerate(zip(*columns, strict=True))
+    ]
+    return ChatCompletion(
+        id=f"chatcmpl-{head.job}",
+        created=head.created,
+        model=result.model,
+        choices=choices,
+        usage=usage_of(result),
+        service_tier=head.tier,
+        system_fingerprint=result.report.variant,
+        taxiway=report_of(head.job, result),
+    )
+
+
+def plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without its logprobs."""
+    return {name: value for name, value in message.items() if name != "logprobs"}
+
+
+def completion(head: Head, result: Result, choices: int = 1) -> Completion:
+    """The completions of one or more texts, with `choices` of each."""
+    rows = zip(messages_of(result), column(result, "finish-reason"), strict=True)
+    return Completion(
+        id=f"cmpl-{head.job}",
+        created=head.created,
+        model=result.model,
+        choices=[
+            TextChoice(index, message["content"], finish, text_logprobs((message["logprobs"] or {}).get("content")))
+            for index, (message, finish) in enumerate(rows)
+        ],
+        usage=usage_of(result, choices),
+        service_tier=head.tier,
+        system_fingerprint=result.report.variant,
+        taxiway=report_of(head.job, result),
+    )
+
+
+def text_logprobs(entries: Sequence[Mapping[str, Any]] | None, begin: int = 0) -> TextLogprobs | None:
+    """A chat's logprobs in a completion's form; the first token begins at `begin` of the text."""
+    if not entries:
+        return None
+    tokens = [one["token"] for one in entries]
+    likely = [{one["token"]: one["logprob"] for one in (*(each.get("top_logprobs") or ()), each)} for each in entries]
+    return TextLogprobs(
+        tokens=tokens,
+        token_logprobs=[one["logprob"] for one in entries],
+        top_logprobs=likely if any(each.get("top_logprobs") for each in entries) else None,
+        text_offset=[*accumulate(map(len, tokens[:-1]), initial=begin)],
+    )
+
+
+def embeddings(
+    head: Head, result: Result, *, model: Model, texts: Sequence[str], packed: bool, dimensions: int | None
+) -> Embeddings:
+    """The embeddings of texts; `packed` as base64. Fewer `dimensions` are the first ones, scaled to unit length."""
+    spec = embedding_of(model)
+    assert spec is not None
+    rows = array_output(spec, result.outputs[spec.name])
+    if dimensions is not None and dimensions < rows.shape[1]:
+        rows = _shortened(rows, dimensions)
+    tokens = sum(len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts)
+    return Embeddings(
+        data=[Embedding(index, _packed(row) if packed else row.tolist()) for index, row in enumerate(rows)],
+        model=result.model,
+        usage=EmbeddingsUsage(tokens, tokens),
+        service_tier=head.tier,
+        taxiway=report_of(head.job, result),
+    )
+
+
+def usage_of(result: Result, choices: int = 0) -> Usage | None:
+    """Tokens of all rows, a prompt's once for its `choices`, which are all rows if 0; None if they are not counted."""
+    counts = column(result, "usage") if "usage" in result.outputs else [None]
+    known = [one for one in counts if isinstance(one, Mapping)]
+    if len(known) < len(counts):
+        return None
+    read = known[:: choices or len(known)]
+    prompt = sum(int(one.get("prompt_tokens", 0)) for one in read)
+    generated = sum(int(one.get("completion_tokens", 0)) for one in known)
+    parts = _details(read, "prompt_tokens_details", prompt), _details(known, "completion_tokens_details", generated)
+    return Usage(prompt, generated, prompt + generated, *parts)
+
+
+def _details(counts: Sequence[Mapping[str, Any]], name: str, most: int) -> dict[str, int]:
+    """The sum of each part of `most` tokens over all rows; an engine's figures are not trusted to be sensible."""
+    sums: Counter[str] = Counter()
+    for one in counts:
+        sums.update({part: n for part, n in (one.get(name) or {}).items() if type(n) is int and n >= 0})
+    return {part: min(n, most) for part, n in sums.items()}
+
+
+def report_of(job: str, result: Result) -> Report:
+    """The run report with its job."""
+    return Report(job=job, **msgspec.structs.asdict(result.report))
+
+
+def _packed(row: np.ndarray) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
+
+
+def _shortened(rows: np.ndarray, dimensions: int) -> np.ndarray:
+    first = rows[:, :dimensions]
+    lengths = np.linalg.norm(first.astype(np.float64), axis=1, keepdims=True)
+    return first / np.where(lengths > 0, lengths, 1)

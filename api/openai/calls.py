@@ -1,0 +1,294 @@
+"""Runs calls as requests of this fleet, each as one wait or one stream. A client that disconnects cancels its job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from api.gate import Receive, answer
+from api.inference.infer import Accepted, Inference, Running
+from api.inference.progress import Answers, Part
+from api.inference.streaming import MEDIA_TYPE, Streaming, kept_alive
+from api.jobs import Jobs
+from api.openai.chunks import Writer
+from api.openai.errors import JOB
+from router.router import Router
+from taxiway.contract.job import Result
+from taxiway.contract.request import Request
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError
+
+Value = TypeVar("Value")
+
+STREAM_HEADERS: Mapping[str, str] = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", "cache-control": "no-store"}
+"""Headers of every stream."""
+
+_SAFE = dict.fromkeys((*range(32), 127), "?")
+_LONGEST = 256  # characters of a header
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An ASGI application that sends a stream whose first event is known."""
+
+    path: str
+    headers: Mapping[str, str]
+    first: bytes
+    events: AsyncGenerator[bytes, None]
+    writer: Writer
+    cancel: Callable[[], Awaitable[None]]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            event = self.first
+            while event:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                event = await self._next()
+        finally:
+            await self.events.aclose()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _next(self) -> bytes:
+        """The next event, which may be an error; empty after the last one."""
+        try:
+            return await anext(self.events, b"")
+        except ClientGoneError:
+            await self.cancel()
+            return b""
+        except TaxiwayError as error:
+            return self.writer.failed(error, self.path)
+
+
+async def _ignore(result: Result) -> None:
+    """The default `ended`: does nothing."""
+
+
+async def _keep() -> None:
+    """The `cancel` of a job that continues without its client: does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """How a job is answered: `writer` writes the events, and `ended` is awaited before the last ones.
+
+    A job that `stays` continues when its client disconnects.
+    """
+
+    writer: Writer
+    ended: Callable[[Result], Awaitable[None]] = _ignore
+    stays: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An ASGI application that sends a whole answer."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        await answer(send, 200, {"content-type": "application/json", **self.headers}, self.body)
+
+
+class Calls:
+    """Runs calls at one router for a caller who may see `jobs`."""
+
+    def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
+        self._router = router
+        self._inference = inference
+        self._streaming = Streaming(router, jobs, inference)
+
+    async def run(self, request: Request, size: int, receive: Receive) -> tuple[str, Result]:
+        """Run a request whose body has `size` bytes; returns its job and its result.
+
+        Raises:
+            TaxiwayError: the request was refused, or the job's error.
+        """
+        with contextlib.closing(await self._inference.run(request, size)) as running:
+            try:
+                meta = await _unless(self._waited(request, running), _gone(receive))
+                return running.job, await self._inference.result(meta)
+            except ClientGoneError:
+                await self._cancel(request, running.job)
+                raise JobCancelledError("the client closed its connection") from None
+            except TaxiwayError as error:
+                error.details.setdefault(JOB, running.job)
+                raise
+
+    async def stream(
+        self,
+        request: Request,
+        size: int,
+        receive: Receive,
+        *,
+        path: str,
+        begin: Callable[[str], Awaitable[Begun]],
+    ) -> Streamed:
+        """The answer to a request as it is generated, once its first event is there: a part, or a keep-alive.
+
+        `begin` decides how an accepted job is answered, by its id.
+
+        Raises:
+            TaxiwayError: the request was refused, or the job ended with an error before it had an answer.
+        """
+        accepted, begun = await self.begin(request, size, begin)
+        job = accepted.job
+
+        async def cancel() -> None:
+            if not begun.stays:
+                await self._cancel(request, job)
+
+        return await self._streamed(job, begun, receive, path, headers_of_placement(accepted), cancel)
+
+    async def follow(self, job: str, begun: Begun, receive: Receive, *, path: str) -> Streamed:
+        """The answer of a job accepted earlier, from its beginning; the job continues when the client disconnects.
+
+        Raises:
+            TaxiwayError: the job ended with an error before it had an answer.
+        """
+        return await self._streamed(job, begun, receive, path, {}, _keep)
+
+    async def _streamed(
+        self,
+        job: str,
+        begun: Begun,
+        receive: Receive,
+        path: str,
+        headers: Mapping[str, str],
+        cancel: Callable[[], Awaitable[None]],
+    ) -> Streamed:
+        async def ends() -> None:
+            await _unless(self._router.results.hurried.wait(), _gone(receive))
+            await cancel()
+            raise _stops()
+
+        written = _events_of(self._streaming.followed(job, Answers()), begun.writer, begun.ended)
+        events = kept_alive(written, ends())
+        try:
+            first = await anext(events)
+        except ClientGoneError:
+            await cancel()
+            raise JobCancelledError("the client closed its connection") from None
+        except TaxiwayError as error:
+            error.details.setdefault(JOB, job)
+            raise
+        return Streamed(path, {**STREAM_HEADERS, **headers}, first, events, begun.writer, cancel)
+
+    async def begin(
+        self, request: Request, size: int, begin: Callable[[str], Awaitable[Value]]
+    ) -> tuple[Accepted, Value]:
+        """Accept a request and call `begin` with its job; returns both outcomes. The job is cancelled if `begin` fails.
+
+        Raises:
+            TaxiwayError: the request was refused, or what `begin` raises.
+        """
+        accepted = await self._inference.accept(request, size)
+        try:
+            return accepted, await begin(accepted.job)
+        except TaxiwayError:
+            await self._cancel(request, accepted.job)
+            raise
+
+    async def _waited(self, request: Request, running: Running) -> bytes:
+        """The stored result, however long it takes: the job's deadline bounds the wait."""
+        meta = await awaited(self._router, running)
+        if meta is None:
+            await self._cancel(request, running.job)
+            raise _stops()
+        return meta
+
+    async def _cancel(self, request: Request, job: str) -> None:
+        """Cancel a job whose client has disconnected, unless an idempotency key lets it request the result again."""
+        if request.idempotency_key is None:
+            with contextlib.suppress(BrokerUnavailableError):  # then it runs, or expires
+                await self._router.store.cancel([job])
+
+
+def headers_of_result(job: str, result: Result) -> dict[str, str]:
+    """The headers of a whole answer."""
+    report = result.report
+    headers = _headers(job, report.hardware_class, report.variant, report.reason)
+    return {**headers, "x-taxiway-device": report.device, "x-taxiway-cost": f"{report.cost:.9f}"}
+
+
+def headers_of_placement(accepted: Accepted) -> dict[str, str]:
+    """The headers of a stream, which begins before its job has run: where the job was placed first, if known."""
+    placement = accepted.placement
+    if placement is None or placement.held:
+        return {"x-request-id": accepted.job}
+    candidate = placement.candidate
+    return _headers(accepted.job, candidate.hardware_class, candidate.variant_name, placement.reason)
+
+
+def _headers(job: str, hardware_class: str, variant: str, reason: str) -> dict[str, str]:
+    named = {"class": hardware_class, "variant": variant, "reason": reason}
+    headers = {f"x-taxiway-{name}": _printable(text) for name, text in named.items()}
+    return {"x-request-id": job, **headers}
+
+
+def _printable(text: str) -> str:
+    return text[:_LONGEST].encode("ascii", "replace").decode().translate(_SAFE)
+
+
+def _stops() -> FleetUnavailable:
+    """The error for a call that this router cannot answer because it stops."""
+    return BrokerUnavailableError("the router is stopping: send the request again", retry_after=1.0)
+
+
+async def awaited(router: Router, running: Running) -> bytes | None:
+    """The stored result of a job, however long it takes; None if the router stops before."""
+    while (meta := await running.wait(math.inf)) is None:
+        if router.results.hurried.is_set():
+            return None
+    return meta
+
+
+async def _gone(receive: Receive) -> None:
+    """Wait until the client closes its connection.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientGoneError
+
+
+async def _unless(work: Awaitable[Value], other: Coroutine[Any, Any, None]) -> Value:
+    """The value of `work`, unless `other` raises first."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(other)
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            watching.result()
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _events_of(
+    following: AsyncGenerator[Part | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
+) -> AsyncGenerator[bytes, None]:
+    """The events of an answer; `ended` is awaited before those that end it. Raises the job's error."""
+    if begin := writer.begin():
+        yield begin
+    async with contextlib.aclosing(following) as parts:
+        async for part in parts:
+            if isinstance(part, Result):
+                await ended(part)
+                yield writer.ending(part)
+            elif event := writer.part(part):
+                yield event

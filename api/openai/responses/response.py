@@ -1,0 +1,371 @@
+"""Responses as values: the call, the response, its states and the items of its output. Pure.
+
+A response is a job, `resp_` and the job's id. What a stored one keeps of its conversation are its own input, its output
+and the ids of the responses before it.
+
+Source: https://platform.openai.com/docs/api-reference/responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import msgspec
+
+from api.openai.answers import Head, Report, report_of, usage_of
+from api.openai.errors import code_of
+from api.openai.requests import (
+    Count,
+    Likely,
+    Metadata,
+    ModelName,
+    Share,
+    Short,
+    StreamOptions,
+    Temperature,
+    unsupported,
+)
+from tasks.models.model import Model
+from tasks.telemetry import redacted
+from taxiway.contract.job import JobState, Result
+from taxiway.errors import (
+    InvalidRequestError,
+    JobCancelledError,
+    OverloadedError,
+    RateLimitedError,
+    RequestError,
+    TaxiwayError,
+    quoted,
+    wrong_field,
+)
+
+PREFIX = "resp_"
+"""What a response's id has before its job's."""
+
+MOST_TURNS = 1000
+"""Most responses that one continues, with those before them."""
+
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
+"""States that a response never leaves."""
+
+Item = dict[str, Any]
+LOGPROBS = "message.output_text.logprobs"
+"""What a call includes to get the probabilities of tokens."""
+
+_INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the second is empty: what a model reasoned is not hidden here
+
+
+class ResponseCall(msgspec.Struct, frozen=True):
+    """The body of a request for a response."""
+
+    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "background_options": (),
+        "context_management": ([],),
+        "conversation": (),
+        "max_tool_calls": (),
+        "moderation": (),
+        "prompt": (),
+        "truncation": ("disabled",),
+    }
+
+    model: ModelName
+    input: str | Annotated[list[Item], msgspec.Meta(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    background: bool | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    service_tier: str | None = None
+    include: list[str] | None = None
+    max_output_tokens: Count | None = None
+    metadata: Metadata | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: Short | None = None
+    reasoning: dict[str, Any] | None = None
+    safety_identifier: Short | None = None
+    temperature: Temperature | None = None
+    text: dict[str, Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    top_logprobs: Likely | None = None
+    top_p: Share | None = None
+    user: Short | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the response is kept; it is unless the caller says otherwise."""
+        return self.store is not False
+
+
+class Cached(msgspec.Struct, frozen=True):
+    """Tokens that the engine had read before, and that it kept for later."""
+
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+class Reasoned(msgspec.Struct, frozen=True):
+    """Tokens that the model reasoned with."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, frozen=True):
+    """Tokens read, generated, and both."""
+
+    input_tokens: int
+    input_tokens_details: Cached
+    output_tokens: int
+    output_tokens_details: Reasoned
+    total_tokens: int
+
+
+class ResponseFailure(msgspec.Struct, frozen=True):
+    """Why a response failed; `type` is the error's own code."""
+
+    code: str
+    message: str
+    type: str
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """A response: its request, its progress and its output. Times are Unix seconds."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Status
+    background: bool
+    error: ResponseFailure | None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[Item] = []
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, Any] | None
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int | None
+    top_p: float | None
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None
+    taxiway: Report | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has its final state."""
+        return self.status in ENDED
+
+    @property
+    def job(self) -> str:
+        """Its job's id."""
+        return self.id.removeprefix(PREFIX)
+
+
+class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A response that is kept: its own input, and the ids of the responses before it, oldest first.
+
+    `webhook` is the endpoint that its request named, and `locality` the label that it or one before it has.
+    """
+
+    tenant: str
+    input: list[Item]
+    earlier: list[str]
+    response: Response
+    webhook: str | None = None
+    locality: str | None = None
+
+
+class Conversation(NamedTuple):
+    """Responses that a call continues: their ids and items, oldest first, and the label that they have."""
+
+    names: Sequence[str] = ()
+    items: Sequence[Item] = ()
+    locality: str | None = None
+
+
+class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A response that was deleted."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: bool = True
+
+
+def begun(call: ResponseCall, model: Model, head: Head) -> Response:
+    """The response to a call whose job was accepted."""
+    return Response(
+        id=PREFIX + head.job,
+        created_at=head.created,
+        status="queued" if call.background else "in_progress",
+        background=bool(call.background),
+        instructions=call.instructions,
+        max_output_tokens=call.max_output_tokens,
+        metadata=call.metadata or {},
+        model=model.id,
+        parallel_tool_calls=call.parallel_tool_calls is not False,
+        previous_response_id=call.previous_response_id,
+        prompt_cache_key=call.prompt_cache_key,
+        reasoning=call.reasoning,
+        safety_identifier=call.safety_identifier,
+        service_tier=head.tier,
+        store=call.stored,
+        temperature=call.temperature,
+        text=call.text or {"format": {"type": "text"}},
+        tool_choice=call.tool_choice or "auto",
+        tools=call.tools or [],
+        top_logprobs=call.top_logprobs,
+        top_p=call.top_p,
+        user=call.user,
+    )
+
+
+def succeeded(response: Response, result: Result, now: int, output: Sequence[Item] | None = None) -> Response:
+    """The response whose job has a result; `output` if its items were made before."""
+    finish = _only(result, "finish-reason")
+    reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(str(finish))
+    status: Status = "completed" if reason is None else "incomplete"
+    items = output_of(response.job, result) if output is None else output
+    return msgspec.structs.replace(
+        response,
+        status=status,
+        completed_at=now if reason is None else None,
+        incomplete_details=None if reason is None else {"reason": reason},
+        model=result.model,
+        output=[{**item, "status": status} for item in items],
+        usage=_usage(result),
+        taxiway=report_of(response.job, result),
+    )
+
+
+def failed(response: Response, error: TaxiwayError) -> Response:
+    """The response whose job ended with an error, or was cancelled."""
+    if isinstance(error, JobCancelledError):
+        return msgspec.structs.replace(response, status="cancelled")
+    limited = isinstance(error, RateLimitedError | OverloadedError)
+    code = "rate_limit_exceeded" if limited else "invalid_prompt" if isinstance(error, RequestError) else "server_error"
+    failure = ResponseFailure(code, redacted(error.message), code_of(error))
+    return msgspec.structs.replace(response, status="failed", error=failure)
+
+
+def restarted(response: Response) -> Response:
+    """The response at the time when its job was accepted."""
+    return msgspec.structs.replace(
+        response,
+        status="queued" if response.background else "in_progress",
+        completed_at=None,
+        error=None,
+        incomplete_details=None,
+        output=[],
+        usage=None,
+        taxiway=None,
+    )
+
+
+def waiting(response: Response, state: JobState) -> Response:
+    """The response whose job has not ended."""
+    status: Status = "in_progress" if state == JobState.RUNNING else "queued"
+    return msgspec.structs.replace(response, status=status)
+
+
+def output_of(job: str, result: Result) -> list[Item]:
+    """The items of an answer: what the model reasoned, its message, and its calls of functions."""
+    message: Mapping[str, Any] = _only(result, "message")
+    items = []
+    if reasoned := message.get("reasoning_content"):
+        items.append(reasoning_item(job, reasoned))
+    calls = message.get("tool_calls") or []
+    if message.get("content") or message.get("refusal") or not calls:
+        items.append(message_item(job, parts_of(message)))
+    items += [call_item(job, index, call) for index, call in enumerate(calls)]
+    return items
+
+
+def reasoning_item(job: str, text: str) -> Item:
+    """What the model reasoned."""
+    return {
+        "id": f"rs_{job}",
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
+    }
+
+
+def call_item(job: str, index: int, call: Mapping[str, Any]) -> Item:
+    """A tool call of a chat as an item."""
+    function = call.get("function") or {}
+    return {
+        "id": f"fc_{job}_{index}",
+        "type": "function_call",
+        "call_id": call.get("id") or f"call_{job}_{index}",
+        "name": function.get("name", ""),
+        "arguments": function.get("arguments", ""),
+    }
+
+
+def message_item(job: str, content: list[Item]) -> Item:
+    """What the model says, in parts."""
+    return {"id": f"msg_{job}", "type": "message", "role": "assistant", "content": content}
+
+
+def parts_of(message: Mapping[str, Any]) -> list[Item]:
+    """What a chat's message says, in parts."""
+    refusal = message.get("refusal")
+    if refusal:
+        return [{"type": "refusal", "refusal": refusal}]
+    logprobs = (message.get("logprobs") or {}).get("content") or []
+    return [text_part(str(message.get("content") or ""), logprobs)]
+
+
+def text_part(text: str, logprobs: Sequence[Any] = ()) -> Item:
+    """A part of what the model says."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
+
+
+def _usage(result: Result) -> ResponseUsage | None:
+    usage = usage_of(result)
+    if usage is None:
+        return None
+    cached = usage.prompt_tokens_details.get("cached_tokens", 0)
+    reasoned = usage.completion_tokens_details.get("reasoning_tokens", 0)
+    return ResponseUsage(
+        usage.prompt_tokens, Cached(cached), usage.completion_tokens, Reasoned(reasoned), usage.total_tokens
+    )
+
+
+def _only(result: Result, name: str) -> Any:
+    value = result.outputs[name]
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def check_response_call(call: ResponseCall) -> None:
+    """Refuse what contradicts itself or is not supported.
+
+    Raises:
+        InvalidRequestError: names the parameter.
+    """
+    if call.background and not call.stored:
+        raise wrong_field("store", "true, as a response in the background is stored", False)
+    for index, name in enumerate(call.include or ()):
+        if name not in _INCLUDED:
+            raise unsupported(f"include[{index}]", f"one of {list(_INCLUDED)}", name)
+
+
+def no_such_previous(name: str) -> InvalidRequestError:
+    """The error for a response that cannot be continued, because it does not exist."""
+    message = f"previous_response_id: no response {quoted(name)} is stored"
+    return InvalidRequestError(message, field="previous_response_id")

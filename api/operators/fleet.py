@@ -1,0 +1,130 @@
+"""The fleet as a whole: its health, its devices, their number, and its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import msgspec
+from litestar import Response, get, post
+from litestar.exceptions import NotFoundException
+from litestar.response import Stream
+
+from api import described
+from api.gate import AnyRequest, json_answer, needs
+from api.inference.streaming import MEDIA_TYPE
+from api.operators.metrics import CONTENT_TYPE, exposition
+from api.operators.reading import read_fleet
+from api.services import JsonResponse, door_of
+from router.router import Router
+from taxiway.errors import BrokerUnavailableError, quoted
+
+_encode = msgspec.json.Encoder().encode
+
+EXTENSIONS = [
+    *("binary_tensor_data", "classification", "generate", "model_configuration", "model_repository", "statistics"),
+]
+"""Triton's names for the extensions of the protocol that this door supports."""
+
+_EACH = 1.0  # seconds between two events of the fleet's stream
+
+
+@get("/v2", opt=needs(), responses=described.INFO)
+async def server_metadata(request: AnyRequest) -> JsonResponse:
+    """Name and version of the server."""
+    return Response({"name": "taxiway", "version": request.app.state[described.VERSION], "extensions": EXTENSIONS})
+
+
+@get("/v2/health/live", opt=needs(), responses=described.HEALTH, security=described.NONE)
+async def live() -> JsonResponse:
+    """The router runs."""
+    return Response({"live": True})
+
+
+@get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=described.NONE)
+async def ready(request: AnyRequest) -> JsonResponse:
+    """Whether the router can read the fleet's state; 503 if it cannot, or is about to stop."""
+    router = door_of(request).router
+    there = not router.leaving and not router.fleet.snapshot.stale
+    return Response({"ready": there}, status_code=200 if there else 503)
+
+
+@get("/v2/fleet", responses=described.FLEET)
+async def fleet(request: AnyRequest) -> Response[bytes]:
+    """Hardware classes with their queues and work, live devices, and the latest moves."""
+    return json_answer(await read_fleet(door_of(request).router))
+
+
+@get("/v2/fleet/stream", responses=described.FLEET_STREAM)
+async def fleet_stream(request: AnyRequest) -> Stream:
+    """The same each second, as server-sent events."""
+    router = door_of(request).router
+    first = await read_fleet(router)
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"data: " + _encode(first) + b"\n\n"
+        while not router.leaving:
+            await asyncio.sleep(_EACH)
+            with contextlib.suppress(BrokerUnavailableError):  # the page shows that its figures are old
+                yield b"data: " + _encode(await read_fleet(router)) + b"\n\n"
+
+    return Stream(events(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
+
+
+@get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)
+async def scaling(request: AnyRequest, hardware_class: str) -> JsonResponse:
+    """How many devices a class should have, and why: for KEDA's metrics-api trigger, AverageValue with a target of 1.
+
+    503 while the fleet's state cannot be read, so that nothing is scaled by unknown figures.
+    """
+    return _target(_scalable(request, hardware_class), hardware_class)
+
+
+@post("/v1/scaling/{hardware_class:str}/starts", status_code=200, responses=described.SCALING)
+async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonResponse:
+    """Declare that you start devices of a class on demand; answers as `GET` without `/starts` does.
+
+    For the next 90 seconds the class takes work even without a device. 503 while the fleet's state cannot be read.
+    """
+    router = _scalable(request, hardware_class)
+    if not router.fleet.working.fleet.stale:
+        await router.store.note_start(hardware_class)
+    return _target(router, hardware_class)
+
+
+def _scalable(request: AnyRequest, hardware_class: str) -> Router:
+    """The router, after a check that the class exists."""
+    router = door_of(request).router
+    if hardware_class not in router.rules.topology.hardware:
+        known = sorted(router.rules.topology.hardware)
+        raise NotFoundException(f"expected one of {known}, got {quoted(hardware_class)}")
+    return router
+
+
+def _target(router: Router, hardware_class: str) -> JsonResponse:
+    target = router.scaler.targets().get(hardware_class)
+    if target is None or router.fleet.working.fleet.stale:
+        raise BrokerUnavailableError("the fleet snapshot is stale: the number of devices is unknown", retry_after=1.0)
+    endpoint = router.rules.topology.hardware[hardware_class].endpoint
+    start = None if endpoint is None else endpoint.start
+    more = {"deployment": start.deployment} if start is not None and start.deployment is not None else {}
+    wanted = {"class": hardware_class, "replicas": target.replicas, "devices": target.devices, "reason": target.reason}
+    return Response(wanted | more)
+
+
+@get("/metrics", responses=described.METRICS)
+async def metrics(request: AnyRequest) -> Response[bytes]:
+    """The fleet's metrics in Prometheus's text format."""
+    router = door_of(request).router
+    content = exposition(await read_fleet(router), router.done())
+    return Response(content, media_type=CONTENT_TYPE)
+
+
+@post("/v2/reload", status_code=200, responses=described.FLEET_CHANGE)
+async def reload(request: AnyRequest) -> JsonResponse:
+    """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
+    return Response(await door_of(request).router.folder.reload())
+
+
+ENDPOINTS = (server_metadata, live, ready, fleet, fleet_stream, scaling, scaling_starts, metrics, reload)

@@ -1,0 +1,150 @@
+"""The jobs: their states, results and placements; and the dead letters, which are jobs that were given up."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import msgspec
+from litestar import Response, delete, get, post
+from litestar.params import Parameter, QueryParameter
+
+from api import described
+from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
+from api.services import JsonResponse, door_of, jobs_of
+from taxiway.contract.job import JobStatus
+from taxiway.contract.listing import USUAL, JobFilter, states_of
+from taxiway.contract.request import TERMS
+from taxiway.contract.tensors import OCTETS
+from taxiway.contract.values import gone
+from taxiway.errors import wrong_field
+
+MOST = 1000
+"""Most dead letters in one list; the default is a tenth of it."""
+
+
+@get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
+async def job_status(request: AnyRequest, job: str, wait: float = 0.0) -> Response[bytes]:
+    """A job's state; with `wait`, as soon as it has ended or that many seconds have passed."""
+    return _status(await jobs_of(request).status(job, wait=_seconds(wait)), 200)
+
+
+@get("/v2/jobs/{job:str}/result", opt=needs("read"), responses=described.JOB_RESULT)
+async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Response[bytes]:
+    """A job's answer: 200, or the job's own error; 202 until it has ended, 410 once the result has expired.
+
+    With `Accept: application/octet-stream` the elements of numeric outputs follow the JSON.
+    """
+    found = await jobs_of(request).result(job, wait=_seconds(wait))
+    if isinstance(found, JobStatus):
+        return _status(found, 202)
+    binary = OCTETS in request.headers.get("accept", "")
+    answer = await door_of(request).inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES")
+    return Response(answer.body, headers=answer.headers)
+
+
+@get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
+async def blob(request: AnyRequest, ref: str) -> Response[bytes]:
+    """The raw bytes of a large value that a stored result refers to; 410 once the result has expired."""
+    content = (await door_of(request).router.store.blobs([ref]))[ref]
+    if content is None:
+        raise gone(ref)
+    return Response(bytes(content), media_type=OCTETS)
+
+
+@get("/v2/jobs/{job:str}/placement", opt=needs("read"), responses=described.JOB_PLACEMENT)
+async def job_placement(request: AnyRequest, job: str) -> JsonResponse:
+    """Why a job is where it is, and the recomputed candidate table."""
+    return Response(await jobs_of(request).placement(job))
+
+
+@delete("/v2/jobs/{job:str}", status_code=200, opt=needs("submit"), responses=described.JOB)
+async def job_cancel(request: AnyRequest, job: str) -> Response[bytes]:
+    """Cancel a job; one that has ended is left unchanged."""
+    return _status(await jobs_of(request).cancel(job), 200)
+
+
+_States = Annotated[str, QueryParameter(name="state", description="Only jobs in these states, comma-separated.")]
+
+_Model = Annotated[str, Parameter(description="Only jobs of this model: `name`, `name:version` or `name@alias`.")]
+
+_Tenant = Annotated[str, Parameter(description="Only this tenant's jobs; with a key, only its own tenant is allowed.")]
+
+_Limit = Annotated[int, Parameter(description="Jobs per page, at most 1,000.")]
+
+_Cursor = Annotated[str, Parameter(description="The `next` of the previous page.")]
+
+
+@get("/v2/jobs", opt=needs("read"), responses=described.JOBS)
+async def jobs(
+    request: AnyRequest,
+    states: _States = "",
+    model: _Model = "",
+    tenant: _Tenant = "",
+    limit: _Limit = USUAL,
+    cursor: _Cursor = "",
+) -> Response[bytes]:
+    """The fleet's jobs, latest first. While `next` is present more may follow, even after an empty page."""
+    router = door_of(request).router
+    filters = {"tenant": tenant} if tenant else {}
+    claim(caller_of(request.scope), filters)
+    wanted = JobFilter(
+        states=states_of(name for name in states.split(",") if name),
+        model=router.rules.catalogue.resolve(model).id if "@" in model else model,
+        tenant=filters.get("tenant", ""),
+    )
+    return json_answer(await router.store.list_jobs(wanted, limit=limit, cursor=cursor))
+
+
+@get("/v2/dead", responses=described.DEAD)
+async def dead_list(request: AnyRequest, most: int = MOST // 10) -> Response[bytes]:
+    """Dead letters, latest first, up to `most`."""
+    if not 0 < most <= MOST:
+        raise wrong_field("most", f"1 to {MOST}", most)
+    return json_answer({"letters": await door_of(request).letters.list(most)})
+
+
+@get("/v2/dead/{letter:str}", responses=described.DEAD)
+async def dead_show(request: AnyRequest, letter: str) -> Response[bytes]:
+    """One dead letter with its message."""
+    return json_answer(await door_of(request).letters.show(letter))
+
+
+@post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
+async def dead_replay(request: AnyRequest, letter: str) -> Response[bytes]:
+    """Run a dead letter's job again, under its own terms."""
+    take_terms(request.scope, {}, dict.fromkeys(TERMS, "none, as the job keeps its own"))
+    return json_answer({"id": letter, "job": await door_of(request).letters.replay(letter)})
+
+
+@delete("/v2/dead/{letter:str}", status_code=200, responses=described.DEAD)
+async def dead_drop(request: AnyRequest, letter: str) -> Response[bytes]:
+    """Delete a dead letter."""
+    await door_of(request).letters.drop(letter)
+    return json_answer({"id": letter, "dropped": True})
+
+
+def _seconds(wait: float) -> float:
+    if not math.isfinite(wait) or wait < 0:
+        raise wrong_field("wait", "seconds >= 0", wait)
+    return wait
+
+
+def _status(status: JobStatus, code: int) -> Response[bytes]:
+    progress = msgspec.structs.asdict(status)
+    record = msgspec.structs.asdict(progress.pop("record"))
+    return json_answer(record | progress, status=code)
+
+
+ENDPOINTS = (
+    job_status,
+    job_result,
+    blob,
+    job_placement,
+    job_cancel,
+    jobs,
+    dead_list,
+    dead_show,
+    dead_replay,
+    dead_drop,
+)

@@ -1,0 +1,45 @@
+"""What all endpoints share: the router, what it stores, and who may see which of its jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Response
+
+from api.gate import AnyRequest, caller_of
+from api.inference.infer import Inference
+from api.jobs import DeadLetters, Jobs
+from api.objects.stored import StoredObjects
+from router.router import Router
+
+JsonResponse = Response[dict[str, Any]]
+
+DOOR = "door"
+"""Where the application keeps its `Door`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the endpoints need."""
+
+    router: Router
+    inference: Inference
+    letters: DeadLetters
+    stored: StoredObjects
+
+
+def door_of(request: AnyRequest) -> Door:
+    """The door that a request came to."""
+    door: Door = request.app.state[DOOR]
+    return door
+
+
+def jobs_of(request: AnyRequest) -> Jobs:
+    """The jobs that the caller may see."""
+    return Jobs(door_of(request).router, caller_of(request.scope).tenant)
+
+
+def most_elements(request: AnyRequest) -> int:
+    """The most elements that a request's tensors may have."""
+    return door_of(request).router.rules.topology.limits.elements

@@ -1,1 +1,0 @@
-"""The endpoints of the HTTP door: each reads its request, calls the router and writes the answer."""

@@ -1,0 +1,140 @@
+"""A router's process: its options, its settings, and when it stops. `python -m api` has them too."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import uvloop
+
+from router.router import Router
+from router.service.admission import Rules
+from tasks.document import DocumentError
+from tasks.models.folder import ModelsFolder
+from tasks.queues_file import QueuesFile
+from tasks.settings import Settings, SettingsError, settings_from
+from tasks.telemetry import log_to_stderr, start_tracing
+from tasks.topology import Topology
+
+logger = logging.getLogger("router")
+
+_COLLECT = 20_000
+"""Allocations between runs of the cyclic garbage collector.
+
+A request allocates some 300 objects, which are freed with it. With Python's default of 700 the router spent a fifth of
+its time scanning the requests in progress (256 concurrent, by HTTP)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a router is made of, read from the environment and files."""
+
+    settings: Settings
+    rules: Rules
+    folder: ModelsFolder
+
+    def router(self) -> Router:
+        """A router, not started, under a name that no other has or had."""
+        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        return Router(self.settings, self.rules, name, self.folder)
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first stops the router, a second one stops it `at_once`."""
+
+    def __init__(self) -> None:
+        self.at_once = asyncio.Event()
+        self._stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._received)
+
+    async def wait(self, router: Router) -> int:
+        """Wait for a signal, or until one of the router's loops fails; returns the exit status."""
+        stopped, failed = asyncio.create_task(self._stopping.wait()), asyncio.create_task(router.failed())
+        await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
+        requested = stopped.done()
+        if not requested:
+            logger.critical("router failed", exc_info=failed.result())
+            self.at_once.set()
+        stopped.cancel()
+        failed.cancel()
+        return 0 if requested else 1
+
+    def _received(self) -> None:
+        (self.at_once if self._stopping.is_set() else self._stopping).set()
+
+
+def write_ready(**facts: str) -> None:
+    """Print the line on stdout that says that the router is ready."""
+    sys.stdout.write(msgspec.json.encode({"ready": "router", **facts}).decode() + "\n")
+    sys.stdout.flush()
+
+
+def setting(environment: Mapping[str, str], name: str, default: str | None = None) -> str | None:
+    """The environment variable of an option, or else its default."""
+    return environment.get(f"TAXIWAY_{name}") or default
+
+
+def options(environment: Mapping[str, str], program: str) -> argparse.ArgumentParser:
+    """The options of every router; each has an environment variable."""
+    parser = argparse.ArgumentParser(prog=program, description="Places requests on the fleet's queues.")
+    starts = "comma-separated classes whose devices an autoscaler starts on demand [TAXIWAY_STARTS]"
+    parser.add_argument("--starts", default=setting(environment, "STARTS", ""), metavar="CLASS,…", help=starts)
+    parser.add_argument("--log", default=setting(environment, "LOG", "INFO"), help="log level [TAXIWAY_LOG]")
+    return parser
+
+
+def prepare(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Prepared:
+    """What the options and the environment say. An invalid model is only disabled.
+
+    Raises:
+        SettingsError, DocumentError: a setting or queues.yaml is invalid.
+    """
+    start_tracing("taxiway-router", environment)
+    settings = settings_from(environment)
+    folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
+    topology = folder.queues.topology
+    folder.log_problems()
+    starts = read_starts(arguments.starts, topology)
+    rules = Rules(topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts)
+    return Prepared(settings, rules, folder)
+
+
+def read_starts(text: str, topology: Topology) -> frozenset[str]:
+    """The classes named in `text`.
+
+    Raises:
+        SettingsError: one is not in queues.yaml.
+    """
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    for name in names - topology.hardware.keys():
+        raise SettingsError("--starts", f"classes of queues.yaml ({', '.join(sorted(topology.hardware))})", name)
+    return names
+
+
+def run(
+    arguments: argparse.Namespace,
+    make: Callable[[], Callable[[], Awaitable[int]]],
+    invalid: type[Exception] = SettingsError,
+) -> int:
+    """Run what `make` returns; 2 after a wrong setting or file, or an `invalid` error, with the reason in the log."""
+    log_to_stderr(arguments.log.upper())
+    try:
+        serve = make()
+    except (SettingsError, DocumentError, invalid) as error:
+        logger.critical("cannot start", extra={"error": str(error)})
+        return 2
+    gc.freeze()  # modules, models and rules are permanent: scanning them takes 40 ms, during which requests wait
+    gc.set_threshold(_COLLECT)
+    status: int = uvloop.run(serve())
+    return status

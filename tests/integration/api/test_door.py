@@ -1,0 +1,591 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import dataclasses
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+import msgspec
+import pytest
+import redis
+
+from api.inference.infer import Inference
+from api.inference.protocol import read_infer
+from api.jobs import Jobs
+from local.embedded import EmbeddedValkey
+from router.decide.explain import Basis, read_basis
+from router.router import Router
+from router.service.admission import Admitted, Rules
+from tasks.models.folder import ModelsFolder, load_catalogue
+from tasks.queues_file import QueuesFile
+from tasks.settings import TREE, Settings, settings_from
+from tasks.topology import load_topology
+from taxiway.contract.job import read_meta, read_result
+from taxiway.contract.keys import job_key, priority_lists, result_key, snapshot_key
+from taxiway.errors import FleetUnavailable, TaxiwayError
+from tests.narrowing import present
+from tests.routing import EchoDevice, eventually, router_process
+from tests.stored import fields_of
+from tests.waiting import BUSY
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a fleet that all tests of answered requests share: a router takes a second to start."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("shared")) as server:
+        yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+
+
+@pytest.fixture(scope="module")
+def device(shared: Settings) -> Iterator[EchoDevice]:
+    with EchoDevice(shared) as device:
+        yield device
+
+
+@pytest.fixture(scope="module")
+def http(shared: Settings, device: EchoDevice) -> Iterator[httpx.Client]:
+    with router_process(shared) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def lone(settings: Settings) -> Iterator[httpx.Client]:
+    """The HTTP door of a router without any device."""
+    with router_process(settings) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def idle(settings: Settings, lone: httpx.Client) -> Iterator[httpx.Client]:
+    """The HTTP door of a router whose device answers nothing."""
+    with EchoDevice(settings, answering=False):
+        yield lone
+
+
+@pytest.fixture
+def store(shared: Settings) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(shared.state) as client:
+        yield client
+
+
+def body(
+    *rows: str, parameters: dict[str, Any] | None = None, tensor: dict[str, Any] | None = None, **fields: Any
+) -> dict[str, Any]:
+    named = {"name": "payload", "shape": [len(rows)], "datatype": "BYTES", "data": list(rows), **(tensor or {})}
+    return {"inputs": [named], "parameters": {"deadline": 30, **(parameters or {})}, **fields}
+
+
+def infer(
+    http: httpx.Client,
+    *rows: str,
+    model: str = "echo",
+    headers: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> httpx.Response:
+    return http.post(f"/v2/models/{model}/infer", json=body(*rows, **arguments), headers=headers)
+
+
+def accept(http: httpx.Client, *rows: str, **arguments: Any) -> str:
+    accepted = infer(http, *rows, headers={"prefer": "respond-async"}, **arguments)
+    assert accepted.status_code == 202, accepted.text
+    return accepted.json()["id"]
+
+
+def basis_of(store: redis.Redis, job: str) -> Basis:
+    return present(read_basis(fields_of(store, job_key(job))["basis"]))
+
+
+def test_a_request_in_chunks_and_one_with_a_version_are_answered_as_any_other(http: httpx.Client) -> None:
+    whole = msgspec.json.encode(body("hello"))
+    headers = {"content-type": "application/json"}
+
+    chunked = http.post("/v2/models/echo/infer", content=iter([whole[:10], whole[10:]]), headers=headers)
+    versioned = http.post("/v2/models/echo/versions/1/infer", content=whole, headers=headers)
+
+    for answer in (chunked, versioned):
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        assert answer.json()["outputs"][0]["data"] == ["hello"]
+
+
+def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http: httpx.Client) -> None:
+    answer = infer(http, "a", "b").json()
+
+    assert (answer["model_name"], answer["model_version"]) == ("echo", "1")
+    assert answer["outputs"] == [{"name": "payload", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]
+    assert answer["parameters"]["hardware_class"] == "cpu.batch"
+    assert answer["parameters"]["job"] == answer["id"]
+
+
+def test_an_answer_carries_the_requests_own_id(http: httpx.Client) -> None:
+    assert infer(http, "a", id="mine").json()["id"] == "mine"
+
+
+def test_bytes_travel_as_base64_in_both_directions(http: httpx.Client) -> None:
+    text = base64.b64encode(b"\x00\xff").decode()
+
+    answer = infer(http, text, tensor={"parameters": {"content_type": "base64"}}).json()
+
+    output = answer["outputs"][0]
+    assert (output["data"], output["parameters"]) == ([text], {"content_type": "base64"})
+
+
+@pytest.mark.parametrize("model", ["echo/versions/1", "echo:1", "echo@stable"])
+def test_a_model_is_found_by_version_and_alias(http: httpx.Client, model: str) -> None:
+    assert infer(http, "a", model=model).status_code == 200
+
+
+def test_prefer_wait_limits_how_long_an_infer_call_waits(idle: httpx.Client) -> None:
+    answer = infer(idle, "a", headers={"prefer": "wait=0"})
+
+    assert (answer.status_code, answer.headers["location"]) == (202, f"/v2/jobs/{answer.json()['id']}")
+
+
+def test_many_requests_at_once_get_their_own_answers(http: httpx.Client) -> None:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: infer(http, str(n)).json()["outputs"][0]["data"], range(200)))
+
+    assert answers == [[str(n)] for n in range(200)]
+
+
+def test_an_asynchronous_request_is_polled_to_its_result(http: httpx.Client) -> None:
+    accepted = infer(http, "a", headers={"prefer": "respond-async"})
+    where = accepted.headers["location"]
+
+    status = http.get(where, params={"wait": 10}).json()
+    answer = http.get(f"{where}/result").json()
+
+    assert where == f"/v2/jobs/{accepted.json()['id']}"
+    assert (status["state"], status["hardware_class"], status["variant"]) == ("succeeded", "cpu.batch", "echo")
+    assert answer["outputs"][0]["data"] == ["a"]
+
+
+def test_a_waiting_job_has_its_position_and_expected_end(idle: httpx.Client) -> None:
+    first, second = accept(idle, "a"), accept(idle, "b")
+
+    status = idle.get(f"/v2/jobs/{second}").json()
+
+    assert status["state"] == "queued"
+    assert status["position"] == 1  # the jobs before it
+    assert status["eta"] > 0
+    assert idle.get(f"/v2/jobs/{first}/result").status_code == 202
+
+
+def test_a_long_poll_returns_as_soon_as_the_job_ends(idle: httpx.Client) -> None:
+    job = accept(idle, "a")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        poll = pool.submit(lambda: idle.get(f"/v2/jobs/{job}", params={"wait": 20}))
+        assert not concurrent.futures.wait([poll], timeout=0.3).done
+        cancelled = time.monotonic()
+        idle.delete(f"/v2/jobs/{job}")
+        assert poll.result().json()["state"] == "cancelled"
+    assert time.monotonic() - cancelled < 2 + BUSY
+
+
+def test_a_cancelled_job_stays_cancelled(idle: httpx.Client) -> None:
+    job = accept(idle, "a")
+
+    first, again = idle.delete(f"/v2/jobs/{job}"), idle.delete(f"/v2/jobs/{job}")
+
+    assert [first.status_code, again.status_code] == [200, 200]
+    assert first.json()["state"] == again.json()["state"] == "cancelled"
+    answer = idle.get(f"/v2/jobs/{job}/result")
+    assert (answer.status_code, answer.json()["code"]) == (409, "cancelled")
+
+
+def test_a_request_that_no_device_runs_in_time_ends_at_its_deadline(idle: httpx.Client) -> None:
+    began = time.monotonic()
+
+    answer = infer(idle, "a", parameters={"deadline": 0.5})
+
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+    assert 0.5 - 0.1 <= time.monotonic() - began < 0.5 + BUSY
+
+
+def test_a_poller_learns_that_the_deadline_passed(idle: httpx.Client) -> None:
+    job = accept(idle, "a", parameters={"deadline": 0.5})
+
+    assert idle.get(f"/v2/jobs/{job}", params={"wait": 10}).json()["state"] == "expired"
+
+
+def test_an_expired_result_is_distinguished_from_an_unknown_job(http: httpx.Client, store: redis.Redis) -> None:
+    job = accept(http, "a")
+    http.get(f"/v2/jobs/{job}", params={"wait": 10})
+    store.delete(result_key(job))
+
+    gone, unknown = http.get(f"/v2/jobs/{job}/result"), http.get("/v2/jobs/none/result")
+
+    assert (gone.status_code, gone.json()["code"]) == (410, "result_expired")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_job")
+
+
+def test_the_same_idempotency_key_gives_the_same_job(device: EchoDevice, http: httpx.Client) -> None:
+    terms = {"tenant": "t", "idempotency_key": "k"}
+
+    first = accept(http, "a", parameters=terms)
+    again = infer(http, "a", parameters=terms).json()
+
+    assert again["parameters"]["job"] == first
+    assert device.done.count(first) == 1
+    assert accept(http, "a", parameters={**terms, "tenant": "u"}) != first
+
+
+def test_a_key_of_any_text_is_of_one_request(device: EchoDevice, http: httpx.Client) -> None:
+    terms = {"tenant": "t", "idempotency_key": "taxiway.resent:x"}
+    accept(http, "a", parameters=terms)
+
+    assert infer(http, "b", parameters=terms).json()["code"] == "idempotency_conflict"
+
+
+def test_a_placement_is_explained_with_what_was_not_chosen(http: httpx.Client) -> None:
+    job = accept(http, "a")
+
+    placement = http.get(f"/v2/jobs/{job}/placement").json()
+
+    assert placement["reason"].startswith("cheapest")
+    assert placement["note"] is None
+    (chosen,) = [row for row in placement["considered"] if row["chosen"]]
+    assert (chosen["hardware_class"], chosen["variant"]) == (placement["hardware_class"], placement["variant"])
+    assert 0 < chosen["finish"] <= chosen["at_most"]
+    assert {r["hardware_class"] for r in placement["considered"] + placement["refused"]} >= {"cpu.batch", "tpu.bulk"}
+
+
+def test_a_job_keeps_little_for_its_explanation(http: httpx.Client, store: redis.Redis) -> None:
+    job = accept(http, "a")
+
+    assert len(fields_of(store, job_key(job))["basis"]) < 500
+    assert store.ttl(snapshot_key(basis_of(store, job).snapshot)) > 3500
+
+
+def test_when_the_fleets_state_is_gone_only_the_reason_is_left_and_a_note_says_so(
+    http: httpx.Client, store: redis.Redis
+) -> None:
+    job = accept(http, "a")
+    ended = msgspec.structs.replace(basis_of(store, job), snapshot="another")  # deleted, it would be so for other jobs
+    store.hset(job_key(job), "basis", msgspec.json.encode(ended))
+
+    placement = http.get(f"/v2/jobs/{job}/placement").json()
+
+    assert placement["reason"].startswith("cheapest")
+    assert (placement["considered"], placement["refused"]) == ([], [])
+    assert "limits.keep_explanation" in placement["note"]
+
+
+def test_a_choice_that_would_differ_now_is_reported(http: httpx.Client, store: redis.Redis) -> None:
+    job = accept(http, "a")
+    store.hset(job_key(job), "variant", "gone")
+
+    note = http.get(f"/v2/jobs/{job}/placement").json()["note"]
+
+    assert note.startswith("it was placed on cpu.batch/gone; ")
+    assert "cpu.batch/echo: cheapest" in note
+
+
+def test_a_job_whose_model_was_taken_away_has_its_reason_left(http: httpx.Client, store: redis.Redis) -> None:
+    job = accept(http, "a")
+    store.hset(job_key(job), "model", "gone:1")
+
+    placement = http.get(f"/v2/jobs/{job}/placement").json()
+
+    assert placement["reason"].startswith("cheapest")
+    assert "gone:1 is no longer in the catalogue" in placement["note"]
+
+
+@pytest.mark.parametrize("path", ["/v2/models/echo/placement", "/v2/models/echo/versions/1/placement"])
+def test_a_request_is_explained_and_not_submitted(http: httpx.Client, store: redis.Redis, path: str) -> None:
+    before = set(store.scan_iter(job_key("*")))
+
+    answer = http.post(path, json=body("a"))
+
+    reply = answer.json()
+    assert answer.status_code == 200
+    assert (reply["model"], reply["hardware_class"], reply["variant"]) == ("echo:1", "cpu.batch", "echo")
+    assert reply["reason"].startswith("cheapest")
+    assert set(store.scan_iter(job_key("*"))) == before
+
+
+def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_way(http: httpx.Client) -> None:
+    answer = http.post("/v2/models/echo/placement", json=body("a", parameters={"budget": 1e-15})).json()
+
+    assert (answer["error"], answer["hardware_class"]) == ("invalid_request", None)
+    assert answer["considered"][0]["why_not"].startswith("over budget")
+
+
+def simulation(samples: int) -> dict[str, Any]:
+    """The body of a request to monte-carlo."""
+    named = {"samples": samples, "seed": 1}
+    inputs = [{"name": name, "shape": [1], "datatype": "INT64", "data": [value]} for name, value in named.items()]
+    return {"inputs": inputs, "parameters": {"deadline": 30}}
+
+
+def test_what_if_distinguishes_a_long_simulation_from_a_short_one(http: httpx.Client) -> None:
+    asked = [http.post("/v2/models/monte-carlo/placement", json=simulation(samples)) for samples in (10**3, 10**7)]
+
+    short, long = (answer.json()["considered"][0] for answer in asked)
+    assert long["run"] > 100 * short["run"]
+    assert long["at_most"] > 100 * short["run"]
+
+
+@pytest.mark.parametrize("what", ["infer", "placement"])
+def test_a_row_over_its_models_limit_is_refused_at_the_door_with_both_figures(http: httpx.Client, what: str) -> None:
+    answer = http.post(f"/v2/models/monte-carlo/{what}", json=simulation(20_000_000))
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert "expected at most 10000000, got 20000000" in answer.json()["error"]
+
+
+def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http: httpx.Client) -> None:
+    answer = http.post("/v2/models/echo/placement", json=body("a", parameters={"deadline": -1}))
+
+    assert (answer.status_code, answer.json()["details"]["field"]) == (400, "deadline")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code", "field"),
+    [
+        ({"model": "ecko"}, 404, "unknown_model", None),
+        ({"parameters": {"deadline": -1}}, 400, "invalid_request", "deadline"),
+        ({"parameters": {"budget": "much"}}, 400, "invalid_request", "budget"),
+        ({"parameters": {"service": "platinum"}}, 400, "invalid_request", "service"),
+        ({"parameters": {"temperature": 1}}, 400, "invalid_request", "parameters.temperature"),
+        ({"parameters": {"locality": "moon"}}, 422, "unplaceable", None),
+        ({"tensor": {"datatype": "FP32", "data": [1.0]}}, 400, "invalid_request", "inputs.payload"),
+        ({"tensor": {"datatype": "FP99"}}, 400, "invalid_request", "inputs.payload"),
+        ({"tensor": {"shape": [3]}}, 400, "invalid_request", "inputs.payload"),
+        ({"tensor": {"name": "text"}}, 400, "invalid_request", "inputs"),
+        ({"tensor": {"data": "a"}}, 400, "invalid_request", "inputs[0].data"),
+        (
+            {"tensor": {"parameters": {"content_type": "base64"}, "data": ["%"]}},
+            400,
+            "invalid_request",
+            "inputs.payload",
+        ),
+        ({"outputs": [{"name": "label"}]}, 400, "invalid_request", "outputs"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_name(
+    http: httpx.Client, arguments: dict[str, Any], status: int, code: str, field: str | None
+) -> None:
+    answer = infer(http, "a", **arguments)
+
+    reply = answer.json()
+    assert (answer.status_code, reply["code"], reply["details"].get("field")) == (status, code, field)
+    assert reply["error"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"inputs": 1}', b"[" * 100_000])
+def test_a_body_that_is_no_infer_request_is_refused(http: httpx.Client, content: bytes) -> None:
+    answer = http.post("/v2/models/echo/infer", content=content)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"content-length: 1000000000000\r\n\r\n{",
+        b"transfer-encoding: chunked\r\n\r\n" + 17 * (b"100000\r\n" + bytes(2**20) + b"\r\n"),
+    ],
+    ids=["declared", "chunked"],
+)
+def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http: httpx.Client, sent: bytes) -> None:
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=20) as connection:
+        connection.sendall(b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n" + sent)
+        answer = connection.makefile("rb").readline()
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_over_the_limit_is_refused_with_the_reason(http: httpx.Client) -> None:
+    answer = http.post("/v2/models/echo/infer", content=b"x" * (17 * 2**20))
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v3", 404, "request_error"),
+        ("GET", "/v2/models/echo/infer", 405, "request_error"),
+        ("GET", "/v2/models/nope", 404, "unknown_model"),
+        ("GET", "/v2/jobs/none", 404, "unknown_job"),
+        ("DELETE", "/v2/jobs/none", 404, "unknown_job"),
+        ("GET", "/v2/jobs/none?wait=soon", 400, "invalid_request"),
+        ("GET", "/v2/jobs/none?wait=nan", 400, "invalid_request"),
+    ],
+)
+def test_every_error_has_one_form(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+    answer = http.request(method, path)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert set(answer.json()) == {"error", "code", "details"}
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "; did you mean /v1/chat/completions?"),
+        ("/v1/v1/embeddings/", "; did you mean /v1/embeddings?"),
+        ("/v1/v2/models", "; did you mean /v2/models?"),
+        ("/v1/images/generations", "; /docs lists all paths"),
+    ],
+)
+def test_an_unknown_path_is_answered_with_what_may_have_been_meant(http: httpx.Client, path: str, hint: str) -> None:
+    said = http.post(path).json()["error"]
+    assert (said["message"] if path.startswith("/v1/") else said).endswith(f"{path}: Not Found{hint}")
+
+
+def test_a_wrong_parameter_of_a_query_is_answered_with_what_was_expected(http: httpx.Client) -> None:
+    assert http.get("/v2/jobs/none?wait=soon").json()["error"] == "wait: Expected `float`, got `str`"
+
+
+def test_without_a_device_the_answer_is_to_come_back_later(lone: httpx.Client) -> None:
+    answer = infer(lone, "a")
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_device")
+    assert int(answer.headers["retry-after"]) > 0
+    assert lone.get("/v2/models/echo/ready").status_code == 503
+
+
+FOREIGN = [
+    {"origin": "https://example.org"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    *(
+        {"host": name}
+        for name in ("example.org", "127.0.0.1.example.org:80", "10.0.0.1", "[::2]:80", "localhost@a", "")
+    ),
+]
+OWN = [
+    {"sec-fetch-site": "same-origin"},
+    {"sec-fetch-site": "none"},
+    *({"host": name} for name in ("localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:8080")),
+]
+
+
+def test_a_class_whose_devices_are_started_when_they_are_wanted_takes_work_without_any(settings: Settings) -> None:
+    with (
+        router_process(settings, None, ["--starts", "cpu.batch"]) as router,
+        httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http,
+    ):
+        job = accept(http, "a")
+        assert http.get(f"/v2/jobs/{job}").json()["hardware_class"] == "cpu.batch"
+
+
+def test_a_router_does_not_start_for_a_class_that_is_not_there(settings: Settings) -> None:
+    command = [sys.executable, "-m", "api", "--port", "0", "--starts", "cpu.bath"]
+    done = subprocess.run(
+        command, cwd=TREE, env={**os.environ, **settings.environment()}, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cpu.batch" in done.stderr
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=lambda headers: "=".join(*headers.items()))
+def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http: httpx.Client, headers: dict[str, str]) -> None:
+    answers = [infer(http, "a", headers=headers), http.get("/v2/health/live", headers=headers)]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(403, "forbidden")] * 2
+    assert {answer.json()["details"]["header"] for answer in answers} == {*headers}
+
+
+@pytest.mark.parametrize("headers", OWN, ids=lambda headers: "=".join(*headers.items()))
+def test_this_machine_may_ask_a_door_without_keys_by_each_of_its_own_names(
+    http: httpx.Client, headers: dict[str, str]
+) -> None:
+    assert infer(http, "a", headers=headers).status_code == 200
+
+
+def test_models_and_fleet_are_described(http: httpx.Client) -> None:
+    assert http.get("/v2").json()["name"] == "taxiway"
+    assert http.get("/v2/health/live").status_code == http.get("/v2/health/ready").status_code == 200
+    assert http.get("/v2/models/echo/ready").json() == {"name": "echo", "ready": True}
+    assert http.get("/v2/models/echo").json()["inputs"] == [{"name": "payload", "datatype": "BYTES", "shape": [-1]}]
+    assert "echo" in {m["name"] for m in http.get("/v2/models").json()["models"]}
+    assert http.get("/v2/fleet").json()["devices"][0]["hardware_class"] == "cpu.batch"
+    infer_path = http.get("/schema/openapi.json").json()["paths"]["/v2/models/{model}/infer"]
+    assert "inputs" in infer_path["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+def test_the_openapi_document_has_what_every_endpoint_refuses_and_which_need_no_key(http: httpx.Client) -> None:
+    paths = http.get("/schema/openapi.json").json()["paths"]
+    operations = {(verb, path): one for path, verbs in paths.items() for verb, one in verbs.items()}
+    keyless = {path for (_, path), one in operations.items() if one.get("security") == [{}]}
+
+    assert keyless == {"/v2/health/live", "/v2/health/ready", "/", "/docs"}
+    for (verb, path), one in operations.items():
+        refused = {"401", "403", "429", "500"} if path not in keyless else {"500"}
+        assert refused <= one["responses"].keys(), f"{verb} {path}"
+
+
+def test_an_infer_request_goes_straight_to_a_class_queue(settings: Settings, idle: httpx.Client) -> None:
+    job = accept(idle, "a")
+
+    with redis.Redis.from_url(settings.state) as store:
+        assert store.hget(job_key(job), "state") == b"queued"
+        assert sum(store.llen(name) for name in priority_lists("cpu.batch")) == 1
+
+
+class Astray(Router):
+    """Fails unexpectedly once it has forwarded a request."""
+
+    async def forward(self, admitted: Admitted) -> NoReturn:
+        await super().forward(admitted)
+        raise KeyError(admitted.outgoing.job)
+
+
+async def ended_astray(router: Astray) -> str:
+    """A job that was forwarded so, and ended; where the machine stalls, another one than the first."""
+    inference = Inference(router, Jobs(router))
+    while True:
+        try:
+            await router.fleet.read()
+            await inference.submit("echo", read_infer(msgspec.json.encode(body("hello"))))
+        except KeyError as error:
+            (job,) = error.args
+            if (await router.store.record(job))["state"] == "failed":
+                return job
+        except FleetUnavailable:
+            await asyncio.sleep(0.05)
+
+
+def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(settings: Settings) -> None:
+    async def scenario() -> str:
+        rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
+        router = Astray(settings, rules, "astray", ModelsFolder(settings.models, QueuesFile(settings.queues)))
+        try:
+            return await asyncio.wait_for(ended_astray(router), 60)
+        finally:
+            await router.stop()
+
+    with EchoDevice(settings, answering=False), redis.Redis.from_url(settings.state) as store:
+        meta = read_meta(store.get(result_key(asyncio.run(scenario()))))
+    with pytest.raises(TaxiwayError, match="its log says why"):
+        read_result(meta)
+
+
+def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path: Path, settings: Settings) -> None:
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        own = dataclasses.replace(settings, broker=server.url, state=server.url)
+        with router_process(own) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http:
+            with EchoDevice(own, answering=False):
+                waiting = accept(http, "a")
+            server.stop()
+            began = time.monotonic()
+            answers = [infer(http, "a"), http.get(f"/v2/jobs/{waiting}")]
+            took = time.monotonic() - began
+            assert eventually(lambda: http.get("/v2/health/ready").status_code == 503)
+            server.start()
+
+    assert [(a.status_code, a.json()["code"]) for a in answers] == [(503, "broker_unavailable")] * 2
+    assert took < 2 + BUSY

@@ -1,0 +1,259 @@
+"""The HTTP door with keys and under TLS, at a router as it ships."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import taxiway
+from api.access import Key, Scope, digest_of
+from api.keys_file import write_keys
+from local.embedded import EmbeddedValkey
+from tasks.settings import TREE, Settings, settings_from
+from taxiway.errors import BrokerUnavailableError, ForbiddenError, UnauthenticatedError, UnknownJobError
+from tests.certificates import self_signed
+from tests.routing import EchoDevice, eventually, router_process
+from tests.waiting import BUSY
+
+BODY = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}], "parameters": {}}
+OWNERS: dict[str, tuple[str, tuple[Scope, ...]]] = {
+    "lab": ("lab", ("submit", "read")),
+    "shop": ("shop", ("submit", "read")),
+    "writer": ("lab", ("submit",)),
+    "reader": ("lab", ("read",)),
+    "ops": ("ops", ("admin",)),
+    "slow": ("slow", ("read",)),
+    "busy": ("busy", ("submit", "read")),
+}
+SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in OWNERS}
+QUEUES = (
+    TREE / "queues.yaml"
+).read_text() + "\ntenants: {slow: {requests_per_second: 0.01}, busy: {requests_per_second: 50}}\n"
+
+
+def keys_of(names: Iterable[str]) -> list[Key]:
+    return [
+        Key(id=name, digest=digest_of(SECRETS[name]), tenant=OWNERS[name][0], scopes=OWNERS[name][1]) for name in names
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def door(folder: Path) -> Iterator[str]:
+    """The address of a router under TLS that knows keys, before one device; its log and certificate in `folder`."""
+    certificate, key = self_signed(folder)
+    keys, queues = folder / "keys.jsonl", folder / "queues.yaml"
+    write_keys(keys, keys_of(OWNERS))
+    queues.write_text(QUEUES)
+    with EmbeddedValkey(folder / "valkey") as server, (folder / "router.log").open("wb") as log:
+        named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": "ab" * 32, "TAXIWAY_QUEUES": str(queues)}
+        settings = settings_from(named)
+        options = ["--keys", str(keys), "--tls-cert", str(certificate), "--tls-key", str(key), "--log", "DEBUG"]
+        with EchoDevice(settings), router_process(settings, log, options) as router:
+            yield router.http
+
+
+@contextmanager
+def asking(door: str, folder: Path, name: str | None = None, secret: str | None = None) -> Iterator[httpx.Client]:
+    secret = SECRETS[name] if name else secret
+    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+    trust = ssl.create_default_context(cafile=folder / "cert.pem")
+    with httpx.Client(base_url=door, headers=headers, timeout=20, verify=trust, trust_env=False) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def lab(door: str, folder: Path) -> Iterator[httpx.Client]:
+    with asking(door, folder, "lab") as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def shop(door: str, folder: Path) -> Iterator[httpx.Client]:
+    with asking(door, folder, "shop") as http:
+        yield http
+
+
+WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
+
+
+@pytest.mark.parametrize("secret", WRONG, ids=["none", "unknown", "empty", "cut", "longer"])
+def test_without_a_valid_key_only_health_is_served(door: str, folder: Path, secret: str | None) -> None:
+    with asking(door, folder, secret=secret) as http:
+        refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
+        health = [http.get("/v2/health/live"), http.get("/v2/health/ready"), http.get("/docs")]
+        assert "version" not in http.get("/").json()
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in refused] == [(401, "unauthenticated")] * 3
+    assert {answer.headers["www-authenticate"] for answer in refused} == {"Bearer"}
+    assert [answer.status_code for answer in health] == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "who"),
+    [
+        ("POST", "/v2/models/echo/infer", {"lab", "shop", "writer"}),
+        ("POST", "/v2/models/echo/placement", {"lab", "shop", "writer"}),
+        ("POST", "/v2/models/generate/generate", {"lab", "shop", "writer"}),
+        ("POST", "/v2/models/generate/generate_stream", {"lab", "shop", "writer"}),
+        ("DELETE", "/v2/jobs/none", {"lab", "shop", "writer"}),
+        ("GET", "/v2/jobs/none", {"lab", "shop", "reader"}),
+        ("GET", "/v2/jobs", {"lab", "shop", "reader"}),
+        ("GET", "/v2/models/echo/config", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/v2/models/echo/stats", {"lab", "shop", "writer", "reader", "ops"}),
+        ("POST", "/v2/repository/index", {"lab", "shop", "writer", "reader", "ops"}),
+        ("POST", "/v2/repository/models/no-such/load", {"ops"}),
+        ("POST", "/v2/repository/models/no-such/unload", {"ops"}),
+        ("GET", "/v2/jobs/none/result", {"lab", "shop", "reader"}),
+        ("GET", "/v2/jobs/none/placement", {"lab", "shop", "reader"}),
+        ("GET", "/v2/jobs/none/stream", {"lab", "shop", "reader"}),
+        ("GET", "/v2/blobs/none", {"lab", "shop", "reader"}),
+        ("GET", "/v2/models/echo", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/schema/openapi.json", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/v2", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/metrics", {"ops"}),
+        ("GET", "/v2/fleet", {"ops"}),
+        ("GET", "/v1/scaling/cpu.batch", {"ops"}),
+        ("POST", "/v1/scaling/cpu.batch/starts", {"ops"}),
+        ("GET", "/v2/dead", {"ops"}),
+    ],
+)
+def test_a_key_may_do_what_its_scopes_say_and_nothing_else(
+    door: str, folder: Path, method: str, path: str, who: set[str]
+) -> None:
+    allowed = set()
+    for name in OWNERS.keys() - {"slow", "busy"}:
+        with asking(door, folder, name) as http:
+            answer = http.request(method, path, json={} if method == "POST" else None)
+            assert answer.status_code != 403 or answer.json()["code"] == "forbidden"
+            if answer.status_code != 403:
+                allowed.add(name)
+
+    assert allowed == who
+
+
+def test_a_job_is_its_tenants_alone_and_unknown_to_others(lab: httpx.Client, shop: httpx.Client) -> None:
+    job = lab.post("/v2/models/echo/infer", json=BODY, headers={"prefer": "respond-async"}).headers["location"]
+    ways = [("GET", job), ("GET", f"{job}/result"), ("GET", f"{job}/placement"), ("GET", f"{job}/stream")]
+
+    reply = [shop.request(method, path) for method, path in (*ways, ("DELETE", job))]
+    unknown = shop.get("/v2/jobs/00000000-0000-4000-8000-000000000000")
+
+    assert lab.get(job, params={"wait": 10}).json()["state"] == "succeeded"
+    assert lab.get(job).json()["tenant"] == "lab"
+    assert lab.get(f"{job}/result").json()["outputs"][0]["data"] == ["a"]
+    assert {(answer.status_code, answer.json()["code"]) for answer in (*reply, unknown)} == {(404, "unknown_job")}
+    assert reply[0].json()["error"].partition("'")[0] == unknown.json()["error"].partition("'")[0]
+
+
+def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab: httpx.Client, shop: httpx.Client) -> None:
+    named = BODY | {"parameters": {"tenant": "shop"}}
+    text = {"text_input": "a", "parameters": {"tenant": "shop"}}
+    refused = [lab.post(f"/v2/models/echo/{verb}", json=named) for verb in ("infer", "placement")]
+    refused += [lab.post(f"/v2/models/generate/{verb}", json=text) for verb in ("generate", "generate_stream")]
+
+    assert {(answer.status_code, answer.json()["code"]) for answer in refused} == {(403, "forbidden")}
+    assert shop.post("/v2/models/echo/infer", json=named).status_code == 200
+
+
+def test_the_same_idempotency_key_is_another_job_for_another_tenant(lab: httpx.Client, shop: httpx.Client) -> None:
+    body = BODY | {"parameters": {"idempotency_key": "one"}}
+    jobs = [http.post("/v2/models/echo/infer", json=body).json()["parameters"]["job"] for http in (lab, shop, lab)]
+
+    assert jobs[0] == jobs[2] != jobs[1]
+
+
+def test_a_rate_limited_caller_learns_when_to_retry(door: str, folder: Path) -> None:
+    with asking(door, folder, "slow") as http:
+        answers = [http.get("/v2/models") for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert answers[1].json()["code"] == "rate_limited"
+    assert 1 <= int(answers[1].headers["retry-after"]) <= 100
+    assert answers[1].json()["error"].startswith("rate limit exceeded: tenant 'slow' may make 0.01 requests/s")
+
+
+def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(door: str, folder: Path) -> None:
+    keys, log = folder / "keys.jsonl", folder / "router.log"
+    with asking(door, folder, "writer") as http:
+        assert http.get("/v2").status_code == 200
+        write_keys(keys, keys_of(OWNERS.keys() - {"writer"}))
+        assert eventually(lambda: http.get("/v2").status_code == 401, within=1 + BUSY)
+        keys.write_text("{broken")
+        assert eventually(lambda: http.get("/v2") and b"keys not reloaded" in log.read_bytes(), within=1 + BUSY)
+        assert http.get("/v2").status_code == 401
+        write_keys(keys, keys_of(OWNERS))
+        assert eventually(lambda: http.get("/v2").status_code == 200, within=1 + BUSY)
+
+
+def test_the_python_client_brings_its_key_over_tls(door: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BrokerUnavailableError, match="certificate"), taxiway.Client(door) as client:
+        client.models()
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+    with taxiway.Client(door, key=SECRETS["lab"]) as client:
+        job = client.submit("echo", "a")
+        assert job.result(60).outputs["payload"] == "a"
+        with pytest.raises(ForbiddenError, match="admin"):
+            client.fleet()
+        with pytest.raises(ForbiddenError, match="lab"):
+            client.infer("echo", "a", tenant="shop")
+    with taxiway.Client(door, key=SECRETS["shop"]) as client, pytest.raises(UnknownJobError):
+        client.job(job.id).result(1)
+    with taxiway.Client(door) as client, pytest.raises(UnauthenticatedError):
+        client.models()
+
+
+def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_rest(
+    door: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+    texts = [str(n) for n in range(120)]
+
+    # Patient: as many connections as there are requests begin with a TLS handshake at once.
+    with taxiway.Client(door, key=SECRETS["busy"], connect_timeout=60) as client:
+        answers = [result.outputs["payload"] for result in client.map("echo", texts, deadline=100)]
+
+    assert answers == texts
+
+
+def test_no_key_stands_in_the_log_or_in_an_answer(door: str, folder: Path, lab: httpx.Client) -> None:
+    answer = [
+        lab.get("/v2/jobs/none").text,
+        lab.post("/v2/models/echo/infer", content=SECRETS["lab"]).text,
+        lab.post("/v2/models/echo/infer", json=BODY | {"parameters": {SECRETS["lab"]: 1}}).text,
+    ]
+    with asking(door, folder, secret=SECRETS["lab"] + "?") as http:
+        answer.append(http.get(f"/v2/jobs/{SECRETS['lab']}").text)
+
+    log = (folder / "router.log").read_text()
+    assert not [name for name, secret in SECRETS.items() if secret in log + answer[0] + answer[1] + answer[3]]
+    assert digest_of(SECRETS["lab"]) not in log
+
+
+def test_a_door_with_keys_answers_by_any_name(door: str, folder: Path) -> None:
+    with asking(door, folder, "lab") as http:
+        headers = {"host": "taxiway.example.org", "origin": "https://example.org"}
+        assert http.get("/v2", headers=headers).status_code == 200
+
+
+def test_a_router_that_would_be_open_to_everybody_does_not_start(settings: Settings) -> None:
+    command = [sys.executable, "-m", "api", "--port", "0", "--host", "0.0.0.0"]
+    done = subprocess.run(
+        command, cwd=TREE, env=settings.environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "taxiway keys new" in json.loads(done.stderr.splitlines()[-1])["error"]

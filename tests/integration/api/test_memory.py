@@ -1,0 +1,167 @@
+"""What clients can make a router hold, at a router as it ships."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import select
+import socket
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from api.access import Key, digest_of
+from api.keys_file import write_keys
+from local.embedded import EmbeddedValkey
+from tasks.settings import settings_from
+from tests.fuzzing.connections import LIVE, ask_without_end
+from tests.routing import EchoDevice, RouterProcess, router_process
+from tests.waiting import until
+
+MIB = 2**20
+SECRETS = {tenant: secrets.token_urlsafe(32) for tenant in ("lab", "shop", "wide")}
+QUEUES = """
+hardware:
+  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.002, price: {usd_per_hour: 0.05}}
+service: {standard: {deadline: 5}}
+default_service: standard
+tenants: {wide: {bodies: 64MiB}}
+limits: {payload: 4MiB, bodies: 16MiB, all_bodies: 24MiB}
+"""
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterProcess]:
+    """A router before one device, whose tenants may hold four bodies each, and all of them six."""
+    folder = tmp_path_factory.mktemp("memory")
+    (folder / "queues.yaml").write_text(QUEUES)
+    keys = [Key(id=name, digest=digest_of(key), tenant=name, scopes=("submit",)) for name, key in SECRETS.items()]
+    write_keys(folder / "keys", keys)
+    with EmbeddedValkey(folder / "valkey") as server:
+        named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": "ab" * 32}
+        settings = settings_from(named | {"TAXIWAY_QUEUES": str(folder / "queues.yaml")})
+        with EchoDevice(settings), router_process(settings, None, ["--keys", str(folder / "keys")]) as running:
+            yield running
+
+
+@pytest.fixture
+def port(router: RouterProcess) -> int:
+    return int(router.http.rpartition(":")[2])
+
+
+@pytest.fixture
+def grown(router: RouterProcess) -> Callable[[], int]:
+    """Bytes by which the router's memory has grown since the test began."""
+    process = psutil.Process(router.process.pid)
+    before = process.memory_info().rss
+    return lambda: process.memory_info().rss - before
+
+
+def begun(
+    port: int, tenant: str, *, length: int | None = None, sent: bytes = b"", path: str = "/v2/models/echo/infer"
+) -> socket.socket:
+    """A connection on which a request of the tenant began."""
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {SECRETS[tenant]}\r\n"
+    framed = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(f"{head}{framed}\r\n\r\n".encode() + sent)
+    return connection
+
+
+def pushed(connection: socket.socket, piece: bytes, count: int) -> None:
+    """Send a piece so many times, unless the other side will not have it."""
+    with contextlib.suppress(OSError):
+        for _ in range(count):
+            connection.sendall(piece)
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the router closes."""
+    heard = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            heard += piece
+    return heard
+
+
+def status_of(port: int, tenant: str, body: bytes) -> int:
+    with begun(port, tenant, length=len(body), sent=body) as connection:
+        return int(connection.recv(65536).split()[1])
+
+
+def is_answered(port: int, tenant: str) -> bool:
+    data = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+    return status_of(port, tenant, json.dumps(data).encode()) == 200
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
+def test_a_connection_without_a_key_that_asks_without_end_takes_little_memory(
+    port: int, router: RouterProcess, reads: bool
+) -> None:
+    process = psutil.Process(router.process.pid)
+    ask_without_end(port, reads=reads, seconds=0.3)  # what is made once is there
+    before = process.memory_info().rss
+
+    sent = ask_without_end(port, reads=reads, seconds=1.5)
+
+    assert sent > 200 * len(LIVE)
+    assert process.memory_info().rss - before < 4 * MIB
+
+
+def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are_served(
+    port: int, grown: Callable[[], int]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        many = [stack.enter_context(begun(port, "lab", length=4 * MIB, sent=b"x")) for _ in range(30)]
+        refused = [connection for connection in many[4:] if b"429" in connection.recv(12)]
+        for connection in many[:4]:
+            pushed(connection, bytes(MIB - 1), 4)
+        assert len(refused) == 26
+        assert all(re.search(rb"\r\nretry-after: 1\r\n.*rate_limited", received(c), re.DOTALL) for c in refused)
+        assert is_answered(port, "shop")
+        assert status_of(port, "lab", b"{") == 429
+        assert grown() < 20 * MIB
+    assert until(lambda: is_answered(port, "lab"))
+
+
+def test_bodies_of_no_declared_length_count_as_they_come(port: int, grown: Callable[[], int]) -> None:
+    with contextlib.ExitStack() as stack:
+        path = "/v2/models/echo/placement"
+        many = [stack.enter_context(begun(port, "lab", path=path)) for _ in range(8)]
+        for _ in range(3):
+            for connection in many:
+                pushed(connection, b"%x\r\n%s\r\n" % (MIB, bytes(MIB)), 1)
+        assert until(lambda: bool(select.select(many, [], [], 0)[0]))  # a refusal came, though no body is whole
+        assert grown() < 40 * MIB
+        for connection in many:
+            pushed(connection, b"0\r\n\r\n", 1)
+        answers = {connection.recv(12)[9:] for connection in many}
+        assert answers == {b"400", b"429"}
+    assert until(lambda: is_answered(port, "lab"))
+
+
+def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> None:
+    with contextlib.ExitStack() as stack:
+        for tenant, count in [("wide", 3), ("shop", 3)]:
+            for _ in range(count):
+                stack.enter_context(begun(port, tenant, length=4 * MIB, sent=b"x"))
+        with begun(port, "lab", length=MIB) as connection:
+            answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+    assert until(lambda: is_answered(port, "lab"))
+
+
+def test_a_request_without_a_good_key_has_one_answer_though_its_body_goes_on(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4000000\r\n\r\n"
+        connection.sendall(head)
+        pushed(connection, bytes(1000), 100)
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nconnection: close\r\n" in answer

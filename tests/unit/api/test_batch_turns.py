@@ -1,0 +1,88 @@
+"""Tenants take turns at a router's batches, and share the bytes of running lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.objects.batch_turns import TURN, LineWindow, OpenBatch, next_batches
+
+NOW = 1000.0
+TENANTS = ("lab", "shop", "press", "slow")
+
+batches = st.lists(st.tuples(st.sampled_from(TENANTS), st.booleans(), st.floats(NOW - 2 * TURN, NOW)), max_size=12).map(
+    lambda found: [OpenBatch(f"batch-{n}", *one) for n, one in enumerate(found)]
+)
+
+
+def test_one_batch_of_a_tenant_runs_before_the_second_one_of_another() -> None:
+    working = [OpenBatch(f"a{n}", "lab", True, NOW) for n in range(4)]
+    waiting = [OpenBatch(f"b{n}", "lab", False, 0.0) for n in range(30)]
+    assert next_batches([*working, *waiting, OpenBatch("c", "shop", False, NOW)], NOW, 4) == ["a0", "c", "a1", "a2"]
+
+
+def test_a_batch_that_would_begin_again_does_not_give_way_after_its_turn() -> None:
+    working, waiting = OpenBatch("a", "lab", True, NOW - TURN), OpenBatch("b", "shop", False, NOW)
+    assert next_batches([working, waiting], NOW, 1) == ["b"]
+    assert next_batches([replace(working, loses=True), waiting], NOW, 1) == ["a"]
+
+
+@given(batches, st.integers(1, 6))
+def test_no_tenant_has_two_more_than_one_that_waits(batches: list[OpenBatch], most: int) -> None:
+    chosen = next_batches(batches, NOW, most)
+    assert len(chosen) == len(set(chosen)) == min(most, len(batches))
+    tenants = {one.name: one.tenant for one in batches}
+    have = Counter(tenants[name] for name in chosen)
+    for tenant in {one.tenant for one in batches if one.name not in chosen}:
+        assert max(have.values()) <= have[tenant] + 1
+
+
+@given(batches, st.integers(1, 6))
+def test_no_batch_is_left_for_a_younger_one_of_its_tenant(batches: list[OpenBatch], most: int) -> None:
+    chosen = next_batches(batches, NOW, most)
+    for tenant in TENANTS:
+        order = sorted((one for one in batches if one.tenant == tenant), key=lambda one: not one.working)
+        kept = [one.name in chosen for one in order]
+        assert kept.count(True) >= sum(one.working for one in order) or not all(kept)
+        waiting = [one.name in chosen for one in order if not one.working]
+        assert waiting == sorted(waiting, reverse=True)
+
+
+@given(st.integers(1, 12), st.integers(1, 5))
+def test_every_tenant_gets_a_turn_before_any_gets_its_second(tenants: int, most: int) -> None:
+    since, working, had = dict.fromkeys(range(tenants), 0.0), set[str](), Counter[str]()
+    for turn in range(-(-tenants // most)):
+        now = turn * TURN
+        found = [OpenBatch(str(n), str(n), str(n) in working, since[n]) for n in range(tenants)]
+        chosen = set(next_batches(found, now, most))
+        since |= {n: now for n in since if (str(n) in chosen) != (str(n) in working)}
+        had.update(chosen - working)
+        working = chosen
+    assert set(had) == {str(n) for n in range(tenants)}
+
+
+@given(st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(1, 40)), max_size=60))
+def test_lines_of_all_tenants_fit_the_window_but_for_one_line_of_each(lines: list[tuple[str, int]]) -> None:
+    window, held = LineWindow(100), Counter[str]()
+    window.tenants = len(TENANTS)
+    for tenant, size in lines:
+        if window.fits(tenant, size):
+            window.add(tenant, size)
+            held[tenant] += size
+        else:
+            assert held[tenant]
+    assert sum(held.values()) <= 100 + len(TENANTS) * 40
+    assert all(size <= max(100 // len(TENANTS), 40) for size in held.values())
+
+
+def test_a_line_longer_than_the_window_begins_when_its_tenant_has_no_other() -> None:
+    window = LineWindow(100)
+    assert window.fits("lab", 1000)
+    window.add("lab", 1000)
+    assert not window.fits("lab", 1)
+    assert window.fits("shop", 1000)
+    window.add("lab", -1000)
+    assert window.fits("lab", 1)

@@ -1,0 +1,541 @@
+"""OpenAI's calls as values: what a body asks for, what its terms are, and how errors and streams are worded."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.inference.progress import Answers, Part
+from api.objects.batches import MOST_LINES, lines_of
+from api.openai.answers import Head, embeddings, text_logprobs, usage_of
+from api.openai.chunks import ChatWriter
+from api.openai.errors import content, param_of
+from api.openai.requests import (
+    ChatCall,
+    CompletionCall,
+    EmbeddingsCall,
+    chat_fields,
+    read_call,
+    service_of,
+    tier_of,
+)
+from api.openai.responses.chat import input_items, messages_of, response_fields
+from api.openai.responses.events import ResponseWriter, replay
+from api.openai.responses.response import ResponseCall, begun
+from api.terms import add_terms
+from tasks.models.model import parse_model
+from tasks.topology import Limits, Service, Topology, TopologyError, parse_topology
+from taxiway.contract.deltas import TEXTS, Message, OtherMessageError
+from taxiway.contract.job import Piece, Result, RunReport
+from taxiway.contract.request import parse_terms
+from taxiway.errors import (
+    DeviceFaultError,
+    ExecutionError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestTooLargeError,
+    TaxiwayError,
+)
+from tests.builders import ENGINE_MODELS
+from tests.unit.tasks.test_topology import TEXT
+
+TALK = parse_model(ENGINE_MODELS["talk"], "model.yaml")
+VECTOR = parse_model(ENGINE_MODELS["vector"], "model.yaml")
+REPORT = RunReport(
+    hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason=""
+)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=8), below, max_size=4),
+    max_leaves=12,
+)
+CALLED = st.fixed_dictionaries(
+    {"index": st.integers(0, 1)},
+    optional={"id": st.sampled_from("ab"), "function": st.fixed_dictionaries({"arguments": st.text(max_size=3)})},
+)
+DELTAS = st.fixed_dictionaries(
+    {},
+    optional={
+        **{name: st.text(max_size=3) for name in TEXTS},
+        "tool_calls": st.lists(CALLED, max_size=2),
+        "logprobs": st.lists(st.integers(), max_size=2),
+    },
+)
+FIELDS = ("model", "messages", "prompt", "input", "n", "stream", "stop", "logprobs", "stream_options", "dimensions")
+
+
+def topology(**tiers: Any) -> Topology:
+    whole = parse_topology(TEXT)
+    services = {"plain": Service(deadline=5)} | {name: Service(deadline=9, tier=tier) for name, tier in tiers.items()}
+    hardware = {name: msgspec.structs.replace(one, reserve_for=None) for name, one in whole.hardware.items()}
+    return msgspec.structs.replace(whole, hardware=hardware, service=services, default_service="plain")
+
+
+@given(content=st.binary(max_size=40) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
+@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
+def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
+    try:
+        read_call(content, kind, Limits())
+    except TaxiwayError as error:
+        assert error.status in (400, 413)
+
+
+@given(body=st.dictionaries(st.sampled_from(FIELDS), ANY_JSON))
+@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
+def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[str, Any]) -> None:
+    try:
+        asked = read_call(json.dumps(body).encode(), kind, Limits())
+    except InvalidRequestError as error:
+        assert error.details["field"]
+    else:
+        assert asked.call.model == body["model"]
+
+
+def test_a_chat_goes_to_its_model_without_what_the_server_reads() -> None:
+    body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "stream": True, "n": 2, "top_k": 1}
+    asked = read_call(json.dumps({**body, "service_tier": "auto", "user": None}).encode(), ChatCall, Limits())
+
+    chat = {"messages": body["messages"], "top_k": 1}
+    assert chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
+
+
+def test_more_choices_than_a_model_takes_rows_are_refused_by_their_name() -> None:
+    few = msgspec.structs.replace(TALK, max_rows=2)
+    body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "n": 3}
+    asked = read_call(json.dumps(body).encode(), ChatCall, Limits())
+
+    with pytest.raises(InvalidRequestError, match="n: expected at most 2 choices of talk:1") as caught:
+        chat_fields(asked, few)
+    assert param_of(caught.value, "/v1/chat/completions") == "n"
+
+
+TALKS = {"model": "talk", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ChatCall, {**TALKS, "max_tokens": 10**400}),
+        (ChatCall, {**TALKS, "max_completion_tokens": 2**31 + 1}),
+        (ChatCall, {**TALKS, "n": 10**400}),
+        (ChatCall, {**TALKS, "seed": 2**63}),
+        (ChatCall, {**TALKS, "user": "u" * 513}),
+        (ChatCall, {**TALKS, "safety_identifier": "u" * 513}),
+        (CompletionCall, {"model": "tale", "prompt": "x", "max_tokens": 10**400}),
+        (EmbeddingsCall, {"model": "vector", "input": "x", "dimensions": 2**31 + 1}),
+        (ResponseCall, {"model": "talk", "input": "x", "max_output_tokens": 2**31 + 1}),
+        (ResponseCall, {"model": "talk", "input": "x", "prompt_cache_key": "u" * 513}),
+    ],
+)
+def test_a_number_or_name_beyond_its_bound_is_refused_by_its_name(kind: Any, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read_call(json.dumps(fields).encode(), kind, Limits())
+    assert caught.value.details["field"] == [*fields][-1]
+    assert len(caught.value.message) < 300
+
+
+def test_choices_that_would_together_exceed_a_payload_are_refused_before_they_are_made() -> None:
+    body = json.dumps({**TALKS, "metadata": {"x": "x" * 300_000}, "n": 64}).encode()
+    with pytest.raises(RequestTooLargeError, match=f"payload: expected at most 16777216 bytes, got {64 * len(body)}"):
+        read_call(body, ChatCall, Limits())
+
+
+def test_who_asks_is_no_part_of_a_choice() -> None:
+    who = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"m": "m"}}
+    asked = read_call(json.dumps({**TALKS, **who, "n": 2}).encode(), ChatCall, Limits())
+    assert chat_fields(asked, TALK)["inputs"] == {"request": [{"messages": TALKS["messages"]}] * 2}
+
+
+def test_a_tier_selects_the_service_that_has_it_and_auto_the_default_one() -> None:
+    rules = topology(fast="priority", slow="flex")
+
+    assert [service_of(tier, rules) for tier in (None, "auto", "default", "flex", "priority")] == [
+        "plain",
+        "plain",
+        "plain",
+        "slow",
+        "fast",
+    ]
+    assert service_of("auto", topology(chat="default")) == "chat"
+    assert [tier_of(name, rules) for name in ("plain", "slow")] == ["default", "flex"]
+    for unknown in ("scale", "flex", ""):
+        with pytest.raises(InvalidRequestError, match="service_tier: expected one of"):
+            service_of(unknown, topology())
+
+
+def test_two_services_of_one_tier_are_a_contradiction() -> None:
+    twice = TEXT.replace("standard: {deadline: 5}", "standard: {deadline: 5, tier: flex}")
+    with pytest.raises(TopologyError, match="tier: expected a tier that no other service has"):
+        parse_topology(twice)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon", "", "1e999", "1_0", "٣"])
+def test_a_deadline_that_is_no_number_above_0_is_refused_by_its_header(text: str) -> None:
+    terms: dict[str, Any] = {}
+    with pytest.raises(InvalidRequestError) as caught:
+        add_terms([(b"x-taxiway-deadline", text.encode())], terms)
+        parse_terms(terms)
+    assert param_of(caught.value, "/v1/completions") == "X-Taxiway-Deadline"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "param"),
+    [
+        ("/v1/chat/completions", "inputs.request.top_p", "top_p"),
+        ("/v1/chat/completions", "inputs.request.messages[0].role", "messages[0].role"),
+        ("/v1/chat/completions", "inputs.request", "messages"),
+        ("/v1/embeddings", "inputs.text.3", "input.3"),
+        ("/v1/completions", "inputs", "prompt"),
+        ("/v1/completions", "parameters.max_tokens", "max_tokens"),
+        ("/v1/completions", "budget", "X-Taxiway-Budget"),
+        ("/v1/completions", "body", None),
+    ],
+)
+def test_an_error_names_the_parameter_as_its_caller_knows_it(path: str, field: str, param: str | None) -> None:
+    error = InvalidRequestError(f"{field}: expected this", field=field)
+
+    said = json.loads(content(error, path))["error"]
+    assert said["param"] == param
+    assert said["message"] == f"{param or field}: expected this"
+
+
+def test_the_error_of_one_of_several_texts_names_the_text_as_its_caller_knows_it() -> None:
+    error = InvalidRequestError("inputs.text[1]: expected this", field="inputs.text", row=1)
+    said = json.loads(content(error, "/v1/embeddings"))["error"]
+    assert (said["param"], said["message"]) == ("input", "input[1]: expected this")
+
+
+def test_what_no_variant_honours_is_the_parameter() -> None:
+    field = "inputs.request"
+    error = InvalidRequestError(f"{field}: expected …", field=field, unsupported=True, asked=["tools"])
+    said = json.loads(content(error, "/v1/chat/completions"))["error"]
+    assert (said["param"], said["code"]) == ("tools", "unsupported_parameter")
+
+
+def test_a_spent_budget_is_openais_quota() -> None:
+    said = json.loads(content(OverloadedError("spent", tenant="lab"), "/v1/embeddings"))["error"]
+    assert (said["type"], said["code"]) == ("insufficient_quota", "insufficient_quota")
+
+
+def result(**outputs: Any) -> Result:
+    return Result(model="talk:1", outputs=outputs, report=REPORT)
+
+
+def said(*pieces: Piece, whole: Any) -> list[Any]:
+    """The parts of a job whose stream has the pieces, and whose result has the message or text `whole`."""
+    answers = Answers()
+    parts = [*answers.take_all((f"{n}-0", piece) for n, piece in enumerate(pieces))]
+    ended = {"message": whole} if isinstance(whole, dict) else {"text": whole}
+    return [*(part.delta for part in parts), *(part.delta for part in answers.end(result(**ended)))]
+
+
+def text(*parts: str) -> list[dict[str, str]]:
+    return [{"content": part} for part in parts]
+
+
+def test_text_is_sent_once_whatever_happens_on_the_way() -> None:
+    ab, c = Piece(1, 0, "ab"), Piece(1, 2, "c")
+    assert said(ab, c, whole="abc") == text("ab", "c")
+    assert said(ab, c, c, Piece(1, 2, "cd"), whole="abcd") == text("ab", "c", "d")
+    assert said(ab, Piece(2, 0, "ab"), Piece(2, 2, "c"), whole="abc") == text("ab", "c")
+    assert said(ab, Piece(1, 5, "f"), whole="abcdef") == text("ab", "cdef")
+    assert said(whole="abc") == said(whole=["abc"]) == text("abc")
+    assert said(Piece(3, 0, "ab"), ab, whole="abc") == text("ab", "c")
+
+
+def test_what_is_beside_a_text_is_sent_once_and_in_order() -> None:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    more = {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}
+    hm, calls = {"reasoning_content": "hm"}, {"tool_calls": [call]}
+    whole = {
+        "content": "a",
+        "reasoning_content": "hm",
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    begin = [Piece(1, 0, beside=[hm]), Piece(1, 0, "a", sent=1)]
+    later = Piece(1, 1, sent=1, beside=[calls, more])
+    assert said(*begin, later, whole=whole) == [hm, *text("a"), calls, more]
+    assert said(*begin, whole=whole)[:2] == [hm, *text("a")]
+    assert said(*begin, Piece(1, 1, sent=1, beside=[calls]), later, whole=whole) == [hm, *text("a"), calls, more]
+    assert said(*begin, Piece(1, 1, sent=2, beside=[more]), whole=whole)[2:] == [
+        {"tool_calls": [{"index": 0, **whole["tool_calls"][0]}]}  # type: ignore[dict-item]
+    ]
+    assert said(*begin, Piece(1, 1, sent=1, beside=[calls]), whole=whole)[3:] == [more]
+
+
+def test_rows_are_kept_apart() -> None:
+    answers = Answers()
+    parts = [*answers.take_all([("1-0", Piece(1, 0, "ab", row=1)), ("2-0", Piece(1, 0, "x"))])]
+    parts += answers.end(result(text=["xy", "ab", "c"]))
+    assert [(part.row, part.delta["content"]) for part in parts] == [(1, "ab"), (0, "x"), (0, "y"), (2, "c")]
+
+
+@pytest.mark.parametrize(
+    ("told", "whole"),
+    [
+        (Piece(1, 0, "ab"), "xyz"),
+        (Piece(1, 0, beside=[{"reasoning_content": "hm"}]), {"content": "a"}),
+        (Piece(1, 0, beside=[{"tool_calls": [{"index": 0, "id": "a"}]}]), {"content": "a"}),
+        (
+            Piece(1, 0, beside=[{"tool_calls": [{"index": 0, "id": "a"}]}]),
+            {"tool_calls": [{"id": "b", "function": {}}]},
+        ),
+    ],
+)
+def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(told: Piece, whole: Any) -> None:
+    with pytest.raises(DeviceFaultError, match="restarted"):
+        said(told, Piece(2, 0, "xy"), whole=whole)
+
+
+@given(deltas=st.lists(DELTAS, max_size=8), told=st.integers(0, 8))
+def test_the_rest_of_a_message_makes_it_whole(deltas: list[dict[str, Any]], told: int) -> None:
+    begun, whole, indices = Message(), Message(), dict[int, int]()
+    for place, delta in enumerate(deltas):
+        for call in delta.get("tool_calls", ()):  # they begin in order
+            call["index"] = indices.setdefault(call["index"], len(indices))
+        whole.add(delta)
+        if place < told:
+            begun.add(delta)
+    plain = {name: whole.text(name) for name in TEXTS}
+    message = {**plain, "tool_calls": whole.calls, "logprobs": {"content": whole.logprobs}}
+    try:
+        rest = begun.rest(message)
+    except OtherMessageError:
+        assert [call["id"] for call in begun.calls] != [call["id"] for call in whole.calls][: len(begun.calls)]
+        return
+    begun.add(rest)
+    assert {name: begun.text(name) for name in TEXTS} == plain
+    assert (begun.calls, begun.logprobs) == (whole.calls, whole.logprobs)
+    assert begun.rest(message) == {}
+
+
+def test_the_prompts_tokens_of_several_choices_count_once() -> None:
+    one = {"prompt_tokens": 3, "completion_tokens": 2}
+    assert msgspec.to_builtins(usage_of(result(usage=[one, one]))) == {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+    }
+    assert usage_of(result(usage=None)) is usage_of(result(text="x")) is None
+
+
+def test_parts_of_tokens_are_added_up_and_never_more_than_these() -> None:
+    one = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2, "odd": -1, "text": "x", "flag": True}}
+    usage = usage_of(result(usage=[one, {**one, "prompt_tokens_details": {"cached_tokens": 10**30}}, {}]), 1)
+    assert usage is not None
+    assert (usage.prompt_tokens_details, usage.completion_tokens_details) == ({"cached_tokens": 6}, {})
+
+
+def test_embeddings_of_unlike_widths_are_an_error_of_the_execution() -> None:
+    found = Result(model="vector:1", outputs={"embedding": [[1.0, 2.0], [1.0]]}, report=REPORT)
+    with pytest.raises(ExecutionError, match="rows of one shape"):
+        embeddings(Head("j", "default", 0), found, model=VECTOR, texts=["a", "b"], packed=False, dimensions=None)
+
+
+@given(rows=st.lists(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2), min_size=1, max_size=5), packed=st.booleans())
+def test_fewer_dimensions_are_the_first_ones_at_unit_length(rows: list[tuple[float, float]], packed: bool) -> None:
+    found = Result(model="vector:1", outputs={"embedding": [list(row) for row in rows]}, report=REPORT)
+    answer = embeddings(
+        Head("j", "default", 0), found, model=VECTOR, texts=["a"] * len(rows), packed=packed, dimensions=1
+    )
+
+    assert [one.index for one in answer.data] == [*range(len(rows))]
+    if not packed:
+        assert [one.embedding for one in answer.data] == [[float(np.sign(np.float32(first)))] for first, _ in rows]
+
+
+ODD = st.sampled_from([None, True, 3, "", "x", [], ["x"], {}, {"type": "x"}])
+ITEMS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | ODD,
+            "role": st.sampled_from(["user", "assistant", "developer"]) | ODD,
+            "content": st.text(max_size=8)
+            | st.lists(
+                st.fixed_dictionaries(
+                    {"type": st.sampled_from(["input_text", "input_image"]) | ODD},
+                    optional={"text": st.text(max_size=8) | ODD, "image_url": ODD},
+                ),
+                max_size=3,
+            )
+            | ODD,
+            **dict.fromkeys(("id", "call_id", "name", "arguments", "output"), st.text(max_size=8) | ODD),
+        },
+    ),
+    max_size=4,
+)
+
+
+@given(items=ITEMS)
+def test_items_of_any_form_are_messages_or_are_refused_by_name(items: list[dict[str, Any]]) -> None:
+    listed = input_items(ResponseCall("talk", items), "j")
+    assert all(isinstance(item["id"], str) and item["id"] for item in listed)
+    try:
+        messages = messages_of(listed)
+    except InvalidRequestError as error:
+        assert error.details["field"].startswith("input[")
+    else:
+        assert len(messages) <= len(items)
+        assert all(message["role"] in ("user", "assistant", "system", "tool") for message in messages)
+
+
+def test_a_response_asks_its_model_for_what_a_chat_would() -> None:
+    body = {
+        "model": "talk",
+        "input": [{"role": "developer", "content": [{"type": "input_text", "text": "x"}]}],
+        "instructions": "y",
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+        "reasoning": {"effort": "low"},
+        "tool_choice": {"type": "function", "name": "f"},
+        "tools": [{"type": "function", "name": "f"}],
+        "store": False,
+        "metadata": {"a": "b"},
+        "top_k": 3,
+    }
+    asked = read_call(json.dumps(body).encode(), ResponseCall, Limits())
+
+    (chat,) = response_fields(asked, TALK)["inputs"].values()
+    assert chat == {
+        "messages": [{"role": "system", "content": "y"}, {"role": "system", "content": "x"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
+        "reasoning_effort": "low",
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "top_k": 3,
+    }
+
+
+def events_in(raw: bytes) -> list[dict[str, Any]]:
+    return [json.loads(event.partition(b"\ndata: ")[2]) for event in raw.split(b"\n\n")[:-1]]
+
+
+def told_response(pieces: list[str], calls: int, cut: int) -> tuple[Any, bytes]:
+    """A response, and its events where `cut` of its pieces came before its result."""
+    asked = read_call(b'{"model": "talk", "input": "x"}', ResponseCall, Limits())
+    called = [{"id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(calls)]
+    message = {"role": "assistant", "content": "".join(pieces), "tool_calls": called, "reasoning_content": "hm"}
+    writer, answers = ResponseWriter(begun(asked.call, TALK, Head("j", "default", 1))), Answers()
+    come = [Piece(1, 0, beside=[{"reasoning_content": "hm"}])]
+    come += [Piece(1, len("".join(pieces[:n])), piece, sent=1) for n, piece in enumerate(pieces)]
+    done = result(message=message, **{"finish-reason": "stop"})
+    parts = [*answers.take_all((f"{n}-0", piece) for n, piece in enumerate(come[:cut])), *answers.end(done)]
+    raw = writer.begin() + b"".join(map(writer.part, parts))
+    response = writer.finish(done, 2)
+    return response, raw + writer.ending(done)
+
+
+def characters_in(raw: bytes) -> list[tuple[int, str, str]]:
+    """What events tell, with each character of a delta by itself: the number, the event's type and the character."""
+    found = []
+    for event in events_in(raw):
+        number, delta = event["sequence_number"], event.get("delta")
+        if delta is None:
+            found.append((number, event["type"], ""))
+        else:
+            first = number - len(delta) + 1
+            found += [(first + place, event["type"], character) for place, character in enumerate(delta)]
+    return found
+
+
+PIECES = st.lists(st.text(min_size=1, max_size=5), max_size=5)
+
+
+@given(pieces=PIECES, calls=st.integers(0, 2), cut=st.integers(0, 6))
+def test_the_events_of_a_response_add_up_to_it(pieces: list[str], calls: int, cut: int) -> None:
+    response, raw = told_response(pieces, calls, cut)
+
+    events = events_in(raw)
+    told = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert told == "".join(pieces)
+    assert items == events[-1]["response"]["output"] == response.output
+    assert [event["output_index"] for event in events if event["type"] == "response.output_item.added"] == [
+        *range(len(items))
+    ]
+    assert [number for number, _, _ in characters_in(raw)] == [*range(len(characters_in(raw)))]
+
+
+@given(pieces=PIECES, calls=st.integers(0, 2), cut=st.integers(0, 6), after=st.integers(-1, 60))
+def test_a_reader_that_comes_back_to_a_response_gets_the_rest(
+    pieces: list[str], calls: int, cut: int, after: int
+) -> None:
+    response, raw = told_response(pieces, calls, cut)
+
+    whole = characters_in(raw)
+    end = (max(whole[-1][0], after + 1), *whole[-1][1:])
+    assert characters_in(replay(response, after)) == [*(one for one in whole[:-1] if one[0] > after), end]
+
+
+def test_a_completion_has_the_probabilities_of_its_tokens_in_lists() -> None:
+    likely = [{"token": "x", "logprob": -2.0}]
+    told = [
+        {"token": "ab", "logprob": -0.5, "top_logprobs": likely},
+        {"token": "c", "logprob": -1.0, "top_logprobs": []},
+    ]
+    assert msgspec.to_builtins(text_logprobs(told, 3)) == {
+        "tokens": ["ab", "c"],
+        "token_logprobs": [-0.5, -1.0],
+        "top_logprobs": [{"x": -2.0, "ab": -0.5}, {"c": -1.0}],
+        "text_offset": [3, 5],
+    }
+    assert text_logprobs([], 3) is text_logprobs(None) is None
+
+
+@given(st.permutations(range(4)))
+def test_choices_begin_in_their_order_whichever_is_sent_first(rows: list[int]) -> None:
+    writer = ChatWriter(Head("j", "default", 0), "talk", choices=4, usage=False)
+    events = b"".join(writer.part(Part(row, {"content": "x"})) for row in (*rows, *rows)).split(b"\n\n")[:-1]
+    choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
+
+    assert [one["index"] for one in choices if "role" in one["delta"]] == [0, 1, 2, 3]
+    assert [one["index"] for one in choices if "content" in one["delta"]] == [*rows, *rows]
+
+
+@given(size=st.integers(1, 40), mark=st.sampled_from([b"", codecs.BOM_UTF8]))
+def test_lines_of_a_batch_keep_their_numbers_however_the_file_is_cut(size: int, mark: bytes) -> None:
+    file = mark + b'{"a"}\n\n \n{"b"}\r\n{"c"}'
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(file), size):
+            yield file[at : at + size]
+
+    async def read() -> list[tuple[int, bytes]]:
+        return [line async for line in lines_of(pieces(), 100)]
+
+    assert asyncio.run(read()) == [(1, b'{"a"}'), (4, b'{"b"}\r'), (5, b'{"c"}')]
+
+
+async def lines(*pieces: bytes) -> list[int]:
+    """The numbers of the lines of a file that is read in these pieces."""
+
+    async def read() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    return [number async for number, _ in lines_of(read(), 100)]
+
+
+def test_a_batch_has_so_many_lines_and_empty_ones_count() -> None:
+    full = b"x\n" * MOST_LINES
+    assert asyncio.run(lines(full)) == [*range(1, MOST_LINES + 1)]
+    assert asyncio.run(lines(full[:-1])) == [*range(1, MOST_LINES + 1)]
+    for over in (full + b"\n", full + b"x", b"\n" * MOST_LINES + b"x", b"\n" * 2**20):
+        with pytest.raises(RequestTooLargeError, match="expected 1 to 50000 lines"):
+            asyncio.run(lines(over))
+
+
+def test_no_more_of_a_long_line_is_kept_than_it_may_have() -> None:
+    assert asyncio.run(lines(b"x" * 60, b"x" * 40, b"\nx")) == [1, 2]
+    for long in ((b"x" * 60, b"x" * 41), (b"x" * 101 + b"\n",), (b" " * 60, b" " * 41)):
+        with pytest.raises(RequestTooLargeError, match="at most 100 bytes a line"):
+            asyncio.run(lines(*long))

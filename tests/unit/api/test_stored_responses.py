@@ -1,0 +1,96 @@
+"""What a stored response becomes when its job has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from api.inference.infer import Inference
+from api.objects.stored import Responses
+from api.openai.answers import Head
+from api.openai.requests import read_call
+from api.openai.responses.response import ResponseCall, StoredResponse, begun
+from tasks.models.model import parse_model
+from tasks.topology import Limits
+from taxiway.contract.job import Result, RunReport, failure_meta, success_meta
+from taxiway.contract.values import ResultBlobs, to_wire
+from taxiway.errors import BrokerUnavailableError
+from tests.builders import ENGINE_MODELS
+
+AWAY = BrokerUnavailableError("the state store does not answer")
+REPORT = RunReport(
+    hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason=""
+)
+
+
+class Store:
+    """A state store that keeps one response, and has no blobs or does not answer."""
+
+    def __init__(self) -> None:
+        asked = read_call(b'{"model": "talk", "input": "x", "background": true}', ResponseCall, Limits())
+        response = begun(asked.call, parse_model(ENGINE_MODELS["talk"], "model.yaml"), Head("j", "default", 1))
+        stored = StoredResponse(tenant="t", input=[], earlier=[], response=response)
+        self.kept = msgspec.json.encode(stored)
+        self.blobs_of: dict[str, bytes] | None = None
+        self.responses = Responses(
+            cast(Any, self._router()), Inference(cast(Any, self._router()), unused), cast(Any, self)
+        )
+
+    def _router(self) -> SimpleNamespace:
+        rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()))
+        webhooks = SimpleNamespace(announce=self._announced)
+        return SimpleNamespace(rules=rules, store=self, webhooks=webhooks)
+
+    async def _announced(self, *_: Any) -> None:
+        pass
+
+    def now(self) -> float:
+        return 2.0
+
+    async def blobs(self, refs: list[str]) -> dict[str, bytes]:
+        if self.blobs_of is None:
+            raise AWAY
+        return {ref: self.blobs_of[ref] for ref in refs}
+
+    async def get(self, *_: Any) -> bytes:
+        return self.kept
+
+    async def change(self, kind: str, name: str, tenant: str | None, changed: Any) -> bytes:
+        self.kept = msgspec.json.encode(changed(self.kept))
+        return self.kept
+
+    async def close_response(self, name: str) -> None:
+        pass
+
+    @property
+    def status(self) -> str:
+        return msgspec.json.decode(self.kept, type=StoredResponse).response.status
+
+
+unused = cast(Any, None)
+
+
+def test_a_response_whose_large_outputs_cannot_be_read_now_is_left_open_and_completes_later() -> None:
+    store, blobs = Store(), ResultBlobs(16)
+    message = {"role": "assistant", "content": "one two " * 8}
+    outputs = to_wire({"message": message, "text": b"one two " * 8, "finish-reason": "stop"}, blobs=blobs)
+    meta = success_meta("j", Result(model="talk:1", outputs=outputs, report=REPORT))
+    assert blobs.contents
+
+    with pytest.raises(BrokerUnavailableError):
+        asyncio.run(store.responses._settle("resp_j", meta))
+    assert store.status == "queued"
+
+    store.blobs_of = {ref: bytes(content) for ref, content in blobs.contents.items()}
+    asyncio.run(store.responses._settle("resp_j", meta))
+    assert store.status == "completed"
+
+
+def test_a_response_fails_with_its_job_whatever_the_job_s_error_is() -> None:
+    store = Store()
+    asyncio.run(store.responses._settle("resp_j", failure_meta("j", AWAY)))
+    assert store.status == "failed"
