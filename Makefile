@@ -19,7 +19,7 @@ DEMO :=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch mlserver engines demo test unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
+.PHONY: help setup reference torch mlserver engines demo test unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ test: lint ## the checks, then unit, integration and acceptance tests
 
 unit: $(READY) ## the unit tests alone: seconds, without a network, a server or a process
 	$(BIN)/pytest tests/unit -n 2
+
+reference: $(READY) ## write docs/reference.md and the JSON Schemas from the texts below the fields
+	$(BIN)/python -m tasks.schema
+	$(BIN)/python -m docs.reference
 
 lint: $(READY) ## format, lint, types and import directions
 	$(BIN)/ruff format --check .

@@ -42,13 +42,18 @@ class KeysError(ValueError):
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """One line of the keys file: the key's SHA-256 in hexadecimal, its tenant, and its scopes."""
+    """One line of the keys file, in JSON."""
 
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """What operators call it. Example: shop-2026"""
     digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    """The SHA-256 of the key in hexadecimal."""
     tenant: TenantName
+    """Whose it is. Example: shop"""
     scopes: Annotated[tuple[Scope, ...], msgspec.Meta(min_length=1)]
+    """What it may do: submit jobs, read the fleet, change it. Example: [submit]"""
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    """When it ends; not given: never. Example: 2027-01-31T00:00:00Z"""
 
 
 @dataclass(frozen=True, slots=True)

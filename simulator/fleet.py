@@ -37,16 +37,24 @@ class FleetError(DocumentError):
 
 
 class Transformer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A generating model's shape. `gated` means three matrices in its feed-forward layer, not two."""
+    """A generating model's shape."""
 
     layers: Positive
+    """Layers. Example: 32"""
     hidden: Positive
+    """Width of a token's state. Example: 4096"""
     intermediate: Positive
+    """Width of the feed-forward layer. Example: 14336"""
     heads: Positive
+    """Attention heads. Example: 32"""
     kv_heads: Positive
+    """Heads of keys and values. Example: 8"""
     vocabulary: Positive
+    """Tokens that it knows. Example: 128256"""
     gated: bool = True
+    """Whether its feed-forward layer has three matrices, not two."""
     bytes_per_weight: Above = 2.0
+    """Bytes of one weight."""
 
     def shape(self) -> Shape:
         """Its weights, counted."""
@@ -67,26 +75,37 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A measured model: a batch takes `max(floor, base + slope · rows · mean size)` seconds."""
 
     base: AtLeast0
+    """Seconds of any batch. Example: 0.004"""
     slope: AtLeast0
+    """Seconds for each row and unit of size. Example: 0.0001"""
     floor: AtLeast0 = 0.0
+    """Least seconds of a batch."""
     load: AtLeast0 = 1.0
+    """Seconds to load the model."""
     memory: Size = msgspec.field(default_factory=lambda: Size(0))
+    """Bytes that the model holds. Example: 512MiB"""
 
 
 class NodePool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Nodes for at most `count` devices of a class, or for all; `spot` ones cost the spot price and are reclaimed."""
+    """Nodes for devices of a class."""
 
     name: Name
+    """A name of its own within the class. Example: spot"""
     count: Positive | None = None
+    """Most devices on them; not given: the class's `count`. Example: 4"""
     spot: bool = False
+    """Whether they cost the spot price and are reclaimed."""
 
 
 class PoolTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Seconds, as in `controller.times` of the chart's values: the operator's patience with pools."""
+    """How the operator changes pools, as in `controller.times` of the chart's values."""
 
     stock_out: Above = Rules().stock_out
+    """Seconds without a node after which a pool is out."""
     retry: Above = Rules().retry
+    """Seconds until a pool that is out is tried again, doubled each time up to 16-fold."""
     hold: AtLeast0 = Rules().hold
+    """Seconds that a pool is on trial at least."""
 
     def rules(self) -> Rules:
         """As the operator's decisions have them."""
@@ -94,41 +113,63 @@ class PoolTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A hardware class: at most `count` identical devices that share one queue.
+    """A hardware class: identical devices that share one queue."""
 
-    `minimum` of them are never switched off and `initial` are on when the trace begins. A device serves `start` seconds
-    after it is switched on. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour. `warm`
-    names models that it has loaded by then. `reserve_for` names the service that the class is reserved for. `horizon`
-    is the most seconds of work bound to it. A batch that runs as a whole takes at most `max_run` seconds, as in
-    queues.yaml; unbounded if absent. `accelerator` and `instances` are names in a price file, for the planner.
-    An `endpoint` is an external server: `max_batch` are its slots, its price may be by tokens and requests, and
-    each device is sent no more than `rate`.
-    With `pools` the Kubernetes operator decides on which nodes devices run, first choice first, once per second.
-    """
-
+    # How many there are, and what they cost
     count: Positive
+    """Most devices. Example: 4"""
     minimum: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Devices that are never switched off."""
     initial: Annotated[int, msgspec.Meta(ge=0)] = 0
-    price: Price
-    spot: bool = False
-    memory: Size
+    """Devices that are on when the trace begins."""
     start: AtLeast0
+    """Seconds from switching a device on until it serves. Example: 90"""
+    price: Price
+    """What one device costs."""
+    spot: bool = False
+    """Whether devices cost the spot price and are reclaimed."""
     failures_per_hour: AtLeast0 = 0.0
+    """Failures of each device, an hour."""
     reclaims_per_hour: AtLeast0 = 0.0
-    max_batch: Positive
-    max_wait: AtLeast0 = 0.0
-    max_run: Above | None = None
-    horizon: Above = 1.0
-    warm: tuple[Name, ...] = ()
-    reserve_for: ServiceName | None = None
-    roofline: Roofline | None = None
-    curves: dict[str, Curve] = {}
-    accelerator: Name | None = None
-    instances: tuple[Name, ...] = ()
-    endpoint: bool = False
-    rate: Rate = Rate()
+    """Reclaims of each device of spot capacity, an hour."""
     pools: tuple[NodePool, ...] = ()
+    """Pools of nodes, first choice first, between which the operator decides once a second. Example: [{name: spot,
+    spot: true}, {name: demand}]"""
     times: PoolTimes = PoolTimes()
+    """How the operator changes pools."""
+
+    # What they run
+    memory: Size
+    """Bytes of one device's memory. Example: 24GiB"""
+    roofline: Roofline | None = None
+    """The device's limits, which give the timings of `models`; not given: only `curves` run. Example: {peak_flops:
+    1.2e14, bandwidth: 3.0e11, host_link: 1.2e10}"""
+    curves: dict[str, Curve] = {}
+    """Measured models by name. Example: {bert: {base: 0.004, slope: 0.0001}}"""
+    endpoint: bool = False
+    """Whether it is an external server: `max_batch` are its slots, and its price may be by tokens and requests."""
+    rate: Rate = Rate()
+    """The most that each device of an endpoint is sent."""
+    warm: tuple[Name, ...] = ()
+    """Models that a device has loaded once it serves. Example: [bert]"""
+
+    # Batches and queues
+    max_batch: Positive
+    """Rows of the largest batch. Example: 16"""
+    max_wait: AtLeast0 = 0.0
+    """Longest that a batch forms, in seconds."""
+    max_run: Above | None = None
+    """Longest that a batch of several rows runs as a whole, in seconds; not given: no bound. Example: 0.5"""
+    horizon: Above = 1.0
+    """Most seconds of work that are bound to its queue."""
+    reserve_for: ServiceName | None = None
+    """The service that it is kept for. Example: live"""
+
+    # What it is called in a price file, for the planner
+    accelerator: Name | None = None
+    """The card. Example: nvidia-l4"""
+    instances: tuple[Name, ...] = ()
+    """The instances. Example: [g2-standard-8]"""
 
     @property
     def usd_per_second(self) -> float:
@@ -147,52 +188,65 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Terms for `share` of the requests whose trace names no service.
-
-    They are due after `deadline` seconds, or after `times_fastest` times their fastest unloaded time. `preemptible`
-    requests may be interrupted, and so may run on spot classes.
-    """
+    """Terms for the requests whose trace names no service."""
 
     share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """Their share of those requests, 0 to 1. Example: 0.4"""
     deadline: Above | None = None
+    """Seconds within which they are due; not given, as below: never. Example: 0.3"""
     times_fastest: Above | None = None
+    """The same as a multiple of their fastest unloaded time. Example: 5"""
     priority: Priority = "normal"
+    """The level at which they wait."""
     preemptible: bool = False
+    """Whether they may be interrupted, and so run on spot classes."""
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A change of a class's hardware, `at` seconds into the trace; exactly one of the three.
-
-    Work takes `slower` times its profile's seconds from then on. At most `available` devices may be on. All devices
-    that are on are `reclaimed`. Of a class with pools, the last two happen to one `pool`.
-    """
+    """A change of a class's hardware: exactly one of `slower`, `available` and `reclaimed`."""
 
     at: AtLeast0
+    """Seconds into the trace. Example: 450"""
     hardware_class: ClassName = msgspec.field(name="class")
+    """The class. Example: gpu.l4"""
     slower: Above | None = None
+    """Work takes this many times its profile's seconds from then on. Example: 3"""
     available: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Most devices that may be on from then on. Example: 2"""
     reclaimed: bool = False
+    """Whether all devices that are on are reclaimed."""
     pool: Name | None = None
+    """The pool that `available` or `reclaimed` is about, of a class with pools. Example: spot"""
 
 
 class Penalties(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """US dollars an hour that it costs when all of a service is late or refused."""
+    """What it costs when all of a service is late or refused."""
 
     live: AtLeast0 = 0.0
+    """US dollars an hour for live. Example: 48"""
     standard: AtLeast0 = 0.0
+    """US dollars an hour for standard. Example: 24"""
     bulk: AtLeast0 = 0.0
+    """US dollars an hour for bulk. Example: 12"""
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
     classes: Annotated[dict[ClassName, DeviceClass], msgspec.Meta(min_length=1)]
+    """Device classes by name."""
     models: dict[str, Transformer] = {}
+    """Generating models by name, for classes with a `roofline`."""
     default_model: str
+    """The model of requests whose trace names none. Example: bert"""
     services: dict[str, Service]
+    """Terms of `live`, `standard` and `bulk`."""
     rebalance: Rebalance = Rebalance()
+    """How waiting work moves, as in queues.yaml."""
     events: tuple[Event, ...] = ()
+    """Changes of the hardware. Example: [{at: 450, class: gpu.l4, slower: 3}]"""
     penalties: Penalties = Penalties()
+    """What late work costs; without them nothing is planned."""
 
 
 @dataclass(frozen=True, slots=True)

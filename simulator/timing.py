@@ -43,11 +43,14 @@ class Shape:
 
 
 class Roofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device's limits: peak dense operations per second, and bytes per second of its memory and host link."""
+    """A device's limits."""
 
     peak_flops: Above
+    """Peak dense operations a second. Example: 1.2e+14"""
     bandwidth: Above
+    """Bytes a second of its memory. Example: 3.0e+11"""
     host_link: Above
+    """Bytes a second of its host link. Example: 1.2e+10"""
 
     def layer(self, shape: Shape, tokens: float, shards: int = 1) -> float:
         """Seconds of one layer's dense operators for `tokens` in the batch."""

@@ -45,22 +45,25 @@ class Tariff(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Files in PEM: the authorities that may sign the server's certificate (default: the system's), and our own."""
+    """Files in PEM for TLS to an endpoint."""
 
     authorities: str | None = None
+    """The authorities that may sign the server's certificate; not given: the system's. Example:
+    /etc/ssl/fleet-ca.pem"""
     certificate: str | None = None
+    """The certificate that the worker shows. Example: /etc/ssl/worker.pem"""
     key: str | None = None
+    """The private key of `certificate`. Example: /etc/ssl/worker-key.pem"""
 
 
 class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probes of an endpoint: a GET of `path`, once per `every` seconds.
-
-    A `path` that begins with a slash is the server's, such as `/health`; else it is below the endpoint's URL. Without
-    one it is the protocol's: the list of models, or the readiness of the server.
-    """
+    """Probes of an endpoint."""
 
     path: Annotated[str, msgspec.Meta(pattern=r"^(/|/?[^/\s#][^\s#]*)$", max_length=2048)] | None = None
+    """What is asked with GET: with a slash first a path of the server, else one below the endpoint's URL; not given:
+    the protocol's own. Example: /health"""
     every: Seconds = 1.0
+    """Seconds between two probes."""
 
     def url(self, replica: str, usual: str) -> str:
         """What is asked of the replica with this URL; `usual` is the protocol's path below it."""
@@ -70,32 +73,38 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The most that one replica may be sent in a minute: requests, and their tokens of input and output."""
+    """The most that one replica may be sent in a minute."""
 
     requests_per_minute: PerMinute | None = None
+    """Requests; not given: no bound. Example: 60"""
     tokens_per_minute: PerMinute | None = None
+    """Tokens of input and output; not given: no bound. Example: 90000"""
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An `artefact` of the model.yaml of `model`, which is fetched as those of other models are."""
+    """An artefact of a model.yaml, which is fetched as those of other models are."""
 
     model: Annotated[str, msgspec.Meta(min_length=1)]
+    """The model's name. Example: chat"""
     artefact: Annotated[str, msgspec.Meta(min_length=1)]
+    """The artefact's name in it. Example: weights"""
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a replica is started and stopped: by a `command` of this machine, or by what scales a `deployment`.
+    """How a replica is started and stopped: exactly one of `command`, `llama` and `deployment`.
 
-    In the command, a text or a list of words, and in the URL `ready`, which answers with 200 once the engine serves,
-    `{host}` and `{port}` are those of the replica's URL. By default `ready` is what probes get. `llama` is a GGUF file
-    in place of a command, relative to the folder of queues.yaml or an artefact of a model: llama.cpp serves it
-    (`local.llama`). Port 0 in the replica's URL is a free one.
+    In the command and in `ready`, `{host}` and `{port}` are those of the replica's URL; port 0 there is a free one.
     """
 
     command: Command | tuple[Command, ...] | None = None
+    """A command of the worker's machine: a text, or a list of words. Example: vllm serve llama --port {port}"""
     llama: Command | ModelFile | None = None
+    """A GGUF file that llama.cpp serves: relative to queues.yaml's folder, or an artefact of a model. Example: {model:
+    chat, artefact: weights}"""
     ready: Annotated[str, msgspec.Meta(pattern=r"^https?://", max_length=2048)] | None = None
+    """What answers with 200 once the engine serves; not given: what probes ask. Example: http://{host}:{port}/health"""
     deployment: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)] | None = None
+    """The Kubernetes Deployment that whoever asks `/v1/scaling` scales. Example: vllm-llama"""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -109,41 +118,54 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class ServedVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the `server` calls a model, which it has as this `variant` of its model.yaml alone: Q4 here, FP16 there."""
+    """A model that the server has in one variant alone: Q4 here, FP16 there."""
 
     server: Name
+    """What the server calls it. Example: llama-3.1-8b-q4"""
     variant: Name
+    """The variant of its model.yaml. Example: q4"""
 
 
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A server that runs models, and its replicas.
+    """A server that runs models, and its replicas."""
 
-    `url` is where the protocol's paths begin: for `openai` it usually ends in `/v1`, for `oip` it is the server's root.
-    Several URLs are replicas, each driven by a worker of its own; with `addresses`, so are that many of the addresses
-    that each URL's name has. `slots` is the requests that one replica runs at the same time. `models` maps names of
-    models, or `name:version`, to what the server calls them, in all their variants for the protocol or in one; with
-    `discover`, what else the server announces is served, too. `key_env` names the environment variable of the worker
-    that has the API key; `headers` are sent with each request. `rate` is what the endpoint allows; what its answers
-    tell of that holds, too. `priority` says that it goes by a request's field of that name, the lowest first, as vLLM
-    does with `--scheduling-policy priority`: it carries the job's level. `forwards` names further fields
-    of chats that are sent to it (`tasks.models.chats.asks`).
-    """
-
+    # Where it is
     protocol: EndpointProtocol
+    """What it speaks: OpenAI's API, or the Open Inference Protocol."""
     url: Url | Annotated[tuple[Url, ...], msgspec.Meta(min_length=1)]
-    slots: Annotated[int, msgspec.Meta(ge=1, le=4096)]
-    models: dict[str, Name | ServedVariant] = {}
-    key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    headers: dict[HeaderName, HeaderValue] = {}
-    tls: Tls = Tls()
-    connect_timeout: Seconds = 2.0
-    health: Health = Health()
-    rate: Rate = Rate()
+    """Where the protocol's paths begin: of `openai` it usually ends in `/v1`, of `oip` it is the server's root. Several
+    are replicas, each driven by a worker of its own. Example: http://10.0.0.5:8000/v1"""
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
-    discover: bool = False
-    forwards: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}$")], ...] = ()
-    priority: bool = False
+    """How many of the addresses that each URL's name has are replicas; not given: the name is one. Example: 3"""
+    slots: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    """Requests that one replica runs at the same time. Example: 32"""
     start: Start | None = None
+    """How a replica is started and stopped; not given: it runs without us."""
+
+    # What it serves
+    models: dict[str, Name | ServedVariant] = {}
+    """What the server calls each model, by name or `name:version`. Example: {chat: llama-3.1-8b}"""
+    discover: bool = False
+    """Whether models that the server announces are served without a model.yaml."""
+    forwards: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}$")], ...] = ()
+    """Further fields of chats that are sent to it. Example: [chat_template_kwargs]"""
+    priority: bool = False
+    """Whether it goes by a request's field `priority`, the lowest first, as vLLM does with `--scheduling-policy
+    priority`: it carries the job's level."""
+
+    # How it is asked
+    key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """The environment variable of the worker that has the API key. Example: VLLM_KEY"""
+    headers: dict[HeaderName, HeaderValue] = {}
+    """Headers of each request. Example: {X-Team: search}"""
+    tls: Tls = Tls()
+    """Files for TLS."""
+    connect_timeout: Seconds = 2.0
+    """Seconds within which a connection must open."""
+    health: Health = Health()
+    """How it is probed."""
+    rate: Rate = Rate()
+    """The most that it may be sent; what its answers tell of that holds, too."""
 
     @property
     def urls(self) -> tuple[str, ...]:

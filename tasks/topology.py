@@ -60,18 +60,22 @@ class TopologyError(DocumentError):
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one device of a class costs while it is on, and what the use of an endpoint costs besides or instead.
-
-    `usd_per_hour` is required unless the class is an endpoint with another price. Input that the endpoint had cached
-    costs as much as other input where `usd_per_million_cached_input` is not given.
-    """
+    """What one device of a class costs while it is on, and what the use of an endpoint costs besides or instead."""
 
     usd_per_hour: NoLess = 0.0
+    """US dollars an hour for one device, on demand; more than 0, unless the class is an endpoint with a price of use.
+    Example: 0.71"""
     spot_usd_per_hour: Dollars | None = None
+    """US dollars an hour for one device of spot capacity; not given: the same as on demand. Example: 0.28"""
     usd_per_million_input: NoLess = 0.0
+    """US dollars for a million tokens that an endpoint reads. Example: 0.15"""
     usd_per_million_output: NoLess = 0.0
+    """US dollars for a million tokens that an endpoint writes. Example: 0.6"""
     usd_per_million_cached_input: NoLess | None = None
+    """US dollars for a million tokens of input that the endpoint had cached; not given: as other input. Example:
+    0.075"""
     usd_per_request: NoLess = 0.0
+    """US dollars for each request to an endpoint. Example: 0.001"""
 
     @property
     def tariff(self) -> Tariff | None:
@@ -88,76 +92,104 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The link from routers to a class's devices: seconds per message, bytes per second, price per GiB."""
+    """The link from routers to a class's devices."""
 
     delay: Seconds = 0.0
+    """Seconds that a message takes. Example: 0.03"""
     bytes_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1e9
+    """Bytes a second that the link carries."""
     egress_usd_per_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """US dollars for each GiB that is sent to the devices. Example: 0.09"""
 
 
 class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bounds of a class's device count, including `spare` ones; None: unbounded. A device starts in `start` s."""
+    """How many devices a class may have: the basis of `GET /v1/scaling/{class}`."""
 
     minimum: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Devices that stay on."""
     maximum: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Most devices; not given: no bound. Example: 8"""
     spare: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Devices beyond those that the load needs, within `maximum`."""
     start: Seconds = 30.0
+    """Seconds that a device takes until it serves."""
 
 
 class Notice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a machine receives its reclaim notice: a `file` that appears, or a `url` that is polled every second.
-
-    The text is a notice if it matches the regular expression `says`, by default any text. The group `at` gives the time
-    at which the machine is gone, in ISO 8601, the group `seconds` the seconds until then; without either it is `grace`
-    seconds. `token_url` returns a token for the requests (AWS IMDSv2).
-    """
+    """How a machine receives its reclaim notice."""
 
     file: str | None = None
+    """A file that appears. Example: /run/reclaim"""
     url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    """An address that is asked every second. Example: http://169.254.169.254/latest/meta-data/spot/instance-action"""
     headers: dict[str, str] = {}
+    """Headers of these requests. Example: {Metadata-Flavor: Google}"""
     token_url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    """An address that gives a token for these requests, as AWS IMDSv2 wants. Example:
+    http://169.254.169.254/latest/api/token"""
     says: str = r"^\s*(?P<seconds>\d+(\.\d+)?)?"
+    """A regular expression: the text is a notice if it matches. Its group `at` is the time when the machine is gone in
+    ISO 8601, its group `seconds` the seconds until then."""
     grace: Seconds = 25.0
+    """Seconds from the notice until the machine is gone, where the text does not say it."""
 
 
 class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A kind of device with a queue of its own.
+    """A kind of device with a queue of its own."""
 
-    `concurrency` is worker processes per machine. `max_wait` is the longest time that a batch forms, and `horizon` the
-    most work bound to the queue, both in seconds. `warm` names models that a worker loads before it consumes.
-    A batch holds no more rows than run in `max_run` seconds, unless one row takes longer, so urgent jobs do not wait
-    behind it. The default is `longest_run`.
-    A class of `spot` capacity takes only preemptible work; `reclaims_per_hour` is how often a device is reclaimed, and
-    `notice` how that is announced. `target` is the utilisation above which its time costs more, 0 to 1.
-    At most `max_depth` jobs wait or run in the class, each of up to `payload` bytes; others are refused.
-    Workers on CPUs run work that is due in more than ten minutes, or has no deadline, `nice` less urgently than other
-    processes of their machine (0 to 19, as Linux counts; 0: as urgently). An engine that is started there is as `nice`.
-    An `endpoint` is a server that runs models. Its protocol is the class's only one of `runtimes`, its slots are
-    `max_batch`, and batches do not wait to form. These three fields are required for, and limited to, other devices.
-    """
-
+    # What it is
     device: DeviceKind
+    """The kind of device of its workers, or `endpoint`: a server that runs models."""
     endpoint: Endpoint | None = None
+    """The server, of a class of endpoints: its protocol is the class's only one of `runtimes`, its slots are
+    `max_batch`, and batches do not wait to form."""
     runtimes: Annotated[tuple[RuntimeName, ...], msgspec.Meta(min_length=1)] = ()
+    """Runtimes that may serve it; required, and given for devices only. Example: [onnx, torch]"""
     concurrency: Positive | Literal["per-core"] = 1
-    max_batch: Positive = 0
-    max_wait: Seconds = -1.0
-    max_run: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    horizon: Seconds = 10.0
-    price: Price
-    capacity: Literal["on-demand", "spot"] = "on-demand"
-    reclaims_per_hour: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    notice: Notice = Notice()
-    target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
-    link: Link = Link()
+    """Worker processes on each machine: a number, or `per-core`."""
     memory: Size | None = None
-    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
-    payload: Size | None = None
-    max_depth: Positive | None = None
-    reserve_for: str | None = None
+    """Bytes of one device's memory; not given: what workers find. Example: 24GiB"""
     labels: tuple[str, ...] = ()
+    """Where it is: a request with one of these as its `locality` runs only on classes that have it. Example: [edge]"""
     warm: tuple[str, ...] = ()
+    """Models that a worker loads before it takes work. Example: [sentiment]"""
+    link: Link = Link()
+    """The link from the routers to its devices."""
+
+    # What it costs, and how many there are
+    price: Price
+    """What one device costs."""
+    capacity: Literal["on-demand", "spot"] = "on-demand"
+    """`spot` capacity costs the spot price, may be reclaimed, and takes only services that are preemptible."""
+    reclaims_per_hour: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """How often a device of spot capacity is reclaimed, an hour. Example: 0.05"""
+    notice: Notice = Notice()
+    """How a machine receives its reclaim notice."""
     scaling: Scaling = Scaling()
+    """How many devices it may have."""
+
+    # Batches and queues
+    max_batch: Positive = 0
+    """Rows of the largest batch; required, and given for devices only. Example: 16"""
+    max_wait: Seconds = -1.0
+    """Longest that a batch forms, in seconds; required, and given for devices only. Example: 0.005"""
+    max_run: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Longest that a batch of several rows runs, in seconds by its profile, so that urgent jobs do not wait behind it;
+    not given: a quarter of the tightest deadline of the services that it may serve. Example: 0.5"""
+    horizon: Seconds = 10.0
+    """Seconds of work that are bound to its queue; further work waits in holding."""
+    target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    """Utilisation, above 0 to 1, above which its time costs more."""
+    reserve_for: str | None = None
+    """The service that it is kept for: other work goes there only while less than a quarter of `horizon` is queued, or
+    if no other class can run it. Example: live"""
+    max_depth: Positive | None = None
+    """Jobs that may wait or run in it; others are refused. Example: 10000"""
+    payload: Size | None = None
+    """Bytes of a job that it takes. Example: 1MiB"""
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+    """How much less urgently than other processes a worker on CPUs runs work that is due in more than ten minutes or
+    never, and an engine that is started there runs: 0 to 19, as Linux counts."""
 
     @property
     def runs_at_most(self) -> float:
@@ -172,151 +204,195 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Service terms under one name. `tier` is the `service_tier` of OpenAI's API that selects it."""
+    """Service terms under one name. A request may replace each of them by its own."""
 
     deadline: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_DEADLINE)] | None = None
+    """Seconds from acceptance within which the answer is due; none: never late. Example: 0.25"""
     priority: Priority = "normal"
+    """The level at which its requests wait: higher levels are served first. Example: high"""
     preemptible: bool = False
+    """Whether its requests may run on spot capacity, and be interrupted."""
     tier: Tier | None = None
+    """The `service_tier` of OpenAI's API that selects it; each tier belongs to one service. Example: flex"""
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Rules for one tenant's requests: the classes they may run on, and US dollars per day. None means no rule.
-
-    A tenant gets device time from holding in proportion to its `weight`. `requests_per_second` (per router) and
-    `bodies` (bytes of request bodies in memory there) override the limits of the same names. A tenant may have
-    `max_depth` unfinished jobs, each of up to `payload` bytes.
-    """
+    """Rules for one tenant's requests; a field that is not given is no rule."""
 
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    """The only hardware classes that its requests may run on. Example: [cpu.batch, tpu.bulk]"""
     usd_per_day: Dollars | None = None
+    """Most US dollars that its jobs may cost between midnight and midnight UTC; above it, requests are refused.
+    Example: 25"""
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Its share of device time while work is held: weight 3 gets three times as much as weight 1."""
     requests_per_second: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Requests a second that its keys may send to one router, in place of `limits.requests_per_second`. Example: 50"""
     bodies: Size | None = None
+    """Bytes of its unanswered requests' bodies in one router, in place of `limits.bodies`. Example: 64MiB"""
     payload: Size | None = None
+    """Bytes of one of its requests, where that is less than `limits.payload`. Example: 1MiB"""
     max_depth: Positive | None = None
+    """Its jobs that have not ended, over all routers; further ones are refused. Example: 1000"""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Limits that an operator can set; sizes in bytes, times in seconds.
+    """Limits that an operator can set; sizes in bytes, times in seconds."""
 
-    `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor, `file` one
-    uploaded file, and `files` a tenant's files together. Of a tenant's stored `responses` the latest are kept, each for
-    `keep_response` after its last use. A tenant may have `batches` that have not ended; the others are kept for
-    `keep_batch`. `objects` are the bytes of the state store that its responses may take, and as many its batches and
-    the records of its files.
-    A compressed body over 1 MiB may have `inflation` times its compressed size. A value of more than
-    `inline` bytes is stored beside its message. `keep_result`, `keep_record` and `keep_explanation` are how long a
-    result, its job's record and the snapshots of placements are kept. The history of arrivals is kept for
-    `keep_history`, in at most `history` bytes of the state store. After `lease` seconds of silence a worker's jobs run
-    elsewhere. A worker exits within `grace` of a stop signal, and kills itself when a batch takes both `stall` seconds
-    and twenty times its profile. `wait` bounds one long poll. A job is dead-lettered after `attempts` runs without a
-    result. A worker exits after `memory_faults` consecutive out-of-memory jobs of a model whose example fails, too. The
-    HTTP door acknowledges a job once it is `written` or `replicated` (`durability`), and accepts none while the state
-    store uses more than the share `memory` of its limit.
-
-    Limits of a router's HTTP door: the number of `connections`; `requests_per_second` of a tenant's keys; `head`
-    seconds for a request's head, and `body` seconds to send or read a MiB or the rest; bytes of unanswered requests'
-    bodies, per tenant (`bodies`) and in total (`all_bodies`).
-    """
-
+    # One request
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
-    file: Size = msgspec.field(default_factory=lambda: Size(200 * 2**20))
-    files: Size = msgspec.field(default_factory=lambda: Size(10 * 2**30))
-    objects: Size = msgspec.field(default_factory=lambda: Size(64 * 2**20))
+    """Bytes of one request, its large values included."""
     elements: Positive = ELEMENTS
+    """Values in one request's JSON, and elements of one BYTES tensor."""
     inflation: Positive = 100
+    """How many times its compressed size a compressed body above 1 MiB may have."""
     inline: Size = msgspec.field(default_factory=lambda: Size(INLINE))
-    keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
-    keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
-    keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
-    keep_response: Annotated[int, msgspec.Meta(ge=1)] = 7 * 86400
-    responses: Positive = 10_000
-    keep_batch: Annotated[int, msgspec.Meta(ge=1)] = 30 * 86400
-    batches: Positive = 100
-    keep_history: Annotated[int, msgspec.Meta(ge=3600)] = 14 * 86400
-    history: Size = msgspec.field(default_factory=lambda: Size(128 * 2**20))
-    lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
-    grace: Seconds = 60.0
-    stall: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    """Bytes above which a value is stored beside its message, and not in it."""
     wait: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """Longest that one long poll waits, in seconds."""
+
+    # What is stored for a tenant
+    file: Size = msgspec.field(default_factory=lambda: Size(200 * 2**20))
+    """Bytes of one uploaded file."""
+    files: Size = msgspec.field(default_factory=lambda: Size(10 * 2**30))
+    """Bytes of all files of a tenant."""
+    objects: Size = msgspec.field(default_factory=lambda: Size(64 * 2**20))
+    """Bytes of the state store that a tenant's stored responses may take, and as many its batches and the records of
+    its files."""
+    responses: Positive = 10_000
+    """Stored responses of a tenant; the oldest go first."""
+    keep_response: Annotated[int, msgspec.Meta(ge=1)] = 7 * 86400
+    """Seconds that a stored response is kept after its last use."""
+    batches: Positive = 100
+    """Batches of a tenant that have not ended; further ones are refused."""
+    keep_batch: Annotated[int, msgspec.Meta(ge=1)] = 30 * 86400
+    """Seconds that a batch is kept after its end."""
+
+    # What is kept of jobs
+    keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
+    """Seconds that a result can be read after its job ended."""
+    keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
+    """Seconds that a job's record is kept after its end; at least `keep_result`."""
+    keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
+    """Seconds that the table of candidates behind a placement is kept."""
+    keep_history: Annotated[int, msgspec.Meta(ge=3600)] = 14 * 86400
+    """Seconds that the history of arrivals is kept; at least an hour."""
+    history: Size = msgspec.field(default_factory=lambda: Size(128 * 2**20))
+    """Bytes of the state store that the history of arrivals may take; the oldest hours go first."""
+
+    # Workers and jobs
+    lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
+    """Seconds of silence after which a worker's jobs run elsewhere."""
+    grace: Seconds = 60.0
+    """Seconds within which a worker exits after a stop signal."""
+    stall: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    """Seconds, and twenty times its profile, after which a batch is abandoned and its worker ends itself."""
     attempts: Positive = 3
+    """Runs without a result after which a job is dead-lettered."""
     memory_faults: Positive = 3
+    """Jobs of a model in a row that ran out of memory after which a worker exits, if the model's example fails too."""
+
+    # Acceptance
     durability: Durability = "written"
+    """When a job counts as accepted: once it is `written` to disk, or `replicated` to the store's replicas as well."""
     memory: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    """Share of the state store's `maxmemory`, 0 to 1, above which nothing is accepted."""
+
+    # HTTP, at one router
     connections: Positive = 4096
+    """Connections at the same time; further ones are refused."""
     requests_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
+    """Requests a second of one tenant's keys, after a burst of two seconds' worth."""
     head: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """Seconds within which a request's head must arrive."""
     body: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """Seconds within which each MiB of a body, or the rest of it, must be sent or read."""
     bodies: Size = msgspec.field(default_factory=lambda: Size(256 * 2**20))
+    """Bytes of unanswered requests' bodies of one tenant."""
     all_bodies: Size = msgspec.field(default_factory=lambda: Size(2**30))
+    """Bytes of unanswered requests' bodies of all tenants together."""
 
 
 class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How waiting work may move between classes.
-
-    Per `tick` seconds at most `max_share_per_tick` of a class's waiting jobs leave it, or as many as keep their new
-    class busy for two ticks. A job moves at most `max_moves_per_job` times, and not back along a move of the last
-    `still` ticks. A balancing move must gain `min_gain` of the time to the answer, and twice `move_cost` seconds.
-    `window` is the number of jobs that a tick examines. A device that idled for `retarget` seconds while another class
-    had work and no device serves that class, until `retarget` seconds after its last work there; None disables this.
-    """
+    """How waiting work may move between classes."""
 
     tick: Annotated[float, msgspec.Meta(ge=0.05)] = 0.5
+    """Seconds between two looks at the queues."""
     max_moves_per_job: Annotated[int, msgspec.Meta(ge=0)] = 2
+    """Moves of one job; 0: nothing moves."""
     max_share_per_tick: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    """Share of a class's waiting jobs, 0 to 1, that may leave it in a tick; more may, where the new class would be idle
+    within two ticks."""
     min_gain: Annotated[float, msgspec.Meta(ge=0)] = 0.25
+    """Share of the time to its answer, 0 to 1, that a move must gain to balance queues."""
     move_cost: Seconds = 0.005
+    """Seconds that a move costs; a move to balance queues must gain twice as many."""
     still: Annotated[int, msgspec.Meta(ge=0)] = 3
+    """Ticks for which no job moves back along a move."""
     window: Positive = 2000
+    """Waiting jobs that one tick examines."""
     retarget: Seconds | None = 2.0
+    """Seconds of idleness after which a device serves a class that has work and no device, and of no more work there
+    until it returns; null: never."""
 
 
 class Planning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The tuner, which plans what class each model and service prefers, from the arrivals of the last minutes.
-
-    It tunes every `period` seconds. `late_usd_per_hour` is what it costs, in US dollars an hour, when all of a
-    service's requests are late; where a service is not named, it is 48 for the most urgent, then 24 and 12.
-    """
+    """The tuner, which plans the class that each model and service prefers, from the arrivals of the last minutes."""
 
     enabled: bool = True
+    """Whether tuners tune."""
     period: Annotated[float, msgspec.Meta(ge=10)] = 120.0
+    """Seconds between two tunings."""
     late_usd_per_hour: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
+    """US dollars an hour that it costs when all of a service's requests are late, by service; else 48 for the most
+    urgent service, then 24 and 12. Example: {live: 60}"""
 
 
 class Webhooks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Webhooks: how events are delivered, and where they may go.
-
-    An attempt takes at most `timeout` seconds. An event is tried again for `retry` seconds, after pauses that double
-    from `pause` up to `longest_pause`, then it is a dead letter. Per endpoint up to `waiting` events wait, and `dead`
-    dead letters are kept; a tenant has up to `endpoints`. For `overlap` seconds after a rotation, events are signed
-    with both secrets. With `http`, addresses may begin with http://. `networks` (CIDR) are the private networks that
-    events may go to.
-    """
+    """How events are delivered to webhook endpoints, and where they may go."""
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    """Seconds that one attempt may take."""
     retry: Annotated[float, msgspec.Meta(gt=0)] = 86400.0
+    """Seconds for which an event is tried again; then it is a dead letter."""
     pause: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    """Seconds before the first retry; each further pause is twice as long."""
     longest_pause: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    """Most seconds between two attempts."""
     waiting: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10_000
+    """Events that may wait for one endpoint."""
     dead: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    """Dead letters that are kept for one endpoint, the latest."""
     endpoints: Positive = 20
+    """Endpoints of one tenant."""
     overlap: Seconds = 86400.0
+    """Seconds after a rotation for which events are signed with the old secret, too."""
     http: bool = False
+    """Whether addresses may begin with `http://`."""
     networks: tuple[str, ...] = ()
+    """Private networks that events may go to, in CIDR notation. Example: [10.20.0.0/16]"""
 
 
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of queues.yaml."""
 
     hardware: Annotated[dict[ClassName, HardwareClass], msgspec.Meta(min_length=1)]
+    """Hardware classes by name. Example: {cpu.batch: {device: cpu, runtimes: [onnx], max_batch: 16, max_wait: 0.005,
+    price: {usd_per_hour: 0.05}}}"""
     service: Annotated[dict[str, Service], msgspec.Meta(min_length=1)]
+    """Service terms by the name that producers use. Example: {live: {deadline: 0.25, priority: high}}"""
     default_service: str
+    """The service of requests that name none. Example: standard"""
     tenants: dict[TenantName, Tenant] = {}
+    """Rules by tenant; a tenant that is not listed has none. Example: {lab: {classes: [cpu.batch], usd_per_day: 25}}"""
     limits: Limits = msgspec.field(default_factory=Limits)
+    """Limits of requests, of what is stored, of workers and of HTTP."""
     rebalance: Rebalance = Rebalance()
+    """How waiting work moves between classes."""
     plan: Planning = Planning()
+    """The tuner."""
     webhooks: Webhooks = Webhooks()
+    """How events are delivered."""
 
 
 def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
@@ -371,9 +447,10 @@ def schema() -> dict[str, Any]:
     hardware = described["$defs"][HardwareClass.__name__]
     for name in _OF_DEVICES:
         del hardware["properties"][name]["default"]
-    hardware["if"] = {"properties": {"device": {"const": "endpoint"}}}
+    hardware["if"] = {"properties": {"device": {"const": "endpoint", "description": "A server that runs models."}}}
     hardware["then"] = {"required": ["endpoint"], "properties": dict.fromkeys(_OF_DEVICES, False)}
-    powered = {"required": ["usd_per_hour"], "properties": dict.fromkeys(_PRICES_OF_USE, False)}
+    by_the_hour = {"required": ["usd_per_hour"], "properties": dict.fromkeys(_PRICES_OF_USE, False)}
+    powered = {**by_the_hour, "description": "What one device costs while it is on."}
     hardware["else"] = {"required": list(_OF_DEVICES), "properties": {"endpoint": False, "price": powered}}
     return described
 

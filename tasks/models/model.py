@@ -56,19 +56,21 @@ class ModelError(DocumentError):
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
-
-    A `batch_axis` of None means that all rows of a batch share the input, such as a sample rate: rows with different
-    values run in separate batches. An `optional` input may be omitted; an `optional` output is returned only if named.
-    `source` is its name in the graph, or at an endpoint, if that differs from `name`.
-    """
+    """One input or output."""
 
     name: TensorName
+    """What callers call it. Example: features"""
     datatype: Datatype
+    """The type of its elements; BYTES are texts, bytes or any JSON value."""
     shape: tuple[int, ...]
+    """Its lengths, with -1 at `batch_axis` and for axes that vary. Example: [-1, 4]"""
     optional: bool = False
+    """An optional input may be omitted; an optional output is returned only to a request that names it."""
     batch_axis: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+    """The axis of the batch; null: all rows of a batch share the input, such as a sample rate, and rows with different
+    values run in separate batches."""
     source: Annotated[str, msgspec.Meta(max_length=MOST_SOURCE)] = ""
+    """Its name in the graph, or at an endpoint, if that is not `name`. Example: save_infer_model/scale_0.tmp_1"""
 
     @property
     def called(self) -> str:
@@ -83,63 +85,80 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One parameter that a caller may set, with its default and inclusive bounds."""
+    """One parameter that a caller may set."""
 
     type: Literal["integer", "number", "string", "strings"]
+    """The type of its value; `strings` is a list of texts."""
     default: Any = None
+    """The value where a request gives none."""
     minimum: float | None = None
+    """The least value; of texts the least number of characters, of lists of entries. Example: 0"""
     maximum: float | None = None
+    """The greatest value, likewise. Example: 4096"""
     help: str = ""
+    """What it does, for people."""
 
 
 class Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
-    """An artefact used as fetched; `sha256` is the hash of the file itself, checked before it is opened."""
+    """An artefact used as fetched."""
 
     sha256: Sha256
+    """The SHA-256 of the file itself in hexadecimal, checked before it is opened."""
     licence: str = ""
+    """Its licence, for people. Example: Apache-2.0"""
 
 
 class WheelMember(Fetched, frozen=True, tag="pypi"):
-    """One file inside a wheel or sdist of the Python package index; `archive_sha256` is of the whole archive."""
+    """One file inside a wheel or source archive of the Python package index."""
 
     package: str
+    """The distribution. Example: silero-vad"""
     version: str
+    """Its version. Example: 6.2.3"""
     member: str
+    """The file's path inside the archive. Example: silero_vad/data/silero_vad.onnx"""
     archive_sha256: Sha256
+    """The SHA-256 of the whole archive in hexadecimal."""
     sdist: bool = False
+    """Whether it is in the source archive, and not in the wheel."""
 
 
 class HubFile(Fetched, frozen=True, tag="huggingface"):
-    """One file of a Hugging Face repository at a full commit hash."""
+    """One file of a Hugging Face repository."""
 
     repo: str
+    """The repository. Example: sentence-transformers/all-MiniLM-L6-v2"""
     revision: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
+    """A full commit hash: 40 hexadecimal digits."""
     filename: str
+    """The file's path inside it. Example: onnx/model.onnx"""
 
 
 class UrlFile(Fetched, frozen=True, tag="https"):
     """A file behind an https address."""
 
     url: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+    """The address. Example: https://example.com/model.onnx"""
 
 
 class LocalFile(Fetched, frozen=True, tag="file"):
-    """A file beside model.yaml; the path is relative and stays inside the model's folder."""
+    """A file beside model.yaml."""
 
     path: str
+    """Its path relative to the model's folder, which it does not leave. Example: iris.onnx"""
 
 
 class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="derived"):
-    """An artefact that a recipe (`tasks.models.files` finds it by name) derives once from other artefacts.
-
-    `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions affect
-    the recipe's output, and are therefore part of the artefact's key.
-    """
+    """An artefact that a recipe derives once from other artefacts."""
 
     recipe: Name
+    """The recipe's name: a file beside model.yaml, one of `workers/recipes/`, or an entry point. Example: onnx-int8"""
     inputs: dict[str, str]
+    """The recipe's argument names to artefacts' names. Example: {graph: graph}"""
     packages: tuple[str, ...] = ()
+    """Distributions whose versions affect what it makes; they are part of the artefact's key. Example: [onnxruntime]"""
     options: dict[str, Any] = {}
+    """Further arguments of the recipe."""
 
 
 _FIRST_AXIS_ONLY = frozenset({"python", "jax"})
@@ -149,19 +168,22 @@ Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Batch latency `max(floor, base + step·size + slope·rows·size)` seconds, and load time, on one kind of device.
-
-    `step` is what a unit of size costs a batch whatever its rows: generation reads all weights once a token. Endpoints
-    may have other figures for the tokens of a prompt, `prompt_step` and `prompt_slope`: engines read a prompt at once.
-    """
+    """Batch latency `max(floor, base + step·size + slope·rows·size)` seconds, and load time, on one kind of device."""
 
     base: Seconds
+    """Seconds of any batch. Example: 0.004"""
     slope: Seconds = 0.0
+    """Seconds for each row and unit of size. Example: 0.0001"""
     floor: Seconds = 0.0
+    """Least seconds of a batch."""
     load: Seconds = 1.0
+    """Seconds to load the model."""
     step: Seconds = 0.0
+    """Seconds for each unit of size whatever the rows: generation reads all weights once a token."""
     prompt_step: Seconds | None = None
+    """`step` for the tokens of a prompt, which engines read at once; not given: as `step`."""
     prompt_slope: Seconds | None = None
+    """`slope` for the tokens of a prompt; not given: as `slope`."""
 
     @property
     def of_prompt(self) -> tuple[float, float]:
@@ -177,21 +199,22 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Allowed deviation of a variant from the reference: minimum cosine, and minimum fraction of equal top answers."""
+    """How far a variant may deviate from the reference."""
 
     cosine: float | None = None
+    """Least cosine of its outputs and the reference's, up to 1. Example: 0.999"""
     agreement: float | None = None
+    """Least share of equal top answers, 0 to 1. Example: 0.99"""
 
 
 class CallLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one call of a Python callable may use; a call over a limit fails alone.
-
-    `time` is seconds, by default the `limits.stall` of queues.yaml and twenty times what the profile says. `memory` is
-    bytes that its process and all that it starts have in memory, by default what the class lets models fill.
-    """
+    """What one call of a Python callable may use; a call over a limit fails alone."""
 
     time: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Seconds; not given: `limits.stall` of queues.yaml, and twenty times what the profile says. Example: 30"""
     memory: Size | None = None
+    """Bytes that its process and all that it starts have in memory; not given: what the class lets models fill.
+    Example: 2GiB"""
 
 
 _NO_MEMORY = Size(0)
@@ -199,27 +222,36 @@ _NO_MEMORY = Size(0)
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a model runs: on which runtime, in which precision, from which artefacts.
-
-    `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
-    artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.files` finds; only a
-    callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has no
-    artefacts and no `memory`, unlike every other variant. `honours` names the features of a chat that it supports
-    (`tasks.models.chats.asks`): by default `ORDINARY` ones on an endpoint, and none on a device of ours.
-    """
+    """How a model runs: on which runtime, in which precision, from which artefacts."""
 
     runtime: RuntimeName
+    """What runs it; an endpoint's protocol means that it runs there."""
     precision: Literal["fp32", "fp16", "bf16", "int8", "none"] = "none"
+    """The type of its weights."""
     artefacts: dict[str, str] = {}
+    """Artefacts' names by the role that the runtime or pipeline knows: `graph`, `weights`, `tokenizer`, `labels`,
+    `head`; none on an endpoint. Example: {graph: graph}"""
     entry: str = ""
+    """The network (torch, jax) or callable (python), by its file or entry point. Example: word_count"""
     memory: Size = msgspec.field(default_factory=lambda: _NO_MEMORY)
+    """Bytes needed on the device; required unless it runs on an endpoint. Example: 512MiB"""
     accuracy: float | None = None
+    """The figure, 0 to 1, that a request's `min_accuracy` is compared with. Example: 0.91"""
     max_batch: Positive | None = None
+    """Rows of its largest batch, if less than the class's. Example: 1"""
     instruction_sets: tuple[str, ...] = ()
+    """What its processor must have: features of `/proc/cpuinfo`, or `sm_80` for CUDA's compute capability 8.0 and
+    above. Example: [avx512f]"""
     tolerance: Tolerance = Tolerance()
+    """How far it may deviate from the reference."""
     limits: CallLimits = CallLimits()
+    """What one call may use; of callables only."""
     honours: tuple[str, ...] | None = None
+    """Features of a chat that it supports; not given: the ordinary ones on an endpoint, none elsewhere. Example:
+    [tools, logprobs]"""
     profiles: Annotated[dict[Literal["cpu", "cuda", "tpu", "endpoint"], Profile], msgspec.Meta(min_length=1)]
+    """Its latency by the kind of device; what workers measure replaces it. Example: {cpu: {base: 0.004, slope:
+    0.0001}}"""
 
     @property
     def on_endpoint(self) -> bool:
@@ -254,34 +286,60 @@ DISCOVERED = "endpoint"
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One version of one model.
+    """One version of one model."""
 
-    `size_unit` is the unit of a row's size in profiles and buckets (`tasks.models.units`): `rows` (all are equal),
-    `tokens`, `pixels`, `bytes`, or an input: the value of an integer input, the elements of a tensor's row, or with
-    `[n]` the length of its axis n. `expected_size` is the size of a row whose request does not determine it. A row
-    larger than the last bucket is refused, or truncated if tokens are counted. `reference` names the variant that the
-    others are compared with. `folder` and `file` are where it was read from; `file` is relative to the models folder.
-    """
-
+    # What it is called
     name: Name
+    """The folder's name. Example: iris"""
     version: Positive
+    """A number from 1; older versions are `model-<version>.yaml` in the same folder."""
     aliases: tuple[Name, ...] = ()
+    """Names of this version, as in `iris@stable`; the bare name means the version aliased `stable`, else the newest.
+    Example: [stable]"""
     summary: str
+    """What it does, for people. Example: Which of three irises four measurements belong to."""
     licence: str
+    """Its licence, for people. Example: MIT"""
+
+    # What it takes and gives
     pipeline: Literal["tensors", "text", "image", "generation", "chat"]
+    """What is done before and after the runtime: `tensors` are arrays in and out; `chat` and `generation` run on
+    engines."""
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    """Its inputs. Example: [{name: features, datatype: FP32, shape: [-1, 4]}]"""
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    """Its outputs. Example: [{name: probabilities, datatype: FP32, shape: [-1, 3]}]"""
     parameters: dict[str, Parameter] = {}
-    size_unit: str = "rows"
-    expected_size: Positive = 1
-    buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)
+    """Parameters that a caller may set, by name. Example: {least: {type: integer, default: 5}}"""
     max_rows: Positive = 1024
+    """Most rows of one request."""
+
+    # What makes a row large
+    size_unit: str = "rows"
+    """The unit of a row's size in profiles and buckets: `rows` (all are equal), `tokens`, `pixels`, `bytes`, or an
+    input: the value of an integer, the elements of a tensor's row, or with `[n]` the length of its axis n. Example:
+    input_ids[1]"""
+    expected_size: Positive = 1
+    """The size of a row whose request does not determine it."""
+    buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)
+    """Sizes up to which rows share batches, increasing; a row larger than the last is refused, or cut if tokens are
+    counted. Example: [64, 256, 512]"""
+
+    # How it runs
     artefacts: dict[str, Artefact] = {}
+    """Files by name. Example: {graph: {kind: file, path: iris.onnx, sha256: …}}"""
     variants: Annotated[dict[Name, Variant], msgspec.Meta(min_length=1)]
+    """Ways to run it, by name. Example: {fp32: {runtime: onnx, artefacts: {graph: graph}, memory: 16MiB, profiles:
+    {cpu: {base: 0.001}}}}"""
     reference: str
+    """The variant that the others are compared with. Example: fp32"""
     examples: tuple[Any, ...] = ()
+    """Inputs that `make demo` submits; the first warms a loaded variant up, and `taxiway check --run` runs it. Example:
+    [[5.1, 3.5, 1.4, 0.2]]"""
     folder: str = ""
+    """Where it was read from: set by whoever reads it."""
     file: str = ""
+    """The file that it was read from, relative to the models folder: set by whoever reads it."""
 
     @property
     def id(self) -> str:
@@ -300,12 +358,16 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A second name of the model `alias`: of one `version`, else of all its versions and their aliases."""
+    """A second name of a model."""
 
     name: SecondName
+    """The second name. Example: gpt-4.1"""
     alias: Name
+    """The model's name. Example: iris"""
     version: Positive | None = None
+    """The version that it names; not given: all versions and their aliases. Example: 2"""
     file: str = ""
+    """The file that it was read from: set by whoever reads it."""
 
     def names(self, names: Mapping[str, Model]) -> dict[str, Model]:
         """The names that it adds to the `names` of models; empty if there is no such model."""
