@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -22,12 +20,13 @@ from broker.valkey import run
 from broker.valkey.records import Ending, Verdict, claim_answer, claim_call, finish_call, heartbeat_call
 from tasks.celery_app import class_queue
 from tasks.heartbeat import DeviceFacts
-from tasks.settings import TREE, Settings
+from tasks.settings import Settings
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, Result, RunReport, success_meta
 from taxiway.contract.keys import ARRIVALS, priority_lists
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
+from tests.forked import Process, start
 from tests.narrowing import as_bytes
 
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
@@ -37,7 +36,7 @@ CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 class RouterProcess:
     """A running `python -m api`."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     http: str
 
 
@@ -51,9 +50,8 @@ def router_process(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RouterProcess]:
     """A router that is ready; killed at the end if the test did not stop it. `module` is its command."""
-    command = [sys.executable, "-m", module, "--port", "0", *options]
     variables = {**os.environ, **settings.environment(), **(environment or {})}
-    process = subprocess.Popen(command, cwd=TREE, env=variables, stdout=subprocess.PIPE, stderr=log)
+    process = start("router", module, ["--port", "0", *options], variables, log)
     assert process.stdout is not None
     try:
         yield RouterProcess(process, json.loads(process.stdout.readline())["http"])

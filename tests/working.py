@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import secrets
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -39,6 +37,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
+from tests.forked import Process, start
 from tests.graphs import onnx_variant, spinner_graph, write_model
 from tests.narrowing import as_bytes
 
@@ -142,16 +141,15 @@ def add_callable(models: Path, name: str, text: str, code: str = "") -> None:
 class WorkerProcess:
     """A running `python -m workers`, and what it said when it was ready."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     name: str
 
 
 @contextmanager
 def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterator[WorkerProcess]:
     """A worker that consumes; killed at the end if the test did not stop it."""
-    command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS, *options]
     environment = {**os.environ, **settings.environment()}
-    process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
+    process = start("workers", "workers", ["--class", CLASS, *options], environment, log)
     assert process.stdout is not None
     try:
         yield WorkerProcess(process, json.loads(process.stdout.readline())["worker"])

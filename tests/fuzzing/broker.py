@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import redis
 
@@ -22,6 +20,7 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import ARRIVALS, DEAD, job_key, priority_lists
+from tests.forked import Process
 from tests.fuzzing.malformed import Malformed
 from tests.routing import RouterProcess, router_process
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
@@ -60,7 +59,7 @@ def main() -> int:
 
 def attack(settings: Settings, router: RouterProcess, worker: WorkerProcess, messages: int, seed: int) -> list[str]:
     """Write so many messages, wait until they are gone; what went wrong."""
-    processes: dict[str, subprocess.Popen[Any]] = {"router": router.process, "worker": worker.process}
+    processes: dict[str, Process] = {"router": router.process, "worker": worker.process}
     supply = Malformed(seed, _old_ticket(settings))
     with redis.Redis.from_url(settings.broker) as broker:
         for start in range(0, messages, 2 * BATCH):
@@ -99,7 +98,7 @@ def _unended(broker: redis.Redis, *, patience: float = 30.0) -> list[str]:
 
 
 def _await_room(
-    broker: redis.Redis, queue: str, most: int, processes: dict[str, subprocess.Popen[Any]], *, patience: float = 120.0
+    broker: redis.Redis, queue: str, most: int, processes: dict[str, Process], *, patience: float = 120.0
 ) -> None:
     """Wait until at most so many messages wait in the queue.
 

@@ -25,6 +25,7 @@ from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeout
 from tests.builders import ENGINE_MODELS, add_engine_models
 from tests.cable import Balancer, Cable
 from tests.engine import Engine, serving
+from tests.forked import Process
 from tests.openai_fleet import QUEUES
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import worker_process, worker_settings
@@ -113,7 +114,7 @@ def test_the_first_text_comes_long_before_the_result(client: taxiway.Client) -> 
 def test_a_reader_at_a_router_that_stops_gets_the_rest_from_another(fleet: Settings, router: RouterProcess) -> None:
     asked: dict[str, Any] = {"model": "tiny", "inputs": "tell me", "parameters": LONG}
 
-    async def read(url: str, stopping: subprocess.Popen[bytes]) -> list[str]:
+    async def read(url: str, stopping: Process) -> list[str]:
         async with taxiway.AsyncClient(url) as client:
             waiting = asyncio.create_task(client.infer(**asked))
             polling = asyncio.create_task((await client.submit(**asked)).result())

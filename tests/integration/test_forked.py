@@ -1,0 +1,64 @@
+"""A process that is forked to save its imports is like one that was started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.forked import IMPORTS, Forked, Process, start
+
+ANEW = {"PYTHONHASHSEED": "0"}  # read before any program's first line: such a process cannot be a fork
+
+
+def begin(kind: str, log: Any, words: list[str], more: Mapping[str, str] | None = None) -> Process:
+    return start(kind, "tests.appearance", words, {**os.environ, "TAXIWAY_CLASS": "this", **(more or {})}, log)
+
+
+def read(process: Process) -> tuple[dict[str, Any], float, list[str]]:
+    assert process.stdout is not None
+    with process.stdout as output:
+        seen, number, modules = json.loads(output.read())
+    return seen, number, modules
+
+
+@pytest.mark.parametrize("kind", IMPORTS)
+def test_a_forked_process_is_as_a_new_one(kind: str, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        forked, twin, fresh = (begin(kind, log, ["7", "two words"], more) for more in ({}, {}, ANEW))
+    assert (type(forked), type(fresh)) == (Forked, subprocess.Popen)
+    (seen, number, modules), (_, other, _), (expected, _, _) = map(read, (forked, twin, fresh))
+    for name in ANEW:
+        del expected["environment"][name]
+    assert seen == expected
+    assert number != other
+    assert not {"torch", "jax", "onnxruntime"} & set(modules)
+    assert [one.wait(20) for one in (forked, twin, fresh)] == [7, 7, 7]
+    assert (tmp_path / "log").read_text() == "the end\n" * 3
+
+
+def test_a_signal_ends_a_forked_process_and_is_its_status() -> None:
+    process = begin("router", subprocess.DEVNULL, ["0"])
+    os.kill(process.pid, signal.SIGSTOP)
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.01)
+    process.kill()
+    assert process.wait(20) == process.poll() == process.returncode == -signal.SIGKILL
+    process.terminate()  # one that has ended is let be
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_a_forked_process_that_raises_ends_with_status_one_and_a_traceback(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        process = begin("workers", log, ["seven"])
+    read(process)
+    assert process.wait(20) == 1
+    assert "ValueError: invalid literal" in (tmp_path / "log").read_text()
