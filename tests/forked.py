@@ -41,7 +41,7 @@ IMPORTS = {
 _FLAGS = {"router": [], "workers": ["-W", "ignore"]}
 """Options of the interpreter."""
 
-_EARLY = ("PYTHON", "LD_", "MALLOC_", "OMP_", "OPENBLAS_")
+_EARLY = ("PYTHON", "LD_", "MALLOC_", "OMP_", "OPENBLAS_", "OTEL_")
 """First characters of the variables that are read before `main`."""
 
 _MOST = 2**20

@@ -156,7 +156,7 @@ def test_no_batch_is_held_past_the_moment_that_its_most_urgent_deadline_allows(
     crowd: WaitingRows, policy: BatchPolicy, gap: float, slack: float
 ) -> None:
     urgent = replace(crowd, start_by=crowd.newest + slack)
-    assert ready(urgent, crowd.newest, policy, gap) <= slack
+    assert ready(urgent, crowd.newest, policy, gap) <= urgent.start_by - crowd.newest
 
 
 def test_a_row_waits_only_while_that_costs_the_others_less_than_it_saves_the_next() -> None:
