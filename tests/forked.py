@@ -28,7 +28,7 @@ import msgspec
 from tasks.settings import TREE
 
 IMPORTS = {
-    "router": ["router.__main__", "pydantic", "pydantic.v1", "numpy.ma"],
+    "router": ["api.__main__", "pydantic", "pydantic.v1", "numpy.ma"],
     "workers": [
         *("workers.celery_adapter.consumer", "workers.celery_adapter.pool", "workers.celery_adapter.strategy"),
         *("workers.calling.child", "workers.device", "workers.runtimes.echo", "workers.runtimes.python"),
@@ -179,7 +179,7 @@ def main(kind: str, connection: int) -> None:
     """Serve; in a child, become what was asked for."""
     for name in IMPORTS[kind]:
         importlib.import_module(name)
-    sys.modules.pop("router.__main__", None)  # it is run, not imported
+    sys.modules.pop("api.__main__", None)  # it is run, not imported
     gc.freeze()
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread runs"
     wanted = serve(socket.socket(fileno=connection))
