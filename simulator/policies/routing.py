@@ -84,7 +84,7 @@ class Reader:
         self._arrived: Arrived | None = None
         self._working = WorkingSnapshot(self._topology, self._book, FleetSnapshot(stale=True))
         self._next = self._heartbeat = self._seen_at = 0.0
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
 
     def working(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
         """The fleet at the last snapshot, with what was placed since."""
@@ -102,7 +102,7 @@ class Reader:
 
     def follow(self, plan: Plan | None) -> None:
         """Place requests by this plan, or by themselves if there is none, from the next snapshot on."""
-        self._plan = plan
+        self.plan = plan
         self._next = self._heartbeat = 0.0
 
     def count(self, job: Job, count: Count) -> None:
@@ -173,7 +173,7 @@ class Reader:
             held=held,
             rates=self._arrived.rates,
             startable=startable,
-            plan=self._plan,
+            plan=self.plan,
             now=now,
         )
         self._working = WorkingSnapshot(self._topology, self._book, fleet)

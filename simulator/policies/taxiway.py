@@ -49,7 +49,8 @@ class Taxiway(ByLevel):
     """`router.decide.placement.choose` on a working snapshot, read four times a second and updated in between.
 
     Held jobs are released, and waiting jobs moved, as the router does. A class without devices can be started: if live
-    work would be late and its fastest class is off, it goes there and so starts it. What the router refuses is refused.
+    work would be late, its fastest class is off and there is no plan, it goes there and so starts it. What the router
+    refuses is refused.
     """
 
     beat = RELEASE_TICK
@@ -79,7 +80,7 @@ class Taxiway(ByLevel):
             return REFUSED
         except OverloadedError:
             placement = None
-        if job.service == LIVE and not self._planned(now) and (placement is None or _late(placement)):
+        if job.service == LIVE and self._reader.plan is None and (placement is None or _late(placement)):
             fit = [self._place[candidate.hardware_class] for candidate in table.candidates]
             fastest = min((pools[place] for place in fit), key=lambda pool: (job.alone[pool.index], pool.index))
             if not fastest.serving:
@@ -96,10 +97,6 @@ class Taxiway(ByLevel):
         """As `Policy.ended`."""
         self._reader.ended(job, pool, job.arrival + seconds)
         self._mover.ended(job)
-
-    def _planned(self, now: float) -> bool:
-        """Whether a plan says which classes are started."""
-        return False
 
     def _bind(self, job: Job, pools: Sequence[Pool], placement: Placement) -> int | Held:
         pool = pools[self._place[placement.candidate.hardware_class]]
@@ -258,7 +255,7 @@ class Tuned(Taxiway):
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
         """As `Policy.look`."""
         yield from super().look(pools, now)
-        if self._trim and self._planned(now) and self._tuner.assignment is not None:
+        if self._trim and now > self._handed_over and self._tuner.assignment is not None:
             self._trim = False
             decision, used = self.decisions[-1][1], self._tuner.assignment.used()
             for pool in pools:
@@ -270,9 +267,6 @@ class Tuned(Taxiway):
         if job.service == LIVE:
             self._live.append((job.arrival + seconds, seconds <= job.deadline))
         super().ended(job, pool, seconds)
-
-    def _planned(self, now: float) -> bool:
-        return self._tuner.assignment is not None and now > self._handed_over
 
     def _tune(self, pools: Sequence[Pool], now: float) -> None:
         """Make or renew the plan if that is due: looked at as often as the fleet's tuner does."""

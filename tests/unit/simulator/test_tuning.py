@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.decide.plan import LULL, Density, Plan, preferred_class
+from router.decide.plan import LULL, Cell, ClassPlan, Density, Handover, Plan, preferred_class
 from simulator.engine import Engine, simulate
 from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed
@@ -261,6 +261,25 @@ def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
     pool, job = engine.pools[1], next(jobs(work))
     pool.enqueue(job, job.arrival)
     assert job.density == pytest.approx(learned[120] * job.work[1] / job.deadline, rel=0.01)
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_late_live_work_starts_a_class_only_where_no_plan_says_what_is_started(*, planned: bool) -> None:
+    work = workload()
+    work = replace(work, fleet=parse_fleet(FLEET.replace("dear: {count: 4, initial: 1", "dear: {count: 4")))
+    policy = Taxiway(work, seed=1)
+    if planned:
+        moving = Handover(former="cheap", devices=4, latest=1000.0)
+        cells = tuple(
+            Cell(model=f"{model}:1", service=service, classes=("cheap", "dear"), handover=moving)
+            for model in work.trace.models
+            for service in ("live", "standard")
+        )
+        used = {"cheap": ClassPlan(rule=Density(), devices=4)}
+        policy._reader.follow(Plan(number=1, made=0.0, cells=cells, classes=used))
+    engine = Engine(work, policy, seed=1)
+    engine.run()
+    assert bool(engine.pools[1].started) is not planned
 
 
 def test_devices_that_start_yet_are_released_before_those_that_serve() -> None:
