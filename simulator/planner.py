@@ -312,10 +312,12 @@ def fleet_plan(
     twin = Twin(window, Conditions.usual(fleet, counts))
     search = Search(twin, seed, progress)
     found = search.find(None, PLAYS)
+    devices = tuple(twin.devices(found.assignment))
     decision = Decision(
         assignment=found.assignment,
         adopted=True,
-        devices=tuple(twin.devices(found.assignment)),
+        devices=devices,
+        pauses=tuple(twin.pauses(found.assignment, devices)),
         begin=counts,
         before=math.inf,
         after=found.score,

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted, has_ended
+from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted
 from simulator.class_queue import ClassQueue, Order
 from simulator.device import Device
 from simulator.fleet import USABLE, Fleet
@@ -84,7 +84,7 @@ class Pool:
         self.queue = ClassQueue(order)
         self._rule: ScalingRule = Density()
         self._least = device.minimum
-        self._worked = 0.0
+        self._worked = self._pause = 0.0
         self._need = Need(device.most, device.start)
         self._density = self._peak = 0.0
         self._draining = 0
@@ -216,11 +216,11 @@ class Pool:
             return self._admit(job, timing, now)
         return isinstance(timing, Whole) and self._begin(job, timing, now)
 
-    def follow(self, rule: ScalingRule, devices: int = 0, now: float = 0.0) -> None:
-        """Scale by this rule from `now` on, but not below a number of devices until the load has ended."""
+    def follow(self, rule: ScalingRule, devices: int = 0, pause: float = 0.0, now: float = 0.0) -> None:
+        """Scale by this rule from `now` on, and have `devices` at least until there was no job for `pause` seconds."""
         if devices > self._least:
             self._worked = now
-        self._rule, self._least = rule, max(devices, self.device_class.minimum)
+        self._rule, self._least, self._pause = rule, max(devices, self.device_class.minimum), pause
         self._need.keep_alive = self.start if rule.keep is None else rule.keep
 
     def release(self, devices: int, now: float) -> None:
@@ -262,7 +262,8 @@ class Pool:
         """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""
         if self.jobs:
             self._worked = now
-        if self._least > self.device_class.minimum and has_ended(now - self._worked, self._need.keep_alive):
+        ended = now - self._worked >= max(self._pause, self._need.keep_alive)
+        if self._least > self.device_class.minimum and ended:
             self._least = self.device_class.minimum
             self._need.forget()
         self._grow(now)

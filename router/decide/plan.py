@@ -94,17 +94,6 @@ class Need:
         self._last = [-math.inf] * len(self._last)
 
 
-LULL = 120.0
-"""Seconds without any job after which a class no longer keeps the devices that its plan needs: the load has ended.
-
-Pauses between bursts are shorter, and a class that shrinks in one of them is late in the next burst."""
-
-
-def has_ended(since: float, keep_alive: float) -> bool:
-    """Whether a class that had no job for `since` seconds, and keeps devices for `keep_alive`, needs none any more."""
-    return since >= max(LULL, keep_alive)
-
-
 STALE = 600.0
 """Seconds after which a plan is no longer followed: five periods of the tuner."""
 
@@ -151,10 +140,15 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How a class scales, and how many devices the plan expects it to need."""
+    """How a class scales, how many devices the plan expects it to need, and for how long it has them without a job.
+
+    A class that shrinks in a pause between bursts is late in the next one: `pause` is how many seconds of its devices
+    are cheaper than that.
+    """
 
     rule: ScalingRule
     devices: Count
+    pause: Seconds = 0.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

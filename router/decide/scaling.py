@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from router.decide.classify import level_of
-from router.decide.plan import LONGEST, Cell, ClassPlan, Density, Depth, Need, devices_wanted, has_ended, moves
+from router.decide.plan import LONGEST, Cell, ClassPlan, Density, Depth, Need, devices_wanted, moves
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
@@ -269,7 +269,7 @@ class PlannedClass:
         self._need.keep_alive = self._start if rule.keep is None else rule.keep
         if self._left or load.used or awaited:
             self._left, self._worked = False, now
-        ended = has_ended(now - self._worked, self._need.keep_alive)
+        ended = now - self._worked >= max(planned.pause, self._need.keep_alive)
         if ended:
             self._need.forget()
         least = max(load.least, 0 if ended else planned.devices, awaited)

@@ -37,7 +37,7 @@ from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
-from simulator.tuning.tuner import FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
+from simulator.tuning.tuner import FEWEST, FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Conditions, Window
 from simulator.workload import Job, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
@@ -246,7 +246,6 @@ class Tuned(Taxiway):
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
-        self._tune(pools, now)
         chosen = super().choose(job, pools, now)
         if chosen == REFUSED:
             self._trust.note((job.model, job.service), timely=False)
@@ -254,6 +253,7 @@ class Tuned(Taxiway):
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
         """As `Policy.look`."""
+        self._tune(pools, now)
         yield from super().look(pools, now)
         if self._trim and now > self._handed_over and self._tuner.assignment is not None:
             self._trim = False
@@ -292,7 +292,7 @@ class Tuned(Taxiway):
             earlier = alike(recorded.trace, until, WINDOW)
             window = Window.likely(recorded, until, WINDOW, earlier)
             self._played = until - WINDOW if earlier is None else earlier.begin
-        if not window.jobs:
+        if len(window.jobs) < FEWEST:
             return
         conditions = Conditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))
         self._watch = Watch(now, window.span, pace)
@@ -334,8 +334,9 @@ class Tuned(Taxiway):
             self._trim = True
             self._trust.begin(now, sum(pool.spent(now) for pool in pools))
             self._handed_over = max((move.latest for move in decision.moves.values()), default=now)
-        for pool, rule, devices in zip(pools, decision.assignment.rules, decision.devices, strict=True):
-            pool.follow(rule, devices, now)
+        floors = zip(pools, decision.assignment.rules, decision.devices, decision.pauses, strict=True)
+        for pool, rule, devices, pause in floors:
+            pool.follow(rule, devices, pause, now)
             if decision.adopted:  # devices that start yet for what was placed before are not awaited
                 pool.release(max(pool.serving, decision.begin[pool.index]), now)
             for _ in range(min(devices, pool.available) - pool.powered):

@@ -36,7 +36,7 @@ from simulator.reports import plan_tables
 from simulator.tuning.lease import LEASE, RENEW, Lease
 from simulator.tuning.real_fleet import Known, Recorded, penalties, recorded, spending, timely
 from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
-from simulator.tuning.tuner import FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
+from simulator.tuning.tuner import FEWEST, FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
@@ -49,9 +49,6 @@ from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import TUNING
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import fleet_errors
-
-FEWEST = 30
-"""Fewer arrivals than this in the window say nothing about what comes."""
 
 REACH = 3600.0
 """Seconds of earlier arrivals in which a tuner that has just started looks for a time that was like now."""

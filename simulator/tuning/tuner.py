@@ -27,6 +27,9 @@ FIRST = 45.0
 """Seconds of arrivals before the first plan, where nothing was recorded earlier. It is tuned again when twice as much
 is known, until that takes a period."""
 
+FEWEST = 30
+"""Fewer arrivals than this in the window say nothing about what comes."""
+
 PLAYED, PLAYS = 300_000, 200
 """Arrivals that one search plays, about 7 s of processor time; and its plays at most, where windows are short."""
 
@@ -76,16 +79,17 @@ class Move:
 class Decision:
     """What a tuning found. `assignment` is the one to follow; it begins with `devices` at least and `begin` at most.
 
-    By class, `devices` carry the mean load, and are started; `begin` would be on by now if it had been followed, bursts
-    included: others are let go, but none is started for what is over, except where cells move to, so that their
-    requests do not come to fewer devices than they need. `before` and `after` are scores in US dollars an
-    hour, those of an adopted assignment on arrivals that were not searched on. `moves` are its handovers, and `dollars`
-    what each cell's jobs cost an hour, by class.
+    By class, `devices` carry the mean load, are started, and stay for `pauses` seconds without a job; `begin` would be
+    on by now if it had been followed, bursts included: others are let go, but none is started for what is over, except
+    where cells move to, so that their requests do not come to fewer devices than they need. `before` and `after` are
+    scores in US dollars an hour, those of an adopted assignment on arrivals that were not searched on. `moves` are its
+    handovers, and `dollars` what each cell's jobs cost an hour, by class.
     """
 
     assignment: Assignment
     adopted: bool
     devices: tuple[int, ...]
+    pauses: tuple[float, ...]
     begin: tuple[int, ...]
     before: float
     after: float
@@ -185,7 +189,8 @@ class Tuner:
         starts = [device.start for device in twin.fleet.classes.values()]
         moves = _moves(former, chosen, devices, starts, now) if adopted else {}
         used = twin.plays + sum(other.plays for other in twins)
-        return Decision(chosen, adopted, devices, begin, before, after, used, moves, search.costs.dollars)
+        pauses = tuple(twin.pauses(chosen, devices))
+        return Decision(chosen, adopted, devices, pauses, begin, before, after, used, moves, search.costs.dollars)
 
 
 def _with_bursts(devices: Sequence[int], begin: Sequence[int], former: Assignment, new: Assignment) -> tuple[int, ...]:
@@ -254,7 +259,9 @@ def plan_of(
         )
     used = sorted(decision.assignment.used())
     classes = {
-        names[place]: ClassPlan(rule=decision.assignment.rules[place], devices=decision.devices[place])
+        names[place]: ClassPlan(
+            rule=decision.assignment.rules[place], devices=decision.devices[place], pause=decision.pauses[place]
+        )
         for place in used
     }
     return Plan(number=number, made=made, cells=tuple(cells), classes=classes, score=decision.predicted)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from router.decide.candidates import FULL
-from router.decide.plan import TARGET, Density
+from router.decide.plan import STALE, TARGET, Density
 from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
@@ -21,6 +21,9 @@ from simulator.workload import Job, Workload, jobs
 
 LIFE = 600.0
 """Seconds over which the starts that a plan needs are spread: plans are expected to last about that long."""
+
+RETURNS = 0.25
+"""The chance with which a pause is priced that the load comes back, when it has lasted as long as none before."""
 
 MOST = 9000
 """Arrivals in a window: a play takes about 25 µs for each of them. At higher rates windows are sampled."""
@@ -181,6 +184,7 @@ class Twin:
         self.plays = 0.0
         self.work, self.expected = _work_by_cell(window)
         self._shares = _Shares.of(window.workload)
+        self._bursts = Bursts(window)
 
     def devices(self, assignment: Assignment) -> list[int]:
         """Devices that each class needs for the window's load."""
@@ -194,6 +198,19 @@ class Twin:
             count = math.ceil(used[place] / self.window.span / target)
             needed.append(min(device.count, self.conditions.available[place], max(device.minimum, count)))
         return needed
+
+    def pauses(self, assignment: Assignment, devices: Sequence[int]) -> list[float]:
+        """For how many seconds without a job each class keeps its devices.
+
+        At most twice the least cost for starting them again (ski rental), and a share of what is late meanwhile.
+        """
+        pauses = []
+        for place, (device, count) in enumerate(zip(self.fleet.classes.values(), devices, strict=True)):
+            idle = count * device.usd_per_second
+            cells = [cell for cell, chosen in assignment.classes.items() if chosen == place]
+            late = RETURNS * self._bursts.late(cells, place) if idle else 0.0
+            pauses.append(min(device.start + late / idle, STALE) if idle else STALE)
+        return pauses
 
     def play(self, assignment: Assignment, best: Played | None = None, hopeless: float = HOPELESS) -> Played:
         """Play the window from the devices that the assignment needs.
@@ -210,7 +227,8 @@ class Twin:
             max(0, count - on) * device.start * device.usd_per_second
             for count, on, device in zip(devices, self.conditions.powered, classes.values(), strict=True)
         )
-        replay = Replay(workload, Fixed(assignment, devices), self.conditions.available)
+        fixed = Fixed(assignment, devices, self.pauses(assignment, devices))
+        replay = Replay(workload, fixed, self.conditions.available)
         span, partial = self.window.span, list[float]()
         for number, check in enumerate(CHECKS):
             until = check * span
@@ -261,6 +279,34 @@ class Replay(Engine):
         on = sum(pool.spent(self.now) for pool in self.pools)
         left = sum(pool.usd_per_second * pool.busy_seconds() for pool in self.pools)
         return on + left / TARGET
+
+
+class Bursts:
+    """What a class that has no devices when its load comes back is late with.
+
+    `dollars` is what it costs that a request is late, `spare` the seconds that it may wait, by class; shapes (n,) and
+    (n, classes). `rows` are each cell's requests, `starts` the classes' seconds of a start.
+    """
+
+    def __init__(self, window: Window) -> None:
+        trace, fleet = window.workload.trace, window.workload.fleet
+        counts = np.bincount(trace.service, minlength=len(SERVICES))
+        self._arrival = trace.arrival
+        self._dollars = (np.array(fleet.penalties) / np.maximum(counts, 1))[trace.service] * window.span / 3600
+        self._spare = trace.deadline[:, None] - np.array([job.alone for job in window.jobs])
+        self._starts = [device.start for device in fleet.classes.values()]
+        cells = {(job.model, job.service) for job in window.jobs}
+        self._rows = {cell: np.flatnonzero((trace.model == cell[0]) & (trace.service == cell[1])) for cell in cells}
+
+    def late(self, cells: Sequence[Cell], place: int) -> float:
+        """US dollars for what is late, on average of the recorded bursts, if these cells find no device in a class."""
+        rows = np.sort(np.concatenate([np.zeros(0, int), *(self._rows[cell] for cell in cells if cell in self._rows)]))
+        if not len(rows):
+            return 0.0
+        arrival, start = self._arrival[rows], self._starts[place]
+        first = np.concatenate([[True], np.diff(arrival) > start])
+        since = arrival - arrival[first][np.cumsum(first) - 1]
+        return float(self._dollars[rows][self._spare[rows, place] < start - since].sum() / first.sum())
 
 
 class _Shares:

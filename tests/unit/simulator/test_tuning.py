@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.decide.plan import LULL, Cell, ClassPlan, Density, Handover, Plan, preferred_class
+from router.decide.plan import STALE, Cell, ClassPlan, Density, Handover, Plan, preferred_class
 from simulator.engine import Engine, simulate
 from simulator.fleet import Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed
@@ -34,7 +34,7 @@ from simulator.tuning.tuner import (
     measured,
     plan_of,
 )
-from simulator.tuning.twin import FLOOR, MOST, WEIGHT, Conditions, Twin, Window
+from simulator.tuning.twin import FLOOR, MOST, RETURNS, WEIGHT, Conditions, Twin, Window
 from simulator.workload import Job, Workload, jobs, prepare
 
 FLEET = """
@@ -147,12 +147,38 @@ def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
     quick, heavy = (work.trace.models.index(name) for name in ("quick", "heavy"))
     apart = Assignment({(quick, 1): 1, (heavy, 1): 0}, (Density(), Density()))
 
-    engine = Engine(work, Fixed(apart, (1, 3)), seed=1)
+    engine = Engine(work, Fixed(apart, (1, 3), (0.0, 120.0)), seed=1)
     engine.run()
 
     planned, others = (sum(device.powered for device in pool.devices) for pool in (engine.pools[1], engine.pools[0]))
-    assert 3 * LULL < planned < 3 * (LULL + 15)
+    assert 3 * 120 < planned < 3 * (120 + 15)
     assert others >= 390
+
+
+def bursty(pause: float, deadline: float = 2.0) -> Twin:
+    """Bursts of 20 requests, with pauses in between."""
+    terms = {"model": "quick", "size": 1, "output": 0, "deadline": deadline, "service": 0}
+    rows = [{"arrival": burst * (pause + 10) + n / 2, **terms} for burst in range(3) for n in range(20)]
+    work = prepare(make_trace(rows), parse_fleet(FLEET), seed=1)
+    return Twin(Window.all(work, 3 * (pause + 10)), Conditions.usual(work.fleet, fresh(work.fleet)))
+
+
+def test_a_pause_costs_at_most_what_its_end_would_with_the_chance_that_the_load_returns() -> None:
+    now, everything = bursty(pause=60.0), Assignment({(0, 0): 1}, (Density(), Density()))
+    cold = 7 / 60 * 48 * 210 / 3600  # in the 5 s of a start come ten requests, of which seven cannot wait for its end
+    usd = 2 * 2 / 3600
+    assert now.pauses(everything, (0, 2))[1] == pytest.approx(5 + RETURNS * cold / usd, rel=0.01)
+    assert now.pauses(everything, (0, 1))[1] > now.pauses(everything, (0, 2))[1]
+    patient = bursty(pause=60.0, deadline=50.0)
+    assert patient.pauses(everything, (0, 2)) == [STALE, 5.0], "nothing is late, so only the start is saved"
+
+
+def test_a_play_counts_what_is_late_when_the_load_comes_back_to_no_device() -> None:
+    everything = Assignment({(0, 0): 1}, (Density(), Density()))
+    kept, ended = bursty(pause=60.0), bursty(pause=60.0)
+    ended.pauses = lambda *_: [0.0, 0.0]  # type: ignore[method-assign]
+    assert kept.play(everything).timely.all()
+    assert not ended.play(everything).timely.all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -364,7 +390,7 @@ def test_the_policy_drops_a_plan_that_is_worse_than_it_predicted() -> None:
     for _ in range(PERIODS):
         for _ in range(100):
             policy._trust.note((0, 0), timely=False)
-        policy._fails(run.pools, policy._trust.since + PERIOD)
+        policy._fails(run.pools, policy._trust.since + PERIOD + 1)
     assert policy._tuner.assignment is None
 
 

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.plan import LULL, Cell, ClassPlan, Density, Depth, Handover, Plan, ScalingRule
+from router.decide.plan import Cell, ClassPlan, Density, Depth, Handover, Plan, ScalingRule
 from router.decide.scaling import Scaler
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Price, Scaling, Service, Topology
@@ -32,10 +32,14 @@ TOPOLOGY = Topology(
     default_service="live",
 )
 
+PAUSE = 120
+
 
 def a_plan(rule: ScalingRule, devices: int = 0, number: int = 1, **fields: Any) -> Plan:
     cell = Cell(**{"model": "m:1", "service": "live", "classes": ("used", "other"), "deadline": 2.0, **fields})
-    return Plan(number=number, made=0.0, cells=(cell,), classes={"used": ClassPlan(rule=rule, devices=devices)})
+    return Plan(
+        number=number, made=0.0, cells=(cell,), classes={"used": ClassPlan(rule=rule, devices=devices, pause=PAUSE)}
+    )
 
 
 def a_fleet(plan: Plan | None, live: int = 0, now: float = 0.0, **fields: Any) -> FleetSnapshot:
@@ -72,13 +76,11 @@ def test_the_devices_of_a_plan_are_started_at_once_and_further_ones_go_when_they
 def test_a_class_keeps_the_devices_of_its_plan_in_a_pause_but_not_once_its_load_has_ended() -> None:
     clock, plan = Clock(), a_plan(Density(keep=20.0), devices=2)
     assert clock.observe(a_fleet(plan, live=2), jobs=1) == 2
-    assert clock.observe(a_fleet(plan, live=2), seconds=int(LULL) - 1) == 2
+    assert clock.observe(a_fleet(plan, live=2), seconds=PAUSE - 1) == 2
     assert clock.observe(a_fleet(plan, live=2), seconds=2) == 0
     assert clock.observe(a_fleet(plan), jobs=1) == 2, "it has them again with the next job"
     asked = {flow("used", "m:1"): 0.2}
-    assert clock.observe(a_fleet(plan, live=2, rates=asked), seconds=2 * int(LULL)) == 2, (
-        "jobs that are over in no time"
-    )
+    assert clock.observe(a_fleet(plan, live=2, rates=asked), seconds=2 * PAUSE) == 2, "jobs that are over in no time"
 
 
 def test_a_density_counts_work_against_the_tightest_planned_deadline_of_its_level() -> None:
