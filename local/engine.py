@@ -23,7 +23,7 @@ import httpx
 from local.artefacts import LlamaMissingError, served_file
 from local.children import start_child, stop_child
 from local.embedded import free_port
-from local.supervisor import restart_delay
+from local.supervisor import RESTARTS
 from tasks.endpoints import Endpoint, Health
 from tasks.machine import look
 from tasks.models.artefacts import ArtefactError
@@ -79,7 +79,7 @@ class Engine:
             return
         if not self._due:
             self._failures += 1
-            self._due = time.monotonic() + restart_delay(self._failures)
+            self._due = time.monotonic() + RESTARTS.pause(self._failures)
             logger.warning("engine ended, restarting", extra={"status": self._process.returncode})
         elif time.monotonic() >= self._due:
             self._due = 0.0

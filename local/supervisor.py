@@ -24,6 +24,7 @@ import msgspec
 from local.children import kill_group, start_child
 from local.embedded import EmbeddedValkey, EmbeddedValkeyError
 from tasks.settings import TREE
+from taxiway.backoff import Backoff
 from taxiway.cli import EXIT_CODES, MISSING, CommandError
 
 TICK = 0.1
@@ -32,11 +33,8 @@ TICK = 0.1
 AT_ONCE = 5.0
 """Seconds that a process has to end after the second request."""
 
-FIRST_DELAY = 0.5
-"""Seconds before the first restart of a failed process; doubled with each further failure."""
-
-LONGEST_DELAY = 30.0
-"""Maximum seconds before a restart: a process is never given up."""
+RESTARTS = Backoff(0.5, 30.0)
+"""Before a failed process is restarted: it is never given up."""
 
 HEALTHY_AFTER = 60.0
 """Seconds for which a process must have been ready before its earlier failures no longer count."""
@@ -57,11 +55,6 @@ class Exit:
     at: float
     why: str
     last_line: str
-
-
-def restart_delay(failures: int) -> float:
-    """Seconds before the restart of a process that failed `failures` times in a row, 1 or more."""
-    return min(FIRST_DELAY * 2.0 ** min(failures - 1, 16), LONGEST_DELAY)
 
 
 def exit_reason(status: int) -> str:
@@ -221,7 +214,7 @@ class SupervisedProcess:
         """Record that it has just ended, and the time of the restart; returns whether that was a failure."""
         self.close()
         self._failures = 1 if self.healthy else self._failures + 1
-        self.due = time.monotonic() + restart_delay(self._failures)
+        self.due = time.monotonic() + RESTARTS.pause(self._failures)
         if self.process.returncode in CLEAN:
             return False
         self.restarts += 1
@@ -383,7 +376,7 @@ class Supervisor:
             self._broker.start()
         except EmbeddedValkeyError as error:
             self._broker_failures += 1
-            self._broker_due = now + restart_delay(self._broker_failures)
+            self._broker_due = now + RESTARTS.pause(self._broker_failures)
             logger.error("broker cannot be started", extra={"error": str(error)})
             return
         self._broker_failures, self._broker_due = 0, now

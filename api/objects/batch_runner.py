@@ -45,6 +45,7 @@ from api.openai.requests import read_call, service_of, tier_for_later, tier_of, 
 from broker.port import beside
 from router.router import Router
 from tasks.models.model import Model
+from taxiway.backoff import Backoff
 from taxiway.contract.job import Result, is_answer
 from taxiway.contract.request import Request, parse_request
 from taxiway.errors import (
@@ -77,7 +78,7 @@ _FLUSH = 10.0  # seconds after which a part is written even if it is short
 _TOGETHER = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
 _ANSWER = WINDOW_BYTES // WINDOW  # bytes that an answer is expected to have, until a batch has some
 _AT_ONCE = 8  # batches that one router works on
-_PAUSE = (0.2, 5.0)  # seconds before a refused line is retried: first, longest
+_BACKOFF = Backoff(0.2, 5.0)  # before a refused line is retried
 
 
 _Window = deque[asyncio.Task[Ended]]
@@ -465,13 +466,13 @@ class _Work:
     async def _answer(self, text: bytes) -> Ended:
         """Run one line until it is answered, or too late."""
         line = read_line(text, self.batch.endpoint)
-        attempt, pauses = 0, count()
+        attempt, failures = 0, count(1)
         while True:
             left = self.batch.expires_at - self._router.store.stored_now()  # equal for all that begin together
             if left <= 0:
                 return Ended(too_late(line.custom_id), completed=False, expired=True)
             try:
-                return await self._ask(line, key_of(self.batch.id, line.custom_id, attempt), left, pauses)
+                return await self._ask(line, key_of(self.batch.id, line.custom_id, attempt), left, failures)
             except ResultExpiredError:  # it ended while no router worked on the batch, and nothing is left of it
                 attempt += 1
             except DeadlineExceededError:
@@ -485,7 +486,7 @@ class _Work:
         job = str(error.details.get(JOB, ""))
         return Ended(answered(line.custom_id, job, error.status, body), completed=False)
 
-    async def _ask(self, line: Line, key: str, left: float, pauses: Iterator[int]) -> Ended:
+    async def _ask(self, line: Line, key: str, left: float, failures: Iterator[int]) -> Ended:
         """The answer to a line; retried while the fleet does not accept it, or its answer cannot be read."""
         while True:
             size = len(bytes(line.body))
@@ -501,8 +502,7 @@ class _Work:
                 left = self.batch.expires_at - self._router.store.now()
                 if left <= 0:
                     raise DeadlineExceededError("the batch's window passed") from error
-                first, longest = _PAUSE
-                await asyncio.sleep(min(first * 2 ** min(next(pauses), 10), longest, left))
+                await asyncio.sleep(min(_BACKOFF.pause(next(failures)), left))
 
     async def _run(self, request: Request, size: int) -> tuple[str, Result | FleetUnavailable]:
         """The job of a request, and its result: also the fleet's error that it ended with, as its key has no other."""

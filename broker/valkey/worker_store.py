@@ -31,6 +31,7 @@ from broker.valkey.records import (
 )
 from tasks.models.folder import Watched
 from tasks.topology import Limits
+from taxiway.backoff import Backoff
 from taxiway.connection import BLOCKING_ANSWER, Connection, ConnectionPool
 from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta
 from taxiway.contract.keys import (
@@ -62,7 +63,7 @@ _KEPT_WITHIN = 0.8 * BLOCKING_ANSWER
 """Seconds to wait for the store's log to be on its disk. If the disk takes longer, the log has at least been written to
 the operating system, and is lost only with the machine."""
 
-_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts while the store is unavailable; the last repeats
+_BACKOFF = Backoff(0.05, 1.0)  # while the store is unavailable
 
 Answer = TypeVar("Answer")
 
@@ -232,13 +233,13 @@ def insist(call: Callable[[], Answer], given_up: threading.Event, warn: Callable
     Raises:
         BrokerUnavailableError: the store is unavailable and `given_up` is set.
     """
-    tries = 0
+    failures = 0
     while True:
         try:
             return call()
         except BrokerUnavailableError as error:
-            if tries == 0:
+            failures += 1
+            if failures == 1:
                 warn(error.message)
-            if given_up.wait(_PAUSES[min(tries, len(_PAUSES) - 1)]):
+            if given_up.wait(_BACKOFF.pause(failures)):
                 raise
-            tries += 1

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-DOUBLINGS = 4
-"""A pool that is repeatedly out is tried after up to `retry` · 2^`DOUBLINGS` seconds."""
+from taxiway.backoff import Backoff
+
+MOST_PAUSE = 16
+"""A pool that is repeatedly out is tried after up to `MOST_PAUSE` · `retry` seconds."""
 
 Phase = Literal["trusted", "out", "trial"]
 
@@ -48,7 +50,7 @@ class Standing:
 
     def until(self, rules: Rules) -> float:
         """When a pool that is out is tried again."""
-        return self.since + rules.retry * 2.0 ** min(self.failures - 1, DOUBLINGS)
+        return self.since + Backoff(rules.retry, rules.retry * MOST_PAUSE).pause(self.failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def judge(pool: PoolState, standing: Standing, wanted: int, now: float, rules: R
         return Standing("out", now, standing.failures + 1)
     if standing.phase == "trial" and 0 < min(wanted, pool.most) <= pool.ready:
         return Standing("trusted", now, standing.failures) if now >= standing.since + rules.hold else standing
-    if standing.failures and standing.phase == "trusted" and now >= standing.since + rules.retry * 2.0**DOUBLINGS:
+    if standing.failures and standing.phase == "trusted" and now >= standing.since + rules.retry * MOST_PAUSE:
         return Standing("trusted", now)
     return standing
 

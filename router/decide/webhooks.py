@@ -20,6 +20,7 @@ import msgspec
 
 from broker.valkey.webhooks import Event, Notified
 from tasks.topology import Webhooks
+from taxiway.backoff import Backoff
 from taxiway.contract.job import failure_of, read_meta
 from taxiway.contract.request import EventType
 from taxiway.errors import InvalidRequestError, wrong_field
@@ -206,7 +207,7 @@ _GONE = 410
 def judge(attempt: Attempt, *, before: int, begun: float, now: float, draw: float, rules: Webhooks) -> Verdict:
     """What follows from an attempt for an event that was tried `before` times, from `begun` on.
 
-    The last attempt is made when `rules.retry` seconds are over. `draw`, from 0 to 1, spreads the pauses by a fifth.
+    The last attempt is made when `rules.retry` seconds are over. `draw`, from 0 to 1, is the jitter.
     """
     if 200 <= attempt.status < 300:
         return Verdict("delivered")
@@ -214,7 +215,7 @@ def judge(attempt: Attempt, *, before: int, begun: float, now: float, draw: floa
     left = begun + rules.retry - now
     if attempt.status == _GONE or left <= 0:
         return Verdict("dead", fault=fault)
-    pause = min(rules.pause * 2.0 ** min(before, 64), rules.longest_pause) * (0.9 + 0.2 * draw)
+    pause = Backoff(rules.pause, rules.longest_pause, spread=0.2).pause(before + 1, draw)
     pause = max(pause, min(attempt.retry_after, rules.longest_pause))
     return Verdict("retry", min(pause, left), fault)
 

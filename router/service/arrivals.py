@@ -17,6 +17,7 @@ from router.service.decision import Decision, decide_read, read, refuse, undecid
 from router.service.events import end_all
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
+from taxiway.backoff import Backoff
 from taxiway.contract.limits import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 IDLE = 1.0
 """Longest wait of an idle router for an arrival before it checks again, in seconds."""
 
-_BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
+_BACKOFF = Backoff(0.05, 1.0)  # while the broker is away
 
 
 class Intake:
@@ -200,11 +201,10 @@ class Outage:
 
     def pause(self, error: FleetUnavailable) -> float:
         """Seconds to wait after one more failure."""
-        first, longest = _BACKOFF
         if self._failures == 0:
             logger.warning("server unavailable", extra={"server": self._server, "error": error.message})
         self._failures += 1
-        return min(first * float(2 ** min(self._failures - 1, 10)), longest)
+        return _BACKOFF.pause(self._failures)
 
     def over(self) -> None:
         """The server answered."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from taxiway.backoff import Backoff
 from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.keys import ARRIVALS, blob_key
 from taxiway.contract.limits import Buffer
@@ -18,9 +19,7 @@ from taxiway.valkey import ServerError
 _MOST_MESSAGES = 512
 """Arrivals per LPUSH: small enough not to delay the server's other clients (about 0.3 ms)."""
 
-_FIRST_PAUSE = 0.02
-_LONGEST_PAUSE = 0.5
-"""Seconds before reconnecting; doubled each time."""
+_BACKOFF = Backoff(0.02, 0.5)  # before reconnecting
 
 _CONFIRMED_WITHIN = 0.8
 """Fraction of a call's `patience` within which a replica must confirm."""
@@ -139,16 +138,17 @@ class ValkeyLink:
 
     async def _with_retries(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
         clock = asyncio.get_running_loop().time
-        until, pause = clock() + self.patience, _FIRST_PAUSE
+        until, failures = clock() + self.patience, 0
         while True:
             try:
                 async with asyncio.timeout_at(until):
                     return await self._connection.ask(pipeline)
             except OSError as error:
+                failures += 1
+                pause = _BACKOFF.pause(failures)
                 if clock() + pause >= until:
                     raise ConnectionError(str(error) or f"no answer within {self.patience:g} s") from error
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def _as_outcome(answer: Any) -> Any:

@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
+from taxiway.backoff import Backoff
 from taxiway.errors import MAX_ERROR
 
 
@@ -89,9 +90,8 @@ FLOOR = 10.0
 MOST_SAVED = 100.0
 """Maximum saved retries: a long time without faults does not allow a retry storm."""
 
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 30.0
-"""Maximum seconds before the first retry, doubled each time, and before any retry."""
+RETRIES = Backoff(0.2, 30.0, spread=0.5)
+"""Before a job runs again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +114,11 @@ class Budget:
         return Budget(self.tokens - 1)
 
 
-def pause(retries: int, draw: float) -> float:
-    """Seconds before the next retry of a job; `draw` from [0, 1) is the jitter."""
-    longest = min(FIRST_PAUSE * 2.0 ** min(retries, 20), LONGEST_PAUSE)
-    return longest * (0.5 + draw / 2)
-
-
 FAILURES = 3
 """Failed requests in a row that open the breaker, while the endpoint answers probes."""
 
-FIRST_PROBE = 0.25
-LONGEST_PROBE = 5.0
-"""Seconds until the first probe of an open breaker, doubled each time it opens again, and at most."""
+PROBES = Backoff(0.25, 5.0)
+"""Before an open breaker is probed; each time it opens again counts."""
 
 STARTING_PROBE = 1.0
 """Seconds between two probes of an endpoint that says that it is starting."""
@@ -173,8 +166,8 @@ class Breaker:
         """After a probe that failed, or a request that could not be sent."""
         if self.state is State.OPEN and now < self.probe_at:  # requests that were in flight add nothing new
             return self
-        pause = min(FIRST_PROBE * 2.0 ** min(self.openings, 20), LONGEST_PROBE)
-        return Breaker(State.OPEN, reason, now + pause, self.failures, self.openings + 1)
+        openings = self.openings + 1
+        return Breaker(State.OPEN, reason, now + PROBES.pause(openings), self.failures, openings)
 
     def starting(self, reason: str, now: float) -> Breaker:
         """After an answer that the endpoint has not loaded its model yet."""

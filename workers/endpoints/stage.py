@@ -29,7 +29,7 @@ from taxiway.contract.deltas import Delta
 from taxiway.contract.job import Piece, Tokens
 from taxiway.contract.keys import LEVELS, learned_key
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
-from workers.decide.faults import describe, pause
+from workers.decide.faults import RETRIES, describe
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.endpoints.capacity import RateGate, Slots, SlotUsage, pieces_of
 from workers.endpoints.health import EndpointHealth, Target, is_full
@@ -494,7 +494,7 @@ class EndpointStage:
             return Returned(delivery, counts=False)
         began = 0 if delivery.claim is None else delivery.claim.attempts
         if began + 1 < delivery.ticket.attempts(self._store.limits.attempts):
-            await asyncio.sleep(pause(began, random.random()))
+            await asyncio.sleep(RETRIES.pause(began + 1, random.random()))
             return Returned(delivery, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)
         return Ended(delivery, Outcome(error=failed))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from broker.valkey.worker_store import WorkerStore, insist
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError
-from workers.decide.faults import LONGEST_PAUSE, Budget, pause
+from workers.decide.faults import RETRIES, Budget
 from workers.drain import Drain
 from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending
 from workers.stages.queues import AdmitQueue, EndingSink
@@ -112,7 +112,7 @@ class Retries:
         leaves = self._memory.exhausted
         if not isinstance(error, FleetUnavailable) or not (leaves or self._affords(delivery, error)):
             return False
-        seconds = LONGEST_PAUSE if leaves else pause(delivery.retries, random.random())
+        seconds = RETRIES.longest if leaves else RETRIES.pause(delivery.retries + 1, random.random())
         logger.warning("runs again", extra={"job": delivery.job, "pause": round(seconds, 3), "error": error.message})
         delivery.retries += 1
         delivery.began = 0.0

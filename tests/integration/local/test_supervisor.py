@@ -14,6 +14,7 @@ import pytest
 from local.children import start_child, stop_child
 from local.fleet import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
 from local.supervisor import StartError, SupervisedProcess, Supervisor
+from taxiway.backoff import Backoff
 from tests.waiting import gone, until
 
 READY = (
@@ -148,7 +149,7 @@ def test_a_process_whose_log_the_disk_has_no_space_for_is_ready(
 def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
     make: Callable[[str, str], SupervisedProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("local.supervisor.LONGEST_DELAY", 0.01)
+    monkeypatch.setattr("local.supervisor.RESTARTS", Backoff(0.01, 0.01))
     broken = tmp_path / "broken"
     program = (
         "import pathlib, time; print('{\"ready\": 1}', flush=True)\n"

@@ -60,7 +60,7 @@ from tests.working import (
     worker_process,
     worker_settings,
 )
-from workers.decide.faults import FIRST_PAUSE
+from workers.decide.faults import RETRIES
 from workers.stages.retries import OUT_OF_MEMORY
 
 
@@ -507,7 +507,7 @@ def test_a_job_whose_device_has_no_memory_runs_again_and_says_so_at_last(hungry:
         job = tower.order("hungry", {"n": [10**14]}, variant="onnx")
         with pytest.raises(DeviceFaultError, match="out of memory"):
             tower.result(job)
-        assert time.monotonic() - began > FIRST_PAUSE * (0.5 + 1)
+        assert time.monotonic() - began > RETRIES.first * (0.5 + 1)
         assert tower.result(tower.order("hungry", {"n": [3]}, variant="onnx")).outputs == {"sum": [0.0]}
 
 

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.decide.pools import (
-    DOUBLINGS,
     Ending,
     PoolState,
     Remaining,
@@ -145,12 +144,6 @@ def test_a_pool_whose_capacity_comes_and_goes_is_not_tried_more_often_than_its_p
             now += STEP
     most = 1 + now / (RULES.retry + RULES.stock_out)
     assert max(outs) <= most
-
-
-@given(failures=st.integers(1, 50))
-def test_pauses_double_up_to_a_bound(failures: int) -> None:
-    pause = Standing("out", 0, failures).until(RULES)
-    assert pause == RULES.retry * 2 ** min(failures - 1, DOUBLINGS)
 
 
 @given(running=st.integers(0, 64), warm=st.integers(0, 20), held=st.integers(0, 9))

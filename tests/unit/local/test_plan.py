@@ -8,7 +8,7 @@ import pytest
 
 from local.artefacts import for_runtimes, runtimes_of
 from local.plan import PlanError, WorkerPlan, absent, plan_fleet
-from local.supervisor import LONGEST_DELAY, ended_with, exit_of, exit_reason, restart_delay
+from local.supervisor import ended_with, exit_of, exit_reason
 from local.torch_choice import brings_cuda
 from tasks.endpoints import Endpoint
 from tasks.machine import Machine
@@ -100,11 +100,6 @@ def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expecte
 def test_more_workers_than_accelerators_are_refused() -> None:
     with pytest.raises(PlanError, match="at most one worker per device"):
         plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
-
-
-def test_a_process_that_fails_again_is_restarted_later_and_later_and_never_given_up() -> None:
-    assert [restart_delay(failures) for failures in range(1, 8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_DELAY]
-    assert restart_delay(1_000_000) == LONGEST_DELAY == 30.0
 
 
 @pytest.mark.parametrize(

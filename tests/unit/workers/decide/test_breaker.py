@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.decide.faults import FAILURES, FIRST_PROBE, LONGEST_PROBE, STARTING_PROBE, Breaker, State
+from workers.decide.faults import FAILURES, PROBES, STARTING_PROBE, Breaker, State
 from workers.endpoints.capacity import Seat, SlotUsage
 
 Step = tuple[Literal["answered", "failed", "unreached", "starting", "probed"], float]
@@ -45,7 +45,7 @@ def test_failures_in_a_row_open_it_and_an_answer_between_starts_the_count_again(
 
 def test_an_endpoint_that_cannot_be_reached_opens_it_at_once_and_says_why() -> None:
     breaker = after("unreached")
-    assert (breaker.state, breaker.reason, breaker.probe_at) == (State.OPEN, "nobody there", FIRST_PROBE)
+    assert (breaker.state, breaker.reason, breaker.probe_at) == (State.OPEN, "nobody there", PROBES.first)
 
 
 def test_after_a_probe_one_request_passes_and_its_answer_closes_it() -> None:
@@ -66,8 +66,8 @@ def test_each_opening_waits_twice_as_long_up_to_a_bound() -> None:
         breaker = breaker.unreached("still", now)
         pauses.append(breaker.probe_at - now)
         now = breaker.probe_at
-    assert pauses[:3] == [FIRST_PROBE, 2 * FIRST_PROBE, 4 * FIRST_PROBE]
-    assert max(pauses) == pauses[-1] == LONGEST_PROBE
+    assert pauses[:3] == [PROBES.first, 2 * PROBES.first, 4 * PROBES.first]
+    assert max(pauses) == pauses[-1] == PROBES.longest
 
 
 def test_an_endpoint_that_starts_is_probed_each_second_however_long_it_takes() -> None:
@@ -86,7 +86,7 @@ def test_an_outage_after_a_long_calm_without_requests_begins_with_a_short_pause(
         breaker = breaker.unreached("gone", now)
     for _ in range(10):
         breaker = breaker.probed()
-    assert breaker.unreached("gone", 200.0).probe_at <= 200 + 2 * FIRST_PROBE
+    assert breaker.unreached("gone", 200.0).probe_at <= 200 + 2 * PROBES.first
 
 
 def test_requests_that_fail_after_each_probe_make_the_pauses_grow() -> None:
@@ -94,7 +94,7 @@ def test_requests_that_fail_after_each_probe_make_the_pauses_grow() -> None:
     for _ in range(8):
         now = breaker.probe_at
         breaker = breaker.probed().failed("again", now)
-    assert breaker.probe_at - now == LONGEST_PROBE
+    assert breaker.probe_at - now == PROBES.longest
 
 
 @given(taken=steps)
@@ -104,7 +104,7 @@ def test_whatever_happens_a_probe_and_an_answer_bring_it_back(taken: list[Step])
         now += later
         breaker = stepped(breaker, event, now)
         assert bool(breaker.reason) == (breaker.state is State.OPEN)
-        assert breaker.probe_at <= now + LONGEST_PROBE
+        assert breaker.probe_at <= now + PROBES.longest
     assert breaker.probed().answered().slots(8) == 8
 
 

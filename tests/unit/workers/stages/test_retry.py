@@ -13,16 +13,14 @@ from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
 from workers.decide.faults import (
-    FIRST_PAUSE,
     FLOOR,
-    LONGEST_PAUSE,
     MOST_SAVED,
+    RETRIES,
     SHARE,
     Budget,
     DeviceLostError,
     Fault,
     fault_of,
-    pause,
 )
 from workers.drain import Drain
 from workers.executor import as_ours
@@ -142,8 +140,8 @@ def test_a_worker_leaves_that_has_no_memory_for_jobs_nor_for_the_models_example(
     starve(desk, "c", "d")
     assert desk.drain.begun and desk.drain.left <= 0 and desk.celery.exited == OUT_OF_MEMORY
     assert [(one.job, one.retries, pause) for one, pause in desk.again] == [
-        ("c", 1, LONGEST_PAUSE),
-        ("d", 1, LONGEST_PAUSE),
+        ("c", 1, RETRIES.longest),
+        ("d", 1, RETRIES.longest),
     ]
     assert desk.tried == 1
 
@@ -181,10 +179,3 @@ def test_retries_are_at_most_a_share_of_the_answers_and_a_floor(steps: list[int 
             budget, made = budget.spent(), made + 1
         assert 0 <= budget.tokens <= MOST_SAVED
         assert made <= FLOOR + SHARE * answers + 1e-6
-
-
-@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
-def test_pauses_grow_differ_and_are_bounded(retries: int, draw: float) -> None:
-    assert FIRST_PAUSE / 2 <= pause(retries, draw) <= LONGEST_PAUSE
-    assert pause(retries, draw) <= pause(retries + 1, draw)
-    assert pause(retries, 0.0) < pause(retries, 0.9)
