@@ -19,6 +19,8 @@ from router.decide.explain import Explanation, explain_record, read_basis, unpac
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
 from router.router import Router
+from router.service.admission import Place
+from router.service.decision import GiveUp, end_of
 from taxiway.contract.job import (
     FINAL,
     JobRecord,
@@ -283,16 +285,17 @@ class DeadLetters:
         await self._router.fleet.read()
         arrival = Arrival("", letter.message, envelope, flaw)
         decision = await self._router.intake.decide(arrival, self._store.now(), self._router.fleet.working)
-        if decision.ending is not None:
-            read_result(read_meta(decision.ending.meta))  # raises what is wrong
-        if decision.admitted is None:
-            raise InvalidRequestError(f"the message is not a request: {decision.letter or 'it cancels a job'}")
-        job = decision.admitted.outgoing.job
+        if (end := end_of(decision)) is not None:
+            read_result(read_meta(end.ending.meta))  # raises what is wrong
+        if not isinstance(decision, Place):
+            why = decision.reason if isinstance(decision, GiveUp) else "it cancels a job"
+            raise InvalidRequestError(f"the message is not a request: {why}")
+        job = decision.outgoing.job
         if not await self._store.revive(job):
             raise InvalidRequestError(
                 f"job {quoted(job)} was not dead-lettered, but ended otherwise: send it again as a new request", job=job
             )
-        await self._router.forward(decision.admitted)
+        await self._router.forward(decision)
         await self._store.drop_letter(raw)
         return job
 

@@ -15,7 +15,7 @@ from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import check_store, over_depth
 from router.decide.prefixes import Earlier, Prefixes
 from router.decide.scaling import Scaler
-from router.service.admission import Admitted, Order, Rules, admit
+from router.service.admission import Order, Place, Rules, admit
 from router.service.arrivals import Intake
 from router.service.counters import Counters, OutcomeCounters, RecentOutcomes
 from router.service.events import SentEvents, trace_placement, trace_refusal
@@ -142,7 +142,7 @@ class Router:
         task = done.pop()
         return None if task.cancelled() else task.exception()
 
-    async def place(self, order: Order) -> Admitted:
+    async def place(self, order: Order) -> Place:
         """Place a request of the HTTP API. The fleet is read again before the request fails for lack of a device.
 
         Raises:
@@ -156,7 +156,7 @@ class Router:
         self._count(admitted)
         return admitted
 
-    async def forward(self, admitted: Admitted) -> bool:
+    async def forward(self, admitted: Place) -> bool:
         """Forward a placed request; False if its id already has a job.
 
         Raises:
@@ -191,19 +191,19 @@ class Router:
             webhooks=self.webhooks.outcomes,
         )
 
-    async def _admit(self, order: Order) -> Admitted:
+    async def _admit(self, order: Order) -> Place:
         try:
             return self._admit_now(order)
         except NoDeviceError:
             await self.fleet.read()
             return self._admit_now(order)
 
-    def _admit_now(self, order: Order) -> Admitted:
+    def _admit_now(self, order: Order) -> Place:
         working = self.fleet.working
         check_store(working.depths, self.rules.topology)
         return admit(order, self.rules, working)
 
-    def _count(self, admitted: Admitted) -> None:
+    def _count(self, admitted: Place) -> None:
         self.fleet.count(admitted.placement, admitted.outgoing.fields["tenant"])
         self._deadlines.expect(admitted.ticket.deadline_at)
         trace_placement(admitted, self.store)

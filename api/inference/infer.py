@@ -43,7 +43,7 @@ from broker.port import beside
 from broker.valkey.records import Ending
 from router.decide.placement import Placement
 from router.router import Router
-from router.service.admission import Admitted, Order, check_size, digest_at, preview
+from router.service.admission import Order, Place, check_size, digest_at, preview
 from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
 from tasks.ticket import job_id
@@ -307,7 +307,7 @@ class Inference:
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
         return envelope, body, blobs.contents
 
-    async def _placed(self, prepared: _Prepared) -> Admitted | None:
+    async def _placed(self, prepared: _Prepared) -> Place | None:
         """The placed request, with its blobs in the store; None if it cannot be placed, but was accepted before."""
         try:
             admitted = await self._router.place(prepared.order)
@@ -320,7 +320,7 @@ class Inference:
             await self._router.store.keep_blobs(prepared.blobs)
         return admitted
 
-    async def _forward(self, prepared: _Prepared, admitted: Admitted | None) -> bool:
+    async def _forward(self, prepared: _Prepared, admitted: Place | None) -> bool:
         """Forward a request, unless it is a copy (None); whether it is a new job. Blobs of a duplicate are dropped.
 
         Raises:

@@ -120,7 +120,7 @@ def _about(amount: int) -> int:
     return -(-amount >> step) << step
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True):
     """A placed request: its message, where it goes, and the ticket to run there; and the prefixes of its prompt."""
 
     outgoing: Outgoing
@@ -144,7 +144,7 @@ def too_large(most: object, got: object) -> str:
     return f"payload: expected at most {most} bytes, got {got}"
 
 
-def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
+def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
     """Place a request and sign the ticket to run it.
 
     Raises:
@@ -176,7 +176,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
         use=use_of(order, rules),
         lead=None if prompt.earlier is None else _lead(placement, prompt.earlier, topology.limits.lease),
     )
-    return Admitted(outgoing, placement, ticket, prompt.prefixes)
+    return Place(outgoing, placement, ticket, prompt.prefixes)
 
 
 _NO_PROMPT = Prompt()

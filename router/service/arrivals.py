@@ -12,8 +12,8 @@ import msgspec
 from broker.port import Arrival, DeadLetter, ForwardOutcome, Transport, beside
 from router.decide.fairness import over_depth
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Admitted, Order, Rules
-from router.service.decision import Decision, decide_read, read, refuse, undecidable
+from router.service.admission import Order, Place, Rules
+from router.service.decision import Cancel, Decision, End, GiveUp, decide_read, end_of, read, refuse, undecidable
 from router.service.events import end_all
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
@@ -44,7 +44,7 @@ class Intake:
         store: RouterStore,
         rules: Rules,
         *,
-        placed: Callable[[Admitted], None],
+        placed: Callable[[Place], None],
         refused: Callable[[Envelope, str, str], None],
     ) -> None:
         self._transport = transport
@@ -94,17 +94,18 @@ class Intake:
         working = self._fleet.working
         found = [await self._read(arrival, now) for arrival in arrivals]
         decisions = [self._decide(one, arrival, working) for one, arrival in zip(found, arrivals, strict=True)]
-        if any(d.deviceless for d in decisions):
+        again = [isinstance(one, End) and one.deviceless for one in decisions]
+        if any(again):
             await self._fleet.read()
             working = self._fleet.working
-            drawn = zip(found, arrivals, decisions, strict=True)
-            decisions = [self._decide(one, a, working) if d.deviceless else d for one, a, d in drawn]
+            drawn = zip(found, arrivals, decisions, again, strict=True)
+            decisions = [self._decide(one, a, working) if retry else d for one, a, d, retry in drawn]
         trios = zip(arrivals, found, decisions, strict=True)
-        placed = [(a, one, d.admitted) for a, one, d in trios if isinstance(one, Order) and d.admitted is not None]
+        placed = [(a, one, d) for a, one, d in trios if isinstance(one, Order) and isinstance(d, Place)]
         if len(placed) < len(decisions):
             await self._answer(arrivals, decisions)
         settled = await self._forward(placed) if placed else set()
-        left = {d.tag for d in decisions} - settled
+        left = {arrival.tag for arrival in arrivals} - settled
         if left:
             await self._transport.settle(sorted(left))
 
@@ -123,11 +124,11 @@ class Intake:
             decision = decide_read(found, self._rules, working)
         except Exception as error:  # as above
             return _undecided(arrival, error)
-        if decision.admitted is not None:
-            self._placed(decision.admitted)
+        if isinstance(decision, Place):
+            self._placed(decision)
         return decision
 
-    async def _forward(self, placed: Sequence[tuple[Arrival, Order, Admitted]]) -> set[str]:
+    async def _forward(self, placed: Sequence[tuple[Arrival, Order, Place]]) -> set[str]:
         """Forward placed arrivals; returns the tags that are settled by that.
 
         The store may refuse those of tenants with a bounded depth: they stay taken until that is answered.
@@ -154,28 +155,27 @@ class Intake:
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or dead-letter arrivals that are not forwarded."""
-        endings = [(d.ending, d.after) for d in decisions if d.ending is not None]
-        cancelled = [d.cancel for d in decisions if d.cancel]
-        letters = [
-            DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
-        ]
-        if endings:
-            await end_all(self._store, self._transport, endings)
-            await self._store.refuse([d.refusal for d in decisions if d.refusal is not None])
-            refused = {d.ending.job: d.refused for d in decisions if d.ending is not None and d.refused is not None}
-            if refused:  # also those that ended before: by a router that died before it listed them
-                await self._store.note_refused(refused)
-        for arrival, decision in zip(arrivals, decisions, strict=True):
-            if decision.ending is not None and arrival.envelope is not None:
-                self._refused(arrival.envelope, decision.ending.job, decision.code)
-                await self._drop_blobs(decision.ending.job, arrival.envelope)
-        if cancelled:
+        answered = list(zip(arrivals, decisions, strict=True))
+        if ended := [(arrival, end) for arrival, one in answered if (end := end_of(one)) is not None]:
+            await self._end(ended)
+        if cancelled := [one.job for one in decisions if isinstance(one, Cancel)]:
             await self._store.cancel(cancelled)
-        if letters:
+        if letters := [DeadLetter(one.reason, time.time(), a.raw) for a, one in answered if isinstance(one, GiveUp)]:
             await self._store.add_dead_letters(letters)
             self.parked += len(letters)
             for letter in letters:
                 logger.warning("message dead-lettered", extra={"reason": letter.reason})
+
+    async def _end(self, ended: Sequence[tuple[Arrival, End]]) -> None:
+        await end_all(self._store, self._transport, [(end.ending, end.after) for _, end in ended])
+        await self._store.refuse([end.refusal for _, end in ended if end.refusal is not None])
+        refused = {end.ending.job: end.refused for _, end in ended if end.refused is not None}
+        if refused:  # also those that ended before: by a router that died before it listed them
+            await self._store.note_refused(refused)
+        for arrival, end in ended:
+            assert arrival.envelope is not None  # else it has no job
+            self._refused(arrival.envelope, end.ending.job, end.code)
+            await self._drop_blobs(end.ending.job, arrival.envelope)
 
 
 def _referred(envelope: Envelope, most: int) -> list[str]:
@@ -187,7 +187,7 @@ def _referred(envelope: Envelope, most: int) -> list[str]:
     return [blob.ref for blob in referred(body)] if values_beyond(body, most) is None else []
 
 
-def _undecided(arrival: Arrival, error: Exception) -> Decision:
+def _undecided(arrival: Arrival, error: Exception) -> GiveUp:
     logger.error("arrival could not be processed", extra={"tag": arrival.tag}, exc_info=error)
     return undecidable(arrival, error)
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import msgspec
 
+from broker.valkey.records import REFUSED, Ending
+from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE
 from taxiway.contract.limits import check_values, values_beyond
 from taxiway.contract.request import is_name, new_id
 from taxiway.contract.wire import HEADER, NO_CANVAS, Envelope, task_envelope
-from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 MOST_BYTES = 64 * 2**10
 """Limit on the size of a message's headers as JSON, in bytes."""
@@ -59,12 +61,17 @@ class _Follow(msgspec.Struct, frozen=True):
     errbacks: Any = None
 
 
-class Followers(msgspec.Struct, frozen=True):
-    """What a task that failed leaves: the `ids` of those that never run, and the calls of its error links, by queue."""
+class After(msgspec.Struct, frozen=True):
+    """What follows a task that failed: the ends of those after it in its chain and chord, and its error links' calls.
 
-    ids: tuple[str, ...] = ()
+    `calls` are messages with the queues that they go to.
+    """
+
+    endings: tuple[Ending, ...] = ()
     calls: tuple[tuple[str, Envelope], ...] = ()
 
+
+NOTHING_AFTER = After()
 
 _decode_follow = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Follow | None]).decode
 _decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, Embed | None]).decode
@@ -105,24 +112,22 @@ def read_embed(body: bytes) -> Embed | None:
         raise InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}, as Celery writes it", field=field) from error
 
 
-def followers_of(envelope: Envelope, job: str, most: int) -> Followers:
-    """What a message's task leaves if it fails: the rest of its chain, its chord's body, and its error links.
+def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) -> After:
+    """What follows a request that failed, so that who has only the ids of later tasks learns of the error.
 
     Nothing if the body cannot be read or has more than `most` values, and `_MOST_FOLLOWERS` of each at most.
     """
     try:
         body = envelope.payload()
-        if values_beyond(body, most) is not None:
-            return Followers()
-        follow = _decode_follow(body)[2]
+        follow = _decode_follow(body)[2] if values_beyond(body, most) is None else None
     except (InvalidRequestError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Followers()
+        return NOTHING_AFTER
     if follow is None:
-        return Followers()
-    ids = dict.fromkeys(_ids_in([follow.chain, follow.chord]))
+        return NOTHING_AFTER
+    ids = islice(dict.fromkeys(_ids_in([follow.chain, follow.chord])), _MOST_FOLLOWERS)
     links = follow.errbacks if isinstance(follow.errbacks, list) else []
     calls = [call for link in links[:_MOST_FOLLOWERS] if (call := _call_of(link, job)) is not None]
-    return Followers(tuple(islice(ids, _MOST_FOLLOWERS)), tuple(calls))
+    return After(tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids), tuple(calls))
 
 
 def _call_of(link: Any, job: str) -> tuple[str, Envelope] | None:

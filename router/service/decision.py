@@ -16,8 +16,16 @@ from broker.valkey.forwarding import Drawn, Refused
 from broker.valkey.records import REFUSED, Ending
 from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Admitted, Order, Rules, admit, check_size, digest_at, hooks_of
-from router.service.celery_message import Embed, check_embed, check_headers, followers_of, read_embed
+from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of
+from router.service.celery_message import (
+    NOTHING_AFTER,
+    After,
+    Embed,
+    after_failure,
+    check_embed,
+    check_headers,
+    read_embed,
+)
 from tasks.ticket import job_id
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
@@ -46,35 +54,39 @@ class Refusal(msgspec.Struct, frozen=True):
     digest: str = ""
 
 
-class After(msgspec.Struct, frozen=True):
-    """What follows a request that failed: the ends of the tasks after it in its chain and chord, and its error links.
+class End(msgspec.Struct, frozen=True):
+    """The arrival's job ends at once."""
 
-    `calls` are messages with the queues that they go to.
-    """
+    ending: Ending
+    code: str  # of its error
+    deviceless: bool = False  # no device is live, which a fresher snapshot may change
+    refusal: Refusal | None = None  # for its submitter, independent of the job that has its idempotency key
+    refused: Refused | None = None  # the refused request, for its record
+    after: After = NOTHING_AFTER  # what follows once the ending is written
 
-    endings: tuple[Ending, ...] = ()
-    calls: tuple[tuple[str, Envelope], ...] = ()
+
+class Cancel(msgspec.Struct, frozen=True):
+    """The arrival cancels a job."""
+
+    job: str
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """What happens to an arrival.
+class GiveUp(msgspec.Struct, frozen=True):
+    """The arrival becomes a dead letter, for a `reason`; who waits for its job, if it names one, learns its `end`."""
 
-    `cancel` is the id of a job to cancel. `letter` is the reason for dead-lettering the message. `refusal` is the
-    result for the submitter of a refused request under its submission id, independent of the job that has its
-    idempotency key. `code` is the ending's error code, and `refused` describes the refused request for its record.
-    `deviceless` means that no device is live, which a fresher snapshot may change. `after` follows a written `ending`.
-    """
+    reason: str
+    end: End | None = None
 
-    tag: str
-    admitted: Admitted | None = None
-    ending: Ending | None = None
-    refusal: Refusal | None = None
-    cancel: str = ""
-    letter: str = ""
-    code: str = ""
-    deviceless: bool = False
-    refused: Refused | None = None
-    after: After = After()
+
+Decision = Place | End | Cancel | GiveUp
+"""What happens to an arrival."""
+
+
+def end_of(decision: Decision) -> End | None:
+    """The end of an arrival's job; None if it goes on, or there is none."""
+    if isinstance(decision, GiveUp):
+        return decision.end
+    return decision if isinstance(decision, End) else None
 
 
 def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float) -> Decision:
@@ -84,21 +96,20 @@ def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float)
 
 def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot) -> Decision:
     """The decision for an arrival that was read."""
-    if isinstance(found, Decision):
+    if not isinstance(found, Order):
         return found
     try:
-        return Decision(found.tag, admitted=admit(found, rules, working))
+        return admit(found, rules, working)
     except TaxiwayError as error:
         return refuse(found, rules, error)
 
 
-def refuse(order: Order, rules: Rules, error: TaxiwayError) -> Decision:
-    """The decision for an arrival whose request is refused."""
-    ended = _ended(order.tag, order.job, error, reply=order.reply, token=REFUSED)
-    refused = _refused(order, rules, failure_meta(order.job, error))
+def refuse(order: Order, rules: Rules, error: TaxiwayError) -> End:
+    """The end of an arrival whose request is refused."""
     refusal = _refusal(order.envelope, error, order.reply, order.job, digest_at(order, rules))
     after = after_failure(order.envelope, order.job, error, rules.topology.limits.elements)
-    return msgspec.structs.replace(ended, refusal=refusal, refused=refused, after=after)
+    end = _end(order.job, error, reply=order.reply, refusal=refusal, after=after)
+    return msgspec.structs.replace(end, refused=_refused(order, rules, end.ending.meta))
 
 
 def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
@@ -116,16 +127,16 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
     """The request in an arrival, or the decision if it has none. Does not depend on the fleet's state."""
     tag, envelope = arrival.tag, arrival.envelope
     if envelope is None:
-        return Decision(tag, letter=arrival.flaw)
+        return GiveUp(arrival.flaw)
     task, job = envelope.headers.get("task"), envelope.headers.get("id")
     if not isinstance(job, str) or not 0 < len(job) <= LONGEST_ID:
-        return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {quoted(job)}")
+        return GiveUp(f"id: expected 1 to {MAX_NAME} characters, got {quoted(job)}")
     if flaw := _signature_flaw(tag, envelope, rules, now):
-        return Decision(tag, letter=flaw)
+        return GiveUp(flaw)
     reply = _reply_of(envelope)
     try:
         if task == CANCEL:
-            return Decision(tag, cancel=_cancelled_job(envelope))
+            return Cancel(_cancelled_job(envelope))
         if task != INFER:
             raise wrong_field("task", f"{INFER} or {CANCEL}", task)
         if not _is_name(job):
@@ -133,10 +144,9 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
             raise InvalidRequestError(f"id: expected {expected}, got {len(job)}: {quoted(job)}", field="id")
         return read_order(envelope, job=job, reply=reply, tag=tag, now=now, rules=rules)
     except TaxiwayError as error:
-        letter = error.message if task not in (INFER, CANCEL) else ""
-        ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
         after = after_failure(envelope, job, error, rules.topology.limits.elements)
-        return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply), after=after)
+        end = _end(job, error, reply=reply, refusal=_refusal(envelope, error, reply), after=after)
+        return end if task in (INFER, CANCEL) else GiveUp(error.message, end)
 
 
 def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
@@ -154,16 +164,15 @@ def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> s
     return ""
 
 
-def undecidable(arrival: Arrival, fault: Exception) -> Decision:
+def undecidable(arrival: Arrival, fault: Exception) -> GiveUp:
     """The decision for an arrival on which `decide` failed: dead-letter it, and fail its job to notify waiters."""
     error = DeadLetteredError(f"the router failed to process the message: {cut(repr(fault))}")
-    tag, envelope = arrival.tag, arrival.envelope
+    envelope = arrival.envelope
     job = envelope.headers.get("id") if envelope is not None else None
     if envelope is None or not _is_name(job):
-        return Decision(tag, letter=error.message, code=error.code)
+        return GiveUp(error.message)
     reply = _reply_of(envelope)
-    ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=error.message)
-    return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
+    return GiveUp(error.message, _end(job, error, reply=reply, refusal=_refusal(envelope, error, reply)))
 
 
 def misdirected_ending(arrival: Arrival) -> Ending | None:
@@ -175,7 +184,9 @@ def misdirected_ending(arrival: Arrival) -> Ending | None:
     return Ending(job, state_of(error), failure_meta(job, error), REFUSED, _reply_of(arrival.envelope))
 
 
-def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: float, expected_batch: int) -> Decision:
+def decide_held(
+    drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: float, expected_batch: int
+) -> Place | End:
     """The decision for a held job: place it, keep holding it, or end it. Never raises for its content.
 
     `expected_batch` is the number of jobs of its kind that can be released with it, at most what a batch can hold.
@@ -185,11 +196,10 @@ def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: fl
     try:
         order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, rules=rules)
         held = msgspec.structs.replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
-        return Decision("", admitted=admit(held, rules, working))
+        return admit(held, rules, working)
     except TaxiwayError as error:
-        ended = _ended("", job, error, reply=reply, token="")
         after = after_failure(envelope, job, error, rules.topology.limits.elements)
-        return msgspec.structs.replace(ended, after=after)
+        return _end(job, error, reply=reply, token="", after=after)
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, rules: Rules) -> Order:
@@ -264,19 +274,17 @@ def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
     return sizes
 
 
-def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) -> After:
-    """What follows a request that failed, so that who has only the ids of later tasks learns of the error.
-
-    Nothing if its body has more than `most` values.
-    """
-    followers = followers_of(envelope, job, most)
-    endings = tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in followers.ids)
-    return After(endings, followers.calls)
-
-
-def _ended(tag: str, job: str, error: TaxiwayError, *, reply: str, token: str, letter: str = "") -> Decision:
+def _end(
+    job: str,
+    error: TaxiwayError,
+    *,
+    reply: str,
+    token: str = REFUSED,
+    refusal: Refusal | None = None,
+    after: After = NOTHING_AFTER,
+) -> End:
     ending = Ending(job, state_of(error), failure_meta(job, error), token=token, reply=reply)
-    return Decision(tag, ending=ending, letter=letter, code=error.code, deviceless=isinstance(error, NoDeviceError))
+    return End(ending, error.code, isinstance(error, NoDeviceError), refusal, after=after)
 
 
 def _is_name(value: object) -> TypeGuard[str]:

@@ -18,8 +18,8 @@ from opentelemetry.trace import Span, SpanKind
 from broker.port import Step, Transport
 from broker.valkey.records import Ending
 from router.decide.rebalance import Move
-from router.service.admission import Admitted
-from router.service.decision import After
+from router.service.admission import Place
+from router.service.celery_message import After
 from router.service.store import RouterStore
 from tasks import telemetry
 from taxiway.contract.keys import INFER
@@ -106,7 +106,7 @@ class SentEvents:
             return
 
 
-def trace_placement(admitted: Admitted, store: RouterStore) -> None:
+def trace_placement(admitted: Place, store: RouterStore) -> None:
     """Record how a job was placed or held; its message continues that trace. `store` provides the time."""
     headers = admitted.outgoing.envelope.headers
     parent = telemetry.parent_of(headers)

@@ -42,7 +42,8 @@ from broker.valkey.records import (
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST, Tuned
 from router.service.append_only_file import AppendOnlyFile
-from router.service.decision import After, Refusal
+from router.service.celery_message import After
+from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report, Watched
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from broker.port import Transport
 from broker.valkey.records import Ending, Overdue, exceeded
-from router.service.decision import After, after_failure
+from router.service.celery_message import NOTHING_AFTER, After, after_failure
 from router.service.events import end_all
 from router.service.store import RouterStore
 from taxiway.contract.job import JobState, failure_meta
@@ -81,8 +81,8 @@ def _expired(overdue: Overdue, message: bytes | None) -> tuple[Ending, After]:
     error = exceeded(overdue.course)
     ending = Ending(overdue.job, JobState.EXPIRED, failure_meta(overdue.job, error), reply=overdue.reply)
     if message is None:
-        return ending, After()
+        return ending, NOTHING_AFTER
     try:
         return ending, after_failure(decode_envelope(message), overdue.job, error, ELEMENTS)
     except InvalidRequestError:
-        return ending, After()
+        return ending, NOTHING_AFTER

@@ -10,8 +10,8 @@ from broker.valkey.forwarding import Drawn, HoldingQueue
 from broker.valkey.leader import Leadership
 from router.decide.cost import has_capacity
 from router.decide.fairness import FairOrder, Releasable, kind_of
-from router.service.admission import Admitted, Rules
-from router.service.decision import Decision, decide_held
+from router.service.admission import Place, Rules
+from router.service.decision import End, decide_held
 from router.service.events import end_all
 from router.service.snapshot_reader import BEAT, FleetReader
 from router.service.store import RouterStore
@@ -38,7 +38,7 @@ class Releaser(Duty):
         transport: Transport,
         fleet: FleetReader,
         *,
-        placed: Callable[[Admitted], None],
+        placed: Callable[[Place], None],
     ) -> None:
         super().__init__(BEAT)
         self._leadership = leadership
@@ -107,11 +107,12 @@ class Releaser(Duty):
         now, drawn = await self._store.draw(self._leadership.token, held.queue.name, most, RELEASE_LEASE)
         expected_batch = min(held.queue.jobs, self._batch)
         decisions = [self._decide(one, now, expected_batch) for one in drawn]
-        admitted = [d.admitted for d in decisions if d.admitted is not None]
-        bound = [one for one in admitted if not one.placement.held]
-        endings = [(d.ending, d.after) for d in decisions if d.ending is not None and not d.deviceless]
-        back = [one.outgoing.job for one in admitted if one.placement.held]
-        back += [d.ending.job for d in decisions if d.ending is not None and d.deviceless]
+        placed = [one for one in decisions if isinstance(one, Place)]
+        bound = [one for one in placed if not one.placement.held]
+        ended = [one for one in decisions if isinstance(one, End)]
+        endings = [(one.ending, one.after) for one in ended if not one.deviceless]
+        back = [one.outgoing.job for one in placed if one.placement.held]
+        back += [one.ending.job for one in ended if one.deviceless]
         await self._forward(bound)
         if endings:
             await end_all(self._store, self._transport, endings)
@@ -120,13 +121,13 @@ class Releaser(Duty):
         self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
         return len(drawn) == most and not back
 
-    def _decide(self, drawn: Drawn, now: float, expected_batch: int) -> Decision:
+    def _decide(self, drawn: Drawn, now: float, expected_batch: int) -> Place | End:
         decision = decide_held(drawn, self._rules, self._fleet.working, now=now, expected_batch=expected_batch)
-        if decision.admitted is not None and not decision.admitted.placement.held:
-            self._placed(decision.admitted)
+        if isinstance(decision, Place) and not decision.placement.held:
+            self._placed(decision)
         return decision
 
-    async def _forward(self, bound: Sequence[Admitted]) -> None:
+    async def _forward(self, bound: Sequence[Place]) -> None:
         if bound:
             snapshots = self._fleet.snapshots()
             await self._transport.release([one.outgoing for one in bound], snapshots)

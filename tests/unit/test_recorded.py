@@ -15,7 +15,7 @@ from router.decide.explain import read_basis
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
-from router.service.decision import decide
+from router.service.decision import Cancel, decide
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts
 from tasks.models.folder import load_catalogue
@@ -75,7 +75,7 @@ def test_a_cancellation_names_its_job(recorded: Any) -> None:
     raw = recorded["cancellation"].encode()
     working = WorkingSnapshot(rules.topology, rules.book, FleetSnapshot())
 
-    assert decide(Arrival("", raw, decode_envelope(raw)), rules, working, 0.0).cancel == "unknown"
+    assert decide(Arrival("", raw, decode_envelope(raw)), rules, working, 0.0) == Cancel("unknown")
 
 
 def test_a_workers_order_is_signed_for_the_body_that_it_came_with(recorded: Any) -> None:

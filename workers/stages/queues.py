@@ -82,7 +82,7 @@ class AdmitQueue:
 
 
 class DeviceQueue:
-    """Admitted jobs on their way to the device. Any thread may put; the device thread takes.
+    """Place jobs on their way to the device. Any thread may put; the device thread takes.
 
     `rows` counts waiting rows, `patient` is the device seconds of patient ones, and `rows_a_job` the recent mean of
     rows per job. `clock` is the store's time minus this host's monotonic clock; admission sets it.

@@ -25,7 +25,7 @@ from api.jobs import Jobs
 from local.embedded import EmbeddedValkey
 from router.decide.explain import Basis, read_basis
 from router.router import Router
-from router.service.admission import Admitted, Rules
+from router.service.admission import Place, Rules
 from tasks.models.folder import ModelsFolder, load_catalogue
 from tasks.queues_file import QueuesFile
 from tasks.settings import TREE, Settings, settings_from
@@ -539,7 +539,7 @@ def test_an_infer_request_goes_straight_to_a_class_queue(settings: Settings, idl
 class Astray(Router):
     """Fails unexpectedly once it has forwarded a request."""
 
-    async def forward(self, admitted: Admitted) -> NoReturn:
+    async def forward(self, admitted: Place) -> NoReturn:
         await super().forward(admitted)
         raise KeyError(admitted.outgoing.job)
 

@@ -16,7 +16,7 @@ from broker.port import Arrival
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
-from router.service.decision import Decision, decide
+from router.service.decision import Cancel, Decision, End, GiveUp, decide
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.topology import load_topology
@@ -42,31 +42,30 @@ def decided(raw: bytes, *, tag: str = "7.1", later: float = 0.0, rules: Rules = 
 
 @pytest.mark.parametrize("key", [OLD, NEW])
 def test_what_a_producer_signed_with_any_key_that_is_known_is_believed(key: bytes) -> None:
-    assert not decided(asked(key)).letter
-    cancelled = decided(cancel_message("j1", origin="test", key=key))
-    assert (cancelled.cancel, cancelled.letter) == ("j1", "")
+    assert isinstance(decided(asked(key)), End)  # no device is live
+    assert decided(cancel_message("j1", origin="test", key=key)) == Cancel("j1")
 
 
 @pytest.mark.parametrize("raw", [asked(None), asked(OTHER), cancel_message("j1", origin="test")])
 def test_what_none_of_them_signed_is_parked_and_ends_and_cancels_nothing(raw: bytes) -> None:
     parked = decided(raw)
-    assert "signed by a producer" in parked.letter
-    assert (parked.admitted, parked.ending, parked.cancel) == (None, None, "")
+    assert isinstance(parked, GiveUp) and "signed by a producer" in parked.reason and parked.end is None
 
 
 @pytest.mark.parametrize("later", [DAY + 60, -DAY - 60])
 def test_what_was_signed_when_copies_are_not_known_any_more_is_parked(later: float) -> None:
-    assert "signed within" in decided(asked(), later=later).letter
-    assert not decided(asked(), later=later * 0.99).letter
+    parked = decided(asked(), later=later)
+    assert isinstance(parked, GiveUp) and "signed within" in parked.reason
+    assert isinstance(decided(asked(), later=later * 0.99), End)
 
 
 def test_what_an_operator_replays_needs_no_signature() -> None:
-    assert not decided(asked(None), tag="").letter
+    assert isinstance(decided(asked(None), tag=""), End)
 
 
 def test_without_keys_of_producers_every_arrival_is_believed() -> None:
     trusting = dataclasses.replace(RULES, producers=())
-    assert not decided(asked(None), rules=trusting).letter and not decided(asked(OTHER), rules=trusting).letter
+    assert all(isinstance(decided(asked(key), rules=trusting), End) for key in (None, OTHER))
 
 
 @given(name=st.sampled_from(sorted(decode_envelope(asked()).headers)) | st.text(), value=json_values)

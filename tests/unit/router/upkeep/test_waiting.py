@@ -11,10 +11,9 @@ from router.upkeep.waiting import Waiting, abandoned, moves_of_abandoned, rest_o
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, MoveRecord
 from taxiway.contract.wire import HEADER
-from tests.narrowing import present
-from tests.unit.router.service.test_admission import FLEET, RULES, decision, device, seen
+from tests.unit.router.service.test_admission import FLEET, RULES, decision, device, placed, seen
 
-PLACED = present(decision(deadline=600).admitted)
+PLACED = placed(decision(deadline=600))
 HERE = PLACED.outgoing.queue
 PEEKED = Peeked(HERE, 1, "handle", PLACED.outgoing.envelope)
 
