@@ -28,12 +28,11 @@ from broker.port import Peeked
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import shadow_prices
+from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.placement import choose
 from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.snapshot_reader import snapshot_from
-from router.service.store import FleetFacts
 from router.upkeep.waiting import Waiting, groups_of, window_per_level
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key

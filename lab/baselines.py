@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
-from router.upkeep.releaser import RELEASE_TICK
+from router.decide.fairness import RELEASE_TICK
 from simulator.class_queue import Order
 from simulator.engine import Summary, simulate
 from simulator.fleet import SERVICES

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from broker.valkey.forwarding import HoldingQueue
 from router.decide.classify import Allowance, Constraints
 from tasks.models.profiles import Lengths, read_lengths
 from tasks.topology import Tenant, Topology
@@ -22,6 +21,10 @@ from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeErro
 
 RETRY_AFTER = 1.0
 """Seconds after which a refused request may be retried: several snapshots later."""
+
+
+RELEASE_TICK = 0.02
+"""Seconds between two ticks while jobs are held: queues are kept filled to their horizon, which may be short."""
 
 
 @dataclass(slots=True)
@@ -248,7 +251,10 @@ def kind_of(queue: str) -> HeldKind | None:
 class Releasable:
     """A holding queue that may be released from, and the kind of its jobs."""
 
-    queue: HoldingQueue
+    name: str
+    due: float  # the deadline of its first job by the store's clock; above 1e10 without one
+    level: int  # of its first job
+    jobs: int
     kind: HeldKind
 
 
@@ -271,7 +277,7 @@ class FairOrder:
 
     def next(self, ready: Iterable[Releasable]) -> Releasable:
         """The next queue to release from: the earliest deadline of the tenant with the least virtual time."""
-        return min(ready, key=lambda one: (self._virtual_time[one.kind.tenant], one.queue.due, one.queue.name))
+        return min(ready, key=lambda one: (self._virtual_time[one.kind.tenant], one.due, one.name))
 
     def charge(self, tenant: str, dollars: float) -> None:
         """Add the cost of a tenant's released jobs to its virtual time."""

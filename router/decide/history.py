@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.valkey.records import Observed
 from router.decide.classify import level_of
 from router.decide.explain import read_basis
 from taxiway.contract.request import Priority
@@ -56,7 +55,6 @@ JOB = np.dtype(
 Jobs = NDArray[Any]
 
 _STORED = "<u4"  # microseconds since the begin of the slice
-_OUTCOME = np.dtype([("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,36 +106,8 @@ def terms_of(basis: str) -> Terms:
     return Terms(place.service, place.locality or "", needs.rows, size, needs.output, priority)
 
 
-def arrivals_of(observed: Observed) -> Arrivals:
-    """The columns of what was read from the records."""
-    groups, outcomes = observed.groups, np.frombuffer(observed.outcomes, _OUTCOME)
-    terms = [terms_of(group.basis) for group in groups]
-    texts = {
-        "model": [group.model for group in groups],
-        "tenant": [group.tenant for group in groups],
-        "service": [one.service for one in terms],
-        "locality": [one.locality for one in terms],
-    }
-    names = {column: tuple(dict.fromkeys(values)) for column, values in texts.items()}
-    each: dict[str, Sequence[float]] = {
-        "arrival": [group.accepted for group in groups],
-        "deadline": [group.due - group.accepted if group.due else math.nan for group in groups],
-        **{name: [getattr(one, name) for one in terms] for name in ("rows", "size", "expected", "priority")},
-        **{column: _indices(values, names[column]) for column, values in texts.items()},
-    }
-    jobs, counts = np.empty(len(outcomes), JOB), np.array([group.jobs for group in groups], int)
-    for column, values in each.items():
-        jobs[column] = np.repeat(np.array(values), counts)
-    jobs["output"] = -1
-    jobs["output"][list(observed.generated)] = list(observed.generated.values())
-    jobs["state"] = np.where((jobs["rows"] == 0) & (outcomes["state"] >= ENDED), REFUSED, outcomes["state"])
-    jobs["hardware_class"] = outcomes["hardware_class"]
-    for column in ("seconds", "ran"):
-        jobs[column] = np.where((jobs["state"] >= ENDED) & (outcomes[column] >= 0), outcomes[column], math.nan)
-    return Arrivals(names | {"hardware_class": ("", *observed.classes)}, jobs)
-
-
-def _indices(values: Sequence[str], names: Sequence[str]) -> list[int]:
+def indices(values: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The number of each value in the table of names."""
     numbers = {name: n for n, name in enumerate(names)}
     return [numbers[value] for value in values]
 
@@ -150,7 +120,7 @@ def joined(parts: Sequence[Arrivals]) -> Arrivals:
         tables = [part.names[column] for part in parts]
         names[column] = tuple(dict.fromkeys(name for table in tables for name in table))
         numbers = [
-            np.array(_indices(table, names[column]), int)[part.jobs[column]]
+            np.array(indices(table, names[column]), int)[part.jobs[column]]
             for table, part in zip(tables, parts, strict=True)
         ]
         jobs[column] = np.concatenate([np.empty(0, int), *numbers])

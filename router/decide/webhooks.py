@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from broker.valkey.webhooks import Event, Notified
 from tasks.topology import Webhooks
+from tasks.webhooks import Event, Notified
 from taxiway.backoff import Backoff
 from taxiway.contract.job import failure_of, read_meta
 from taxiway.contract.request import EventType

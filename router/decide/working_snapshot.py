@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from broker.valkey.webhooks import HOOKS
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import basis_text
@@ -25,6 +24,7 @@ from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
 from tasks.ticket import Promise, Ticket
 from tasks.topology import Topology
+from tasks.webhooks import HOOKS
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import INFER, arrived_cell, held_cell, lengths_cell, open_key, spent_key, work_cell
 

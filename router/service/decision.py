@@ -14,7 +14,6 @@ import msgspec
 from broker.port import Arrival
 from broker.valkey.forwarding import Drawn, Refused
 from broker.valkey.records import REFUSED, Ending
-from broker.valkey.webhooks import HOOKS
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of
 from router.service.celery_message import (
@@ -27,6 +26,7 @@ from router.service.celery_message import (
     read_embed,
 )
 from tasks.ticket import job_id
+from tasks.webhooks import HOOKS
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
 from taxiway.contract.limits import check_json, surely_fits

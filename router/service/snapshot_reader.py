@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,26 +21,23 @@ import msgspec
 from broker.port import StoredSnapshot
 from router.decide.cost import shadow_prices
 from router.decide.explain import pack_snapshot
+from router.decide.facts import BEAT, NEVER, Arrived, arrived_since, snapshot_from, work_from
 from router.decide.fairness import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.placement import Placement
 from router.decide.plan import NO_PLAN, Followed, follow
 from router.decide.prefixes import Prefixes
-from router.decide.snapshot import FleetSnapshot, occupied_by, with_hosts, with_occupied
+from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
-from router.service.store import FleetFacts, RouterStore
-from tasks.heartbeat import GONE_AFTER, DeviceFacts
+from router.service.store import RouterStore
+from tasks.heartbeat import DeviceFacts
 from tasks.models.discovered import Found, discovered_by
 from tasks.models.folder import LOOK, ModelsFolder, Report, Reporter, changes
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
-from taxiway.contract.keys import ARRIVED, LEVELS, WAITING
 from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)
-
-BEAT = 0.25
-"""Seconds between two snapshots."""
 
 STALE_AFTER = 3.0
 """Seconds after which a snapshot is too old to decide from."""
@@ -49,21 +45,10 @@ STALE_AFTER = 3.0
 FORGET_AFTER = 3600.0
 """Seconds after which a gone device is deleted from the store."""
 
-RATE_MEMORY = 5.0
-"""Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
-
-STARTS_FOR = 90.0
-"""Seconds for which a request to start devices of a class counts: three of KEDA's default polling intervals."""
-
 DISCOVERED = 1024
 """Models without a model.yaml that a router knows."""
 
 _UNSTORED_LIMIT = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
-
-Work = Mapping[str, tuple[float, ...]]
-"""Device seconds by hardware class, one figure per level."""
-
-_decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 
 
 class FleetReader:
@@ -98,7 +83,7 @@ class FleetReader:
         self._arrived: Arrived | None = None
         self.heartbeats: Mapping[str, float] = {}
         self._followed = NO_PLAN
-        self._refusal = Refusal()
+        self._outage = NEVER
         self.discovered: Found = {}
 
     @property
@@ -139,8 +124,8 @@ class FleetReader:
             self._go_stale()
             raise
         self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
-        self._refusal = self._refusal.after(facts)
-        fleet = snapshot_from(facts, self._refusal, self._starts)
+        self._outage = self._outage.after(facts)
+        fleet = snapshot_from(facts, self._outage, self._starts)
         self._discover(fleet.devices)
         self._follow(follow(facts.plan, facts.now, self._followed))
         fleet = replace(fleet, plan=self._followed.plan, unplanned=self._followed.why)
@@ -210,102 +195,6 @@ class FleetReader:
         name = f"{self._name}.{self._generation}"
         self._working = WorkingSnapshot(self._topology, self._book, fleet, name, tenants, depths, self.prefixes)
         self._used = False
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Total rows that arrived in each flow (`keys.flow`) at `now` by the store's clock, and their rates, rows/s."""
-
-    now: float
-    rows: Mapping[str, float]
-    rates: Mapping[str, float]
-
-
-def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
-    """The rates after one more read, each an exponential mean over `RATE_MEMORY` seconds."""
-    cells = (cell.partition("|") for cell in facts.work if cell.startswith(f"{ARRIVED}|"))
-    rows = {flow: facts.work[f"{kind}|{flow}"] for kind, _, flow in cells}
-    if before is None:
-        return Arrived(facts.now, rows, {})
-    span = max(facts.now - before.now, 1e-3)
-    kept = math.exp(-span / RATE_MEMORY)
-    came = {flow: max(count - before.rows.get(flow, 0.0), 0.0) / span for flow, count in rows.items()}
-    rates = {flow: kept * before.rates.get(flow, 0.0) + (1 - kept) * rate for flow, rate in came.items()}
-    return Arrived(facts.now, rows, rates)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """When the store last refused writes, by its own clock: heartbeats that it refused do not count as missed."""
-
-    since: float = math.inf
-    until: float = -math.inf
-
-    def after(self, facts: FleetFacts) -> Refusal:
-        """The same, after one more read."""
-        if not facts.refuses:
-            return self
-        return Refusal(self.since if self._excuses(facts.now) else facts.now, facts.now)
-
-    def lives(self, beat: float, now: float) -> bool:
-        """Whether a device with its last heartbeat at `beat` is live: recent, or so when writes began to be refused."""
-        return now - beat <= GONE_AFTER or (self._excuses(now) and self.since - beat <= GONE_AFTER)
-
-    def _excuses(self, now: float) -> bool:
-        """Whether the store refuses writes, or has accepted them again for less time than a device may be silent."""
-        return now - self.until <= GONE_AFTER
-
-
-NEVER = Refusal()
-
-
-def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] = frozenset()) -> FleetSnapshot:
-    """The snapshot in the store's keys; devices gone by the store's clock, or unreadable, are left out.
-
-    `starts` are classes whose devices are started on demand, besides those named in the store's keys.
-    """
-    live = sorted(name for name, at in facts.heartbeats.items() if refusal.lives(at, facts.now))
-    reports = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
-    devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in reports)
-    work, held = work_from(facts.work)
-    requested_starts = {name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR}
-    startable = tuple(sorted(requested_starts | starts))
-    occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
-    work = with_occupied(work, occupied)
-    return FleetSnapshot(
-        devices=with_hosts(devices), work=work, held=held, startable=startable, occupied=occupied, now=facts.now
-    )
-
-
-def _since(device: DeviceFacts, age: float) -> DeviceFacts:
-    """A device's facts, reported `age` seconds ago, adjusted to the present."""
-    if not device.blocked:
-        return device
-    return msgspec.structs.replace(device, blocked=max(device.blocked - age, 0.0))
-
-
-def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:
-    """Device seconds bound to each class, and those held for it, as counted in the cells of `WORK`."""
-    bound, held = dict[str, list[float]](), dict[str, list[float]]()
-    for cell, seconds in cells.items():
-        place, _, level = cell.rpartition("|")
-        waiting, _, hardware_class = place.rpartition("|")
-        if level.isdigit() and int(level) < LEVELS:
-            work = held if waiting == WAITING else bound
-            work.setdefault(hardware_class, [0.0] * LEVELS)[int(level)] = max(seconds, 0.0)
-    return _frozen(bound), _frozen(held)
-
-
-def _frozen(work: Mapping[str, list[float]]) -> Work:
-    return {name: tuple(levels) for name, levels in work.items()}
-
-
-def _readable(raw: Iterable[bytes]) -> Iterable[DeviceFacts]:
-    for facts in raw:
-        try:
-            yield _decode_facts(facts)
-        except msgspec.MsgspecError:
-            logger.debug("device facts unreadable", extra={"facts": facts[:200]})
 
 
 ANSWER_WITHIN = 10.0

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from itertools import cycle
 from math import inf
 from typing import Any
@@ -39,6 +38,7 @@ from broker.valkey.records import (
     watch_answer,
     watch_call,
 )
+from router.decide.facts import FleetFacts, figures, named
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST, Tuned
 from router.service.append_only_file import AppendOnlyFile
@@ -98,28 +98,6 @@ _READERS = 4096  # streams followed at once, each on its own connection; further
 _CARRIERS = 4  # connections for blobs, used in rotation
 _FORGOTTEN = 500  # groups of jobs in the index checked per call: about 1 ms of the server's time
 _PIECES_WAIT = 500  # milliseconds: less than the server's answer timeout
-
-
-@dataclass(frozen=True, slots=True)
-class FleetFacts:
-    """The fleet's keys, read together.
-
-    `now` is the store's time, `spent` is for its day, and `used` is the share of its memory that the store uses. A
-    store that `refuses` cannot write to its disk and accepts no writes. `plan` is the plan as stored, one byte longer
-    than it may be at most; empty if there is none. `open` are the unfinished jobs of tenants with a bounded depth.
-    """
-
-    now: float
-    devices: Mapping[str, bytes]
-    heartbeats: Mapping[str, float]
-    work: Mapping[str, float]
-    lengths: Mapping[str, bytes] = field(default_factory=dict)
-    starts: Mapping[str, float] = field(default_factory=dict)
-    spent: Mapping[str, float] = field(default_factory=dict)
-    used: float = 0.0
-    refuses: bool = False
-    plan: bytes = b""
-    open: Mapping[str, float] = field(default_factory=dict)
 
 
 class RouterStore:
@@ -528,18 +506,8 @@ def _cancelled(job: str) -> Ending:
     return Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled on request")))
 
 
-def named(pairs: Sequence[bytes]) -> dict[str, bytes]:
-    """A server's list of alternating names and values, as a mapping."""
-    return {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
-
-
 def _texts(pairs: Sequence[bytes]) -> dict[str, str]:
     return {name: value.decode() for name, value in named(pairs).items()}
-
-
-def figures(pairs: Sequence[bytes]) -> dict[str, float]:
-    """The same, where the values are numbers."""
-    return {name: float(value) for name, value in named(pairs).items()}
 
 
 def _info_values(info: bytes) -> dict[str, str]:

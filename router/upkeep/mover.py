@@ -14,6 +14,7 @@ import msgspec
 from broker.port import Moved, Peeked, QueueMover, Step
 from broker.valkey.leader import Leadership
 from router.decide.rebalance import Flows, Move, rebalance
+from router.decide.waiting import abandoned, backlogged, window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
 from router.service.events import MoveTraces, SentEvents
@@ -23,14 +24,11 @@ from router.upkeep.leader import Duty
 from router.upkeep.waiting import (
     FIELDS,
     Waiting,
-    abandoned,
-    backlogged,
     groups_of,
     moves_of_abandoned,
     read_waiting,
     rest_of_move,
     steps_of,
-    window_per_level,
 )
 
 logger = logging.getLogger(__name__)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from broker.port import beside
-from broker.valkey.records import observe_answer, observe_call
+from broker.valkey.records import Observed, observe_answer, observe_call
+from router.decide.facts import named
 from router.decide.history import (
+    ENDED,
     JOB,
+    REFUSED,
     SETTLE,
     SLICE,
     Arrivals,
     again_at,
-    arrivals_of,
     fresh_slices,
     hour_of,
+    indices,
     joined,
     pack,
     surplus_hours,
+    terms_of,
     unpack,
 )
-from router.service.store import RouterStore, named
+from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
@@ -33,6 +41,7 @@ logger = logging.getLogger(__name__)
 _SERVER = "state store"
 _CATCH_UP = 3600.0  # seconds that a new leader observes at least, even where records are kept for less
 _AT_ONCE = 4  # slices of each kind observed in one tick
+_OUTCOME = np.dtype([("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")])
 
 
 class Recorder(Duty):
@@ -115,3 +124,32 @@ class Recorder(Duty):
     async def _ask(self, *commands: Command) -> list[Any]:
         with fleet_errors(_SERVER):
             return await self._connection.transaction(*commands)
+
+
+def arrivals_of(observed: Observed) -> Arrivals:
+    """The columns of what was read from the records."""
+    groups, outcomes = observed.groups, np.frombuffer(observed.outcomes, _OUTCOME)
+    terms = [terms_of(group.basis) for group in groups]
+    texts = {
+        "model": [group.model for group in groups],
+        "tenant": [group.tenant for group in groups],
+        "service": [one.service for one in terms],
+        "locality": [one.locality for one in terms],
+    }
+    names = {column: tuple(dict.fromkeys(values)) for column, values in texts.items()}
+    each: dict[str, Sequence[float]] = {
+        "arrival": [group.accepted for group in groups],
+        "deadline": [group.due - group.accepted if group.due else math.nan for group in groups],
+        **{name: [getattr(one, name) for one in terms] for name in ("rows", "size", "expected", "priority")},
+        **{column: indices(values, names[column]) for column, values in texts.items()},
+    }
+    jobs, counts = np.empty(len(outcomes), JOB), np.array([group.jobs for group in groups], int)
+    for column, values in each.items():
+        jobs[column] = np.repeat(np.array(values), counts)
+    jobs["output"] = -1
+    jobs["output"][list(observed.generated)] = list(observed.generated.values())
+    jobs["state"] = np.where((jobs["rows"] == 0) & (outcomes["state"] >= ENDED), REFUSED, outcomes["state"])
+    jobs["hardware_class"] = outcomes["hardware_class"]
+    for column in ("seconds", "ran"):
+        jobs[column] = np.where((jobs["state"] >= ENDED) & (outcomes[column] >= 0), outcomes[column], math.nan)
+    return Arrivals(names | {"hardware_class": ("", *observed.classes)}, jobs)

@@ -9,17 +9,15 @@ from broker.port import Transport
 from broker.valkey.forwarding import Drawn, HoldingQueue
 from broker.valkey.leader import Leadership
 from router.decide.cost import has_capacity
-from router.decide.fairness import FairOrder, Releasable, kind_of
+from router.decide.facts import BEAT
+from router.decide.fairness import RELEASE_TICK, FairOrder, HeldKind, Releasable, kind_of
 from router.service.admission import Place, Rules
 from router.service.decision import End, decide_held
 from router.service.events import end_all
-from router.service.snapshot_reader import BEAT, FleetReader
+from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from taxiway.errors import ModelUnavailableError, UnknownModelError
-
-RELEASE_TICK = 0.02
-"""Seconds between two ticks while jobs are held: queues are kept filled to their horizon, which may be short."""
 
 RELEASE_LEASE = 5.0
 """Seconds after which jobs that a router drew and did not place return to holding: it may have died."""
@@ -79,9 +77,9 @@ class Releaser(Duty):
         if not survey.queues or self._fleet.working.fleet.stale:
             return False
         self._fleet.replace_work(survey.work)
-        found = [one for queue in survey.queues if (one := _releasable(queue)) is not None]
+        found = [_releasable(queue, kind) for queue in survey.queues if (kind := kind_of(queue.name)) is not None]
         self._order.set_present(one.kind.tenant for one in found)
-        ready = {one: 0 for one in found if one.queue.due <= survey.now or self._has_capacity(one)}
+        ready = {one: 0 for one in found if one.due <= survey.now or self._has_capacity(one)}
         until = time.monotonic() + BEAT
         while ready and time.monotonic() < until:
             first = self._order.next(ready)
@@ -100,12 +98,12 @@ class Releaser(Duty):
         except (UnknownModelError, ModelUnavailableError):
             return True
         work_limit = working.tenants.shares.work_limit(held.kind.tenant)
-        return has_capacity(table, held.queue.level, working.ahead(released=True), work_limit=work_limit)
+        return has_capacity(table, held.level, working.ahead(released=True), work_limit=work_limit)
 
     async def _release(self, held: Releasable, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
-        now, drawn = await self._store.draw(self._leadership.token, held.queue.name, most, RELEASE_LEASE)
-        expected_batch = min(held.queue.jobs, self._batch)
+        now, drawn = await self._store.draw(self._leadership.token, held.name, most, RELEASE_LEASE)
+        expected_batch = min(held.jobs, self._batch)
         decisions = [self._decide(one, now, expected_batch) for one in drawn]
         placed = [one for one in decisions if isinstance(one, Place)]
         bound = [one for one in placed if not one.placement.held]
@@ -134,6 +132,5 @@ class Releaser(Duty):
             self._fleet.mark_stored(snapshots)
 
 
-def _releasable(queue: HoldingQueue) -> Releasable | None:
-    kind = kind_of(queue.name)
-    return None if kind is None else Releasable(queue, kind)
+def _releasable(queue: HoldingQueue, kind: HeldKind) -> Releasable:
+    return Releasable(queue.name, queue.due, queue.level, queue.jobs, kind)

@@ -6,11 +6,8 @@ per job.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -20,8 +17,8 @@ from router.decide.cost import horizon
 from router.decide.explain import read_basis
 from router.decide.placement import Placement, choose, seed_of
 from router.decide.rebalance import Group, Kind, Move
-from router.decide.snapshot import Backlog
-from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot, shown
+from router.decide.waiting import group_by_kind, magnitude
+from router.decide.working_snapshot import WorkingSnapshot, shown
 from router.service.admission import Rules
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
@@ -36,31 +33,6 @@ FIELDS = ("state", "model", "hardware_class", "variant", "level", "deadline_at",
 
 TOGETHER = 16
 """Most jobs of a class that is gone that move by one choice; the next choice counts them as work ahead."""
-
-_ALIKE = 2.0  # sizes and times left within this factor count as equal; at 1.5 a tick takes 50 % longer
-
-
-class Queued(Protocol):
-    """A job in a class's queue."""
-
-    @property
-    def queue(self) -> str:
-        """The class that it waits for."""
-
-    @property
-    def level(self) -> int:
-        """Its level there."""
-
-    @property
-    def work(self) -> float:
-        """Its device seconds there."""
-
-    @property
-    def kind(self) -> Hashable:
-        """What jobs of one group have in common."""
-
-
-Q = TypeVar("Q", bound=Queued)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +79,6 @@ def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue
     return Waiting(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
 
 
-def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
-    """The classes with more work than they serve within a tick; empty if all work is on the only live class."""
-    devices = {name: len(working.fleet.of_class(name)) for name in working.backlog.classes}
-    behind = [name for name, live in devices.items() if sum(working.backlog.levels(name)) > tick * live]
-    return behind if any(live for name, live in devices.items() if behind != [name]) else []
-
-
-def abandoned(working: WorkingSnapshot) -> list[str]:
-    """Classes that queues.yaml no longer has, with work in their queues that no live device serves."""
-    fleet, known = working.fleet, working.backlog.classes
-    behind = (name for name, levels in fleet.work.items() if name not in known and sum(levels) > TOLERANCE)
-    return sorted(name for name in behind if not fleet.of_class(name))
-
-
 def moves_of_abandoned(jobs: Iterable[Waiting], working: WorkingSnapshot) -> list[Move]:
     """Moves of such classes' jobs, given in the order of `QueueMover.peek`, to where they would be placed now.
 
@@ -137,26 +95,6 @@ def moves_of_abandoned(jobs: Iterable[Waiting], working: WorkingSnapshot) -> lis
             working.backlog.add(placement.candidate.hardware_class, placement.level, count * placement.work)
             del alike[:count]
     return moves
-
-
-def window_per_level(window: int, names: Sequence[str], backlog: Backlog) -> int:
-    """Jobs to inspect at each level of these queues: one window, shared by the levels that have work."""
-    filled = sum(seconds > TOLERANCE for name in names for seconds in backlog.levels(name))
-    return max(window // max(filled, 1), 1)
-
-
-def group_by_kind(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
-    """The jobs by kind, each with the device seconds served before it.
-
-    They arrive in the order of `QueueMover.peek` and keep it: within each queue and level, last served first.
-    """
-    before = {name: list(accumulate(backlog.levels(name))) for name in backlog.classes}
-    kinds: dict[Hashable, list[tuple[Q, float]]] = {}
-    for job in jobs:
-        levels = before[job.queue]
-        levels[job.level] -= job.work
-        kinds.setdefault(job.kind, []).append((job, max(levels[job.level], 0.0)))
-    return list(kinds.values())
 
 
 def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
@@ -191,11 +129,6 @@ def rest_of_move(peeked: Peeked, fields: Mapping[str, str], rules: Rules) -> Ste
     except (TicketError, InvalidRequestError, msgspec.MsgspecError):
         return None
     return Step(peeked, target, envelope)
-
-
-def magnitude(value: float | None) -> int | None:
-    """Equal for values within the factor `_ALIKE`: sizes, and times left."""
-    return None if value is None else round(math.log(max(value, 1e-3), _ALIKE))
 
 
 def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, most: int) -> Group | None:

@@ -23,7 +23,6 @@ import msgspec
 
 from broker.valkey.webhooks import (
     DeadEvent,
-    Event,
     Taken,
     announce_call,
     change_call,
@@ -54,6 +53,7 @@ from router.decide.webhooks import (
 )
 from router.service.admission import Rules
 from router.service.store import RouterStore
+from tasks.webhooks import Event
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import WEBHOOKS, webhook_dead_key
 from taxiway.contract.request import EventType

@@ -15,10 +15,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from router.decide.facts import FleetFacts, figures, named, snapshot_from
 from router.decide.history import PRIORITIES, Arrivals
 from router.decide.snapshot import FleetSnapshot
-from router.service.snapshot_reader import snapshot_from
-from router.service.store import FleetFacts, figures, named
 from simulator.fleet import SERVICES
 from simulator.history import arrivals_of_day, day_of
 from simulator.traces import Column, arrivals_of, is_spec, read_arrivals, synthetic_trace

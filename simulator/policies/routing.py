@@ -14,17 +14,15 @@ from statistics import fmean
 
 import numpy as np
 
-from broker.valkey.forwarding import HoldingQueue
 from router.decide.candidates import CandidateTable
 from router.decide.classify import Needs
+from router.decide.facts import BEAT, Arrived, FleetFacts, arrived_since, work_from
 from router.decide.fairness import FairOrder, HeldKind, Releasable
 from router.decide.plan import Plan
 from router.decide.rebalance import Flows, Group, rebalance
 from router.decide.snapshot import FleetSnapshot
+from router.decide.waiting import backlogged, group_by_kind, magnitude, window_per_level
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
-from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
-from router.service.store import FleetFacts
-from router.upkeep.waiting import backlogged, group_by_kind, magnitude, window_per_level
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
@@ -313,12 +311,12 @@ class Holding:
 
     def _releasable(self, kind: HeldKind) -> Releasable:
         due, _, job = self._queues[kind][0]
-        return Releasable(HoldingQueue(kind.queue, due, job.level, self.count(kind)), kind)
+        return Releasable(kind.queue, due, job.level, self.count(kind), kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A waiting job, as `router.upkeep.waiting.Queued`."""
+    """A waiting job, as `router.decide.waiting.Queued`."""
 
     queue: str
     level: int

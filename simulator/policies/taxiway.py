@@ -14,11 +14,10 @@ import numpy as np
 from router.decide.candidates import CandidateTable, billed
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import has_capacity
-from router.decide.fairness import HeldKind
+from router.decide.fairness import RELEASE_TICK, HeldKind
 from router.decide.placement import Placement, choose
 from router.decide.plan import Density
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.releaser import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import (
     LIVE,

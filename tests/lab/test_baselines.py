@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from lab.baselines import BASELINES, CLAIRVOYANT, Central, as_seen, run, tuned_plan
+from router.decide.fairness import RELEASE_TICK
 from router.decide.plan import Density
-from router.upkeep.releaser import RELEASE_TICK
 from simulator.engine import ANSWERED, Engine
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Assignment

@@ -12,12 +12,11 @@ import pytest
 import tests.recorded
 from broker.port import Arrival, DeadLetter
 from router.decide.explain import read_basis
+from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
 from router.service.decision import Cancel, decide
-from router.service.snapshot_reader import snapshot_from
-from router.service.store import FleetFacts
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket, TicketError, read_ticket, sign

@@ -10,10 +10,7 @@ import redis
 
 from broker.valkey.records import Ending
 from broker.valkey.webhooks import (
-    HOOKS,
     DeadEvent,
-    Event,
-    Notified,
     Taken,
     announce_call,
     change_call,
@@ -26,6 +23,7 @@ from broker.valkey.webhooks import (
     take_call,
 )
 from tasks.settings import Settings
+from tasks.webhooks import HOOKS, Event, Notified
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import WEBHOOKS, WEBHOOKS_DUE, webhook_dead_key, webhook_outbox_key
 from tests.narrowing import as_bytes

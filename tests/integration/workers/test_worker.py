@@ -24,9 +24,8 @@ from onnx import TensorProto, helper
 
 from broker.port import DeadLetter
 from local.embedded import EmbeddedValkey
+from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.snapshot import FleetSnapshot
-from router.service.snapshot_reader import snapshot_from
-from router.service.store import FleetFacts
 from tasks.heartbeat import DeviceFacts, empty, held_of
 from tasks.settings import TREE, Settings
 from tasks.ticket import Promise

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.decide.facts import BEAT
 from router.decide.plan import Density, Need, devices_wanted
-from router.service.snapshot_reader import BEAT
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Engine, StuckError, simulate, summarise
 from simulator.fleet import Fleet, parse_fleet
 from simulator.policies.policy import Static

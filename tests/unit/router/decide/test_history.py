@@ -29,7 +29,6 @@ from router.decide.history import (
     Arrivals,
     Terms,
     again_at,
-    arrivals_of,
     assembled,
     fresh_slices,
     hour_of,
@@ -40,6 +39,7 @@ from router.decide.history import (
     terms_of,
     unpack,
 )
+from router.upkeep.recorder import arrivals_of
 from taxiway.contract.request import Priority
 
 BEGIN = 1_764_256_500  # the begin of a slice

@@ -18,8 +18,8 @@ from router.decide.placement import reserved_and_busy
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
+from router.decide.waiting import group_by_kind, window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.waiting import group_by_kind, window_per_level
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
 from tasks.models.model import Model, Profile, Variant

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.valkey.forwarding import HoldingQueue
 from router.decide.classify import Constraints
 from router.decide.fairness import MEMORY, FairOrder, HeldKind, Releasable, Shares, Tenants, day_of, kind_of
 from tasks.settings import TREE
@@ -151,7 +150,7 @@ kinds = st.builds(
 
 def held(tenant: str, due: float = 1e10, model: str = "m:1") -> Releasable:
     kind = HeldKind(tenant, model, Constraints())
-    return Releasable(HoldingQueue(kind.queue, due, level=3, jobs=10), kind)
+    return Releasable(kind.queue, due, 3, 10, kind)
 
 
 @given(kind=kinds)
@@ -171,7 +170,7 @@ def test_a_queue_that_another_release_named_is_left_alone() -> None:
 def test_a_tenants_own_jobs_leave_by_deadline() -> None:
     order = FairOrder({})
     order.set_present(["lab"])
-    assert order.next([held("lab", due=20.0), held("lab", due=10.0, model="n:1")]).queue.due == 10.0
+    assert order.next([held("lab", due=20.0), held("lab", due=10.0, model="n:1")]).due == 10.0
 
 
 @given(weight=st.integers(1, 8), steps=st.integers(100, 300))

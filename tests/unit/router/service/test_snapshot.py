@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from router.decide.classify import Constraints
 from router.decide.cost import wait_of
+from router.decide.facts import STARTS_FOR, FleetFacts, WriteOutage, snapshot_from
 from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.snapshot_reader import STARTS_FOR, Refusal, snapshot_from
-from router.service.store import FleetFacts
 from tasks.heartbeat import GONE_AFTER
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import ProfileBook
@@ -48,7 +47,7 @@ def test_a_device_counts_as_long_as_its_heartbeat_is_young() -> None:
 
 def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused() -> None:
     began, ended = 1000.0, 1060.0
-    refusal = Refusal()
+    refusal = WriteOutage()
     for now in np.arange(began, ended + 0.1, 0.25):
         refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
     beats = {"lived": began - 1, "was gone": began - GONE_AFTER - 1, "beats again": ended + 2}
@@ -63,7 +62,7 @@ def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused() -> None:
 
 
 def test_a_second_refusal_long_after_the_first_excuses_no_device_that_was_gone_before() -> None:
-    refusal = Refusal()
+    refusal = WriteOutage()
     for now in (1000.0, 2000.0):
         refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
 

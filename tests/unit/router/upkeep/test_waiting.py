@@ -7,7 +7,8 @@ import pytest
 
 from broker.port import Peeked
 from router.decide.snapshot import FleetSnapshot
-from router.upkeep.waiting import Waiting, abandoned, moves_of_abandoned, rest_of_move
+from router.decide.waiting import abandoned
+from router.upkeep.waiting import Waiting, moves_of_abandoned, rest_of_move
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, MoveRecord
 from taxiway.contract.wire import HEADER

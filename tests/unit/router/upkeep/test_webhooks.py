@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.valkey.webhooks import Event
 from router.decide.webhooks import (
     Attempt,
     Endpoint,
@@ -25,6 +24,7 @@ from router.decide.webhooks import (
     secret_from,
 )
 from tasks.topology import Webhooks
+from tasks.webhooks import Event
 from taxiway.contract.job import failure_meta
 from taxiway.contract.keys import job_key
 from taxiway.contract.request import EventType
