@@ -76,10 +76,10 @@ def _producer() -> str:
 
 def _router(classes: Iterable[str]) -> str:
     """It takes requests out of Celery's default queue, and puts nothing there."""
-    owns = [*_queues("~", [keys.ARRIVALS, *classes]), "~taxiway:*", f"~{keys.DEAD}"]
+    owns = [*_queues("~", [keys.ARRIVALS, *classes]), "~taxiway:*", f"~{keys.DEAD}", f"~{keys.AMQP_OUTBOX}"]
     reaches = [*(f"~{name}" for name in (*_RESULTS, *_UNACKED)), *_celery(classes)]
     misdirected = _grant("+eval +evalsha +exists +type +lrange +lrem", [f"~{keys.DEFAULT_QUEUE}"])
-    return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *_CHANNELS, misdirected])
+    return " ".join([_GREETING, _SERVING, "+bgrewriteaof +waitaof", *owns, *reaches, *_CHANNELS, misdirected])
 
 
 def _worker(classes: Iterable[str]) -> str:
@@ -107,6 +107,7 @@ def _worker(classes: Iterable[str]) -> str:
     owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]
     grants = [
         _grant("+lpush +ltrim", [f"%W~{keys.DEAD}", f"%W~{keys.webhook_dead_key('*')}"]),
+        _grant("+lpush", [f"%W~{keys.AMQP_OUTBOX}"]),
         _grant("+rpush +llen", [f"~{keys.webhook_outbox_key('*')}"]),
         _grant("+zadd", [f"%W~{keys.WEBHOOKS_DUE}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),

@@ -42,11 +42,12 @@ class Prepared:
     settings: Settings
     rules: Rules
     folder: ModelsFolder
+    amqp: str = ""
 
     def router(self) -> Router:
         """A router, not started, under a name that no other has or had."""
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        return Router(self.settings, self.rules, name, self.folder)
+        return Router(self.settings, self.rules, name, self.folder, self.amqp)
 
 
 class Signals:
@@ -88,6 +89,8 @@ def setting(environment: Mapping[str, str], name: str, default: str | None = Non
 def options(environment: Mapping[str, str], program: str) -> argparse.ArgumentParser:
     """The options of every router; each has an environment variable."""
     parser = argparse.ArgumentParser(prog=program, description="Places requests on the fleet's queues.")
+    amqp = "a RabbitMQ whose producers the fleet serves too, amqp://… [TAXIWAY_AMQP]"
+    parser.add_argument("--amqp", default=setting(environment, "AMQP", ""), metavar="URL", help=amqp)
     starts = "comma-separated classes whose devices an autoscaler starts on demand [TAXIWAY_STARTS]"
     parser.add_argument("--starts", default=setting(environment, "STARTS", ""), metavar="CLASS,…", help=starts)
     parser.add_argument("--log", default=setting(environment, "LOG", "INFO"), help="log level [TAXIWAY_LOG]")
@@ -107,7 +110,19 @@ def prepare(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Pr
     folder.log_problems()
     starts = read_starts(arguments.starts, topology)
     rules = Rules(topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts)
-    return Prepared(settings, rules, folder)
+    return Prepared(settings, rules, folder, amqp_address(arguments.amqp))
+
+
+def amqp_address(text: str) -> str:
+    """The address of a RabbitMQ; empty for none.
+
+    Raises:
+        SettingsError: it is another address.
+    """
+    if text and not text.startswith(("amqp://", "amqps://")):
+        shown = text.partition("://")[0] + "://…"
+        raise SettingsError("--amqp", "an address that starts with amqp:// or amqps://", shown)
+    return text
 
 
 def read_starts(text: str, topology: Topology) -> frozenset[str]:

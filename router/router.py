@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from broker.port import ForwardOutcome, QueueMover, Transport
 from broker.valkey.leader import Leadership, ValkeyQueueMover
@@ -37,6 +38,9 @@ from tasks.settings import Settings
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, NoDeviceError, TaxiwayError
 
+if TYPE_CHECKING:
+    from router.service.amqp_bridge import AmqpBridge
+
 logger = logging.getLogger(__name__)
 
 TIDY = 1.0
@@ -55,7 +59,8 @@ AGAIN = 0.2
 class Router:
     """One router. Any number of routers are competing consumers of the same arrivals."""
 
-    def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder) -> None:
+    def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder, amqp: str = "") -> None:
+        """A router; with the address of a RabbitMQ it takes what producers send there, too."""
         self.name = name
         self.rules = rules
         self.store = RouterStore(settings.state, rules.topology.limits)
@@ -84,6 +89,7 @@ class Router:
         duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder)
         self._leader = Leader(self.leadership, duties, tick)
         self._deadlines = Deadlines(self.store, self.transport)
+        self._bridge = open_bridge(amqp, settings, self) if amqp else None
         self._stopping = False
         self.intake = Intake(self.transport, self.fleet, self.store, rules, placed=self._count, refused=self._refuse)
         self._turning: list[asyncio.Task[None]] = []  # what ends by itself, after its turn, when the router retires
@@ -109,6 +115,7 @@ class Router:
                 "tidy": self._tidy(),
                 "deadlines": self._deadlines.run(),
                 "webhooks": self.webhooks.run(),
+                **({} if self._bridge is None else {"bridge": self._bridge.run()}),
             }.items()
         ]
         self._turning = [self.intake.start(), asyncio.create_task(self._leader.run(), name="leader")]
@@ -134,6 +141,8 @@ class Router:
         await self.leadership.close()
         await self.queue_mover.close()
         await self.transport.close()
+        if self._bridge is not None:
+            await self._bridge.close()
         await self.store.close()
 
     async def failed(self) -> BaseException | None:
@@ -274,3 +283,10 @@ def open_queue_mover(settings: Settings) -> QueueMover:
 
         return RabbitQueueMover(broker=settings.broker, state=settings.state)
     return ValkeyQueueMover(broker=settings.broker, state=settings.state)
+
+
+def open_bridge(amqp: str, settings: Settings, router: Router) -> AmqpBridge:
+    """The bridge to the RabbitMQ at that address."""
+    from router.service.amqp_bridge import AmqpBridge  # other routers start sooner without aio-pika
+
+    return AmqpBridge(amqp, settings.state, router.name, router.store, router.rules.topology.limits.durability)

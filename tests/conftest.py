@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from kombu import Connection, Exchange, Queue
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
+from taxiway.contract.keys import ARRIVALS
 from tests.command_line import CommandLine
 from tests.working import empty_fleet
 
@@ -53,6 +55,20 @@ def amqp_url() -> str:
     if not url:
         pytest.skip("TAXIWAY_TEST_AMQP is not set: no RabbitMQ server to test with")
     return url
+
+
+QUORUM = Queue(ARRIVALS, Exchange(ARRIVALS), ARRIVALS, queue_arguments={"x-queue-type": "quorum"})
+"""RabbitMQ's arrivals as docs/celery.md recommends that producers declare them."""
+
+
+@pytest.fixture
+def rabbit(amqp_url: str) -> str:
+    """A RabbitMQ whose arrivals are an empty quorum queue."""
+    with Connection(amqp_url) as connection:
+        queue = QUORUM.bind(connection.default_channel)
+        queue.delete()
+        queue.declare()
+    return amqp_url
 
 
 @pytest.fixture

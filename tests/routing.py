@@ -178,8 +178,8 @@ def empty_queues(url: str, classes: Iterable[str]) -> None:
         arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
         for queue in (arrivals, *map(class_queue, classes)):
             bound = queue.bind(connection.default_channel)
+            bound.delete()
             bound.declare()
-            bound.purge()
 
 
 def depth_on_rabbitmq(url: str, hardware_class: str) -> int:

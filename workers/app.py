@@ -24,6 +24,7 @@ from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
 from workers.celery_adapter.consumer import Fetching, GroupedEvents, LoneConsumer
 from workers.celery_adapter.events import SHOWN
+from workers.celery_adapter.follow_ups import BridgedAMQP
 from workers.celery_adapter.pool import DevicePool
 from workers.celery_adapter.strategy import (
     OUTCOME,
@@ -56,6 +57,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of root, for no message may hold code here
     backend = WriteOnceSentinelBackend if "+sentinel://" in settings.state else WriteOnceBackend
     made = make_app(settings, topology, backend=_path(backend))
+    made.amqp_cls = _path(BridgedAMQP)
     made.conf.update(_worker_settings(context))
     made.amqp.queues.select([options.hardware_class])  # Celery's remote control can add others
     made.steps["consumer"].update((Fetching, GroupedEvents))

@@ -41,11 +41,14 @@ def replace_call(key: str, before: bytes, after: bytes) -> Call:
 
 
 class Leadership:
-    """This router's part in the election. Moves and draws pass the token; the store refuses any but the leader's."""
+    """This router's part in the election. Moves and draws pass the token; the store refuses any but the leader's.
 
-    def __init__(self, url: str, name: str, lease: float) -> None:
+    `keys` are of the token and of the number of its changes: there is an election for each pair.
+    """
+
+    def __init__(self, url: str, name: str, lease: float, keys: tuple[str, str] = (LEAD, LEADS)) -> None:
         self._connection = AsyncConnection(url)
-        self._name, self._lease = name, lease
+        self._name, self._lease, self._keys = name, lease, keys
         self._token, self._until = "", -inf
 
     @property
@@ -77,9 +80,7 @@ class Leadership:
 
     async def _lead(self, lease: float) -> str:
         with fleet_errors("state store"):
-            token: bytes = await self._connection.run(
-                Call("fleet/lead", [LEAD, LEADS], [self._name, int(lease * 1000)])
-            )
+            token: bytes = await self._connection.run(Call("fleet/lead", self._keys, [self._name, int(lease * 1000)]))
         return token.decode()
 
 

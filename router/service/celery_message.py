@@ -16,10 +16,10 @@ import msgspec
 
 from broker.valkey.records import REFUSED, Ending
 from taxiway.contract.job import failure_meta, state_of
-from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE
+from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, DEFAULT_QUEUE
 from taxiway.contract.limits import check_values, values_beyond
 from taxiway.contract.request import is_name, new_id
-from taxiway.contract.wire import HEADER, NO_CANVAS, Envelope, task_envelope
+from taxiway.contract.wire import BRIDGED, DESTINATION, HEADER, NO_CANVAS, Envelope, task_envelope
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 MOST_BYTES = 64 * 2**10
@@ -127,7 +127,15 @@ def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) 
     ids = islice(dict.fromkeys(_ids_in([follow.chain, follow.chord])), _MOST_FOLLOWERS)
     links = follow.errbacks if isinstance(follow.errbacks, list) else []
     calls = [call for link in links[:_MOST_FOLLOWERS] if (call := _call_of(link, job)) is not None]
+    if envelope.properties.get(BRIDGED):
+        calls = [(AMQP_OUTBOX, _sent_on(call, queue)) for queue, call in calls]
     return After(tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids), tuple(calls))
+
+
+def _sent_on(call: Envelope, queue: str) -> Envelope:
+    """The message for the bridge to publish in that queue of RabbitMQ."""
+    call.properties[DESTINATION] = {"queue": queue}
+    return call
 
 
 def _call_of(link: Any, job: str) -> tuple[str, Envelope] | None:

@@ -110,6 +110,14 @@ TUNING = "taxiway:tuning"
 UNACKED = ("unacked", "unacked_index")
 """kombu's hash of unacknowledged messages, and its index by time."""
 
+AMQP_OUTBOX = "taxiway.amqp"
+"""List of the messages that the bridge to RabbitMQ publishes there: what follows from jobs that came from there."""
+
+AMQP_SENDER = "taxiway:amqp-sender"
+"""The token of the router that empties it, while its lease lasts; `AMQP_SENDERS` counts changes of that router."""
+
+AMQP_SENDERS = "taxiway:amqp-senders"
+
 DEFAULT_QUEUE = "celery"
 """Where Celery sends a task for which its producer names no queue."""
 
@@ -184,9 +192,9 @@ def name_key(worker: str) -> str:
     return f"taxiway:name:{worker}"
 
 
-def kept_key(worker: str) -> str:
-    """The key that a worker writes to check that its earlier writes are durable."""
-    return f"taxiway:kept:{worker}"
+def kept_key(process: str) -> str:
+    """The key that a worker or router writes to check that earlier writes are durable."""
+    return f"taxiway:kept:{process}"
 
 
 def cancelled_channel(worker: str) -> str:

@@ -127,6 +127,12 @@ def _carried(came: Any) -> Carried:
 HEADER = "taxiway"
 """The message header with taxiway's own fields."""
 
+BRIDGED = "taxiway_bridged"
+"""The property that marks a message that came from RabbitMQ: what follows from its job goes back there."""
+
+DESTINATION = "taxiway_to"
+"""The property of a message in `AMQP_OUTBOX` that names its queue at RabbitMQ."""
+
 _POSITIONAL = ("model", "inputs")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _UNTRACED: Carried = {}

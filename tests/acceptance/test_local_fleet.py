@@ -12,13 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
-from celery import Celery
+from celery import Celery, chord
 
 from local.fleet import Fleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.acceptance.running import start_fleet, taxiway
+from tests.conftest import QUORUM
 from tests.narrowing import present
 from tests.waiting import gone, until
 
@@ -108,18 +109,16 @@ def test_down_stops_everything_and_may_be_repeated(tmp_path: Path) -> None:
 
 
 @pytest.mark.rabbitmq
-def test_a_fleet_on_rabbitmq_keeps_its_state_in_an_embedded_valkey_and_answers(tmp_path: Path, amqp_url: str) -> None:
+def test_a_fleet_serves_producers_that_have_rabbitmq_as_their_broker(tmp_path: Path, rabbit: str) -> None:
     arguments = ("--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
-    fleet = start_fleet(tmp_path, *arguments, settings={"TAXIWAY_BROKER": amqp_url})
+    fleet = start_fleet(tmp_path, *arguments, settings={"TAXIWAY_AMQP": rabbit})
     try:
-        assert fleet.broker == fleet.celery_broker == amqp_url
-        assert fleet.state.startswith("redis://:")
-        with Client(fleet.http) as client:
-            assert client.infer("echo", "by rabbit", deadline=30).outputs == {"payload": "by rabbit"}
-        producer = Celery(broker=fleet.broker, backend=fleet.state)
-        kwargs = {"model": "echo", "inputs": "by celery", "deadline": 30}
-        sent = producer.send_task("taxiway.infer", kwargs=kwargs, queue="taxiway.arrivals")
-        assert sent.get(timeout=60)["outputs"] == {"payload": "by celery"}
+        with Celery(broker=rabbit, backend=fleet.state, set_as_current=False) as producer:
+            producer.conf.task_queues = [QUORUM]
+            kwargs = {"model": "echo", "inputs": "by rabbit", "deadline": 60}
+            asks = producer.signature("taxiway.infer", kwargs=kwargs, queue="taxiway.arrivals")
+            answers = chord([asks, asks], body=asks).apply_async()
+            assert answers.get(timeout=60)["outputs"] == {"payload": "by rabbit"}
     finally:
         taxiway("down", "--data", str(tmp_path))
 

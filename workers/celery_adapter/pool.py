@@ -34,6 +34,7 @@ from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.celery_adapter.acknowledgements import Acknowledgements
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, ended, stopped
+from workers.celery_adapter.follow_ups import sending_where_it_came_from
 from workers.celery_adapter.inspection import Inspection
 from workers.celery_adapter.strategy import (
     OUTCOME,
@@ -341,7 +342,8 @@ class ReceivedTask:
             self._remember(written)
         try:
             payload = self._request.message.payload
-            failed, value, seconds = self._tracer(self._task, self.delivery.job, self._fields, payload, None, None)
+            with sending_where_it_came_from(self._request.message):
+                failed, value, seconds = self._tracer(self._task, self.delivery.job, self._fields, payload, None, None)
         except Exception:  # a callback that cannot be sent, a signal's receiver
             logger.exception("a task could not be ended", extra={"job": self.delivery.job})
             self.requeue()
@@ -355,7 +357,8 @@ class ReceivedTask:
         if self.followed:  # whatever ended it did not see what follows, or its worker died before it reported the end
             try:
                 backend: Any = self._app.backend
-                backend.propagate(self.delivery.job, self._fields | self._embed)
+                with sending_where_it_came_from(self._request.message):
+                    backend.propagate(self.delivery.job, self._fields | self._embed)
             except Exception as failed:  # an errback that cannot be sent, a server that does not answer
                 logger.exception("the end of a task could not be reported", extra={"job": self.delivery.job})
                 if not self._given_up(failed):
@@ -366,7 +369,7 @@ class ReceivedTask:
 
     def revoke(self) -> None:
         """Have Celery end a task that its remote control revoked."""
-        self._thread.call(self._request.revoked)
+        self._thread.call(self._revoked)
 
     def requeue(self) -> None:
         """Have Celery return the message to its queue."""
@@ -404,6 +407,10 @@ class ReceivedTask:
             parent=parent_of(self._fields),
             task=self,
         )
+
+    def _revoked(self) -> None:
+        with sending_where_it_came_from(self._request.message):
+            self._request.revoked()
 
     def _acknowledge(self, event: TaskEvent | None) -> None:
         if event is not None:

@@ -1,0 +1,198 @@
+"""Producers with RabbitMQ as their Celery broker, before a fleet on Valkey whose router bridges the two."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+import redis
+from celery import Celery, chain, chord
+from celery.canvas import Signature
+from kombu import Connection, Queue
+
+from broker.port import DeadLetter
+from tasks.settings import TREE, Settings
+from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, CANCEL, DEAD, INFER, job_key
+from tests.cable import Cable
+from tests.conftest import QUORUM
+from tests.producing import stop_listening
+from tests.routing import EchoDevice, eventually, router_process
+from tests.stored import record_of
+from tests.working import worker_process
+
+pytestmark = pytest.mark.rabbitmq
+
+
+@pytest.fixture
+def producer(settings: Settings, rabbit: str) -> Iterator[Celery]:
+    app = Celery("lab", broker=rabbit, backend=settings.state, set_as_current=False)
+    app.conf.task_queues = [QUORUM]
+    yield app
+    gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
+    stop_listening(app)
+    app.close()
+    gc.collect()
+
+
+def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:
+    return producer.signature(INFER, kwargs={"model": model, "inputs": inputs, "deadline": 60}, queue=ARRIVALS)
+
+
+def payload(answer: Any) -> Any:
+    return answer.get(timeout=60)["outputs"]["payload"]
+
+
+def channel_of(connection: Connection) -> Any:
+    """Its channel; kombu's types lack what it can do."""
+    return connection.default_channel
+
+
+def depth(url: str, queue: str = ARRIVALS) -> int:
+    """The messages that wait in a queue of RabbitMQ."""
+    with Connection(url) as connection:
+        return int(channel_of(connection).queue_declare(queue, passive=True).message_count)
+
+
+def next_of(connection: Connection, name: str) -> Any:
+    """The next message of a queue, acknowledged; the queue need not be there yet."""
+
+    def found() -> Any:
+        with connection.channel() as channel:
+            try:
+                return Queue(name, channel=channel).get(no_ack=True)
+            except Exception:
+                return None
+
+    return eventually(found)
+
+
+def test_a_job_of_rabbitmq_is_answered_by_celerys_backend_and_its_message_acknowledged(
+    fleet: Settings, producer: Celery, rabbit: str
+) -> None:
+    with worker_process(fleet), router_process(fleet, options=["--amqp", rabbit]) as router:
+        answers = [infer(producer, n).apply_async() for n in range(50)]
+        assert [payload(answer) for answer in answers] == list(range(50))
+        router.process.terminate()
+        assert router.process.wait(60) == 0
+    with Connection(rabbit) as connection:
+        assert channel_of(connection).queue_delete(ARRIVALS) == 0
+
+
+def test_what_follows_a_job_goes_on_at_rabbitmq(fleet: Settings, producer: Celery, rabbit: str) -> None:
+    with worker_process(fleet), router_process(fleet, options=["--amqp", rabbit]), Connection(rabbit) as connection:
+        mark = uuid.uuid4().hex
+        assert payload(chain(infer(producer, "first"), infer(producer, "second")).apply_async()) == "second"
+        header = [infer(producer, n) for n in range(3)]
+        assert payload(chord(header, body=infer(producer, "all ended")).apply_async()) == "all ended"
+
+        linked = producer.signature("lab.linked", queue=f"{mark}.linked", priority=3)  # a queue that nobody declared
+        infer(producer, "hello").apply_async(link=linked)
+        answer = next_of(connection, f"{mark}.linked")
+        assert (answer.headers["task"], answer.properties["priority"]) == ("lab.linked", 3)
+        assert answer.payload[0][0]["outputs"] == {"payload": "hello"}
+
+        for model in ("slab", "ehco"):  # one fails on its worker, and one is refused by the router
+            failing = infer(producer, {"samples": [0], "seed": [1]}, model)
+            sent = failing.apply_async(link_error=producer.signature("lab.failed", queue=f"{mark}.{model}"))
+            call = next_of(connection, f"{mark}.{model}")
+            assert (call.headers["task"], call.payload[0][0]) == ("lab.failed", sent.id)
+        with redis.Redis.from_url(fleet.state) as state:
+            eventually(lambda: not state.exists(AMQP_OUTBOX))
+
+
+def test_a_message_that_is_delivered_again_runs_once(fleet: Settings, producer: Celery, rabbit: str) -> None:
+    parts = urlsplit(rabbit)
+    cable = Cable(str(parts.hostname), int(parts.port or 5672))
+    through = rabbit.replace(f":{parts.port}/", f":{cable.port}/")
+    with EchoDevice(fleet) as device, router_process(fleet, options=["--amqp", through]):
+        sent = []
+        for n in range(200):
+            sent.append(infer(producer, n).apply_async(task_id=uuid.uuid4().hex))
+            if n % 40 == 20:
+                cable.cut()
+        sent += [infer(producer, "again").apply_async(task_id=answer.id) for answer in sent[:20]]
+        answers = [payload(answer) for answer in sent]
+        eventually(lambda: depth(rabbit) == 0)
+    assert answers == [*range(200), *range(20)]
+    assert sorted(device.done) == sorted(answer.id for answer in sent[:200])
+    cable.close()
+
+
+def test_what_a_killed_router_had_not_acknowledged_is_placed_by_another(
+    fleet: Settings, producer: Celery, rabbit: str
+) -> None:
+    with EchoDevice(fleet) as device:
+        with router_process(fleet, options=["--amqp", rabbit]) as victim:
+            sent = [infer(producer, n).apply_async() for n in range(200)]
+            eventually(lambda: device.done)
+            victim.process.kill()
+        with router_process(fleet, options=["--amqp", rabbit]):
+            assert [payload(answer) for answer in sent] == list(range(200))
+    assert len(device.done) == 200
+
+
+def test_refusals_cancellations_and_dead_letters_are_as_on_valkey(
+    fleet: Settings, producer: Celery, rabbit: str
+) -> None:
+    with (
+        EchoDevice(fleet, answering=False),
+        router_process(fleet, options=["--amqp", rabbit]),
+        redis.Redis.from_url(fleet.state) as state,
+    ):
+        with pytest.raises(Exception, match="unknown model 'ehco'"):
+            infer(producer, "first", "ehco").apply_async().get(timeout=60)
+
+        waiting = infer(producer, "waits").apply_async()
+        eventually(lambda: state.exists(job_key(waiting.id)))
+        producer.send_task(CANCEL, args=[waiting.id], queue=ARRIVALS)
+        eventually(lambda: record_of(state, waiting.id).state == "cancelled")
+
+        with Connection(rabbit) as connection, connection.Producer() as raw:
+            raw.publish(b"no task", exchange=ARRIVALS, routing_key=ARRIVALS, content_type="text/plain")
+            raw.publish(b"x", exchange=ARRIVALS, routing_key=ARRIVALS, headers={"id": "\ud800", "at": b"\xff"})
+        letters = eventually(lambda: state.llen(DEAD) == 2 and state.lrange(DEAD, 0, -1))
+    reasons = sorted(msgspec.json.decode(raw, type=DeadLetter).reason for raw in letters)
+    assert reasons[0] == "id: expected 1 to 256 characters, got None"
+    assert reasons[1].startswith("task: expected taxiway.infer")
+
+
+def test_the_bridge_declares_a_queue_that_is_missing_and_keeps_the_type_of_one_that_is_there(
+    fleet: Settings, producer: Celery, rabbit: str
+) -> None:
+    for declared in (None, {}, QUORUM.queue_arguments):
+        with Connection(rabbit) as connection:
+            channel = channel_of(connection)
+            channel.queue_delete(ARRIVALS)
+            if declared is not None:
+                channel.queue_declare(ARRIVALS, durable=True, auto_delete=False, arguments=declared)
+        with EchoDevice(fleet), router_process(fleet, options=["--amqp", rabbit]), Connection(rabbit) as connection:
+            eventually(lambda: connected(rabbit))
+            with connection.Producer() as raw:
+                message = infer(producer, "hello")
+                answer = producer.AsyncResult(message.freeze().id)
+                headers, properties, body, _ = producer.amqp.as_task_v2(answer.id, INFER, kwargs=message.kwargs)
+                raw.publish(body, routing_key=ARRIVALS, headers=headers, serializer="json", **properties)
+            assert payload(answer) == "hello"
+
+
+def connected(url: str) -> bool:
+    """Whether the arrivals are there, and somebody consumes them."""
+    try:
+        with Connection(url) as connection:
+            return bool(channel_of(connection).queue_declare(ARRIVALS, passive=True).consumer_count)
+    except Exception:
+        return False
+
+
+def test_an_address_that_is_not_of_rabbitmq_is_refused(settings: Settings) -> None:
+    command = [sys.executable, "-m", "router", "--port", "0", "--amqp", "redis://:word@host"]
+    done = subprocess.run(command, cwd=TREE, env=settings.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--amqp: expected an address that starts with amqp:// or amqps://, got 'redis://…'" in done.stderr
