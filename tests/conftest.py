@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from kombu import Connection, Exchange, Queue
+from kombu import Connection
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
-from taxiway.contract.keys import ARRIVALS
 from tests.command_line import CommandLine
+from tests.producing import QUORUM
 from tests.working import empty_fleet
 
 # No deadline: a busy machine is no failure, and pytest-timeout ends what hangs. Nor is a draw of many situations that
@@ -55,10 +55,6 @@ def amqp_url() -> str:
     if not url:
         pytest.skip("TAXIWAY_TEST_AMQP is not set: no RabbitMQ server to test with")
     return url
-
-
-QUORUM = Queue(ARRIVALS, Exchange(ARRIVALS), ARRIVALS, queue_arguments={"x-queue-type": "quorum"})
-"""RabbitMQ's arrivals as docs/celery.md recommends that producers declare them."""
 
 
 @pytest.fixture

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from kombu import Exchange, Queue
+
+from taxiway.contract.keys import ARRIVALS
+
+_KEPT = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+QUORUM = Queue(ARRIVALS, Exchange(ARRIVALS), ARRIVALS, queue_arguments=_KEPT)
+"""RabbitMQ's arrivals as docs/celery.md recommends that producers declare them."""
 
 
 def stop_listening(app: Celery) -> None:

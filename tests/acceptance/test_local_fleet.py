@@ -19,8 +19,8 @@ from tasks.settings import TREE
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.acceptance.running import start_fleet, taxiway
-from tests.conftest import QUORUM
 from tests.narrowing import present
+from tests.producing import QUORUM
 from tests.waiting import gone, until
 
 SCALED = """

@@ -32,6 +32,7 @@ from tests.chaos.results import read_notes, read_store
 from tests.chaos.workload import JobSpec, generate_jobs
 
 BROKERS = ("valkey", "rabbitmq")
+"""Where plain Celery's producers send: the fleet's own broker, or a RabbitMQ that routers bridge."""
 
 LINES = 500
 """Of each batch."""
@@ -140,16 +141,16 @@ def _run_to_the_end(fleet: Fleet, load: Load, batches: Batches, injector: FaultI
 
 
 def _doors_of(fleet: Fleet) -> tuple[str, ...]:
-    own = () if fleet.broker is not None else ("client", "replicated client")
+    own = ("client",) if fleet.rabbit is not None else ("client", "replicated client")
     return (*own, "celery", *fleet.http)
 
 
 def _doors(fleet: Fleet) -> dict[str, Door]:
     """Must be called in the event loop that uses them."""
     doors: dict[str, Door] = {name: ClientDoor(url) for name, url in fleet.http.items()}
-    doors["celery"] = CeleryDoor(fleet.settings.broker, fleet.settings.state)
-    if fleet.broker is None:
-        doors["client"] = ClientDoor(fleet.settings.broker)
+    doors["celery"] = CeleryDoor(fleet.amqp or fleet.settings.broker, fleet.settings.state)
+    doors["client"] = ClientDoor(fleet.settings.broker)
+    if fleet.rabbit is None:
         doors["replicated client"] = ClientDoor(fleet.settings.broker, "replicated")
     return doors
 

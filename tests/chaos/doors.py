@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import celery
@@ -16,11 +17,12 @@ from celery.states import READY_STATES
 
 import taxiway
 from taxiway.contract.job import Result, ResultMeta, read_result
-from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
 from taxiway.contract.request import new_id
 from taxiway.contract.wire import Durability
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, error_from
 from tests.chaos.workload import JobSpec
+from tests.producing import QUORUM
 
 _AWAY = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, OSError)
 _POLL = (0.2, 3.0)  # seconds between two polls of plain Celery for a result: the first and the longest
@@ -79,7 +81,8 @@ class CeleryDoor:
         confirmed = {"confirm_publish": True} if broker.startswith("amqp") else {}
         quick = {"socket_timeout": 2, "socket_connect_timeout": 2, "max_retries": 1, **confirmed}
         self._app.conf.update(broker_transport_options=quick, broker_connection_timeout=2, redis_socket_timeout=2)
-        self._app.conf.task_queues = [kombu.Queue(ARRIVALS)]
+        self._app.conf.task_queues = [QUORUM if confirmed else kombu.Queue(ARRIVALS)]
+        self._bridged = bool(confirmed)
         self._senders, self._readers = ThreadPoolExecutor(4, "celery-send"), ThreadPoolExecutor(4, "celery-read")
 
     async def submit(self, spec: JobSpec) -> AcceptedJob:
@@ -93,9 +96,10 @@ class CeleryDoor:
         return _CeleryJob(self, job)
 
     async def cancel(self, job: str) -> None:
-        """Revoke the job, as Celery does."""
+        """Revoke the job, as Celery does; no revocation goes through RabbitMQ, so there it is cancelled."""
+        cancel = partial(self._app.send_task, CANCEL, args=[job], queue=ARRIVALS, retry=False)
         try:
-            await _in_thread(self._senders, lambda: self._app.control.revoke(job))
+            await _in_thread(self._senders, cancel if self._bridged else partial(self._app.control.revoke, job))
         except _AWAY as error:
             raise BrokerUnavailableError(f"Celery: {error}") from error
 

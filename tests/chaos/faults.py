@@ -87,7 +87,7 @@ class FaultInjector:
             raise SkippedError("the process is starting")
 
     def _freeze(self, fault: Fault) -> Action:
-        if fault.target in ("store", "broker"):
+        if fault.target in ("store", "rabbit"):
             pid = self._server_pid(fault.target)
         else:
             pid = self._fleet.processes.pid(self._named(fault.target))
@@ -96,9 +96,9 @@ class FaultInjector:
 
     def _restart(self, fault: Fault) -> None:
         fleet = self._fleet
-        if fault.target == "broker" and fleet.broker is not None:
-            fleet.broker.kill()
-            fleet.broker.start()
+        if fault.target == "rabbit" and fleet.rabbit is not None:
+            fleet.rabbit.kill()
+            fleet.rabbit.start()
         else:
             fleet.store.kill()
             fleet.store.restart()
@@ -162,8 +162,8 @@ class FaultInjector:
         return name
 
     def _server_pid(self, target: str) -> int:
-        broker = self._fleet.broker
-        pid = broker.pid if target == "broker" and broker is not None else self._fleet.store.primary.pid
+        rabbit = self._fleet.rabbit
+        pid = rabbit.pid if target == "rabbit" and rabbit is not None else self._fleet.store.primary.pid
         assert pid is not None
         return pid
 

@@ -47,24 +47,26 @@ NOTES_FILE = "TAXIWAY_NOTED"
 """Variable with the file to which the model `tally` appends its calls."""
 
 _SIDES = ("workers", "routers", "producers")
+_BRIDGED = ("routers", "producers")
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A running fleet, its parts by name. `broker` is None if the store is the broker; `settings` are for producers."""
+    """A running fleet, its parts by name. Without `rabbit` nothing is bridged. `settings` and `amqp` are producers'."""
 
     store: Store
-    broker: RabbitServer | None
+    rabbit: RabbitServer | None
     processes: Processes
     cables: Mapping[str, Cable]
     clocks: Mapping[str, Path]
     settings: Settings
+    amqp: str
     http: Mapping[str, str]
     notes: Path
 
     def targets(self) -> Targets:
         """The names of possible fault targets."""
-        servers = ["store"] if self.broker is None else ["store", "broker"]
+        servers = ["store"] if self.rabbit is None else ["store", "rabbit"]
         names = self.http, [f"worker-{n}" for n in range(sum(WORKERS.values()))]
         return Targets(
             workers=names[1],
@@ -72,7 +74,7 @@ class Fleet:
             servers=servers,
             cables=list(self.cables),
             clocks=list(self.clocks) or ["none"],
-            replicated=self.broker is None,
+            replicated=self.rabbit is None,
         )
 
 
@@ -92,13 +94,13 @@ def _notes_file_of(process: psutil.Process) -> str | None:
 def running_fleet(folder: Path, *, rabbitmq: bool) -> Iterator[Fleet]:
     """A fleet that is ready; stopped afterwards."""
     store = Store(folder / "store", replicated=not rabbitmq)
-    broker = RabbitServer(folder / "rabbitmq") if rabbitmq else None
+    rabbit = RabbitServer(folder / "rabbitmq") if rabbitmq else None
     fleet = None
     try:
         store.start()
-        if broker is not None:
-            broker.start()
-        fleet = _fleet(folder, store, broker)
+        if rabbit is not None:
+            rabbit.start()
+        fleet = _fleet(folder, store, rabbit)
         fleet.processes.start()
         _await_ready(fleet)
         yield fleet
@@ -107,21 +109,21 @@ def running_fleet(folder: Path, *, rabbitmq: bool) -> Iterator[Fleet]:
             fleet.processes.stop()
             for cable in fleet.cables.values():
                 cable.close()
-        if broker is not None:
-            broker.stop()
+        if rabbit is not None:
+            rabbit.stop()
         store.stop()
 
 
-def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
+def _fleet(folder: Path, store: Store, rabbit: RabbitServer | None) -> Fleet:
     cables = {f"{side} to store": Cable("127.0.0.1", store.port) for side in _SIDES}
-    if broker is not None:
-        cables |= {f"{side} to broker": Cable("127.0.0.1", broker.port) for side in _SIDES}
+    amqp = dict.fromkeys(_SIDES, "")
+    if rabbit is not None:
+        cables |= {f"{side} to rabbit": Cable("127.0.0.1", rabbit.port) for side in _BRIDGED}
+        amqp |= {side: _through(rabbit.url, cables[f"{side} to rabbit"]) for side in _BRIDGED}
     secret = secrets.token_hex(32)
 
     def settings(side: str) -> Settings:
-        state = _through(store.primary.url, cables[f"{side} to store"])
-        through = state if broker is None else _through(broker.url, cables[f"{side} to broker"])
-        variables = {"STATE": state, "BROKER": through, "SECRET": secret}
+        variables = {"BROKER": _through(store.primary.url, cables[f"{side} to store"]), "SECRET": secret}
         variables |= {"QUEUES": str(folder / "queues.yaml"), "MODELS": str(folder / "models")}
         return settings_from({f"TAXIWAY_{name}": value for name, value in variables.items()})
 
@@ -136,6 +138,7 @@ def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
 
     def process(name: str, arguments: list[str], side: str) -> SupervisedProcess:
         variables = {**os.environ, **settings(side).environment(), NOTES_FILE: str(notes), "OMP_NUM_THREADS": "1"}
+        variables["TAXIWAY_AMQP"] = amqp[side]
         if name in clocks:
             variables |= _fake_time(clocks[name])
         return SupervisedProcess(name, arguments, variables, folder / "logs", announces=True)
@@ -144,7 +147,8 @@ def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
     classes = [name for name, count in WORKERS.items() for _ in range(count)]
     processes |= {f"worker-{n}": process(f"worker-{n}", _worker(c, n), "workers") for n, c in enumerate(classes)}
     http = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    return Fleet(store, broker, Processes(processes), cables, clocks, settings("producers"), http, notes)
+    producers = settings("producers"), amqp["producers"]
+    return Fleet(store, rabbit, Processes(processes), cables, clocks, *producers, http, notes)
 
 
 def _write_graphs(models: Path) -> None:

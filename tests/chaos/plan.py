@@ -35,7 +35,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The names of possible targets. `servers` are the store and, if it is separate, the broker."""
+    """The names of possible targets. `servers` are the store and, if there is a bridge to one, RabbitMQ."""
 
     workers: Sequence[str]
     routers: Sequence[str]

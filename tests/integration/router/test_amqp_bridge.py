@@ -21,8 +21,7 @@ from broker.port import DeadLetter
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, CANCEL, DEAD, INFER, job_key
 from tests.cable import Cable
-from tests.conftest import QUORUM
-from tests.producing import stop_listening
+from tests.producing import QUORUM, stop_listening
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import record_of
 from tests.working import worker_process
