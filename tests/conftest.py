@@ -18,15 +18,17 @@ from tests.command_line import CommandLine
 from tests.producing import QUORUM
 from tests.working import empty_fleet
 
-# No deadline: a busy machine is no failure, and pytest-timeout ends what hangs. Nor is a draw of many situations that
-# have no placement: those tests leave them out on purpose.
-hypothesis_settings.register_profile(
-    "taxiway",
-    deadline=None,
-    max_examples=50,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
-hypothesis_settings.load_profile("taxiway")
+# Examples of each property: while working, in CI and at night (pytest --hypothesis-profile). No deadline: a busy
+# machine is no failure, and pytest-timeout ends what hangs. Nor is a draw of many situations that have no placement:
+# those tests leave them out on purpose.
+for profile, examples in {"working": 20, "ci": 50, "nightly": 200}.items():
+    hypothesis_settings.register_profile(
+        profile,
+        deadline=None,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+    )
+hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "working")
 
 # A shell starts background jobs with SIGINT ignored, and a process that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

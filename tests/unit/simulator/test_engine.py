@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from router.decide.facts import BEAT
@@ -163,7 +163,6 @@ def test_a_batch_forms_while_the_one_before_it_runs() -> None:
     assert np.unique(np.round(ends, 3), return_counts=True)[1].tolist() == [1, 4, 3]
 
 
-@settings(max_examples=40)
 @given(load=st.floats(0, 100), jobs=st.integers(0, 50), count=st.integers(1, 20), minimum=st.integers(0, 1))
 def test_the_scaling_rule_stays_within_its_bounds(load: float, jobs: int, count: int, minimum: int) -> None:
     devices = devices_wanted(Density(), load, jobs, minimum=minimum, count=count)

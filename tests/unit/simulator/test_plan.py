@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -110,7 +110,6 @@ def programmes(draw: st.DrawFn) -> tuple[list[Offer], Figures, dict[str, int]]:
 sizes = st.sets(st.sampled_from([1, 2]), min_size=1).map(sorted)
 
 
-@settings(max_examples=25)
 @given(programme=programmes())
 def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
     programme: tuple[list[Offer], Figures, dict[str, int]],
@@ -128,7 +127,6 @@ def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
         assert cheapest(offered, load, counts).usd_per_hour == pytest.approx(cost)
 
 
-@settings(max_examples=25)
 @given(programme=programmes(), factor=st.floats(1, 3))
 def test_more_load_never_costs_less_and_a_mix_keeps_every_limit(
     programme: tuple[list[Offer], Figures, dict[str, int]], factor: float
@@ -142,7 +140,6 @@ def test_more_load_never_costs_less_and_a_mix_keeps_every_limit(
         assert all(number >= 0 for number in mix.instances)
 
 
-@settings(max_examples=25)
 @given(programme=programmes())
 def test_a_fleet_that_is_too_small_suffices_with_the_devices_that_it_is_reported_to_lack(
     programme: tuple[list[Offer], Figures, dict[str, int]],

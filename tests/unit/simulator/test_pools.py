@@ -84,7 +84,7 @@ def test_devices_cost_what_their_nodes_cost() -> None:
     assert spot.cost_usd * 1.4 < both.cost_usd < spot.cost_usd * 2
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     nodes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=8),
     period=st.sampled_from([3, 11, 40]),

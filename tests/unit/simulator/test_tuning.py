@@ -123,7 +123,6 @@ def test_a_window_begins_at_zero_and_holds_its_arrivals() -> None:
     assert 0 <= arrivals[0] < arrivals[-1] < window.span == 40.0
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), begin=st.floats(0, 60), span=st.floats(1, 300))
 def test_a_redrawn_window_has_arrivals_of_the_same_kind(seed: int, begin: float, span: float) -> None:
     window = twin(begin, 120.0).window
@@ -181,7 +180,6 @@ def test_a_play_counts_what_is_late_when_the_load_comes_back_to_no_device() -> N
     assert not ended.play(everything).timely.all()
 
 
-@settings(max_examples=20, deadline=None)
 @given(most=st.integers(50, 900), span=st.floats(30, 120))
 def test_a_busy_window_is_sampled_in_pieces_of_its_whole_span(most: int, span: float) -> None:
     work = workload()
@@ -346,7 +344,7 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     assert any(decision.begin[place] > 1 for place in places)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(factor=st.floats(0.95, 1.05))
 def test_five_per_cent_of_load_change_nothing(factor: float) -> None:
     tuner, now, first = tuned_once()

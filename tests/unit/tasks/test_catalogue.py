@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.heartbeat import lacking
@@ -388,7 +388,6 @@ def test_any_change_to_a_shipped_model_is_a_model_or_a_model_error(data: st.Data
     returns_or_refuses(yaml.safe_dump(described))
 
 
-@settings(max_examples=100)
 @given(text=st.sampled_from(SHIPPED), data=st.data())
 def test_any_slip_of_the_pen_is_a_model_or_a_model_error(text: str, data: st.DataObject) -> None:
     start, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 40))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.files import GraphError, GraphTensor, Signature, read_signature
@@ -47,7 +47,6 @@ def test_an_axis_of_negative_length_is_free_and_a_name_may_have_any_characters(t
     assert found == Signature(*((GraphTensor(name, "FP32", (-1, 2)),) for name in EXPORTED.values()))
 
 
-@settings(max_examples=300)
 @given(cut=st.integers(0, len(vad_graph())), junk=st.binary(max_size=12), rest=st.integers(0, len(vad_graph())))
 def test_any_other_file_is_refused_or_read(
     cut: int, junk: bytes, rest: int, tmp_path_factory: pytest.TempPathFactory

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.endpoints import Tariff
@@ -53,19 +53,16 @@ def returns_or_refuses(text: str) -> None:
         assert len(str(error)) < 1000
 
 
-@settings(max_examples=100)
 @given(text=st.text() | st.text("[]{}:,-&*!\n a1'\"|>?%@#~.\t"))
 def test_any_text_is_a_topology_or_a_topology_error(text: str) -> None:
     returns_or_refuses(text)
 
 
-@settings(max_examples=100)
 @given(path=st.sampled_from(PATHS), value=json_values | st.just(MISSING) | st.floats() | st.dates())
 def test_any_change_to_the_shipped_file_is_a_topology_or_a_topology_error(path: tuple[Any, ...], value: Any) -> None:
     returns_or_refuses(changed(path, value))
 
 
-@settings(max_examples=100)
 @given(start=st.integers(0, len(TEXT)), length=st.integers(0, 40), text=st.text(max_size=10))
 def test_any_slip_of_the_pen_is_a_topology_or_a_topology_error(start: int, length: int, text: str) -> None:
     returns_or_refuses(TEXT[:start] + text + TEXT[start + length :])

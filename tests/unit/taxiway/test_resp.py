@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import hiredis
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from taxiway.valkey import LARGE, Answers, Value, packed
@@ -59,7 +59,6 @@ def plain(answer: object) -> object:
     return bytes(answer) if isinstance(answer, memoryview) else answer
 
 
-@settings(max_examples=50)
 @given(given=st.lists(answers, max_size=6), cuts=st.lists(st.integers(1, 2**17), min_size=1), small=st.booleans())
 def test_answers_are_the_same_wherever_what_is_received_was_cut(
     given: list[object], cuts: list[int], small: bool

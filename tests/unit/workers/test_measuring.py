@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import msgspec
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.unit.tasks.test_profiles import MEASURED, MODEL, seconds
@@ -23,7 +23,6 @@ curves = st.builds(
 GRID = [(rows, size) for rows in (1, 2, 4, 8, 16) for size in (16, 64, 256)]
 
 
-@settings(max_examples=20)
 @given(curves)
 def test_a_fit_finds_the_curve_that_made_its_points(true: Curve) -> None:
     found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
@@ -69,7 +68,6 @@ def test_a_fit_is_never_negative_and_its_residuals_grow(found: list[Timed]) -> N
     assert 0 < spread.p50 <= spread.p90 <= spread.p95 <= spread.p99
 
 
-@settings(max_examples=20)
 @given(points, st.data())
 def test_a_fit_does_not_depend_on_the_order_of_its_points(found: list[Timed], data: Any) -> None:
     assume(len({p.seconds for p in found}) == len(found))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from benchmarks.decision_speed import WAITING, WORKERS, scene_of, seconds_of
@@ -167,7 +167,6 @@ def played(draw: st.DrawFn) -> tuple[WorkingSnapshot, CandidateTable, list[Job]]
     return working, table, [Job(str(n), *it, 1.0, []) for n, it in enumerate(draw(st.lists(job, max_size=40)))]
 
 
-@settings(max_examples=30)
 @given(scene=played())
 def test_tick_after_tick_every_job_is_served_and_none_goes_to_and_fro(
     scene: tuple[WorkingSnapshot, CandidateTable, list[Job]],

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from router.decide.retarget import SETTLED, Action, Conditions, Retarget, retarget
@@ -182,7 +182,6 @@ def histories(draw: st.DrawFn, topology: Topology) -> list[FleetSnapshot]:
     return ticks
 
 
-@settings(max_examples=100)
 @given(st.data())
 def test_lending_keeps_its_promises_whatever_happens(data: st.DataObject) -> None:
     topology = data.draw(st.just(TOPOLOGY) | topologies())
