@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -30,9 +31,19 @@ for profile, examples in {"working": 20, "ci": 50, "nightly": 200}.items():
     )
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "working")
 
+# Collecting makes a million objects that stay: the garbage collector scanned them for half of the time, and with them
+# whenever a test collects garbage.
+gc.disable()
+
 # A shell starts background jobs with SIGINT ignored, and a process that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """From here on there is garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
