@@ -14,15 +14,17 @@ SECONDS := 300
 MESSAGES := 1000000
 CHAOS :=
 DEMO :=
+# Of a shared server or fleet, one process has all tests (tests/conftest.py); each other file has one.
+SPREAD := -n 3 --dist loadgroup --no-loadscope-reorder
 
 # The tests start hundreds of processes: each would compile the tree again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reference torch mlserver engines demo test unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
+.PHONY: help setup reference torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with all that the demo and the tests need
 
@@ -37,11 +39,19 @@ engines: $(READY) $(ENGINES)/vllm/.ready ## vLLM in an environment of its own (3
 demo: $(READY) ## real models answer real inputs on three hardware classes (every row: make demo DEMO=--rows)
 	@$(BIN)/python -m local demo $(DEMO)
 
-test: lint ## the checks, then unit, integration and acceptance tests
+test: $(READY) ## the checks beside the unit, integration and acceptance tests, but those that wait by nature (make slow)
 	$(BIN)/python -m local fetch
-	$(BIN)/pytest tests/unit tests/integration -m 'not rabbitmq' -n 3 --dist loadfile
-	$(BIN)/pytest tests/integration -m rabbitmq
-	$(BIN)/pytest tests/acceptance
+	@$(MAKE) --no-print-directory --jobs 2 lint quick
+
+test-all: ## everything: make test, then make slow
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory slow
+
+quick: $(READY) # long tests first, so that all processes end together
+	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m 'not slow' $(SPREAD)
+
+slow: $(READY) ## the tests that wait by nature: failovers, drains, memory that must not grow, images
+	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m slow $(SPREAD)
 
 unit: $(READY) ## the unit tests alone: seconds, without a network, a server or a process
 	$(BIN)/pytest tests/unit -n 2

@@ -40,6 +40,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a file to one process of `pytest --dist loadgroup`, and all that share a server to one."""
+    for item in items:
+        group = str(item.path)
+        if item.get_closest_marker("rabbitmq"):
+            group = "rabbitmq"
+        elif item.path.parent.name == "acceptance" and "fleet" in getattr(item, "fixturenames", ()):
+            group = "fleet"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_finish() -> None:
     """From here on there is garbage."""
     gc.freeze()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from local.embedded import free_port
 from local.fleet import Fleet
 from local.plan import absent
 from tasks.machine import look
@@ -18,10 +19,12 @@ collect_ignore = [] if importlib.util.find_spec("standardwebhooks") else ["test_
 """A test in an environment that was made before that was a development dependency."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One fleet for the whole run: Flower and a worker of each class, emulated where the device is absent."""
+    """One fleet for all these tests: Flower and a worker of each class, emulated where the device is absent."""
     data = tmp_path_factory.mktemp("fleet")
     emulated = absent(load_topology(TREE / "queues.yaml"), look())
-    yield start_fleet(data, "--workers", "cpu.batch=1", *(word for name in emulated for word in ("--emulate", name)))
+    apart = ("--flower-port", str(free_port()))  # a fleet that starts at the same time has the usual one
+    words = (word for name in emulated for word in ("--emulate", name))
+    yield start_fleet(data, *apart, "--workers", "cpu.batch=1", *words)
     taxiway("down", "--data", str(data))

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tasks.settings import TREE
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_suite_measures_a_fleet_at_both_doors_beside_the_limit(tmp_path: Path) -> None:

@@ -84,20 +84,20 @@ class Crew:
 
 
 @pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Settings:
+def small(settings: Settings, tmp_path: Path) -> Settings:
     return worker_settings(settings, tmp_path)
 
 
-def test_no_request_fails_while_every_router_and_worker_is_replaced(fleet: Settings) -> None:
-    with ExitStack() as stack, redis.Redis.from_url(fleet.state) as state:
-        old = Crew(fleet, ("cpu:0", "cpu:1"), stack)
+def test_no_request_fails_while_every_router_and_worker_is_replaced(small: Settings) -> None:
+    with ExitStack() as stack, redis.Redis.from_url(small.state) as state:
+        old = Crew(small, ("cpu:0", "cpu:1"), stack)
         eventually(old.ready)
         balancer = Balancer(*(router.http for router in old.routers))
         stack.callback(balancer.close)
-        traffic = Traffic(fleet.broker, balancer.url)
+        traffic = Traffic(small.broker, balancer.url)
         flowing = stack.enter_context(ThreadPoolExecutor()).submit(asyncio.run, traffic.flow())
         stack.callback(traffic.stop)
-        new = Crew(fleet, ("cpu:2", "cpu:3"), stack)
+        new = Crew(small, ("cpu:2", "cpu:3"), stack)
         eventually(new.ready)
         balancer.add(*(router.http for router in new.routers))
         assert list(old.leave()) == [0] * 4

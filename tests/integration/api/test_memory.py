@@ -21,6 +21,8 @@ from tests.fuzzing.connections import LIVE, ask_without_end
 from tests.routing import EchoDevice, RouterProcess, router_process
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 SECRETS = {tenant: secrets.token_urlsafe(32) for tenant in ("lab", "shop", "wide")}
 QUEUES = """

@@ -19,6 +19,8 @@ from taxiway.contract.wire import encode_envelope, task_envelope
 from tests.routing import EchoDevice, eventually
 from tests.ticking import LONGEST, Stalls, ticking_router
 
+pytestmark = pytest.mark.slow
+
 FULL = 16 * 2**20 - 2**12
 
 

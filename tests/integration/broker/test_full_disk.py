@@ -20,6 +20,8 @@ from tests.chaos.store import Store
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import worker_process
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:

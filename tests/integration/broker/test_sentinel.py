@@ -26,6 +26,8 @@ from tests.routing import router_process
 from tests.waiting import until as patiently
 from tests.working import QUEUES, worker_process, worker_settings
 
+pytestmark = pytest.mark.slow
+
 SERVICE = "fleet"
 
 

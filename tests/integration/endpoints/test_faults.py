@@ -15,6 +15,8 @@ from tests.engine_faults import CLASSES, OF_PROMPTS, OF_SERVERS, FaultyEngine, T
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import worker_process, worker_settings
 
+pytestmark = pytest.mark.slow
+
 COUNT = 3
 
 

@@ -22,6 +22,8 @@ from tasks.models.folder import load_catalogue
 from tasks.models.model import Derived, Model, Variant
 from tasks.settings import TREE
 
+pytestmark = pytest.mark.slow
+
 OURS = {"taxiway", "tasks", "broker", "router", "api", "workers", "simulator", "controller", "benchmarks"}
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu", "torch", "jax"}
 IMAGES = {

@@ -20,6 +20,8 @@ from taxiway.errors import BrokerFullError, UnknownModelError
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 
+pytestmark = pytest.mark.slow
+
 BOUNDED = """
 hardware:
   cpu.batch: {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.05, price: {usd_per_hour: 0.05}, horizon: 1000}

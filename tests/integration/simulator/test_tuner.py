@@ -32,6 +32,8 @@ from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
 from tests.routing import EchoDevice, eventually
 from tests.waiting import BUSY
 
+pytestmark = pytest.mark.slow
+
 SHORT = 4.0
 """Seconds of a lease that a busy machine still renews in time."""
 

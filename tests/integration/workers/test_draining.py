@@ -40,6 +40,8 @@ from tests.working import (
 from workers.drain import SIGNAL
 from workers.heartbeat import HUNG
 
+pytestmark = pytest.mark.slow
+
 LEASE = 1.0  # as QUEUES has it
 ENDLESS = {"samples": [10**12], "seed": [1]}
 
