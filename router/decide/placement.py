@@ -63,16 +63,17 @@ _ANY = 2**31  # runs: no limit of attempts is as high
 class Placement:
     """Where a request runs, and why. The reason is computed on demand.
 
-    `index` is the chosen candidate's row in the candidate table, and `why` gives the reason for it. A `held` placement
-    is not bound to it: every queue that could take the request exceeds its horizon, and it waits until one does not.
+    A `held` placement is not bound to its candidate: every queue that could take the request exceeds its horizon, and
+    it waits until one does not.
     """
 
     table: CandidateTable
     needs: Needs
     figures: Figures
-    index: int
+    index: int  # the chosen candidate's row in the table
     why: Callable[[int], str]
     held: bool = False
+    leaves: bool = False  # it leaves the class that the plan prefers
 
     @property
     def reason(self) -> str:
@@ -143,77 +144,6 @@ class Placement:
         return dict(sorted(best.items()))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """The candidates that are equally good for every request with these needs, while the work ahead is unchanged.
-
-    `equals` are their rows in the candidate table. `why` gives the reason for one of them. `within_horizon` says whose
-    queues have capacity. `route` is what the plan has to do with it.
-    """
-
-    table: CandidateTable
-    needs: Needs
-    figures: Figures
-    equals: Sequence[int]
-    why: Callable[[int], str]
-    within_horizon: np.ndarray
-    route: Route
-
-    @property
-    def tolerance(self) -> float:
-        """Change of the work ahead, in device seconds, that does not affect the decision.
-
-        It is one batch per device, because rows that share a batch finish together, or the backlog if that is less.
-        None where requests leave the plan: each leaves only for where there is next to no work.
-        """
-        if self.route.leaves:
-            return 0.0
-        alike = np.minimum(full_batch(self.table, self.needs), self.figures.wait) * self.table.servers
-        return float(alike[list(self.equals)].min())
-
-    def pick(self, seed: int) -> int:
-        """The candidate's row: the earlier of two picked at random. Deterministic in `seed`."""
-        equals, finish = self.equals, self.figures.finish
-        first, second = equals[seed % len(equals)], equals[(seed // len(equals)) % len(equals)]
-        if first != second:
-            first = min(first, second, key=lambda i: (finish[i], self.figures.cost[i], i))
-        return first
-
-    def placement(self, index: int) -> Placement:
-        """The placement on the candidate of this row, one of `equals`."""
-        held = not self.within_horizon[index]
-        figures = self._batched_figures() if held else self.figures
-        return Placement(self.table, self.needs, figures, index, self._reason, held)
-
-    def _reason(self, index: int) -> str:
-        reason = self.route.note + (self.why(index) if self.within_horizon[index] else self._held_reason(index))
-        reason += self._saving(index)
-        if not self.table.stale:
-            return reason
-        return f"from queues.yaml only, the fleet snapshot is stale: {reason}"
-
-    def _saving(self, index: int) -> str:
-        """What a prefix of the prompt that was read before is worth there."""
-        prefix, saved = self.needs.prefix, self.figures.saved[index]
-        if prefix is None or not saved or not self.within_horizon[index]:
-            return ""
-        return (
-            f"; {read_before(self.needs, prefix):.0f} tokens of the prompt were read there before: {saved:.3g} s less"
-        )
-
-    def _batched_figures(self) -> Figures:
-        """The figures with the work of a held request: held jobs are released in full batches."""
-        crowd = replace(self.needs, expected_batch=int(self.table.limit.max()))
-        return replace(self.figures, work=estimate_figures(self.table, crowd, np.zeros(len(self.table.classes))).work)
-
-    def _held_reason(self, index: int) -> str:
-        wait, most = self.figures.wait[index], horizon(self.table, self.needs)[index]
-        of = f"{_name(self.table, index)} has {wait:.3g} s of work ahead (limit {most:.3g})"
-        if self.needs.work_limit is not None:
-            return f"held: its tenant is over its fair share; {of}"
-        return f"held: every queue that could take it is past its horizon; {of}"
-
-
 def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
     """Choose a hardware class and a variant, or hold the request until a queue is back within its horizon.
 
@@ -233,12 +163,33 @@ def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) 
         OverloadedError: it cannot be in time now, but could with shorter queues; or every candidate costs more than its
             tenant may still spend today.
     """
-    choice = weigh(table, needs, work)
-    return choice.placement(choice.pick(seed))
+    equals = weigh(table, needs, work)
+    return equals[pick(equals, seed)]
 
 
-def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
-    """`choose` without the random pick: valid for every request with these needs. Raises what `choose` raises."""
+def pick(equals: Sequence[Placement], seed: int) -> int:
+    """The position of the earlier of two placements picked at random. Deterministic in `seed`."""
+    first, second = seed % len(equals), (seed // len(equals)) % len(equals)
+    if first == second:
+        return first
+    return min(first, second, key=lambda n: (equals[n].finish, equals[n].cost, equals[n].index))
+
+
+def tolerance(equals: Sequence[Placement]) -> float:
+    """Change of the work ahead, in device seconds, that does not affect the decision for these placements.
+
+    It is one batch per device, because rows that share a batch finish together, or the backlog if that is less. None
+    where requests leave the plan: each leaves only for where there is next to no work.
+    """
+    if equals[0].leaves:
+        return 0.0
+    table, needs = equals[0].table, equals[0].needs
+    alike = np.minimum(full_batch(table, needs), equals[0].figures.wait) * table.servers
+    return float(alike[[one.index for one in equals]].min())
+
+
+def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> list[Placement]:
+    """The placements that are equally good for every request with these needs. Raises what `choose` raises."""
     if not table.candidates:
         raise _unplaceable(table)
     figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
@@ -252,7 +203,37 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
     equals, why = _contenders(
         table, needs, figures, able=able, free=free, within_horizon=within_horizon, patience=patience
     )
-    return Choice(table, needs, figures, equals, why, within_horizon, route)
+    held = figures
+    if not all(within_horizon[i] for i in equals):  # held jobs are released in full batches
+        crowd = replace(needs, expected_batch=int(table.limit.max()))
+        held = replace(figures, work=estimate_figures(table, crowd, np.zeros(len(table.classes))).work)
+
+    def reason(i: int) -> str:
+        stale = "from queues.yaml only, the fleet snapshot is stale: " if table.stale else ""
+        if not within_horizon[i]:
+            return stale + route.note + _held_reason(table, needs, figures, i)
+        return stale + route.note + why(i) + _saving(needs, figures, i)
+
+    return [
+        Placement(table, needs, figures if within_horizon[i] else held, i, reason, not within_horizon[i], route.leaves)
+        for i in equals
+    ]
+
+
+def _saving(needs: Needs, figures: Figures, index: int) -> str:
+    """What a prefix of the prompt that was read before is worth there."""
+    prefix, saved = needs.prefix, figures.saved[index]
+    if prefix is None or not saved:
+        return ""
+    return f"; {read_before(needs, prefix):.0f} tokens of the prompt were read there before: {saved:.3g} s less"
+
+
+def _held_reason(table: CandidateTable, needs: Needs, figures: Figures, index: int) -> str:
+    wait, most = figures.wait[index], horizon(table, needs)[index]
+    why = "every queue that could take it is past its horizon"
+    if needs.work_limit is not None:
+        why = "its tenant is over its fair share"
+    return f"held: {why}; {_name(table, index)} has {wait:.3g} s of work ahead (limit {most:.3g})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,24 +1,24 @@
 """What placement reads between two snapshots of the fleet: the snapshot, its candidate tables and work added since.
 
-Requests with equal needs share a choice, which is computed once and reused while the work ahead of them stays about the
-same.
+Requests with equal needs share placements, computed once and reused while the work ahead stays about the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from msgspec.structs import replace
 
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import basis_text
 from router.decide.fairness import Depths, HeldKind, Tenants
-from router.decide.placement import Choice, Placement, weigh
+from router.decide.placement import Placement, pick, tolerance, weigh
 from router.decide.prefixes import Prefixes
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
-from tasks.endpoints import Tariff
 from tasks.heartbeat import three_digits
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
@@ -31,77 +31,45 @@ from taxiway.contract.keys import INFER, arrived_cell, held_cell, lengths_cell, 
 _SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
 
 
-@dataclass(slots=True, eq=False)
-class JobTemplate:
-    """A placement with everything its jobs share: ticket contents, record fields and the text shown in Flower.
+class Template:
+    """A placement with what all its jobs share: their ticket, their record's fields and the text shown in Flower.
 
-    `record` returns the same object for jobs with the same times and webhook endpoints, so it is stored once.
+    Each is made when it is first needed. `basis` is what the placement was decided from.
     """
 
-    placement: Placement
-    reason: str
-    model: str
-    variants: dict[str, str]
-    prices: dict[str, float]
-    tariffs: dict[str, Tariff]
-    bounds: tuple[float, float]
-    shown: str
-    keep_record: int
-    _fields: Mapping[str, str]
-    _record: dict[str, str] = field(default_factory=dict)
-    _made_for: tuple[float, float, str] = (-1.0, -1.0, "")
-
-    @classmethod
-    def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> JobTemplate:
-        """The template of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
-        model, variants, candidate = placement.table.model.id, placement.variants(), placement.candidate
-        reason = placement.reason  # a property that formats its text on each access
-        return cls(
-            placement=placement,
-            reason=reason,
-            model=model,
-            variants=variants,
-            prices={name: topology.hardware[name].dollars_per_hour for name in variants},
-            tariffs={name: told for name in variants if (told := topology.hardware[name].price.tariff) is not None},
-            bounds=(three_digits(placement.finish), three_digits(placement.at_most)),
-            shown=shown(model, candidate.hardware_class, candidate.variant_name, reason),
-            keep_record=topology.limits.keep_record,
-            _fields={
-                "reason": reason,
-                **(_held_fields if placement.held else _fields)(model, placement, tenant, basis),
-                **_open(topology, tenant),
-            },
-        )
+    def __init__(self, placement: Placement, topology: Topology, tenant: str, basis: str) -> None:
+        self.placement = placement
+        self._topology = topology
+        self._tenant = tenant
+        self._basis = basis
+        self._record: dict[str, str] = {}
+        self._made_for = (-1.0, -1.0, "")
 
     @property
     def queue(self) -> str:
         """The class queue that the jobs go to; empty if they are held."""
         return "" if self.placement.held else self.placement.candidate.hardware_class
 
+    @cached_property
+    def shown(self) -> str:
+        """The placement and its reason, shown in place of a task's keyword arguments."""
+        candidate = self.placement.candidate
+        return shown(self._ticket.model, candidate.hardware_class, candidate.variant_name, self._ticket.reason)
+
     def ticket(self, job: str, reply: str, accepted: float, placed: float) -> Ticket:
         """The ticket to run `job`.
 
         Without a deadline it is valid for as long as the job's record is kept: until then, a second copy is recognised.
         """
-        placement = self.placement
-        return Ticket(
-            job=job,
-            task=INFER,
-            model=self.model,
-            variants=self.variants,
-            prices=self.prices,
-            tariffs=self.tariffs,
-            runs=placement.runs,
-            accepted=accepted,
-            deadline_at=deadline_at(placement.needs, placed) or placed + self.keep_record,
-            level=placement.level,
-            reason=self.reason,
-            reply=reply,
-            promise=Promise(placement.candidate.hardware_class, placed, *self.bounds),
-        )
+        due = deadline_at(self.placement.needs, placed) or placed + self._topology.limits.keep_record
+        promise = Promise(self.placement.candidate.hardware_class, placed, *self._bounds)
+        return replace(self._ticket, job=job, reply=reply, accepted=accepted, deadline_at=due, promise=promise)
 
     def record(self, accepted: float, placed: float, hooks: str = "") -> Mapping[str, str]:
-        """A job's record as stored: `job.JobRecord`, plus what scripts and explanations need, `hooks` among it."""
+        """A job's record as stored: `job.JobRecord`, plus what scripts and explanations need, `hooks` among it.
+
+        The same object for jobs with the same times and webhook endpoints, so that it is stored once.
+        """
         if (accepted, placed, hooks) != self._made_for:
             due = repr(deadline_at(self.placement.needs, placed))
             at = "0.0" if self.placement.held else repr(placed)
@@ -110,30 +78,36 @@ class JobTemplate:
             self._record, self._made_for = {**self._fields, **times, **webhooks}, (accepted, placed, hooks)
         return self._record
 
+    @cached_property
+    def _ticket(self) -> Ticket:
+        placement, hardware = self.placement, self._topology.hardware
+        variants = placement.variants()
+        return Ticket(
+            job="",
+            task=INFER,
+            model=placement.table.model.id,
+            variants=variants,
+            prices={name: hardware[name].dollars_per_hour for name in variants},
+            tariffs={name: told for name in variants if (told := hardware[name].price.tariff) is not None},
+            runs=placement.runs,
+            accepted=0.0,
+            deadline_at=0.0,
+            level=placement.level,
+            reason=placement.reason,
+        )
 
-@dataclass(slots=True, eq=False)
-class CachedChoice:
-    """A choice with a template for each candidate that was picked of it: requests with equal needs share them."""
+    @cached_property
+    def _bounds(self) -> tuple[float, float]:
+        return three_digits(self.placement.finish), three_digits(self.placement.at_most)
 
-    choice: Choice
-    tenant: str
-    topology: Topology
-    basis: str
-    _templates: dict[int, JobTemplate] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, choice: Choice, topology: Topology, tenant: str, snapshot: str, ahead: np.ndarray) -> CachedChoice:
-        """The cached choice for requests of `tenant`, weighed with the work `ahead`."""
-        return cls(choice, tenant, topology, basis_text(choice.needs, snapshot, choice.table.classes, ahead))
-
-    def pick(self, seed: int) -> JobTemplate:
-        """The template of the placement that `seed` selects."""
-        index = self.choice.pick(seed)
-        template = self._templates.get(index)
-        if template is None:
-            placement = self.choice.placement(index)
-            template = self._templates[index] = JobTemplate.of(placement, self.topology, self.tenant, self.basis)
-        return template
+    @cached_property
+    def _fields(self) -> Mapping[str, str]:
+        fields = _held_fields if self.placement.held else _fields
+        return {
+            "reason": self._ticket.reason,
+            **fields(self._ticket.model, self.placement, self._tenant, self._basis),
+            **_open(self._topology, self._tenant),
+        }
 
 
 def deadline_at(needs: Needs, placed: float) -> float:
@@ -199,17 +173,24 @@ def shown(model: str, hardware_class: str, variant: str, reason: str) -> str:
 
 
 TOLERANCE = 0.001
-"""Change of the work ahead, in device seconds, below which a choice is always reused."""
+"""Change of the work ahead, in device seconds, below which placements are always reused."""
 
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    """A cached choice: how far the `backlog` that it was made with may change, and the total change that is no more."""
+    """The placements to pick from: how far the `backlog` that they were weighed with may change before they are not.
 
-    choice: CachedChoice
+    `until` is the total change up to which it has surely not.
+    """
+
+    equals: Sequence[Placement]
+    templates: Sequence[Template]
     tolerance: float
     backlog: np.ndarray
     until: float
+
+    def pick(self, seed: int) -> Template:
+        return self.templates[pick(self.equals, seed)]
 
 
 class WorkingSnapshot:
@@ -242,18 +223,29 @@ class WorkingSnapshot:
         self._topology = topology
         self._book = book
         self._tables: dict[tuple[str, Constraints, tuple[str, str] | None], CandidateTable] = {}
-        self._cached: dict[Hashable, _Kept] = {}
+        self._kept: dict[Hashable, _Kept] = {}
         self._changed = self._elapsed = 0.0
 
-    def make_choice(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> CachedChoice:
-        """The choice for requests with these needs. Raises what `weigh` raises. Only `count` adds work."""
-        ahead = self.ahead(released=released or self.bypasses_holding(tenant))
-        choice = weigh(self.table(model, needs.constraints), needs, ahead)
-        return CachedChoice.of(choice, self._topology, tenant, self.snapshot_name, ahead)
+    def place(
+        self, model: Model, needs: Needs, tenant: str, seed: int, *, key: Hashable = None, released: bool = False
+    ) -> Template:
+        """Where requests of the tenant with these needs run; kept under the `key`. Raises what `weigh` raises.
 
-    def cached(self, key: Hashable) -> CachedChoice | None:
-        """The choice cached under this key, while the work ahead has changed by no more than its tolerance."""
-        kept = self._cached.get(key)
+        Only `count` adds work.
+        """
+        ahead = self.ahead(released=released or self.bypasses_holding(tenant))
+        equals = weigh(self.table(model, needs.constraints), needs, ahead)
+        basis = basis_text(needs, self.snapshot_name, equals[0].table.classes, ahead)
+        templates = [Template(one, self._topology, tenant, basis) for one in equals]
+        most = max(TOLERANCE, tolerance(equals))
+        kept = _Kept(equals, templates, most, self.backlog.seconds.copy(), self._changed + most)
+        if key is not None:
+            self._kept[key] = kept
+        return kept.pick(seed)
+
+    def placed(self, key: Hashable, seed: int) -> Template | None:
+        """The same from what is kept under the key, while the work ahead has changed by no more than its tolerance."""
+        kept = self._kept.get(key)
         if kept is None:
             return None
         if self._changed > kept.until:  # what came and what was served may cancel out
@@ -261,12 +253,7 @@ class WorkingSnapshot:
             if left < 0:
                 return None
             kept.until = self._changed + left
-        return kept.choice
-
-    def keep(self, key: Hashable, cached: CachedChoice) -> None:
-        """Cache the choice under this key."""
-        tolerance = max(TOLERANCE, cached.choice.tolerance)
-        self._cached[key] = _Kept(cached, tolerance, self.backlog.seconds.copy(), self._changed + tolerance)
+        return kept.pick(seed)
 
     def ahead(self, *, released: bool = False) -> np.ndarray:
         """Device seconds served before a new request, bound and held, shape (classes, LEVELS).
@@ -292,7 +279,7 @@ class WorkingSnapshot:
         """Discard everything derived: endpoints, models or profiles changed."""
         self._topology, self._book = topology, book
         self._tables.clear()
-        self._cached.clear()
+        self._kept.clear()
 
     def advance(self, seconds: float) -> None:
         """Subtract the work that devices serve in `seconds`: the snapshot does not show progress made since."""
@@ -304,7 +291,7 @@ class WorkingSnapshot:
         classes = self.backlog.classes
         occupied = {name: max(seconds - self._elapsed, 0.0) for name, seconds in self.fleet.occupied.items()}
         self.backlog, self.held = Backlog(classes, with_occupied(work, occupied)), Backlog(classes, held)
-        self._cached.clear()
+        self._kept.clear()
 
     def count(self, placement: Placement, tenant: str) -> None:
         """Count the work and cost of a tenant's placement that is on its way to its queue."""
@@ -313,7 +300,7 @@ class WorkingSnapshot:
         backlog, work = self.held if placement.held else self.backlog, placement.work
         backlog.add(placement.candidate.hardware_class, placement.level, work)
         if placement.held:
-            return  # later requests are held too until a queue drains, so cached choices stay valid
+            return  # later requests are held too until a queue drains, so what is kept stays valid
         if placement.needs.allowance is not None:
             self.tenants.spend(placement.needs.allowance, placement.dearest)
         self.tenants.shares.charge(tenant, placement.device_dollars)

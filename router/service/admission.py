@@ -22,7 +22,7 @@ from router.decide.fairness import Tenants, check_class, check_tenant
 from router.decide.placement import Placement, seed_of
 from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, slots_worth
 from router.decide.webhooks import Endpoints
-from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
+from router.decide.working_snapshot import Template, WorkingSnapshot
 from router.service.celery_message import moment_of
 from tasks.models.catalogue import Catalogue
 from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, beginning, most_tokens
@@ -156,7 +156,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
     if not order.released:
         check_tenant(working.depths, topology, tenant=tenant, size=size)
     prompt = _prompt(order, rules, working)
-    template = _cached_choice(order, rules, working, prompt).pick(seed_of(order.job))
+    template = _template(order, rules, working, prompt)
     placement = template.placement
     if not order.released:
         check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
@@ -246,27 +246,26 @@ def hooks_of(order: Order, rules: Rules) -> str:
     return rules.webhooks.record(order.request.tenant, order.request.webhook)
 
 
-def _record(template: JobTemplate, order: Order, hooks: str) -> Mapping[str, str]:
+def _record(template: Template, order: Order, hooks: str) -> Mapping[str, str]:
     record = template.record(order.accepted, order.moment, hooks)
     return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
 
 
-def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot, prompt: Prompt) -> CachedChoice:
-    """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
+def _template(order: Order, rules: Rules, working: WorkingSnapshot, prompt: Prompt) -> Template:
+    """The request's placement: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
     model, shares = _accepting(order, rules), working.tenants.shares
     measurements = _measure(order, model, rules, working, prompt.prefix)
     standing = shares.work_limit(request.tenant), shares.bypasses_holding(request.tenant)
     key = (*_terms_of(request), *measurements, *standing)
-    known = working.cached(key) if until is None else None
+    seed = seed_of(order.job)
+    known = working.placed(key, seed) if until is None else None
     if known is not None:
         return known
     check_terms(request)
     needs = _needs(order, measurements, rules.topology, working.tenants, until)
-    cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
-    if until is None and needs.allowance is None:
-        working.keep(key, cached)
-    return cached
+    kept = key if until is None and needs.allowance is None else None
+    return working.place(model, needs, request.tenant, seed, key=kept, released=order.released > 0)
 
 
 def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Explanation]:
@@ -321,7 +320,7 @@ def size_of(model: Model, request: Request, lengths: Lengths) -> Sizes:
 
 
 class Measurements(NamedTuple):
-    """The measurements of a request, for `Needs`; rounded, so that similar requests share a choice."""
+    """The measurements of a request, for `Needs`; rounded, so that similar requests share placements."""
 
     rows: int
     size: int

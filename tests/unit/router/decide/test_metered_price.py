@@ -14,7 +14,7 @@ from router.decide.classify import Allowance, Constraints, Needs
 from router.decide.cost import estimate_figures
 from router.decide.rebalance import Block, Group
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import JobTemplate
+from router.decide.working_snapshot import Template
 from tasks.document import Size
 from tasks.endpoints import Tariff
 from tasks.models.model import Model, Parameter, Profile, Variant
@@ -100,7 +100,7 @@ def test_a_job_is_not_moved_to_a_provider_that_may_exceed_its_budget() -> None:
 def test_the_ticket_and_the_record_have_the_price_of_use() -> None:
     topology = topology_of(provider=PRICE)
     needs = replace(NEEDS, allowance=Allowance("lab", "2026-01-31", 1.0, 1.0, 3600.0))
-    template = JobTemplate.of(place(MODEL, needs, topology, fleet_of("provider")), topology, "lab", "")
+    template = Template(place(MODEL, needs, topology, fleet_of("provider")), topology, "lab", "")
     ticket = template.ticket("j", "", 0.0, 0.0)
     assert (ticket.tariffs, ticket.runs) == ({"provider": PRICE.tariff}, 0)
     assert float(template.record(0.0, 0.0)["cost"]) == pytest.approx(DEAREST)

@@ -11,7 +11,7 @@ from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import shadow_prices
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import JobTemplate
+from router.decide.working_snapshot import Template
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
 from tasks.models.model import Profile, Variant
@@ -83,5 +83,5 @@ def test_a_shadow_price_is_in_proportion_to_the_price_paid() -> None:
 
 def test_the_ticket_of_spot_capacity_has_the_spot_price() -> None:
     placement = place(MODEL, NEEDS, TOPOLOGY, FleetSnapshot((a_node("firm", None), a_node("spot", None))))
-    template = JobTemplate.of(placement, TOPOLOGY, "lab", "")
+    template = Template(placement, TOPOLOGY, "lab", "")
     assert template.ticket("j", "", 0.0, 0.0).prices == {"firm": 0.5, "spot": 0.4}

@@ -12,7 +12,7 @@ from hypothesis import given
 from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import Explanation, explain, pack_snapshot, unpack_snapshot
-from router.decide.placement import Placement, choose, weigh
+from router.decide.placement import Placement, choose, tolerance, weigh
 from router.decide.plan import SPILL_RUN, Cell, ClassPlan, Density, Handover, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
@@ -168,7 +168,7 @@ def test_a_choice_outside_the_plan_is_not_reused_as_work_grows() -> None:
     plan = a_plan(a_cell("dear"), a_cell("cheap", service="standard"))
     fleet = a_fleet(plan, work=BUSY)
     table = build_table(MODEL, LIVE.constraints, TOPOLOGY, fleet, ProfileBook())
-    assert weigh(table, LIVE, Backlog(table.classes, fleet.work).seconds).tolerance == 0.0
+    assert tolerance(weigh(table, LIVE, Backlog(table.classes, fleet.work).seconds)) == 0.0
 
 
 def test_a_stored_snapshot_has_its_plan() -> None:
