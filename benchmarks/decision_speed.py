@@ -32,8 +32,9 @@ from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.placement import choose
 from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
+from router.decide.waiting import window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.waiting import Waiting, groups_of, window_per_level
+from router.upkeep.waiting import Waiting, groups_of
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.models.model import Model, Profile, TensorSpec, Variant
