@@ -37,10 +37,13 @@ Errors quote values of a request shortened (`quoted`), without reading all of a 
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, ClassVar
+
+import msgspec
 
 QUOTED = 200
 """Most characters that an error quotes of one value."""
@@ -313,6 +316,30 @@ class DeadLetteredError(JobError):
 def wrong_field(field: str, expected: str, value: object, **details: Any) -> InvalidRequestError:
     """The error for a field with an unexpected value."""
     return InvalidRequestError(f"{cut(field)}: expected {expected}, got {quoted(value)}", field=cut(field), **details)
+
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes or values that it cannot decode."""
+
+_PLACE = re.compile(r"(?P<what>.*) - at (?:`key` in )?`\$(?P<path>[^`]*)`", re.DOTALL)
+_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
+
+
+def unreadable(error: Exception, within: str = "", root: str = "") -> InvalidRequestError:
+    """The error for one of `UNREADABLE`, which names the field, below `within`; `root` is where msgspec's paths begin.
+
+    The only place that knows how msgspec words its errors, beside `tasks.document`.
+    """
+    if not isinstance(error, msgspec.ValidationError):
+        field = within or "body"
+        return InvalidRequestError(f"{field}: expected JSON: {cut(str(error))}", field=field)
+    found = _PLACE.fullmatch(str(error))
+    what, path = (found["what"], found["path"].removeprefix(root)) if found else (str(error), "")
+    if named := _FIELD.fullmatch(what):
+        path = f"{path}.{named[1]}"
+        what = "expected a value, got nothing" if "missing" in what else "expected no such field"
+    field = cut(f"{within}{path}".strip(".") or "body")
+    return InvalidRequestError(f"{field}: {what[0].lower()}{cut(what[1:])}", field=field)
 
 
 def _bounded_detail(value: Any) -> Any:

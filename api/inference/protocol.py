@@ -39,7 +39,7 @@ from taxiway.contract.limits import (
 from taxiway.contract.request import TERMS, Priority, Request, parse_request
 from taxiway.contract.tensors import SINGLE, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, numbers, raw_bytes, to_array, to_wire
-from taxiway.errors import ExecutionError, InvalidRequestError, cut, quoted, wrong_field
+from taxiway.errors import UNREADABLE, ExecutionError, InvalidRequestError, cut, quoted, unreadable, wrong_field
 
 CLASSIFICATION = "classification"
 """An output's parameter: how many of each row's largest values to return."""
@@ -464,12 +464,8 @@ def _binary_size(tensor: InputTensor) -> object:
 def _read_json(text: Buffer, decode: Callable[[Buffer], T]) -> T:
     try:
         return decode(text)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        field = where.rstrip("`").lstrip(".") or "body"
-        raise InvalidRequestError(f"{cut(field)}: {cut(what[0].lower() + what[1:])}", field=field) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"body: expected JSON: {cut(str(error))}", field="body") from error
+    except UNREADABLE as error:
+        raise unreadable(error) from error
 
 
 def _read_large(text: Buffer, most: int) -> InferRequest:

@@ -35,7 +35,14 @@ from taxiway.contract.job import (
     read_position,
 )
 from taxiway.contract.limits import AT_ONCE, ELEMENTS, check_json
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, cut, wrong_field
+from taxiway.errors import (
+    UNREADABLE,
+    BrokerUnavailableError,
+    InvalidRequestError,
+    TaxiwayError,
+    unreadable,
+    wrong_field,
+)
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -66,9 +73,8 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
     check_json(body, most // AT_ONCE)
     try:
         return _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        message = f"body: expected text_input and parameters: {cut(str(error))}"
-        raise InvalidRequestError(message, field="body") from error
+    except UNREADABLE as error:
+        raise unreadable(error) from error
 
 
 class Streaming:

@@ -19,7 +19,7 @@ from router.service.model_list import unready
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Catalogue, reference_of
 from tasks.models.model import Model, TensorSpec
-from taxiway.errors import InvalidRequestError, cut
+from taxiway.errors import UNREADABLE, InvalidRequestError, cut, unreadable
 
 _TYPES = {"BYTES": "TYPE_STRING"}
 _SECOND = 1e9  # nanoseconds
@@ -118,9 +118,8 @@ async def _read(request: AnyRequest, kind: type[Body]) -> Body:
     body = await request.body()
     try:
         return msgspec.json.decode(body, type=kind) if body.strip() else kind()
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        expected = " and ".join(kind.__annotations__)
-        raise InvalidRequestError(f"body: expected {expected}: {cut(str(error))}", field="body") from error
+    except UNREADABLE as error:
+        raise unreadable(error) from error
 
 
 async def _check_control(request: AnyRequest) -> None:

@@ -26,7 +26,7 @@ from api.openai.requests import (
     completion_fields,
     embedding_fields,
 )
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, cut, wrong_field
+from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, unreadable, wrong_field
 
 MOST_LINES = 50_000
 """Lines of a batch."""
@@ -176,10 +176,8 @@ def read_line(text: bytes, endpoint: str) -> Line:
     """
     try:
         line = _decode_line(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(
-            f"expected custom_id, method, url and body: {cut(str(error))}", field="body"
-        ) from error
+    except UNREADABLE as error:
+        raise unreadable(error) from error
     if line.method != "POST" or line.url != endpoint:
         got = f"{line.method} {line.url}"
         raise wrong_field("url", f"POST {endpoint}", got)

@@ -40,7 +40,6 @@ from api.objects.objects import (
     page_before,
 )
 from api.openai.errors import ErrorContent
-from api.openai.requests import invalid_call
 from api.services import door_of
 from api.terms import HEADERS, terms_in
 from router.decide.classify import check_classes
@@ -48,11 +47,13 @@ from taxiway.contract.limits import check_json
 from taxiway.contract.request import parse_terms
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import (
+    UNREADABLE,
     FleetUnavailable,
     InvalidRequestError,
     UnknownObjectError,
     cut,
     quoted,
+    unreadable,
     wrong_field,
 )
 
@@ -311,11 +312,8 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     try:
         fields = msgspec.json.decode(body)
         call = msgspec.convert(fields, BatchCall)
-    except msgspec.ValidationError as error:
-        raise invalid_call(error) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        message = f"body: expected input_file_id, endpoint and completion_window: {cut(str(error))}"
-        raise InvalidRequestError(message, field="body") from error
+    except UNREADABLE as error:
+        raise unreadable(error) from error
     seconds = window_of(call.completion_window)
     if call.endpoint not in KINDS:
         raise wrong_field("endpoint", f"one of {sorted(KINDS)}", call.endpoint)
@@ -441,7 +439,7 @@ class _Form:
         try:
             return now + msgspec.convert(given, ExpiresAfter, strict=False).seconds
         except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"expires_after: {cut(str(error))}", field="expires_after") from error
+            raise unreadable(error, "expires_after") from error
 
     def _purpose(self) -> str:
         return self._fields.get("purpose", b"").decode(errors="replace")

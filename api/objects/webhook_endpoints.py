@@ -25,7 +25,7 @@ from router.upkeep.webhooks import Webhooks
 from tasks.topology import TenantName
 from taxiway.contract.limits import check_json
 from taxiway.contract.request import EventType
-from taxiway.errors import InvalidRequestError, cut
+from taxiway.errors import UNREADABLE, InvalidRequestError, unreadable
 
 MOST = 1000
 """Most endpoints, or dead letters, in one list."""
@@ -298,11 +298,10 @@ async def _read(request: AnyRequest, kind: type[Any]) -> Any:
     check_json(body, 10_000)
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        what, _, where = cut(str(error)).partition(" - at `$")
-        field = where.strip(".`").partition("[")[0] or "body"
-        hint = f"; expected * or some of {', '.join(get_args(EventType))}" if field == "event_types" else ""
-        raise InvalidRequestError(f"{field}: {what}{hint}", field=field) from error
+    except UNREADABLE as error:
+        wrong = unreadable(error)
+        hint = f"; expected * or some of {', '.join(get_args(EventType))}" if "event_types" in wrong.message else ""
+        raise InvalidRequestError(f"{wrong.message}{hint}", **wrong.details) from error
 
 
 def _each(types: Sequence[EventType | Literal["*"]]) -> tuple[EventType, ...]:

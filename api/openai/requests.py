@@ -7,7 +7,6 @@ service of queues.yaml; the other terms are in headers, or in fields of their na
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
@@ -21,7 +20,7 @@ from tasks.models.model import Model, TensorSpec
 from tasks.topology import Limits, Topology
 from taxiway.contract.limits import AT_ONCE, COUNT, check_json
 from taxiway.contract.request import MAX_NAME
-from taxiway.errors import InvalidRequestError, cut, wrong_field
+from taxiway.errors import UNREADABLE, InvalidRequestError, unreadable, wrong_field
 
 UNSUPPORTED = "unsupported"
 """Key in an error's details: the field is known, but the model or this server does not support it."""
@@ -155,7 +154,6 @@ _OWN = ("model", "stream", "stream_options", "n", "service_tier")
 _DEFAULTS: Mapping[str, Any] = {"frequency_penalty": 0, "logit_bias": {}, "presence_penalty": 0, "top_p": 1}
 """Values that change no completion."""
 
-_WHERE = re.compile(r"^(?P<what>.*?) - at `\$\.(?P<field>[^`]*)`$", re.DOTALL)
 _FORMATS = ("float", "base64")
 _LOGPROBS = "logprobs"
 
@@ -171,12 +169,9 @@ def read_call(body: bytes, kind: type[Call], limits: Limits) -> ParsedCall[Call]
     check_json(body, limits.elements // AT_ONCE)
     try:
         fields = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"body: expected JSON: {cut(str(error))}", field="body") from error
-    try:
         call = msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise invalid_call(error) from error
+    except UNREADABLE as error:
+        raise unreadable(error) from error
     for name, values in kind.NOTHING.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise unsupported(name, "nothing, as it is not supported here", value)
@@ -302,18 +297,6 @@ def _first_input(model: Model, fits: bool, expected: str) -> str:
     if not fits:
         raise InvalidRequestError(f"model: expected one {expected}, got {model.id}", field="model")
     return model.inputs[0].name
-
-
-def invalid_call(error: msgspec.ValidationError) -> InvalidRequestError:
-    """The validation error with the field first."""
-    match = _WHERE.match(str(error))
-    field, what = (match["field"], match["what"]) if match else ("body", str(error))
-    if not match and (missing := _MISSING.fullmatch(what)):
-        field = missing[1]
-    return InvalidRequestError(f"{cut(field)}: {cut(what)}", field=cut(field))
-
-
-_MISSING = re.compile(r"Object missing required field `([^`]*)`.*", re.DOTALL)
 
 
 _AUTO = "auto"

@@ -20,7 +20,7 @@ from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, DEFAULT_QUEUE
 from taxiway.contract.limits import check_values, values_beyond
 from taxiway.contract.request import is_name, new_id
 from taxiway.contract.wire import BRIDGED, DESTINATION, HEADER, NO_CANVAS, Envelope, task_envelope
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, unreadable
 
 MOST_BYTES = 64 * 2**10
 """Limit on the size of a message's headers as JSON, in bytes."""
@@ -107,9 +107,7 @@ def read_embed(body: bytes) -> Embed | None:
     try:
         return _decode_embed(body)[2]
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$[2]")
-        field = where.strip(".`") or "embed"
-        raise InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}, as Celery writes it", field=field) from error
+        raise unreadable(error, "embed", root="[2]") from error
 
 
 def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) -> After:
@@ -120,7 +118,7 @@ def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) 
     try:
         body = envelope.payload()
         follow = _decode_follow(body)[2] if values_beyond(body, most) is None else None
-    except (InvalidRequestError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (InvalidRequestError, *UNREADABLE):
         return NOTHING_AFTER
     if follow is None:
         return NOTHING_AFTER

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from taxiway.contract.limits import COUNT
-from taxiway.errors import wrong_field
+from taxiway.errors import UNREADABLE, wrong_field
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _UNREAD = ("metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
@@ -167,7 +167,7 @@ def read_chat(value: Any, field: str) -> dict[str, Any]:
     if isinstance(value, str | bytes):
         try:
             value = msgspec.json.decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise wrong_field(field, f"a chat request in JSON, such as {_EXAMPLE}", value) from error
     if not isinstance(value, dict):
         raise wrong_field(field, "a chat request: an object with messages", value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeGuard, get_args
@@ -12,7 +11,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import msgspec
 
 from taxiway.contract.limits import check_values
-from taxiway.errors import QUOTED, InvalidRequestError, cut, wrong_field
+from taxiway.errors import QUOTED, InvalidRequestError, unreadable, wrong_field
 
 Priority = Literal["high", "normal", "low"]
 
@@ -73,7 +72,6 @@ class Request(Terms, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 
 TERMS = frozenset(Terms.__struct_fields__)
 _FIELDS = frozenset(Request.__struct_fields__)
-_WHERE = re.compile(r"^(?:Expected )?(?P<what>.*?) - at (?:`key` in )?`\$\.(?P<field>[^`]*)`$", re.DOTALL)
 
 
 def parse_request(fields: Mapping[str, Any]) -> Request:
@@ -93,7 +91,7 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
     try:
         request = msgspec.convert(given, Request)
     except msgspec.ValidationError as error:
-        raise _named(error) from error
+        raise unreadable(error) from error
     check_content(request)
     return request
 
@@ -197,10 +195,3 @@ def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
     if isinstance(value, float) and value.is_integer():  # JSON and Python print it differently
         value = int(value)
     return wrong_field(field, expected, value)
-
-
-def _named(error: msgspec.ValidationError) -> InvalidRequestError:
-    """The validation error as taxiway's error, with the field first."""
-    match = _WHERE.match(str(error))
-    field, what = (match["field"], match["what"]) if match else ("request", str(error))
-    return InvalidRequestError(f"{cut(field)}: expected {cut(what)}", field=cut(field))

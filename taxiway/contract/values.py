@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from taxiway.contract.limits import DEEPEST, Buffer, elements_of
-from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError, cut, quoted, wrong_field
+from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError, cut, quoted, unreadable, wrong_field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -346,7 +346,7 @@ def _parsed(value: dict[str, Any]) -> Reference:
     try:
         return msgspec.convert(value, Reference)
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"ref: expected a reference to a blob: {cut(str(error))}", field="ref") from error
+        raise unreadable(error, "ref") from error
 
 
 def _checked(reference: Reference, contents: Mapping[str, Buffer | None]) -> Buffer:

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tasks.endpoints import Endpoint
 from tasks.heartbeat import Engine
 from tasks.models.discovered import Announced
+from taxiway.errors import UNREADABLE
 from workers.decide.faults import Breaker, State
 from workers.endpoints.http import EndpointLink
 from workers.endpoints.protocol import EndpointError, EndpointProtocol, FaultKind
@@ -275,7 +276,7 @@ def read_slots(body: bytes) -> Engine | None:
     """What llama.cpp's list of slots reports; None of anything else."""
     try:
         return Engine(running=sum(slot.is_processing for slot in _slots(body)))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

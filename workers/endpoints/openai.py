@@ -24,7 +24,7 @@ from tasks.models.profiles import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
 from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Tokens
-from taxiway.errors import cut, wrong_field
+from taxiway.errors import UNREADABLE, cut, wrong_field
 from workers.endpoints.protocol import Ask, AskItem, Discovery, EndpointError, FaultKind, Reader, WholeReader, malformed
 from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.pipelines.text import read_text
@@ -433,7 +433,7 @@ def _with_image(part: Any) -> Any:
 def _decoded(decode: Callable[[bytes | str], Value], raw: bytes | str) -> Value:
     try:
         return decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise malformed(str(error)) from error
 
 

@@ -17,7 +17,7 @@ from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from taxiway.contract.deltas import Delta
 from taxiway.contract.job import Tokens
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
+from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
 from workers.port import Item, Row
 
 LONGEST_WAIT = 300.0
@@ -118,7 +118,7 @@ def _message(body: bytes) -> tuple[str, tuple[Any, ...]]:
     """The error's text in the forms that engines have, and the marks that identify its kind."""
     try:
         said = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _cause(body[:MAX_REFUSAL].decode(errors="replace")), ()
     error = said.get("error", said) if isinstance(said, dict) else said
     if not isinstance(error, dict):

@@ -4,12 +4,25 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.settings import TREE
 from taxiway import errors
-from taxiway.errors import BrokerUnavailableError, ExecutionError, TaxiwayError, error_from, error_of_code, flaw
+from taxiway.errors import (
+    UNREADABLE,
+    BrokerUnavailableError,
+    ExecutionError,
+    TaxiwayError,
+    error_from,
+    error_of_code,
+    flaw,
+    unreadable,
+)
 
 
 def kinds(root: type[TaxiwayError] = TaxiwayError) -> Iterator[type[TaxiwayError]]:
@@ -90,3 +103,38 @@ def test_why_a_file_or_a_text_cannot_be_read_is_said_without_pythons_words(
         fault()
     assert isinstance(raised.value, OSError | UnicodeError)
     assert flaw(raised.value) == said
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    size: Literal[1, 2] = 1
+    by: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "message"),
+    [
+        (b'[{"name":3}]', "[0].name", "[0].name: expected `str`, got `int`"),
+        (b"[{}]", "[0].name", "[0].name: expected a value, got nothing"),
+        (b'[{"name":"a","bye":1}]', "[0].bye", "[0].bye: expected no such field"),
+        (b'[{"name":"a","size":3}]', "[0].size", "[0].size: invalid enum value 3"),
+        (b'[{"name":"a","by":{"b":"c"}}]', "[0].by[...]", "[0].by[...]: expected `int`, got `str`"),
+        (b"{}", "body", "body: expected `array`, got `object`"),
+        (b"[", "body", "body: expected JSON: Input data was truncated"),
+        (b'["\xff"]', "[0]", "[0]: expected `object`, got `str`"),
+        (b"[" * 10_000, "body", "body: expected JSON: "),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_refused_with_the_field_first(text: bytes, field: str, message: str) -> None:
+    with pytest.raises(UNREADABLE) as raised:
+        msgspec.json.decode(text, type=list[Part] if text[:2] != b"[[" else Any)
+    error = unreadable(raised.value)
+    assert error.details["field"] == field
+    assert error.message.startswith(message)
+
+
+@given(st.dictionaries(st.text(), st.text(), min_size=1))
+def test_a_key_that_cannot_be_read_is_named_by_its_mapping_whatever_its_text_is(values: dict[str, str]) -> None:
+    with pytest.raises(msgspec.ValidationError) as raised:
+        msgspec.convert({"name": "a", "by": values}, Part)
+    assert unreadable(raised.value, "part").details["field"] == "part.by[...]"
