@@ -42,7 +42,6 @@ from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import history_key
-from taxiway.valkey import fleet_errors
 
 LAG = SLICE + 2 * SETTLE
 """Seconds in which a job that was accepted is in the history, while a router leads."""
@@ -58,12 +57,11 @@ class History:
     """
 
     def __init__(self, url: str) -> None:
-        self._connections = ConnectionPool(url, answer=_READ)
+        self._connections = ConnectionPool(url, server="state store", answer=_READ)
 
     def now(self) -> float:
         """The store's time."""
-        with fleet_errors("state store"):
-            seconds, microseconds = self._connections.call("TIME")
+        seconds, microseconds = self._connections.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
 
     def read_recent(self, since: float) -> Arrivals:
@@ -78,11 +76,10 @@ class History:
     def read(self, begin: float, end: float) -> Arrivals:
         """The jobs accepted from `begin` until before `end`, by the store's clock."""
         slices: dict[int, bytes] = {}
-        with fleet_errors("state store"):
-            for hour, wanted in groupby(range(slice_of(begin), math.ceil(end), SLICE), hour_of):
-                named = list(wanted)
-                found = self._connections.calls(*(("HGET", history_key(hour), at) for at in named))
-                slices |= {at: bytes(packed) for at, packed in zip(named, found, strict=True) if packed is not None}
+        for hour, wanted in groupby(range(slice_of(begin), math.ceil(end), SLICE), hour_of):
+            named = list(wanted)
+            found = self._connections.calls(*(("HGET", history_key(hour), at) for at in named))
+            slices |= {at: bytes(packed) for at, packed in zip(named, found, strict=True) if packed is not None}
         return assembled(slices, begin, end)
 
     def close(self) -> None:

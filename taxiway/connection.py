@@ -25,6 +25,7 @@ from taxiway.valkey import (
     Script,
     ServerError,
     checked,
+    fleet_errors,
     is_unavailable,
     is_unknown_script,
     parse,
@@ -47,11 +48,12 @@ class AsyncConnection:
     Callers share it, and each gets its own answers; the commands of one call are sent in one write. The connection is
     closed once the server has neither answered nor read for `answer` seconds while a call waits. With `answer` None,
     for commands that block, it is closed when a waiting call is cancelled. `patience` is for connecting, with passwords
-    and TLS. Raises `OSError` and `ServerError`.
+    and TLS. Raises `OSError` and `ServerError`; with `server`, its name in messages, `FleetUnavailable` instead.
     """
 
-    def __init__(self, url: str, *, answer: float | None = ANSWER, patience: float = ANSWER) -> None:
+    def __init__(self, url: str, *, server: str = "", answer: float | None = ANSWER, patience: float = ANSWER) -> None:
         self._address = parse(url)
+        self._errors = fleet_errors(server)
         self._answer = answer
         self._patience = patience
         self._wire: _Wire | None = None
@@ -72,32 +74,26 @@ class AsyncConnection:
 
     async def calls(self, *commands: Command) -> list[Any]:
         """The answers to commands that are sent together, as RESP 2 has them. Raises the first error among them."""
-        return checked(await self.ask(commands))
+        with self._errors:
+            return checked(await self._ask(commands))
 
     async def transaction(self, *commands: Command) -> list[Any]:
         """The answers to commands that the server runs atomically."""
-        return checked((await self.calls(("MULTI",), *commands, ("EXEC",)))[-1])
+        with self._errors:
+            return checked(checked(await self._ask((("MULTI",), *commands, ("EXEC",))))[-1])
 
     async def run(self, script: Script) -> Any:
         """The answer of a script."""
-        try:
-            return await self.call(*script.command)
-        except ServerError as error:
-            if not is_unknown_script(error):
-                raise
-        return (await self.calls(("SCRIPT", "LOAD", script.text), script.command))[1]
+        answers = await self.ask([script.command])
+        if is_unknown_script(answers[0]):
+            answers = await self.ask([("SCRIPT", "LOAD", script.text), script.command])
+        with self._errors:
+            return checked(answers)[-1]
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to commands that are sent together, in order; an error from the server is a value."""
-        if not commands:
-            return []
-        wire = await self._connected()
-        try:
-            return await wire.ask(commands)
-        except asyncio.CancelledError:
-            if self._answer is None:
-                wire.end(ConnectionError("closed"))  # else the command would go on blocking
-            raise
+        with self._errors:
+            return await self._ask(commands)
 
     async def listen(self, commands: Sequence[Command], on_answer: OnAnswer) -> None:
         """Send commands, and call `on_answer` with each answer until the connection ends; raises why it ended."""
@@ -119,6 +115,17 @@ class AsyncConnection:
         if self._wire is not None:
             self._wire.end(error or ConnectionError("closed"))
             self._wire = None
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        if not commands:
+            return []
+        wire = await self._connected()
+        try:
+            return await wire.ask(commands)
+        except asyncio.CancelledError:
+            if self._answer is None:
+                wire.end(ConnectionError("closed"))  # else the command would go on blocking
+            raise
 
     async def _connected(self) -> _Wire:
         if self._wire is not None and not self._wire.ended:
@@ -440,10 +447,11 @@ class Connection:
 
 
 class ConnectionPool:
-    """As many connections as threads call at once. Raises `OSError` and `ServerError`."""
+    """As many connections as threads call at once. Raises what `AsyncConnection` does."""
 
-    def __init__(self, url: str, *, answer: float = BLOCKING_ANSWER) -> None:
+    def __init__(self, url: str, *, server: str = "", answer: float = BLOCKING_ANSWER) -> None:
         self._url = url
+        self._errors = fleet_errors(server)
         self._answer = answer
         self._free: deque[Connection] = deque()
 
@@ -465,21 +473,21 @@ class ConnectionPool:
 
     def calls(self, *commands: Command) -> list[Any]:
         """The answers to commands that are sent together, as RESP 2 has them. Raises the first error among them."""
-        return checked(self.ask(commands))
+        with self._errors:
+            return checked(self.ask(commands))
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to commands that are sent together, in order; an error from the server is a value."""
-        with self.one() as connection:
+        with self._errors, self.one() as connection:
             return connection.ask(commands)
 
     def run(self, script: Script) -> Any:
         """The answer of a script."""
-        try:
-            return self.call(*script.command)
-        except ServerError as error:
-            if not is_unknown_script(error):
-                raise
-        return self.calls(("SCRIPT", "LOAD", script.text), script.command)[1]
+        answers = self.ask([script.command])
+        if is_unknown_script(answers[0]):
+            answers = self.ask([("SCRIPT", "LOAD", script.text), script.command])
+        with self._errors:
+            return checked(answers)[-1]
 
     def close(self) -> None:
         """Disconnect."""

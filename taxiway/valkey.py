@@ -173,9 +173,9 @@ def is_unavailable(answer: Any) -> bool:
     return isinstance(answer, ServerError) and str(answer).startswith(_UNAVAILABLE)
 
 
-def is_unknown_script(error: ServerError) -> bool:
-    """Whether the server does not have the script loaded."""
-    return str(error).startswith("NOSCRIPT")
+def is_unknown_script(answer: Any) -> bool:
+    """Whether the server answers that it does not have the script loaded."""
+    return isinstance(answer, ServerError) and str(answer).startswith("NOSCRIPT")
 
 
 def checked(answers: Sequence[Any]) -> list[Any]:
@@ -187,7 +187,7 @@ def checked(answers: Sequence[Any]) -> list[Any]:
 
 
 class fleet_errors(AbstractContextManager[None]):
-    """Raises `FleetUnavailable`, naming `server`, if it does not answer or refuses.
+    """Raises `FleetUnavailable`, naming `server`, if it does not answer or refuses; without a name, changes nothing.
 
     A class, because a generator would cost 2 % of a call.
     """
@@ -198,7 +198,7 @@ class fleet_errors(AbstractContextManager[None]):
         self._server = server
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (ServerError, OSError)):
+        if self._server and isinstance(error, (ServerError, OSError)):
             raise refusal(self._server, error) from error
 
 

@@ -33,12 +33,10 @@ from taxiway.contract.keys import (
     tenant_batches_key,
 )
 from taxiway.errors import OverloadedError, RequestTooLargeError, TaxiwayError, UnknownObjectError, quoted
-from taxiway.valkey import fleet_errors
 
 PIECE = 2**18
 """Bytes of a file's content read and written at once."""
 
-_SERVER = "state store"
 _EVERYONE = "default"  # the owner of objects created at a door without keys
 _STORED, _CHANGED = b"stored", b"changed"  # what `put_call` answers
 _STEP = 32  # records that are read at once
@@ -113,7 +111,7 @@ class Objects:
     """The records of files, batches and responses, within the limits of their tenants."""
 
     def __init__(self, url: str, limits: Limits) -> None:
-        self._connection = AsyncConnection(url)
+        self._connection = AsyncConnection(url, server="state store")
         self._limits = limits
 
     def close(self) -> None:
@@ -143,8 +141,7 @@ class Objects:
         Raises:
             RequestTooLargeError: its files have as many as they may.
         """
-        with fleet_errors(_SERVER):
-            held = int(await self._connection.call("HGET", stored_key(tenant), "files") or 0)
+        held = int(await self._connection.call("HGET", stored_key(tenant), "files") or 0)
         room = int(self._limits.files) - held
         if room <= 0:
             raise self._refusal("files", held, tenant)
@@ -165,14 +162,12 @@ class Objects:
     async def keep_response(self, name: str, tenant: str, value: Any, now: float, *, opened: bool) -> None:
         """Add a response, unless it exists, and delete the tenant's oldest beyond the limits."""
         if opened:
-            with fleet_errors(_SERVER):
-                await self._connection.call("ZADD", RESPONSES_OPEN, now, name)
+            await self._connection.call("ZADD", RESPONSES_OPEN, now, name)
         named, after = ObjectName("response", name, tenant), _encode(value)
         grown, expires = Grown("responses", len(after)), now + self._limits.keep_response
         count, size = await self._put(named, put_call(named, b"", after, [grown], place=now, expires=expires))
         while count > self._limits.responses or size > self._limits.objects:
-            with fleet_errors(_SERVER):
-                (oldest,) = await self._connection.call("ZRANGE", objects_key("response", tenant), 0, 0)
+            (oldest,) = await self._connection.call("ZRANGE", objects_key("response", tenant), 0, 0)
             if oldest.decode() == name:
                 break
             count, size = await self.delete("response", oldest.decode(), tenant)
@@ -183,8 +178,7 @@ class Objects:
         Raises:
             UnknownObjectError: no such object.
         """
-        with fleet_errors(_SERVER):
-            raw = await self._connection.call("GET", object_key(kind, name))
+        raw = await self._connection.call("GET", object_key(kind, name))
         if raw is None or (tenant is not None and decode_owned(raw).tenant != tenant):
             raise UnknownObjectError(f"no {kind} {quoted(name)} is known", **{kind: name})
         return bytes(raw)
@@ -198,18 +192,17 @@ class Objects:
         """
         key = objects_key(kind, tenant)
         rank, command = ("ZREVRANK", "ZREVRANGE") if latest_first else ("ZRANK", "ZRANGE")
-        with fleet_errors(_SERVER):
-            place = await self._connection.call(rank, key, after) if after else None
-            first = 0 if place is None else place + 1
-            names = await self._connection.call(command, key, first, first + most)
-            found: list[bytes] = []
-            read = size = 0
-            while read < min(len(names), most) and size < _PAGE:
-                step = names[read : min(read + _STEP, most)]
-                raws = await self._connection.call("MGET", *(object_key(kind, name.decode()) for name in step))
-                some = [bytes(raw) for raw in raws if raw is not None]
-                found += some
-                read, size = read + len(step), size + sum(map(len, some))
+        place = await self._connection.call(rank, key, after) if after else None
+        first = 0 if place is None else place + 1
+        names = await self._connection.call(command, key, first, first + most)
+        found: list[bytes] = []
+        read = size = 0
+        while read < min(len(names), most) and size < _PAGE:
+            step = names[read : min(read + _STEP, most)]
+            raws = await self._connection.call("MGET", *(object_key(kind, name.decode()) for name in step))
+            some = [bytes(raw) for raw in raws if raw is not None]
+            found += some
+            read, size = read + len(step), size + sum(map(len, some))
         return found, read < len(names)
 
     async def delete(self, kind: Kind, name: str, tenant: str, content: int = 0) -> tuple[int, int]:
@@ -217,8 +210,7 @@ class Objects:
 
         Returns the number of its tenant's objects of that kind, and what is counted of them.
         """
-        with fleet_errors(_SERVER):
-            count, size = await self._connection.run(drop_call(ObjectName(kind, name, tenant), content))
+        count, size = await self._connection.run(drop_call(ObjectName(kind, name, tenant), content))
         return count, size
 
     async def replace(self, kind: Kind, name: str, before: bytes, value: Any) -> bytes | None:
@@ -226,8 +218,7 @@ class Objects:
         after = _encode(value)
         named = ObjectName(kind, name, value.tenant)
         grown = Grown(COUNTED[kind], len(after) - len(before))
-        with fleet_errors(_SERVER):
-            word, *_ = await self._connection.run(put_call(named, before, after, [grown]))
+        word, *_ = await self._connection.run(put_call(named, before, after, [grown]))
         return after if word == _STORED else None
 
     async def change(self, kind: Kind, name: str, tenant: str | None, change: Callable[[bytes], Any]) -> bytes:
@@ -248,51 +239,45 @@ class Objects:
         used = [part for name in names for part in (now, name)]
         expires = now + self._limits.keep_response
         kept = [part for name in names for part in (expires, ObjectName("response", name, tenant).expiring)]
-        with fleet_errors(_SERVER):
-            size = sum(await self._connection.calls(*(("STRLEN", key) for key in keys)))
-            if size > most:
-                message = f"previous_response_id: expected at most {most} bytes of conversation, got {size}"
-                raise RequestTooLargeError(message, limit="payload", most=most, got=size)
-            found, *_ = await self._connection.transaction(
-                ("MGET", *keys),
-                ("ZADD", objects_key("response", tenant), "XX", *used),
-                ("ZADD", OBJECTS_EXPIRING, "XX", *kept),
-            )
+        size = sum(await self._connection.calls(*(("STRLEN", key) for key in keys)))
+        if size > most:
+            message = f"previous_response_id: expected at most {most} bytes of conversation, got {size}"
+            raise RequestTooLargeError(message, limit="payload", most=most, got=size)
+        found, *_ = await self._connection.transaction(
+            ("MGET", *keys),
+            ("ZADD", objects_key("response", tenant), "XX", *used),
+            ("ZADD", OBJECTS_EXPIRING, "XX", *kept),
+        )
         return [raw if raw is not None and decode_owned(raw).tenant == tenant else None for raw in found]
 
     async def open_responses(self, since: float) -> list[str]:
         """The background responses created after `since` that have not ended."""
-        with fleet_errors(_SERVER):
-            _, names = await self._connection.transaction(
-                ("ZREMRANGEBYSCORE", RESPONSES_OPEN, "-inf", since), ("ZRANGE", RESPONSES_OPEN, 0, -1)
-            )
+        _, names = await self._connection.transaction(
+            ("ZREMRANGEBYSCORE", RESPONSES_OPEN, "-inf", since), ("ZRANGE", RESPONSES_OPEN, 0, -1)
+        )
         return [name.decode() for name in names]
 
     async def close_response(self, name: str) -> None:
         """Record that a response has ended."""
-        with fleet_errors(_SERVER):
-            await self._connection.call("ZREM", RESPONSES_OPEN, name)
+        await self._connection.call("ZREM", RESPONSES_OPEN, name)
 
     async def open_batches(self) -> list[tuple[str, str]]:
         """The batches that have not ended, each with its tenant, oldest first."""
-        with fleet_errors(_SERVER):
-            found = await self._connection.call("ZRANGE", BATCHES_OPEN, 0, -1)
+        found = await self._connection.call("ZRANGE", BATCHES_OPEN, 0, -1)
         return [(name, tenant) for name, _, tenant in (one.decode().partition(" ") for one in found)]
 
     async def close_batch(self, name: str, tenant: str, ended: float) -> None:
         """Record that a batch has ended: it is kept for `limits.keep_batch`."""
         named = ObjectName("batch", name, tenant)
-        with fleet_errors(_SERVER):
-            await self._connection.transaction(
-                ("ZADD", OBJECTS_EXPIRING, ended + self._limits.keep_batch, named.expiring),
-                ("ZREM", BATCHES_OPEN, named.open),
-                ("SREM", tenant_batches_key(tenant), name),
-            )
+        await self._connection.transaction(
+            ("ZADD", OBJECTS_EXPIRING, ended + self._limits.keep_batch, named.expiring),
+            ("ZREM", BATCHES_OPEN, named.open),
+            ("SREM", tenant_batches_key(tenant), name),
+        )
 
     async def expired(self, now: float, most: int) -> list[tuple[Kind, str]]:
         """Up to `most` objects that have expired, and contents that got no record."""
-        with fleet_errors(_SERVER):
-            found = await self._connection.call("ZRANGEBYSCORE", OBJECTS_EXPIRING, "-inf", now, "LIMIT", 0, most)
+        found = await self._connection.call("ZRANGEBYSCORE", OBJECTS_EXPIRING, "-inf", now, "LIMIT", 0, most)
         return [(kind, name) for kind, _, name in (one.decode().partition(":") for one in found)]
 
     async def forget(self, kind: Kind, name: str, expires: float | None = None) -> None:
@@ -301,12 +286,10 @@ class Objects:
         if expires is not None:
             await self._expire(named, expires)
             return
-        with fleet_errors(_SERVER):
-            await self._connection.call("ZREM", OBJECTS_EXPIRING, named.expiring)
+        await self._connection.call("ZREM", OBJECTS_EXPIRING, named.expiring)
 
     async def _expire(self, named: ObjectName, at: float) -> None:
-        with fleet_errors(_SERVER):
-            await self._connection.call("ZADD", OBJECTS_EXPIRING, at, named.expiring)
+        await self._connection.call("ZADD", OBJECTS_EXPIRING, at, named.expiring)
 
     async def _add_file(self, record: FileRecord, created: float, most: int | None, files: int | None) -> None:
         named, after = ObjectName("file", record.id, record.tenant), _encode(record)
@@ -316,8 +299,7 @@ class Objects:
 
     async def _put(self, named: ObjectName, call: Call) -> tuple[int, int]:
         """The number of the tenant's objects of that kind, and what is counted of them; 0 if it was there before."""
-        with fleet_errors(_SERVER):
-            word, *counts = await self._connection.run(call)
+        word, *counts = await self._connection.run(call)
         if word == _STORED:
             return counts[0], counts[1]
         if word == _CHANGED:

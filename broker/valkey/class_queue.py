@@ -17,7 +17,6 @@ import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from broker.valkey import Call
 from broker.valkey.records import (
@@ -38,8 +37,8 @@ from taxiway.contract.keys import (
     result_key,
     room_key,
 )
-from taxiway.contract.wire import refusal
-from taxiway.valkey import Command, ServerError, checked, fleet_errors, is_unknown_script, parse
+from taxiway.errors import FleetUnavailable
+from taxiway.valkey import Command, checked, fleet_errors, is_unknown_script, parse
 
 MOST = 256
 """Most messages that one script takes: a limit on how long one worker blocks the server."""
@@ -88,7 +87,7 @@ class ClassQueue:
     ) -> None:
         self.acknowledges_with_result = claiming
         self._url = url
-        self._connections = ConnectionPool(url)
+        self._connections = ConnectionPool(url, server="broker")
         self._lease = limits.lease
         self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
         self._claim_args += [min(ahead, _ENDLESS), MOST, PATIENT]
@@ -108,7 +107,7 @@ class ClassQueue:
         """
         self._takes += 2  # each take has a number, and messages taken by `wait` have the next one
         call = self._take_call(queue, levels, min(most, MOST), self._takes)
-        return self._fetched(queue, self._run(call))
+        return self._fetched(queue, self._connections.run(call))
 
     def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS, room: int = 0) -> list[Fetched]:
         """Block for up to `longest` seconds until a message is in one of the queues' `levels`; returns what was taken.
@@ -118,11 +117,12 @@ class ClassQueue:
         """
         try:
             lists = [(name, queue) for queue in queues for name in (*self._led, *priority_lists(queue)[:levels])]
-            return self._wait(lists, longest, levels, room)
-        except (ServerError, OSError) as error:
+            with fleet_errors("broker"):
+                return self._wait(lists, longest, levels, room)
+        except FleetUnavailable:
             for name in [*self._blocked]:
                 self._leave(name)
-            raise refusal("broker", error) from error
+            raise
 
     def wake(self) -> None:
         """End `wait` permanently. Thread-safe."""
@@ -131,34 +131,31 @@ class ClassQueue:
     def acknowledge(self, tags: Sequence[str]) -> None:
         """Acknowledge messages."""
         if tags:
-            with fleet_errors("broker"):
-                self._connections.calls(("ZREM", UNACKED[1], *tags), ("HDEL", UNACKED[0], *tags))
+            self._connections.calls(("ZREM", UNACKED[1], *tags), ("HDEL", UNACKED[0], *tags))
 
     def put_back(self, tags: Sequence[str]) -> None:
         """Return messages, given in the order in which they were taken, to their places in their queues."""
         if tags:
-            self._run(Call("queues/put_back", UNACKED, [*reversed(tags)]))
+            self._connections.run(Call("queues/put_back", UNACKED, [*reversed(tags)]))
 
     def renew(self, tags: Sequence[str]) -> None:
         """Renew the lease on messages; without it they return to their queues when it expires."""
         if tags:
-            self._run(Call("queues/keep", UNACKED[1:], tags))
+            self._connections.run(Call("queues/keep", UNACKED[1:], tags))
 
     def recover(self) -> int:
         """Return the messages of workers that were silent for a lease to their queues; returns their number."""
-        recovered: int = self._run(Call("queues/recover", UNACKED, [self._lease, MOST]))
+        recovered: int = self._connections.run(Call("queues/recover", UNACKED, [self._lease, MOST]))
         return recovered
 
     def message(self, tag: str) -> bytes:
         """An unacknowledged message's bytes; empty if it is no longer held."""
-        with fleet_errors("broker"):
-            entry: bytes = self._connections.call("HGET", UNACKED[0], tag) or b""
+        entry: bytes = self._connections.call("HGET", UNACKED[0], tag) or b""
         return entry[1:].rsplit(b', "', 2)[0]
 
     def publish(self, topic: str, message: bytes) -> None:
         """Publish on a kombu fanout exchange: `topic` is its name, a slash and the routing key."""
-        with fleet_errors("broker"):
-            self._connections.call("PUBLISH", self._events + topic, message)
+        self._connections.call("PUBLISH", self._events + topic, message)
 
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A call that takes from the queue; without the numbers, up to the announced capacity."""
@@ -223,7 +220,7 @@ class ClassQueue:
         moved, answer = connection.read(2)
         self._free.append(connection)
         checked([moved])
-        if isinstance(answer, ServerError) and is_unknown_script(answer):
+        if is_unknown_script(answer):
             return []  # the server restarted: the next take loads the script again
         found: list[bytes] = checked([answer])[0]
         return found
@@ -232,10 +229,6 @@ class ClassQueue:
         connection = self._blocked.pop(name)
         connection.close()
         self._free.append(connection)
-
-    def _run(self, call: Call) -> Any:
-        with fleet_errors("broker"):
-            return self._connections.run(call)
 
 
 def _claim(verdict: bytes, value: bytes) -> Claim | None:

@@ -22,7 +22,6 @@ from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import LEAD, LEADS, MOVES, PLAN, TUNER, TUNERS, WORK, job_key, priority_list, priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from taxiway.valkey import fleet_errors
 
 
 def tune_call(name: str, lease: float) -> Call:
@@ -47,7 +46,7 @@ class Leadership:
     """
 
     def __init__(self, url: str, name: str, lease: float, keys: tuple[str, str] = (LEAD, LEADS)) -> None:
-        self._connection = AsyncConnection(url)
+        self._connection = AsyncConnection(url, server="state store")
         self._name, self._lease, self._keys = name, lease, keys
         self._token, self._until = "", -inf
 
@@ -79,8 +78,7 @@ class Leadership:
         self._connection.close()
 
     async def _lead(self, lease: float) -> str:
-        with fleet_errors("state store"):
-            token: bytes = await self._connection.run(Call("fleet/lead", self._keys, [self._name, int(lease * 1000)]))
+        token: bytes = await self._connection.run(Call("fleet/lead", self._keys, [self._name, int(lease * 1000)]))
         return token.decode()
 
 
@@ -121,12 +119,11 @@ class MoveRecords:
     """The part of a queue mover in the state store, the same for every broker."""
 
     def __init__(self, url: str) -> None:
-        self._store = AsyncConnection(url)
+        self._store = AsyncConnection(url, server="state store")
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
         """See `QueueMover.records`."""
-        with fleet_errors("state store"):
-            found = await self._store.calls(*(("HMGET", job_key(job), *names) for job in jobs))
+        found = await self._store.calls(*(("HMGET", job_key(job), *names) for job in jobs))
         return [
             {name: value.decode() for name, value in zip(names, values, strict=True) if value is not None}
             for values in found
@@ -134,18 +131,15 @@ class MoveRecords:
 
     async def record(self, token: str, steps: Sequence[Step]) -> bool:
         """Record moves that another server makes; False if the lead was lost."""
-        with fleet_errors("state store"):
-            return bool(await self._store.run(record_call(token, steps)))
+        return bool(await self._store.run(record_call(token, steps)))
 
     async def note_moves(self, moved: Sequence[Moved]) -> None:
         """See `QueueMover.note_moves`."""
-        with fleet_errors("state store"):
-            await self._store.calls(("LPUSH", MOVES, *map(_encode, moved)), ("LTRIM", MOVES, 0, MOVES_KEPT - 1))
+        await self._store.calls(("LPUSH", MOVES, *map(_encode, moved)), ("LTRIM", MOVES, 0, MOVES_KEPT - 1))
 
     async def moves(self) -> list[Moved]:
         """See `QueueMover.moves`."""
-        with fleet_errors("state store"):
-            kept = await self._store.call("LRANGE", MOVES, 0, MOVES_KEPT - 1)
+        kept = await self._store.call("LRANGE", MOVES, 0, MOVES_KEPT - 1)
         return [_decode(raw) for raw in kept]
 
     async def close(self) -> None:
@@ -157,22 +151,20 @@ class ValkeyQueueMover(MoveRecords):
     """Class queues on Valkey. If `state` is another server, records change there first."""
 
     def __init__(self, *, broker: str, state: str) -> None:
-        self._connection = AsyncConnection(broker)
+        self._connection = AsyncConnection(broker, server="broker")
         super().__init__(state)
         self._apart = state != broker
 
     async def head(self, queue: str) -> Head:
         """See `QueueMover`."""
-        with fleet_errors("broker"):
-            looks = (look for name in priority_lists(queue) for look in (("LLEN", name), ("LINDEX", name, -1)))
-            answer = await self._connection.calls(*looks)
+        looks = (look for name in priority_lists(queue) for look in (("LLEN", name), ("LINDEX", name, -1)))
+        answer = await self._connection.calls(*looks)
         first = [_peeked(queue, level, raw) for level, raw in enumerate(answer[1::2]) if raw is not None]
         return Head(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
 
     async def peek(self, queue: str, most: int) -> Inspected:
         """See `QueueMover`; a message that cannot be read is left out."""
-        with fleet_errors("broker"):
-            depth, *inspected = await self._connection.run(peek_call(queue, most))
+        depth, *inspected = await self._connection.run(peek_call(queue, most))
         seen = (_peeked(queue, level, raw) for level, raws in enumerate(inspected) for raw in raws)
         return Inspected(depth, [peeked for peeked in seen if peeked is not None])
 
@@ -182,8 +174,7 @@ class ValkeyQueueMover(MoveRecords):
             return [False] * len(steps)
         messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
         call = move_call("" if self._apart else token, steps, messages, record=not self._apart)
-        with fleet_errors("broker"):
-            moved = await self._connection.run(call)
+        moved = await self._connection.run(call)
         return [bool(one) for one in moved] or [False] * len(steps)
 
     async def put_back(self) -> None:

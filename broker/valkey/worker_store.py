@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker.port import DeadLetter, Holder
-from broker.valkey import Call
 from broker.valkey.records import (
     Claim,
     Ending,
@@ -81,58 +80,56 @@ class WorkerStore:
         self.worker = worker
         self.limits = limits
         self.device = device
-        self._connections = ConnectionPool(url)
+        self._connections = ConnectionPool(url, server="state store")
         self._cancellations = Connection(url)
         self._keeps = True
 
     def claim(self, jobs: Sequence[tuple[str, float]]) -> tuple[float, list[Claim]]:
         """Claim jobs, given with their deadlines; returns the store's time and each job's claim, in order."""
-        return claim_answer(self._run(claim_call(self.worker, self.limits.lease, jobs)))
+        return claim_answer(self._connections.run(claim_call(self.worker, self.limits.lease, jobs)))
 
     def start(self, jobs: Sequence[tuple[str, str, float]]) -> None:
         """Record that jobs (id, token, store's time) run."""
         if jobs:
-            self._run(start_call(self.device, jobs))
+            self._connections.run(start_call(self.device, jobs))
 
     def alone(self, claims: Sequence[tuple[str, str]], *, alone: bool) -> None:
         """Record whether this worker handles nothing beside each of these jobs: its end would be blamed on them."""
-        self._run(alone_call(claims, alone=alone))
+        self._connections.run(alone_call(claims, alone=alone))
 
     def bill(self, bills: Sequence[tuple[str, str, float]]) -> None:
         """Charge tenants for what their jobs (id, the bill's id, US dollars) used of endpoints."""
-        self._run(bill_call(bills))
+        self._connections.run(bill_call(bills))
 
     def learned(self, key: str) -> bytes:
         """What an earlier worker learned about the endpoint (`keys.learned_key`); empty if nothing is kept."""
-        with fleet_errors("state store"):
-            (kept,) = checked(self._connections.ask([("GET", key)]))
+        kept = self._connections.call("GET", key)
         return bytes(kept or b"")
 
     def keep_learned(self, key: str, memory: bytes) -> None:
         """Keep what was learned about an endpoint."""
-        with fleet_errors("state store"):
-            checked(self._connections.ask([("SET", key, memory, "EX", _REMEMBERED)]))
+        self._connections.call("SET", key, memory, "EX", _REMEMBERED)
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
         """Renew claims (job, token); returns for each, in order, whether it is still ours."""
         if not claims:
             return []
-        return [bool(one) for one in self._run(renew_call(self.limits.lease, claims))]
+        return [bool(one) for one in self._connections.run(renew_call(self.limits.lease, claims))]
 
     def release(self, claims: Sequence[tuple[str, str]], *, counts: bool = False) -> None:
         """Release claims (job, token); `counts` says whether their runs count as attempts."""
         if claims:
-            self._run(release_call(claims, counts=counts))
+            self._connections.run(release_call(claims, counts=counts))
 
     def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
         """Let claims (job, token) expire, as if this worker had died: their runs count."""
         if claims:
-            self._run(renew_call(0.0, claims))
+            self._connections.run(renew_call(0.0, claims))
 
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write results and acknowledge the messages whose tags they have; returns which were written, in order."""
         call = finish_call(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
-        return [bool(one) for one in self._run(call)]
+        return [bool(one) for one in self._connections.run(call)]
 
     def over(self, jobs: Sequence[tuple[str, float]]) -> list[bool]:
         """Which messages of these jobs (id, deadline) may be deleted, once the store's records of them are durable.
@@ -141,8 +138,8 @@ class WorkerStore:
         """
         calls = [over_call(self.worker, jobs[start : start + _AT_ONCE]) for start in range(0, len(jobs), _AT_ONCE)]
         commands: list[Command] = [("EVAL", call.text, len(call.keys), *call.keys, *call.args) for call in calls]
+        *answers, persisted = self._connections.ask([*commands, outlasting(self.limits.durability, _KEPT_WITHIN)])
         with fleet_errors("state store"):
-            *answers, persisted = self._connections.ask([*commands, outlasting(self.limits.durability, _KEPT_WITHIN)])
             checked(answers)
         keeps = outlasted(persisted)
         if self._keeps and not keeps:
@@ -157,41 +154,41 @@ class WorkerStore:
             fields = [part for pair in piece.fields().items() for part in pair]
             commands.append(("XADD", stream_key(job), "MAXLEN", "~", MOST_PIECES, "*", *fields))
             commands.append(("EXPIRE", stream_key(job), KEEP))
-        self._calls(*commands)
+        self._connections.calls(*commands)
 
     def result(self, job: str) -> ResultMeta | None:
         """The job's stored result, if it has one."""
-        (raw,) = self._calls(("GET", result_key(job)))
+        (raw,) = self._connections.calls(("GET", result_key(job)))
         return read_meta(raw) if raw else None
 
     def blobs(self, references: Sequence[Reference]) -> dict[str, Buffer | None]:
         """The bytes of each referenced blob, by `ref`; None if it has expired."""
-        contents = self._calls(*(("GET", blob_key(reference.ref)) for reference in references))
+        contents = self._connections.calls(*(("GET", blob_key(reference.ref)) for reference in references))
         return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
 
     def keep_blobs(self, contents: Mapping[str, Buffer]) -> None:
         """Store the blobs of results for as long as results are kept."""
         keep = self.limits.keep_result
-        self._calls(*(("SET", blob_key(ref), content, "EX", keep) for ref, content in contents.items()))
+        self._connections.calls(*(("SET", blob_key(ref), content, "EX", keep) for ref, content in contents.items()))
 
     def beat(self, facts: Any) -> None:
         """Publish the device's facts."""
-        self._run(heartbeat_call(self.worker, msgspec.json.encode(facts)))
+        self._connections.run(heartbeat_call(self.worker, msgspec.json.encode(facts)))
 
     def watch(self, arguments: Sequence[str | bytes]) -> Watched:
         """Report what this worker serves; returns what operators requested."""
-        return watch_answer(self._run(watch_call(arguments)))
+        return watch_answer(self._connections.run(watch_call(arguments)))
 
     def retire(self) -> None:
         """Remove the device's facts: it takes no more work."""
-        self._run(heartbeat_call(self.worker, b""))
+        self._connections.run(heartbeat_call(self.worker, b""))
 
     def hold_name(self, process: str, seconds: float) -> tuple[str, float]:
         """Hold the worker's name for this process; 0 seconds leave it.
 
         Returns the process that has it, and the seconds that this lasts if that is another one.
         """
-        holder, left = self._run(name_call(self.worker, process, seconds))
+        holder, left = self._connections.run(name_call(self.worker, process, seconds))
         return holder.decode(), left / 1000
 
     def cancelled(self, longest: float) -> list[str]:
@@ -206,25 +203,17 @@ class WorkerStore:
 
     def wake_listener(self) -> None:
         """End a waiting call of `cancelled`. Thread-safe."""
-        self._calls(("PUBLISH", cancelled_channel(self.worker), ""))
+        self._connections.calls(("PUBLISH", cancelled_channel(self.worker), ""))
 
     def history(self, job: str) -> tuple[Holder, ...]:
         """Workers that died while they held the job."""
-        (raw,) = self._calls(("HGET", job_key(job), "history"))
+        (raw,) = self._connections.calls(("HGET", job_key(job), "history"))
         return read_history(raw.decode()) if raw else ()
 
     def add_dead_letter(self, letter: DeadLetter) -> None:
         """Store a dead letter."""
         push = ("LPUSH", DEAD, msgspec.json.encode(letter))
-        self._calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
-
-    def _run(self, call: Call) -> Any:
-        with fleet_errors("state store"):
-            return self._connections.run(call)
-
-    def _calls(self, *commands: Command) -> list[Any]:
-        with fleet_errors("state store"):
-            return self._connections.calls(*commands)
+        self._connections.calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, warn: Callable[[str], None]) -> Answer:

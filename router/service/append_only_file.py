@@ -77,12 +77,11 @@ class AppendOnlyFile:
                 self._cut = False
 
     async def _rewrite(self) -> None:
-        try:
-            await self._connection.call("BGREWRITEAOF")
-        except ServerError as error:
-            if _BUSY in str(error):
+        (answer,) = await self._connection.ask([("BGREWRITEAOF",)])
+        if isinstance(answer, ServerError):
+            if _BUSY in str(answer):
                 return
-            logger.error("append-only file may have a hole: run BGREWRITEAOF", extra={"error": str(error)})
+            logger.error("append-only file may have a hole: run BGREWRITEAOF", extra={"error": str(answer)})
         else:
             logger.warning("rewriting the append-only file after a truncated write")
         self._cut = False

@@ -84,13 +84,12 @@ from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.values import KEPT
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
-from taxiway.valkey import Command, fleet_errors
+from taxiway.valkey import Command
 
 PLAN_EVERY = 1.0
 """Seconds between two readings of the plan."""
 
 
-_SERVER = "state store"
 _DEAD_AT_MOST = 10_000
 _MODELS_KEPT = 600  # seconds: they are renewed every `housekeeping.PUBLISH`
 _PIECES = 256  # read at once
@@ -109,9 +108,9 @@ class RouterStore:
     def __init__(self, url: str, limits: Limits) -> None:
         self.ended: Counter[tuple[str, ...]] = Counter()
         self._url = url
-        self._calls, self._periodic = AsyncConnection(url), AsyncConnection(url)
+        self._calls, self._periodic = self._connection(), self._connection()
         self._file = AppendOnlyFile(self._periodic)
-        self._lines = [AsyncConnection(url) for _ in range(_CARRIERS)]
+        self._lines = [self._connection() for _ in range(_CARRIERS)]
         self._carriers = cycle(self._lines)
         self._readers: list[AsyncConnection] = []  # idle
         self._reading = asyncio.Semaphore(_READERS)
@@ -134,7 +133,7 @@ class RouterStore:
             BrokerUnavailableError: the store's time is not known yet.
         """
         if not self._ahead:
-            raise BrokerUnavailableError(f"the time of the {_SERVER} is not known yet", retry_after=1.0)
+            raise BrokerUnavailableError("the time of the state store is not known yet", retry_after=1.0)
         if self._turn is None:
             self._turn = self.now()
             asyncio.get_running_loop().call_soon(self._end_turn)
@@ -144,29 +143,28 @@ class RouterStore:
         """All facts that the fleet reports, and of tenants whose depth is `bounded`, in one round trip."""
         day = day_of(self.now())
         plan_due = time.monotonic() - self._plan_read_at >= PLAN_EVERY
-        with fleet_errors(_SERVER):
-            answers = await self._periodic.calls(
-                ("TIME",),
-                ("HGETALL", DEVICES),
-                ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
-                ("HGETALL", WORK),
-                ("HGETALL", LENGTHS),
-                ("HGETALL", STARTS),
-                ("HGETALL", spent_key(day)),
-                ("INFO", "server", "memory", "persistence", "errorstats"),
-                *(("ZCOUNT", open_key(tenant), self.now(), "+inf") for tenant in bounded),
-                *([("GETRANGE", PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
-            )
-            time_of, devices, heartbeats, work, lengths, starts, spent, info, *rest = answers
-            depths, plan = rest[: len(bounded)], rest[len(bounded) :]
-            if plan:
-                self._plan, self._plan_read_at = bytes(plan[0]), time.monotonic()
-            values = _info_values(info)
-            await self._file.observe(values)
-            now = int(time_of[0]) + int(time_of[1]) / 1e6
-            self._ahead = now - time.monotonic()
-            if day_of(now) != day:  # at the first read, or at midnight
-                spent = await self._periodic.call("HGETALL", spent_key(day_of(now)))
+        answers = await self._periodic.calls(
+            ("TIME",),
+            ("HGETALL", DEVICES),
+            ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+            ("HGETALL", WORK),
+            ("HGETALL", LENGTHS),
+            ("HGETALL", STARTS),
+            ("HGETALL", spent_key(day)),
+            ("INFO", "server", "memory", "persistence", "errorstats"),
+            *(("ZCOUNT", open_key(tenant), self.now(), "+inf") for tenant in bounded),
+            *([("GETRANGE", PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
+        )
+        time_of, devices, heartbeats, work, lengths, starts, spent, info, *rest = answers
+        depths, plan = rest[: len(bounded)], rest[len(bounded) :]
+        if plan:
+            self._plan, self._plan_read_at = bytes(plan[0]), time.monotonic()
+        values = _info_values(info)
+        await self._file.observe(values)
+        now = int(time_of[0]) + int(time_of[1]) / 1e6
+        self._ahead = now - time.monotonic()
+        if day_of(now) != day:  # at the first read, or at midnight
+            spent = await self._periodic.call("HGETALL", spent_key(day_of(now)))
         return FleetFacts(
             now=now,
             devices=named(devices),
@@ -183,52 +181,44 @@ class RouterStore:
 
     async def record(self, job: str) -> dict[str, str]:
         """The fields of a job's record; empty if there is none."""
-        with fleet_errors(_SERVER):
-            return _texts(await self._calls.call("HGETALL", job_key(job)))
+        return _texts(await self._calls.call("HGETALL", job_key(job)))
 
     async def result(self, job: str) -> bytes | None:
         """The stored result; None if there is none, or it has expired."""
-        with fleet_errors(_SERVER):
-            meta: Any = await self._calls.call("GET", result_key(job))
+        meta: Any = await self._calls.call("GET", result_key(job))
         return meta if meta is None else bytes(meta)
 
     async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
         """The stored result of each job; None if there is none, or it has expired."""
-        with fleet_errors(_SERVER):
-            return list(await self._calls.call("MGET", *map(result_key, jobs)))
+        return list(await self._calls.call("MGET", *map(result_key, jobs)))
 
     async def without_record(self, jobs: Sequence[str]) -> set[str]:
         """Those of these jobs that have no record."""
-        with fleet_errors(_SERVER):
-            if await self._calls.call("EXISTS", *map(job_key, jobs)) == len(jobs):
-                return set()
-            return {job for job in jobs if not await self._calls.call("EXISTS", job_key(job))}
+        if await self._calls.call("EXISTS", *map(job_key, jobs)) == len(jobs):
+            return set()
+        return {job for job in jobs if not await self._calls.call("EXISTS", job_key(job))}
 
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both, read atomically."""
-        with fleet_errors(_SERVER):
-            fields, meta = await self._calls.transaction(("HGETALL", job_key(job)), ("GET", result_key(job)))
+        fields, meta = await self._calls.transaction(("HGETALL", job_key(job)), ("GET", result_key(job)))
         return _texts(fields), meta
 
     async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
         """The bytes of each blob; None if it has expired."""
-        with fleet_errors(_SERVER):
-            contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
+        contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
         return dict(zip(refs, contents, strict=True))
 
     async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
         """The pieces of a job's stream after an entry, with their entry ids; waits a moment for one."""
         command = ("XREAD", "COUNT", _PIECES, "BLOCK", _PIECES_WAIT, "STREAMS", stream_key(job), after)
-        with fleet_errors(_SERVER):
-            async with self._reader() as reader:
-                streams: Any = await reader.call(*command)
+        async with self._reader() as reader:
+            streams: Any = await reader.call(*command)
         entries = streams[0][1] if streams else []
         return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
 
     async def first_piece(self, job: str) -> float | None:
         """When the first piece of a job's answer was streamed; None if none was, or it is no longer there."""
-        with fleet_errors(_SERVER):
-            entries: Any = await self._calls.call("XRANGE", stream_key(job), "-", "+", "COUNT", 1)
+        entries: Any = await self._calls.call("XRANGE", stream_key(job), "-", "+", "COUNT", 1)
         for entry, flat in entries:
             piece = read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))
             if not (piece.at or piece.sent):
@@ -237,22 +227,19 @@ class RouterStore:
 
     async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is about to be forwarded."""
-        with fleet_errors(_SERVER):
-            sets = (("SET", blob_key(ref), content, "EX", KEPT) for ref, content in kept.items())
-            await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
+        sets = (("SET", blob_key(ref), content, "EX", KEPT) for ref, content in kept.items())
+        await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
 
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
         """Delete the blobs of a request that did not become this job, except those that the job's record refers to."""
-        with fleet_errors(_SERVER):
-            own: Any = await self._calls.call("HGET", job_key(job), "blobs")
-            dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
-            if dropped:
-                await self._calls.call("UNLINK", *dropped)
+        own: Any = await self._calls.call("HGET", job_key(job), "blobs")
+        dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
+        if dropped:
+            await self._calls.call("UNLINK", *dropped)
 
     async def snapshot(self, name: str) -> bytes | None:
         """A stored fleet snapshot; None if it has expired."""
-        with fleet_errors(_SERVER):
-            packed: Any = await self._calls.call("GET", snapshot_key(name))
+        packed: Any = await self._calls.call("GET", snapshot_key(name))
         return packed if packed is None else bytes(packed)
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
@@ -263,8 +250,7 @@ class RouterStore:
 
     async def _finish(self, endings: Sequence[Ending]) -> list[bool]:
         call = finish_call(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
-        with fleet_errors(_SERVER):
-            return [bool(one) for one in await self._calls.run(call)]
+        return [bool(one) for one in await self._calls.run(call)]
 
     async def finish_all(self, groups: Sequence[tuple[Ending, After]]) -> list[tuple[str, Envelope]]:
         """End jobs, and then the tasks that were to follow each of them, unless that job had ended before.
@@ -279,16 +265,14 @@ class RouterStore:
 
     async def held_messages(self, jobs: Sequence[str], most: int) -> dict[str, bytes]:
         """The messages of those of these jobs that are held, by job, without any of more than `most` bytes."""
-        with fleet_errors(_SERVER):
-            sizes: Any = await self._calls.calls(*(("HSTRLEN", HELD, job_key(job)) for job in jobs))
-            short = [job for job, size in zip(jobs, sizes, strict=True) if 0 < size <= most]
-            found: Any = await self._calls.call("HMGET", HELD, *map(job_key, short)) if short else ()
+        sizes: Any = await self._calls.calls(*(("HSTRLEN", HELD, job_key(job)) for job in jobs))
+        short = [job for job, size in zip(jobs, sizes, strict=True) if 0 < size <= most]
+        found: Any = await self._calls.call("HMGET", HELD, *map(job_key, short)) if short else ()
         return {job: raw for job, raw in zip(short, found, strict=True) if raw is not None}
 
     async def publish_models(self, listed: bytes) -> None:
         """Publish to clients of the broker what the fleet can run, as JSON; it expires unless renewed."""
-        with fleet_errors(_SERVER):
-            await self._calls.call("SET", MODELS, listed, "EX", _MODELS_KEPT)
+        await self._calls.call("SET", MODELS, listed, "EX", _MODELS_KEPT)
 
     async def refuse(self, refusals: Sequence[Refusal]) -> None:
         """Publish refusals to their submitters, independent of the jobs that have their idempotency keys.
@@ -304,8 +288,7 @@ class RouterStore:
             commands.append(("SET", result_key(one.submission), meta, "EX", self._limits.keep_result))
             if one.reply:
                 commands.append(("PUBLISH", reply_channel(one.reply), meta))
-        with fleet_errors(_SERVER):
-            await self._calls.calls(*commands)
+        await self._calls.calls(*commands)
 
     async def accepted_before(self, uses: Sequence[tuple[str, str]]) -> list[bool]:
         """Whether each job was accepted, for a request with this digest.
@@ -313,8 +296,7 @@ class RouterStore:
         A job that was only recorded was not: its router may have died before it published it (`broker.rabbitmq`).
         """
         fields = ("state", "digest", PUBLISHED, "finished")
-        with fleet_errors(_SERVER):
-            found: Any = await self._calls.calls(*(("HMGET", job_key(job), *fields) for job, _ in uses))
+        found: Any = await self._calls.calls(*(("HMGET", job_key(job), *fields) for job, _ in uses))
         return [
             bool(state) and (first or b"") == digest.encode() and (published != b"0" or bool(finished))
             for (state, first, published, finished), (_, digest) in zip(found, uses, strict=True)
@@ -322,8 +304,7 @@ class RouterStore:
 
     async def first_digest(self, job: str) -> str:
         """The digest of the request that first used a job's idempotency key; empty if unknown."""
-        with fleet_errors(_SERVER):
-            digest: Any = await self._calls.call("HGET", job_key(job), "digest")
+        digest: Any = await self._calls.call("HGET", job_key(job), "digest")
         return (digest or b"").decode()
 
     async def overdue(self, most: int, lease: float) -> tuple[int, list[Overdue], float]:
@@ -331,35 +312,29 @@ class RouterStore:
 
         Jobs not ended within `lease` seconds are returned again.
         """
-        with fleet_errors(_SERVER):
-            return overdue_answer(await self._periodic.run(overdue_call(most, lease)))
+        return overdue_answer(await self._periodic.run(overdue_call(most, lease)))
 
     async def survey(self) -> Survey:
         """The holding queues that have jobs."""
-        with fleet_errors(_SERVER):
-            return survey_answer(await self._periodic.run(survey_call()))
+        return survey_answer(await self._periodic.run(survey_call()))
 
     async def draw(self, token: str, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
         """The store's time and a holding queue's first jobs, for the leader; jobs not placed within `lease` return."""
-        with fleet_errors(_SERVER):
-            return draw_answer(await self._calls.run(draw_call(token, queue, most, lease)))
+        return draw_answer(await self._calls.run(draw_call(token, queue, most, lease)))
 
     async def give_back(self, jobs: Sequence[str]) -> None:
         """Return drawn jobs to holding, from the next survey on."""
-        with fleet_errors(_SERVER):
-            await self._calls.call("ZADD", RELEASED, "XX", *(part for job in jobs for part in (0, job_key(job))))
+        await self._calls.call("ZADD", RELEASED, "XX", *(part for job in jobs for part in (0, job_key(job))))
 
     async def held_before(self, job: str, queue: str) -> int | None:
         """The number of jobs released before this one from its holding queue; None if it is not held."""
-        with fleet_errors(_SERVER):
-            rank: Any = await self._calls.call("ZRANK", holding_key(queue), job_key(job))
+        rank: Any = await self._calls.call("ZRANK", holding_key(queue), job_key(job))
         return rank if rank is None else int(rank)
 
     async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
         """A class's unfinished jobs by level, up to this one, and the count of jobs ever placed at this level."""
         cells = [work_cell(hardware_class, one) for one in range(level + 1)]
-        with fleet_errors(_SERVER):
-            figures: Any = await self._calls.call("HMGET", WORK, *map(jobs_cell, cells), turns_cell(cells[-1]))
+        figures: Any = await self._calls.call("HMGET", WORK, *map(jobs_cell, cells), turns_cell(cells[-1]))
         *jobs, turns = (float(figure or 0) for figure in figures)
         return jobs, int(turns)
 
@@ -369,56 +344,46 @@ class RouterStore:
 
     async def add_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Store messages that cannot be answered as dead letters; the oldest beyond a limit are dropped."""
-        with fleet_errors(_SERVER):
-            push = ("LPUSH", DEAD, *(msgspec.json.encode(letter) for letter in letters))
-            await self._calls.transaction(push, ("LTRIM", DEAD, 0, _DEAD_AT_MOST - 1))
+        push = ("LPUSH", DEAD, *(msgspec.json.encode(letter) for letter in letters))
+        await self._calls.transaction(push, ("LTRIM", DEAD, 0, _DEAD_AT_MOST - 1))
 
     async def held_and_dead(self) -> tuple[int, int]:
         """The number of held jobs and of dead letters."""
-        with fleet_errors(_SERVER):
-            held, dead = await self._calls.calls(("HLEN", HELD), ("LLEN", DEAD))
+        held, dead = await self._calls.calls(("HLEN", HELD), ("LLEN", DEAD))
         return int(held), int(dead)
 
     async def tuner(self) -> tuple[str, Tuned | None]:
         """The token of the tuner at work, empty if there is none, and what the last tuning found."""
-        with fleet_errors(_SERVER):
-            token, latest = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
+        token, latest = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
         return (token or b"").decode(), None if latest is None else msgspec.json.decode(latest, type=Tuned)
 
     async def letters(self, start: int, most: int) -> list[bytes]:
         """Dead letters as stored, latest first, from index `start`."""
-        with fleet_errors(_SERVER):
-            return list(await self._calls.call("LRANGE", DEAD, start, start + most - 1))
+        return list(await self._calls.call("LRANGE", DEAD, start, start + most - 1))
 
     async def drop_letter(self, raw: bytes) -> None:
         """Delete a dead letter."""
-        with fleet_errors(_SERVER):
-            await self._calls.call("LREM", DEAD, 1, raw)
+        await self._calls.call("LREM", DEAD, 1, raw)
 
     async def revive(self, job: str) -> bool:
         """Clear a job's dead-lettered end; False if it did not end that way."""
-        with fleet_errors(_SERVER):
-            return bool(await self._calls.run(revive_call(job)))
+        return bool(await self._calls.run(revive_call(job)))
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Delete devices that have been gone for long."""
-        with fleet_errors(_SERVER):
-            await self._calls.transaction(("HDEL", DEVICES, *workers), ("ZREM", HEARTBEATS, *workers))
+        await self._calls.transaction(("HDEL", DEVICES, *workers), ("ZREM", HEARTBEATS, *workers))
 
     async def note_start(self, hardware_class: str) -> None:
         """Record that devices of the class are started on demand."""
-        with fleet_errors(_SERVER):
-            await self._calls.call("HSET", STARTS, hardware_class, repr(self.now()))
+        await self._calls.call("HSET", STARTS, hardware_class, repr(self.now()))
 
     async def list_jobs(self, wanted: JobFilter, *, limit: int, cursor: str) -> JobPage:
         """A page of the jobs that match `wanted`, latest first. Raises `InvalidRequestError` as `list_jobs` does."""
-        with fleet_errors(_SERVER):
-            return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
+        return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
 
     async def note_refused(self, jobs: Mapping[str, Refused]) -> None:
         """Record what jobs that ended before placement were, list them, and announce that, unless they are listed."""
-        with fleet_errors(_SERVER):
-            await self._calls.run(list_refused_call(jobs, self._limits.keep_record))
+        await self._calls.run(list_refused_call(jobs, self._limits.keep_record))
 
     async def forget_listed(self) -> None:
         """Check some of the oldest jobs in the index, and remove those whose records are gone.
@@ -433,19 +398,16 @@ class RouterStore:
 
     async def _swept(self, call: Call) -> str:
         """Where the next sweep begins, after one of up to `_FORGOTTEN` groups."""
-        with fleet_errors(_SERVER):
-            looked, last = await self._periodic.run(call)
+        looked, last = await self._periodic.run(call)
         return f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
 
     async def watch(self, arguments: Sequence[str | bytes]) -> Watched:
         """Report what this router serves; returns what operators asked for."""
-        with fleet_errors(_SERVER):
-            return watch_answer(await self._calls.run(watch_call(arguments)))
+        return watch_answer(await self._calls.run(watch_call(arguments)))
 
     async def ask_reload(self) -> int:
         """Ask all processes to reload their models folder; returns the number of such requests, this one included."""
-        with fleet_errors(_SERVER):
-            return int(await self._calls.call("INCR", RELOADS))
+        return int(await self._calls.call("INCR", RELOADS))
 
     async def control_models(self, marks: Mapping[str, str | None]) -> int:
         """Record what an operator asks of models, as `CONTROLS` has it, None for nothing; have all processes reload.
@@ -456,23 +418,20 @@ class RouterStore:
         dropped = [name for name, mark in marks.items() if mark is None]
         commands = [("HSET", CONTROLS, *kept)] if kept else []
         commands += [("HDEL", CONTROLS, *dropped)] if dropped else []
-        with fleet_errors(_SERVER):
-            return int((await self._calls.transaction(*commands, ("INCR", RELOADS)))[-1])
+        return int((await self._calls.transaction(*commands, ("INCR", RELOADS)))[-1])
 
     async def catalogues(self) -> dict[str, Report]:
         """What each running process serves, by its name."""
-        with fleet_errors(_SERVER):
-            now, seen, raw = await self._calls.transaction(
-                ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
-            )
+        now, seen, raw = await self._calls.transaction(
+            ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
+        )
         reports = named(raw)
         live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
         return {name: msgspec.json.decode(reports[name], type=Report) for name in live}
 
     async def failing(self) -> dict[str, str]:
         """The processes that supervisors say have failed, each with how."""
-        with fleet_errors(_SERVER):
-            (raw,) = await self._calls.transaction(("HGETALL", FAILING))
+        (raw,) = await self._calls.transaction(("HGETALL", FAILING))
         found: dict[str, str] = {}
         for processes in named(raw).values():
             found |= msgspec.json.decode(processes, type=dict[str, str])
@@ -483,11 +442,14 @@ class RouterStore:
         for connection in (self._calls, self._periodic, *self._lines, *self._readers):
             connection.close()
 
+    def _connection(self) -> AsyncConnection:
+        return AsyncConnection(self._url, server="state store")
+
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[AsyncConnection]:
         """A connection for a command that blocks."""
         async with self._reading:
-            reader = self._readers.pop() if self._readers else AsyncConnection(self._url)
+            reader = self._readers.pop() if self._readers else self._connection()
             try:
                 yield reader
             except BaseException:

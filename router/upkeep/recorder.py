@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -34,11 +33,9 @@ from router.upkeep.leader import Duty
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
-from taxiway.valkey import Command, fleet_errors
 
 logger = logging.getLogger(__name__)
 
-_SERVER = "state store"
 _CATCH_UP = 3600.0  # seconds that a new leader observes at least, even where records are kept for less
 _AT_ONCE = 4  # slices of each kind observed in one tick
 _OUTCOME = np.dtype([("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")])
@@ -52,20 +49,20 @@ class Recorder(Duty):
 
     def __init__(self, url: str, store: RouterStore, limits: Limits) -> None:
         super().__init__(SETTLE)
-        self._connection = AsyncConnection(url)
+        self._connection = AsyncConnection(url, server="state store")
         self._store = store
         self._limits = limits
 
     async def tick(self) -> None:
         """Observe the slices that are due, and delete the oldest hours beyond the limits."""
         now = self._store.stored_now()
-        until, again = await self._ask(
+        until, again = await self._connection.transaction(
             ("HGET", HISTORY, RECORDED), ("ZRANGEBYSCORE", HISTORY_OPEN, "-inf", now, "LIMIT", 0, _AT_ONCE)
         )
         known = None if until is None else float(until)
         fresh = fresh_slices(known, now, longest=max(self._limits.keep_record, _CATCH_UP), most=_AT_ONCE)
         if known is None:
-            await self._ask(("HSET", HISTORY, RECORDED, now))
+            await self._connection.transaction(("HSET", HISTORY, RECORDED, now))
         for begin in fresh:
             await self._record(begin, now)
         for begin in map(int, again):
@@ -81,23 +78,22 @@ class Recorder(Duty):
 
     async def _record(self, begin: int, now: float) -> None:
         await self._write(begin, await self._observe(begin), now, before=0)
-        await self._ask(("HSET", HISTORY, RECORDED, begin + SLICE))
+        await self._connection.transaction(("HSET", HISTORY, RECORDED, begin + SLICE))
 
     async def _renew(self, begin: int, now: float) -> None:
         """Observe a slice again, unless it was deleted, or some of its records have expired since."""
-        (packed,) = await self._ask(("HGET", history_key(hour_of(begin)), begin))
+        (packed,) = await self._connection.transaction(("HGET", history_key(hour_of(begin)), begin))
         stored = None if packed is None else await beside(len(packed), unpack, begin, bytes(packed))
         arrivals = await self._observe(begin)
         if stored is None or len(arrivals) < len(stored):
-            await self._ask(("ZREM", HISTORY_OPEN, begin))
+            await self._connection.transaction(("ZREM", HISTORY_OPEN, begin))
         else:
             await self._write(begin, arrivals, now, before=len(packed))
 
     async def _observe(self, begin: int) -> Arrivals:
         parts, skip = list[Arrivals](), 0
         while True:
-            with fleet_errors(_SERVER):
-                observed = observe_answer(await self._connection.run(observe_call(begin, begin + SLICE, skip)))
+            observed = observe_answer(await self._connection.run(observe_call(begin, begin + SLICE, skip)))
             if not observed.looked:
                 return await beside(JOB.itemsize * sum(len(part) for part in parts), joined, parts)
             parts.append(arrivals_of(observed))
@@ -106,7 +102,7 @@ class Recorder(Duty):
     async def _write(self, begin: int, arrivals: Arrivals, now: float, *, before: int) -> None:
         packed = await beside(JOB.itemsize * len(arrivals), pack, begin, arrivals)
         hour, at = hour_of(begin), again_at(begin, arrivals, now)
-        await self._ask(
+        await self._connection.transaction(
             ("HSET", history_key(hour), begin, packed),
             ("EXPIREAT", history_key(hour), int(begin) + self._limits.keep_history + 3600),
             ("HINCRBY", HISTORY, hour, len(packed) - before),
@@ -114,16 +110,12 @@ class Recorder(Duty):
         )
 
     async def _trim(self, now: float) -> None:
-        (flat,) = await self._ask(("HGETALL", HISTORY))
+        (flat,) = await self._connection.transaction(("HGETALL", HISTORY))
         hours = {hour: int(size) for hour, size in named(flat).items() if hour != RECORDED}
         deleted = surplus_hours(hours, now, keep=self._limits.keep_history, most=self._limits.history)
         if deleted:
-            await self._ask(("UNLINK", *map(history_key, deleted)), ("HDEL", HISTORY, *deleted))
+            await self._connection.transaction(("UNLINK", *map(history_key, deleted)), ("HDEL", HISTORY, *deleted))
             logger.debug("history deleted", extra={"hours": len(deleted), "oldest": deleted[0]})
-
-    async def _ask(self, *commands: Command) -> list[Any]:
-        with fleet_errors(_SERVER):
-            return await self._connection.transaction(*commands)
 
 
 def arrivals_of(observed: Observed) -> Arrivals:

@@ -58,7 +58,6 @@ from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import WEBHOOKS, webhook_dead_key
 from taxiway.contract.request import EventType
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, UnknownObjectError, cut, quoted
-from taxiway.valkey import fleet_errors
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,6 @@ AT_ONCE = 64
 MOST_ANSWER = 65_536
 """Bytes of an endpoint's answer that are read, and ignored, so that the connection can be used again."""
 
-_SERVER = "state store"
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Endpoint).decode
 
@@ -87,7 +85,7 @@ class Webhooks:
 
     def __init__(self, url: str, store: RouterStore, rules: Rules, name: str) -> None:
         self.outcomes: Counter[tuple[str, ...]] = Counter()
-        self._connection = AsyncConnection(url)
+        self._connection = AsyncConnection(url, server="state store")
         self._store = store
         self._rules = rules
         self._limits = rules.topology.webhooks
@@ -100,8 +98,7 @@ class Webhooks:
 
     async def read(self) -> None:
         """Read the endpoints; they are notified of jobs that are admitted from now on."""
-        with fleet_errors(_SERVER):
-            flat = await self._connection.call("HGETALL", WEBHOOKS)
+        flat = await self._connection.call("HGETALL", WEBHOOKS)
         raw = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         if raw == self._raw:
             return
@@ -152,8 +149,7 @@ class Webhooks:
         except InvalidRequestError:  # it was removed since
             notified = self._rules.webhooks.notified(kind, tenant, None)
         if notified is not None and notified.endpoints.get(ending):
-            with fleet_errors(_SERVER):
-                await self._connection.run(announce_call(notified, event_id(kind, name, ending), kind, ending, name))
+            await self._connection.run(announce_call(notified, event_id(kind, name, ending), kind, ending, name))
 
     async def _take(self) -> None:
         self._store.stored_now()  # raises until the store's time is known: signatures have it
@@ -161,8 +157,7 @@ class Webhooks:
         free = AT_ONCE - len(self._deliveries)
         if free <= 0:
             return
-        with fleet_errors(_SERVER):
-            _, taken = take_answer(await self._connection.run(take_call(self._name, self._lease, free)))
+        _, taken = take_answer(await self._connection.run(take_call(self._name, self._lease, free)))
         for one in taken:
             if one.endpoint not in self._deliveries:  # else its lease passed: that delivery is fenced, and ends
                 self._deliveries[one.endpoint] = asyncio.create_task(self._deliver(one))
@@ -202,8 +197,7 @@ class Webhooks:
             fault=verdict.fault,
             most_dead=self._limits.dead,
         )
-        with fleet_errors(_SERVER):
-            return settle_answer(await self._connection.run(call))
+        return settle_answer(await self._connection.run(call))
 
     async def _post(self, endpoint: Endpoint, message: Message) -> Attempt:
         now = self._store.now()
@@ -311,8 +305,7 @@ class Webhooks:
 
     async def view(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, int, str]]:
         """How many events wait for each endpoint, how many dead letters it has, and why the first event waits."""
-        with fleet_errors(_SERVER):
-            answers = await self._connection.calls(*(part for one in endpoints for part in view_commands(one.id)))
+        answers = await self._connection.calls(*(part for one in endpoints for part in view_commands(one.id)))
         trios = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
         return [(int(waiting), int(dead), (fault or b"").decode()) for waiting, dead, (fault, _) in trios]
 
@@ -323,13 +316,11 @@ class Webhooks:
 
     async def dead(self, name: str, most: int) -> list[DeadEvent]:
         """An endpoint's dead letters, the latest first."""
-        with fleet_errors(_SERVER):
-            return [*map(decode_dead, await self._connection.call("LRANGE", webhook_dead_key(name), 0, most - 1))]
+        return [*map(decode_dead, await self._connection.call("LRANGE", webhook_dead_key(name), 0, most - 1))]
 
     async def replay(self, name: str, events: Sequence[str]) -> int:
         """Send dead letters again, all if no `events` are named; returns how many."""
-        with fleet_errors(_SERVER):
-            return int(await self._connection.run(replay_call(name, self._limits.waiting, events)))
+        return int(await self._connection.run(replay_call(name, self._limits.waiting, events)))
 
     async def test(self, endpoint: Endpoint, type: EventType) -> int:
         """Send a sample event at once, beside the outbox; returns the status of the answer.
@@ -353,8 +344,7 @@ class Webhooks:
                 return after
 
     async def _change(self, name: str, before: bytes, after: bytes) -> bool:
-        with fleet_errors(_SERVER):
-            done = bool(await self._connection.run(change_call(name, before, after)))
+        done = bool(await self._connection.run(change_call(name, before, after)))
         await self.read()
         return done
 

@@ -31,7 +31,6 @@ from tasks.topology import Service, Topology
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS
 from taxiway.errors import TaxiwayError
-from taxiway.valkey import fleet_errors
 
 
 class StatusError(DocumentError):
@@ -66,14 +65,13 @@ def read_status(path: Path) -> FleetSnapshot:
 
 def read_fleet(connections: ConnectionPool) -> tuple[float, bytes, FleetSnapshot]:
     """The state store's time, the stored plan, and the fleet's devices. Raises `BrokerUnavailableError`."""
-    with fleet_errors("state store"):
-        at, plan, devices, beats, starts = connections.calls(
-            ("TIME",),
-            ("GET", PLAN),
-            ("HGETALL", DEVICES),
-            ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
-            ("HGETALL", STARTS),
-        )
+    at, plan, devices, beats, starts = connections.calls(
+        ("TIME",),
+        ("GET", PLAN),
+        ("HGETALL", DEVICES),
+        ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+        ("HGETALL", STARTS),
+    )
     now = int(at[0]) + int(at[1]) / 1e6
     facts = FleetFacts(now=now, devices=named(devices), heartbeats=figures(beats), work={}, starts=figures(starts))
     return now, bytes(plan or b""), snapshot_from(facts)
@@ -81,7 +79,7 @@ def read_fleet(connections: ConnectionPool) -> tuple[float, bytes, FleetSnapshot
 
 def running_fleet(url: str) -> FleetSnapshot:
     """The devices of the fleet whose state store has this address. Raises `BrokerUnavailableError`."""
-    connections = ConnectionPool(url)
+    connections = ConnectionPool(url, server="state store")
     try:
         return read_fleet(connections)[2]
     finally:

@@ -48,7 +48,6 @@ from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import TUNING
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey import fleet_errors
 
 REACH = 3600.0
 """Seconds of earlier arrivals in which a tuner that has just started looks for a time that was like now."""
@@ -61,8 +60,6 @@ HUNG = STALE
 
 TOLD = 86400
 """Seconds for which routers can show what was found."""
-
-_SERVER = "state store"
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +86,7 @@ class FleetTuner:
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self._topology = topology
         self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
-        self._connections = ConnectionPool(settings.state)
+        self._connections = ConnectionPool(settings.state, server="state store")
         self._history = History(settings.state)
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._lease = Lease(settings.state, self._name)
@@ -229,16 +226,14 @@ class FleetTuner:
 
     def _tell(self, tuning: Tuning) -> None:
         """Leave what was found for routers to show."""
-        with fleet_errors(_SERVER):
-            (now,) = self._connections.calls(("TIME",))
-            told = Tuned(tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after)
-            self._connections.calls(("SET", TUNING, msgspec.json.encode(told), "EX", TOLD))
+        (now,) = self._connections.calls(("TIME",))
+        told = Tuned(tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after)
+        self._connections.calls(("SET", TUNING, msgspec.json.encode(told), "EX", TOLD))
 
     def _write(self, before: bytes, plan: Plan | None) -> bool:
         """Store the plan, or that there is none; False if another tuner has replaced it meanwhile."""
-        with fleet_errors(_SERVER):
-            after = msgspec.json.encode(plan) if plan is not None else b""
-            return bool(self._connections.run(plan_call(before, after)))
+        after = msgspec.json.encode(plan) if plan is not None else b""
+        return bool(self._connections.run(plan_call(before, after)))
 
 
 def changed(before: Plan | None, after: Plan) -> tuple[str, ...]:

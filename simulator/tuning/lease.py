@@ -8,7 +8,6 @@ import threading
 from broker.valkey.leader import tune_call
 from taxiway.connection import ConnectionPool
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey import fleet_errors
 
 LEASE = 10.0
 """Seconds after which another tuner may tune if the one before was killed: more than a busy machine stops a process."""
@@ -24,7 +23,7 @@ class Lease:
 
     def __init__(self, url: str, name: str, duration: float = LEASE) -> None:
         self.duration = duration
-        self._connections = ConnectionPool(url)
+        self._connections = ConnectionPool(url, server="state store")
         self._name = name
         self._given_up = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -55,8 +54,7 @@ class Lease:
             self._connections.close()
 
     def _ask(self, duration: float) -> bool:
-        with fleet_errors("state store"):
-            return bool(self._connections.run(tune_call(self._name, duration)))
+        return bool(self._connections.run(tune_call(self._name, duration)))
 
     def _renew(self) -> None:
         while not self._given_up.wait(RENEW * self.duration):
