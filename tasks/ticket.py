@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from tasks.endpoints import Tariff
+from taxiway.contract.keys import INFER
 from taxiway.contract.request import Terms, new_id, uuid_of
 from taxiway.contract.wire import key_id, signature, signed_by
 
@@ -107,3 +108,19 @@ def read_ticket(header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:
         return _decode(text)
     except msgspec.MsgspecError as error:
         raise TicketError(f"expected a ticket: {error}") from error
+
+
+def ticket_for(hardware_class: str, task: Any, job: Any, header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:
+    """The ticket in the header of a message that a worker of the class may run, as this task and job.
+
+    Raises:
+        TicketError: as `read_ticket`, or it is for another task, job or class.
+    """
+    ticket = read_ticket(header, body, keys)
+    if ticket.task != task or ticket.task != INFER:
+        raise TicketError(f"expected a ticket for {task!r}, got one for {ticket.task!r}")
+    if ticket.job != job:
+        raise TicketError(f"expected a ticket for job {job!r}, got one for {ticket.job!r}")
+    if hardware_class not in ticket.variants:
+        raise TicketError(f"expected a ticket for {hardware_class}, got {sorted(ticket.variants)}")
+    return ticket

@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 
 from broker.valkey.records import REFUSED, Ending
+from tasks.canvas import Embed, Signature
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, DEFAULT_QUEUE
 from taxiway.contract.limits import check_values, values_beyond
 from taxiway.contract.request import is_name, new_id
 from taxiway.contract.wire import BRIDGED, DESTINATION, HEADER, NO_CANVAS, Envelope, task_envelope
-from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, unreadable
+from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 MOST_BYTES = 64 * 2**10
 """Limit on the size of a message's headers as JSON, in bytes."""
@@ -31,34 +32,6 @@ _INTERNAL = re.compile(r"taxiway|unacked|_kombu|celery-task-meta-")
 """The beginning of a key of taxiway's, kombu's or Celery's own, which no error link may name as its queue."""
 
 _SHOWN = 200  # characters of a received value in an error
-
-
-class Signature(msgspec.Struct, frozen=True):
-    """A task that follows from another one, as Celery encodes it."""
-
-    task: str
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    subtask_type: str | None = None
-    immutable: bool = False
-
-
-class Embed(msgspec.Struct, frozen=True):
-    """The third part of a task's body: the tasks that follow from it."""
-
-    callbacks: list[Signature] | None = None
-    errbacks: list[Signature] | None = None
-    chain: list[Signature] | None = None
-    chord: Signature | None = None
-
-
-class _Follow(msgspec.Struct, frozen=True):
-    """The tasks in the third part of a body that are told if the task fails, in any form."""
-
-    chain: Any = None
-    chord: Any = None
-    errbacks: Any = None
 
 
 class After(msgspec.Struct, frozen=True):
@@ -73,8 +46,7 @@ class After(msgspec.Struct, frozen=True):
 
 NOTHING_AFTER = After()
 
-_decode_follow = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Follow | None]).decode
-_decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, Embed | None]).decode
+_decode_follow = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, dict[str, Any] | None]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -98,18 +70,6 @@ def check_headers(envelope: Envelope) -> None:
         raise RequestTooLargeError(message, limit="headers", most=MOST_BYTES, got=size)
 
 
-def read_embed(body: bytes) -> Embed | None:
-    """The tasks that follow from the task in a body.
-
-    Raises:
-        InvalidRequestError: Celery could not have sent it; names what was expected.
-    """
-    try:
-        return _decode_embed(body)[2]
-    except msgspec.ValidationError as error:
-        raise unreadable(error, "embed", root="[2]") from error
-
-
 def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) -> After:
     """What follows a request that failed, so that who has only the ids of later tasks learns of the error.
 
@@ -117,14 +77,13 @@ def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) 
     """
     try:
         body = envelope.payload()
-        follow = _decode_follow(body)[2] if values_beyond(body, most) is None else None
+        follow = (_decode_follow(body)[2] or {}) if values_beyond(body, most) is None else {}
     except (InvalidRequestError, *UNREADABLE):
         return NOTHING_AFTER
-    if follow is None:
-        return NOTHING_AFTER
-    ids = islice(dict.fromkeys(_ids_in([follow.chain, follow.chord])), _MOST_FOLLOWERS)
-    links = follow.errbacks if isinstance(follow.errbacks, list) else []
-    calls = [call for link in links[:_MOST_FOLLOWERS] if (call := _call_of(link, job)) is not None]
+    ids = islice(dict.fromkeys(_ids_in([follow.get("chain"), follow.get("chord")])), _MOST_FOLLOWERS)
+    links = follow.get("errbacks")
+    links = links[:_MOST_FOLLOWERS] if isinstance(links, list) else []
+    calls = [call for link in links if (call := _call_of(link, job)) is not None]
     if envelope.properties.get(BRIDGED):
         calls = [(AMQP_OUTBOX, _sent_on(call, queue)) for queue, call in calls]
     return After(tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids), tuple(calls))
@@ -173,14 +132,14 @@ def _ids_in(signature: Any) -> Iterator[str]:
         yield from _ids_in([kwargs.get(part) for part in ("tasks", "header", "body")])
 
 
-def check_embed(embed: Embed | None) -> None:
+def check_embed(embed: Embed) -> None:
     """Refuse follow-up tasks whose arguments could not be encoded or decoded.
 
     Raises:
         InvalidRequestError: a value is nested too deeply.
         RequestTooLargeError: there are too many values.
     """
-    if embed is not None and any(getattr(embed, name) for name in embed.__struct_fields__):
+    if not embed.is_empty:
         check_values(msgspec.to_builtins(embed), "embed")
 
 

@@ -16,15 +16,8 @@ from broker.valkey.forwarding import Drawn, Refused
 from broker.valkey.records import REFUSED, Ending
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of
-from router.service.celery_message import (
-    NOTHING_AFTER,
-    After,
-    Embed,
-    after_failure,
-    check_embed,
-    check_headers,
-    read_embed,
-)
+from router.service.celery_message import NOTHING_AFTER, After, after_failure, check_embed, check_headers
+from tasks.canvas import Embed, read_embed
 from tasks.ticket import job_id
 from tasks.webhooks import HOOKS
 from taxiway.contract.job import failure_meta, state_of
@@ -256,7 +249,7 @@ def _request(body: bytes, content_type: str) -> Request:
             _, request, embed = _decode_body(body)
             if not surely_fits(body):
                 check_content(request)
-            check_embed(embed)
+            check_embed(embed or Embed())
             return request
     request = read_request(body, content_type)
     check_embed(read_embed(body))

@@ -30,9 +30,8 @@ from redis.exceptions import RedisError
 from broker.valkey import run
 from broker.valkey.records import REFUSED, Ending, Verdict, finish_call
 from broker.valkey.worker_store import WorkerStore
-from tasks.ticket import Ticket, TicketError, read_ticket
+from tasks.ticket import Ticket, TicketError, ticket_for
 from taxiway.contract.job import JobState, failure_meta, state_of
-from taxiway.contract.keys import INFER
 from taxiway.contract.request import is_name
 from taxiway.contract.wire import HEADER, Envelope, encode_envelope, misplaced
 from taxiway.errors import (
@@ -151,21 +150,10 @@ def guarded(consumer: Any) -> None:
 
 
 def ticket_of(message: Any, context: WorkerContext) -> Ticket:
-    """The ticket of a message that may run here.
-
-    Raises:
-        TicketError: it has none of ours, or one for another task, job or class.
-    """
+    """The ticket of a message that may run here; raises `TicketError` as `ticket_for` does."""
     headers = message.headers
-    ticket = read_ticket(headers.get(HEADER), bytes_of(message.body), context.settings.secret)
-    if ticket.task != headers.get("task") or ticket.task != INFER:
-        raise TicketError(f"expected a ticket for {headers.get('task')!r}, got one for {ticket.task!r}")
-    if ticket.job != headers.get("id"):
-        raise TicketError(f"expected a ticket for job {headers.get('id')!r}, got one for {ticket.job!r}")
-    hardware_class = class_of(message)
-    if hardware_class not in ticket.variants:
-        raise TicketError(f"expected a ticket for {hardware_class}, got {sorted(ticket.variants)}")
-    return ticket
+    body, keys = bytes_of(message.body), context.settings.secret
+    return ticket_for(class_of(message), headers.get("task"), headers.get("id"), headers.get(HEADER), body, keys)
 
 
 def class_of(message: Any) -> str:

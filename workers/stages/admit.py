@@ -25,13 +25,14 @@ import msgspec
 from broker.valkey.class_queue import FetchedMessage
 from broker.valkey.records import Claim, Verdict
 from broker.valkey.worker_store import insist
+from tasks.canvas import read_embed
 from tasks.heartbeat import variant_key
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.models.signature import Bound, bind, check_stream
 from tasks.models.sizes import clamped
 from tasks.telemetry import ParentSpan, parent_of
-from tasks.ticket import TicketError, read_ticket
+from tasks.ticket import TicketError, ticket_for
 from tasks.topology import HardwareClass
 from taxiway.contract.keys import INFER
 from taxiway.contract.limits import Buffer
@@ -39,6 +40,7 @@ from taxiway.contract.request import Request
 from taxiway.contract.values import Reference, from_wire, may_refer, referred, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, read_request
 from taxiway.errors import (
+    UNREADABLE,
     BrokerUnavailableError,
     DeadLetteredError,
     ExecutionError,
@@ -236,13 +238,6 @@ class _Message(msgspec.Struct, frozen=True):
     content_encoding: str = msgspec.field(name="content-encoding")
 
 
-class _Embed(msgspec.Struct, frozen=True):
-    callbacks: list[msgspec.Raw] | None = None
-    errbacks: list[msgspec.Raw] | None = None
-    chain: list[msgspec.Raw] | None = None
-    chord: msgspec.Raw | None = None
-
-
 Contents = Mapping[str, Buffer | None]
 """The bytes of each `ref`, None if they have expired."""
 
@@ -253,10 +248,8 @@ AT_ONCE = 4 * 2**20
 """Bytes of blobs fetched together: the memory used besides the largest single request."""
 
 _decode_message = msgspec.json.Decoder(_Message).decode
-_decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Embed | None]).decode
 _decode_request = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
 _TAGGED = b'"__type__"'  # marks encoded bytes in a body; all other values are plain JSON
-_NULL = msgspec.Raw(b"null")
 
 
 def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
@@ -273,12 +266,11 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         if not usual:
             return None
         body = base64.b64decode(message.body, validate=True)
-        ticket = read_ticket(headers.taxiway, body, keys)
-        embed = _decode_embed(body)[2]
-    except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, RecursionError, TicketError):
+        ticket = ticket_for(hardware_class, headers.task, headers.id, headers.taxiway, body, keys)
+        embed = read_embed(body)
+    except (*UNREADABLE, binascii.Error, TicketError, InvalidRequestError):
         return None
-    ours = ticket.job == headers.id and ticket.task == INFER and hardware_class in ticket.variants
-    if not ours or (embed is not None and _followed(embed)):
+    if not embed.is_empty:
         return None
     claim = taken.claim if taken.job == ticket.job else None
     now = time.time()
@@ -298,12 +290,6 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
 
 def _trail(headers: Headers) -> ParentSpan | None:
     return parent_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
-
-
-def _followed(embed: _Embed) -> bool:
-    """Whether other tasks (links, chains, chords) follow the job."""
-    chord = embed.chord is not None and embed.chord != _NULL
-    return bool(embed.callbacks or embed.errbacks or embed.chain or chord)
 
 
 class JobReader:
