@@ -72,7 +72,7 @@ def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) 
 
     A router without a worker would refuse the jobs in arrivals.
     """
-    variables, router = settings.environment(), ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
+    variables, router = settings.environment(), ["-m", "api", "--host", "127.0.0.1", "--port", "0"]
     with contextlib.ExitStack() as stack:
         crew = [
             stack.enter_context(started(["-m", "workers", *arguments], variables, folder / f"worker-{number}.log"))

@@ -130,7 +130,7 @@ def _fresh(spinners: int) -> list[Outcome]:
         variables = broker_settings(valkey.socket_url, TREE / "queues.yaml").environment()
         engine = ["-m", "local.engine", "--class", "cpu.llama", "--device", "endpoint:0"]
         commands = [*(["-m", "workers", *arguments] for arguments in FRESH), engine]
-        router = ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
+        router = ["-m", "api", "--host", "127.0.0.1", "--port", "0"]
         with ExitStack() as stack:
             for number, command in enumerate([*commands, router]):
                 stack.enter_context(started(command, variables, Path(name) / f"{number}.log"))
@@ -217,7 +217,7 @@ def _beside(bulk: int, seconds: float) -> Live:
         commands = [
             ["-m", "local.engine", "--class", "engine", "--device", "endpoint:0"],
             *(["-m", "workers", "--class", "cpu.batch", "--device", f"cpu:{number}"] for number in range(2)),
-            ["-m", "router", "--host", "127.0.0.1", "--port", "0"],
+            ["-m", "api", "--host", "127.0.0.1", "--port", "0"],
         ]
         with ExitStack() as stack:
             logs = [Path(name) / f"{number}.log" for number in range(len(commands))]

@@ -146,7 +146,7 @@ def _fleet(folder: Path) -> Iterator[tuple[str, list[int]]]:
     with EmbeddedValkey(folder) as valkey, contextlib.ExitStack() as stack:
         settings = broker_settings(valkey.url, folder / "queues.yaml", TREE / "lab" / "models")
         variables = settings.environment() | {"TAXIWAY_NOTED": str(folder / "notes")}
-        router = ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
+        router = ["-m", "api", "--host", "127.0.0.1", "--port", "0"]
         stack.enter_context(started(router, variables, folder / "router.log"))
         worker = ["-m", "workers", "--class", "cpu.spot", "--device"]
         crew = [
