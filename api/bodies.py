@@ -19,7 +19,7 @@ from typing import Any
 
 from api.access import Bodies
 from api.gate import Application, Message, Receive, Send, caller_of, refuse
-from broker.port import beside
+from tasks.large_bodies import beside
 from taxiway.contract.limits import LARGE, Buffer
 from taxiway.errors import (
     FleetUnavailable,

@@ -9,17 +9,14 @@ move. A move that is interrupted leaves a copy, which the claim before compute d
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
 from tasks.models.signature import KeyUse
-from taxiway.contract.limits import LARGE
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128
@@ -265,20 +262,3 @@ class QueueMover(Protocol):
 
     async def close(self) -> None:
         """Disconnect."""
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-_thread = ThreadPoolExecutor(1, "large bodies")
-
-
-async def beside(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The value of `call`, run on a thread if `size`, in bytes, is large. Raises what it raises.
-
-    There is one thread, so that the event loop competes with one. Python's interpreter lock is released every 5 ms, but
-    not during a call into C; inputs are bounded so that no such call takes over 100 ms (`limits.ELEMENTS`).
-    """
-    if size <= LARGE:
-        return call(*args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_thread, lambda: call(*args, **kwargs))

@@ -13,7 +13,7 @@ from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.inference.infer import Accepted
 from api.inference.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from api.services import door_of, jobs_of, most_elements
-from broker.port import beside
+from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 
 

@@ -39,11 +39,11 @@ from api.inference.protocol import (
 )
 from api.jobs import Jobs
 from api.paths import name_in
-from broker.port import beside
 from broker.valkey.records import Ending
 from router.decide.placement import Placement
 from router.router import Router
 from router.service.admission import Order, Place, check_size, digest_at, preview
+from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
 from tasks.ticket import job_id

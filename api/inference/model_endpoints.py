@@ -9,8 +9,8 @@ from api.described import InferOperation
 from api.gate import AnyRequest, needs, take_terms
 from api.inference.protocol import InferRequest, read_infer
 from api.services import JsonResponse, door_of, most_elements
-from broker.port import beside
 from router.service.model_list import model_list, model_metadata, unready
+from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 from taxiway.contract.tensors import HEADER
 from taxiway.errors import ModelUnavailableError

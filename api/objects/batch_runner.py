@@ -42,8 +42,8 @@ from api.openai.answers import AnyCall, Head, written
 from api.openai.calls import awaited
 from api.openai.errors import JOB, code_of, content, param_of
 from api.openai.requests import read_call, service_of, tier_for_later, tier_of, unsupported
-from broker.port import beside
 from router.router import Router
+from tasks.large_bodies import beside
 from tasks.models.model import Model
 from taxiway.backoff import Backoff
 from taxiway.contract.job import Result, is_answer

@@ -34,7 +34,7 @@ from api.openai.requests import (
     tier_of,
 )
 from api.services import door_of, jobs_of
-from broker.port import beside
+from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from taxiway.contract.job import Result

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, ForwardOutcome, InFlight, Outgoing, StoredSnapshot, beside
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, ForwardOutcome, InFlight, Outgoing, StoredSnapshot
 from broker.valkey import Call
 from broker.valkey.forwarding import (
     Forwarded,
@@ -29,6 +29,7 @@ from broker.valkey.forwarding import (
     marked,
     unpublished,
 )
+from tasks.large_bodies import beside
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (

@@ -33,10 +33,11 @@ from aio_pika.exceptions import (
     DeliveryError,
 )
 
-from broker.port import TAKE_BYTES, DeadLetter, beside
+from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.leader import Leadership
 from router.service.arrivals import Outage
 from router.service.store import RouterStore
+from tasks.large_bodies import beside
 from taxiway.connection import ANSWER, AsyncConnection
 from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVALS, kept_key, priority_list
 from taxiway.contract.wire import (

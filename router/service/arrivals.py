@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from broker.port import Arrival, DeadLetter, ForwardOutcome, Transport, beside
+from broker.port import Arrival, DeadLetter, ForwardOutcome, Transport
 from router.decide.fairness import over_depth
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules
@@ -17,6 +17,7 @@ from router.service.decision import Cancel, Decision, End, GiveUp, decide_read, 
 from router.service.events import end_all
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
+from tasks.large_bodies import beside
 from taxiway.backoff import Backoff
 from taxiway.contract.limits import values_beyond
 from taxiway.contract.values import referred

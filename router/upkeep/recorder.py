@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from broker.port import beside
 from broker.valkey.records import Observed, observe_answer, observe_call
 from router.decide.facts import named
 from router.decide.history import (
@@ -30,6 +29,7 @@ from router.decide.history import (
 )
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
+from tasks.large_bodies import beside
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
