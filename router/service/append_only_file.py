@@ -1,4 +1,8 @@
-"""The state store's append-only file: it is rewritten where the server's version leaves holes in it."""
+"""Rewrites the state store's append-only file after a full disk cut it short, and notices that writes are refused.
+
+It stays while the embedded wheel, compose.yaml, the chart or Debian ship a server that leaves holes in that file:
+Valkey before 9.1.3, Redis 7.0 to 7.4. tests/integration/broker/test_full_disk.py shows whether the embedded one does.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +38,11 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 class AppendOnlyFile:
-    """The server's append-only file: rewritten after a full disk cut it short, if the server's version needs that.
+    """The server's append-only file. Every router reads the server's reports on it with the fleet's facts.
 
-    The server's reports on it are read with the fleet's facts, by every router. Redis 7.0 to 7.4 and Valkey up to 9.1.2
-    open the file without O_APPEND after a rewrite or after having been a replica (`openNewIncrAofForAppend` in their
-    `aof.c`). When such a server truncates a write that was cut short, a hole of zeros is left, and the file cannot be
-    read after a restart. A running server still has all data, so a rewrite repairs the file. When the embedded Valkey
-    is upgraded, tests/integration/broker/test_full_disk.py shows whether `_LAST_VALKEY` must change.
+    Affected servers open the file without O_APPEND after a rewrite or after having been a replica
+    (`openNewIncrAofForAppend` in their `aof.c`). When one truncates a write that was cut short, a hole of zeros is
+    left, and the file cannot be read after a restart. A running server still has all data, so a rewrite repairs it.
     """
 
     def __init__(self, connection: AsyncConnection) -> None:
