@@ -2,7 +2,7 @@
 
 `Transport` carries messages between arrivals, routers and class queues. A message that was taken is answered by
 `forward` or `settle` exactly once; if its router dies before that, it returns to the arrivals. `QueueMover` moves
-waiting messages between class queues, for the leader (`broker.valkey.leader`), whose fencing token is checked at each
+waiting messages between class queues, for the leader (`broker.valkey.mover`), whose fencing token is checked at each
 move. A move that is interrupted leaves a copy, which the claim before compute drops. Messages have one form here,
 `wire.Envelope`.
 """

@@ -49,7 +49,7 @@ from broker.valkey.forwarding import (
     marked,
     unpublished,
 )
-from broker.valkey.leader import MoveRecords
+from broker.valkey.mover import MoveRecords
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.connection import ANSWER, AsyncConnection
 from taxiway.contract.job import JobState

@@ -11,7 +11,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from broker.port import ForwardOutcome, QueueMover, Transport
-from broker.valkey.leader import Leadership, ValkeyQueueMover
+from broker.valkey.leases import Leadership
+from broker.valkey.mover import ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import check_store, over_depth
 from router.decide.prefixes import Earlier, Prefixes

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker.port import DeadLetter, Holder
+from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
 from broker.valkey.records import (
     Claim,
     Ending,
@@ -19,7 +20,6 @@ from broker.valkey.records import (
     claim_call,
     finish_call,
     heartbeat_call,
-    name_call,
     over_call,
     read_history,
     release_call,
@@ -38,6 +38,7 @@ from taxiway.contract.keys import (
     blob_key,
     cancelled_channel,
     job_key,
+    name_key,
     result_key,
     stream_key,
 )
@@ -183,13 +184,9 @@ class WorkerStore:
         """Remove the device's facts: it takes no more work."""
         self._connections.run(heartbeat_call(self.worker, b""))
 
-    def hold_name(self, process: str, seconds: float) -> tuple[str, float]:
-        """Hold the worker's name for this process; 0 seconds leave it.
-
-        Returns the process that has it, and the seconds that this lasts if that is another one.
-        """
-        holder, left = self._connections.run(name_call(self.worker, process, seconds))
-        return holder.decode(), left / 1000
+    def hold_name(self, process: str, seconds: float) -> LeaseHolder:
+        """Hold the worker's name for this process; 0 seconds leave it."""
+        return lease_answer(self._connections.run(lease_call([name_key(self.worker)], process, seconds)))
 
     def cancelled(self, longest: float) -> list[str]:
         """Jobs held here that were cancelled or expired, as announced within `longest` seconds. For one thread."""

@@ -34,7 +34,7 @@ from aio_pika.exceptions import (
 )
 
 from broker.port import TAKE_BYTES, DeadLetter
-from broker.valkey.leader import Leadership
+from broker.valkey.leases import Leadership
 from router.service.arrivals import Outage
 from router.service.store import RouterStore
 from tasks.large_bodies import beside

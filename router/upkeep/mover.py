@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from broker.port import Moved, Peeked, QueueMover, Step
-from broker.valkey.leader import Leadership
+from broker.valkey.leases import Leadership
 from router.decide.rebalance import Flows, Move, rebalance
 from router.decide.waiting import abandoned, backlogged, window_per_level
 from router.decide.working_snapshot import WorkingSnapshot

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from broker.port import Transport
 from broker.valkey.forwarding import Drawn, HoldingQueue
-from broker.valkey.leader import Leadership
+from broker.valkey.leases import Leadership
 from router.decide.cost import has_capacity
 from router.decide.facts import BEAT
 from router.decide.fairness import RELEASE_TICK, FairOrder, HeldKind, Releasable, kind_of

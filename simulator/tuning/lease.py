@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 
-from broker.valkey.leader import tune_call
+from broker.valkey.leases import lease_answer, lease_call
 from taxiway.connection import ConnectionPool
+from taxiway.contract.keys import TUNER, TUNERS
 from taxiway.errors import BrokerUnavailableError
 
 LEASE = 10.0
@@ -54,7 +55,7 @@ class Lease:
             self._connections.close()
 
     def _ask(self, duration: float) -> bool:
-        return bool(self._connections.run(tune_call(self._name, duration)))
+        return bool(lease_answer(self._connections.run(lease_call((TUNER, TUNERS), self._name, duration))).own)
 
     def _renew(self) -> None:
         while not self._given_up.wait(RENEW * self.duration):

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from broker.port import Peeked, Step
 from broker.valkey import run
 from broker.valkey.forwarding import draw_answer, draw_call
-from broker.valkey.leader import Leadership, move_call, record_call
+from broker.valkey.leases import Leadership
+from broker.valkey.mover import move_call, record_call
 from router.upkeep.leader import Duty, Leader
 from tasks.settings import Settings
 from taxiway.contract.keys import LEAD

@@ -18,7 +18,7 @@ import redis
 
 from broker.port import Peeked, Step
 from broker.rabbitmq import RabbitQueueMover
-from broker.valkey.leader import Leadership
+from broker.valkey.leases import Leadership
 from tasks.celery_app import class_queue
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER, job_key, result_key

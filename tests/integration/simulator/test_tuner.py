@@ -18,7 +18,8 @@ import pytest
 import redis
 
 from broker.valkey import run
-from broker.valkey.leader import plan_call, tune_call
+from broker.valkey.leases import lease_answer, lease_call
+from broker.valkey.records import plan_call
 from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
@@ -28,7 +29,7 @@ from simulator.tuning.recall import BLOCK, SOON
 from simulator.tuning.tuner import FIRST, PERIODS, REST, WINDOW, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
-from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
+from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNERS, TUNING, history_key
 from tests.routing import EchoDevice, eventually
 from tests.waiting import BUSY
 
@@ -59,6 +60,11 @@ def devices(settings: Settings) -> Iterator[None]:
         EchoDevice(settings, hardware_class="tpu.bulk"),
     ):
         yield
+
+
+def other_tuner(store: Any, seconds: float) -> str:
+    """The token of another tuner that asks for the lease; empty if it does not get it."""
+    return lease_answer(run(store, lease_call((TUNER, TUNERS), "other", seconds))).own
 
 
 def record(store: Any, seconds: float = 300, until: float = 0, rate: int = 2) -> None:
@@ -194,12 +200,12 @@ def test_one_tuner_at_a_time_and_a_killed_one_changes_nothing(settings: Settings
     before = msgspec.json.encode(Plan(number=7, made=float(store.time()[0]), cells=(), classes={}))
     store.set(PLAN, before)
     store.hset(STARTS, "cpu.batch", repr(float(store.time()[0])))
-    run(store, tune_call("other", 120.0))
+    other_tuner(store, 120.0)
     with tuner(settings) as process:
         assert b"tuner" in process.stdout.readline()
         assert store.get(TUNER).startswith(b"other#")
     assert process.returncode == 0
-    run(store, tune_call("other", 0.0))
+    other_tuner(store, 0.0)
     with tuner(settings, stop=signal.SIGKILL):
         eventually(lambda: store.exists(TUNER), within=60)
     held = store.get(PLAN)
@@ -225,9 +231,9 @@ def test_a_lease_is_renewed_while_its_tuner_searches(settings: Settings, store: 
     assert lease.take()
     taken = store.time()[0]
     eventually(lambda: store.time()[0] > taken + 2 * SHORT)
-    assert not run(store, tune_call("other", SHORT))
+    assert not other_tuner(store, SHORT)
     lease.give_up()
-    assert run(store, tune_call("other", SHORT))
+    assert other_tuner(store, SHORT)
 
 
 @contextmanager

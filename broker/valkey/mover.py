@@ -1,16 +1,12 @@
-"""The election of the leader, and the moves that only the leader makes.
+"""The moves of waiting messages, which only the leader makes.
 
-One router leads at a time, by a lease in the state store and a unique fencing token. One script makes the moves of
-waiting messages, so that a message is always in exactly one queue. `MoveRecords` is what the state store keeps of
-moves, whatever the broker.
+One script makes a move, so that a message is always in exactly one queue. `MoveRecords` is what the state store keeps
+of moves, whatever the broker.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from math import inf
 from typing import Any
 
 import msgspec
@@ -19,68 +15,9 @@ from broker.port import PEEK_BYTES, Head, Inspected, Moved, Peeked, Step
 from broker.valkey import Call
 from broker.valkey.forwarding import addressed
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import LEAD, LEADS, MOVES, PLAN, TUNER, TUNERS, WORK, job_key, priority_list, priority_lists
+from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-
-
-def tune_call(name: str, lease: float) -> Call:
-    """Takes or keeps the only tuner's lease; 0 gives it up. Answers with its fencing token, empty if another has it."""
-    return Call("fleet/lead", [TUNER, TUNERS], [name, int(lease * 1000)])
-
-
-def plan_call(before: bytes, plan: bytes) -> Call:
-    """Replaces the stored plan if it is still `before`, empty if there was none; answers 1 if so, else 0."""
-    return replace_call(PLAN, before, plan)
-
-
-def replace_call(key: str, before: bytes, after: bytes) -> Call:
-    """Replaces the value at `key` if it is still `before`, empty if there was none; answers 1 if so, else 0."""
-    return Call("fleet/replace", [key], [before, after])
-
-
-class Leadership:
-    """This router's part in the election. Moves and draws pass the token; the store refuses any but the leader's.
-
-    `keys` are of the token and of the number of its changes: there is an election for each pair.
-    """
-
-    def __init__(self, url: str, name: str, lease: float, keys: tuple[str, str] = (LEAD, LEADS)) -> None:
-        self._connection = AsyncConnection(url, server="state store")
-        self._name, self._lease, self._keys = name, lease, keys
-        self._token, self._until = "", -inf
-
-    @property
-    def token(self) -> str:
-        """The fencing token of this router's lead; empty if another router may lead, by this host's clock."""
-        return self._token if time.monotonic() < self._until else ""
-
-    async def campaign(self) -> str:
-        """Take or keep the lead for another lease; returns the fencing token, empty while another router leads.
-
-        Raises:
-            BrokerUnavailableError: the state store does not answer.
-        """
-        began = time.monotonic()
-        self._token = await self._lead(self._lease)
-        self._until = began + self._lease
-        return self._token
-
-    async def resign(self) -> None:
-        """Let another router lead at once."""
-        self._token = ""
-        with suppress(BrokerUnavailableError):  # otherwise the lease expires
-            await self._lead(0.0)
-
-    async def close(self) -> None:
-        """Resign, and disconnect."""
-        await self.resign()
-        self._connection.close()
-
-    async def _lead(self, lease: float) -> str:
-        token: bytes = await self._connection.run(Call("fleet/lead", self._keys, [self._name, int(lease * 1000)]))
-        return token.decode()
-
+from taxiway.errors import InvalidRequestError
 
 MOVES_KEPT = 50
 """Number of recent moves that are kept for operators."""
