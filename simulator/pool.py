@@ -17,7 +17,7 @@ from simulator.timing import Stepping, Timing, Whole
 from simulator.workload import Job
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
-from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
+from workers.decide.batcher import ALONE, BatchPolicy, Row, WaitingRows, form, observe_gap, ready, widen_gap
 from workers.decide.endpoints import Rates, rates_of
 from workers.decide.occupation import BATCHES
 
@@ -390,8 +390,9 @@ class Pool:
         """The next batch, formed as a worker does from what it prefetches: twice its largest batch, or one job."""
         most = 2 * self.slots if self.slots > 1 else 1
         alike = [job for job in self.queue.front(model, most) if job.due > now]
-        shares = [Share(n, 1, job.due, job.queued, job.size + job.output) for n, job in enumerate(alike)]
-        chosen = [alike[portion.entry] for portion in form(shares, self._batching, timing.batch)]
+        alike.sort(key=lambda job: (job.level, job.due))
+        rows = [Row(job.level, job.due, job.size + job.output) for job in alike]
+        chosen = [alike[place] for place in form(rows, self._batching, timing.batch, now)]
         for job in chosen:
             self._unqueue(job)
             self._enter(job, now)

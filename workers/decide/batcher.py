@@ -1,6 +1,7 @@
 """When a batch runs, and which rows it holds. Pure: the clock and the waiting rows are arguments.
 
-A batch is limited in rows and in seconds: a running batch cannot be interrupted, so all other work waits for it.
+A batch is limited in rows, in seconds, and by its rows' deadlines: a running batch cannot be interrupted, so all other
+work waits for it.
 
 The device never idles for rows that are not expected. While a batch runs, the next one forms. A free device waits for
 more rows only if rows keep arriving, the expected gain outweighs the wait of the rows already there, and the most
@@ -13,11 +14,21 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from tasks.topology import RUN_STRETCH
 
 QUIET = 3.0
 """Mean gaps without an arrival after which no more rows are expected: 5 % of Poisson gaps exceed three means."""
+
+SPARE = 0.1
+"""Share of the time until a row is due that its batch leaves free, as predictions err."""
+
+GIVE_UP = 2.0
+"""The most urgent rows are given up for a batch with so many times as many rows per second.
+
+With 1.25, a saturated fleet of image generators answered 1.4 points fewer live requests in time (Alibaba GenTD26)."""
 
 _SMOOTHING = 0.2
 """Weight of the newest gap in the moving average."""
@@ -55,23 +66,15 @@ class WaitingRows:
     run: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One job's waiting rows and their mean size. `deadline` is on the store's clock, infinite if there is none."""
+class Row(NamedTuple):
+    """A waiting row. Rows are ordered as they run: by priority level (0 first), then by deadline.
 
-    entry: int
-    rows: int
+    `deadline` is on the clock of `form`, infinite if there is none.
+    """
+
+    level: int
     deadline: float
-    arrived: float
-    size: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """The number of rows of one job in a batch."""
-
-    entry: int
-    rows: int
+    size: float
 
 
 def ready(waiting: WaitingRows, now: float, policy: BatchPolicy, gap: float) -> float:
@@ -87,43 +90,69 @@ def ready(waiting: WaitingRows, now: float, policy: BatchPolicy, gap: float) -> 
     return max(0.0, due - now)
 
 
-def form(shares: Sequence[Share], policy: BatchPolicy, takes: Takes) -> list[Portion]:
-    """The next batch: rows by deadline, then by arrival; as many as `fill` allows."""
-    ordered = sorted(shares, key=urgency)
-    front = cut([share.rows for share in ordered], policy.max_batch)
-    sizes = [share.size for share, rows in zip(ordered, front, strict=False) for _ in range(rows)]
-    taken = cut(front, fill(sizes, policy, takes))
-    return [Portion(share.entry, rows) for share, rows in zip(ordered, taken, strict=False)]
+def form(rows: Sequence[Row], policy: BatchPolicy, takes: Takes, now: float) -> list[int]:
+    """The places of the rows that run together next, of all that wait in order; at least one if any waits.
+
+    Several rows run together only if that ends before each of them is due. Rows that are late even alone run last.
+    Where the rows behind a batch that is kept short could not follow in time, its first rows are given up for a batch
+    with `GIVE_UP` times as many per second, else a device that was held up once would stay behind.
+    """
+    forming = _Forming(rows, policy, takes)
+    full = forming.batch(range(len(rows)), _IDLE)
+    if len(rows) <= 1 or forming.in_time(full, now):
+        return list(full)
+    hopeful = [place for place, row in enumerate(rows) if now + takes(1, row.size) <= row.deadline]
+    if not hopeful:
+        return list(full)
+    first = forming.batch(hopeful, now)
+    behind = forming.batch(hopeful[len(first) :], _IDLE)
+    if not behind or forming.in_time(behind, now + forming.seconds(first)):
+        return list(first)
+    others = [forming.batch(hopeful[2**n :], now) for n in range((len(hopeful) - 1).bit_length())]
+    worth = partial(forming.worth, level=rows[hopeful[0]].level)
+    best = max(others, key=worth)
+    return list(best if worth(best) > GIVE_UP * worth(first) else first)
 
 
-def fill(sizes: Sequence[float], policy: BatchPolicy, takes: Takes) -> int:
-    """How many of the first rows run together, by their sizes; at least one if any waits."""
-    most = min(len(sizes), policy.max_batch)
-    if most <= 1 or policy.max_run == math.inf or takes(most, sum(sizes[:most])) <= policy.max_run:
-        return most
-    bound = max(policy.max_run, RUN_STRETCH * takes(1, sizes[0]))
-    total = sizes[0]
-    for rows in range(1, most):
-        total += sizes[rows]
-        if takes(rows + 1, total) > bound:
-            return rows
-    return most
+_IDLE = -math.inf  # a start at which no row will be late
 
 
-def cut(waiting: Sequence[int], room: int) -> list[int]:
-    """How many rows to take from each of the first jobs to fill `room`; `waiting` has their row counts by urgency."""
-    taken: list[int] = []
-    for rows in waiting:
-        if room == 0:
-            break
-        taken.append(min(rows, room))
-        room -= taken[-1]
-    return taken
+@dataclass(frozen=True, slots=True)
+class _Forming:
+    """The batches that could be formed; each is named by the places of its rows, most urgent first."""
 
+    rows: Sequence[Row]
+    policy: BatchPolicy
+    takes: Takes
 
-def urgency(share: Share) -> tuple[float, float, int]:
-    """Sort key of shares, most urgent first."""
-    return share.deadline, share.arrived, share.entry
+    def batch(self, waiting: Sequence[int], start: float) -> Sequence[int]:
+        """The first of these rows, and as many of those behind it as fit into `max_run` and are in time."""
+
+        def fits(rows: int) -> bool:
+            return self._short(waiting[:rows]) and self.in_time(waiting[:rows], start)
+
+        most = min(len(waiting), self.policy.max_batch)
+        if most <= 1 or fits(most):
+            return waiting[:most]
+        return waiting[: 1 + bisect_left(range(2, most), True, key=lambda rows: not fits(rows))]
+
+    def seconds(self, places: Sequence[int]) -> float:
+        """Predicted seconds of the batch."""
+        return self.takes(len(places), sum(self.rows[place].size for place in places))
+
+    def in_time(self, places: Sequence[int], start: float) -> bool:
+        """Whether the batch ends before any of its rows is due."""
+        due = min(self.rows[place].deadline for place in places)
+        return self.seconds(places) <= (1 - SPARE) * (due - start)
+
+    def _short(self, places: Sequence[int]) -> bool:
+        """Whether the batch is within `max_run`."""
+        bound = self.policy.max_run
+        return self.seconds(places) <= bound or self.seconds(places) <= RUN_STRETCH * self.seconds(places[:1])
+
+    def worth(self, places: Sequence[int], level: int) -> float:
+        """Rows of the level per second."""
+        return sum(self.rows[place].level == level for place in places) / self.seconds(places)
 
 
 def observe_gap(gap: float, observed: float) -> float:

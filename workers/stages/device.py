@@ -31,7 +31,7 @@ from workers.learned import Loaded
 from workers.port import Interruptible, Item, Watch
 from workers.stages.admit import gather, prepare
 from workers.stages.job import Answered, Ended, Ending, Job, Outcome, Revoked, late
-from workers.stages.lane import Key, Lane, Loads, Portions, RowRate, Urgency, is_short, key_of
+from workers.stages.lane import Key, Lane, Loads, Portions, RowRate, Urgency, is_short, key_of, urgency
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
 from workers.stages.results import Batch, note
 from workers.stages.retries import count_runs
@@ -325,9 +325,9 @@ class DeviceStage:
         for bucket in job.waiting:
             self._lane(loaded, bucket, job).add(job)
 
-    def _in_lanes(self, urgency: Urgency) -> set[str]:
+    def _in_lanes(self, least: Urgency) -> set[str]:
         """The variants in lanes with jobs at least as urgent."""
-        return {lane.variant for lane in self._lanes.values() if lane and lane.urgency()[:2] <= urgency}
+        return {lane.variant for lane in self._lanes.values() if lane and lane.urgency() <= least}
 
     def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
         key = key_of(job, bucket)
@@ -349,7 +349,7 @@ class DeviceStage:
         return None, max(min((wait for wait, _ in waits), default=_IDLE), 0.0001)
 
     def _serve(self, lane: Lane) -> None:
-        batch = self._begin(lane.take(lane.policy.max_batch))
+        batch = self._begin(lane.take(time.monotonic() + self._inbox.clock))
         if not self._alone:  # else the thread that waits for room is this one
             self._inbox.wake()
         if batch:
@@ -474,7 +474,7 @@ class DeviceStage:
         return min(due, key=Lane.turn, default=None)
 
     def _goes_before(self, lane: Lane, job: Job, now: float) -> bool:
-        if lane.urgency()[0] >= job.deadline:
+        if lane.urgency()[:2] >= urgency(job)[:2]:
             return False
         return lane.due(now, self._inbox.clock) <= 0
 

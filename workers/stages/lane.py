@@ -5,21 +5,21 @@ A lane is the waiting rows of one variant and size bucket. A variant is loaded w
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import threading
 import time
-from collections import deque
+from bisect import insort
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.heartbeat import variant_key
 from tasks.models.model import Model, Profile
-from taxiway.contract.keys import PATIENT
+from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.decide import batcher
-from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
+from workers.decide.batcher import ALONE, BatchPolicy, Row, WaitingRows
 from workers.decide.residency import InUseError
 from workers.executor import Executor, most_rows
 from workers.learned import Loaded
@@ -30,6 +30,9 @@ Portions = list[tuple[Job, list[int]]]
 
 Key = tuple[str, int, str, str]
 """A lane's key: variant, size bucket, the suspect job that it is reserved for, if any, and the hardware class."""
+
+Urgency = tuple[int, float, float]
+"""A job's priority level, deadline and arrival: the lowest goes first."""
 
 _ORDER = itertools.count()
 
@@ -63,7 +66,7 @@ class Lane:
         self.own_process = own_process
         self.profile = profile
         self._pace = pace
-        self._urgent: list[tuple[float, float, int, Job]] = []
+        self._urgent: list[tuple[Urgency, int, Job]] = []
         self._line: deque[Job] = deque()
         self.rows = 0
         self.patient = 0
@@ -85,7 +88,7 @@ class Lane:
                 self._waiting = False
             self._newest, self._together = job.arrived, 0
         self._together += 1
-        heapq.heappush(self._urgent, (job.deadline, job.arrived, next(_ORDER), job))
+        insort(self._urgent, (urgency(job), next(_ORDER), job))
         self._line.append(job)
         self._count(job, len(job.waiting[self.bucket]))
         self._total += sum(self._sizes(job))
@@ -106,44 +109,45 @@ class Lane:
             self._line.popleft()
         rows = min(self.rows, self.policy.max_batch)
         run = self._takes(rows, rows * self._total / self.rows)
-        start_by = self.urgency()[0] - clock - run
+        start_by = self.urgency()[1] - clock - run
         waiting = WaitingRows(self.rows, self._line[0].arrived, self._newest, start_by, run)
         wait = batcher.ready(waiting, now, self.policy, self._gap)
         self._waiting = self._waiting or wait > 0
         return wait
 
-    def urgency(self) -> tuple[float, float, int]:
+    def urgency(self) -> Urgency:
         """Sort key of lanes, most urgent job first."""
-        while not self._urgent[0][3].waiting[self.bucket]:
-            heapq.heappop(self._urgent)
-        return self._urgent[0][:3]
+        while not self._urgent[0][2].waiting[self.bucket]:
+            del self._urgent[0]
+        return self._urgent[0][0]
 
-    def turn(self) -> tuple[bool, tuple[float, float, int]]:
+    def turn(self) -> tuple[bool, Urgency]:
         """Sort key of lanes for running: the worker's own class before others, then by urgency."""
         return self.retargeted, self.urgency()
 
-    def take(self, room: int) -> Portions:
-        """Take out the rows of the next batch, at most `room`."""
-        room = min(room, self.policy.max_batch)
+    def take(self, now: float) -> Portions:
+        """Take out the rows of the next batch, and those of jobs whose deadline has passed.
+
+        `now` is on the store's clock. Batches are formed of twice as many rows as they may hold.
+        """
         if self._waiting:
             self._gap, self._waiting = batcher.widen_gap(self._gap), False
-        heads = self._heads(room)
-        sizes = [size for head in heads for size in self._sizes(head[3])]
-        room = batcher.fill(sizes[:room], self.policy, self._takes)
-        self._total -= sum(sizes[:room])
-        portions: Portions = []
-        for head in heads:
-            job = head[3]
-            waiting = job.waiting[self.bucket]
-            rows = min(room, len(waiting))
-            room -= rows
-            if rows:
-                self._count(job, -rows)
-                portions.append((job, waiting[:rows]))
-                job.waiting[self.bucket] = waiting[rows:]
-            if rows < len(waiting):
-                heapq.heappush(self._urgent, head)
-        return portions
+        taken: dict[Job, list[int]] = defaultdict(list)
+        for job in self.jobs():
+            if job.deadline < now:
+                taken[job] = job.waiting[self.bucket]
+        alive = (row for row in self._in_order() if row[0] not in taken)
+        rows = list(itertools.islice(alive, 2 * self.policy.max_batch))
+        for place in batcher.form([_as_row(*row) for row in rows], self.policy, self._takes, now):
+            job, index = rows[place]
+            taken[job].append(index)
+        for job, indices in taken.items():
+            self._count(job, -len(indices))
+            self._total -= sum(job.items[index].size for index in indices)
+            left = set(job.waiting[self.bucket]).difference(indices)
+            job.waiting[self.bucket] = sorted(left)
+        self._urgent = [entry for entry in self._urgent if entry[2].waiting[self.bucket]]
+        return list(taken.items())
 
     @property
     def seconds(self) -> float:
@@ -158,13 +162,13 @@ class Lane:
         return self.seconds * self.patient / rows if rows > 0 else 0.0
 
     def batches(self) -> Iterator[tuple[set[Job], float]]:
-        """The jobs of each future batch, and its predicted seconds."""
-        rows = [(head[3], size) for head in sorted(self._urgent) for size in self._sizes(head[3])]
+        """The jobs of each future batch, and its predicted seconds, if none is kept short for a deadline."""
+        rows = list(self._in_order())
         while rows:
-            sizes = [size for _, size in rows[: self.policy.max_batch]]
-            count = batcher.fill(sizes, self.policy, self._takes)
+            front = [_as_row(*row) for row in rows[: self.policy.max_batch]]
+            count = len(batcher.form(front, self.policy, self._takes, -math.inf))
             batch, rows = rows[:count], rows[count:]
-            yield {job for job, _ in batch}, self.profile.latency(count, sum(sizes[:count]) / count)
+            yield {job for job, _ in batch}, self.profile.latency(count, sum(row.size for row in front[:count]) / count)
 
     def answered(self, now: float) -> None:
         """Note that the batch taken last has been answered."""
@@ -182,16 +186,18 @@ class Lane:
     def _takes(self, rows: int, total: float) -> float:
         return self._pace() * self.profile.latency(rows, total / rows)
 
-    def _heads(self, room: int) -> list[tuple[float, float, int, Job]]:
-        """Pop the most urgent jobs that fill `room` rows from the heap."""
-        heads, rows = [], 0
-        while self._urgent and rows < room:
-            head = heapq.heappop(self._urgent)
-            waiting = len(head[3].waiting[self.bucket])
-            if waiting:
-                heads.append(head)
-                rows += waiting
-        return heads
+    def _in_order(self) -> Iterator[tuple[Job, int]]:
+        """The waiting rows, most urgent first."""
+        return ((job, index) for *_, job in self._urgent for index in job.waiting[self.bucket])
+
+
+def urgency(job: Job) -> Urgency:
+    """Sort key of jobs, most urgent first."""
+    return job.ticket.level, job.deadline, job.arrived
+
+
+def _as_row(job: Job, index: int) -> Row:
+    return Row(job.ticket.level, job.deadline, job.items[index].size)
 
 
 _RATE_OVER = 0.25  # seconds over which the rate of rows is measured
@@ -236,10 +242,7 @@ LOAD_AT_MOST = 3600.0
 LEAVE = 5.0
 """Seconds that a stopping worker waits for a load, to avoid interrupting native code."""
 
-Urgency = tuple[float, float]
-"""A job's deadline and arrival: the lowest goes first."""
-
-_LAST: Urgency = (math.inf, math.inf)
+_LAST: Urgency = (LEVELS, math.inf, math.inf)
 
 InLanes = Callable[[Urgency], Collection[str]]
 """Returns the variants of jobs in lanes that are at least as urgent; they stay loaded until these have run."""
@@ -339,7 +342,7 @@ class Loads:
         """Start a load for the most urgent job whose variant can get memory, unless a load runs."""
         if self._load is not None:
             return
-        first = {key: min(map(_urgency, jobs)) for key, jobs in self._waiting.items()}
+        first = {key: min(map(urgency, jobs)) for key, jobs in self._waiting.items()}
         for key in sorted(first, key=lambda key: (first[key], key)):
             job = self._waiting[key][0]
             try:
@@ -397,7 +400,3 @@ class Loads:
         self.rows -= sum(len(job.rows) for job in jobs)
         self.patient = self.patient - sum(job.patient for job in jobs) if self._waiting else 0.0
         return jobs
-
-
-def _urgency(job: Job) -> Urgency:
-    return job.deadline, job.arrived

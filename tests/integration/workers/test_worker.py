@@ -105,6 +105,20 @@ def test_jobs_that_wait_together_run_together(tower: Tower) -> None:
     assert sum(batch == 16 for batch in batches) >= 16
 
 
+def test_a_batch_ends_before_its_most_urgent_row_is_due(fleet: Settings, tower: Tower) -> None:
+    text = (TREE / "models" / "paced" / "model.yaml").read_text().replace("name: paced", "name: slow")
+    text = text.replace("entry: paced", "entry: paced=0.05+0.32").replace(
+        "base: 0.005, slope: 0.0001", "base: 0.05, slope: 0.32"
+    )
+    (fleet.models / "slow").mkdir()
+    (fleet.models / "slow" / "model.yaml").write_text(text)
+    with worker_process(fleet):
+        others = [tower.message("slow", number, variant="paced") for number in range(9)]
+        urgent = tower.message("slow", "urgent", variant="paced", deadline_at=time.time() + 2.5)
+        tower.queue(*others, urgent)
+        assert tower.result(urgent.headers["id"]).report.batch < 10  # all ten take 3.25 s
+
+
 @pytest.mark.usefixtures("worker")
 def test_rows_of_one_request_run_in_several_batches_and_come_back_in_order(tower: Tower) -> None:
     rows = [f"row {n}" for n in range(40)]

@@ -156,7 +156,9 @@ def test_models_that_do_not_fit_together_take_turns() -> None:
 
 def test_a_batch_forms_while_the_one_before_it_runs() -> None:
     warm_up = {"arrival": 0.0, "model": "embed", "size": 1}
-    later = [{"arrival": 100 + 0.0001 * number, "model": "embed", "size": 10_000} for number in range(8)]
+    later = [
+        {"arrival": 100 + 0.0001 * number, "model": "embed", "size": 10_000, "deadline": 30} for number in range(8)
+    ]
     document = FLEET.replace("cores: {count: 2,", "cores: {count: 1, minimum: 1, initial: 1,")
     workload = prepare(make_trace([warm_up, *later]), parse_fleet(document), seed=1)
     ends = workload.trace.arrival[1:] + engine("static", workload).run().latency[1:]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from tasks.models.profiles import ProfileBook
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
 from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.strategies import situations
-from workers.decide.batcher import BatchPolicy, fill
+from workers.decide.batcher import BatchPolicy, Row, form
 
 KEY = "sentiment:1/fast"
 FLOW = "cpu|sentiment:1"
@@ -224,7 +225,8 @@ def test_placement_expects_the_batches_that_workers_form(
         floor=np.array([floor]),
         max_run=np.array([max_run]),
     )
-    formed = fill([size] * 8, BatchPolicy(8, 0.0, max_run), lambda rows, total: profile.latency(rows, total / rows))
+    rows, policy = [Row(0, inf, size)] * 8, BatchPolicy(8, 0.0, max_run)
+    formed = len(form(rows, policy, lambda rows, total: profile.latency(rows, total / rows), 0.0))
     expected = float(batch_limit(table, np.array([base]), np.array([slope * size]))[0])
     assert abs(expected - formed) <= 1e-6 or profile.latency(min(formed, expected) + 1, size) == pytest.approx(
         max(max_run, RUN_STRETCH * profile.latency(1, size))

@@ -93,7 +93,7 @@ def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(st
     stage._collect()
     assert stage.levels() == PATIENT
     while any(stage._lanes.values()):
-        next(filter(None, stage._lanes.values())).take(BATCH)
+        next(filter(None, stage._lanes.values())).take(0.0)
     assert stage.levels() == LEVELS
 
 

@@ -123,11 +123,11 @@ def test_the_jobs_of_a_variant_that_cannot_load_end_with_the_reason(dock: Dock) 
 
 def test_a_variant_keeps_its_memory_until_the_more_urgent_of_its_jobs_have_run(dock: Dock) -> None:
     loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
-    dock.lined[loaded.key] = (math.inf, 1.0)
+    dock.lined[loaded.key] = (1, math.inf, 1.0)
     job = dock.job("other", arrived=2.0)
     dock.begin()
     assert dock.warm() == {loaded.key}
-    dock.lined[loaded.key] = (math.inf, 3.0)
+    dock.lined[loaded.key] = (1, math.inf, 3.0)
     dock.begin()
     assert dock.finish() == [job]
     assert dock.warm() == {"other:1/echo"}
