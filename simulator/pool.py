@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from router.decide.plan import Density, Depth, Need, ScalingRule, density, devices_wanted
+from router.decide.plan import ScalingRule, Size, density
 from simulator.class_queue import ClassQueue, Order
 from simulator.device import Device
 from simulator.fleet import USABLE, Fleet
@@ -82,13 +82,9 @@ class Pool:
         longest = math.inf if device.max_run is None else device.max_run
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
         self.queue = ClassQueue(order)
-        self._rule: ScalingRule = Density()
-        self._least = device.minimum
-        self._worked = self._pause = 0.0
-        self._need = Need(device.most, device.start)
+        self._size = Size(device.start, device.minimum)
         self._density = self._peak = 0.0
         self._draining = 0
-        self._polled = -math.inf
         self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
 
     @property
@@ -218,15 +214,11 @@ class Pool:
 
     def follow(self, rule: ScalingRule, devices: int = 0, pause: float = 0.0, now: float = 0.0) -> None:
         """Scale by this rule from `now` on, and have `devices` at least until there was no job for `pause` seconds."""
-        if devices > self._least:
-            self._worked = now
-        self._rule, self._least, self._pause = rule, max(devices, self.device_class.minimum), pause
-        self._need.keep_alive = self.start if rule.keep is None else rule.keep
+        self._size.follow(rule, devices, pause, now)
 
     def release(self, devices: int, now: float) -> None:
         """Switch off what is not needed now beyond a number of devices, without its keep-alive time."""
-        self._need.forget()
-        self._need.note(devices, now)
+        self._size.release(devices, now)
 
     def slow_down(self, factor: float, now: float) -> None:
         """Work takes `factor` times its profile's seconds from now on."""
@@ -261,25 +253,19 @@ class Pool:
     def tick(self, now: float) -> None:
         """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""
         if self.jobs:
-            self._worked = now
-        ended = now - self._worked >= max(self._pause, self._need.keep_alive)
-        if self._least > self.device_class.minimum and ended:
-            self._least = self.device_class.minimum
-            self._need.forget()
+            self._size.use(now)
         self._grow(now)
-        self._need.note(self._wanted(self._peak), now)
-        self._peak = self._density
+        peak, self._peak = self._peak, self._density
+        staying = self._size.kept(self.powered - self._draining, peak, self.jobs, now, self._most)
         if self.nodes is not None:
-            self._spread(self.nodes, now)
+            self._spread(self.nodes, max(staying, self._wanted(now)), now)
             return
-        keep = max(self._need.kept(self.powered, now), self._least)
-        surplus = self.powered - self._draining - keep
+        surplus = self.powered - self._draining - staying
         for device in sorted(self.devices, key=_idleness)[: max(surplus, 0)]:
             self._drain(device, now)
 
-    def _spread(self, nodes: Nodes, now: float) -> None:
-        """Have devices where the operator would, and no more of them than are needed, or were lately."""
-        wanted = max(self._wanted(self._density), min(self._need.kept(self.count, now), self.count), self._least)
+    def _spread(self, nodes: Nodes, wanted: int, now: float) -> None:
+        """Have so many devices where the operator would."""
         on, off = nodes.spread(wanted, self.devices, now)
         for device in off:
             self._drain(device, now)
@@ -299,7 +285,7 @@ class Pool:
         device = next(off) if self.nodes is None else self.nodes.free(self.devices)
         if device is not None:
             self._switch_on(device, now, after)
-            self._need.note(self.powered, now)
+            self._size.need(self.powered, now)
 
     def _switch_on(self, device: Device, now: float, after: float) -> None:
         device.switch_on(now)
@@ -441,10 +427,8 @@ class Pool:
     def _grow(self, now: float) -> None:
         if self.nodes is not None:
             return  # the operator looks once a second
-        if isinstance(self._rule, Depth) and now < self._polled + self._rule.poll:
-            return
-        self._polled = now
-        lacking = self._wanted(self._density) - (self.powered - self._draining)
+        on = self.powered - self._draining
+        lacking = self._size.grown(on, self._density, self.jobs, now, self._most) - on
         if lacking <= 0:
             return
         for device in self.devices:
@@ -456,16 +440,19 @@ class Pool:
         for _ in range(min(lacking, self.available - self.powered)):
             self.switch_on(now, after=self.start)
 
-    def _wanted(self, load: float) -> int:
-        most = self.available if self.nodes is None else self.count  # the router does not know of nodes
-        return devices_wanted(self._rule, load, self.jobs, minimum=min(self._least, most), count=most)
+    @property
+    def _most(self) -> int:
+        return self.available if self.nodes is None else self.count  # the router does not know of nodes
+
+    def _wanted(self, now: float) -> int:
+        return min(self._size.wanted(self._density, self.jobs, now), self._most)
 
     def _load(self, job: Job, now: float) -> None:
         pace = self.learned[job.model]
         job.density = density(pace * job.work[self.index], job.deadline, pace * job.alone[self.index])
         self._density += job.density
         self._peak = max(self._peak, self._density)
-        self._worked = now
+        self._size.use(now)
         self._grow(now)
 
     def _push(self, job: Job) -> None:

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from local.autoscaler import ask_router
-from router.decide.plan import Depth, Need, devices_wanted
+from router.decide.plan import Depth, Size
 
 _QUICK = 1.0  # seconds for one answer of a router on loopback
 
@@ -35,7 +35,7 @@ class QueueScaling:
     def __init__(self, rule: Depth, most: Mapping[str, int]) -> None:
         self._rule = rule
         self._most = most
-        self._need = {name: Need(count, rule.keep) for name, count in most.items()}
+        self._size = {name: Size(0.0) for name in most}
         self._target = dict.fromkeys(most, 0)
         self._polled = dict.fromkeys(most, float("-inf"))
 
@@ -56,9 +56,10 @@ class QueueScaling:
 
     def look(self, name: str, jobs: int, now: float) -> None:
         """The class has so many unfinished jobs."""
-        wanted = devices_wanted(self._rule, 0.0, jobs, minimum=0, count=self._most[name])
-        self._need[name].note(wanted, now)
-        self._target[name] = max(wanted, self._need[name].kept(self._target[name], now))
+        size, most = self._size[name], self._most[name]
+        size.follow(self._rule)
+        grown = size.grown(self._target[name], 0.0, jobs, now, most)
+        self._target[name] = size.kept(grown, 0.0, jobs, now, most)
 
 
 def _unfinished(url: str, name: str) -> int | None:

@@ -1,7 +1,8 @@
 """The plan: which hardware classes each kind of request prefers, and by which rule each class scales.
 
 A tuner makes it from the fleet's recent arrivals (`simulator/tuning`); routers follow it. It crosses the state store as
-JSON, so it is a msgspec value. The router's autoscaler and the simulator apply the same rules.
+JSON, so it is a msgspec value. The router's autoscaler and the simulator's classes have one size (`Size`), by the same
+rules, with a plan and without one.
 """
 
 from __future__ import annotations
@@ -60,38 +61,72 @@ def density(work: float, deadline: float, alone: float) -> float:
     return work / max(min(deadline, LONGEST), alone, work)
 
 
-def devices_wanted(rule: ScalingRule, load: float, jobs: int, *, minimum: int, count: int) -> int:
-    """Devices for `jobs` with a total density of `load`; at least one if there are jobs, at most `count`."""
-    needed = load / rule.target if isinstance(rule, Density) else jobs / rule.jobs
-    least = max(minimum, 1 if jobs else 0)
-    return min(count, max(least, math.ceil(needed - 1e-9)))
+class Size:
+    """How many devices a class should have: as many as a rule wants, and a plan's floor. The same for product and twin.
 
-
-class Need:
-    """When each further device of a class was last needed.
-
-    A device is switched off when it was not needed for `keep_alive` seconds. As long as starting it again would cost is
-    the ski-rental rule: at most twice the cost of knowing the future (Karlin et al., 1988).
+    It grows at once, by a rule on depth only when that polls. A device goes when it was not needed for the rule's
+    keep-alive time, which is that of a start unless the rule says another one: ski rental, which costs at most twice
+    what knowing the future would (Karlin et al., 1988).
     """
 
-    def __init__(self, count: int, keep_alive: float) -> None:
-        self.keep_alive = keep_alive
-        self._last = [-math.inf] * count
+    def __init__(self, start: float, minimum: int = 0) -> None:
+        self.rule: ScalingRule = Density()
+        self._start, self._minimum = start, minimum
+        self._floor, self._pause = minimum, 0.0
+        self._worked = self._polled = -math.inf
+        self._needed: list[float] = []  # when each further device was last needed
 
-    def note(self, devices: int, now: float) -> None:
-        """Record that `devices` devices are needed now."""
-        for rank in range(devices):
-            self._last[rank] = now
+    @property
+    def keep_alive(self) -> float:
+        """Seconds for which a device stays that is not needed."""
+        return self._start if self.rule.keep is None else self.rule.keep
 
-    def kept(self, powered: int, now: float) -> int:
-        """How many of the `powered` devices stay on."""
-        while powered and now > self._last[powered - 1] and now - self._last[powered - 1] >= self.keep_alive:
-            powered -= 1
-        return powered
+    def follow(self, rule: ScalingRule, floor: int = 0, pause: float = 0.0, now: float = -math.inf) -> None:
+        """Scale by this rule from `now` on, to `floor` devices at least until there was no job for `pause` seconds."""
+        if floor > self._floor:
+            self._worked = now
+        self.rule, self._floor, self._pause = rule, max(floor, self._minimum), pause
 
-    def forget(self) -> None:
-        """No device is needed any more."""
-        self._last = [-math.inf] * len(self._last)
+    def use(self, now: float) -> None:
+        """Record that there are jobs."""
+        self._worked = now
+
+    def floor(self, now: float) -> int:
+        """The least devices now."""
+        return self._minimum if self._is_over(now) else self._floor
+
+    def _is_over(self, now: float) -> bool:
+        return now - self._worked >= max(self._pause, self.keep_alive)
+
+    def wanted(self, load: float, jobs: int, now: float) -> int:
+        """Devices for `jobs` with a total density of `load`; at least one if there are jobs."""
+        needed = load / self.rule.target if isinstance(self.rule, Density) else jobs / self.rule.jobs
+        return max(self.floor(now), 1 if jobs else 0, math.ceil(needed - 1e-9))
+
+    def grown(self, devices: int, load: float, jobs: int, now: float, most: int) -> int:
+        """How many devices to have instead of these, if not fewer; at most `most`."""
+        if isinstance(self.rule, Depth) and now < self._polled + self.rule.poll:
+            return devices
+        self._polled = now
+        return max(devices, min(self.wanted(load, jobs, now), most))
+
+    def kept(self, devices: int, load: float, jobs: int, now: float, most: int) -> int:
+        """How many of these devices stay; `load` is the highest since the last look."""
+        if self._floor > self._minimum and self._is_over(now):
+            self._needed.clear()
+        self.need(min(self.wanted(load, jobs, now), most), now)
+        stay = min(devices, len(self._needed))
+        while stay and now > self._needed[stay - 1] and now - self._needed[stay - 1] >= self.keep_alive:
+            stay -= 1
+        return max(stay, min(self.floor(now), most))
+
+    def need(self, devices: int, now: float) -> None:
+        """Record that so many devices are needed now."""
+        self._needed[:devices] = [now] * devices
+
+    def release(self, devices: int, now: float) -> None:
+        """Let all but so many devices go that are not needed now, without their keep-alive time."""
+        self._needed = [now] * devices
 
 
 STALE = 600.0

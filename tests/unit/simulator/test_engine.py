@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from router.decide.facts import BEAT
-from router.decide.plan import Density, Need, devices_wanted
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Engine, StuckError, simulate, summarise
 from simulator.fleet import Fleet, parse_fleet
 from simulator.policies.policy import Static
@@ -163,29 +160,6 @@ def test_a_batch_forms_while_the_one_before_it_runs() -> None:
     workload = prepare(make_trace([warm_up, *later]), parse_fleet(document), seed=1)
     ends = workload.trace.arrival[1:] + engine("static", workload).run().latency[1:]
     assert np.unique(np.round(ends, 3), return_counts=True)[1].tolist() == [1, 4, 3]
-
-
-@given(load=st.floats(0, 100), jobs=st.integers(0, 50), count=st.integers(1, 20), minimum=st.integers(0, 1))
-def test_the_scaling_rule_stays_within_its_bounds(load: float, jobs: int, count: int, minimum: int) -> None:
-    devices = devices_wanted(Density(), load, jobs, minimum=minimum, count=count)
-    assert minimum <= devices <= count
-    assert devices >= min(jobs, 1)
-
-
-def test_a_device_stops_when_it_was_unused_for_its_keep_alive() -> None:
-    need = Need(3, keep_alive=60)
-    need.note(3, 0.0)
-    need.note(1, 30.0)
-    assert need.kept(3, 59.0) == 3
-    assert need.kept(3, 60.0) == 1
-    assert need.kept(3, 90.0) == 0
-
-
-def test_a_device_that_is_needed_now_is_kept_without_a_keep_alive_too() -> None:
-    need = Need(3, keep_alive=0.0)
-    need.note(2, 5.0)
-    assert need.kept(3, 5.0) == 2
-    assert need.kept(2, 6.0) == 0
 
 
 def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_it_places() -> None:

@@ -67,9 +67,9 @@ class Clock:
 def test_the_devices_of_a_plan_are_started_at_once_and_further_ones_go_when_they_are_not_needed() -> None:
     clock, plan, work = Clock(), a_plan(Density(keep=20.0), devices=2), {"used": (8.0, 0.0, 0.0, 0.0)}
     assert clock.observe(a_fleet(plan)) == 2
-    assert clock.observe(a_fleet(plan, live=2, work=work)) == 8
-    assert clock.observe(a_fleet(plan, live=8), seconds=19) == 8
-    assert clock.observe(a_fleet(plan, live=8), seconds=3) == 2
+    assert clock.observe(a_fleet(plan, live=2, work=work), jobs=9) == 7
+    assert clock.observe(a_fleet(plan, live=7), seconds=19) == 7
+    assert clock.observe(a_fleet(plan, live=7), seconds=3) == 2
     assert clock.observe(a_fleet(plan, live=2), seconds=90) == 2
 
 
@@ -85,10 +85,12 @@ def test_a_class_keeps_the_devices_of_its_plan_in_a_pause_but_not_once_its_load_
 
 def test_a_density_counts_work_against_the_tightest_planned_deadline_of_its_level() -> None:
     work = {"used": (1.2, 0.0, 0.0, 0.0)}
-    assert Clock().observe(a_fleet(a_plan(Density(target=0.5)), work=work)) == math.ceil(1.2 / 2 / 0.5)
-    assert Clock().observe(a_fleet(a_plan(Density(target=0.5), deadline=1.0), work=work)) == math.ceil(1.2 / 0.5)
+    assert Clock().observe(a_fleet(a_plan(Density(target=0.5)), work=work), jobs=9) == math.ceil(1.2 / 2 / 0.5)
+    assert Clock().observe(a_fleet(a_plan(Density(target=0.5), deadline=1.0), work=work), jobs=9) == math.ceil(
+        1.2 / 0.5
+    )
     target = Scaler(TOPOLOGY)
-    target.observe(a_fleet(a_plan(Density(target=0.5)), work=work), 0.0)
+    target.observe(a_fleet(a_plan(Density(target=0.5)), work=work), 0.0, {"used": 9})
     assert target.targets()["used"].reason == "planned: work fills 0.6 devices until it is due, at 50% utilisation"
 
 
@@ -97,18 +99,6 @@ def test_a_depth_counts_jobs_and_grows_only_when_it_polls() -> None:
     assert clock.observe(a_fleet(plan), jobs=5) == 2
     assert clock.observe(a_fleet(plan, live=2), seconds=14, jobs=20) == 2
     assert clock.observe(a_fleet(plan, live=2), seconds=1, jobs=20) == 5
-
-
-def test_work_that_waits_gets_its_devices_whatever_the_rule_says() -> None:
-    plan = a_plan(Depth(jobs=1000, poll=15.0))
-    assert Clock().observe(a_fleet(plan, work={"used": (4.0, 0.0, 0.0, 0.0)}), jobs=2) == 4
-
-
-def test_a_model_in_use_that_cannot_wait_for_a_start_has_a_device() -> None:
-    plan = a_plan(Density(keep=0.0))
-    assert Clock().observe(a_fleet(plan, rates={flow("other", "m:1"): 0.2})) == 1
-    assert Clock().observe(a_fleet(plan, rates={flow("other", "n:1"): 0.2})) == 0
-    assert Clock().observe(a_fleet(a_plan(Density(keep=0.0), deadline=60.0), rates={flow("used", "m:1"): 0.2})) == 0
 
 
 def test_a_class_that_the_plan_does_not_use_is_emptied_after_the_handover() -> None:
@@ -129,7 +119,8 @@ def test_a_class_that_the_plan_does_not_use_is_emptied_after_the_handover() -> N
 def test_without_a_plan_the_usual_rule_holds_again() -> None:
     clock = Clock()
     clock.observe(a_fleet(a_plan(Density(keep=600.0), devices=5)))
-    assert clock.observe(a_fleet(None)) == 0
+    assert clock.observe(a_fleet(None)) == 5
+    assert clock.observe(a_fleet(None), seconds=10) == 0
 
 
 @given(

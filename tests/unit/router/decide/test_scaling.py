@@ -1,16 +1,20 @@
+"""The size of a class, which the product and the simulator share, and the targets of a fleet without a plan."""
+
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.scaling import MAX_WINDOW, Sample, Scaler, deadlines, replicas, with_recent
+from router.decide.plan import Density, Depth, Size
+from router.decide.scaling import Scaler, deadlines
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Price, Scaling, Service, Topology, TopologyError, parse_topology
-from taxiway.contract.keys import LEVELS
+from taxiway.contract.keys import flow
 from tests.builders import a_device
 
 HARDWARE = HardwareClass(
@@ -19,52 +23,114 @@ HARDWARE = HardwareClass(
     max_batch=1,
     max_wait=0,
     horizon=1,
-    target=0.5,
     price=Price(usd_per_hour=1.0),
-    scaling=Scaling(start=10.0),
+    scaling=Scaling(start=10.0, maximum=8),
 )
-DUE = (0.25, 5.0, 3600.0, math.inf)
-IDLE = (0.0,) * LEVELS
+RULES = st.builds(Density, target=st.floats(0.1, 2), keep=st.none() | st.floats(0, 300)) | st.builds(
+    Depth, jobs=st.floats(1, 32), keep=st.floats(0, 300), poll=st.just(0.0)
+)
+LOADS = st.lists(st.tuples(st.floats(0, 100), st.integers(0, 50)), min_size=1, max_size=20)
 
 
-def steadily(busy: float, *, seconds: int = 60, work: tuple[float, ...] = IDLE) -> list[Sample]:
-    return [Sample(float(second), 4, busy, work) for second in range(seconds)]
+@given(rule=RULES, floor=st.integers(0, 5), pause=st.floats(0, 600), loads=LOADS, most=st.integers(0, 20))
+def test_a_size_is_within_its_bounds_and_shrinks_only_by_what_was_not_needed(
+    rule: Density | Depth, floor: int, pause: float, loads: list[tuple[float, int]], most: int
+) -> None:
+    size, devices = Size(30.0), 0
+    size.follow(rule, floor, pause, 0.0)
+    for second, (load, jobs) in enumerate(loads):
+        now = float(second)
+        if jobs:
+            size.use(now)
+        grown = size.grown(devices, load, jobs, now, most)
+        assert devices <= grown <= max(devices, most)
+        devices = size.kept(grown, load, jobs, now, most)
+        assert min(size.wanted(load, jobs, now), most) <= devices <= max(grown, min(size.floor(now), most))
+        assert devices >= min(jobs, 1, most)
 
 
-def scaled(**changes: object) -> HardwareClass:
-    return msgspec.structs.replace(HARDWARE, scaling=msgspec.structs.replace(HARDWARE.scaling, **changes))
+@given(load=st.floats(0, 100), more=st.floats(0, 100), jobs=st.integers(0, 50), further=st.integers(0, 50), rule=RULES)
+def test_more_load_or_jobs_never_ask_for_fewer(
+    load: float, more: float, jobs: int, further: int, rule: Density | Depth
+) -> None:
+    size = Size(30.0)
+    size.follow(rule)
+    assert size.wanted(load + more, jobs + further, 0.0) >= size.wanted(load, jobs, 0.0)
 
 
-def test_a_steady_load_gets_devices_for_its_target_utilisation() -> None:
-    target = replicas(HARDWARE, DUE, steadily(2.0))
-    assert target.replicas == 4
-    assert target.reason == "2 device seconds/s at 50% utilisation"
+def test_a_device_goes_when_it_was_not_needed_for_the_time_of_a_start() -> None:
+    size = Size(start=60.0)
+    size.need(3, 0.0)
+    size.need(1, 30.0)
+    assert size.kept(3, 0.0, 0, 59.0, 3) == 3
+    assert size.kept(3, 0.0, 0, 60.0, 3) == 1
+    assert size.kept(1, 0.0, 0, 90.0, 3) == 0
 
 
-def test_no_load_and_nothing_waiting_means_none() -> None:
-    assert replicas(HARDWARE, DUE, steadily(0.0)).replicas == 0
+def test_a_device_that_is_needed_now_is_kept_without_a_keep_alive_too() -> None:
+    size = Size(start=60.0)
+    size.follow(Density(keep=0.0))
+    assert size.kept(3, 1.0, 2, 5.0, 3) == 2
+    assert size.kept(2, 0.0, 0, 6.0, 3) == 0
 
 
-def test_spare_devices_stand_beside_a_load_and_not_alone() -> None:
-    assert replicas(scaled(spare=2), DUE, steadily(2.0)).replicas == 6
-    assert replicas(scaled(spare=2), DUE, steadily(0.0)).replicas == 0
+def test_a_floor_ends_in_a_long_pause_and_is_back_with_the_next_job() -> None:
+    size = Size(start=10.0, minimum=1)
+    size.follow(Density(), 3, 100.0, 0.0)
+    assert [size.floor(now) for now in (0.0, 99.0, 100.0)] == [3, 3, 1]
+    size.follow(Density(), 3, 100.0, 110.0)
+    assert size.floor(110.0) == 1, "the same plan again is no job"
+    size.use(120.0)
+    assert size.floor(120.0) == 3
 
 
-def test_work_that_waits_for_a_class_without_devices_wakes_it() -> None:
-    target = replicas(HARDWARE, DUE, [Sample(0.0, 0, 0.0, (0.0, 0.0, 7200.0, 0.0))])
-    assert target.replicas == math.ceil(7200 / 3590)
-    assert "due in 3590 s" in target.reason
+def a_topology(**scaling: object) -> Topology:
+    hardware = msgspec.structs.replace(HARDWARE, scaling=msgspec.structs.replace(HARDWARE.scaling, **scaling))
+    services = {"live": Service(deadline=0.25, priority="high"), "bulk": Service(priority="low")}
+    return Topology(hardware={"cpu": hardware, "other": hardware}, service=services, default_service="live")
 
 
-def test_a_growing_queue_counts_as_load_that_comes() -> None:
-    samples = [Sample(float(second), 1, 1.0, (0.0, 0.0, 0.0, 2.0 * second)) for second in range(60)]
-    assert replicas(HARDWARE, DUE, samples).replicas == 6
+def target_of(fleet: FleetSnapshot, jobs: int, **scaling: object) -> tuple[int, str]:
+    scaler = Scaler(a_topology(**scaling))
+    assert scaler.targets() == {}
+    scaler.observe(fleet, 0.0, {"cpu": jobs})
+    target = scaler.targets()["cpu"]
+    return target.replicas, target.reason
+
+
+def waiting(urgent: float = 0.0, patient: float = 0.0) -> FleetSnapshot:
+    return FleetSnapshot(work={"cpu": (urgent, 0.0, 0.0, patient)})
+
+
+def test_work_gets_the_devices_that_have_it_in_time() -> None:
+    assert deadlines(a_topology()) == (0.25, math.inf, math.inf, math.inf)
+    assert target_of(waiting(urgent=0.5), jobs=10) == (
+        math.ceil(2 / 0.65),
+        "work fills 2 devices until it is due, at 65% utilisation",
+    )
+    assert target_of(waiting(patient=7200.0), jobs=10)[0] == math.ceil(2 / 0.65)
+    assert target_of(waiting(urgent=60.0), jobs=1)[0] == 2, "a job runs on one device"
+    assert target_of(waiting(), jobs=0)[0] == 0
 
 
 def test_bounds_hold_and_say_so() -> None:
-    assert replicas(scaled(minimum=3), DUE, steadily(0.0)).replicas == 3
-    target = replicas(scaled(maximum=2), DUE, steadily(2.0))
-    assert (target.replicas, target.reason) == (2, "2, the maximum; 4 would be in time")
+    assert target_of(waiting(), 0, minimum=3) == (
+        3,
+        "work fills 0 devices until it is due, at 65% utilisation; 3 at least",
+    )
+    count, why = target_of(waiting(urgent=0.5), 10, maximum=2)
+    assert (count, why.rpartition("; ")[2]) == (2, "2 is the maximum, 4 would be in time")
+
+
+def test_spare_devices_stand_beside_a_load_and_not_alone() -> None:
+    assert target_of(waiting(urgent=0.5), 10, spare=2)[0] == 6
+    assert target_of(waiting(), 0, spare=2)[0] == 0
+
+
+def test_a_class_that_is_asked_between_two_looks_is_not_scaled_to_zero() -> None:
+    asked = FleetSnapshot(rates={flow("cpu", "m:1"): 0.2})
+    assert target_of(asked, 0)[0] == 1
+    assert target_of(FleetSnapshot(rates={flow("other", "m:1"): 0.2}), 0)[0] == 0
 
 
 def test_a_bound_below_the_least_is_an_error_in_queues_yaml() -> None:
@@ -79,71 +145,24 @@ default_service: standard
         parse_topology(text)
 
 
-def test_what_was_wanted_lately_stays_for_as_long_as_a_start_takes() -> None:
-    target = replicas(HARDWARE, DUE, steadily(0.0))
-    assert with_recent(target, [3, 1, 0], HARDWARE).replicas == 3
-    assert with_recent(target, [0, 0], HARDWARE) == target
-
-
-@given(busy=st.floats(0, 100), more=st.floats(0, 100), work=st.lists(st.floats(0, 1e4), min_size=4, max_size=4))
-def test_more_load_or_work_never_asks_for_fewer(busy: float, more: float, work: list[float]) -> None:
-    least = replicas(HARDWARE, DUE, steadily(busy, seconds=3)).replicas
-    assert replicas(HARDWARE, DUE, steadily(busy + more, seconds=3)).replicas >= least
-    assert replicas(HARDWARE, DUE, steadily(busy, seconds=3, work=tuple(work))).replicas >= least
-
-
 def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:
-    topology = Topology(
-        hardware={"cpu": HARDWARE},
-        service={"live": Service(deadline=0.25, priority="high"), "bulk": Service(priority="low")},
-        default_service="live",
-    )
-    assert deadlines(topology) == (0.25, math.inf, math.inf, math.inf)
-    scaler = Scaler(topology)
-    assert scaler.targets() == {}
-    fleet = FleetSnapshot(devices=(a_device("cpu", utilisation=0.9),), work={"cpu": (0.5, 0.0, 0.0, 0.0)})
-    scaler.observe(fleet, 0.0)
-    assert scaler.targets()["cpu"].replicas == 2
-    for second in range(1, 9):
-        scaler.observe(FleetSnapshot(), float(second))
-    assert scaler.targets()["cpu"].replicas == 2
-    for second in range(9, int(MAX_WINDOW) + 20):
-        scaler.observe(FleetSnapshot(), float(second))
+    scaler = Scaler(a_topology())
+    scaler.observe(waiting(urgent=0.5), 0.0, {"cpu": 10})
+    for second in range(1, 10):
+        scaler.observe(FleetSnapshot(), float(second), {})
+        assert scaler.targets()["cpu"].replicas == 4
+    assert scaler.targets()["cpu"].reason.endswith("; 4 were needed within the last 10 s")
+    scaler.observe(FleetSnapshot(), 10.0, {})
     assert scaler.targets()["cpu"].replicas == 0
 
 
 def test_a_class_lacks_devices_once_they_have_been_missing_for_longer_than_one_takes_to_start() -> None:
-    scaler = Scaler(Topology(hardware={"cpu": HARDWARE}, service={"bulk": Service()}, default_service="bulk"))
-    busy = FleetSnapshot(devices=(a_device("cpu", utilisation=0.9),), work={"cpu": (0.0, 9.0, 0.0, 0.0)})
+    scaler = Scaler(a_topology())
+    busy = replace(waiting(urgent=0.5), devices=(a_device("cpu"),))
     lacks = []
     for second in range(12):
-        scaler.observe(busy, float(second))
+        scaler.observe(busy, float(second), {"cpu": 10})
         lacks.append(scaler.targets()["cpu"].lacks)
-    wanted = scaler.targets()["cpu"].replicas
-    assert lacks == [0] * 10 + [wanted - 1] * 2
-    scaler.observe(FleetSnapshot(devices=(a_device("cpu"),) * wanted), 12.0)
+    assert lacks == [0] * 10 + [3] * 2
+    scaler.observe(FleetSnapshot(devices=(a_device("cpu"),) * 4), 12.0, {"cpu": 10})
     assert scaler.targets()["cpu"].lacks == 0
-
-
-def test_the_time_of_a_lent_device_counts_for_the_class_that_it_helps() -> None:
-    hardware = {"home": scaled(start=0.0), "away": scaled(start=0.0)}
-    scaler = Scaler(Topology(hardware=hardware, service={"bulk": Service(priority="low")}, default_service="bulk"))
-    lent = a_device("home", utilisation=0.9, serves=("home", "away"))
-    scaler.observe(FleetSnapshot((lent,)), 0.0)
-    wants = scaler.targets()
-    assert (wants["home"].replicas, wants["home"].devices) == (0, 1)
-    assert (wants["away"].replicas, wants["away"].devices) == (2, 0)
-
-
-def test_the_load_is_judged_by_two_starts_or_three_looks() -> None:
-    hardware = {"soon": scaled(start=0.5), "late": scaled(start=30.0)}
-    scaler = Scaler(Topology(hardware=hardware, service={"bulk": Service(priority="low")}, default_service="bulk"))
-    for second in range(10):
-        work = dict.fromkeys(hardware, (0.0, 0.0, 0.0, 1.0 if second < 5 else 0.0))
-        scaler.observe(FleetSnapshot(work=work), float(second))
-    assert [scaler.targets()[name].replicas for name in hardware] == [0, 1]
-
-
-def test_however_little_waits_a_class_is_not_scaled_to_zero() -> None:
-    assert replicas(HARDWARE, DUE, [Sample(0.0, 0, 0.0, (0.0, 0.0, 0.0, 3e-5))]).replicas == 1
-    assert replicas(HARDWARE, DUE, [Sample(0.0, 0, 0.0, (0.0, 0.0, 0.0, 1e-17))]).replicas == 0
