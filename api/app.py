@@ -64,7 +64,7 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divi
     inference = Inference(router, Jobs(router))
     app.state[described.VERSION] = _version()
     app.state[DOOR] = Door(router, inference, DeadLetters(router), store)
-    bodies, front = store.bodies, Front(Traced(app), inference, limit)
+    bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology)))
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from api.access import Bodies
+from api.errors import over_limit
 from api.gate import Application, Message, Receive, Send, caller_of, refuse
 from tasks.large_bodies import beside
 from taxiway.contract.limits import LARGE, Buffer
@@ -57,7 +58,11 @@ class BodyLimits:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        length = _length_of(scope["headers"])
+        try:
+            length = _length_of(scope["headers"])
+        except InvalidRequestError as error:
+            await refuse(scope, send, error, {"connection": "close"})
+            return
         if length == 0 or (length is not None and length > self._payload):
             await self._behind(scope, receive, send)
             return
@@ -100,13 +105,20 @@ class _Counted:
 
 
 def _length_of(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """The length of a body; None if undeclared."""
+    """The length of a body; None if undeclared.
+
+    Raises:
+        InvalidRequestError: both a length and chunks, which another server may read otherwise (RFC 9112, 11.2).
+    """
+    length, chunked = None, False
     for name, value in headers:
         if name == b"content-length":
-            return int(value)
-        if name == b"transfer-encoding":
-            return None
-    return 0
+            length = int(value)
+        elif name == b"transfer-encoding":
+            chunked = True
+    if chunked and length is not None:
+        raise InvalidRequestError("body: expected a length or chunks, got both", field="body")
+    return None if chunked else length or 0
 
 
 class Inflated:
@@ -134,7 +146,9 @@ class Inflated:
                     f"content-encoding: expected one of {ENCODINGS}, or none, got {quoted(coding.decode('latin-1'))}"
                 )
                 raise UnsupportedEncodingError(message, accepted=ENCODINGS)
-            content = await _whole(receive, self._limit)
+            content = await read_body(scope, receive, self._limit)
+            if content is None:
+                return
             body = await beside(LARGE + 1, inflate, content, self._limit, self._inflation)
         except TaxiwayError as error:
             await refuse(scope, send, error, {"accept-encoding": ENCODINGS})
@@ -171,24 +185,25 @@ def inflate(content: bytes, limit: int, inflation: int) -> bytes:
     return b"".join(pieces)
 
 
-async def _whole(receive: Receive, limit: int) -> bytes:
-    """A body as it was sent.
+async def read_body(scope: Mapping[str, Any], receive: Receive, limit: int) -> bytes | None:
+    """A request's body as it was sent; None if the client disconnected.
 
     Raises:
-        RequestTooLargeError: it exceeds `limit` bytes.
-        InvalidRequestError: the client disconnected.
+        RequestTooLargeError: it has more than `limit` bytes.
     """
-    pieces, size, more = [], 0, True
+    length = _length_of(scope["headers"])
+    if length is not None and length > limit:
+        raise over_limit(limit, length)
+    pieces, size, more = list[bytes](), 0, True
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            raise InvalidRequestError("body: the client disconnected", field="body")
-        piece, more = message.get("body", b""), message.get("more_body", False)
-        size += len(piece)
+            return None
+        pieces.append(message["body"])
+        size, more = size + len(pieces[-1]), message["more_body"]
         if size > limit:
-            raise _too_large(limit)
-        pieces.append(piece)
-    return b"".join(pieces)
+            raise over_limit(limit, "more")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _too_large(limit: int) -> RequestTooLargeError:

@@ -19,7 +19,6 @@ from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeErr
 logger = logging.getLogger(__name__)
 
 _NOT_FOUND, _TOO_LARGE = 404, 413
-_LONGEST_FIGURE = 19  # digits of a length that is quoted
 
 UNFORESEEN = "the router failed to answer; its log says why"
 """The message to a caller after an unexpected error."""
@@ -56,7 +55,8 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
         message = f"{field}: {wrong.get('message', error.detail)}"
         return taxiway_error(request, InvalidRequestError(message, field=field), error.status_code)
     if error.status_code == _TOO_LARGE:
-        return taxiway_error(request, _over_limit(request), _TOO_LARGE)
+        most: Any = request.app.request_max_body_size
+        return taxiway_error(request, over_limit(most, _length_in(request)), _TOO_LARGE)
     message = f"{request.method} {path}: {error.detail}"
     if error.status_code == _NOT_FOUND:
         message += _hint(path, {route.path for route in request.app.routes})
@@ -71,12 +71,15 @@ def _hint(path: str, known: Set[str]) -> str:
     return "; /docs lists all paths"
 
 
-def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
-    """The error for a body that was not read, worded as for messages that arrive by the broker."""
-    most = request.app.request_max_body_size
+def over_limit(limit: int, got: int | str) -> RequestTooLargeError:
+    """The error for a body of `got` bytes, worded as for messages that arrive by the broker."""
+    return RequestTooLargeError(too_large(limit, got), limit="payload", most=limit, got=got)
+
+
+def _length_in(request: Request[Any, Any, Any]) -> int | str:
+    """The declared length of a body that was not read."""
     length = request.headers.get("content-length", "")
-    got = int(length) if length.isdecimal() and len(length) < _LONGEST_FIGURE else "more"
-    return RequestTooLargeError(too_large(most, got), limit="payload", most=most, got=got)
+    return int(length) if length else "more"
 
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

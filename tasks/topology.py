@@ -303,10 +303,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Connections at the same time; further ones are refused."""
     requests_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
     """Requests a second of one tenant's keys, after a burst of two seconds' worth."""
-    head: Annotated[float, msgspec.Meta(gt=0)] = 10.0
-    """Seconds within which a request's head must arrive."""
-    body: Annotated[float, msgspec.Meta(gt=0)] = 60.0
-    """Seconds within which each MiB of a body, or the rest of it, must be sent or read."""
     bodies: Size = msgspec.field(default_factory=lambda: Size(256 * 2**20))
     """Bytes of unanswered requests' bodies of one tenant."""
     all_bodies: Size = msgspec.field(default_factory=lambda: Size(2**30))

@@ -11,7 +11,7 @@ from api import described
 from api.described import GenerateOperation
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.inference.infer import Accepted
-from api.inference.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
+from api.inference.streaming import MEDIA_TYPE, STREAM_HEADERS, GenerateRequest, Streaming, read_generate
 from api.services import door_of, jobs_of, most_elements
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
@@ -65,7 +65,7 @@ async def _read_generate(request: AnyRequest) -> GenerateRequest:
 
 
 def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
-    headers = {"location": f"/v2/jobs/{job}/stream", "cache-control": "no-store"}
+    headers = {"location": f"/v2/jobs/{job}/stream", **STREAM_HEADERS}
     return Stream(events, media_type=MEDIA_TYPE, headers=headers)
 
 

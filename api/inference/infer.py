@@ -1,9 +1,8 @@
-"""Infer requests at the HTTP door: checked, placed, forwarded, and answered.
+"""Infer requests over HTTP: checked, placed, forwarded, and answered.
 
 `Front` serves the infer endpoint directly below the server; everything else goes to the application. Litestar's
 handling of a request (routing, a request object, arguments, a response object) took a third of what an infer request
-costs a router, by cProfile over 4,000 of them. Litestar still describes this endpoint, and answers the uncommon cases:
-a body without a length, one over the limit, or a caller without permission.
+costs a router, by cProfile over 4,000 of them. Litestar only describes this endpoint.
 
 The trace context of a request is kept while it is served: `traceparent` is passed on with the job, and the answer
 carries the job's.
@@ -24,9 +23,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from api.access import Scope
-from api.connection import WHOLE, Whole
-from api.errors import UNFORESEEN, body_of, headers_of, unforeseen
-from api.gate import Application, Receive, Send, answer, caller_of, take_terms
+from api.bodies import read_body
+from api.errors import UNFORESEEN, unforeseen
+from api.gate import Application, Receive, Send, allow, answer, caller_of, refuse, take_terms
 from api.inference.protocol import (
     CLASSIFICATION,
     InferRequest,
@@ -56,7 +55,7 @@ from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError, wrong_field
 
-_TRACEPARENT = TRACEPARENT.encode()
+_TRACEPARENT, _HEADER = TRACEPARENT.encode(), HEADER.encode()
 
 _LONGEST = 512  # bytes of `tracestate` that every system passes on (W3C Trace Context, 3.3.1.5)
 
@@ -71,23 +70,14 @@ class Traced:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        remember(dict(scope["headers"]))
-        await self._behind(scope, receive, partial(_send_with_trace, send) if answer_header() else send)
-
-
-def remember(headers: Mapping[bytes, bytes]) -> None:
-    """Keep the trace context in a request's headers while it is served."""
-    if _TRACEPARENT in headers:
-        context = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
-        fit = {name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _LONGEST}
-        if TRACEPARENT in fit:
-            _carried.set(fit)
-
-
-def answer_header() -> dict[str, str]:
-    """The `traceparent` header for the answer to the present request; empty if it has no trace context."""
-    context = _carried.get()
-    return {} if context is None else {TRACEPARENT: context[TRACEPARENT]}
+        headers = dict(scope["headers"])
+        if _TRACEPARENT in headers:
+            context = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
+            fit = {name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _LONGEST}
+            if TRACEPARENT in fit:
+                _carried.set(fit)
+                send = partial(_send_with_trace, send, fit)
+        await self._behind(scope, receive, send)
 
 
 def carry(headers: dict[str, Any]) -> None:
@@ -104,10 +94,10 @@ def carried_on(headers: Mapping[str, Any]) -> None:
         context[TRACEPARENT] = str(headers[TRACEPARENT])
 
 
-async def _send_with_trace(send: Send, message: Mapping[str, Any]) -> None:
+async def _send_with_trace(send: Send, context: Mapping[str, str], message: Mapping[str, Any]) -> None:
     if message["type"] == "http.response.start":
-        traceparent = [(name.encode(), value.encode("latin-1")) for name, value in answer_header().items()]
-        message = {**message, "headers": [*message["headers"], *traceparent]}
+        traceparent = (_TRACEPARENT, context[TRACEPARENT].encode("latin-1"))
+        message = {**message, "headers": [*message["headers"], traceparent]}
     await send(message)
 
 
@@ -172,17 +162,17 @@ class Inference:
         self._jobs = jobs
         self._limits = router.rules.topology.limits
 
-    async def answer_to(
-        self, reference: str, body: Buffer, *, scope: Mapping[str, Any], header_length: str | None, prefer: str
-    ) -> Answer:
+    async def answer_to(self, reference: str, body: Buffer, scope: Mapping[str, Any]) -> Answer:
         """The answer to an infer request: 200 with the outputs, or 202 with the job's location.
 
-        `scope` is the request's, of ASGI; `header_length` and `prefer` are the headers of these names.
+        `scope` is the request's, of ASGI.
 
         Raises:
             TaxiwayError: as `infer` raises it, or because the caller lacks permission.
         """
-        size = len(body)
+        size, headers = len(body), dict(scope["headers"])
+        header_length = headers[_HEADER].decode("latin-1") if _HEADER in headers else None
+        prefer = headers.get(b"prefer", b"").decode("latin-1")
         infer = await beside(size, read_infer, body, header_length, self._limits.elements)
         take_terms(scope, infer.parameters)
         if "respond-async" in prefer:
@@ -407,13 +397,12 @@ def _seconds_in(prefer: str) -> float:
     return float(found[1]) if found else math.inf
 
 
-_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_HEADER = HEADER.encode()
+_INFER = re.compile(r"/+v2/+models/+([^/]+)(?:/+versions/+([^/]+))?/+infer/*")  # as Litestar reads slashes
 _SUBMIT: Scope = "submit"
 
 
 class Front:
-    """ASGI middleware; `limit` bounds a body, in bytes."""
+    """ASGI middleware that serves infer requests; `limit` bounds a body, in bytes."""
 
     def __init__(self, behind: Application, inference: Inference, limit: int) -> None:
         self._behind = behind
@@ -422,44 +411,19 @@ class Front:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        match = _INFER.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        headers = dict(scope["headers"]) if match else {}
-        length = headers.get(b"content-length", b"")
-        if match is None or not length.isdigit() or int(length) > self._limit or _SUBMIT not in caller_of(scope).scopes:
+        match = _INFER.fullmatch(scope["path"]) if scope["method"] == "POST" else None
+        if match is None:
             await self._behind(scope, receive, send)
             return
-        body = await _body(scope, receive, int(length))
-        if body is not None:
-            remember(headers)
-            got = await self._answer(scope, match, headers, body)
-            await answer(send, got.status, {**got.headers, **answer_header()}, *got.pieces)
-
-    async def _answer(
-        self, scope: Mapping[str, Any], match: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer
-    ) -> Answer:
-        header_length = headers.get(_HEADER)
         try:
-            return await self._inference.answer_to(
-                reference_of(name_in(match[1]), match[2]),
-                body,
-                scope=scope,
-                header_length=None if header_length is None else header_length.decode("latin-1"),
-                prefer=headers.get(b"prefer", b"").decode("latin-1"),
-            )
+            allow(caller_of(scope), (_SUBMIT,))
+            body = await read_body(scope, receive, self._limit)
+            if body is None:
+                return
+            got = await self._inference.answer_to(reference_of(name_in(match[1]), match[2]), body, scope)
         except TaxiwayError as error:
-            return Answer(error.status, headers_of(error), (body_of(error),))
+            await refuse(scope, send, error)
         except Exception as error:  # unexpected: logged by `unforeseen`
-            plain = unforeseen(scope["method"], scope["path"], error)
-            return Answer(plain.status, headers_of(plain), (body_of(plain),))
-
-
-async def _body(scope: Mapping[str, Any], receive: Receive, length: int) -> Buffer | None:
-    """The request's body; None if the client disconnected."""
-    message = await receive()
-    if message["type"] != "http.request":
-        return None
-    begin: bytes = message["body"]
-    if not message["more_body"]:
-        return begin
-    whole: Whole = scope["extensions"][WHOLE]
-    return await whole(begin, length)
+            await refuse(scope, send, unforeseen(scope["method"], scope["path"], error))
+        else:
+            await answer(send, got.status, got.headers, *got.pieces)

@@ -46,6 +46,9 @@ from taxiway.errors import (
 
 MEDIA_TYPE = "text/event-stream"
 
+STREAM_HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""Headers of every stream; the second one makes nginx pass on each event at once."""
+
 _QUIET = 10.0  # seconds without an event after which a comment keeps the connection alive
 _PAUSE = 0.25  # seconds between retries while the store is unavailable
 

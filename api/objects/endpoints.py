@@ -14,7 +14,6 @@ from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from api.access import Caller
-from api.connection import ALLOW
 from api.described import KEYED, InferOperation, answers
 from api.gate import AnyRequest, caller_of, json_answer, needs, take_terms
 from api.objects.batches import (
@@ -204,8 +203,6 @@ _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 async def upload(request: AnyRequest) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
     stored = door_of(request).stored
-    allow: Any = request.scope["extensions"]
-    allow[ALLOW](stored.limit + _FORM)
     form, name, now = _Form(request), new_name("file-"), stored.router.store.stored_now()
     purpose = await form.begin()
     await stored.objects.expect_content(name, now)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from api.gate import Receive, answer
 from api.inference.infer import Accepted, Inference, Running
 from api.inference.progress import Answers, Part
-from api.inference.streaming import MEDIA_TYPE, Streaming, kept_alive
+from api.inference.streaming import MEDIA_TYPE, STREAM_HEADERS, Streaming, kept_alive
 from api.jobs import Jobs
 from api.openai.chunks import Writer
 from api.openai.errors import JOB
@@ -23,8 +23,8 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelle
 
 Value = TypeVar("Value")
 
-STREAM_HEADERS: Mapping[str, str] = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", "cache-control": "no-store"}
-"""Headers of every stream."""
+EVENT_HEADERS: Mapping[str, str] = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", **STREAM_HEADERS}
+"""Headers of every stream that a call is answered with."""
 
 _SAFE = dict.fromkeys((*range(32), 127), "?")
 _LONGEST = 256  # characters of a header
@@ -183,7 +183,7 @@ class Calls:
         except TaxiwayError as error:
             error.details.setdefault(JOB, job)
             raise
-        return Streamed(path, {**STREAM_HEADERS, **headers}, first, events, begun.writer, cancel)
+        return Streamed(path, {**EVENT_HEADERS, **headers}, first, events, begun.writer, cancel)
 
     async def begin(
         self, request: Request, size: int, begin: Callable[[str], Awaitable[Value]]

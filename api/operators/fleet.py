@@ -13,7 +13,7 @@ from litestar.response import Stream
 
 from api import described
 from api.gate import AnyRequest, json_answer, needs
-from api.inference.streaming import MEDIA_TYPE
+from api.inference.streaming import MEDIA_TYPE, STREAM_HEADERS
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet
 from api.services import JsonResponse, door_of
@@ -69,7 +69,7 @@ async def fleet_stream(request: AnyRequest) -> Stream:
             with contextlib.suppress(BrokerUnavailableError):  # the page shows that its figures are old
                 yield b"data: " + _encode(await read_fleet(router)) + b"\n\n"
 
-    return Stream(events(), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
+    return Stream(events(), media_type=MEDIA_TYPE, headers=STREAM_HEADERS)
 
 
 @get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)

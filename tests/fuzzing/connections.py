@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-import httptools
+import h11
 import psutil
 
 MEMORY = 96 * 2**20
@@ -71,17 +71,23 @@ class Target:
     secret: str
 
 
-class _Answers:
-    """The statuses in what a router said."""
-
-    def __init__(self, answer: bytes) -> None:
-        self.statuses: list[int] = []
-        self._parser = httptools.HttpResponseParser(self)
-        self._parser.feed_data(answer)
-
-    def on_message_complete(self) -> None:
-        """Part of httptools' protocol."""
-        self.statuses.append(self._parser.get_status_code())
+def _statuses(received: bytes) -> list[int]:
+    """The statuses of the whole answers in what a router said. Raises `h11.RemoteProtocolError`."""
+    statuses, parser = list[int](), h11.Connection(h11.CLIENT)
+    parser.receive_data(received)
+    parser.receive_data(b"")
+    while parser.trailing_data != (b"", True):
+        parser.send(h11.Request(method="GET", target="/", headers=[("host", "localhost")]))
+        parser.send(h11.EndOfMessage())
+        while not isinstance(event := parser.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed):
+                return statuses
+            status = event.status_code if isinstance(event, h11.Response) else 0
+            statuses += [status] if status else []
+        if parser.their_state is not h11.DONE:
+            break
+        parser.start_next_cycle()
+    return statuses
 
 
 def harm(target: Target, *, seconds: float, seed: int) -> list[str]:
@@ -126,10 +132,10 @@ def _script(target: Target, seed: int) -> list[str]:
     received = b""
     try:
         received = _said(target, content, chance)
-        statuses = _Answers(received).statuses
+        statuses = _statuses(received)
     except TimeoutError:
         return [f"script {seed}: the router did not close the connection"]
-    except httptools.HttpParserError as error:
+    except h11.RemoteProtocolError as error:
         return [f"script {seed}: no HTTP came back: {error}: {received[-200:]!r}"]
     begun = len(good) + bool(bad)
     whole = all(request.startswith(b"GET") for request in good)

@@ -47,7 +47,7 @@ hardware:
     price: {usd_per_hour: 1}
 service: {standard: {deadline: 5}}
 default_service: standard
-limits: {requests_per_second: 100000, wait: 2, head: 2, bodies: 64MiB, all_bodies: 64MiB}
+limits: {requests_per_second: 100000, wait: 2, bodies: 64MiB, all_bodies: 64MiB}
 """
 
 CONFIGURATION = """

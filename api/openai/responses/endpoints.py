@@ -18,7 +18,7 @@ from api.described import ASKED, KEYED, RUN, answers, or_events
 from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.objects.objects import Page, owner_of, page_of
 from api.objects.stored import Responses
-from api.openai.calls import STREAM_HEADERS, Begun, Whole, headers_of_placement, headers_of_result
+from api.openai.calls import EVENT_HEADERS, Begun, Whole, headers_of_placement, headers_of_result
 from api.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from api.openai.errors import ErrorContent
 from api.openai.requests import ParsedCall, tier_for_later
@@ -99,7 +99,7 @@ async def response_retrieve(
     if not stream:
         return Whole({}, msgspec.json.encode(found))
     if found.ended:
-        return Whole(STREAM_HEADERS, replay(found, starting_after))
+        return Whole(EVENT_HEADERS, replay(found, starting_after))
     writer = ResponseWriter(restarted(found), starting_after)
 
     async def ended(result: Result) -> None:

@@ -1,4 +1,7 @@
-"""What a client may do to the HTTP door's connections, by real sockets to a real server before a small application."""
+"""What a client may do to a server's connections, by real sockets to a real server before a small application.
+
+Slow clients are the proxy's: test_ingress.py.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +19,26 @@ import psutil
 import pytest
 import uvloop
 
-from api.connection import HEAD, SLOWEST, WHOLE
 from api.gate import Application, Receive, Send, answer, is_loopback
-from api.server import HttpServer, open_tls
-from tasks.document import Size
+from api.server import HEAD, HttpServer, open_tls
 from tasks.topology import Limits
 from tests.certificates import self_signed
-from tests.waiting import until
 
 GET = b"GET /a HTTP/1.1\r\nhost: test\r\n\r\n"
+LAST = GET.replace(b"host", b"connection: close\r\nhost")
 LARGE = 2**24
 BODY = bytes(range(256)) * 2**13
-PATIENT = Limits(head=30, body=30, connections=3, payload=Size(2**22))
-LIMITS = Limits(head=0.3, body=0.6, connections=3, payload=Size(2**21))
-STEADY = Limits(head=30, body=1.5, connections=3, payload=Size(2**23))
+LIMITS = Limits(connections=3)
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Answers with what it read; a path tells it to answer at once, or at length."""
-    body = b""
-    while scope["path"] != "/early":
+    """Answers with the number of bytes that it read; or at length."""
+    size, more = 0, True
+    while more:
         message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
+        size, more = size + len(message["body"]), message["more_body"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    for _ in range(1000 if scope["path"] == "/long" else 0):
-        await send({"type": "http.response.body", "body": bytes(2**16), "more_body": True})
-    await send({"type": "http.response.body", "body": bytes(LARGE) if scope["path"] == "/large" else b"%d" % len(body)})
-
-
-async def reader(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Answers with the body itself, read straight into its place."""
-    begin = (await receive())["body"]
-    body = await scope["extensions"][WHOLE](begin, int(dict(scope["headers"])[b"content-length"]))
-    await answer(send, 200, {}, b"left" if body is None else body)
+    await send({"type": "http.response.body", "body": bytes(LARGE) if scope["path"] == "/large" else b"%d" % size})
 
 
 async def refuser(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -60,7 +48,7 @@ async def refuser(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 @contextlib.contextmanager
 def served(
-    limits: Limits = LIMITS, tls: ssl.SSLContext | ssl.SSLContext | None = None, application: Application = application
+    limits: Limits = LIMITS, tls: ssl.SSLContext | None = None, application: Application = application
 ) -> Iterator[HttpServer]:
     """A server on a thread of its own."""
     loop, ready = uvloop.new_event_loop(), threading.Event()
@@ -110,31 +98,23 @@ def read(connection: socket.socket) -> bytes:
     return received
 
 
-def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_take_for_its_next(port: int) -> None:
-    with connected(port) as connection:
-        assert read(connection) == b""
-    with connected(port) as connection:
-        connection.sendall(GET)
-        assert read(connection).count(b"HTTP/1.1 ") == 1
-
-
 def test_a_client_that_falls_silent_after_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.connection.SILENT", 0.2)
-    with served(PATIENT) as server, connected(server.port) as client:
+    monkeypatch.setattr("api.server._SILENT", 1)
+    with served() as server, connected(server.port) as client:
         client.sendall(GET)
         assert read(client).count(b"HTTP/1.1 ") == 1
 
 
 def test_a_whole_answer_has_its_length_and_to_head_no_body() -> None:
-    with served(PATIENT, application=refuser) as server, connected(server.port) as client:
-        client.sendall(GET.replace(b"GET", b"HEAD") + GET.replace(b"host", b"connection: close\r\nhost"))
+    with served(application=refuser) as server, connected(server.port) as client:
+        client.sendall(GET.replace(b"GET", b"HEAD") + LAST)
         received = read(client)
     head, get, body = received.split(b"\r\n\r\n")
     for one in (head, get):
         assert one.startswith(b"HTTP/1.1 403 Forbidden\r\n")
-        assert b"content-type: text/plain\r\ncontent-length: 6" in one
-    assert b"connection: close" not in head
-    assert get.endswith(b"\r\nconnection: close")
+        assert b"content-type: text/plain\r\ncontent-length: 6" in one.lower()
+    assert b"connection: close" not in head.lower()
+    assert get.lower().endswith(b"\r\nconnection: close")
     assert body == b"nobody"
 
 
@@ -142,79 +122,12 @@ def test_a_whole_answer_has_its_length_and_to_head_no_body() -> None:
 @pytest.mark.parametrize("verb", [b"GET", b"HEAD"])
 def test_a_stream_to_a_client_of_http_1_0_ends_with_its_connection_and_has_no_chunks(verb: bytes, kept: bytes) -> None:
     asked = GET.replace(b"GET /a HTTP/1.1", verb + b" /large HTTP/1.0").replace(b"\r\n\r\n", b"\r\n" + kept + b"\r\n")
-    with served(PATIENT) as server, connected(server.port) as client:
+    with served() as server, connected(server.port) as client:
         client.sendall(asked)
         head, _, body = read(client).partition(b"\r\n\r\n")
+    head = head.lower()
     assert (b"transfer-encoding" in head, b"connection: close" in head) == (False, True)
     assert len(body) == (LARGE if verb == b"GET" else 0)
-
-
-@pytest.mark.parametrize(
-    ("drop", "answer"), [(b"x: y\r\n", b"HTTP/1.1 408 "), (b"\r\n", b"")], ids=["headers", "breaks"]
-)
-def test_a_client_that_drips_its_head_is_let_go(port: int, drop: bytes, answer: bytes) -> None:
-    with connected(port) as connection:
-        connection.sendall(GET[:-2] if answer else b"")
-        connection.settimeout(0.05)
-        heard = None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            while heard is None:
-                connection.sendall(drop)
-                with contextlib.suppress(TimeoutError):
-                    heard = connection.recv(65536)
-        assert (heard or b"").startswith(answer)
-
-
-@pytest.mark.parametrize(
-    "head", [b"content-length: 100\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n1\r\n"], ids=["declared", "chunked"]
-)
-def test_a_client_that_never_ends_its_body_is_let_go(port: int, head: bytes) -> None:
-    with connected(port) as connection:
-        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + b"x")
-        assert read(connection).startswith(b"HTTP/1.1 408 ")
-
-
-def test_a_client_that_is_slow_and_steady_may_go_on() -> None:
-    half = 3 * SLOWEST
-    with served(STEADY) as server, connected(server.port) as connection:
-        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n" % (2 * half))
-        connection.sendall(bytes(half))
-        connection.settimeout(1.5 * STEADY.body)
-        with pytest.raises(TimeoutError):
-            connection.recv(1)
-        connection.settimeout(60)
-        connection.sendall(bytes(half))
-        assert b"\r\n%d\r\n" % (2 * half) in connection.recv(65536)
-
-
-def test_a_client_that_reads_slowly_and_steadily_receives_everything() -> None:
-    idle, other = socket.socketpair()
-    idle.settimeout(STEADY.body / 3)
-    with served(STEADY) as server, connected(server.port) as connection, idle, other:
-        connection.sendall(GET.replace(b"/a", b"/large").replace(b"host", b"connection: close\r\nhost"))
-        answer = 0
-        while piece := connection.recv(2**22):
-            answer += len(piece)
-            with pytest.raises(TimeoutError):
-                idle.recv(1)
-    assert answer > LARGE
-
-
-def test_a_client_that_does_not_read_is_let_go(server: HttpServer) -> None:
-    with connected(server.port) as connection:
-        connection.sendall(GET.replace(b"/a", b"/long"))
-        connection.recv(1)
-        assert until(lambda: server.connections == 0)
-        assert len(read(connection)) < 1000 * 2**16
-
-
-def test_a_body_that_goes_on_after_its_answer_is_cut_off(port: int) -> None:
-    with connected(port) as connection:
-        connection.sendall(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        with pytest.raises(ConnectionError):
-            while True:
-                connection.sendall(bytes(1000))
 
 
 @pytest.mark.parametrize("part", [b"x: " + b"y" * 4 * HEAD, b"x: y\r\n" * HEAD], ids=["one header", "many headers"])
@@ -223,23 +136,23 @@ def test_a_head_without_measure_is_refused(port: int, part: bytes) -> None:
         with contextlib.suppress(ConnectionError):
             for at in range(0, len(part), 4096):
                 connection.sendall((GET[:-2] if at == 0 else b"") + part[at : at + 4096])
-        assert read(connection).startswith(b"HTTP/1.1 431 ")
+        assert read(connection).startswith(b"HTTP/1.1 400 ")
 
 
-def test_trailers_without_measure_are_refused(port: int) -> None:
+@pytest.mark.parametrize(
+    "rest", [b"0\r\nx: " + b"y" * 4 * HEAD, b"1;" + b"x" * 4 * HEAD], ids=["trailers", "extension"]
+)
+def test_what_is_no_data_in_chunks_is_bounded(port: int, rest: bytes) -> None:
     with connected(port) as connection:
         with contextlib.suppress(ConnectionError):
-            connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ")
-            for _ in range(8 * 2**20 // 4096):
-                connection.sendall(b"y" * 4096)
-        assert read(connection).startswith(b"HTTP/1.1 413 ")
+            connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n" + rest)
+        assert read(connection)[:13] in (b"HTTP/1.1 400 ", b"")  # it may be reset with what it did not read
 
 
 @pytest.mark.parametrize(
     "head",
     [
         b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
-        b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"content-length: -3\r\n\r\nabc",
         b"content-length: 99999999999999999999999\r\n\r\nabc",
         b"transfer-encoding: gzip\r\n\r\nabc",
@@ -251,50 +164,25 @@ def test_lengths_that_contradict_and_what_is_not_http_are_refused(port: int, hea
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head)
         received = read(connection)
-    assert received.startswith(b"HTTP/1.1 400 ")
-    assert received.endswith(b'{"error":"expected a request of HTTP/1.1","code":"request_error","details":{}}')
+    assert received[:13] in (b"HTTP/1.1 400 ", b"HTTP/1.1 501 ")
+    assert received.count(b"HTTP/1.1 ") == 1
 
 
-@pytest.mark.parametrize(
-    ("junk", "status"), [(b"JUNK\x00\r\n\r\n", b"400 "), (b"\x16\x03\r\n\r\n", b"400 "), (b"cdef", b"408 ")]
-)
-def test_what_follows_a_good_request_in_its_packet_is_refused_after_the_good_answer(
-    port: int, junk: bytes, status: bytes
-) -> None:
+@pytest.mark.parametrize("junk", [b"JUNK\x00\r\n\r\n", b"\x16\x03\r\n\r\n"])
+def test_what_follows_a_good_request_in_its_packet_is_refused_after_the_good_answer(port: int, junk: bytes) -> None:
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\nab" + junk)
-        received = read(connection)
-    good, bad = received.split(b"HTTP/1.1 ")[1:]
-    assert good.startswith(b"200 ")
-    assert good.endswith(b"1\r\n2\r\n0\r\n\r\n")
-    assert bad.startswith(status)
+        good, bad = read(connection).split(b"HTTP/1.1 ")[1:]
+    assert (good[:4], bad[:4]) == (b"200 ", b"400 ")
 
 
-@pytest.mark.parametrize("head", [b"content-length: 100000", b"transfer-encoding: chunked"])
-@pytest.mark.parametrize("silent", [True, False], ids=["silent", "sending"])
-def test_a_request_that_is_answered_before_its_body_has_one_answer_and_ends_its_connection(
-    monkeypatch: pytest.MonkeyPatch, head: bytes, silent: bool
-) -> None:
-    monkeypatch.setattr("api.connection.LINGER", 0.3)
+@pytest.mark.parametrize("head", [b"content-length: %d\r\n\r\n" % len(BODY), b"transfer-encoding: chunked\r\n\r\n"])
+def test_a_request_that_is_answered_before_its_body_has_one_answer_and_its_body_is_dropped(head: bytes) -> None:
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY) if b"chunked" in head else BODY
     with served(application=refuser) as server, connected(server.port) as connection:
-        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + b"\r\n\r\n1\r\nx")
-        received = connection.recv(65536)
-        with contextlib.suppress(ConnectionError):
-            for _ in range(0 if silent else 20):
-                connection.sendall(b"x" * 1000)
-        received += read(connection)
-        assert until(lambda: server.connections == 0)
-    assert received.count(b"HTTP/1.1 ") == 1
-    assert received.startswith(b"HTTP/1.1 403 ")
-    assert b"\r\nconnection: close\r\n" in received
-    assert received.endswith(b"nobody")
-
-
-def test_an_answer_before_a_body_reaches_a_client_that_reads_only_after_it_sent_all() -> None:
-    with served(PATIENT, application=refuser) as server, connected(server.port) as connection:
-        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n" % PATIENT.payload)
-        connection.sendall(bytes(PATIENT.payload))
-        assert read(connection).startswith(b"HTTP/1.1 403 ")
+        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + body + LAST)
+        received = read(connection)
+    assert received.count(b"HTTP/1.1 403 ") == received.count(b"HTTP/1.1 ") == 2
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
@@ -305,7 +193,7 @@ def test_a_request_that_would_rather_speak_another_protocol_is_answered_with_its
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + wish + b"content-length: 5\r\n\r\nhello")
         assert b"\r\n5\r\n" in connection.recv(65536)
-        connection.sendall(GET.replace(b"host", b"connection: close\r\nhost"))
+        connection.sendall(LAST)
         assert read(connection).count(b"HTTP/1.1 200 ") == 1
 
 
@@ -321,9 +209,9 @@ def test_requests_of_one_connection_are_served_one_after_another_and_in_order() 
         await answer(send, 200, {}, scope["path"].encode())
 
     paths = [b"/%d" % number for number in range(100)]
-    with served(PATIENT, application=slow) as server, connected(server.port) as connection:
+    with served(application=slow) as server, connected(server.port) as connection:
         requests = b"".join(GET.replace(b"/a", path) for path in paths)
-        connection.sendall(requests + GET.replace(b"host", b"connection: close\r\nhost"))
+        connection.sendall(requests + LAST)
         received = read(connection)
     answers = received.split(b"HTTP/1.1 200 OK\r\n")[1:]
     assert [one.partition(b"\r\n\r\n")[2] for one in answers] == [*paths, b"/a"]
@@ -338,7 +226,7 @@ def test_the_head_of_an_answer_does_not_wait_for_its_body() -> None:
         assert await asyncio.to_thread(released.wait, 60)
         await send({"type": "http.response.body", "body": b"at last"})
 
-    with served(PATIENT, application=late) as server, connected(server.port) as connection:
+    with served(application=late) as server, connected(server.port) as connection:
         connection.sendall(GET)
         head = connection.recv(65536)
         released.set()
@@ -349,13 +237,42 @@ def test_the_head_of_an_answer_does_not_wait_for_its_body() -> None:
 
 
 def test_a_stopping_server_ends_a_connection_after_the_current_answer() -> None:
-    with served(PATIENT) as server, connected(server.port) as connection:
+    with served() as server, connected(server.port) as connection:
         server.part()
         connection.sendall(GET * 1000)
         received = read(connection)
     assert received.count(b"HTTP/1.1 ") == 1
     assert received.startswith(b"HTTP/1.1 200 ")
-    assert b"\r\nconnection: close\r\n" in received
+    assert b"\r\nconnection: close\r\n" in received.lower()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_stopping_server_finishes_an_answer_and_closes_idle_connections(tmp_path: Path, tls: bool) -> None:
+    began, released = threading.Event(), threading.Event()
+
+    async def late(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        began.set()
+        assert await asyncio.to_thread(released.wait, 60)
+        await answer(send, 200, {}, b"at last")
+
+    certificate, key = self_signed(tmp_path)
+    with contextlib.ExitStack() as stack:
+        ends = stack.enter_context(contextlib.ExitStack())
+        server = ends.enter_context(served(LIMITS, open_tls(certificate, key) if tls else None, late))
+        idle, busy = (stack.enter_context(connected(server.port)) for _ in range(2))
+        if tls:
+            trust = ssl.create_default_context(cafile=certificate)
+            idle, busy = (trust.wrap_socket(one, server_hostname="localhost") for one in (idle, busy))
+        busy.sendall(GET)
+        assert began.wait(60)
+        stopping = threading.Thread(target=ends.close)
+        stopping.start()
+        assert read(idle) == b""
+        idle.close()
+        released.set()
+        assert read(busy).endswith(b"at last")
+        busy.close()
+        stopping.join()
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
@@ -367,7 +284,7 @@ def test_a_stopping_server_ends_a_connection_after_the_current_answer() -> None:
 def test_a_connection_that_sends_requests_without_end_takes_little_memory(
     server: HttpServer, request_: bytes, reads: bool
 ) -> None:
-    """uvicorn alone takes 4.5 kB for each: some 70 MB for these."""
+    """Of a parser that is not one request behind the other, some 70 MB."""
     requests, process = request_ * 500, psutil.Process()
     sent, before, grown = 0, process.memory_info().rss, 0
     with connected(server.port) as connection:
@@ -381,65 +298,42 @@ def test_a_connection_that_sends_requests_without_end_takes_little_memory(
                 quiet = time.monotonic() + 2 if reads and connection.recv(2**16) else quiet
             grown = max(grown, process.memory_info().rss - before)
     assert sent >= 2**17
-    assert grown < 4 * 2**20
+    assert grown < 10 * 2**20
 
 
 def test_requests_in_one_piece_are_answered_one_after_the_other(port: int) -> None:
     with connected(port) as connection:
-        connection.sendall(GET + GET + GET.replace(b"host", b"connection: close\r\nhost"))
+        connection.sendall(GET + GET + LAST)
         assert read(connection).count(b"HTTP/1.1 200 ") == 3
 
 
-def test_one_connection_too_many_is_refused_with_retry_after() -> None:
+def test_one_connection_too_many_is_refused() -> None:
     with served() as server, contextlib.ExitStack() as stack:
-        held = [stack.enter_context(connected(server.port)) for _ in range(LIMITS.connections)]
-        for connection in held:
+        for _ in range(LIMITS.connections):
+            connection = stack.enter_context(connected(server.port))
             connection.sendall(GET)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         with connected(server.port) as connection:
-            received = read(connection)
-        held[0].close()
-        assert received.startswith(b"HTTP/1.1 503 ")
-        assert b"retry-after: 1\r\n" in received
-
-
-def test_a_tls_handshake_that_is_not_made_is_given_up(tmp_path: Path) -> None:
-    certificate, key = self_signed(tmp_path)
-    with served(tls=open_tls(certificate, key)) as server:
-        with connected(server.port) as connection:
-            assert read(connection) == b""
-        trust = ssl.create_default_context(cafile=certificate)
-        with connected(server.port) as plain, trust.wrap_socket(plain, server_hostname="localhost") as connection:
             connection.sendall(GET)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-            assert connection.version() in ("TLSv1.2", "TLSv1.3")
+            assert read(connection).startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_body_that_is_read_straight_into_its_place_is_whole_and_what_follows_it_is_served(
-    tmp_path: Path, tls: bool
-) -> None:
+def test_a_large_body_is_whole_and_what_follows_it_is_served(tmp_path: Path, tls: bool) -> None:
     certificate, key = self_signed(tmp_path)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(served(PATIENT, open_tls(certificate, key) if tls else None, reader))
+        server = stack.enter_context(served(LIMITS, open_tls(certificate, key) if tls else None))
         connection = stack.enter_context(connected(server.port))
         if tls:
             trust = ssl.create_default_context(cafile=certificate)
             connection = stack.enter_context(trust.wrap_socket(connection, server_hostname="localhost"))
+            assert connection.version() in ("TLSv1.2", "TLSv1.3")
         ask = b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n" % len(BODY)
         connection.sendall(ask + b"\r\n" + BODY + ask + b"connection: close\r\n\r\n")
         connection.sendall(BODY)
         received = read(connection)
     assert received.count(b"HTTP/1.1 200 ") == 2
-    assert received.count(BODY) == 2
-
-
-def test_a_sender_that_leaves_within_its_body_is_not_waited_for() -> None:
-    with served(PATIENT, application=reader) as server:
-        with connected(server.port) as connection:
-            connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\nx" % len(BODY))
-            assert until(lambda: server.connections == 1)
-        assert until(lambda: server.connections == 0)
+    assert received.count(b"%d" % len(BODY)) == 2
 
 
 @pytest.mark.parametrize(

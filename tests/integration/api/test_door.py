@@ -405,6 +405,16 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http: httpx.Cl
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_request_with_a_length_and_chunks_is_refused_and_its_connection_closed(http: httpx.Client) -> None:
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=20) as connection:
+        head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n"
+        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n")
+        answer = connection.makefile("rb").read()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_body_over_the_limit_is_refused_with_the_reason(http: httpx.Client) -> None:
     answer = http.post("/v2/models/echo/infer", content=b"x" * (17 * 2**20))
 

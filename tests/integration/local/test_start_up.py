@@ -11,7 +11,7 @@ from tasks.settings import TREE
 
 SLOW = {
     "api.__main__": {"aio_pika", "celery", "httpx", "huggingface_hub", "kombu", "redis", "scipy"},
-    "router.router": {"litestar", "uvicorn", "httptools", "prometheus_client"},
+    "router.router": {"litestar", "uvicorn", "h11", "prometheus_client"},
     "simulator.__main__": {"aiohttp", "celery", "httpx", "huggingface_hub", "redis", "scipy"},
     "workers.worker": {"aiohttp", "celery", "httpx", "huggingface_hub", "prometheus_client", "scipy"},
 }
