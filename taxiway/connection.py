@@ -1,8 +1,12 @@
 """Connections to Valkey or Redis: one for asyncio, shared by any number of callers, and a blocking one for a thread.
 
-On the event loop, answers are parsed in C, many per iteration; redis-py switches coroutines for each answer, which
-takes 8 µs, and as long again per call. A large value is not copied: it is sent from its own memory, and read into
-memory of its own.
+On the event loop, answers are parsed in C, many per iteration, where redis-py switches coroutines for each answer. A
+large value is not copied: it is sent from its own memory, and read into memory of its own.
+
+redis-py 8.1 with hiredis in this module's place cost 1.13 times the processor time of a W0 item and of an idle round
+trip, which took 1.18 times as long (medians of 18 alternating rounds on two busy cores, 30 November 2026): client and
+router took 1.20 to 1.26 times theirs. The worker's blocking connections took only 1.07 times theirs; they are kept for
+large values: 8 MiB written and read back cost 16.6 ms instead of 2.3, and on the event loop 18.9 instead of 10.3.
 """
 
 from __future__ import annotations

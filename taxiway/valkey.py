@@ -1,9 +1,8 @@
 """Our own connections to Valkey or Redis: each connects to an `Address`, without hidden retries.
 
 `taxiway.connection` has the one for asyncio and the blocking one. Here is what they share: a server's address, the
-greeting of a connection, and the encoding of commands and answers, in C (hiredis). A library copies a value into the
-command that carries it, and an answer out of the received bytes: each time into newly allocated memory, which costs
-more than the copy itself. Source: the Redis serialization protocol (RESP2).
+greeting of a connection, and the encoding of commands and answers, in C (hiredis). Source: the Redis serialization
+protocol (RESP2).
 
 A connection that fails raises `OSError` (`TimeoutError` and `ConnectionError` are subclasses); an error that the server
 answers with is a `ServerError`. Celery and kombu have connections of their own.
