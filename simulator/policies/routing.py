@@ -26,6 +26,7 @@ from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
+from simulator.timing import Stepping
 from simulator.traces import Column
 from simulator.tuning.real_fleet import pace_of
 from simulator.workload import Figures, Job, Workload
@@ -34,7 +35,7 @@ from tasks.heartbeat import ANY, HEARTBEAT, Allowed, DeviceFacts, EndpointFacts,
 from tasks.models.model import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
-from taxiway.contract.keys import arrived_cell, held_cell, work_cell
+from taxiway.contract.keys import LEVELS, arrived_cell, held_cell, work_cell
 from workers.decide.endpoints import Rates
 from workers.decide.occupation import Track, begin, blocking_by_model, observe
 
@@ -76,6 +77,7 @@ class Reader:
         self._random = np.random.default_rng(seed)
         self._tracks: defaultdict[tuple[str, str], Track] = defaultdict(lambda: begin(UNSURE))
         self._cells: defaultdict[str, float] = defaultdict(float)
+        self._generating: defaultdict[str, list[float]] = defaultdict(lambda: [0.0] * LEVELS)
         self._counts: dict[int, Count] = {}
         self._ending: deque[tuple[float, str, float]] = deque()
         self._serving: tuple[int, ...] = ()
@@ -109,17 +111,20 @@ class Reader:
         self._cells[work_cell(count.name, job.level)] += count.work
         self._cells[arrived_cell(count.name, count.model)] += 1
         self._counts[job.index] = count
+        self._generate(job, count.name, count.work)
 
     def hold(self, job: Job, count: Count) -> None:
         """Record that a job is held for a class."""
         self._working.held.add(count.name, job.level, count.work)
         self._cells[held_cell(count.name, job.level)] += count.work
         self._counts[job.index] = count
+        self._generate(job, count.name, count.work)
 
     def release(self, job: Job) -> None:
         """Record that a job leaves holding."""
         count = self._counts.pop(job.index)
         self._cells[held_cell(count.name, job.level)] -= count.work
+        self._generate(job, count.name, -count.work)
 
     def move(self, job: Job, name: str, work: float) -> None:
         """Move a waiting job to another class, where it takes `work` device seconds; visible in the next snapshot."""
@@ -127,10 +132,16 @@ class Reader:
         self._cells[work_cell(count.name, job.level)] -= count.work
         self._cells[work_cell(name, job.level)] += work
         self._counts[job.index] = Count(name, count.model, work)
+        self._generate(job, count.name, -count.work)
+        self._generate(job, name, work)
 
     def work(self, job: Job) -> float:
         """Device seconds that a job counts for in its present class."""
         return self._counts[job.index].work
+
+    def generating(self, name: str, level: int) -> float:
+        """Device seconds of generations in a class down to a level, beside which batches of other models run."""
+        return sum(self._generating[name][: level + 1])
 
     def replace_work(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
         """The fleet now, without the work that has ended since the snapshot."""
@@ -143,10 +154,15 @@ class Reader:
     def ended(self, job: Job, pool: Pool, now: float) -> None:
         """A job has ended, and its worker has learned by how much its run deviated from the prediction."""
         count = self._counts.pop(job.index)
+        self._generate(job, count.name, -count.work)
         self._ending.append((now + self._surroundings.path, work_cell(pool.name, job.level), count.work))
         ratio = pool.pace * float(self._random.choice(self._surroundings.strays))
         track = self._tracks[pool.name, count.model]
         self._tracks[pool.name, count.model] = observe(track, predicted=1.0, seconds=ratio, levels=(job.level,))
+
+    def _generate(self, job: Job, name: str, work: float) -> None:
+        if any(isinstance(timing, Stepping) for timing in self._timings[job.model]):
+            self._generating[name][job.level] += work
 
     def _settle(self, now: float) -> None:
         while self._ending and self._ending[0][0] <= now:

@@ -156,7 +156,7 @@ class Taxiway(ByLevel):
 
         A generating model's rows join a running batch: the job's expected batch is as many typical jobs as are
         unfinished, and its own size counts only for itself. Device seconds are those of a full batch, because jobs wait
-        only then.
+        only then. Batches of other models run between the steps of generations, and so do not wait for these.
         """
         table = self._metered(
             job, working.table(self._reader.models[job.model], self._constraints[job.model][job.service])
@@ -165,7 +165,8 @@ class Taxiway(ByLevel):
         pace, alone = table.base, table.base * [job.alone[place] for place in places]
         if not self._stepping[job.model]:
             each = pace * [job.crowding[place] for place in places]
-            return replace(table, base=alone - each, slope=each)
+            beside = [self._reader.generating(one.hardware_class, job.level) for one in table.candidates]
+            return replace(table, base=alone - each, slope=each, concurrent=table.concurrent + beside / table.servers)
         usual, each = (
             pace * self._expected_batch.alone(job.model)[places],
             pace * self._expected_batch.crowding(job.model)[places],

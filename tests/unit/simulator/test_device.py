@@ -57,6 +57,19 @@ def test_a_whole_batch_runs_between_two_steps_and_delays_the_running_one() -> No
     assert [ended.index for ended in device.run.ended(2.1)] == [0]
 
 
+def test_a_request_is_not_refused_for_generations_between_whose_steps_it_runs() -> None:
+    chats = [{"arrival": 0.0, "model": "chat", "size": 100, "output": 100, "deadline": 60, "priority": 0}] * 40
+    embed = {"arrival": 2.0, "model": "embed", "size": 1, "deadline": 1, "priority": 0}
+    workload = prepare(
+        make_trace([*chats, embed]), parse_fleet(FLEET.replace("gpu: {count: 2", "gpu: {count: 1")), seed=1
+    )
+
+    outcome = Engine(workload, POLICIES["per-request"](workload, 1), seed=1).run()
+
+    assert outcome.state[-1] == ANSWERED
+    assert outcome.latency[-1] < 1
+
+
 def test_two_generating_models_take_steps_in_turn() -> None:
     device = Device(0, memory=100)
     device.admit(job(0, 0, output=10), CHAT, 0.0)
