@@ -27,7 +27,8 @@ class Message:
     def __init__(self) -> None:
         self.logprobs: list[Any] = []
         self._texts: dict[str, list[str]] = {}
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}  # without their functions
+        self._functions: dict[int, dict[str, list[str]]] = {}  # in pieces: joining at each would take quadratic time
 
     def add(self, delta: Delta) -> None:
         """Take in the next part."""
@@ -44,12 +45,13 @@ class Message:
 
     def call(self, index: int) -> dict[str, Any]:
         """The tool call of that index."""
-        return self._calls[index]
+        function = {name: "".join(pieces) for name, pieces in self._functions[index].items()}
+        return {**self._calls[index], "function": function}
 
     @property
     def calls(self) -> list[dict[str, Any]]:
         """Its tool calls."""
-        return [self._calls[index] for index in sorted(self._calls)]
+        return [self.call(index) for index in sorted(self._calls)]
 
     def rest(self, whole: Mapping[str, Any]) -> Delta:
         """What the whole message has more; empty if all of it was sent.
@@ -69,23 +71,23 @@ class Message:
         return delta
 
     def _add_call(self, call: Mapping[str, Any]) -> None:
-        whole = self._calls.setdefault(call.get("index", 0), {"id": "", "type": "function", "function": {}})
+        index = call.get("index", 0)
+        whole = self._calls.setdefault(index, {"id": "", "type": "function"})
         whole |= {name: call[name] for name in ("id", "type") if call.get(name)}
-        function = whole["function"]
+        function = self._functions.setdefault(index, {})
         for name, value in (call.get("function") or {}).items():
             if isinstance(value, str):
-                function[name] = function.get(name, "") + value
+                function.setdefault(name, []).append(value)
 
     def _rest_of_calls(self, calls: Any) -> Iterator[dict[str, Any]]:
         if len(calls) <= max(self._calls, default=-1):
             raise OtherMessageError("it has fewer tool calls")
         for index, call in enumerate(calls):
-            sent = self._calls.get(index)
-            if sent is None:
+            if index not in self._calls:
                 yield {"index": index, **call}
-            elif sent["id"] != call.get("id"):
+            elif self._calls[index]["id"] != call.get("id"):
                 raise OtherMessageError("its tool calls are others")
-            elif more := _rest_of(sent["function"], call.get("function") or {}):
+            elif more := _rest_of(self.call(index)["function"], call.get("function") or {}):
                 yield {"index": index, "function": more}
 
 

@@ -92,8 +92,9 @@ class ResponseWriter:
             yield self._called(call.get("index", 0), (call.get("function") or {}).get("arguments") or "")
 
     def _called(self, index: int, arguments: str) -> bytes:
-        item = call_item(self.response.job, index, self._message.call(index))
-        begin = self._begin({**item, "arguments": ""})
+        item, begin = call_item(self.response.job, index, {}), b""
+        if item["id"] not in self._begun:  # joining its pieces at each delta would take quadratic time
+            begin = self._begin({**call_item(self.response.job, index, self._message.call(index)), "arguments": ""})
         return begin + (self._delta("response.function_call_arguments", item, arguments) if arguments else b"")
 
     def _begin(self, item: Item) -> bytes:
