@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from celery import Celery
 from kombu import pools
 
@@ -40,6 +41,12 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
 def worker(fleet: Settings) -> Iterator[WorkerProcess]:
     with worker_process(fleet) as process:
         yield process
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(settings.state) as client:
+        yield client
 
 
 @pytest.fixture

@@ -57,12 +57,6 @@ from tests.waiting import BUSY
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.state) as client:
-        yield client
-
-
-@pytest.fixture
 def router(settings: Settings) -> Iterator[RouterProcess]:
     with router_process(settings) as router:
         yield router

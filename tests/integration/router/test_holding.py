@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,12 +68,6 @@ def either(request: pytest.FixtureRequest, fleet: Settings) -> Settings:
     url = request.getfixturevalue("amqp_url")
     empty_queues(url, ["cpu.batch"])
     return dataclasses.replace(fleet, broker=url)
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.state) as client:
-        yield client
 
 
 def publish(settings: Settings, raws: list[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from urllib.parse import urlsplit, urlunsplit
 
@@ -25,12 +25,6 @@ from tests.narrowing import present
 META = b'{"task_id": "j", "status": "SUCCESS"}'
 PAUSE = 0.1
 SOON = 20.0
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.state) as client:
-        yield client
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-import redis
 
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Plan, Tuned
 from tasks.settings import Settings
@@ -19,12 +18,6 @@ from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 from tests.waiting import BUSY
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[Any]:
-    with redis.Redis.from_url(settings.state) as client:
-        yield client
 
 
 @pytest.fixture

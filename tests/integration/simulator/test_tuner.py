@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import redis
 
 from broker.valkey import run
 from broker.valkey.leases import lease_answer, lease_call
@@ -45,12 +44,6 @@ NAMES = {
     "locality": ("", "lab"),
     "hardware_class": ("",),
 }
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[Any]:
-    with redis.Redis.from_url(settings.state) as client:
-        yield client
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from taxiway.contract.values import to_array, to_wire
 from taxiway.errors import InvalidRequestError
 from tests.graphs import VAD_SPECS, vad_graph, write_model
 from tests.routing import router_process
-from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
+from tests.working import QUEUES, Tower, worker_settings
 
 
 @pytest.fixture
@@ -23,12 +22,6 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     base = worker_settings(settings, tmp_path, queues)
     write_model(base.models, "vad", vad_graph(), **VAD_SPECS)
     return base
-
-
-@pytest.fixture
-def worker(fleet: Settings) -> Iterator[WorkerProcess]:
-    with worker_process(fleet) as process:
-        yield process
 
 
 def row(number: float, rate: int = 16000) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,12 +58,6 @@ def fleet(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) ->
         empty_queues(amqp_url, [CLASS])
         fleet = replace(fleet, broker=amqp_url)
     return fleet
-
-
-@pytest.fixture
-def tower(fleet: Settings) -> Iterator[Tower]:
-    with Tower(fleet) as opened:
-        yield opened
 
 
 def job_of(message: Envelope) -> str:

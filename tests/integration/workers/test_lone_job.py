@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,12 +33,6 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("warm: [echo, slab]", "warm: [echo, spinner]"))
     add_spinner(fleet, base=ALONE_AT_MOST / 4)
     return fleet
-
-
-@pytest.fixture
-def tower(fleet: Settings) -> Iterator[Tower]:
-    with Tower(fleet) as opened:
-        yield opened
 
 
 def spin(tower: Tower, inputs: object) -> str:
