@@ -86,14 +86,20 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         gc.collect()
 
 
-@pytest.mark.parametrize(
-    "inputs",
-    ["one", ["one"], ["one", "two"], {"payload": "one"}, {"payload": ["one"]}, 5, {"any": ["json"]}],
-    ids=repr,
-)
+ROWS = ["one", ["one"], ["one", "two"], b"\xff\x00", [b"\x00", b"\xff"], 5, [1, "two", None]]
+NAMED = [{"payload": "one"}, {"payload": ["one"]}, {"flight": "TX 42", "gates": [3, 7]}]
+
+
+@pytest.mark.parametrize("inputs", [*ROWS, *NAMED], ids=repr)
 def test_an_input_gives_one_form_of_output_at_every_door(fleet: Fleet, inputs: Any) -> None:
     answers = {name: ask("echo", inputs, deadline=30) for name, ask in fleet.doors.items()}
     assert answers["http"] == answers["broker"] == answers["celery"]
+    assert answers["http"] == (inputs if isinstance(inputs, dict) and "payload" in inputs else {"payload": inputs})
+
+
+def test_a_map_keeps_the_order_of_its_inputs_at_both_doors(fleet: Fleet) -> None:
+    for client in (fleet.broker, fleet.http):
+        assert [r.outputs["payload"] for r in client.map("echo", range(40), window=8)] == list(range(40))
 
 
 @pytest.mark.parametrize("samples", [1000, [1000], [1000, 2000]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import signal
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -31,7 +29,6 @@ from taxiway.errors import (
     JobCancelledError,
     ResultTimeoutError,
     TaxiwayError,
-    UnknownJobError,
     UnknownModelError,
 )
 from tests.cable import Cable
@@ -80,28 +77,6 @@ def idle_device(settings: Settings, client: Client) -> Iterator[EchoDevice]:
         yield device
 
 
-VALUES = [
-    "text",
-    b"\xff\x00",
-    7,
-    {"flight": "TX 42", "gates": [3, 7]},
-    ["a", "b"],
-    [1, "two", None],
-    [b"\x00", b"\x01"],
-]
-
-
-@pytest.mark.parametrize("value", VALUES, ids=str)
-def test_both_doors_give_equal_results_for_equal_requests(
-    settings: Settings, client: Client, device: EchoDevice, value: object
-) -> None:
-    with taxiway.Client(settings.broker) as other:
-        ours, theirs = client.infer("echo", value, timeout=60), other.infer("echo", value, timeout=60)
-
-    assert ours.outputs == theirs.outputs == {"payload": value}
-    assert (ours.model, ours.report.hardware_class) == (theirs.model, theirs.report.hardware_class)
-
-
 def test_a_submitted_job_is_polled_to_its_result(client: Client, device: EchoDevice) -> None:
     job = client.submit("echo", "hello", deadline=30)
 
@@ -109,25 +84,6 @@ def test_a_submitted_job_is_polled_to_its_result(client: Client, device: EchoDev
     assert job.done()
     assert job.status().record.state is JobState.SUCCEEDED
     assert job.placement()["reason"]
-
-
-def test_a_job_known_by_its_id_alone_gives_a_bare_value_for_one_row(client: Client, device: EchoDevice) -> None:
-    job = client.submit("echo", "hello")
-
-    assert client.job(job.id).result(timeout=60).outputs == {"payload": "hello"}
-
-
-def test_map_yields_in_order(client: Client, device: EchoDevice) -> None:
-    assert [r.outputs["payload"] for r in client.map("echo", range(40), window=8)] == list(range(40))
-
-
-def test_the_async_client_awaits_jobs(router: RouterProcess, device: EchoDevice) -> None:
-    async def ask() -> list[Any]:
-        async with taxiway.AsyncClient(router.http) as client:
-            jobs = [await client.submit("echo", n) for n in range(10)]
-            return [(await job).outputs["payload"] for job in jobs]
-
-    assert asyncio.run(ask()) == list(range(10))
 
 
 def test_models_and_fleet_show_what_is_there(client: Client, device: EchoDevice) -> None:
@@ -153,23 +109,6 @@ def test_an_unknown_model_is_raised_with_near_names(client: Client) -> None:
         client.submit("ecko", "hello")
 
     assert "echo" in caught.value.details["near"]
-
-
-def test_an_unknown_job_is_raised(client: Client) -> None:
-    with pytest.raises(UnknownJobError):
-        client.job("nothing").result(timeout=1)
-
-
-def test_an_unknown_input_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidRequestError, match="melody"):
-        client.submit("echo", [{"name": "melody", "shape": [1], "datatype": "BYTES", "data": ["la"]}])
-
-
-def test_a_refused_term_names_its_field_and_retry_time_comes_along(client: Client) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        client.submit("echo", "hello", service="platinum")
-
-    assert "service" in caught.value.message
 
 
 def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client, idle_device: EchoDevice) -> None:
