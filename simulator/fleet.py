@@ -98,7 +98,7 @@ class NodePool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class PoolTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the operator changes pools, as in `controller.times` of the chart's values."""
+    """How the operator changes pools, as in the values of the chart (`times` of its `controller`)."""
 
     stock_out: Above = Rules().stock_out
     """Seconds without a node after which a pool is out."""

@@ -254,7 +254,7 @@ def full_batch(table: CandidateTable, needs: Workload) -> Column:
 
 
 def batch_limit(table: CandidateTable, alone: Column, each: Column) -> Column:
-    """The most rows that run together if a batch takes `alone + each · rows` seconds (`workers.decide.batcher.fill`).
+    """The most rows that run together if a batch takes `alone + each · rows` seconds (`workers.decide.batcher.form`).
 
     `alone` and `each` have shape (candidates,) or (requests, candidates).
     """

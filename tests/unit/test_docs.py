@@ -18,13 +18,15 @@ PAGES = [
     TREE / "docker" / "README.md",
     TREE / "benchmarks" / "README.md",
     TREE / "lab" / "README.md",
-    *sorted((TREE / "docs").glob("*.md")),
+    *sorted((TREE / "docs").rglob("*.md")),
 ]
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 NAMED_TEST = re.compile(r"`((?:unit|integration|acceptance)/(?:\w+/)*test_\w+\.py)::(test_\w+)`")
+TOPS = "api|router|workers|tasks|broker|local|simulator|controller|benchmarks|lab"
+MODULE = re.compile(rf"(?:`|python -m )((?:{TOPS})(?:\.\w+)+)(?![\w./])")
 TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
 
 
@@ -101,12 +103,19 @@ def is_there(name: str) -> bool:
 def test_every_module_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     paths = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
-    tops = "api|router|workers|tasks|broker|local|simulator|benchmarks|lab"
-    names = re.findall(rf"(?:`|python -m )((?:{tops})(?:\.\w+)+)(?![\w./])", text)
+    names = MODULE.findall(text)
     tests = [path for path in paths if path.startswith(("unit/", "integration/", "acceptance/"))]
 
     missing = [path for path in tests if not is_there(f"tests/{path}")]
     assert missing + [name for name in {*paths, *names} - {*tests} if not is_there(name)] == []
+
+
+def test_every_module_that_a_docstring_names_exists() -> None:
+    sources = [path for top in TOPS.split("|") for path in (TREE / top).rglob("*.py")]
+    named = {(path.relative_to(TREE), name) for path in sources for name in MODULE.findall(path.read_text("utf-8"))}
+
+    assert len(named) > 50
+    assert sorted((str(path), name) for path, name in named if not is_there(name)) == []
 
 
 ARCHITECTURE = TREE / "docs" / "architecture.md"
