@@ -20,7 +20,7 @@ from simulator.engine import Outcome, Summary
 from simulator.fleet import SERVICES
 from simulator.own_fleet.known import ReplayError, replayable, under
 from simulator.reports import percent, table
-from simulator.tuning.real_fleet import Known
+from simulator.tuning.real_fleet import Known, as_demanded
 from simulator.workload import Workload
 
 WINDOW = 450.0
@@ -143,6 +143,7 @@ def replayed(arrivals: Arrivals, known: Known, play: Callable[[Workload], tuple[
     Raises:
         ReplayError: it can run none of them.
     """
+    arrivals = as_demanded(arrivals)
     found, jobs = replayable(arrivals, known), arrivals.jobs
     summary, outcome = play(found.workload)
     services = arrivals.names["service"]

@@ -34,7 +34,7 @@ from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.tuning.lease import LEASE, RENEW, Lease
-from simulator.tuning.real_fleet import Known, Recorded, penalties, recorded, spending, timely
+from simulator.tuning.real_fleet import Known, Recorded, billed, penalties, recorded, spending, timely
 from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
 from simulator.tuning.tuner import FEWEST, FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
 from simulator.tuning.twin import Window
@@ -188,7 +188,9 @@ class FleetTuner:
             trust.begin(now, self._spent)
         if now - trust.since < self._topology.plan.period:
             return False
-        for cell, in_time in timely(self._history.read_recent(trust.since - LAG), self._topology):
+        ended = self._history.read_recent(trust.since - LAG)
+        self._spent += billed(ended, self._topology)
+        for cell, in_time in timely(ended, self._topology):
             trust.note(cell, timely=in_time)
         return trust.is_lost(now, self._spent, penalties(self._topology), plan.score)
 

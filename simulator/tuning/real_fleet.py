@@ -16,7 +16,7 @@ import numpy as np
 
 from router.decide.candidates import expected
 from router.decide.classify import Candidate, Constraints, classify, level_of
-from router.decide.history import ENDED, REFUSED, Arrivals
+from router.decide.history import ENDED, REFUSED, STATES, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, ServiceName
@@ -33,6 +33,7 @@ from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
 from tasks.topology import HardwareClass, Price, Topology
+from taxiway.contract.job import Tokens
 from taxiway.errors import TaxiwayError
 
 UNBOUNDED = 16
@@ -43,6 +44,8 @@ LATE = (48.0, 24.0, 12.0)
 
 ANSWER = 0.5
 """The answer's share of the sizes that generating models are profiled with (`workers.profiling.measure`)."""
+
+EXPIRED = STATES.index("expired")
 
 _MEMORY = Size(2**40)  # of a class that does not say: enough
 
@@ -117,8 +120,26 @@ def _planned(kinds: Sequence[Cell], plan: Plan, names: Sequence[str]) -> int | N
     return next((names.index(cell.classes[0]) for cell in found if cell and cell.classes[0] in names), None)
 
 
+def as_demanded(arrivals: Arrivals) -> Arrivals:
+    """The arrivals, of which refused ones ask for what the one of their model before them did.
+
+    Nothing is recorded of their terms and sizes. Refused requests of other models than the accepted ones stay so.
+    """
+    jobs = arrivals.jobs.copy()
+    refused = jobs["state"] == REFUSED
+    for model in np.unique(jobs["model"][refused]):
+        mine, like = (np.flatnonzero((jobs["model"] == model) & rows) for rows in (refused, ~refused))
+        if len(like):
+            nearest = like[np.maximum(np.searchsorted(like, mine) - 1, 0)]
+            for column in ("service", "locality", "rows", "size", "expected", "output", "deadline", "priority"):
+                jobs[column][mine] = jobs[column][nearest]
+            jobs["state"][mine] = EXPIRED
+    return replace(arrivals, jobs=jobs)
+
+
 def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
     """The arrivals up to a time whose model and service the fleet still has; None if there are none."""
+    arrivals = as_demanded(arrivals)
     trace, models, rows = _trace(arrivals, known)
     if not len(trace):
         return None
@@ -345,13 +366,27 @@ def paces(fleet: FleetSnapshot, names: Iterable[str]) -> tuple[float, ...]:
 
 def timely(arrivals: Arrivals, topology: Topology) -> list[tuple[TwinCell, bool]]:
     """Of each job that has ended or was refused, its model and service as the twin's, and whether it was in time."""
-    jobs = arrivals.jobs[arrivals.jobs["state"] >= ENDED]
+    jobs = as_demanded(arrivals).jobs
+    jobs = jobs[jobs["state"] >= ENDED]
     ranks = [urgency(topology, name) if name in topology.service else -1 for name in arrivals.names["service"]]
     late = jobs["seconds"] > jobs["deadline"]
     good = (jobs["state"] == ENDED) & ~late
     services = np.array(ranks, np.int64)[jobs["service"]]
     rows = zip(jobs["model"].tolist(), services.tolist(), good.tolist(), strict=True)
     return [((model, service), ok) for model, service, ok in rows if service >= 0]
+
+
+def billed(arrivals: Arrivals, topology: Topology) -> float:
+    """US dollars that endpoints asked for the tokens of these jobs, and for each of them."""
+    jobs, names, total = arrivals.jobs[arrivals.jobs["state"] == ENDED], arrivals.names["hardware_class"], 0.0
+    for number, name in enumerate(names):
+        tariff = topology.hardware[name].price.tariff if name in topology.hardware else None
+        if tariff is not None:
+            mine = jobs[jobs["hardware_class"] == number]
+            rows = mine["rows"].astype(np.int64)
+            read, written = int((rows * mine["size"]).sum()), int((rows * np.maximum(mine["output"], 0)).sum())
+            total += tariff.bill(Tokens(input=read, output=written), len(mine))
+    return total
 
 
 def spending(known: Known) -> float:

@@ -14,7 +14,18 @@ from router.decide.history import JOB, STATES, Arrivals
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import able_classes
-from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, paces, recorded, spending, timely
+from simulator.tuning.real_fleet import (
+    LATE,
+    UNBOUNDED,
+    Known,
+    Recorded,
+    as_demanded,
+    billed,
+    paces,
+    recorded,
+    spending,
+    timely,
+)
 from tasks.document import Size
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
@@ -154,7 +165,38 @@ def test_answers_count_as_timely_by_their_deadline_and_refusals_do_not() -> None
     some = arrivals((0, 0, 0, 0.5), (0, 0, 0, 0.5), (0, 2, 0, math.nan), (0, 1, 0, 0.5), (0, 3, 0, 0.5), (0, 0, 0, 0.5))
     some.jobs["seconds"] = 0.4, 0.6, 900.0, 0.1, 0.1, math.nan
     some.jobs["state"][3], some.jobs["state"][5] = STATES.index("refused"), STATES.index("running")
-    assert timely(some, TOPOLOGY) == [((0, 0), True), ((0, 0), False), ((0, 2), True), ((0, 0), False)]
+    assert timely(some, TOPOLOGY) == [((0, 0), True), ((0, 0), False), ((0, 2), True), ((0, 2), False)]
+
+
+def test_a_refused_request_counts_as_demand_with_the_terms_of_the_one_of_its_model_before_it() -> None:
+    some = arrivals((0, 1, 1, 0.25), (0, 0, 0, 0.5), (0, 3, 0, math.nan), (1, 0, 0, 0.5), (0, 2, 0, math.nan))
+    some.jobs["state"][2:4] = STATES.index("refused")
+    some.jobs["rows"][2] = 0
+
+    asked = as_demanded(some).jobs
+
+    assert (
+        asked[2][["service", "locality", "rows", "deadline"]]
+        == some.jobs[1][["service", "locality", "rows", "deadline"]]
+    )
+    assert asked["arrival"].tolist() == some.jobs["arrival"].tolist()
+    assert STATES[asked["state"][3]] == "refused", "no request of its model was accepted"
+    one = found(what=some)
+    assert one.workload.trace.service.tolist() == [0, 0, 0, 2]
+    assert one.rows.tolist() == [0, 1, 2, 4]
+    late = timely(some, TOPOLOGY)
+    assert ((0, 0), False) in late
+
+
+def test_what_endpoints_ask_for_tokens_counts_as_spent() -> None:
+    price = Price(usd_per_million_input=1.0, usd_per_million_output=10.0, usd_per_request=0.5)
+    cloud = msgspec.structs.replace(TOPOLOGY.hardware["cloud"], price=price)
+    topology = msgspec.structs.replace(TOPOLOGY, hardware={**TOPOLOGY.hardware, "cloud": cloud})
+    some = arrivals((0, 0, 0, 0.5), (0, 0, 0, 0.5), (0, 0, 0, 0.5))
+    some = replace(some, names={**NAMES, "hardware_class": ("edge", "cloud")})
+    some.jobs["hardware_class"] = 0, 1, 1
+    some.jobs["output"] = 100, 100, -1
+    assert billed(some, topology) == pytest.approx(2 * 0.5 + 40e-6 + 200 * 10e-6)
 
 
 def test_penalties_are_those_of_queues_yaml_or_by_urgency() -> None:
