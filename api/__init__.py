@@ -3,6 +3,5 @@
 `inference` is the Open Inference Protocol v2, `openai` OpenAI's chat, completions, embeddings and responses, `objects`
 its files, batches and webhook endpoints, and `operators` the fleet for those who run it. `app` puts them together;
 `gate` identifies callers by `access` and `keys_file`, `bodies` bounds and inflates what they send, `terms` reads what
-they ask for, `jobs` is what they may see, and `server` serves all in the router's event loop, one `connection`
-per client.
+they ask for, `jobs` is what they may see, `storage` what they store, and `server` serves all in the event loop.
 """

@@ -7,7 +7,7 @@ import importlib.metadata
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from api import described
+from api import described, pages
 from api.access import Rates
 from api.bodies import BodyLimits, Gzipped, Inflated
 from api.described import document
@@ -35,7 +35,7 @@ ENDPOINTS = [
     *models.ENDPOINTS,
     *generation.ENDPOINTS,
     *jobs.ENDPOINTS,
-    *described.ENDPOINTS,
+    *pages.ENDPOINTS,
     *triton.ENDPOINTS,
     *openai.ENDPOINTS,
     *stored.ENDPOINTS,

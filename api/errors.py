@@ -11,7 +11,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
-from api.openai import errors as openai
+from api import openai_errors as openai
 from router.service.admission import too_large
 from tasks.telemetry import redacted
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError, UnauthenticatedError

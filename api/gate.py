@@ -22,7 +22,7 @@ from litestar.handlers import BaseRouteHandler
 from api.access import TRUSTED, UNAUTHENTICATED, Caller, Rates, Scope
 from api.errors import error_answer
 from api.keys_file import KeyFile
-from api.openai.errors import is_path as is_openai
+from api.openai_errors import is_path as is_openai
 from api.terms import add_terms
 from taxiway.contract.limits import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litestar import Response
 
 from api.gate import AnyRequest, caller_of
-from api.inference.infer import Inference
 from api.jobs import DeadLetters, Jobs
-from api.objects.stored import StoredObjects
 from router.router import Router
+
+if TYPE_CHECKING:
+    from api.inference.infer import Inference
+    from api.objects.stored import StoredObjects
 
 JsonResponse = Response[dict[str, Any]]
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from litestar import Response, get, post
 from litestar.response import Stream
 
-from api import described
-from api.described import GenerateOperation
+from api.described import EVENTS
 from api.gate import AnyRequest, json_answer, needs, take_terms
+from api.inference import described
 from api.inference.infer import Accepted
-from api.inference.streaming import MEDIA_TYPE, STREAM_HEADERS, GenerateRequest, Streaming, read_generate
+from api.inference.streaming import STREAM_HEADERS, GenerateRequest, Streaming, read_generate
 from api.services import door_of, jobs_of, most_elements
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
@@ -20,7 +20,7 @@ from tasks.models.catalogue import reference_of
 @post(
     ["/v2/models/{model:str}/generate", "/v2/models/{model:str}/versions/{version:str}/generate"],
     status_code=200,
-    operation_class=GenerateOperation,
+    operation_class=described.GenerateOperation,
     opt=needs("submit"),
     responses=described.GENERATE,
 )
@@ -35,7 +35,7 @@ async def generate(request: AnyRequest, model: str, version: str | None = None) 
 @post(
     ["/v2/models/{model:str}/generate_stream", "/v2/models/{model:str}/versions/{version:str}/generate_stream"],
     status_code=200,
-    operation_class=GenerateOperation,
+    operation_class=described.GenerateOperation,
     opt=needs("submit"),
     responses=described.GENERATE_STREAM,
 )
@@ -66,7 +66,7 @@ async def _read_generate(request: AnyRequest) -> GenerateRequest:
 
 def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
     headers = {"location": f"/v2/jobs/{job}/stream", **STREAM_HEADERS}
-    return Stream(events, media_type=MEDIA_TYPE, headers=headers)
+    return Stream(events, media_type=EVENTS, headers=headers)
 
 
 ENDPOINTS = (generate, generate_stream, job_stream)

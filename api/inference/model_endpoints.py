@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from litestar import Response, get, post
 
-from api import described
-from api.described import InferOperation
 from api.gate import AnyRequest, needs, take_terms
+from api.inference import described
 from api.inference.protocol import InferRequest, read_infer
 from api.services import JsonResponse, door_of, most_elements
 from router.service.model_list import model_list, model_metadata, unready
@@ -55,7 +54,7 @@ async def model_ready(request: AnyRequest, model: str, version: str | None = Non
 @post(
     ["/v2/models/{model:str}/infer", "/v2/models/{model:str}/versions/{version:str}/infer"],
     status_code=200,
-    operation_class=InferOperation,
+    operation_class=described.InferOperation,
     opt=needs("submit"),
     responses=described.INFER,
 )
@@ -67,7 +66,7 @@ async def infer(model: str, version: str | None = None) -> Response[bytes]:
 @post(
     ["/v2/models/{model:str}/placement", "/v2/models/{model:str}/versions/{version:str}/placement"],
     status_code=200,
-    operation_class=InferOperation,
+    operation_class=described.InferOperation,
     opt=needs("submit"),
     responses=described.PLACEMENT,
 )

@@ -44,8 +44,6 @@ from taxiway.errors import (
     wrong_field,
 )
 
-MEDIA_TYPE = "text/event-stream"
-
 STREAM_HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """Headers of every stream; the second one makes nginx pass on each event at once."""
 

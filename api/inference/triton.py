@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 from litestar import Response, get, post
 
-from api import described
 from api.gate import AnyRequest, json_answer, needs
+from api.inference import described
 from api.services import door_of
 from router.router import Router
 from router.service.model_list import unready

@@ -1,1 +1,1 @@
-"""OpenAI's stored objects: files, batches, stored responses, and the endpoints that webhooks are sent to."""
+"""OpenAI's files and batches, and the endpoints that webhooks are sent to."""

@@ -37,11 +37,11 @@ from api.objects.batches import (
     read_line,
     too_late,
 )
-from api.objects.objects import Contents, FileRecord, Objects, file_path, one_piece
 from api.openai.answers import AnyCall, Head, written
 from api.openai.calls import awaited
-from api.openai.errors import JOB, code_of, content, param_of
 from api.openai.requests import read_call, service_of, tier_for_later, tier_of, unsupported
+from api.openai_errors import JOB, code_of, content, param_of
+from api.storage.objects import Contents, FileRecord, Objects, file_path, one_piece
 from router.router import Router
 from tasks.large_bodies import beside
 from tasks.models.model import Model

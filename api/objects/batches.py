@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from api.objects.objects import ExpiresAfter
 from api.openai.requests import (
     ChatCall,
     CompletionCall,
@@ -26,6 +25,7 @@ from api.openai.requests import (
     completion_fields,
     embedding_fields,
 )
+from api.storage.objects import ExpiresAfter
 from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, unreadable, wrong_field
 
 MOST_LINES = 50_000

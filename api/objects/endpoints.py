@@ -14,7 +14,7 @@ from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from api.access import Caller
-from api.described import KEYED, InferOperation, answers
+from api.described import KEYED, BodyOperation, answers
 from api.gate import AnyRequest, caller_of, json_answer, needs, take_terms
 from api.objects.batches import (
     ENDED,
@@ -26,7 +26,9 @@ from api.objects.batches import (
     decode_batch,
     window_of,
 )
-from api.objects.objects import (
+from api.openai_errors import ErrorContent
+from api.services import door_of
+from api.storage.objects import (
     Contents,
     ExpiresAfter,
     FileRecord,
@@ -38,8 +40,6 @@ from api.objects.objects import (
     owner_of,
     page_before,
 )
-from api.openai.errors import ErrorContent
-from api.services import door_of
 from api.terms import HEADERS, terms_in
 from router.decide.classify import check_classes
 from taxiway.contract.limits import check_json
@@ -160,7 +160,7 @@ def batch_answer(batch: Batch) -> BatchAnswer:
 _ENDS = ("completed", "failed", "expired", "cancelled")
 
 
-class BatchOperation(InferOperation):
+class BatchOperation(BodyOperation):
     """Describes a request for a batch."""
 
     body: ClassVar[type[Any]] = BatchCall

@@ -14,11 +14,11 @@ from litestar import Response, delete, get, post
 from litestar.params import Parameter
 
 from api.access import Caller
-from api.described import KEYED, InferOperation, answers
+from api.described import KEYED, BodyOperation, answers
 from api.gate import AnyRequest, caller_of, json_answer, needs
-from api.objects.objects import Page, owner_of, page_of
-from api.openai.errors import ErrorContent
+from api.openai_errors import ErrorContent
 from api.services import door_of
+from api.storage.objects import Page, owner_of, page_of
 from broker.valkey.webhooks import DeadEvent
 from router.decide.webhooks import Endpoint, hint_of, message_of
 from router.upkeep.webhooks import Webhooks
@@ -137,7 +137,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int
 
 
-class _Operation(InferOperation):
+class _Operation(BodyOperation):
     """Describes a body."""
 
     headers: ClassVar[dict[str, str]] = {}

@@ -9,13 +9,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from api.described import EVENTS
 from api.gate import Receive, answer
 from api.inference.infer import Accepted, Inference, Running
 from api.inference.progress import Answers, Part
-from api.inference.streaming import MEDIA_TYPE, STREAM_HEADERS, Streaming, kept_alive
+from api.inference.streaming import STREAM_HEADERS, Streaming, kept_alive
 from api.jobs import Jobs
 from api.openai.chunks import Writer
-from api.openai.errors import JOB
+from api.openai_errors import JOB
 from router.router import Router
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request
@@ -23,7 +24,7 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelle
 
 Value = TypeVar("Value")
 
-EVENT_HEADERS: Mapping[str, str] = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", **STREAM_HEADERS}
+EVENT_HEADERS: Mapping[str, str] = {"content-type": f"{EVENTS}; charset=utf-8", **STREAM_HEADERS}
 """Headers of every stream that a call is answered with."""
 
 _SAFE = dict.fromkeys((*range(32), 127), "?")

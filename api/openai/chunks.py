@@ -9,7 +9,7 @@ import msgspec
 
 from api.inference.progress import Part, column
 from api.openai.answers import Head, Report, TextLogprobs, Usage, report_of, text_logprobs, usage_of
-from api.openai.errors import content
+from api.openai_errors import content
 from taxiway.contract.job import Result
 from taxiway.errors import TaxiwayError
 

@@ -13,12 +13,11 @@ import msgspec
 from litestar import Response, get, post
 from litestar.types import ASGIApp
 
-from api.described import ASKED, KEYED, RUN, TERMS, InferOperation, answers, or_events
+from api.described import ASKED, KEYED, RUN, TERMS, BodyOperation, answers, or_events
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
 from api.openai.calls import Begun, Calls, Whole, headers_of_result
 from api.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
-from api.openai.errors import ErrorContent
 from api.openai.requests import (
     Call,
     ChatCall,
@@ -33,6 +32,7 @@ from api.openai.requests import (
     set_service,
     tier_of,
 )
+from api.openai_errors import ErrorContent
 from api.services import door_of, jobs_of
 from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue
@@ -92,7 +92,7 @@ def is_used(model: Model) -> bool:
     return model.pipeline in _USED or embedding_of(model) is not None
 
 
-class ChatOperation(InferOperation):
+class ChatOperation(BodyOperation):
     """Describes a chat."""
 
     body: ClassVar[type[Any]] = ChatCall
@@ -109,7 +109,7 @@ class CompletionOperation(ChatOperation):
     body = CompletionCall
 
 
-class EmbeddingsOperation(InferOperation):
+class EmbeddingsOperation(BodyOperation):
     """Describes a request for embeddings."""
 
     body = EmbeddingsCall

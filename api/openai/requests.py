@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
+from api.openai_errors import UNSUPPORTED
 from api.terms import BODY_TERMS, terms_in
 from router.service.admission import check_size
 from tasks.models.chats import read_chat
@@ -21,9 +22,6 @@ from tasks.topology import Limits, Topology
 from taxiway.contract.limits import AT_ONCE, COUNT, check_json
 from taxiway.contract.request import MAX_NAME
 from taxiway.errors import UNREADABLE, InvalidRequestError, unreadable, wrong_field
-
-UNSUPPORTED = "unsupported"
-"""Key in an error's details: the field is known, but the model or this server does not support it."""
 
 MOST_CHOICES = 128
 """Most choices of one call."""

@@ -11,9 +11,10 @@ from litestar import Response, get, post
 from litestar.exceptions import NotFoundException
 from litestar.response import Stream
 
-from api import described
+from api.described import EVENTS, NONE, VERSION
 from api.gate import AnyRequest, json_answer, needs
-from api.inference.streaming import MEDIA_TYPE, STREAM_HEADERS
+from api.inference.streaming import STREAM_HEADERS
+from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet
 from api.services import JsonResponse, door_of
@@ -33,16 +34,16 @@ _EACH = 1.0  # seconds between two events of the fleet's stream
 @get("/v2", opt=needs(), responses=described.INFO)
 async def server_metadata(request: AnyRequest) -> JsonResponse:
     """Name and version of the server."""
-    return Response({"name": "taxiway", "version": request.app.state[described.VERSION], "extensions": EXTENSIONS})
+    return Response({"name": "taxiway", "version": request.app.state[VERSION], "extensions": EXTENSIONS})
 
 
-@get("/v2/health/live", opt=needs(), responses=described.HEALTH, security=described.NONE)
+@get("/v2/health/live", opt=needs(), responses=described.HEALTH, security=NONE)
 async def live() -> JsonResponse:
     """The router runs."""
     return Response({"live": True})
 
 
-@get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=described.NONE)
+@get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=NONE)
 async def ready(request: AnyRequest) -> JsonResponse:
     """Whether the router can read the fleet's state; 503 if it cannot, or is about to stop."""
     router = door_of(request).router
@@ -69,7 +70,7 @@ async def fleet_stream(request: AnyRequest) -> Stream:
             with contextlib.suppress(BrokerUnavailableError):  # the page shows that its figures are old
                 yield b"data: " + _encode(await read_fleet(router)) + b"\n\n"
 
-    return Stream(events(), media_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+    return Stream(events(), media_type=EVENTS, headers=STREAM_HEADERS)
 
 
 @get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)

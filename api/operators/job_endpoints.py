@@ -9,8 +9,8 @@ import msgspec
 from litestar import Response, delete, get, post
 from litestar.params import Parameter, QueryParameter
 
-from api import described
 from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
+from api.operators import described
 from api.services import JsonResponse, door_of, jobs_of
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of

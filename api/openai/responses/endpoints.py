@@ -16,11 +16,8 @@ from litestar.types import ASGIApp
 
 from api.described import ASKED, KEYED, RUN, answers, or_events
 from api.gate import AnyRequest, caller_of, json_answer, needs
-from api.objects.objects import Page, owner_of, page_of
-from api.objects.stored import Responses
 from api.openai.calls import EVENT_HEADERS, Begun, Whole, headers_of_placement, headers_of_result
 from api.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
-from api.openai.errors import ErrorContent
 from api.openai.requests import ParsedCall, tier_for_later
 from api.openai.responses.chat import input_items, response_fields
 from api.openai.responses.events import ResponseWriter, replay
@@ -36,7 +33,10 @@ from api.openai.responses.response import (
     restarted,
     succeeded,
 )
+from api.openai.responses.stored import Responses
+from api.openai_errors import ErrorContent
 from api.services import door_of
+from api.storage.objects import Page, owner_of, page_of
 from taxiway.contract.job import Result
 from taxiway.errors import wrong_field
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import msgspec
 
 from api.openai.answers import Head, Report, report_of, usage_of
-from api.openai.errors import code_of
 from api.openai.requests import (
     Count,
     Likely,
@@ -26,6 +25,7 @@ from api.openai.requests import (
     Temperature,
     unsupported,
 )
+from api.openai_errors import code_of
 from tasks.models.model import Model
 from tasks.telemetry import redacted
 from taxiway.contract.job import JobState, Result

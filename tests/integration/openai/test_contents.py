@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from api.objects.objects import Contents, FolderContents, open_contents
+from api.storage.objects import Contents, FolderContents, open_contents
 
 pytest.importorskip("obstore", reason="obstore is not installed: the group object-store")
 

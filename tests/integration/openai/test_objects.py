@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import redis
 
-from api.objects.objects import FileRecord, Objects, Owned
+from api.storage.objects import FileRecord, Objects, Owned
 from tasks.document import Size
 from tasks.settings import Settings
 from tasks.topology import Limits

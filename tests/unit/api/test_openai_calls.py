@@ -18,7 +18,6 @@ from api.inference.progress import Answers, Part
 from api.objects.batches import MOST_LINES, lines_of
 from api.openai.answers import Head, embeddings, text_logprobs, usage_of
 from api.openai.chunks import ChatWriter
-from api.openai.errors import content, param_of
 from api.openai.requests import (
     ChatCall,
     CompletionCall,
@@ -31,6 +30,7 @@ from api.openai.requests import (
 from api.openai.responses.chat import input_items, messages_of, response_fields
 from api.openai.responses.events import ResponseWriter, replay
 from api.openai.responses.response import ResponseCall, begun
+from api.openai_errors import content, param_of
 from api.terms import add_terms
 from tasks.models.model import parse_model
 from tasks.topology import Limits, Service, Topology, TopologyError, parse_topology

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from api.inference.infer import Inference
-from api.objects.stored import Responses
 from api.openai.answers import Head
 from api.openai.requests import read_call
 from api.openai.responses.response import ResponseCall, StoredResponse, begun
+from api.openai.responses.stored import Responses
 from tasks.models.model import parse_model
 from tasks.topology import Limits
 from taxiway.contract.job import Result, RunReport, failure_meta, success_meta

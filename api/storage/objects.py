@@ -382,7 +382,7 @@ def open_contents(place: str) -> Contents:
     """The contents in a folder, or at the address of an object store."""
     if "://" not in place:
         return FolderContents(Path(place))
-    from api.objects.object_store import StoreContents  # obstore is installed only where it is used
+    from api.storage.object_store import StoreContents  # obstore is installed only where it is used
 
     return StoreContents(place, PIECE)
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from api.openai.requests import UNSUPPORTED
 from api.terms import HEADER_OF
 from tasks.telemetry import redacted
 from taxiway.errors import (
@@ -28,6 +27,9 @@ from taxiway.errors import (
     UnauthenticatedError,
     UnknownModelError,
 )
+
+UNSUPPORTED = "unsupported"
+"""Key in an error's details: the field is known, but the model or this server does not support it."""
 
 JOB = "job"
 """Key in an error's details: the job that ended with it."""

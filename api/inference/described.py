@@ -1,0 +1,63 @@
+"""What the OpenAPI document says of the Open Inference Protocol's endpoints; no logic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+
+from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, BodyOperation, Event, answers
+from api.inference.protocol import InferAnswer, InferRequest
+from api.inference.streaming import GenerateRequest
+from taxiway.contract.job import JobState
+from taxiway.contract.tensors import HEADER
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where an accepted job can be queried."""
+
+    id: str
+    state: JobState
+    location: str
+
+
+class Generated(msgspec.Struct, frozen=True):
+    """A generated text."""
+
+    id: str
+    model_name: str
+    model_version: str
+    text_output: str
+    finish_reason: str | None
+
+
+class InferOperation(BodyOperation):
+    """Describes an infer request."""
+
+    body = InferRequest
+    headers: ClassVar[Mapping[str, str]] = {
+        HEADER: "Number of JSON bytes in the body; the raw tensors that it describes follow.",
+        "Prefer": "With `respond-async` the job's location is returned at once; with `wait=s`, after s seconds.",
+        **TERMS,
+    }
+
+
+class GenerateOperation(BodyOperation):
+    """Describes the body of a request to generate text."""
+
+    body = GenerateRequest
+
+
+PLACED = answers(Place, status=202)
+INFO = answers(FIELDS, *KEYED)
+INFER = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **PLACED}
+PLACEMENT = answers(FIELDS, *KEYED, *ASKED)
+GENERATE = {**answers(Generated, *KEYED, *ASKED, *RUN), **PLACED}
+GENERATE_STREAM = answers(Event, *KEYED, *ASKED, *RUN, media=EVENTS)
+JOB_STREAM = answers(Event, *KEYED, 400, 404, 410, 503, media=EVENTS)
+INDEX = answers(list[FIELDS], *KEYED, 400, 413, 415)
+REPOSITORY = answers(FIELDS, *KEYED, 400, 404, 413, 415, 503)
+MODEL = answers(FIELDS, *KEYED, 404, 503)
+MODEL_READY = {**MODEL, **answers(FIELDS, status=503)}
+"""What each endpoint answers, by status."""

@@ -1,0 +1,1 @@
+"""What tenants store, below every API that stores: records in the state store, contents in a folder or object store."""
