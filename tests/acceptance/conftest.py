@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from local.embedded import free_port
 from local.fleet import Fleet
 from local.plan import absent
 from tasks.machine import look
@@ -24,7 +23,5 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One fleet for all these tests: Flower and a worker of each class, emulated where the device is absent."""
     data = tmp_path_factory.mktemp("fleet")
     emulated = absent(load_topology(TREE / "queues.yaml"), look())
-    apart = ("--flower-port", str(free_port()))  # a fleet that starts at the same time has the usual one
-    words = (word for name in emulated for word in ("--emulate", name))
-    yield start_fleet(data, *apart, "--workers", "cpu.batch=1", *words)
+    yield start_fleet(data, "--workers", "cpu.batch=1", *(word for name in emulated for word in ("--emulate", name)))
     taxiway("down", "--data", str(data))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from local.embedded import free_port
 from local.fleet import Fleet
 
 
@@ -26,6 +27,12 @@ def taxiway(*arguments: str, timeout: float = 600, settings: Mapping[str, str] |
 
 
 def start_fleet(data: Path, *arguments: str, settings: Mapping[str, str] | None = None) -> Fleet:
-    """A fleet that is ready, under these TAXIWAY_ variables; `taxiway("down", …)` stops it."""
-    said = taxiway("up", "--data", str(data), "--detach", "--json", *arguments, settings=settings)
+    """A fleet that is ready, under these TAXIWAY_ variables; `taxiway("down", …)` stops it.
+
+    Its ports are its own: fleets that start at the same time would all find the usual ones free.
+    """
+    ports = ["--port", str(free_port())]
+    if "--no-flower" not in arguments:
+        ports += ["--flower-port", str(free_port())]
+    said = taxiway("up", "--data", str(data), "--detach", "--json", *ports, *arguments, settings=settings)
     return msgspec.json.decode(said, type=Fleet)
