@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import uuid
@@ -24,7 +23,6 @@ from controller.routers import Routers
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
     kopf.configure(log_format=kopf.LogFormat.JSON)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
     access = find_access(os.environ)
     registry = kopf.OperatorRegistry()
     running: dict[str, Any] = {}

@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import yaml
 
 MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -33,6 +34,9 @@ ATTEMPTS = 5
 """Attempts to remove our field manager from a Deployment per reconciliation."""
 
 Object = Mapping[str, Any]
+
+UNANSWERED = (aiohttp.ClientError, TimeoutError)
+"""What aiohttp raises for a request that failed."""
 
 
 class ConflictError(Exception):
@@ -92,15 +96,17 @@ def _named(entries: list[Any], name: str) -> Any:
 
 
 class Cluster:
-    """The API of one namespace. Methods raise `httpx.HTTPError` if the server does not answer or refuses."""
+    """The API of one namespace. Methods raise `UNANSWERED` if the server does not answer or refuses."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._http = httpx.AsyncClient(base_url=access.server, verify=access.tls(), timeout=10)
+        self._server = access.server.rstrip("/")
+        connector = aiohttp.TCPConnector(ssl=access.tls())
+        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(10), trust_env=True)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def pods(self, selector: str) -> list[Object]:
         """The pods with these labels."""
@@ -140,8 +146,8 @@ class Cluster:
                 removal += [test, {"op": "remove", "path": entry}]
             try:
                 deployment = await self._ask("PATCH", path, removal, {"fieldManager": _MANAGER})
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
+            except aiohttp.ClientResponseError as error:
+                if error.status != HTTPStatus.UNPROCESSABLE_ENTITY:
                     raise
                 deployment = await self._ask("GET", path)  # it was changed meanwhile
 
@@ -172,8 +178,8 @@ class Cluster:
         """Delete a pod, if it still exists, with its grace period."""
         try:
             await self._ask("DELETE", f"{self._core}/pods/{pod}")
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != httpx.codes.NOT_FOUND:
+        except aiohttp.ClientResponseError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
 
     async def note_cost(self, pod: str, cost: int) -> None:
@@ -203,8 +209,8 @@ class Cluster:
         body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": place["resourceVersion"]}}
         try:
             await self._ask("PATCH", f"{self._own(CLASSES)}/{place['name']}", body)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.CONFLICT:
+        except aiohttp.ClientResponseError as error:
+            if error.status == HTTPStatus.CONFLICT:
                 raise ConflictError(place["name"]) from error
             raise
 
@@ -240,8 +246,8 @@ class Cluster:
                 version = before["metadata"]["resourceVersion"]
                 body = {"metadata": {"name": name, "resourceVersion": version}, "spec": spec}
                 await self._ask("PUT", f"{self._leases}/{name}", body)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.CONFLICT:
+        except aiohttp.ClientResponseError as error:
+            if error.status == HTTPStatus.CONFLICT:
                 raise ConflictError(name) from error
             raise
 
@@ -270,8 +276,8 @@ class Cluster:
     async def _find(self, path: str) -> Object | None:
         try:
             return await self._ask("GET", path)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code == httpx.codes.NOT_FOUND:
+        except aiohttp.ClientResponseError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
@@ -287,10 +293,11 @@ class Cluster:
             patch = _MERGE if isinstance(body, Mapping) else _JSON_PATCH
             headers["Content-Type"] = patch if method == "PATCH" else "application/json"
         content = None if body is None else json.dumps(body)
-        answer = await self._http.request(method, path, content=content, headers=headers, params=params)
-        answer.raise_for_status()
-        found: Object = answer.json()
-        return found
+        where = self._server + path
+        async with self._http.request(method, where, data=content, headers=headers, params=params) as answer:
+            answer.raise_for_status()
+            found: Object = json.loads(await answer.read())
+            return found
 
 
 def _now(precision: str = "seconds") -> str:

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import msgspec
 
-from controller.cluster import FLEETS, Cluster, Object
+from controller.cluster import FLEETS, UNANSWERED, Cluster, Object
 from controller.decide.rollout import Step, advance
 from controller.routers import Routers
 from controller.spec import (
@@ -75,7 +74,7 @@ class Fleets:
     async def _devices(self, spec: FleetSpec) -> Sequence[Object] | None:
         try:
             return await self._routers.devices(spec.router)
-        except httpx.HTTPError:
+        except UNANSWERED:
             return None
 
     async def _decide(

@@ -10,10 +10,9 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import httpx
 import msgspec
 
-from controller.cluster import CLASSES, FINALIZER, Cluster, ConflictError, Leader, Object
+from controller.cluster import CLASSES, FINALIZER, UNANSWERED, Cluster, ConflictError, Leader, Object
 from controller.decide.pools import (
     Allotment,
     Ending,
@@ -83,7 +82,7 @@ class Operator:
     async def _lead(self) -> None:
         try:
             self._leads = await self._leader.leads()
-        except httpx.HTTPError:
+        except UNANSWERED:
             self._leads = False
             raise
         if not self._leads:
@@ -105,13 +104,13 @@ class Operator:
             await self._reconcile(name, body, spec)
         except ConflictError:
             pass  # the watch will deliver the change
-        except (msgspec.ValidationError, httpx.HTTPError) as error:
+        except (msgspec.ValidationError, *UNANSWERED) as error:
             logger.warning("class left unchanged", extra={"class": name, "error": str(error) or repr(error)})
 
     async def _try_fleet(self, body: Object) -> None:
         try:
             await self._rollouts.reconcile(body, self._classes)
-        except (msgspec.ValidationError, httpx.HTTPError) as error:
+        except (msgspec.ValidationError, *UNANSWERED) as error:
             name = body["metadata"]["name"]
             logger.warning("fleet left unchanged", extra={"fleet": name, "error": str(error) or repr(error)})
 
@@ -144,7 +143,7 @@ class Operator:
             return spec.replicas, "set by hand"
         try:
             return await self._routers.wanted(spec.router, spec.hardware_class)
-        except httpx.HTTPError as error:
+        except UNANSWERED as error:
             logger.warning("router does not know", extra={"class": spec.hardware_class, "error": str(error)})
             return before.wanted, before.reason
 
@@ -157,11 +156,11 @@ class Operator:
     async def _drain(self, body: Object, spec: ClassSpec, pods: list[Object], deleted: float) -> tuple[int | None, str]:
         """The count of a class that is being deleted, and its reason; None once the class may be removed."""
         waiting: bool | None = None
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(*UNANSWERED):
             waiting = await self._routers.waits(spec.router, spec.hardware_class)
         step = drain(Remaining(waiting, len(pods), longest_grace(pods)), deleted, spec.drain)
         if step == "serve":
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(*UNANSWERED):
                 count, _ = await self._routers.wanted(spec.router, spec.hardware_class, starts=False)
                 return count, "deleted: its waiting jobs are served"
             return None, ""
@@ -204,7 +203,7 @@ class Operator:
         """
         try:
             endings = await self._routers.endings(spec.router)
-        except httpx.HTTPError:
+        except UNANSWERED:
             return  # Kubernetes chooses
         lost = {pod["metadata"]["name"]: endings.get(pod["metadata"]["name"], Ending()) for pod in pods}
         if len({pod["metadata"]["labels"].get(HASH) for pod in pods}) > 1:
@@ -219,6 +218,6 @@ async def _repeat(step: Callable[[], Awaitable[None]]) -> None:
         began = time.monotonic()
         try:
             await step()
-        except httpx.HTTPError as error:
+        except UNANSWERED as error:
             logger.warning("cluster does not answer", extra={"error": str(error)})
         await asyncio.sleep(max(PERIOD - (time.monotonic() - began), 0.1))

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
+import aiohttp
 
 from controller.decide.pools import Ending
 
 
 class Routers:
-    """The routers' HTTP door. Methods raise `httpx.HTTPError` while no router knows."""
+    """The routers' HTTP door. Methods raise `UNANSWERED` while no router knows."""
 
     def __init__(self, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.AsyncClient(headers=headers, timeout=5)
+        self._http = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(5), trust_env=True)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def wanted(self, router: str, hardware_class: str, *, starts: bool = True) -> tuple[int, str]:
         """The devices that a class should have, and why. `starts` declares that they are started on demand."""
         method, verb = ("POST", "/starts") if starts else ("GET", "")
-        answer = await self._http.request(method, f"{router}/v1/scaling/{hardware_class}{verb}")
-        answer.raise_for_status()
-        target = answer.json()
+        target = await self._ask(method, f"{router}/v1/scaling/{hardware_class}{verb}")
         return target["replicas"], target["reason"]
 
     async def endings(self, router: str) -> Mapping[str, Ending]:
@@ -35,19 +34,19 @@ class Routers:
 
     async def devices(self, router: str) -> Sequence[Mapping[str, Any]]:
         """The fleet's devices, as workers report them."""
-        found: Sequence[Mapping[str, Any]] = (await self._fleet(router))["devices"]
+        found: Sequence[Mapping[str, Any]] = (await self._ask("GET", f"{router}/v2/fleet"))["devices"]
         return found
 
     async def waits(self, router: str, hardware_class: str) -> bool:
         """Whether jobs wait for a class; False for a class that the routers do not know."""
-        found = (await self._fleet(router)).get("classes", {}).get(hardware_class, {})
+        found = (await self._ask("GET", f"{router}/v2/fleet")).get("classes", {}).get(hardware_class, {})
         return any((*found.get("depth", ()), *found.get("held", ())))
 
-    async def _fleet(self, router: str) -> Mapping[str, Any]:
-        answer = await self._http.get(f"{router}/v2/fleet")
-        answer.raise_for_status()
-        found: Mapping[str, Any] = answer.json()
-        return found
+    async def _ask(self, method: str, url: str) -> Mapping[str, Any]:
+        async with self._http.request(method, url) as answer:
+            answer.raise_for_status()
+            found: Mapping[str, Any] = json.loads(await answer.read())
+            return found
 
 
 def _ending(device: Mapping[str, Any]) -> Ending:

@@ -14,10 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-import httpx
 import msgspec
 
-from controller.cluster import FINALIZER, Cluster, ConflictError, Object, find_access
+from controller.cluster import FINALIZER, UNANSWERED, Cluster, ConflictError, Object, find_access
 from controller.spec import ClassSpec, longest_grace
 
 PERIOD = 1.0
@@ -58,7 +57,7 @@ async def _main(selector: str) -> None:
     cluster = Cluster(find_access(os.environ))
     try:
         await uninstall(cluster, selector)
-    except httpx.HTTPError as error:
+    except UNANSWERED as error:
         sys.exit(f"uninstall: the API server does not answer: {error}")
     finally:
         await cluster.close()

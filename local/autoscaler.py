@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import httpx
 import msgspec
 
 from local.plan import Plan, PlanError, WorkerPlan, devices_of
@@ -16,6 +15,7 @@ from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.queues_file import QueuesFile
 from tasks.topology import Topology
+from tasks.web import NO_ANSWER, ask
 
 EVERY = 1.0
 """Seconds between two requests for a router's targets, which it computes as often."""
@@ -195,8 +195,8 @@ def ask_router(url: str, key: str, name: str) -> int | None:
     The request declares that devices of the class are started here. `key` is the API key, if the door requires one.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with suppress(httpx.HTTPError, msgspec.DecodeError):
-        answer = httpx.post(f"{url}/v1/scaling/{name}/starts", headers=headers, timeout=_QUICK, trust_env=False)
-        if answer.status_code == httpx.codes.OK:
-            return msgspec.json.decode(answer.content, type=_Answer).replicas
+    with suppress(*NO_ANSWER, msgspec.DecodeError):
+        answer = ask(f"{url}/v1/scaling/{name}/starts", method="POST", headers=headers, timeout=_QUICK)
+        if answer.ok:
+            return msgspec.json.decode(answer.body, type=_Answer).replicas
     return None

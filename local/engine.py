@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-import httpx
-
 from local.artefacts import LlamaMissingError, served_file
 from local.children import start_child, stop_child
 from local.embedded import free_port
@@ -30,6 +28,7 @@ from tasks.models.artefacts import ArtefactError
 from tasks.settings import TREE, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import load_topology
+from tasks.web import NO_ANSWER, ask
 from taxiway.errors import TaxiwayError
 from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints.protocol import open_protocol
@@ -97,8 +96,8 @@ class Engine:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(self._ready, timeout=1.0, trust_env=False).status_code == httpx.codes.OK
-        except httpx.HTTPError:
+            return ask(self._ready, timeout=1.0).ok
+        except NO_ANSWER:
             return False
 
 

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 
 from broker.valkey.records import heartbeat_call
@@ -27,6 +26,7 @@ from local.supervisor import SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
+from tasks.web import NO_ANSWER, ask
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import FAILING, name_key
 from taxiway.valkey import ServerError
@@ -248,8 +248,8 @@ def _healthy(processes: _Processes) -> bool:
 
 
 def _answers(url: str) -> bool:
-    with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=_QUICK, trust_env=False).status_code == httpx.codes.OK
+    with suppress(*NO_ANSWER):
+        return ask(url, timeout=_QUICK).ok
     return False
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-
-import httpx
+from http import HTTPStatus
 
 from tasks.topology import Notice
+from tasks.web import NO_ANSWER, WebAnswer, ask
 
 logger = logging.getLogger(__name__)
 
@@ -21,28 +21,26 @@ class Address:
         assert notice.url is not None
         self._url = notice.url
         self._token_url = notice.token_url
-        self._token: dict[str, str] = {}
-        self._client = httpx.Client(headers=notice.headers, timeout=_ANSWER, trust_env=False)
+        self._headers: dict[str, str] = dict(notice.headers)
         self._unavailable = False
 
     def text(self) -> str | None:
         """The text at the address; None if there is none."""
         try:
             found = self._ask()
-        except httpx.HTTPError as error:
+        except NO_ANSWER as error:
             if not self._unavailable:
                 logger.warning("reclaim notice address unreachable", extra={"url": self._url, "error": str(error)})
             self._unavailable = True
             return None
         self._unavailable = False
-        return found.text if found.is_success else None
+        return found.body.decode(errors="replace") if found.ok else None
 
-    def _ask(self) -> httpx.Response:
-        if self._token_url is None:
-            return self._client.get(self._url)
-        found = self._client.get(self._url, headers=self._token)
-        if found.status_code == httpx.codes.UNAUTHORIZED:
-            headers = {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_FOR}
-            self._token = {"X-aws-ec2-metadata-token": self._client.put(self._token_url, headers=headers).text}
-            found = self._client.get(self._url, headers=self._token)
+    def _ask(self) -> WebAnswer:
+        found = ask(self._url, headers=self._headers, timeout=_ANSWER)
+        if self._token_url is not None and found.status == HTTPStatus.UNAUTHORIZED:
+            headers = {**self._headers, "X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_FOR}
+            token = ask(self._token_url, method="PUT", headers=headers, timeout=_ANSWER).body.decode()
+            self._headers["X-aws-ec2-metadata-token"] = token
+            found = ask(self._url, headers=self._headers, timeout=_ANSWER)
         return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import math
 import os
 import re
@@ -28,8 +29,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 import taxiway
 from benchmarks.harness.measure import answer, percentile, say
 from benchmarks.harness.processes import broker_settings, started
@@ -38,6 +37,7 @@ from tasks.heartbeat import HEARTBEAT
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
+from tasks.web import ask
 from taxiway.errors import OverloadedError, TaxiwayError
 
 HELD, TIMES = 0.95, 3.0
@@ -224,7 +224,7 @@ def _beside(bulk: int, seconds: float) -> Live:
             ready = [stack.enter_context(started(c, variables, log)) for c, log in zip(commands, logs, strict=True)]
             live = asyncio.run(_mixed(valkey.socket_url, bulk, seconds))
             time.sleep(2 * HEARTBEAT)
-            shown = httpx.get(f"{ready[-1]['http']}/v2/fleet", trust_env=False).json()["classes"]["cpu.batch"]
+            shown = json.loads(ask(f"{ready[-1]['http']}/v2/fleet", timeout=5.0).body)["classes"]["cpu.batch"]
             sys.stderr.write(f"calibration of cpu.batch: {shown.get('bounds')}\n")
             return live
 

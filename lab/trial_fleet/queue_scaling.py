@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-import httpx
 import msgspec
 
 from local.autoscaler import ask_router
 from router.decide.plan import Depth, Size
+from tasks.web import NO_ANSWER, ask
 
 _QUICK = 1.0  # seconds for one answer of a router on loopback
 
@@ -63,8 +63,8 @@ class QueueScaling:
 
 
 def _unfinished(url: str, name: str) -> int | None:
-    with suppress(httpx.HTTPError, msgspec.MsgspecError):
-        answer = httpx.get(f"{url}/v2/fleet", timeout=_QUICK, trust_env=False)
-        found = msgspec.json.decode(answer.content, type=_Fleet).classes[name]
+    with suppress(*NO_ANSWER, msgspec.MsgspecError):
+        answer = ask(f"{url}/v2/fleet", timeout=_QUICK)
+        found = msgspec.json.decode(answer.body, type=_Fleet).classes[name]
         return sum(found.depth) + found.running
     return None

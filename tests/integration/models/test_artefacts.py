@@ -1,20 +1,27 @@
 import hashlib
 import io
+import socket
+import ssl
 import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
+from aiohttp import TCPConnector
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
 from tasks.models.model import HubFile, Model, parse_model
 from tasks.models.sources import Network, SourceError, fetch_hub, take_member
+from tests.certificates import self_signed
 from workers.recipes.graph_writer import GraphWriter
 
 CONTENT = b"weights " * 1000
@@ -55,7 +62,7 @@ class FileServer(BaseHTTPRequestHandler):
         self.send_response(200 if known else 302 if moved else 404)
         if moved:
             assert isinstance(self.server, Server)
-            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/weights.bin")
+            self.send_header("Location", f"http://127.0.0.1:{self.server.plain}/weights.bin")
         if self.path != "/long":
             self.send_header("Content-Length", str(len(CONTENT) if known else 0))
         self.send_header("ETag", f'"{SHA}"')
@@ -73,28 +80,28 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), FileServer)
         self.ranges: list[str | None] = []
+        self.plain = self.server_port
 
 
-class Tunnel(httpx.BaseTransport):
-    """Brings what is addressed to https://models.example to the local server, and all else where it is addressed."""
+class Tunnel(AbstractResolver):
+    """Brings what is addressed to https://models.example to the local server, by TLS."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._inner = httpx.HTTPTransport()
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if request.url.host == "models.example":
-            url = request.url.copy_with(scheme="http", host="127.0.0.1", port=self._port)
-            request = httpx.Request(request.method, url, headers=request.headers)
-        return self._inner.handle_request(request)
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        assert host == "models.example"
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=self._port, family=family, proto=0, flags=0)]
 
-    def close(self) -> None:
-        self._inner.close()
+    async def close(self) -> None:
+        pass
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
+@contextmanager
+def served(server: Server) -> Iterator[Server]:
+    with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -103,13 +110,25 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def port(server: Server) -> int:
-    return server.server_port
+def server() -> Iterator[Server]:
+    with served(Server()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
-def network(port: int) -> Network:
-    return Network(transport=Tunnel(port), hub=f"http://127.0.0.1:{port}")
+def network(server: Server, certificate: tuple[Path, Path]) -> Iterator[Network]:
+    with served(Server()) as behind_tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        behind_tls.socket = context.wrap_socket(behind_tls.socket, server_side=True)
+        behind_tls.ranges, behind_tls.plain = server.ranges, server.server_port
+        connector = partial(TCPConnector, resolver=Tunnel(behind_tls.server_port), ssl=False)
+        yield Network(connector=connector, hub=f"http://127.0.0.1:{server.server_port}")
 
 
 def model(artefacts: str, folder: Path) -> Model:
@@ -161,8 +180,8 @@ def test_a_file_that_the_server_does_not_have_is_named(source: str, network: Net
 
 
 @pytest.mark.parametrize("source", [https(), https("long"), hub()])
-def test_a_file_over_the_limit_is_refused(source: str, port: int, tmp_path: Path) -> None:
-    small = Network(transport=Tunnel(port), hub=f"http://127.0.0.1:{port}", limit=100)
+def test_a_file_over_the_limit_is_refused(source: str, network: Network, tmp_path: Path) -> None:
+    small = replace(network, limit=100)
     with pytest.raises(ArtefactError, match="expected at most 100 bytes"):
         ArtefactStore(tmp_path / "cache", small).path(model(source, tmp_path), "weights")
     assert left(tmp_path / "cache") == []
