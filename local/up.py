@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.records import heartbeat_call
+from broker.valkey.presence import heartbeat_call
 from local.autoscaler import Ask, Autoscaler, Bounds, Replanner, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import Fleet, ProcessState, RunningWorker, failing, supervising, write_fleet

@@ -17,7 +17,9 @@ import msgspec
 import redis
 
 from broker.valkey import run
-from broker.valkey.records import Ending, Verdict, claim_answer, claim_call, finish_call, heartbeat_call
+from broker.valkey.claims import Verdict, claim_answer, claim_call
+from broker.valkey.endings import Ending, finish_call
+from broker.valkey.presence import heartbeat_call
 from tasks.celery_app import class_queue
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings

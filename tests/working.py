@@ -20,7 +20,7 @@ from celery import Celery
 from kombu import Connection, Producer
 
 from broker.valkey import run
-from broker.valkey.records import Ending, finish_call
+from broker.valkey.endings import Ending, finish_call
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, sign

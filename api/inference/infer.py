@@ -38,7 +38,7 @@ from api.inference.protocol import (
 )
 from api.jobs import Jobs
 from api.paths import name_in
-from broker.valkey.records import Ending
+from broker.valkey.endings import Ending
 from router.decide.placement import Placement
 from router.router import Router
 from router.service.admission import Order, Place, check_size, digest_at, preview

@@ -19,10 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from broker.valkey import Call
-from broker.valkey.records import (
-    Claim,
-    claim_from,
-)
+from broker.valkey.claims import Claim, claim_from
 from tasks.topology import Limits
 from taxiway.connection import BLOCKING_ANSWER, Connection, ConnectionPool
 from taxiway.contract.keys import (

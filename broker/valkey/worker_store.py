@@ -10,24 +10,21 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker.port import DeadLetter, Holder
-from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
-from broker.valkey.records import (
+from broker.valkey.claims import (
     Claim,
-    Ending,
     alone_call,
     bill_call,
     claim_answer,
     claim_call,
-    finish_call,
-    heartbeat_call,
     over_call,
     read_history,
     release_call,
     renew_call,
     start_call,
-    watch_answer,
-    watch_call,
 )
+from broker.valkey.endings import Ending, finish_call
+from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
+from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
 from tasks.models.folder import Watched
 from tasks.topology import Limits
 from taxiway.backoff import Backoff

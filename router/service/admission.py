@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker.port import Lead, Outgoing
-from broker.valkey.records import Course, exceeded
+from broker.valkey.deadlines import Course, exceeded
 from router.decide.classify import Needs, Prefix, needs_of
 from router.decide.explain import Explanation, explain
 from router.decide.fairness import Tenants, check_class, check_tenant

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.records import REFUSED, Ending
+from broker.valkey.endings import REFUSED, Ending
 from tasks.canvas import Embed, Signature
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, DEFAULT_QUEUE

@@ -12,8 +12,8 @@ from typing import TypeGuard
 import msgspec
 
 from broker.port import Arrival
+from broker.valkey.endings import REFUSED, Ending
 from broker.valkey.forwarding import Drawn, Refused
-from broker.valkey.records import REFUSED, Ending
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of
 from router.service.celery_message import NOTHING_AFTER, After, after_failure, check_embed, check_headers

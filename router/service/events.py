@@ -16,7 +16,7 @@ import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from broker.port import Step, Transport
-from broker.valkey.records import Ending
+from broker.valkey.endings import Ending
 from router.decide.rebalance import Move
 from router.service.admission import Place
 from router.service.celery_message import After

@@ -15,6 +15,8 @@ import msgspec
 
 from broker.port import DeadLetter
 from broker.valkey import Call
+from broker.valkey.deadlines import Overdue, forget_ended_call, overdue_answer, overdue_call
+from broker.valkey.endings import Ending, finish_call, revive_call
 from broker.valkey.forwarding import (
     PUBLISHED,
     Drawn,
@@ -27,17 +29,7 @@ from broker.valkey.forwarding import (
     survey_answer,
     survey_call,
 )
-from broker.valkey.records import (
-    Ending,
-    Overdue,
-    finish_call,
-    forget_ended_call,
-    overdue_answer,
-    overdue_call,
-    revive_call,
-    watch_answer,
-    watch_call,
-)
+from broker.valkey.presence import watch_answer, watch_call
 from router.decide.facts import FleetFacts, figures, named
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST, Tuned

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from broker.port import Transport
-from broker.valkey.records import Ending, Overdue, exceeded
+from broker.valkey.deadlines import Overdue, exceeded
+from broker.valkey.endings import Ending
 from router.service.celery_message import NOTHING_AFTER, After, after_failure
 from router.service.events import end_all
 from router.service.store import RouterStore

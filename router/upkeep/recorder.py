@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from broker.valkey.records import Observed, observe_answer, observe_call
+from broker.valkey.history import Observed, observe_answer, observe_call
 from router.decide.facts import named
 from router.decide.history import (
     ENDED,

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from broker.valkey.records import plan_call
+from broker.valkey.presence import plan_call
 from router.decide.history import Arrivals, slice_of
 from router.decide.plan import STALE, Plan, Tuned, follow
 from simulator.engine import StuckError

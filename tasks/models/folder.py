@@ -5,7 +5,7 @@ A model whose files beside model.yaml are not what that says is disabled, with t
 A change is detected by sizes, times and inodes of the files behind links, so that a mounted folder whose links are
 swapped (a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
 
-Each process calls `broker.valkey.records.watch_call` once per second. It reports what it serves, if that changed, and
+Each process calls `broker.valkey.presence.watch_call` once per second. It reports what it serves, if that changed, and
 learns how often an operator requested a reload (`RELOADS`), and which models operators loaded and unloaded
 (`CONTROLS`). A report expires a minute after its process's last call.
 """

@@ -10,7 +10,7 @@ from typing import Self
 import redis
 
 from broker.valkey import run
-from broker.valkey.records import Ending, finish_call
+from broker.valkey.endings import Ending, finish_call
 from tasks.ticket import job_id
 from taxiway.contract.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
 from taxiway.contract.keys import (

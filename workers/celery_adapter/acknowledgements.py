@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from broker.valkey.records import Ending, Verdict
+from broker.valkey.claims import Verdict
+from broker.valkey.endings import Ending
 from broker.valkey.worker_store import WorkerStore, insist
 from tasks.ticket import Ticket
 from taxiway.errors import BrokerUnavailableError

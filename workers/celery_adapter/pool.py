@@ -23,7 +23,7 @@ from celery.worker.state import task_ready
 from kombu.message import Message
 
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.records import Ending
+from broker.valkey.endings import Ending
 from broker.valkey.worker_store import WorkerStore
 from tasks.telemetry import parent_of
 from tasks.ticket import Ticket

@@ -28,7 +28,8 @@ from kombu.transport.pyamqp import Transport
 from redis.exceptions import RedisError
 
 from broker.valkey import run
-from broker.valkey.records import REFUSED, Ending, Verdict, finish_call
+from broker.valkey.claims import Verdict
+from broker.valkey.endings import REFUSED, Ending, finish_call
 from broker.valkey.worker_store import WorkerStore
 from tasks.ticket import Ticket, TicketError, ticket_for
 from taxiway.contract.job import JobState, failure_meta, state_of

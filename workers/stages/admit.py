@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 
+from broker.valkey.claims import Claim, Verdict
 from broker.valkey.class_queue import FetchedMessage
-from broker.valkey.records import Claim, Verdict
 from broker.valkey.worker_store import insist
 from tasks.canvas import read_embed
 from tasks.heartbeat import variant_key

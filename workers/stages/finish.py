@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.records import Ending as StoredEnding
-from broker.valkey.records import Verdict
+from broker.valkey.endings import Ending as StoredEnding
 from broker.valkey.worker_store import insist
 from tasks.heartbeat import variant_key
 from taxiway.contract.job import JobState, failure_meta, failure_of, state_of, success_meta

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from broker.valkey.records import Claim, Course, exceeded
-from broker.valkey.records import Ending as StoredEnding
+from broker.valkey.claims import Claim
+from broker.valkey.deadlines import Course, exceeded
+from broker.valkey.endings import Ending as StoredEnding
 from tasks.models.model import Model
 from tasks.telemetry import ParentSpan
 from tasks.ticket import Ticket

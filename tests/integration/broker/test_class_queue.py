@@ -9,8 +9,9 @@ import pytest
 import redis
 
 from broker.valkey import run
+from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue, Fetched
-from broker.valkey.records import Verdict, heartbeat_call
+from broker.valkey.presence import heartbeat_call
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.keys import UNACKED, job_key, priority_list

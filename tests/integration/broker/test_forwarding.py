@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from broker.port import ForwardOutcome, InFlight, StoredSnapshot
+from broker.valkey.endings import Ending
 from broker.valkey.queues import TAKES, ValkeyTransport
-from broker.valkey.records import Ending
 from tasks.settings import Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (

@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from broker.port import Lead, Outgoing
+from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.forwarding import HANDOVER
-from broker.valkey.records import Verdict
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.keys import UNACKED, job_key, led_key, priority_list, room_key

@@ -11,18 +11,10 @@ import pytest
 import redis
 
 from broker.port import Outgoing
+from broker.valkey.claims import Verdict, alone_call, bill_call, release_call, renew_call, start_call
+from broker.valkey.endings import REFUSED, Ending
 from broker.valkey.forwarding import Refused, list_refused_call
-from broker.valkey.records import (
-    REFUSED,
-    Ending,
-    Verdict,
-    alone_call,
-    bill_call,
-    heartbeat_call,
-    release_call,
-    renew_call,
-    start_call,
-)
+from broker.valkey.presence import heartbeat_call
 from tasks.models.profiles import bin_of, predicted, read_lengths
 from tasks.settings import Settings
 from taxiway.contract.job import JobState

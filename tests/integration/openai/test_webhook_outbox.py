@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.valkey.records import Ending
+from broker.valkey.endings import Ending
 from broker.valkey.webhooks import (
     DeadEvent,
     Taken,

@@ -22,7 +22,7 @@ import redis
 import taxiway
 from broker.port import Arrival, ForwardOutcome, Outgoing
 from broker.rabbitmq import RabbitTransport
-from broker.valkey.records import Verdict
+from broker.valkey.claims import Verdict
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings
 from tasks.ticket import job_id, read_ticket

@@ -14,7 +14,8 @@ import redis
 from click.testing import CliRunner
 
 from broker.port import DeadLetter, Holder
-from broker.valkey.records import Ending, Verdict, release_call, start_call
+from broker.valkey.claims import Verdict, release_call, start_call
+from broker.valkey.endings import Ending
 from broker.valkey.worker_store import WorkerStore
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from

@@ -14,8 +14,10 @@ import pytest
 import redis
 
 from broker.port import Outgoing
+from broker.valkey.claims import start_call
+from broker.valkey.deadlines import forget_ended_call, overdue_answer, overdue_call
+from broker.valkey.endings import Ending
 from broker.valkey.queues import ValkeyTransport
-from broker.valkey.records import Ending, forget_ended_call, overdue_answer, overdue_call, start_call
 from broker.valkey.worker_store import WorkerStore
 from router.service.store import RouterStore
 from router.upkeep.deadlines import Deadlines

@@ -20,7 +20,7 @@ import pytest
 import redis
 
 import taxiway
-from broker.valkey.records import Ending
+from broker.valkey.endings import Ending
 from router.decide.classify import Needs
 from router.decide.explain import basis_text
 from router.decide.history import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of

@@ -18,7 +18,7 @@ import pytest
 
 from broker.valkey import run
 from broker.valkey.leases import lease_answer, lease_call
-from broker.valkey.records import plan_call
+from broker.valkey.presence import plan_call
 from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import redis
 
+from broker.valkey.claims import read_history
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.records import read_history
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from tasks.topology import Limits

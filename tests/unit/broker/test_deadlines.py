@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.valkey.records import Course, exceeded
+from broker.valkey.deadlines import Course, exceeded
 
 
 @pytest.mark.parametrize(

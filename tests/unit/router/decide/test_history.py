@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.valkey import records
-from broker.valkey.records import Group, Observed
+from broker.valkey import history as stored_history
+from broker.valkey.history import Group, Observed
 from router.decide.classify import Constraints, Needs, level_of
 from router.decide.explain import basis_text
 from router.decide.history import (
@@ -189,7 +189,7 @@ def test_the_columns_have_what_the_records_say() -> None:
 
 
 def test_states_are_numbered_as_the_script_numbers_them() -> None:
-    assert STATES[:-1] == records.STATES
+    assert STATES[:-1] == stored_history.STATES
     assert ENDED < REFUSED == len(STATES) - 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.valkey.records import Claim, Verdict
+from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import ModelsFolder, load_catalogue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.valkey.records import Claim, Verdict
+from broker.valkey.claims import Claim, Verdict
 from tests.builders import a_delivery, a_ticket
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from broker.valkey.records import Claim, Verdict
+from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
 from tasks.topology import Limits
 from taxiway.contract.keys import INFER

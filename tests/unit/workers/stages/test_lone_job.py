@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from broker.valkey.records import Claim, Verdict
+from broker.valkey.claims import Claim, Verdict
 from tests.unit.workers.stages.test_device_reload import Device, answer
 from tests.unit.workers.stages.test_stage_queues import endings
 from tests.waiting import until

@@ -1,0 +1,109 @@
+"""Claims: a worker's exclusive right to run a job, for a lease, under a fencing token; and what jobs used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from broker.port import Holder
+from broker.valkey import Call
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import job_key, kept_key, result_key
+
+
+class Verdict(StrEnum):
+    """The outcome of a claim."""
+
+    RUN = "run"
+    FINAL = "final"
+    LATE = "late"
+    HELD = "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One job's claim: its fencing token if it may run, seconds until the next attempt if it is held.
+
+    `attempts` counts the runs that are known to have begun. `blamed` counts the workers that the job may have ended:
+    the first that ended while it held the job, and later ones that handled nothing else then. `deadline_at` is the
+    record's, 0 if it has none: the message may be a copy with a later one.
+    """
+
+    verdict: Verdict
+    token: str = ""
+    retry_in: float = 0.0
+    attempts: int = 0
+    blamed: int = 0
+    deadline_at: float = 0.0
+
+
+def claim_call(worker: str, lease: float, jobs: Sequence[tuple[str, float]]) -> Call:
+    """Claims jobs, given by id and deadline by the server's clock; 0 for none."""
+    return Call("jobs/claim", _results_and_records(jobs), [worker, lease, *(deadline for _, deadline in jobs)])
+
+
+def over_call(worker: str, jobs: Sequence[tuple[str, float]]) -> Call:
+    """Answers 1 for each of these jobs (as in `claim_call`) whose message may be deleted, once that is on disk."""
+    return Call("jobs/over", [kept_key(worker), *_results_and_records(jobs)], [deadline for _, deadline in jobs])
+
+
+def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:
+    """The server's time, and each job's claim in order."""
+    return float(answer[0]), [claim_from(*pair) for pair in zip(answer[1::2], answer[2::2], strict=True)]
+
+
+def claim_from(verdict: bytes, value: bytes) -> Claim:
+    """One claim, as `includes/claimed.lua` answers it."""
+    if verdict == b"run":
+        token, attempts, blamed, due = value.decode().rsplit(" ", 3)
+        return Claim(Verdict.RUN, token, attempts=int(attempts), blamed=int(blamed), deadline_at=float(due))
+    kind = Verdict(verdict.decode())
+    return Claim(kind, retry_in=float(value) if kind is Verdict.HELD else 0.0)
+
+
+def read_history(text: str) -> tuple[Holder, ...]:
+    """The holders in a job's record, in order, as `includes/claimed.lua` writes them."""
+    lines = (line.rsplit(" ", 2) for line in text.splitlines())
+    return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
+
+
+def start_call(device: str, jobs: Iterable[tuple[str, str, float]]) -> Call:
+    """Records that jobs run, given by id, token and start time by the server's clock."""
+    ids, tokens, times = zip(*jobs, strict=True)
+    return Call(
+        "jobs/start", _records(ids), [device, *(part for pair in zip(tokens, times, strict=True) for part in pair)]
+    )
+
+
+def alone_call(claims: Iterable[tuple[str, str]], *, alone: bool) -> Call:
+    """Notes whether a worker handles nothing beside each of these jobs, given by job and token."""
+    ids, tokens = zip(*claims, strict=True)
+    return Call("jobs/alone", _records(ids), [int(alone), *tokens])
+
+
+def bill_call(bills: Iterable[tuple[str, str, float]]) -> Call:
+    """Charges what jobs used of endpoints, given by job, the bill's id and US dollars; answers 1 for each charged."""
+    jobs, ids, dollars = zip(*bills, strict=True)
+    return Call("jobs/bill", _records(jobs), [part for pair in zip(ids, dollars, strict=True) for part in pair])
+
+
+def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
+    """Renews claims, given by job and token; answers 1 for each that is still valid."""
+    ids, tokens = zip(*claims, strict=True)
+    return Call("jobs/renew", _records(ids), [lease, *tokens])
+
+
+def release_call(claims: Iterable[tuple[str, str]], *, counts: bool = False) -> Call:
+    """Releases claims, given by job and token; whether a run that began counts as an attempt."""
+    ids, tokens = zip(*claims, strict=True)
+    return Call("jobs/release", _records(ids), [int(counts), *tokens])
+
+
+def _results_and_records(jobs: Sequence[tuple[str, float]]) -> list[str]:
+    return [key for job, _ in jobs for key in (result_key(job), job_key(job))]
+
+
+def _records(jobs: Iterable[Any]) -> list[str]:
+    return [job_key(job) for job in jobs]

@@ -1,0 +1,79 @@
+"""Endings: a job ends once, with its result, which is announced to its waiters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from broker.valkey import Call
+from tasks.models.profiles import bin_of
+from taxiway.contract.job import FINAL, JobState
+from taxiway.contract.keys import (
+    HELD,
+    LENGTHS,
+    RELEASED,
+    UNACKED,
+    WEBHOOKS_DUE,
+    WORK,
+    cancelled_channel,
+    holding_key,
+    job_key,
+    reply_channel,
+    result_key,
+    webhook_dead_key,
+    webhook_outbox_key,
+)
+
+REFUSED = "-"
+"""The token of a refused job: it ends a job of the same id only if that was recorded and never published."""
+
+
+_KEYS = (WORK, LENGTHS, HELD, RELEASED, *UNACKED, WEBHOOKS_DUE)
+
+
+_PREFIXES = (
+    *(reply_channel(""), cancelled_channel(""), holding_key("")),
+    *(webhook_outbox_key(""), webhook_dead_key("")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One job's end. An empty `token` ends it whichever worker holds it, `REFUSED` only if no queue has it.
+
+    `reply` is its client's name; empty if its record has it, or there is none. `generated` is the length of each answer
+    that it generated, in tokens. `started` and `device` say when and where it began to run, unless recorded before.
+    `tag` is its message's tag, if the same step acknowledges the message.
+    """
+
+    job: str
+    state: JobState
+    meta: bytes
+    token: str = ""
+    reply: str = ""
+    generated: Sequence[int] = ()
+    started: str = ""
+    device: str = ""
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.state in FINAL
+
+
+def finish_call(endings: Iterable[Ending], *, keep_result: float, keep_record: float) -> Call:
+    """Ends jobs; answers 1 for each whose result was written."""
+    keys: list[str] = [*_KEYS]
+    args: list[Any] = [int(keep_result), int(keep_record), *_PREFIXES]
+    for e in endings:
+        bins = msgspec.json.encode([bin_of(tokens) for tokens in e.generated]) if e.generated else b""
+        keys += (result_key(e.job), job_key(e.job))
+        args += (e.token, str(e.state), e.meta, e.reply, bins, e.started, e.device, e.tag)
+    return Call("jobs/finish", keys, args)
+
+
+def revive_call(job: str) -> Call:
+    """Lets a dead-lettered job start again; answers 0 if it did not end that way."""
+    return Call("jobs/revive", [job_key(job), result_key(job)])
