@@ -1,5 +1,5 @@
-"""Where work waits: arrivals, class queues and holding, on Valkey or RabbitMQ.
+"""Where work waits: arrivals, class queues and holding, on Valkey or Redis.
 
-`port` has the protocols that routers and workers see; `valkey/` and `rabbitmq` implement them. Forbidden here: deciding
-where a request goes (`router`) and running one (`workers`).
+`port` has the values that routers and workers exchange with it, `valkey/` the connections and scripts. Forbidden here:
+deciding where a request goes (`router`) and running one (`workers`).
 """

@@ -3,12 +3,11 @@
 Each account can do its own work and no more: a producer writes arrivals and reads answers, a router does all that moves
 a request, a worker takes from the classes' queues and ends jobs, Flower looks on and sends Celery's remote control, and
 a tuner reads the history of arrivals and writes its plan.
-What is written for Valkey and Redis (an ACL file) and for RabbitMQ (definitions) holds digests, and no password.
+What is written, an ACL file of Valkey and Redis, holds digests, and no password.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -17,7 +16,6 @@ import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -25,7 +23,7 @@ from tasks.topology import TopologyError, load_topology
 from taxiway.contract import keys
 
 ACCOUNTS = ("producer", "router", "worker", "flower", "tuner")
-"""The accounts' names. The tuner has none at RabbitMQ."""
+"""The accounts' names."""
 
 _NOTHING = "resetchannels -@all"  # before each account's own rights
 _GREETING = "+auth +hello +ping +select +quit +client|setinfo +client|setname"
@@ -98,7 +96,6 @@ def _worker(classes: Iterable[str]) -> str:
             keys.spent_key,
             keys.room_key,
             keys.led_key,
-            keys.kept_key,
             keys.name_key,
             keys.learned_key,
         )
@@ -119,7 +116,7 @@ def _worker(classes: Iterable[str]) -> str:
             [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS, keys.CONTROLS))],
         ),
     ]
-    return " ".join([_GREETING, _SERVING, "+waitaof +client|reply", *owns, *_CHANNELS, *grants])
+    return " ".join([_GREETING, _SERVING, "+client|reply", *owns, *_CHANNELS, *grants])
 
 
 def _flower() -> str:
@@ -173,43 +170,8 @@ def _fanouts(database: int) -> str:
     return f"&/{database}.{_EVENTS}/* &/{database}.{_CONTROL}"
 
 
-def rabbit_accounts(classes: Iterable[str], passwords: Mapping[str, str], vhost: str = "/") -> dict[str, Any]:
-    """The definitions that RabbitMQ imports for a fleet of these hardware classes."""
-    served = [re.escape(name) for name in sorted(classes)]
-    arrivals, celery = re.escape(keys.ARRIVALS), [rf"(.*\.)?{re.escape(_CONTROL)}", rf"{_EVENTS}(\..*)?"]
-    everything = _any([arrivals, *served, *celery])
-    rights = {
-        "producer": ("", _any([arrivals]), ""),
-        "router": (everything, everything, everything),
-        "worker": (_any([*served, *celery]),) * 3,
-        "flower": (_any(celery),) * 3,
-    }
-    users = [
-        {"name": one, "password_hash": _salted(passwords[one]), "hashing_algorithm": _HASHING, "tags": []}
-        for one in rights
-    ]
-    permissions = [
-        {"user": one, "vhost": vhost, "configure": configure, "write": write, "read": read}
-        for one, (configure, write, read) in rights.items()
-    ]
-    return {"vhosts": [{"name": vhost}], "users": users, "permissions": permissions}
-
-
-_HASHING = "rabbit_password_hashing_sha256"
-
-
-def _any(patterns: Iterable[str]) -> str:
-    return f"^({'|'.join(patterns)})$"
-
-
 def _sha256(password: str) -> str:
     return hashlib.sha256(password.encode()).hexdigest()
-
-
-def _salted(password: str) -> str:
-    """A password's digest as RabbitMQ keeps it: a salt of four bytes, then SHA-256 of salt and password."""
-    salt = secrets.token_bytes(4)
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
@@ -223,9 +185,7 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 @click.option(
     "--database", type=click.IntRange(0), default=0, show_default=True, help="The fleet's, of Valkey or Redis."
 )
-@click.option("--definitions", type=click.Path(path_type=Path), help="Write definitions of RabbitMQ here.")
-@click.option("--vhost", default="/", show_default=True, help="RabbitMQ's virtual host of the fleet.")
-def main(queues: Path, acl: Path | None, database: int, definitions: Path | None, vhost: str) -> None:
+def main(queues: Path, acl: Path | None, database: int) -> None:
     """Write the broker's accounts, and print their passwords as JSON.
 
     A password comes from TAXIWAY_PRODUCER_PASSWORD, TAXIWAY_ROUTER_PASSWORD, TAXIWAY_WORKER_PASSWORD,
@@ -240,8 +200,6 @@ def main(queues: Path, acl: Path | None, database: int, definitions: Path | None
     passwords = passwords_from(os.environ)
     if acl is not None:
         acl.write_text(valkey_accounts(classes, passwords, database))
-    if definitions is not None:
-        definitions.write_text(json.dumps(rabbit_accounts(classes, passwords, vhost), indent=1) + "\n")
     click.echo(json.dumps(passwords))
 
 

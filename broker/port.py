@@ -1,18 +1,10 @@
-"""What routers and workers see of any broker: `Transport` and `QueueMover`, implemented once per broker.
-
-`Transport` carries messages between arrivals, routers and class queues. A message that was taken is answered by
-`forward` or `settle` exactly once; if its router dies before that, it returns to the arrivals. `QueueMover` moves
-waiting messages between class queues, for the leader (`broker.valkey.mover`), whose fencing token is checked at each
-move. A move that is interrupted leaves a copy, which the claim before compute drops. Messages have one form here,
-`wire.Envelope`.
-"""
+"""The values that routers and workers exchange with the broker, whose messages have one form here, `wire.Envelope`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol
 
 import msgspec
 
@@ -74,7 +66,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     `cell` and `work`, `arrived` and `rows`; `lengths` if it generates, `spent` and `cost` if its tenant has a budget,
     `open` and `max_depth` if it has such a limit, and `blobs`, the keys of its large inputs, which stay with the record
     until the job ends. Consecutive jobs with the same `fields` object are forwarded as one group. `reply` is the
-    client's name, `use` the job's use of an idempotency key. A transport may ignore the `lead`.
+    client's name, `use` the job's use of an idempotency key.
     """
 
     tag: str
@@ -129,11 +121,11 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Peeked:
-    """A waiting message: `handle` identifies it to its broker."""
+    """A waiting message and its bytes at the broker."""
 
     queue: str
     level: int
-    handle: Any
+    raw: bytes
     envelope: Envelope
 
     @property
@@ -144,10 +136,7 @@ class Peeked:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What waits in a class's queue: the number of messages by level, or in total if the broker does not count levels.
-
-    `first` are the jobs that are served next, one per level, as far as the broker shows them.
-    """
+    """What waits in a class's queue: the number of messages by level, and the jobs that are served next in each."""
 
     depths: tuple[int, ...]
     first: tuple[str, ...] = ()
@@ -183,82 +172,3 @@ class Step:
     queue: str
     envelope: Envelope
     fields: Mapping[str, str] = field(default_factory=dict)
-
-
-class Transport(Protocol):
-    """A broker's arrivals and class queues. Every method raises `BrokerUnavailableError` while it does not answer."""
-
-    async def wait(self, longest: float) -> None:
-        """Return when there may be arrivals, at the latest after `longest` seconds. May be cancelled."""
-
-    async def take(self) -> InFlight:
-        """Take arrivals, up to `TAKE_AT_MOST`; the last `forward` may have taken them already."""
-
-    async def forward(
-        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
-    ) -> list[ForwardOutcome]:
-        """Publish messages, or hold them in the state store, and store their records and snapshots."""
-
-    async def release(
-        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
-    ) -> list[ForwardOutcome]:
-        """Publish and record jobs that were held. `COPY` for a job that is no longer held."""
-
-    async def settle(self, tags: Sequence[str]) -> None:
-        """Delete arrivals that were answered in another way."""
-
-    def abandon(self) -> None:
-        """After a failure: return all unanswered messages to the arrivals before the next take."""
-
-    async def retire(self) -> None:
-        """Return all unanswered messages to the arrivals, and take no more; forwarding continues."""
-
-    async def tidy(self) -> int:
-        """Renew this router's session, and return dead routers' messages to the arrivals; returns their number."""
-
-    async def misdirected(self) -> list[Arrival]:
-        """Requests that plain Celery sent to its default queue, if the broker can show them without taking them."""
-
-    async def forget(self, misdirected: Sequence[Arrival]) -> None:
-        """Remove these from that queue; other messages stay."""
-
-    async def send(self, queue: str, envelope: Envelope) -> None:
-        """Put a message in another application's queue."""
-
-    async def announce(self, routing_key: str, event: bytes) -> None:
-        """Publish a Celery event."""
-
-    async def close(self) -> None:
-        """Return in-flight messages, and disconnect."""
-
-
-class QueueMover(Protocol):
-    """A broker's class queues, for moving. Methods raise `BrokerUnavailableError` while the broker does not answer."""
-
-    async def head(self, queue: str) -> Head:
-        """What waits in the queue."""
-
-    async def peek(self, queue: str, most: int) -> Inspected:
-        """The queue, with up to `most` waiting messages per level: those served last, in reverse serving order.
-
-        They stay in the queue, or return to it with `put_back`. A broker that shows only the messages served first
-        gives those: it does not matter which of several similar jobs move.
-        """
-
-    async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
-        """The named fields of each job's record, in order; fields that a record lacks are omitted."""
-
-    async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
-        """Move messages; returns which moved. The others have been taken, or this router no longer leads."""
-
-    async def note_moves(self, moved: Sequence[Moved]) -> None:
-        """Record moves for operators."""
-
-    async def moves(self) -> list[Moved]:
-        """The fleet's last moves, most recent first."""
-
-    async def put_back(self) -> None:
-        """Return messages that `peek` took to their queues."""
-
-    async def close(self) -> None:
-        """Disconnect."""

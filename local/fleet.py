@@ -57,9 +57,9 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """A running fleet: its addresses (passwords included), the supervisor's process, its workers and all processes.
 
-    `broker` and `state` are addresses for any client library: an embedded server's port on loopback. `socket` is its
-    Unix socket, which the fleet uses because it is faster, and `celery_broker` the broker for plain Celery on this
-    machine, in kombu's form (`redis+socket://…`).
+    `broker` is an address for any client library: an embedded server's port on loopback. `socket` is its Unix socket,
+    which the fleet uses because it is faster, and `celery_broker` the broker for plain Celery on this machine, in
+    kombu's form (`redis+socket://…`).
 
     `left_out` has the classes without a worker, and why, and `scaled` those whose workers start when there is work. A
     restart changes `router_pid` or a worker's pid. `patience` is the time in seconds within which the fleet ends when
@@ -67,7 +67,6 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     broker: str
-    state: str
     socket: str | None = None
     celery_broker: str = ""
     http: str

@@ -53,10 +53,9 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Addresses:
-    """The fleet's servers in the forms of `Fleet`."""
+    """The fleet's server in the forms of `Fleet`."""
 
     broker: str
-    state: str
     celery_broker: str
     socket: str | None = None
 
@@ -122,14 +121,14 @@ def run_fleet(
             supervisor = Supervisor(broker, order)
             state = partial(_broker_state, broker, supervisor)
             describe = partial(_fleet, _addresses(broker, settings), plan, options, processes, state)
-            tell = partial(_describe, describe, settings.state)
+            tell = partial(_describe, describe, settings.broker)
             watch = partial(
                 supervisor.watch,
                 tend=partial(_tend, replanner, scaler),
-                ended=partial(_forget_device, settings.state),
+                ended=partial(_forget_device, settings.broker),
             )
             _supervise(supervisor, processes, tell, announce, watch)
-            _report_failures(settings.state, {})
+            _report_failures(settings.broker, {})
         finally:
             if supervisor is not None:
                 supervisor.stop()
@@ -181,19 +180,15 @@ def _report_failures(state: str, found: Mapping[str, str]) -> None:
 
 
 def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None:
-    """The embedded server; None if the user's servers hold both messages and state."""
-    broker = environment.get("TAXIWAY_BROKER", "")
-    state = environment.get("TAXIWAY_STATE", "")
-    if broker and (state or not broker.startswith("amqp")):
-        return None
-    return EmbeddedValkey(data)
+    """The embedded server; None if the user has one."""
+    return None if environment.get("TAXIWAY_BROKER") else EmbeddedValkey(data)
 
 
 def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[str, str]) -> Settings:
     """The fleet's settings: the user's, with the embedded server as default, and absolute file paths."""
     own = {"TAXIWAY_SECRET": kept_secret(data / "signing.secret")}
     if broker is not None:
-        own |= {"TAXIWAY_BROKER": broker.socket_url, "TAXIWAY_STATE": broker.socket_url}
+        own |= {"TAXIWAY_BROKER": broker.socket_url}
     settings = settings_from(own | {name: value for name, value in environment.items() if value})
     files = {name: getattr(settings, name).absolute() for name in ("queues", "models", "cache")}
     return replace(settings, **files)
@@ -254,12 +249,11 @@ def _answers(url: str) -> bool:
 
 
 def _addresses(broker: EmbeddedValkey | None, settings: Settings) -> _Addresses:
-    """The broker's and the state store's addresses for others: on loopback, and on the socket that the fleet uses."""
+    """The broker's addresses for others: on loopback, and on the socket that the fleet uses."""
     if broker is None:
-        return _Addresses(settings.broker, settings.state, on_socket(settings.broker))
+        return _Addresses(settings.broker, on_socket(settings.broker))
     near, far = broker.socket_url, broker.url
-    broker_url, state = (far if url == near else url for url in (settings.broker, settings.state))
-    return _Addresses(broker_url, state, on_socket(settings.broker), near if near != far else None)
+    return _Addresses(far, on_socket(near), near if near != far else None)
 
 
 def _fleet(
@@ -271,7 +265,6 @@ def _fleet(
 ) -> Fleet:
     return Fleet(
         broker=addresses.broker,
-        state=addresses.state,
         socket=addresses.socket,
         celery_broker=addresses.celery_broker,
         http=_announced(processes.router, "http"),

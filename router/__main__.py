@@ -1,6 +1,6 @@
 """`python -m router`: places what producers send to the broker, without HTTP, until it is stopped.
 
-`python -m api` does the same and serves HTTP. Reads `TAXIWAY_BROKER`, `TAXIWAY_STATE`, `TAXIWAY_SECRET`,
+`python -m api` does the same and serves HTTP. Reads `TAXIWAY_BROKER`, `TAXIWAY_SECRET`,
 `TAXIWAY_QUEUES`, `TAXIWAY_MODELS` and the variables of `--help`; options take precedence. Prints a line on stdout when
 it is ready, and logs to stderr.
 """

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from broker.port import ForwardOutcome, QueueMover, Transport
+from broker.port import ForwardOutcome
 from broker.valkey.leases import Leadership
 from broker.valkey.mover import ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
@@ -64,29 +64,29 @@ class Router:
         """A router; with the address of a RabbitMQ it takes what producers send there, too."""
         self.name = name
         self.rules = rules
-        self.store = RouterStore(settings.state, rules.topology.limits)
-        prefixes = Prefixes() if settings.broker_is_state else None  # else no message is led anywhere
-        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts, prefixes)
+        self.store = RouterStore(settings.broker, rules.topology.limits)
+        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts, Prefixes())
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         self.repository = Repository(rules, self.fleet, self.folder, self.store)
-        self.results = Results(settings.state, self.store, name)
-        self.transport = open_transport(settings, rules, name)
-        self.queue_mover = open_queue_mover(settings)
+        self.results = Results(settings.broker, self.store, name)
+        keep_record, durability = rules.topology.limits.keep_record, rules.topology.limits.durability
+        self.transport = ValkeyTransport(settings.broker, name=name, keep_record=keep_record, durability=durability)
+        self.queue_mover = ValkeyQueueMover(settings.broker)
         self._events = SentEvents(name)
         tick = rules.topology.rebalance.tick
-        self.leadership = Leadership(settings.state, name, LEASE * tick)
+        self.leadership = Leadership(settings.broker, name, LEASE * tick)
         self.mover = Mover(self.queue_mover, self.leadership, self.fleet, self.store, rules, self._events)
         self.scaler = Scaler(rules.topology)
         self.placed: Counter[tuple[str, ...]] = Counter()
         self.refused: Counter[tuple[str, ...]] = Counter()
         self.outcomes, self.lately = OutcomeCounters(), RecentOutcomes()
         self.wait_timeouts = WaitTimeouts()
-        self.webhooks = Webhooks(settings.state, self.store, rules, name)
+        self.webhooks = Webhooks(settings.broker, self.store, rules, name)
         self._submissions = Submissions(self.transport, self.fleet)
         self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
         retargeter = Retargeter(settings, rules, self.fleet, self.store)
         housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules)
-        self._recorder = Recorder(settings.state, self.store, rules.topology.limits)
+        self._recorder = Recorder(settings.broker, self.store, rules.topology.limits)
         duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder)
         self._leader = Leader(self.leadership, duties, tick)
         self._deadlines = Deadlines(self.store, self.transport)
@@ -258,36 +258,8 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
-    """The transport for the broker in `settings`."""
-    keep_record, durability = rules.topology.limits.keep_record, rules.topology.limits.durability
-    if settings.broker.startswith("amqp"):
-        from broker.rabbitmq import RabbitTransport  # routers of other brokers start sooner without aio-pika
-
-        return RabbitTransport(
-            broker=settings.broker,
-            state=settings.state,
-            name=name,
-            keep_record=keep_record,
-            queues=lambda: rules.topology.hardware.keys(),
-            durability=durability,
-        )
-    return ValkeyTransport(
-        broker=settings.broker, state=settings.state, name=name, keep_record=keep_record, durability=durability
-    )
-
-
-def open_queue_mover(settings: Settings) -> QueueMover:
-    """The class queues of the broker that `settings` name, for moving what waits in them."""
-    if settings.broker.startswith("amqp"):
-        from broker.rabbitmq import RabbitQueueMover
-
-        return RabbitQueueMover(broker=settings.broker, state=settings.state)
-    return ValkeyQueueMover(broker=settings.broker, state=settings.state)
-
-
 def open_bridge(amqp: str, settings: Settings, router: Router) -> AmqpBridge:
     """The bridge to the RabbitMQ at that address."""
     from router.service.amqp_bridge import AmqpBridge  # other routers start sooner without aio-pika
 
-    return AmqpBridge(amqp, settings.state, router.name, router.store, router.rules.topology.limits.durability)
+    return AmqpBridge(amqp, settings.broker, router.name, router.store, router.rules.topology.limits.durability)

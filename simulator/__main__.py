@@ -150,9 +150,7 @@ _queues = click.option(
 
 def _own_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option(
-            "--url", help="The fleet's state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, the local one]."
-        ),
+        click.option("--url", help="The fleet's state store, redis://… [TAXIWAY_BROKER, the local one]."),
         click.option("--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [.taxiway]."),
         click.option(
             "--status", type=click.Path(path_type=Path), help="Output of `taxiway status --json`, in place of a fleet."

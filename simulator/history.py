@@ -91,7 +91,7 @@ _DAY = 86400.0
 _EMPTY = "the leading router records arrivals 40 s after they came, and keeps them for limits.keep_history"
 _ANSWERED, _CANCELLED, _REFUSED = (STATES.index(state) for state in ("succeeded", "cancelled", "refused"))
 
-_url = click.option("--url", help="The state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet].")
+_url = click.option("--url", help="The state store, redis://… [TAXIWAY_BROKER, else the local fleet].")
 _data = click.option(
     "--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [TAXIWAY_DATA, else .taxiway]."
 )

@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from celery import Celery
 from kombu import Exchange, Queue
 
 from tasks.settings import Settings, on_socket
 from tasks.topology import Topology
-from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS
-from taxiway.contract.wire import Durability
+from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER
 from taxiway.valkey import parse
 
 NEVER = 86_400
 """Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.class_queue`)."""
 
-SILENCE = 3
-"""RabbitMQ gives a silent connection up after this many heartbeats at the latest, and its messages to other workers."""
-
-
-QUORUM: dict[str, int | str] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
-"""A queue on a quorum of replicas, which never gives a message up by itself."""
-
-
-def queue_arguments(durability: Durability) -> dict[str, int | str]:
-    """How RabbitMQ keeps a class's queue: a classic one, whose priorities are exact, or one with a quorum of replicas.
-
-    That one serves the first level before all others, and never gives a message up: poison is the fleet's to park.
-    """
-    if durability == "written":
-        return {"x-max-priority": LEVELS - 1}
-    return QUORUM
-
-
-def class_queue(hardware_class: str, durability: Durability = "written") -> Queue:
-    """A hardware class's queue: on Valkey kombu's lists, on RabbitMQ what `queue_arguments` say."""
-    arguments = queue_arguments(durability)
-    return Queue(hardware_class, Exchange(hardware_class), routing_key=hardware_class, queue_arguments=arguments)
-
 
 def make_app(settings: Settings, topology: Topology, *, backend: str = "") -> Celery:
     """The app of a fleet process; `backend` is a result backend's class path where it is not Celery's own."""
-    broker, tls = _told_apart(settings.broker)
-    broker, watched, broker_tls = _sentinels(on_socket(broker))
-    state, state_watched, state_tls = _sentinels(on_socket(settings.state))
-    backend = f"{backend}+{state.removeprefix('redis+')}" if backend else state
+    broker, watched, tls = _sentinels(on_socket(settings.broker))
+    backend = f"{backend}+{broker.removeprefix('redis+')}" if backend else broker
     app = Celery("taxiway", broker=broker, backend=backend)
-    app.conf.update(_guarantees(topology) | _routing(topology) | tls)
+    app.conf.update(_guarantees(topology) | _routing(topology))
     app.conf.broker_transport_options |= watched
-    # a full disk answers a connection's health check with an error, which ends a worker otherwise
-    app.conf.broker_channel_error_retry = not broker.startswith("amqp")
-    app.conf.result_backend_transport_options = state_watched
-    if broker_tls:
-        app.conf.broker_use_ssl = broker_tls
-    if state_tls:
-        app.conf.redis_backend_use_ssl = state_tls
+    app.conf.result_backend_transport_options = watched
+    if tls:
+        app.conf.broker_use_ssl = app.conf.redis_backend_use_ssl = tls
     return app
 
 
@@ -73,17 +42,6 @@ def _sentinels(url: str) -> tuple[str, dict[str, Any], dict[str, str]]:
     tls = {name: value for name, value in (address.tls or {}).items() if name.startswith("ssl_")}
     options = {**login, "ssl": True, **tls} if tls else login
     return ";".join(hosts), {"master_name": address.service, "sentinel_kwargs": options}, tls
-
-
-def _told_apart(broker: str) -> tuple[str, dict[str, Any]]:
-    """An address of RabbitMQ under TLS as Celery takes it: the files that aio-pika reads in it are a setting there."""
-    address = urlsplit(broker)
-    if address.scheme != "amqps":
-        return broker, {}
-    files = dict(parse_qsl(address.query))
-    named = {"ca_certs": files.get("cafile"), "certfile": files.get("certfile"), "keyfile": files.get("keyfile")}
-    tls = {**named, "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": address.hostname}
-    return urlunsplit(address._replace(query="")), {"broker_use_ssl": tls}
 
 
 def _guarantees(topology: Topology) -> dict[str, Any]:
@@ -102,7 +60,8 @@ def _guarantees(topology: Topology) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_heartbeat": max(2, int(topology.limits.lease / SILENCE)),
+        # a full disk answers a connection's health check with an error, which ends a worker otherwise
+        "broker_channel_error_retry": True,
         "broker_transport_options": {
             "unacked_restore_interval": NEVER,
             "queue_order_strategy": "priority",
@@ -117,7 +76,7 @@ def _guarantees(topology: Topology) -> dict[str, Any]:
 
 def _routing(topology: Topology) -> dict[str, Any]:
     return {
-        "task_queues": [class_queue(name, topology.limits.durability) for name in sorted(topology.hardware)],
+        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in sorted(topology.hardware)],
         "task_routes": {INFER: {"queue": ARRIVALS}},
         "task_create_missing_queues": True,
         "task_default_queue": DEFAULT_QUEUE,  # of links that name none: where their own application's workers look

@@ -13,8 +13,7 @@ from taxiway.valkey import parse
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
 
-STATES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
-BROKERS = (*STATES, "amqp", "amqps")
+BROKERS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
 class SettingsError(ValueError):
@@ -27,26 +26,19 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the broker and the state store are, and what the fleet is made of."""
+    """Where the broker is, which also keeps the fleet's state, and what the fleet is made of."""
 
     broker: str = field(repr=False)  # with a password
-    state: str = field(repr=False)
     secret: tuple[bytes, ...] = field(repr=False)  # the first signs tickets, and what any of them signed is believed
     queues: Path
     models: Path
     cache: Path
     producers: tuple[bytes, ...] = field(default=(), repr=False)  # what arrivals must be signed with, if with anything
 
-    @property
-    def broker_is_state(self) -> bool:
-        """Whether messages and state live in one Valkey, and can change at once."""
-        return self.broker == self.state
-
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these settings."""
         return {
             "TAXIWAY_BROKER": self.broker,
-            "TAXIWAY_STATE": self.state,
             "TAXIWAY_SECRET": _text(self.secret),
             "TAXIWAY_PRODUCER_SECRET": _text(self.producers),
             "TAXIWAY_QUEUES": str(self.queues),
@@ -61,14 +53,13 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     Raises:
         SettingsError: a variable is missing or wrong.
     """
-    broker = _url(environment, "TAXIWAY_BROKER", BROKERS)
-    state = _url(environment, "TAXIWAY_STATE", STATES) if environment.get("TAXIWAY_STATE") else broker
-    if state.partition("://")[0] not in STATES:
-        raise SettingsError("TAXIWAY_STATE", f"an address that starts with {'://, '.join(STATES)}://", None)
+    broker = _url(environment, "TAXIWAY_BROKER")
+    if environment.get("TAXIWAY_STATE") not in (None, "", environment["TAXIWAY_BROKER"]):
+        expected = "none: messages and state are on one server, which TAXIWAY_BROKER names; unset it"
+        raise SettingsError("TAXIWAY_STATE", expected, "another address")
     producers = "TAXIWAY_PRODUCER_SECRET"
     return Settings(
         broker=broker,
-        state=state,
         secret=_keys(environment, "TAXIWAY_SECRET", "the same on every router and worker"),
         queues=queues_file(environment),
         models=models_folder(environment),
@@ -103,12 +94,13 @@ def cache_directory(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taxiway"
 
 
-def _url(environment: Mapping[str, str], variable: str, schemes: tuple[str, ...]) -> str:
+def _url(environment: Mapping[str, str], variable: str) -> str:
     value = environment.get(variable, "")
     scheme, separator, _ = value.partition("://")
-    if not separator or scheme not in schemes:
+    if not separator or scheme not in BROKERS:
         shown = f"{scheme}://…" if separator else value and "another text"  # never a password
-        raise SettingsError(variable, f"an address that starts with {'://, '.join(schemes)}://", shown or None)
+        hint = " (routers take a RabbitMQ's arrivals with TAXIWAY_AMQP)" if scheme in ("amqp", "amqps") else ""
+        raise SettingsError(variable, f"an address that starts with {'://, '.join(BROKERS)}://{hint}", shown or None)
     if scheme.endswith("+sentinel") and "service=" not in value:
         raise SettingsError(variable, "?service=NAME, the name of what the sentinels watch", f"{scheme}://…")
     if (

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from broker.valkey.class_queue import ClassQueue
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.stages.job import Delivery, Ending, Outcome
 from workers.stages.queues import AdmitQueue
+
+
+class NoQueue(ClassQueue):
+    """Class queues from which nothing came."""
+
+    def __init__(self) -> None:
+        """Opens no connection."""
+
+    def renew(self, tags: Sequence[str]) -> None:
+        assert not tags
+
+    def recover(self) -> int:
+        return 0
+
+    def put_back(self, tags: Sequence[str]) -> None:
+        assert not tags
+
+    def message(self, tag: str) -> bytes:
+        return b""
 
 
 class NoCelery:

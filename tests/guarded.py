@@ -6,10 +6,8 @@ The embedded Valkey speaks no TLS: `TlsFront` does that for it, as stunnel would
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -24,18 +22,12 @@ from urllib.parse import urlencode
 import pytest
 import redis
 
-from broker.accounts import passwords_from, rabbit_accounts, valkey_accounts
+from broker.accounts import passwords_from, valkey_accounts
 from local.embedded import find_binary, free_port
 from tests.certificates import authority
-from tests.waiting import until
 
-_FILES = {
-    "rediss": {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem", "ssl_keyfile": "client.key"},
-    "amqps": {"cafile": "ca.pem", "certfile": "client.pem", "keyfile": "client.key"},
-}
-_VERIFIED = {"rediss": {"ssl_cert_reqs": "required"}, "amqps": {}}
-_RABBIT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's wrapper in the path would become another user
-_STARTED_WITHIN = 180.0  # seconds: RabbitMQ took over 60 at a load of fourteen
+_FILES = {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem", "ssl_keyfile": "client.key"}
+_STARTED_WITHIN = 180.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -45,14 +37,11 @@ class Guarded:
     port: int
     folder: Path
     passwords: Mapping[str, str]
-    scheme: str = "rediss"
 
     def url(self, account: str) -> str:
         """The address of an account, with its password and its certificates."""
-        names = _FILES[self.scheme]
-        query = urlencode({name: self.folder / file for name, file in names.items()} | _VERIFIED[self.scheme])
-        vhost = "0" if self.scheme == "rediss" else "%2F"
-        return f"{self.scheme}://{account}:{self.passwords[account]}@localhost:{self.port}/{vhost}?{query}"
+        query = urlencode({name: self.folder / file for name, file in _FILES.items()} | {"ssl_cert_reqs": "required"})
+        return f"rediss://{account}:{self.passwords[account]}@localhost:{self.port}/0?{query}"
 
     def client(self, account: str) -> redis.Redis:
         """A client that is that account."""
@@ -136,62 +125,6 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             await sink.drain()
     finally:
         sink.close()
-
-
-@contextmanager
-def guarded_rabbit(folder: Path, classes: Iterable[str]) -> Iterator[Guarded]:
-    """Debian's RabbitMQ, with the accounts of a fleet of these classes."""
-    binary = needed(str(_RABBIT))
-    authority(folder)
-    passwords, port = passwords_from({}), free_port()
-    (folder / "definitions.json").write_text(json.dumps(rabbit_accounts(classes, passwords)))
-    settings = f"""\
-listeners.tcp = none
-listeners.ssl.local = 127.0.0.1:{port}
-ssl_options.cacertfile = {folder}/ca.pem
-ssl_options.certfile = {folder}/server.pem
-ssl_options.keyfile = {folder}/server.key
-ssl_options.verify = verify_peer
-ssl_options.fail_if_no_peer_cert = true
-load_definitions = {folder}/definitions.json
-log.console = true
-log.console.level = warning
-"""
-    (folder / "rabbitmq.conf").write_text(settings)
-    places = {
-        "CONFIG_FILE": "rabbitmq.conf",
-        "ENABLED_PLUGINS_FILE": "plugins",
-        "MNESIA_BASE": "data",
-        "LOG_BASE": "log",
-    }
-    variables = {f"RABBITMQ_{name}": str(folder / file) for name, file in places.items()}
-    variables |= {
-        "RABBITMQ_NODENAME": f"guarded-{port}@localhost",
-        "RABBITMQ_DIST_PORT": str(free_port()),
-        "HOME": str(folder),
-    }
-    variables |= {
-        "RABBITMQ_PID_FILE": str(folder / "pid"),
-        "ERL_EPMD_PORT": str(free_port()),
-        "ERL_EPMD_ADDRESS": "127.0.0.1",
-    }
-    with (folder / "console").open("wb") as log:
-        process = subprocess.Popen(
-            [binary],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | variables,
-            start_new_session=True,  # so that its script and its machine end together
-        )
-    try:
-        _await_port(process, port)
-        yield Guarded(port, folder, passwords, "amqps")
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kill = ["epmd", "-kill"]  # the name server that it alone used, once that has seen it end
-        until(lambda: not subprocess.run(kill, env=os.environ | variables, capture_output=True, check=False).returncode)
 
 
 def needed(program: str) -> str:

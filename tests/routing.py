@@ -7,12 +7,11 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import kombu
 import msgspec
 import redis
 
@@ -20,12 +19,11 @@ from broker.valkey import run
 from broker.valkey.claims import Verdict, claim_answer, claim_call
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.presence import heartbeat_call
-from tasks.celery_app import class_queue
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, Result, RunReport, success_meta
-from taxiway.contract.keys import ARRIVALS, priority_lists
+from taxiway.contract.keys import priority_lists
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
 from tests.forked import Process, start
@@ -74,8 +72,7 @@ class EchoDevice:
         self.done: list[str] = []
         self.unavailable: dict[str, str] = {}
         self._secret = settings.secret
-        self._client = redis.Redis.from_url(settings.state)
-        self._broker = redis.Redis.from_url(settings.broker if settings.broker.startswith("redis") else settings.state)
+        self._client = redis.Redis.from_url(settings.broker)
         self._name = f"{hardware_class}.{uuid.uuid4().hex[:6]}"
         self._stopping = threading.Event()
         self._answering = answering
@@ -92,7 +89,6 @@ class EchoDevice:
         self._thread.join()
         run(self._client, heartbeat_call(self._name, b""))
         self._client.close()
-        self._broker.close()
 
     def beat(self) -> None:
         """Publish the device's facts."""
@@ -133,7 +129,7 @@ class EchoDevice:
                 self._resting.set()
                 time.sleep(0.05)
                 continue
-            popped = self._broker.blpop(priority_lists(self.hardware_class), timeout=0.1)
+            popped = self._client.blpop(priority_lists(self.hardware_class), timeout=0.1)
             if popped is not None:
                 self._answer(as_bytes(popped[1]))
 
@@ -172,23 +168,6 @@ class EchoDevice:
         )
         self.done.append(ticket.job)  # before a waiter has the result
         run(self._client, finish_call([ending], keep_result=60, keep_record=60))
-
-
-def empty_queues(url: str, classes: Iterable[str]) -> None:
-    """Declare the arrivals and the classes' queues on a RabbitMQ broker, as plain Celery does, and empty them."""
-    with kombu.Connection(url) as connection:
-        arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
-        for queue in (arrivals, *map(class_queue, classes)):
-            bound = queue.bind(connection.default_channel)
-            bound.delete()
-            bound.declare()
-
-
-def depth_on_rabbitmq(url: str, hardware_class: str) -> int:
-    """Messages that wait in a class's queue."""
-    with kombu.Connection(url) as connection:
-        declared: Any = class_queue(hardware_class).bind(connection.default_channel).queue_declare(passive=True)
-        return int(declared.message_count)
 
 
 def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> Any:

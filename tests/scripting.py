@@ -15,7 +15,7 @@ from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_
 from broker.valkey.queues import TAKES, recover_call, sign_call
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import WORK, in_flight_key, job_key, session_key, work_cell
-from taxiway.contract.wire import Envelope
+from taxiway.contract.wire import Envelope, encode_envelope
 from tests.narrowing import as_bytes
 from tests.stored import fields_of
 
@@ -52,15 +52,15 @@ class Store:
         """What is taken under a session."""
         return self.exchange(session=session, most=most, most_bytes=most_bytes).taken
 
-    def forward(self, *messages: Outgoing, session: str = "", was: str = "") -> list[bool]:
+    def forward(self, *messages: Outgoing, session: str = "", held: bool = False) -> list[bool]:
         """What of this was forwarded; under a session, all that it took is answered with it."""
-        return [one is ForwardOutcome.NEW for one in self.exchange(*messages, session=session, was=was).done]
+        return [one is ForwardOutcome.NEW for one in self.exchange(*messages, session=session, held=held).done]
 
     def exchange(
         self,
         *messages: Outgoing,
         session: str = "",
-        was: str = "",
+        held: bool = False,
         most: int = 0,
         most_bytes: int = 1000,
         snapshots: Sequence[StoredSnapshot] = (),
@@ -68,8 +68,10 @@ class Store:
         """The answer when this is forwarded, and arrivals are taken under a session."""
         takes = in_flight_key(session, TAKES)
         taking = Taking(session_key(session), takes, [takes], most, most_bytes) if session else None
-        call = forward_call(messages, taking, keep=KEEP, was=was, part=as_it_is, snapshots=snapshots)
-        return forward_answer(self.run(call))
+        call = forward_call(messages, taking, keep=KEEP, snapshots=snapshots, held=held)
+        plain = {encode_envelope(one.envelope): one.envelope.body.encode() for one in messages}
+        args = [plain.get(arg, arg) if isinstance(arg, bytes) else arg for arg in call.args]
+        return forward_answer(self.run(call._replace(args=args)))
 
     def recover(self, session: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""
@@ -94,7 +96,7 @@ class Store:
 
 def placed(job: str, message: bytes = b"m", **fields: str) -> Outgoing:
     """A job placed on cpu.batch."""
-    return Outgoing("", "cpu.batch", 1, carrying(message), job, RECORD | fields)
+    return Outgoing("", "cpu.batch", 0, carrying(message), job, RECORD | fields)
 
 
 def recorded(job: str, fields: Mapping[str, str] = RECORD) -> Outgoing:
@@ -103,10 +105,5 @@ def recorded(job: str, fields: Mapping[str, str] = RECORD) -> Outgoing:
 
 
 def carrying(message: bytes) -> Envelope:
-    """An envelope that `as_it_is` stores as these bytes."""
+    """An envelope that `Store` stores as these bytes."""
     return Envelope(body=message.decode(), headers={}, properties={})
-
-
-def as_it_is(message: Outgoing) -> tuple[str, bytes]:
-    """The queue's first list, and the body alone as the stored message."""
-    return message.queue, message.envelope.body.encode()

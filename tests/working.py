@@ -17,18 +17,15 @@ from typing import Any
 import msgspec
 import redis
 from celery import Celery
-from kombu import Connection, Producer
 
 from broker.valkey import run
 from broker.valkey.endings import Ending, finish_call
-from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, sign
 from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
     INFER,
-    amqp_priority,
     job_key,
     priority_list,
     priority_lists,
@@ -98,7 +95,6 @@ def empty_fleet(valkey_url: str) -> Settings:
         client.flushdb()
     return Settings(
         broker=url,
-        state=url,
         secret=(secrets.token_bytes(32),),
         queues=TREE / "queues.yaml",
         models=TREE / "models",
@@ -173,7 +169,7 @@ class Tower:
     """Orders jobs as a router does, for one class."""
 
     def __init__(self, settings: Settings) -> None:
-        self.state = redis.Redis.from_url(settings.state)
+        self.state = redis.Redis.from_url(settings.broker)
         self._settings = settings
 
     def __enter__(self) -> Tower:
@@ -201,25 +197,8 @@ class Tower:
 
     def queue(self, *envelopes: Envelope, level: int = 1) -> None:
         """Publish messages to the class's queue, together."""
-        if self._settings.broker_is_state:
-            raw = [encode_envelope(self._placed(envelope, redis_priority(level))) for envelope in envelopes]
-            self.state.lpush(priority_list(CLASS, level), *raw)
-            return
-        with Connection(self._settings.broker) as connection, connection.channel() as channel:
-            queue = class_queue(CLASS)(channel)
-            queue.declare()
-            for envelope in envelopes:
-                Producer(channel).publish(
-                    envelope.payload(),
-                    exchange=queue.exchange,
-                    routing_key=CLASS,
-                    headers=envelope.headers,
-                    content_type=envelope.content_type,
-                    content_encoding=envelope.content_encoding,
-                    correlation_id=envelope.properties["correlation_id"],
-                    priority=amqp_priority(level),
-                    delivery_mode=2,
-                )
+        raw = [encode_envelope(self._placed(envelope, redis_priority(level))) for envelope in envelopes]
+        self.state.lpush(priority_list(CLASS, level), *raw)
 
     def route(self, model: str) -> int:
         """Sign and queue what plain Celery wrote to the arrivals; how many messages."""

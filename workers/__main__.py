@@ -37,7 +37,7 @@ def main(
 ) -> None:
     """Serve one hardware class on one device, until SIGTERM.
 
-    Servers and files come from TAXIWAY_BROKER, TAXIWAY_STATE, TAXIWAY_SECRET, TAXIWAY_QUEUES, TAXIWAY_MODELS and
+    Servers and files come from TAXIWAY_BROKER, TAXIWAY_SECRET, TAXIWAY_QUEUES, TAXIWAY_MODELS and
     TAXIWAY_CACHE.
     """
     os.environ |= _THREADS | {

@@ -37,9 +37,6 @@ from workers.celery_adapter.strategy import (
 from workers.device import WorkerContext, options_from
 from workers.name import worker_name
 
-PREFETCH = 3
-"""Messages to prefetch, in maximum batches: one runs, one forms, one is in transit."""
-
 
 def make_worker_app(environment: Mapping[str, str]) -> Celery:
     """The app of a worker that `environment` describes (`tasks.settings`, `workers.device.options_from`).
@@ -55,7 +52,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     context = WorkerContext(options, settings, topology, folder)
     _read_plainly()
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of root, for no message may hold code here
-    backend = WriteOnceSentinelBackend if "+sentinel://" in settings.state else WriteOnceBackend
+    backend = WriteOnceSentinelBackend if "+sentinel://" in settings.broker else WriteOnceBackend
     made = make_app(settings, topology, backend=_path(backend))
     made.amqp_cls = _path(BridgedAMQP)
     made.conf.update(_worker_settings(context))
@@ -110,10 +107,8 @@ def _worker_settings(context: WorkerContext) -> dict[str, Any]:
         "worker_pool": _path(DevicePool),
         "worker_consumer": _path(LoneConsumer),
         "worker_concurrency": 1,
-        "worker_prefetch_multiplier": PREFETCH * context.hardware.max_batch,
         "worker_redirect_stdouts": False,
         "worker_disable_rate_limits": True,
-        "worker_enable_prefetch_count_reduction": False,  # prefetch counts batches; claims make copies harmless
     }
 
 

@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -28,7 +28,6 @@ from broker.valkey.class_queue import ClassQueue
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import HEARTBEAT, unfit_for
 from tasks.models.artefacts import ArtefactStore
-from tasks.settings import STATES
 from tasks.topology import Topology
 from workers.device import Device, DeviceMissingError, WorkerContext, find_device
 from workers.drain import Drain, NoticeWatch
@@ -74,15 +73,15 @@ class Worker:
 
     Args:
         name: the worker's name, recorded in claims.
-        class_queue: source of plain jobs' messages; None if Celery's consumer receives all messages.
+        class_queue: source of messages.
 
     Raises:
         SystemExit: the device is missing.
     """
 
-    def __init__(self, context: WorkerContext, name: str, celery: CeleryWorker, class_queue: ClassQueue | None) -> None:
+    def __init__(self, context: WorkerContext, name: str, celery: CeleryWorker, class_queue: ClassQueue) -> None:
         limits, found = context.topology.limits, _device(context)
-        store = WorkerStore(context.settings.state, name, limits, found.label)
+        store = WorkerStore(context.settings.broker, name, limits, found.label)
         held = HeldJobs(store, class_queue, celery)
         drain, counters = Drain(), OutcomeCounters(found.label, context.topology.tenants)
         self.context, self.store, self.held, self.drain, self.counters = context, store, held, drain, counters
@@ -96,16 +95,15 @@ class Worker:
         device, jobs = drive(context, found, shared)
         admit = AdmitStage(jobs, device.variants, shared, context, self._shutdown)
         self.finish = FinishStage(shared, counters, class_queue, device.variants)
-        self.fetch = None
-        if class_queue is not None:
-            self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)
+        self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)
         self.heartbeat = Heartbeat(device, shared, counters, context.options)
         self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs
         self._reload = FolderWatch(context, device, store)
-        self._stages: dict[str, Service] = {"admit": admit, "device": device, "finish": self.finish}
-        if self.fetch is not None:
-            self._stages = {"fetch": self.fetch, **self._stages}
-        self._beside: dict[str, Service] = {
+        self._services: dict[str, Service] = {
+            "fetch": self.fetch,
+            "admit": admit,
+            "device": device,
+            "finish": self.finish,
             "stream": StreamStage(pieces, store),
             "cancellations": Cancellations(store, held, self._marked),
             "reload": self._reload,
@@ -113,16 +111,13 @@ class Worker:
             "heartbeat": self.heartbeat,
         }
 
-    def start(self, after_finish: Mapping[str, Service]) -> None:
+    def start(self) -> None:
         """Take the name, load the class's warm models, start all services, and publish the first heartbeat.
-
-        `after_finish` are services of the adapter that are stopped after the finish stage.
 
         Raises:
             SystemExit: another live process has the worker's name.
         """
         self.heartbeat.name.take()
-        self._services = {**self._stages, **after_finish, **self._beside}
         self._threads: dict[str, threading.Thread] = {}
         self._reload.begin()
         loaded = threading.Event()
@@ -165,8 +160,7 @@ class Worker:
     def abandon(self) -> None:
         """Start no more work, and do not wait for running work."""
         self._shutdown.set()
-        if self.fetch is not None:
-            self.fetch.stop()
+        self.fetch.stop()
 
     def requeue(self, meanwhile: Callable[[], None]) -> None:
         """Return all held jobs to their queues, and publish that the worker is gone.
@@ -200,16 +194,12 @@ class Worker:
             self._celery.exit(os.EX_OK)
 
 
-def open_class_queue(context: WorkerContext, name: str) -> ClassQueue | None:
-    """The class queues on Valkey and Redis; None for another broker, where Celery's consumer receives all messages."""
-    settings = context.settings
-    if settings.broker.partition("://")[0] not in STATES:
-        return None
+def open_class_queue(context: WorkerContext, name: str) -> ClassQueue:
+    """The class queues that the worker consumes."""
     return ClassQueue(
-        settings.broker,
+        context.settings.broker,
         name,
         context.topology.limits,
-        claiming=settings.broker_is_state,
         ahead=ahead_of(context.hardware),
         led=context.hardware.endpoint is not None,
     )

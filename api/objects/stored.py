@@ -35,7 +35,7 @@ class StoredObjects:
 
     def __init__(self, router: Router, settings: Settings, place: str) -> None:
         self.router = router
-        self.objects = Objects(settings.state, router.rules.topology.limits)
+        self.objects = Objects(settings.broker, router.rules.topology.limits)
         self.contents = open_contents(place)
         inference = Inference(router, Jobs(router))
         self.bodies = Bodies(router.rules.topology)

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import msgspec
 
-from broker.port import Head, Moved, QueueMover
+from broker.port import Head, Moved
+from broker.valkey.mover import ValkeyQueueMover
 from router.decide.plan import STALE, Cell, Followed, Tuned, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
@@ -156,7 +157,7 @@ SILENT = 2.5 * HEARTBEAT
 async def view_fleet(
     topology: Topology,
     reader: FleetReader,
-    queue_mover: QueueMover,
+    queue_mover: ValkeyQueueMover,
     targets: Mapping[str, ScalingTarget],
     store: RouterStore,
 ) -> FleetView:
@@ -234,7 +235,7 @@ def silent_for(devices: Sequence[DeviceFacts], heartbeats: Mapping[str, float], 
     return {worker: round(age, 3) for worker, age in ages.items() if age > SILENT}
 
 
-async def _accepted(queue_mover: QueueMover, jobs: Sequence[str]) -> Mapping[str, float]:
+async def _accepted(queue_mover: ValkeyQueueMover, jobs: Sequence[str]) -> Mapping[str, float]:
     """The acceptance time of each of these jobs that has a record."""
     records = await queue_mover.records(jobs, ("accepted",)) if jobs else []
     return {job: float(its["accepted"]) for job, its in zip(jobs, records, strict=True) if "accepted" in its}

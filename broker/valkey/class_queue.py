@@ -74,19 +74,15 @@ class ClassQueue:
 
     Args:
         worker: the worker's name; claims carry it.
-        claiming: whether broker and state are one server, so that taking a message also claims its job.
-        ahead: most seconds of patient work that a worker takes, if broker and state are one server.
+        ahead: most seconds of patient work that a worker takes.
         led: whether routers may lead messages of its queue to this worker.
     """
 
-    def __init__(
-        self, url: str, worker: str, limits: Limits, *, claiming: bool, ahead: float = math.inf, led: bool = False
-    ) -> None:
-        self.acknowledges_with_result = claiming
+    def __init__(self, url: str, worker: str, limits: Limits, *, ahead: float = math.inf, led: bool = False) -> None:
         self._url = url
         self._connections = ConnectionPool(url, server="broker")
         self._lease = limits.lease
-        self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
+        self._claim_args = [worker, limits.lease, result_key(""), job_key("")]
         self._claim_args += [min(ahead, _ENDLESS), MOST, PATIENT]
         self._room = room_key(worker)
         self._led = [led_key(worker)] if led else []

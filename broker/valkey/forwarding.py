@@ -1,14 +1,14 @@
 """Forwards arrivals to class queues or into holding, in one step at the store.
 
-Jobs that no class can start soon wait in holding, bound to no class. With either broker, holding is in the state
-store, beside the jobs' records: one queue, ordered by deadline, for all jobs of a tenant that have the same candidates.
+Jobs that no class can start soon wait in holding, bound to no class, beside their records: one queue, ordered by
+deadline, for all jobs of a tenant that have the same candidates.
 Forwarding adds jobs, and removes them when they are placed. The leader draws jobs for a few seconds; what it has not
 placed by then returns, so a leader's crash loses none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -45,7 +45,6 @@ from taxiway.contract.keys import (
     webhook_outbox_key,
 )
 from taxiway.contract.wire import Envelope, encode_envelope
-from taxiway.valkey import Command
 
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
 _PREFIXES = (job_key(""), result_key(""), reply_channel(""), holding_key(""))
@@ -87,35 +86,12 @@ def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
     return envelope
 
 
-Part = Callable[[Outgoing], tuple[str, bytes]]
-"""What the server stores of a message: the list that it is published to, empty for none, and its bytes."""
-
-
-def whole(message: Outgoing) -> tuple[str, bytes]:
-    """The whole message: for a class queue's list, or into holding with its record."""
+def _stored(message: Outgoing) -> tuple[str, bytes]:
+    """The list that a message is published to, empty for one that is held, and its bytes."""
     if message.held:
         return "", encode_envelope(message.envelope)
     queue, level = message.queue, message.level
     return priority_list(queue, level), encode_envelope(addressed(message.envelope, queue, level))
-
-
-PUBLISHED = "published"
-"""A field in the record of a job whose message goes to another server: "0" until it is published there, then "1"."""
-
-
-def marked(message: Outgoing) -> Outgoing:
-    """The message with a record that marks it as not published yet; a held one need not be published."""
-    return msgspec.structs.replace(message, fields={**message.fields, PUBLISHED: "1" if message.held else "0"})
-
-
-def mark_published(messages: Sequence[Outgoing]) -> list[Command]:
-    """The commands that mark in the jobs' records that their messages are published."""
-    return [("HSET", job_key(message.job), PUBLISHED, "1") for message in messages]
-
-
-def unpublished(message: Outgoing) -> tuple[str, bytes]:
-    """Only the record of a message that is published elsewhere; a held message itself."""
-    return "", encode_envelope(message.envelope) if message.held else b""
 
 
 def forward_call(
@@ -123,8 +99,6 @@ def forward_call(
     taking: Taking | None = None,
     *,
     keep: int,
-    was: str = "",
-    part: Part = whole,
     snapshots: Sequence[StoredSnapshot] = (),
     held: bool = False,
 ) -> Call:
@@ -134,10 +108,8 @@ def forward_call(
         messages: the jobs.
         taking: the arrivals to take.
         keep: seconds for which records are kept.
-        was: the state that the records are in; empty if there are none yet.
-        part: what is stored of each message.
         snapshots: the snapshots to keep.
-        held: whether the jobs were held: a server whose memory is full forwards them too.
+        held: whether the jobs were held, so that they have records: a server whose memory is full forwards them too.
     """
     keys, args = [*_KEYS], list[Any]([0, 0, 0, 0, *_PREFIXES, len(snapshots)])
     if taking is not None:
@@ -145,7 +117,7 @@ def forward_call(
         args[:4] = LEVELS, len(taking.answered), taking.most, taking.most_bytes
     keys += (snapshot_key(one.name) for one in snapshots)
     args += (part for one in snapshots for part in (one.packed, one.keep))
-    parts = [(*part(message), message) for message in messages]
+    parts = [(*_stored(message), message) for message in messages]
     for (queue_list, *_), group in groupby(parts, key=_alike):
         jobs = list(group)
         fields = jobs[0][-1].fields
@@ -157,8 +129,8 @@ def forward_call(
         if queue_list and (lead := jobs[0][-1].lead) is not None:
             keys += (*UNACKED, *priority_lists(jobs[0][-1].queue))
             published = _lead(lead, jobs[0][-1].queue)
-        args += (published, keep, was, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
-        args += (0 if was else fields.get("accepted", 0), fields.get("cell", ""))
+        args += (published, keep, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
+        args += (0 if held else fields.get("accepted", 0), fields.get("cell", ""))
         args += (_pack(flat), _pack(_charges(fields)))
         if "spent" in fields:
             keys.append(fields["spent"])

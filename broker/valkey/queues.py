@@ -16,22 +16,11 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import msgspec
-
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, ForwardOutcome, InFlight, Outgoing, StoredSnapshot
 from broker.valkey import Call
-from broker.valkey.forwarding import (
-    Forwarded,
-    Taking,
-    forward_answer,
-    forward_call,
-    mark_published,
-    marked,
-    unpublished,
-)
+from broker.valkey.forwarding import Taking, forward_answer, forward_call
 from tasks.large_bodies import beside
 from taxiway.connection import AsyncConnection
-from taxiway.contract.job import JobState
 from taxiway.contract.keys import (
     ARRIVALS,
     DEFAULT_QUEUE,
@@ -78,7 +67,6 @@ TAKES = "takes"
 SOURCES = (TAKES, *map(str, range(LEVELS)))
 
 _CONFIRMED_WITHIN = 0.6  # seconds: together with the call itself, less than a caller waits
-_SEEN = {"state": JobState.QUEUED}
 _MISDIRECTED_AT_MOST = 64
 
 EVENTS = "celeryev"
@@ -175,22 +163,17 @@ def recover_call(session: str, remembered: float, most: int = REMEMBERED_AT_MOST
 
 
 class ValkeyTransport:
-    """The transport of a Valkey broker. If `state` is another server, records are written there first.
+    """Carries messages between arrivals, routers and class queues, for one router.
 
-    A message's tag is the list that it was taken into: all messages of a list are answered together.
+    A message that was taken is answered by `forward` or `settle` exactly once; if its router dies before that, it
+    returns to the arrivals. Its tag is the list that it was taken into: all messages of a list are answered together.
+    Every method raises `BrokerUnavailableError` while the broker does not answer.
     """
 
-    def __init__(
-        self, *, broker: str, state: str, name: str, keep_record: int, durability: Durability = "written"
-    ) -> None:
-        self._signs, self._takes, self._sends = (
-            AsyncConnection(broker),
-            AsyncConnection(broker),
-            AsyncConnection(broker),
-        )
-        self._records = AsyncConnection(state) if state != broker else None
-        self._waiters = [AsyncConnection(broker, answer=None) for _ in range(LEVELS)]
-        self._database = parse(broker).database
+    def __init__(self, url: str, *, name: str, keep_record: int, durability: Durability = "written") -> None:
+        self._signs, self._takes, self._sends = (AsyncConnection(url) for _ in range(3))
+        self._waiters = [AsyncConnection(url, answer=None) for _ in range(LEVELS)]
+        self._database = parse(url).database
         self._keep = keep_record
         self._confirming = confirming(durability, _CONFIRMED_WITHIN)
         self._session = Session(self._signs, name)
@@ -246,31 +229,19 @@ class ValkeyTransport:
     async def forward(
         self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
     ) -> list[ForwardOutcome]:
-        """Publish and record: in one step if broker and state are one server."""
+        """Publish and record, in one step."""
         tags = {m.tag for m in messages if m.tag}
-        if self._records is None:
-            done = await self._run_forward(messages, tags, snapshots)
-            await self._confirm(self._sends, tags)
-            return done
-        recorded = await self._run_record([marked(message) for message in messages], snapshots)
-        stays = [m.held or outcome < ForwardOutcome.COPY for m, outcome in zip(messages, recorded.done, strict=True)]
-        published = [_unrecorded(m) for m, stay in zip(messages, stays, strict=True) if not stay]
-        await self._confirm(self._records, tags)
-        sent = iter(await self._run_forward(published, tags))
-        await self._confirm(self._sends, tags)
-        if published:
-            with fleet_errors("state store"):
-                await self._records.calls(*mark_published(published))
-        return [done if stay else next(sent) for done, stay in zip(recorded.done, stays, strict=True)]
+        done = await self._run_forward(messages, tags, snapshots)
+        await self._confirm(tags)
+        return done
 
     async def release(
         self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
     ) -> list[ForwardOutcome]:
-        """Publish and record: in one step on one server, else in this order, since a copy is harmless."""
-        if self._records is None:
-            return await self._run_release(messages, snapshots, was=JobState.HELD)
-        await self._run_release([_unrecorded(m) for m in messages])
-        return (await self._run_record(messages, snapshots, was=JobState.HELD, held=True)).done
+        """Publish and record jobs that were held, in one step."""
+        call = forward_call(messages, keep=self._keep, snapshots=snapshots, held=True)
+        with fleet_errors("broker"):
+            return forward_answer(await self._sends.run(call)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Delete arrivals, with all that were taken with them."""
@@ -326,9 +297,8 @@ class ValkeyTransport:
                 await self._end_session()
         except BrokerUnavailableError:
             pass  # the session expires, and another router returns its in-flight messages
-        for connection in (self._signs, self._takes, self._sends, self._records, *self._waiters):
-            if connection is not None:
-                connection.close()
+        for connection in (self._signs, self._takes, self._sends, *self._waiters):
+            connection.close()
 
     def _ring(self, _: asyncio.Future[Any]) -> None:
         self._rung.set()
@@ -388,13 +358,6 @@ class ValkeyTransport:
             call = forward_call(messages, keep=self._keep, snapshots=snapshots)
             return forward_answer(await self._sends.run(call)).done
 
-    async def _run_release(
-        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = (), *, was: str = ""
-    ) -> list[ForwardOutcome]:
-        call = forward_call(messages, keep=self._keep, was=was, snapshots=snapshots, held=True)
-        with fleet_errors("broker"):
-            return forward_answer(await self._sends.run(call)).done
-
     async def _exchange(
         self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
     ) -> list[ForwardOutcome]:
@@ -414,23 +377,15 @@ class ValkeyTransport:
             self._bursts = True
         return answer.done
 
-    async def _confirm(self, connection: AsyncConnection, tags: Set[str]) -> None:
-        """Wait until requests of the HTTP door that were written on the connection are as durable as configured.
+    async def _confirm(self, tags: Set[str]) -> None:
+        """Wait until requests of the HTTP door that were written are as durable as configured.
 
         Requests from the arrivals were durable there, and a replica that lags behind still has them there.
         """
         if tags or not self._confirming:
             return
         with fleet_errors("broker"):
-            check_confirmed(await connection.calls(*self._confirming))
-
-    async def _run_record(
-        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot], *, was: str = "", held: bool = False
-    ) -> Forwarded:
-        assert self._records is not None
-        call = forward_call(messages, keep=self._keep, was=was, part=unpublished, snapshots=snapshots, held=held)
-        with fleet_errors("state store"):
-            return forward_answer(await self._records.run(call))
+            check_confirmed(await self._sends.calls(*self._confirming))
 
 
 def _failure(call: asyncio.Task[Any]) -> BaseException | None:
@@ -447,11 +402,6 @@ def _reached(call: asyncio.Task[Any]) -> bool:
 def _refused(error: BaseException) -> bool:
     """Whether the server answered that it accepts no writes: then nothing was moved."""
     return isinstance(error, ServerError) and takes_nothing(error)
-
-
-def _unrecorded(message: Outgoing) -> Outgoing:
-    """A message to be published without its record, which is elsewhere: the broker only marks the job as seen."""
-    return msgspec.structs.replace(message, fields=_SEEN, use=None, lead=None)
 
 
 def _is_request(arrival: Arrival) -> bool:

@@ -16,7 +16,6 @@ from broker.valkey.claims import (
     bill_call,
     claim_answer,
     claim_call,
-    over_call,
     read_history,
     release_call,
     renew_call,
@@ -28,7 +27,7 @@ from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
 from tasks.models.folder import Watched
 from tasks.topology import Limits
 from taxiway.backoff import Backoff
-from taxiway.connection import BLOCKING_ANSWER, Connection, ConnectionPool
+from taxiway.connection import Connection, ConnectionPool
 from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta
 from taxiway.contract.keys import (
     DEAD,
@@ -41,9 +40,8 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.values import Reference
-from taxiway.contract.wire import outlasted, outlasting
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey import Command, checked, fleet_errors
+from taxiway.valkey import Command, fleet_errors
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +50,6 @@ KEPT_DEAD = 10_000
 
 _REMEMBERED = 30 * 86400
 """Seconds for which facts learned about an endpoint are kept."""
-
-_AT_ONCE = 500
-"""Jobs per script call, so that one worker does not block the server for long."""
-
-_KEPT_WITHIN = 0.8 * BLOCKING_ANSWER
-"""Seconds to wait for the store's log to be on its disk. If the disk takes longer, the log has at least been written to
-the operating system, and is lost only with the machine."""
 
 _BACKOFF = Backoff(0.05, 1.0)  # while the store is unavailable
 
@@ -80,7 +71,6 @@ class WorkerStore:
         self.device = device
         self._connections = ConnectionPool(url, server="state store")
         self._cancellations = Connection(url)
-        self._keeps = True
 
     def claim(self, jobs: Sequence[tuple[str, float]]) -> tuple[float, list[Claim]]:
         """Claim jobs, given with their deadlines; returns the store's time and each job's claim, in order."""
@@ -128,22 +118,6 @@ class WorkerStore:
         """Write results and acknowledge the messages whose tags they have; returns which were written, in order."""
         call = finish_call(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
         return [bool(one) for one in self._connections.run(call)]
-
-    def over(self, jobs: Sequence[tuple[str, float]]) -> list[bool]:
-        """Which messages of these jobs (id, deadline) may be deleted, once the store's records of them are durable.
-
-        A store without an append-only log cannot confirm that; this is logged once.
-        """
-        calls = [over_call(self.worker, jobs[start : start + _AT_ONCE]) for start in range(0, len(jobs), _AT_ONCE)]
-        commands: list[Command] = [("EVAL", call.text, len(call.keys), *call.keys, *call.args) for call in calls]
-        *answers, persisted = self._connections.ask([*commands, outlasting(self.limits.durability, _KEPT_WITHIN)])
-        with fleet_errors("state store"):
-            checked(answers)
-        keeps = outlasted(persisted)
-        if self._keeps and not keeps:
-            logger.warning("the store may lose results when it is killed", extra={"answer": str(persisted)})
-        self._keeps = keeps
-        return [bool(one) for answer in answers for one in answer]
 
     def append(self, pieces: Sequence[tuple[str, Piece]]) -> None:
         """Append pieces to the streams of their jobs."""

@@ -1,6 +1,6 @@
 """Does a new worker get its half of the jobs that wait for another class, while leaders are killed?
 
-`python -m lab.drills.misplaced [--broker amqp://…]` starts two routers and a worker, and submits `paced` jobs
+`python -m lab.drills.misplaced` starts two routers and a worker, and submits `paced` jobs
 until 20,000 wait for its class. Then a worker of another class of the same price joins, and the leader is killed
 (`kill -9`) as soon as jobs begin to move, 20 times; a standby takes over, and a new router starts. All jobs must be
 answered within 1.15 times the time of a perfect split. That time is measured before and after, with the same workers
@@ -23,11 +23,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import kombu
 import msgspec
 import redis
 
@@ -36,10 +35,9 @@ from benchmarks.harness.measure import answer, say
 from benchmarks.harness.processes import broker_settings, running, started
 from broker.port import Moved
 from local.embedded import EmbeddedValkey
-from tasks.celery_app import class_queue
 from tasks.settings import Settings
 from taxiway.contract.job import read_meta, read_moves, read_result
-from taxiway.contract.keys import ARRIVALS, DEVICES, LEAD, MOVES, WORK, job_key, result_key, work_cell
+from taxiway.contract.keys import DEVICES, LEAD, MOVES, WORK, job_key, result_key, work_cell
 
 HERE, THERE = "cpu.here", "cpu.there"
 
@@ -177,14 +175,13 @@ class Outcome:
 def main() -> int:
     """Run once and print the line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lab.drills.misplaced", description=__doc__)
-    parser.add_argument("--broker", help="RabbitMQ's address; without it the embedded Valkey is the broker, too")
     parser.add_argument("--jobs", type=int, default=20_000, help="jobs that wait for one class")
     parser.add_argument("--kills", type=int, default=20, help="how often the router that leads is killed")
     given = parser.parse_args()
-    with fleet_on(given.broker) as fleet:
+    with own_fleet() as fleet:
         outcome = misplaced(fleet, given.jobs, given.kills)
     holds = outcome.ratio <= TARGET and not outcome.lost and not outcome.again and outcome.killed == given.kills
-    where = f"{given.jobs:,} jobs on one class, another idle, {'RabbitMQ' if given.broker else 'Valkey'}"
+    where = f"{given.jobs:,} jobs on one class, another idle"
     figures = {name: figure for name, figure in asdict(outcome).items() if name not in ("seconds", "perfect")}
     took = {"seconds": round(outcome.seconds, 1), "perfect": round(outcome.perfect, 1)}
     say(answer(f"{where}: time to a perfect split's", [outcome.ratio], target=TARGET, holds=holds, **took, **figures))
@@ -192,28 +189,17 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def fleet_on(broker: str | None) -> Iterator[Fleet]:
-    """A fleet without processes yet; its queues on RabbitMQ are deleted before and afterwards."""
+def own_fleet() -> Iterator[Fleet]:
+    """A fleet without processes yet."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         (folder / "queues.yaml").write_text(QUEUES)
         valkey = stack.enter_context(EmbeddedValkey(folder))
         settings = broker_settings(valkey.url, folder / "queues.yaml")
-        if broker:
-            settings = replace(settings, broker=broker)
-            delete_queues(broker)
-            stack.callback(delete_queues, broker)
         store = stack.enter_context(redis.Redis.from_url(valkey.url))
         fleet = Fleet(settings, folder, store, stack.enter_context(contextlib.ExitStack()))
         threading.Thread(target=fleet.listen, daemon=True).start()
         yield fleet
-
-
-def delete_queues(broker: str) -> None:
-    """Delete what an earlier run may have left on RabbitMQ."""
-    with kombu.Connection(broker) as connection:
-        for queue in (kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS)), class_queue(HERE), class_queue(THERE)):
-            queue.bind(connection.default_channel).delete()
 
 
 def misplaced(fleet: Fleet, jobs: int, kills: int) -> Outcome:

@@ -36,7 +36,7 @@ _UNWRITTEN = {
 }
 """What lines of `INFO persistence` say of a server's disk."""
 
-SERVERS = ("TAXIWAY_BROKER", "TAXIWAY_STATE")
+SERVERS = ("TAXIWAY_BROKER", "TAXIWAY_AMQP")
 """The variables that name the user's own servers."""
 
 
@@ -170,7 +170,7 @@ def check_servers(environment: Mapping[str, str]) -> None:
     """
     for variable in SERVERS:
         url = environment.get(variable, "")
-        finding = _server(variable, url) if urlsplit(url).scheme in BROKERS else None
+        finding = _server(variable, url) if urlsplit(url).scheme in (*BROKERS, *_PORTS) else None
         if finding is not None and not finding.found:
             raise ServerAwayError(f"{variable}: {finding.value}")
 
@@ -218,9 +218,9 @@ def _guard(variable: str, url: str) -> Iterator[Finding]:
 
 def _store_here(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
     """The same of the store of a local fleet that has none of the `SERVERS` that are named here."""
-    if fleet.state not in map(environment.get, SERVERS):
+    if fleet.broker not in map(environment.get, SERVERS):
         embedded = any(process.name == "broker" for process in fleet.processes)
-        yield from _disk("state store", fleet.state, Path(fleet.data) if embedded else None)
+        yield from _disk("state store", fleet.broker, Path(fleet.data) if embedded else None)
 
 
 def _disk(subject: str, url: str, folder: Path | None) -> Iterator[Finding]:

@@ -59,7 +59,7 @@ def window_per_level(window: int, names: Sequence[str], backlog: Backlog) -> int
 def group_by_kind(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
     """The jobs by kind, each with the device seconds served before it.
 
-    They arrive in the order of `QueueMover.peek` and keep it: within each queue and level, last served first.
+    They arrive in the order of `peek` and keep it: within each queue and level, last served first.
     """
     before = {name: list(accumulate(backlog.levels(name))) for name in backlog.classes}
     kinds: dict[Hashable, list[tuple[Q, float]]] = {}

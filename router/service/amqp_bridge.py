@@ -105,16 +105,16 @@ class _Session:
 
 
 class AmqpBridge:
-    """Carries messages between RabbitMQ at `url` and Valkey at `state`; connects again after each failure."""
+    """Carries messages between RabbitMQ at `url` and Valkey at `broker`; connects again after each failure."""
 
-    def __init__(self, url: str, state: str, name: str, store: RouterStore, durability: Durability) -> None:
+    def __init__(self, url: str, broker: str, name: str, store: RouterStore, durability: Durability) -> None:
         self._url = url
         self._store, self._name = store, name
-        self._arrivals, self._keeps, self._outbox = (AsyncConnection(state) for _ in range(3))
-        self._bell = AsyncConnection(state, answer=None)
+        self._arrivals, self._keeps, self._outbox = (AsyncConnection(broker) for _ in range(3))
+        self._bell = AsyncConnection(broker, answer=None)
         self._keeping = confirming(durability, _KEPT_WITHIN) or (("WAITAOF", 1, 0, int(_KEPT_WITHIN * 1000)),)
         self._durability = durability
-        self._sender = Leadership(state, name, _LEASE, (AMQP_SENDER, AMQP_SENDERS))
+        self._sender = Leadership(broker, name, _LEASE, (AMQP_SENDER, AMQP_SENDERS))
 
     async def close(self) -> None:
         """Disconnect from Valkey, once `run` has ended."""

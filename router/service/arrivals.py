@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from broker.port import Arrival, DeadLetter, ForwardOutcome, Transport
+from broker.port import Arrival, DeadLetter, ForwardOutcome
+from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import over_depth
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules
@@ -40,7 +41,7 @@ class Intake:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: ValkeyTransport,
         fleet: FleetReader,
         store: RouterStore,
         rules: Rules,

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 from opentelemetry.trace import Span, SpanKind
 
-from broker.port import Step, Transport
+from broker.port import Step
 from broker.valkey.endings import Ending
+from broker.valkey.queues import ValkeyTransport
 from router.decide.rebalance import Move
 from router.service.admission import Place
 from router.service.celery_message import After
@@ -59,7 +60,7 @@ class _Sent(msgspec.Struct):
     utcoffset: int = 0
 
 
-async def end_all(store: RouterStore, transport: Transport, groups: Sequence[tuple[Ending, After]]) -> None:
+async def end_all(store: RouterStore, transport: ValkeyTransport, groups: Sequence[tuple[Ending, After]]) -> None:
     """End jobs and what follows them (`RouterStore.finish_all`), and call their error links.
 
     A link that cannot be called is logged and given up, as its job has ended.
@@ -95,7 +96,7 @@ class SentEvents:
         sent = _Sent(job, shown, queue, queue, queue, job, self._node, time.time(), self._pid, self._clock)
         self._waiting.append(sent)
 
-    async def send(self, transport: Transport) -> None:
+    async def send(self, transport: ValkeyTransport) -> None:
         """Send the collected events; one that cannot be sent is dropped."""
         events, self._waiting = self._waiting, []
         if not events:

@@ -18,7 +18,6 @@ from broker.valkey import Call
 from broker.valkey.deadlines import Overdue, forget_ended_call, overdue_answer, overdue_call
 from broker.valkey.endings import Ending, finish_call, revive_call
 from broker.valkey.forwarding import (
-    PUBLISHED,
     Drawn,
     Refused,
     Survey,
@@ -283,15 +282,11 @@ class RouterStore:
         await self._calls.calls(*commands)
 
     async def accepted_before(self, uses: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether each job was accepted, for a request with this digest.
-
-        A job that was only recorded was not: its router may have died before it published it (`broker.rabbitmq`).
-        """
-        fields = ("state", "digest", PUBLISHED, "finished")
-        found: Any = await self._calls.calls(*(("HMGET", job_key(job), *fields) for job, _ in uses))
+        """Whether each job was accepted, for a request with this digest."""
+        found: Any = await self._calls.calls(*(("HMGET", job_key(job), "state", "digest") for job, _ in uses))
         return [
-            bool(state) and (first or b"") == digest.encode() and (published != b"0" or bool(finished))
-            for (state, first, published, finished), (_, digest) in zip(found, uses, strict=True)
+            bool(state) and (first or b"") == digest.encode()
+            for (state, first), (_, digest) in zip(found, uses, strict=True)
         ]
 
     async def first_digest(self, job: str) -> str:

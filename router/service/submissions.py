@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from broker.port import ForwardOutcome, Outgoing, Transport
+from broker.port import ForwardOutcome, Outgoing
+from broker.valkey.queues import ValkeyTransport
 from router.service.snapshot_reader import FleetReader
 from taxiway.connection import settle
 from taxiway.errors import BrokerUnavailableError
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Submissions:
     """Forwards single messages; those that arrive while a call is in progress share the next one."""
 
-    def __init__(self, transport: Transport, fleet: FleetReader) -> None:
+    def __init__(self, transport: ValkeyTransport, fleet: FleetReader) -> None:
         self._transport = transport
         self._fleet = fleet
         self._waiting: list[tuple[Outgoing, asyncio.Future[ForwardOutcome]]] = []

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
-from broker.port import Transport
 from broker.valkey.deadlines import Overdue, exceeded
 from broker.valkey.endings import Ending
+from broker.valkey.queues import ValkeyTransport
 from router.service.celery_message import NOTHING_AFTER, After, after_failure
 from router.service.events import end_all
 from router.service.store import RouterStore
@@ -33,7 +33,7 @@ ENDING_LEASE = 1.0
 class Deadlines:
     """Ends jobs past their deadline by the store's clock. It checks when the first known deadline passes."""
 
-    def __init__(self, store: RouterStore, transport: Transport) -> None:
+    def __init__(self, store: RouterStore, transport: ValkeyTransport) -> None:
         self._store = store
         self._transport = transport
         self._next = 0.0

@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from broker.port import Transport
+from broker.valkey.queues import ValkeyTransport
 from router.service.admission import Rules
 from router.service.decision import misdirected_ending
 from router.service.model_list import model_list
@@ -27,7 +27,7 @@ PUBLISH = 30.0
 class Housekeeping(Duty):
     """Publishes the models, ends requests sent to Celery's default queue, and removes jobs from the indexes."""
 
-    def __init__(self, transport: Transport, store: RouterStore, fleet: FleetReader, rules: Rules) -> None:
+    def __init__(self, transport: ValkeyTransport, store: RouterStore, fleet: FleetReader, rules: Rules) -> None:
         super().__init__(HOUSEKEEPING_TICK)
         self._transport = transport
         self._store = store

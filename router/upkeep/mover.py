@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker.port import Moved, Peeked, QueueMover, Step
+from broker.port import Moved, Peeked, Step
 from broker.valkey.leases import Leadership
+from broker.valkey.mover import ValkeyQueueMover
 from router.decide.rebalance import Flows, Move, rebalance
 from router.decide.waiting import abandoned, backlogged, window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
@@ -27,7 +28,6 @@ from router.upkeep.waiting import (
     groups_of,
     moves_of_abandoned,
     read_waiting,
-    rest_of_move,
     steps_of,
 )
 
@@ -45,7 +45,7 @@ class Mover(Duty):
 
     def __init__(
         self,
-        queue_mover: QueueMover,
+        queue_mover: ValkeyQueueMover,
         leadership: Leadership,
         fleet: FleetReader,
         store: RouterStore,
@@ -68,16 +68,13 @@ class Mover(Duty):
         working, rules = self._fleet.working, self._rules.topology.rebalance
         if working.fleet.stale:
             return
-        try:
-            names = backlogged(working, rules.tick)
-            depths, waiting = await self._inspect(names, window_per_level(rules.window, names, working.backlog))
-            groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
-            work = {name: working.backlog.levels(name) for name in working.backlog.classes}
-            decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
-            await self._make(decided, waiting)
-            await self._empty_abandoned(working)
-        finally:
-            await self._queue_mover.put_back()
+        names = backlogged(working, rules.tick)
+        depths, waiting = await self._inspect(names, window_per_level(rules.window, names, working.backlog))
+        groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
+        work = {name: working.backlog.levels(name) for name in working.backlog.classes}
+        decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
+        await self._make(decided, waiting)
+        await self._empty_abandoned(working)
 
     async def _empty_abandoned(self, working: WorkingSnapshot) -> None:
         """Move what waits for classes that are no longer in queues.yaml."""
@@ -87,7 +84,7 @@ class Mover(Duty):
     async def _inspect(self, names: Sequence[str], most: int) -> tuple[dict[str, int], dict[str, Waiting]]:
         """The queue depth of each of these classes, and by id the movable jobs among those that its queue serves last.
 
-        Up to `most` of each level are read. On RabbitMQ a job may be in the queue twice: one of two copies is moved.
+        Up to `most` of each level are read.
         """
         depths, waiting = {}, dict[str, Waiting]()
         for name in names:
@@ -101,9 +98,7 @@ class Mover(Duty):
     async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:
         fields = await self._queue_mover.records([one.job for one in messages], FIELDS)
         now = self._store.now()
-        pairs = list(zip(messages, fields, strict=True))
-        interrupted = (rest_of_move(message, record, self._rules) for message, record in pairs)
-        await self._move([step for step in interrupted if step is not None])
+        pairs = zip(messages, fields, strict=True)
         jobs = (read_waiting(message, record, self._rules.catalogue, now) for message, record in pairs)
         return [job for job in jobs if job is not None]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from broker.port import Transport
 from broker.valkey.forwarding import Drawn, HoldingQueue
 from broker.valkey.leases import Leadership
+from broker.valkey.queues import ValkeyTransport
 from router.decide.cost import has_capacity
 from router.decide.facts import BEAT
 from router.decide.fairness import RELEASE_TICK, FairOrder, HeldKind, Releasable, kind_of
@@ -33,7 +33,7 @@ class Releaser(Duty):
         leadership: Leadership,
         rules: Rules,
         store: RouterStore,
-        transport: Transport,
+        transport: ValkeyTransport,
         fleet: FleetReader,
         *,
         placed: Callable[[Place], None],

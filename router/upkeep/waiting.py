@@ -80,7 +80,7 @@ def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue
 
 
 def moves_of_abandoned(jobs: Iterable[Waiting], working: WorkingSnapshot) -> list[Move]:
-    """Moves of such classes' jobs, given in the order of `QueueMover.peek`, to where they would be placed now.
+    """Moves of such classes' jobs, given in the order of `peek`, to where they would be placed now.
 
     Those that would be held or refused stay. The moved work is added to the backlog.
     """
@@ -98,7 +98,7 @@ def moves_of_abandoned(jobs: Iterable[Waiting], working: WorkingSnapshot) -> lis
 
 
 def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
-    """Groups of the jobs, given in the order of `QueueMover.peek`: within each queue and level, last served first."""
+    """Groups of the jobs, given in the order of `peek`: within each queue and level, last served first."""
     groups = (_group(members, working, max_moves_per_job) for members in group_by_kind(jobs, working.backlog))
     return [group for group in groups if group is not None]
 
@@ -110,25 +110,6 @@ def steps_of(move: Move, waiting: Mapping[str, Waiting], now: float, rules: Rule
     """
     steps = (_step(move, waiting[job], now, rules) for job in move.jobs)
     return [step for step in steps if step is not None]
-
-
-def rest_of_move(peeked: Peeked, fields: Mapping[str, str], rules: Rules) -> Step | None:
-    """The remaining step of a move whose router died after it changed the record; None if there is none.
-
-    Possible only if messages and records are stored apart (RabbitMQ). If the copy was published already, only one of
-    them runs.
-    """
-    target = fields.get("hardware_class", "")
-    if fields.get("state") != JobState.QUEUED or target == peeked.queue or target not in rules.topology.hardware:
-        return None
-    try:
-        moves = read_moves(fields.get("moves", ""))
-        if not moves or (moves[-1].source, moves[-1].target) != (peeked.queue, target):
-            return None
-        envelope = _ordered(target, fields["variant"], moves[-1].reason, peeked.envelope, rules)
-    except (TicketError, InvalidRequestError, msgspec.MsgspecError):
-        return None
-    return Step(peeked, target, envelope)
 
 
 def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, most: int) -> Group | None:

@@ -86,10 +86,10 @@ class FleetTuner:
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self._topology = topology
         self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
-        self._connections = ConnectionPool(settings.state, server="state store")
-        self._history = History(settings.state)
+        self._connections = ConnectionPool(settings.broker, server="state store")
+        self._history = History(settings.broker)
         self._name = f"{socket.gethostname()}-{os.getpid()}"
-        self._lease = Lease(settings.state, self._name)
+        self._lease = Lease(settings.broker, self._name)
         self._each = 0.0
         self._watch: Watch | None = None
         self._good: tuple[Assignment, ...] = ()

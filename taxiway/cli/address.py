@@ -28,7 +28,7 @@ class _FleetFile(msgspec.Struct):
     """`fleet.json`, which remains after a supervisor was killed."""
 
     http: str
-    state: str = ""
+    broker: str = ""
     pid: int = 0
     processes: list[dict[str, Any]] = []
 
@@ -64,9 +64,7 @@ def find_store(url: str | None, data: Path | None, environment: Mapping[str, str
     Raises:
         CommandError: no local fleet is running.
     """
-    broker = environment.get("TAXIWAY_BROKER", "")
-    given = url or environment.get("TAXIWAY_STATE") or (broker if broker.startswith(("redis", "unix")) else "")
-    return given or _local_fleet(data, environment).state
+    return url or environment.get("TAXIWAY_BROKER") or _local_fleet(data, environment).broker
 
 
 def _local_fleet(data: Path | None, environment: Mapping[str, str]) -> _FleetFile:

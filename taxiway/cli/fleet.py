@@ -31,7 +31,7 @@ The scopes are described in docs/security.md."""
 
 _OWN = """--queues FILE    the fleet's queues.yaml [TAXIWAY_QUEUES, else the checkout's]
 --url URL        the state store of the fleet whose devices have learned, redis://…
-                 [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
+                 [TAXIWAY_BROKER, else the local fleet]
 --data DIR       data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
 --status FILE    in place of a fleet: the output of `taxiway status --json`
 --model NAME     the model of a trace that names none"""
@@ -81,7 +81,7 @@ _HISTORY = """\b
 (nothing)      the last 24 hours by model and service
 --day DAY      instead: a UTC day, such as 2026-11-27
 export DAY     a day's arrivals as a trace for `taxiway diff-config` and `simulate`, a CSV file
---url URL      the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
+--url URL      the state store, redis://… [TAXIWAY_BROKER, else the local fleet]
 --data DIR     data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
 --json         one JSON object; with export one per job, with what became of it
 

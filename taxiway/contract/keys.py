@@ -126,7 +126,6 @@ DEAD = "taxiway.dead"
 
 _SEPARATOR = "\x06\x16"
 _STEP = 3
-_URGENT = 5  # from this priority on, quorum queues serve a message first
 
 
 def priority_list(queue: str, level: int) -> str:
@@ -142,14 +141,6 @@ def priority_lists(queue: str) -> list[str]:
 def redis_priority(level: int) -> int:
     """Celery's number for `level` on Valkey and Redis: 0 is highest."""
     return level * _STEP
-
-
-def amqp_priority(level: int) -> int:
-    """AMQP's number for `level`: larger is higher.
-
-    Quorum queues have two priorities and serve the first level's number first; classic queues take it as their highest.
-    """
-    return _URGENT if level == 0 else LEVELS - 1 - level
 
 
 def result_key(job: str) -> str:
@@ -192,9 +183,9 @@ def name_key(worker: str) -> str:
     return f"taxiway:name:{worker}"
 
 
-def kept_key(process: str) -> str:
-    """The key that a worker or router writes to check that earlier writes are durable."""
-    return f"taxiway:kept:{process}"
+def kept_key(router: str) -> str:
+    """The key that a router writes to check that earlier writes are durable."""
+    return f"taxiway:kept:{router}"
 
 
 def cancelled_channel(worker: str) -> str:

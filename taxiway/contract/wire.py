@@ -358,23 +358,6 @@ def confirming(durability: Durability, patience: float) -> tuple[tuple[str | int
     return (("WAIT", 1, int(patience * 1000)),) if durability == "replicated" else ()
 
 
-def outlasting(durability: Durability, patience: float) -> tuple[str | int, ...]:
-    """The command that waits, at most `patience` seconds, until earlier writes are on disk or at a replica.
-
-    An ordinary answer is not enough: a server that flushes its log every second answers before the write is on disk.
-    """
-    milliseconds = int(patience * 1000)
-    return ("WAIT", 1, milliseconds) if durability == "replicated" else ("WAITAOF", 1, 0, milliseconds)
-
-
-def outlasted(answer: Any) -> bool:
-    """Whether `outlasting` was answered in time, by a server that persists its data."""
-    if isinstance(answer, Exception):
-        return False
-    kept: int = answer[0] if isinstance(answer, list) else answer
-    return kept > 0
-
-
 def check_confirmed(answers: Sequence[Any]) -> None:
     """Raise if the answers to `confirming` lack a confirmation.
 

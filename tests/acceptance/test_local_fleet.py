@@ -113,7 +113,7 @@ def test_a_fleet_serves_producers_that_have_rabbitmq_as_their_broker(tmp_path: P
     arguments = ("--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
     fleet = start_fleet(tmp_path, *arguments, settings={"TAXIWAY_AMQP": rabbit})
     try:
-        with Celery(broker=rabbit, backend=fleet.state, set_as_current=False) as producer:
+        with Celery(broker=rabbit, backend=fleet.broker, set_as_current=False) as producer:
             producer.conf.task_queues = [QUORUM]
             kwargs = {"model": "echo", "inputs": "by rabbit", "deadline": 60}
             asks = producer.signature("taxiway.infer", kwargs=kwargs, queue="taxiway.arrivals")

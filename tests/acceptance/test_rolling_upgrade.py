@@ -89,7 +89,7 @@ def small(settings: Settings, tmp_path: Path) -> Settings:
 
 
 def test_no_request_fails_while_every_router_and_worker_is_replaced(small: Settings) -> None:
-    with ExitStack() as stack, redis.Redis.from_url(small.state) as state:
+    with ExitStack() as stack, redis.Redis.from_url(small.broker) as state:
         old = Crew(small, ("cpu:0", "cpu:1"), stack)
         eventually(old.ready)
         balancer = Balancer(*(router.http for router in old.routers))

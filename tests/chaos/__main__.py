@@ -148,7 +148,7 @@ def _doors_of(fleet: Fleet) -> tuple[str, ...]:
 def _doors(fleet: Fleet) -> dict[str, Door]:
     """Must be called in the event loop that uses them."""
     doors: dict[str, Door] = {name: ClientDoor(url) for name, url in fleet.http.items()}
-    doors["celery"] = CeleryDoor(fleet.amqp or fleet.settings.broker, fleet.settings.state)
+    doors["celery"] = CeleryDoor(fleet.amqp or fleet.settings.broker, fleet.settings.broker)
     doors["client"] = ClientDoor(fleet.settings.broker)
     if fleet.rabbit is None:
         doors["replicated client"] = ClientDoor(fleet.settings.broker, "replicated")

@@ -45,7 +45,7 @@ def worker(fleet: Settings) -> Iterator[WorkerProcess]:
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         yield client
 
 
@@ -58,7 +58,7 @@ def tower(fleet: Settings) -> Iterator[Tower]:
 @pytest.fixture
 def producer(fleet: Settings) -> Iterator[Celery]:
     pools.reset()  # else it shares connections that earlier apps left, which the server may have closed
-    app = Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False)
+    app = Celery("lab", broker=fleet.broker, backend=fleet.broker, set_as_current=False)
     app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
     yield app
     gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there

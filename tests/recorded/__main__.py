@@ -58,7 +58,7 @@ def record(settings: Settings, store: Any, client: Client) -> dict[str, Any]:
             recorded["facts"] = eventually(
                 lambda: (facts := store.hget(DEVICES, worker.name)) and "done" in facts and facts
             )
-    WorkerStore(settings.state, "worker", Limits()).append([(job, Piece(1, 4, "two "))])
+    WorkerStore(settings.broker, "worker", Limits()).append([(job, Piece(1, 4, "two "))])
     ((_, recorded["piece"]),) = store.xrange(stream_key(job))
     return recorded
 

@@ -40,7 +40,7 @@ LOOK_AROUND = 0.5
 GRACE = 0.2
 """Seconds between SIGTERM and SIGKILL, during which the device waits."""
 
-_PRIVATE = ("TAXIWAY_BROKER", "TAXIWAY_STATE", "TAXIWAY_AMQP", "TAXIWAY_SECRET", "TAXIWAY_PRODUCER_SECRET")
+_PRIVATE = ("TAXIWAY_BROKER", "TAXIWAY_AMQP", "TAXIWAY_SECRET", "TAXIWAY_PRODUCER_SECRET")
 """Variables with passwords and keys, which no callable needs."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -7,7 +7,6 @@ import os
 import warnings
 from typing import Any
 
-from amqp.exceptions import ResourceLocked
 from celery import bootsteps
 from celery.exceptions import CPendingDeprecationWarning, WorkerShutdown
 from celery.worker.consumer import Consumer
@@ -38,17 +37,12 @@ def add_consumer(state: Any, queue: str, **_: Any) -> dict[str, str]:
 class LoneConsumer(Consumer):
     """Celery's consumer without its exchange with other workers, which hold nothing that this one needs.
 
-    At its start a worker would ask the others and wait until none has answered for a second, without sending
-    heartbeats of its own meanwhile. RabbitMQ's heartbeats, which come as often with a short lease, prolong that wait
-    until RabbitMQ closes the connection.
+    At its start a worker would ask the others and wait until none has answered for a second.
     """
 
     def __init__(self, on_task_request: Any, *, worker_options: dict[str, Any], **kwargs: Any) -> None:
         alone = worker_options | {"without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **kwargs)
-        # RabbitMQ may not have noticed yet that the worker's predecessor ended, and lock the control queue for it
-        consumer: Any = self  # celery-types lacks the attribute
-        consumer.connection_errors += (ResourceLocked,)
         warnings.filterwarnings("ignore", r"\s*In Celery 5\.1 we introduced", CPendingDeprecationWarning)  # we chose
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -69,7 +63,7 @@ class LoneConsumer(Consumer):
 
 
 class Fetching(bootsteps.StartStopStep):
-    """Has the fetch stage take messages from Valkey and Redis, instead of kombu's consumer.
+    """Has the fetch stage take messages, instead of kombu's consumer.
 
     The consumer stays, and says which queues are consumed: `add_consumer` and `cancel_consumer` work on it.
     """

@@ -27,11 +27,9 @@ from broker.valkey.endings import Ending
 from broker.valkey.worker_store import WorkerStore
 from tasks.telemetry import parent_of
 from tasks.ticket import Ticket
-from taxiway.contract.job import JobState
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
-from workers.celery_adapter.acknowledgements import Acknowledgements
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, ended, stopped
 from workers.celery_adapter.follow_ups import sending_where_it_came_from
@@ -73,24 +71,15 @@ class DevicePool(BasePool):
         self.worker = Worker(context, name, self.bridge, class_queue)
         signal.signal(NOTICE, lambda *_: self.worker.notice.signal())
         signals.worker_shutting_down.connect(self._drain, weak=False)
-        self._acknowledgements = None
-        if class_queue is None:
-            self._acknowledgements = Acknowledgements(self.worker.store, self.bridge.thread)
-        self.worker.start({"acknowledgements": self._acknowledgements} if self._acknowledgements is not None else {})
+        self.worker.start()
 
     def on_apply(self, target: Any, args: Any, kwargs: Any = None, **options: Any) -> None:
         """Take a request over from the consumer. Returns at once."""
         task, _, fields = args[:3]
         request = options["accept_callback"].__self__  # a bound method of the request, in every Celery
         store, thread = self.worker.store, self.bridge.thread
-        received = ReceivedTask(
-            self.app, store, thread, request, target, task, fields, options["callback"], self._remember
-        )
+        received = ReceivedTask(self.app, store, thread, request, target, task, fields, options["callback"])
         self.worker.receive(received.delivery)
-
-    def acknowledging(self, ticket: Ticket, ack: Callable[..., Any], reject: Callable[..., Any]) -> Callable[..., Any]:
-        """How Celery acknowledges a message: on another kind of broker not before the store keeps the job's end."""
-        return ack if self._acknowledgements is None else self._acknowledgements.after_end(ticket, ack, reject)
 
     def unfit_for(self, hardware_class: str) -> str | None:
         """Why the device may not serve a class; None where it may."""
@@ -102,17 +91,14 @@ class DevicePool(BasePool):
 
     def connect(self, consumer: Any) -> None:
         """Serve the queues of Celery's consumer; called after each connection."""
-        self.bridge.thread.connection, self.bridge.thread.qos = consumer.connection, consumer.qos
-        if self.worker.fetch is not None:
-            consumer.task_consumer.channel.qos.can_consume = lambda: False
-            self.bridge.follow(consumer.task_consumer)
-            self.worker.fetch.resume()
+        consumer.task_consumer.channel.qos.can_consume = lambda: False
+        self.bridge.follow(consumer.task_consumer)
+        self.worker.fetch.resume()
 
     def disconnect(self) -> None:
         """Take nothing more: the consumer's connection is lost, or the worker ends."""
-        if self.worker.fetch is not None:
-            self.worker.fetch.pause()
-            self.bridge.leave()
+        self.worker.fetch.pause()
+        self.bridge.leave()
 
     def show(self) -> None:
         """Show Celery's tools what is held, and the store what runs; on the consumer's thread."""
@@ -135,7 +121,7 @@ class DevicePool(BasePool):
         if cold:
             self.worker.drain.within(0.0)
         thread = self.bridge.thread
-        self.worker.stop(meanwhile=thread.stand_in)
+        self.worker.stop(meanwhile=thread.run)
         self.worker.requeue(meanwhile=thread.run)
         if self.worker.computes:
             logger.warning("a batch did not end within the grace: its jobs are back in their queue")
@@ -148,11 +134,6 @@ class DevicePool(BasePool):
 
     def terminate_job(self, pid: Any, signal: Any = None) -> None:
         """Nothing: Celery has marked the job, so a callable that runs for it is ended, and no answer is written."""
-
-    def _remember(self, ending: Ending) -> None:
-        """Keep an end that was written until its message is acknowledged, where that waits."""
-        if self._acknowledgements is not None:
-            self._acknowledgements.remember(ending)
 
     def _drain(self, how: str, **_: Any) -> None:
         """Begin the grace; asked once more, end it. In a signal's handler."""
@@ -175,15 +156,14 @@ class CeleryBridge:
     It stands for kombu's channel in the messages of class queues that it has Celery's consumer receive.
 
     Args:
-        class_queue: where such messages are acknowledged; None where the consumer takes all by itself.
+        class_queue: where such messages are acknowledged.
     """
 
     no_ack_consumers = None  # kombu looks for it on a channel
 
-    def __init__(self, app: Celery, hostname: str, class_queue: ClassQueue | None) -> None:
+    def __init__(self, app: Celery, hostname: str, class_queue: ClassQueue) -> None:
         self.thread = ConsumerThread()
-        publish = class_queue.publish if class_queue is not None else lambda topic, message: None
-        self.events = TaskEvents(hostname, app.clock, publish)  # type: ignore[attr-defined]  # celery-types lacks it
+        self.events = TaskEvents(hostname, app.clock, class_queue.publish)  # type: ignore[attr-defined]  # celery-types lacks it
         self.inspection = Inspection(app.tasks[INFER], hostname, self.events, self.thread)
         self._app = app
         self._queue = class_queue
@@ -201,7 +181,7 @@ class CeleryBridge:
         for tag in waiting:
             self._received.pop(tag, None)
         try:
-            self._put_back(in_order(waiting))
+            self._queue.put_back(in_order(waiting))
         except BrokerUnavailableError:
             logger.warning("scheduled tasks wait for their visibility timeout", extra={"tasks": len(waiting)})
 
@@ -262,8 +242,7 @@ class CeleryBridge:
     def basic_ack(self, tag: str, multiple: bool = False) -> None:
         """Acknowledge a message that Celery has ended."""
         self._received.pop(tag, None)
-        if self._queue is not None:
-            self._queue.acknowledge([tag])
+        self._queue.acknowledge([tag])
 
     def basic_reject(self, tag: str, requeue: bool = False) -> None:
         """Acknowledge a message that Celery refused, or put it back."""
@@ -271,11 +250,7 @@ class CeleryBridge:
             self.basic_ack(tag)
             return
         self._received.pop(tag, None)
-        self._put_back([tag])
-
-    def _put_back(self, tags: Sequence[str]) -> None:
-        if self._queue is not None:
-            self._queue.put_back(tags)
+        self._queue.put_back([tag])
 
     def _deliver(self, message: Message) -> None:
         """Have the consumer receive the message; on its thread."""
@@ -299,7 +274,6 @@ class ReceivedTask:
     Args:
         fields: the request's context, which the tracer reads.
         succeed: has Celery acknowledge what its tracer ended.
-        remember: takes a written end, if it can be written again as it is.
     """
 
     def __init__(
@@ -312,7 +286,6 @@ class ReceivedTask:
         task: str,
         fields: dict[str, Any],
         succeed: Callable[[Traced], None],
-        remember: Callable[[Ending], None],
     ) -> None:
         self._app = app
         self._store = store
@@ -322,7 +295,6 @@ class ReceivedTask:
         self._task = task
         self._fields = fields
         self._succeed = succeed
-        self._remember = remember
         self.delivery = self._delivery()
 
     @property
@@ -338,8 +310,6 @@ class ReceivedTask:
     def finish(self, outcome: Outcome, token: str, written: Ending | None) -> None:
         """Run Celery's tracer around the outcome: signals, events, callbacks, and the result unless it is written."""
         self._fields |= {OUTCOME: outcome, TOKEN: token} | ({STORED: True} if written is not None else {})
-        if written is not None and not outcome.blobs and written.state is not JobState.DEAD:  # that may be replayed
-            self._remember(written)
         try:
             payload = self._request.message.payload
             with sending_where_it_came_from(self._request.message):

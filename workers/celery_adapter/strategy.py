@@ -24,7 +24,6 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import BackendError
 from celery.worker.strategy import default
 from kombu.exceptions import OperationalError
-from kombu.transport.pyamqp import Transport
 from redis.exceptions import RedisError
 
 from broker.valkey import run
@@ -60,8 +59,6 @@ _OUTAGES = (
     OperationalError,
     OSError,
     RedisError,
-    *Transport.recoverable_connection_errors,
-    *Transport.recoverable_channel_errors,
 )
 
 STORED = "taxiway_stored"
@@ -115,7 +112,7 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
             consumer.pool.refuse(message, str(error))
             return ack(logger, consumer.connection_errors)
         message.headers = {**message.headers, HEADER: ticket, "expires": None, "ignore_result": False}
-        return handle(message, body, consumer.pool.acknowledging(ticket, ack, reject), reject, callbacks, **rest)
+        return handle(message, body, ack, reject, callbacks, **rest)
 
     return check
 
@@ -201,7 +198,7 @@ def _plain(fields: dict[str, Any] | None) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(fields or {}, enc_hook=str, str_keys=True)
     try:
         msgspec.json.encode(plain)
-    except (ValueError, RecursionError):  # RabbitMQ's clients let lone surrogates through
+    except (ValueError, RecursionError):  # JSON lets lone surrogates through
         return {"unreadable": bounded(ascii(plain))}
     return plain
 

@@ -253,7 +253,10 @@ _TAGGED = b'"__type__"'  # marks encoded bytes in a body; all other values are p
 
 
 def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
-    """A plain job's delivery; None if Celery must handle the message: a canvas, an eta, or one to be refused."""
+    """A plain job's delivery; None if Celery must handle the message: a canvas, an eta, or one to be refused.
+
+    One whose job was not claimed as it was fetched, because its text is unusual, is Celery's too.
+    """
     try:
         message = _decode_message(taken.raw)
         headers = message.headers
@@ -270,9 +273,8 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         embed = read_embed(body)
     except (*UNREADABLE, binascii.Error, TicketError, InvalidRequestError):
         return None
-    if not embed.is_empty:
+    if taken.claim is None or not embed.is_empty:
         return None
-    claim = taken.claim if taken.job == ticket.job else None
     now = time.time()
     return Delivery(
         ticket.job,
@@ -284,7 +286,7 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         headers,
         hardware_class=hardware_class,
         parent=None if headers.traceparent is None else _trail(headers),
-        claim=claim,
+        claim=taken.claim,
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage 1, on Valkey and Redis: fetches messages from the class queues in bulk, only as many as the next batches need.
+"""Stage 1: fetches messages from the class queues in bulk, only as many as the next batches need.
 
 It pauses while too many results are unwritten: held claims must be renewed, and held jobs cannot move.
 
@@ -63,7 +63,6 @@ class FetchStage:
         context: WorkerContext,
     ) -> None:
         self._queue = class_queue
-        self._admissions = shared.admissions
         self._endings = shared.endings
         self._admit = admit
         self._device = device
@@ -146,19 +145,13 @@ class FetchStage:
         """Pass on fetched messages; returns their number. `alone` says that no others were fetched with them."""
         claimed: list[Delivery] = []
         for_celery: list[FetchedMessage] = []
-        unused: list[tuple[str, str]] = []
         for one in fetched.messages:
             delivery = read_plain(one, self._secret, fetched.queue)
             if delivery is None:
                 for_celery.append(one)
-            elif delivery.claim is not None:
-                claimed.append(delivery)
             else:
-                self._held.hold([delivery])
-                self._admissions.put(delivery)
-            if one.token and (delivery is None or not delivery.claim):
-                unused.append((one.job, one.token))
-        self._store.release(unused)
+                claimed.append(delivery)
+        self._store.release([(one.job, one.token) for one in for_celery if one.token])
         for one in for_celery:  # after their claims were released: Celery's consumer claims what it refuses
             self._hand_over(one, fetched.queue)
         self._held.hold(claimed)

@@ -1,7 +1,6 @@
 """Stage 4: writes results in bulk, announces and acknowledges them.
 
-If the store is also the broker, a plain job's result, announcement and acknowledgement are one script. Otherwise the
-result is written first, so that a crash in between only repeats the job. Jobs that Celery's consumer received are then
+A plain job's result, announcement and acknowledgement are one script. Jobs that Celery's consumer received are then
 finished by Celery. If other tasks follow the job (a link, a chain, a chord), Celery's order holds: they are sent before
 its result is written.
 """
@@ -62,12 +61,12 @@ class FinishStage:
 
     Args:
         admit: receives deliveries whose claim was lost before their result was written; the next claim shows why.
-        class_queue: acknowledges plain jobs' messages; None if Celery's consumer receives all messages.
+        class_queue: acknowledges the messages of jobs that had ended before.
         variants: learn how long jobs took.
     """
 
     def __init__(
-        self, shared: Shared, counters: OutcomeCounters, class_queue: ClassQueue | None, variants: DeviceVariants
+        self, shared: Shared, counters: OutcomeCounters, class_queue: ClassQueue, variants: DeviceVariants
     ) -> None:
         self._inbox = shared.endings
         self._admit = shared.admissions
@@ -215,8 +214,6 @@ class FinishStage:
         self._counters.count(one for one, _, done in pairs if done)
         self._judge([one.delivery for one, _, done in pairs if done and one.outcome.error is None])
         self._judge([one.delivery for one, _, done in pairs if done and _expired(one.outcome.error)], expired=True)
-        if self._queue is not None and not self._queue.acknowledges_with_result:
-            self._queue.acknowledge([one.delivery.tag for one, _, done in pairs if done and one.delivery.tag])
         for one, ending, done in pairs:
             if done:
                 self._written(one, ending)
@@ -290,7 +287,6 @@ class FinishStage:
             self._held.remove(delivery)
             delivery.task.drop(error)
             return
-        assert self._queue is not None
         self._queue.acknowledge([delivery.tag])
         if self._held.remove(delivery):
             self._celery.report_release(delivery, error)
@@ -331,7 +327,7 @@ class FinishStage:
             ended.outcome.generated,
             started=repr(delivery.started) if delivery.began and not delivery.start_stored else "",
             device=self._variants.device.label,
-            tag=delivery.tag if self._queue is not None and self._queue.acknowledges_with_result else "",
+            tag=delivery.tag,
         )
 
     def _insist(self, call: Callable[[], Answer]) -> Answer:

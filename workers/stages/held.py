@@ -25,10 +25,10 @@ class HeldJobs:
     """Every delivery that this worker holds. Thread-safe.
 
     Args:
-        class_queue: source of plain jobs' messages; None if Celery's consumer receives all messages.
+        class_queue: where their messages came from.
     """
 
-    def __init__(self, store: WorkerStore, class_queue: ClassQueue | None, celery: CeleryWorker) -> None:
+    def __init__(self, store: WorkerStore, class_queue: ClassQueue, celery: CeleryWorker) -> None:
         self._store = store
         self._queue = class_queue
         self._celery = celery
@@ -72,9 +72,8 @@ class HeldJobs:
             for (delivery, token), held in zip(claimed, ours, strict=True):
                 if not held and delivery.token == token:  # not claimed again since
                     delivery.lost = True
-            if self._queue is not None:
-                self._queue.renew(self._tags(held_for))
-                self._queue.recover()
+            self._queue.renew(self._tags(held_for))
+            self._queue.recover()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Return jobs, in order of arrival, to the front of their queues; none if a server is unavailable.
@@ -86,22 +85,20 @@ class HeldJobs:
         with self._claims, suppress(BrokerUnavailableError):  # their leases expire
             self._store.release([(delivery.job, delivery.token) for delivery in claimed if not delivery.retries])
             self._store.let_lapse([(delivery.job, delivery.token) for delivery in claimed if delivery.retries])
-            if self._queue is not None:
-                self._queue.put_back(in_order([delivery.tag for delivery in deliveries if delivery.tag]))
+            self._queue.put_back(in_order([delivery.tag for delivery in deliveries if delivery.tag]))
             for delivery in reversed(deliveries):
                 self._release(delivery)
 
     def requeue_messages(self) -> None:
         """Return all messages still held, including Celery's, regardless of their claims."""
-        if self._queue is not None:
-            with suppress(BrokerUnavailableError):  # they return when the lease expires
-                self._queue.put_back(in_order(self._tags()))
+        with suppress(BrokerUnavailableError):  # they return when the lease expires
+            self._queue.put_back(in_order(self._tags()))
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Store a job's message as a dead letter."""
         if delivery.task is not None:
             delivery.task.dead_letter(reason)
-        elif self._queue is not None:
+        else:
             add_dead_letter(self._store, self._queue.message(delivery.tag), reason, delivery.job)
 
     def _release(self, delivery: Delivery) -> None:

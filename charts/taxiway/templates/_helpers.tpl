@@ -64,8 +64,6 @@ securityContext:
 {{- else }}
 - name: TAXIWAY_BROKER
   valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: TAXIWAY_BROKER}}
-- name: TAXIWAY_STATE
-  valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: TAXIWAY_STATE, optional: true}}
 {{- end }}
 - name: TAXIWAY_SECRET
   valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: TAXIWAY_SECRET}}

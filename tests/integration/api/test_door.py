@@ -74,7 +74,7 @@ def idle(settings: Settings, lone: httpx.Client) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def store(shared: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(shared.state) as client:
+    with redis.Redis.from_url(shared.broker) as client:
         yield client
 
 
@@ -541,7 +541,7 @@ def test_the_openapi_document_has_what_every_endpoint_refuses_and_which_need_no_
 def test_an_infer_request_goes_straight_to_a_class_queue(settings: Settings, idle: httpx.Client) -> None:
     job = accept(idle, "a")
 
-    with redis.Redis.from_url(settings.state) as store:
+    with redis.Redis.from_url(settings.broker) as store:
         assert store.hget(job_key(job), "state") == b"queued"
         assert sum(store.llen(name) for name in priority_lists("cpu.batch")) == 1
 
@@ -578,7 +578,7 @@ def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(setti
         finally:
             await router.stop()
 
-    with EchoDevice(settings, answering=False), redis.Redis.from_url(settings.state) as store:
+    with EchoDevice(settings, answering=False), redis.Redis.from_url(settings.broker) as store:
         meta = read_meta(store.get(result_key(asyncio.run(scenario()))))
     with pytest.raises(TaxiwayError, match="its log says why"):
         read_result(meta)
@@ -586,7 +586,7 @@ def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(setti
 
 def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path: Path, settings: Settings) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as server:
-        own = dataclasses.replace(settings, broker=server.url, state=server.url)
+        own = dataclasses.replace(settings, broker=server.url)
         with router_process(own) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http:
             with EchoDevice(own, answering=False):
                 waiting = accept(http, "a")

@@ -139,7 +139,7 @@ def test_the_command_line_lists_jobs_at_both_doors(
 
 
 def test_what_expired_leaves_the_index(settings: Settings, door: str, jobs: dict[str, Any]) -> None:
-    with redis.Redis.from_url(settings.state) as store:
+    with redis.Redis.from_url(settings.broker) as store:
         old, gone = 1000.0, msgspec.msgpack.encode([job_key("gone"), job_key("gone-too")])
         there = msgspec.msgpack.encode([job_key("gone"), job_key(jobs["cancelled"])])
         store.zadd(ACCEPTED, {gone: old, there: old})

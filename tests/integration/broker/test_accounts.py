@@ -93,9 +93,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 def fleet(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A router and a worker, each by its account."""
     folder, url = tmp_path_factory.mktemp("fleet"), guarded.url("router")
-    base = Settings(url, url, (secrets.token_bytes(32),), TREE / "queues.yaml", TREE / "models", folder)
+    base = Settings(url, (secrets.token_bytes(32),), TREE / "queues.yaml", TREE / "models", folder)
     base = worker_settings(base, folder, f"{QUEUES}\ntenants: {{lab: {{max_depth: 100}}}}")
-    own = replace(base, broker=guarded.url("worker"), state=guarded.url("worker"))
+    own = replace(base, broker=guarded.url("worker"))
     with worker_process(own, log=subprocess.DEVNULL), router_process(base):
         yield base
 
@@ -154,7 +154,7 @@ def test_a_worker_whose_account_lacks_its_class_exits_and_says_what_was_refused(
     fleet: Settings, tmp_path: Path
 ) -> None:
     with guarded_valkey(tmp_path, ["gpu.realtime"]) as server:  # as if the class had been added later
-        own = replace(fleet, broker=server.url("worker"), state=server.url("worker"))
+        own = replace(fleet, broker=server.url("worker"))
         command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS]
         environment = {**os.environ, **own.environment()}
         done = subprocess.run(

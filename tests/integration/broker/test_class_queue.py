@@ -30,7 +30,7 @@ def broker(settings: Settings) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def queue(settings: Settings) -> Iterator[ClassQueue]:
-    queue = ClassQueue(settings.broker, "a@host", Limits(), claiming=True)
+    queue = ClassQueue(settings.broker, "a@host", Limits())
     yield queue
     queue.wake()
     queue._bell.close()
@@ -194,7 +194,7 @@ ORDER = b'{"headers": {"taxiway": "{\\"job\\":\\"lost\\"}"}, "properties": {"pri
 
 @pytest.fixture
 def another(settings: Settings) -> Iterator[ClassQueue]:
-    queue = ClassQueue(settings.broker, "b@host", Limits(), claiming=True)
+    queue = ClassQueue(settings.broker, "b@host", Limits())
     yield queue
     queue.wake()
     queue._bell.close()
@@ -249,7 +249,7 @@ def test_a_job_is_not_kept_waiting_for_a_device_that_does_not_take_it(
 
 @pytest.fixture
 def bounded(settings: Settings) -> Iterator[ClassQueue]:
-    queue = ClassQueue(settings.broker, "c@host", Limits(), claiming=True, ahead=1.0)
+    queue = ClassQueue(settings.broker, "c@host", Limits(), ahead=1.0)
     yield queue
     queue.wake()
     queue._bell.close()

@@ -42,7 +42,7 @@ class Echo(NamedTuple):
 @pytest.fixture
 def cable(settings: Settings) -> Iterator[Cable]:
     """The way to the server."""
-    parts = urlsplit(settings.state)
+    parts = urlsplit(settings.broker)
     assert parts.hostname and parts.port
     cable = Cable(parts.hostname, parts.port)
     yield cable
@@ -51,13 +51,13 @@ def cable(settings: Settings) -> Iterator[Cable]:
 
 def through(cable: Cable, settings: Settings) -> str:
     """The server's address by that way."""
-    parts = urlsplit(settings.state)
+    parts = urlsplit(settings.broker)
     return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
 
 
 def kill(settings: Settings, name: str) -> None:
     """Have the server end the connections of this name."""
-    with redis.Redis.from_url(settings.state) as store:
+    with redis.Redis.from_url(settings.broker) as store:
         clients: list[dict[str, Any]] = store.client_list()
         for client in clients:
             if client["name"] == name:
@@ -73,7 +73,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> None:
     async def scenario() -> list[Any]:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         first = await connection.run(Echo(("a", b"\x00", 7)))
         await connection.call("SCRIPT", "FLUSH")
         second = await connection.run(Echo(("b",)))
@@ -81,7 +81,7 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
         return [*first, *second]
 
     assert asyncio.run(scenario()) == [b"a", b"\x00", b"7", b"b"]
-    connections = ConnectionPool(settings.state)
+    connections = ConnectionPool(settings.broker)
     connections.call("SCRIPT", "FLUSH")
     assert [connections.run(Echo(("c",))), connections.run(Echo(("d",)))] == [[b"c"], [b"d"]]
     connections.close()
@@ -89,7 +89,7 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
 
 def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         await connection.call("CLIENT", "SETNAME", "ended")
         kill(settings, "ended")
         await until(lambda: not connection.connected)
@@ -98,7 +98,7 @@ def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> 
         return answer
 
     assert asyncio.run(scenario()) == b"again"
-    connections = ConnectionPool(settings.state)
+    connections = ConnectionPool(settings.broker)
     connections.call("CLIENT", "SETNAME", "ended")
     kill(settings, "ended")
     assert connections.call("ECHO", "again") == b"again"
@@ -107,7 +107,7 @@ def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> 
 
 def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> None:
     async def scenario() -> list[bytes]:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         answers: list[bytes] = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(20)))
         connection.close()
         return answers
@@ -117,7 +117,7 @@ def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> N
 
 def test_an_abandoned_call_leaves_the_others_their_answers(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         await connection.connect()
         given_up = asyncio.ensure_future(connection.call("ECHO", "first"))
         await asyncio.sleep(0)
@@ -131,7 +131,7 @@ def test_an_abandoned_call_leaves_the_others_their_answers(settings: Settings) -
 
 def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = AsyncConnection(settings.state, server="broker", answer=1)
+        connection = AsyncConnection(settings.broker, server="broker", answer=1)
         with pytest.raises(BrokerUnavailableError, match="broker"):
             await connection.call("BLPOP", "nothing", 30)
         answer: bytes = await connection.call("ECHO", "next")
@@ -139,7 +139,7 @@ def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(settings: Se
         return answer
 
     assert asyncio.run(scenario()) == b"next"
-    connections = ConnectionPool(settings.state, server="broker", answer=1)
+    connections = ConnectionPool(settings.broker, server="broker", answer=1)
     with pytest.raises(BrokerUnavailableError, match="broker"):
         connections.call("BLPOP", "nothing", 30)
     assert connections.call("ECHO", "next") == b"next"
@@ -148,9 +148,9 @@ def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(settings: Se
 
 def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
     async def scenario() -> None:
-        connection = AsyncConnection(settings.state, answer=None)
+        connection = AsyncConnection(settings.broker, answer=None)
         waiting = asyncio.ensure_future(connection.call("BLMOVE", "from", "to", "LEFT", "LEFT", 0))
-        with redis.Redis.from_url(settings.state) as store:
+        with redis.Redis.from_url(settings.broker) as store:
             await until(lambda: store.info("clients")["blocked_clients"] > 0)
             waiting.cancel()
             await until(lambda: not connection.connected)
@@ -161,7 +161,7 @@ def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
 
 def test_calls_on_a_connection_that_is_closed_fail_at_once(settings: Settings) -> None:
     async def scenario() -> None:
-        connection = AsyncConnection(settings.state, answer=None)
+        connection = AsyncConnection(settings.broker, answer=None)
         waiting = asyncio.ensure_future(connection.call("BLPOP", "nothing", 0))
         await until(lambda: connection.connected)
         await asyncio.sleep(0)
@@ -194,7 +194,7 @@ def test_a_call_whose_connection_is_closed_while_it_opens_fails_and_may_be_repea
 
 def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> None:
     async def scenario() -> list[Any]:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         await connection.calls(*(("SET", key, value) for key, value in VALUES.items()))
         found = await connection.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none")))
         connection.close()
@@ -202,14 +202,14 @@ def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> 
 
     wanted = [None, *VALUES.values(), None]
     assert uvloop.run(scenario()) == wanted
-    connections = ConnectionPool(settings.state)
+    connections = ConnectionPool(settings.broker)
     assert connections.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none"))) == wanted
     connections.close()
 
 
 def test_an_error_of_the_server_is_raised_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         with pytest.raises(ServerError, match="WRONGTYPE"):
             await connection.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
         answer: bytes = await connection.call("ECHO", "next")
@@ -217,7 +217,7 @@ def test_an_error_of_the_server_is_raised_and_the_next_call_is_answered(settings
         return answer
 
     assert asyncio.run(scenario()) == b"next"
-    connections = ConnectionPool(settings.state)
+    connections = ConnectionPool(settings.broker)
     with pytest.raises(ServerError, match="WRONGTYPE"):
         connections.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
     assert connections.call("ECHO", "next") == b"next"
@@ -226,7 +226,7 @@ def test_an_error_of_the_server_is_raised_and_the_next_call_is_answered(settings
 
 def test_an_error_in_a_transaction_is_raised(settings: Settings) -> None:
     async def scenario() -> None:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         assert await connection.transaction(("SET", "one", 1), ("GET", "one")) == [b"OK", b"1"]
         with pytest.raises(ServerError, match="WRONGTYPE"):
             await connection.transaction(("LPUSH", "one", 1), ("GET", "one"))
@@ -266,7 +266,7 @@ def test_a_large_command_may_be_sent_for_longer_than_a_server_may_be_silent(sett
 
 
 def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
-    parts = urlsplit(settings.state)
+    parts = urlsplit(settings.broker)
     url = urlunsplit(parts._replace(netloc=f":wrong@{parts.hostname}:{parts.port}"))
     with pytest.raises(ServerError, match="WRONGPASS"):
         asyncio.run(AsyncConnection(url).call("PING"))
@@ -275,7 +275,7 @@ def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
 
 
 def test_a_subscription_receives_messages_or_nothing_within_its_timeout(settings: Settings) -> None:
-    connection, other = Connection(settings.state), ConnectionPool(settings.state)
+    connection, other = Connection(settings.broker), ConnectionPool(settings.broker)
     assert connection.ask([("SUBSCRIBE", "heard")]) == [[b"subscribe", b"heard", 1]]
     assert connection.next_message(0.01) is None
     other.call("PUBLISH", "heard", "x")
@@ -285,7 +285,7 @@ def test_a_subscription_receives_messages_or_nothing_within_its_timeout(settings
 
 
 def test_threads_share_connections(settings: Settings) -> None:
-    connections = ConnectionPool(settings.state)
+    connections = ConnectionPool(settings.broker)
     answers: dict[int, bytes] = {}
 
     def ask(number: int) -> None:
@@ -316,13 +316,13 @@ assert connections.call("CLIENT", "ID") == mine
 
 def test_a_child_process_leaves_its_parents_connection_alone(settings: Settings) -> None:
     # In a process of its own: libraries that other tests have loaded warn of a fork.
-    done = subprocess.run([sys.executable, "-c", FORKED, settings.state], cwd=TREE, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FORKED, settings.broker], cwd=TREE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings) -> None:
     async def scenario() -> tuple[float, float]:
-        store = RouterStore(settings.state, Limits())
+        store = RouterStore(settings.broker, Limits())
         await store.facts()
         first, second = store.stored_now(), store.stored_now()
         while store.stored_now() == first:
@@ -336,7 +336,7 @@ def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings)
 
 def test_a_connection_whose_caller_gave_up_while_it_opened_is_closed_with_the_others(settings: Settings) -> None:
     async def scenario() -> bool:
-        connection = AsyncConnection(settings.state)
+        connection = AsyncConnection(settings.broker)
         asking = asyncio.create_task(connection.call("PING"))
         await asyncio.sleep(0)  # it is connecting
         asking.cancel()

@@ -37,7 +37,7 @@ from tests.stored import scores
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         store = Store(client)
         for session in ("r", "other", "sleeper"):
             store.live(session, born=True)
@@ -206,7 +206,7 @@ def test_a_job_counts_for_its_tenant_for_as_long_as_its_record_lasts(store: Stor
     held = {**queued.fields, "state": "held", "holding": "q", "deadline_at": "0.0", "accepted": "1.0"}
     assert store.forward(recorded("j", held)) == [True]
     assert scores(store.client, open_key("lab")) == {job: math.inf}
-    assert store.forward(queued, was="held") == [True]
+    assert store.forward(queued, held=True) == [True]
     assert scores(store.client, open_key("lab")) == {job: pytest.approx(now + 120, abs=5)}
 
 
@@ -277,7 +277,7 @@ def test_the_client_of_a_job_that_ended_before_it_arrived_is_notified(store: Sto
 
 async def opened(settings: Settings) -> ValkeyTransport:
     url = settings.broker
-    transport = ValkeyTransport(broker=url, state=url, name="router", keep_record=60)
+    transport = ValkeyTransport(url, name="router", keep_record=60)
     await transport.take()
     return transport
 

@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_a_log_that_a_full_disk_truncated_is_rewritten_and_can_be_read(settings: Settings, store: Store) -> None:
     url = store.primary.url
-    with redis.Redis.from_url(url) as client, router_process(replace(settings, broker=url, state=url)):
+    with redis.Redis.from_url(url) as client, router_process(replace(settings, broker=url)):
         rewrite(client)  # Valkey leaves holes in a log that it has rewritten
         store.fill()
         eventually(lambda: not writes(client))
@@ -57,7 +57,7 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
     settings: Settings, store: Store
 ) -> None:
     url = store.primary.url
-    own = replace(settings, broker=url, state=url)
+    own = replace(settings, broker=url)
     device = EchoDevice(own)
     with (
         redis.Redis.from_url(url) as client,
@@ -76,12 +76,14 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
                     door.infer("echo", "no room", timeout=10)
                 assert raised.value.details["resource"] == "disk"
         assert http.fleet()["refuses"]
-        assert [one.found for one in servers({"TAXIWAY_STATE": url}) if one.subject == "TAXIWAY_STATE disk"] == [False]
+        assert [one.found for one in servers({"TAXIWAY_BROKER": url}) if one.subject == "TAXIWAY_BROKER disk"] == [
+            False
+        ]
         store.empty()
         eventually(lambda: writes(client))
         asked = [eventually(partial(accepted, door)) for door in (http, broker)]
         eventually(lambda: not http.fleet()["refuses"])
-        assert [one.found for one in servers({"TAXIWAY_STATE": url}) if one.subject == "TAXIWAY_STATE disk"] == [True]
+        assert [one.found for one in servers({"TAXIWAY_BROKER": url}) if one.subject == "TAXIWAY_BROKER disk"] == [True]
         with device:
             assert [job.result(timeout=60).outputs for job in asked] == [{"payload": "after"}] * 2
 
@@ -99,7 +101,7 @@ def test_a_worker_outlives_a_full_disk(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(IMPATIENT)  # its connection is checked each second, not each 25 s
     url, log = store.primary.url, tmp_path / "log"
-    own = replace(settings, broker=url, state=url)
+    own = replace(settings, broker=url)
     with (
         redis.Redis.from_url(url) as client,
         router_process(own),

@@ -34,8 +34,7 @@ def store(settings: Settings) -> Iterator[Store]:
 @pytest.fixture
 def workers(settings: Settings) -> Iterator[dict[str, ClassQueue]]:
     queues = {
-        name: ClassQueue(settings.broker, f"{name}@host", LIMITS, claiming=True, led=name != "plain")
-        for name in ("a", "b", "plain")
+        name: ClassQueue(settings.broker, f"{name}@host", LIMITS, led=name != "plain") for name in ("a", "b", "plain")
     }
     yield queues
     for queue in queues.values():

@@ -39,6 +39,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         (
             *("arrivals", "class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
             *("bindings of control", "binding deadlines", "control", "events", "DEAD"),
+            *("AMQP_OUTBOX", "AMQP_SENDER", "AMQP_SENDERS"),
             *(
                 "job_key",
                 "blob_key",
@@ -104,13 +105,14 @@ ALLOWED: dict[str, dict[str, str]] = {
             (
                 *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
                 *("bindings of control", "binding deadlines", "control", "events"),
-                *("job_key", "blob_key", "stream_key", "room_key", "led_key", "kept_key", "name_key", "spent_key"),
+                *("job_key", "blob_key", "stream_key", "room_key", "led_key", "name_key", "spent_key"),
                 *("learned_key",),
                 *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS", "CATALOGUES", "CATALOGUES_SEEN"),
             ),
             ALL,
         ),
         "DEAD": "lpush ltrim",
+        "AMQP_OUTBOX": "lpush",
         "webhook_dead_key": "lpush ltrim",
         "webhook_outbox_key": "rpush llen",
         "WEBHOOKS_DUE": "zadd eval evalsha",
@@ -149,8 +151,8 @@ CLUSTER = "clusterscan"
 
 KEYLESS = {
     "producer": f"{GREETING} subscribe unsubscribe multi exec wait",
-    "router": f"{SERVING} {CLUSTER} bgrewriteaof",
-    "worker": f"{SERVING} {CLUSTER} waitaof client|reply",
+    "router": f"{SERVING} {CLUSTER} bgrewriteaof waitaof",
+    "worker": f"{SERVING} {CLUSTER} client|reply",
     "flower": f"{GREETING} {HEARING} multi exec script|load script|exists time info",
     "tuner": f"{GREETING} time script|load",
 }

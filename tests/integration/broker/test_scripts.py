@@ -38,7 +38,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         yield Store(client)
 
 
@@ -230,19 +230,6 @@ def test_a_copy_from_before_its_job_was_placed_again_is_dropped(store: Store) ->
     store.forward(placed("j", deadline_at=repr(now + 60)))
     [earlier], [later] = store.claim("a", "j", deadline=now + 30), store.claim("a", "j", deadline=now + 60)
     assert (earlier.verdict, later.verdict) == (Verdict.FINAL, Verdict.RUN)
-
-
-@pytest.mark.parametrize(("first", "again", "kept"), [(30, 60, 30), (60, 30, 30), (30, 0, 30), (0, 30, 30), (0, 0, 0)])
-def test_a_job_that_is_recorded_again_keeps_the_earlier_of_its_deadlines(
-    store: Store, first: float, again: float, kept: float
-) -> None:
-    now = float(store.client.time()[0])
-    first_due, due_again, due = (repr(now + seconds) if seconds else "0" for seconds in (first, again, kept))
-    store.forward(placed("j", deadline_at=first_due))
-    assert store.forward(placed("j", deadline_at=due_again), was="queued") == [1]
-    assert store.record("j")["deadline_at"] == due
-    [copy] = store.claim("a", "j", deadline=float(first_due))
-    assert copy.verdict is Verdict.RUN
 
 
 def test_a_copy_with_a_later_deadline_than_its_jobs_record_is_late_with_the_record(store: Store) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
-from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
 from taxiway.contract.job import JobState, record_from
 from taxiway.contract.keys import INFER, job_key, result_key
@@ -32,7 +29,6 @@ from tests.working import (
     is_running,
     let_go,
     worker_process,
-    worker_settings,
 )
 
 
@@ -207,17 +203,6 @@ def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -
     assert last[cancelled]["exception"].startswith("JobCancelledError(")
     first = next(event for event in heard if event.get("uuid") == short)
     assert (first["name"], first["hostname"].split("@")[0]) == (INFER, f"{CLASS}.cpu-0")
-
-
-def test_broker_and_state_may_be_two_servers(settings: Settings, tmp_path: Path) -> None:
-    with EmbeddedValkey(tmp_path / "broker") as broker:
-        fleet = worker_settings(replace(settings, broker=broker.url), tmp_path)
-        with Tower(replace(fleet, state=broker.url)) as queue, Tower(fleet) as state, worker_process(fleet):
-            messages = [queue.message("paced", n) for n in range(20)]
-            queue.queue(*messages)
-            results = [state.result(message.headers["id"]) for message in messages]
-            assert [result.outputs["payload"] for result in results] == list(range(20))
-            eventually(lambda: queue.waiting() + queue.unacknowledged() == 0)
 
 
 @pytest.mark.usefixtures("worker")

@@ -5,27 +5,22 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import celery
 import httpx
-import kombu
 import pytest
 import redis
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from taxiway import Client
-from taxiway.contract.keys import ARRIVALS, INFER, job_key
+from taxiway.contract.keys import ARRIVALS, job_key
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from tests.producing import stop_listening
 from tests.routing import EchoDevice, eventually, router_process
 from tests.waiting import BUSY
-from tests.working import QUEUES, worker_process, worker_settings
 
 
 @dataclass
@@ -87,42 +82,6 @@ def test_what_the_http_door_took_is_at_the_replica(pair: Pair, tmp_path: Path) -
         pair.part()
         refused = ask()
         assert (refused.status_code, refused.json()["code"]) == (503, "broker_unavailable")
-
-
-@pytest.fixture
-def quorum(settings: Settings, amqp_url: str, tmp_path: Path) -> Iterator[Settings]:
-    """A fleet on RabbitMQ whose queues have a quorum of replicas, though of one node here."""
-    base = worker_settings(settings, tmp_path, QUEUES.replace("{lease: 1}", "{lease: 1, durability: replicated}"))
-    names = (ARRIVALS, "cpu.batch", "gpu.realtime")
-    _delete(amqp_url, names)
-    yield dataclasses.replace(base, broker=amqp_url)
-    _delete(amqp_url, names)
-
-
-def _delete(url: str, names: Sequence[str]) -> None:
-    with kombu.Connection(url) as connection:
-        channel: Any = connection.default_channel
-        for name in names:
-            channel.queue_delete(name)
-
-
-@pytest.mark.rabbitmq
-def test_on_rabbitmq_a_job_goes_through_quorum_queues(quorum: Settings) -> None:
-    with router_process(quorum) as router, worker_process(quorum), Client(router.http) as http:
-        with kombu.Connection(quorum.broker) as connection:
-            for name in (ARRIVALS, "cpu.batch"):
-                arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
-                kombu.Queue(name, queue_arguments=arguments, no_declare=False).bind(
-                    connection.default_channel
-                ).queue_declare()  # the broker refuses another kind
-        eventually(lambda: http.fleet()["devices"])
-        assert http.infer("echo", "by HTTP", deadline=30, timeout=60).outputs == {"payload": "by HTTP"}
-        with celery.Celery(broker=quorum.broker, backend=quorum.state, set_as_current=False) as app:
-            queue = kombu.Queue(ARRIVALS, queue_arguments={"x-queue-type": "quorum", "x-delivery-limit": -1})
-            app.conf.update(task_queues=[queue], broker_transport_options={"confirm_publish": True})
-            sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "by Celery"}, queue=ARRIVALS)
-            assert sent.get(timeout=60)["outputs"] == {"payload": "by Celery"}
-            stop_listening(app)
 
 
 def test_a_router_says_itself_how_durable_its_jobs_are() -> None:

@@ -43,7 +43,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with EmbeddedValkey(folder) as server:
         yield Settings(
             broker=server.url,
-            state=server.url,
             secret=(secrets.token_bytes(32),),
             queues=TREE / "queues.yaml",
             models=TREE / "models",
@@ -196,7 +195,7 @@ def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_
     parts = urlsplit(router.http)
     answers: list[Result] = []
     cable = Cable(present(parts.hostname), present(parts.port))
-    with redis.Redis.from_url(settings.state) as state:
+    with redis.Redis.from_url(settings.broker) as state:
         try:
             url = f"http://127.0.0.1:{cable.port}"
             with taxiway.Client(url, connect_timeout=1) as client:

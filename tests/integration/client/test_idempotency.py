@@ -48,7 +48,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         routers = [stack.enter_context(router_process(settings)) for _ in range(2)]
         urls = [*(router.http for router in routers), settings.broker, settings.broker]
         clients = [stack.enter_context(Client(url)) for url in urls]
-        yield Fleet(device, clients, stack.enter_context(redis.Redis.from_url(settings.state)))
+        yield Fleet(device, clients, stack.enter_context(redis.Redis.from_url(settings.broker)))
 
 
 def test_concurrent_submits_by_two_doors_and_two_routers_are_one_job_that_runs_once(fleet: Fleet) -> None:

@@ -31,7 +31,7 @@ class Teller:
 
     def __init__(self, settings: Settings) -> None:
         self.done = threading.Event()
-        self._store = WorkerStore(settings.state, "worker", Limits())
+        self._store = WorkerStore(settings.broker, "worker", Limits())
         self._responder = Responder(settings.broker, self._answer)
 
     def __enter__(self) -> Teller:
@@ -130,7 +130,7 @@ def test_a_reader_who_stops_leaves_no_connection_behind(
     client: taxiway.Client, teller: Teller, settings: Settings
 ) -> None:
     def connections() -> int:
-        with redis.Redis.from_url(settings.state) as store:
+        with redis.Redis.from_url(settings.broker) as store:
             return sum(command == "xread" for command in (c["cmd"] for c in store.client_list()))
 
     job = submit(client)

@@ -216,7 +216,7 @@ def test_the_python_client_comes_back_by_itself(router: RouterProcess) -> None:
 def test_a_restart_and_a_loss_are_events_of_their_own(
     http: httpx.Client, fleet: Settings, router: RouterProcess
 ) -> None:
-    with taxiway.Client(router.http) as client, redis.Redis.from_url(fleet.state) as state:
+    with taxiway.Client(router.http) as client, redis.Redis.from_url(fleet.broker) as state:
         job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
         eventually(lambda: state.exists(stream_key(job.id)))
         streamed = job.stream(timeout=60)

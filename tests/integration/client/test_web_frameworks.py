@@ -35,7 +35,6 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with EmbeddedValkey(folder) as server:
         settings = Settings(
             broker=server.url,
-            state=server.url,
             secret=(secrets.token_bytes(32),),
             queues=TREE / "queues.yaml",
             models=TREE / "models",

@@ -102,7 +102,7 @@ REMOTE = (
 
 
 def device_facts(settings: Settings) -> list[DeviceFacts]:
-    with redis.Redis.from_url(settings.state) as store:
+    with redis.Redis.from_url(settings.broker) as store:
         return [msgspec.json.decode(raw, type=DeviceFacts) for raw in store.hvals(DEVICES)]
 
 

@@ -74,7 +74,6 @@ def local_fleet(router: RouterProcess) -> Fleet:
     """A fleet whose router this is."""
     return Fleet(
         broker="",
-        state="",
         http=router.http,
         flower=None,
         pid=0,
@@ -98,9 +97,9 @@ def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings
 def test_the_state_stores_file_and_clocks_that_differ_from_its_own_are_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variables = {"TAXIWAY_STATE": settings.state}
-    assert "TAXIWAY_STATE clock of this machine" not in [one.subject for one in servers(variables)]
-    [disk] = [one for one in servers(variables) if one.subject == "TAXIWAY_STATE disk"]
+    variables = {"TAXIWAY_BROKER": settings.broker}
+    assert "TAXIWAY_BROKER clock of this machine" not in [one.subject for one in servers(variables)]
+    [disk] = [one for one in servers(variables) if one.subject == "TAXIWAY_BROKER disk"]
     assert (disk.found, disk.value.startswith("append-only file of ")) == (True, True)
     now = time.time()
     monkeypatch.setattr("local.doctor.examine.time.time", lambda: now - 300)
@@ -110,7 +109,7 @@ def test_the_state_stores_file_and_clocks_that_differ_from_its_own_are_reported(
 
 def test_a_process_whose_host_has_another_time_is_reported(settings: Settings) -> None:
     lags = msgspec.json.encode(Report(kind="worker", reload=0, models={}, clock=-90))
-    with router_process(settings) as router, redis.Redis.from_url(settings.state) as store:
+    with router_process(settings) as router, redis.Redis.from_url(settings.broker) as store:
         store.hset(CATALOGUES, "cpu.batch.cpu-0@far", lags)
         store.zadd(CATALOGUES_SEEN, {"cpu.batch.cpu-0@far": time.time()})
         assert [(one.subject, one.value) for one in reported(local_fleet(router), {})] == [

@@ -255,7 +255,6 @@ def a_fleet(data: Path) -> Fleet:
     address = "redis://:secret@127.0.0.1:1/0"
     return Fleet(
         broker=address,
-        state=address,
         http="http://127.0.0.1:2",
         flower=None,
         pid=os.getpid(),

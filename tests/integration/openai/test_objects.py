@@ -30,7 +30,7 @@ class Record(Owned):
 
 def used(settings: Settings, use: Callable[[Objects], Awaitable[None]], limits: Limits = LIMITS) -> None:
     async def run() -> None:
-        objects = Objects(settings.state, limits)
+        objects = Objects(settings.broker, limits)
         try:
             await use(objects)
         finally:
@@ -47,7 +47,7 @@ def file(name: str, size: int, **fields: Any) -> FileRecord:
 
 def counts(settings: Settings) -> dict[str, int]:
     """What the tenant's objects take, without those that take nothing."""
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         found: Any = client.hgetall(stored_key("lab"))
     return {name.decode(): int(size) for name, size in found.items() if int(size)}
 
@@ -149,5 +149,5 @@ def test_a_content_without_a_record_is_named_once_its_upload_cannot_run_any_more
         await objects.forget("file", "broken")
 
     used(settings, use)
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         assert client.zcard(OBJECTS_EXPIRING) == 0

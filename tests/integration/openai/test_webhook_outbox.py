@@ -35,7 +35,7 @@ NOTIFIED = Notified({"completed": ["e"], "failed": ["e", "f"]}, 3, 2)
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         yield Store(client)
 
 

@@ -303,7 +303,7 @@ def test_two_routers_send_one_event_at_a_time_and_one_that_is_killed_loses_none(
 ) -> None:
     def settled() -> None:
         """Wait until the store knows that all events were delivered: what a router took goes out again."""
-        with redis.Redis.from_url(fleet.settings.state) as store:
+        with redis.Redis.from_url(fleet.settings.broker) as store:
             eventually(lambda: store.zcard(WEBHOOKS_DUE) == 0)
 
     with endpoint(fleet, receiver), router_process(fleet.settings, options=options) as other:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,14 +26,14 @@ from tests.cable import Cable
 from tests.producing import QUORUM, stop_listening
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import record_of
-from tests.working import worker_process
+from tests.working import Tower, worker_process
 
 pytestmark = pytest.mark.rabbitmq
 
 
 @pytest.fixture
 def producer(settings: Settings, rabbit: str) -> Iterator[Celery]:
-    app = Celery("lab", broker=rabbit, backend=settings.state, set_as_current=False)
+    app = Celery("lab", broker=rabbit, backend=settings.broker, set_as_current=False)
     app.conf.task_queues = [QUORUM]
     yield app
     gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
@@ -102,7 +104,7 @@ def test_what_follows_a_job_goes_on_at_rabbitmq(fleet: Settings, producer: Celer
             sent = failing.apply_async(link_error=producer.signature("lab.failed", queue=f"{mark}.{model}"))
             call = next_of(connection, f"{mark}.{model}")
             assert (call.headers["task"], call.payload[0][0]) == ("lab.failed", sent.id)
-        with redis.Redis.from_url(fleet.state) as state:
+        with redis.Redis.from_url(fleet.broker) as state:
             eventually(lambda: not state.exists(AMQP_OUTBOX))
 
 
@@ -143,7 +145,7 @@ def test_refusals_cancellations_and_dead_letters_are_as_on_valkey(
     with (
         EchoDevice(fleet, answering=False),
         router_process(fleet, options=["--amqp", rabbit]),
-        redis.Redis.from_url(fleet.state) as state,
+        redis.Redis.from_url(fleet.broker) as state,
     ):
         with pytest.raises(Exception, match="unknown model 'ehco'"):
             infer(producer, "first", "ehco").apply_async().get(timeout=60)
@@ -160,6 +162,42 @@ def test_refusals_cancellations_and_dead_letters_are_as_on_valkey(
     reasons = sorted(msgspec.json.decode(raw, type=DeadLetter).reason for raw in letters)
     assert reasons[0] == "id: expected 1 to 256 characters, got None"
     assert reasons[1].startswith("task: expected taxiway.infer")
+
+
+def nested(levels: int) -> object:
+    return {"a": nested(levels - 1)} if levels else 1
+
+
+AMQP_ODD: tuple[dict[str, Any], ...] = (
+    {"x": "\ud800"},
+    {"id": "i\ud800"},
+    {"x": b"\xff\xfe"},
+    {"x": datetime(2020, 1, 1, tzinfo=UTC)},
+    {"x": Decimal("1.5")},
+    {"eta": datetime(2020, 1, 1, tzinfo=UTC)},
+    {"traceparent": b"\xff"},
+    {"argsrepr": b"abc"},
+    {"stamped_headers": "x"},
+    {"taxiway": {"reply": b"x"}},
+    {"x": nested(150)},
+)
+"""Headers that AMQP can carry, and JSON or UTF-8 cannot."""
+
+
+def test_odd_headers_end_neither_a_router_nor_a_worker_and_every_job_that_can_be_named_ends(
+    fleet: Settings, rabbit: str, tower: Tower
+) -> None:
+    body = msgspec.json.encode([[], {"model": "echo", "inputs": "a", "deadline": 30}, {}])
+    with worker_process(fleet) as worker, router_process(fleet, options=["--amqp", rabbit]) as router:
+        with Connection(rabbit) as connection, connection.Producer() as raw:
+            for n, odd in enumerate(AMQP_ODD):
+                headers = {"task": INFER, "id": f"odd-{n}", **odd}
+                plain: Any = {"content_type": "application/json", "content_encoding": "utf-8"}
+                raw.publish(body, exchange=ARRIVALS, routing_key=ARRIVALS, headers=headers, **plain)
+        for n, odd in enumerate(AMQP_ODD):
+            if "id" not in odd:
+                tower.await_meta(f"odd-{n}")
+        assert (router.process.poll(), worker.process.poll()) == (None, None)
 
 
 def test_the_bridge_declares_a_queue_that_is_missing_and_keeps_the_type_of_one_that_is_there(

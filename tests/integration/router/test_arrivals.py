@@ -279,7 +279,7 @@ TAKE_AND_HANG = textwrap.dedent(
 
     async def main():
         url = os.environ["TAXIWAY_BROKER"]
-        transport = ValkeyTransport(broker=url, state=url, name="victim", keep_record=60)
+        transport = ValkeyTransport(url, name="victim", keep_record=60)
         await transport.take()
         time.sleep(60)
 
@@ -311,8 +311,8 @@ def test_a_revived_router_does_not_forward_what_was_put_back(
 ) -> None:
     async def scenario() -> tuple[list[ForwardOutcome], int]:
         url = settings.broker
-        revived = ValkeyTransport(broker=url, state=url, name="revived", keep_record=60)
-        other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
+        revived = ValkeyTransport(url, name="revived", keep_record=60)
+        other = ValkeyTransport(url, name="other", keep_record=60)
         job = send(store)
         taken = await revived.take()
         store.delete(session_key("revived.1"))  # its session ended while it was stopped
@@ -332,8 +332,8 @@ def test_a_revived_router_does_not_forward_what_was_put_back(
 def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Settings, store: redis.Redis) -> None:
     async def scenario() -> tuple[int, list[ForwardOutcome], list[Any]]:
         url = settings.broker
-        idle = ValkeyTransport(broker=url, state=url, name="idle", keep_record=60)
-        other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
+        idle = ValkeyTransport(url, name="idle", keep_record=60)
+        other = ValkeyTransport(url, name="other", keep_record=60)
         await idle.take()
         waiting = asyncio.create_task(idle.wait(1.0))
         job = await asyncio.to_thread(send, store, level=2)
@@ -356,7 +356,7 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Setti
 
 def test_what_arrives_while_a_router_forwards_is_taken_next(settings: Settings, store: redis.Redis) -> None:
     async def scenario() -> bool:
-        router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
+        router = ValkeyTransport(settings.broker, name="r", keep_record=60)
         first = await asyncio.to_thread(send, store)
         [arrival] = (await router.take()).arrivals
         later = [await asyncio.to_thread(send, store) for _ in range(3)]
@@ -374,7 +374,7 @@ def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered
     settings: Settings, store: redis.Redis
 ) -> None:
     async def scenario() -> tuple[Any, bool]:
-        router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
+        router = ValkeyTransport(settings.broker, name="r", keep_record=60)
         early = [await asyncio.to_thread(send, store) for _ in range(2)]
         taken = list((await router.take()).arrivals)
         waiting = asyncio.create_task(router.wait(5.0))
@@ -411,7 +411,7 @@ def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings: Sett
         await router.settle(sorted({arrival.tag for arrival in taken}))
 
     async def scenario() -> int:
-        router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
+        router = ValkeyTransport(settings.broker, name="r", keep_record=60)
         await router.take()
         await all_of(router)
         second = await woken(router)
@@ -454,7 +454,7 @@ def test_a_router_that_is_to_stop_says_so_and_serves_on_for_a_while(settings: Se
 def test_a_router_and_its_broker_find_each_other_again(tmp_path: Path, settings: Settings) -> None:
     log = tmp_path / "router.log"
     with EmbeddedValkey(tmp_path / "valkey") as server, log.open("wb") as errors:
-        own = dataclasses.replace(settings, broker=server.url, state=server.url)
+        own = dataclasses.replace(settings, broker=server.url)
         with router_process(own, log=errors) as router, redis.Redis.from_url(server.url) as store:
             server.stop()
             eventually(lambda: "server unavailable" in log.read_text())
@@ -574,9 +574,7 @@ def test_celery_events_report_placed_jobs(
 
 def test_an_unreachable_broker_is_reported_within_two_seconds() -> None:
     async def ask() -> float:
-        transport = ValkeyTransport(
-            broker="redis://127.0.0.1:1/0", state="redis://127.0.0.1:1/0", name="x", keep_record=1
-        )
+        transport = ValkeyTransport("redis://127.0.0.1:1/0", name="x", keep_record=1)
         began = time.monotonic()
         with pytest.raises(BrokerUnavailableError):
             await transport.take()

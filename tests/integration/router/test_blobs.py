@@ -75,7 +75,7 @@ def fleet(settings: Settings) -> Iterator[RouterProcess]:
 
 @pytest.fixture(scope="module")
 def store(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.state) as store:
+    with redis.Redis.from_url(settings.broker) as store:
         yield store
 
 
@@ -86,7 +86,7 @@ def door(request: pytest.FixtureRequest, settings: Settings, fleet: RouterProces
 
 @pytest.fixture
 def celery(settings: Settings, fleet: RouterProcess) -> Iterator[Celery]:
-    app = Celery(broker=settings.broker, backend=settings.state, set_as_current=False)
+    app = Celery(broker=settings.broker, backend=settings.broker, set_as_current=False)
     yield app
     app.close()
 

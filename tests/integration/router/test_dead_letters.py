@@ -33,7 +33,7 @@ from workers.stages.held import add_dead_letter
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         yield Store(client)
 
 
@@ -52,7 +52,7 @@ def test_a_dead_letter_names_the_workers_that_died_holding_its_job(settings: Set
     lose(store, "a@host", "j", ran=True)
     lose(store, "b@host", "j", ran=False)
     [last] = store.claim("c@host", "j")
-    worker = WorkerStore(settings.state, "c@host", Limits())
+    worker = WorkerStore(settings.broker, "c@host", Limits())
     history = worker.history("j")
     assert [(holder.worker, holder.ran) for holder in history] == [("a@host", True), ("b@host", True)]
     assert began - 1 <= history[0].since <= history[1].since
@@ -69,7 +69,7 @@ def test_a_worker_that_gave_the_job_back_is_not_in_its_history(settings: Setting
     store.run(release_call([("j", claim.token)]))
     [again] = store.claim("b@host", "j")
     assert (again.attempts, again.blamed) == (0, 0)
-    assert WorkerStore(settings.state, "b@host", Limits()).history("j") == ()
+    assert WorkerStore(settings.broker, "b@host", Limits()).history("j") == ()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, 
 
 @pytest.fixture
 def state(fleet: tuple[Settings, RouterProcess]) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(fleet[0].state) as client:
+    with redis.Redis.from_url(fleet[0].broker) as client:
         yield client
         client.delete(DEAD)
 
@@ -101,7 +101,7 @@ def park(fleet: tuple[Settings, RouterProcess], *, ending: JobState = JobState.D
     settings, _ = fleet
     job = str(uuid.uuid4())
     message = infer_message(job, Request(model="echo", inputs="hello", deadline=30), reply="", origin="test")
-    worker = WorkerStore(settings.state, "a@host", Limits())
+    worker = WorkerStore(settings.broker, "a@host", Limits())
     error = DeadLetteredError("given up after 3 attempts that ended without an answer")
     worker.finish([Ending(job, ending, failure_meta(job, error))])
     history = (Holder("a@host", 1.0, True), Holder("b@host", 2.0, False))
@@ -159,7 +159,7 @@ def test_a_job_that_ended_otherwise_is_not_replayed(fleet: tuple[Settings, Route
 def test_what_cannot_be_read_is_shown_and_not_replayed(
     fleet: tuple[Settings, RouterProcess], state: redis.Redis
 ) -> None:
-    WorkerStore(fleet[0].state, "a@host", Limits()).add_dead_letter(DeadLetter("not ours", 1e9, b"\xffgarbage"))
+    WorkerStore(fleet[0].broker, "a@host", Limits()).add_dead_letter(DeadLetter("not ours", 1e9, b"\xffgarbage"))
     with httpx.Client(base_url=fleet[1].http, trust_env=False) as http:
         [listed] = http.get("/v2/dead").json()["letters"]
         assert "garbage" in http.get(f"/v2/dead/{listed['id']}").json()["body"]

@@ -28,10 +28,9 @@ from taxiway import Client
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import DEADLINES, INFER, job_key
 from taxiway.errors import DeadlineExceededError
-from tests.celery_double import NoCelery
+from tests.celery_double import NoCelery, NoQueue
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import KEEP, Store, placed
-from tests.stored import scores
 from tests.waiting import BUSY
 from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import Delivery
@@ -39,7 +38,7 @@ from workers.stages.job import Delivery
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         yield Store(client)
 
 
@@ -48,11 +47,9 @@ def overdue(store: Store) -> list[tuple[str, str]]:
 
 
 async def fire(settings: Settings) -> int:
-    limits, state = Limits(), settings.state
+    limits, state = Limits(), settings.broker
     router = RouterStore(state, limits)
-    broker = ValkeyTransport(
-        broker=state, state=state, name="r", keep_record=limits.keep_record, durability=limits.durability
-    )
+    broker = ValkeyTransport(state, name="r", keep_record=limits.keep_record, durability=limits.durability)
     try:
         return await Deadlines(router, broker).fire()
     finally:
@@ -132,14 +129,6 @@ def test_the_rest_of_a_group_comes_again_if_it_was_not_ended(store: Store) -> No
     assert store.client.zcard(DEADLINES) == 0
 
 
-def test_a_job_that_was_placed_again_is_due_at_its_new_deadline_only(store: Store) -> None:
-    later = f"{store.client.time()[0] + 60}.5"
-    store.forward(placed("j", deadline_at="1.5"))
-    store.forward(placed("j", deadline_at=later), was="queued")
-    assert overdue(store) == []
-    assert list(scores(store.client, DEADLINES).values()) == [float(later)]
-
-
 def test_a_router_ends_what_is_overdue_also_while_it_runs(settings: Settings, store: Store) -> None:
     store.forward(placed("waits", deadline_at="1.5"), placed("runs", deadline_at="1.5"))
     [claim] = store.claim("a", "runs")
@@ -150,7 +139,7 @@ def test_a_router_ends_what_is_overdue_also_while_it_runs(settings: Settings, st
 
 @contextmanager
 def listening(worker: WorkerStore, deliveries: list[Delivery]) -> Iterator[None]:
-    held = HeldJobs(worker, None, NoCelery())
+    held = HeldJobs(worker, NoQueue(), NoCelery())
     held.hold(deliveries)
     cancellations = Cancellations(worker, held, marked=lambda: None)
     thread = threading.Thread(target=cancellations.run)
@@ -170,7 +159,7 @@ def delivery(job: str) -> Delivery:
 
 
 def test_a_worker_is_notified_at_once_that_a_job_it_holds_was_ended(settings: Settings, store: Store) -> None:
-    worker, held = WorkerStore(settings.state, "a@host#1", Limits()), [delivery("ended"), delivery("wanted")]
+    worker, held = WorkerStore(settings.broker, "a@host#1", Limits()), [delivery("ended"), delivery("wanted")]
     store.forward(placed("ended"), placed("wanted"))
     _, claims = worker.claim([("ended", 0.0), ("wanted", 0.0)])
     with listening(worker, held):
@@ -181,7 +170,7 @@ def test_a_worker_is_notified_at_once_that_a_job_it_holds_was_ended(settings: Se
 
 
 def test_a_waiter_is_notified_at_the_deadline_by_either_door_without_any_worker(settings: Settings) -> None:
-    with router_process(settings) as router, redis.Redis.from_url(settings.state) as state:
+    with router_process(settings) as router, redis.Redis.from_url(settings.broker) as state:
         with EchoDevice(settings, answering=False), Client(settings.broker) as broker, Client(router.http) as http:
             jobs = [client.submit("echo", "a", deadline=4) for _ in range(4) for client in (broker, http)]
             eventually(lambda: all(state.exists(job_key(job.id)) for job in jobs))

@@ -17,7 +17,7 @@ from tasks.settings import Settings
 from taxiway.contract.job import read_meta
 from taxiway.contract.keys import ARRIVALS, INFER, job_key, open_key, result_key
 from tests.narrowing import as_bytes
-from tests.routing import EchoDevice, RouterProcess, empty_queues, eventually, router_process
+from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 from tests.scripting import Store
 
 CLASS = "cpu.batch"
@@ -33,14 +33,10 @@ limits: {{requests_per_second: 100000}}
 """
 
 
-@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def fleet(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
-    """Settings with a tenant of bounded depth, on either broker."""
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    """Settings with a tenant of bounded depth."""
     (tmp_path / "queues.yaml").write_text(BOUNDED)
-    if request.param == "rabbitmq":
-        url = request.getfixturevalue("amqp_url")
-        empty_queues(url, [CLASS])
-        settings = dataclasses.replace(settings, broker=url)
     return dataclasses.replace(settings, queues=tmp_path / "queues.yaml")
 
 
@@ -53,7 +49,7 @@ def routers(fleet: Settings) -> Iterator[list[RouterProcess]]:
 
 @pytest.fixture
 def state(fleet: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(fleet.state) as client:
+    with redis.Redis.from_url(fleet.broker) as client:
         yield client
 
 
@@ -113,7 +109,7 @@ def test_jobs_whose_router_and_worker_died_count_until_they_end_and_no_longer(
 
 @pytest.mark.usefixtures("routers")
 def test_arrivals_over_the_depth_of_their_tenant_are_refused_and_no_others(fleet: Settings, state: redis.Redis) -> None:
-    with celery.Celery(broker=fleet.broker, backend=fleet.state, set_as_current=False) as app:
+    with celery.Celery(broker=fleet.broker, backend=fleet.broker, set_as_current=False) as app:
         given = {"model": "echo", "inputs": "hello", "tenant": "lab"}
         jobs = [app.send_task(INFER, kwargs=given, queue=ARRIVALS).id for _ in range(AT_ONCE)]
     eventually(lambda: all(state.exists(job_key(job)) for job in jobs))

@@ -45,7 +45,7 @@ class Fleet:
     """The state store, with a clock for the leader; each leader is a new one."""
 
     def __init__(self, settings: Settings, client: redis.Redis) -> None:
-        self.settings, self.store, self.history = settings, Store(client), History(settings.state)
+        self.settings, self.store, self.history = settings, Store(client), History(settings.broker)
         self.began = slice_of(time.time() - 120)
         self.now = self.began + 0.5
         self.lead()
@@ -54,7 +54,7 @@ class Fleet:
         """Let a router that was just elected do its duty."""
 
         async def ticked() -> None:
-            recorder = Recorder(self.settings.state, clock, limits)
+            recorder = Recorder(self.settings.broker, clock, limits)
             for _ in range(ticks):
                 await recorder.tick()
             await recorder.close()
@@ -79,7 +79,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet(settings: Settings) -> Iterator[Fleet]:
-    with redis.Redis.from_url(settings.state) as client:
+    with redis.Redis.from_url(settings.broker) as client:
         fleet = Fleet(settings, client)
         yield fleet
         fleet.history.close()
@@ -216,12 +216,12 @@ def test_the_history_stays_within_its_bytes_and_its_time(fleet: Fleet) -> None:
 
 
 def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings: Settings) -> None:
-    history = History(settings.state)
+    history = History(settings.broker)
     with (
         EchoDevice(settings) as device,
         router_process(settings) as first,
         router_process(settings) as second,
-        redis.Redis.from_url(settings.state, decode_responses=True) as store,
+        redis.Redis.from_url(settings.broker, decode_responses=True) as store,
         taxiway.Client(settings.broker) as client,
     ):
         began = history.now()
@@ -262,7 +262,7 @@ def whole(read: Arrivals, jobs: int) -> Arrivals | None:
 
 
 def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TAXIWAY_STATE": settings.state, "COLUMNS": "160"}
+    environment = {**os.environ, "TAXIWAY_BROKER": settings.broker, "COLUMNS": "160"}
     call = [sys.executable, "-m", "taxiway", "history", *arguments]
     return subprocess.run(call, cwd=TREE, env=environment, capture_output=True, text=True)
 
@@ -271,7 +271,7 @@ def diff_config(settings: Settings, day: str, folder: Path) -> Any:
     """A recorded day under a queues.yaml in which a core costs twice as much, on the fleet that runs."""
     file = folder / "queues.yaml"
     file.write_text((TREE / "queues.yaml").read_text().replace("usd_per_hour: 0.05", "usd_per_hour: 0.10"))
-    call = [sys.executable, "-m", "taxiway", "diff-config", str(file), "--history", day, "--url", settings.state]
+    call = [sys.executable, "-m", "taxiway", "diff-config", str(file), "--history", day, "--url", settings.broker]
     done = subprocess.run([*call, "--json"], cwd=TREE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

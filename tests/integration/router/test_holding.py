@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import uuid
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import kombu
 import msgspec
 import pytest
 import redis
@@ -31,9 +29,9 @@ from taxiway.contract.keys import (
     work_cell,
 )
 from taxiway.contract.request import Request
-from taxiway.contract.wire import cancel_message, decode_envelope, encode_envelope, infer_message, task_envelope
+from taxiway.contract.wire import cancel_message, encode_envelope, infer_message, task_envelope
 from taxiway.errors import DeadlineExceededError
-from tests.routing import EchoDevice, empty_queues, eventually, router_process
+from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import record_of
 from tests.working import worker_process, worker_settings
 
@@ -60,33 +58,10 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     return worker_settings(settings, tmp_path, QUEUES)
 
 
-@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def either(request: pytest.FixtureRequest, fleet: Settings) -> Settings:
-    """The same with each broker, its queues empty."""
-    if request.param == "valkey":
-        return fleet
-    url = request.getfixturevalue("amqp_url")
-    empty_queues(url, ["cpu.batch"])
-    return dataclasses.replace(fleet, broker=url)
-
-
 def publish(settings: Settings, raws: list[bytes]) -> None:
-    """Write messages to the arrivals of either broker."""
-    if settings.broker_is_state:
-        with redis.Redis.from_url(settings.broker) as client:
-            client.lpush(ARRIVALS, *raws)
-        return
-    with kombu.Connection(settings.broker) as connection:
-        producer = kombu.Producer(connection.default_channel)
-        for envelope in map(decode_envelope, raws):
-            producer.publish(
-                envelope.payload(),
-                exchange=ARRIVALS,
-                routing_key=ARRIVALS,
-                headers=envelope.headers,
-                content_type=envelope.content_type,
-                content_encoding=envelope.content_encoding,
-            )
+    """Write messages to the arrivals."""
+    with redis.Redis.from_url(settings.broker) as client:
+        client.lpush(ARRIVALS, *raws)
 
 
 def send(settings: Settings, count: int = 1, **terms: Any) -> list[str]:
@@ -103,12 +78,6 @@ def bound_seconds(store: redis.Redis) -> float:
 
 def is_placed_or_held(store: redis.Redis, job: str) -> bool:
     return record_of(store, job).state is not JobState.ACCEPTED
-
-
-def is_queued_once_drained(store: redis.Redis, job: str) -> bool:
-    """Whether the job left holding; else its class has done what is bound to it, and takes another horizon's worth."""
-    store.hset(WORK, BOUND, 0.0)
-    return record_of(store, job).state is JobState.QUEUED
 
 
 def messages(store: redis.Redis) -> int:
@@ -136,14 +105,14 @@ def fill(settings: Settings, store: redis.Redis, **terms: int) -> str:
 
 
 def test_a_flood_waits_in_holding_while_its_class_keeps_its_horizon_and_its_device_never_idles(
-    either: Settings, store: redis.Redis
+    fleet: Settings, store: redis.Redis
 ) -> None:
-    with router_process(either):
-        with EchoDevice(either, answering=False):
-            jobs = send(either, 1500)
+    with router_process(fleet):
+        with EchoDevice(fleet, answering=False):
+            jobs = send(fleet, 1500)
             eventually(lambda: record_of(store, jobs[-1]).state is JobState.HELD)
         bound = []
-        with worker_process(either):
+        with worker_process(fleet):
             while store.hlen(HELD) > 0:
                 bound.append(bound_seconds(store))
                 time.sleep(0.01)
@@ -177,18 +146,18 @@ def test_a_held_job_says_so_and_why_and_is_placed_when_its_queue_drains(fleet: S
     assert done.accepted < done.placed
 
 
-def test_a_held_job_is_cancelled_at_once(either: Settings, store: redis.Redis) -> None:
-    with EchoDevice(either, answering=False), router_process(either):
-        job = fill(either, store)
+def test_a_held_job_is_cancelled_at_once(fleet: Settings, store: redis.Redis) -> None:
+    with EchoDevice(fleet, answering=False), router_process(fleet):
+        job = fill(fleet, store)
         eventually(lambda: record_of(store, job).state is JobState.HELD)
-        publish(either, [cancel_message(job, origin="test")])
+        publish(fleet, [cancel_message(job, origin="test")])
         meta = read_meta(eventually(lambda: store.get(result_key(job))))
 
     assert meta.status == "REVOKED"
     assert not store.hexists(HELD, job_key(job))
 
 
-def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet: Settings, store: redis.Redis) -> None:
+def test_a_held_job_past_its_deadline_ends_though_NoQueue_has_room(fleet: Settings, store: redis.Redis) -> None:
     with EchoDevice(fleet, answering=False), router_process(fleet):
         fill(fleet, store, deadline=500)
         [job] = send(fleet, deadline=4)
@@ -200,13 +169,13 @@ def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet: Setti
         read_result(read_meta(meta))
 
 
-def test_what_follows_a_held_job_fails_with_it_when_its_deadline_passes(either: Settings, store: redis.Redis) -> None:
+def test_what_follows_a_held_job_fails_with_it_when_its_deadline_passes(fleet: Settings, store: redis.Redis) -> None:
     job, after = str(uuid.uuid4()), str(uuid.uuid4())
     follow = {"chain": [{"task": INFER, "options": {"task_id": after}}]}
     body = msgspec.json.encode([[], {"model": "paced", "inputs": "x", "service": "bulk", "deadline": 4}, follow])
-    with EchoDevice(either, answering=False), router_process(either):
-        fill(either, store, deadline=500)
-        publish(either, [encode_envelope(task_envelope(INFER, job, body, header={}, origin="test"))])
+    with EchoDevice(fleet, answering=False), router_process(fleet):
+        fill(fleet, store, deadline=500)
+        publish(fleet, [encode_envelope(task_envelope(INFER, job, body, header={}, origin="test"))])
         meta = eventually(lambda: store.get(result_key(after)))
 
     with pytest.raises(DeadlineExceededError, match=r"^deadline of 4 s exceeded: held \d"):
@@ -236,19 +205,16 @@ def test_tenants_leave_holding_in_proportion_to_their_weights(fleet: Settings, s
     assert len(set(first) & set(shop)) == pytest.approx(450, abs=130)  # a share is kept to a draw
 
 
-def test_without_routers_holding_waits_and_with_one_back_it_flows(either: Settings, store: redis.Redis) -> None:
-    with EchoDevice(either, answering=False):
-        with router_process(either) as router:
-            job = fill(either, store)
+def test_without_routers_holding_waits_and_with_one_back_it_flows(fleet: Settings, store: redis.Redis) -> None:
+    with EchoDevice(fleet, answering=False):
+        with router_process(fleet) as router:
+            job = fill(fleet, store)
             eventually(lambda: record_of(store, job).state is JobState.HELD)
             router.process.kill()
             router.process.wait()
         assert record_of(store, job).state is JobState.HELD
-    with EchoDevice(either) as device, router_process(either):
-        if either.broker_is_state:
-            eventually(lambda: job in device.done)
-        else:  # the device of this test answers on Valkey alone
-            eventually(partial(is_queued_once_drained, store, job))
+    with EchoDevice(fleet) as device, router_process(fleet):
+        eventually(lambda: job in device.done)
 
 
 def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(

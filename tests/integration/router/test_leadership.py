@@ -12,7 +12,7 @@ from broker.port import Peeked, Step
 from broker.valkey import run
 from broker.valkey.forwarding import draw_answer, draw_call
 from broker.valkey.leases import Leadership
-from broker.valkey.mover import move_call, record_call
+from broker.valkey.mover import move_call
 from router.upkeep.leader import Duty, Leader
 from tasks.settings import Settings
 from taxiway.contract.keys import LEAD
@@ -44,7 +44,7 @@ class Counted(Duty):
 def test_one_leads_until_it_resigns_or_its_lease_ends_and_no_token_comes_twice(settings: Settings) -> None:
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
-            first, second = (Leadership(settings.state, name, LEASE) for name in ("a", "b"))
+            first, second = (Leadership(settings.broker, name, LEASE) for name in ("a", "b"))
             stack.push_async_callback(first.close)
             stack.push_async_callback(second.close)
             token = await first.campaign()
@@ -62,19 +62,18 @@ def test_one_leads_until_it_resigns_or_its_lease_ends_and_no_token_comes_twice(s
 
 def test_nothing_is_moved_or_drawn_under_a_token_that_is_superseded(settings: Settings) -> None:
     async def scenario() -> None:
-        first, second = (Leadership(settings.state, name, 30) for name in ("a", "b"))
+        first, second = (Leadership(settings.broker, name, 30) for name in ("a", "b"))
         old = await first.campaign()
         await first.resign()
         token = await second.campaign()
-        with redis.Redis.from_url(settings.state) as client:
+        with redis.Redis.from_url(settings.broker) as client:
             store = Store(client)
             store.forward(
                 placed("j", b"m"), placed("h", b"h", state="held", holding="q", deadline_at="0", accepted="1")
             )
             step = Step(Peeked("cpu.batch", 0, b"m", replace(EMPTY, headers={"id": "j"})), "gpu.realtime", EMPTY)
-            move = move_call(old, [step], [b"n"], record=True)
+            move = move_call(old, [step], [b"n"])
             assert run(client, move) == []
-            assert run(client, record_call(old, [step])) == 0
             assert draw_answer(run(client, draw_call(old, "q", 10, 5.0)))[1] == []
             assert run(client, move._replace(args=[token, *move.args[1:]])) == [1]
             assert [one.message for one in draw_answer(run(client, draw_call(token, "q", 10, 5.0)))[1]] == [b"h"]
@@ -87,7 +86,7 @@ def test_nothing_is_moved_or_drawn_under_a_token_that_is_superseded(settings: Se
 def test_duties_are_done_by_the_leader_alone_and_by_the_next_one_when_it_leaves(settings: Settings) -> None:
     async def scenario() -> None:
         duties = Counted(), Counted()
-        candidates = [Leadership(settings.state, name, LEASE) for name in "ab"]
+        candidates = [Leadership(settings.broker, name, LEASE) for name in "ab"]
         leaders = [Leader(one, [duty], TICK) for one, duty in zip(candidates, duties, strict=True)]
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             for leader in leaders:
@@ -101,7 +100,7 @@ def test_duties_are_done_by_the_leader_alone_and_by_the_next_one_when_it_leaves(
             while duties[1 - leads].ticks < 3:
                 await asyncio.sleep(0.01)
             leaders[1 - leads].leave()
-        with redis.Redis.from_url(settings.state) as client:
+        with redis.Redis.from_url(settings.broker) as client:
             assert client.get(LEAD) is None
         for one in candidates:
             await one.close()

@@ -37,7 +37,7 @@ def ask(state: redis.Redis, prompts: str | list[str], tenant: str) -> tuple[list
 
 def test_the_answers_to_a_tenant_size_only_its_own_next_request(settings: Settings, tmp_path: Path) -> None:
     cell, prompt = lengths_cell("tale:1", "lab"), "the capital of France is Paris"  # which the engine says, too
-    with serving(Engine()) as engine, redis.Redis.from_url(settings.state) as state:
+    with serving(Engine()) as engine, redis.Redis.from_url(settings.broker) as state:
         fleet = worker_settings(settings, tmp_path, QUEUES.format(url=engine.url))
         add_engine_models(fleet.models, "talk", "tale", "vector")
         with worker_process(fleet), router_process(fleet):

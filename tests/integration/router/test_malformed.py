@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
-from dataclasses import replace
-from datetime import UTC, datetime
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from celery import Celery
-from kombu import Connection, Producer
 
 from broker.port import DeadLetter
 from tasks.settings import Settings
-from taxiway.contract.keys import ARRIVALS, DEAD, INFER, job_key, result_key
-from taxiway.contract.wire import task_envelope
+from taxiway.contract.keys import DEAD, INFER, job_key, result_key
 from taxiway.errors import InvalidRequestError
 from tests.fuzzing.broker import attack
-from tests.routing import empty_queues, eventually, router_process
-from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
+from tests.routing import eventually, router_process
+from tests.working import CLASS, Tower, WorkerProcess
 
 
 def test_malformed_messages_stop_neither_a_router_nor_a_worker(fleet: Settings, worker: WorkerProcess) -> None:
@@ -101,67 +94,3 @@ def parked(tower: Tower) -> str:
     letter = eventually(lambda: tower.state.lindex(DEAD, 0))
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
     return msgspec.json.decode(letter, type=DeadLetter).reason
-
-
-@pytest.mark.rabbitmq
-def test_a_worker_on_rabbitmq_goes_on_as_well(settings: Settings, amqp_url: str, tmp_path: Path) -> None:
-    empty_queues(amqp_url, [CLASS])
-    fleet = worker_settings(replace(settings, broker=amqp_url), tmp_path)
-    with Tower(fleet) as tower, worker_process(fleet) as worker:
-        for odd in ({"task": {"a": 1}}, {"task": ["x"]}, {"compression": "zlib"}, {"taxiway": b"\xff"}, {"id": 1}):
-            message = tower.message("echo", "hello")
-            message.headers |= odd
-            tower.queue(message)
-        eventually(lambda: tower.state.llen(DEAD) == 5)
-        unsigned = task_envelope(INFER, "unsigned", msgspec.json.encode([[], {}, {}]), header={}, origin="test")
-        tower.queue(unsigned)
-        with pytest.raises(InvalidRequestError, match=r"queue='taxiway.arrivals'"):
-            tower.result("unsigned")
-        assert tower.result(tower.order("echo", "good")).outputs == {"payload": "good"}
-        assert worker.process.poll() is None
-
-
-def nested(levels: int) -> object:
-    return {"a": nested(levels - 1)} if levels else 1
-
-
-AMQP_ODD: tuple[dict[str, Any], ...] = (
-    {"x": "\ud800"},
-    {"id": "i\ud800"},
-    {"x": b"\xff\xfe"},
-    {"x": datetime(2020, 1, 1, tzinfo=UTC)},
-    {"x": Decimal("1.5")},
-    {"eta": datetime(2020, 1, 1, tzinfo=UTC)},
-    {"traceparent": b"\xff"},
-    {"argsrepr": b"abc"},
-    {"stamped_headers": "x"},
-    {"taxiway": {"reply": b"x"}},
-    {"x": nested(150)},
-)
-"""Headers that AMQP can carry, and JSON or UTF-8 cannot."""
-
-
-@pytest.mark.rabbitmq
-def test_odd_headers_on_rabbitmq_end_neither_a_router_nor_a_worker_and_every_job_that_can_be_named_ends(
-    settings: Settings, amqp_url: str, tmp_path: Path
-) -> None:
-    empty_queues(amqp_url, [CLASS, "gpu.realtime"])
-    fleet = worker_settings(replace(settings, broker=amqp_url), tmp_path)
-    body = msgspec.json.encode([[], {"model": "echo", "inputs": "a", "deadline": 30}, {}])
-    with Tower(fleet) as tower, worker_process(fleet) as worker, router_process(fleet, subprocess.DEVNULL) as router:
-        with Connection(amqp_url) as connection, connection.channel() as channel:
-            for queue, (n, odd) in itertools.product((ARRIVALS, CLASS), enumerate(AMQP_ODD)):
-                headers = {"task": INFER, "id": f"{queue}-{n}", **odd}
-                Producer(channel).publish(
-                    body,
-                    exchange=queue,
-                    routing_key=queue,
-                    headers=headers,
-                    content_type="application/json",
-                    content_encoding="utf-8",
-                )
-        for queue, (n, odd) in itertools.product((ARRIVALS, CLASS), enumerate(AMQP_ODD)):
-            if "id" not in odd:
-                tower.await_meta(f"{queue}-{n}")
-        assert tower.result(tower.order("echo", "good")).outputs == {"payload": "good"}
-        assert (router.process.poll(), worker.process.poll()) == (None, None)

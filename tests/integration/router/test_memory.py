@@ -46,7 +46,7 @@ def own(tmp_path: Path) -> Iterator[Settings]:
 
 def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settings) -> None:
     with (
-        redis.Redis.from_url(own.state) as state,
+        redis.Redis.from_url(own.broker) as state,
         router_process(own) as router,
         Client(own.broker) as broker,
         httpx.Client(base_url=router.http, trust_env=False) as http,
@@ -67,7 +67,7 @@ def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settin
 
 
 def test_a_router_keeps_its_life_while_the_broker_is_full_and_has_nothing_to_do_afterwards(own: Settings) -> None:
-    with redis.Redis.from_url(own.state) as state, router_process(own):
+    with redis.Redis.from_url(own.broker) as state, router_process(own):
         before = eventually(lambda: state.zrange(SESSIONS, 0, -1))
         state.config_set("maxmemory", state.info("memory")["used_memory"] // 2)
         refused = state.info("errorstats")
@@ -94,7 +94,7 @@ def _count(answer: dict[str, Any], kind: str) -> int:
 
 
 def test_what_a_full_broker_does_not_let_through_is_put_back_and_taken_once_there_is_room(own: Settings) -> None:
-    with redis.Redis.from_url(own.state) as state, Client(own.broker) as broker:
+    with redis.Redis.from_url(own.broker) as state, Client(own.broker) as broker:
         jobs = [broker.submit("echo", f"{n}", deadline=600) for n in range(5)]
         state.config_set("maxmemory", state.info("memory")["used_memory"] // 2)
         with EchoDevice(own), router_process(own):
@@ -118,7 +118,7 @@ def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Setting
         "parameters": {"tenant": "lab"},
     }
     with (
-        redis.Redis.from_url(fleet.state) as state,
+        redis.Redis.from_url(fleet.broker) as state,
         router_process(fleet) as router,
         httpx.Client(base_url=router.http, trust_env=False) as http,
         EchoDevice(fleet, answering=False),
@@ -143,7 +143,7 @@ def test_nothing_is_left_of_thousands_of_jobs_once_their_time_is_over(settings: 
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("limits: {lease: 1}", BRIEF))
     large = b"x" * 20_000  # beside its message
     with (
-        redis.Redis.from_url(fleet.state) as state,
+        redis.Redis.from_url(fleet.broker) as state,
         router_process(fleet),
         worker_process(fleet),
         Client(fleet.broker) as client,
@@ -160,7 +160,7 @@ def test_nothing_is_left_of_thousands_of_jobs_once_their_time_is_over(settings: 
 def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Settings) -> None:
     large = b"x" * 20_000
     with (
-        redis.Redis.from_url(settings.state) as state,
+        redis.Redis.from_url(settings.broker) as state,
         router_process(settings) as router,
         EchoDevice(settings, answering=False),
         Client(settings.broker) as broker,

@@ -99,7 +99,7 @@ class Fleet:
 
 @contextmanager
 def fleet_of(settings: Settings) -> Iterator[Fleet]:
-    with redis.Redis.from_url(settings.state) as store:
+    with redis.Redis.from_url(settings.broker) as store:
         yield Fleet(store)
 
 

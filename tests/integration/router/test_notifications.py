@@ -67,7 +67,7 @@ async def subscribed(store: redis.Redis, name: str, *, times: int = 1) -> None:
 
 def test_a_router_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
     async def scenario() -> bytes:
-        async with router_results(settings.state, name) as results:
+        async with router_results(settings.broker, name) as results:
             await subscribed(store, name)
             with closing(results.expect("j")) as expected:
                 store.hset(job_key("j"), "state", "queued")
@@ -82,7 +82,7 @@ def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
     settings: Settings, store: redis.Redis, name: str
 ) -> None:
     async def scenario() -> bytes:
-        async with router_results(settings.state, name) as results:
+        async with router_results(settings.broker, name) as results:
             await subscribed(store, name)
             store.hset(job_key("kept"), "state", "queued")
             with closing(results.expect("lost")) as lost, closing(results.expect("kept")) as kept:
@@ -96,7 +96,7 @@ def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
 
 def test_a_client_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
     async def scenario() -> bytes:
-        async with client_replies(settings.state, name) as replies:
+        async with client_replies(settings.broker, name) as replies:
             future = replies.expect("j")
             await subscribed(store, name)
             await asyncio.sleep(PAUSE)
@@ -109,7 +109,7 @@ def test_a_client_finds_a_result_that_was_never_announced(settings: Settings, st
 def test_a_router_gives_up_a_subscription_that_has_become_silent(
     settings: Settings, store: redis.Redis, name: str
 ) -> None:
-    parts = urlsplit(settings.state)
+    parts = urlsplit(settings.broker)
     cable = Cable(present(parts.hostname), present(parts.port))
     url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
 

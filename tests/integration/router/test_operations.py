@@ -92,7 +92,7 @@ def test_a_class_has_a_number_of_replicas_with_its_reason(http: httpx.Client) ->
 def test_get_changes_nothing_and_starts_are_declared_by_post(http: httpx.Client, settings: Settings) -> None:
     eventually(lambda: http.get("/v1/scaling/gpu.realtime").status_code == 200)
     assert http.get("/v1/scaling/gpu.realtime", params={"starts": "true"}).status_code == 200
-    with redis.Redis.from_url(settings.state) as store:
+    with redis.Redis.from_url(settings.broker) as store:
         assert store.hkeys(STARTS) == []
 
         said = http.post("/v1/scaling/gpu.realtime/starts")

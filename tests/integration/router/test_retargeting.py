@@ -16,7 +16,7 @@ from tasks.settings import Settings
 from taxiway import Client, Job
 from taxiway.contract.keys import DEVICES
 from tests.narrowing import present
-from tests.routing import EchoDevice, empty_queues, eventually, router_process
+from tests.routing import EchoDevice, eventually, router_process
 from tests.working import worker_process
 
 QUEUES = """
@@ -35,14 +35,10 @@ ROWS = 8
 """Of each of the jobs, which make the class's work last for some seconds."""
 
 
-@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def fleet(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
     (tmp_path / "queues.yaml").write_text(QUEUES)
-    fleet = replace(settings, queues=tmp_path / "queues.yaml")
-    if request.param == "rabbitmq":
-        fleet = replace(fleet, broker=request.getfixturevalue("amqp_url"))
-        empty_queues(fleet.broker, ["cpu.day", "cpu.night", "gpu.realtime"])
-    return fleet
+    return replace(settings, queues=tmp_path / "queues.yaml")
 
 
 def classes_of(store: redis.Redis, worker: str) -> tuple[str, ...]:
@@ -52,7 +48,7 @@ def classes_of(store: redis.Redis, worker: str) -> tuple[str, ...]:
 
 def test_an_idle_worker_serves_a_class_without_devices_after_its_own_and_goes_back(fleet: Settings) -> None:
     with ExitStack() as stack:
-        store = stack.enter_context(redis.Redis.from_url(fleet.state))
+        store = stack.enter_context(redis.Redis.from_url(fleet.broker))
         router = stack.enter_context(router_process(fleet))
         client = stack.enter_context(Client(router.http))
         worker = stack.enter_context(worker_process(fleet, "--class", "cpu.day"))
@@ -80,9 +76,9 @@ def test_an_operator_lends_a_worker_by_celerys_own_commands_and_only_where_it_is
     settings: Settings, tmp_path: Path
 ) -> None:
     (tmp_path / "queues.yaml").write_text(QUEUES)
-    app = Celery("operator", broker=settings.broker, backend=settings.state, set_as_current=False)
+    app = Celery("operator", broker=settings.broker, backend=settings.broker, set_as_current=False)
     fleet = replace(settings, queues=tmp_path / "queues.yaml")
-    with redis.Redis.from_url(fleet.state) as store, worker_process(fleet, "--class", "cpu.day") as worker:
+    with redis.Redis.from_url(fleet.broker) as store, worker_process(fleet, "--class", "cpu.day") as worker:
         (answer,) = present(app.control.add_consumer("gpu.realtime", reply=True, timeout=60, limit=1))
         assert answer == {worker.name: {"error": "the class is for cuda, cpu:0 is cpu"}}
         app.control.add_consumer("cpu.night")

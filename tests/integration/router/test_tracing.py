@@ -5,18 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import celery
 import httpx
 import pytest
 
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import ARRIVALS, INFER
 from tests.integration.router.test_mover import fleet_of, twins
-from tests.routing import EchoDevice, empty_queues, eventually, router_process
+from tests.routing import EchoDevice, eventually, router_process
 from tests.spans import export_to, exported
 from tests.working import worker_process
 
@@ -99,18 +96,3 @@ def test_the_http_door_continues_a_callers_trace_and_returns_the_jobs(settings: 
     assert (failed["name"], failed["error"], refused.json()["code"]) == ("place", "no_device", "no_device")
     assert answer.headers["traceparent"] == f"00-{TRACE}-{placed['id']}-01"
     assert (placed["trace"], placed["parent"], placed["class"]) == (TRACE, SPAN, "cpu.batch")
-
-
-@pytest.mark.rabbitmq
-def test_a_plain_celery_producers_trace_goes_through_rabbitmq_and_celerys_own_consumer(
-    twins: Settings, amqp_url: str, spans: Path
-) -> None:
-    empty_queues(amqp_url, ["cpu.a", "cpu.b"])
-    behind = replace(twins, broker=amqp_url)
-    with router_process(behind), worker_process(behind, "--class", "cpu.a"):
-        with celery.Celery(broker=behind.broker, backend=behind.state) as producer:
-            request, headers = {"model": "paced", "inputs": "x"}, {"traceparent": f"00-{TRACE}-{SPAN}-01"}
-            producer.send_task(INFER, kwargs=request, queue=ARRIVALS, headers=headers, ignore_result=True)
-        trace = eventually(lambda: found if len(found := exported(spans)) == 4 else None)
-    assert [span["name"] for span in trace] == ["place", "wait", "run", "result"]
-    assert [span["parent"] for span in trace] == [SPAN, *[trace[0]["id"]] * 3]

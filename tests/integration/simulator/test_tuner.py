@@ -220,7 +220,7 @@ def test_another_tuner_follows_soon_after_one_was_killed(settings: Settings, sto
 
 
 def test_a_lease_is_renewed_while_its_tuner_searches(settings: Settings, store: Any) -> None:
-    lease = Lease(settings.state, "searching", duration=SHORT)
+    lease = Lease(settings.broker, "searching", duration=SHORT)
     assert lease.take()
     taken = store.time()[0]
     eventually(lambda: store.time()[0] > taken + 2 * SHORT)

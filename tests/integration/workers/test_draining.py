@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,7 +18,7 @@ from tasks.topology import Limits
 from taxiway.contract.keys import DEVICES, UNACKED, job_key, priority_list, result_key
 from taxiway.contract.wire import Envelope
 from tests.narrowing import as_bytes
-from tests.routing import empty_queues, eventually
+from tests.routing import eventually
 from tests.scripting import is_held
 from tests.stored import fields_of
 from tests.waiting import BUSY
@@ -44,19 +43,13 @@ pytestmark = pytest.mark.slow
 LEASE = 1.0  # as QUEUES has it
 ENDLESS = {"samples": [10**12], "seed": [1]}
 
-BROKERS = ["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
-
 
 @pytest.fixture
-def fleet(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
-    """The small fleet on the broker that the test asks for, with the model ages, which by its profile takes that."""
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    """The small fleet with the model ages, which by its profile takes that."""
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("warm: [echo, slab]", "warm: [echo, slab, ages]"))
     ages = SLAB.replace("name: slab", "name: ages").replace("base: 0.0002", "base: 1000")
     add_callable(fleet.models, "ages", ages, code="slab")
-    if getattr(request, "param", "valkey") == "rabbitmq":
-        amqp_url = request.getfixturevalue("amqp_url")
-        empty_queues(amqp_url, [CLASS])
-        fleet = replace(fleet, broker=amqp_url)
     return fleet
 
 
@@ -74,7 +67,6 @@ def is_with(tower: Tower, job: str, worker: str) -> bool:
     return holder.startswith(worker.encode()) or bool(tower.state.exists(result_key(job)))
 
 
-@pytest.mark.parametrize("fleet", BROKERS, indirect=True)
 def test_a_worker_with_a_notice_runs_what_ends_in_time_and_gives_the_rest_back(fleet: Settings, tower: Tower) -> None:
     running, *short = messages = [tower.message("slab", LASTING), *(tower.message("echo", n) for n in range(5))]
     ages = tower.message("ages", {"samples": [10], "seed": [1]}, variant="python")
@@ -107,7 +99,6 @@ def test_a_batch_that_outstays_the_grace_is_given_back_and_runs_elsewhere(fleet:
     assert not is_held(tower.state, job)
 
 
-@pytest.mark.parametrize("fleet", BROKERS, indirect=True)
 def test_what_a_killed_worker_held_runs_elsewhere_soon_after_its_lease(fleet: Settings, tower: Tower) -> None:
     messages = [tower.message("slab", LASTING), *(tower.message("echo", n) for n in range(20))]
     tower.queue(*messages)
@@ -131,7 +122,7 @@ def test_what_a_silent_worker_held_returns_to_the_front_in_its_order(settings: S
         for message in messages:
             tower.queue(message)
         before = client.lrange(priority_list(CLASS, 1), 0, -1)
-        queue = ClassQueue(fleet.broker, "silent", Limits(lease=300.0), claiming=True)
+        queue = ClassQueue(fleet.broker, "silent", Limits(lease=300.0))
         for _ in range(12):
             queue.take(CLASS, 1)
         queue.take(CLASS, 3)

@@ -14,10 +14,10 @@ from taxiway.contract.keys import stream_key
 
 
 def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(settings: Settings) -> None:
-    store, progress = WorkerStore(settings.state, "worker", Limits()), Progress()
+    store, progress = WorkerStore(settings.broker, "worker", Limits()), Progress()
     for n in range(2 * MOST_PIECES):
         store.append([("job", Piece(1, 2 * n, "ab"))])
-    with redis.Redis.from_url(settings.state) as state:
+    with redis.Redis.from_url(settings.broker) as state:
         entries: Any = state.xrange(stream_key("job"))
     pieces = [read_piece(fields) for _, fields in entries]
     assert MOST_PIECES <= len(pieces) < MOST_PIECES + 200

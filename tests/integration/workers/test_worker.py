@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -18,8 +16,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from celery import Celery, chord, signature
-from kombu import Connection
-from kombu.pidbox import Mailbox
 from onnx import TensorProto, helper
 
 from broker.port import DeadLetter
@@ -554,39 +550,6 @@ def start(fleet: Settings, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.rabbitmq
-def test_a_worker_on_rabbitmq_answers_into_valkey(settings: Settings, tmp_path: Path, amqp_url: str) -> None:
-    fleet = replace(worker_settings(settings, tmp_path, QUEUES), broker=amqp_url)
-    with Tower(fleet) as tower, worker_process(fleet):
-        messages = [tower.message("paced", f"row {n}") for n in range(20)]
-        tower.queue(*messages)
-        results = [tower.result(message.headers["id"]) for message in messages]
-        assert [result.outputs["payload"] for result in results] == [f"row {n}" for n in range(20)]
-        assert max(result.report.batch for result in results) > 1
-
-
-@pytest.mark.rabbitmq
-def test_a_worker_waits_until_rabbitmq_has_noticed_that_its_predecessor_ended(
-    settings: Settings, tmp_path: Path, amqp_url: str
-) -> None:
-    fleet = replace(worker_settings(settings, tmp_path, QUEUES), broker=amqp_url)
-    log = tmp_path / "log"
-    with Connection(amqp_url) as predecessor, log.open("wb") as file, ThreadPoolExecutor() as pool:
-        control = Mailbox("celery", type="fanout").get_queue(f"{CLASS}.cpu-0@{socket.gethostname()}")
-        control(predecessor.channel()).declare()
-
-        def leave() -> None:
-            try:
-                eventually(lambda: "RESOURCE_LOCKED" in log.read_text())
-            finally:
-                predecessor.release()
-
-        leaving = pool.submit(leave)
-        with Tower(fleet) as tower, worker_process(fleet, log=file):
-            assert tower.result(tower.order("echo", "hello")).outputs == {"payload": "hello"}
-        leaving.result()
-
-
 def test_the_celery_command_serves_a_class_and_asks_no_other_worker(
     fleet: Settings, tower: Tower, tmp_path: Path
 ) -> None:
@@ -605,7 +568,7 @@ def test_the_celery_command_serves_a_class_and_asks_no_other_worker(
 
 def test_an_outage_while_a_job_runs_costs_neither_the_job_nor_a_second_run(settings: Settings, tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as server:
-        fleet = worker_settings(replace(settings, broker=server.url, state=server.url), tmp_path)
+        fleet = worker_settings(replace(settings, broker=server.url), tmp_path)
         with Tower(fleet) as tower, worker_process(fleet) as worker:
             job = tower.order("slab", {"samples": [20_000_000], "seed": [1]})
             eventually(lambda: is_running(tower, job))

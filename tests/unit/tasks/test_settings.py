@@ -10,18 +10,16 @@ SECRET = "00" * 32
 REDIS = {"TAXIWAY_BROKER": "redis://:word@host/0", "TAXIWAY_SECRET": SECRET}
 
 
-def test_the_state_store_is_the_broker_where_none_is_named() -> None:
-    for environment in (REDIS, REDIS | {"TAXIWAY_STATE": ""}):
-        settings = settings_from(environment)
-        assert settings.state == settings.broker
-        assert settings.broker_is_state
-
-
-def test_broker_and_state_may_be_a_unix_socket() -> None:
+def test_the_broker_may_be_a_unix_socket() -> None:
     settings = settings_from(REDIS | {"TAXIWAY_BROKER": "unix://:word@/run/valkey.sock?db=1"})
-    assert settings.broker_is_state
-    assert on_socket(settings.state) == "redis+socket://:word@/run/valkey.sock?virtual_host=1"
+    assert on_socket(settings.broker) == "redis+socket://:word@/run/valkey.sock?virtual_host=1"
     assert on_socket(REDIS["TAXIWAY_BROKER"]) == REDIS["TAXIWAY_BROKER"]
+
+
+def test_an_address_of_a_state_store_is_refused_unless_it_is_the_brokers() -> None:
+    assert settings_from(REDIS | {"TAXIWAY_STATE": REDIS["TAXIWAY_BROKER"]}) == settings_from(REDIS)
+    with pytest.raises(SettingsError, match=r"TAXIWAY_STATE: expected none: .* unset it, got 'another address'"):
+        settings_from(REDIS | {"TAXIWAY_STATE": "redis://:word@other/0"})
 
 
 def test_a_child_process_reads_the_same_settings() -> None:
@@ -57,8 +55,7 @@ def test_the_first_of_several_keys_is_the_one_that_signs() -> None:
         ({"TAXIWAY_BROKER": "http://:word@host"}, "got 'http://…'"),
         ({"TAXIWAY_BROKER": "redis+sentinel://:word@host/0"}, "TAXIWAY_BROKER: expected ?service=NAME"),
         ({"TAXIWAY_BROKER": "word@host"}, "got 'another text'"),
-        ({"TAXIWAY_BROKER": "amqp://host"}, "TAXIWAY_STATE: expected an address that starts with redis://"),
-        ({"TAXIWAY_BROKER": "amqp://host", "TAXIWAY_STATE": "amqp://:word@host"}, "TAXIWAY_STATE: expected"),
+        ({"TAXIWAY_BROKER": "amqp://:word@host"}, "(routers take a RabbitMQ's arrivals with TAXIWAY_AMQP), got 'amqp"),
         ({"TAXIWAY_SECRET": ""}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
         ({"TAXIWAY_SECRET": "00" * 15}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
         ({"TAXIWAY_SECRET": "word" * 16}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),

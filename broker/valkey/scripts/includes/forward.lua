@@ -1,4 +1,4 @@
--- The whole of forward.lua and release_held.lua, which differ only in whether a full server runs them.
+-- The whole of forward.lua and release_held.lua. Uses: was, the state that the records are in ('' = there is none).
 --- @include "now"
 --- @include "cells"
 local work, held, released, holding, deadlines, accepted = unpack(KEYS, 1, 6)
@@ -7,7 +7,7 @@ local job_prefix, result_prefix, reply_prefix, holding_prefix = unpack(ARGV, 5, 
 --- @include "hold"
 --- @include "let_go"
 local ours = levels == 0 or redis.call('EXISTS', life) == 1
-local function due(job, was)
+local function due(job)
   return ours and (redis.call('EXISTS', job) == 0 and '' or redis.call('HGET', job, 'state')) == was
 end
 local function leave(job)
@@ -31,11 +31,6 @@ local function reply_to(job, client)
   if client == '' then redis.call('HDEL', job, 'reply') else redis.call('HSET', job, 'reply', client) end
 end
 local function turn_of(cell, count) return redis.call('HINCRBY', work, turns_cell(cell), count) - count end
--- A job that is recorded again keeps the earlier of its deadlines (0 = none): a worker may hold a copy with that one.
-local function keep_deadline(job, before)
-  local due, first = tonumber(redis.call('HGET', job, 'deadline_at') or 0), tonumber(before)
-  if first > 0 and (due == 0 or first < due) then redis.call('HSET', job, 'deadline_at', before) end
-end
 -- Writes a record in one command, with its turn in the cell and its client where it has such.
 local function write(job, cell, client, fields)
   if cell ~= '' then fields[#fields + 1], fields[#fields + 2] = 'turn', turn_of(cell, 1) end
@@ -86,10 +81,10 @@ for _ = 1, tonumber(ARGV[9]) do
   i, k = i + 2, k + 1
 end
 while i <= #ARGV do
-  local published, keep, was, queue, blobs, deadline, listed, cell = unpack(ARGV, i, i + 7)
+  local published, keep, queue, blobs, deadline, listed, cell = unpack(ARGV, i, i + 6)
   if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
-  local fields, charges = cmsgpack.unpack(ARGV[i + 8]), cmsgpack.unpack(ARGV[i + 9])
-  local tenant, cost, most, count = unpack(ARGV, i + 10, i + 13)
+  local fields, charges = cmsgpack.unpack(ARGV[i + 7]), cmsgpack.unpack(ARGV[i + 8])
+  local tenant, cost, most, count = unpack(ARGV, i + 9, i + 12)
   local list, spent, wanted, open
   if published ~= '' then list, k = KEYS[k], k + 1 end
   if #published > 1 then wanted, k = k, k + 6 end
@@ -97,7 +92,7 @@ while i <= #ARGV do
   if most ~= '' then open, k = KEYS[k], k + 1 end
   local left = open and was == '' and ours and room(open, most)
   local first_blob = k
-  k, i = k + blobs, i + 14
+  k, i = k + blobs, i + 13
   local forwarded, jobs, copies = {}, {}, {}
   local first, its_client  -- of the group's new records: the others are copies of it, or there already
   for _ = 1, tonumber(count) do
@@ -111,11 +106,9 @@ while i <= #ARGV do
       new = redis.call('COPY', first, job) == 1
       if new then copies[#copies + 1] = job end
       if new and client ~= its_client then reply_to(job, client) end
-    elseif due(job, was) then
-      local before = was ~= '' and redis.call('HGET', job, 'deadline_at')
+    elseif due(job) then
       if was ~= '' then leave(job) end
       write(job, cell, client, {unpack(fields)})
-      if before then keep_deadline(job, before) end
       redis.call('EXPIRE', job, keep)
       new = true
       if was == '' then first, its_client = job, client end

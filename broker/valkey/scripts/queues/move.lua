@@ -1,14 +1,14 @@
 -- Moves messages between class queues and corrects their records, at once.
 -- KEYS: leader, work, then for each message the list it is in, the list it goes to, and its job.
--- ARGV: fencing token ('' = it was checked as the moves were recorded on another server), then for each message: its
---   bytes, those that it gets, number of fields, and the record's new fields (none where another server has the record).
+-- ARGV: fencing token, then for each message: its bytes, those that it gets, number of fields, and the record's new
+--   fields.
 -- Returns 1 for each message that was still there; nothing where the token is not the leader's.
 -- Safe to run twice: a message that moved is not where it was.
 --- @include "cells"
 local work = KEYS[2]
 --- @include "record_move"
 local moved, i = {}, 2
-if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then return moved end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return moved end
 for k = 3, #KEYS, 3 do
   local last = i + 2 + ARGV[i + 2]
   local there = redis.call('LREM', KEYS[k], 1, ARGV[i]) == 1

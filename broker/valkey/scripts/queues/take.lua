@@ -4,7 +4,7 @@
 -- KEYS: the unacked hash, its index, the worker's room, devices, heartbeats, then the queue's lists, first served first,
 --   and the list of what was led to the worker, if it has one, which is served before them. Keys of jobs and results
 --   follow from the messages that are taken.
--- ARGV: beginning of tags, end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of the
+-- ARGV: beginning of tags, end of an unacked entry, worker, seconds of a lease, prefixes of the
 --   keys of results and jobs, most seconds of patient work, number from which on what is parked is counted, first level
 --   of patient work (0 = the first list), number of the queue's lists, most messages and the number of this take, which
 --   the tags carry; without these two, as the room says that the last take left them.
@@ -42,13 +42,10 @@ local function keep(message, number, at)
   scores[#scores + 1], scores[#scores + 2] = at, tag
 end
 local function receive(message, patient)
-  local job, verdict, value = nil, '', ''
-  if worker ~= '' then
-    local deadline
-    job, deadline = order_of(message)
-    if job then
-      verdict, value = claimed(worker, lease, result_prefix .. job, job_prefix .. job, deadline, elsewhere)
-    end
+  local verdict, value = '', ''
+  local job, deadline = order_of(message)
+  if job then
+    verdict, value = claimed(worker, lease, result_prefix .. job, job_prefix .. job, deadline, elsewhere)
   end
   if verdict == 'elsewhere' then
     keep(message, parking + parked, now - lease + pause)

@@ -8,8 +8,7 @@
 -- ARGV: number of arrivals' lists (0 = nothing is taken), number of lists that are answered, most arrivals to take,
 --   bytes after which no more are taken, prefixes of keys of jobs, results, replies and holding queues, number of
 --   snapshots, and each's bytes and seconds to keep it; then groups of jobs that are forwarded alike: '1' if published
---   (or, for one job, where to lead it: includes/lead.lua), seconds to keep the record, the state that the record is in
---   ('' = there is none), holding queue ('' = none), number of blobs, deadline (0 = none), time at which they were
+--   (or, for one job, where to lead it: includes/lead.lua), seconds to keep the record, holding queue ('' = none), number of blobs, deadline (0 = none), time at which they were
 --   accepted (0 = they are not to be listed), cell of the work hash in which they take turns ('' = none), as MessagePack
 --   the record's fields and values, and the charges (fields of the work hash and amounts), tenant ('' = no budget), cost,
 --   most open jobs of its tenant ('' = no limit), number of jobs, and each's client, message and use of an idempotency key ('' = none; else MessagePack: digest,
@@ -18,6 +17,6 @@
 -- Returns the time, 1 if the session lives (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
 --   its key was first used for something else, -2 if its tenant has as many open jobs as it may, and what was taken, first served first.
 -- Safe to run twice: a job that has a record arrived before, and its copy is dropped; so is a snapshot that is there.
---   A job that is recorded again, because its publication was not confirmed, keeps the earlier of its deadlines.
 --   The client of a copy is notified of the job's end, if it has ended: it may have been cancelled before it arrived.
+local was = ''
 --- @include "forward"

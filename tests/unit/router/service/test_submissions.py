@@ -9,7 +9,8 @@ from typing import cast
 
 import pytest
 
-from broker.port import ForwardOutcome, Outgoing, Transport
+from broker.port import ForwardOutcome, Outgoing
+from broker.valkey.queues import ValkeyTransport
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.service.submissions import Submissions
@@ -49,7 +50,7 @@ class Door:
         fleet = FleetReader(
             RouterStore("redis://127.0.0.1", Limits()), load_topology(TREE / "queues.yaml"), ProfileBook({})
         )
-        self._submissions = Submissions(cast(Transport, self.lane), fleet)
+        self._submissions = Submissions(cast(ValkeyTransport, self.lane), fleet)
 
     def ask(self, *jobs: str) -> list[asyncio.Future[ForwardOutcome]]:
         """A task for each job, that forwards it."""

@@ -25,7 +25,7 @@ from taxiway.contract.values import Blobs
 from taxiway.contract.wire import request_body
 from taxiway.errors import DeadLetteredError, ExecutionError, TaxiwayError
 from tests.builders import a_class, a_delivery, a_ticket, a_topology
-from tests.celery_double import NoCelery
+from tests.celery_double import NoCelery, NoQueue
 from workers.device import WorkerContext, WorkerOptions, find_device
 from workers.drain import Drain
 from workers.executor import Executor
@@ -57,9 +57,9 @@ class Desk:
         executor = Unsure(hardware, find_device(hardware, "cpu:0", emulate=False), ArtefactStore(folder), threads=1)
         store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
         self.endings, self.jobs = EndingQueue(), DeviceQueue()
-        held = HeldJobs(store, None, celery)
+        held = HeldJobs(store, NoQueue(), celery)
         shared = Shared(AdmitQueue(), self.endings, PieceQueue(), store, held, celery, Drain())
-        settings = Settings("", "", (), TREE / "queues.yaml", TREE / "models", folder)
+        settings = Settings("", (), TREE / "queues.yaml", TREE / "models", folder)
         models = ModelsFolder(settings.models, QueuesFile(settings.queues))
         context = WorkerContext(WorkerOptions(CLASS), settings, a_topology(**{CLASS: hardware}), models)
         self.stage = AdmitStage(self.jobs, executor, shared, context, threading.Event())

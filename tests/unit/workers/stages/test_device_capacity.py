@@ -14,7 +14,7 @@ from tasks.settings import TREE
 from tasks.topology import Limits
 from taxiway.contract.keys import LEVELS, PATIENT
 from tests.builders import a_class, a_delivery, a_ticket
-from tests.celery_double import NoCelery
+from tests.celery_double import NoCelery, NoQueue
 from workers.device import find_device
 from workers.drain import Drain
 from workers.executor import Executor
@@ -34,7 +34,7 @@ def stage(tmp_path: Path) -> DeviceStage:
     device = find_device(hardware, "cpu:0", emulate=False)
     executor = Executor(hardware, device, ArtefactStore(tmp_path), threads=1)
     store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
-    held, endings = HeldJobs(store, None, celery), EndingQueue()
+    held, endings = HeldJobs(store, NoQueue(), celery), EndingQueue()
     shared = Shared(AdmitQueue(), endings, PieceQueue(), store, held, celery, Drain())
     return DeviceStage(DeviceQueue(), endings, executor, shared)
 

@@ -19,7 +19,7 @@ from tasks.queues_file import QueuesFile
 from tasks.settings import TREE
 from tasks.topology import Limits
 from tests.builders import a_class, a_delivery, a_ticket
-from tests.celery_double import Admissions, Endings, NoCelery
+from tests.celery_double import Admissions, Endings, NoCelery, NoQueue
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.waiting import until
 from workers.device import find_device
@@ -60,7 +60,7 @@ class Device:
         self.jobs = DeviceQueue()
         self.endings, self.admissions = Endings(), Admissions()
         store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), Gate(self.begun, self.gate)
-        held = HeldJobs(store, None, celery)
+        held = HeldJobs(store, NoQueue(), celery)
         shared = Shared(self.admissions, EndingQueue(), PieceQueue(), store, held, celery, Drain())
         self.stage = DeviceStage(self.jobs, self.endings, self.executor, shared)
 

@@ -12,7 +12,7 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.topology import Limits
 from taxiway.contract.keys import INFER
 from tests.builders import a_delivery
-from tests.celery_double import Endings, NoCelery
+from tests.celery_double import Endings, NoCelery, NoQueue
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import TaskEvents
 from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
@@ -25,7 +25,7 @@ def nothing() -> None:
 
 
 def held(*deliveries: Delivery) -> HeldJobs:
-    jobs = HeldJobs(WorkerStore("redis://127.0.0.1:1", "w", Limits()), None, NoCelery())
+    jobs = HeldJobs(WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoQueue(), NoCelery())
     jobs.hold(deliveries)
     return jobs
 
@@ -81,7 +81,7 @@ class SlowStore(WorkerStore):
 def test_a_claim_that_is_given_up_is_not_renewed_after_that() -> None:
     store, delivery = SlowStore(), a_delivery()
     delivery.claim, delivery.retries = Claim(Verdict.RUN, "t"), 1
-    jobs = HeldJobs(store, None, NoCelery())
+    jobs = HeldJobs(store, NoQueue(), NoCelery())
     jobs.hold([delivery])
     renewal = threading.Thread(target=jobs.renew, args=(0.0,))
     renewal.start()
