@@ -127,7 +127,7 @@ class AmqpBridge:
         outage = Outage("RabbitMQ")
         while True:
             try:
-                with _amqp_errors():
+                with amqp_errors():
                     session = await self._open()
                 outage.over()
                 try:
@@ -148,7 +148,7 @@ class AmqpBridge:
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            with _amqp_errors():
+            with amqp_errors():
                 for task in done:
                     task.result()
         finally:
@@ -272,6 +272,8 @@ async def _set_up(connection: AbstractConnection) -> _Session:
     session = _Session(connection, inward, outward, arrivals)
     for ending in (connection, inward, outward):  # a connection that is cut does not say that it is closed
         ending.close_callbacks.add(session.lose)
+    consuming = await inward.get_underlay_channel()
+    consuming.on_consumer_cancel_callbacks.add(session.lose)  # the queue was deleted, or its leader is gone
     await arrivals.consume(session.receive)
     return session
 
@@ -356,7 +358,7 @@ async def _insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
 
 
 @contextmanager
-def _amqp_errors() -> Iterator[None]:
+def amqp_errors() -> Iterator[None]:
     """Raises `BrokerUnavailableError` for every error that means that RabbitMQ did not answer."""
     try:
         yield

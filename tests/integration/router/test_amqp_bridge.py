@@ -219,6 +219,14 @@ def test_the_bridge_declares_a_queue_that_is_missing_and_keeps_the_type_of_one_t
             assert payload(answer) == "hello"
 
 
+def test_a_queue_that_is_deleted_is_declared_and_served_again(fleet: Settings, producer: Celery, rabbit: str) -> None:
+    with EchoDevice(fleet), router_process(fleet, options=["--amqp", rabbit]), Connection(rabbit) as connection:
+        eventually(lambda: connected(rabbit))
+        channel_of(connection).queue_delete(ARRIVALS)
+        eventually(lambda: connected(rabbit))
+        assert payload(infer(producer, "hello").apply_async()) == "hello"
+
+
 def connected(url: str) -> bool:
     """Whether the arrivals are there, and somebody consumes them."""
     try:
