@@ -69,8 +69,10 @@ class Router:
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         self.repository = Repository(rules, self.fleet, self.folder, self.store)
         self.results = Results(settings.broker, self.store, name)
-        keep_record, durability = rules.topology.limits.keep_record, rules.topology.limits.durability
-        self.transport = ValkeyTransport(settings.broker, name=name, keep_record=keep_record, durability=durability)
+        limits = rules.topology.limits
+        self.transport = ValkeyTransport(
+            settings.broker, name=name, keep_record=limits.keep_record, confirmed_by=limits.confirmed_by
+        )
         self.queue_mover = ValkeyQueueMover(settings.broker)
         self._events = SentEvents(name)
         tick = rules.topology.rebalance.tick
@@ -262,4 +264,4 @@ def open_bridge(amqp: str, settings: Settings, router: Router) -> AmqpBridge:
     """The bridge to the RabbitMQ at that address."""
     from router.service.amqp_bridge import AmqpBridge  # other routers start sooner without aio-pika
 
-    return AmqpBridge(amqp, settings.broker, router.name, router.store, router.rules.topology.limits.durability)
+    return AmqpBridge(amqp, settings.broker, router.name, router.store, router.rules.topology.limits.confirmed_by)

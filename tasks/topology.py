@@ -31,7 +31,7 @@ from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.limits import ELEMENTS
 from taxiway.contract.request import LONGEST_DEADLINE, MAX_NAME, Priority
 from taxiway.contract.values import INLINE
-from taxiway.contract.wire import Durability
+from taxiway.contract.wire import Durability, confirmations
 
 DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
 Tier = Literal["default", "flex", "priority"]
@@ -295,6 +295,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Acceptance
     durability: Durability = "written"
     """When a job counts as accepted: once it is `written` to disk, or `replicated` to the store's replicas as well."""
+    replicas: Positive = 1
+    """Replicas that the store has: a `replicated` job counts once a majority of the primary and these has it."""
     memory: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     """Share of the state store's `maxmemory`, 0 to 1, above which nothing is accepted."""
 
@@ -307,6 +309,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Bytes of unanswered requests' bodies of one tenant."""
     all_bodies: Size = msgspec.field(default_factory=lambda: Size(2**30))
     """Bytes of unanswered requests' bodies of all tenants together."""
+
+    @property
+    def confirmed_by(self) -> int:
+        """How many replicas must have a job before it is accepted."""
+        return confirmations(self.durability, self.replicas)
 
 
 class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -55,7 +55,13 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     backend = WriteOnceSentinelBackend if "+sentinel://" in settings.broker else WriteOnceBackend
     made = make_app(settings, topology, backend=_path(backend))
     made.amqp_cls = _path(BridgedAMQP)
-    made.conf.update(_worker_settings(context))
+    made.conf.update(
+        worker_pool=_path(DevicePool),
+        worker_consumer=_path(LoneConsumer),
+        worker_concurrency=1,
+        worker_redirect_stdouts=False,
+        worker_disable_rate_limits=True,
+    )
     made.amqp.queues.select([options.hardware_class])  # Celery's remote control can add others
     made.steps["consumer"].update((Fetching, GroupedEvents))
     bind_context(made, context)
@@ -100,16 +106,6 @@ def _refuse(_: bytes) -> bytes:
 def infer(task: Task[Any, Any], *_args: Any, **_kwargs: Any) -> Any:
     """Return the outcome of one request. The device has already run it: the outcome is in Celery's task request."""
     return getattr(task.request, OUTCOME).unwrap()
-
-
-def _worker_settings(context: WorkerContext) -> dict[str, Any]:
-    return {
-        "worker_pool": _path(DevicePool),
-        "worker_consumer": _path(LoneConsumer),
-        "worker_concurrency": 1,
-        "worker_redirect_stdouts": False,
-        "worker_disable_rate_limits": True,
-    }
 
 
 def _path(thing: Any) -> str:

@@ -164,7 +164,7 @@ async def view_fleet(
     """The fleet now, with its queues and held jobs.
 
     Raises:
-        BrokerUnavailableError: the broker or the state store does not answer.
+        BrokerUnavailableError: the broker does not answer.
     """
     now, fleet = store.now(), reader.working.fleet
     silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)

@@ -32,7 +32,6 @@ from taxiway.contract.keys import (
     session_key,
 )
 from taxiway.contract.wire import (
-    Durability,
     Envelope,
     check_confirmed,
     confirming,
@@ -170,12 +169,13 @@ class ValkeyTransport:
     Every method raises `BrokerUnavailableError` while the broker does not answer.
     """
 
-    def __init__(self, url: str, *, name: str, keep_record: int, durability: Durability = "written") -> None:
+    def __init__(self, url: str, *, name: str, keep_record: int, confirmed_by: int = 0) -> None:
         self._signs, self._takes, self._sends = (AsyncConnection(url) for _ in range(3))
         self._waiters = [AsyncConnection(url, answer=None) for _ in range(LEVELS)]
         self._database = parse(url).database
         self._keep = keep_record
-        self._confirming = confirming(durability, _CONFIRMED_WITHIN)
+        self._confirmed_by = confirmed_by  # replicas
+        self._confirming = confirming(confirmed_by, _CONFIRMED_WITHIN)
         self._session = Session(self._signs, name)
         self._waits: dict[int, asyncio.Task[Any]] = {}
         self._rung = asyncio.Event()
@@ -385,7 +385,7 @@ class ValkeyTransport:
         if tags or not self._confirming:
             return
         with fleet_errors("broker"):
-            check_confirmed(await self._sends.calls(*self._confirming))
+            check_confirmed(await self._sends.calls(*self._confirming), self._confirmed_by)
 
 
 def _failure(call: asyncio.Task[Any]) -> BaseException | None:

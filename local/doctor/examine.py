@@ -20,6 +20,7 @@ from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.models.folder import APART
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+from tasks.topology import TopologyError, load_topology
 from tasks.web import NO_ANSWER, ask
 from taxiway.cli.show import TELLING_JOBS
 from taxiway.connection import ConnectionPool
@@ -187,6 +188,7 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield from _guard(variable, environment[variable])
             yield from _disk(variable, environment[variable], None)
             yield from _clock(variable, environment[variable])
+            yield from _replicas(variable, environment[variable], environment)
 
 
 def _server(variable: str, url: str) -> Finding:
@@ -256,6 +258,24 @@ def _clock(variable: str, url: str) -> Iterator[Finding]:
         ahead = time.time() - seconds - microseconds / 1e6
         if abs(ahead) >= APART:
             yield _apart(f"{variable} clock of this machine", ahead)
+
+
+def _replicas(variable: str, url: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What a server says of its replicas, where `limits.durability` counts on them."""
+    with (
+        suppress(TopologyError, OSError, ServerError, ValueError),
+        closing(ConnectionPool(url, answer=_QUICK)) as asked,
+    ):
+        limits = load_topology(queues_file(environment)).limits
+        if urlsplit(url).scheme in _PORTS or not limits.confirmed_by:
+            return
+        lines = asked.call("INFO", "replication").decode().splitlines()
+        connected = next((int(line.partition(":")[2]) for line in lines if line.startswith("connected_slaves:")), 0)
+        least = int(asked.call("CONFIG", "GET", "min-replicas-to-write")[1])
+        value = f"{connected} of {limits.replicas} replicas connected, min-replicas-to-write {least}"
+        found = connected >= limits.replicas and least >= limits.confirmed_by
+        remedy = f"connect the replicas, and set min-replicas-to-write {limits.confirmed_by} at each server"
+        yield Finding(subject=f"{variable} replicas", found=found, value=value, remedy="" if found else remedy)
 
 
 def _ping(url: str) -> None:

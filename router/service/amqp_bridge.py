@@ -43,7 +43,6 @@ from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVA
 from taxiway.contract.wire import (
     BRIDGED,
     DESTINATION,
-    Durability,
     Envelope,
     check_confirmed,
     confirming,
@@ -107,13 +106,13 @@ class _Session:
 class AmqpBridge:
     """Carries messages between RabbitMQ at `url` and Valkey at `broker`; connects again after each failure."""
 
-    def __init__(self, url: str, broker: str, name: str, store: RouterStore, durability: Durability) -> None:
+    def __init__(self, url: str, broker: str, name: str, store: RouterStore, confirmed_by: int) -> None:
         self._url = url
         self._store, self._name = store, name
         self._arrivals, self._keeps, self._outbox = (AsyncConnection(broker) for _ in range(3))
         self._bell = AsyncConnection(broker, answer=None)
-        self._keeping = confirming(durability, _KEPT_WITHIN) or (("WAITAOF", 1, 0, int(_KEPT_WITHIN * 1000)),)
-        self._durability = durability
+        self._keeping = confirming(confirmed_by, _KEPT_WITHIN) or (("WAITAOF", 1, 0, int(_KEPT_WITHIN * 1000)),)
+        self._confirmed_by = confirmed_by
         self._sender = Leadership(broker, name, _LEASE, (AMQP_SENDER, AMQP_SENDERS))
 
     async def close(self) -> None:
@@ -189,8 +188,8 @@ class AmqpBridge:
         """
         with fleet_errors("broker"):
             _, kept = await self._keeps.ask((("SET", kept_key(self._name), "", "PX", 1000), *self._keeping))
-        if self._durability == "replicated":
-            check_confirmed([kept])
+        if self._confirmed_by:
+            check_confirmed([kept], self._confirmed_by)
 
     async def _send_outbox(self, session: _Session) -> None:
         """Empty the outbox while no other router does."""

@@ -52,7 +52,7 @@ _HINTS: dict[type[TaxiwayError], str] = {
     UnknownLetterError: "`taxiway dead list` lists them",
     UnknownModelError: "`taxiway models` lists what the fleet can run",
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
-    BrokerFullError: "free memory or disk space of the broker and the state store, as the error says",
+    BrokerFullError: "free memory or disk space of the broker, as the error says",
     BrokerUnavailableError: "`taxiway doctor` shows what runs here; `taxiway up` starts a fleet, --url names another",
     ModelUnavailableError: "`taxiway models load` serves a model that was unloaded; `taxiway check` shows the errors",
     NoDeviceError: "`taxiway status` lists the live devices; start a worker for the class",

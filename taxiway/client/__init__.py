@@ -17,7 +17,6 @@ from taxiway.contract.job import EventStream, JobStatus, Result
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import Request
 from taxiway.contract.tensors import Show
-from taxiway.contract.wire import Durability
 from taxiway.errors import InvalidRequestError
 
 _DOORS = {
@@ -94,13 +93,11 @@ class Door(Protocol):
         """Close all connections."""
 
 
-def open_door(
-    url: str, *, patience: float, show: Show, key: str | None = None, durability: Durability = "written"
-) -> Door:
+def open_door(url: str, *, patience: float, show: Show, key: str | None = None, confirmed_by: int = 0) -> Door:
     """The door at `url`. It connects on first use, and retries for `patience` seconds when there is no answer.
 
     `show` converts a result's tensors for the caller. `key` is the API key at the HTTP door, the signing key at a
-    broker. `durability` is what a submit to a broker waits for.
+    broker. A submit to a broker waits until so many replicas have confirmed it.
 
     Raises:
         InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
@@ -109,7 +106,7 @@ def open_door(
     if scheme not in _DOORS:
         expected, got = "://, ".join(_DOORS), f"{scheme}://…" if scheme else "no scheme"  # never a password
         raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
-    opened: Door = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, durability)
+    opened: Door = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, confirmed_by)
     return opened
 
 

@@ -32,7 +32,7 @@ from taxiway.contract.job import FINAL, EventStream, JobState, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.tensors import array, plain
-from taxiway.contract.wire import Durability
+from taxiway.contract.wire import Durability, confirmations
 from taxiway.errors import InvalidRequestError, JobError, RequestError
 
 Infer = Callable[[Any], Coroutine[Any, Any, Result]]
@@ -235,8 +235,8 @@ class AsyncClient:
         connect_timeout: seconds for which a call retries while the fleet does not answer, before it raises
             `BrokerUnavailableError`.
         arrays: return tensors in results as numpy arrays (read-only, not copied) instead of nested lists.
-        durability: when a submit to a broker returns: `written` by the broker, or also `replicated` to a replica. At a
-            router, `limits.durability` in its queues.yaml decides.
+        durability: when a submit to a broker returns: `written` by the broker, or also `replicated`, so that a majority
+            of the primary and its `replicas` has it. At a router, `limits.durability` in its queues.yaml decides.
     """
 
     def __init__(
@@ -247,9 +247,11 @@ class AsyncClient:
         connect_timeout: float = CONNECT_TIMEOUT,
         arrays: bool = False,
         durability: Durability = "written",
+        replicas: int = 1,
     ) -> None:
         show = array if arrays else plain
-        opening = partial(open_door, url, patience=connect_timeout, show=show, key=key, durability=durability)
+        confirmed_by = confirmations(durability, replicas)
+        opening = partial(open_door, url, patience=connect_timeout, show=show, key=key, confirmed_by=confirmed_by)
         self._doors = PerProcess(opening)
         self._doors.get()  # an invalid address raises here
         self._closed = False

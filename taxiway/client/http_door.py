@@ -35,7 +35,7 @@ from taxiway.contract.tensors import (
     single_row,
     split,
 )
-from taxiway.contract.wire import Durability, submitting
+from taxiway.contract.wire import submitting
 from taxiway.errors import (
     BrokerUnavailableError,
     FleetUnavailable,
@@ -88,14 +88,14 @@ class _InferRequest:
     single: bool
 
 
-def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> HttpDoor:
+def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> HttpDoor:
     """The door at `url`, authenticated with `key`.
 
     Raises:
         InvalidRequestError: a durability was given; a router's queues.yaml sets it.
     """
-    if durability != "written":
-        message = f"durability: expected none for a router, whose limits.durability decides, got {durability!r}"
+    if confirmed_by:
+        message = "durability: expected none for a router, whose limits.durability decides, got 'replicated'"
         raise InvalidRequestError(message, field="durability")
     return HttpDoor(url, patience, show, key)
 

@@ -366,8 +366,11 @@ class Client:
         connect_timeout: float = CONNECT_TIMEOUT,
         arrays: bool = False,
         durability: Durability = "written",
+        replicas: int = 1,
     ) -> None:
-        self._client = AsyncClient(url, key=key, connect_timeout=connect_timeout, arrays=arrays, durability=durability)
+        self._client = AsyncClient(
+            url, key=key, connect_timeout=connect_timeout, arrays=arrays, durability=durability, replicas=replicas
+        )
         self._loops = PerProcess(partial(LoopThread, self._client.close))
 
     @property

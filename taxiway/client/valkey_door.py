@@ -43,7 +43,7 @@ from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.request import Request, new_id
 from taxiway.contract.tensors import Show
 from taxiway.contract.values import Blobs, may_refer, references, resolved
-from taxiway.contract.wire import Carried, Durability, cancel_message, infer_message, read_key, submitting
+from taxiway.contract.wire import Carried, cancel_message, infer_message, read_key, submitting
 from taxiway.errors import (
     BrokerUnavailableError,
     FleetUnavailable,
@@ -62,7 +62,7 @@ _RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
 
 
-def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> ValkeyDoor:
+def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> ValkeyDoor:
     """The door at `url`; `key` signs the messages written there.
 
     Raises:
@@ -72,7 +72,7 @@ def open_url(url: str, patience: float, show: Show, key: str | None, durability:
         signing = None if key is None else read_key(key)
     except ValueError as error:
         raise InvalidRequestError(f"key: at a broker, the producers' signing key: {error}", field="key") from None
-    return ValkeyDoor(ValkeyLink(url, patience, durability), show, signing)
+    return ValkeyDoor(ValkeyLink(url, patience, confirmed_by), show, signing)
 
 
 class ValkeyDoor:

@@ -12,7 +12,7 @@ from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.keys import ARRIVALS, blob_key
 from taxiway.contract.limits import Buffer
 from taxiway.contract.values import KEPT
-from taxiway.contract.wire import Durability, check_confirmed, confirming, refusal
+from taxiway.contract.wire import check_confirmed, confirming, refusal
 from taxiway.errors import FleetUnavailable, InvalidRequestError
 from taxiway.valkey import ServerError
 
@@ -35,7 +35,7 @@ _Waiting = tuple[Any, Settle]
 class ValkeyLink:
     """Commands to one server. Commands issued while a pipeline is in flight are sent together in the next one."""
 
-    def __init__(self, url: str, patience: float, durability: Durability = "written") -> None:
+    def __init__(self, url: str, patience: float, confirmed_by: int = 0) -> None:
         try:
             self._connection = AsyncConnection(url, answer=None, patience=patience)
         except ValueError:  # its text may quote part of a password
@@ -43,7 +43,8 @@ class ValkeyLink:
             raise InvalidRequestError(f"url: expected {wanted}", field="url") from None
         self._url = url
         self.patience = patience
-        self._confirming = confirming(durability, patience * _CONFIRMED_WITHIN)
+        self._confirmed_by = confirmed_by  # replicas
+        self._confirming = confirming(confirmed_by, patience * _CONFIRMED_WITHIN)
         self._arrivals: list[_Waiting] = []
         self._commands: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -120,7 +121,7 @@ class ValkeyLink:
         if refused is not None:
             return refusal("broker", refused)
         try:
-            check_confirmed(answers[len(written) :])
+            check_confirmed(answers[len(written) :], self._confirmed_by)
         except FleetUnavailable as error:
             return error
         return None

@@ -4,7 +4,8 @@ A worker of plain Celery reads it. A producer may sign a message (HMAC-SHA-256),
 if its process uses OpenTelemetry, which is not a dependency.
 
 A message counts as accepted by its durability. `written`: in the broker's memory, and in its log as its `appendfsync`
-says. `replicated`: also in a replica's memory, so a failover to that replica loses nothing.
+says. `replicated`: also in the memory of so many replicas that a majority of the servers has it, so a failover to one
+of these replicas loses nothing.
 
 Sources: Celery's "Message Protocol" (version 2); kombu's virtual transport; W3C Trace Context, level 1.
 """
@@ -350,26 +351,31 @@ _UNWRITTEN = "MISCONF"  # error code: the server cannot write its log or its sna
 _NO_ACCESS = ("NOPERM", "WRONGPASS", "NOAUTH")  # error codes: the account lacks a right, or its password is wrong
 
 
-def confirming(durability: Durability, patience: float) -> tuple[tuple[str | int, ...], ...]:
-    """The commands, if any, that confirm earlier writes on the same connection within `patience` seconds.
+def confirmations(durability: Durability, replicas: int) -> int:
+    """How many replicas must have a write before it is accepted: with the primary, a majority of the servers."""
+    return (replicas + 1) // 2 if durability == "replicated" else 0
 
-    They wait for a replica's memory (WAIT), not its disk (WAITAOF): replicas report the latter once a second.
+
+def confirming(replicas: int, patience: float) -> tuple[tuple[str | int, ...], ...]:
+    """The commands that confirm earlier writes on the same connection by so many replicas within `patience` seconds.
+
+    They wait for the replicas' memory (WAIT), not their disks (WAITAOF): replicas report the latter once a second.
     """
-    return (("WAIT", 1, int(patience * 1000)),) if durability == "replicated" else ()
+    return (("WAIT", replicas, int(patience * 1000)),) if replicas else ()
 
 
-def check_confirmed(answers: Sequence[Any]) -> None:
-    """Raise if the answers to `confirming` lack a confirmation.
+def check_confirmed(answers: Sequence[Any], replicas: int) -> None:
+    """Raise if the answers to `confirming` lack confirmations.
 
     Raises:
-        BrokerUnavailableError: no replica confirmed the request. It may still run.
+        BrokerUnavailableError: too few replicas confirmed the request. It may still run.
     """
-    for replicas in answers:
-        if isinstance(replicas, Exception):
-            raise refusal("broker", replicas)
-        if replicas < 1:
-            message = "the broker accepted the request, but no replica confirmed it in time; it may still run"
-            raise BrokerUnavailableError(message, retry_after=1.0)
+    for confirmed in answers:
+        if isinstance(confirmed, Exception):
+            raise refusal("broker", confirmed)
+        if confirmed < replicas:
+            message = f"the broker accepted the request, but {confirmed} of {replicas} replicas confirmed it in time"
+            raise BrokerUnavailableError(f"{message}; it may still run", retry_after=1.0)
 
 
 def takes_nothing(error: BaseException) -> bool:

@@ -14,6 +14,8 @@ import httpx
 import pytest
 import redis
 
+from local.doctor import Finding
+from local.doctor.examine import servers
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from taxiway import Client
@@ -57,9 +59,29 @@ def test_what_a_broker_client_submitted_is_at_the_replica(pair: Pair) -> None:
             assert pair.replica.llen(ARRIVALS) == count
         pair.part()
         began = time.monotonic()
-        with pytest.raises(BrokerUnavailableError, match="no replica confirmed"):
+        with pytest.raises(BrokerUnavailableError, match="0 of 1 replicas confirmed"):
             client.submit("echo", "alone")
         assert time.monotonic() - began < 2 + BUSY
+
+
+def test_a_majority_is_waited_for_and_the_doctor_says_what_the_server_lacks_for_it(pair: Pair, tmp_path: Path) -> None:
+    text = (
+        (TREE / "queues.yaml").read_text().replace("\nlimits:", "\nlimits:\n  durability: replicated\n  replicas: 3", 1)
+    )
+    (tmp_path / "queues.yaml").write_text(text)
+    variables = {"TAXIWAY_BROKER": pair.settings.broker, "TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")}
+
+    def said() -> Finding:
+        return next(one for one in servers(variables) if one.subject == "TAXIWAY_BROKER replicas")
+
+    client = Client(pair.settings.broker, durability="replicated", replicas=3)
+    with client, pytest.raises(BrokerUnavailableError, match="1 of 2 replicas confirmed"):
+        client.submit("echo", "a")
+    assert (said().found, said().value) == (False, "1 of 3 replicas connected, min-replicas-to-write 0")
+    (tmp_path / "queues.yaml").write_text(text.replace("replicas: 3", "replicas: 1"))
+    assert not said().found
+    pair.broker.config_set("min-replicas-to-write", 1)
+    assert said().found
 
 
 def test_what_the_http_door_took_is_at_the_replica(pair: Pair, tmp_path: Path) -> None:

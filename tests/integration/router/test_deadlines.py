@@ -49,7 +49,7 @@ def overdue(store: Store) -> list[tuple[str, str]]:
 async def fire(settings: Settings) -> int:
     limits, state = Limits(), settings.broker
     router = RouterStore(state, limits)
-    broker = ValkeyTransport(state, name="r", keep_record=limits.keep_record, durability=limits.durability)
+    broker = ValkeyTransport(state, name="r", keep_record=limits.keep_record, confirmed_by=limits.confirmed_by)
     try:
         return await Deadlines(router, broker).fire()
     finally:

@@ -1,0 +1,296 @@
+"""`python -m tests.chaos.storm`: what is accepted survives failovers one after another.
+
+A primary with three replicas and three sentinels, each server behind a cable that all others use, has shipped routers
+and workers. While producers submit with `durability: replicated`, the primary is killed, frozen until another leads, or
+cut off from everybody, and replicas are killed, 20 times in turn. At the end each job that was accepted must have its
+result: a sentinel could always reach a replica that had confirmed it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import redis
+
+from local.embedded import EmbeddedValkey, find_binary, free_port
+from tasks.settings import Settings, settings_from
+from taxiway import Client, FleetUnavailable
+from taxiway.contract.job import FINAL, JobState
+from taxiway.contract.keys import job_key, result_key
+from taxiway.contract.wire import Durability
+from tests.cable import Cable
+from tests.routing import router_process
+from tests.waiting import until
+from tests.working import QUEUES, worker_process, worker_settings
+
+REPLICAS = 3
+CONFIRM = 2  # a majority of the four servers, the primary included
+SERVICE = "fleet"
+FAULTS = ("kill the primary", "freeze the primary", "cut the primary off", "kill a replica")
+DOWN_AFTER = 1.5  # seconds of silence after which a sentinel takes a server for gone
+PATIENCE = 90.0  # seconds for a failover, or for the replicas to follow, on a busy machine
+
+
+class Server:
+    """A Valkey server, which all others reach through its cable."""
+
+    def __init__(self, folder: Path, password: str) -> None:
+        folder.mkdir(parents=True)
+        (folder / "valkey.password").write_text(password)
+        self._valkey = EmbeddedValkey(folder, patience=PATIENCE)
+        self.start()
+        self.cable = Cable("127.0.0.1", urlsplit(self._valkey.url).port or 0)
+        self.set_up()
+
+    def start(self) -> None:
+        """Start it, from its log if it has one."""
+        self._valkey.start()
+
+    def set_up(self) -> None:
+        """What a server of the set has in its configuration file."""
+        with self.client() as client:
+            client.config_set("masterauth", urlsplit(self._valkey.url).password)
+            client.config_set("repl-diskless-sync-delay", 0)
+            client.config_set("replica-announce-ip", "127.0.0.1")
+            client.config_set("replica-announce-port", self.cable.port)
+            client.config_set("min-replicas-max-lag", 3)
+            client.config_set("min-replicas-to-write", CONFIRM)
+
+    def client(self) -> redis.Redis:
+        """A client that needs no cable."""
+        return redis.Redis.from_url(self._valkey.url, socket_timeout=5)
+
+    def replication(self) -> dict[str, Any]:
+        """What it says of its replication; nothing if it does not answer."""
+        with suppress(redis.RedisError, OSError), self.client() as client:
+            return dict(client.info("replication"))
+        return {}
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal its process."""
+        if (pid := self._valkey.pid) is not None:
+            os.kill(pid, number)
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self.signal(signal.SIGKILL)
+        until(lambda: self._valkey.pid is None, patience=PATIENCE)
+
+    def stop(self) -> None:
+        """Stop it for good."""
+        self.signal(signal.SIGCONT)
+        self._valkey.stop()
+        self.cable.close()
+
+
+class ServerSet:
+    """A primary, its replicas, and the sentinels that watch them."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.password = secrets.token_hex(16)
+        self.servers: list[Server] = []
+        for number in range(REPLICAS + 1):
+            self.servers.append(Server(folder / f"server-{number}", self.password))
+            stack.callback(self.servers[-1].stop)
+        first = self.servers[0].cable.port
+        for replica in self.servers[1:]:
+            with replica.client() as client:
+                client.execute_command("REPLICAOF", "127.0.0.1", first)
+        self._sentinels = [stack.enter_context(_sentinel(folder, first, self.password)) for _ in range(3)]
+        self.await_whole()
+
+    @property
+    def url(self) -> str:
+        """The address of the sentinels, for routers, workers and producers."""
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self._sentinels)
+        return f"redis+sentinel://:{self.password}@{hosts}/0?service={SERVICE}"
+
+    def primary(self) -> Server:
+        """The server that the sentinels name."""
+        return next(server for server in self.servers if server.cable.port == self._named())
+
+    def await_failover(self, before: Server) -> None:
+        """Wait until the sentinels name another."""
+        assert until(lambda: self._named() != before.cable.port, patience=PATIENCE), "no failover"
+
+    def await_whole(self) -> None:
+        """Wait until all servers follow the one that the sentinels name."""
+        assert until(self._whole, patience=PATIENCE), "the replicas do not follow"
+
+    def _whole(self) -> bool:
+        said = self.primary().replication()
+        slaves = [said.get(f"slave{number}", {}) for number in range(REPLICAS)]
+        return said.get("role") == "master" and all(slave.get("state") == "online" for slave in slaves)
+
+    def _named(self) -> int:
+        with redis.Redis(port=self._sentinels[0], socket_timeout=5) as sentinel:
+            return int(sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
+
+
+@contextmanager
+def _sentinel(folder: Path, primary: int, password: str) -> Iterator[int]:
+    """A sentinel's process; its port."""
+    port = free_port()
+    file = folder / f"sentinel-{port}.conf"
+    file.write_text(f"""\
+port {port}
+bind 127.0.0.1
+dir {folder}
+sentinel monitor {SERVICE} 127.0.0.1 {primary} 2
+sentinel auth-pass {SERVICE} {password}
+sentinel down-after-milliseconds {SERVICE} {int(DOWN_AFTER * 1000)}
+sentinel failover-timeout {SERVICE} 6000
+sentinel parallel-syncs {SERVICE} {REPLICAS}
+""")
+    with file.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen([find_binary(), file, "--sentinel"], stdout=log, stderr=log)
+    try:
+        with redis.Redis(port=port) as client:
+            assert until(lambda: _sees_all(client), patience=PATIENCE), "a sentinel does not see the replicas"
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _sees_all(client: redis.Redis) -> bool:
+    with suppress(redis.RedisError):
+        return len(client.execute_command("SENTINEL", "REPLICAS", SERVICE)) == REPLICAS
+    return False
+
+
+class Producers:
+    """Threads that submit until stopped, by the broker and by a router; what each was told is accepted is noted."""
+
+    def __init__(self, broker: str, http: str) -> None:
+        self.accepted: dict[str, float] = {}
+        self.refused = 0
+        self._stopping = threading.Event()
+        doors = (broker, broker, http)
+        self._threads = [threading.Thread(target=self._submit, args=(door,)) for door in doors]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Submit no more."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _submit(self, door: str) -> None:
+        durability: Durability = "written" if door.startswith("http") else "replicated"  # a router decides itself
+        with Client(door, durability=durability, replicas=REPLICAS) as client:
+            number = 0
+            while not self._stopping.wait(0.01):
+                number += 1
+                try:
+                    job = client.submit("echo", number)
+                except FleetUnavailable:
+                    self.refused += 1
+                else:
+                    self.accepted[job.id] = time.time()
+
+
+def inject(servers: ServerSet, fault: str, chance: random.Random) -> None:
+    """Inject a fault, and repair it once another server leads, or after some seconds."""
+    primary = servers.primary()
+    if fault == "kill a replica":
+        victim = chance.choice([server for server in servers.servers if server is not primary])
+        victim.kill()
+        time.sleep(DOWN_AFTER)
+    elif fault == "kill the primary":
+        victim = primary
+        victim.kill()
+        servers.await_failover(primary)
+    elif fault == "freeze the primary":
+        primary.signal(signal.SIGSTOP)
+        servers.await_failover(primary)
+        primary.signal(signal.SIGCONT)  # it takes itself for the primary, until a sentinel tells it otherwise
+        return
+    else:
+        primary.cable.pull()
+        servers.await_failover(primary)
+        primary.cable.plug()
+        return
+    victim.start()
+    victim.set_up()
+
+
+def lost(servers: ServerSet, accepted: dict[str, float]) -> list[str]:
+    """The accepted jobs that never get a result."""
+    left = dict.fromkeys(accepted)
+
+    def ended() -> bool:
+        with suppress(redis.RedisError), servers.primary().client() as client:
+            for job in [*left]:
+                state = client.hget(job_key(job), "state")
+                if client.exists(result_key(job)) or (state and JobState(state.decode()) in FINAL):
+                    del left[job]
+        return not left
+
+    until(ended, patience=180, every=1)
+    return [*left]
+
+
+def settings_of(servers: ServerSet, folder: Path) -> Settings:
+    """A small fleet that accepts what a majority of the servers has."""
+    base = settings_from({"TAXIWAY_BROKER": servers.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+    limits = f"{{lease: 2, durability: replicated, replicas: {REPLICAS}, requests_per_second: 100000}}"
+    folder.mkdir()
+    return worker_settings(base, folder, QUEUES.replace("{lease: 1}", limits))
+
+
+def main() -> int:
+    """Run once, and print a line; 1 if an accepted job was lost."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.storm", description=__doc__)
+    parser.add_argument("--faults", type=int, default=20, help="how many, one after another (20)")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
+    given = parser.parse_args()
+    began, chance, injected = time.monotonic(), random.Random(given.seed), Counter[str]()
+    with tempfile.TemporaryDirectory(prefix="storm-") as name, ExitStack() as stack:
+        servers = ServerSet(Path(name), stack)
+        fleet = settings_of(servers, Path(name) / "fleet")
+        router = stack.enter_context(router_process(fleet, subprocess.DEVNULL))
+        stack.enter_context(worker_process(fleet, log=subprocess.DEVNULL))
+        producers = Producers(servers.url, router.http)
+        try:
+            for number in range(given.faults):
+                fault = FAULTS[number % len(FAULTS)]
+                time.sleep(chance.uniform(0.5, 3))
+                inject(servers, fault, chance)
+                injected[fault] += 1
+                servers.await_whole()
+        finally:
+            producers.stop()
+        missing = lost(servers, producers.accepted)
+    line = {
+        "question": "accepted jobs lost in failovers with durability: replicated",
+        "seed": given.seed,
+        "seconds": round(time.monotonic() - began),
+        "accepted": len(producers.accepted),
+        "refused": producers.refused,
+        "faults": dict(injected),
+        "lost": len(missing),
+    }
+    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+    return int(bool(missing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
