@@ -33,6 +33,10 @@ class ClassQueue:
     def __len__(self) -> int:
         return len(self._places)
 
+    def indices(self) -> list[int]:
+        """The indices of the jobs here, by when they joined."""
+        return list(self._places)
+
     def push(self, job: Job) -> None:
         """Add a job."""
         self._joined += 1

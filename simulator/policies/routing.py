@@ -312,6 +312,10 @@ class Holding:
         """The one of these kinds that is released next."""
         return self._order.next(self._releasable(kind) for kind in kinds).kind
 
+    def indices(self) -> list[int]:
+        """The indices of the jobs here."""
+        return [job.index for jobs in self._queues.values() for _, _, job in jobs]
+
     def first(self, kind: HeldKind) -> Job:
         """The job of a kind with the earliest deadline."""
         return self._queues[kind][0][2]

@@ -231,7 +231,8 @@ class Tuned(Taxiway):
 
     def __init__(self, workload: Workload, *, seed: int = 0, history: Workload | None = None) -> None:
         super().__init__(workload, seed=seed)
-        self._recorded, self._earlier = workload, 0.0
+        self._offered = self._recorded = workload
+        self._earlier = 0.0
         if history is not None:
             self._recorded, self._earlier = followed_by(history, workload)
         self._fleet = workload.fleet
@@ -294,6 +295,9 @@ class Tuned(Taxiway):
             self._played = until - WINDOW if earlier is None else earlier.begin
         if len(window.jobs) < FEWEST:
             return
+        waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
+        offset = len(recorded) - len(self._offered)
+        window = window.behind(recorded, np.sort(np.array(waiting, int) + offset), until)
         conditions = Conditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))
         self._watch = Watch(now, window.span, pace)
         decision = self._tuner.tune(window, conditions, now, plays=plays)

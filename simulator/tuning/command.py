@@ -206,6 +206,7 @@ class FleetTuner:
         tuner.assignment = found.assignment(before)
         first = tuner.assignment is None
         window = Window.latest(found.workload, found.span, found.span)
+        window = window.behind(found.workload, found.waiting, found.span)
         if self._models == found.workload.trace.models:
             tuner.good = self._good
         decision = tuner.tune(window, found.conditions, now, most=self._affordable())

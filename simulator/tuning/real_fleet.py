@@ -25,7 +25,7 @@ from simulator.policies.policy import Cell as TwinCell
 from simulator.timing import Stepping, Timing, Whole
 from simulator.traces import Column, Trace, trace_of
 from simulator.tuning.twin import Conditions
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload, figures_of, prepare
 from tasks.document import Size
 from tasks.endpoints import Rate
 from tasks.heartbeat import DeviceFacts, dollars_per_hour, variant_key
@@ -34,6 +34,7 @@ from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
 from tasks.topology import HardwareClass, Price, Topology
 from taxiway.contract.job import Tokens
+from taxiway.contract.keys import LEVELS
 from taxiway.errors import TaxiwayError
 
 UNBOUNDED = 16
@@ -74,7 +75,8 @@ class Recorded:
     """Recorded arrivals as a workload of the twin's fleet, with the present conditions.
 
     `kinds` are the real requests that each cell stands for. The workload ends `span` seconds after its first arrival.
-    Its requests are those of the arrivals' jobs with the numbers `rows`; the fleet cannot run the others.
+    Its requests are those of the arrivals' jobs with the numbers `rows`; the fleet cannot run the others. Of them
+    `waiting` wait at its end.
     """
 
     workload: Workload
@@ -82,6 +84,7 @@ class Recorded:
     kinds: Kinds
     span: float
     rows: Column
+    waiting: Column
 
     def assignment(self, plan: Plan | None) -> Assignment | None:
         """The plan as an assignment, for the search to begin with; None if it says nothing about these requests."""
@@ -158,7 +161,28 @@ def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
     conditions = Conditions.usual(fleet, powered)
     first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
     span = max(until - float(first), float(trace.arrival[-1]))
-    return Recorded(prepare(trace, fleet, seed=0), conditions, kinds, span, rows)
+    workload = prepare(trace, fleet, seed=0)
+    jobs, places = arrivals.jobs[rows], {name: place for place, name in enumerate(fleet.classes)}
+    place = np.array([places.get(name, -1) for name in arrivals.names["hardware_class"]])[jobs["hardware_class"]]
+    waiting = _waiting(workload, jobs["state"], place, span, known.snapshot)
+    return Recorded(workload, conditions, kinds, span, rows, waiting)
+
+
+def _waiting(workload: Workload, states: Column, place: Column, now: float, fleet: FleetSnapshot) -> Column:
+    """The requests that wait `now`: of each level the latest that were not seen to end, for as much work as it has.
+
+    The history is some minutes behind, the work is that of the last snapshot. `place` is each request's class, or -1.
+    """
+    trace = workload.trace
+    work = sum((np.array(levels) for levels in (*fleet.work.values(), *fleet.held.values())), np.zeros(LEVELS))
+    figures = figures_of(trace, workload.fleet, trace.output)[1]
+    seconds = np.where(place < 0, figures.min(axis=1), figures[np.arange(len(place)), place])
+    found = []
+    for level in range(LEVELS):
+        due = trace.arrival + trace.deadline > now
+        mine = np.flatnonzero((workload.level == level) & (states < ENDED) & due)[::-1]
+        found.append(mine[np.cumsum(seconds[mine]) <= work[level]])
+    return np.sort(np.concatenate(found))
 
 
 def _has_place(fleet: Fleet, model: str) -> bool:

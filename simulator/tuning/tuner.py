@@ -270,7 +270,7 @@ def plan_of(
 def _tightest(window: Window) -> Mapping[Cell, float]:
     """The shortest deadline of each cell's requests."""
     due: dict[Cell, float] = {}
-    for job in window.jobs:
+    for job in window.jobs[window.waiting :]:
         cell = (job.model, job.service)
         due[cell] = min(due.get(cell, job.deadline), job.deadline)
     return due

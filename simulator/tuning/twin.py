@@ -53,11 +53,12 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Arrivals of `span` seconds, the first at 0, with the jobs that policies see."""
+    """Arrivals of `span` seconds from 0 on, with the jobs that policies see; the first `waiting` ones wait at 0."""
 
     workload: Workload
     jobs: Sequence[Job]
     span: float
+    waiting: int = 0
 
     @classmethod
     def of(cls, workload: Workload, begin: float, end: float) -> Window:
@@ -102,11 +103,32 @@ class Window:
         whole = span + now - recent
         return cls.latest(_rearranged(workload, np.concatenate([earlier, latest]), moved), whole, whole)
 
+    def behind(self, workload: Workload, waiting: Column, now: float) -> Window:
+        """These arrivals after those of a workload that wait `now`, due when they are due."""
+        trace = workload.trace.part(waiting)
+        left = np.maximum(trace.arrival + trace.deadline - now, 0.0)
+        first = replace(
+            workload, trace=replace(trace, arrival=0.0 * left, deadline=left), level=workload.level[waiting]
+        )
+        return self._after(first, len(waiting))
+
+    def _after(self, first: Workload, waiting: int) -> Window:
+        if not waiting:
+            return self
+        level = np.concatenate([first.level, self.workload.level])
+        both = replace(self.workload, trace=joined([first.trace, self.workload.trace]), level=level)
+        return replace(Window.all(both, self.span), waiting=waiting)
+
     def redrawn(self, seed: int, span: float = 0.0) -> Window:
         """Other arrivals of the same kind: for each model, blocks of seconds drawn from its own with replacement.
 
-        They last as long as these, or `span` seconds if that is longer.
+        They last as long as these, or `span` seconds if that is longer. The same jobs wait.
         """
+        first = np.arange(self.waiting)
+        waiting = replace(self.workload, trace=self.workload.trace.part(first), level=self.workload.level[first])
+        return self._drawn(seed, span)._after(waiting, self.waiting)
+
+    def _drawn(self, seed: int, span: float) -> Window:
         trace, random = self.workload.trace, np.random.default_rng(seed)
         count = max(int(self.span / BLOCK), 1)
         length = self.span / count
@@ -114,7 +136,7 @@ class Window:
         block = np.minimum(trace.arrival // length, count - 1).astype(int)
         rows, arrivals = list[Column](), list[Column]()
         for model in range(len(trace.models)):
-            mine = np.flatnonzero(trace.model == model)
+            mine = self.waiting + np.flatnonzero(trace.model[self.waiting :] == model)
             for place, drawn in enumerate(random.integers(count, size=places)):
                 chosen = mine[block[mine] == drawn]
                 rows.append(chosen)
@@ -125,12 +147,13 @@ class Window:
         """These arrivals, followed by others of the same kind if they do not last for `span` seconds."""
         if self.span >= span:
             return self
-        more = self.redrawn(seed, span - self.span)
+        more = self._drawn(seed, span - self.span)
         both = joined(
             [self.workload.trace, replace(more.workload.trace, arrival=more.workload.trace.arrival + self.span)]
         )
         level = np.concatenate([self.workload.level, more.workload.level])
-        return Window.all(replace(self.workload, trace=both, level=level), self.span + more.span)
+        whole = Window.all(replace(self.workload, trace=both, level=level), self.span + more.span)
+        return replace(whole, waiting=self.waiting)
 
     @classmethod
     def _moved(cls, workload: Workload, rows: Column, arrival: Column, span: float) -> Window:

@@ -26,11 +26,13 @@ from simulator.tuning.real_fleet import (
     spending,
     timely,
 )
+from simulator.workload import figures_of
 from tasks.document import Size
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Planning, Price, Scaling, Service, Topology
+from taxiway.contract.keys import LEVELS
 from tests.builders import a_device, a_text_model
 
 MODEL = a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": Profile(0.05, 0.01)}))
@@ -186,6 +188,18 @@ def test_a_refused_request_counts_as_demand_with_the_terms_of_the_one_of_its_mod
     assert one.rows.tolist() == [0, 1, 2, 4]
     late = timely(some, TOPOLOGY)
     assert ((0, 0), False) in late
+
+
+def test_the_latest_requests_that_were_not_seen_to_end_wait_as_far_as_the_fleet_has_work() -> None:
+    some = arrivals(*[(0, 2, 0, math.nan)] * 6, (0, 0, 0, 0.5))
+    some.jobs["state"][1:] = STATES.index("queued")
+    known, workload = a_known(), found(what=some).workload
+    each = figures_of(workload.trace, workload.fleet, np.zeros(7))[1].min(axis=1)[0]
+    levels = [0.0] * LEVELS
+    levels[workload.level[0]] = 2.5 * each
+    busy = replace(known, snapshot=replace(known.snapshot, work={"cloud": tuple(levels)}))
+    assert found(what=some).waiting.tolist() == [], "the history is behind"
+    assert found(busy, some).waiting.tolist() == [4, 5], "the last one is past its deadline"
 
 
 def test_what_endpoints_ask_for_tokens_counts_as_spent() -> None:

@@ -154,6 +154,32 @@ def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
     assert others >= 390
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 50))
+def test_what_waits_now_waits_at_the_begin_of_every_play(seed: int, count: int) -> None:
+    work = workload()
+    waiting = np.arange(count)
+    window = Window.latest(work, 120.0, 60.0).behind(work, waiting, 60.0)
+    for one in (window, window.redrawn(seed), window.extended(seed, 200.0)):
+        first = one.jobs[:count]
+        assert one.waiting == count
+        assert [job.arrival for job in first] == [0.0] * count
+        assert [job.deadline for job in first] == pytest.approx(
+            np.maximum(work.trace.arrival + work.trace.deadline - 60.0, 0.0)[:count]
+        )
+        assert all(job.arrival <= one.span + 1e-6 for job in one.jobs)
+    assert len(window.redrawn(seed, 120.0).jobs) > count
+
+
+def test_a_play_has_late_what_must_wait_for_what_waits_already() -> None:
+    work, window = workload(), Window.latest(workload(), 120.0, 60.0)
+    now = Conditions.usual(work.fleet, fresh(work.fleet))
+    heavy = np.flatnonzero(work.trace.model == work.trace.models.index("heavy"))
+    full = window.behind(work, np.sort(np.resize(heavy, 300)), 0.0)
+    calm, busy = (Twin(one, now).play(everything_on(0)).timely[-len(window.jobs) :] for one in (window, full))
+    assert busy.mean() < 0.9 * calm.mean()
+
+
 def bursty(pause: float, deadline: float = 2.0) -> Twin:
     """Bursts of 20 requests, with pauses in between."""
     terms = {"model": "quick", "size": 1, "output": 0, "deadline": deadline, "service": 0}
