@@ -324,6 +324,7 @@ def fleet_plan(
         plays=twin.plays,
         moves={},
         dollars=search.costs.dollars,
+        in_time=twin.in_time(twin.play(found.assignment)),
     )
     return plan_of(decision, fleet, window, number=1, made=0.0)
 

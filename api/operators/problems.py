@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from api.operators.view import FleetProblem, FleetView
+from router.decide.plan import SCARCE
 
 MISSED = 0.01
 """Share of the jobs that ended lately from which missed deadlines are a problem."""
@@ -47,6 +48,11 @@ def _capacity(view: FleetView) -> Iterator[FleetProblem]:
         if one.lacks:
             text = f"{one.devices} of {one.replicas} devices: {one.why}"
             yield FleetProblem(f"class {name}", text, "start workers of the class")
+    for cell in view.plan.cells if view.plan is not None and not view.plan.not_followed else ():
+        if cell.in_time < SCARCE:
+            text = f"{cell.in_time:.0%} in time by the plan, on {cell.prefers}: more work than hardware, and other work"
+            text = f"{text} costs more when it is late; requests that would be late are refused"
+            yield FleetProblem(f"{cell.service} {cell.model}", text, "raise `scaling.maximum`, or add hardware")
     if view.missed and view.missed >= MISSED * view.ended:
         text = f"{view.missed} of the last {view.ended} jobs missed theirs"
         yield FleetProblem(

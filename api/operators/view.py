@@ -77,7 +77,8 @@ class FleetProblem(msgspec.Struct, frozen=True):
 class PlannedCell(msgspec.Struct, frozen=True, kw_only=True):
     """Requests in the plan: the class that they prefer, and the one that they go to until devices of it serve.
 
-    `until_then` is empty if they are placed one by one until then, and None if they do not move.
+    `until_then` is empty if they are placed one by one until then, and None if they do not move. The plan expects the
+    share `in_time` of them in time.
     """
 
     model: str
@@ -85,6 +86,7 @@ class PlannedCell(msgspec.Struct, frozen=True, kw_only=True):
     locality: str | None
     prefers: str
     until_then: str | None = None
+    in_time: float = 1.0
 
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,6 +228,7 @@ def _planned_cell(cell: Cell, serving: Mapping[str, int], now: float) -> Planned
         locality=cell.locality,
         prefers=cell.classes[0],
         until_then=None if at_present == cell.classes[0] else at_present or "",
+        in_time=round(cell.in_time, 4),
     )
 
 

@@ -39,7 +39,8 @@ PATIENCE = 10.0
 """Under a plan, a request is refused only if it is expected after this many times its deadline.
 
 The plan has played what is late, and estimates err: refusing what looked late lost up to 11 points of live work on the
-trials' drift."""
+trials' drift. Where the plan itself expects many of these requests late (`plan.SCARCE`), those that look late are
+refused at once: accepted, they would only make others late."""
 
 RESERVED_SHARE = 0.25
 """A reserved class takes other services' work while its backlog is below this share of its horizon.
@@ -199,7 +200,7 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> list[Placeme
     if route.among is not None:
         able = free = route.among
     within_horizon = figures.wait <= horizon(table, needs)
-    patience = 1.0 if route.among is None else PATIENCE
+    patience = 1.0 if route.among is None or (table.guide is not None and table.guide.scarce) else PATIENCE
     equals, why = _contenders(
         table, needs, figures, able=able, free=free, within_horizon=within_horizon, patience=patience
     )
@@ -276,13 +277,14 @@ def route_by_plan(
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
     finish = (figures.finish - table.blocking[needs.level])[planned]
+    note = f"planned, {guide.in_time:.0%} in time: " if guide.scarce else "planned: "
     if deadline is None or some(finish <= deadline):
-        return Route(planned, "planned: ")
+        return Route(planned, note)
     if not some(planned & guide.serve):
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
     safe = free & _surely_in_time(table, needs, figures, work) & (holds_up(table, needs) <= guide.spill)
     if not some(safe):
-        return Route(planned, "planned: ")
+        return Route(planned, note)
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)
 
 

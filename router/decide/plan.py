@@ -135,6 +135,9 @@ STALE = 600.0
 PLAN_AT_MOST = 64 * 1024
 """Bytes of a stored plan: 400 cells. It is kept with every snapshot that explanations are computed from."""
 
+SCARCE = 0.5
+"""Requests of which a plan expects a smaller share in time have more work than the hardware that it gives them."""
+
 SPILL_RUN = 0.25
 """The longest run that planned work may have to wait for at its preferred class, as a share of its deadline.
 
@@ -163,7 +166,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """The requests of a model, a service and a locality, and the classes that they prefer, best first.
 
     `model` is the model's id. `deadline` is the tightest deadline among its recent requests, in seconds; None if none
-    had one.
+    had one. `in_time` is the share of its requests that the plan expects in time, 0 to 1.
     """
 
     model: str
@@ -172,6 +175,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     deadline: float | None = None
     handover: Handover | None = None
+    in_time: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
 
 
 class ClassPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -295,13 +299,19 @@ class Guide:
     Candidates are `preferred` if their class is the one to use now, `hardware_class`, and `serve` if they have devices.
     A request may leave its class for a candidate that it keeps from other work for at most `spill` seconds
     (`cost.holds_up`): then it does not hold up what the plan places there. None may leave for a class without devices,
-    or one that the plan does not use.
+    or one that the plan does not use. The plan expects the share `in_time` of these requests in time.
     """
 
     hardware_class: str
     preferred: np.ndarray
     serve: np.ndarray
     spill: np.ndarray
+    in_time: float = 1.0
+
+    @property
+    def scarce(self) -> bool:
+        """Whether the plan gives these requests less hardware than they need."""
+        return self.in_time < SCARCE
 
 
 def guide_of(plan: Plan, cell: Cell, candidates: Sequence[str], serve: Collection[str], now_in: str) -> Guide | None:
@@ -323,6 +333,7 @@ def guide_of(plan: Plan, cell: Cell, candidates: Sequence[str], serve: Collectio
         preferred=np.array([name == preferred for name in candidates], dtype=bool),
         serve=np.array([name in serve for name in candidates], dtype=bool),
         spill=np.array([longest.get(name, 0.0) if name in serve else 0.0 for name in candidates], dtype=np.float64),
+        in_time=cell.in_time,
     )
 
 

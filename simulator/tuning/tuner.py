@@ -83,7 +83,8 @@ class Decision:
     on by now if it had been followed, bursts included: others are let go, but none is started for what is over, except
     where cells move to, so that their requests do not come to fewer devices than they need. `before` and `after` are
     scores in US dollars an hour, those of an adopted assignment on arrivals that were not searched on. `moves` are its
-    handovers, and `dollars` what each cell's jobs cost an hour, by class.
+    handovers, `dollars` what each cell's jobs cost an hour, by class, and `in_time` the share of each cell's jobs that
+    it has in time.
     """
 
     assignment: Assignment
@@ -96,6 +97,7 @@ class Decision:
     plays: float
     moves: Mapping[Cell, Move]
     dollars: Mapping[Cell, Sequence[float]]
+    in_time: Mapping[Cell, float]
 
     @property
     def predicted(self) -> float:
@@ -183,14 +185,27 @@ class Tuner:
         if adopted:
             self.assignment = best
         chosen = self.assignment or best
-        devices, begin = tuple(twin.devices(chosen)), twin.play(chosen).powered
+        played = twin.play(chosen)
+        devices, begin = tuple(twin.devices(chosen)), played.powered
         if adopted and former is not None:
             devices = _with_bursts(devices, begin, former, chosen)
         starts = [device.start for device in twin.fleet.classes.values()]
         moves = _moves(former, chosen, devices, starts, now) if adopted else {}
         used = twin.plays + sum(other.plays for other in twins)
         pauses = tuple(twin.pauses(chosen, devices))
-        return Decision(chosen, adopted, devices, pauses, begin, before, after, used, moves, search.costs.dollars)
+        return Decision(
+            chosen,
+            adopted,
+            devices,
+            pauses,
+            begin,
+            before,
+            after,
+            used,
+            moves,
+            search.costs.dollars,
+            twin.in_time(played),
+        )
 
 
 def _with_bursts(devices: Sequence[int], begin: Sequence[int], former: Assignment, new: Assignment) -> tuple[int, ...]:
@@ -252,6 +267,7 @@ def plan_of(
                 locality=locality,
                 classes=(names[place], *(names[other] for other in others)),
                 deadline=due.get(cell),
+                in_time=decision.in_time.get(cell, 1.0),
                 handover=Handover(former=former, devices=move.devices, latest=move.latest)
                 if move is not None
                 else None,

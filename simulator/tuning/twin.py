@@ -268,6 +268,14 @@ class Twin:
         per_hour = 3600 / span * cost + 3600 / LIFE * starts
         return Played(per_hour + self._shares.penalty(timely, self.fleet.penalties), timely, partial, powered)
 
+    def in_time(self, played: Played) -> Mapping[Cell, float]:
+        """The share of each cell's requests that were in time."""
+        trace = self.window.workload.trace
+        return {
+            (model, service): float(played.timely[(trace.model == model) & (trace.service == service)].mean())
+            for model, service in self.work
+        }
+
     def _missed(self, replay: Replay, now: float) -> float:
         """US dollars of penalties for what has been missed by `now`."""
         trace = self.window.workload.trace

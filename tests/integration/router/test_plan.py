@@ -88,8 +88,9 @@ def test_the_overview_has_the_plan_its_followers_and_the_tuners_findings(store: 
 
     assert (shown["number"], shown["followers"], shown["routers"], shown["not_followed"]) == (1, 1, 1, "")
     assert 29 < shown["age"] < 60
-    cell = {"model": "echo:1", "service": "standard", "locality": None, "prefers": "tpu.bulk", "until_then": None}
-    assert shown["cells"] == [cell]
+    (cell,) = shown["cells"]
+    assert (cell["model"], cell["service"], cell["locality"]) == ("echo:1", "standard", None)
+    assert (cell["prefers"], cell["until_then"], cell["in_time"]) == ("tpu.bulk", None, 1.0)
     assert (shown["tuner"], shown["adopted"], shown["found"]) == ("here-1", True, "16% better")
     store.set(PLAN, a_plan(store, "tpu.bulk", age=STALE + 10))
     stale = eventually(lambda: (one := plan())["not_followed"] and not one["followers"] and one)

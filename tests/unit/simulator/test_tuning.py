@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Handover, Plan, preferred_class
 from simulator.engine import Engine, simulate
-from simulator.fleet import Event, parse_fleet
+from simulator.fleet import SERVICES, Event, parse_fleet
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, Tuned
 from simulator.pool import Pool
@@ -474,3 +474,16 @@ def test_a_period_is_scored_by_what_it_cost_and_what_was_late_in_it() -> None:
     assert trust.score(460.0, 2.5, PENALTIES) == 5.0 + 12.0
     assert not trust.is_lost(460.0, 2.5, PENALTIES, predicted=10.0)
     assert trust.score(820.0, 2.5, PENALTIES) == 0.0
+
+
+def test_a_plan_says_which_share_of_each_cell_it_has_in_time() -> None:
+    _, now, decision = tuned_once()
+    played, trace = now.play(decision.assignment), now.window.workload.trace
+    shares = {
+        (cell.model, SERVICES.index(cell.service)): cell.in_time
+        for cell in plan_of(decision, now.fleet, now.window, number=1, made=0.0).cells
+    }
+    for model, name in enumerate(trace.models):
+        live = played.timely[(trace.model == model) & (trace.service == 0)]
+        assert shares[name, 0] == pytest.approx(float(live.mean()), abs=0.05)
+        assert shares[name, 2] == 1.0, "none came"

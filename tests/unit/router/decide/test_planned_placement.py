@@ -117,6 +117,17 @@ def test_a_request_leaves_the_plan_only_if_it_is_surely_late_there_and_surely_in
         placed(a_fleet(plan, work=both))
 
 
+def test_where_the_plan_expects_many_late_what_would_be_late_is_refused_at_once() -> None:
+    late = {"dear": (0.5, 0.0, 0.0, 0.0)}
+    enough, scarce = (a_plan(a_cell("dear", in_time=share), used=("dear",)) for share in (1.0, 0.4))
+    assert placed(a_fleet(enough, work=late)).reason.startswith("planned: earliest")
+    with pytest.raises(OverloadedError) as refusal:
+        placed(a_fleet(scarce, work=late))
+    assert refusal.value.retry_after == pytest.approx(0.26, abs=0.01)
+    assert "expected in 0.51 s at the earliest (dear/onnx)" in explained(a_fleet(scarce, work=late)).reason
+    assert placed(a_fleet(scarce)).reason.startswith("planned, 40% in time: cheapest that meets 0.25 s")
+
+
 def test_a_request_never_leaves_for_a_class_that_the_plan_does_not_use() -> None:
     with pytest.raises(OverloadedError):
         placed(a_fleet(a_plan(a_cell("dear"), used=("dear",)), work=BUSY))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.operators.problems import problems
-from api.operators.view import FleetView, PlanView
+from api.operators.view import FleetView, PlannedCell, PlanView
 from router.service.counters import LATELY, RecentOutcomes
 from tests.builders import a_device
 from tests.unit.router.service.test_metrics import a_class
@@ -20,6 +20,7 @@ WELL = FleetView(
 PLAN = PlanView(
     number=7, age=9.0, not_followed="", followers=1, routers=1, score=None, cells=(), tuner="vm", tuned=3.0, found=""
 )
+SCARCE = PlannedCell(model="chat:1", service="live", locality=None, prefers="gpu", in_time=0.12)
 TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "stale": ({"stale": True}, "state store", "does not answer"),
     "disk": ({"refuses": True}, "state store", "cannot write to its disk"),
@@ -47,6 +48,11 @@ TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
         "unavailable on w@vm: lists no model 'chat'",
     ),
     "plan": ({"plan": msgspec.structs.replace(PLAN, not_followed="plan 7 is stale")}, "plan", "plan 7 is stale"),
+    "scarce": (
+        {"plan": msgspec.structs.replace(PLAN, cells=(SCARCE, msgspec.structs.replace(SCARCE, in_time=0.95)))},
+        "live chat:1",
+        "12% in time by the plan, on gpu",
+    ),
     "tuner": ({"plan": msgspec.structs.replace(PLAN, tuner="")}, "tuner", "no tuner at work"),
     "dead": ({"dead": 2}, "dead letters", "were given up: 2"),
     "webhooks": ({"webhooks_dead": 1}, "webhooks", "were given up: 1"),
@@ -66,7 +72,7 @@ def test_each_trouble_is_one_problem_that_says_what_to_do(trouble: str) -> None:
     assert found.remedy
 
 
-@given(st.sets(st.sampled_from(sorted(TROUBLES.keys() - {"fault", "unavailable", "plan"}))))
+@given(st.sets(st.sampled_from(sorted(TROUBLES.keys() - {"fault", "unavailable", "plan", "scarce"}))))
 def test_no_trouble_hides_another_and_what_stops_the_fleet_comes_first(troubles: set[str]) -> None:
     view = WELL
     for trouble in troubles:
