@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from tasks.topology import RUN_STRETCH
@@ -90,17 +91,20 @@ def ready(waiting: WaitingRows, now: float, policy: BatchPolicy, gap: float) -> 
     return max(0.0, due - now)
 
 
-def form(rows: Sequence[Row], policy: BatchPolicy, takes: Takes, now: float) -> list[int]:
+def form(ordered: Iterable[Row], policy: BatchPolicy, takes: Takes, now: float) -> list[int]:
     """The places of the rows that run together next, of all that wait in order; at least one if any waits.
 
     Several rows run together only if that ends before each of them is due. Rows that are late even alone run last.
     Where the rows behind a batch that is kept short could not follow in time, its first rows are given up for a batch
     with `GIVE_UP` times as many per second, else a device that was held up once would stay behind.
+    Twice as many rows are looked at as a batch may hold, and only where deadlines bind.
     """
+    rows = list(islice(waiting := iter(ordered), policy.max_batch))
     forming = _Forming(rows, policy, takes)
     full = forming.batch(range(len(rows)), _IDLE)
-    if len(rows) <= 1 or forming.in_time(full, now):
+    if not rows or forming.in_time(full, now):
         return list(full)
+    rows += islice(waiting, policy.max_batch)
     hopeful = [place for place, row in enumerate(rows) if now + takes(1, row.size) <= row.deadline]
     if not hopeful:
         return list(full)
@@ -129,7 +133,7 @@ class _Forming:
         """The first of these rows, and as many of those behind it as fit into `max_run` and are in time."""
 
         def fits(rows: int) -> bool:
-            return self._short(waiting[:rows]) and self.in_time(waiting[:rows], start)
+            return self._short(waiting[:rows]) and (start == _IDLE or self.in_time(waiting[:rows], start))
 
         most = min(len(waiting), self.policy.max_batch)
         if most <= 1 or fits(most):
@@ -138,17 +142,19 @@ class _Forming:
 
     def seconds(self, places: Sequence[int]) -> float:
         """Predicted seconds of the batch."""
-        return self.takes(len(places), sum(self.rows[place].size for place in places))
+        return self.takes(len(places), sum([self.rows[place].size for place in places]))
 
     def in_time(self, places: Sequence[int], start: float) -> bool:
         """Whether the batch ends before any of its rows is due."""
-        due = min(self.rows[place].deadline for place in places)
+        due = min([self.rows[place].deadline for place in places])
         return self.seconds(places) <= (1 - SPARE) * (due - start)
 
     def _short(self, places: Sequence[int]) -> bool:
         """Whether the batch is within `max_run`."""
         bound = self.policy.max_run
-        return self.seconds(places) <= bound or self.seconds(places) <= RUN_STRETCH * self.seconds(places[:1])
+        if bound == math.inf or (seconds := self.seconds(places)) <= bound:
+            return True
+        return seconds <= RUN_STRETCH * self.seconds(places[:1])
 
     def worth(self, places: Sequence[int], level: int) -> float:
         """Rows of the level per second."""

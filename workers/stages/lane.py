@@ -126,26 +126,29 @@ class Lane:
         return self.retargeted, self.urgency()
 
     def take(self, now: float) -> Portions:
-        """Take out the rows of the next batch, and those of jobs whose deadline has passed.
-
-        `now` is on the store's clock. Batches are formed of twice as many rows as they may hold.
-        """
+        """Take out the rows of the next batch, and those of jobs found late; `now` is on the store's clock."""
         if self._waiting:
             self._gap, self._waiting = batcher.widen_gap(self._gap), False
         taken: dict[Job, list[int]] = defaultdict(list)
-        for job in self.jobs():
-            if job.deadline < now:
-                taken[job] = job.waiting[self.bucket]
-        alive = (row for row in self._in_order() if row[0] not in taken)
-        rows = list(itertools.islice(alive, 2 * self.policy.max_batch))
-        for place in batcher.form([_as_row(*row) for row in rows], self.policy, self._takes, now):
-            job, index = rows[place]
+        seen: list[tuple[Job, int]] = []
+
+        def rows() -> Iterator[Row]:
+            for (level, deadline, _), _, job in self._urgent:
+                if deadline < now and job.waiting[self.bucket]:
+                    taken[job] += job.waiting[self.bucket]
+                    continue
+                for index in job.waiting[self.bucket]:
+                    seen.append((job, index))
+                    yield Row(level, deadline, job.items[index].size)
+
+        for place in batcher.form(rows(), self.policy, self._takes, now):
+            job, index = seen[place]
             taken[job].append(index)
         for job, indices in taken.items():
             self._count(job, -len(indices))
             self._total -= sum(job.items[index].size for index in indices)
-            left = set(job.waiting[self.bucket]).difference(indices)
-            job.waiting[self.bucket] = sorted(left)
+            waiting = job.waiting[self.bucket]
+            job.waiting[self.bucket] = sorted(set(waiting).difference(indices)) if len(indices) < len(waiting) else []
         self._urgent = [entry for entry in self._urgent if entry[2].waiting[self.bucket]]
         return list(taken.items())
 
