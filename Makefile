@@ -14,8 +14,8 @@ SECONDS := 300
 MESSAGES := 1000000
 CHAOS :=
 DEMO :=
-# Of a shared server or fleet, one process has all tests (tests/conftest.py); each other file has one.
-SPREAD := -n 3 --dist loadgroup --no-loadscope-reorder
+# Long tests first, so that all processes end together. One has all that share a fleet (tests/conftest.py).
+SPREAD := -n 3 --dist loadfile --no-loadscope-reorder
 
 # The tests start hundreds of processes: each would compile the tree again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,13 +42,14 @@ demo: $(READY) ## real models answer real inputs on three hardware classes (ever
 test: $(READY) ## the checks beside the unit, integration and acceptance tests, but those that wait by nature (make slow)
 	$(BIN)/python -m local fetch
 	@$(MAKE) --no-print-directory --jobs 2 lint quick
+	$(BIN)/pytest tests/integration tests/acceptance/test_local_fleet.py -m 'rabbitmq and not slow'
 
 test-all: ## everything: make test, then make slow
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory slow
 
-quick: $(READY) # long tests first, so that all processes end together
-	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m 'not slow' $(SPREAD)
+quick: $(READY)
+	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m 'not slow and not rabbitmq' $(SPREAD)
 
 slow: $(READY) ## the tests that wait by nature: failovers, drains, memory that must not grow, images
 	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m slow $(SPREAD)

@@ -7,11 +7,13 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from kombu import Connection
+from xdist.scheduler import LoadFileScheduling
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
@@ -40,15 +42,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of a file to one process of `pytest --dist loadgroup`, and all that share a server to one."""
-    for item in items:
-        group = str(item.path)
-        if item.get_closest_marker("rabbitmq"):
-            group = "rabbitmq"
-        elif item.path.parent.name == "acceptance" and "fleet" in getattr(item, "fixturenames", ()):
-            group = "fleet"
-        item.add_marker(pytest.mark.xdist_group(group))
+class FilesAndFleet(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """One process has all tests of a file, and one those of all files that use the acceptance tests' fleet."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = Path(super()._split_scope(nodeid))
+        shares = path.parent.name == "acceptance" and path.name not in ("test_rolling_upgrade.py", "test_webhooks.py")
+        return "fleet" if shares else str(path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Who runs which tests; pytest-xdist's own groups (`--dist loadgroup`) have no effect with pytest 9.2."""
+    return FilesAndFleet(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
