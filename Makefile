@@ -14,8 +14,9 @@ SECONDS := 300
 MESSAGES := 1000000
 CHAOS :=
 DEMO :=
-# Long tests first, so that all processes end together. One has all that share a fleet (tests/conftest.py).
-SPREAD := -n 3 --dist loadfile --no-loadscope-reorder
+# Four processes on two cores, for tests wait; long ones first, so that all end together. One process has all tests that
+# share a fleet (tests/conftest.py).
+SPREAD := -n 4 --dist loadfile --no-loadscope-reorder
 
 # The tests start hundreds of processes: each would compile the tree again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -51,7 +52,7 @@ test-all: ## everything: make test, then make slow
 quick: $(READY)
 	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m 'not slow and not rabbitmq' $(SPREAD)
 
-slow: $(READY) ## the tests that wait by nature: failovers, drains, memory that must not grow, images
+slow: $(READY) ## the tests that wait by nature: failovers, drains, memory that must not grow, images, the demo
 	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m slow $(SPREAD)
 
 unit: $(READY) ## the unit tests alone: seconds, without a network, a server or a process

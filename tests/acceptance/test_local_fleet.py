@@ -155,6 +155,7 @@ def test_the_doctor_says_that_a_broker_of_the_users_does_not_answer_and_keeps_it
     assert "secret-word" not in said
 
 
+@pytest.mark.slow
 def test_the_demo_answers_every_input_on_all_classes_and_leaves_nothing_running() -> None:
     command = [sys.executable, "-m", "local", "demo", "--json"]
     demo = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=TREE, check=False)

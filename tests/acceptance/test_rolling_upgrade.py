@@ -88,6 +88,7 @@ def small(settings: Settings, tmp_path: Path) -> Settings:
     return worker_settings(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_no_request_fails_while_every_router_and_worker_is_replaced(small: Settings) -> None:
     with ExitStack() as stack, redis.Redis.from_url(small.broker) as state:
         old = Crew(small, ("cpu:0", "cpu:1"), stack)
