@@ -26,6 +26,7 @@ def refused() -> Iterator[list[str]]:
         for name in ("connect", "connect_ex", "bind"):
             patch.setattr(socket.socket, name, refuse("opens a socket"))
         patch.setattr(subprocess.Popen, "__init__", refuse("starts a process"))
+        patch.setattr(socket, "send_fds", refuse("starts a process"))  # as a fork (tests/forked.py)
         yield attempts
 
 
