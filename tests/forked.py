@@ -44,6 +44,13 @@ _FLAGS = {"router": [], "workers": ["-W", "ignore"]}
 _EARLY = ("PYTHON", "LD_", "MALLOC_", "OMP_", "OPENBLAS_", "OTEL_")
 """First characters of the variables that are read before `main`."""
 
+
+def _early(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(_EARLY)}
+
+
+_OURS = _early(os.environ)  # before any test has set some, with which the servers must not begin
+
 _MOST = 2**20
 """Bytes of a request at most: arguments and environment."""
 
@@ -106,7 +113,7 @@ def start(kind: str, module: str, arguments: Sequence[str], environment: Mapping
         kind: of `IMPORTS`.
         environment: all variables of the process.
     """
-    if _early(environment) != _early(os.environ):
+    if _early(environment) != _OURS:
         command = [sys.executable, *_FLAGS[kind], "-m", module, *arguments]
         return subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
     reading, writing = os.pipe()
@@ -121,16 +128,13 @@ def start(kind: str, module: str, arguments: Sequence[str], environment: Mapping
     return Forked(exited, os.fdopen(reading, "rb"))
 
 
-def _early(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(_EARLY)}
-
-
 @cache
 def _server(kind: str) -> socket.socket:
     """The connection to the server of this kind, started for this process."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, *_FLAGS[kind], "-m", "tests.forked", kind, str(its.fileno())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # NumPy's library of algebra would start threads
+    others = {name: value for name, value in os.environ.items() if not name.startswith(_EARLY)}
+    environment = {**others, **_OURS, "OMP_NUM_THREADS": "1"}  # NumPy's library of algebra would start threads
     with its:
         server = subprocess.Popen(
             command, cwd=TREE, env=environment, pass_fds=[its.fileno()], stdout=subprocess.DEVNULL, stderr=2
