@@ -16,11 +16,12 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from taxiway.client import Receipt
-from taxiway.client.http_link import LONGEST_WAIT, HttpLink, NotAStreamError, Response, ServerEvent
+from taxiway.client.http_link import LONGEST_WAIT, HttpLink, NotAStreamError, Response
 from taxiway.contract.job import Event, EventStream, JobStatus, Lost, Restarted, Result, RunReport
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import TERMS, Request, Terms, new_id
+from taxiway.contract.server_events import ServerEvent
 from taxiway.contract.tensors import (
     HEADER,
     OCTETS,
@@ -222,7 +223,7 @@ class HttpDoor:
     def _decode_event(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """Decode an event of a job's stream; an error event raises the job's error."""
         if event.kind == "result":
-            return self._result(Response(HTTPStatus.OK, {}, event.data), single)
+            return self._result(Response(HTTPStatus.OK, {}, event.data.encode()), single)
         with _understood():
             content = msgspec.json.decode(event.data)
             if event.kind == "error":

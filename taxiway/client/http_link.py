@@ -25,6 +25,7 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from taxiway.contract.limits import Buffer
+from taxiway.contract.server_events import EventParser, ServerEvent
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError
 
 KEEP_ALIVE = 4.0
@@ -116,15 +117,6 @@ class _Request:
         return (b"".join(self.body) or None) if small else _Pieces(self.body, call)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
-    """One server-sent event; `kind` is usually empty."""
-
-    kind: str
-    id: str
-    data: bytes
-
-
 class HttpLink:
     """Requests to one server. Each call has a connection to itself; there are as many connections as calls.
 
@@ -204,9 +196,14 @@ class HttpLink:
         last, last_good = "", clock()
         while True:
             began = clock()
-            events: asyncio.Queue[ServerEvent | None] = asyncio.Queue()
+            events, parser = asyncio.Queue[ServerEvent | None](), EventParser(MOST_BODY)
             headers = {_LAST_EVENT_ID: last} if last else {}
-            reading = asyncio.create_task(self.ask("GET", path, headers=headers, sink=_EventParser(events).feed))
+
+            def take(chunk: bytes, events: Any = events, parser: EventParser = parser) -> None:
+                for event in parser.feed(chunk):
+                    events.put_nowait(event)
+
+            reading = asyncio.create_task(self.ask("GET", path, headers=headers, sink=take))
             reading.add_done_callback(lambda _, events=events: events.put_nowait(None))  # type: ignore[misc]  # binds
             try:
                 while (event := await _next(events, until)) is not None:
@@ -435,33 +432,6 @@ class _Pieces(aiohttp.Payload):
             for start in range(0, len(view), _CHUNK):
                 await writer.write(view[start : start + _CHUNK])
                 self._call.carried(min(_CHUNK, len(view) - start), clock())
-
-
-class _EventParser:
-    """Parses events from a body received in chunks of any length.
-
-    Source: HTML, "Server-sent events". Routers send only `event`, `id` and `data`, each on one line.
-    """
-
-    def __init__(self, found: asyncio.Queue[ServerEvent | None]) -> None:
-        self._found = found
-        self._rest = bytearray()
-        self._searched = 0
-
-    def feed(self, piece: bytes) -> None:
-        """Parse the next chunk of the body."""
-        self._rest += piece
-        while (end := self._rest.find(b"\n\n", self._searched)) >= 0:
-            self._take(bytes(self._rest[:end]))
-            del self._rest[: end + 2]
-            self._searched = 0
-        self._searched = max(0, len(self._rest) - 1)
-
-    def _take(self, lines: bytes) -> None:
-        fields = dict(line.split(b": ", 1) for line in lines.split(b"\n") if b": " in line)
-        if b"data" in fields:
-            kind, number = (fields.get(name, b"").decode(errors="replace") for name in (b"event", b"id"))
-            self._found.put_nowait(ServerEvent(kind, number, fields[b"data"]))
 
 
 async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) -> ServerEvent | None:

@@ -24,9 +24,9 @@ from tasks.models.profiles import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
 from taxiway.contract.deltas import Delta, Message
 from taxiway.contract.job import Tokens
+from taxiway.contract.server_events import EventParser, EventTooLargeError
 from taxiway.errors import UNREADABLE, cut, wrong_field
 from workers.endpoints.protocol import Ask, AskItem, Discovery, EndpointError, FaultKind, Reader, WholeReader, malformed
-from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.pipelines.text import read_text
 from workers.port import Row
 
@@ -257,7 +257,7 @@ class StreamReader(Reader):
             events = self._events.feed(chunk)
         except EventTooLargeError as error:
             raise malformed(str(error)) from error
-        parts = [part for data in events for part in self._take(data)]
+        parts = [part for event in events for part in self._take(event.data)]
         if min(self._bytes_left, self._kept_left) < 0 or self.pieces > self._pieces_left:
             raise malformed(f"at most {self._most.output} tokens do not end: {self.pieces} pieces so far")
         return parts

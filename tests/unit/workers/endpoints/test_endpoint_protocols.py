@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ from taxiway.contract.job import Tokens
 from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.tasks.test_catalogue import model as described
-from workers.endpoints import oip, openai, server_events
+from workers.endpoints import oip, openai
 from workers.endpoints.protocol import (
     BUSY_FOR,
     LONGEST_WAIT,
@@ -28,7 +27,6 @@ from workers.endpoints.protocol import (
     retry_after,
     unready,
 )
-from workers.endpoints.server_events import EventParser, EventTooLargeError
 from workers.port import Row
 
 ENDPOINT = {"profiles": {"endpoint": {"base": 0.1, "slope": 0}}}
@@ -468,54 +466,3 @@ def test_retry_after_is_seconds_or_a_date_and_bounded() -> None:
     assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 190.0) == 0
     assert retry_after("9" * 400, 0.0) == LONGEST_WAIT
     assert retry_after("soon", 0.0) == retry_after("", 0.0) == BUSY_FOR
-
-
-lines = st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=12)
-ends = st.sampled_from(["\n", "\r", "\r\n"])
-names = st.text("abc", min_size=1, max_size=3)
-
-
-@st.composite
-def streams(draw: st.DrawFn) -> tuple[bytes, list[str]]:
-    """A stream, with comments, names and unknown fields, and the data of the events in it."""
-    text, events = draw(st.sampled_from(["", "\ufeff"])), []
-    end = draw(ends)
-    for _ in range(draw(st.integers(0, 4))):
-        data, name = draw(st.lists(lines, min_size=1, max_size=3)), draw(st.none() | names)
-        text += f": {draw(lines)}{end}id: 7{end}"
-        text += f"event:{name}{end}" if name else ""
-        text += "".join(f"data: {line}{end}" for line in data) + end
-        events.append("\n".join(data))
-    return (text + draw(st.sampled_from(["", "data: cut", "data"]))).encode(), events
-
-
-@given(stream=streams(), data=st.data())
-def test_events_are_the_same_however_the_stream_is_cut(stream: tuple[bytes, list[str]], data: st.DataObject) -> None:
-    raw, _ = stream
-    whole = EventParser().feed(raw)
-    cuts = sorted({0, len(raw), *data.draw(st.lists(st.integers(0, len(raw)), max_size=20))})
-    parser = EventParser()
-    assert [event for start, end in pairwise(cuts) for event in parser.feed(raw[start:end])] == whole
-    singly = EventParser()
-    assert [event for byte in range(len(raw)) for event in singly.feed(raw[byte : byte + 1])] == whole
-
-
-@given(stream=streams())
-def test_events_are_those_that_were_sent(stream: tuple[bytes, list[str]]) -> None:
-    raw, events = stream
-    assert EventParser().feed(raw) == events
-
-
-def test_an_event_has_its_lines_and_an_unfinished_one_is_none() -> None:
-    text = b": hello\nevent: delta\ndata: one\ndata:two\n\ndata\n\nevent: empty\n\ndata: unfinished\n"
-    assert EventParser().feed(text) == ["one\ntwo", ""]
-
-
-def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_events, "MAX_EVENT", 1000)
-    parser = EventParser()
-    for _ in range(100):
-        assert len(parser.feed(b"data: 1234567890\n\n" * 10)) == 10
-    with pytest.raises(EventTooLargeError):
-        for _ in range(20):
-            parser.feed(b"x" * 100)
