@@ -54,7 +54,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         SettingsError: a variable is missing or wrong.
     """
     broker = _url(environment, "TAXIWAY_BROKER")
-    if environment.get("TAXIWAY_STATE") not in (None, "", environment["TAXIWAY_BROKER"]):
+    if environment.get("TAXIWAY_STATE") and _url(environment, "TAXIWAY_STATE") != broker:
         expected = "none: messages and state are on one server, which TAXIWAY_BROKER names; unset it"
         raise SettingsError("TAXIWAY_STATE", expected, "another address")
     producers = "TAXIWAY_PRODUCER_SECRET"

@@ -18,6 +18,8 @@ def test_the_broker_may_be_a_unix_socket() -> None:
 
 def test_an_address_of_a_state_store_is_refused_unless_it_is_the_brokers() -> None:
     assert settings_from(REDIS | {"TAXIWAY_STATE": REDIS["TAXIWAY_BROKER"]}) == settings_from(REDIS)
+    own = settings_from(REDIS | {"TAXIWAY_BROKER": "rediss://host/0", "TAXIWAY_STATE": "rediss://host/0"})
+    assert settings_from({"TAXIWAY_STATE": "rediss://host/0", **own.environment()}) == own
     with pytest.raises(SettingsError, match=r"TAXIWAY_STATE: expected none: .* unset it, got 'another address'"):
         settings_from(REDIS | {"TAXIWAY_STATE": "redis://:word@other/0"})
 
