@@ -21,6 +21,7 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
+from tasks.outage import Outage
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
 from workers.name import WorkerName
@@ -64,7 +65,7 @@ class Heartbeat:
         self._young = due - self._period
         self._stopped = threading.Event()
         self._retired = False
-        self._unavailable = False
+        self._outage = Outage(logger, "no heartbeat")
         self._seen = (time.monotonic(), 0.0)
         self.facts = self._look()
 
@@ -139,13 +140,12 @@ class Heartbeat:
         try:
             call()
         except BrokerUnavailableError as error:
-            if not self._unavailable:
-                logger.warning("no heartbeat", extra={"error": error.message})
-            self._unavailable = True
+            self._outage.pause(error)
             if isinstance(error, BrokerFullError):
                 self._answered_at = time.monotonic()
             return False
-        self._unavailable, self._answered_at = False, time.monotonic()
+        self._outage.over()
+        self._answered_at = time.monotonic()
         return True
 
     def _look(self) -> DeviceFacts:

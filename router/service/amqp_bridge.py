@@ -35,9 +35,9 @@ from aio_pika.exceptions import (
 
 from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.leases import Leadership
-from router.service.arrivals import Outage
 from router.service.store import RouterStore
 from tasks.large_bodies import beside
+from tasks.outage import Outage
 from taxiway.connection import ANSWER, AsyncConnection
 from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVALS, kept_key, priority_list
 from taxiway.contract.wire import (
@@ -123,7 +123,7 @@ class AmqpBridge:
 
     async def run(self) -> None:
         """Carry messages until cancelled; what is not acknowledged then is delivered to another router."""
-        outage = Outage("RabbitMQ")
+        outage = Outage(logger, "server unavailable", server="RabbitMQ")
         while True:
             try:
                 with amqp_errors():
@@ -345,7 +345,7 @@ Answer = TypeVar("Answer")
 
 async def _insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
     """The value of a call to Valkey, made again until it answers."""
-    outage = Outage("broker")
+    outage = Outage(logger, "server unavailable", server="broker")
     while True:
         try:
             value = await call()

@@ -19,7 +19,7 @@ from router.service.events import end_all
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from tasks.large_bodies import beside
-from taxiway.backoff import Backoff
+from tasks.outage import Outage
 from taxiway.contract.limits import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 IDLE = 1.0
 """Longest wait of an idle router for an arrival before it checks again, in seconds."""
-
-_BACKOFF = Backoff(0.05, 1.0)  # while the broker is away
 
 
 class Intake:
@@ -72,7 +70,7 @@ class Intake:
             self._running.cancel()
 
     async def _run(self) -> None:
-        outage = Outage("broker")
+        outage = Outage(logger, "server unavailable", server="broker")
         while not self._stopping:
             try:
                 taken = await self._transport.take()
@@ -192,24 +190,3 @@ def _referred(envelope: Envelope, most: int) -> list[str]:
 def _undecided(arrival: Arrival, error: Exception) -> GiveUp:
     logger.error("arrival could not be processed", extra={"tag": arrival.tag}, exc_info=error)
     return undecidable(arrival, error)
-
-
-class Outage:
-    """Logs once that a server is unavailable and once that it is back, and gives the pause between attempts."""
-
-    def __init__(self, server: str) -> None:
-        self._server = server
-        self._failures = 0
-
-    def pause(self, error: FleetUnavailable) -> float:
-        """Seconds to wait after one more failure."""
-        if self._failures == 0:
-            logger.warning("server unavailable", extra={"server": self._server, "error": error.message})
-        self._failures += 1
-        return _BACKOFF.pause(self._failures)
-
-    def over(self) -> None:
-        """The server answered."""
-        if self._failures:
-            logger.info("server available again", extra={"server": self._server, "failures": self._failures})
-        self._failures = 0

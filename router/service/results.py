@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from router.service.store import RouterStore
+from tasks.outage import Outage
 from taxiway.client.valkey_results import POLL_PAUSE, Rounds
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import reply_channel, result_key
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 CHECK_EVERY = 0.05
 """Seconds between two checks: a wait ends up to this much late."""
 
-_BACKOFF = 0.25  # seconds between two attempts to subscribe again
 _MOST_KEYS = 256  # results or records per command
 
 _Value = TypeVar("_Value")
@@ -100,6 +100,7 @@ class Results:
 
     def __init__(self, url: str, store: RouterStore, name: str, *, pause: float = POLL_PAUSE) -> None:
         self._connection = AsyncConnection(url)
+        self._outage = Outage(logger, "result subscription lost; reading results from the store")
         self._store = store
         self._own = reply_channel(name)
         self._pause = pause
@@ -152,19 +153,11 @@ class Results:
         self._connection.close()
 
     async def _stay_subscribed(self) -> None:
-        away = False
         while True:
             try:
                 await self._listen()
             except (ServerError, OSError) as error:
-                if not away:
-                    logger.warning(
-                        "result subscription lost; reading results from the store", extra={"error": str(error)}
-                    )
-                away = True
-                await asyncio.sleep(_BACKOFF)
-            else:
-                away = False
+                await asyncio.sleep(self._outage.pause(error))
 
     async def _poll_store(self) -> None:
         """Read results awaited since the previous round, and drop a subscription that has become silent."""
@@ -188,6 +181,7 @@ class Results:
         if isinstance(answer, Exception):  # the server refuses
             self._connection.close(answer)
         elif answer[0] == b"subscribe":
+            self._outage.over()
             channel = answer[1].decode()
             jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
             task = asyncio.create_task(self._look_up(jobs))

@@ -34,6 +34,7 @@ from tasks.heartbeat import DeviceFacts
 from tasks.models.discovered import Found, discovered_by
 from tasks.models.folder import LOOK, ModelsFolder, Report, Reporter, changes
 from tasks.models.profiles import ProfileBook
+from tasks.outage import Outage
 from tasks.topology import Topology
 from taxiway.errors import BrokerUnavailableError
 
@@ -147,15 +148,13 @@ class FleetReader:
 
     async def run(self) -> None:
         """Read periodically, indefinitely; an outage is logged once."""
-        away = False
+        outage = Outage(logger, "fleet snapshot unavailable")
         while True:
             try:
                 await self.read()
-                away = False
+                outage.over()
             except BrokerUnavailableError as error:
-                if not away:
-                    logger.warning("fleet snapshot unavailable", extra={"error": error.message})
-                away = True
+                outage.pause(error)
             await asyncio.sleep(BEAT)
 
     def renew(self, topology: Topology, book: ProfileBook) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from broker.valkey.class_queue import ClassQueue, Fetched, FetchedMessage
+from tasks.outage import Outage
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
@@ -40,7 +41,6 @@ It then takes 0.1 ms less.
 """
 
 _LOOKS = 4  # polls during the run time of the patient work waiting here, whose place is free by then
-_PAUSE = 0.2  # seconds before a retry while the broker is unavailable
 
 
 class FetchStage:
@@ -94,16 +94,13 @@ class FetchStage:
 
     def run(self) -> None:
         """Fetch until stopped."""
-        unavailable = False
+        outage = Outage(logger, "cannot fetch")
         while not self._stopping.is_set():
             try:
                 self._fetch()
-                unavailable = False
+                outage.over()
             except BrokerUnavailableError as error:
-                if not unavailable:
-                    logger.warning("cannot fetch", extra={"error": error.message})
-                unavailable = True
-                self._stopping.wait(_PAUSE)
+                self._stopping.wait(outage.pause(error))
 
     def _fetch(self) -> None:
         self._resumed.wait()

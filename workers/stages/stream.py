@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 
 from broker.valkey.worker_store import WorkerStore
+from tasks.outage import Outage
 from taxiway.errors import BrokerUnavailableError
 from workers.stages.queues import PieceQueue
 
 logger = logging.getLogger(__name__)
-
-_PAUSE = 0.5  # seconds before a retry while the store is unavailable
 
 
 class StreamStage:
@@ -22,22 +21,19 @@ class StreamStage:
     def __init__(self, inbox: PieceQueue, store: WorkerStore) -> None:
         self._inbox = inbox
         self._store = store
-        self._unavailable = False
 
     def run(self) -> None:
         """Run until the queue is closed and empty, or closed while the store is unavailable."""
+        outage = Outage(logger, "cannot stream answers")
         while pieces := self._inbox.take():
             try:
                 self._store.append(pieces)
             except BrokerUnavailableError as error:
                 if self._inbox.closed:
                     return
-                if not self._unavailable:
-                    logger.warning("cannot stream answers", extra={"jobs": len(pieces), "error": error.message})
-                self._unavailable = True
-                self._inbox.put_back(pieces, pause=_PAUSE)
+                self._inbox.put_back(pieces, pause=outage.pause(error))
             else:
-                self._unavailable = False
+                outage.over()
 
     def stop(self) -> None:
         """End after the queued pieces. Thread-safe."""

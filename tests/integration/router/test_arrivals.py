@@ -463,8 +463,8 @@ def test_a_router_and_its_broker_find_each_other_again(tmp_path: Path, settings:
             server.start()
             with EchoDevice(own):
                 assert result(store, send(store, deadline=30)).outputs == {"payload": "hello"}
-    assert log.read_text().count("server unavailable") == 1
-    assert log.read_text().count("server available again") == 1
+    assert log.read_text().count('"event":"server unavailable"') == 1
+    assert log.read_text().count('"available again","outage":"server unavailable"') == 1
 
 
 def test_with_the_state_on_another_server_messages_and_records_go_their_own_ways(
