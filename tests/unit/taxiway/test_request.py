@@ -100,7 +100,6 @@ def test_none_stands_for_a_field_that_is_not_given() -> None:
         ({"model": None}, "model", "model: expected a value, got nothing"),
         ({"inputs": None}, "inputs", "inputs: expected a value, got nothing"),
         ({"outputs": "label"}, "outputs", "outputs: expected `array`, got `str`"),
-        ({"outputs": [1]}, "outputs[0]", "outputs[0]: expected `str`, got `int`"),
         ({"parameters": [1]}, "parameters", "parameters: expected `object`, got `array`"),
         ({"parameters": {1: 2}}, "parameters", "parameters: expected `str`, got `int`"),
         ({"deadlin": 5}, "deadlin", "(did you mean deadline?)"),
