@@ -109,12 +109,12 @@ def test_a_plan_is_tuned_early_once_requests_come_as_at_an_earlier_time(
     with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
         tuner.tune(dry_run=False)
         assert tuner._watch is not None
-        tuner._watch = replace(tuner._watch, tuned=tuner._watch.tuned - 3 * REST)
+        tuner._watch = replace(tuner._watch, tuned=float(store.time()[0]) - 3 * REST)
         assert not tuner.due()
         record(store, recent)
         assert tuner.due()
         assert tuner.tune(dry_run=False)[1] is not None
-        tuner._watch = replace(tuner._watch, tuned=tuner._watch.tuned - 3 * REST)
+        tuner._watch = replace(tuner._watch, tuned=float(store.time()[0]) - 3 * REST)
         assert not tuner.due()
 
 
