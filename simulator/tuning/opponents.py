@@ -6,13 +6,13 @@ What happens in the second half is unknown to them, and so are the fleet file's 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from router.decide.plan import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import SERVICES
-from simulator.policies.policy import LIVE, STANDARD, Assignment, Cell, Fixed
+from simulator.policies.policy import STANDARD, Assignment, Cell, Fixed
 from simulator.tuning.search import Search, fresh, moved
 from simulator.tuning.twin import Conditions, Twin, Window
 from simulator.workload import Workload
@@ -29,6 +29,9 @@ JOBS = (8.0, 4.0, 16.0, 2.0)
 Move = Mapping[Cell, int]
 """A new class for some cells."""
 
+Play = Callable[[Assignment], float]
+"""The score of an assignment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -42,28 +45,36 @@ class Tried:
 def tuned_split(workload: Workload, seed: int) -> Assignment:
     """A class for each model and service, by coordinate descent; classes scale by the default rule."""
     known, search = known_half(workload, seed)
-    moves = [{cell: place} for cell in _by_requests(known) for place in search.able[cell]]
-    return descend(known, first_assignment(search), moves, plays=PLAYS, seed=seed).assignment
+    return split(search, _simulated(known, seed), PLAYS).assignment
 
 
 def pinned(workload: Workload, seed: int) -> Assignment:
     """A class for each model, none of them spot, all scaled on queue depth; class and depth by coordinate descent."""
     known, search = known_half(workload, seed)
-    homes = _homes(known, search)
+    return pin(search, _simulated(known, seed), PLAYS).assignment
+
+
+def split(search: Search, play: Play, plays: int) -> Tried:
+    """What `tuned_split` finds by plays of a search's window."""
+    moves = [{cell: place} for cell in _by_requests(search.twin.window) for place in search.able[cell]]
+    return descend(play, first_assignment(search), moves, plays=plays)
+
+
+def pin(search: Search, play: Play, plays: int) -> Tried:
+    """What `pinned` finds by plays of a search's window."""
+    homes = _homes(search)
     start = first_assignment(search)
     first = {cell: place for model, places in homes.items() for cell, place in _home(model, places[0]).items()}
     start = moved(start, first)
     moves = [_home(model, place) for model, places in homes.items() for place in places]
     rules = [(Depth(jobs=jobs),) * len(start.rules) for jobs in JOBS]
-    found = [descend(known, replace(start, rules=rule), moves, plays=PLAYS // len(JOBS), seed=seed) for rule in rules]
-    return min(found, key=lambda tried: tried.score).assignment
+    found = [descend(play, replace(start, rules=rule), moves, plays=plays // len(JOBS)) for rule in rules]
+    return min(found, key=lambda tried: tried.score)
 
 
-def descend(known: Workload, start: Assignment, moves: Sequence[Move], *, plays: int, seed: int) -> Tried:
+def descend(play: Play, start: Assignment, moves: Sequence[Move], *, plays: int) -> Tried:
     """Try the moves in turn, and take each that lowers the score, until none does or the plays are used up."""
-    if not len(known):
-        return Tried(start, 0.0, 0)
-    best, least, used, going = start, _score(known, start, seed), 1, True
+    best, least, used, going = start, play(start), 1, True
     while going:
         going = False
         for move in moves:
@@ -72,14 +83,17 @@ def descend(known: Workload, start: Assignment, moves: Sequence[Move], *, plays:
                 continue
             if used >= plays:
                 return Tried(best, least, used)
-            score, used = _score(known, new, seed), used + 1
+            score, used = play(new), used + 1
             if score < least * BETTER:
                 best, least, going = new, score, True
     return Tried(best, least, used)
 
 
-def _score(workload: Workload, assignment: Assignment, seed: int) -> float:
-    return simulate("fixed", workload, Fixed(assignment), seed=seed).score
+def _simulated(workload: Workload, seed: int) -> Play:
+    """Scores in US dollars, as the simulator has them; nothing costs anything without requests."""
+    if not len(workload):
+        return lambda assignment: 0.0
+    return lambda assignment: simulate("fixed", workload, Fixed(assignment), seed=seed).score
 
 
 def recorded(workload: Workload) -> Window:
@@ -97,34 +111,29 @@ def known_half(workload: Workload, seed: int) -> tuple[Workload, Search]:
 
 def first_assignment(search: Search) -> Assignment:
     """Live work on its fastest class, other work on its cheapest, under the default rule."""
-    classes = {
-        cell: min(places, key=lambda place: _cost(search, cell, place, live=cell[1] == LIVE))
-        for cell, places in search.able.items()
-    }
-    return Assignment(classes, (Density(),) * search.count)
+    return Assignment(search.by_speed(), (Density(),) * search.count)
 
 
-def _cost(search: Search, cell: Cell, place: int, *, live: bool = False) -> float:
-    """Dollars of a cell's jobs on a class, or their seconds if it is live; the class's place where none is known."""
-    figures = (search.costs.alone if live else search.costs.dollars).get(cell)
+def _dollars(search: Search, cell: Cell, place: int) -> float:
+    """Dollars of a cell's jobs on a class; the class's place where none is known."""
+    figures = search.costs.dollars.get(cell)
     return figures[place] if figures is not None else float(place)
 
 
-def _by_requests(known: Workload) -> list[Cell]:
+def _by_requests(window: Window) -> list[Cell]:
     """The cells that have requests, those with most first."""
-    counts = Counter(zip(known.trace.model.tolist(), known.trace.service.tolist(), strict=True))
-    return [cell for cell, _ in counts.most_common()]
+    return [cell for cell, _ in Counter((job.model, job.service) for job in window.jobs).most_common()]
 
 
-def _homes(known: Workload, search: Search) -> dict[int, list[int]]:
+def _homes(search: Search) -> dict[int, list[int]]:
     """The classes that may serve all of a model's services, cheapest first; models with most requests first."""
-    spot = [device.spot for device in known.fleet.classes.values()]
+    spot = [device.spot for device in search.twin.window.workload.fleet.classes.values()]
     homes: dict[int, list[int]] = {}
-    for model, _ in Counter(known.trace.model.tolist()).most_common():
+    for model, _ in Counter(job.model for job in search.twin.window.jobs).most_common():
         cell = (model, STANDARD)
         places = [place for place in search.able.get(cell, ()) if not spot[place]]
         if places:
-            homes[model] = sorted(places, key=lambda place: _cost(search, cell, place))
+            homes[model] = sorted(places, key=lambda place: _dollars(search, cell, place))
     return homes
 
 

@@ -1,27 +1,32 @@
-"""The search for an assignment: randomised descent by plays, over cells' classes and classes' scaling rules together.
+"""The search for an assignment: descents by plays, over cells' classes and classes' scaling rules together.
 
 Rules belong into the search: the same placement under two scaling rules differs by as much as two placements do.
+Short plays choose where descents begin: estimates rank placements badly.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import itemgetter
+from statistics import fmean
 
 import numpy as np
 
 from router.decide.plan import TARGET, Density, Depth, ScalingRule
-from simulator.fleet import Fleet
-from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
+from simulator.fleet import USABLE, Fleet
+from simulator.policies.policy import LIVE, STANDARD, Assignment, Cell, able_classes
 from simulator.tuning.twin import HOPELESS, Played, Twin, Window, starving
 from simulator.workload import figures_of
 from taxiway.contract.job import Tokens
 
 RULES: tuple[ScalingRule, ...] = (
     *(Density(target=target, keep=keep) for target in (0.65, 1.0, 1.5, 2.0) for keep in (None, 300.0)),
-    *(Depth(jobs=jobs, keep=keep) for jobs in (4.0, 8.0, 16.0, 32.0) for keep in (90.0, 300.0)),
+    *(Depth(jobs=jobs, keep=keep) for jobs in (2.0, 4.0, 8.0, 16.0, 32.0) for keep in (90.0, 300.0)),
 )
 """The scaling rules that a class may have.
 
@@ -34,8 +39,12 @@ ROUGH = 1.4
 BETTER = 0.997
 """A step is taken if the score falls to this share: plays differ by a tenth of a per cent for no reason."""
 
-ESTIMATED, CONTENDERS, SHORT = 3, 3, 0.15
-"""Assignments that are taken from estimates; those from which short descents begin, and each one's share of plays."""
+CONTENDERS, RACE, ROUND = 3, 0.15, 0.3
+"""Assignments from which descents begin, the share of all plays that chooses them at most, and that after which the
+worse half of the descents end."""
+
+DEPTHS = tuple(Depth(jobs=jobs, keep=300.0) for jobs in (4.0, 2.0, 8.0, 16.0))
+"""Rules to begin with, beside the density at which classes are usually full: placements are compared by the first."""
 
 TIMELY = 0.97
 """A class has a cell's jobs in time if this share of those that the best class has is in time there."""
@@ -43,8 +52,36 @@ TIMELY = 0.97
 SLACK = 2.0
 """A job counts as in time on a class where it takes at most its deadline over this: the rest is for waiting."""
 
-LEAST = 0.05
-"""Weight of a change that promises nothing, in US dollars an hour."""
+LEAST, WHOLE, UNUSED = 0.3, 3.0, 0.2
+"""What a change that promises nothing is taken to gain, as a share of what changes promise on average; how much more
+often models move than cells, and how often what moves goes to a class that nothing uses."""
+
+CLOSE = 1.05
+"""A descent's play ends early if it is this many times worse by then."""
+
+Classes = dict[Cell, int]
+"""The class of each cell, by its place in the fleet file."""
+
+Option = tuple[int, float, int]
+"""A class for some cells: how many of them are late there, what they cost there, and its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Other classes of cells and other rules of classes; what it may gain in US dollars an hour.
+
+    `often` is how often it is tried beside others that gain as much.
+    """
+
+    classes: Mapping[Cell, int]
+    rules: Mapping[int, ScalingRule]
+    gain: float
+    often: float = 1.0
+
+    def of(self, now: Assignment) -> Assignment:
+        """The assignment with this change."""
+        rules = tuple(self.rules.get(place, rule) for place, rule in enumerate(now.rules))
+        return Assignment({**now.classes, **self.classes}, rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +100,13 @@ class Found:
 class Search:
     """Descent from an assignment, by at most a number of plays.
 
-    Changes are tried in random order, but those first more often that save most by the jobs' seconds and prices, or
-    that concern what is late. `able` are the classes that each cell may use, and `costs` what its jobs
-    cost there. `count` is the number of classes. `progress` is called with the number of plays so far.
+    Whole models move first. Then changes are tried in random order, but those first more often that save most by the
+    jobs' seconds and prices, or that concern what is late. `able` are the classes that each cell may use, and `costs`
+    what its jobs cost there. `count` is the number of classes. `progress` is called with the number of plays so far.
     """
 
     def __init__(self, twin: Twin, seed: int, progress: Callable[[float], None] = lambda plays: None) -> None:
-        self._twin = twin
+        self.twin = twin
         self._progress = progress
         self._fleet = twin.fleet
         self._random = random.Random(seed)
@@ -77,111 +114,148 @@ class Search:
         self.costs = Costs.of(twin.window)
         self.count = len(self._fleet.classes)
         self._played: dict[object, Played] = {}
-        self._lowest: dict[object, tuple[float, Assignment]] = {}
         self._cells = [cell for cell in self.able if cell in self.costs.dollars]
+        self._cells_of: dict[int, list[Cell]] = {}
+        for cell in self.able:
+            self._cells_of.setdefault(cell[0], []).append(cell)
 
     def find(self, former: Assignment | None, plays: float, known: Sequence[Assignment] = ()) -> Found:
-        """The best assignment that at most `plays` plays find: short descents from several, a long one from the best.
+        """The best assignment that at most `plays` plays find: descents from several, of which the better half go on.
 
         Descent stays in its valley, and the one in use may have become the wrong one. `known` are good assignments of
         earlier searches.
         """
-        found = [*([former] if former is not None else []), *known, *self.estimated()]
-        unlike = {assignment.key: assignment for assignment in found}
-        contenders = self._ranked(list(unlike.values()))[:CONTENDERS]
-        for contender in contenders:
-            self.descend(contender, SHORT * plays)
-        contenders.sort(key=lambda contender: self._lowest[contender.key][0])
-        ends = [self._lowest[contender.key][1] for contender in contenders]
-        score, assignment = self.descend(ends[0], plays - self._twin.plays)
+        shapes = [Assignment(classes, (DEPTHS[0],) * self.count) for classes in self.shapes()]
+        ends = self._best_of([*([former] if former is not None else []), *known, *shapes], RACE * plays)
+        good = dict[object, Assignment]()
+        while len(ends) > 1:
+            ends = sorted((self.descend(end, ROUND * plays / len(ends)) for end in ends), key=self._score)
+            good = {end.key: end for end in ends} | good
+            ends = ends[: len(ends) // 2]
+        best = self.descend(ends[0], plays - self.twin.plays)
+        good = {best.key: best} | good
         before = self._play(former).score if former is not None else math.inf
-        good = {end.key: end for end in (assignment, *ends[1:])}
-        return Found(assignment, score, before, tuple(good.values()))
+        return Found(best, self._score(best), before, tuple(good.values())[:CONTENDERS])
 
-    def _ranked(self, contenders: Sequence[Assignment]) -> list[Assignment]:
-        """The contenders by their scores, best first; those that no descent will make good are played in part."""
+    def _best_of(self, contenders: Iterable[Assignment], plays: float) -> list[Assignment]:
+        """Those that descents begin at: the best placements, each under the rules that are best for it."""
+        ranked = self._ranked(contenders, plays)[:CONTENDERS]
+        ends = []
+        for one in ranked:
+            for rules in (self._usual_rules(one.classes), *((depth,) * self.count for depth in DEPTHS)):
+                other = replace(one, rules=rules)
+                one = min(one, other, key=lambda each: self._play(each, self._played[one.key]).score)
+            ends.append(one)
+        return sorted(ends, key=self._score)
+
+    def _score(self, assignment: Assignment) -> float:
+        return self._played[assignment.key].score
+
+    def _ranked(self, contenders: Iterable[Assignment], plays: float) -> list[Assignment]:
+        """The best one of each placement, best first, but for those that no descent will make good."""
         best: Played | None = None
+        placed: dict[object, Assignment] = {}
         for contender in contenders:
+            if best is not None and self.twin.plays > plays:
+                break
             played = self._play(contender, best, ROUGH)
             if best is None or played.score < best.score:
                 best = played
-        return sorted(contenders, key=lambda contender: self._played[contender.key].score)
+            if played.score < math.inf:
+                same = placed.setdefault(contender.key[0], contender)
+                placed[contender.key[0]] = min(same, contender, key=self._score)
+        return sorted(placed.values(), key=self._score)
 
-    def estimated(self) -> list[Assignment]:
-        """The assignments that estimates find cheapest, best first: local minima, as classes are closed."""
-        estimate = self.estimate()
-        everywhere = set(range(self.count))
-        starts = [self._by_price(everywhere), *(self._by_price(everywhere - {place}) for place in everywhere)]
-        ends = [estimate.descend(start.classes) for start in starts]
-        ends.sort(key=lambda end: end[0])
-        unlike: dict[frozenset[int], Assignment] = {}
-        for _, classes in ends:
-            unlike.setdefault(frozenset(classes.values()), Assignment(classes, self._usual_rules(classes)))
-        return list(unlike.values())[:ESTIMATED]
+    def shapes(self) -> Sequence[Classes]:
+        """Placements to begin with: whole models or cells by price, the same without a class, and what operators do."""
+        every = set(range(self.count))
+        cheapest = [self._by_price(every, whole=whole) for whole in (True, False)]
+        used = sorted(set(cheapest[0].values()) | set(cheapest[1].values()))
+        without = [self._by_price(every - {place}, whole=whole) for whole in (True, False) for place in used]
+        found = [*cheapest, self.by_model(), self.by_speed(), *without]
+        return list({tuple(classes.values()): classes for classes in found}.values())
+
+    def by_model(self) -> Classes:
+        """All work of a model on the class where its device seconds cost least, of those that all of it may use."""
+        return {cell: min(self._options(self._cells_of[cell[0]], set()), key=itemgetter(1, 2))[2] for cell in self.able}
+
+    def by_speed(self) -> Classes:
+        """Live work on its fastest class, other work on its cheapest; the first class where nothing is known."""
+        figures = {cell: self.costs.alone if cell[1] == LIVE else self.costs.dollars for cell in self._cells}
+        return {
+            cell: min(places, key=lambda place: figures[cell][cell][place] if cell in figures else place)
+            for cell, places in self.able.items()
+        }
+
+    def _by_price(self, allowed: set[int], *, whole: bool) -> Classes:
+        """Each cell, or `whole` models, on the cheapest of these classes that has the jobs in time.
+
+        No class gets more models than a device of it can hold, as long as others can: those that gain most come first.
+        """
+        groups = list(self._cells_of.values()) if whole else [[cell] for cell in self.able]
+        ranked = [self._options(cells, allowed) for cells in groups]
+        room = [device.memory * USABLE for device in self._fleet.classes.values()]
+        has, classes = set[Cell](), dict[Cell, int]()
+        for cells, options in sorted(zip(groups, ranked, strict=True), key=lambda one: _regret(one[1])):
+            model = cells[0][0]
+            sizes = {place: 0.0 if (model, place) in has else self._memory(model, place) for *_, place in options}
+            place = next((place for place in sizes if sizes[place] <= room[place]), options[0][2])
+            room[place] -= sizes[place]
+            has.add((model, place))
+            classes |= dict.fromkeys(cells, place)
+        return {cell: classes[cell] for cell in self.able}
+
+    def _memory(self, model: int, place: int) -> float:
+        timing = self._fleet.timings[self.twin.window.workload.trace.models[model]][place]
+        return timing.memory if timing is not None else 0.0
+
+    def _options(self, cells: Sequence[Cell], allowed: set[int]) -> list[Option]:
+        """These classes, or all, for cells of one model, best first: where they are in time if they are anywhere."""
+        places = set.intersection(*(set(self.able[cell]) for cell in cells))
+        places = places & allowed or places
+        known, timely = [cell for cell in cells if cell in self.costs.dollars], self.costs.timely
+        enough = {cell: TIMELY * max(timely[cell][place] for place in places) for cell in known}
+        late = {place: sum(timely[cell][place] < enough[cell] for cell in known) for place in places}
+        return sorted((late[place], sum(self.costs.dollars[cell][place] for cell in known), place) for place in places)
 
     def _usual_rules(self, classes: Mapping[Cell, int]) -> tuple[ScalingRule, ...]:
         """For each class the rule that keeps devices for the work that there was, although it scales on predictions."""
         rules = []
         for place in range(self.count):
             mine = [cell for cell in self._cells if classes[cell] == place]
-            done = sum(self._twin.work[cell][place] for cell in mine)
-            expected = sum(self._twin.expected[cell][place] for cell in mine)
+            done = sum(self.twin.work[cell][place] for cell in mine)
+            expected = sum(self.twin.expected[cell][place] for cell in mine)
             target = TARGET * expected / done if done else TARGET
             rules.append(min(RULES, key=lambda rule: _from_target(rule, target)))
         return tuple(rules)
 
-    def estimate(self) -> Estimate:
-        """What assignments cost by figures alone."""
-        twin, costs, penalties = self._twin, self.costs, self._fleet.penalties
-        used = {cell: [work / twin.window.span for work in twin.work[cell]] for cell in self._cells}
-        besides = {
-            cell: [
-                metered
-                + costs.share[cell] * penalties[cell[1]] * (1 - timely)
-                + (starving(timely, penalties) if cell[1] == LIVE else 0.0)
-                for metered, timely in zip(costs.metered[cell], costs.timely[cell], strict=True)
-            ]
-            for cell in self._cells
-        }
-        return Estimate(self._fleet, self.able, used, besides, twin.conditions.available)
+    def descend(self, start: Assignment, plays: float) -> Assignment:
+        """Take each change that is better, until none is or the plays are used up.
 
-    def descend(self, start: Assignment, plays: float) -> tuple[float, Assignment]:
-        """Take the first change that is better until none is, or the plays are used up."""
-        played, assignment, limit, going = self._play(start), start, self._twin.plays + plays, True
+        First models move, those with most requests first; then all changes follow. What failed is not tried again
+        before all else was, although the assignment has changed since.
+        """
+        played, best, limit, going = self._play(start), start, self.twin.plays + plays, True
         while going:
             going = False
-            for change in self._changes(assignment, self._late(played)):
-                if self._twin.plays >= limit:
-                    break
-                if change.key in self._played:
+            for change in chain(self._models(best), self._changes(best, self._late(played))):
+                if self.twin.plays >= limit:
+                    return best
+                new = change.of(best)
+                if new.key in self._played:
                     continue
-                result = self._play(change, played)
+                result = self._play(new, played, CLOSE)
                 if result.score < played.score * BETTER:
-                    assignment, played, going = change, result, True
-                    break
-        self._lowest[start.key] = (played.score, assignment)
-        return self._lowest[start.key]
+                    best, played, going = new, result, True
+        return best
 
     def _play(self, assignment: Assignment, best: Played | None = None, hopeless: float = HOPELESS) -> Played:
         """Play an assignment: once, unless the play ended early and its end is needed."""
         known = self._played.get(assignment.key)
         if known is None or (best is None and known.score == math.inf):
-            known = self._played[assignment.key] = self._twin.play(assignment, best, hopeless)
-            self._progress(self._twin.plays)
+            known = self._played[assignment.key] = self.twin.play(assignment, best, hopeless)
+            self._progress(self.twin.plays)
         return known
-
-    def _by_price(self, allowed: set[int]) -> Assignment:
-        """Every cell on the cheapest of these classes that has its jobs in time."""
-        classes = {cell: self._cheapest(cell, allowed) for cell in self.able}
-        return Assignment(classes, (RULES[0],) * self.count)
-
-    def _cheapest(self, cell: Cell, allowed: set[int]) -> int:
-        places = [place for place in self.able[cell] if place in allowed] or self.able[cell]
-        if cell not in self.costs.dollars:
-            return places[0]
-        timely = self.costs.timely[cell]
-        enough = TIMELY * max(timely[place] for place in places)
-        return min((self.costs.dollars[cell][place], place) for place in places if timely[place] >= enough)[1]
 
     def _closes(self, now: Assignment, place: int) -> bool:
         """Whether every cell of a class has another one in use."""
@@ -190,59 +264,82 @@ class Search:
 
     def _late(self, played: Played) -> Mapping[Cell, float]:
         """What each cell's late requests cost, in US dollars an hour."""
-        trace, penalties = self._twin.window.workload.trace, self._fleet.penalties
+        trace, penalties = self.twin.window.workload.trace, self._fleet.penalties
         late = {}
         for model, service in self._cells:
             of_service = trace.service == service
             timely = played.timely[of_service & (trace.model == model)]
-            late[model, service] = penalties[service] * float((~timely).sum()) / int(of_service.sum())
+            missed = int((~timely).sum())
+            late[model, service] = penalties[service] * missed / int(of_service.sum())
             if service == LIVE:
-                late[model, service] += starving(float(timely.mean()), penalties)
+                late[model, service] += starving(missed, len(timely), penalties)
         return late
 
-    def _changes(self, now: Assignment, late: Mapping[Cell, float]) -> Sequence[Assignment]:
+    def _models(self, now: Assignment) -> Iterator[Change]:
+        """What of a model shares a class with its live work goes to another one, those with most requests first."""
+        requests = Counter(job.model for job in self.twin.window.jobs)
+        for model, _ in requests.most_common():
+            place = now.classes[self._cells_of[model][0]]
+            cells = [cell for cell in self._cells_of[model] if now.classes[cell] == place]
+            for _, _, other in sorted(self._options(cells, set()), key=itemgetter(1, 2)):
+                yield Change(dict.fromkeys(cells, other), {}, 0.0)
+
+    def _changes(self, now: Assignment, late: Mapping[Cell, float]) -> Sequence[Change]:
         """All single changes in random order, heavier ones first more often (Efraimidis and Spirakis, 2006)."""
         changes = [*self._other_classes(now, late), *self._other_rules(now, late), *self._classes_in_use(now)]
-        weighed = [(weight, change) for weight, change in changes if change.key != now.key]
-        keyed = [(self._random.random() ** (1 / weight), n) for n, (weight, _) in enumerate(weighed)]
-        return [weighed[n][1] for _, n in sorted(keyed, reverse=True)]
+        least = LEAST * fmean(change.gain for change in changes) or 1.0
+        weights = [change.often * (change.gain + least) for change in changes]
+        keyed = [(self._random.random() ** (1 / weight), n) for n, weight in enumerate(weights)]
+        return [changes[n] for _, n in sorted(keyed, reverse=True)]
 
-    def _other_classes(self, now: Assignment, late: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
-        """A cell goes to another class, or a model's live and standard work together."""
-        for cell in self._cells:
-            for place in self.able[cell]:
-                yield LEAST + self._gain(cell, now, place) + late[cell], moved(now, {cell: place})
-        for model in {cell[0] for cell in self._cells}:
-            pair = [cell for cell in ((model, 0), (model, 1)) if cell in late]
-            for place in self.able[model, 0] if pair else ():
-                gain = sum(self._gain(cell, now, place) + late[cell] for cell in pair)
-                yield LEAST + 0.5 * gain, moved(now, dict.fromkeys(pair, place))
+    def _other_classes(self, now: Assignment, late: Mapping[Cell, float]) -> Iterator[Change]:
+        """A cell goes to another class, or a model's live and standard work together, or all of it."""
+        groups, used = [[cell] for cell in self._cells], now.used()
+        for model in self._cells_of:
+            mine = [cell for cell in self._cells if cell[0] == model]
+            groups += [few for few in (mine, [cell for cell in mine if cell[1] <= STANDARD]) if len(few) > 1]
+        for cells in groups:
+            for place in set.intersection(*(set(self.able[cell]) for cell in cells)):
+                gain = sum(self._gain(cell, now, place) + late[cell] for cell in cells)
+                often = (WHOLE if len(cells) > 1 else 1.0) * (1.0 if place in used else UNUSED)
+                if any(now.classes[cell] != place for cell in cells):
+                    yield Change(dict.fromkeys(cells, place), {}, gain, often)
 
     def _gain(self, cell: Cell, now: Assignment, place: int) -> float:
         """US dollars an hour that a cell's jobs cost less on a class, if they are in time there."""
         dollars, timely, was = self.costs.dollars[cell], self.costs.timely[cell], now.classes[cell]
         return max(dollars[was] - dollars[place], 0.0) if timely[place] >= TIMELY * timely[was] else 0.0
 
-    def _other_rules(self, now: Assignment, late: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
-        """A class scales by another rule."""
-        for place in now.used():
-            mine = [cell for cell in self._cells if now.classes[cell] == place]
-            weight = LEAST + sum(self.costs.dollars[cell][place] + late[cell] for cell in mine) / len(RULES)
-            for rule in RULES:
-                rules = tuple(rule if k == place else other for k, other in enumerate(now.rules))
-                yield weight, replace(now, rules=rules)
+    def _other_rules(self, now: Assignment, late: Mapping[Cell, float]) -> Iterator[Change]:
+        """A class scales by another rule, or all do."""
+        costs = dict.fromkeys(now.used(), 0.0)
+        for cell in self._cells:
+            place = now.classes[cell]
+            costs[place] += self.costs.dollars[cell][place] + late[cell]
+        for rule in RULES:
+            for place, cost in costs.items():
+                yield Change({}, {place: rule}, cost / len(RULES))
+            yield Change({}, dict.fromkeys(costs, rule), sum(costs.values()) / len(RULES))
 
-    def _classes_in_use(self, now: Assignment) -> Iterator[tuple[float, Assignment]]:
+    def _classes_in_use(self, now: Assignment) -> Iterator[Change]:
         """A class is given up, or taken for all cells that are cheaper there."""
         used, total = now.used(), sum(self.costs.dollars[cell][now.classes[cell]] for cell in self._cells)
         for place in range(self.count):
             if place in used and self._closes(now, place):
                 mine = [cell for cell in self._cells if now.classes[cell] == place]
-                yield 0.1 * total + LEAST, moved(now, {cell: self._cheapest(cell, used - {place}) for cell in mine})
+                yield Change({cell: self._options([cell], used - {place})[0][2] for cell in mine}, {}, 0.1 * total)
             better = [cell for cell in self._cells if place in self.able[cell] and self._gain(cell, now, place)]
             if better:
                 gain = sum(self._gain(cell, now, place) for cell in better)
-                yield LEAST + gain, moved(now, dict.fromkeys(better, place))
+                yield Change(dict.fromkeys(better, place), {}, gain)
+
+
+def _regret(options: Sequence[Option]) -> tuple[float, float]:
+    """How much worse the second class is than the first, most first."""
+    if len(options) == 1:
+        return (-math.inf, 0.0)
+    (late, usd, _), (later, more, _) = options[:2]
+    return (late - later, usd - more)
 
 
 def _from_target(rule: ScalingRule, target: float) -> float:
@@ -293,61 +390,3 @@ def moved(now: Assignment, moves: Mapping[Cell, int]) -> Assignment:
 def fresh(fleet: Fleet) -> tuple[int, ...]:
     """The devices that are on when a trace begins."""
     return tuple(max(device.initial, device.minimum) for device in fleet.classes.values())
-
-
-Classes = dict[Cell, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Estimates for one fleet and load.
-
-    `able` are the classes that a cell may use. `used` is by cell how many devices it keeps busy, `besides` what it
-    costs in US dollars an hour besides devices (use of an endpoint, and what is late), both by class. `available` is
-    how many devices each class may have.
-    """
-
-    fleet: Fleet
-    able: Mapping[Cell, Sequence[int]]
-    used: Mapping[Cell, Sequence[float]]
-    besides: Mapping[Cell, Sequence[float]]
-    available: Sequence[int]
-
-    def score(self, classes: Mapping[Cell, int]) -> float:
-        """US dollars an hour; a class with too few devices has as much work late as does not fit."""
-        load = [0.0] * len(self.available)
-        for cell, busy in self.used.items():
-            load[classes[cell]] += busy[classes[cell]]
-        total, lacking = 0.0, [0.0] * len(load)
-        for place, device in enumerate(self.fleet.classes.values()):
-            wanted = math.ceil(load[place] / TARGET - 1e-9)
-            devices = min(max(wanted, device.minimum), self.available[place])
-            total += devices * device.usd_per_second * 3600
-            lacking[place] = 1 - devices / wanted if wanted > devices else 0.0
-        for (model, service), besides in self.besides.items():
-            place = classes[model, service]
-            total += besides[place] + lacking[place] * self.fleet.penalties[service]
-        return total
-
-    def descend(self, classes: Mapping[Cell, int]) -> tuple[float, Classes]:
-        """Move one cell at a time, or a model's live and standard work together, as long as that is cheaper."""
-        best, least, going = dict(classes), self.score(classes), True
-        while going:
-            going = False
-            for move in self._moves():
-                new = best | move
-                score = self.score(new)
-                if score < least - 1e-9:
-                    best, least, going = new, score, True
-        return least, best
-
-    def _moves(self) -> Sequence[Classes]:
-        single = [{cell: place} for cell in self.used for place in self.able[cell]]
-        pairs = [
-            {(model, 0): place, (model, 1): place}
-            for model, service in self.used
-            if service == 0 and (model, 1) in self.used
-            for place in self.able[model, 0]
-            if place in self.able[model, 1]
-        ]
-        return [*single, *pairs]

@@ -322,7 +322,7 @@ def measured(usd_per_hour: float, answers: Mapping[Cell, Answers], penalties: Se
         ended = sum(found.ended for found in mine)
         score += penalty * sum(found.late for found in mine) / ended if ended else 0.0
     live = [found for cell, found in answers.items() if cell[1] == LIVE and found.ended]
-    return score + sum(starving(1 - found.late / found.ended, penalties) for found in live)
+    return score + sum(starving(found.late, found.ended, penalties) for found in live)
 
 
 class Trust:

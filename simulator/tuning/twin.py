@@ -31,11 +31,11 @@ MOST = 9000
 PIECES, PIECE = 6, 30.0
 """Pieces of a window that is sampled at least, spread evenly; more of so many seconds where there are more."""
 
-FLOOR, WEIGHT = 0.95, 1.0
+FLOOR, WEIGHT, FEW = 0.95, 1.0, 20
 """Share of each model's live requests to answer in time, and what is missing of it costs, in penalties of the service.
 
 Without it a cheap plan starves the model that needs most devices. It is above what shall be attained, because bursts
-that no window has seen are late too."""
+that no window has seen are late too. So many requests more count as in time: of a model with few, chance decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,9 @@ CHECKS = (0.25, 0.5, 0.75)
 """Shares of a window at which a play is compared with the best one so far."""
 
 HOPELESS = 1.1
-"""A play ends early if its cost and penalties by then are this many times those of the assignment to improve."""
+"""A play ends early if its cost and penalties exceed those of the assignment to improve by so much of their sum.
+
+Not of those by then: before a burst, the devices that it needs only cost."""
 
 
 class Played(NamedTuple):
@@ -238,7 +240,7 @@ class Twin:
     def play(self, assignment: Assignment, best: Played | None = None, hopeless: float = HOPELESS) -> Played:
         """Play the window from the devices that the assignment needs.
 
-        It ends early once its cost and penalties are `hopeless` times those of `best`.
+        It ends early once its cost and penalties exceed those of `best` by a share of what these come to.
         """
         devices = self.devices(assignment)
         classes = {
@@ -257,7 +259,7 @@ class Twin:
             until = check * span
             replay.play(self.window.jobs, until)
             partial.append(replay.cost() + starts * span / LIFE + self._missed(replay, until))
-            if best is not None and partial[-1] > hopeless * best.partial[number]:
+            if best is not None and partial[-1] - best.partial[number] > (hopeless - 1) * best.partial[-1]:
                 self.plays += check
                 return Played(math.inf, replay.outcome.in_time(workload), partial)
         self.plays += 1
@@ -358,13 +360,13 @@ class _Shares:
     def penalty(self, timely: Column, penalties: Sequence[float]) -> float:
         """US dollars an hour for what was missed, and for models whose live attainment is under the floor."""
         missed = [float(1 - timely[rows].mean()) if len(rows) else 0.0 for rows in self._services]
-        starved = sum(starving(float(timely[rows].mean()), penalties) for rows in self._live)
+        starved = sum(starving(int((~timely[rows]).sum()), len(rows), penalties) for rows in self._live)
         return sum(p * share for p, share in zip(penalties, missed, strict=True)) + starved
 
 
-def starving(attained: float, penalties: Sequence[float]) -> float:
-    """US dollars an hour for a model of whose live requests only this share is in time."""
-    return WEIGHT * penalties[LIVE] * max(FLOOR - attained, 0.0)
+def starving(late: int, ended: int, penalties: Sequence[float]) -> float:
+    """US dollars an hour for a model of whose live requests too many are late."""
+    return WEIGHT * penalties[LIVE] * max(late / (ended + FEW) - (1 - FLOOR), 0.0)
 
 
 Work = Mapping[Cell, Sequence[float]]

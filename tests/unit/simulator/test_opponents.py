@@ -17,6 +17,7 @@ from simulator.policies.taxiway import POLICIES
 from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.tuning.opponents import descend, pinned, recorded, tuned_split
 from simulator.workload import Workload, prepare
+from tests.random_fleets import leads
 
 FLEET = """
 default_model: quick
@@ -99,7 +100,8 @@ def test_pinning_gives_a_model_one_class_without_spot_and_scales_on_depth() -> N
 def test_a_descent_uses_no_more_plays_than_it_may() -> None:
     work = workload()
     start = Assignment(dict.fromkeys(itertools.product(range(2), range(3)), 1), (Density(),) * 3)
-    found = descend(work, start, [{(0, 0): 0}, {(0, 1): 0}, {(1, 2): 2}], plays=3, seed=1)
+    moves = [{(0, 0): 0}, {(0, 1): 0}, {(1, 2): 2}]
+    found = descend(lambda assignment: score(work, assignment), start, moves, plays=3)
     assert found.plays == 3
     assert found.score == score(work, found.assignment) <= score(work, start)
 
@@ -109,3 +111,8 @@ def test_the_policies_of_operators_are_in_the_catalogue() -> None:
     for name, tune in (("tuned-split", tuned_split), ("pinned", pinned)):
         found = simulate("fixed", work, Fixed(tune(work, 1)), seed=1).score
         assert simulate(name, work, POLICIES[name](work, 1), seed=1).score == found
+
+
+def test_a_search_finds_more_than_operators_do_on_fleets_that_nobody_tuned_on() -> None:
+    found = leads(range(3, 7))
+    assert found.max() <= 1.02

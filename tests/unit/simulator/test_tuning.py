@@ -112,8 +112,8 @@ def test_an_estimate_counts_what_the_use_of_an_endpoint_costs() -> None:
 
 def test_live_work_that_would_be_late_leaves_a_class_that_became_slow() -> None:
     slow = Search(twin(pace=20.0), seed=1).find(everything_on(1), plays=40).assignment
-    quick = workload().trace.models.index("quick")
-    assert slow.classes[quick, 0] == 0
+    heavy = workload().trace.models.index("heavy")
+    assert slow.classes[heavy, 0] == 0
 
 
 def test_a_window_begins_at_zero_and_holds_its_arrivals() -> None:
@@ -244,18 +244,13 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
     assert decision.plays <= 12
 
 
-def test_an_estimate_is_lowest_where_it_descends_to_and_counts_what_does_not_fit() -> None:
-    search = Search(twin(), seed=1)
-    estimate = search.estimate()
-    for start in (everything_on(0), everything_on(1)):
-        score, classes = estimate.descend(start.classes)
-        assert score == pytest.approx(estimate.score(classes))
-        assert score <= estimate.score(start.classes)
-        assert all(
-            estimate.score(classes | {cell: place}) >= score - 1e-6 for cell in estimate.used for place in (0, 1)
-        )
-    crowded = replace(estimate, available=(0, 0))
-    assert crowded.score(everything_on(0).classes) > estimate.score(everything_on(0).classes)
+@pytest.mark.parametrize(("memory", "homes"), [("100MiB", {1}), ("4GiB", {0, 1})])
+def test_a_search_begins_with_whole_models_on_one_class_if_it_can_hold_them(memory: str, homes: set[int]) -> None:
+    fleet = parse_fleet(FLEET.replace("load: 0.1}", f"load: 0.1, memory: {memory}}}"))
+    window = Window.all(prepare(workload().trace, fleet, seed=1), 120.0)
+    first = Search(Twin(window, Conditions.usual(fleet, fresh(fleet))), seed=1).shapes()[0]
+    assert [len({first[model, service] for service in range(3)}) for model in range(2)] == [1, 1]
+    assert set(first.values()) == homes
 
 
 @cache

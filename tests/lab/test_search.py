@@ -1,0 +1,14 @@
+"""On fleets that nobody tuned on the search finds at least what operators' searches find, in the same twin."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.random_fleets import leads
+
+
+def test_a_search_finds_at_least_what_operators_find_with_as_many_plays() -> None:
+    found = leads(range(40))
+    assert np.quantile(found, 0.9) <= 1.02
+    assert found.max() <= 1.25
+    assert np.exp(np.log(found).mean()) <= 0.85
