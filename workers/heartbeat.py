@@ -154,7 +154,7 @@ class Heartbeat:
         served = {one.model.name for one in loaded}
         measured = utilisation(device)
         busy = self._busy_share()
-        blocked, blocked_by = self._device.blocked(time.monotonic())
+        blocked, blocked_by = self._device.use.blocked(time.monotonic())
         return DeviceFacts(
             worker=self._store.worker,
             hardware_class=self._hardware_class,
@@ -171,12 +171,12 @@ class Heartbeat:
             warm=tuple(sorted(one.key for one in loaded)),
             unavailable=dict(variants.unavailable),
             held=len(self._held),
-            running=self._device.running,
-            batch_age=three_digits(self._device.batch_age(time.monotonic())),
-            occupied=three_digits(self._device.occupied(time.monotonic())),
+            running=self._device.use.running,
+            batch_age=three_digits(self._device.use.batch_age(time.monotonic())),
+            occupied=three_digits(self._device.use.occupied(time.monotonic())),
             blocked=three_digits(blocked),
             blocked_by=blocked_by,
-            blocking=self._device.blocking(time.monotonic()),
+            blocking=self._device.use.blocking(time.monotonic()),
             serves=() if self._device.fault else self._served(),
             fault=self._device.fault,
             endpoint=self._device.endpoint,
@@ -196,7 +196,7 @@ class Heartbeat:
     def _busy_share(self) -> float:
         """Fraction of the time since the last heartbeat that the device was busy."""
         now = time.monotonic()
-        computed = self._device.computed(now)
+        computed = self._device.use.computed(now)
         then, had_computed = self._seen
         self._seen = (now, computed)
         return min(max((computed - had_computed) / max(now - then, 1e-9), 0.0), 1.0)

@@ -180,7 +180,7 @@ class Worker:
     def _marked(self) -> None:
         """Wake the device for ended jobs; publish at once if it still runs them, as the store no longer counts that."""
         self._jobs.wake()
-        if self._device.occupied(time.monotonic()):
+        if self._device.use.occupied(time.monotonic()):
             self.heartbeat.beat()
 
     def _reclaimed(self, grace: float) -> None:

@@ -6,13 +6,18 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 from tasks.endpoints import Rate
 from tasks.heartbeat import Allowed
+from taxiway.contract.keys import LEVELS
 from workers.decide.endpoints import Bucket, Rates, learned, rates_of
+from workers.endpoints.health import EndpointHealth
 from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
+
+_SMOOTHING = 0.1  # weight of the newest row in what is usual
 
 
 class Slots:
@@ -76,13 +81,15 @@ def pieces_of(exchange: Exchange, now: float) -> tuple[float | None, float | Non
     return first, (now - exchange.first) / more if more > 0 else None
 
 
-class SlotUsage:
-    """Rows on an endpoint with slots. Times are seconds on one clock.
+class EndpointUse:
+    """Rows on an endpoint with slots. Times are seconds on one clock. Any thread may read it.
 
     n rows that run together have a n-th of the endpoint each, so that the shares of all rows add up to its busy time.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, health: Callable[[], EndpointHealth]) -> None:
+        self._health = health
+        self._usual_share = 0.0
         self.running = 0
         self._slots = slots
         self._at = 0.0
@@ -106,12 +113,34 @@ class SlotUsage:
         self._advance(now)
         self._slots = slots
 
-    def used(self, now: float) -> float:
+    def learn(self, share: float) -> None:
+        """A row that was answered had this share of the endpoint's time."""
+        self._usual_share += _SMOOTHING * (share - self._usual_share)
+
+    def batch_age(self, now: float) -> float:
+        """0: rows do not run in batches."""
+        return 0.0
+
+    def occupied(self, now: float) -> float:
+        """Seconds of the endpoint for what waits in the engine: it is not ours, or we would be told."""
+        engine = self._health().engine
+        return 0.0 if engine is None else engine.waiting * self._usual_share
+
+    def blocked(self, now: float) -> tuple[float, int]:
+        """The seconds of the pause that the endpoint asked for, for jobs of every level."""
+        left = self._health().pause
+        return (left, LEVELS) if left else (0.0, 0)
+
+    def blocking(self, now: float) -> dict[str, float]:
+        """Nothing: rows of all models run beside each other."""
+        return {}
+
+    def computed(self, now: float) -> float:
         """Seconds for which slots were used, a slot counting by its part of all."""
         return self._used + self.running / self._slots * max(now - self._at, 0.0)
 
     def _advance(self, now: float) -> None:
-        self._used = self.used(now)
+        self._used = self.computed(now)
         if self.running:
             self._shares += (now - self._at) / self.running
         self._at = now
@@ -119,8 +148,6 @@ class SlotUsage:
 
 LONGEST = 0.5
 """Seconds that a row waits in its slot for its turn; for longer its job returns to the queue, where it may be moved."""
-
-_SMOOTHING = 0.1
 
 
 class RateGate:

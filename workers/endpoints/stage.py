@@ -15,12 +15,9 @@ import random
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
-from dataclasses import replace
-from urllib.parse import urlsplit
 
-from tasks.endpoints import Endpoint, connection
+from tasks.endpoints import Endpoint
 from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
@@ -30,10 +27,9 @@ from taxiway.contract.job import Piece, Tokens
 from taxiway.contract.keys import LEVELS, learned_key
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
-from workers.device import Device, DeviceMissingError, endpoint_device
-from workers.endpoints.capacity import RateGate, Slots, SlotUsage, pieces_of
-from workers.endpoints.health import EndpointHealth, Target, is_full
-from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.capacity import EndpointUse, RateGate, Slots, pieces_of
+from workers.endpoints.health import Target, is_full
+from workers.endpoints.places import Places
 from workers.endpoints.protocol import AskItem, EndpointError, EndpointProtocol, Exchange, FaultKind, Tell
 from workers.endpoints.variants import EndpointVariants
 from workers.learned import Loaded
@@ -61,7 +57,6 @@ TICK = 0.05
 ABSENT = 1.0
 """Seconds for which a job is kept from its queue whose model the endpoint does not list."""
 
-_SMOOTHING = 0.1  # weight of the newest row in the usual share of the endpoint's time
 _IDLE = 1.0  # seconds; any arrival ends the wait
 
 
@@ -85,40 +80,28 @@ class EndpointStage:
         shared: Shared,
     ) -> None:
         self.variants = variants
-        self._store = shared.store
         self.ahead = math.inf
-        self.running = 0
-        self._endpoint, self._protocol, self._key = endpoint, protocol, key
         self._inbox = inbox
-        self._finish = shared.endings
-        self._stream = shared.pieces
-        self._admit = shared.admissions
-        self._held = shared.held
-        self._celery = shared.celery
-        self._drain = shared.drain
-        self._usage = SlotUsage(endpoint.slots)
+        self._shared = shared
         self._slots = Slots(endpoint.slots)
         self._gate = RateGate(endpoint.rate)
-        self._target = self._target_of(endpoint, variants.device)
-        self._changes: deque[Endpoint] = deque(maxlen=1)
-        self._move: asyncio.Task[None] | None = None
-        self._left: set[asyncio.Task[None]] = set()
-        self._gone = ""
+        stall = shared.store.limits.stall
+        self._places = Places(endpoint, protocol, key, variants, stall=stall, wake=inbox.wake, resized=self._resize)
+        self.use = EndpointUse(endpoint.slots, lambda: self._places.target.health)
         self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._rows = 0
-        self._usual_share = 0.0
         self._turned = math.inf
         self._stopping = threading.Event()
 
     @property
     def fault(self) -> str:
         """Why the endpoint gets no work now; empty if it gets some. Thread-safe."""
-        return self._gone or self._target.health.fault
+        return self._places.gone or self._places.target.health.fault
 
     @property
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
-        health = self._target.health
+        health = self._places.target.health
         return EndpointFacts(
             state=health.state, allowed=self._gate.allowed, curves=self.variants.curves(), engine=health.engine
         )
@@ -130,8 +113,8 @@ class EndpointStage:
     def warm_up(self, models: Sequence[Model]) -> None:
         """Recall what earlier processes learned, and probe once: the first heartbeat says whether it serves."""
         with contextlib.suppress(BrokerUnavailableError):
-            self.variants.recall(self._store.learned(learned_key(self.variants.device.address)))
-        asyncio.run(self._target.probe())
+            self.variants.recall(self._shared.store.learned(learned_key(self.variants.device.address)))
+        asyncio.run(self._places.target.probe())
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
@@ -142,8 +125,7 @@ class EndpointStage:
 
     def follow(self, endpoint: Endpoint) -> None:
         """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""
-        self._changes.append(endpoint)
-        self._inbox.wake()
+        self._places.follow(endpoint)
 
     def run_alone(self, job: Job) -> bool:
         """No: a request to an endpoint waits for another machine."""
@@ -164,31 +146,9 @@ class EndpointStage:
         """All of a queue's levels: no job waits here."""
         return LEVELS
 
-    def computed(self, now: float) -> float:
-        """Seconds for which the slots were used, each by its part. Thread-safe."""
-        return self._usage.used(now)
-
-    def batch_age(self, now: float) -> float:
-        """0: rows do not run in batches."""
-        return 0.0
-
     def hung(self, now: float) -> bool:
         """Whether the event loop does not turn. Thread-safe."""
-        return now - self._turned > self._store.limits.stall
-
-    def occupied(self, now: float) -> float:
-        """Seconds of the endpoint for what waits in the engine: it is not ours, or we would be told. Thread-safe."""
-        engine = self._target.health.engine
-        return 0.0 if engine is None else engine.waiting * self._usual_share
-
-    def blocked(self, now: float) -> tuple[float, int]:
-        """The seconds of the pause that the endpoint asked for, for jobs of every level. Thread-safe."""
-        left = self._target.health.pause
-        return (left, LEVELS) if left else (0.0, 0)
-
-    def blocking(self, now: float) -> dict[str, float]:
-        """Nothing: rows of all models run beside each other."""
-        return {}
+        return now - self._turned > self._shared.store.limits.stall
 
     def run(self) -> None:
         """Run until stopped, then finish what ends in time."""
@@ -201,10 +161,10 @@ class EndpointStage:
             loop.call_soon_threadsafe(news.set)
 
         self._inbox.notify(tell)
-        await self._target.open()
+        await self._places.target.open()
         while not self._stopping.is_set():
             await self._turn(news)
-        while self._tasks and self._drain.left > 0:
+        while self._tasks and self._shared.drain.left > 0:
             await self._turn(news)
         self._collect()
         await self._leave()
@@ -219,50 +179,7 @@ class EndpointStage:
         self._turned = time.monotonic()
         self._collect()
         self._sweep()
-        if self._changes and (self._move is None or self._move.done()):
-            self._move = asyncio.create_task(self._change(self._changes.popleft()))
-
-    async def _change(self, endpoint: Endpoint) -> None:
-        """Go by another description of the endpoint. Where it is elsewhere now, requests go there after a probe."""
-        self._gone = ""
-        here, target = self.variants.device, self._target
-        try:
-            device = replace(
-                endpoint_device(endpoint, here.label, urlsplit(here.address).port or 0), prices=here.prices
-            )
-            if connection(endpoint, device.address) != connection(self._endpoint, here.address):
-                target = self._target_of(endpoint, device)
-        except DeviceMissingError as error:
-            self._gone = f"{error} in queues.yaml now"
-            return
-        except EndpointConfigError as error:
-            logger.error("endpoint is used as it was", extra={"reason": str(error)})
-            return
-        if target is not self._target:
-            await target.open_probed()
-            self._leave_behind(self._target)
-        self._endpoint, self._target = endpoint, target
-        self.variants.change(endpoint, device)
-        self.variants.announce(target.health)
-        self._slots.resize(endpoint.slots)
-        self._gate.follow(endpoint.rate)
-        self._usage.resize(endpoint.slots, time.monotonic())
-        target.health.resize(endpoint.slots)
-
-    def _leave_behind(self, target: Target) -> None:
-        """Leave a target that gets no more requests, once those that run there have ended."""
-        leaving = asyncio.create_task(target.leave())
-        self._left.add(leaving)
-        leaving.add_done_callback(self._left.discard)
-
-    def _target_of(self, endpoint: Endpoint, device: Device) -> Target:
-        link = EndpointLink(endpoint, device.address, self._key, self._store.limits.stall)
-        health = EndpointHealth(link, self._protocol, endpoint, self._inbox.wake, self._announced)
-        return Target(link, health)
-
-    def _announced(self, health: EndpointHealth) -> None:
-        if health is self._target.health:
-            self.variants.announce(health)
+        self._places.turn()
 
     def _collect(self) -> None:
         """Begin the jobs that arrived."""
@@ -292,10 +209,10 @@ class EndpointStage:
             delivery = job.delivery
             if task.done():
                 continue
-            if self._celery.is_revoked(delivery.job):
-                self._finish.put([Revoked(delivery)])
+            if self._shared.celery.is_revoked(delivery.job):
+                self._shared.endings.put([Revoked(delivery)])
             elif delivery.lost:
-                self._admit.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
+                self._shared.admissions.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
             elif not delivery.ended:
                 continue
             task.cancel()
@@ -303,21 +220,27 @@ class EndpointStage:
     async def _leave(self) -> None:
         """Requeue the jobs that did not end in time."""
         left = [job.delivery for job in sorted(self._tasks, key=lambda job: job.arrived)]
-        move = [] if self._move is None else [self._move]
-        tasks = [*move, *self._left, *self._tasks.values()]
+        tasks = [*self._places.moves, *self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._target.leave()
+        await self._places.target.leave()
         if left:
-            self._held.requeue(left)
+            self._shared.held.requeue(left)
 
     def _room(self) -> int:
-        slots = 0 if self._gone else self._target.health.slots
-        if is_full(self._target.health.engine):
-            slots = min(slots, max(self.running, 1))
-        waiting = self._rows - self.running + self._inbox.rows
-        return int(min(slots - self.running, self._gate.room)) - waiting
+        health, running = self._places.target.health, self.use.running
+        slots = 0 if self._places.gone else health.slots
+        if is_full(health.engine):
+            slots = min(slots, max(running, 1))
+        waiting = self._rows - running + self._inbox.rows
+        return int(min(slots - running, self._gate.room)) - waiting
+
+    def _resize(self, endpoint: Endpoint) -> None:
+        """Go by what queues.yaml says of an endpoint now."""
+        self._slots.resize(endpoint.slots)
+        self._gate.follow(endpoint.rate)
+        self.use.resize(endpoint.slots, time.monotonic())
 
     def _now(self) -> float:
         """The store's time."""
@@ -326,12 +249,12 @@ class EndpointStage:
     def _taken_in(self, job: Job) -> bool:
         """Whether the job is to run now."""
         delivery = job.delivery
-        if self._celery.is_revoked(delivery.job):
-            self._finish.put([Revoked(delivery)])
+        if self._shared.celery.is_revoked(delivery.job):
+            self._shared.endings.put([Revoked(delivery)])
         elif job.deadline < self._now():
-            self._finish.put([late(delivery, self._now())])
+            self._shared.endings.put([late(delivery, self._now())])
         elif delivery.lost or not self.variants.is_current(job.model):
-            self._admit.put(delivery)
+            self._shared.admissions.put(delivery)
         else:
             return not delivery.ended
         return False
@@ -339,7 +262,7 @@ class EndpointStage:
     async def _put_off(self, job: Job) -> None:
         """Return a job whose model the endpoint does not list: another class may run it, or a later list has it."""
         await asyncio.sleep(ABSENT)
-        self._finish.put([Returned(job.delivery, counts=False)])
+        self._shared.endings.put([Returned(job.delivery, counts=False)])
 
     def _prepared(self, job: Job) -> Loaded | None:
         """The variant that the job runs on; None if that or the job's rows cannot be had, and the job was failed."""
@@ -351,13 +274,13 @@ class EndpointStage:
             if not job.items:
                 prepare(job, loaded)
         except TaxiwayError as error:
-            self._finish.put([Ended(job.delivery, Outcome(error=error))])
+            self._shared.endings.put([Ended(job.delivery, Outcome(error=error))])
             return None
         return loaded
 
     async def _run(self, job: Job, loaded: Loaded) -> None:
         """Run the job, and pass on how it ended; cancelled, it says nothing."""
-        self._finish.put([await self._outcome(job, loaded)])
+        self._shared.endings.put([await self._outcome(job, loaded)])
 
     async def _outcome(self, job: Job, loaded: Loaded) -> Ending:
         left = None if math.isinf(job.deadline) else job.deadline - self._now()
@@ -391,14 +314,13 @@ class EndpointStage:
         assert isinstance(item, AskItem)
         assert item.ask is not None
         async with self._slots:
-            target = self._target
+            target = self._places.target
             target.health.check()
             await self._let_in(target, item.size, job)
             self._begin(job.delivery)
-            ask = item.ask.with_priority(job.ticket.level) if self._endpoint.priority else item.ask
+            ask = item.ask.with_priority(job.ticket.level) if self._places.endpoint.priority else item.ask
             exchange = Exchange(ask, ran_size(job.model, item.size, item.parameters, {}))
-            seat = self._usage.enter(time.monotonic())
-            self.running = self._usage.running
+            seat = self.use.enter(time.monotonic())
             try:
                 with target:
                     answer = await self._asked(target, exchange, job, index)
@@ -409,14 +331,13 @@ class EndpointStage:
                 raise
             finally:
                 now = time.monotonic()
-                seconds, share = self._usage.leave(seat, now)
-                self.running = self._usage.running
+                seconds, share = self.use.leave(seat, now)
                 self._gate.leave(exchange, item.size)
                 self._bill(job, exchange, share, now)
         mates = seconds / max(share, 1e-9) if seconds > 0 else 1.0
         job.answers[index] = answer
         job.device_time += share
-        self._usual_share += _SMOOTHING * (share - self._usual_share)
+        self.use.learn(share)
         job.run_time = time.time() - job.delivery.began
         job.batch = max(job.batch, round(mates))
         self.variants.learn(loaded, item, exchange, rows=max(mates, 1.0), seconds=seconds)
@@ -445,7 +366,7 @@ class EndpointStage:
         if excess := exchange.reader.excess if exchange.reader is not None else 0:
             extra = {"job": delivery.job, "variant": job.key, "excess": excess}
             logger.warning("endpoint counts more tokens than the request may have; not billed", extra=extra)
-        self._finish.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted, excess)])
+        self._shared.endings.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted, excess)])
 
     async def _asked(self, target: Target, exchange: Exchange, job: Job, row: int) -> Row:
         try:
@@ -480,7 +401,7 @@ class EndpointStage:
                 else:
                     pieces.append((job.delivery.job, Piece(job.attempt, at, "", row, sent, (part,))))
                     sent += 1
-            self._stream.put(pieces)
+            self._shared.pieces.put(pieces)
 
         return tell
 
@@ -493,7 +414,7 @@ class EndpointStage:
         if error.kind is not FaultKind.BROKEN:
             return Returned(delivery, counts=False)
         began = 0 if delivery.claim is None else delivery.claim.attempts
-        if began + 1 < delivery.ticket.attempts(self._store.limits.attempts):
+        if began + 1 < delivery.ticket.attempts(self._shared.store.limits.attempts):
             await asyncio.sleep(RETRIES.pause(began + 1, random.random()))
             return Returned(delivery, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)

@@ -329,14 +329,40 @@ class DeviceVariants(Protocol):
         """Bytes that the variants hold on the device."""
 
 
+class DeviceUse(Protocol):
+    """What a device computes now, and has computed. Any thread may read it."""
+
+    @property
+    def running(self) -> int:
+        """The rows on the device now."""
+
+    def computed(self, now: float) -> float:
+        """Seconds that the device has computed."""
+
+    def batch_age(self, now: float) -> float:
+        """Seconds for which the running batch has run, 0 if there is none."""
+
+    def occupied(self, now: float) -> float:
+        """Device seconds that the running batch will still spend on rows of ended jobs."""
+
+    def blocked(self, now: float) -> tuple[float, int]:
+        """Seconds until the device takes work again, and the first level that does not wait; 0 if it takes some now."""
+
+    def blocking(self, now: float) -> dict[str, float]:
+        """Seconds that a job of each model may wait for a batch of another."""
+
+
 class DeviceDriver(Protocol):
     """Stage 3. Thread-safe, except for `warm_up` and `run`.
 
-    `ahead` is the maximum seconds of patient work that may wait here, `running` the rows on the device now.
+    `ahead` is the maximum seconds of patient work that may wait here.
     """
 
     ahead: float
-    running: int
+
+    @property
+    def use(self) -> DeviceUse:
+        """What it computes."""
 
     @property
     def variants(self) -> DeviceVariants:
@@ -377,20 +403,5 @@ class DeviceDriver(Protocol):
     def levels(self) -> int:
         """How many of a queue's priority levels, first ones first, may be fetched."""
 
-    def computed(self, now: float) -> float:
-        """Seconds that the device has computed."""
-
-    def batch_age(self, now: float) -> float:
-        """Seconds for which the running batch has run, 0 if there is none."""
-
     def hung(self, now: float) -> bool:
         """Whether the device counts as hung."""
-
-    def occupied(self, now: float) -> float:
-        """Device seconds that the running batch will still spend on rows of ended jobs."""
-
-    def blocked(self, now: float) -> tuple[float, int]:
-        """Seconds until the device takes work again, and the first level that does not wait; 0 if it takes some now."""
-
-    def blocking(self, now: float) -> dict[str, float]:
-        """Seconds that a job of each model may wait for a batch of another."""

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.decide.faults import FAILURES, PROBES, STARTING_PROBE, Breaker, State
-from workers.endpoints.capacity import Seat, SlotUsage
+from workers.endpoints.capacity import EndpointUse, Seat
+from workers.endpoints.health import EndpointHealth
 
 Step = tuple[Literal["answered", "failed", "unreached", "starting", "probed"], float]
 _EVENTS = ["answered", "failed", "unreached", "starting", "probed"]
@@ -108,9 +109,13 @@ def test_whatever_happens_a_probe_and_an_answer_bring_it_back(taken: list[Step])
     assert breaker.probed().answered().slots(8) == 8
 
 
+def _no_health() -> EndpointHealth:
+    raise AssertionError
+
+
 @given(gaps=st.lists(st.floats(0.001, 10), min_size=2, max_size=20), data=st.data())
 def test_the_shares_of_rows_that_ran_together_add_up_to_the_busy_time(gaps: list[float], data: st.DataObject) -> None:
-    usage, now, shares, busy, slots = SlotUsage(4), 0.0, 0.0, 0.0, 0.0
+    usage, now, shares, busy, slots = EndpointUse(4, _no_health), 0.0, 0.0, 0.0, 0.0
     seats: list[Seat] = []
     for gap in gaps:
         busy += gap if seats else 0.0
@@ -126,4 +131,4 @@ def test_the_shares_of_rows_that_ran_together_add_up_to_the_busy_time(gaps: list
     for seat in seats:
         shares += usage.leave(seat, now)[1]
     assert shares == pytest.approx(busy)
-    assert usage.used(now) == pytest.approx(slots / 4)
+    assert usage.computed(now) == pytest.approx(slots / 4)

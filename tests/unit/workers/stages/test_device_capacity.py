@@ -44,7 +44,7 @@ def jobs(stage: DeviceStage, count: int) -> list[Job]:
     model = load_catalogue(TREE / "models").resolve("echo")
     delivery = a_delivery()
     rows = ({"payload": "a text"},)
-    hardware = stage.executor.hardware
+    hardware = stage.variants.hardware
     return [
         Job(delivery, hardware, model, "echo", "echo", rows, {}, ("payload",), single=True, arrived=0.0)
         for _ in range(count)
@@ -70,11 +70,11 @@ def test_a_device_that_has_two_batches_asks_for_none(stage: DeviceStage) -> None
 def slept(stage: DeviceStage, level: int, size: int) -> Job:
     """A prepared job of `paced`, which the executor has loaded, of one row."""
     model = load_catalogue(TREE / "models").resolve("paced")
-    loaded = stage.executor.ready(model, "paced") or stage.executor.load(model, "paced")
-    delivery, hardware = a_delivery(a_ticket(level=level)), stage.executor.hardware
+    loaded = stage.variants.ready(model, "paced") or stage.variants.load(model, "paced")
+    delivery, hardware = a_delivery(a_ticket(level=level)), stage.variants.hardware
     job = Job(delivery, hardware, model, "paced", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
     job.items = [Item({}, size)]
-    job.patient = patient_seconds(job, stage.executor)
+    job.patient = patient_seconds(job, stage.variants)
     job.answers = [None]
     gather(job)
     return job
@@ -92,14 +92,14 @@ def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(st
     assert stage.levels() == PATIENT
     stage._collect()
     assert stage.levels() == PATIENT
-    while any(stage._lanes.values()):
-        next(filter(None, stage._lanes.values())).take(0.0)
+    while stage._lanes:
+        next(iter(stage._lanes)).take(0.0)
     assert stage.levels() == LEVELS
 
 
 def test_patient_work_counts_that_waits_for_its_variant_to_load(stage: DeviceStage) -> None:
     job = slept(stage, 3, int(stage.ahead / 0.0001))
-    stage.executor.unload(stage.executor.load(job.model, "paced"))
+    stage.variants.unload(stage.variants.load(job.model, "paced"))
 
     stage._loads.wait(job)
     assert stage.levels() == PATIENT

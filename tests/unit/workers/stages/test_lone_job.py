@@ -39,7 +39,7 @@ def test_a_job_alone_runs_on_its_callers_thread(device: Device) -> None:
     assert device.stage.run_alone(ready(device))
     [ending] = device.endings.all
     assert answer(ending) == [2.0, 4.0]
-    assert device.stage.busy > 0
+    assert device.stage.use.busy > 0
 
 
 def test_it_is_left_to_the_device_thread_where_that_has_work(device: Device) -> None:
