@@ -104,7 +104,7 @@ class Jobs:
         """
         seen = await self._observe(job, 0.0)
         if not seen.final:
-            await self._store.cancel([job])
+            await self._store.jobs.cancel([job])
         return await self._status(await self._observe(job, 0.0))
 
     async def placement(self, job: str) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Jobs:
             **{name: getattr(seen.record, name) for name in names},
             "led_to": seen.fields.get("led"),
             "note": note,
-            "first_token": await self._store.first_piece(job),
+            "first_token": await self._store.values.first_piece(job),
             "moves": msgspec.to_builtins(moves),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),
             "refused": [] if table is None else msgspec.to_builtins(table.refused),
@@ -136,7 +136,7 @@ class Jobs:
         basis = read_basis(seen.fields.get("basis", ""))
         if basis is None:
             return None, _NEVER_PLACED if not record.hardware_class else _OTHER_RELEASE
-        packed = await self._store.snapshot(basis.snapshot)
+        packed = await self._store.jobs.snapshot(basis.snapshot)
         if packed is None:
             return None, _GONE.format(kept=rules.topology.limits.keep_explanation)
         fleet = unpack_snapshot(packed)
@@ -157,7 +157,7 @@ class Jobs:
         return seen
 
     async def _read(self, job: str) -> _Snapshot:
-        fields, meta = await self._store.record_and_result(job)
+        fields, meta = await self._store.jobs.record_and_result(job)
         hidden = self._tenant is not None and fields.get("tenant") != self._tenant
         if hidden or (not fields and meta is None):
             raise unknown(job)
@@ -172,14 +172,16 @@ class Jobs:
         if seen.meta is not None:
             return JobStatus(record=record, error=failure_of(read_meta(seen.meta)))
         if record.state == JobState.HELD:
-            return JobStatus(record=record, position=await self._store.held_before(record.id, seen.fields["holding"]))
+            return JobStatus(
+                record=record, position=await self._store.holding.before(record.id, seen.fields["holding"])
+            )
         if seen.final or not record.hardware_class:
             return JobStatus(record=record)
         work = float(seen.fields.get("work", "0"))
         if record.state == JobState.RUNNING:
-            return JobStatus(record=record, position=0, eta=time_left(work, self._store.now() - record.started))
+            return JobStatus(record=record, position=0, eta=time_left(work, self._store.clock.now() - record.started))
         eta = time_to_end(self._router.fleet.snapshot, record, work)
-        jobs, turns = await self._store.placed_at(record.hardware_class, record.level)
+        jobs, turns = await self._store.jobs.placed_at(record.hardware_class, record.level)
         turn = int(seen.fields.get("turn", turns - 1))
         return JobStatus(record=record, position=jobs_before(jobs, turns - 1 - turn), eta=eta)
 
@@ -284,24 +286,24 @@ class DeadLetters:
         envelope, flaw = _open(letter)
         await self._router.fleet.read()
         arrival = Arrival("", letter.message, envelope, flaw)
-        decision = await self._router.intake.decide(arrival, self._store.now(), self._router.fleet.working)
+        decision = await self._router.intake.decide(arrival, self._store.clock.now(), self._router.fleet.working)
         if (end := end_of(decision)) is not None:
             read_result(read_meta(end.ending.meta))  # raises what is wrong
         if not isinstance(decision, Place):
             why = decision.reason if isinstance(decision, GiveUp) else "it cancels a job"
             raise InvalidRequestError(f"the message is not a request: {why}")
         job = decision.outgoing.job
-        if not await self._store.revive(job):
+        if not await self._store.letters.revive(job):
             raise InvalidRequestError(
                 f"job {quoted(job)} was not dead-lettered, but ended otherwise: send it again as a new request", job=job
             )
         await self._router.forward(decision)
-        await self._store.drop_letter(raw)
+        await self._store.letters.drop(raw)
         return job
 
     async def drop(self, name: str) -> None:
         """Delete a dead letter. Raises `UnknownLetterError`."""
-        await self._store.drop_letter(await self._find(name))
+        await self._store.letters.drop(await self._find(name))
 
     async def _find(self, name: str) -> bytes:
         async for raw in self._letters():
@@ -313,7 +315,7 @@ class DeadLetters:
         """Dead letters as stored, latest first. One may be missed while others are dropped; none is returned twice."""
         seen: set[str] = set()
         start = 0
-        while page := await self._store.letters(start, _PAGE):
+        while page := await self._store.letters.page(start, _PAGE):
             for raw in page:
                 if (name := _name(raw)) not in seen:
                     seen.add(name)

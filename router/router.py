@@ -193,7 +193,7 @@ class Router:
             placed=self.placed,
             moved=self.mover.moves,
             refused=self.refused,
-            ended=self.store.ended,
+            ended=self.store.jobs.ended,
             outcomes=self.outcomes.outcomes,
             latency=self.outcomes.latency,
             parked=self.intake.parked,
@@ -238,7 +238,7 @@ class Router:
                 working, self.scaler.topology = self.fleet.working, self.rules.topology
                 self.scaler.observe(working.fleet, time.monotonic(), working.depths.classes)
                 self.outcomes.update(working.fleet.devices)
-                self.lately.observe((self.outcomes.outcomes, self.store.ended), time.monotonic())
+                self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), time.monotonic())
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
                 recovered = await self.transport.tidy()
                 if recovered:

@@ -279,7 +279,7 @@ class Inference:
             request,
             envelope,
             body,
-            accepted=self._router.store.stored_now(),
+            accepted=self._router.store.clock.stored_now(),
             reply=reply,
             blobs={ref: len(content) for ref, content in blobs.items()},
             notify=notify,
@@ -307,7 +307,7 @@ class Inference:
             raise
         carried_on(admitted.outgoing.envelope.headers)
         if prepared.blobs:
-            await self._router.store.keep_blobs(prepared.blobs)
+            await self._router.store.values.keep(prepared.blobs)
         return admitted
 
     async def _forward(self, prepared: _Prepared, admitted: Place | None) -> bool:
@@ -323,7 +323,7 @@ class Inference:
             fresh = await self._router.forward(admitted)
         except OverloadedError:  # nothing was recorded
             if prepared.blobs:
-                await self._router.store.drop_blobs(prepared.order.job, prepared.blobs)
+                await self._router.store.values.drop(prepared.order.job, prepared.blobs)
             raise
         except Exception as error:  # an unexpected error leaves just as unclear whether it was published
             # with a key it will be sent again, and may already have been accepted
@@ -331,7 +331,7 @@ class Inference:
                 await self._withdraw(prepared, error)
             raise
         if prepared.blobs and not fresh:
-            await self._router.store.drop_blobs(prepared.order.job, prepared.blobs)
+            await self._router.store.values.drop(prepared.order.job, prepared.blobs)
         if not fresh and admitted.outgoing.use is not None:
             await self._check_first(prepared.order, admitted.outgoing.use.digest)
         return fresh
@@ -340,12 +340,12 @@ class Inference:
         """Whether the request's idempotency key has a job already, of an equal request."""
         if order.request.idempotency_key is None:
             return False
-        [known] = await self._router.store.accepted_before([(order.job, digest_at(order, self._router.rules))])
+        [known] = await self._router.store.jobs.accepted_before([(order.job, digest_at(order, self._router.rules))])
         return known
 
     async def _check_first(self, order: Order, digest: str) -> None:
         """Refuse a request whose idempotency key was first used for another one."""
-        first = await self._router.store.first_digest(order.job)
+        first = await self._router.store.jobs.first_digest(order.job)
         if first and first != digest:
             raise conflict(order.request, first, digest)
 
@@ -355,9 +355,9 @@ class Inference:
         reported = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
         with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
-                if await store.record(job):
-                    await store.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
-                await store.drop_blobs(job, prepared.blobs)
+                if await store.jobs.record(job):
+                    await store.jobs.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
+                await store.values.drop(job, prepared.blobs)
 
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in place.
@@ -373,7 +373,7 @@ class Inference:
         found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
         if not found:
             return result, len(meta)
-        contents = await self._router.store.blobs(found)
+        contents = await self._router.store.values.blobs(found)
         size = sum(len(content) for content in contents.values() if content is not None)
         resolve = partial(resolved, result.outputs, contents)
         return msgspec.structs.replace(result, outputs=await beside(size, resolve)), len(meta) + size
@@ -383,7 +383,7 @@ class Inference:
         try:
             return await self._router.wait_timeouts.wait(future, wait)
         except TimeoutError:
-            return await self._router.store.result(job)
+            return await self._router.store.jobs.result(job)
 
     async def _earlier(self, job: str, wait: float) -> bytes | None:
         """The result of a job that an earlier request with the same idempotency key created."""

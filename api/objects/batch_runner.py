@@ -191,7 +191,7 @@ class BatchRunner:
 
     async def _free(self, name: str, tenant: str) -> bytes:
         """A batch as it is stored; empty if another router works on it, or it was deleted."""
-        objects, now = self._desk.objects, self._desk.router.store.now()
+        objects, now = self._desk.objects, self._desk.router.store.clock.now()
         try:
             raw = await objects.get("batch", name, None)
         except UnknownObjectError:
@@ -278,7 +278,7 @@ class _Work:
         """
         async with self._writing:
             while True:
-                lease = self._router.store.now() + LEASE
+                lease = self._router.store.clock.now() + LEASE
                 changed = msgspec.structs.replace(self.batch, lease=lease, **fields)
                 after = await self._objects.replace("batch", self.batch.id, self._raw, changed)
                 if after is not None:
@@ -305,7 +305,7 @@ class _Work:
                 await self._change(owner="")
 
     def _now(self) -> int:
-        return int(self._router.store.now())
+        return int(self._router.store.clock.now())
 
     def _lines(self) -> AsyncIterator[tuple[int, bytes]]:
         content = self._contents.read(file_path(self.batch.input_file_id))
@@ -388,7 +388,7 @@ class _Work:
         part += [one for one in ended if isinstance(one, Ended)]
         await self._flush(part)
         if self._jobs:
-            await self._router.store.cancel(sorted(self._jobs))
+            await self._router.store.jobs.cancel(sorted(self._jobs))
 
     async def _begin_lines(self, waiting: _Window, part: list[Ended]) -> None:
         """Begin each line once the window has room for it, until the batch is cancelled."""
@@ -468,7 +468,7 @@ class _Work:
         line = read_line(text, self.batch.endpoint)
         attempt, failures = 0, count(1)
         while True:
-            left = self.batch.expires_at - self._router.store.stored_now()  # equal for all that begin together
+            left = self.batch.expires_at - self._router.store.clock.stored_now()  # equal for all that begin together
             if left <= 0:
                 return Ended(too_late(line.custom_id), completed=False, expired=True)
             try:
@@ -499,7 +499,7 @@ class _Work:
                 body = await beside(size, written, call, model, head, result)
                 return Ended(answered(line.custom_id, job, 200, body), completed=True)
             except FleetUnavailable as error:
-                left = self.batch.expires_at - self._router.store.now()
+                left = self.batch.expires_at - self._router.store.clock.now()
                 if left <= 0:
                     raise DeadlineExceededError("the batch's window passed") from error
                 await asyncio.sleep(min(_BACKOFF.pause(next(failures)), left))

@@ -203,7 +203,7 @@ _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 async def upload(request: AnyRequest) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
     stored = door_of(request).stored
-    form, name, now = _Form(request), new_name("file-"), stored.router.store.stored_now()
+    form, name, now = _Form(request), new_name("file-"), stored.router.store.clock.stored_now()
     purpose = await form.begin()
     await stored.objects.expect_content(name, now)
     async with _deleted_on_error(stored.contents, name):
@@ -229,7 +229,7 @@ async def _deleted_on_error(contents: Contents, name: str) -> AsyncIterator[None
 async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:
     """The file in a form, once its content is written."""
     stored, tenant = door_of(request).stored, _owner(request)
-    now, room = int(stored.router.store.stored_now()), await stored.objects.room(tenant)
+    now, room = int(stored.router.store.clock.stored_now()), await stored.objects.room(tenant)
     most = (stored.limit, "file") if stored.limit <= room else (room, "files")
     size = await stored.contents.write(file_path(name), bounded(form.content(), *most))
     purpose = await form.end(purpose)
@@ -319,7 +319,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     webhook = terms.pop("webhook", None)
     stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
     await stored.objects.room(record.tenant)  # its output must have some
-    now = stored.router.store.stored_now()
+    now = stored.router.store.clock.stored_now()
     batch = Batch(
         id=new_name("batch_"),
         tenant=record.tenant,
@@ -359,7 +359,7 @@ async def batch(request: AnyRequest, batch: str) -> Response[bytes]:
 async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
     stored = door_of(request).stored
-    now = int(stored.router.store.stored_now())
+    now = int(stored.router.store.clock.stored_now())
 
     def cancel(raw: bytes) -> Batch:
         found = decode_batch(raw)
@@ -492,7 +492,7 @@ async def _file(request: AnyRequest, name: str) -> FileRecord:
 
 
 def _is_over(request: AnyRequest, record: FileRecord) -> bool:
-    return record.expires_at is not None and record.expires_at <= door_of(request).router.store.now()
+    return record.expires_at is not None and record.expires_at <= door_of(request).router.store.clock.now()
 
 
 def _caller(request: AnyRequest) -> Caller:

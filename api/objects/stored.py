@@ -72,7 +72,7 @@ class StoredObjects:
             await asyncio.sleep(_EXPIRE)
 
     async def _delete_expired(self) -> None:
-        while found := await self.objects.expired(self.router.store.now(), _AT_ONCE):
+        while found := await self.objects.expired(self.router.store.clock.now(), _AT_ONCE):
             for kind, name in found:
                 await self._delete(kind, name)
 
@@ -93,7 +93,7 @@ class StoredObjects:
     async def _delete_file(self, record: FileRecord) -> None:
         """Delete a file that has expired; one whose content was written twice may be among those, and has not."""
         expires = record.expires_at
-        if expires is None or expires > self.router.store.now():
+        if expires is None or expires > self.router.store.clock.now():
             await self.objects.forget("file", record.id, expires)
             return
         await self.contents.delete(file_path(record.id))

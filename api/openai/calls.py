@@ -213,7 +213,7 @@ class Calls:
         """Cancel a job whose client has disconnected, unless an idempotency key lets it request the result again."""
         if request.idempotency_key is None:
             with contextlib.suppress(BrokerUnavailableError):  # then it runs, or expires
-                await self._router.store.cancel([job])
+                await self._router.store.jobs.cancel([job])
 
 
 def headers_of_result(job: str, result: Result) -> dict[str, str]:

@@ -90,7 +90,7 @@ async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonRespon
     """
     router = _scalable(request, hardware_class)
     if not router.fleet.working.fleet.stale:
-        await router.store.note_start(hardware_class)
+        await router.store.fleet.note_start(hardware_class)
     return _target(router, hardware_class)
 
 

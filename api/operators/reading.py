@@ -18,10 +18,10 @@ async def read_fleet(router: Router) -> FleetView:
     """
     topology, catalogue = router.rules.topology, router.rules.catalogue
     view = await view_fleet(topology, router.fleet, router.queue_mover, router.scaler.targets(), router.store)
-    reports = await router.store.catalogues()
-    tuner, latest = await router.store.tuner()
+    reports = await router.store.fleet.catalogues()
+    tuner, latest = await router.store.fleet.tuner()
     waiting, given_up = await router.webhooks.figures()
-    failing = await router.store.failing()
+    failing = await router.store.fleet.failing()
     view = msgspec.structs.replace(
         view,
         webhooks_waiting=waiting,

@@ -168,10 +168,10 @@ async def view_fleet(
     Raises:
         BrokerUnavailableError: the broker does not answer.
     """
-    now, fleet = store.now(), reader.working.fleet
+    now, fleet = store.clock.now(), reader.working.fleet
     silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)
     fleet = replace(fleet, devices=tuple(device for device in fleet.devices if device.worker not in silent))
-    held, dead = await store.held_and_dead()
+    held, dead = await store.holding.held_and_dead()
     heads = {name: await queue_mover.head(name) for name in sorted(topology.hardware)}
     since = await _accepted(queue_mover, [job for head in heads.values() for job in head.first])
     classes = {

@@ -151,7 +151,7 @@ class Intake:
     async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
         refs = await beside(len(envelope.body), _referred, envelope, self._rules.topology.limits.elements)
         if refs:
-            await self._store.drop_blobs(job, refs)
+            await self._store.values.drop(job, refs)
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or dead-letter arrivals that are not forwarded."""
@@ -159,19 +159,19 @@ class Intake:
         if ended := [(arrival, end) for arrival, one in answered if (end := end_of(one)) is not None]:
             await self._end(ended)
         if cancelled := [one.job for one in decisions if isinstance(one, Cancel)]:
-            await self._store.cancel(cancelled)
+            await self._store.jobs.cancel(cancelled)
         if letters := [DeadLetter(one.reason, time.time(), a.raw) for a, one in answered if isinstance(one, GiveUp)]:
-            await self._store.add_dead_letters(letters)
+            await self._store.letters.add(letters)
             self.parked += len(letters)
             for letter in letters:
                 logger.warning("message dead-lettered", extra={"reason": letter.reason})
 
     async def _end(self, ended: Sequence[tuple[Arrival, End]]) -> None:
         await end_all(self._store, self._transport, [(end.ending, end.after) for _, end in ended])
-        await self._store.refuse([end.refusal for _, end in ended if end.refusal is not None])
+        await self._store.jobs.refuse([end.refusal for _, end in ended if end.refusal is not None])
         refused = {end.ending.job: end.refused for _, end in ended if end.refused is not None}
         if refused:  # also those that ended before: by a router that died before it listed them
-            await self._store.note_refused(refused)
+            await self._store.jobs.note_refused(refused)
         for arrival, end in ended:
             assert arrival.envelope is not None  # else it has no job
             self._refused(arrival.envelope, end.ending.job, end.code)

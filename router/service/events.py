@@ -61,11 +61,11 @@ class _Sent(msgspec.Struct):
 
 
 async def end_all(store: RouterStore, transport: ValkeyTransport, groups: Sequence[tuple[Ending, After]]) -> None:
-    """End jobs and what follows them (`RouterStore.finish_all`), and call their error links.
+    """End jobs and what follows them (`JobStore.finish_all`), and call their error links.
 
     A link that cannot be called is logged and given up, as its job has ended.
     """
-    for queue, call in await store.finish_all(groups):
+    for queue, call in await store.jobs.finish_all(groups):
         try:
             await transport.send(queue, call)
         except BrokerUnavailableError as error:
@@ -115,7 +115,7 @@ def trace_placement(admitted: Place, store: RouterStore) -> None:
         return
     placement, at = admitted.placement, time.time()
     decided = float(admitted.outgoing.fields["placed"]) or admitted.ticket.accepted
-    began = at - max(store.now() - decided, 0.0)
+    began = at - max(store.clock.now() - decided, 0.0)
     if parent.since:
         telemetry.wait(parent, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
     attributes: telemetry.Attributes = {

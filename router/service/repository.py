@@ -138,13 +138,13 @@ class Repository:
 
     async def _control(self, marks: Mapping[str, str | None]) -> list[str]:
         """Record a request, and wait until all processes know of it; returns those that did not answer."""
-        number = await self._store.control_models(marks)
+        number = await self._store.fleet.control_models(marks)
         reports = await self._folder.all_looked(number)
         return sorted(name for name, report in reports.items() if report.reload < number)
 
     async def _loaded(self, model: Model) -> dict[str, Progress]:
         """The result of a load by class, once no device may still load it, or the caller's time is over."""
-        since = self._store.now()
+        since = self._store.clock.now()
         ends = time.monotonic() + min(LOAD_WITHIN, self._rules.topology.limits.wait)
         while True:
             reporting = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}

@@ -131,14 +131,14 @@ class Results:
             BrokerUnavailableError: the state store does not answer, or has lost the job.
         """
         with closing(self.expect(job)) as expected:
-            meta = await self._store.result(job)
+            meta = await self._store.jobs.result(job)
             if meta is not None or longest <= 0:
                 return meta
             self._follow(job)
             try:
                 return await asyncio.wait_for(expected.future, longest)
             except TimeoutError:
-                return await self._store.result(job)
+                return await self._store.jobs.result(job)
             finally:
                 self._leave(job)
 
@@ -203,7 +203,7 @@ class Results:
                 await self._find(some)
 
     async def _find(self, jobs: Sequence[str]) -> None:
-        for job, meta in zip(jobs, await self._store.results(jobs), strict=True):
+        for job, meta in zip(jobs, await self._store.jobs.results(jobs), strict=True):
             if meta is not None:
                 self._resolve(job, meta)
 
@@ -213,7 +213,7 @@ class Results:
         absent = set[str]()
         with suppress(BrokerUnavailableError):
             for some in _slices([job for job in jobs if self._is_open(job)]):
-                absent |= await self._store.without_record(some)
+                absent |= await self._store.jobs.without_record(some)
         for job in absent & self._absent:
             self._fail(job)
         self._absent = absent | (self._absent.difference(jobs) & self._waiting.keys())

@@ -120,7 +120,7 @@ class FleetReader:
         """Read once. On failure the last snapshot remains, marked stale, and the error is raised."""
         try:
             tenants = self._topology.tenants.items()
-            facts = await self._store.facts([name for name, rules in tenants if rules.max_depth is not None])
+            facts = await self._store.fleet.facts([name for name, rules in tenants if rules.max_depth is not None])
         except BrokerUnavailableError:
             self._go_stale()
             raise
@@ -139,7 +139,7 @@ class FleetReader:
         self._read_at = self._updated_at = now
         gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
         if gone:
-            await self._store.forget_devices(gone)
+            await self._store.fleet.forget_devices(gone)
 
     def replace_work(self, cells: Mapping[str, float]) -> None:
         """Replace the work counted by the figures in the cells of `WORK`, read between two snapshots."""
@@ -244,8 +244,8 @@ class FolderWatch:
         Raises:
             BrokerUnavailableError: the state store does not answer.
         """
-        before = await self._store.catalogues()
-        wanted = await self._store.ask_reload()
+        before = await self._store.fleet.catalogues()
+        wanted = await self._store.fleet.ask_reload()
         after = await self.all_looked(wanted)
         processes = [_shown(name, before.get(name), report, wanted) for name, report in sorted(after.items())]
         return {"processes": processes}
@@ -262,7 +262,7 @@ class FolderWatch:
             async with asyncio.timeout(ANSWER_WITHIN):
                 while not reports or any(report.reload < wanted for report in reports.values()):
                     await asyncio.sleep(_POLL if reports else 0)
-                    reports = await self._store.catalogues()
+                    reports = await self._store.fleet.catalogues()
         return reports
 
     async def _report(self) -> None:
@@ -270,7 +270,7 @@ class FolderWatch:
         plan = self._fleet.followed.plan
         self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):
-            self._reporter.apply(await self._store.watch(self._reporter.arguments()))
+            self._reporter.apply(await self._store.fleet.watch(self._reporter.arguments()))
             self._rules.unloaded = self.folder.unloaded
 
 

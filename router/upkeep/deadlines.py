@@ -56,8 +56,8 @@ class Deadlines:
 
     async def fire(self) -> int:
         """End the jobs in the groups that are due; returns the number of groups."""
-        self._next = self._store.now() + LONGEST
-        groups, overdue, due = await self._store.overdue(AT_ONCE, ENDING_LEASE)
+        self._next = self._store.clock.now() + LONGEST
+        groups, overdue, due = await self._store.jobs.overdue(AT_ONCE, ENDING_LEASE)
         self.expect(due)
         if overdue:
             await self._end(overdue)
@@ -66,12 +66,12 @@ class Deadlines:
     async def _end(self, overdue: Sequence[Overdue]) -> None:
         """End jobs, and what was to follow those in holding: the workers that take the others' messages report it."""
         held = [one.job for one in overdue if one.course.held]
-        messages = await self._store.held_messages(held, LARGE) if held else {}
+        messages = await self._store.holding.messages(held, LARGE) if held else {}
         ended = [_expired(one, messages.get(one.job)) for one in overdue]
         await end_all(self._store, self._transport, ended)
 
     async def _wait(self) -> None:
-        while (left := self._next - self._store.now()) > 0:
+        while (left := self._next - self._store.clock.now()) > 0:
             self._sooner.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._sooner.wait(), left)

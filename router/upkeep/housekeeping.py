@@ -39,8 +39,8 @@ class Housekeeping(Duty):
         """Do each once."""
         await self._publish_models()
         await self._end_misdirected()
-        await self._store.forget_listed()
-        await self._store.forget_ended()
+        await self._store.jobs.forget_listed()
+        await self._store.jobs.forget_ended()
 
     async def _publish_models(self) -> None:
         """Publish the content of `GET /v2/models` to clients of the broker, when it has changed or needs renewal."""
@@ -48,7 +48,7 @@ class Housekeeping(Duty):
         listed = msgspec.json.encode(model_list(rules.catalogue, self._fleet.snapshot, rules.unloaded))
         published, at = self._published
         if published != listed or now - at > PUBLISH:
-            await self._store.publish_models(listed)
+            await self._store.fleet.publish_models(listed)
             self._published = listed, now
 
     async def _end_misdirected(self) -> None:
@@ -56,6 +56,6 @@ class Housekeeping(Duty):
         arrivals = await self._transport.misdirected()
         if arrivals:
             endings = [misdirected_ending(arrival) for arrival in arrivals]
-            await self._store.finish([ending for ending in endings if ending is not None])
+            await self._store.jobs.finish([ending for ending in endings if ending is not None])
             await self._transport.forget(arrivals)
             logger.warning("requests sent to Celery's default queue", extra={"messages": len(arrivals)})

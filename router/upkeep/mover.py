@@ -97,13 +97,13 @@ class Mover(Duty):
 
     async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:
         fields = await self._queue_mover.records([one.job for one in messages], FIELDS)
-        now = self._store.now()
+        now = self._store.clock.now()
         pairs = zip(messages, fields, strict=True)
         jobs = (read_waiting(message, record, self._rules.catalogue, now) for message, record in pairs)
         return [job for job in jobs if job is not None]
 
     async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> None:
-        now, made = self._store.now(), []
+        now, made = self._store.clock.now(), []
         for move in decided:
             steps = steps_of(move, waiting, now, self._rules)
             traces = MoveTraces(move, steps)

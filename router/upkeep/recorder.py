@@ -55,7 +55,7 @@ class Recorder(Duty):
 
     async def tick(self) -> None:
         """Observe the slices that are due, and delete the oldest hours beyond the limits."""
-        now = self._store.stored_now()
+        now = self._store.clock.stored_now()
         until, again = await self._connection.transaction(
             ("HGET", HISTORY, RECORDED), ("ZRANGEBYSCORE", HISTORY_OPEN, "-inf", now, "LIMIT", 0, _AT_ONCE)
         )

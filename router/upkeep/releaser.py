@@ -73,7 +73,7 @@ class Releaser(Duty):
 
     async def _release_due(self) -> bool:
         """Release as many jobs as fill the queues to their horizons; returns whether any were held."""
-        survey = await self._store.survey()
+        survey = await self._store.holding.survey()
         if not survey.queues or self._fleet.working.fleet.stale:
             return False
         self._fleet.replace_work(survey.work)
@@ -102,7 +102,7 @@ class Releaser(Duty):
 
     async def _release(self, held: Releasable, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
-        now, drawn = await self._store.draw(self._leadership.token, held.name, most, RELEASE_LEASE)
+        now, drawn = await self._store.holding.draw(self._leadership.token, held.name, most, RELEASE_LEASE)
         expected_batch = min(held.jobs, self._batch)
         decisions = [self._decide(one, now, expected_batch) for one in drawn]
         placed = [one for one in decisions if isinstance(one, Place)]
@@ -115,7 +115,7 @@ class Releaser(Duty):
         if endings:
             await end_all(self._store, self._transport, endings)
         if back:
-            await self._store.give_back(back)
+            await self._store.holding.give_back(back)
         self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
         return len(drawn) == most and not back
 

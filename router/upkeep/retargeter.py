@@ -36,7 +36,7 @@ class Retargeter(Duty):
 
     async def tick(self) -> None:
         """Evaluate the fleet, and send workers the resulting commands."""
-        fleet, now = self._fleet.working.fleet, self._store.now()
+        fleet, now = self._fleet.working.fleet, self._store.clock.now()
         if fleet.stale:
             return
         self._conditions.observe(fleet, self._rules.topology, now)

@@ -152,7 +152,7 @@ class Webhooks:
             await self._connection.run(announce_call(notified, event_id(kind, name, ending), kind, ending, name))
 
     async def _take(self) -> None:
-        self._store.stored_now()  # raises until the store's time is known: signatures have it
+        self._store.clock.stored_now()  # raises until the store's time is known: signatures have it
         self._deliveries = {name: task for name, task in self._deliveries.items() if not task.done()}
         free = AT_ONCE - len(self._deliveries)
         if free <= 0:
@@ -183,7 +183,7 @@ class Webhooks:
     async def _attempt(self, endpoint: Endpoint, token: str, event: Event, before: int) -> Event | None:
         """Send an event once, and record the outcome; returns the next event to send."""
         attempt = await self._post(endpoint, message_of(event))
-        now = self._store.now()
+        now = self._store.clock.now()
         verdict = judge(attempt, before=before, begun=event.begun, now=now, draw=random(), rules=self._limits)
         self.outcomes[verdict.outcome,] += 1
         if verdict.outcome == "dead":
@@ -200,7 +200,7 @@ class Webhooks:
         return settle_answer(await self._connection.run(call))
 
     async def _post(self, endpoint: Endpoint, message: Message) -> Attempt:
-        now = self._store.now()
+        now = self._store.clock.now()
         headers = headers_of(message, endpoint.signing(now), now)
         try:
             sent = self._open().post(endpoint.url, data=message.body, headers=headers, allow_redirects=False)
@@ -246,7 +246,7 @@ class Webhooks:
         if len(self._rules.webhooks.by_tenant.get(tenant, ())) >= most:
             message = f"tenant {quoted(tenant)} has {most} webhook endpoints (limit webhooks.endpoints)"
             raise InvalidRequestError(message, field="tenant")
-        now = self._store.stored_now()
+        now = self._store.clock.stored_now()
         endpoint = Endpoint(
             id=f"we_{secrets.token_hex(12)}",
             tenant=tenant,
@@ -265,13 +265,13 @@ class Webhooks:
         """Change fields of an endpoint. Raises as `get` and `add` do."""
         if "url" in fields:
             check_url(fields["url"], self._limits)
-        now = int(self._store.stored_now())
+        now = int(self._store.clock.stored_now())
         return await self._changed(name, tenant, lambda one: msgspec.structs.replace(one, updated_at=now, **fields))
 
     async def rotate(self, name: str, tenant: str | None, *, overlap: bool = True) -> Endpoint:
         """Give an endpoint a new secret; the one before signs too for `webhooks.overlap` seconds, with `overlap`."""
         seconds = self._limits.overlap if overlap else 0.0
-        now, secret = self._store.stored_now(), _new_secret()
+        now, secret = self._store.clock.stored_now(), _new_secret()
         return await self._changed(name, tenant, lambda one: one.rotated(secret, now, seconds))
 
     async def remove(self, name: str, tenant: str | None) -> str:
@@ -329,7 +329,7 @@ class Webhooks:
             InvalidRequestError: there was no answer.
         """
         kind, _, ending = type.partition(".")
-        now = self._store.stored_now()
+        now = self._store.clock.stored_now()
         name = f"{'resp' if kind == 'response' else kind}_test"
         attempt = await self._post(endpoint, message_of(Event(secrets.token_hex(16), kind, ending, now, name)))
         if not attempt.status:

@@ -225,7 +225,7 @@ def _responses(request: AnyRequest) -> Responses:
 
 
 def _now(request: AnyRequest) -> int:
-    return int(door_of(request).router.store.now())
+    return int(door_of(request).router.store.clock.now())
 
 
 def _tenant(request: AnyRequest) -> str | None:

@@ -56,7 +56,7 @@ class Responses:
             name,
             stored.tenant,
             stored,
-            self._router.store.stored_now(),
+            self._router.store.clock.stored_now(),
             opened=opened,
         )
         if opened and name not in self._waits:
@@ -78,7 +78,7 @@ class Responses:
         found = await self._objects.use_responses(
             names,
             tenant,
-            self._router.store.stored_now(),
+            self._router.store.clock.stored_now(),
             most=int(self._limits.payload),
         )
         if len(names) >= MOST_TURNS or None in found:
@@ -130,11 +130,11 @@ class Responses:
 
     async def _look(self) -> None:
         """End the responses whose jobs have ended, if no caller here waits for them."""
-        names = await self._objects.open_responses(self._router.store.stored_now() - self._limits.keep_response)
+        names = await self._objects.open_responses(self._router.store.clock.stored_now() - self._limits.keep_response)
         names = [name for name in names if name not in self._waits]
         for start in range(0, len(names), _AT_ONCE):
             page = names[start : start + _AT_ONCE]
-            metas = await self._router.store.results([name.removeprefix(PREFIX) for name in page])
+            metas = await self._router.store.jobs.results([name.removeprefix(PREFIX) for name in page])
             for name, meta in zip(page, metas, strict=True):
                 if meta is not None:
                     await self._settle(name, meta)
@@ -179,7 +179,7 @@ class Responses:
             BrokerUnavailableError: the state store does not answer, so large outputs cannot be read now.
         """
         try:
-            return succeeded(response, await self._inference.result(meta), int(self._router.store.now()))
+            return succeeded(response, await self._inference.result(meta), int(self._router.store.clock.now()))
         except TaxiwayError as error:
             if isinstance(error, BrokerUnavailableError) and is_answer(meta):
                 raise

@@ -323,9 +323,9 @@ def test_a_child_process_leaves_its_parents_connection_alone(settings: Settings)
 def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings) -> None:
     async def scenario() -> tuple[float, float]:
         store = RouterStore(settings.broker, Limits())
-        await store.facts()
-        first, second = store.stored_now(), store.stored_now()
-        while store.stored_now() == first:
+        await store.fleet.facts()
+        first, second = store.clock.stored_now(), store.clock.stored_now()
+        while store.clock.stored_now() == first:
             await asyncio.sleep(0)
         await store.close()
         return first, second
