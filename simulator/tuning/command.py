@@ -33,7 +33,9 @@ from simulator.history import LAG, History
 from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
+from simulator.traces import TraceError
 from simulator.tuning.lease import LEASE, RENEW, Lease
+from simulator.tuning.prior import Prior, expected, parse_prior
 from simulator.tuning.real_fleet import Known, Recorded, billed, penalties, recorded, spending, timely
 from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
 from simulator.tuning.tuner import FEWEST, FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
@@ -43,7 +45,7 @@ from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, TopologyError, load_topology
-from taxiway.cli import USAGE, report
+from taxiway.cli import USAGE, CommandError, report
 from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import TUNING
@@ -83,8 +85,9 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
 class FleetTuner:
     """Tunes the plan of one fleet. Methods raise `BrokerUnavailableError` while the state store does not answer."""
 
-    def __init__(self, settings: Settings, topology: Topology) -> None:
+    def __init__(self, settings: Settings, topology: Topology, prior: Prior | None = None) -> None:
         self._topology = topology
+        self._prior: Prior = prior or {}
         self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
         self._connections = ConnectionPool(settings.broker, server="state store")
         self._history = History(settings.broker)
@@ -140,14 +143,31 @@ class FleetTuner:
             span = found.span if found is not None else 0.0
             self.rest = min(FIRST - span, REST) if span < FIRST else REST
             why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"
-            return _unchanged(before, why, arrivals), before
-        tuning, plan = self._search(found, before, now)
-        self._watch = Watch(now, found.span, known.paces)
+            tuning, plan = self._expect(_unchanged(before, why, arrivals), before, known, now)
+        else:
+            tuning, plan = self._search(found, before, now)
+            self._watch = Watch(now, found.span, known.paces)
         if tuning.adopted:
             self._trust.begin(now, self._spent)
-        if not dry_run and not self._write(raw, plan):
+        if not dry_run and plan is not None and plan is not before and not self._write(raw, plan):
             return _unchanged(before, "another tuner replaced the plan meanwhile", arrivals), before
         return tuning, plan
+
+    def _expect(self, unchanged: Tuning, before: Plan | None, known: Known, now: float) -> tuple[Tuning, Plan | None]:
+        """A plan for what is expected, if none is followed; it starts no device for what nobody has said.
+
+        It is tuned again as soon as there may be a plan from arrivals.
+        """
+        found = recorded(expected(self._prior, known), known, 0.0) if before is None or before.stale(now) else None
+        if found is None:
+            return unchanged, before
+        tuning, plan = self._search(found, before, now)
+        if not self._prior:
+            idle = {name: msgspec.structs.replace(planned, devices=0) for name, planned in plan.classes.items()}
+            plan = msgspec.structs.replace(plan, classes=idle)
+        self._watch = Watch(now, FIRST, known.paces)
+        why = f"{unchanged.why}, so the plan is for what is expected"
+        return msgspec.structs.replace(tuning, why=why, arrivals=unchanged.arrivals), plan
 
     def close(self) -> None:
         """Let another tuner work, and disconnect."""
@@ -294,19 +314,25 @@ logger = logging.getLogger(__name__)
 @click.option("--once", is_flag=True, help="Tune once, show what was found, and exit.")
 @click.option("--dry-run", is_flag=True, help="Do not write the plan.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per tuning.")
-def tune(*, once: bool, dry_run: bool, as_json: bool) -> None:
+@click.option(
+    "--prior",
+    metavar="HISTORY|MIX",
+    help="What to plan for until requests arrive: a CSV file, a UTC day, or requests a second as "
+    "MODEL[/SERVICE]=RATE,…; by default all models and services alike.",
+)
+def tune(*, once: bool, dry_run: bool, as_json: bool, prior: str | None) -> None:
     """Keep the fleet's plan: which class each model and service prefers, and how classes scale."""
     log_to_stderr()
     try:
         settings = settings_from({**UNSIGNED, **os.environ})
         topology = load_topology(settings.queues)
-    except (SettingsError, TopologyError) as error:
+        tuner = FleetTuner(settings, topology, parse_prior(prior, settings.state) if prior else {})
+        if once:
+            _tune(tuner, dry_run=dry_run, as_json=as_json, show=True)
+            return
+    except (SettingsError, TopologyError, TraceError, CommandError) as error:
         report(str(error), "")
         sys.exit(USAGE)
-    tuner = FleetTuner(settings, topology)
-    if once:
-        _tune(tuner, dry_run=dry_run, as_json=as_json, show=True)
-        return
     os.nice(NICE)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -337,6 +363,8 @@ def _turn(tuner: FleetTuner, *, dry_run: bool, as_json: bool) -> float:
             _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:
         logger.warning("not tuned", extra={"error": error.message})
+    except TraceError as error:
+        logger.error("not tuned", extra={"error": str(error)})
     except StuckError as error:
         logger.error("not tuned: the fleet's twin is stuck", extra={"error": str(error)})
     return tuner.rest

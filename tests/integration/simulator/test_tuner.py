@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,12 +23,15 @@ from broker.valkey.presence import plan_call
 from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import Plan, Tuned, parse_plan
 from simulator.history import LAG
+from simulator.traces import TraceError
 from simulator.tuning.command import FleetTuner
 from simulator.tuning.lease import LEASE, RENEW, Lease
+from simulator.tuning.prior import parse_prior
 from simulator.tuning.recall import BLOCK, SOON
 from simulator.tuning.tuner import FIRST, PERIODS, REST, WINDOW, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
+from taxiway.cli import USAGE
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNERS, TUNING, history_key
 from tests.routing import EchoDevice, eventually
 from tests.waiting import BUSY
@@ -146,10 +150,39 @@ def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
     assert (again["adopted"], again["number"], again["cells"]) == (False, told["number"] + 1, [])
 
 
-def test_without_arrivals_there_is_no_plan(settings: Settings, store: Any, devices: None) -> None:
+def test_before_anything_has_arrived_a_plan_starts_no_device(settings: Settings, store: Any, devices: None) -> None:
     told = tune(settings)
-    assert told["why"] == "too few arrivals are recorded: 0 in 0 s"
-    assert store.get(PLAN) is None
+    assert told["adopted"]
+    assert told["why"] == "too few arrivals are recorded: 0 in 0 s, so the plan is for what is expected"
+    plan = parse_plan(store.get(PLAN))
+    topology = load_topology(settings.queues)
+    assert {cell.service for cell in plan.cells if cell.model == "echo:1"} == set(topology.service)
+    assert {planned.devices for planned in plan.classes.values()} == {0}
+
+
+def test_a_plan_for_a_mix_has_devices_until_requests_come(settings: Settings, store: Any, devices: None) -> None:
+    told = tune(settings, "--prior", "echo/bulk=3,paced=0.1")
+    plan = parse_plan(store.get(PLAN))
+    assert {(cell.model, cell.service) for cell in plan.cells} == {("echo:1", "bulk"), ("paced:1", "standard")}
+    assert all(planned.devices for planned in plan.classes.values())
+    assert not tune(settings)["adopted"]
+    record(store)
+    assert tune(settings)["arrivals"] > told["arrivals"] == 0
+
+
+def test_a_prior_names_models_of_the_catalogue(settings: Settings, devices: None) -> None:
+    command = [sys.executable, "-m", "simulator", "tune", "--once", "--prior", "ecko=1"]
+    done = subprocess.run(command, cwd=TREE, env=environment(settings), capture_output=True, check=False, text=True)
+    assert done.returncode == USAGE
+    assert "--prior: expected models of the catalogue, got 'ecko'" in done.stderr
+
+
+@pytest.mark.parametrize(("prior", "got"), [("echo", "'echo'"), ("echo=no", "'echo=no'"), ("echo=1,=2", "'=2'")])
+def test_a_prior_that_is_none_is_refused(settings: Settings, prior: str, got: str) -> None:
+    with pytest.raises(
+        TraceError, match=re.escape(f"expected a CSV file, a day, or MODEL[/SERVICE]=RATE,…, got {got}")
+    ):
+        parse_prior(prior, settings.state)
 
 
 def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
@@ -157,9 +190,8 @@ def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
 ) -> None:
     record(store, seconds=10)
     with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
-        told, plan = tuner.tune(dry_run=False)
-        assert plan is None
-        span = float(told.why.removesuffix(" s").rpartition(" ")[2])
+        told, _ = tuner.tune(dry_run=False)
+        span = float(told.why.partition(" s,")[0].rpartition(" ")[2])
         assert tuner.rest == pytest.approx(min(FIRST - span, REST), abs=1)
         record(store)
         assert tuner.tune(dry_run=False)[1] is not None
