@@ -144,6 +144,7 @@ def test_a_cold_shutdown_leaves_in_the_queue_what_did_not_run(fleet: Settings, t
         assert all(tower.result(job) for job in jobs)
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_held_runs_elsewhere_each_job_alone(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
         busy = running(tower)

@@ -193,6 +193,7 @@ def test_what_follows_an_answer_is_not_the_answer_to_the_next_call(stray: bytes)
     assert run(Server(OK + stray, OK), use) == b"ok"
 
 
+@pytest.mark.slow
 def test_an_answer_with_endless_headers_is_given_up() -> None:
     async def use(link: HttpLink) -> None:
         with pytest.raises(BrokerUnavailableError):

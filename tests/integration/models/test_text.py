@@ -185,6 +185,7 @@ def test_the_trained_head_is_the_one_that_the_page_describes() -> None:
     assert f"{100 * accuracy:.1f} %" in page
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_what_jax_compiled_for_the_next_one(settings: Settings, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     (tmp_path / "queues.yaml").write_text(QUEUES.replace("[python, echo]", "[echo, jax]").replace(", slab]", "]"))
