@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -162,7 +163,10 @@ def serve(requests: socket.socket) -> Start | None:
 
 
 def _forked(wanted: Start, output: int, errors: int, exited: int) -> Start:
-    """What to start, in a child of this process, which watches it and tells how it ends."""
+    """What to start, in a child of this process, which watches it and tells how it ends.
+
+    The child does not outlive the tests.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
@@ -175,7 +179,10 @@ def _forked(wanted: Start, output: int, errors: int, exited: int) -> Start:
         return wanted
     with socket.socket(fileno=exited) as told:
         told.send(b"%d" % child)
-        told.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        if exited in select.select([exited, os.pidfd_open(child)], [], [])[0]:
+            os.kill(child, signal.SIGKILL)  # who asked for it was killed
+        with suppress(OSError):
+            told.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os._exit(0)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.forked import IMPORTS, Forked, Process, start
+from tests.routing import eventually
 
 ANEW = {"PYTHONHASHSEED": "0"}  # read before any program's first line: such a process cannot be a fork
 
@@ -53,6 +54,15 @@ def test_a_signal_ends_a_forked_process_and_is_its_status() -> None:
     assert process.wait(20) == process.poll() == process.returncode == -signal.SIGKILL
     process.terminate()  # one that has ended is let be
     assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_a_forked_process_does_not_outlive_who_started_it() -> None:
+    process = begin("router", subprocess.DEVNULL, ["0"])
+    os.kill(process.pid, signal.SIGSTOP)
+    assert isinstance(process, Forked)
+    process._exited.close()  # as the system does when this process is killed
+    eventually(lambda: not Path(f"/proc/{process.pid}").exists())
     process.stdout.close()
 
 
