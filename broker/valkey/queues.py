@@ -37,10 +37,9 @@ from taxiway.contract.wire import (
     confirming,
     decode_envelope,
     encode_envelope,
-    takes_nothing,
 )
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from taxiway.valkey import ServerError, fleet_errors, parse
+from taxiway.errors import BrokerFullError, BrokerUnavailableError, InvalidRequestError
+from taxiway.valkey import parse
 
 LASTS = 5.0
 """Seconds without a renewal after which a session ends."""
@@ -170,8 +169,8 @@ class ValkeyTransport:
     """
 
     def __init__(self, url: str, *, name: str, keep_record: int, confirmed_by: int = 0) -> None:
-        self._signs, self._takes, self._sends = (AsyncConnection(url) for _ in range(3))
-        self._waiters = [AsyncConnection(url, answer=None) for _ in range(LEVELS)]
+        self._signs, self._takes, self._sends = (AsyncConnection(url, server="broker") for _ in range(3))
+        self._waiters = [AsyncConnection(url, server="broker", answer=None) for _ in range(LEVELS)]
         self._database = parse(url).database
         self._keep = keep_record
         self._confirmed_by = confirmed_by  # replicas
@@ -203,25 +202,23 @@ class ValkeyTransport:
                 async with asyncio.timeout(longest):
                     await self._rung.wait()
         failed = [level for level, wait in self._waits.items() if _failure(wait)]
-        with fleet_errors("broker"):
-            for wait in [self._waits.pop(level) for level in failed]:
-                with self._answered():
-                    wait.result()
+        for wait in [self._waits.pop(level) for level in failed]:
+            with self._answered():
+                wait.result()
 
     async def take(self) -> InFlight:
         """What `wait` moved and the last call took; while arrivals come in bursts, also the rest of the burst."""
-        with fleet_errors("broker"):
-            if self._abandoned:
-                await self._give_back()
-            while self._session.due and not await self._session.sign():
-                await self._end_session()
-            woken = self._woken()
-            if self._more or (woken and self._bursts):
-                await self._exchange([], set())
-                self._bursts = bool(self._ahead)
-            if self._more:  # the session ended, and the messages that `wait` moved return to the arrivals
-                await self._end_session()
-                return InFlight(self._session.now())
+        if self._abandoned:
+            await self._give_back()
+        while self._session.due and not await self._session.sign():
+            await self._end_session()
+        woken = self._woken()
+        if self._more or (woken and self._bursts):
+            await self._exchange([], set())
+            self._bursts = bool(self._ahead)
+        if self._more:  # the session ended, and the messages that `wait` moved return to the arrivals
+            await self._end_session()
+            return InFlight(self._session.now())
         ahead, self._ahead = self._ahead, []
         arrivals = [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
         return InFlight(self._session.now(), arrivals)
@@ -240,8 +237,7 @@ class ValkeyTransport:
     ) -> list[ForwardOutcome]:
         """Publish and record jobs that were held, in one step."""
         call = forward_call(messages, keep=self._keep, snapshots=snapshots, held=True)
-        with fleet_errors("broker"):
-            return forward_answer(await self._sends.run(call)).done
+        return forward_answer(await self._sends.run(call)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Delete arrivals, with all that were taken with them."""
@@ -255,48 +251,37 @@ class ValkeyTransport:
 
     async def retire(self) -> None:
         """Return the messages that `wait` moved and no session took to the arrivals; the new session takes nothing."""
-        with fleet_errors("broker"):
-            await self._end_session()
+        await self._end_session()
 
     async def tidy(self) -> int:
         """Renew this router's session, and return the in-flight messages of dead routers to the arrivals."""
-        with fleet_errors("broker"):
-            if not await self._session.sign():
-                self._abandoned = True
-            return await self._session.recover()
+        if not await self._session.sign():
+            self._abandoned = True
+        return await self._session.recover()
 
     async def misdirected(self) -> list[Arrival]:
         """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
-        with fleet_errors("broker"):
-            found = await self._sends.run(
-                Call("queues/misdirected", [DEFAULT_QUEUE], [_MISDIRECTED_AT_MOST, f'"{INFER}"'])
-            )
+        found = await self._sends.run(Call("queues/misdirected", [DEFAULT_QUEUE], [_MISDIRECTED_AT_MOST, f'"{INFER}"']))
         return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
 
     async def forget(self, misdirected: Sequence[Arrival]) -> None:
         """Remove these from that queue, by their content."""
-        with fleet_errors("broker"):
-            for one in misdirected:
-                await self._sends.call("LREM", DEFAULT_QUEUE, 1, one.raw)
+        for one in misdirected:
+            await self._sends.call("LREM", DEFAULT_QUEUE, 1, one.raw)
 
     async def send(self, queue: str, envelope: Envelope) -> None:
         """Put a message in another application's queue, at its highest priority, which is Celery's default."""
-        with fleet_errors("broker"):
-            await self._sends.call("LPUSH", queue, encode_envelope(envelope))
+        await self._sends.call("LPUSH", queue, encode_envelope(envelope))
 
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event on the channel of kombu's fanout exchange."""
-        with fleet_errors("broker"):
-            channel = f"/{self._database}.{EVENTS}/{routing_key}"
-            await self._signs.call("PUBLISH", channel, kombu_event(routing_key, event))
+        channel = f"/{self._database}.{EVENTS}/{routing_key}"
+        await self._signs.call("PUBLISH", channel, kombu_event(routing_key, event))
 
     async def close(self) -> None:
         """Return in-flight messages to the arrivals, and disconnect."""
-        try:
-            with fleet_errors("broker"):
-                await self._end_session()
-        except BrokerUnavailableError:
-            pass  # the session expires, and another router returns its in-flight messages
+        with suppress(BrokerUnavailableError):  # the session expires, and another router returns its in-flight messages
+            await self._end_session()
         for connection in (self._signs, self._takes, self._sends, *self._waiters):
             connection.close()
 
@@ -352,11 +337,10 @@ class ValkeyTransport:
     ) -> list[ForwardOutcome]:
         if not tags <= self._held:
             return [ForwardOutcome.COPY] * len(messages)
-        with fleet_errors("broker"):
-            if tags:
-                return await self._exchange(messages, tags, snapshots)
-            call = forward_call(messages, keep=self._keep, snapshots=snapshots)
-            return forward_answer(await self._sends.run(call)).done
+        if tags:
+            return await self._exchange(messages, tags, snapshots)
+        call = forward_call(messages, keep=self._keep, snapshots=snapshots)
+        return forward_answer(await self._sends.run(call)).done
 
     async def _exchange(
         self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
@@ -384,8 +368,7 @@ class ValkeyTransport:
         """
         if tags or not self._confirming:
             return
-        with fleet_errors("broker"):
-            check_confirmed(await self._sends.calls(*self._confirming), self._confirmed_by)
+        check_confirmed(await self._sends.calls(*self._confirming), self._confirmed_by)
 
 
 def _failure(call: asyncio.Task[Any]) -> BaseException | None:
@@ -401,7 +384,7 @@ def _reached(call: asyncio.Task[Any]) -> bool:
 
 def _refused(error: BaseException) -> bool:
     """Whether the server answered that it accepts no writes: then nothing was moved."""
-    return isinstance(error, ServerError) and takes_nothing(error)
+    return isinstance(error, BrokerFullError)
 
 
 def _is_request(arrival: Arrival) -> bool:

@@ -50,7 +50,6 @@ from taxiway.contract.wire import (
     encode_envelope,
 )
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, bounded
-from taxiway.valkey import fleet_errors
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +108,8 @@ class AmqpBridge:
     def __init__(self, url: str, broker: str, name: str, store: RouterStore, confirmed_by: int) -> None:
         self._url = url
         self._store, self._name = store, name
-        self._arrivals, self._keeps, self._outbox = (AsyncConnection(broker) for _ in range(3))
-        self._bell = AsyncConnection(broker, answer=None)
+        self._arrivals, self._keeps, self._outbox = (AsyncConnection(broker, server="broker") for _ in range(3))
+        self._bell = AsyncConnection(broker, server="broker", answer=None)
         self._keeping = confirming(confirmed_by, _KEPT_WITHIN) or (("WAITAOF", 1, 0, int(_KEPT_WITHIN * 1000)),)
         self._confirmed_by = confirmed_by
         self._sender = Leadership(broker, name, _LEASE, (AMQP_SENDER, AMQP_SENDERS))
@@ -167,8 +166,7 @@ class AmqpBridge:
             session.pushed.set()
 
     async def _add(self, raw: Sequence[bytes]) -> None:
-        with fleet_errors("broker"):
-            await self._arrivals.call("LPUSH", priority_list(ARRIVALS, 0), *raw)
+        await self._arrivals.call("LPUSH", priority_list(ARRIVALS, 0), *raw)
 
     async def _acknowledge(self, session: _Session) -> None:
         """Acknowledge, in groups, what Valkey keeps."""
@@ -186,8 +184,7 @@ class AmqpBridge:
         A disk that takes longer than `_KEPT_WITHIN` has it at least in the system's cache, and a server without a log
         promises nothing: both are not waited for.
         """
-        with fleet_errors("broker"):
-            _, kept = await self._keeps.ask((("SET", kept_key(self._name), "", "PX", 1000), *self._keeping))
+        _, kept = await self._keeps.ask((("SET", kept_key(self._name), "", "PX", 1000), *self._keeping))
         if self._confirmed_by:
             check_confirmed([kept], self._confirmed_by)
 
@@ -208,16 +205,14 @@ class AmqpBridge:
 
     async def _waiting(self) -> Sequence[bytes]:
         """The oldest messages of the outbox, when there are any, or none after `_TURN`."""
-        with fleet_errors("broker"):
-            found = await self._bell.call("BLMOVE", AMQP_OUTBOX, AMQP_OUTBOX, "RIGHT", "RIGHT", _TURN)
-            if found is None:
-                return ()
-            oldest: list[bytes] = await self._outbox.call("LRANGE", AMQP_OUTBOX, -AT_ONCE, -1)
+        found = await self._bell.call("BLMOVE", AMQP_OUTBOX, AMQP_OUTBOX, "RIGHT", "RIGHT", _TURN)
+        if found is None:
+            return ()
+        oldest: list[bytes] = await self._outbox.call("LRANGE", AMQP_OUTBOX, -AT_ONCE, -1)
         return oldest[::-1]
 
     async def _remove(self, sent: Sequence[bytes]) -> None:
-        with fleet_errors("broker"):
-            await self._outbox.calls(*(("LREM", AMQP_OUTBOX, -1, one) for one in sent))
+        await self._outbox.calls(*(("LREM", AMQP_OUTBOX, -1, one) for one in sent))
 
     async def _send(self, session: _Session, raw: bytes) -> None:
         """Publish a message in its queue, which is made where it is missing, as Celery does."""

@@ -326,7 +326,7 @@ def tune(*, once: bool, dry_run: bool, as_json: bool, prior: str | None) -> None
     try:
         settings = settings_from({**UNSIGNED, **os.environ})
         topology = load_topology(settings.queues)
-        tuner = FleetTuner(settings, topology, parse_prior(prior, settings.state) if prior else {})
+        tuner = FleetTuner(settings, topology, parse_prior(prior, settings.broker) if prior else {})
         if once:
             _tune(tuner, dry_run=dry_run, as_json=as_json, show=True)
             return

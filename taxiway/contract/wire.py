@@ -378,11 +378,6 @@ def check_confirmed(answers: Sequence[Any], replicas: int) -> None:
             raise BrokerUnavailableError(f"{message}; it may still run", retry_after=1.0)
 
 
-def takes_nothing(error: BaseException) -> bool:
-    """Whether the server refused writes: then the call changed nothing."""
-    return any(text in str(error) for text in (_FULL, _UNWRITTEN))
-
-
 def refuses_account(error: BaseException) -> bool:
     """Whether the server answered that the account lacks a right, or that its password is wrong."""
     return any(code in str(error) for code in _NO_ACCESS)

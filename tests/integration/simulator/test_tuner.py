@@ -182,7 +182,7 @@ def test_a_prior_that_is_none_is_refused(settings: Settings, prior: str, got: st
     with pytest.raises(
         TraceError, match=re.escape(f"expected a CSV file, a day, or MODEL[/SERVICE]=RATE,…, got {got}")
     ):
-        parse_prior(prior, settings.state)
+        parse_prior(prior, settings.broker)
 
 
 def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
