@@ -20,12 +20,13 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 
+from api.errors import unforeseen
 from api.gate import Application, Receive, Send
 from tasks.topology import Limits
 
@@ -62,7 +63,7 @@ class HttpServer:
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            log_level="error",  # it warns of each malformed request: any client could fill the log
+            log_level="critical",  # it writes of each malformed request: any client could fill the log
             access_log=False,
             proxy_headers=False,  # client addresses are not used
             server_header=False,
@@ -90,6 +91,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Serve, and return once requests are accepted."""
+        asyncio.get_running_loop().set_exception_handler(_ignore_malformed)
         await self._server.startup(sockets=[self._socket])  # `serve` would replace the router's signal handlers
         self._serving = asyncio.create_task(self._server.main_loop(), name="http")
 
@@ -119,14 +121,29 @@ class HttpServer:
             await asyncio.sleep(0)
 
     async def _answer(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, partial(_send_last, send) if self._parting else send)
+        refused = False
+
+        async def answering(message: Mapping[str, Any]) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start":
+                try:
+                    await send({**message, "headers": [*message["headers"], _CLOSE]} if self._parting else message)
+                except h11.LocalProtocolError:  # meanwhile uvicorn has refused the rest of a malformed request
+                    refused = True
+            elif not refused:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, answering)
+        except Exception as error:
+            unforeseen(scope["method"], scope["path"], error)
+            raise
 
 
-async def _send_last(send: Send, message: Mapping[str, Any]) -> None:
-    """Send part of the last answer of a connection."""
-    if message["type"] == "http.response.start":
-        message = {**message, "headers": [*message["headers"], _CLOSE]}
-    await send(message)
+def _ignore_malformed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log no error for a body that is malformed after its answer: uvicorn fails to refuse it, and closes."""
+    if not isinstance(context.get("exception"), h11.LocalProtocolError):
+        loop.default_exception_handler(context)
 
 
 def open_tls(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -36,7 +36,7 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     size, more = 0, True
     while more:
         message = await receive()
-        size, more = size + len(message["body"]), message["more_body"]
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": bytes(LARGE) if scope["path"] == "/large" else b"%d" % size})
 
@@ -183,6 +183,19 @@ def test_a_request_that_is_answered_before_its_body_has_one_answer_and_its_body_
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + body + LAST)
         received = read(connection)
     assert received.count(b"HTTP/1.1 403 ") == received.count(b"HTTP/1.1 ") == 2
+
+
+@pytest.mark.parametrize("application", [application, refuser], ids=["before", "after"])
+def test_a_body_that_is_malformed_ends_its_connection_and_writes_no_error(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(application=application) as server, connected(server.port) as connection:
+        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        if application is refuser:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 403 ")
+        connection.sendall(b"zz\r\n")
+        assert read(connection)[:13] == (b"" if application is refuser else b"HTTP/1.1 400 ")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
