@@ -48,7 +48,7 @@ def test_a_batch_that_cannot_be_read_stays_open_unless_it_was_deleted(reason: Ta
 
     async def looked() -> None:
         unused = cast(Any, None)
-        router = SimpleNamespace(leaving=False, store=SimpleNamespace(now=lambda: 1.0))
+        router = SimpleNamespace(leaving=False, store=SimpleNamespace(clock=SimpleNamespace(now=lambda: 1.0)))
         runner = BatchRunner(Desk(cast(Any, router), unused, cast(Any, objects), unused, unused, LineWindow(1)))
         with suppress(BrokerUnavailableError):
             await runner._look()

@@ -43,13 +43,11 @@ class Store:
     def _router(self) -> SimpleNamespace:
         rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()))
         webhooks = SimpleNamespace(announce=self._announced)
-        return SimpleNamespace(rules=rules, store=self, webhooks=webhooks)
+        store = SimpleNamespace(clock=SimpleNamespace(now=lambda: 2.0), values=self)
+        return SimpleNamespace(rules=rules, store=store, webhooks=webhooks)
 
     async def _announced(self, *_: Any) -> None:
         pass
-
-    def now(self) -> float:
-        return 2.0
 
     async def blobs(self, refs: list[str]) -> dict[str, bytes]:
         if self.blobs_of is None:

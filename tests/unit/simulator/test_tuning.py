@@ -352,7 +352,7 @@ def test_a_plan_is_kept_unless_another_is_clearly_better() -> None:
 
 def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     steady = synthetic_trace("poisson:rate=4,duration=120,size=1,output=0,seed=1", model="quick")
-    burst = synthetic_trace("poisson:rate=120,duration=20,size=1,output=0,seed=2", model="heavy")
+    burst = synthetic_trace("poisson:rate=180,duration=20,size=1,output=0,seed=2", model="heavy")
     both = joined([steady, replace(burst, arrival=burst.arrival + 100)])
     window = Window.all(prepare(both, parse_fleet(FLEET), seed=1), 120.0)
     tuner = Tuner(seed=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 
 import pytest
-from amqp.exceptions import ConnectionForced, PreconditionFailed
 from celery.exceptions import BackendStoreError, NotRegistered
 from kombu.exceptions import EncodeError, OperationalError, SerializerNotInstalled
 from redis.exceptions import ResponseError, TimeoutError
@@ -19,7 +18,6 @@ from workers.celery_adapter.strategy import is_outage
     [
         BackendStoreError("failed to store result on the backend"),
         BrokerUnavailableError("the state store does not answer"),
-        ConnectionForced("the node is closing"),
         ConnectionResetError(),
         OperationalError("connection refused"),
         ResponseError("OOM command not allowed when used memory > 'maxmemory'"),
@@ -35,7 +33,6 @@ def test_what_a_server_may_answer_otherwise_later_is_an_outage(error: Exception)
     [
         EncodeError("an object is not JSON"),
         NotRegistered("lab.failed"),
-        PreconditionFailed("inequivalent arg 'x-queue-type'"),
         SerializerNotInstalled("No encoder installed for klingon"),
         TypeError("'<' not supported between instances of 'str' and 'int'"),
         struct.error("required argument is not an integer"),

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -23,7 +23,7 @@ from taxiway.contract.keys import PATIENT
 from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs
 from taxiway.contract.wire import request_body
-from taxiway.errors import DeadLetteredError, ExecutionError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, DeadLetteredError, ExecutionError, TaxiwayError
 from tests.builders import a_class, a_delivery, a_ticket, a_topology
 from tests.celery_double import NoCelery, NoQueue
 from workers.device import WorkerContext, WorkerOptions, find_device
@@ -49,13 +49,20 @@ class Unsure(Executor):
         return super().known(model, name)
 
 
+class Away(WorkerStore):
+    """A store that does not answer."""
+
+    def history(self, job: str) -> NoReturn:
+        raise BrokerUnavailableError("the state store does not answer")
+
+
 class Desk:
     """The admit stage of a worker, and what it passed on."""
 
     def __init__(self, folder: Path) -> None:
         hardware = a_class()
         executor = Unsure(hardware, find_device(hardware, "cpu:0", emulate=False), ArtefactStore(folder), threads=1)
-        store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
+        store, celery = Away("redis://127.0.0.1:1", "w", Limits()), NoCelery()
         self.endings, self.jobs = EndingQueue(), DeviceQueue()
         held = HeldJobs(store, NoQueue(), celery)
         shared = Shared(AdmitQueue(), self.endings, PieceQueue(), store, held, celery, Drain())
