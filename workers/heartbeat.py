@@ -51,15 +51,12 @@ class Heartbeat:
 
     def __init__(self, device: DeviceDriver, shared: Shared, counters: OutcomeCounters, options: WorkerOptions) -> None:
         self._device = device
-        self._drain = shared.drain
-        self._held = shared.held
+        self._shared = shared
+        self._options = options
         self._counters = counters
-        self._celery = shared.celery
-        self._hardware_class, self._alive = options.hardware_class, options.alive
         self._answered_at = time.monotonic()
-        self._store = shared.store
         self.name = WorkerName(shared.store)
-        due = self._store.limits.lease / RENEWALS
+        due = self._shared.store.limits.lease / RENEWALS
         self._kept_at, self._memory = time.monotonic(), b""
         self._period = min(HEARTBEAT, due)
         self._young = due - self._period
@@ -77,7 +74,7 @@ class Heartbeat:
             self._watch()
             if not self._retired:
                 self.name.keep()
-            kept = self._call(lambda: self._held.renew(self._young))
+            kept = self._call(lambda: self._shared.held.renew(self._young))
             if self._retired and kept:
                 self._touch()
             elif time.monotonic() >= beat_at and not self._retired:
@@ -88,7 +85,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Publish the facts now."""
         self.facts = self._look()
-        if self._call(lambda: self._store.beat(self.facts)):
+        if self._call(lambda: self._shared.store.beat(self.facts)):
             self._touch()
         if time.monotonic() - self._kept_at > KEEP:
             self._keep()
@@ -97,7 +94,7 @@ class Heartbeat:
         """Delete the facts, leave the worker's name, and publish no more."""
         self._retired = True
         self._keep()
-        self._call(self._store.retire)
+        self._call(self._shared.store.retire)
         self._call(self.name.leave)
 
     def stop(self) -> None:
@@ -113,25 +110,25 @@ class Heartbeat:
         """Save what was learned, for this process's successor."""
         self._kept_at = time.monotonic()
         key, memory = self._device.memory()
-        if key and memory != self._memory and self._call(lambda: self._store.keep_learned(key, memory)):
+        if key and memory != self._memory and self._call(lambda: self._shared.store.keep_learned(key, memory)):
             self._memory = memory
 
     def _touch(self) -> None:
         """Touch the file for a container's health check."""
-        if self._alive is not None:
-            self._alive.touch()
+        if self._options.alive is not None:
+            self._options.alive.touch()
 
     def _watch(self) -> None:
         """End the process when its batch hangs: its claims expire, and other workers take the jobs.
 
         An idle worker also ends when the store has not answered for `UNREACHED` seconds.
         """
-        if time.monotonic() - self._answered_at > UNREACHED and not len(self._held):
+        if time.monotonic() - self._answered_at > UNREACHED and not len(self._shared.held):
             logger.critical("state store unreachable; worker exits", extra={"seconds": UNREACHED})
             os._exit(HUNG)
         if self._device.hung(time.monotonic()):
             logger.critical(
-                "batch or load hung; worker exits and its jobs run elsewhere", extra={"jobs": len(self._held)}
+                "batch or load hung; worker exits and its jobs run elsewhere", extra={"jobs": len(self._shared.held)}
             )
             os._exit(HUNG)
 
@@ -156,8 +153,8 @@ class Heartbeat:
         busy = self._busy_share()
         blocked, blocked_by = self._device.use.blocked(time.monotonic())
         return DeviceFacts(
-            worker=self._store.worker,
-            hardware_class=self._hardware_class,
+            worker=self._shared.store.worker,
+            hardware_class=self._options.hardware_class,
             device=device.label,
             kind=device.kind,
             emulated=device.emulated,
@@ -170,7 +167,7 @@ class Heartbeat:
             runtimes=device.runtimes,
             warm=tuple(sorted(one.key for one in loaded)),
             unavailable=dict(variants.unavailable),
-            held=len(self._held),
+            held=len(self._shared.held),
             running=self._device.use.running,
             batch_age=three_digits(self._device.use.batch_age(time.monotonic())),
             occupied=three_digits(self._device.use.occupied(time.monotonic())),
@@ -181,16 +178,16 @@ class Heartbeat:
             fault=self._device.fault,
             endpoint=self._device.endpoint,
             announced={name: one for name, one in variants.discovered.items() if name in served},
-            draining=self._drain.begun,
+            draining=self._shared.drain.begun,
             done=self._counters.totals(),
-            usd_per_hour=device.prices.get(self._hardware_class),
+            usd_per_hour=device.prices.get(self._options.hardware_class),
             **variants.reported(loaded),
         )
 
     def _served(self) -> tuple[str, ...] | None:
         """The classes that the worker serves, its own first, in the form of `DeviceFacts`."""
-        own = self._hardware_class
-        serves = tuple(sorted(self._celery.queues(), key=lambda name: (name != own, name)))
+        own = self._options.hardware_class
+        serves = tuple(sorted(self._shared.celery.queues(), key=lambda name: (name != own, name)))
         return None if serves == (own,) else serves
 
     def _busy_share(self) -> float:

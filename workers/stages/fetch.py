@@ -63,14 +63,11 @@ class FetchStage:
         context: WorkerContext,
     ) -> None:
         self._queue = class_queue
-        self._endings = shared.endings
         self._admit = admit
         self._device = device
         self._finish = finish
-        self._held = shared.held
-        self._store = shared.store
         self._counters = counters
-        self._celery = shared.celery
+        self._shared = shared
         self._own = context.options.hardware_class
         self._secret = context.settings.secret
         self._woken = False  # fewer messages came than there was room for, as one queue was waited for
@@ -105,9 +102,9 @@ class FetchStage:
     def _fetch(self) -> None:
         self._resumed.wait()
         queues = self._queues() if self._resumed.is_set() else []
-        short = self._endings.wait_until_short(LOOK)
+        short = self._shared.endings.wait_until_short(LOOK)
         room = self._device.wait_for_room(LOOK) if short else 0
-        receiving = self._celery.receiving
+        receiving = self._shared.celery.receiving
         room -= receiving
         if not queues or room <= 0:
             self._stopping.wait(0.0 if queues and not receiving else 0.01)
@@ -136,7 +133,7 @@ class FetchStage:
 
     def _queues(self) -> list[str]:
         """The queues that Celery's consumer names, the worker's own class first."""
-        return sorted(self._celery.queues(), key=lambda name: (name != self._own, name))
+        return sorted(self._shared.celery.queues(), key=lambda name: (name != self._own, name))
 
     def _receive(self, fetched: Fetched, *, alone: bool = True) -> int:
         """Pass on fetched messages; returns their number. `alone` says that no others were fetched with them."""
@@ -148,10 +145,10 @@ class FetchStage:
                 for_celery.append(one)
             else:
                 claimed.append(delivery)
-        self._store.release([(one.job, one.token) for one in for_celery if one.token])
+        self._shared.store.release([(one.job, one.token) for one in for_celery if one.token])
         for one in for_celery:  # after their claims were released: Celery's consumer claims what it refuses
             self._hand_over(one, fetched.queue)
-        self._held.hold(claimed)
+        self._shared.held.hold(claimed)
         if claimed:
             alone = alone and len(fetched.messages) == 1
             self._admit.admit(claimed, fetched.now, self._run_alone if alone else None)
@@ -159,14 +156,14 @@ class FetchStage:
 
     def _run_alone(self, job: Job) -> bool:
         """Run a job that came alone and write its result, if it is short and the device idle; whether it was run."""
-        with self._endings.collected() as ended:
+        with self._shared.endings.collected() as ended:
             self._ran_alone = self._device.run_alone(job)
         self._finish.end_here(ended)
         return self._ran_alone
 
     def _return(self, fetched: Fetched) -> None:
         """Return messages from a queue that the worker no longer consumes."""
-        self._store.release([(one.job, one.token) for one in fetched.messages if one.token])
+        self._shared.store.release([(one.job, one.token) for one in fetched.messages if one.token])
         self._queue.put_back([one.tag for one in fetched.messages])
 
     def _hand_over(self, taken: FetchedMessage, queue: str) -> None:
@@ -176,7 +173,7 @@ class FetchStage:
             body = envelope.payload()
         except InvalidRequestError as error:
             self._counters.reject(queue)
-            add_dead_letter(self._store, taken.raw, error.message, None)
+            add_dead_letter(self._shared.store, taken.raw, error.message, None)
             self._queue.acknowledge([taken.tag])
             return
-        self._celery.receive(envelope, body, tag=taken.tag, queue=queue)
+        self._shared.celery.receive(envelope, body, tag=taken.tag, queue=queue)

@@ -37,6 +37,31 @@ Urgency = tuple[int, float, float]
 _ORDER = itertools.count()
 
 
+class Gaps:
+    """The usual seconds between arrivals: learned from what came while earlier rows were unanswered."""
+
+    def __init__(self) -> None:
+        self.usual = ALONE
+        self.newest = 0.0
+        self.answered = 0.0  # when the last batch was
+        self.waited = False  # a batch waited for more rows since the last one came
+        self._together = 1
+
+    def arrive(self, at: float, *, waiting: bool) -> None:
+        """A job arrived; `waiting` says whether earlier rows wait."""
+        if at > self.newest:
+            if waiting or at < self.answered:
+                self.usual = batcher.observe_gap(self.usual, (at - self.newest) / self._together)
+                self.waited = False
+            self.newest, self._together = at, 0
+        self._together += 1
+
+    def give_up(self) -> None:
+        """The batch runs now: if it waited, it did so in vain."""
+        if self.waited:
+            self.usual, self.waited = batcher.widen_gap(self.usual), False
+
+
 class Lane:
     """Rows of a variant that can run together. Only who has the device's turn changes it; any thread may read `rows`.
 
@@ -71,23 +96,14 @@ class Lane:
         self.rows = 0
         self.patient = 0
         self._total = 0
-        self._newest = 0.0
-        self._together = 1
-        self._answered = 0.0
-        self._gap = ALONE
-        self._waiting = False
+        self._gaps = Gaps()
 
     def __bool__(self) -> bool:
         return self.rows > 0
 
     def add(self, job: Job) -> None:
-        """Add the job's rows of this bucket. The gap before them counts if earlier rows were still unanswered."""
-        if job.arrived > self._newest:
-            if self or job.arrived < self._answered:
-                self._gap = batcher.observe_gap(self._gap, (job.arrived - self._newest) / self._together)
-                self._waiting = False
-            self._newest, self._together = job.arrived, 0
-        self._together += 1
+        """Add the job's rows of this bucket."""
+        self._gaps.arrive(job.arrived, waiting=bool(self))
         insort(self._urgent, (urgency(job), next(_ORDER), job))
         self._line.append(job)
         self._count(job, len(job.waiting[self.bucket]))
@@ -110,9 +126,9 @@ class Lane:
         rows = min(self.rows, self.policy.max_batch)
         run = self._takes(rows, rows * self._total / self.rows)
         start_by = self.urgency()[1] - clock - run
-        waiting = WaitingRows(self.rows, self._line[0].arrived, self._newest, start_by, run)
-        wait = batcher.ready(waiting, now, self.policy, self._gap)
-        self._waiting = self._waiting or wait > 0
+        waiting = WaitingRows(self.rows, self._line[0].arrived, self._gaps.newest, start_by, run)
+        wait = batcher.ready(waiting, now, self.policy, self._gaps.usual)
+        self._gaps.waited |= wait > 0
         return wait
 
     def urgency(self) -> Urgency:
@@ -127,8 +143,7 @@ class Lane:
 
     def take(self, now: float) -> Portions:
         """Take out the rows of the next batch, and those of jobs found late; `now` is on the store's clock."""
-        if self._waiting:
-            self._gap, self._waiting = batcher.widen_gap(self._gap), False
+        self._gaps.give_up()
         taken: dict[Job, list[int]] = defaultdict(list)
         seen: list[tuple[Job, int]] = []
 
@@ -175,7 +190,7 @@ class Lane:
 
     def answered(self, now: float) -> None:
         """Note that the batch taken last has been answered."""
-        self._answered = now
+        self._gaps.answered = now
 
     def _count(self, job: Job, rows: int) -> None:
         self.rows += rows
