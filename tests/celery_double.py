@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from broker.valkey.class_queue import ClassQueue
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
-from workers.stages.job import Delivery, Ending, Outcome
+from workers.stages.job import Delivery, Ended, Ending
 from workers.stages.queues import AdmitQueue
 
 
@@ -52,7 +52,7 @@ class NoCelery:
     def is_revoked(self, job: str) -> bool:
         return False
 
-    def report_end(self, delivery: Delivery, outcome: Outcome) -> None:
+    def report_end(self, ended: Ended) -> None:
         """Nothing."""
 
     def report_release(self, delivery: Delivery, error: TaxiwayError | None = None) -> None:

@@ -27,7 +27,7 @@ from workers.celery_adapter.events import SHOWN
 from workers.celery_adapter.follow_ups import BridgedAMQP
 from workers.celery_adapter.pool import DevicePool
 from workers.celery_adapter.strategy import (
-    OUTCOME,
+    ENDED,
     WriteOnceBackend,
     WriteOnceSentinelBackend,
     bind_context,
@@ -105,7 +105,7 @@ def _refuse(_: bytes) -> bytes:
 
 def infer(task: Task[Any, Any], *_args: Any, **_kwargs: Any) -> Any:
     """Return the outcome of one request. The device has already run it: the outcome is in Celery's task request."""
-    return getattr(task.request, OUTCOME).unwrap()
+    return getattr(task.request, ENDED).unwrap()
 
 
 def _path(thing: Any) -> str:

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from broker.valkey.queues import EVENTS, kombu_event
 from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, JobCancelledError, TaxiwayError
-from workers.stages.job import Delivery, Outcome
+from workers.stages.job import Delivery, Ended
 
 SHOWN = 128
 """Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
@@ -117,15 +117,15 @@ def received(delivery: Delivery) -> TaskEvent:
     )
 
 
-def ended(delivery: Delivery, outcome: Outcome) -> TaskEvent:
+def event_of(ended: Ended) -> TaskEvent:
     """The event of a plain job that ended."""
-    job, now = delivery.job, time.time()
-    if outcome.result is not None:
-        at = outcome.meta.find(_RESULT) + len(_RESULT)
-        shown = outcome.meta[at : at + SHOWN].decode(errors="replace")
-        return TaskEvent("task-succeeded", job, now, result=shown, runtime=outcome.result.report.run_time)
-    assert outcome.error is not None
-    return stopped(delivery, outcome.error) or _failed(job, outcome.error)
+    job, now = ended.delivery.job, time.time()
+    if ended.result is not None:
+        at = ended.meta.find(_RESULT) + len(_RESULT)
+        shown = ended.meta[at : at + SHOWN].decode(errors="replace")
+        return TaskEvent("task-succeeded", job, now, result=shown, runtime=ended.result.report.run_time)
+    assert ended.error is not None
+    return stopped(ended.delivery, ended.error) or _failed(job, ended.error)
 
 
 def stopped(delivery: Delivery, error: TaxiwayError | None) -> TaskEvent | None:

@@ -31,11 +31,11 @@ from taxiway.contract.keys import INFER
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, ended, stopped
+from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, event_of, stopped
 from workers.celery_adapter.follow_ups import sending_where_it_came_from
 from workers.celery_adapter.inspection import Inspection
 from workers.celery_adapter.strategy import (
-    OUTCOME,
+    ENDED,
     STORED,
     TOKEN,
     bytes_of,
@@ -47,7 +47,7 @@ from workers.celery_adapter.strategy import (
 )
 from workers.drain import SIGNAL as NOTICE
 from workers.stages.held import in_order
-from workers.stages.job import Delivery, Outcome
+from workers.stages.job import Delivery, Ended
 from workers.worker import Worker, open_class_queue
 
 logger = logging.getLogger(__name__)
@@ -218,9 +218,9 @@ class CeleryBridge:
         """Whether remote control revoked the job."""
         return job in state.revoked
 
-    def report_end(self, delivery: Delivery, outcome: Outcome) -> None:
+    def report_end(self, ended: Ended) -> None:
         """Report how a plain job ended here."""
-        self.inspection.report(delivery, ended(delivery, outcome))
+        self.inspection.report(ended.delivery, event_of(ended))
 
     def report_release(self, delivery: Delivery, error: TaxiwayError | None = None) -> None:
         """Report a plain job that is held no longer; with its end, where it was cancelled or expired."""
@@ -307,9 +307,9 @@ class ReceivedTask:
         accepted: Callable[[int, float], None] = self._request.on_accepted  # type: ignore[assignment]  # Celery passes an int
         self._thread.call(partial(accepted, os.getpid(), time.monotonic()))
 
-    def finish(self, outcome: Outcome, token: str, written: Ending | None) -> None:
-        """Run Celery's tracer around the outcome: signals, events, callbacks, and the result unless it is written."""
-        self._fields |= {OUTCOME: outcome, TOKEN: token} | ({STORED: True} if written is not None else {})
+    def finish(self, ended: Ended, token: str, written: Ending | None) -> None:
+        """Run Celery's tracer around the end: signals, events, callbacks, and the result unless it is written."""
+        self._fields |= {ENDED: ended, TOKEN: token} | ({STORED: True} if written is not None else {})
         try:
             payload = self._request.message.payload
             with sending_where_it_came_from(self._request.message):
@@ -318,8 +318,8 @@ class ReceivedTask:
             logger.exception("a task could not be ended", extra={"job": self.delivery.job})
             self.requeue()
             return
-        if outcome.result is not None:  # Flower shows this as the task's runtime
-            seconds = outcome.result.report.run_time
+        if ended.result is not None:  # Flower shows this as the task's runtime
+            seconds = ended.result.report.run_time
         self._thread.call(lambda: self._succeed((failed, value, seconds)))
 
     def drop(self, error: TaxiwayError | None) -> None:

@@ -44,7 +44,7 @@ from taxiway.errors import (
 )
 from workers.device import WorkerContext
 from workers.stages.held import add_dead_letter
-from workers.stages.job import Outcome
+from workers.stages.job import Ended
 
 _contexts: WeakKeyDictionary[Celery, WorkerContext] = WeakKeyDictionary()
 
@@ -67,8 +67,8 @@ STORED = "taxiway_stored"
 TOKEN = "taxiway_token"
 """The fencing token in a request's context."""
 
-OUTCOME = "taxiway_outcome"
-"""The outcome in a request's context."""
+ENDED = "taxiway_ended"
+"""The job's end in a request's context."""
 
 _propagates: ContextVar[bool] = ContextVar("propagates", default=False)
 """Whether this thread reports the end of a job to the tasks that follow from it."""
@@ -298,13 +298,13 @@ class WriteOnceBackend(RedisBackend):
             )
 
     def _ending(self, ticket: Ticket, result: Any, state: str, request: Any) -> Ending:
-        token, outcome = getattr(request, TOKEN, ""), getattr(request, OUTCOME, None)
+        token, ended = getattr(request, TOKEN, ""), getattr(request, ENDED, None)
         if state == states.SUCCESS:
             meta = self._get_result_meta(result, state, None, request)  # type: ignore[attr-defined]  # as above
             encoded: Any = self.encode(meta | {"task_id": ticket.job})
-            generated = outcome.generated if outcome is not None else ()
+            generated = ended.generated if ended is not None else ()
             return Ending(ticket.job, JobState.SUCCEEDED, bytes_of(encoded), token, ticket.reply, generated)
-        error = _error(result, state, outcome)
+        error = _error(result, state, ended)
         return Ending(ticket.job, state_of(error), failure_meta(ticket.job, error), token, ticket.reply)
 
 
@@ -312,11 +312,11 @@ class WriteOnceSentinelBackend(WriteOnceBackend, SentinelBackend):
     """The same at the primary that sentinels name."""
 
 
-def _error(result: Any, state: str, outcome: Outcome | None) -> TaxiwayError:
-    """The error that a result in Celery's form stands for; the outcome's own where there is one."""
+def _error(result: Any, state: str, ended: Ended | None) -> TaxiwayError:
+    """The error that a result in Celery's form stands for; the job's own where there is one."""
     if state == states.REVOKED:
         return JobCancelledError("the job was revoked")
-    if outcome is not None and outcome.error is not None:
-        return outcome.error
+    if ended is not None and ended.error is not None:
+        return ended.error
     named = result if isinstance(result, dict) else {"exc_message": str(result)}
     return ExecutionError(f"{named.get('exc_type', 'error')}: {named.get('exc_message')}")

@@ -41,7 +41,6 @@ from workers.stages.job import (
     Ended,
     Ending,
     Job,
-    Outcome,
     Returned,
     Revoked,
     Used,
@@ -274,7 +273,7 @@ class EndpointStage:
             if not job.items:
                 prepare(job, loaded)
         except TaxiwayError as error:
-            self._shared.endings.put([Ended(job.delivery, Outcome(error=error))])
+            self._shared.endings.put([Ended(job.delivery, error=error)])
             return None
         return loaded
 
@@ -293,11 +292,11 @@ class EndpointStage:
             _forget(error)
             return await self._failed(job, error)
         except TaxiwayError as error:
-            return Ended(job.delivery, Outcome(error=error))
+            return Ended(job.delivery, error=error)
         except Exception as error:  # any failure ends only this job
             logger.exception("a job failed in the endpoint's worker", extra={"job": job.delivery.job})
             failed = ExecutionError(f"{job.key}: {describe(error)}", variant=job.key)
-            return Ended(job.delivery, Outcome(error=failed))
+            return Ended(job.delivery, error=failed)
         return Answered(job)
 
     async def _answer(self, job: Job, loaded: Loaded) -> None:
@@ -418,7 +417,7 @@ class EndpointStage:
             await asyncio.sleep(RETRIES.pause(began + 1, random.random()))
             return Returned(delivery, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)
-        return Ended(delivery, Outcome(error=failed))
+        return Ended(delivery, error=failed)
 
 
 def _forget(error: BaseException) -> None:

@@ -54,7 +54,7 @@ from workers.decide.faults import describe
 from workers.device import WorkerContext
 from workers.learned import Loaded
 from workers.port import Item
-from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, Outcome, late
+from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, late
 from workers.stages.queues import DeviceQueue, DeviceVariants, Shared, patient_seconds
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class AdmitStage:
         """Fail a job that crashed its workers, and keep its message as a dead letter."""
         error = DeadLetteredError(f"given up: {reason}")
         self._held.dead_letter(delivery, error.message)
-        self._finish.put([Ended(delivery, Outcome(error=error))])
+        self._finish.put([Ended(delivery, error=error)])
 
     def _admit(self, deliveries: Sequence[Delivery], arrived: float, alone: RunAlone | None = None) -> None:
         """Pass the jobs to the device, in groups whose inputs were fetched together.
@@ -216,11 +216,11 @@ class AdmitStage:
             if isinstance(error, ModelUnavailableError):  # this worker's models folder may lag behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
                 self._variants.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
-            self._finish.put([Ended(delivery, Outcome(error=error))])
+            self._finish.put([Ended(delivery, error=error)])
         except Exception as error:  # any failure ends only this request
             logger.exception("request could not be read", extra={"job": delivery.job})
             failed = ExecutionError(f"the request could not be read: {describe(error)}")
-            self._finish.put([Ended(delivery, Outcome(error=failed))])
+            self._finish.put([Ended(delivery, error=failed)])
         return []
 
 

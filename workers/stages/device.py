@@ -27,7 +27,7 @@ from taxiway.errors import TaxiwayError
 from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
 from workers.stages.admit import gather, prepare
-from workers.stages.job import Answered, Ended, Ending, Job, Outcome, Revoked, late
+from workers.stages.job import Answered, Ended, Ending, Job, Revoked, late
 from workers.stages.lane import Lane, Loads, Portions, is_short
 from workers.stages.lanes import Lanes
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
@@ -357,8 +357,8 @@ class DeviceStage:
 
     def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
         """Fail jobs that are in no lane."""
-        self._finish.put([Ended(job.delivery, Outcome(error=error)) for job in jobs])
+        self._finish.put([Ended(job.delivery, error=error) for job in jobs])
 
     def _failed(self, job: Job, error: TaxiwayError) -> Ended:
         self._lanes.remove(job)
-        return Ended(job.delivery, Outcome(error=error))
+        return Ended(job.delivery, error=error)

@@ -39,7 +39,6 @@ from workers.stages.job import (
     Ended,
     Ending,
     Job,
-    Outcome,
     Returned,
     Used,
     taken,
@@ -160,7 +159,7 @@ class FinishStage:
             self._held.remove(delivery)
             delivery.task.revoke()
             return None
-        return Ended(delivery, Outcome(error=JobCancelledError("the job was revoked")))
+        return Ended(delivery, error=JobCancelledError("the job was revoked"))
 
     def _reported(self, job: Job) -> Ended:
         """The outcome of a job with all rows answered."""
@@ -169,7 +168,8 @@ class FinishStage:
             result = answer_of(job, self._variants.device, blobs)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
-            outcome = Outcome(
+            return Ended(
+                job.delivery,
                 result,
                 meta=meta,
                 blobs=blobs.contents,
@@ -179,12 +179,11 @@ class FinishStage:
             )
         except Exception as error:  # a model's outputs may have any type and nesting
             failed = ExecutionError(f"{job.variant}: an output cannot be encoded: {describe(error)}")
-            return Ended(job.delivery, Outcome(error=failed))
-        return Ended(job.delivery, outcome)
+            return Ended(job.delivery, error=failed)
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store the blobs that the results reference, before the results."""
-        kept = {ref: content for one in ended for ref, content in one.outcome.blobs.items()}
+        kept = {ref: content for one in ended for ref, content in one.blobs.items()}
         if kept:
             self._insist(lambda: self._store.keep_blobs(kept))
 
@@ -198,7 +197,7 @@ class FinishStage:
     def _write_once(self, ended: Ended) -> bool:
         """Write a result without blobs; whether the store answered that it is written."""
         ending = self._ending(ended)
-        if ended.outcome.blobs:
+        if ended.blobs:
             return False
         try:
             written = self._store.finish([ending])
@@ -212,8 +211,8 @@ class FinishStage:
         """Count and report the results that were written, and find out why others were not."""
         pairs = list(zip(ended, endings, written, strict=True))
         self._counters.count(one for one, _, done in pairs if done)
-        self._judge([one.delivery for one, _, done in pairs if done and one.outcome.error is None])
-        self._judge([one.delivery for one, _, done in pairs if done and _expired(one.outcome.error)], expired=True)
+        self._judge([one.delivery for one, _, done in pairs if done and one.error is None])
+        self._judge([one.delivery for one, _, done in pairs if done and _expired(one.error)], expired=True)
         for one, ending, done in pairs:
             if done:
                 self._written(one, ending)
@@ -245,9 +244,9 @@ class FinishStage:
         delivery = ended.delivery
         removed = self._held.remove(delivery)
         if delivery.task is not None:
-            delivery.task.finish(ended.outcome, delivery.token, ending)
+            delivery.task.finish(ended, delivery.token, ending)
         elif removed:
-            self._celery.report_end(delivery, ended.outcome)
+            self._celery.report_end(ended)
 
     def _write_again(self, ended: Ended) -> None:
         """Write the result under a new claim, if the store lost the first one in a failover."""
@@ -274,7 +273,7 @@ class FinishStage:
         if delivery.began and not delivery.start_stored:
             self._insist(lambda: self._store.start([(delivery.job, delivery.token, delivery.started)]))
         self._held.remove(delivery)
-        task.finish(ended.outcome, delivery.token, None)
+        task.finish(ended, delivery.token, None)
         self._counters.count([ended])
 
     def _drop(self, delivery: Delivery) -> None:
@@ -313,18 +312,18 @@ class FinishStage:
         self._held.requeue([one.delivery for one in returned])
 
     def _ending(self, ended: Ended) -> StoredEnding:
-        delivery, error = ended.delivery, ended.outcome.error
+        delivery, error = ended.delivery, ended.error
         if error is not None:
             state, meta = state_of(error), failure_meta(delivery.job, error)
         else:
-            state, meta = JobState.SUCCEEDED, ended.outcome.meta
+            state, meta = JobState.SUCCEEDED, ended.meta
         return StoredEnding(
             delivery.job,
             state,
             meta,
             delivery.token,
             delivery.ticket.reply,
-            ended.outcome.generated,
+            ended.generated,
             started=repr(delivery.started) if delivery.began and not delivery.start_stored else "",
             device=self._variants.device.label,
             tag=delivery.tag,

@@ -51,7 +51,7 @@ class CeleryTask(Protocol):
     def start(self) -> None:
         """Report that the job runs."""
 
-    def finish(self, outcome: Outcome, token: str, written: StoredEnding | None) -> None:
+    def finish(self, ended: Ended, token: str, written: StoredEnding | None) -> None:
         """Send the follow-up tasks, report the job's end, and acknowledge it.
 
         `written` is the ending in the store; without it, the result is stored now, under the fencing token.
@@ -171,29 +171,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a job ended: a result in plain values with `meta`, its stored form; or an error.
-
-    `generated` is the length in tokens of each generated answer, `blobs` are the values that the result references, and
-    `rows` is the request's row count, and `billed` the part of the cost that is for the use of an endpoint.
-    """
-
-    result: Result | None = None
-    error: TaxiwayError | None = None
-    meta: bytes = b""
-    rows: int = 1
-    billed: float = 0.0
-    generated: tuple[int, ...] = ()
-    blobs: Mapping[str, Buffer] = field(default_factory=dict)
-
-    def unwrap(self) -> Any:
-        """The result in the form that Celery passes on; raises the error if the job failed."""
-        if self.error is not None:
-            raise self.error
-        return msgspec.to_builtins(self.result)
-
-
-@dataclass(frozen=True, slots=True)
 class Answered:
     """A job with all rows answered."""
 
@@ -207,10 +184,27 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A delivery and its outcome, written under its claim; without a claim, it ends the job whatever its holder."""
+    """How a job ended: a result in plain values with `meta`, its stored form; or an error.
+
+    It is written under the claim of its delivery; without a claim, it ends the job whatever its holder.
+    `generated` is the length in tokens of each generated answer, `blobs` are the values that the result references, and
+    `rows` is the request's row count, and `billed` the part of the cost that is for the use of an endpoint.
+    """
 
     delivery: Delivery
-    outcome: Outcome
+    result: Result | None = None
+    error: TaxiwayError | None = None
+    meta: bytes = b""
+    rows: int = 1
+    billed: float = 0.0
+    generated: tuple[int, ...] = ()
+    blobs: Mapping[str, Buffer] = field(default_factory=dict)
+
+    def unwrap(self) -> Any:
+        """The result in the form that Celery passes on; raises the error if the job failed."""
+        if self.error is not None:
+            raise self.error
+        return msgspec.to_builtins(self.result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +259,7 @@ def late(delivery: Delivery, now: float) -> Ended:
     ticket = delivery.ticket
     started = delivery.started if delivery.began else 0.0
     course = Course(now, delivery.deadline_at, ticket.accepted, delivery.hardware_class, started=started)
-    return Ended(delivery, Outcome(error=exceeded(course)))
+    return Ended(delivery, error=exceeded(course))
 
 
 def taken(delivery: Delivery, now: float, *, expired: bool) -> float:
@@ -297,7 +291,7 @@ class CeleryWorker(Protocol):
     def is_revoked(self, job: str) -> bool:
         """Whether remote control revoked the job."""
 
-    def report_end(self, delivery: Delivery, outcome: Outcome) -> None:
+    def report_end(self, ended: Ended) -> None:
         """Report to Celery's tools how a plain job ended here."""
 
     def report_release(self, delivery: Delivery, error: TaxiwayError | None = None) -> None:

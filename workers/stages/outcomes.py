@@ -102,7 +102,7 @@ class OutcomeCounters:
         }
 
     def _count(self, ended: Ended, now: float) -> None:
-        delivery, error = ended.delivery, ended.outcome.error
+        delivery, error = ended.delivery, ended.error
         state = _SUCCEEDED if error is None else str(state_of(error))
         known = self._of(delivery.hardware_class)
         known.outcomes[state] = known.outcomes.get(state, 0) + 1
@@ -113,10 +113,10 @@ class OutcomeCounters:
             count(latency["total"], waited + now - delivery.began)
             model = delivery.ticket.model
             known.models[model] = known.models.get(model, Ran()).plus(_share(ended, waited, now), Ran())
-            if (result := ended.outcome.result) is not None:
-                self._pay(known, delivery, result.report.cost - ended.outcome.billed)
-                if ended.outcome.generated and result.report.tokens is None:  # those of endpoints are counted by row
-                    generated = Use(output=sum(ended.outcome.generated))
+            if (result := ended.result) is not None:
+                self._pay(known, delivery, result.report.cost - ended.billed)
+                if ended.generated and result.report.tokens is None:  # those of endpoints are counted by row
+                    generated = Use(output=sum(ended.generated))
                     known.used[model] = known.used.get(model, Use()).plus(generated)
 
     def _of(self, hardware_class: str) -> _Class:
@@ -124,7 +124,7 @@ class OutcomeCounters:
         return self._classes.setdefault(hardware_class, _Class()) if known is None else known
 
     def _trace(self, ended: Ended, parent: telemetry.ParentSpan, now: float) -> None:
-        delivery, error = ended.delivery, ended.outcome.error
+        delivery, error = ended.delivery, ended.error
         code = "" if error is None else error.code
         place = {"taxiway.job": delivery.job, "taxiway.class": delivery.hardware_class}
         telemetry.wait(parent, delivery.began or now, place)
@@ -136,7 +136,7 @@ class OutcomeCounters:
         telemetry.end(telemetry.begin("result", parent, over, place), now, code)
 
     def _attributes(self, ended: Ended, place: dict[str, str]) -> telemetry.Attributes:
-        ticket, result = ended.delivery.ticket, ended.outcome.result
+        ticket, result = ended.delivery.ticket, ended.result
         ran = {"taxiway.batch": result.report.batch, "taxiway.cost_usd": result.report.cost} if result else {}
         variant = ticket.variants[ended.delivery.hardware_class]
         what = {"taxiway.model": ticket.model, "taxiway.variant": variant, "taxiway.device": self._device}
@@ -145,15 +145,15 @@ class OutcomeCounters:
 
 def _share(ended: Ended, waited: float, now: float) -> Ran:
     """One job's contribution to its model's counters."""
-    total, result = waited + now - ended.delivery.began, ended.outcome.result
+    total, result = waited + now - ended.delivery.began, ended.result
     if result is None:
         return Ran(failed=1, lost=total, last=now)
-    rows = ended.outcome.rows
+    rows = ended.rows
     batches = rows / max(result.report.batch, 1)
     return Ran(answered=1, rows=rows, batches=batches, queue=waited, run=_ran(ended, now), total=total, last=now)
 
 
 def _ran(ended: Ended, now: float) -> float:
     """Seconds in batches; for a failed job, all seconds since it began."""
-    result = ended.outcome.result
+    result = ended.result
     return min(result.report.run_time, now - ended.delivery.began) if result else now - ended.delivery.began

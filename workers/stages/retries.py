@@ -67,8 +67,8 @@ class OutOfMemoryPolicy:
         for ending in endings:
             if isinstance(ending, Answered):
                 self._starved.pop(ending.job.key, None)
-            elif isinstance(ending, Ended) and isinstance(ending.outcome.error, DeviceFaultError):
-                self._starve(str(ending.outcome.error.details.get("variant")), ending.delivery.job)
+            elif isinstance(ending, Ended) and isinstance(ending.error, DeviceFaultError):
+                self._starve(str(ending.error.details.get("variant")), ending.delivery.job)
 
     def _starve(self, variant: str, job: str) -> None:
         jobs = self._starved.setdefault(variant, set())
@@ -108,7 +108,7 @@ class Retries:
 
     def _retried(self, ending: Ending) -> bool:
         delivery = ending.delivery
-        error = ending.outcome.error if isinstance(ending, Ended) else None
+        error = ending.error if isinstance(ending, Ended) else None
         leaves = self._memory.exhausted
         if not isinstance(error, FleetUnavailable) or not (leaves or self._affords(delivery, error)):
             return False

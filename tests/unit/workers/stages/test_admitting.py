@@ -76,7 +76,7 @@ class Desk:
         with self.endings.collected() as ended:
             self.stage.admit(deliveries, 0.0)
         passed = [job.delivery.job for job in self.jobs.take(0.0, lambda: False)]
-        return passed, {one.delivery.job: one.outcome.error for one in ended if isinstance(one, Ended)}
+        return passed, {one.delivery.job: one.error for one in ended if isinstance(one, Ended)}
 
 
 def delivery(job: str, model: str, *, blamed: int = 0) -> Delivery:

@@ -11,7 +11,7 @@ from tasks.ticket import Promise
 from taxiway.contract.job import Result, RunReport, Tokens
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
-from workers.stages.job import Delivery, Ended, Outcome, Used
+from workers.stages.job import Delivery, Ended, Used
 from workers.stages.outcomes import OutcomeCounters
 
 
@@ -31,11 +31,11 @@ def answered(delivery: Delivery, run_time: float) -> Ended:
         cost=0.0,
         reason="the test says so",
     )
-    return Ended(delivery, Outcome(Result(model="echo:1", outputs={}, report=report)))
+    return Ended(delivery, Result(model="echo:1", outputs={}, report=report))
 
 
 def failed(delivery: Delivery, error: TaxiwayError) -> Ended:
-    return Ended(delivery, Outcome(error=error))
+    return Ended(delivery, error=error)
 
 
 def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> None:
@@ -97,10 +97,10 @@ def test_what_rows_used_of_an_endpoint_counts_by_model_and_dollars_by_known_tena
 def test_a_jobs_dollars_are_counted_once_where_use_was_counted_before() -> None:
     counters = OutcomeCounters("endpoint:0", ["lab"])
     ended = answered(taken(began=time.time() - 0.5, started=102.0, tenant="lab"), run_time=0.25)
-    assert ended.outcome.result is not None
-    report = msgspec.structs.replace(ended.outcome.result.report, cost=0.75)
-    result = msgspec.structs.replace(ended.outcome.result, report=report)
-    counters.count([Ended(ended.delivery, Outcome(result, billed=0.5))])
+    assert ended.result is not None
+    report = msgspec.structs.replace(ended.result.report, cost=0.75)
+    result = msgspec.structs.replace(ended.result, report=report)
+    counters.count([Ended(ended.delivery, result, billed=0.5)])
     assert counters.totals()["cpu.batch"].dollars == {"echo:1": {"lab": 0.25}}
 
 

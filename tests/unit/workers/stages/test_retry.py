@@ -24,7 +24,7 @@ from workers.decide.faults import (
 )
 from workers.drain import Drain
 from workers.executor import as_ours
-from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, Job, Outcome
+from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, Job
 from workers.stages.retries import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
 
 
@@ -33,7 +33,7 @@ def delivery(job: str = "j") -> Delivery:
 
 
 def failed(one: Delivery, error: TaxiwayError) -> Ended:
-    return Ended(one, Outcome(error=error))
+    return Ended(one, error=error)
 
 
 def answered(variant: str) -> Answered:
