@@ -196,7 +196,7 @@ def scene_of(filled: int) -> Scene:
     working = WorkingSnapshot(topology, ProfileBook(), FleetSnapshot(devices, work=work))
     random, most = np.random.default_rng(1), window_per_level(RULES.window, names, working.backlog)
     jobs = [
-        _waiting(Peeked(name, level, None, _envelope(f"{name}.{level}.{n}")), models[n % MIXED], random)
+        _waiting(Peeked(name, level, b"", _envelope(f"{name}.{level}.{n}")), models[n % MIXED], random)
         for name in names
         for level in levels
         for n in range(most)

@@ -87,7 +87,6 @@ def broker_settings(url: str, queues: Path, models: Path = TREE / "models") -> S
     """The environment of a fleet whose broker and state store are one Valkey."""
     return Settings(
         broker=url,
-        state=url,
         secret=(secrets.token_bytes(32),),
         queues=queues,
         models=models,
