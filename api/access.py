@@ -146,7 +146,7 @@ def spend(full_at: float, now: float, rate: float) -> tuple[float, float]:
     return (full_at, wait) if wait > _ROUNDING else (after, 0.0)
 
 
-class Rates:
+class TenantRates:
     """Each tenant's token bucket."""
 
     def __init__(self, topology: Topology) -> None:

@@ -8,7 +8,7 @@ from litestar import Litestar
 from litestar.exceptions import HTTPException
 
 from api import described, pages
-from api.access import Rates
+from api.access import TenantRates
 from api.bodies import BodyLimits, Gzipped, Inflated
 from api.described import document
 from api.errors import protocol_error, taxiway_error, unforeseen_error
@@ -16,7 +16,7 @@ from api.gate import Gate, guard
 from api.inference import generation, triton
 from api.inference import model_endpoints as models
 from api.inference.infer import Front, Inference, Traced
-from api.jobs import DeadLetters, Jobs
+from api.jobs import Jobs, StoredDeadLetters
 from api.keys_file import KeyFile
 from api.objects import endpoints as stored
 from api.objects import webhook_endpoints as webhooks
@@ -26,7 +26,7 @@ from api.openai.responses import endpoints as responses
 from api.operators import fleet
 from api.operators import job_endpoints as jobs
 from api.paths import Divided, Named
-from api.services import DOOR, Door
+from api.services import DOOR, Services
 from router.router import Router
 from taxiway.errors import TaxiwayError
 
@@ -63,10 +63,10 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divi
     )
     inference = Inference(router, Jobs(router))
     app.state[described.VERSION] = _version()
-    app.state[DOOR] = Door(router, inference, DeadLetters(router), store)
+    app.state[DOOR] = Services(router, inference, StoredDeadLetters(router), store)
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
-    return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, Rates(router.rules.topology)))
+    return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, TenantRates(router.rules.topology)))
 
 
 def _version() -> str:

@@ -33,7 +33,7 @@ class Problem(msgspec.Struct, frozen=True):
     details: dict[str, Any]
 
 
-class Event(msgspec.Struct, frozen=True):
+class ServerSentEvent(msgspec.Struct, frozen=True):
     """A server-sent event: `data` is JSON; empty `event` and `id` are left out."""
 
     data: str

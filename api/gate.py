@@ -19,7 +19,7 @@ from litestar import MediaType, Request, Response
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from api.access import TRUSTED, UNAUTHENTICATED, Caller, Rates, Scope
+from api.access import TRUSTED, UNAUTHENTICATED, Caller, Scope, TenantRates
 from api.errors import error_answer
 from api.keys_file import KeyFile
 from api.openai_errors import is_path as is_openai
@@ -55,7 +55,7 @@ def needs(*scopes: Scope) -> dict[str, Any]:
 class Gate:
     """ASGI middleware that identifies the caller and stores it in the request's scope (`caller_of`)."""
 
-    def __init__(self, behind: Application, keys: KeyFile | None, rates: Rates) -> None:
+    def __init__(self, behind: Application, keys: KeyFile | None, rates: TenantRates) -> None:
         self._behind = behind
         self._keys = keys
         self._rates = rates

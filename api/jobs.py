@@ -225,7 +225,7 @@ _PAGE = 200  # dead letters read at once
 _NAME = 12  # hexadecimal digits
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A dead letter without its message: why, when (by the writer's clock) and by which process it was written.
 
     `history` lists the workers that ended while holding its job. `bytes` is the message's size.
@@ -240,7 +240,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-class Opened(Summary, frozen=True, kw_only=True):
+class Opened(DeadLetterSummary, frozen=True, kw_only=True):
     """A dead letter with its message: headers, and body as text. `flaw` says why a message cannot be read."""
 
     headers: Mapping[str, Any]
@@ -248,20 +248,20 @@ class Opened(Summary, frozen=True, kw_only=True):
     flaw: str
 
 
-class DeadLetters:
+class StoredDeadLetters:
     """The dead letters in a router's store."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self._store = router.store
 
-    async def list(self, most: int) -> list[Summary]:
+    async def list(self, most: int) -> list[DeadLetterSummary]:
         """The latest `most` dead letters, latest first."""
-        found: list[Summary] = []
+        found: list[DeadLetterSummary] = []
         async for raw in self._letters():
             if len(found) == most:
                 break
-            found.append(Summary(**_summary_fields(raw, _read(raw))))
+            found.append(DeadLetterSummary(**_summary_fields(raw, _read(raw))))
         return found
 
     async def show(self, name: str) -> Opened:
@@ -332,7 +332,7 @@ def _read(raw: bytes) -> DeadLetter:
 
 
 def _summary_fields(raw: bytes, letter: DeadLetter) -> dict[str, Any]:
-    """The fields of `Summary`; dead letters of older releases do not name their job."""
+    """The fields of `DeadLetterSummary`; dead letters of older releases do not name their job."""
     fields = {name: getattr(letter, name) for name in ("at", "reason", "by", "history")}
     envelope, _ = _open(letter) if not letter.job else (None, "")
     named = envelope.headers.get("id") if envelope is not None else letter.job

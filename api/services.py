@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import Response
 
 from api.gate import AnyRequest, caller_of
-from api.jobs import DeadLetters, Jobs
+from api.jobs import Jobs, StoredDeadLetters
 from router.router import Router
 
 if TYPE_CHECKING:
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 JsonResponse = Response[dict[str, Any]]
 
 DOOR = "door"
-"""Where the application keeps its `Door`."""
+"""Where the application keeps its `Services`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Services:
     """What the endpoints need."""
 
     router: Router
     inference: Inference
-    letters: DeadLetters
+    letters: StoredDeadLetters
     stored: StoredObjects
 
 
-def door_of(request: AnyRequest) -> Door:
+def door_of(request: AnyRequest) -> Services:
     """The door that a request came to."""
-    door: Door = request.app.state[DOOR]
+    door: Services = request.app.state[DOOR]
     return door
 
 

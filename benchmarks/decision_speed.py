@@ -34,7 +34,7 @@ from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.waiting import window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.waiting import Waiting, groups_of
+from router.upkeep.waiting import WaitingJob, groups_of
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.models.model import Model, Profile, TensorSpec, Variant
@@ -172,7 +172,7 @@ class Scene:
     """A large fleet as the rebalancer sees it: the jobs that a tick examines, and the queues' contents."""
 
     working: WorkingSnapshot
-    jobs: Sequence[Waiting]
+    jobs: Sequence[WaitingJob]
     depths: Mapping[str, int]
 
     def tick(self) -> list[Move]:
@@ -204,10 +204,10 @@ def scene_of(filled: int) -> Scene:
     return Scene(working, jobs, dict.fromkeys(names, WAITING // CLASSES))
 
 
-def _waiting(peeked: Peeked, model: Model, random: np.random.Generator) -> Waiting:
+def _waiting(peeked: Peeked, model: Model, random: np.random.Generator) -> WaitingJob:
     """A job of a random size, due at a random time."""
     due, size = float(random.uniform(30, 120)), float(random.uniform(16, 64))
-    return Waiting(peeked, model, Needs(due, peeked.level, 1, size), "v0", JOB_SECONDS, ())
+    return WaitingJob(peeked, model, Needs(due, peeked.level, 1, size), "v0", JOB_SECONDS, ())
 
 
 def _envelope(job: str) -> Envelope:

@@ -135,7 +135,7 @@ class Peeked:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class QueueHead:
     """What waits in a class's queue: the number of messages by level, and the jobs that are served next in each."""
 
     depths: tuple[int, ...]
@@ -162,7 +162,7 @@ class Inspected:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MoveStep:
     """One message's move: the target queue, the new envelope, and the new fields of its job's record.
 
     `cell` and `work` among the `fields` correct the work hash.

@@ -15,7 +15,7 @@ from typing import Any
 
 import kopf
 
-from controller.cluster import CLASSES, FLEETS, GROUP, VERSION, Access, Cluster, Leader, find_access
+from controller.cluster import CLASSES, FLEETS, GROUP, VERSION, Access, Cluster, OperatorLease, find_access
 from controller.operator import Operator
 from controller.routers import Routers
 
@@ -78,9 +78,9 @@ def _connection(access: Access) -> kopf.ConnectionInfo:
     return kopf.ConnectionInfo(server=access.server, token=access.token, ca_path=authorities, insecure=access.insecure)
 
 
-def _leader(cluster: Cluster) -> Leader:
+def _leader(cluster: Cluster) -> OperatorLease:
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    return Leader(cluster, os.environ.get("TAXIWAY_LEASE", "taxiway-controller"), name)
+    return OperatorLease(cluster, os.environ.get("TAXIWAY_LEASE", "taxiway-controller"), name)
 
 
 if __name__ == "__main__":

@@ -311,7 +311,7 @@ RENEWAL = 5.0
 """Seconds between two renewals."""
 
 
-class Leader:
+class OperatorLease:
     """Takes and keeps one Lease. Expiry is measured from when a renewal was seen, not by the holder's clock."""
 
     def __init__(self, cluster: Cluster, lease: str, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from controller.cluster import FLEETS, UNANSWERED, Cluster, Object
-from controller.decide.rollout import Step, advance
+from controller.decide.rollout import RolloutStep, advance
 from controller.routers import Routers
 from controller.spec import (
     ClassStatus,
@@ -84,7 +84,7 @@ class Fleets:
         parts: Mapping[str, Object],
         sets: Mapping[str, Sets],
         devices: Sequence[Object] | None,
-    ) -> tuple[Step, FleetStatus]:
+    ) -> tuple[RolloutStep, FleetStatus]:
         """The next step. While no router reports its devices, new pods are judged by whether they become ready."""
         rollout, limits, harm = before.rollout, spec.rollout.limits, ""
         if rollout.phase in ("rolling", "watching") and devices is not None:
@@ -107,7 +107,7 @@ class Fleets:
             reason = {"idle": "RolloutEnded", "returning": "RollingBack"}.get(status.rollout.phase, "Rollout")
             await self._cluster.add_event(body, reason, f"{status.rollout.phase}: {status.stage}"[:1000])
 
-    async def _apply(self, parts: Mapping[str, Object], sets: Mapping[str, Sets], step: Step) -> None:
+    async def _apply(self, parts: Mapping[str, Object], sets: Mapping[str, Sets], step: RolloutStep) -> None:
         for name, deployment in parts.items():
             await self._cluster.disown(deployment)  # if an operator died over it
             if name not in step.open and not deployment["spec"].get("paused", False):

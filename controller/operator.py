@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from controller.cluster import CLASSES, FINALIZER, UNANSWERED, Cluster, ConflictError, Leader, Object
+from controller.cluster import CLASSES, FINALIZER, UNANSWERED, Cluster, ConflictError, Object, OperatorLease
 from controller.decide.pools import (
     Allotment,
-    Ending,
+    PodLoss,
     PoolState,
     Remaining,
     allot,
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 class Operator:
     """Reconciles the HardwareClasses and Fleets of one namespace with what their routers want."""
 
-    def __init__(self, cluster: Cluster, routers: Routers, leader: Leader) -> None:
+    def __init__(self, cluster: Cluster, routers: Routers, leader: OperatorLease) -> None:
         self._cluster, self._routers, self._leader = cluster, routers, leader
         self._classes: dict[str, Object] = {}
         self._fleets: dict[str, Object] = {}
@@ -205,7 +205,7 @@ class Operator:
             endings = await self._routers.endings(spec.router)
         except UNANSWERED:
             return  # Kubernetes chooses
-        lost = {pod["metadata"]["name"]: endings.get(pod["metadata"]["name"], Ending()) for pod in pods}
+        lost = {pod["metadata"]["name"]: endings.get(pod["metadata"]["name"], PodLoss()) for pod in pods}
         if len({pod["metadata"]["labels"].get(HASH) for pod in pods}) > 1:
             await asyncio.gather(*(self._cluster.note_cost(name, deletion_cost(one)) for name, one in lost.items()))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from controller.decide.pools import Ending
+from controller.decide.pools import PodLoss
 
 
 class Routers:
@@ -28,7 +28,7 @@ class Routers:
         target = await self._ask(method, f"{router}/v1/scaling/{hardware_class}{verb}")
         return target["replicas"], target["reason"]
 
-    async def endings(self, router: str) -> Mapping[str, Ending]:
+    async def endings(self, router: str) -> Mapping[str, PodLoss]:
         """What would be lost with each pod, by the pod's name."""
         return {one["worker"].rpartition("@")[2]: _ending(one) for one in await self.devices(router)}
 
@@ -49,8 +49,8 @@ class Routers:
             return found
 
 
-def _ending(device: Mapping[str, Any]) -> Ending:
-    return Ending(
+def _ending(device: Mapping[str, Any]) -> PodLoss:
+    return PodLoss(
         running=device.get("running", 0),
         warm=len(device.get("warm", ())),
         held=device.get("held", 0),

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from controller.decide.pools import Allotment, PoolState, Rules, Standing
-from controller.decide.rollout import Figures, Limits, Part, Rollout, Stage, judge
+from controller.decide.pools import Allotment, PoolRules, PoolState, Standing
+from controller.decide.rollout import DeployedPart, JobFigures, Rollout, RolloutLimits, Stage, judge
 
 Object = Mapping[str, Any]
 
-_USUAL, _LIMITS = Rules(), Limits()
+_USUAL, _LIMITS = PoolRules(), RolloutLimits()
 
 HASH = "pod-template-hash"
 """The label that separates the pods of a ReplicaSet from those of the Deployment's others."""
@@ -24,7 +24,7 @@ GRACE = 30.0
 """Seconds after a pod's grace period within which its node reports that it is gone."""
 
 
-class Pool(msgspec.Struct, frozen=True, kw_only=True):
+class PoolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A pool of nodes: the Deployment whose pods run there, and the most that it may have."""
 
     name: str
@@ -41,7 +41,7 @@ class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     hardware_class: str = msgspec.field(name="class")
     router: str
     selector: str
-    pools: tuple[Pool, ...]
+    pools: tuple[PoolSpec, ...]
     replicas: int | None = None
     stock_out: float = _USUAL.stock_out
     retry: float = _USUAL.retry
@@ -49,9 +49,9 @@ class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     drain: float = 120.0
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> PoolRules:
         """The times of its pools."""
-        return Rules(self.stock_out, self.retry, self.hold)
+        return PoolRules(self.stock_out, self.retry, self.hold)
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ def _standing(pool: PoolStatus | None) -> Mapping[str, Any]:
     return {} if pool is None else {"phase": pool.phase, "since": pool.since, "failures": pool.failures}
 
 
-def pool_state(pool: Pool, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> PoolState:
+def pool_state(pool: PoolSpec, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> PoolState:
     """A pool by its Deployment's replicas, None without a Deployment, and its pods."""
     alive = active(pods)
     waits = [
@@ -175,9 +175,9 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True):
     latency: float = _LIMITS.latency
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RolloutLimits:
         """The limits of new pods."""
-        return Limits(self.watch, self.timeout, self.jobs, self.errors, self.latency)
+        return RolloutLimits(self.watch, self.timeout, self.jobs, self.errors, self.latency)
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,7 +218,7 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     """`status` of a Fleet: the operator's only memory of a rollout, with each class's figures before it."""
 
     rollout: Rollout = Rollout()
-    baseline: dict[str, Figures] = {}
+    baseline: dict[str, JobFigures] = {}
     stage: str = ""
     conditions: tuple[Condition, ...] = ()
 
@@ -243,7 +243,7 @@ def sets_of(deployment: Object, sets: Sequence[Object]) -> Sets:
     return {digest(one["spec"]["template"]): one for one in owned}
 
 
-def part_of(deployment: Object, sets: Sets) -> Part:
+def part_of(deployment: Object, sets: Sets) -> DeployedPart:
     """A Deployment as a part of a rollout.
 
     Kubernetes makes the ReplicaSet of an earlier template the newest as soon as a Deployment has that template again,
@@ -251,7 +251,7 @@ def part_of(deployment: Object, sets: Sets) -> Part:
     """
     wants = digest(deployment["spec"]["template"])
     own = sets[wants]["status"] if wants in sets else {}
-    return Part(
+    return DeployedPart(
         wants=wants,
         runs=max(reversed(sets), key=lambda one: sets[one]["status"].get("replicas", 0), default=""),
         asked=deployment["spec"].get("replicas", 1),
@@ -281,29 +281,29 @@ def changed_pods(rollout: Rollout, sets: Mapping[str, Sets], pods: Sequence[Obje
     return {pod["metadata"]["name"] for pod in pods if pod["metadata"].get("labels", {}).get(HASH) in hashes}
 
 
-def figures_of(devices: Sequence[Object], pods: set[str] | None = None) -> dict[str, Figures]:
+def figures_of(devices: Sequence[Object], pods: set[str] | None = None) -> dict[str, JobFigures]:
     """The figures of devices since their start, by class: of those in `pods`, or of all."""
-    found: dict[str, Figures] = {}
+    found: dict[str, JobFigures] = {}
     for device in devices:
         if pods is not None and device["worker"].rpartition("@")[2] not in pods:
             continue
         for done in device.get("done", {}).values():
             name = device["hardware_class"]
-            found[name] = found.get(name, Figures()).plus(_figures(done))
+            found[name] = found.get(name, JobFigures()).plus(_figures(done))
     return found
 
 
-def _figures(done: Object) -> Figures:
+def _figures(done: Object) -> JobFigures:
     outcomes = done.get("outcomes", {})
     failed = outcomes.get("failed", 0) + outcomes.get("dead", 0)
     run = done.get("latency", {}).get("run") or (0.0,)
-    return Figures(outcomes.get("succeeded", 0) + failed, failed, run[-1])
+    return JobFigures(outcomes.get("succeeded", 0) + failed, failed, run[-1])
 
 
-def harm_of(baseline: Mapping[str, Figures], after: Mapping[str, Figures], limits: Limits) -> str:
+def harm_of(baseline: Mapping[str, JobFigures], after: Mapping[str, JobFigures], limits: RolloutLimits) -> str:
     """Why the changed pods are worse than before; empty if they are not."""
     for name, figures in sorted(after.items()):
-        if why := judge(baseline.get(name, Figures()), figures, limits):
+        if why := judge(baseline.get(name, JobFigures()), figures, limits):
             return f"{name}: {why}"
     return ""
 

@@ -37,7 +37,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES, load_fleet
 from simulator.policies.taxiway import Maker, Taxiway
 from simulator.traces import Trace, joined, synthetic_trace
-from simulator.workload import Job, Workload, prepare
+from simulator.workload import SimulatedJob, Workload, prepare
 from tasks.topology import Rebalance
 
 FLEET = Path(__file__).with_name("ablations.yaml")
@@ -135,7 +135,7 @@ class Without(Taxiway):
         super().__init__(workload, seed=seed)
         self._term = term
 
-    def _table(self, job: Job, working: WorkingSnapshot) -> CandidateTable:
+    def _table(self, job: SimulatedJob, working: WorkingSnapshot) -> CandidateTable:
         return self._term.without(super()._table(job, working))
 
 

@@ -9,13 +9,13 @@ from heapq import heappop, heappush
 
 from router.decide.fairness import RELEASE_TICK
 from simulator.class_queue import Order
-from simulator.engine import Summary, simulate
+from simulator.engine import RunSummary, simulate
 from simulator.fleet import SERVICES
 from simulator.policies.policy import Assignment, ByLevel, Fixed, Held, Shift, able
 from simulator.policies.taxiway import POLICIES, Maker
 from simulator.pool import Pool
 from simulator.tuning.opponents import PLAYS, first_assignment, known_half
-from simulator.workload import Job, Workload
+from simulator.workload import SimulatedJob, Workload
 
 
 class Random(ByLevel):
@@ -24,7 +24,7 @@ class Random(ByLevel):
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         return self._random.choice(able(job, pools)).index
 
@@ -35,7 +35,7 @@ class RoundRobin(ByLevel):
     def __init__(self) -> None:
         self._turn = 0
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         mine = able(job, pools)
         self._turn += 1
@@ -45,7 +45,7 @@ class RoundRobin(ByLevel):
 class AlwaysFastest(ByLevel):
     """The class that would answer first if all were idle."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         return job.alone.index(min(job.alone))
 
@@ -53,7 +53,7 @@ class AlwaysFastest(ByLevel):
 class AlwaysCheapest(ByLevel):
     """The class whose device seconds cost least."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         return min(able(job, pools), key=lambda pool: (pool.cost(job), pool.index)).index
 
@@ -61,7 +61,7 @@ class AlwaysCheapest(ByLevel):
 class JoinShortestQueue(ByLevel):
     """The class with the fewest jobs per device (Haight, 1958)."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         return min(able(job, pools), key=_crowd).index
 
@@ -78,7 +78,7 @@ class PowerOfTwo(ByLevel):
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         mine = able(job, pools)
         return min(self._random.sample(mine, min(2, len(mine))), key=_crowd).index
@@ -95,7 +95,7 @@ THRESHOLD = 2.0
 class ThresholdSpill(ByLevel):
     """The cheapest class whose queue is under a threshold, else the shortest (as autoscalers' spill rules do)."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         mine = sorted(able(job, pools), key=lambda pool: (pool.cost(job), pool.index))
         ahead = [pool.busy_seconds() / max(pool.serving, 1) for pool in mine]
@@ -110,7 +110,7 @@ class InfaasLike(ByLevel):
     al., INFaaS, ATC 2021, section 4.
     """
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         mine = sorted(able(job, pools), key=lambda pool: (pool.cost(job), pool.index))
         warm = [pool for pool in mine if pool.running < pool.serving * pool.slots and not pool.waiting]
@@ -130,7 +130,7 @@ class DeadlineSpill(ByDeadline):
     class. Source: after Patke et al., QLM, SoCC 2024, whose estimator is the same ratio of work ahead to throughput.
     """
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         mine = able(job, pools)
         ends = [pool.finish(job) for pool in mine]
@@ -157,9 +157,9 @@ class Central(ByLevel):
     beat = RELEASE_TICK
 
     def __init__(self) -> None:
-        self._queue: list[tuple[float, int, Job]] = []
+        self._queue: list[tuple[float, int, SimulatedJob]] = []
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         if not self._queue and (pool := _taker(job, pools, now)) is not None:
             return pool.index
@@ -168,7 +168,7 @@ class Central(ByLevel):
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
         """As `Policy.look`."""
-        kept: list[tuple[float, int, Job]] = []
+        kept: list[tuple[float, int, SimulatedJob]] = []
         while self._queue and len(kept) < DEPTH and any(pool.free > 0 for pool in pools):
             entry = heappop(self._queue)
             job = entry[2]
@@ -183,14 +183,14 @@ class Central(ByLevel):
             heappush(self._queue, entry)
 
 
-def _taker(job: Job, pools: Sequence[Pool], now: float) -> Pool | None:
+def _taker(job: SimulatedJob, pools: Sequence[Pool], now: float) -> Pool | None:
     """The class that has capacity for the job now and may finish it in time."""
     left = job.due - now
     room = [pool for pool in _open(job, pools) if pool.free > 0 and pool.run(job) <= left]
     return _best(job, room, left) if room else None
 
 
-def _best(job: Job, among: Sequence[Pool], left: float) -> Pool:
+def _best(job: SimulatedJob, among: Sequence[Pool], left: float) -> Pool:
     """The cheapest class guaranteed to finish the job in time; if there is none, the fastest."""
     sure = [pool for pool in among if _full(job, pool) <= left]
     if sure:
@@ -198,12 +198,12 @@ def _best(job: Job, among: Sequence[Pool], left: float) -> Pool:
     return min(among, key=lambda pool: (job.alone[pool.index], pool.index))
 
 
-def _full(job: Job, pool: Pool) -> float:
+def _full(job: SimulatedJob, pool: Pool) -> float:
     """Seconds that the job takes in a full batch."""
     return job.alone[pool.index] + (pool.slots - 1) * job.crowding[pool.index]
 
 
-def _open(job: Job, pools: Sequence[Pool]) -> list[Pool]:
+def _open(job: SimulatedJob, pools: Sequence[Pool]) -> list[Pool]:
     """The pools that run the job and are not reserved for another service; if there are none, all that run it."""
     mine = able(job, pools)
     return [pool for pool in mine if pool.device_class.reserve_for in (None, SERVICES[job.service])] or mine
@@ -242,7 +242,7 @@ BASELINES: Mapping[str, Maker] = {
 }
 
 
-def run(name: str, make: Maker, workload: Workload, seed: int) -> Summary:
+def run(name: str, make: Maker, workload: Workload, seed: int) -> RunSummary:
     """One run of one policy."""
     seen = as_seen(workload, name)
     return simulate(name, seen, make(seen, seed), seed=seed)

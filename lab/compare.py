@@ -16,14 +16,14 @@ from rich.console import Console
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import whole_bound
-from simulator.engine import Summary
+from simulator.engine import RunSummary
 from simulator.fleet import FleetError, load_fleet
 from simulator.reports import figures, json_lines, usage
 from simulator.traces import TraceError, is_spec, read_trace, synthetic_trace
 from simulator.workload import Workload, prepare
 
 
-def compared(workload: Workload, seed: int) -> Iterator[Summary]:
+def compared(workload: Workload, seed: int) -> Iterator[RunSummary]:
     """Every policy's figures, then those of the bounds."""
     for name, make in EVERY_POLICY.items():
         yield run(name, make, workload, seed)

@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.harness.measure import machine, say
 from lab.baselines import CLAIRVOYANT, EVERY_POLICY, run
 from lab.bounds.linear import NAME, lower_bound
-from simulator.engine import Summary
+from simulator.engine import RunSummary
 from simulator.fleet import SERVICES, Fleet, load_fleet
 from simulator.policies.taxiway import Maker
 from simulator.reports import percent
@@ -127,7 +127,7 @@ def smaller(fleet: Fleet, part: int) -> Fleet:
     return replace(fleet, classes=classes)
 
 
-def mean(trace: str, share: float, load: float, runs: Sequence[tuple[Summary, float]]) -> Figure:
+def mean(trace: str, share: float, load: float, runs: Sequence[tuple[RunSummary, float]]) -> Figure:
     """The combined runs of one policy, each with the bound for its answers."""
     attained = {name: sum(run.attainment[name] or 0.0 for run, _ in runs) / len(runs) for name in SERVICES}
     cost, bound = (sum(figures) / len(runs) for figures in zip(*((r.cost_usd, b) for r, b in runs), strict=True))

@@ -34,7 +34,7 @@ import numpy as np
 import taxiway
 from benchmarks.harness.measure import machine, percentile, summary
 from benchmarks.harness.processes import fleet
-from simulator.engine import ANSWERED, Engine
+from simulator.engine import ANSWERED, Simulation
 from simulator.fleet import SERVICES, Fleet, parse_fleet
 from simulator.policies.routing import Surroundings
 from simulator.policies.taxiway import Taxiway
@@ -235,7 +235,7 @@ def one_round(scene: Scene) -> Run:
 
 def simulated_seconds(workload: Workload, around: Surroundings) -> Column:
     """As `replayed`, by the simulator."""
-    outcome = Engine(workload, Taxiway(workload, around, seed=SEED), seed=SEED).run()
+    outcome = Simulation(workload, Taxiway(workload, around, seed=SEED), seed=SEED).run()
     return np.where(outcome.state == ANSWERED, outcome.latency, math.nan) + around.path
 
 

@@ -20,11 +20,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from local.artefacts import fetch, for_engines, for_runtimes, runtimes_of, without_engine
-from local.autoscaler import Bounds, most_workers
+from local.autoscaler import WorkerBounds, most_workers
 from local.demo import (
     DEMO_COUNTS,
-    Answer,
-    Summary,
+    DemoAnswer,
+    DemoSummary,
     answer_all,
     artefacts_of_examples,
     asks,
@@ -37,11 +37,11 @@ from local.demo import (
 from local.doctor import Finding
 from local.doctor.examine import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
-from local.fleet import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
-from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet
+from local.fleet import AlreadyRunningError, LocalFleet, data_directory, read_fleet, stop_fleet, supervisor_pid
+from local.plan import PortTakenError, StartPlan, StartPlanError, absent, check_ports, plan_fleet
 from local.restart import restarted
 from local.supervisor import StartError, ended_with, in_tree, own_command
-from local.up import Options, run_fleet
+from local.up import UpOptions, run_fleet
 from tasks.check import QUEUES, check_configuration
 from tasks.document import DocumentError
 from tasks.machine import Machine, look
@@ -62,7 +62,7 @@ _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     DocumentError: (USAGE, "`taxiway check` shows all that is wrong; docs/operations.md explains every field"),
     EmbeddedValkeyError: (MISSING, ""),
     ModelUnavailableError: (USAGE, "`taxiway check` says what is wrong with each model"),
-    PlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),
+    StartPlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),
     PortTakenError: (MISSING, "name another port; without the option a free one is used"),
     ServerAwayError: (UNAVAILABLE, "start the server, or unset the variable; `taxiway doctor` has details"),
     SettingsError: (USAGE, ""),
@@ -120,7 +120,7 @@ def up(
     """Start the broker, a router, workers and Flower, and keep them running."""
     if flower_port and not flower:
         raise click.UsageError("expected --flower-port or --no-flower, not both")
-    options = Options(data=data_directory(data, os.environ), port=port, flower=flower, flower_port=flower_port)
+    options = UpOptions(data=data_directory(data, os.environ), port=port, flower=flower, flower_port=flower_port)
     running = supervisor_pid(options.data)
     if running is not None:
         raise AlreadyRunningError(options.data, running)
@@ -129,7 +129,7 @@ def up(
     topology, machine = _topology(), look()
     _check()
 
-    def planned(topology: Topology) -> Plan:
+    def planned(topology: Topology) -> StartPlan:
         most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
         lacking = without_engine(topology, os.environ)
         return plan_fleet(topology, machine, emulate=emulate, counts=most, without_engine=lacking)
@@ -145,7 +145,9 @@ def up(
     log_to_stderr()
     click.echo("starting the broker, a router, workers and Flower; Ctrl-C stops them", err=True)
     least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
-    run_fleet(planned, options, os.environ, _announce(as_json), Bounds(least, machine.cores) if autoscale else None)
+    run_fleet(
+        planned, options, os.environ, _announce(as_json), WorkerBounds(least, machine.cores) if autoscale else None
+    )
 
 
 @main.command()
@@ -255,7 +257,7 @@ def _check() -> None:
             click.echo(f"warning: {verdict.subject}: {verdict.text}", err=True)
 
 
-def _fetch_for(plan: Plan, topology: Topology) -> None:
+def _fetch_for(plan: StartPlan, topology: Topology) -> None:
     """Fetch weights before anything starts: otherwise a worker's first callers wait for the download."""
     catalogue = _catalogue()
     classes = {worker.hardware_class for worker in plan.workers}
@@ -268,7 +270,7 @@ def _fetch_for(plan: Plan, topology: Topology) -> None:
         report(str(error), "the fleet starts without it, and fetches it when a request needs it")
 
 
-def _detached(arguments: Sequence[str], data: Path) -> Fleet:
+def _detached(arguments: Sequence[str], data: Path) -> LocalFleet:
     """Run the same command as a supervisor in a session of its own, and wait until its fleet is ready.
 
     Raises:
@@ -294,11 +296,11 @@ def _detached(arguments: Sequence[str], data: Path) -> Fleet:
         status = supervisor.wait()
         why = log.read_bytes()[start:].decode(errors="replace")
         raise ended_with(why or f"the supervisor ended at once; see {log}", status)
-    return msgspec.json.decode(line, type=Fleet)
+    return msgspec.json.decode(line, type=LocalFleet)
 
 
-def _announce(as_json: bool) -> Callable[[Fleet], None]:
-    def announce(fleet: Fleet) -> None:
+def _announce(as_json: bool) -> Callable[[LocalFleet], None]:
+    def announce(fleet: LocalFleet) -> None:
         if as_json:
             click.echo(_text(fleet))
         else:
@@ -321,7 +323,7 @@ _ANSWER = 40  # and of its answer
 _FIGURES = ("wait ms", "run ms", "total ms", "USD")
 
 
-def show_fleet(fleet: Fleet, console: Console) -> None:
+def show_fleet(fleet: LocalFleet, console: Console) -> None:
     """The addresses of a fleet's doors, and its workers with their devices."""
     doors = {"HTTP": fleet.http, "Flower": fleet.flower or "not started", "broker": fleet.broker, "data": fleet.data}
     for name, address in doors.items():
@@ -346,7 +348,7 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
     console.print(table)
 
 
-def show_answers(answers: Sequence[Answer], machine: Machine, console: Console) -> None:
+def show_answers(answers: Sequence[DemoAnswer], machine: Machine, console: Console) -> None:
     """A summary of the demo: a line per class and model, some answers with their reasons, and what is emulated."""
     results = [answer for answer in answers if answer.result is not None]
     console.print(_summary(summaries(answers)))
@@ -369,7 +371,7 @@ def console_of(width: int) -> Console:
     return terminal if terminal.is_terminal else Console(width=width)
 
 
-def show_rows(answers: Sequence[Answer]) -> None:
+def show_rows(answers: Sequence[DemoAnswer]) -> None:
     """Every input of the demo with its answer, where it ran and why, its times and its cost."""
     console = console_of(_WIDE)
     table = Table("input", "answer", "class", "variant", "device", *_FIGURES, "reason", padding=(0, 1))
@@ -383,7 +385,7 @@ def show_rows(answers: Sequence[Answer]) -> None:
     console.print(table)
 
 
-def _summary(rows: Sequence[Summary]) -> Table:
+def _summary(rows: Sequence[DemoSummary]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("class", "model", "variant"):
         table.add_column(name, no_wrap=True)
@@ -396,7 +398,7 @@ def _summary(rows: Sequence[Summary]) -> Table:
     return table
 
 
-def _example(answer: Answer) -> tuple[str, str, str]:
+def _example(answer: DemoAnswer) -> tuple[str, str, str]:
     """Three lines: an input with its terms, its answer with where and how fast it ran, and why there."""
     assert answer.result is not None
     report, terms = answer.result.report, dict(answer.ask.terms)
@@ -425,7 +427,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
-def _row(answer: Answer) -> list[str]:
+def _row(answer: DemoAnswer) -> list[str]:
     service = str(answer.ask.terms["service"])
     asked = f"{answer.ask.model} ({service}): {answer.ask.shown}"
     elapsed = f"{answer.elapsed * 1000:.0f}"
@@ -456,7 +458,7 @@ def _shown(outputs: Mapping[str, Any]) -> str:
     return str(first).replace("\n", " ")
 
 
-def _show_totals(answers: Sequence[Answer], console: Console) -> None:
+def _show_totals(answers: Sequence[DemoAnswer], console: Console) -> None:
     results = [answer.result for answer in answers if answer.result is not None]
     classes = Counter(result.report.hardware_class for result in results)
     where = ", ".join(f"{count} on {name}" for name, count in sorted(classes.items()))

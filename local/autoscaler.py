@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from local.plan import Plan, PlanError, WorkerPlan, devices_of
+from local.plan import StartPlan, StartPlanError, WorkerPlan, devices_of
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.queues_file import QueuesFile
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class WorkerBounds:
     """The initial workers of each class, and the machine's cores."""
 
     least: Mapping[str, int]
@@ -78,7 +78,7 @@ class Autoscaler:
     def __init__(
         self,
         workers: Sequence[tuple[WorkerPlan, SupervisedProcess]],
-        bounds: Bounds,
+        bounds: WorkerBounds,
         ask: Callable[[str], int | None],
     ) -> None:
         self._workers = workers
@@ -143,7 +143,7 @@ class Replanner:
     def __init__(
         self,
         queues: QueuesFile,
-        plan: Callable[[Topology], Plan],
+        plan: Callable[[Topology], StartPlan],
         workers: list[tuple[WorkerPlan, SupervisedProcess]],
         make: Callable[[WorkerPlan], SupervisedProcess],
         *,
@@ -163,7 +163,7 @@ class Replanner:
             return
         try:
             plan = self._plan(self._queues.topology)
-        except PlanError as error:
+        except StartPlanError as error:
             logger.error("queues.yaml changed, and cannot be followed", extra={"error": str(error)})
             return
         for name, hardware in self._queues.topology.hardware.items():

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from local.artefacts import Wanted
-from local.fleet import Fleet, stop_fleet
+from local.fleet import LocalFleet, stop_fleet
 from local.supervisor import ended_with, in_tree, own_command
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
@@ -50,19 +50,19 @@ _ATTEMPTS = 20
 _RETRY_AFTER = 0.5  # seconds, if an overloaded fleet does not specify it
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class DemoAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """One input and its result; `elapsed` is seconds from submission to answer as the caller measured it.
 
     `error` is empty if there is a result.
     """
 
-    ask: Ask
+    ask: DemoInput
     elapsed: float
     result: Result | None = None
     error: str = ""
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class DemoSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The answers of one model by one variant on one class: medians of seconds, and the mean cost in US dollars."""
 
     hardware_class: str
@@ -76,9 +76,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     cost: float
 
 
-def summaries(answers: Sequence[Answer]) -> list[Summary]:
+def summaries(answers: Sequence[DemoAnswer]) -> list[DemoSummary]:
     """A summary for each class, model and variant that answered, in that order."""
-    groups: dict[tuple[str, str, str], list[tuple[Answer, RunReport]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[DemoAnswer, RunReport]]] = {}
     for answer in answers:
         if answer.result is not None:
             report = answer.result.report
@@ -87,9 +87,9 @@ def summaries(answers: Sequence[Answer]) -> list[Summary]:
     return [_summary(key, group) for key, group in sorted(groups.items())]
 
 
-def _summary(key: tuple[str, str, str], group: Sequence[tuple[Answer, RunReport]]) -> Summary:
+def _summary(key: tuple[str, str, str], group: Sequence[tuple[DemoAnswer, RunReport]]) -> DemoSummary:
     hardware_class, model, variant = key
-    return Summary(
+    return DemoSummary(
         hardware_class=hardware_class,
         emulated=group[0][1].emulated,
         model=model,
@@ -102,9 +102,9 @@ def _summary(key: tuple[str, str, str], group: Sequence[tuple[Answer, RunReport]
     )
 
 
-def contrasts(answers: Sequence[Answer], most: int = EXAMPLES) -> list[Answer]:
+def contrasts(answers: Sequence[DemoAnswer], most: int = EXAMPLES) -> list[DemoAnswer]:
     """Up to `most` different answers: one per model and class, models that ran on several classes first."""
-    models: dict[str, dict[str, Answer]] = {}
+    models: dict[str, dict[str, DemoAnswer]] = {}
     for answer in answers:
         if answer.result is not None:
             models.setdefault(answer.ask.model, {}).setdefault(answer.result.report.hardware_class, answer)
@@ -112,7 +112,7 @@ def contrasts(answers: Sequence[Answer], most: int = EXAMPLES) -> list[Answer]:
     return [answer for _, classes in ranked for _, answer in sorted(classes.items())][:most]
 
 
-def plain(answer: Answer) -> dict[str, Any]:
+def plain(answer: DemoAnswer) -> dict[str, Any]:
     """An answer in plain values; embeddings and the like are kept in full."""
     row: dict[str, Any] = {"model": answer.ask.model, "input": answer.ask.shown, "terms": dict(answer.ask.terms)}
     row |= {"elapsed": answer.elapsed, "error": answer.error}
@@ -124,7 +124,7 @@ def plain(answer: Answer) -> dict[str, Any]:
 
 
 @contextmanager
-def demo_fleet(emulate: Collection[str], console: Console) -> Iterator[Fleet]:
+def demo_fleet(emulate: Collection[str], console: Console) -> Iterator[LocalFleet]:
     """A fleet with one CPU worker, each class of `emulate` on the CPU, and Flower, in a directory of its own.
 
     It is always stopped; the directory is kept only after a failure, for its logs.
@@ -147,17 +147,17 @@ def demo_fleet(emulate: Collection[str], console: Console) -> Iterator[Fleet]:
     shutil.rmtree(data)
 
 
-def _start(data: Path, emulate: Collection[str]) -> Fleet:
+def _start(data: Path, emulate: Collection[str]) -> LocalFleet:
     command = own_command("up", "--data", str(data), "--detach", "--json", "--no-fetch")
     command += [word for name, count in DEMO_COUNTS.items() for word in ("--workers", f"{name}={count}")]
     command += [word for name in emulate for word in ("--emulate", name)]
     started = subprocess.run(command, env=in_tree(os.environ), capture_output=True, check=False, text=True)
     if started.returncode != 0:
         raise ended_with(started.stderr, started.returncode)
-    return msgspec.json.decode(started.stdout, type=Fleet)
+    return msgspec.json.decode(started.stdout, type=LocalFleet)
 
 
-async def answer_all(url: str, asks: Sequence[Ask], console: Console) -> list[Answer]:
+async def answer_all(url: str, asks: Sequence[DemoInput], console: Console) -> list[DemoAnswer]:
     """Submit everything at once and wait for every answer, showing the progress on `console`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -169,17 +169,17 @@ async def answer_all(url: str, asks: Sequence[Ask], console: Console) -> list[An
             )
 
 
-async def _answer(client: AsyncClient, ask: Ask, done: Callable[[str], None]) -> Answer:
+async def _answer(client: AsyncClient, ask: DemoInput, done: Callable[[str], None]) -> DemoAnswer:
     begun = time.monotonic()
     try:
         result = await _patiently(lambda: _infer(client, ask))
     except TaxiwayError as error:
-        return Answer(ask=ask, elapsed=time.monotonic() - begun, error=f"{type(error).__name__}: {error}")
+        return DemoAnswer(ask=ask, elapsed=time.monotonic() - begun, error=f"{type(error).__name__}: {error}")
     done(ask.model)
-    return Answer(ask=ask, elapsed=time.monotonic() - begun, result=result)
+    return DemoAnswer(ask=ask, elapsed=time.monotonic() - begun, result=result)
 
 
-async def _infer(client: AsyncClient, ask: Ask) -> Result:
+async def _infer(client: AsyncClient, ask: DemoInput) -> Result:
     return await client.infer(ask.model, ask.inputs, parameters=ask.parameters, timeout=PATIENCE, **ask.terms)
 
 
@@ -213,7 +213,7 @@ SERVICES: Mapping[str, Sequence[Mapping[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class DemoInput:
     """One input of the demo: `shown` is its text for people, `terms` are its service terms."""
 
     model: str
@@ -229,7 +229,7 @@ def artefacts_of_examples(catalogue: Catalogue) -> list[Wanted]:
     return [(m, reference) for m in models for e in m.examples if (reference := _artefact(_inputs(e))) is not None]
 
 
-def left_out_models(fleet: Fleet, topology: Topology) -> dict[str, str]:
+def left_out_models(fleet: LocalFleet, topology: Topology) -> dict[str, str]:
     """The demo's models that only an engine serves which is not started here, and why it is not."""
     out = [(topology.hardware[name].endpoint, why) for name, why in fleet.left_out.items()]
     return {
@@ -237,7 +237,7 @@ def left_out_models(fleet: Fleet, topology: Topology) -> dict[str, str]:
     }
 
 
-def asks(catalogue: Catalogue, cache: Path, skipped: Collection[str] = ()) -> list[Ask]:
+def asks(catalogue: Catalogue, cache: Path, skipped: Collection[str] = ()) -> list[DemoInput]:
     """The demo's requests except to `skipped` models, slow models first; at least `LEAST` of them."""
     store = ArtefactStore(cache)
     models = [catalogue.resolve(name) for name in SERVICES if name not in skipped]
@@ -246,11 +246,11 @@ def asks(catalogue: Catalogue, cache: Path, skipped: Collection[str] = ()) -> li
     return [*others, *islice(_asks(quick, store), max(len(quick.examples), LEAST - len(others)))]
 
 
-def _asks(model: Model, store: ArtefactStore) -> Iterator[Ask]:
+def _asks(model: Model, store: ArtefactStore) -> Iterator[DemoInput]:
     """A request for each example, repeated indefinitely, each with the model's next terms."""
     for example, terms in zip(cycle(model.examples), cycle(SERVICES[model.name]), strict=False):
         inputs = _inputs(example)
-        yield Ask(
+        yield DemoInput(
             model=model.name,
             shown=_artefact(inputs) or str(inputs),
             inputs=store.example(model, example),

@@ -47,7 +47,7 @@ NO_ENGINE = 4
 _TICK = 0.1
 
 
-class Engine:
+class EngineProcess:
     """One replica's engine. For one thread: the engine is killed when it ends.
 
     Its threads compute for seconds on the cores that workers beside it need for milliseconds: it is `nice` to them.
@@ -126,7 +126,7 @@ def _placed(text: str, url: str) -> str:
     return text.replace("{host}", parts.hostname or "").replace("{port}", str(parts.port or ""))
 
 
-def run(engine: Engine, worker: Sequence[str], stopped: list[int]) -> int:
+def run(engine: EngineProcess, worker: Sequence[str], stopped: list[int]) -> int:
     """Run the worker beside the engine; returns its exit status. Signals in `stopped` are passed on to it."""
     try:
         if not engine.wait(stopped):
@@ -176,7 +176,7 @@ def main(environment: Mapping[str, str]) -> int:
         "--engine-port",
         str(port),
     ]
-    return run(Engine(hardware.endpoint, url, words, hardware.nice), worker, stopped)
+    return run(EngineProcess(hardware.endpoint, url, words, hardware.nice), worker, stopped)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     last_exit: Exit | None = None
 
 
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
     """A running fleet: its addresses (passwords included), the supervisor's process, its workers and all processes.
 
     `broker` is an address for any client library: an embedded server's port on loopback. `socket` is its Unix socket,
@@ -89,7 +89,7 @@ class AlreadyRunningError(Exception):
         self.pid = pid
 
 
-def failing(fleet: Fleet) -> dict[str, str]:
+def failing(fleet: LocalFleet) -> dict[str, str]:
     """How each process failed that did, and what it does now."""
     return {process.name: _failure(process) for process in fleet.processes if process.last_exit is not None}
 
@@ -137,7 +137,7 @@ def supervisor_pid(data: Path) -> int | None:
         return None if _locked(lock, fcntl.LOCK_SH) else int(lock.read() or 0) or None
 
 
-def write_fleet(data: Path, fleet: Fleet) -> None:
+def write_fleet(data: Path, fleet: LocalFleet) -> None:
     """Replace `fleet.json`, which only its owner can read, in one step."""
     made = data / f"{FLEET}.new"
     descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -146,11 +146,11 @@ def write_fleet(data: Path, fleet: Fleet) -> None:
     made.replace(data / FLEET)
 
 
-def read_fleet(data: Path) -> Fleet | None:
+def read_fleet(data: Path) -> LocalFleet | None:
     """The fleet that runs from `data`; None if none is ready."""
     if supervisor_pid(data) is None or not (data / FLEET).exists():
         return None
-    return msgspec.json.decode((data / FLEET).read_bytes(), type=Fleet)
+    return msgspec.json.decode((data / FLEET).read_bytes(), type=LocalFleet)
 
 
 def stop_fleet(data: Path) -> bool:

@@ -25,7 +25,7 @@ _DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax"}
 _NOTHING_TO_EMULATE: Mapping[DeviceKind, str] = {"cpu": "on this machine's own CPU", "endpoint": "on its endpoint"}
 
 
-class PlanError(ValueError):
+class StartPlanError(ValueError):
     """The requested fleet cannot be started; the message says which could be."""
 
 
@@ -59,7 +59,7 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StartPlan:
     """The workers to start, why each other class gets none, and the seconds that a worker has to finish its jobs."""
 
     workers: tuple[WorkerPlan, ...]
@@ -74,7 +74,7 @@ def plan_fleet(
     emulate: Collection[str] = (),
     counts: Mapping[str, int] | None = None,
     without_engine: Mapping[str, str] | None = None,
-) -> Plan:
+) -> StartPlan:
     """The workers that the machine can run, classes in `emulate` on its CPU; `counts` overrides processes a class.
 
     Classes `without_engine`, which cannot be started for the reason given, get none.
@@ -89,15 +89,15 @@ def plan_fleet(
     for name, hardware in sorted(topology.hardware.items()):
         missing = (without_engine or {}).get(name) or _missing(name, hardware, machine)
         if hardware.device in _NOTHING_TO_EMULATE and name in emulate:
-            raise PlanError(f"{name} runs {_NOTHING_TO_EMULATE[hardware.device]}: there is nothing to emulate")
+            raise StartPlanError(f"{name} runs {_NOTHING_TO_EMULATE[hardware.device]}: there is nothing to emulate")
         if missing is not None and name not in emulate:
             left_out[name] = missing
             continue
         workers += _workers(name, hardware, machine, emulated=name in emulate, count=counts.get(name))
     if not workers:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "every class has 0 workers"
-        raise PlanError(f"no worker can be started: {reasons}")
-    return Plan(tuple(workers), left_out, topology.limits.grace)
+        raise StartPlanError(f"no worker can be started: {reasons}")
+    return StartPlan(tuple(workers), left_out, topology.limits.grace)
 
 
 def absent(topology: Topology, machine: Machine) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def _workers(
         count = _usual_count(hardware, machine, kind)
     most = devices_of(hardware, machine, kind)
     if kind != "cpu" and count > most:
-        raise PlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
+        raise StartPlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
     engine = hardware.endpoint is not None and hardware.endpoint.starts
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]
 
@@ -142,7 +142,9 @@ def devices_of(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> i
 def _check_names(topology: Topology, names: Collection[str]) -> None:
     unknown = sorted(set(names) - set(topology.hardware))
     if unknown:
-        raise PlanError(f"expected classes of queues.yaml ({', '.join(sorted(topology.hardware))}), got {unknown[0]!r}")
+        raise StartPlanError(
+            f"expected classes of queues.yaml ({', '.join(sorted(topology.hardware))}), got {unknown[0]!r}"
+        )
 
 
 class PortTakenError(Exception):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from local.fleet import Fleet, ProcessState, read_fleet
+from local.fleet import LocalFleet, ProcessState, read_fleet
 from local.plan import WorkerPlan
 from local.supervisor import TICK
 from local.up import START_PATIENCE
@@ -37,7 +37,7 @@ def restarted(data: Path, named: str | None) -> Iterator[tuple[str, float]]:
         yield process.name, time.monotonic() - began
 
 
-def chosen(fleet: Fleet, named: str | None) -> list[ProcessState]:
+def chosen(fleet: LocalFleet, named: str | None) -> list[ProcessState]:
     """The fleet's processes, or the one of that name, or those of the class of that name: the router first.
 
     Raises:
@@ -74,7 +74,7 @@ def _restart(data: Path, process: ProcessState, patience: float) -> None:
     raise CommandError(f"{process.name} is not ready after {patience:g} s", hint=f"see {process.log}", code=UNAVAILABLE)
 
 
-def _running(data: Path) -> Fleet:
+def _running(data: Path) -> LocalFleet:
     fleet = read_fleet(data)
     if fleet is None:
         raise CommandError(f"no fleet runs from {data}", hint="`taxiway up --detach` starts one", code=UNAVAILABLE)

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 
 from broker.valkey.presence import heartbeat_call
-from local.autoscaler import Ask, Autoscaler, Bounds, Replanner, ask_router
+from local.autoscaler import Ask, Autoscaler, Replanner, WorkerBounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
-from local.fleet import Fleet, ProcessState, RunningWorker, failing, supervising, write_fleet
-from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
+from local.fleet import LocalFleet, ProcessState, RunningWorker, failing, supervising, write_fleet
+from local.plan import FLOWER_PORT, HTTP_PORT, StartPlan, WorkerPlan
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
@@ -42,7 +42,7 @@ _QUICK = 1.0  # timeout in seconds of a health check on loopback
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class UpOptions:
     """The user's options. Port 0 means the last port used, else the default one, else a free one."""
 
     data: Path
@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Addresses:
-    """The fleet's server in the forms of `Fleet`."""
+    """The fleet's server in the forms of `LocalFleet`."""
 
     broker: str
     celery_broker: str
@@ -86,11 +86,11 @@ class _Processes:
 
 
 def run_fleet(
-    planned: Callable[[Topology], Plan],
-    options: Options,
+    planned: Callable[[Topology], StartPlan],
+    options: UpOptions,
     environment: Mapping[str, str],
-    announce: Callable[[Fleet], None],
-    bounds: Bounds | None = None,
+    announce: Callable[[LocalFleet], None],
+    bounds: WorkerBounds | None = None,
     ask: Ask = ask_router,
 ) -> None:
     """Start the fleet, call `announce` when all of it is ready, and keep it running until SIGTERM or SIGINT.
@@ -142,7 +142,7 @@ def _tend(replanner: Replanner, scaler: Autoscaler | None) -> None:
         scaler.tend()
 
 
-def _autoscaler(processes: _Processes, bounds: Bounds, environment: Mapping[str, str], ask: Ask) -> Autoscaler:
+def _autoscaler(processes: _Processes, bounds: WorkerBounds, environment: Mapping[str, str], ask: Ask) -> Autoscaler:
     key = environment.get("TAXIWAY_KEY", "")
     return Autoscaler(processes.workers, bounds, lambda name: ask(_announced(processes.router, "http"), key, name))
 
@@ -150,8 +150,8 @@ def _autoscaler(processes: _Processes, bounds: Bounds, environment: Mapping[str,
 def _supervise(
     supervisor: Supervisor,
     processes: _Processes,
-    tell: Callable[[], Fleet],
-    announce: Callable[[Fleet], None],
+    tell: Callable[[], LocalFleet],
+    announce: Callable[[LocalFleet], None],
     watch: Callable[[Callable[[], object]], None],
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -162,7 +162,7 @@ def _supervise(
     watch(tell)
 
 
-def _describe(describe: Callable[[], Fleet], state: str) -> Fleet:
+def _describe(describe: Callable[[], LocalFleet], state: str) -> LocalFleet:
     """The fleet as it is now, which `fleet.json` and the state store are told."""
     fleet = describe()
     write_fleet(Path(fleet.data), fleet)
@@ -194,7 +194,7 @@ def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[st
     return replace(settings, **files)
 
 
-def _processes(plan: Plan, options: Options, environment: Mapping[str, str], scaled: Set[str]) -> _Processes:
+def _processes(plan: StartPlan, options: UpOptions, environment: Mapping[str, str], scaled: Set[str]) -> _Processes:
     """The fleet's processes. Devices of the `scaled` classes are started on demand, which the router relies on."""
     logs = options.data / "logs"
     logs.mkdir(exist_ok=True)
@@ -210,7 +210,9 @@ def _processes(plan: Plan, options: Options, environment: Mapping[str, str], sca
     return _Processes(router, workers, flower, f"http://127.0.0.1:{port}", tuner)
 
 
-def _worker(plan: Plan, options: Options, environment: Mapping[str, str], worker: WorkerPlan) -> SupervisedProcess:
+def _worker(
+    plan: StartPlan, options: UpOptions, environment: Mapping[str, str], worker: WorkerPlan
+) -> SupervisedProcess:
     grace, logs = plan.grace + STOP_PATIENCE, options.data / "logs"
     return SupervisedProcess(worker.name, worker.command(), environment, logs, announces=True, patience=grace)
 
@@ -258,12 +260,12 @@ def _addresses(broker: EmbeddedValkey | None, settings: Settings) -> _Addresses:
 
 def _fleet(
     addresses: _Addresses,
-    plan: Plan,
-    options: Options,
+    plan: StartPlan,
+    options: UpOptions,
     processes: _Processes,
     broker: Callable[[], Sequence[ProcessState]],
-) -> Fleet:
-    return Fleet(
+) -> LocalFleet:
+    return LocalFleet(
         broker=addresses.broker,
         socket=addresses.socket,
         celery_broker=addresses.celery_broker,

@@ -33,7 +33,7 @@ from router.upkeep.mover import Mover
 from router.upkeep.recorder import Recorder
 from router.upkeep.releaser import Releaser
 from router.upkeep.retargeter import Retargeter
-from router.upkeep.webhooks import Webhooks
+from router.upkeep.webhooks import WebhookDelivery
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from taxiway.contract.wire import Envelope
@@ -83,7 +83,7 @@ class Router:
         self.refused: Counter[tuple[str, ...]] = Counter()
         self.outcomes, self.lately = OutcomeCounters(), RecentOutcomes()
         self.wait_timeouts = WaitTimeouts()
-        self.webhooks = Webhooks(settings.broker, self.store, rules, name)
+        self.webhooks = WebhookDelivery(settings.broker, self.store, rules, name)
         self._submissions = Submissions(self.transport, self.fleet)
         self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
         retargeter = Retargeter(settings, rules, self.fleet, self.store)

@@ -28,12 +28,12 @@ from router.decide.history import joined as joined_arrivals
 from router.decide.snapshot import FleetSnapshot
 from simulator.demand import COLUMNS as PRICE_COLUMNS
 from simulator.demand import InfeasibleError, Offer, PriceError, load_prices, offers, own_offers
-from simulator.engine import Outcome, StuckError, Summary, played
+from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
 from simulator.own_fleet import known as own_fleet
 from simulator.own_fleet.difference import WINDOW, difference, difference_tables, sample_line
-from simulator.planner import LOADS, PLAYS, Answer, Plan, fleet_plan, sensitivity, tables
+from simulator.planner import LOADS, PLAYS, MixPlan, PlannerReport, fleet_plan, sensitivity, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, page, usage
@@ -49,7 +49,7 @@ from simulator.traces import (
     synthetic_trace,
 )
 from simulator.tuning.command import tune
-from simulator.tuning.real_fleet import Known, urgency
+from simulator.tuning.real_fleet import KnownFleet, urgency
 from simulator.workload import Workload, prepare
 from tasks.document import DocumentError
 from tasks.settings import models_folder, queues_file
@@ -129,7 +129,7 @@ class _Own:
             return None
         return own_fleet.running_fleet(address)
 
-    def known(self, topology: Topology, seen: FleetSnapshot | None, new: Collection[str] = ()) -> Known:
+    def known(self, topology: Topology, seen: FleetSnapshot | None, new: Collection[str] = ()) -> KnownFleet:
         """The fleet under a file; devices of the classes `new` may be started, of all if no devices are known."""
         startable = topology.hardware if seen is None else new
         return own_fleet.known_fleet(topology, models_folder(os.environ), seen or FleetSnapshot(), startable)
@@ -220,7 +220,7 @@ def _load(source: str, fleet_file: Path | None, own: _Own) -> tuple[Trace, Fleet
     return trace, fleet
 
 
-def _as_twin(arrivals: Arrivals, known: Known) -> tuple[Trace, Fleet]:
+def _as_twin(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, Fleet]:
     """What arrived, and the known fleet, in the simulator's words, which are told on stderr."""
     topology = known.topology
     workload = own_fleet.replayable(own_fleet.under(arrivals, topology, topology), known).workload
@@ -260,7 +260,7 @@ def diff_config(
     """Replay a history under another queues.yaml, and print what both attain and cost."""
     mine = _Own(**own)
 
-    def play(workload: Workload, label: str) -> tuple[Summary, Outcome]:
+    def play(workload: Workload, label: str) -> tuple[RunSummary, OutcomeColumns]:
         with _progress(label, len(workload)) as advance:
             policy = POLICIES["taxiway"](workload, seed)
             return played("taxiway", workload, policy, seed=seed, progress=advance)
@@ -404,14 +404,14 @@ def _at_rates(rates: Sequence[tuple[str, str]], seed: int) -> Trace:
     return joined(traces)
 
 
-def _planned(trace: Trace, fleet: Fleet, offered: Sequence[Offer], slo: dict[str, float], seed: int) -> Answer:
+def _planned(trace: Trace, fleet: Fleet, offered: Sequence[Offer], slo: dict[str, float], seed: int) -> PlannerReport:
     """The plan for the trace, and those for other loads."""
     single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
 
     def loaded(load: float, on: Fleet = single) -> Workload:
         return prepare(trace.at_load(load, seed=seed), on, seed=seed)
 
-    def planned(load: float) -> Plan:
+    def planned(load: float) -> MixPlan:
         return find_plan(
             loaded(load), offered, slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}")
         )
@@ -420,10 +420,10 @@ def _planned(trace: Trace, fleet: Fleet, offered: Sequence[Offer], slo: dict[str
     loads = [sensitivity(load, found if load == 1.0 else _tried(planned, load)) for load in LOADS]
     with _progress("fleet plan", PLAYS) as advance:
         followed = fleet_plan(loaded(1.0, fleet), offered, found, seed=seed, progress=advance)
-    return Answer(slo=slo, plan=found, loads=loads, fleet_plan=followed)
+    return PlannerReport(slo=slo, plan=found, loads=loads, fleet_plan=followed)
 
 
-def _tried(planned: Callable[[float], Plan], load: float) -> Plan | InfeasibleError | TraceError:
+def _tried(planned: Callable[[float], MixPlan], load: float) -> MixPlan | InfeasibleError | TraceError:
     try:
         return planned(load)
     except (InfeasibleError, TraceError) as error:
@@ -434,7 +434,7 @@ def _print(*parts: Any) -> None:
     stdout_console().print(*parts, sep="\n")
 
 
-def _run(name: str, workload: Workload, seed: int, *, label: str = "") -> Summary:
+def _run(name: str, workload: Workload, seed: int, *, label: str = "") -> RunSummary:
     with _progress(label or name, len(workload)) as advance:
         return run_policy(name, workload, POLICIES[name](workload, seed), seed=seed, progress=advance)
 

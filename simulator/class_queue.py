@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Literal
 
-from simulator.workload import Job
+from simulator.workload import SimulatedJob
 from taxiway.contract.keys import LEVELS
 
 Order = Literal["level", "deadline"]
@@ -18,10 +18,10 @@ Place = tuple[float, int]
 """A job's level or deadline, and its number in order of joining."""
 
 
-Entry = tuple[Place, Job]
+Entry = tuple[Place, SimulatedJob]
 
 
-class ClassQueue:
+class SimulatedQueue:
     """Jobs that wait for a class. Models do not wait for each other: each has its own queue."""
 
     def __init__(self, order: Order) -> None:
@@ -37,33 +37,33 @@ class ClassQueue:
         """The indices of the jobs here, by when they joined."""
         return list(self._places)
 
-    def push(self, job: Job) -> None:
+    def push(self, job: SimulatedJob) -> None:
         """Add a job."""
         self._joined += 1
         place = (job.level if self._by_level else job.due, self._joined)
         self._places[job.index] = place
         insort(self._lines.setdefault(job.model, []), (place, job))
 
-    def take(self, job: Job) -> None:
+    def take(self, job: SimulatedJob) -> None:
         """Remove a job at any position."""
         line = self._lines[job.model]
         del line[bisect_left(line, (self._places.pop(job.index),))]
         if not line:
             del self._lines[job.model]
 
-    def first(self, model: int) -> Job | None:
+    def first(self, model: int) -> SimulatedJob | None:
         """The model's job that is served next."""
         line = self._lines.get(model)
         return line[0][1] if line else None
 
-    def heads(self) -> list[Job]:
+    def heads(self) -> list[SimulatedJob]:
         """The first job of each model that has any, in serving order."""
         firsts = [line[0] for line in self._lines.values()]
         if len(firsts) > 1:
             firsts.sort()
         return [job for _, job in firsts]
 
-    def front(self, model: int, most: int) -> list[Job]:
+    def front(self, model: int, most: int) -> list[SimulatedJob]:
         """Up to `most` jobs of a model, in serving order."""
         return [job for _, job in self._lines.get(model, ())[:most]]
 
@@ -71,12 +71,12 @@ class ClassQueue:
         """How many jobs of a model wait."""
         return len(self._lines.get(model, ()))
 
-    def back(self, most: int) -> Iterator[Job]:
+    def back(self, most: int) -> Iterator[SimulatedJob]:
         """Up to `most` jobs of each level, last served first. Requires an order by level."""
         assert self._by_level
         return chain.from_iterable(self._last(level, most) for level in range(LEVELS))
 
-    def _last(self, level: int, most: int) -> list[Job]:
+    def _last(self, level: int, most: int) -> list[SimulatedJob]:
         """Up to `most` jobs of a level, last served first."""
         found: list[Entry] = []
         for line in self._lines.values():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
-from simulator.timing import Stepping, Timing, Whole
-from simulator.workload import Job
+from simulator.timing import Stepping, Timing, WholeBatches
+from simulator.workload import SimulatedJob
 from workers.decide.residency import Resident, Uses, evict
 
 _SAME_STEP = 1e-6
@@ -28,7 +28,7 @@ class Generation:
         self.cached = 0.0
 
 
-class Run:
+class DeviceRun:
     """All that runs on one device, from its first job to its last.
 
     Every row of every generating model gets one token a cycle, so a job's end is a number of cycles. While a prompt is
@@ -53,9 +53,9 @@ class Run:
     def __init__(self, now: float) -> None:
         self.began = self.next_whole = now
         self.generations: dict[int, Generation] = {}
-        self.whole: Sequence[Job] = ()
+        self.whole: Sequence[SimulatedJob] = ()
         self.reserved = 0.0
-        self._active: list[tuple[float, int, Job]] = []
+        self._active: list[tuple[float, int, SimulatedJob]] = []
         self._at = self._stalled = self._until = now
         self._cycles = 0.0
         self._cycle = 1.0
@@ -75,7 +75,7 @@ class Run:
         generation = self.generations.get(model)
         return generation.rows if generation is not None else 0
 
-    def admit(self, job: Job, timing: Stepping, now: float, load: float) -> None:
+    def admit(self, job: SimulatedJob, timing: Stepping, now: float, load: float) -> None:
         """Add a job to its model's batch: the model is loaded, `load` seconds, and the prompt is read at once."""
         self._advance(now)
         self._stalled = max(self._stalled, now) + load + timing.prefill(job.size)
@@ -85,7 +85,7 @@ class Run:
         generation.cached += job.size
         self.reserved += (job.size + job.output) * timing.cache
 
-    def begin(self, jobs: Sequence[Job], seconds: float, now: float) -> None:
+    def begin(self, jobs: Sequence[SimulatedJob], seconds: float, now: float) -> None:
         """Run a whole batch that takes this many seconds, loading included."""
         self._advance(now)
         self._stalled = self._until = max(self._stalled, now) + seconds
@@ -100,10 +100,10 @@ class Run:
         end = max(self._stalled, self._at) + left * self._cycle
         return min(end, self._until) if self.whole else end
 
-    def ended(self, now: float) -> list[Job]:
+    def ended(self, now: float) -> list[SimulatedJob]:
         """Remove and return the jobs that end now."""
         self._advance(now)
-        done: list[Job] = []
+        done: list[SimulatedJob] = []
         if self.whole and self._until <= now + _SAME_TIME:
             done += self.whole
             self.whole = ()
@@ -122,11 +122,11 @@ class Run:
             assert isinstance(timing, Stepping)
             generation.timing = timing
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SimulatedJob]:
         """All jobs on the device, in order of arrival."""
         return sorted([*(job for _, _, job in self._active), *self.whole], key=lambda job: job.index)
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: SimulatedJob) -> None:
         generation = self.generations[job.model]
         generation.rows -= 1
         generation.cached -= job.size + job.output
@@ -148,7 +148,7 @@ class Run:
         self._at = now
 
 
-class Device:
+class SimulatedDevice:
     """One device of a class.
 
     `version` counts changes of its expected end, `session` how often it was switched on or off. `memory` is the bytes
@@ -177,7 +177,7 @@ class Device:
         self.serving = False
         self.draining = False
         self.version = self.session = 0
-        self.run: Run | None = None
+        self.run: DeviceRun | None = None
         self.resident: dict[int, Resident] = {}
         self.uses: dict[int, Uses] = {}
         self.busy = 0.0
@@ -197,7 +197,7 @@ class Device:
         self.draining = False
         self.session += 1
 
-    def switch_off(self, now: float) -> list[Job]:
+    def switch_off(self, now: float) -> list[SimulatedJob]:
         """Switch it off: it costs nothing and holds nothing. Returns the jobs that it ran, which are lost there."""
         assert self.on_since is not None
         lost = self.run.jobs() if self.run is not None else []
@@ -217,7 +217,7 @@ class Device:
             self.busy += now - self.run.began
             self.run = None
 
-    def can_admit(self, job: Job, timing: Stepping, slots: int) -> bool:
+    def can_admit(self, job: SimulatedJob, timing: Stepping, slots: int) -> bool:
         """Whether a job can join its model's batch: a slot is free, and all caches at their longest fit."""
         run = self.run
         if run is None:
@@ -228,7 +228,7 @@ class Device:
         free = self.memory - used - (0 if job.model in self.resident else timing.memory)
         return not run or run.reserved + (job.size + job.output) * timing.cache <= free
 
-    def can_begin(self, model: int, timing: Whole, now: float) -> bool:
+    def can_begin(self, model: int, timing: WholeBatches, now: float) -> bool:
         """Whether a whole batch of a model can begin."""
         run = self.run
         if run is None:
@@ -252,21 +252,21 @@ class Device:
         self.resident[model] = Resident(str(model), timing.memory, self.uses[model], timing.load)
         return timing.load if held is None else 0.0
 
-    def admit(self, job: Job, timing: Stepping, now: float) -> None:
+    def admit(self, job: SimulatedJob, timing: Stepping, now: float) -> None:
         """Add a job to its model's running batch."""
         load = self.hold(job.model, timing, now)
         self._running(now).admit(job, timing, now, load)
 
-    def begin(self, jobs: Sequence[Job], timing: Whole, now: float) -> float:
+    def begin(self, jobs: Sequence[SimulatedJob], timing: WholeBatches, now: float) -> float:
         """Begin a batch that runs as a whole; returns its seconds without loading."""
         load = self.hold(jobs[0].model, timing, now)
         seconds = timing.batch(len(jobs), sum(job.size + job.output for job in jobs))
         self._running(now).begin(jobs, load + seconds, now)
         return seconds
 
-    def _running(self, now: float) -> Run:
+    def _running(self, now: float) -> DeviceRun:
         if self.run is None:
-            self.run = Run(now)
+            self.run = DeviceRun(now)
         return self.run
 
     def _evicted(self, need: int, now: float) -> list[int]:

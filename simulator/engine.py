@@ -13,13 +13,13 @@ from heapq import heappop, heappush
 import msgspec
 import numpy as np
 
-from simulator.device import Device
-from simulator.fleet import SERVICES, Event
+from simulator.device import SimulatedDevice
+from simulator.fleet import SERVICES, HardwareChange
 from simulator.policies import policy as policies
 from simulator.policies.policy import Held, Policy, Shift
 from simulator.pool import Action, Pool
 from simulator.traces import Column
-from simulator.workload import Job, Workload, jobs
+from simulator.workload import SimulatedJob, Workload, jobs
 
 TICK = 1.0
 """Seconds between two evaluations of the scaling rule."""
@@ -40,26 +40,26 @@ class StuckError(Exception):
     """The simulated time does not advance: an event schedules itself for the same instant, again and again."""
 
 
-class Engine:
+class Simulation:
     """One run of one policy over one workload. Deterministic: the same arguments give the same outcome."""
 
     def __init__(self, workload: Workload, policy: Policy, *, seed: int) -> None:
         fleet, models = workload.fleet, workload.trace.models
         self.workload = workload
         self.policy = policy
-        self.outcome = Outcome(len(workload))
+        self.outcome = OutcomeColumns(len(workload))
         self.pools = [
             Pool(index, name, fleet, models, self, order=policy.order, seed=seed)
             for index, name in enumerate(fleet.classes)
         ]
         self.now = 0.0
-        self._events: list[tuple[float, int, Action, Device | None, int]] = []
+        self._events: list[tuple[float, int, Action, SimulatedDevice | None, int]] = []
         self._sequence = 0
         self._inside = self._at_once = 0
         self._changes = len(workload.fleet.events)
         self._held: dict[int, Pool] = {}
 
-    def run(self, progress: Progress = lambda arrived: None) -> Outcome:
+    def run(self, progress: Progress = lambda arrived: None) -> OutcomeColumns:
         """Play the whole trace, until the last request has ended and all devices are off."""
         self._begin()
         for job in jobs(self.workload):
@@ -81,12 +81,12 @@ class Engine:
             if self._changes or any(pool.available and pool.jobs for pool in self.pools):
                 served = self.now
 
-    def at(self, time: float, action: Action, device: Device | None, version: int) -> None:
+    def at(self, time: float, action: Action, device: SimulatedDevice | None, version: int) -> None:
         """As `World.at`."""
         self._sequence += 1
         heappush(self._events, (time, self._sequence, action, device, version))
 
-    def end(self, job: Job, pool: Pool, now: float, *, answered: bool) -> None:
+    def end(self, job: SimulatedJob, pool: Pool, now: float, *, answered: bool) -> None:
         """As `World.end`."""
         self._inside -= 1
         self.policy.ended(job, pool, now - job.arrival)
@@ -103,7 +103,7 @@ class Engine:
         if self.policy.beat < math.inf:
             self.at(self.policy.beat, self._look, None, 0)
 
-    def _change(self, event: Event, device: Device | None, version: int, now: float) -> None:
+    def _change(self, event: HardwareChange, device: SimulatedDevice | None, version: int, now: float) -> None:
         self._changes -= 1
         pool = next(pool for pool in self.pools if pool.name == event.hardware_class)
         if event.slower is not None:
@@ -115,7 +115,7 @@ class Engine:
         else:
             pool.reclaim(now)
 
-    def _arrive(self, job: Job, now: float) -> None:
+    def _arrive(self, job: SimulatedJob, now: float) -> None:
         chosen = self.policy.choose(job, self.pools, now)
         if chosen == policies.REFUSED:
             self.outcome.close(job.index, REFUSED, math.nan)
@@ -127,7 +127,7 @@ class Engine:
         else:
             self.pools[chosen].enqueue(job, now)
 
-    def _look(self, device: Device | None, version: int, now: float) -> None:
+    def _look(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         for shift in self.policy.look(self.pools, now):
             self._shift(shift, now)
         self.at(now + self.policy.beat, self._look, None, 0)
@@ -158,7 +158,7 @@ class Engine:
         self.now = time
         action(device, version, time)
 
-    def _tick(self, device: Device | None, version: int, now: float) -> None:
+    def _tick(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         for pool in self.pools:
             pool.tick(now)
         self.at(now + TICK, self._tick, None, 0)
@@ -166,16 +166,16 @@ class Engine:
 
 def simulate(
     name: str, workload: Workload, policy: Policy, *, seed: int, progress: Progress = lambda arrived: None
-) -> Summary:
+) -> RunSummary:
     """The figures of `policy`, called `name`, over the workload."""
     return played(name, workload, policy, seed=seed, progress=progress)[0]
 
 
 def played(
     name: str, workload: Workload, policy: Policy, *, seed: int, progress: Progress = lambda arrived: None
-) -> tuple[Summary, Outcome]:
+) -> tuple[RunSummary, OutcomeColumns]:
     """The same, and how each request ended."""
-    engine = Engine(workload, policy, seed=seed)
+    engine = Simulation(workload, policy, seed=seed)
     outcome = engine.run(progress)
     return summarise(name, workload, outcome, engine.pools), outcome
 
@@ -184,7 +184,7 @@ WAITING, ANSWERED, DROPPED, REFUSED = range(4)
 """States of a request: not ended, answered (in time or late), dropped past its deadline, refused."""
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One policy's figures.
 
     Attainment counts dropped and refused requests as missed, and is null for an unused service; `live_by_model` is that
@@ -212,7 +212,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     usd_by_class: dict[str, float] = {}
 
 
-class Outcome:
+class OutcomeColumns:
     """A column of states and one of latencies, written while the simulation runs; 5 bytes per request.
 
     `moves` counts how often a job moved from one class's queue to another's.
@@ -235,7 +235,7 @@ class Outcome:
         return met
 
 
-def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence[Pool]) -> Summary:
+def summarise(policy: str, workload: Workload, outcome: OutcomeColumns, pools: Sequence[Pool]) -> RunSummary:
     """The figures of a finished run, with all devices off."""
     trace = workload.trace
     timely, live = outcome.in_time(workload), trace.service == SERVICES.index("live")
@@ -248,7 +248,7 @@ def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence
     cost = sum(paid.values())
     starts = sum(pool.started * pool.start * pool.usd_per_second for pool in pools)
     used = sum(pool.dollars(lambda device: device.busy) + pool.metered for pool in pools)
-    return Summary(
+    return RunSummary(
         policy=policy,
         requests=len(workload),
         attainment=shares,

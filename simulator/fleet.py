@@ -12,8 +12,8 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from controller.decide.pools import Rules
-from simulator.timing import Above, Roofline, Shape, Stepping, Timing, Whole
+from controller.decide.pools import PoolRules
+from simulator.timing import Above, Roofline, Shape, Stepping, Timing, WholeBatches
 from tasks.document import Contradictions, DocumentError, Size, Verbatim, parse_document, read_document
 from tasks.endpoints import Rate
 from tasks.topology import ClassName, Price, Rebalance, price_contradictions
@@ -71,7 +71,7 @@ class Transformer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         )
 
 
-class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MeasuredCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A measured model: a batch takes `max(floor, base + slope · rows · mean size)` seconds."""
 
     base: AtLeast0
@@ -100,16 +100,16 @@ class NodePool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class PoolTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the operator changes pools, as in the values of the chart (`times` of its `controller`)."""
 
-    stock_out: Above = Rules().stock_out
+    stock_out: Above = PoolRules().stock_out
     """Seconds without a node after which a pool is out."""
-    retry: Above = Rules().retry
+    retry: Above = PoolRules().retry
     """Seconds until a pool that is out is tried again, doubled each time up to 16-fold."""
-    hold: AtLeast0 = Rules().hold
+    hold: AtLeast0 = PoolRules().hold
     """Seconds that a pool is on trial at least."""
 
-    def rules(self) -> Rules:
+    def rules(self) -> PoolRules:
         """As the operator's decisions have them."""
-        return Rules(self.stock_out, self.retry, self.hold)
+        return PoolRules(self.stock_out, self.retry, self.hold)
 
 
 class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -144,7 +144,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     roofline: Roofline | None = None
     """The device's limits, which give the timings of `models`; not given: only `curves` run. Example: {peak_flops:
     1.2e14, bandwidth: 3.0e11, host_link: 1.2e10}"""
-    curves: dict[str, Curve] = {}
+    curves: dict[str, MeasuredCurve] = {}
     """Measured models by name. Example: {bert: {base: 0.004, slope: 0.0001}}"""
     endpoint: bool = False
     """Whether it is an external server: `max_batch` are its slots, and its price may be by tokens and requests."""
@@ -187,7 +187,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return sum(pool.count or self.count for pool in self.pools) or self.count
 
 
-class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ServiceShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Terms for the requests whose trace names no service."""
 
     share: Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -202,7 +202,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Whether they may be interrupted, and so run on spot classes."""
 
 
-class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HardwareChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A change of a class's hardware: exactly one of `slower`, `available` and `reclaimed`."""
 
     at: AtLeast0
@@ -239,11 +239,11 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Generating models by name, for classes with a `roofline`."""
     default_model: str
     """The model of requests whose trace names none. Example: bert"""
-    services: dict[str, Service]
+    services: dict[str, ServiceShare]
     """Terms of `live`, `standard` and `bulk`."""
     rebalance: Rebalance = Rebalance()
     """How waiting work moves, as in queues.yaml."""
-    events: tuple[Event, ...] = ()
+    events: tuple[HardwareChange, ...] = ()
     """Changes of the hardware. Example: [{at: 450, class: gpu.l4, slower: 3}]"""
     penalties: Penalties = Penalties()
     """What late work costs; without them nothing is planned."""
@@ -258,11 +258,11 @@ class Fleet:
 
     file: str
     classes: Mapping[str, DeviceClass]
-    services: tuple[Service, ...]
+    services: tuple[ServiceShare, ...]
     default_model: str
     rebalance: Rebalance
     timings: Mapping[str, tuple[Timing | None, ...]]
-    events: tuple[Event, ...] = ()
+    events: tuple[HardwareChange, ...] = ()
     penalties: tuple[float, ...] = (0.0,) * len(SERVICES)
 
     def models(self) -> list[str]:
@@ -319,7 +319,7 @@ def _timing(document: Document, model: str, device: DeviceClass) -> Timing | Non
     """The model's timing on the class; None if it cannot run there."""
     curve = device.curves.get(model)
     if curve is not None:
-        return Whole(curve.load, curve.memory, curve.base, curve.slope, curve.floor)
+        return WholeBatches(curve.load, curve.memory, curve.base, curve.slope, curve.floor)
     transformer = document.models.get(model)
     if device.roofline is None or transformer is None:
         return None
@@ -344,7 +344,7 @@ def _contradictions(document: Document) -> Contradictions:
         yield from _event_contradictions(f"events[{number}]", document, event)
 
 
-def _event_contradictions(path: str, document: Document, event: Event) -> Contradictions:
+def _event_contradictions(path: str, document: Document, event: HardwareChange) -> Contradictions:
     if event.hardware_class not in document.classes:
         yield f"{path}.class", f"one of the classes, {sorted(document.classes)}", event.hardware_class
     changes = sum((event.slower is not None, event.available is not None, event.reclaimed))

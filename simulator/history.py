@@ -114,7 +114,7 @@ class _Day(click.ParamType[datetime]):
         return day_of(str(value)) or self.fail(f"expected a UTC day, such as 2026-11-27, got {value!r}", param, ctx)
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True):
+class EndedShare(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs of one model and service, how they ended, and the seconds that the answered ones took.
 
     `timely` is the share answered within the deadline of those that ended and were not cancelled; None if there are
@@ -134,7 +134,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     p95: float | None
 
 
-def shares_of(arrivals: Arrivals) -> list[Share]:
+def shares_of(arrivals: Arrivals) -> list[EndedShare]:
     """The jobs by model and service, those with most jobs first."""
     jobs = arrivals.jobs
     kinds = jobs["model"].astype(np.int64) * len(arrivals.names["service"]) + jobs["service"]
@@ -142,13 +142,13 @@ def shares_of(arrivals: Arrivals) -> list[Share]:
     return sorted(shares, key=lambda share: (-share.jobs, share.model, share.service))
 
 
-def _share(arrivals: Arrivals, jobs: Jobs) -> Share:
+def _share(arrivals: Arrivals, jobs: Jobs) -> EndedShare:
     state = jobs["state"]
     answered = state == _ANSWERED
     counted = int(((state >= ENDED) & (state != _CANCELLED)).sum())
     timely = int((answered & ~(jobs["seconds"] > jobs["deadline"])).sum())
     taken = jobs["seconds"][answered]
-    return Share(
+    return EndedShare(
         model=arrivals.names["model"][jobs["model"][0]],
         service=arrivals.names["service"][jobs["service"][0]],
         jobs=len(jobs),
@@ -224,10 +224,10 @@ def _told(arrivals: Arrivals) -> Iterator[dict[str, Any]]:
         yield job | {"state": STATES[job["state"]], "output": job["output"] if job["output"] >= 0 else None}
 
 
-def _table(shares: Sequence[Share]) -> Table:
+def _table(shares: Sequence[EndedShare]) -> Table:
     """The shares, without the columns in `_RARE` that are 0 in all rows: the others fit 80 columns."""
     unused = {name for name in _RARE if not any(getattr(share, name) for share in shares)}
-    model, service, *rest = (name for name in Share.__struct_fields__ if name not in unused)
+    model, service, *rest = (name for name in EndedShare.__struct_fields__ if name not in unused)
     shown = table(model, service, right=rest)
     for share in shares:
         figures = {**msgspec.structs.asdict(share), "timely": percent(share.timely)}

@@ -16,13 +16,13 @@ from rich.text import Text
 
 from router.decide.plan import Plan as FleetPlan
 from simulator.demand import InfeasibleError, Mix, Offer, cheapest, check_deadlines, demand
-from simulator.engine import Summary
+from simulator.engine import RunSummary
 from simulator.fleet import SERVICES, DeviceClass, Fleet
 from simulator.reports import percent, plan_tables, table
 from simulator.traces import TraceError
 from simulator.tuning.search import Search
 from simulator.tuning.tuner import Decision, plan_of
-from simulator.tuning.twin import Conditions, Twin, Window
+from simulator.tuning.twin import Twin, TwinConditions, Window
 from simulator.workload import Figures, Workload
 from tasks.topology import Price
 
@@ -41,7 +41,7 @@ MOST_REPLAYS = 40
 PATIENCE = 10
 """Consecutive replays of cheaper mixes that may fall short."""
 
-Replay = Callable[[str, Workload], Summary]
+Replay = Callable[[str, Workload], RunSummary]
 """Plays a workload on the fleet in it, with all devices on; the text names the replay."""
 
 
@@ -65,7 +65,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     attainment: dict[str, float | None]
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class MixPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The mix for a load. `rounds` led to a sufficient mix; `replays`, including those, to one that costs `saved` less.
 
     `saved` is US dollars per hour.
@@ -90,14 +90,14 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
     infeasible: str | None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class PlannerReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `plan` prints: the requirements, the mix for the trace itself, and those for other loads.
 
     `fleet_plan` is the plan that routers would follow on that mix; null if the fleet file has no penalties.
     """
 
     slo: dict[str, float]
-    plan: Plan
+    plan: MixPlan
     loads: list[Sensitivity]
     fleet_plan: FleetPlan | None = None
 
@@ -108,7 +108,7 @@ class _Search:
     def __init__(self, workload: Workload, slo: Mapping[str, float], replay: Replay) -> None:
         self.workload = workload
         self.slo = slo
-        self.tried: dict[Mix, Summary] = {}
+        self.tried: dict[Mix, RunSummary] = {}
         self._replay = replay
 
     def attempt(self, mix: Mix) -> bool:
@@ -131,7 +131,7 @@ class _Search:
         )
 
 
-def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], replay: Replay) -> Plan:
+def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], replay: Replay) -> MixPlan:
     """The cheapest mix found whose replay attains every service's share.
 
     Each service's demand gets headroom until the replay attains its share. Then cheaper mixes are replayed, until
@@ -145,7 +145,7 @@ def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], 
     rounds: list[Round] = []
     enough = _enough(search, offers, rounds)
     best = _cheaper(search, enough)
-    return Plan(
+    return MixPlan(
         requests=len(workload),
         mix=_bought(best, search.tried[best], workload.fleet),
         usd_per_hour=best.usd_per_hour,
@@ -156,9 +156,9 @@ def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], 
     )
 
 
-def sensitivity(load: float, outcome: Plan | InfeasibleError | TraceError) -> Sensitivity:
+def sensitivity(load: float, outcome: MixPlan | InfeasibleError | TraceError) -> Sensitivity:
     """A plan, or why there is none, as a row of the table of loads."""
-    if not isinstance(outcome, Plan):
+    if not isinstance(outcome, MixPlan):
         return Sensitivity(load=load, usd_per_hour=None, mix=None, attainment=None, infeasible=str(outcome))
     return Sensitivity(
         load=load,
@@ -169,7 +169,7 @@ def sensitivity(load: float, outcome: Plan | InfeasibleError | TraceError) -> Se
     )
 
 
-def mix_of(bought: Plan, offers: Sequence[Offer]) -> Mix:
+def mix_of(bought: MixPlan, offers: Sequence[Offer]) -> Mix:
     """The mix that a plan buys."""
     numbers = {(row.hardware_class, row.instance): row.instances for row in bought.mix}
     return Mix(tuple(offers), tuple(numbers.get((offer.hardware_class, offer.instance), 0) for offer in offers))
@@ -263,7 +263,7 @@ def _beside(mix: Mix, fleet: Fleet) -> Iterator[Mix]:
             yield more
 
 
-def _round(headroom: Figures, mix: Mix, summary: Summary) -> Round:
+def _round(headroom: Figures, mix: Mix, summary: RunSummary) -> Round:
     return Round(
         headroom={name: round(float(times), 4) for name, times in zip(SERVICES, headroom, strict=True)},
         usd_per_hour=mix.usd_per_hour,
@@ -271,7 +271,7 @@ def _round(headroom: Figures, mix: Mix, summary: Summary) -> Round:
     )
 
 
-def _bought(mix: Mix, summary: Summary, fleet: Fleet) -> list[Bought]:
+def _bought(mix: Mix, summary: RunSummary, fleet: Fleet) -> list[Bought]:
     return [
         Bought(
             hardware_class=offer.hardware_class,
@@ -294,7 +294,7 @@ PLAYS = 150
 def fleet_plan(
     workload: Workload,
     offers: Sequence[Offer],
-    bought: Plan,
+    bought: MixPlan,
     *,
     seed: int,
     progress: Callable[[float], None] = lambda plays: None,
@@ -309,7 +309,7 @@ def fleet_plan(
     fleet, end = on_mix.fleet, float(on_mix.trace.arrival[-1]) + 1
     counts = tuple(device.count for device in fleet.classes.values())
     window = Window.latest(on_mix, end, end)
-    twin = Twin(window, Conditions.usual(fleet, counts))
+    twin = Twin(window, TwinConditions.usual(fleet, counts))
     search = Search(twin, seed, progress)
     found = search.find(None, PLAYS)
     devices = tuple(twin.devices(found.assignment))
@@ -339,7 +339,7 @@ def _scaling(on_mix: Workload, workload: Workload) -> Workload:
     return replace(on_mix, fleet=replace(on_mix.fleet, classes=classes))
 
 
-def tables(answer: Answer) -> list[Table | Text]:
+def tables(answer: PlannerReport) -> list[Table | Text]:
     """The mix, its attainment, how it was found, the fleet's plan on it, and the other loads, in this order."""
     plan = answer.plan
     followed = answer.fleet_plan
@@ -357,7 +357,7 @@ def tables(answer: Answer) -> list[Table | Text]:
     ]
 
 
-def _mix(plan: Plan) -> Table:
+def _mix(plan: MixPlan) -> Table:
     shown = table("class", "instance", right=("instances", "devices", "$ an hour", "busy"))
     for row in plan.mix:
         kind = f"{row.instance} (spot)" if row.spot else row.instance
@@ -368,7 +368,7 @@ def _mix(plan: Plan) -> Table:
     return shown
 
 
-def _attained(slo: Mapping[str, float], plan: Plan) -> Table:
+def _attained(slo: Mapping[str, float], plan: MixPlan) -> Table:
     shown = table("service", right=("asked", "attained", "headroom"))
     headroom = plan.rounds[-1].headroom
     for name in SERVICES:
@@ -376,7 +376,7 @@ def _attained(slo: Mapping[str, float], plan: Plan) -> Table:
     return shown
 
 
-def _found(plan: Plan) -> str:
+def _found(plan: MixPlan) -> str:
     tried = ", ".join(f"${one.usd_per_hour:.2f}" for one in plan.rounds)
     since = f"{plan.replays - len(plan.rounds)} cheaper ones since, which saved ${plan.saved:.2f}"
     return f"{plan.requests:,} requests; mixes replayed: {tried} an hour; {since}"

@@ -8,32 +8,32 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from router.decide.plan import ScalingRule, Size, density
-from simulator.class_queue import ClassQueue, Order
-from simulator.device import Device
+from router.decide.plan import ClassSize, ScalingRule, density
+from simulator.class_queue import Order, SimulatedQueue
+from simulator.device import SimulatedDevice
 from simulator.fleet import USABLE, Fleet
 from simulator.nodes import Nodes
-from simulator.timing import Stepping, Timing, Whole
-from simulator.workload import Job
+from simulator.timing import Stepping, Timing, WholeBatches
+from simulator.workload import SimulatedJob
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
 from workers.decide.batcher import ALONE, BatchPolicy, Row, WaitingRows, form, observe_gap, ready, widen_gap
-from workers.decide.endpoints import Rates, rates_of
+from workers.decide.endpoints import EndpointRates, rates_of
 from workers.decide.occupation import BATCHES
 
-UNLIMITED = Rates()
+UNLIMITED = EndpointRates()
 
-Action = Callable[[Device | None, int, float], None]
+Action = Callable[[SimulatedDevice | None, int, float], None]
 """An event's callback: the device concerned, the version of it that was expected, and the time."""
 
 
 class World(Protocol):
     """What a pool needs from the engine."""
 
-    def at(self, time: float, action: Action, device: Device | None, version: int) -> None:
+    def at(self, time: float, action: Action, device: SimulatedDevice | None, version: int) -> None:
         """Schedule `action` at `time`."""
 
-    def end(self, job: Job, pool: Pool, now: float, *, answered: bool) -> None:
+    def end(self, job: SimulatedJob, pool: Pool, now: float, *, answered: bool) -> None:
         """The job has ended: answered, or dropped because its deadline passed while it waited."""
 
 
@@ -73,7 +73,7 @@ class Pool:
         self.batches: deque[tuple[float, int, float]] = deque(maxlen=BATCHES)
         self.queued = [0.0] * LEVELS
         self.inside = 0.0
-        self.devices = [Device(number, device.memory * USABLE) for number in range(device.most)]
+        self.devices = [SimulatedDevice(number, device.memory * USABLE) for number in range(device.most)]
         self._profiles: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
         self._timings = self._profiles
         self._warm = [number for number, model in enumerate(models) if model in device.warm]
@@ -81,8 +81,8 @@ class Pool:
         self._world = world
         longest = math.inf if device.max_run is None else device.max_run
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
-        self.queue = ClassQueue(order)
-        self._size = Size(device.start, device.minimum)
+        self.queue = SimulatedQueue(order)
+        self._size = ClassSize(device.start, device.minimum)
         self._density = self._peak = 0.0
         self._draining = 0
         self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
@@ -97,19 +97,19 @@ class Pool:
         """Jobs that could start now in addition to those waiting, as far as memory allows."""
         return self.serving * self.slots - self.running - self.waiting
 
-    def back(self, most: int) -> Iterator[Job]:
+    def back(self, most: int) -> Iterator[SimulatedJob]:
         """Up to `most` waiting jobs of each level, last served first. Requires a queue by level."""
         return self.queue.back(most)
 
-    def runs(self, job: Job) -> bool:
+    def runs(self, job: SimulatedJob) -> bool:
         """Whether the class can run the job at all."""
         return job.alone[self.index] < math.inf
 
-    def cost(self, job: Job) -> float:
+    def cost(self, job: SimulatedJob) -> float:
         """US dollars of the device seconds that the job is expected to use, and of its tokens."""
         return job.work[self.index] * self.usd_per_second + self.bill(job)
 
-    def bill(self, job: Job) -> float:
+    def bill(self, job: SimulatedJob) -> float:
         """US dollars for the job's tokens, and for it as a request."""
         return 0.0 if self.tariff is None else self.tariff.bill(Tokens(input=job.size, output=job.output), 1)
 
@@ -126,7 +126,7 @@ class Pool:
         """Device seconds of all jobs here."""
         return sum(self.queued) + self.inside
 
-    def dollars(self, seconds: Callable[[Device], float]) -> float:
+    def dollars(self, seconds: Callable[[SimulatedDevice], float]) -> float:
         """US dollars for these seconds of each device."""
         if self.nodes is not None:
             return sum(seconds(device) * self.nodes.usd_per_second(device) for device in self.devices)
@@ -139,7 +139,7 @@ class Pool:
             return [None] * self.serving
         return [3600 * nodes.usd_per_second(device) for device in self.devices if device.available]
 
-    def wait(self, job: Job) -> float:
+    def wait(self, job: SimulatedJob) -> float:
         """Seconds until the job is expected to start."""
         if not self.serving:
             return self.start + sum(self.queued[: job.level + 1]) / max(self.powered, 1)
@@ -149,16 +149,16 @@ class Pool:
             return 0.0
         return (ahead + (self.inside / max(self.running, 1) if full else 0.0)) / self.serving
 
-    def run(self, job: Job) -> float:
+    def run(self, job: SimulatedJob) -> float:
         """Seconds that the job is expected to run in the batch that it would join."""
         rows = (self.running + self.waiting) / self.serving if self.serving else 0.0
         return job.alone[self.index] + min(rows, self.slots - 1) * job.crowding[self.index]
 
-    def finish(self, job: Job) -> float:
+    def finish(self, job: SimulatedJob) -> float:
         """Seconds until the job's answer is expected."""
         return self.wait(job) + self.run(job)
 
-    def enqueue(self, job: Job, now: float) -> None:
+    def enqueue(self, job: SimulatedJob, now: float) -> None:
         """Add a job to the queue; devices with capacity take it at once."""
         if self.waiting or self.running:
             self._gap = observe_gap(self._gap, now - self._newest)
@@ -169,17 +169,17 @@ class Pool:
         while (first := self.queue.first(job.model)) is not None and self._take(first, now):
             pass  # other models have waited for a device since before
 
-    def withdraw(self, job: Job) -> None:
+    def withdraw(self, job: SimulatedJob) -> None:
         """Remove a waiting job that moves to another class."""
         self._unqueue(job)
         self._density -= job.density
 
-    def expect(self, job: Job, now: float) -> None:
+    def expect(self, job: SimulatedJob, now: float) -> None:
         """A job that is not bound to a class yet will probably come here: devices are kept for it."""
         self.expected += 1
         self._load(job, now)
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: SimulatedJob) -> None:
         """An expected job has arrived, or will not."""
         self.expected -= 1
         self._density -= job.density
@@ -193,7 +193,7 @@ class Pool:
             if not self._take(job, now):
                 blocked.add(job.model)
 
-    def _take(self, job: Job, now: float) -> bool:
+    def _take(self, job: SimulatedJob, now: float) -> bool:
         """Drop a waiting job whose deadline has passed, or give it to a device; False if none has capacity for it."""
         if job.due > now:
             return self._give(job, now)
@@ -201,7 +201,7 @@ class Pool:
         self._drop(job, now)
         return True
 
-    def _give(self, job: Job, now: float) -> bool:
+    def _give(self, job: SimulatedJob, now: float) -> bool:
         if self.rates is not UNLIMITED and (wait := self.rates.wait(job.size + job.output, now)) > 0:
             if self._allowed_at <= now:
                 self._allowed_at = now + wait
@@ -210,7 +210,7 @@ class Pool:
         timing = self._timings[job.model]
         if isinstance(timing, Stepping):
             return self._admit(job, timing, now)
-        return isinstance(timing, Whole) and self._begin(job, timing, now)
+        return isinstance(timing, WholeBatches) and self._begin(job, timing, now)
 
     def follow(self, rule: ScalingRule, devices: int = 0, pause: float = 0.0, now: float = 0.0) -> None:
         """Scale by this rule from `now` on, and have `devices` at least until there was no job for `pause` seconds."""
@@ -272,7 +272,7 @@ class Pool:
         for device in on:
             self._switch_on(device, now, self.start)
 
-    def _drain(self, device: Device, now: float) -> None:
+    def _drain(self, device: SimulatedDevice, now: float) -> None:
         """Give the device no more work, and switch it off once it has none."""
         device.draining = True
         self._draining += 1
@@ -287,7 +287,7 @@ class Pool:
             self._switch_on(device, now, after)
             self._size.need(self.powered, now)
 
-    def _switch_on(self, device: Device, now: float, after: float) -> None:
+    def _switch_on(self, device: SimulatedDevice, now: float, after: float) -> None:
         device.switch_on(now)
         self.powered += 1
         self.started += after > 0
@@ -296,7 +296,7 @@ class Pool:
         if hazard:
             self._world.at(now + self._random.expovariate(hazard), self._fail, device, device.session)
 
-    def _hazard(self, device: Device) -> float:
+    def _hazard(self, device: SimulatedDevice) -> float:
         """How often a device is lost, per second."""
         spot = self.spot if self.nodes is None else self.nodes.spot(device)
         return (self.device_class.failures_per_hour + self.device_class.reclaims_per_hour * spot) / 3600
@@ -307,7 +307,7 @@ class Pool:
             if device.on_since is not None:
                 device.switch_off(now)
 
-    def _fail(self, device: Device | None, session: int, now: float) -> None:
+    def _fail(self, device: SimulatedDevice | None, session: int, now: float) -> None:
         """The device fails at once."""
         if device is None or device.session != session:
             return
@@ -315,7 +315,7 @@ class Pool:
         self._grow(now)
         self.feed(now)
 
-    def _lose(self, device: Device, now: float) -> None:
+    def _lose(self, device: SimulatedDevice, now: float) -> None:
         """The device is gone; the jobs that it ran are queued again."""
         self.serving -= device.available
         self._draining -= device.draining
@@ -324,7 +324,7 @@ class Pool:
             self._leave(job)
             self._push(job)
 
-    def _started(self, device: Device | None, session: int, now: float) -> None:
+    def _started(self, device: SimulatedDevice | None, session: int, now: float) -> None:
         if device is not None and device.session == session:
             device.serving = True
             self.serving += not device.draining
@@ -333,7 +333,7 @@ class Pool:
                     device.hold(model, timing, now)
             self.feed(now)
 
-    def _admit(self, job: Job, timing: Stepping, now: float) -> bool:
+    def _admit(self, job: SimulatedJob, timing: Stepping, now: float) -> bool:
         """Add a generating job to the device with the fewest jobs among those with capacity."""
         device = self._emptiest(job.model, lambda device: device.can_admit(job, timing, self.slots))
         if device is None:
@@ -344,7 +344,7 @@ class Pool:
         self._expect(device)
         return True
 
-    def _emptiest(self, model: int, able: Callable[[Device], bool]) -> Device | None:
+    def _emptiest(self, model: int, able: Callable[[SimulatedDevice], bool]) -> SimulatedDevice | None:
         """The able device with the fewest jobs, and of several one that holds the model. Only better ones are asked."""
         best, least = None, (math.inf, True)
         for device in self.devices:
@@ -354,7 +354,7 @@ class Pool:
                     best, least = device, crowd
         return best
 
-    def _begin(self, first: Job, timing: Whole, now: float) -> bool:
+    def _begin(self, first: SimulatedJob, timing: WholeBatches, now: float) -> bool:
         device = self._emptiest(first.model, lambda device: device.can_begin(first.model, timing, now))
         if device is None:
             return False
@@ -372,7 +372,7 @@ class Pool:
         self._expect(device)
         return True
 
-    def _form(self, model: int, timing: Whole, now: float) -> list[Job]:
+    def _form(self, model: int, timing: WholeBatches, now: float) -> list[SimulatedJob]:
         """The next batch, formed as a worker does from what it prefetches: twice its largest batch, or one job."""
         most = 2 * self.slots if self.slots > 1 else 1
         alike = [job for job in self.queue.front(model, most) if job.due > now]
@@ -384,20 +384,20 @@ class Pool:
             self._enter(job, now)
         return chosen
 
-    def _allowed(self, device: Device | None, version: int, now: float) -> None:
+    def _allowed(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         """A rate limit allows another job."""
         self.feed(now)
 
-    def _wake(self, device: Device | None, version: int, now: float) -> None:
+    def _wake(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         if version == self._woken:
             self.feed(now)
 
-    def _expect(self, device: Device) -> None:
+    def _expect(self, device: SimulatedDevice) -> None:
         assert device.run is not None
         device.version += 1
         self._world.at(device.run.next_end(), self._ended, device, device.version)
 
-    def _ended(self, device: Device | None, version: int, now: float) -> None:
+    def _ended(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         if device is None or device.version != version or device.run is None:
             return
         for job in device.run.ended(now):
@@ -413,11 +413,11 @@ class Pool:
             self._let_go(device, now)
         self.feed(now)
 
-    def _stepped(self, device: Device | None, version: int, now: float) -> None:
+    def _stepped(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         """A device's generating models have taken a step since its last whole batch."""
         self.feed(now)
 
-    def _let_go(self, device: Device, now: float) -> None:
+    def _let_go(self, device: SimulatedDevice, now: float) -> None:
         """Switch a draining device off once it is empty."""
         if device.draining and device.run is None:
             device.switch_off(now)
@@ -447,7 +447,7 @@ class Pool:
     def _wanted(self, now: float) -> int:
         return min(self._size.wanted(self._density, self.jobs, now), self._most)
 
-    def _load(self, job: Job, now: float) -> None:
+    def _load(self, job: SimulatedJob, now: float) -> None:
         pace = self.learned[job.model]
         job.density = density(pace * job.work[self.index], job.deadline, pace * job.alone[self.index])
         self._density += job.density
@@ -455,21 +455,21 @@ class Pool:
         self._size.use(now)
         self._grow(now)
 
-    def _push(self, job: Job) -> None:
+    def _push(self, job: SimulatedJob) -> None:
         self.queued[job.level] += job.work[self.index]
         self.queue.push(job)
 
-    def _unqueue(self, job: Job) -> None:
+    def _unqueue(self, job: SimulatedJob) -> None:
         self.queue.take(job)
         self.queued[job.level] -= job.work[self.index]
         if not self.queue:
             self.queued = [0.0] * LEVELS  # clears rounding errors
 
-    def _drop(self, job: Job, now: float) -> None:
+    def _drop(self, job: SimulatedJob, now: float) -> None:
         self._density -= job.density
         self._world.end(job, self, now, answered=False)
 
-    def _enter(self, job: Job, now: float) -> None:
+    def _enter(self, job: SimulatedJob, now: float) -> None:
         self.running += 1
         self.metered += self.bill(job)
         self.metered_requests += self.tariff is not None
@@ -477,17 +477,17 @@ class Pool:
             self.rates = self.rates.taken(job.size + job.output, now)
         self.inside += job.work[self.index]
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: SimulatedJob) -> None:
         self.running -= 1
         self.inside = self.inside - job.work[self.index] if self.running else 0.0
 
 
-def _paid_for(device: Device, now: float) -> float:
+def _paid_for(device: SimulatedDevice, now: float) -> float:
     """Seconds that a device was on."""
     return device.powered + (now - device.on_since if device.on_since is not None else 0.0)
 
 
-def _idleness(device: Device) -> tuple[bool, bool, int, int]:
+def _idleness(device: SimulatedDevice) -> tuple[bool, bool, int, int]:
     """Sort key for devices: powered ones that start yet first, then those with the fewest jobs."""
     gone = device.on_since is None or device.draining
     return (gone, device.serving, len(device), -device.index)

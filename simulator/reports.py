@@ -15,16 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from router.decide.plan import Density, Plan, ScalingRule
-from simulator.engine import Summary
+from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 
 
-def json_lines(summaries: Sequence[Summary]) -> str:
+def json_lines(summaries: Sequence[RunSummary]) -> str:
     """One line with a JSON object per policy; unknown values are null."""
     return "".join(msgspec.json.encode(summary).decode() + "\n" for summary in summaries)
 
 
-def figures(summaries: Sequence[Summary]) -> Table:
+def figures(summaries: Sequence[RunSummary]) -> Table:
     """What each policy attains and costs, one row per policy."""
     shown = table(first="policy", right=(*SERVICES, "cost", "score", "p50", "p99", "goodput", "moves"))
     for summary in summaries:
@@ -35,7 +35,7 @@ def figures(summaries: Sequence[Summary]) -> Table:
     return shown
 
 
-def usage(summaries: Sequence[Summary]) -> Table:
+def usage(summaries: Sequence[RunSummary]) -> Table:
     """How busy each class's devices are while they are on, one row per policy."""
     classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
     shown = table(first="policy", right=[f"{name} busy" for name in classes])
@@ -126,7 +126,7 @@ class _Scale:
         return self.begin + (value - self.low) / (self.high - self.low) * (self.end - self.begin)
 
 
-def page(summaries: Sequence[Summary], *, title: str, subtitle: str) -> str:
+def page(summaries: Sequence[RunSummary], *, title: str, subtitle: str) -> str:
     """The page: a chart of cost against live attainment, then a table of all figures."""
     own = summaries[0].policy
     return (
@@ -136,7 +136,7 @@ def page(summaries: Sequence[Summary], *, title: str, subtitle: str) -> str:
     )
 
 
-def _chart(summaries: Sequence[Summary], own: str) -> str:
+def _chart(summaries: Sequence[RunSummary], own: str) -> str:
     points = [s for s in summaries if s.attainment["live"] is not None]
     dearest = max((s.cost_usd for s in summaries), default=1.0) or 1.0
     across = _Scale(0.0, dearest * 1.12, _LEFT, WIDTH - _RIGHT)
@@ -201,7 +201,7 @@ def _is_free(placed: Sequence[tuple[float, float, float]], left: float, right: f
     return inside and all(right < a or left > b or abs(row - y) >= _LINE for a, b, y in placed)
 
 
-def _html_table(summaries: Sequence[Summary], own: str) -> str:
+def _html_table(summaries: Sequence[RunSummary], own: str) -> str:
     classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
     heads = [
         "policy",
@@ -219,7 +219,7 @@ def _html_table(summaries: Sequence[Summary], own: str) -> str:
     return f"<table><tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr>{rows}</table>"
 
 
-def _cells(summary: Summary, classes: Sequence[str]) -> list[str]:
+def _cells(summary: RunSummary, classes: Sequence[str]) -> list[str]:
     attained = [percent(summary.attainment[name]) for name in SERVICES]
     used = [percent(summary.utilisation.get(name)) for name in classes]
     return [

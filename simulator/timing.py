@@ -142,7 +142,7 @@ class Stepping:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class WholeBatches:
     """A model whose batches run as a whole: `max(floor, base + slope · rows · mean size)` seconds.
 
     Sizes include outputs.

@@ -40,7 +40,7 @@ class Workload:
         return len(self.trace)
 
 
-class Job:
+class SimulatedJob:
     """A request in the simulation, with the figures that a policy may use.
 
     `alone`, `work` and `crowding` have one figure per class: seconds until the answer on an idle device, device seconds
@@ -135,7 +135,7 @@ def _levels(deadline: Figures, priority: Column) -> Column:
 
 
 def alone_and_work(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures, Figures, Figures]:
-    """`Job.alone`, `Job.work` and `Job.crowding` for outputs of these lengths; shapes (n, classes)."""
+    """`alone`, `work` and `crowding` of jobs with outputs of these lengths; shapes (n, classes)."""
     shape = (len(trace), len(fleet.classes))
     alone, work, crowding = (np.full(shape, math.inf) for _ in range(3))
     for number, name in enumerate(trace.models):
@@ -169,7 +169,7 @@ def barred(trace: Trace, fleet: Fleet) -> Column:
     return both
 
 
-def jobs(workload: Workload) -> Iterator[Job]:
+def jobs(workload: Workload) -> Iterator[SimulatedJob]:
     """The requests in order of arrival, made in chunks."""
     trace = workload.trace
     for start in range(0, len(trace), _CHUNK):
@@ -189,4 +189,4 @@ def jobs(workload: Workload) -> Iterator[Job]:
             [trace.tenants[number] for number in piece.tenant.tolist()],
             strict=True,
         )
-        yield from map(Job, terms, known)
+        yield from map(SimulatedJob, terms, known)

@@ -30,7 +30,7 @@ _HEADER = 8  # bytes of a safetensors file that give its header's length
 _LONGEST_HEADER = 100 * 2**20  # bytes; the format's limit
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CheckVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of checking queues.yaml, a model (`name:version`) or a variant (`name:version/variant`)."""
 
     subject: str
@@ -39,7 +39,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hint: str = ""
 
 
-def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict]:
+def check_configuration(queues: Path, models: Path, cache: Path) -> list[CheckVerdict]:
     """The verdicts on a fleet with this queues.yaml and these models.
 
     Artefacts in `cache` are checked; the others are listed as not checked.
@@ -48,7 +48,7 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
     catalogue = load_catalogue(models)
     if not catalogue.models and not catalogue.disabled:
         text, hint = "expected model folders, found none", "TAXIWAY_MODELS names the folder that holds them"
-        verdicts.append(Verdict(subject=str(models), level="error", text=text, hint=hint))
+        verdicts.append(CheckVerdict(subject=str(models), level="error", text=text, hint=hint))
     if topology is not None:
         verdicts += _runtimes(topology)
         verdicts += _named(topology, catalogue)
@@ -57,9 +57,9 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
     )
     for name, reason in sorted(catalogue.disabled.items()):
         if discovers and name in catalogue.others:
-            verdicts.append(Verdict(subject=name, level="warning", text=reason, hint=_ANNOUNCED))
+            verdicts.append(CheckVerdict(subject=name, level="warning", text=reason, hint=_ANNOUNCED))
         else:
-            verdicts.append(Verdict(subject=name, level="error", text=reason, hint=_REPAIR))
+            verdicts.append(CheckVerdict(subject=name, level="error", text=reason, hint=_REPAIR))
     store = ArtefactStore(cache)
     for _, model in sorted(catalogue.models.items()):
         verdicts += _model(model, topology, store)
@@ -71,25 +71,25 @@ _ANNOUNCED = "correct the name, unless an endpoint with `discover: true` announc
 _REPAIR = "the model is disabled until this is corrected; a running fleet picks up the correction"
 
 
-def _topology(queues: Path) -> tuple[Topology | None, list[Verdict]]:
+def _topology(queues: Path) -> tuple[Topology | None, list[CheckVerdict]]:
     try:
         topology = load_topology(queues)
     except TopologyError as error:
         hint = "docs/operations.md explains every field; tasks/queues.schema.json is its JSON Schema"
         return None, [
-            Verdict(subject=QUEUES, level="error", text=str(error).removeprefix(f"{error.file}: "), hint=hint)
+            CheckVerdict(subject=QUEUES, level="error", text=str(error).removeprefix(f"{error.file}: "), hint=hint)
         ]
     text = f"{len(topology.hardware)} hardware classes, {len(topology.service)} services"
-    return topology, [Verdict(subject=QUEUES, level="ok", text=text)]
+    return topology, [CheckVerdict(subject=QUEUES, level="ok", text=text)]
 
 
-def _runtimes(topology: Topology) -> Iterator[Verdict]:
+def _runtimes(topology: Topology) -> Iterator[CheckVerdict]:
     """Runtimes of classes, endpoints aside, that are neither built in nor registered by an installed package."""
     for name, hardware in sorted(topology.hardware.items()):
         for place, runtime in enumerate(hardware.runtimes if hardware.endpoint is None else ()):
             if unknown := _unknown(runtime):
                 text = f"hardware.{name}.runtimes.{place}: {unknown}"
-                yield Verdict(subject=QUEUES, level="warning", text=text, hint=_ELSEWHERE)
+                yield CheckVerdict(subject=QUEUES, level="warning", text=text, hint=_ELSEWHERE)
 
 
 def _unknown(runtime: str) -> str:
@@ -101,7 +101,7 @@ def _unknown(runtime: str) -> str:
     return ""
 
 
-def _named(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
+def _named(topology: Topology, catalogue: Catalogue) -> Iterator[CheckVerdict]:
     """Models that classes should keep warm, or that endpoints should serve, and cannot."""
     for name, hardware in sorted(topology.hardware.items()):
         warm = [(f"warm.{place}", reference) for place, reference in enumerate(hardware.warm)]
@@ -114,7 +114,7 @@ def _named(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
                 yield verdict
 
 
-def _named_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, *, where: str) -> Verdict | None:
+def _named_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, *, where: str) -> CheckVerdict | None:
     """Why a class cannot run a model that queues.yaml names for it; None if it can."""
     try:
         model = catalogue.resolve(reference)
@@ -123,54 +123,56 @@ def _named_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, 
         near = [one for one in names if ":" not in one and "@" not in one] or names
         hint = f"did you mean {' or '.join(near)}?" if near else ""
         text = f"{where}: expected a model of the catalogue, got {reference!r}"
-        return Verdict(subject=QUEUES, level="error", text=text, hint=hint)
+        return CheckVerdict(subject=QUEUES, level="error", text=text, hint=hint)
     except ModelUnavailableError as error:
-        return Verdict(subject=QUEUES, level="warning", text=f"{where}: {error.message}")
+        return CheckVerdict(subject=QUEUES, level="warning", text=f"{where}: {error.message}")
     if _runs(model, hardware):
         return None
     text = f"{where}: the class runs {', '.join(hardware.runtimes)}, and no variant of {model.id} does"
-    return Verdict(subject=QUEUES, level="warning", text=text)
+    return CheckVerdict(subject=QUEUES, level="warning", text=text)
 
 
 def _runs(model: Model, hardware: HardwareClass) -> bool:
     return any(variant.runtime in hardware.runtimes for variant in model.variants.values())
 
 
-def _model(model: Model, topology: Topology | None, store: ArtefactStore) -> Iterator[Verdict]:
+def _model(model: Model, topology: Topology | None, store: ArtefactStore) -> Iterator[CheckVerdict]:
     """A verdict for the model, and one for each invalid variant."""
     unchecked: set[str] = set()
     found = [verdict for name in sorted(model.variants) for verdict in _variant(model, name, store, unchecked)]
     if topology is not None and not any(_runs(model, hardware) for hardware in topology.hardware.values()):
         runtimes = ", ".join(sorted({variant.runtime for variant in model.variants.values()}))
-        found.append(Verdict(subject=model.id, level="warning", text=f"no class of queues.yaml runs {runtimes}"))
+        found.append(CheckVerdict(subject=model.id, level="warning", text=f"no class of queues.yaml runs {runtimes}"))
     variants = f"{len(model.variants)} variants" if len(model.variants) > 1 else "1 variant"
     missing = (
         f"; not checked, because they are not on this machine: {', '.join(sorted(unchecked))}" if unchecked else ""
     )
-    yield Verdict(subject=model.id, level="ok", text=f"{variants}{missing}")
+    yield CheckVerdict(subject=model.id, level="ok", text=f"{variants}{missing}")
     yield from found
 
 
-def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str]) -> Iterator[Verdict]:
+def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str]) -> Iterator[CheckVerdict]:
     """The defects of a variant; artefacts that are not on this machine are added to `unchecked`."""
     variant, subject = model.variants[name], f"{model.id}/{name}"
     try:
         if variant.runtime in ENTRIES:
             entry_code(variant.runtime, variant.entry, model.folder)
     except CodeError as error:
-        yield Verdict(subject=subject, level="error", text=f"entry: {error}")
+        yield CheckVerdict(subject=subject, level="error", text=f"entry: {error}")
     if not variant.on_endpoint and (unknown := _unknown(variant.runtime)):
-        yield Verdict(subject=subject, level="warning", text=f"runtime: {unknown}", hint=_ELSEWHERE)
+        yield CheckVerdict(subject=subject, level="warning", text=f"runtime: {unknown}", hint=_ELSEWHERE)
     for role, artefact in variant.artefacts.items():
         try:
             path = store.present(model, artefact)
         except (CodeError, importlib.metadata.PackageNotFoundError) as error:
-            yield Verdict(subject=subject, level="error", text=f"artefacts.{artefact}: {error}", hint=_made_by(model))
+            yield CheckVerdict(
+                subject=subject, level="error", text=f"artefacts.{artefact}: {error}", hint=_made_by(model)
+            )
             continue
         if path is None:
             unchecked.add(artefact)
         elif reason := _defect(model, name, role, path):
-            yield Verdict(subject=subject, level="error", text=reason)
+            yield CheckVerdict(subject=subject, level="error", text=reason)
 
 
 def _made_by(model: Model) -> str:

@@ -141,7 +141,7 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_left: float = 0.0
 
 
-class Curve(msgspec.Struct, frozen=True):
+class LearnedCurve(msgspec.Struct, frozen=True):
     """What was learned of a variant on an endpoint, as in a `Profile`."""
 
     base: float
@@ -151,7 +151,7 @@ class Curve(msgspec.Struct, frozen=True):
     prompt_slope: float
 
 
-class Engine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine reports: all clients' requests that run and wait there, and the used share of its cache."""
 
     running: int = 0
@@ -168,8 +168,8 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     state: Literal["closed", "open", "half-open"]
     allowed: Allowed | None = None
-    curves: dict[str, Curve] = {}
-    engine: Engine | None = None
+    curves: dict[str, LearnedCurve] = {}
+    engine: EngineLoad | None = None
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,7 +18,7 @@ class Notified(msgspec.Struct, frozen=True):
     most_dead: int
 
 
-class Event(msgspec.Struct, frozen=True, array_like=True):
+class WebhookEvent(msgspec.Struct, frozen=True, array_like=True):
     """A waiting event: what ended and how, at a time by the store's clock.
 
     A job's event has the record's `model` and `state`, and the stored result unless the job succeeded. Delivery is

@@ -23,7 +23,7 @@ from typing import Any
 from taxiway.contract.limits import Buffer
 from taxiway.valkey import (
     Address,
-    Answers,
+    AnswerParser,
     Command,
     Place,
     Script,
@@ -189,7 +189,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     def __init__(self, answer: float | None) -> None:
         self._answer = answer
-        self._answers = Answers()
+        self._answers = AnswerParser()
         self._pipelines: deque[_Pipeline] = deque()
         self._on_answer: OnAnswer | None = None
         self._listening_ended: asyncio.Future[None] | None = None
@@ -336,7 +336,7 @@ class Connection:
         self._socket: socket.socket | None = None
         self._address = parse(where) if isinstance(where, str) else where
         self._answer = answer
-        self._answers = Answers()
+        self._answers = AnswerParser()
         self._received: deque[Any] = deque()
         self._process = 0
 
@@ -399,7 +399,7 @@ class Connection:
         """Disconnect."""
         if self._socket is not None:
             self._socket.close()
-        self._socket, self._answers = None, Answers()
+        self._socket, self._answers = None, AnswerParser()
         self._received.clear()
 
     def _ready(self) -> socket.socket:

@@ -260,7 +260,7 @@ def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
             yield b"".join(some)
 
 
-class Answers:
+class AnswerParser:
     """Parses received bytes into answers; an error from the server is a value."""
 
     def __init__(self) -> None:

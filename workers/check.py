@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.check import Verdict, check_configuration
+from tasks.check import CheckVerdict, check_configuration
 from tasks.heartbeat import lacking
 from tasks.models.artefacts import ArtefactError, ArtefactStore, try_inputs
 from tasks.models.catalogue import Catalogue
@@ -69,7 +69,7 @@ def main(models: Path | None, queues: Path | None, *, running: bool, as_json: bo
     sys.exit(1 if any(verdict.level == "error" for verdict in verdicts) else 0)
 
 
-def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) -> Iterator[Verdict]:
+def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) -> Iterator[CheckVerdict]:
     """Whether each variant answers an example on this machine's CPU; those of `leaving_out` are not run."""
     device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
     for _, model in sorted(catalogue.models.items()):
@@ -79,16 +79,16 @@ def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) ->
                 yield _run(model, name, device, ArtefactStore(cache))
 
 
-def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> Verdict:
+def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> CheckVerdict:
     subject, variant = f"{model.id}/{name}", model.variants[name]
     missing = lacking(variant.instruction_sets, device.instruction_sets)
     if variant.on_endpoint:
-        return Verdict(subject=subject, level="ok", text="not run: it runs on endpoints")
+        return CheckVerdict(subject=subject, level="ok", text="not run: it runs on endpoints")
     if variant.runtime not in device.runtimes:
-        return Verdict(subject=subject, level="ok", text=f"not run: {variant.runtime} is not installed here")
+        return CheckVerdict(subject=subject, level="ok", text=f"not run: {variant.runtime} is not installed here")
     if device.kind not in variant.profiles or missing:
         reason = f"its CPU lacks {', '.join(missing)}" if missing else "model.yaml has no profile for a CPU"
-        return Verdict(subject=subject, level="ok", text=f"not run on this machine: {reason}")
+        return CheckVerdict(subject=subject, level="ok", text=f"not run on this machine: {reason}")
     executor = Executor(bench_class("cpu", ROWS), device, artefacts, threads=1)
     own = bool(model.examples)
     try:
@@ -99,14 +99,14 @@ def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> V
     finally:
         for one in executor.all_loaded():
             one.runtime.unload()
-    return Verdict(subject=subject, level="ok", text=text)
+    return CheckVerdict(subject=subject, level="ok", text=text)
 
 
-def _failed(subject: str, reason: str, *, own: bool) -> Verdict:
+def _failed(subject: str, reason: str, *, own: bool) -> CheckVerdict:
     if own or "is unavailable on this device" in reason:
-        return Verdict(subject=subject, level="error", text=reason)
+        return CheckVerdict(subject=subject, level="error", text=reason)
     hint = "it was made from the inputs in model.yaml: give it `examples` that the model can answer"
-    return Verdict(subject=subject, level="warning", text=f"an example failed: {reason}", hint=hint)
+    return CheckVerdict(subject=subject, level="warning", text=f"an example failed: {reason}", hint=hint)
 
 
 def _answer(executor: Executor, loaded: Loaded, artefacts: ArtefactStore) -> str:
@@ -132,7 +132,7 @@ def _answer(executor: Executor, loaded: Loaded, artefacts: ArtefactStore) -> str
     return f"{whose} was answered in {seconds:.3g} s, {rows} at once"
 
 
-def _show(verdicts: Sequence[Verdict]) -> None:
+def _show(verdicts: Sequence[CheckVerdict]) -> None:
     console = stdout_console()
     table = Table("level", "what", "found", box=None, pad_edge=False)
     for verdict in verdicts:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tasks.topology import Notice
 
 if TYPE_CHECKING:
-    from workers.notice_address import Address
+    from workers.notice_address import MetadataAddress
 
 PACKING = 1.0
 """Last seconds of a worker's grace, in which it runs nothing: it requeues its jobs and closes its connections."""
@@ -89,11 +89,13 @@ class NoticeWatch:
         self._wake = threading.Event()
         self._signals = 0
         self._stopped = False
-        self._address: Address | None = None
+        self._address: MetadataAddress | None = None
         if notice.url is not None:
-            from workers.notice_address import Address  # few workers have one, and its HTTP library is slow to import
+            from workers.notice_address import (
+                MetadataAddress,  # few workers have one, and its HTTP library is slow to import
+            )
 
-            self._address = Address(notice)
+            self._address = MetadataAddress(notice)
 
     def signal(self) -> None:
         """Count a signal; a second one means to exit at once. Called by the signal handler."""

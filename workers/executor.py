@@ -21,7 +21,7 @@ from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import graph_contradictions
 from tasks.models.model import Model, ModelError, Tolerance, Variant
-from tasks.models.profiles import Known, ProfileBook
+from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.contract.keys import PATIENT
@@ -38,7 +38,7 @@ from workers.port import (
     ModelLoadError,
     Placed,
     Row,
-    Watch,
+    RowWatch,
     import_runtime,
     open_pipeline,
     open_runtime,
@@ -340,7 +340,7 @@ class Executor(LearnedTimes):
             and variant.memory <= self._budget
         )
 
-    def known(self, model: Model, name: str) -> Known:
+    def known(self, model: Model, name: str) -> KnownProfile:
         """The variant's profile on this device, loaded or not. Thread-safe."""
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
@@ -437,7 +437,7 @@ class WatchedItem:
     """A row with the watch that tells whether it is still wanted."""
 
     item: Item
-    watch: Watch
+    watch: RowWatch
 
 
 def run_rows(executor: Executor, loaded: Loaded, runtime: Interruptible, rows: Sequence[WatchedItem]) -> list[Answer]:

@@ -25,7 +25,7 @@ from tasks.outage import Outage
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
 from workers.name import WorkerName
-from workers.stages.outcomes import OutcomeCounters
+from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import DeviceDriver, Shared
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ UNREACHED = 300.0
 class Heartbeat:
     """One device's heartbeat. The file `options.alive` is touched after each one that the store accepted."""
 
-    def __init__(self, device: DeviceDriver, shared: Shared, counters: OutcomeCounters, options: WorkerOptions) -> None:
+    def __init__(self, device: DeviceDriver, shared: Shared, counters: WorkerOutcomes, options: WorkerOptions) -> None:
         self._device = device
         self._shared = shared
         self._options = options
@@ -204,7 +204,7 @@ def expect_life(seconds: float) -> None:
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
 
-class FolderWatch:
+class ModelsWatch:
     """Checks the folder once a second, on its own thread."""
 
     def __init__(self, context: WorkerContext, device: DeviceDriver, store: WorkerStore) -> None:

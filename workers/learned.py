@@ -9,7 +9,7 @@ from typing import Any
 from tasks.heartbeat import ANY, three_digits
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
-from tasks.models.profiles import UNSURE, Known, ran_size
+from tasks.models.profiles import UNSURE, KnownProfile, ran_size
 from workers.decide.occupation import Histograms, Track, begin, observe, seen, unseen, wary
 from workers.port import Interruptible, Item, Pipeline, Row, Runtime
 
@@ -31,7 +31,7 @@ class Loaded:
     variant: Variant
     pipeline: Pipeline
     runtime: Runtime
-    known: Known
+    known: KnownProfile
     seconds: float
     in_use: bool = False
     interruptible: Interruptible | None = field(init=False)

@@ -14,7 +14,7 @@ _ANSWER = 2.0  # time-out in seconds of a metadata address, which is local to th
 _TOKEN_FOR = "21600"  # seconds; AWS's maximum token lifetime
 
 
-class Address:
+class MetadataAddress:
     """A metadata address, asked without a proxy. An outage is logged once."""
 
     def __init__(self, notice: Notice) -> None:

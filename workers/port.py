@@ -62,7 +62,7 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class RowWatch:
     """Who waits for a row of the job, and for how long: `wanted` is asked some fifty times a second while it runs.
 
     `seconds` is the most that the row may take, and `limit` says what names that bound.
@@ -82,7 +82,7 @@ class Interruptible(Protocol):
     def alive(self) -> bool:
         """Whether it still runs rows; else it is to be unloaded, and loaded again."""
 
-    def watched(self, watch: Watch) -> Runtime:
+    def watched(self, watch: RowWatch) -> Runtime:
         """The same runtime for the next row, which is ended as soon as `watch` says so.
 
         Its `run` takes one row, and raises `calling.channel.NotWantedError` if the row is no longer wanted. The

@@ -34,14 +34,14 @@ from workers.drain import Drain, NoticeWatch
 from workers.endpoints.protocol import open_protocol
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Executor
-from workers.heartbeat import FolderWatch, Heartbeat
+from workers.heartbeat import Heartbeat, ModelsWatch
 from workers.stages.admit import AdmitStage
 from workers.stages.device import DeviceStage
 from workers.stages.fetch import FetchStage
 from workers.stages.finish import FinishStage
 from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import CeleryWorker, Delivery
-from workers.stages.outcomes import OutcomeCounters
+from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import AdmitQueue, DeviceDriver, DeviceQueue, EndingQueue, PieceQueue, Shared, ahead_of
 from workers.stages.retries import OutOfMemoryPolicy, Retries
 from workers.stages.stream import StreamStage
@@ -58,7 +58,7 @@ _YOUNG = 10_000
 """New objects per garbage collection, which takes half a millisecond."""
 
 
-class Service(Protocol):
+class ThreadService(Protocol):
     """A service with its own thread."""
 
     def run(self) -> None:
@@ -83,7 +83,7 @@ class Worker:
         limits, found = context.topology.limits, _device(context)
         store = WorkerStore(context.settings.broker, name, limits, found.label)
         held = HeldJobs(store, class_queue, celery)
-        drain, counters = Drain(), OutcomeCounters(found.label, context.topology.tenants)
+        drain, counters = Drain(), WorkerOutcomes(found.label, context.topology.tenants)
         self.context, self.store, self.held, self.drain, self.counters = context, store, held, drain, counters
         self._celery, self._shutdown = celery, threading.Event()
 
@@ -98,8 +98,8 @@ class Worker:
         self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)
         self.heartbeat = Heartbeat(device, shared, counters, context.options)
         self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs
-        self._reload = FolderWatch(context, device, store)
-        self._services: dict[str, Service] = {
+        self._reload = ModelsWatch(context, device, store)
+        self._services: dict[str, ThreadService] = {
             "fetch": self.fetch,
             "admit": admit,
             "device": device,

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import msgspec
 
-from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, BodyOperation, Event, answers
+from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, BodyOperation, ServerSentEvent, answers
 from api.inference.protocol import InferAnswer, InferRequest
 from api.inference.streaming import GenerateRequest
 from taxiway.contract.job import JobState
 from taxiway.contract.tensors import HEADER
 
 
-class Place(msgspec.Struct, frozen=True):
+class JobLocation(msgspec.Struct, frozen=True):
     """Where an accepted job can be queried."""
 
     id: str
@@ -49,13 +49,13 @@ class GenerateOperation(BodyOperation):
     body = GenerateRequest
 
 
-PLACED = answers(Place, status=202)
+PLACED = answers(JobLocation, status=202)
 INFO = answers(FIELDS, *KEYED)
 INFER = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **PLACED}
 PLACEMENT = answers(FIELDS, *KEYED, *ASKED)
 GENERATE = {**answers(Generated, *KEYED, *ASKED, *RUN), **PLACED}
-GENERATE_STREAM = answers(Event, *KEYED, *ASKED, *RUN, media=EVENTS)
-JOB_STREAM = answers(Event, *KEYED, 400, 404, 410, 503, media=EVENTS)
+GENERATE_STREAM = answers(ServerSentEvent, *KEYED, *ASKED, *RUN, media=EVENTS)
+JOB_STREAM = answers(ServerSentEvent, *KEYED, 400, 404, 410, 503, media=EVENTS)
 INDEX = answers(list[FIELDS], *KEYED, 400, 413, 415)
 REPOSITORY = answers(FIELDS, *KEYED, 400, 404, 413, 415, 503)
 MODEL = answers(FIELDS, *KEYED, 404, 503)

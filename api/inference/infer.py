@@ -127,7 +127,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """An HTTP response."""
 
     status: int
@@ -162,7 +162,7 @@ class Inference:
         self._jobs = jobs
         self._limits = router.rules.topology.limits
 
-    async def answer_to(self, reference: str, body: Buffer, scope: Mapping[str, Any]) -> Answer:
+    async def answer_to(self, reference: str, body: Buffer, scope: Mapping[str, Any]) -> HttpAnswer:
         """The answer to an infer request: 200 with the outputs, or 202 with the job's location.
 
         `scope` is the request's, of ASGI.
@@ -180,8 +180,8 @@ class Inference:
         else:
             got = await self.infer(reference, infer, size, _seconds_in(prefer))
         if isinstance(got, Framed):
-            return Answer(200, got.headers, got.pieces)
-        return Answer(202, {"content-type": "application/json", "location": got.location}, (_encode(got.content),))
+            return HttpAnswer(200, got.headers, got.pieces)
+        return HttpAnswer(202, {"content-type": "application/json", "location": got.location}, (_encode(got.content),))
 
     async def submit(self, reference: str, infer: InferRequest, size: int = 0) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.

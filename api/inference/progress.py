@@ -10,33 +10,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from taxiway.contract.deltas import Delta, Message, OtherMessageError
+from taxiway.contract.deltas import Delta, OtherMessageError, SentMessage
 from taxiway.contract.job import TEXT, Piece, Result
 from taxiway.errors import DeviceFaultError
 
 
-class Part(NamedTuple):
+class MessagePart(NamedTuple):
     """What is new in the message of a row."""
 
     row: int
     delta: Delta
 
 
-class Answers:
+class StreamProgress:
     """The progress of a reader through a job's stream (`taxiway.contract.job.Following`)."""
 
     def __init__(self) -> None:
         self.entry = "0-0"
         self._rows: dict[int, _Answer] = {}
 
-    def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[Part]:
+    def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[MessagePart]:
         """The parts in the stream's next pieces."""
         for entry, piece in entries:
             self.entry = entry
             for delta in self._row(piece.row).take(piece):
-                yield Part(piece.row, delta)
+                yield MessagePart(piece.row, delta)
 
-    def end(self, result: Result) -> Iterator[Part]:
+    def end(self, result: Result) -> Iterator[MessagePart]:
         """The parts that the result adds.
 
         Raises:
@@ -51,7 +51,7 @@ class Answers:
                 )
                 raise DeviceFaultError(text, retry_after=1.0) from error
             if delta:
-                yield Part(row, delta)
+                yield MessagePart(row, delta)
 
     def _row(self, row: int) -> _Answer:
         return self._rows.setdefault(row, _Answer())
@@ -61,7 +61,7 @@ class _Answer:
     """The answer to one row: what was `sent` of it, unless something was missed or superseded (not `whole`)."""
 
     def __init__(self) -> None:
-        self.sent = Message()
+        self.sent = SentMessage()
         self._whole = True
         self._attempt = 0
         self._at = 0

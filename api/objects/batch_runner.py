@@ -25,7 +25,7 @@ from api.objects.batches import (
     PART,
     PART_BYTES,
     Batch,
-    Ended,
+    EndedLine,
     Line,
     LineError,
     answered,
@@ -37,7 +37,7 @@ from api.objects.batches import (
     read_line,
     too_late,
 )
-from api.openai.answers import AnyCall, Head, written
+from api.openai.answers import AnswerHead, AnyCall, written
 from api.openai.calls import awaited
 from api.openai.requests import read_call, service_of, tier_for_later, tier_of, unsupported
 from api.openai_errors import JOB, code_of, content, param_of
@@ -81,7 +81,7 @@ _AT_ONCE = 8  # batches that one router works on
 _BACKOFF = Backoff(0.2, 5.0)  # before a refused line is retried
 
 
-_Window = deque[asyncio.Task[Ended]]
+_Window = deque[asyncio.Task[EndedLine]]
 
 
 class _LostError(Exception):
@@ -366,7 +366,7 @@ class _Work:
     async def _run_lines(self) -> None:
         """Run the lines that are in no part yet, in their order, a window at a time."""
         waiting: _Window = deque()
-        part: list[Ended] = []
+        part: list[EndedLine] = []
         self._flushed = asyncio.get_running_loop().time()
         try:
             await self._begin_lines(waiting, part)
@@ -380,17 +380,17 @@ class _Work:
             self._desk.lines.add(self.batch.tenant, -self._unwritten)
             self._unwritten = 0
 
-    async def _end_lines(self, waiting: _Window, part: list[Ended]) -> None:
+    async def _end_lines(self, waiting: _Window, part: list[EndedLine]) -> None:
         """Cancel the lines that still run, and write those that have ended."""
         for task in waiting:
             task.cancel()
         ended = await asyncio.gather(*waiting, return_exceptions=True)
-        part += [one for one in ended if isinstance(one, Ended)]
+        part += [one for one in ended if isinstance(one, EndedLine)]
         await self._flush(part)
         if self._jobs:
             await self._router.store.jobs.cancel(sorted(self._jobs))
 
-    async def _begin_lines(self, waiting: _Window, part: list[Ended]) -> None:
+    async def _begin_lines(self, waiting: _Window, part: list[EndedLine]) -> None:
         """Begin each line once the window has room for it, until the batch is cancelled."""
         place = 0
         done = self.batch.done
@@ -407,7 +407,7 @@ class _Work:
             if len(waiting) % _TOGETHER == 0:
                 await asyncio.sleep(0)
 
-    async def _take(self, waiting: _Window, part: list[Ended]) -> None:
+    async def _take(self, waiting: _Window, part: list[EndedLine]) -> None:
         """Write a part if it is time to, then wait for the first line, and take it with all that ended after it.
 
         Lines that end together are replaced together: the next ones begin in one turn of the event loop, share a
@@ -429,14 +429,14 @@ class _Work:
     def _begins(self, text: bytes) -> bool:
         return self._desk.begins(self.batch.tenant, len(text), self._expected)
 
-    def _ended(self, size: int, expected: int, line: asyncio.Task[Ended]) -> None:
+    def _ended(self, size: int, expected: int, line: asyncio.Task[EndedLine]) -> None:
         """Count a line of `size` bytes no more, but its answer."""
         answer = 0 if line.cancelled() or line.exception() else len(line.result().written)
         self._unwritten += answer
         self._largest = max(self._largest, answer)
         self._desk.ended(self.batch.tenant, size, expected, answer)
 
-    async def _flush(self, part: list[Ended]) -> None:
+    async def _flush(self, part: list[EndedLine]) -> None:
         """Write the lines as a part, then name it in the batch."""
         self._flushed = asyncio.get_running_loop().time()
         if not part:
@@ -463,30 +463,30 @@ class _Work:
         self._desk.lines.add(batch.tenant, -written)
         part.clear()
 
-    async def _answer(self, text: bytes) -> Ended:
+    async def _answer(self, text: bytes) -> EndedLine:
         """Run one line until it is answered, or too late."""
         line = read_line(text, self.batch.endpoint)
         attempt, failures = 0, count(1)
         while True:
             left = self.batch.expires_at - self._router.store.clock.stored_now()  # equal for all that begin together
             if left <= 0:
-                return Ended(too_late(line.custom_id), completed=False, expired=True)
+                return EndedLine(too_late(line.custom_id), completed=False, expired=True)
             try:
                 return await self._ask(line, key_of(self.batch.id, line.custom_id, attempt), left, failures)
             except ResultExpiredError:  # it ended while no router worked on the batch, and nothing is left of it
                 attempt += 1
             except DeadlineExceededError:
-                return Ended(too_late(line.custom_id), completed=False, expired=True)
+                return EndedLine(too_late(line.custom_id), completed=False, expired=True)
             except TaxiwayError as error:
                 return self._failed(line, error)
 
-    def _failed(self, line: Line, error: TaxiwayError) -> Ended:
+    def _failed(self, line: Line, error: TaxiwayError) -> EndedLine:
         """The end of a line that has an error for its answer."""
         body = content(error, self.batch.endpoint)
         job = str(error.details.get(JOB, ""))
-        return Ended(answered(line.custom_id, job, error.status, body), completed=False)
+        return EndedLine(answered(line.custom_id, job, error.status, body), completed=False)
 
-    async def _ask(self, line: Line, key: str, left: float, failures: Iterator[int]) -> Ended:
+    async def _ask(self, line: Line, key: str, left: float, failures: Iterator[int]) -> EndedLine:
         """The answer to a line; retried while the fleet does not accept it, or its answer cannot be read."""
         while True:
             size = len(bytes(line.body))
@@ -495,9 +495,9 @@ class _Work:
                 job, result = await self._run(request, size)
                 if isinstance(result, FleetUnavailable):
                     return self._failed(line, result)
-                head = Head(job, tier_of(str(request.service), self._router.rules.topology), self._now())
+                head = AnswerHead(job, tier_of(str(request.service), self._router.rules.topology), self._now())
                 body = await beside(size, written, call, model, head, result)
-                return Ended(answered(line.custom_id, job, 200, body), completed=True)
+                return EndedLine(answered(line.custom_id, job, 200, body), completed=True)
             except FleetUnavailable as error:
                 left = self.batch.expires_at - self._router.store.clock.now()
                 if left <= 0:

@@ -143,7 +143,7 @@ class Line(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
-class Ended(msgspec.Struct, frozen=True):
+class EndedLine(msgspec.Struct, frozen=True):
     """How a line ended: the line that is written, and whether it is an answer, or came too late."""
 
     written: bytes

@@ -20,8 +20,8 @@ from api.openai_errors import ErrorContent
 from api.services import door_of
 from api.storage.objects import Page, owner_of, page_of
 from broker.valkey.webhooks import DeadEvent
-from router.decide.webhooks import Endpoint, hint_of, message_of
-from router.upkeep.webhooks import Webhooks
+from router.decide.webhooks import WebhookEndpoint, hint_of, message_of
+from router.upkeep.webhooks import WebhookDelivery
 from tasks.topology import TenantName
 from taxiway.contract.limits import check_json
 from taxiway.contract.request import EventType
@@ -309,7 +309,7 @@ def _each(types: Sequence[EventType | Literal["*"]]) -> tuple[EventType, ...]:
     return get_args(EventType) if "*" in types else tuple(dict.fromkeys(types))  # type: ignore[arg-type]  # no * here
 
 
-async def _shown(request: AnyRequest, found: Endpoint, *, secret: bool = False) -> Response[bytes]:
+async def _shown(request: AnyRequest, found: WebhookEndpoint, *, secret: bool = False) -> Response[bytes]:
     (figures,) = await _webhooks(request).view([found])
     answer = _answer(found, *figures)
     if secret:
@@ -317,7 +317,7 @@ async def _shown(request: AnyRequest, found: Endpoint, *, secret: bool = False) 
     return json_answer(answer, {"cache-control": "no-store"})
 
 
-def _answer(one: Endpoint, waiting: int, dead: int, fault: str) -> EndpointAnswer:
+def _answer(one: WebhookEndpoint, waiting: int, dead: int, fault: str) -> EndpointAnswer:
     return EndpointAnswer(
         object="webhook_endpoint",
         id=one.id,
@@ -352,5 +352,5 @@ def _seen_by(request: AnyRequest) -> str | None:
     return None if "admin" in caller.scopes else caller.tenant
 
 
-def _webhooks(request: AnyRequest) -> Webhooks:
+def _webhooks(request: AnyRequest) -> WebhookDelivery:
     return door_of(request).router.webhooks

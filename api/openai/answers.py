@@ -23,7 +23,7 @@ from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Result, RunReport
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+class TokenUsage(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens read, generated, and both; and parts of them as the engine counts these, such as `cached_tokens`."""
 
     prompt_tokens: int
@@ -33,13 +33,13 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     completion_tokens_details: dict[str, int] = {}
 
 
-class Report(RunReport, frozen=True, kw_only=True):
+class AnswerReport(RunReport, frozen=True, kw_only=True):
     """The run report of a job."""
 
     job: str
 
 
-class Choice(msgspec.Struct, frozen=True):
+class ChatChoice(msgspec.Struct, frozen=True):
     """One answer to a chat."""
 
     index: int
@@ -55,11 +55,11 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
-    choices: list[Choice]
-    usage: Usage | None
+    choices: list[ChatChoice]
+    usage: TokenUsage | None
     service_tier: str
     system_fingerprint: str
-    taxiway: Report
+    taxiway: AnswerReport
 
 
 class TextLogprobs(msgspec.Struct, frozen=True):
@@ -88,10 +88,10 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[TextChoice]
-    usage: Usage | None
+    usage: TokenUsage | None
     system_fingerprint: str
     service_tier: str
-    taxiway: Report
+    taxiway: AnswerReport
 
 
 class EmbeddingsUsage(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ class Embedding(msgspec.Struct, frozen=True):
     object: Literal["embedding"] = "embedding"
 
 
-class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
     """The embeddings of texts, in their order."""
 
     object: Literal["list"] = "list"
@@ -117,10 +117,10 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     usage: EmbeddingsUsage
     service_tier: str
-    taxiway: Report
+    taxiway: AnswerReport
 
 
-class Head(NamedTuple):
+class AnswerHead(NamedTuple):
     """The facts that every answer begins with: its job, the tier that serves it, and its Unix time."""
 
     job: str
@@ -133,7 +133,7 @@ AnyCall = ChatCall | CompletionCall | EmbeddingsCall
 _encode = msgspec.json.Encoder().encode
 
 
-def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
+def written(call: AnyCall, model: Model, head: AnswerHead, result: Result) -> bytes:
     """The whole answer to a call, as JSON."""
     if isinstance(call, ChatCall):
         return _encode(chat_completion(head, result))
@@ -144,11 +144,11 @@ def written(call: AnyCall, model: Model, head: Head, result: Result) -> bytes:
     return _encode(embeddings(head, result, model=model, texts=texts, packed=packed, dimensions=call.dimensions))
 
 
-def chat_completion(head: Head, result: Result) -> ChatCompletion:
+def chat_completion(head: AnswerHead, result: Result) -> ChatCompletion:
     """The answer to a chat of one or more choices."""
     columns = [column(result, name) for name in ("message", "finish-reason")]
     choices = [
-        Choice(index, plain(message), finish, message.get("logprobs"))
+        ChatChoice(index, plain(message), finish, message.get("logprobs"))
         for index, (message, finish) in enumerate(zip(*columns, strict=True))
     ]
     return ChatCompletion(
@@ -168,7 +168,7 @@ def plain(message: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in message.items() if name != "logprobs"}
 
 
-def completion(head: Head, result: Result, choices: int = 1) -> Completion:
+def completion(head: AnswerHead, result: Result, choices: int = 1) -> Completion:
     """The completions of one or more texts, with `choices` of each."""
     rows = zip(messages_of(result), column(result, "finish-reason"), strict=True)
     return Completion(
@@ -201,8 +201,8 @@ def text_logprobs(entries: Sequence[Mapping[str, Any]] | None, begin: int = 0) -
 
 
 def embeddings(
-    head: Head, result: Result, *, model: Model, texts: Sequence[str], packed: bool, dimensions: int | None
-) -> Embeddings:
+    head: AnswerHead, result: Result, *, model: Model, texts: Sequence[str], packed: bool, dimensions: int | None
+) -> EmbeddingList:
     """The embeddings of texts; `packed` as base64. Fewer `dimensions` are the first ones, scaled to unit length."""
     spec = embedding_of(model)
     assert spec is not None
@@ -210,7 +210,7 @@ def embeddings(
     if dimensions is not None and dimensions < rows.shape[1]:
         rows = _shortened(rows, dimensions)
     tokens = sum(len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts)
-    return Embeddings(
+    return EmbeddingList(
         data=[Embedding(index, _packed(row) if packed else row.tolist()) for index, row in enumerate(rows)],
         model=result.model,
         usage=EmbeddingsUsage(tokens, tokens),
@@ -219,7 +219,7 @@ def embeddings(
     )
 
 
-def usage_of(result: Result, choices: int = 0) -> Usage | None:
+def usage_of(result: Result, choices: int = 0) -> TokenUsage | None:
     """Tokens of all rows, a prompt's once for its `choices`, which are all rows if 0; None if they are not counted."""
     counts = column(result, "usage") if "usage" in result.outputs else [None]
     known = [one for one in counts if isinstance(one, Mapping)]
@@ -229,7 +229,7 @@ def usage_of(result: Result, choices: int = 0) -> Usage | None:
     prompt = sum(int(one.get("prompt_tokens", 0)) for one in read)
     generated = sum(int(one.get("completion_tokens", 0)) for one in known)
     parts = _details(read, "prompt_tokens_details", prompt), _details(known, "completion_tokens_details", generated)
-    return Usage(prompt, generated, prompt + generated, *parts)
+    return TokenUsage(prompt, generated, prompt + generated, *parts)
 
 
 def _details(counts: Sequence[Mapping[str, Any]], name: str, most: int) -> dict[str, int]:
@@ -240,9 +240,9 @@ def _details(counts: Sequence[Mapping[str, Any]], name: str, most: int) -> dict[
     return {part: min(n, most) for part, n in sums.items()}
 
 
-def report_of(job: str, result: Result) -> Report:
+def report_of(job: str, result: Result) -> AnswerReport:
     """The run report with its job."""
-    return Report(job=job, **msgspec.structs.asdict(result.report))
+    return AnswerReport(job=job, **msgspec.structs.asdict(result.report))
 
 
 def _packed(row: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from api.described import EVENTS
 from api.gate import Receive, answer
 from api.inference.infer import Accepted, Inference, Running
-from api.inference.progress import Answers, Part
+from api.inference.progress import MessagePart, StreamProgress
 from api.inference.streaming import STREAM_HEADERS, Streaming, kept_alive
 from api.jobs import Jobs
 from api.openai.chunks import Writer
@@ -91,7 +91,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class WholeAnswer:
     """An ASGI application that sends a whole answer."""
 
     headers: Mapping[str, str]
@@ -174,7 +174,7 @@ class Calls:
             await cancel()
             raise _stops()
 
-        written = _events_of(self._streaming.followed(job, Answers()), begun.writer, begun.ended)
+        written = _events_of(self._streaming.followed(job, StreamProgress()), begun.writer, begun.ended)
         events = kept_alive(written, ends())
         try:
             first = await anext(events)
@@ -281,7 +281,7 @@ async def _unless(work: Awaitable[Value], other: Coroutine[Any, Any, None]) -> V
 
 
 async def _events_of(
-    following: AsyncGenerator[Part | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
+    following: AsyncGenerator[MessagePart | Result, None], writer: Writer, ended: Callable[[Result], Awaitable[None]]
 ) -> AsyncGenerator[bytes, None]:
     """The events of an answer; `ended` is awaited before those that end it. Raises the job's error."""
     if begin := writer.begin():

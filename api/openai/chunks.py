@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
-from api.inference.progress import Part, column
-from api.openai.answers import Head, Report, TextLogprobs, Usage, report_of, text_logprobs, usage_of
+from api.inference.progress import MessagePart, column
+from api.openai.answers import AnswerHead, AnswerReport, TextLogprobs, TokenUsage, report_of, text_logprobs, usage_of
 from api.openai_errors import content
 from taxiway.contract.job import Result
 from taxiway.errors import TaxiwayError
@@ -38,8 +38,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     choices: list[ChunkChoice]
     service_tier: str
-    usage: Usage | None = None
-    taxiway: Report | None = None
+    usage: TokenUsage | None = None
+    taxiway: AnswerReport | None = None
 
 
 class Writer(Protocol):
@@ -48,7 +48,7 @@ class Writer(Protocol):
     def begin(self) -> bytes:
         """The events before all others; may be empty."""
 
-    def part(self, part: Part) -> bytes:
+    def part(self, part: MessagePart) -> bytes:
         """The event of a part of a message."""
 
     def ending(self, result: Result) -> bytes:
@@ -64,7 +64,7 @@ class ChunkWriter(ABC):
     PREFIX: ClassVar[str]
     KIND: ClassVar[Literal["chat.completion.chunk", "text_completion"]]
 
-    def __init__(self, head: Head, model: str, *, choices: int, usage: bool) -> None:
+    def __init__(self, head: AnswerHead, model: str, *, choices: int, usage: bool) -> None:
         self._job, self._choices, self._usage = head.job, choices, usage
         self._begun: dict[int, int] = {}  # the characters of the tokens sent so far, by row
         self._named: dict[str, Any] = {
@@ -79,7 +79,7 @@ class ChunkWriter(ABC):
         """See `Writer`: nothing."""
         return b""
 
-    def part(self, part: Part) -> bytes:
+    def part(self, part: MessagePart) -> bytes:
         """See `Writer`. The SDKs expect choices to begin in their order."""
         before = b"".join(map(self._empty, range(part.row))) if part.row not in self._begun else b""
         return before + self._chunk(self._choice(part))
@@ -107,7 +107,7 @@ class ChunkWriter(ABC):
         return b""
 
     @abstractmethod
-    def _choice(self, part: Part) -> ChunkChoice:
+    def _choice(self, part: MessagePart) -> ChunkChoice:
         """A part of a message as part of a choice."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class ChatWriter(ChunkWriter):
     PREFIX = "chatcmpl"
     KIND = "chat.completion.chunk"
 
-    def _choice(self, part: Part) -> ChunkChoice:
+    def _choice(self, part: MessagePart) -> ChunkChoice:
         delta = {**self._role(part.row), **part.delta}
         logprobs = delta.pop("logprobs", None)
         return ChunkChoice(part.row, None, delta=delta, logprobs=None if logprobs is None else {"content": logprobs})
@@ -146,7 +146,7 @@ class CompletionWriter(ChunkWriter):
     PREFIX = "cmpl"
     KIND = "text_completion"
 
-    def _choice(self, part: Part) -> ChunkChoice:
+    def _choice(self, part: MessagePart) -> ChunkChoice:
         begin, entries = self._begun.get(part.row, 0), part.delta.get("logprobs") or ()
         self._begun[part.row] = begin + sum(len(one["token"]) for one in entries)
         return ChunkChoice(part.row, None, text=part.delta.get("content", ""), logprobs=text_logprobs(entries, begin))

@@ -15,8 +15,8 @@ from litestar.types import ASGIApp
 
 from api.described import ASKED, KEYED, RUN, TERMS, BodyOperation, answers, or_events
 from api.gate import AnyRequest, json_answer, needs, take_terms
-from api.openai.answers import AnyCall, ChatCompletion, Completion, Embeddings, Head, written
-from api.openai.calls import Begun, Calls, Whole, headers_of_result
+from api.openai.answers import AnswerHead, AnyCall, ChatCompletion, Completion, EmbeddingList, written
+from api.openai.calls import Begun, Calls, WholeAnswer, headers_of_result
 from api.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
 from api.openai.requests import (
     Call,
@@ -120,7 +120,7 @@ _MODELS = answers(ModelList, *KEYED, problem=ErrorContent)
 _MODEL = answers(ListedModel, *KEYED, 404, 503, problem=ErrorContent)
 _CHAT = answers(ChatCompletion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 _COMPLETION = answers(Completion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
-_EMBEDDINGS = answers(Embeddings, *KEYED, *ASKED, *RUN, problem=ErrorContent)
+_EMBEDDINGS = answers(EmbeddingList, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,9 @@ class Read:
     size: int
     tier: str
 
-    def head(self, job: str) -> Head:
+    def head(self, job: str) -> AnswerHead:
         """The beginning of the answer of its job."""
-        return Head(job, self.tier, int(time.time()))
+        return AnswerHead(job, self.tier, int(time.time()))
 
 
 @get("/v1/models", opt=needs(), responses=_MODELS)
@@ -257,7 +257,7 @@ async def _answer(
 async def _whole(request: AnyRequest, call: AnyCall, read: Read) -> ASGIApp:
     job, result = await run(request, read)
     content = await beside(read.size, written, call, read.model, read.head(job), result)
-    return Whole(headers_of_result(job, result), content)
+    return WholeAnswer(headers_of_result(job, result), content)
 
 
 async def run(request: AnyRequest, read: Read) -> tuple[str, Result]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import MediaType
 
-from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, Event, answers
+from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, ServerSentEvent, answers
 from api.inference.protocol import InferAnswer
 from api.operators.view import FleetView
 from taxiway.contract.job import JobFailure, JobRecord
@@ -24,7 +24,7 @@ INFO = answers(FIELDS, *KEYED)
 HEALTH = answers(FIELDS, 500)
 READINESS = {**HEALTH, **answers(FIELDS, status=503)}
 FLEET = answers(FleetView, *KEYED, 503)
-FLEET_STREAM = answers(Event, *KEYED, 503, media=EVENTS)
+FLEET_STREAM = answers(ServerSentEvent, *KEYED, 503, media=EVENTS)
 FLEET_CHANGE = answers(FIELDS, *KEYED, 503)
 SCALING = answers(FIELDS, *KEYED, 400, 404, 503)
 METRICS = answers(str, *KEYED, 503, media=MediaType.TEXT)

@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import msgspec
 
-from broker.port import Head, Moved
+from broker.port import Moved, QueueHead
 from broker.valkey.mover import ValkeyQueueMover
-from router.decide.plan import STALE, Cell, Followed, Tuned, preferred_class
+from router.decide.plan import STALE, Cell, Followed, LatestTuning, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, held_of, is_emulated, median_of
-from tasks.models.folder import Report
+from tasks.models.folder import CatalogueReport
 from tasks.topology import HardwareClass, Price, Topology
 from taxiway.contract.keys import LEVELS
 
@@ -193,7 +193,12 @@ async def view_fleet(
 
 
 def view_plan(
-    followed: Followed, fleet: FleetSnapshot, now: float, reports: Iterable[Report], tuner: str, latest: Tuned | None
+    followed: Followed,
+    fleet: FleetSnapshot,
+    now: float,
+    reports: Iterable[CatalogueReport],
+    tuner: str,
+    latest: LatestTuning | None,
 ) -> PlanView | None:
     """The plan and the tuner at `now`; None if there is neither.
 
@@ -244,13 +249,18 @@ async def _accepted(queue_mover: ValkeyQueueMover, jobs: Sequence[str]) -> Mappi
     return {job: float(its["accepted"]) for job, its in zip(jobs, records, strict=True) if "accepted" in its}
 
 
-def _oldest(head: Head, accepted: Mapping[str, float], now: float) -> float:
+def _oldest(head: QueueHead, accepted: Mapping[str, float], now: float) -> float:
     """Seconds since the oldest of the jobs served next was accepted; 0 if none is known to wait."""
     return max([0.0, *(now - accepted[job] for job in head.first if job in accepted)])
 
 
 def _class_view(
-    name: str, hardware: HardwareClass, fleet: FleetSnapshot, head: Head, target: ScalingTarget | None, oldest: float
+    name: str,
+    hardware: HardwareClass,
+    fleet: FleetSnapshot,
+    head: QueueHead,
+    target: ScalingTarget | None,
+    oldest: float,
 ) -> ClassView:
     devices = fleet.of_class(name)
     none = (0.0,) * LEVELS

@@ -26,7 +26,7 @@ _INCLUDE = re.compile(r'^--- @include "(\w+)"\n', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class LoadedScript:
     """A script's source, and its digest, by which a server identifies it."""
 
     text: str
@@ -52,7 +52,7 @@ class Call(NamedTuple):
 
 
 @cache
-def script(name: str) -> Script:
+def script(name: str) -> LoadedScript:
     """The script of that folder and file; each include is inserted where it is first named."""
     included = set[str]()
 
@@ -63,7 +63,7 @@ def script(name: str) -> Script:
         return _INCLUDE.sub(resolve, (FOLDER / "includes" / f"{found[1]}.lua").read_text())
 
     text = _INCLUDE.sub(resolve, (FOLDER / f"{name}.lua").read_text())
-    return Script(text, hashlib.sha1(text.encode()).hexdigest())
+    return LoadedScript(text, hashlib.sha1(text.encode()).hexdigest())
 
 
 def run(client: Redis, call: Call) -> Any:

@@ -61,7 +61,7 @@ class FetchedMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class TakenMessages:
     """What one script took from a queue, in serving order, at `now` by the store's clock."""
 
     queue: str
@@ -93,7 +93,7 @@ class ClassQueue:
         self._free: list[Connection] = []  # of those that block
         self._rope, self._bell = socket.socketpair()
 
-    def take(self, queue: str, most: int, levels: int = LEVELS) -> Fetched:
+    def take(self, queue: str, most: int, levels: int = LEVELS) -> TakenMessages:
         """Up to `most` messages of the queue's first `levels`, by priority, then by age, with the claims on their jobs.
 
         `wait` takes the rest as it arrives.
@@ -102,7 +102,7 @@ class ClassQueue:
         call = self._take_call(queue, levels, min(most, MOST), self._takes)
         return self._fetched(queue, self._connections.run(call))
 
-    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS, room: int = 0) -> list[Fetched]:
+    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS, room: int = 0) -> list[TakenMessages]:
         """Block for up to `longest` seconds until a message is in one of the queues' `levels`; returns what was taken.
 
         It takes at most `room` messages from one queue; without it, as many as the last `take` was short of. An empty
@@ -157,7 +157,7 @@ class ClassQueue:
         args = [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, len(lists)]
         return Call("queues/take", keys, [*args, *most_and_number])
 
-    def _fetched(self, queue: str, answer: Sequence[bytes]) -> Fetched:
+    def _fetched(self, queue: str, answer: Sequence[bytes]) -> TakenMessages:
         now, take, *rest = answer
         prefix = f"{self._tags}{take.decode()}."
         messages = [
@@ -166,9 +166,9 @@ class ClassQueue:
             )
             for n, at in enumerate(range(0, len(rest), 4))
         ]
-        return Fetched(queue, float(now), messages)
+        return TakenMessages(queue, float(now), messages)
 
-    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int, room: int) -> list[Fetched]:
+    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int, room: int) -> list[TakenMessages]:
         for name in self._blocked.keys() - {name for name, _ in lists}:  # of a class that the worker no longer serves
             self._leave(name)
         left = [(name, queue) for name, queue in lists if name not in self._blocked]
@@ -196,7 +196,7 @@ class ClassQueue:
         connection.send([*first, blocking, self._take_call(queue, levels).command])
         return connection
 
-    def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[Fetched]:
+    def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[TakenMessages]:
         """The messages that connections took that were woken within `longest` seconds."""
         poller = select.poll()
         poller.register(self._bell, select.POLLIN)

@@ -153,7 +153,7 @@ def forward_answer(answer: Sequence[Any]) -> Forwarded:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedJob:
     """A job that ended before placement: when it was accepted, its record's fields, and its result for webhooks."""
 
     accepted: str
@@ -166,7 +166,7 @@ def forget_call(since: str, keep_record: float, most: int) -> Call:
     return Call("jobs/forget_listed", [ACCEPTED], [since, keep_record, most])
 
 
-def list_refused_call(jobs: Mapping[str, Refused], keep_record: float) -> Call:
+def list_refused_call(jobs: Mapping[str, RefusedJob], keep_record: float) -> Call:
     """Lists jobs that ended before placement, records what they were, and announces their end."""
     args: list[Any] = [int(keep_record), webhook_outbox_key(""), webhook_dead_key("")]
     for one in jobs.values():

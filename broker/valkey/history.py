@@ -25,7 +25,7 @@ JOBS = 512
 """Jobs after which a call reads no further group: about 1 ms of the server's time."""
 
 
-class Group(NamedTuple):
+class AcceptedGroup(NamedTuple):
     """Equal jobs that were accepted together; times by the store's clock, `due` is 0 without a deadline.
 
     `basis` is the text in their records, empty if they were refused.
@@ -51,7 +51,7 @@ class Observed:
 
     looked: int
     classes: tuple[str, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[AcceptedGroup, ...]
     outcomes: bytes
     generated: dict[int, int]
 
@@ -69,7 +69,7 @@ def observe_answer(answer: Sequence[Any]) -> Observed:
         looked=looked,
         classes=tuple(name.decode() for name in classes),
         groups=tuple(
-            Group(float(at), float(due), jobs, model.decode(), tenant.decode(), basis.decode())
+            AcceptedGroup(float(at), float(due), jobs, model.decode(), tenant.decode(), basis.decode())
             for at, due, jobs, model, tenant, basis in groups
         ),
         outcomes=outcomes,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import PEEK_BYTES, Head, Inspected, Moved, Peeked, Step
+from broker.port import PEEK_BYTES, Inspected, Moved, MoveStep, Peeked, QueueHead
 from broker.valkey import Call
 from broker.valkey.forwarding import addressed
 from taxiway.connection import AsyncConnection
@@ -30,7 +30,7 @@ def peek_call(queue: str, most: int) -> Call:
     return Call("queues/peek", priority_lists(queue), [most, PEEK_BYTES])
 
 
-def move_call(token: str, steps: Sequence[Step], messages: Sequence[bytes]) -> Call:
+def move_call(token: str, steps: Sequence[MoveStep], messages: Sequence[bytes]) -> Call:
     """Moves messages, and records it; `messages` are the new ones as the broker keeps them."""
     keys, args = [LEAD, WORK], list[Any]([token])
     for step, message in zip(steps, messages, strict=True):
@@ -47,12 +47,12 @@ class ValkeyQueueMover:
     def __init__(self, url: str) -> None:
         self._connection = AsyncConnection(url, server="broker")
 
-    async def head(self, queue: str) -> Head:
+    async def head(self, queue: str) -> QueueHead:
         """What waits in the queue."""
         looks = (look for name in priority_lists(queue) for look in (("LLEN", name), ("LINDEX", name, -1)))
         answer = await self._connection.calls(*looks)
         first = [_peeked(queue, level, raw) for level, raw in enumerate(answer[1::2]) if raw is not None]
-        return Head(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
+        return QueueHead(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
 
     async def peek(self, queue: str, most: int) -> Inspected:
         """The queue, with up to `most` messages per level: those served last, in reverse serving order.
@@ -71,7 +71,7 @@ class ValkeyQueueMover:
             for values in found
         ]
 
-    async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
+    async def move(self, token: str, steps: Sequence[MoveStep]) -> list[bool]:
         """Move messages; returns which moved. The others have been taken, or this router no longer leads."""
         messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
         moved = await self._connection.run(move_call(token, steps, messages))

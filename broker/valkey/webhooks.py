@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from broker.valkey import Call
-from tasks.webhooks import Event, Notified
+from tasks.webhooks import Notified, WebhookEvent
 from taxiway.contract.keys import (
     WEBHOOKS,
     WEBHOOKS_DUE,
@@ -26,7 +26,7 @@ from taxiway.contract.keys import (
 class DeadEvent(msgspec.Struct, frozen=True, array_like=True):
     """An event that was given up: when by the store's clock, after how many attempts, and why."""
 
-    event: Event
+    event: WebhookEvent
     at: float
     attempts: int
     fault: str
@@ -41,7 +41,7 @@ class Taken(msgspec.Struct, frozen=True):
     event: bytes
 
 
-decode_event = msgspec.msgpack.Decoder(Event).decode
+decode_event = msgspec.msgpack.Decoder(WebhookEvent).decode
 decode_dead = msgspec.msgpack.Decoder(DeadEvent).decode
 
 
@@ -77,7 +77,7 @@ def settle_call(
     return Call("webhooks/settle", keys, [endpoint, token, outcome, pause, fault, most_dead])
 
 
-def settle_answer(answer: bytes | None) -> Event | None:
+def settle_answer(answer: bytes | None) -> WebhookEvent | None:
     """The next event of the endpoint; None if there is none to send now, or another router has the endpoint."""
     return decode_event(answer) if answer else None
 

@@ -21,7 +21,7 @@ Phase = Literal["trusted", "out", "trial"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class PoolRules:
     """Seconds without a node until a pool is out, until it is tried again, and until a pool on trial is trusted."""
 
     stock_out: float = 180.0
@@ -48,7 +48,7 @@ class Standing:
     since: float = 0.0
     failures: int = 0
 
-    def until(self, rules: Rules) -> float:
+    def until(self, rules: PoolRules) -> float:
         """When a pool that is out is tried again."""
         return self.since + Backoff(rules.retry, rules.retry * MOST_PAUSE).pause(self.failures)
 
@@ -62,7 +62,7 @@ class Allotment:
 
 
 def allot(
-    wanted: int, pools: Sequence[PoolState], standings: Sequence[Standing], now: float, rules: Rules
+    wanted: int, pools: Sequence[PoolState], standings: Sequence[Standing], now: float, rules: PoolRules
 ) -> Allotment:
     """Spread `wanted` pods over pools, first choice first; `now` is in seconds of the standings' clock.
 
@@ -80,7 +80,7 @@ def allot(
     return Allotment(tuple(replicas), tuple(judged))
 
 
-def judge(pool: PoolState, standing: Standing, wanted: int, now: float, rules: Rules) -> Standing:
+def judge(pool: PoolState, standing: Standing, wanted: int, now: float, rules: PoolRules) -> Standing:
     """A pool's new standing, if `wanted` pods could use it."""
     if standing.phase == "out":
         return Standing("trial", now, standing.failures) if now >= standing.until(rules) else standing
@@ -112,7 +112,7 @@ MOST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class PodLoss:
     """What would be lost with a pod: rows on its device, variants that it has loaded, jobs that it fetched."""
 
     running: int = 0
@@ -121,14 +121,14 @@ class Ending:
     draining: bool = False
 
 
-def deletion_cost(pod: Ending) -> int:
+def deletion_cost(pod: PodLoss) -> int:
     """The value of the annotation `controller.kubernetes.io/pod-deletion-cost`. A pod that drains ends first."""
     if pod.draining:
         return -1
     return min(RUNNING * pod.running + WARM * pod.warm + HELD * pod.held, MOST)
 
 
-def cheapest_to_end(pods: Mapping[str, Ending], ready: Set[str], count: int) -> list[str]:
+def cheapest_to_end(pods: Mapping[str, PodLoss], ready: Set[str], count: int) -> list[str]:
     """The names of the `count` pods that lose least; of equals, those that are not ready first."""
     return sorted(pods, key=lambda name: (deletion_cost(pods[name]), name in ready, name))[:count]
 

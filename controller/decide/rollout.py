@@ -22,7 +22,7 @@ STILL = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RolloutLimits:
     """The limits of new pods.
 
     They have `timeout` seconds to become ready, and serve for `watch` seconds before the next stage. Once they have had
@@ -38,20 +38,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class JobFigures:
     """Jobs that ended, those that failed among them, and the seconds that they ran."""
 
     jobs: int = 0
     failed: int = 0
     seconds: float = 0.0
 
-    def plus(self, other: Figures) -> Figures:
+    def plus(self, other: JobFigures) -> JobFigures:
         """The sum of both."""
-        return Figures(self.jobs + other.jobs, self.failed + other.failed, self.seconds + other.seconds)
+        return JobFigures(self.jobs + other.jobs, self.failed + other.failed, self.seconds + other.seconds)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DeployedPart:
     """A Deployment's template and that of most of its pods, by their digests.
 
     Of its `asked` pods, `updated` have its template, and `ready` of these are ready; `old` pods of other templates are
@@ -92,7 +92,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RolloutStep:
     """The new state, the parts that are not paused, and those that get their earlier template back."""
 
     rollout: Rollout
@@ -100,7 +100,7 @@ class Step:
     restore: frozenset[str] = frozenset()
 
 
-def judge(before: Figures, after: Figures, limits: Limits) -> str:
+def judge(before: JobFigures, after: JobFigures, limits: RolloutLimits) -> str:
     """Why new pods are worse than before; empty if they are not, or have had too few jobs to tell."""
     if after.jobs < limits.jobs:
         return ""
@@ -114,8 +114,13 @@ def judge(before: Figures, after: Figures, limits: Limits) -> str:
 
 
 def advance(
-    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, limits: Limits
-) -> Step:
+    rollout: Rollout,
+    stages: Sequence[Stage],
+    parts: Mapping[str, DeployedPart],
+    harm: str,
+    now: float,
+    limits: RolloutLimits,
+) -> RolloutStep:
     """The next step; `harm` is `judge`'s reason for the pods changed so far.
 
     A part that never had pods, as in a new fleet or a new class, is never paused until it has them.
@@ -126,72 +131,79 @@ def advance(
 
 
 def _advance(
-    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], harm: str, now: float, limits: Limits
-) -> Step:
+    rollout: Rollout,
+    stages: Sequence[Stage],
+    parts: Mapping[str, DeployedPart],
+    harm: str,
+    now: float,
+    limits: RolloutLimits,
+) -> RolloutStep:
     if rollout.phase == "idle" or _is_new(rollout, parts):
         return _begin(rollout, parts, now)
     if rollout.phase == "pending":
         still = now >= rollout.since + STILL
-        return _next(replace(rollout, phase="rolling"), stages, parts, now) if still else Step(rollout)
+        return _next(replace(rollout, phase="rolling"), stages, parts, now) if still else RolloutStep(rollout)
     if rollout.phase == "returning":
         return _return(rollout, parts, now, limits)
     if harm:
         return _return(replace(rollout, phase="returning", since=now, why=harm), parts, now, limits)
     if rollout.phase == "watching":
         after = replace(rollout, stage=rollout.stage + 1)
-        return Step(rollout) if now < rollout.since + limits.watch else _next(after, stages, parts, now)
+        return RolloutStep(rollout) if now < rollout.since + limits.watch else _next(after, stages, parts, now)
     return _roll(rollout, stages, parts, now, limits)
 
 
-def _roll(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float, limits: Limits) -> Step:
+def _roll(
+    rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, DeployedPart], now: float, limits: RolloutLimits
+) -> RolloutStep:
     """Keep a stage open until it has changed; a stage without pods is not watched."""
     stage = stages[rollout.stage] if rollout.stage < len(stages) else Stage(())
     names = frozenset(stage.parts) & parts.keys()
     if all(_has_changed(parts[name], stage.share) for name in names):
         if any(parts[name].updated for name in names):
-            return Step(replace(rollout, phase="watching", since=now))
+            return RolloutStep(replace(rollout, phase="watching", since=now))
         return _next(replace(rollout, stage=rollout.stage + 1), stages, parts, now)
     if now >= rollout.since + limits.timeout:
         why = f"{', '.join(sorted(names))}: not ready after {limits.timeout:g} s"
         return _return(replace(rollout, phase="returning", since=now, why=why), parts, now, limits)
-    return Step(rollout, names)
+    return RolloutStep(rollout, names)
 
 
-def _is_new(rollout: Rollout, parts: Mapping[str, Part]) -> bool:
+def _is_new(rollout: Rollout, parts: Mapping[str, DeployedPart]) -> bool:
     """Whether a part has a template that is not of this rollout: it was changed meanwhile."""
     target, before = rollout.target or {}, rollout.before or {}
     return any(part.wants not in (target.get(name), before.get(name)) for name, part in parts.items())
 
 
-def _has_changed(part: Part, share: float) -> bool:
+def _has_changed(part: DeployedPart, share: float) -> bool:
     return part.rolled or (share < 1.0 and part.asked > 0 and part.ready >= ceil(part.asked * share))
 
 
-def _begin(rollout: Rollout, parts: Mapping[str, Part], now: float) -> Step:
+def _begin(rollout: Rollout, parts: Mapping[str, DeployedPart], now: float) -> RolloutStep:
     """Begin a rollout of what has changed; one in progress restarts, from the templates before it."""
     if rollout.phase == "idle" and all(part.wants == part.runs for part in parts.values()):
-        return Step(rollout, frozenset(name for name, part in parts.items() if part.old))
+        return RolloutStep(rollout, frozenset(name for name, part in parts.items() if part.old))
     earlier = (rollout.before or {}) if rollout.phase != "idle" else {}
     before = {name: earlier.get(name, part.runs) for name, part in parts.items()}
     target = {name: part.wants for name, part in parts.items()}
-    return Step(Rollout("pending", 0, now, before, target))
+    return RolloutStep(Rollout("pending", 0, now, before, target))
 
 
-def _next(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, Part], now: float) -> Step:
+def _next(rollout: Rollout, stages: Sequence[Stage], parts: Mapping[str, DeployedPart], now: float) -> RolloutStep:
     """The next stage that has something to change, or the end."""
     for index in range(rollout.stage, len(stages)):
         names = frozenset(stages[index].parts) & parts.keys()
         if not all(_has_changed(parts[name], stages[index].share) for name in names):
-            return Step(replace(rollout, phase="rolling", stage=index, since=now), names)
-    return Step(Rollout("idle", since=now, why="done"))
+            return RolloutStep(replace(rollout, phase="rolling", stage=index, since=now), names)
+    return RolloutStep(Rollout("idle", since=now, why="done"))
 
 
-def _return(rollout: Rollout, parts: Mapping[str, Part], now: float, limits: Limits) -> Step:
+def _return(rollout: Rollout, parts: Mapping[str, DeployedPart], now: float, limits: RolloutLimits) -> RolloutStep:
     """Restore every part's earlier template, and roll the parts that have pods of the new one."""
     before = rollout.before or {}
     restore = frozenset(name for name, part in parts.items() if part.wants != before.get(name, part.wants))
     if not restore and all(part.rolled for part in parts.values()):
-        return Step(Rollout("idle", since=now, why=f"rolled back: {rollout.why}"))
+        return RolloutStep(Rollout("idle", since=now, why=f"rolled back: {rollout.why}"))
     if not restore and now >= rollout.since + limits.timeout:
-        return Step(Rollout("idle", since=now, why=f"rolled back, but not all pods are ready: {rollout.why}"))
-    return Step(rollout, frozenset(name for name, part in parts.items() if not part.rolled), restore)
+        return RolloutStep(Rollout("idle", since=now, why=f"rolled back, but not all pods are ready: {rollout.why}"))
+    return RolloutStep(rollout, frozenset(name for name, part in parts.items() if not part.rolled), restore)

@@ -22,8 +22,8 @@ The minimum device seconds of answering a request in time (`least_work`) hold ho
 of the profile; `Pace` has what events do to them. Spot devices serve preemptible services only.
 
 A batch's time is `base` per step, independent of its rows, plus what each row adds: its prompt, and its own tokens read
-once per step (`Stepping`), or its size (`Whole`). The second part is the request's own. Of the first, rows have shares
-that sum to one in each step, by one of two rules:
+once per step (`Stepping`), or its size (`WholeBatches`). The second part is the request's own. Of the first, rows have
+shares that sum to one in each step, by one of two rules:
 
 - *by row*: equal shares, so each row bears at least 1 / `max_batch` of it;
 - *by load*: in proportion to the tokens or sizes that the rows hold. A batch holds no more than the memory and its most
@@ -34,7 +34,7 @@ step, and the request must end in time. Its share is least if the batch holds eq
 Both hold for every batch, so the rule that charges more in total is chosen for each class and model.
 
 Left out, so that nothing is charged that a schedule could avoid: waiting, loading, delays from the prompts of others,
-compute-bound steps, and a `Whole` batch's floor.
+compute-bound steps, and a `WholeBatches` batch's floor.
 
 The programme that finds prices treats a group's requests as fluid, each at their mean cost, so its own optimum is not a
 bound. `lower_bound` derives one from the prices, whatever they are.
@@ -49,9 +49,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.engine import Summary
-from simulator.fleet import SERVICES, USABLE, DeviceClass, Event, Fleet
-from simulator.timing import Stepping, Timing, Whole
+from simulator.engine import RunSummary
+from simulator.fleet import SERVICES, USABLE, DeviceClass, Fleet, HardwareChange
+from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 
@@ -96,10 +96,10 @@ class Bound:
         answered = {name: round((attained[name] or 0.0) * self.asked[name]) for name in self.least}
         return max(self.fixed + sum(float(self.least[name][:count].sum()) for name, count in answered.items()), 0.0)
 
-    def summary(self) -> Summary:
+    def summary(self) -> RunSummary:
         """The bound as a row of the table of policies, with the shares that could be answered in time."""
         possible = {name: len(self.least[name]) / asked if asked else None for name, asked in self.asked.items()}
-        return Summary(
+        return RunSummary(
             policy=NAME,
             requests=sum(self.asked.values()),
             attainment=possible,
@@ -420,7 +420,7 @@ class _Run:
         """Requests of one model on a class."""
         total = size + output
         most = float(total.max()) * device.max_batch
-        if isinstance(timing, Whole):
+        if isinstance(timing, WholeBatches):
             return cls(np.zeros_like(total), np.ones_like(total), timing.base, timing.slope, total, total, most)
         assert isinstance(timing, Stepping)
         return cls(
@@ -519,7 +519,7 @@ def is_lasting(fleet: Fleet, name: str) -> bool:
     return not fails and all(event.slower is not None for event in _events(fleet, name))
 
 
-def _events(fleet: Fleet, name: str) -> list[Event]:
+def _events(fleet: Fleet, name: str) -> list[HardwareChange]:
     return [event for event in fleet.events if event.hardware_class == name]
 
 
@@ -531,7 +531,7 @@ def _carried(workload: Workload, column: int) -> float:
     for number, name in enumerate(trace.models):
         timing, total = fleet.timings[name][column], (trace.size + trace.output)[trace.model == number]
         size = float(total.max(initial=0))
-        if isinstance(timing, Whole):
+        if isinstance(timing, WholeBatches):
             whole = max(whole, timing.load + timing.batch(rows, rows * size))
         elif isinstance(timing, Stepping):
             prompts += timing.load + rows * timing.prefill(size)

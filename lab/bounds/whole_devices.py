@@ -44,7 +44,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab.bounds.linear import SLACK, Pace, Programme, Solution, fines, is_lasting, least_usd_per_second, least_work
-from simulator.engine import Summary, penalty
+from simulator.engine import RunSummary, penalty
 from simulator.fleet import SERVICES, DeviceClass
 from simulator.traces import Column
 from simulator.workload import Figures, Workload
@@ -81,9 +81,9 @@ class WholeBound:
     gap: float
     seconds: float
 
-    def summary(self) -> Summary:
+    def summary(self) -> RunSummary:
         """The bound as a row of the table of policies."""
-        return Summary(
+        return RunSummary(
             policy=NAME,
             requests=self.requests,
             attainment={name: None if share is None else 1 - share for name, share in self.missed.items()},

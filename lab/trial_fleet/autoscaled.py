@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 
-from local.autoscaler import Ask, Bounds, ask_router
-from local.fleet import Fleet
+from local.autoscaler import Ask, WorkerBounds, ask_router
+from local.fleet import LocalFleet
 from local.plan import plan_fleet
-from local.up import Options, run_fleet
+from local.up import UpOptions, run_fleet
 from tasks.machine import look
 from tasks.topology import load_topology
 
@@ -50,7 +50,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def autoscaled(site: Site, ask: Ask = ask_router) -> Iterator[tuple[Fleet, Powered]]:
+def autoscaled(site: Site, ask: Ask = ask_router) -> Iterator[tuple[LocalFleet, Powered]]:
     """The fleet while the block runs. Workers are as many as `ask` says, more than cores if need be."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -61,7 +61,7 @@ def autoscaled(site: Site, ask: Ask = ask_router) -> Iterator[tuple[Fleet, Power
     try:
         if not receiver.poll(PATIENCE):
             raise TimeoutError(f"the fleet is not ready within {PATIENCE:g} s; see {site.folder}/logs")
-        fleet: Fleet = receiver.recv()
+        fleet: LocalFleet = receiver.recv()
         with _counted(process.pid) as powered:
             yield fleet, powered
     finally:
@@ -82,8 +82,8 @@ def _run(site: Site, ask: Ask, sender: Connection) -> None:
     topology = load_topology(site.queues)
     plan = plan_fleet(topology, look(), emulate=site.emulated, counts=site.most)
     least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
-    options = Options(data=site.folder, port=0, flower=False)
-    run_fleet(lambda _: plan, options, environment, sender.send, Bounds(least, sum(site.most.values())), ask)
+    options = UpOptions(data=site.folder, port=0, flower=False)
+    run_fleet(lambda _: plan, options, environment, sender.send, WorkerBounds(least, sum(site.most.values())), ask)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from contextlib import suppress
 import msgspec
 
 from local.autoscaler import ask_router
-from router.decide.plan import Depth, Size
+from router.decide.plan import ClassSize, Depth
 from tasks.web import NO_ANSWER, ask
 
 _QUICK = 1.0  # seconds for one answer of a router on loopback
@@ -35,7 +35,7 @@ class QueueScaling:
     def __init__(self, rule: Depth, most: Mapping[str, int]) -> None:
         self._rule = rule
         self._most = most
-        self._size = {name: Size(0.0) for name in most}
+        self._size = {name: ClassSize(0.0) for name in most}
         self._target = dict.fromkeys(most, 0)
         self._polled = dict.fromkeys(most, float("-inf"))
 

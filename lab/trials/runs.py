@@ -19,12 +19,12 @@ from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import NAME as WHOLE
 from lab.bounds.whole_devices import whole_bound
 from lab.trials.trial import TRIALS
-from simulator.engine import Summary, simulate
+from simulator.engine import RunSummary, simulate
 from simulator.policies.policy import LIVE, REFUSED, Held, Policy, Shift
 from simulator.policies.taxiway import taxiway
 from simulator.pool import Pool
 from simulator.traces import Trace, read_trace
-from simulator.workload import Job, Workload
+from simulator.workload import SimulatedJob, Workload
 
 OURS = "taxiway"
 
@@ -114,7 +114,7 @@ class Watched:
         self.beat = policy.beat
         self._chosen: dict[int, dict[int, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         chosen = self._policy.choose(job, pools, now)
         place = chosen.pool if isinstance(chosen, Held) else chosen
@@ -126,7 +126,7 @@ class Watched:
         """As `Policy.look`."""
         return self._policy.look(pools, now)
 
-    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
+    def ended(self, job: SimulatedJob, pool: Pool, seconds: float) -> None:
         """As `Policy.ended`."""
         self._policy.ended(job, pool, seconds)
 
@@ -155,14 +155,14 @@ def play(task: Task) -> Run:
     return _run(task, summary, watched.changes(workload.trace.models))
 
 
-BOUNDS: Mapping[str, Callable[[Workload], Summary]] = {
+BOUNDS: Mapping[str, Callable[[Workload], RunSummary]] = {
     LP: lambda workload: lower_bound(workload).summary(),
     WHOLE: lambda workload: whole_bound(workload).summary(),
 }
 """Lower bounds, as rows beside the policies."""
 
 
-def _run(task: Task, summary: Summary, changes: Mapping[str, int]) -> Run:
+def _run(task: Task, summary: RunSummary, changes: Mapping[str, int]) -> Run:
     return Run(
         trial=task.trial,
         seed=task.seed,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.fleet import SERVICES, Event, Fleet, load_fleet
+from simulator.fleet import SERVICES, Fleet, HardwareChange, load_fleet
 from simulator.traces import Trace, make_trace, read_trace, synthetic_trace
 from simulator.workload import Workload, prepare
 
@@ -181,7 +181,7 @@ class Trial:
     name: str
     file: str
     make: Callable[[Random, Path | None], list[Row]]
-    events: tuple[Event, ...] = ()
+    events: tuple[HardwareChange, ...] = ()
 
     def fleet(self) -> Fleet:
         """The fleet, with the trial's events."""
@@ -196,15 +196,15 @@ class Trial:
         return prepare(trace, self.fleet(), seed=1)
 
 
-THROTTLED = Event(at=LENGTH / 2, hardware_class="gpu.l4", slower=3.0)
+THROTTLED = HardwareChange(at=LENGTH / 2, hardware_class="gpu.l4", slower=3.0)
 
-MISPROFILED = Event(at=0.0, hardware_class="gpu.l4", slower=2.0)
+MISPROFILED = HardwareChange(at=0.0, hardware_class="gpu.l4", slower=2.0)
 
 RECLAIMED = (
-    Event(at=300.0, hardware_class="l4.spot", reclaimed=True),
-    Event(at=300.0, hardware_class="l4.spot", available=0),
-    Event(at=480.0, hardware_class="l4.spot", available=6),
-    Event(at=600.0, hardware_class="gpu.l4", available=3),
+    HardwareChange(at=300.0, hardware_class="l4.spot", reclaimed=True),
+    HardwareChange(at=300.0, hardware_class="l4.spot", available=0),
+    HardwareChange(at=480.0, hardware_class="l4.spot", available=6),
+    HardwareChange(at=600.0, hardware_class="gpu.l4", available=3),
 )
 
 TRIALS: Mapping[str, Trial] = {

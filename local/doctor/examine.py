@@ -15,7 +15,7 @@ import msgspec
 from local.doctor import Finding, problem
 from local.doctor.endpoints import check_endpoints
 from local.embedded import EmbeddedValkeyError, find_binary
-from local.fleet import Fleet, failing
+from local.fleet import LocalFleet, failing
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.models.folder import APART
@@ -45,7 +45,7 @@ class ServerAwayError(Exception):
     """A server that the user named does not answer."""
 
 
-def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | None) -> list[Finding]:
+def examine(machine: Machine, environment: Mapping[str, str], fleet: LocalFleet | None) -> list[Finding]:
     """The findings about this machine and its configuration, and about the `fleet` that runs here."""
     cache = cache_directory(environment)
     here = (
@@ -65,7 +65,7 @@ def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are valid")
 
 
-def reported(fleet: Fleet, environment: Mapping[str, str]) -> list[Finding]:
+def reported(fleet: LocalFleet, environment: Mapping[str, str]) -> list[Finding]:
     """The fleet's problems and how its placements held, by its router; if none answers, its processes' problems."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -78,7 +78,7 @@ def reported(fleet: Fleet, environment: Mapping[str, str]) -> list[Finding]:
     return [problem(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
 
 
-class Bounds(msgspec.Struct):
+class HeldBounds(msgspec.Struct):
     """How the placements' "at most" held on a class, as in a router's view."""
 
     jobs: int
@@ -89,7 +89,7 @@ class Bounds(msgspec.Struct):
 class ClassReport(msgspec.Struct):
     """The part of a class's view that tells how its placements held."""
 
-    bounds: Bounds | None = None
+    bounds: HeldBounds | None = None
 
 
 HELD, TAKEN = 0.95, 1 / 3
@@ -120,7 +120,7 @@ def _apart(subject: str, ahead: float) -> Finding:
     return problem(subject, value, "synchronise both machines (NTP)")
 
 
-def processes(fleet: Fleet) -> Finding:
+def processes(fleet: LocalFleet) -> Finding:
     """How many processes of a running fleet are ready."""
     running = sum(process.ready for process in fleet.processes)
     value = f"{running} of {len(fleet.processes)} processes are ready; their logs are in {fleet.data}/logs"
@@ -218,7 +218,7 @@ def _guard(variable: str, url: str) -> Iterator[Finding]:
     yield Finding(subject=f"{variable} guard", found=False, value="accepts clients without a password", remedy=remedy)
 
 
-def _store_here(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
+def _store_here(fleet: LocalFleet, environment: Mapping[str, str]) -> Iterator[Finding]:
     """The same of the store of a local fleet that has none of the `SERVERS` that are named here."""
     if fleet.broker not in map(environment.get, SERVERS):
         embedded = any(process.name == "broker" for process in fleet.processes)

@@ -44,7 +44,7 @@ class EfficientNetLite(nn.Module):
         return {"logits": functional.linear(features, self.weight, self.bias)}
 
 
-class Block(nn.Module):
+class InvertedResidual(nn.Module):
     """An inverted residual: widen, filter each channel, narrow; added to its input where `skip`."""
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, *, side: int, stride: int, skip: bool) -> None:
@@ -88,13 +88,13 @@ class Convolution(nn.Module):
         return functional.relu6(out) if self.clip else out
 
 
-def _blocks(weights: Mapping[str, Tensor]) -> Iterator[Block]:
+def _blocks(weights: Mapping[str, Tensor]) -> Iterator[InvertedResidual]:
     side, index = _SIDE // 2, 0
     for repeats, first_stride, before, after in _STAGES:
         for repeat in range(repeats):
             stride = 1 if repeat else first_stride
             skip = stride == 1 and (repeat > 0 or before == after)
-            yield Block(weights, f"_blocks.{index}", side=side, stride=stride, skip=skip)
+            yield InvertedResidual(weights, f"_blocks.{index}", side=side, stride=stride, skip=skip)
             side, index = side // stride, index + 1
 
 

@@ -35,7 +35,7 @@ Weights = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Residual:
     """One inverted residual: widen by `expansion`, filter each channel, narrow; added to its input where `skip`."""
 
     kernel: int
@@ -44,12 +44,12 @@ class Block:
     skip: bool
 
 
-def blocks() -> Iterator[Block]:
+def blocks() -> Iterator[Residual]:
     """The network's blocks in order."""
     for repeats, kernel, stride, expansion, before, after in _STAGES:
-        yield Block(kernel, stride, expansion, stride == 1 and before == after)
+        yield Residual(kernel, stride, expansion, stride == 1 and before == after)
         for _ in range(repeats - 1):
-            yield Block(kernel, 1, expansion, True)
+            yield Residual(kernel, 1, expansion, True)
 
 
 def make(inputs: Mapping[str, Path], output: Path, options: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class _NetworkWriter:
         head = [graph.constant(name, self._weights[name]) for name in ("_fc.weight", "_fc.bias")]
         graph.output(graph.node("Gemm", [pooled, *head], "logits", transB=1), "FP32", ["batch", 1000])
 
-    def _block(self, x: str, block: Block, name: str) -> str:
+    def _block(self, x: str, block: Residual, name: str) -> str:
         wide = x if block.expansion == 1 else self._convolve(x, f"{name}._expand_conv", f"{name}._bn0")
         filtered = self._convolve(wide, f"{name}._depthwise_conv", f"{name}._bn1", stride=block.stride, deep=True)
         narrow = self._convolve(filtered, f"{name}._project_conv", f"{name}._bn2", clip=False)

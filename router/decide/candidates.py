@@ -13,7 +13,7 @@ from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import ANY, Allowed, DeviceFacts, dollars_per_hour, variant_key
 from tasks.models.model import Model, Profile
-from tasks.models.profiles import Known, ProfileBook, generates
+from tasks.models.profiles import KnownProfile, ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS, flow
 
@@ -337,7 +337,7 @@ def _mean(ratios: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
 
 
-def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[DeviceFacts, Known]]:
+def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[DeviceFacts, KnownProfile]]:
     """Each live device with the variant's profile on it; the class's device kind if none is live."""
     live = [(d, book.lookup(model, candidate.variant_name, d.kind, d.name)) for d in candidate.devices]
     if live:
@@ -356,7 +356,7 @@ def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[
     return [(absent, book.lookup(model, candidate.variant_name, kind, ""))]
 
 
-def _profile(device: DeviceFacts, known: Known, key: str) -> Profile:
+def _profile(device: DeviceFacts, known: KnownProfile, key: str) -> Profile:
     """What the device learned of the variant with this key; its profile if it learned nothing."""
     curve = device.endpoint.curves.get(key) if device.endpoint is not None else None
     if curve is None:
@@ -371,11 +371,11 @@ def _profile(device: DeviceFacts, known: Known, key: str) -> Profile:
     )
 
 
-def _warning(known: Sequence[tuple[DeviceFacts, Known]]) -> str | None:
+def _warning(known: Sequence[tuple[DeviceFacts, KnownProfile]]) -> str | None:
     return next((k.warning for _, k in known if k.warning), None)
 
 
-def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) -> float:
+def _residual(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, level: int) -> float:
     """The largest residual that a device learned for the level.
 
     If none did, the largest in the profiles, or of all variants that the devices ran, at least `UNLEARNED`.

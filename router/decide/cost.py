@@ -49,7 +49,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Figures:
+class EstimateColumns:
     """`Estimate`, as columns."""
 
     transfer: Column
@@ -67,7 +67,7 @@ class Figures:
         return Estimate(*(float(getattr(self, name)[index]) for name in Estimate.__slots__))
 
 
-class Workload(Protocol):
+class EstimatedWorkload(Protocol):
     """The workload to estimate: the `Needs` of one request, or of several as columns of shape (requests, 1)."""
 
     @property
@@ -107,7 +107,7 @@ class Workload(Protocol):
         """What of its prompt some device has read before."""
 
 
-def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> Figures:
+def estimate_figures(table: CandidateTable, needs: EstimatedWorkload, ahead: Column) -> EstimateColumns:
     """The candidates' figures for a request with `ahead` device seconds before it in each class.
 
     For several requests, the figures and `ahead` have one more leading axis.
@@ -136,7 +136,7 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     if table.metered is not None:
         cost = cost + metered_cost(table.metered, needs)
     at_most = (finish + table.beyond) * table.residual[needs.level]
-    return Figures(transfer, wait, table.load, run, work, cost, finish, at_most, saved)
+    return EstimateColumns(transfer, wait, table.load, run, work, cost, finish, at_most, saved)
 
 
 def of_prompt(table: CandidateTable) -> tuple[Column, Column]:
@@ -146,7 +146,7 @@ def of_prompt(table: CandidateTable) -> tuple[Column, Column]:
     return table.step + table.prompt[0], table.slope + table.prompt[1]
 
 
-def _saved(table: CandidateTable, needs: Workload, prefix: Prefix, wait: Column) -> Column:
+def _saved(table: CandidateTable, needs: EstimatedWorkload, prefix: Prefix, wait: Column) -> Column:
     """Seconds that reading the prefix would take, of candidates on its class that would start at once."""
     here = np.array([one.hardware_class == prefix.hardware_class for one in table.candidates])
     step, slope = of_prompt(table)
@@ -154,20 +154,20 @@ def _saved(table: CandidateTable, needs: Workload, prefix: Prefix, wait: Column)
     return saved
 
 
-def read_before(needs: Workload, prefix: Prefix) -> float | Column:
+def read_before(needs: EstimatedWorkload, prefix: Prefix) -> float | Column:
     """Tokens of the prompt that a device has read before; the last one is always read again."""
     tokens: float | Column = np.clip(needs.size - needs.output - 1, 0, prefix.tokens)
     return tokens
 
 
-def metered_cost(metered: np.ndarray, needs: Workload) -> Column:
+def metered_cost(metered: np.ndarray, needs: EstimatedWorkload) -> Column:
     """US dollars for the rows and their expected tokens (`CandidateTable.metered`)."""
     each, of_input, of_output = metered
     cost: Column = needs.rows * (each + of_input * (needs.size - needs.output) + of_output * needs.output)
     return cost
 
 
-def dearest(table: CandidateTable, needs: Workload, cost: Column) -> Column:
+def dearest(table: CandidateTable, needs: EstimatedWorkload, cost: Column) -> Column:
     """The most that a request of this expected cost may cost: on the class's dearest device, with the longest answers.
 
     Budgets hold for the longest answers and prompts where tokens are paid for; a longer answer elsewhere is device
@@ -185,10 +185,10 @@ def dearest(table: CandidateTable, needs: Workload, cost: Column) -> Column:
 
 Limits = tuple[np.ndarray, np.ndarray]
 """Seconds of waiting for a rate limit: for each device second ahead, and for the request itself, negative while more
-is left than it needs. Two of each, for requests and tokens, before the axes of `Figures`."""
+is left than it needs. Two of each, for requests and tokens, before the axes of `EstimateColumns`."""
 
 
-def limits_of(allowed: np.ndarray, needs: Workload, work: Column) -> Limits:
+def limits_of(allowed: np.ndarray, needs: EstimatedWorkload, work: Column) -> Limits:
     """The rate limits as a request sees them that takes `work` device seconds; what is ahead is taken for alike."""
     a_second, left = allowed[:, 0], allowed[:, 1]
     size = np.maximum(needs.size, 1.0)
@@ -211,7 +211,7 @@ def wait_of(table: CandidateTable, ahead: Column, limits: Limits | None = None) 
     return wait
 
 
-def alone_and_each(table: CandidateTable, needs: Workload) -> tuple[Column, Column]:
+def alone_and_each(table: CandidateTable, needs: EstimatedWorkload) -> tuple[Column, Column]:
     """Seconds of a batch of no rows of the workload's size, and what each row adds."""
     alone: Column = table.base + table.step * needs.size
     each: Column = table.slope * needs.size
@@ -221,14 +221,14 @@ def alone_and_each(table: CandidateTable, needs: Workload) -> tuple[Column, Colu
     return alone + table.prompt[0] * read, each + table.prompt[1] * read
 
 
-def work_in_full_batches(table: CandidateTable, needs: Workload, full: Column) -> Column:
+def work_in_full_batches(table: CandidateTable, needs: EstimatedWorkload, full: Column) -> Column:
     """Device seconds of the workload's rows, each with its share of a batch of `full` rows like it."""
     alone, each = alone_and_each(table, needs)
     work: Column = np.maximum(table.floor, alone + each * full) / full * needs.rows
     return work
 
 
-def holds_up(table: CandidateTable, needs: Workload) -> Column:
+def holds_up(table: CandidateTable, needs: EstimatedWorkload) -> Column:
     """Seconds for which the workload's rows keep each candidate's device from other work.
 
     Batches that run as a whole keep it until they end. Those that rows join and leave take turns with other work, of
@@ -239,14 +239,14 @@ def holds_up(table: CandidateTable, needs: Workload) -> Column:
     return work_in_full_batches(table, needs, table.billed)
 
 
-def run_alone(table: CandidateTable, needs: Workload) -> Column:
+def run_alone(table: CandidateTable, needs: EstimatedWorkload) -> Column:
     """Seconds that each candidate takes for the workload's rows alone."""
     alone, each = alone_and_each(table, needs)
     seconds: Column = np.maximum(table.floor, alone + each * np.minimum(float(needs.rows), table.limit))
     return seconds
 
 
-def full_batch(table: CandidateTable, needs: Workload) -> Column:
+def full_batch(table: CandidateTable, needs: EstimatedWorkload) -> Column:
     """Seconds that each candidate's largest batch of rows of the workload's size takes."""
     alone, each = alone_and_each(table, needs)
     seconds: Column = np.maximum(table.floor, alone + each * batch_limit(table, alone, each))
@@ -267,7 +267,7 @@ def batch_limit(table: CandidateTable, alone: Column, each: Column) -> Column:
     return limit
 
 
-def _run_and_work(table: CandidateTable, needs: Workload) -> tuple[np.ndarray, np.ndarray]:
+def _run_and_work(table: CandidateTable, needs: EstimatedWorkload) -> tuple[np.ndarray, np.ndarray]:
     """Seconds until the rows have run, and their share of device seconds; one for each row of `table.rates`.
 
     Rows share a batch with those that arrive while the previous batch runs, `b = rate·L(b)` rows, or with the expected

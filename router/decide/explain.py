@@ -13,7 +13,7 @@ import numpy as np
 
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Needs
-from router.decide.cost import Figures, dearest, estimate_figures, horizon
+from router.decide.cost import EstimateColumns, dearest, estimate_figures, horizon
 from router.decide.placement import choose, prefer, reserved_and_busy, route_by_plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.model import Model
@@ -45,7 +45,7 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     warning: str | None
 
 
-class Refused(msgspec.Struct, frozen=True):
+class RefusedCandidate(msgspec.Struct, frozen=True):
     """A hardware class and variant that could not run the request."""
 
     hardware_class: str
@@ -67,7 +67,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     held: bool = False
     error: str | None = None
     considered: tuple[Considered, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[RefusedCandidate, ...]
 
 
 class Basis(msgspec.Struct, frozen=True, array_like=True):
@@ -155,7 +155,7 @@ class _Rows:
         self._table = table
         self._needs = needs
         self._chosen = chosen
-        self._figures: Figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
+        self._figures: EstimateColumns = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
         self._reserved_and_busy = reserved_and_busy(table, work)
         self._dearest = dearest(table, needs, self._figures.cost)
         able = table.live & (self._dearest <= needs.affordable)
@@ -170,13 +170,16 @@ class _Rows:
         live = np.flatnonzero(self._table.live).tolist()
         return tuple(self._row(i) for i in sorted(live, key=lambda i: (figures.cost[i], figures.finish[i], i)))
 
-    def refused(self) -> tuple[Refused, ...]:
+    def refused(self) -> tuple[RefusedCandidate, ...]:
         """Every other class and variant, with its reason."""
         table = self._table
         absent = [table.candidates[i] for i in np.flatnonzero(~table.live).tolist()]
         return (
-            *(Refused(r.hardware_class, r.variant, r.reason) for r in table.refusals),
-            *(Refused(c.hardware_class, c.variant_name, c.absent or "no device of the class is live") for c in absent),
+            *(RefusedCandidate(r.hardware_class, r.variant, r.reason) for r in table.refusals),
+            *(
+                RefusedCandidate(c.hardware_class, c.variant_name, c.absent or "no device of the class is live")
+                for c in absent
+            ),
         )
 
     def _row(self, index: int) -> Considered:

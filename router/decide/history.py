@@ -82,7 +82,7 @@ class Arrivals:
         return int((self.jobs["state"] < ENDED).sum())
 
 
-class Terms(NamedTuple):
+class PlacedTerms(NamedTuple):
     """What jobs asked for, as placement understood it."""
 
     service: str = ""
@@ -94,16 +94,16 @@ class Terms(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def terms_of(basis: str) -> Terms:
-    """The terms in a record's basis; `Terms()` if it has none, or another release wrote it."""
+def terms_of(basis: str) -> PlacedTerms:
+    """The terms in a record's basis; `PlacedTerms()` if it has none, or another release wrote it."""
     read = read_basis(basis)
     if read is None:
-        return Terms()
+        return PlacedTerms()
     needs, place = read.needs, read.needs.constraints
     alike = [n for n, name in enumerate(PRIORITIES) if level_of(needs.deadline, name) == needs.level]
     priority = PRIORITIES.index("normal") if PRIORITIES.index("normal") in alike else next(iter(alike), -1)
     size = max(round(needs.size) - needs.output, 0)
-    return Terms(place.service, place.locality or "", needs.rows, size, needs.output, priority)
+    return PlacedTerms(place.service, place.locality or "", needs.rows, size, needs.output, priority)
 
 
 def indices(values: Sequence[str], names: Sequence[str]) -> list[int]:

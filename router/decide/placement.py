@@ -12,7 +12,7 @@ import numpy as np
 from router.decide.candidates import CandidateTable
 from router.decide.classify import Candidate, Needs, Refusal
 from router.decide.cost import (
-    Figures,
+    EstimateColumns,
     dearest,
     estimate_figures,
     full_batch,
@@ -70,7 +70,7 @@ class Placement:
 
     table: CandidateTable
     needs: Needs
-    figures: Figures
+    figures: EstimateColumns
     index: int  # the chosen candidate's row in the table
     why: Callable[[int], str]
     held: bool = False
@@ -221,7 +221,7 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> list[Placeme
     ]
 
 
-def _saving(needs: Needs, figures: Figures, index: int) -> str:
+def _saving(needs: Needs, figures: EstimateColumns, index: int) -> str:
     """What a prefix of the prompt that was read before is worth there."""
     prefix, saved = needs.prefix, figures.saved[index]
     if prefix is None or not saved:
@@ -229,7 +229,7 @@ def _saving(needs: Needs, figures: Figures, index: int) -> str:
     return f"; {read_before(needs, prefix):.0f} tokens of the prompt were read there before: {saved:.3g} s less"
 
 
-def _held_reason(table: CandidateTable, needs: Needs, figures: Figures, index: int) -> str:
+def _held_reason(table: CandidateTable, needs: Needs, figures: EstimateColumns, index: int) -> str:
     wait, most = figures.wait[index], horizon(table, needs)[index]
     why = "every queue that could take it is past its horizon"
     if needs.work_limit is not None:
@@ -253,7 +253,13 @@ _UNPLANNED = Route(None)
 
 
 def route_by_plan(
-    table: CandidateTable, needs: Needs, figures: Figures, work: np.ndarray, *, able: np.ndarray, free: np.ndarray
+    table: CandidateTable,
+    needs: Needs,
+    figures: EstimateColumns,
+    work: np.ndarray,
+    *,
+    able: np.ndarray,
+    free: np.ndarray,
 ) -> Route:
     """What the plan says about a request: to use the preferred class, or another one that surely saves it.
 
@@ -288,7 +294,7 @@ def route_by_plan(
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)
 
 
-def _surely_in_time(table: CandidateTable, needs: Needs, figures: Figures, work: np.ndarray) -> np.ndarray:
+def _surely_in_time(table: CandidateTable, needs: Needs, figures: EstimateColumns, work: np.ndarray) -> np.ndarray:
     """Candidates that are sure to answer well within the deadline, and have hardly any work of its level or above."""
     assert needs.deadline is not None
     ahead = work[:, : needs.level + 1].sum(axis=1)[table.queue] / table.servers
@@ -308,7 +314,7 @@ def seed_of(job: str) -> int:
     return crc32(job.encode())
 
 
-def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
+def _able(table: CandidateTable, needs: Needs, figures: EstimateColumns) -> np.ndarray:
     """Which candidates have a live device and are within the budget."""
     present = table.live
     if not some(present):
@@ -346,7 +352,7 @@ def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidR
 def _contenders(
     table: CandidateTable,
     needs: Needs,
-    figures: Figures,
+    figures: EstimateColumns,
     *,
     able: np.ndarray,
     free: np.ndarray,
@@ -389,13 +395,13 @@ def _contenders(
     return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); no idle device would meet {deadline:g} s"
 
 
-def _earliest(figures: Figures, among: np.ndarray) -> int:
+def _earliest(figures: EstimateColumns, among: np.ndarray) -> int:
     """The first of `among` to finish; the cheaper one on a tie."""
     found: list[int] = among.nonzero()[0].tolist()
     return min(found, key=lambda i: (figures.finish[i], figures.cost[i], i))
 
 
-def _cheapest(table: CandidateTable, needs: Needs, figures: Figures, sure: np.ndarray) -> list[int]:
+def _cheapest(table: CandidateTable, needs: Needs, figures: EstimateColumns, sure: np.ndarray) -> list[int]:
     """The candidates in `sure` within `NEAR` of the cheapest; only warm ones if one of them costs little more."""
     cost = np.where(sure, figures.cost, np.inf)
     cheapest = cost.argmin()
@@ -415,18 +421,20 @@ def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
 
 
 def _in_time_reason(
-    table: CandidateTable, figures: Figures, passed_over: np.ndarray, deadline: float, index: int
+    table: CandidateTable, figures: EstimateColumns, passed_over: np.ndarray, deadline: float, index: int
 ) -> str:
     reason = f"cheapest that meets {deadline:g} s ({_bounds(figures, index)})"
     return reason + _cheaper_rejected(table, figures, passed_over, deadline, index)
 
 
-def _bounds(figures: Figures, index: int) -> str:
+def _bounds(figures: EstimateColumns, index: int) -> str:
     """When the answer comes: a mean, and what all but a few keep within."""
     return f"expected in {figures.finish[index]:.3g} s, at most {figures.at_most[index]:.3g} s"
 
 
-def _cheaper_rejected(table: CandidateTable, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
+def _cheaper_rejected(
+    table: CandidateTable, figures: EstimateColumns, among: np.ndarray, deadline: float, index: int
+) -> str:
     """The cheaper candidate in `among`, if any, and why it was not taken: too late, or past its horizon."""
     if not some(among):
         return ""
@@ -444,7 +452,7 @@ def _open(placement: Placement) -> np.ndarray:
     return affordable
 
 
-def _by_cost(figures: Figures, among: np.ndarray) -> list[int]:
+def _by_cost(figures: EstimateColumns, among: np.ndarray) -> list[int]:
     """Candidates in `among`, cheapest first; ties by finish, then by row in the candidate table."""
     return sorted(among.nonzero()[0].tolist(), key=lambda i: (figures.cost[i], figures.finish[i], i))
 

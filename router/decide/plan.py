@@ -1,8 +1,8 @@
 """The plan: which hardware classes each kind of request prefers, and by which rule each class scales.
 
 A tuner makes it from the fleet's recent arrivals (`simulator/tuning`); routers follow it. It crosses the state store as
-JSON, so it is a msgspec value. The router's autoscaler and the simulator's classes have one size (`Size`), by the same
-rules, with a plan and without one.
+JSON, so it is a msgspec value. The router's autoscaler and the simulator's classes have one size
+(`ClassSize`), by the same rules, with a plan and without one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def density(work: float, deadline: float, alone: float) -> float:
     return work / max(min(deadline, LONGEST), alone, work)
 
 
-class Size:
+class ClassSize:
     """How many devices a class should have: as many as a rule wants, and a plan's floor. The same for product and twin.
 
     It grows at once, by a rule on depth only when that polls. A device goes when it was not needed for the rule's
@@ -213,7 +213,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return next((cell for cell in self.cells if (cell.model, cell.service, cell.locality) == wanted), None)
 
 
-class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+class LatestTuning(msgspec.Struct, frozen=True, kw_only=True):
     """What the last tuning found, as operators see it: by which tuner, when by the store's clock, and in words.
 
     `score` is that of the best plan that it found, in US dollars an hour; None if it did not search.

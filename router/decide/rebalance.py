@@ -106,7 +106,7 @@ class View:
         return meets
 
 
-class Block:
+class GroupBlock:
     """Groups on one table with the same rows per job, with all figures that do not depend on the work ahead."""
 
     def __init__(self, groups: Sequence[Group], closed: frozenset[Route]) -> None:
@@ -276,7 +276,7 @@ class _Tick:
         blocks: dict[tuple[int, int], list[int]] = {}
         for place, group in enumerate(self._groups):
             blocks.setdefault((id(group.table), group.needs.rows), []).append(place)
-        self._blocks = [(Block([self._groups[p] for p in places], closed), places) for places in blocks.values()]
+        self._blocks = [(GroupBlock([self._groups[p] for p in places], closed), places) for places in blocks.values()]
         self._positions = {p: (block, row) for block, places in self._blocks for row, p in enumerate(places)}
         for block, _ in self._blocks:
             self._limit_slack(block)
@@ -297,7 +297,7 @@ class _Tick:
             found += (places[row] for row in np.flatnonzero(wanted.any(axis=1)).tolist())
         return sorted(found)
 
-    def _wanted(self, kind: Kind, block: Block, view: View, rows: slice) -> Rows:
+    def _wanted(self, kind: Kind, block: GroupBlock, view: View, rows: slice) -> Rows:
         wanted: Rows = WANTED[kind](view, self._rules) & block.open_to(kind, rows)
         return wanted & ~reserved_and_busy(block.table, self._before[-1:].T) if block.reserved else wanted
 
@@ -319,7 +319,7 @@ class _Tick:
         count = min(free, most, _COUNT[kind](view, group.here, to), self._capacity(group, view, to))
         return self._move(kind, place, view, to, count) if count > 0 else None
 
-    def _limit_slack(self, block: Block) -> None:
+    def _limit_slack(self, block: GroupBlock) -> None:
         """Bound the work that may be added ahead of groups in time.
 
         Moved jobs go behind their own level, so only the levels above count.

@@ -43,7 +43,7 @@ class Retarget:
 
 
 @dataclass(slots=True)
-class Conditions:
+class RetargetConditions:
     """When each condition began, in seconds of the caller's clock: the state that one tick passes to the next.
 
     Classes that are `starving`, `drained` or `calm` (could spare a device), `idle` devices by worker, and when a worker
@@ -71,7 +71,7 @@ class Conditions:
         self.notified.update({(one.worker, one.hardware_class): now for one in decided})
 
 
-def retarget(fleet: FleetSnapshot, topology: Topology, conditions: Conditions, now: float) -> list[Retarget]:
+def retarget(fleet: FleetSnapshot, topology: Topology, conditions: RetargetConditions, now: float) -> list[Retarget]:
     """The commands to send now. Workers that were sent one recently, or whose class is not in queues.yaml, get none.
 
     `conditions` has been updated from the same fleet at `now`.
@@ -90,7 +90,7 @@ class _Tick:
 
     fleet: FleetSnapshot
     topology: Topology
-    conditions: Conditions
+    conditions: RetargetConditions
     settled: Collection[DeviceFacts]
     since: float
 

@@ -1,4 +1,4 @@
-"""How many devices each class should have: `plan.Size` for the work that the fleet has, as in the simulator.
+"""How many devices each class should have: `plan.ClassSize` for the work that the fleet has, as in the simulator.
 
 A class that a plan uses follows the plan's rule, the others a density. KEDA, Prometheus and the local autoscaler all
 get the same answer.
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from router.decide.classify import level_of
-from router.decide.plan import LONGEST, Cell, Density, Plan, Size, moves
+from router.decide.plan import LONGEST, Cell, ClassSize, Density, Plan, moves
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
@@ -44,7 +44,7 @@ class Scaler:
     """The scaling targets of all classes, and what they depend on of what was before."""
 
     topology: Topology
-    _sizes: dict[str, Size] = field(default_factory=dict)
+    _sizes: dict[str, ClassSize] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)  # the targets without spare devices
     _left: set[str] = field(default_factory=set)  # classes that the plan has given up
     _targets: dict[str, ScalingTarget] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Scaler:
         targets = {}
         for name, hardware in self.topology.hardware.items():
             load = Load.of(name, fleet, due, self.topology, jobs.get(name, 0.0))
-            size = self._sizes.setdefault(name, Size(hardware.scaling.start, hardware.scaling.minimum))
+            size = self._sizes.setdefault(name, ClassSize(hardware.scaling.start, hardware.scaling.minimum))
             if name not in self._counts:
                 size.need(load.devices, now)
             self._follow(name, size, fleet.plan, now, moving=moving)
@@ -71,7 +71,7 @@ class Scaler:
         """The scaling target of each class; empty before the first look."""
         return self._targets
 
-    def _follow(self, name: str, size: Size, plan: Plan | None, now: float, *, moving: bool) -> None:
+    def _follow(self, name: str, size: ClassSize, plan: Plan | None, now: float, *, moving: bool) -> None:
         """Scale by the plan's rule; a class that it does not use gives its devices up once no work moves any more."""
         planned = plan.classes.get(name) if plan is not None else None
         if planned is not None:
@@ -98,7 +98,7 @@ def _most(hardware: HardwareClass) -> int:
     return MOST if hardware.scaling.maximum is None else hardware.scaling.maximum
 
 
-def _resized(hardware: HardwareClass, size: Size, load: Load, before: int, now: float) -> int:
+def _resized(hardware: HardwareClass, size: ClassSize, load: Load, before: int, now: float) -> int:
     """The devices that the class should have, without spare ones, after it had so many."""
     if load.jobs:
         size.use(now)
@@ -108,7 +108,7 @@ def _resized(hardware: HardwareClass, size: Size, load: Load, before: int, now: 
 
 
 def _target(
-    hardware: HardwareClass, size: Size, load: Load, count: int, plan: Plan | None, now: float
+    hardware: HardwareClass, size: ClassSize, load: Load, count: int, plan: Plan | None, now: float
 ) -> ScalingTarget:
     """`count` devices and why, with spare ones where no plan has counted what a burst needs."""
     most, wanted = _most(hardware), size.wanted(load.density, load.jobs, now)
@@ -166,7 +166,7 @@ def _density(work: Sequence[float], tightest: Sequence[float]) -> float:
     return sum(seconds / max(min(due, LONGEST), 1e-3) for seconds, due in zip(work, tightest, strict=False))
 
 
-def _ruled(size: Size, load: Load) -> str:
+def _ruled(size: ClassSize, load: Load) -> str:
     rule = size.rule
     if isinstance(rule, Density):
         return f"work fills {load.density:.3g} devices until it is due, at {rule.target:.0%} utilisation"

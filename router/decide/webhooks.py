@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tasks.topology import Webhooks
-from tasks.webhooks import Event, Notified
+from tasks.webhooks import Notified, WebhookEvent
 from taxiway.backoff import Backoff
 from taxiway.contract.job import failure_of, read_meta
 from taxiway.contract.request import EventType
@@ -51,7 +51,7 @@ class Secret(msgspec.Struct, frozen=True, omit_defaults=True):
     until: float = 0.0
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a tenant's events go: an address, and the types of event that it is notified of.
 
     One that is `only_named` is notified only of requests that name it. The newest of the `secrets` is the first.
@@ -72,7 +72,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         """The secrets that sign at `now`, the newest first."""
         return [one.text for one in self.secrets if not one.until or now < one.until]
 
-    def rotated(self, secret: str, now: float, overlap: float) -> Endpoint:
+    def rotated(self, secret: str, now: float, overlap: float) -> WebhookEndpoint:
         """The endpoint with a new secret; the one before signs for `overlap` seconds more."""
         until = now + overlap
         kept = [Secret(one.text, min(one.until or until, until)) for one in self.secrets]
@@ -85,7 +85,7 @@ class Endpoints:
     """All endpoints of the fleet; `rules` has their limits."""
 
     rules: Webhooks = field(default_factory=Webhooks)
-    by_tenant: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    by_tenant: Mapping[str, tuple[WebhookEndpoint, ...]] = field(default_factory=dict)
     _known: dict[tuple[str, str | None], str] = field(default_factory=dict)  # what `record` answers
 
     def __bool__(self) -> bool:
@@ -132,7 +132,7 @@ def secret_from(random: bytes) -> str:
     return SECRET + base64.b64encode(random).decode()
 
 
-def hint_of(endpoint: Endpoint) -> str:
+def hint_of(endpoint: WebhookEndpoint) -> str:
     """What may be shown of an endpoint's secret."""
     return f"{SECRET}…{endpoint.secrets[0].text[-4:]}" if endpoint.secrets else ""
 
@@ -142,14 +142,14 @@ def event_id(*parts: str) -> str:
     return hashlib.sha1("\n".join(parts).encode()).hexdigest()[:32]
 
 
-class Message(msgspec.Struct, frozen=True):
+class WebhookMessage(msgspec.Struct, frozen=True):
     """What is sent: its id and body, the same at each attempt."""
 
     id: str
     body: bytes
 
 
-def message_of(event: Event) -> Message:
+def message_of(event: WebhookEvent) -> WebhookMessage:
     """The message for an event, in OpenAI's form. It says what ended, and not what came out."""
     data: dict[str, Any] = {"id": event.name}
     if event.kind == "job":
@@ -159,10 +159,10 @@ def message_of(event: Event) -> Message:
             data |= {} if failure is None else {"error": {"code": failure.code, "message": failure.message}}
     name, type = f"evt_{event.id}", _TYPES[event.kind, event.ending]
     content = {"object": "event", "id": name, "type": type, "created_at": int(event.at), "data": data}
-    return Message(name, msgspec.json.encode(content))
+    return WebhookMessage(name, msgspec.json.encode(content))
 
 
-def headers_of(message: Message, secrets: Iterable[str], now: float) -> dict[str, str]:
+def headers_of(message: WebhookMessage, secrets: Iterable[str], now: float) -> dict[str, str]:
     """The headers of an attempt at `now`, a Unix time, signed with each of the secrets."""
     at = str(int(now))
     signed = f"{message.id}.{at}.".encode() + message.body
@@ -193,7 +193,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AttemptVerdict:
     """What follows from an attempt; `pause` is the time until the next one, `fault` why there is one, or none."""
 
     outcome: Literal["delivered", "retry", "dead"]
@@ -204,20 +204,20 @@ class Verdict:
 _GONE = 410
 
 
-def judge(attempt: Attempt, *, before: int, begun: float, now: float, draw: float, rules: Webhooks) -> Verdict:
+def judge(attempt: Attempt, *, before: int, begun: float, now: float, draw: float, rules: Webhooks) -> AttemptVerdict:
     """What follows from an attempt for an event that was tried `before` times, from `begun` on.
 
     The last attempt is made when `rules.retry` seconds are over. `draw`, from 0 to 1, is the jitter.
     """
     if 200 <= attempt.status < 300:
-        return Verdict("delivered")
+        return AttemptVerdict("delivered")
     fault = attempt.fault or f"the endpoint answered {attempt.status}"
     left = begun + rules.retry - now
     if attempt.status == _GONE or left <= 0:
-        return Verdict("dead", fault=fault)
+        return AttemptVerdict("dead", fault=fault)
     pause = Backoff(rules.pause, rules.longest_pause, spread=0.2).pause(before + 1, draw)
     pause = max(pause, min(attempt.retry_after, rules.longest_pause))
-    return Verdict("retry", min(pause, left), fault)
+    return AttemptVerdict("retry", min(pause, left), fault)
 
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -13,7 +13,7 @@ import msgspec
 
 from broker.port import Arrival
 from broker.valkey.endings import REFUSED, Ending
-from broker.valkey.forwarding import Drawn, Refused
+from broker.valkey.forwarding import Drawn, RefusedJob
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of
 from router.service.celery_message import NOTHING_AFTER, After, after_failure, check_embed, check_headers
@@ -34,7 +34,7 @@ LONGEST_ID = 4096
 _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).decode
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class StoredRefusal(msgspec.Struct, frozen=True):
     """A stored result under the task id `submission`, published to the client `reply`.
 
     `digest` is that of a request under an idempotency key, whose `job` may have been accepted before; empty if unknown.
@@ -53,8 +53,8 @@ class End(msgspec.Struct, frozen=True):
     ending: Ending
     code: str  # of its error
     deviceless: bool = False  # no device is live, which a fresher snapshot may change
-    refusal: Refusal | None = None  # for its submitter, independent of the job that has its idempotency key
-    refused: Refused | None = None  # the refused request, for its record
+    refusal: StoredRefusal | None = None  # for its submitter, independent of the job that has its idempotency key
+    refused: RefusedJob | None = None  # the refused request, for its record
     after: After = NOTHING_AFTER  # what follows once the ending is written
 
 
@@ -105,7 +105,7 @@ def refuse(order: Order, rules: Rules, error: TaxiwayError) -> End:
     return msgspec.structs.replace(end, refused=_refused(order, rules, end.ending.meta))
 
 
-def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
+def _refused(order: Order, rules: Rules, meta: bytes) -> RefusedJob:
     """What is recorded of a refused request."""
     try:
         hooks = hooks_of(order, rules)
@@ -113,7 +113,7 @@ def _refused(order: Order, rules: Rules, meta: bytes) -> Refused:
         hooks = rules.webhooks.record(order.request.tenant, None)
     fields = {"model": cut(order.request.model), "tenant": cut(order.request.tenant)}
     webhooks = {HOOKS: hooks} if hooks else {}
-    return Refused(repr(order.accepted), {**fields, **webhooks}, meta if hooks else b"")
+    return RefusedJob(repr(order.accepted), {**fields, **webhooks}, meta if hooks else b"")
 
 
 def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
@@ -273,7 +273,7 @@ def _end(
     *,
     reply: str,
     token: str = REFUSED,
-    refusal: Refusal | None = None,
+    refusal: StoredRefusal | None = None,
     after: After = NOTHING_AFTER,
 ) -> End:
     ending = Ending(job, state_of(error), failure_meta(job, error), token=token, reply=reply)
@@ -297,9 +297,11 @@ def _submission_of(envelope: Envelope) -> str:
     return submission_id(submission) if _is_name(submission) else ""
 
 
-def _refusal(envelope: Envelope, error: TaxiwayError, reply: str, job: str = "", digest: str = "") -> Refusal | None:
+def _refusal(
+    envelope: Envelope, error: TaxiwayError, reply: str, job: str = "", digest: str = ""
+) -> StoredRefusal | None:
     submission = _submission_of(envelope)
-    return Refusal(submission, failure_meta(submission, error), reply, job, digest) if submission else None
+    return StoredRefusal(submission, failure_meta(submission, error), reply, job, digest) if submission else None
 
 
 def _cancelled_job(envelope: Envelope) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from opentelemetry.trace import Span, SpanKind
 
-from broker.port import Step
+from broker.port import MoveStep
 from broker.valkey.endings import Ending
 from broker.valkey.queues import ValkeyTransport
 from router.decide.rebalance import Move
@@ -144,7 +144,7 @@ def trace_refusal(headers: Mapping[str, Any], job: str, code: str) -> None:
 class MoveTraces:
     """The spans of messages that are about to move together. Each continues its own trace, recorded once moved."""
 
-    def __init__(self, move: Move, steps: Sequence[Step]) -> None:
+    def __init__(self, move: Move, steps: Sequence[MoveStep]) -> None:
         self._move = move
         self._at = time.time()
         self._begun: dict[str, tuple[telemetry.ParentSpan, Span]] = {}
@@ -153,7 +153,7 @@ class MoveTraces:
             if parent is not None:
                 self._begun[step.peeked.job] = parent, self._begin(parent, step)
 
-    def end(self, steps: Sequence[Step]) -> None:
+    def end(self, steps: Sequence[MoveStep]) -> None:
         """Record the messages that moved, and their preceding wait."""
         at = time.time()
         for step in steps if self._begun else ():
@@ -162,7 +162,7 @@ class MoveTraces:
                 telemetry.wait(parent, self._at, {"taxiway.job": step.peeked.job, "taxiway.class": self._move.source})
                 telemetry.end(span, at)
 
-    def _begin(self, parent: telemetry.ParentSpan, step: Step) -> Span:
+    def _begin(self, parent: telemetry.ParentSpan, step: MoveStep) -> Span:
         attributes = {
             "taxiway.job": step.peeked.job,
             "taxiway.source": self._move.source,

@@ -33,7 +33,7 @@ _POLL = 0.1  # seconds between two checks of the devices
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LoadProgress:
     """A load on one class's devices: how many have the model, how many may still load it, and why others do not."""
 
     loaded: int
@@ -50,7 +50,7 @@ class Progress:
 
 def progress(
     model: Model, topology: Topology, fleet: FleetSnapshot, reporting: Collection[str] | None = None
-) -> dict[str, Progress]:
+) -> dict[str, LoadProgress]:
     """How far the load of a model is, by the classes that can run it; only reports of workers in `reporting` count."""
     candidates, refusals = classify(model, Constraints(), topology, fleet)
     reasons: dict[str, list[str]] = defaultdict(list)
@@ -67,7 +67,7 @@ def progress(
         loaded = {device.worker for device in devices if _has(device.warm, model)} - silent
         pending = {device.worker for device in devices if device.worker in workers | silent} - loaded
         reason = "" if loaded or pending else "; ".join(reasons.get(name, ())) or "no live device"
-        found[name] = Progress(len(loaded), len(pending), reason)
+        found[name] = LoadProgress(len(loaded), len(pending), reason)
     return found
 
 
@@ -142,7 +142,7 @@ class Repository:
         reports = await self._folder.all_looked(number)
         return sorted(name for name, report in reports.items() if report.reload < number)
 
-    async def _loaded(self, model: Model) -> dict[str, Progress]:
+    async def _loaded(self, model: Model) -> dict[str, LoadProgress]:
         """The result of a load by class, once no device may still load it, or the caller's time is over."""
         since = self._store.clock.now()
         ends = time.monotonic() + min(LOAD_WITHIN, self._rules.topology.limits.wait)

@@ -32,7 +32,7 @@ from router.service.admission import Rules
 from router.service.store import RouterStore
 from tasks.heartbeat import DeviceFacts
 from tasks.models.discovered import Found, discovered_by
-from tasks.models.folder import LOOK, ModelsFolder, Report, Reporter, changes
+from tasks.models.folder import LOOK, CatalogueReport, ModelsFolder, Reporter, changes
 from tasks.models.profiles import ProfileBook
 from tasks.outage import Outage
 from tasks.topology import Topology
@@ -250,14 +250,14 @@ class FolderWatch:
         processes = [_shown(name, before.get(name), report, wanted) for name, report in sorted(after.items())]
         return {"processes": processes}
 
-    async def all_looked(self, wanted: int) -> dict[str, Report]:
+    async def all_looked(self, wanted: int) -> dict[str, CatalogueReport]:
         """The reports of all processes once each has done the reload of that number, or after `ANSWER_WITHIN`.
 
         Raises:
             BrokerUnavailableError: the state store does not answer.
         """
         self._now.set()
-        reports: dict[str, Report] = {}
+        reports: dict[str, CatalogueReport] = {}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_WITHIN):
                 while not reports or any(report.reload < wanted for report in reports.values()):
@@ -274,7 +274,7 @@ class FolderWatch:
             self._rules.unloaded = self.folder.unloaded
 
 
-def _shown(name: str, before: Report | None, after: Report, wanted: int) -> dict[str, Any]:
+def _shown(name: str, before: CatalogueReport | None, after: CatalogueReport, wanted: int) -> dict[str, Any]:
     differ = changes(after.models if before is None else before.models, after.models)
     return {
         "process": name,

@@ -19,7 +19,7 @@ from broker.valkey.deadlines import Overdue, forget_ended_call, overdue_answer, 
 from broker.valkey.endings import Ending, finish_call, revive_call
 from broker.valkey.forwarding import (
     Drawn,
-    Refused,
+    RefusedJob,
     Survey,
     draw_answer,
     draw_call,
@@ -31,11 +31,11 @@ from broker.valkey.forwarding import (
 from broker.valkey.presence import watch_answer, watch_call
 from router.decide.facts import FleetFacts, figures, named
 from router.decide.fairness import day_of
-from router.decide.plan import PLAN_AT_MOST, Tuned
+from router.decide.plan import PLAN_AT_MOST, LatestTuning
 from router.service.append_only_file import AppendOnlyFile
 from router.service.celery_message import After
-from router.service.decision import Refusal
-from tasks.models.folder import LIVE, Report, Watched
+from router.service.decision import StoredRefusal
+from tasks.models.folder import LIVE, CatalogueReport, Watched
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState, Piece, accepted_meta, failure_meta, read_piece
@@ -178,10 +178,10 @@ class FleetStore:
         """Publish to clients of the broker what the fleet can run, as JSON; it expires unless renewed."""
         await self._calls.call("SET", MODELS, listed, "EX", _MODELS_KEPT)
 
-    async def tuner(self) -> tuple[str, Tuned | None]:
+    async def tuner(self) -> tuple[str, LatestTuning | None]:
         """The token of the tuner at work, empty if there is none, and what the last tuning found."""
         token, latest = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
-        return (token or b"").decode(), None if latest is None else msgspec.json.decode(latest, type=Tuned)
+        return (token or b"").decode(), None if latest is None else msgspec.json.decode(latest, type=LatestTuning)
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Delete devices that have been gone for long."""
@@ -210,14 +210,14 @@ class FleetStore:
         commands += [("HDEL", CONTROLS, *dropped)] if dropped else []
         return int((await self._calls.transaction(*commands, ("INCR", RELOADS)))[-1])
 
-    async def catalogues(self) -> dict[str, Report]:
+    async def catalogues(self) -> dict[str, CatalogueReport]:
         """What each running process serves, by its name."""
         now, seen, raw = await self._calls.transaction(
             ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
         )
         reports = named(raw)
         live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
-        return {name: msgspec.json.decode(reports[name], type=Report) for name in live}
+        return {name: msgspec.json.decode(reports[name], type=CatalogueReport) for name in live}
 
     async def failing(self) -> dict[str, str]:
         """The processes that supervisors say have failed, each with how."""
@@ -382,7 +382,7 @@ class JobStore:
         """End jobs as cancelled; True for each that had not ended before."""
         return await self.finish([_cancelled(job) for job in jobs])
 
-    async def refuse(self, refusals: Sequence[Refusal]) -> None:
+    async def refuse(self, refusals: Sequence[StoredRefusal]) -> None:
         """Publish refusals to their submitters, independent of the jobs that have their idempotency keys.
 
         A copy of a request that was accepted before is confirmed instead: its key's job is the submitter's job.
@@ -398,7 +398,7 @@ class JobStore:
                 commands.append(("PUBLISH", reply_channel(one.reply), meta))
         await self._calls.calls(*commands)
 
-    async def note_refused(self, jobs: Mapping[str, Refused]) -> None:
+    async def note_refused(self, jobs: Mapping[str, RefusedJob]) -> None:
         """Record what jobs that ended before placement were, list them, and announce that, unless they are listed."""
         await self._calls.run(list_refused_call(jobs, self._limits.keep_record))
 

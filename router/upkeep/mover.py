@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker.port import Moved, Peeked, Step
+from broker.port import Moved, MoveStep, Peeked
 from broker.valkey.leases import Leadership
 from broker.valkey.mover import ValkeyQueueMover
 from router.decide.rebalance import Flows, Move, rebalance
@@ -24,7 +24,7 @@ from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from router.upkeep.waiting import (
     FIELDS,
-    Waiting,
+    WaitingJob,
     groups_of,
     moves_of_abandoned,
     read_waiting,
@@ -81,12 +81,12 @@ class Mover(Duty):
         _, waiting = await self._inspect(abandoned(working), MOVED_AT_ONCE)
         await self._make(moves_of_abandoned(waiting.values(), working), waiting)
 
-    async def _inspect(self, names: Sequence[str], most: int) -> tuple[dict[str, int], dict[str, Waiting]]:
+    async def _inspect(self, names: Sequence[str], most: int) -> tuple[dict[str, int], dict[str, WaitingJob]]:
         """The queue depth of each of these classes, and by id the movable jobs among those that its queue serves last.
 
         Up to `most` of each level are read.
         """
-        depths, waiting = {}, dict[str, Waiting]()
+        depths, waiting = {}, dict[str, WaitingJob]()
         for name in names:
             peeked = await self._queue_mover.peek(name, most)
             depths[name] = peeked.depth
@@ -95,14 +95,14 @@ class Mover(Duty):
                     waiting.setdefault(job.peeked.job, job)
         return depths, waiting
 
-    async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:
+    async def _read(self, messages: Sequence[Peeked]) -> list[WaitingJob]:
         fields = await self._queue_mover.records([one.job for one in messages], FIELDS)
         now = self._store.clock.now()
         pairs = zip(messages, fields, strict=True)
         jobs = (read_waiting(message, record, self._rules.catalogue, now) for message, record in pairs)
         return [job for job in jobs if job is not None]
 
-    async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> None:
+    async def _make(self, decided: Sequence[Move], waiting: dict[str, WaitingJob]) -> None:
         now, made = self._store.clock.now(), []
         for move in decided:
             steps = steps_of(move, waiting, now, self._rules)
@@ -117,7 +117,7 @@ class Mover(Duty):
         self._flows.note(decided)
         await self._note(made)
 
-    async def _move(self, steps: Sequence[Step]) -> list[bool]:
+    async def _move(self, steps: Sequence[MoveStep]) -> list[bool]:
         """Move while this router leads; returns which messages moved."""
         done: list[bool] = []
         for start in range(0, len(steps), MOVED_AT_ONCE):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from router.decide.retarget import Conditions, Retarget, retarget
+from router.decide.retarget import Retarget, RetargetConditions, retarget
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
@@ -27,11 +27,11 @@ class Retargeter(Duty):
         self._store = store
         self._settings = settings
         self._rules = rules
-        self._conditions = Conditions()
+        self._conditions = RetargetConditions()
 
     def begin(self) -> None:
         """Conditions observed before another router led are superseded."""
-        self._conditions = Conditions()
+        self._conditions = RetargetConditions()
         super().begin()
 
     async def tick(self) -> None:

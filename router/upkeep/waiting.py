@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from broker.port import Peeked, Step
+from broker.port import MoveStep, Peeked
 from router.decide.classify import Needs
 from router.decide.cost import horizon
 from router.decide.explain import read_basis
@@ -36,7 +36,7 @@ TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingJob:
     """One waiting job: its message, and its record's content. `work` is device seconds in its present class."""
 
     peeked: Peeked
@@ -64,7 +64,7 @@ class Waiting:
         return (self.queue, needs.level, self.model.id, self.variant, needs.constraints, *sizes)
 
 
-def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue, now: float) -> Waiting | None:
+def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue, now: float) -> WaitingJob | None:
     """The job of a message; None if it must not be moved: another release placed it, or it is not waiting."""
     basis = read_basis(fields.get("basis", ""))
     if basis is None or fields.get("state") != JobState.QUEUED or fields.get("hardware_class") != peeked.queue:
@@ -76,15 +76,15 @@ def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue
         return None
     deadline_at = float(fields["deadline_at"])
     needs = replace(basis.needs, deadline=deadline_at - now if deadline_at else None, level=int(fields["level"]))
-    return Waiting(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
+    return WaitingJob(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
 
 
-def moves_of_abandoned(jobs: Iterable[Waiting], working: WorkingSnapshot) -> list[Move]:
+def moves_of_abandoned(jobs: Iterable[WaitingJob], working: WorkingSnapshot) -> list[Move]:
     """Moves of such classes' jobs, given in the order of `peek`, to where they would be placed now.
 
     Those that would be held or refused stay. The moved work is added to the backlog.
     """
-    kinds: dict[Hashable, list[Waiting]] = {}
+    kinds: dict[Hashable, list[WaitingJob]] = {}
     for job in jobs:
         kinds.setdefault(job.kind, []).insert(0, job)
     moves: list[Move] = []
@@ -97,13 +97,13 @@ def moves_of_abandoned(jobs: Iterable[Waiting], working: WorkingSnapshot) -> lis
     return moves
 
 
-def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
+def groups_of(jobs: Sequence[WaitingJob], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
     """Groups of the jobs, given in the order of `peek`: within each queue and level, last served first."""
     groups = (_group(members, working, max_moves_per_job) for members in group_by_kind(jobs, working.backlog))
     return [group for group in groups if group is not None]
 
 
-def steps_of(move: Move, waiting: Mapping[str, Waiting], now: float, rules: Rules) -> list[Step]:
+def steps_of(move: Move, waiting: Mapping[str, WaitingJob], now: float, rules: Rules) -> list[MoveStep]:
     """The steps of a move: each job's message under a new ticket, and its record's new fields.
 
     A message without a ticket of our routers is left where it is: a worker refuses it there.
@@ -112,7 +112,7 @@ def steps_of(move: Move, waiting: Mapping[str, Waiting], now: float, rules: Rule
     return [step for step in steps if step is not None]
 
 
-def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, most: int) -> Group | None:
+def _group(members: Sequence[tuple[WaitingJob, float]], working: WorkingSnapshot, most: int) -> Group | None:
     """The group of similar jobs, with the needs of the one served last; None if none of them may move."""
     last, ahead = members[0]
     here = (last.peeked.queue, last.variant)
@@ -127,7 +127,7 @@ def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, m
     return Group(table, last.needs, names.index(here), ahead, free)
 
 
-def _placed_now(job: Waiting, working: WorkingSnapshot) -> Placement | None:
+def _placed_now(job: WaitingJob, working: WorkingSnapshot) -> Placement | None:
     """Where the job would be placed if it came now; None if it would be held or refused."""
     try:
         table = working.table(job.model, job.needs.constraints)
@@ -144,7 +144,7 @@ def _fitting(placement: Placement) -> int:
     return 1 + int(min(max(free * float(table.servers[index]) / max(placement.work, 1e-9), 0.0), 1e9))
 
 
-def _move_to(placement: Placement, jobs: Sequence[Waiting]) -> Move:
+def _move_to(placement: Placement, jobs: Sequence[WaitingJob]) -> Move:
     source = jobs[0].queue
     return Move(
         kind=Kind.RESCUE,
@@ -159,7 +159,7 @@ def _move_to(placement: Placement, jobs: Sequence[Waiting]) -> Move:
     )
 
 
-def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:
+def _step(move: Move, job: WaitingJob, now: float, rules: Rules) -> MoveStep | None:
     try:
         envelope = _ordered(move.target, move.variant, move.reason, job.peeked.envelope, rules)
     except (TicketError, InvalidRequestError):
@@ -173,7 +173,7 @@ def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:
         "work": repr(move.work),
         "moves": msgspec.json.encode((*job.moves, made)).decode(),
     }
-    return Step(job.peeked, move.target, envelope, fields)
+    return MoveStep(job.peeked, move.target, envelope, fields)
 
 
 def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: Rules) -> Envelope:

@@ -38,11 +38,11 @@ from broker.valkey.webhooks import (
 from router.decide.webhooks import (
     SECRET_BYTES,
     Attempt,
-    Endpoint,
     Endpoints,
     Kind,
-    Message,
     Secret,
+    WebhookEndpoint,
+    WebhookMessage,
     check_url,
     event_id,
     forbidden,
@@ -53,7 +53,7 @@ from router.decide.webhooks import (
 )
 from router.service.admission import Rules
 from router.service.store import RouterStore
-from tasks.webhooks import Event
+from tasks.webhooks import WebhookEvent
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import WEBHOOKS, webhook_dead_key
 from taxiway.contract.request import EventType
@@ -77,10 +77,10 @@ MOST_ANSWER = 65_536
 """Bytes of an endpoint's answer that are read, and ignored, so that the connection can be used again."""
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Endpoint).decode
+_decode = msgspec.json.Decoder(WebhookEndpoint).decode
 
 
-class Webhooks:
+class WebhookDelivery:
     """The endpoints, and deliveries to them. `outcomes` counts this router's attempts by their outcome."""
 
     def __init__(self, url: str, store: RouterStore, rules: Rules, name: str) -> None:
@@ -91,7 +91,7 @@ class Webhooks:
         self._limits = rules.topology.webhooks
         self._name = name
         self._raw: dict[str, bytes] = {}
-        self._known: dict[str, Endpoint] = {}
+        self._known: dict[str, WebhookEndpoint] = {}
         self._deliveries: dict[str, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
         self._leaving = False
@@ -103,7 +103,7 @@ class Webhooks:
         if raw == self._raw:
             return
         self._raw, self._known = raw, {name: one for name, value in raw.items() if (one := _read(name, value))}
-        by_tenant = defaultdict[str, list[Endpoint]](list)
+        by_tenant = defaultdict[str, list[WebhookEndpoint]](list)
         for one in sorted(self._known.values(), key=lambda one: (one.created_at, one.id)):
             by_tenant[one.tenant].append(one)
         own = {tenant: tuple(endpoints) for tenant, endpoints in by_tenant.items()}
@@ -170,7 +170,7 @@ class Webhooks:
         """Send an endpoint its events, one after another, until one fails or none is left."""
         before = taken.attempts
         try:
-            event: Event | None = decode_event(taken.event)
+            event: WebhookEvent | None = decode_event(taken.event)
             if taken.endpoint not in self._known:
                 await self._forget(taken.endpoint)
             while event is not None and not self._leaving and (endpoint := self._known.get(taken.endpoint)):
@@ -180,7 +180,9 @@ class Webhooks:
         except Exception:
             logger.exception("webhook delivery failed", extra={"endpoint": taken.endpoint})
 
-    async def _attempt(self, endpoint: Endpoint, token: str, event: Event, before: int) -> Event | None:
+    async def _attempt(
+        self, endpoint: WebhookEndpoint, token: str, event: WebhookEvent, before: int
+    ) -> WebhookEvent | None:
         """Send an event once, and record the outcome; returns the next event to send."""
         attempt = await self._post(endpoint, message_of(event))
         now = self._store.clock.now()
@@ -199,7 +201,7 @@ class Webhooks:
         )
         return settle_answer(await self._connection.run(call))
 
-    async def _post(self, endpoint: Endpoint, message: Message) -> Attempt:
+    async def _post(self, endpoint: WebhookEndpoint, message: WebhookMessage) -> Attempt:
         now = self._store.clock.now()
         headers = headers_of(message, endpoint.signing(now), now)
         try:
@@ -234,7 +236,7 @@ class Webhooks:
 
     async def add(
         self, *, tenant: str, name: str, url: str, event_types: Sequence[EventType], only_named: bool = False
-    ) -> Endpoint:
+    ) -> WebhookEndpoint:
         """Register an endpoint, with a new secret.
 
         Raises:
@@ -247,7 +249,7 @@ class Webhooks:
             message = f"tenant {quoted(tenant)} has {most} webhook endpoints (limit webhooks.endpoints)"
             raise InvalidRequestError(message, field="tenant")
         now = self._store.clock.stored_now()
-        endpoint = Endpoint(
+        endpoint = WebhookEndpoint(
             id=f"we_{secrets.token_hex(12)}",
             tenant=tenant,
             name=name,
@@ -261,14 +263,14 @@ class Webhooks:
         await self._change(endpoint.id, b"", _encode(endpoint))
         return endpoint
 
-    async def replace(self, name: str, tenant: str | None, /, **fields: Any) -> Endpoint:
+    async def replace(self, name: str, tenant: str | None, /, **fields: Any) -> WebhookEndpoint:
         """Change fields of an endpoint. Raises as `get` and `add` do."""
         if "url" in fields:
             check_url(fields["url"], self._limits)
         now = int(self._store.clock.stored_now())
         return await self._changed(name, tenant, lambda one: msgspec.structs.replace(one, updated_at=now, **fields))
 
-    async def rotate(self, name: str, tenant: str | None, *, overlap: bool = True) -> Endpoint:
+    async def rotate(self, name: str, tenant: str | None, *, overlap: bool = True) -> WebhookEndpoint:
         """Give an endpoint a new secret; the one before signs too for `webhooks.overlap` seconds, with `overlap`."""
         seconds = self._limits.overlap if overlap else 0.0
         now, secret = self._store.clock.stored_now(), _new_secret()
@@ -281,7 +283,7 @@ class Webhooks:
             pass
         return id
 
-    async def get(self, name: str, tenant: str | None) -> Endpoint:
+    async def get(self, name: str, tenant: str | None) -> WebhookEndpoint:
         """An endpoint that a caller of `tenant` may see, by its id, or by a name that no other has; None may see all.
 
         Raises:
@@ -297,13 +299,13 @@ class Webhooks:
             raise InvalidRequestError(f"endpoint: expected an id, as {ids} have this name, got {quoted(name)}")
         return found[0]
 
-    async def all(self, tenant: str | None) -> list[Endpoint]:
+    async def all(self, tenant: str | None) -> list[WebhookEndpoint]:
         """The endpoints of a tenant, or of all, the latest first."""
         await self.read()
         found = [one for one in self._known.values() if tenant in (None, one.tenant)]
         return sorted(found, key=lambda one: (-one.created_at, one.id))
 
-    async def view(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, int, str]]:
+    async def view(self, endpoints: Sequence[WebhookEndpoint]) -> list[tuple[int, int, str]]:
         """How many events wait for each endpoint, how many dead letters it has, and why the first event waits."""
         answers = await self._connection.calls(*(part for one in endpoints for part in view_commands(one.id)))
         trios = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
@@ -322,7 +324,7 @@ class Webhooks:
         """Send dead letters again, all if no `events` are named; returns how many."""
         return int(await self._connection.run(replay_call(name, self._limits.waiting, events)))
 
-    async def test(self, endpoint: Endpoint, type: EventType) -> int:
+    async def test(self, endpoint: WebhookEndpoint, type: EventType) -> int:
         """Send a sample event at once, beside the outbox; returns the status of the answer.
 
         Raises:
@@ -331,12 +333,14 @@ class Webhooks:
         kind, _, ending = type.partition(".")
         now = self._store.clock.stored_now()
         name = f"{'resp' if kind == 'response' else kind}_test"
-        attempt = await self._post(endpoint, message_of(Event(secrets.token_hex(16), kind, ending, now, name)))
+        attempt = await self._post(endpoint, message_of(WebhookEvent(secrets.token_hex(16), kind, ending, now, name)))
         if not attempt.status:
             raise InvalidRequestError(f"url: {attempt.fault}", field="url")
         return attempt.status
 
-    async def _changed(self, name: str, tenant: str | None, change: Callable[[Endpoint], Endpoint]) -> Endpoint:
+    async def _changed(
+        self, name: str, tenant: str | None, change: Callable[[WebhookEndpoint], WebhookEndpoint]
+    ) -> WebhookEndpoint:
         while True:
             before = await self.get(name, tenant)
             after = change(before)
@@ -349,7 +353,7 @@ class Webhooks:
         return done
 
 
-def _read(name: str, raw: bytes) -> Endpoint | None:
+def _read(name: str, raw: bytes) -> WebhookEndpoint | None:
     """An endpoint as stored; None if another release wrote it in a form that this one does not know."""
     try:
         return _decode(raw)

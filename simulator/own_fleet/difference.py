@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from router.decide.history import REFUSED, Arrivals
-from simulator.engine import Outcome, Summary
+from simulator.engine import OutcomeColumns, RunSummary
 from simulator.fleet import SERVICES
 from simulator.own_fleet.known import ReplayError, replayable, under
 from simulator.reports import percent, table
-from simulator.tuning.real_fleet import Known, as_demanded
+from simulator.tuning.real_fleet import KnownFleet, as_demanded
 from simulator.workload import Workload
 
 WINDOW = 450.0
@@ -29,7 +29,7 @@ WINDOW = 450.0
 Asked = tuple[str, str]
 """A model, without its version, and a service by its name in queues.yaml."""
 
-Play = Callable[[Workload, str], tuple[Summary, Outcome]]
+Play = Callable[[Workload, str], tuple[RunSummary, OutcomeColumns]]
 """Plays a workload; the text names the replay."""
 
 
@@ -40,7 +40,7 @@ class FileReplay:
     `by_service` is the requests of each of the simulator's services. What the fleet cannot run counts as not in time.
     """
 
-    summary: Summary
+    summary: RunSummary
     requests: Mapping[Asked, int]
     timely: Mapping[Asked, int]
     by_service: NDArray[np.int64]
@@ -68,7 +68,7 @@ class Attained(msgspec.Struct, frozen=True, kw_only=True):
 _DOLLARS = {"cost_usd": "cost", "starts_usd": "cost of starts", "idle_usd": "cost of idle devices", "score": "score"}
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class FleetChange(msgspec.Struct, frozen=True, kw_only=True):
     """New minus old, in US dollars. A class absent in one cost nothing there."""
 
     cost_usd: float
@@ -78,7 +78,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     usd_by_class: dict[str, float]
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class ReplayedSample(msgspec.Struct, frozen=True, kw_only=True):
     """What was replayed of a history of `of` seconds: `windows` windows of `each` seconds, spread evenly.
 
     `error` is two standard errors of the differences, estimated from how the windows differ.
@@ -87,24 +87,24 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     windows: int
     each: float
     of: float
-    error: Change
+    error: FleetChange
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `diff-config` prints. With a `sample`, dollars and requests are scaled to the whole history."""
 
-    old: Summary
-    new: Summary
-    difference: Change
+    old: RunSummary
+    new: RunSummary
+    difference: FleetChange
     attained: list[Attained]
-    sample: Sample | None = None
+    sample: ReplayedSample | None = None
 
 
 Pair = tuple[FileReplay, FileReplay]
 """A replay under the old file, and the same under the new one."""
 
 
-def difference(arrivals: Arrivals, old: Known, new: Known, sample: float, play: Play) -> Comparison:
+def difference(arrivals: Arrivals, old: KnownFleet, new: KnownFleet, sample: float, play: Play) -> Comparison:
     """The arrivals under both files, or windows of them that are about `sample` seconds together; 0 for all.
 
     Raises:
@@ -132,12 +132,14 @@ def windows_of(arrivals: Arrivals, *, count: int, each: float) -> list[Arrivals]
     return [replace(arrivals, jobs=jobs) for jobs in parts if (jobs["state"] != REFUSED).any()]
 
 
-def _both(arrivals: Arrivals, old: Known, new: Known, play: Play, which: str) -> Pair:
+def _both(arrivals: Arrivals, old: KnownFleet, new: KnownFleet, play: Play, which: str) -> Pair:
     before = replayed(under(arrivals, old.topology, old.topology), old, lambda load: play(load, f"old{which}"))
     return before, replayed(under(arrivals, old.topology, new.topology), new, lambda load: play(load, f"new{which}"))
 
 
-def replayed(arrivals: Arrivals, known: Known, play: Callable[[Workload], tuple[Summary, Outcome]]) -> FileReplay:
+def replayed(
+    arrivals: Arrivals, known: KnownFleet, play: Callable[[Workload], tuple[RunSummary, OutcomeColumns]]
+) -> FileReplay:
     """The arrivals on one fleet.
 
     Raises:
@@ -171,7 +173,7 @@ def sampled(pairs: Sequence[Pair], *, count: int, each: float, of: float) -> Com
     changes = [_change(*(one.summary for one in pair)) for pair in pairs]
     unseen = math.sqrt(max(1 - 1 / scale, 0.0))  # of a whole history that is replayed nothing is uncertain
     total = 2 * unseen * scale * math.sqrt(count)
-    error = Change(
+    error = FleetChange(
         usd_by_class={
             name: total * _deviation([change.usd_by_class.get(name, 0.0) for change in changes], count)
             for name in dict.fromkeys(name for change in changes for name in change.usd_by_class)
@@ -183,13 +185,13 @@ def sampled(pairs: Sequence[Pair], *, count: int, each: float, of: float) -> Com
         new=new,
         difference=_change(old, new),
         attained=_attained(pairs, scale, unseen),
-        sample=Sample(windows=count, each=each, of=of, error=error),
+        sample=ReplayedSample(windows=count, each=each, of=of, error=error),
     )
 
 
-def _change(old: Summary, new: Summary) -> Change:
+def _change(old: RunSummary, new: RunSummary) -> FleetChange:
     classes = dict.fromkeys([*old.usd_by_class, *new.usd_by_class])
-    return Change(
+    return FleetChange(
         usd_by_class={name: new.usd_by_class.get(name, 0.0) - old.usd_by_class.get(name, 0.0) for name in classes},
         **{name: getattr(new, name) - getattr(old, name) for name in _DOLLARS},
     )
@@ -211,7 +213,7 @@ def _attained(pairs: Sequence[Pair], scale: float, unseen: float | None) -> list
     return sorted(found, key=lambda one: (-one.requests, one.model, one.service))
 
 
-def _scaled(parts: Sequence[FileReplay], scale: float) -> Summary:
+def _scaled(parts: Sequence[FileReplay], scale: float) -> RunSummary:
     """One summary of all windows: shares by requests, dollars times `scale`."""
     asked, summaries = np.array([part.by_service for part in parts]), [part.summary for part in parts]
     attainment: dict[str, float | None] = {}
@@ -220,7 +222,7 @@ def _scaled(parts: Sequence[FileReplay], scale: float) -> Summary:
         timely = sum((one.attainment[name] or 0.0) * int(n) for one, n in zip(summaries, requests, strict=True))
         attainment[name] = timely / int(requests.sum()) if requests.any() else None
     classes = dict.fromkeys(name for one in summaries for name in one.usd_by_class)
-    return Summary(
+    return RunSummary(
         policy=summaries[0].policy,
         requests=round(scale * int(asked.sum())),
         attainment=attainment,
@@ -234,7 +236,7 @@ def _deviation(values: Sequence[float], count: int) -> float:
     return float(np.std([*values, *([0.0] * (count - len(values)))], ddof=1)) if count > 1 else 0.0
 
 
-def sample_line(sample: Sample) -> str:
+def sample_line(sample: ReplayedSample) -> str:
     """What was replayed, in words."""
     return (
         f"{sample.windows} windows of {sample.each:g} s of {sample.of / 3600:.1f} h were replayed; "
@@ -264,7 +266,7 @@ def _dollar_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
         yield label, _dollars(old.get(label), digits), _dollars(new.get(label), digits), difference
 
 
-def _labelled(one: Summary | Change) -> dict[str, float]:
+def _labelled(one: RunSummary | FleetChange) -> dict[str, float]:
     """The US dollars of one column, by the row's label."""
     rows = {label: float(getattr(one, field)) for field, label in _DOLLARS.items()}
     return rows | {f"cost of {name}": dollars for name, dollars in one.usd_by_class.items()}

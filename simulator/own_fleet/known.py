@@ -21,7 +21,7 @@ from router.decide.snapshot import FleetSnapshot
 from simulator.fleet import SERVICES
 from simulator.history import arrivals_of_day, day_of
 from simulator.traces import Column, arrivals_of, is_spec, read_arrivals, synthetic_trace
-from simulator.tuning.real_fleet import Known, Recorded, recorded, urgency
+from simulator.tuning.real_fleet import KnownFleet, Recorded, recorded, urgency
 from tasks.document import DocumentError, read_document
 from tasks.heartbeat import DeviceFacts
 from tasks.models.discovered import discovered_by, with_discovered
@@ -86,14 +86,14 @@ def running_fleet(url: str) -> FleetSnapshot:
         connections.close()
 
 
-def known_fleet(topology: Topology, models: Path, seen: FleetSnapshot, startable: Collection[str] = ()) -> Known:
+def known_fleet(topology: Topology, models: Path, seen: FleetSnapshot, startable: Collection[str] = ()) -> KnownFleet:
     """What a queues.yaml makes of the models and the devices that were seen.
 
     Devices of the classes `startable` may be started, besides those of classes that are scaled already.
     """
     devices = tuple(msgspec.structs.replace(one, serves=None, fault="", draining=False) for one in seen.devices)
     announced = discovered_by((one.runtimes[0], one.announced) for one in devices if one.announced)
-    return Known(
+    return KnownFleet(
         topology,
         with_discovered(load_catalogue(models), announced),
         load_book(models, datetime.datetime.now(datetime.UTC).date())[0],
@@ -144,7 +144,7 @@ def _changed(values: Column, was: float, now: float) -> Column:
     return np.where(usual, now, values)
 
 
-def replayable(arrivals: Arrivals, known: Known) -> Recorded:
+def replayable(arrivals: Arrivals, known: KnownFleet) -> Recorded:
     """The arrivals as a workload of the fleet, which begins with a device of each class that can run any of them.
 
     Without `plan.enabled` it has no penalties, and so no plans.
@@ -167,7 +167,7 @@ def replayable(arrivals: Arrivals, known: Known) -> Recorded:
     return replace(found, workload=replace(found.workload, fleet=fleet))
 
 
-def _without_answers(arrivals: Arrivals, known: Known) -> Arrivals:
+def _without_answers(arrivals: Arrivals, known: KnownFleet) -> Arrivals:
     """The arrivals; where a model does not generate, a synthetic trace has answers that nobody gives."""
     generating = []
     for name in arrivals.names["model"]:

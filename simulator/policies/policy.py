@@ -15,7 +15,7 @@ from router.decide.plan import ScalingRule
 from simulator.class_queue import Order
 from simulator.fleet import Fleet
 from simulator.pool import Pool
-from simulator.workload import Job
+from simulator.workload import SimulatedJob
 
 REFUSED = -1
 """Returned by `Policy.choose` for a job that it refuses."""
@@ -35,7 +35,7 @@ class Shift:
     Without a `target` a held job is refused.
     """
 
-    job: Job
+    job: SimulatedJob
     source: int | None
     target: int | None
 
@@ -51,13 +51,13 @@ class Policy(Protocol):
     def beat(self) -> float:
         """Seconds between two calls of `look`; infinite for a policy that decides once."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
         """The index of a pool that runs the job, `REFUSED`, or `Held`. At least one pool can run it."""
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterable[Shift]:
         """Changes for waiting jobs; each is applied before the next is requested."""
 
-    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
+    def ended(self, job: SimulatedJob, pool: Pool, seconds: float) -> None:
         """A job was answered, or dropped past its deadline, this many seconds after its arrival."""
 
 
@@ -71,11 +71,11 @@ class ByLevel:
         """As `Policy.look`."""
         return iter(())
 
-    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
+    def ended(self, job: SimulatedJob, pool: Pool, seconds: float) -> None:
         """As `Policy.ended`."""
 
 
-def able(job: Job, pools: Sequence[Pool]) -> list[Pool]:
+def able(job: SimulatedJob, pools: Sequence[Pool]) -> list[Pool]:
     """The pools that can run the job."""
     return [pool for pool in pools if pool.runs(job)]
 
@@ -90,7 +90,7 @@ class Static(ByLevel):
     fastest's time.
     """
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         mine = able(job, pools)
         fastest = min(job.alone[pool.index] for pool in mine)
@@ -104,7 +104,7 @@ class Static(ByLevel):
 class LeastWork(ByLevel):
     """The class with the fewest device seconds ahead, including this job's (Harchol-Balter, 2013, chapter 24)."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         return min(
             able(job, pools),
@@ -142,7 +142,7 @@ class Fixed(ByLevel):
         self._pauses = pauses or (0.0,) * len(assignment.rules)
         self._began = False
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         if not self._began:
             self._began = True

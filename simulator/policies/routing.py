@@ -29,14 +29,14 @@ from simulator.pool import Pool
 from simulator.timing import Stepping
 from simulator.traces import Column
 from simulator.tuning.real_fleet import pace_of
-from simulator.workload import Figures, Job, Workload
+from simulator.workload import Figures, SimulatedJob, Workload
 from tasks.document import Size
 from tasks.heartbeat import ANY, HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
 from tasks.models.model import Model, Profile, TensorSpec, Variant
-from tasks.models.profiles import UNSURE, Known, ProfileBook
+from tasks.models.profiles import UNSURE, KnownProfile, ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import LEVELS, arrived_cell, held_cell, work_cell
-from workers.decide.endpoints import Rates
+from workers.decide.endpoints import EndpointRates
 from workers.decide.occupation import Track, begin, blocking_by_model, observe
 
 
@@ -61,7 +61,7 @@ class Count:
     work: float
 
 
-class Reader:
+class SimulatedReader:
     """The simulation's counterpart of the router's `FleetReader`.
 
     Devices report what their workers learned in a heartbeat; only then are candidate tables rebuilt, with new rates.
@@ -105,7 +105,7 @@ class Reader:
         self.plan = plan
         self._next = self._heartbeat = 0.0
 
-    def count(self, job: Job, count: Count) -> None:
+    def count(self, job: SimulatedJob, count: Count) -> None:
         """Record that a job was placed."""
         self._working.backlog.add(count.name, job.level, count.work)
         self._cells[work_cell(count.name, job.level)] += count.work
@@ -113,20 +113,20 @@ class Reader:
         self._counts[job.index] = count
         self._generate(job, count.name, count.work)
 
-    def hold(self, job: Job, count: Count) -> None:
+    def hold(self, job: SimulatedJob, count: Count) -> None:
         """Record that a job is held for a class."""
         self._working.held.add(count.name, job.level, count.work)
         self._cells[held_cell(count.name, job.level)] += count.work
         self._counts[job.index] = count
         self._generate(job, count.name, count.work)
 
-    def release(self, job: Job) -> None:
+    def release(self, job: SimulatedJob) -> None:
         """Record that a job leaves holding."""
         count = self._counts.pop(job.index)
         self._cells[held_cell(count.name, job.level)] -= count.work
         self._generate(job, count.name, -count.work)
 
-    def move(self, job: Job, name: str, work: float) -> None:
+    def move(self, job: SimulatedJob, name: str, work: float) -> None:
         """Move a waiting job to another class, where it takes `work` device seconds; visible in the next snapshot."""
         count = self._counts[job.index]
         self._cells[work_cell(count.name, job.level)] -= count.work
@@ -135,7 +135,7 @@ class Reader:
         self._generate(job, count.name, -count.work)
         self._generate(job, name, work)
 
-    def work(self, job: Job) -> float:
+    def work(self, job: SimulatedJob) -> float:
         """Device seconds that a job counts for in its present class."""
         return self._counts[job.index].work
 
@@ -151,7 +151,7 @@ class Reader:
         self._seen_at = now
         return working
 
-    def ended(self, job: Job, pool: Pool, now: float) -> None:
+    def ended(self, job: SimulatedJob, pool: Pool, now: float) -> None:
         """A job has ended, and its worker has learned by how much its run deviated from the prediction."""
         count = self._counts.pop(job.index)
         self._generate(job, count.name, -count.work)
@@ -160,7 +160,7 @@ class Reader:
         track = self._tracks[pool.name, count.model]
         self._tracks[pool.name, count.model] = observe(track, predicted=1.0, seconds=ratio, levels=(job.level,))
 
-    def _generate(self, job: Job, name: str, work: float) -> None:
+    def _generate(self, job: SimulatedJob, name: str, work: float) -> None:
         if any(isinstance(timing, Stepping) for timing in self._timings[job.model]):
             self._generating[name][job.level] += work
 
@@ -234,16 +234,16 @@ def _endpoint_of(pool: Pool, now: float) -> EndpointFacts | None:
         for bucket in (pool.rates.requests, pool.rates.tokens)
     )
     allowed = Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)
-    return EndpointFacts(state="closed", allowed=None if pool.rates == Rates() else allowed)
+    return EndpointFacts(state="closed", allowed=None if pool.rates == EndpointRates() else allowed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Book(ProfileBook):
     """Every job has its own seconds, so a profile says only how a device deviates from them."""
 
-    def lookup(self, model: Model, variant: str, kind: str, name: str) -> Known:
+    def lookup(self, model: Model, variant: str, kind: str, name: str) -> KnownProfile:
         """As `ProfileBook.lookup`."""
-        return Known(Profile(base=1.0, slope=0.0), UNSURE, 0)
+        return KnownProfile(Profile(base=1.0, slope=0.0), UNSURE, 0)
 
 
 def topology_of(fleet: Fleet) -> Topology:
@@ -293,10 +293,10 @@ class Holding:
     """One queue per tenant, model and service, earliest deadline first."""
 
     def __init__(self) -> None:
-        self._queues: defaultdict[HeldKind, list[tuple[float, int, Job]]] = defaultdict(list)
+        self._queues: defaultdict[HeldKind, list[tuple[float, int, SimulatedJob]]] = defaultdict(list)
         self._order = FairOrder({})
 
-    def add(self, kind: HeldKind, job: Job) -> None:
+    def add(self, kind: HeldKind, job: SimulatedJob) -> None:
         """Hold a job."""
         heappush(self._queues[kind], (job.due, job.index, job))
 
@@ -316,7 +316,7 @@ class Holding:
         """The indices of the jobs here."""
         return [job.index for jobs in self._queues.values() for _, _, job in jobs]
 
-    def first(self, kind: HeldKind) -> Job:
+    def first(self, kind: HeldKind) -> SimulatedJob:
         """The job of a kind with the earliest deadline."""
         return self._queues[kind][0][2]
 
@@ -335,25 +335,25 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class SimulatedWaiting:
     """A waiting job, as `router.decide.waiting.Queued`."""
 
     queue: str
     level: int
     work: float
     kind: Hashable
-    job: Job
+    job: SimulatedJob
 
 
-class Mover:
+class SimulatedMover:
     """`router.upkeep.mover.Mover` for simulated queues; `table_of` and `needs_of` give a job's table and needs."""
 
     def __init__(
         self,
         rules: Rebalance,
-        reader: Reader,
-        table_of: Callable[[Job, WorkingSnapshot], CandidateTable],
-        needs_of: Callable[[Job, float], Needs],
+        reader: SimulatedReader,
+        table_of: Callable[[SimulatedJob, WorkingSnapshot], CandidateTable],
+        needs_of: Callable[[SimulatedJob, float], Needs],
     ) -> None:
         self._rules = rules
         self._reader = reader
@@ -386,21 +386,21 @@ class Mover:
                 self._reader.move(job, move.target, move.work)
                 yield Shift(job, place[move.source].index, place[move.target].index)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: SimulatedJob) -> None:
         """A job has ended."""
         self._moved.pop(job.index, None)
 
-    def _groups(self, seen: Sequence[tuple[Job, Pool]], working: WorkingSnapshot, now: float) -> list[Group]:
+    def _groups(self, seen: Sequence[tuple[SimulatedJob, Pool]], working: WorkingSnapshot, now: float) -> list[Group]:
         waiting = (self._waiting(job, pool, now) for job, pool in seen)
         groups = (self._group(members, working, now) for members in group_by_kind(waiting, working.backlog))
         return [group for group in groups if group.jobs]
 
-    def _waiting(self, job: Job, pool: Pool, now: float) -> Waiting:
+    def _waiting(self, job: SimulatedJob, pool: Pool, now: float) -> SimulatedWaiting:
         work = self._reader.work(job)
         kind = (pool.index, job.level, job.model, job.service, magnitude(work), magnitude(job.due - now))
-        return Waiting(pool.name, job.level, work, kind, job)
+        return SimulatedWaiting(pool.name, job.level, work, kind, job)
 
-    def _group(self, members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, now: float) -> Group:
+    def _group(self, members: Sequence[tuple[SimulatedWaiting, float]], working: WorkingSnapshot, now: float) -> Group:
         """The group of similar jobs, with the figures of the one served last."""
         last, ahead = members[0]
         most = self._rules.max_moves_per_job
@@ -410,7 +410,7 @@ class Mover:
         return Group(table, self._needs_of(last.job, now), here, ahead, tuple(map(str, free)))
 
 
-def _last_served(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[Job, Pool]]:
+def _last_served(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[SimulatedJob, Pool]]:
     """The jobs that the pools' queues serve last, as a router inspects them."""
     most = window_per_level(window, [pool.name for pool in pools], working.backlog)
     return [(job, pool) for pool in pools for job in pool.back(most)]
@@ -421,13 +421,13 @@ MEMORY = 256
 
 
 class ExpectedBatch:
-    """Mean figures of each model's jobs, one per class: `Job.alone` and `Job.crowding`; infinite if it cannot run."""
+    """Mean figures of each model's jobs, one per class: `alone` and `crowding` of jobs; infinite if it cannot run."""
 
     def __init__(self, models: int) -> None:
         self._alone: list[Figures | None] = [None] * models
         self._crowding: list[Figures | None] = [None] * models
 
-    def observe(self, job: Job) -> None:
+    def observe(self, job: SimulatedJob) -> None:
         """Include a job in the means."""
         self._alone[job.model] = _nearer(self._alone[job.model], job.alone)
         self._crowding[job.model] = _nearer(self._crowding[job.model], job.crowding)

@@ -1,6 +1,6 @@
 """The router's own decision, from what the router would know of the simulated fleet; and the policies by name.
 
-`Tuned` adds its tuner: a plan from the fleet's twin, and per-request placement where there is none.
+`TunedPolicy` adds its tuner: a plan from the fleet's twin, and per-request placement where there is none.
 """
 
 from __future__ import annotations
@@ -30,15 +30,35 @@ from simulator.policies.policy import (
     Shift,
     Static,
 )
-from simulator.policies.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
+from simulator.policies.routing import (
+    Count,
+    ExpectedBatch,
+    Holding,
+    SimulatedMover,
+    SimulatedReader,
+    Surroundings,
+    model_of,
+)
 from simulator.pool import Pool
 from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
-from simulator.tuning.tuner import FEWEST, FIRST, PERIOD, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
-from simulator.tuning.twin import Conditions, Window
-from simulator.workload import Job, Workload, followed_by
+from simulator.tuning.tuner import (
+    FEWEST,
+    FIRST,
+    PERIOD,
+    RECENT,
+    REST,
+    WINDOW,
+    Decision,
+    Trust,
+    Tuner,
+    TuningWatch,
+    plan_of,
+)
+from simulator.tuning.twin import TwinConditions, Window
+from simulator.workload import SimulatedJob, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
 
 _ENDLESS = 1e9
@@ -56,7 +76,7 @@ class Taxiway(ByLevel):
 
     def __init__(self, workload: Workload, surroundings: Surroundings | None = None, *, seed: int = 0) -> None:
         fleet = workload.fleet
-        self._reader = Reader(workload, surroundings or Surroundings(), seed=seed)
+        self._reader = SimulatedReader(workload, surroundings or Surroundings(), seed=seed)
         self._place = {name: place for place, name in enumerate(fleet.classes)}
         self._stepping = [
             any(isinstance(timing, Stepping) for timing in fleet.timings[name]) for name in workload.trace.models
@@ -66,9 +86,9 @@ class Taxiway(ByLevel):
         self._expected_batch = ExpectedBatch(len(workload.trace.models))
         self._holding = Holding()
         self._predicted = workload.trace.predicted
-        self._mover = Mover(fleet.rebalance, self._reader, self._table, self._needs)
+        self._mover = SimulatedMover(fleet.rebalance, self._reader, self._table, self._needs)
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         working = self._reader.working(pools, now)
         self._expected_batch.observe(job)
@@ -92,12 +112,12 @@ class Taxiway(ByLevel):
         yield from self._release(pools, now)
         yield from self._mover.tick(pools, now)
 
-    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
+    def ended(self, job: SimulatedJob, pool: Pool, seconds: float) -> None:
         """As `Policy.ended`."""
         self._reader.ended(job, pool, job.arrival + seconds)
         self._mover.ended(job)
 
-    def _bind(self, job: Job, pools: Sequence[Pool], placement: Placement) -> int | Held:
+    def _bind(self, job: SimulatedJob, pools: Sequence[Pool], placement: Placement) -> int | Held:
         pool = pools[self._place[placement.candidate.hardware_class]]
         count = self._count(job, pool, placement)
         if not placement.held:
@@ -132,10 +152,12 @@ class Taxiway(ByLevel):
                 yield Shift(job, None, bound.index)
             ready &= self._holding.kinds()
 
-    def _may_leave(self, job: Job, working: WorkingSnapshot, now: float) -> bool:
+    def _may_leave(self, job: SimulatedJob, working: WorkingSnapshot, now: float) -> bool:
         return job.due <= now or has_capacity(self._table(job, working), job.level, working.ahead(released=True))
 
-    def _place_again(self, job: Job, working: WorkingSnapshot, now: float, expected_batch: int) -> Placement | None:
+    def _place_again(
+        self, job: SimulatedJob, working: WorkingSnapshot, now: float, expected_batch: int
+    ) -> Placement | None:
         """A held job's placement now; None if it is refused."""
         if job.due <= now:
             return None
@@ -145,13 +167,13 @@ class Taxiway(ByLevel):
         except OverloadedError:
             return None
 
-    def _needs(self, job: Job, now: float) -> Needs:
+    def _needs(self, job: SimulatedJob, now: float) -> Needs:
         return Needs(job.due - now, job.level, 1, 1.0, constraints=self._constraints[job.model][job.service])
 
-    def _kind(self, job: Job) -> HeldKind:
+    def _kind(self, job: SimulatedJob) -> HeldKind:
         return HeldKind(job.tenant, self._reader.models[job.model].id, self._constraints[job.model][job.service])
 
-    def _table(self, job: Job, working: WorkingSnapshot) -> CandidateTable:
+    def _table(self, job: SimulatedJob, working: WorkingSnapshot) -> CandidateTable:
         """The model's candidate table with the job's own seconds, because sizes differ in two ways, prompt and output.
 
         A generating model's rows join a running batch: the job's expected batch is as many typical jobs as are
@@ -184,7 +206,7 @@ class Taxiway(ByLevel):
             rates=np.full_like(table.rates, _ENDLESS),
         )
 
-    def _metered(self, job: Job, table: CandidateTable) -> CandidateTable:
+    def _metered(self, job: SimulatedJob, table: CandidateTable) -> CandidateTable:
         """The table whose prices and limits of tokens are those of the whole job, as its size counts as 1 there."""
         if table.metered is None and table.allowed is None:
             return table
@@ -197,7 +219,7 @@ class Taxiway(ByLevel):
             allowed = allowed / np.array([1.0, max(read + written, 1.0)])[:, None, None]
         return replace(table, metered=metered, allowed=allowed)
 
-    def _count(self, job: Job, pool: Pool, placement: Placement | None) -> Count:
+    def _count(self, job: SimulatedJob, pool: Pool, placement: Placement | None) -> Count:
         if placement is not None and not self._stepping[job.model]:
             work = placement.work
         else:
@@ -223,7 +245,7 @@ HISTORY, HISTORY_PLAYS = 20_000, 150
 """Arrivals and plays of the tuning on a history, before the trace begins: nothing waits for it."""
 
 
-class Tuned(Taxiway):
+class TunedPolicy(Taxiway):
     """`Taxiway` under a plan that is tuned while the trace runs.
 
     `history` are arrivals from before the trace. Without one, placement is per request until the first plan.
@@ -237,7 +259,7 @@ class Tuned(Taxiway):
             self._recorded, self._earlier = followed_by(history, workload)
         self._fleet = workload.fleet
         self._tuner = Tuner(seed)
-        self._watch = Watch()
+        self._watch = TuningWatch()
         self._next_look = 0.0 if history is not None else FIRST
         self._handed_over, self._played = 0.0, 0.0
         self._live: deque[tuple[float, bool]] = deque()
@@ -245,7 +267,7 @@ class Tuned(Taxiway):
         self._trust = Trust()
         self.decisions: list[tuple[float, Decision]] = []
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         chosen = super().choose(job, pools, now)
         if chosen == REFUSED:
@@ -262,7 +284,7 @@ class Tuned(Taxiway):
             for pool in pools:
                 pool.release(decision.begin[pool.index] if pool.index in used else 0, now)
 
-    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
+    def ended(self, job: SimulatedJob, pool: Pool, seconds: float) -> None:
         """As `Policy.ended`."""
         self._trust.note((job.model, job.service), timely=seconds <= job.deadline)
         if job.service == LIVE:
@@ -283,7 +305,7 @@ class Tuned(Taxiway):
             return
         first = self._tuner.assignment is None
         if not first and self._fails(pools, now):
-            self._watch = Watch(now, PERIOD, pace)
+            self._watch = TuningWatch(now, PERIOD, pace)
             return
         recorded, plays = replace(self._recorded, fleet=self._as_learned(pools)), None
         if first and self._earlier:
@@ -298,8 +320,8 @@ class Tuned(Taxiway):
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
         offset = len(recorded) - len(self._offered)
         window = window.behind(recorded, np.sort(np.array(waiting, int) + offset), until)
-        conditions = Conditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))
-        self._watch = Watch(now, window.span, pace)
+        conditions = TwinConditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))
+        self._watch = TuningWatch(now, window.span, pace)
         decision = self._tuner.tune(window, conditions, now, plays=plays)
         self._adopt(decision, pools, now)
         self._reader.follow(
@@ -359,7 +381,7 @@ def taxiway(workload: Workload, seed: int, history: Workload | None = None) -> P
     """The router with its tuner, which may know a `history`; without penalties there is nothing to tune for."""
     if not any(workload.fleet.penalties):
         return Taxiway(workload, seed=seed)
-    return Tuned(workload, seed=seed, history=history)
+    return TunedPolicy(workload, seed=seed, history=history)
 
 
 POLICIES: Mapping[str, Maker] = {

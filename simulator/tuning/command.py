@@ -27,7 +27,7 @@ from rich.table import Table
 
 from broker.valkey.presence import plan_call
 from router.decide.history import Arrivals, slice_of
-from router.decide.plan import STALE, Plan, Tuned, follow
+from router.decide.plan import STALE, LatestTuning, Plan, follow
 from simulator.engine import StuckError
 from simulator.history import LAG, History
 from simulator.own_fleet.known import read_fleet
@@ -36,9 +36,9 @@ from simulator.reports import plan_tables
 from simulator.traces import TraceError
 from simulator.tuning.lease import LEASE, RENEW, Lease
 from simulator.tuning.prior import Prior, expected, parse_prior
-from simulator.tuning.real_fleet import Known, Recorded, billed, penalties, recorded, spending, timely
+from simulator.tuning.real_fleet import KnownFleet, Recorded, billed, penalties, recorded, spending, timely
 from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
-from simulator.tuning.tuner import FEWEST, FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, Watch, plan_of
+from simulator.tuning.tuner import FEWEST, FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, TuningWatch, plan_of
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
@@ -94,7 +94,7 @@ class FleetTuner:
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._lease = Lease(settings.broker, self._name)
         self._each = 0.0
-        self._watch: Watch | None = None
+        self._watch: TuningWatch | None = None
         self._good: tuple[Assignment, ...] = ()
         self._models: tuple[str, ...] = ()
         self._trust = Trust()
@@ -135,7 +135,7 @@ class FleetTuner:
             if not dry_run:
                 self._write(raw, None)
             self._trust.begin(now, self._spent)
-            self._watch = Watch(now, math.inf, known.paces)
+            self._watch = TuningWatch(now, math.inf, known.paces)
             return _unchanged(None, why, 0), None
         found = recorded(self._arrivals(until), known, until)
         arrivals = len(found.workload) if found is not None else 0
@@ -146,14 +146,16 @@ class FleetTuner:
             tuning, plan = self._expect(_unchanged(before, why, arrivals), before, known, now)
         else:
             tuning, plan = self._search(found, before, now)
-            self._watch = Watch(now, found.span, known.paces)
+            self._watch = TuningWatch(now, found.span, known.paces)
         if tuning.adopted:
             self._trust.begin(now, self._spent)
         if not dry_run and plan is not None and plan is not before and not self._write(raw, plan):
             return _unchanged(before, "another tuner replaced the plan meanwhile", arrivals), before
         return tuning, plan
 
-    def _expect(self, unchanged: Tuning, before: Plan | None, known: Known, now: float) -> tuple[Tuning, Plan | None]:
+    def _expect(
+        self, unchanged: Tuning, before: Plan | None, known: KnownFleet, now: float
+    ) -> tuple[Tuning, Plan | None]:
         """A plan for what is expected, if none is followed; it starts no device for what nobody has said.
 
         It is tuned again as soon as there may be a plan from arrivals.
@@ -165,7 +167,7 @@ class FleetTuner:
         if not self._prior:
             idle = {name: msgspec.structs.replace(planned, devices=0) for name, planned in plan.classes.items()}
             plan = msgspec.structs.replace(plan, classes=idle)
-        self._watch = Watch(now, FIRST, known.paces)
+        self._watch = TuningWatch(now, FIRST, known.paces)
         why = f"{unchanged.why}, so the plan is for what is expected"
         return msgspec.structs.replace(tuning, why=why, arrivals=unchanged.arrivals), plan
 
@@ -200,7 +202,7 @@ class FleetTuner:
         self._traffic.add(arrivals, begin, end)
         return arrivals
 
-    def _fails(self, plan: Plan, known: Known, now: float) -> bool:
+    def _fails(self, plan: Plan, known: KnownFleet, now: float) -> bool:
         """Whether the plan did not keep what it promised."""
         self._spend(known, now)
         trust = self._trust
@@ -214,7 +216,7 @@ class FleetTuner:
             trust.note(cell, timely=in_time)
         return trust.is_lost(now, self._spent, penalties(self._topology), plan.score)
 
-    def _spend(self, known: Known, now: float) -> None:
+    def _spend(self, known: KnownFleet, now: float) -> None:
         """Count what the devices have cost since they were last looked at."""
         self._spent += max(now - self._seen, 0.0) / 3600 * spending(known)
         self._seen = now
@@ -241,16 +243,18 @@ class FleetTuner:
         """Plays for which there is processor time, as the last ones took it."""
         return max(CPU / self._each, 1.0) if self._each else math.inf
 
-    def _read(self) -> tuple[float, bytes, Known]:
+    def _read(self) -> tuple[float, bytes, KnownFleet]:
         """The store's time, the stored plan, and what is known of the fleet."""
         self._folder.look()
         now, plan, snapshot = read_fleet(self._connections)
-        return now, plan, Known(self._topology, self._folder.catalogue, self._folder.book, snapshot)
+        return now, plan, KnownFleet(self._topology, self._folder.catalogue, self._folder.book, snapshot)
 
     def _tell(self, tuning: Tuning) -> None:
         """Leave what was found for routers to show."""
         (now,) = self._connections.calls(("TIME",))
-        told = Tuned(tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after)
+        told = LatestTuning(
+            tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after
+        )
         self._connections.calls(("SET", TUNING, msgspec.json.encode(told), "EX", TOLD))
 
     def _write(self, before: bytes, plan: Plan | None) -> bool:

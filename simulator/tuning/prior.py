@@ -9,7 +9,7 @@ from router.decide.history import Arrivals, joined
 from simulator.history import day_of
 from simulator.own_fleet.known import arrivals_from, under
 from simulator.traces import TraceError, arrivals_of, synthetic_trace
-from simulator.tuning.real_fleet import Known
+from simulator.tuning.real_fleet import KnownFleet
 from simulator.tuning.tuner import LEAST
 from tasks.models.profiles import generates
 from taxiway.errors import TaxiwayError
@@ -48,7 +48,7 @@ def parse_prior(text: str, url: str) -> Prior:
     return mix
 
 
-def expected(prior: Prior, known: Known) -> Arrivals:
+def expected(prior: Prior, known: KnownFleet) -> Arrivals:
     """Arrivals as the prior says, with the services' deadlines; of an empty mix, of all models and services alike."""
     if isinstance(prior, Arrivals):
         return under(prior, known.topology, known.topology)
@@ -62,7 +62,7 @@ def expected(prior: Prior, known: Known) -> Arrivals:
     return under(joined(parts), known.topology, known.topology)
 
 
-def _sizes(model: str, known: Known) -> str:
+def _sizes(model: str, known: KnownFleet) -> str:
     """The sizes of a model's requests in a synthetic trace: only generating models have prompts and answers."""
     try:
         generating = generates(known.catalogue.resolve(model))

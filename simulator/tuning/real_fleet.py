@@ -19,12 +19,12 @@ from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.history import ENDED, REFUSED, STATES, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, ServiceName
+from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
-from simulator.timing import Stepping, Timing, Whole
+from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.traces import Column, Trace, trace_of
-from simulator.tuning.twin import Conditions
+from simulator.tuning.twin import TwinConditions
 from simulator.workload import Workload, figures_of, prepare
 from tasks.document import Size
 from tasks.endpoints import Rate
@@ -56,7 +56,7 @@ Kinds = Mapping[TwinCell, Sequence[Cell]]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownFleet:
     """What routers know of the fleet: its files, and its devices at present."""
 
     topology: Topology
@@ -80,7 +80,7 @@ class Recorded:
     """
 
     workload: Workload
-    conditions: Conditions
+    conditions: TwinConditions
     kinds: Kinds
     span: float
     rows: Column
@@ -140,7 +140,7 @@ def as_demanded(arrivals: Arrivals) -> Arrivals:
     return replace(arrivals, jobs=jobs)
 
 
-def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
+def recorded(arrivals: Arrivals, known: KnownFleet, until: float) -> Recorded | None:
     """The arrivals up to a time whose model and service the fleet still has; None if there are none."""
     arrivals = as_demanded(arrivals)
     trace, models, rows = _trace(arrivals, known)
@@ -158,7 +158,7 @@ def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
     services = arrivals.jobs["service"][rows]
     kinds = _kinds(trace, [models[name] for name in names], services, arrivals.names["service"])
     powered = tuple(len(known.snapshot.own(name)) for name in fleet.classes)
-    conditions = Conditions.usual(fleet, powered)
+    conditions = TwinConditions.usual(fleet, powered)
     first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
     span = max(until - float(first), float(trace.arrival[-1]))
     workload = prepare(trace, fleet, seed=0)
@@ -198,7 +198,7 @@ def urgency(topology: Topology, service: str) -> int:
     return min(level_of(terms.deadline, terms.priority), len(SERVICES) - 1)
 
 
-def _trace(arrivals: Arrivals, known: Known) -> tuple[Trace, dict[str, tuple[Model, str]], Column]:
+def _trace(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, dict[str, tuple[Model, str]], Column]:
     """The trace with models by locality, each of these with its model and locality, and its jobs' numbers."""
     rows = np.flatnonzero(arrivals.jobs["state"] != REFUSED)
     jobs = arrivals.jobs[rows]
@@ -227,7 +227,7 @@ def _trace(arrivals: Arrivals, known: Known) -> tuple[Trace, dict[str, tuple[Mod
     return trace.part(kept), models, rows[kept]
 
 
-def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) -> Fleet:
+def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: KnownFleet) -> Fleet:
     topology = known.topology
     sizes = [trace.size[trace.model == number] for number in range(len(models))]
     timings = {
@@ -246,7 +246,7 @@ def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) 
 
 
 def _device_class(
-    name: str, hardware: HardwareClass, known: Known, models: Mapping[str, tuple[Model, str]]
+    name: str, hardware: HardwareClass, known: KnownFleet, models: Mapping[str, tuple[Model, str]]
 ) -> DeviceClass:
     """The class with the devices that it may have: those there are, unless more are started on demand.
 
@@ -295,10 +295,10 @@ def _price(own: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> Pr
     return msgspec.structs.replace(hardware.price, usd_per_hour=mean, spot_usd_per_hour=mean)
 
 
-def _service(topology: Topology, rank: int) -> Service:
+def _service(topology: Topology, rank: int) -> ServiceShare:
     """The simulator's service; interrupted only if every service that it stands for may be."""
     mine = [terms for name, terms in topology.service.items() if urgency(topology, name) == rank]
-    return Service(share=1 / len(SERVICES), preemptible=bool(mine) and all(terms.preemptible for terms in mine))
+    return ServiceShare(share=1 / len(SERVICES), preemptible=bool(mine) and all(terms.preemptible for terms in mine))
 
 
 def penalties(topology: Topology) -> tuple[float, ...]:
@@ -312,7 +312,7 @@ def _penalty(topology: Topology, rank: int) -> float:
     return max(named, default=LATE[rank])
 
 
-def _timings(model: Model, locality: str, size: float, known: Known) -> tuple[Timing | None, ...]:
+def _timings(model: Model, locality: str, size: float, known: KnownFleet) -> tuple[Timing | None, ...]:
     """The model's timing on each class, by its fastest variant there; None where it cannot run."""
     constraints = Constraints(locality=locality or None, preemptible=True)
     candidates, _ = classify(model, constraints, known.topology, known.snapshot)
@@ -339,7 +339,7 @@ def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) 
     load = profile.load * float(np.mean(expected([each.loading for each in devices], key) or 1.0))
     memory = int(candidate.variant.memory)
     if not generates(model):
-        return Whole(load, memory, profile.base + profile.step * size, profile.slope, profile.floor).slower(pace)
+        return WholeBatches(load, memory, profile.base + profile.step * size, profile.slope, profile.floor).slower(pace)
     return Stepping(
         load=load,
         memory=memory,
@@ -413,7 +413,7 @@ def billed(arrivals: Arrivals, topology: Topology) -> float:
     return total
 
 
-def spending(known: Known) -> float:
+def spending(known: KnownFleet) -> float:
     """US dollars an hour of the devices that are there."""
     return sum(
         sum(dollars_per_hour(own, name, hardware))

@@ -15,7 +15,7 @@ from router.decide.plan import ClassPlan, Handover, Plan
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.search import Search
-from simulator.tuning.twin import MOST, Conditions, Twin, Window, starving
+from simulator.tuning.twin import MOST, Twin, TwinConditions, Window, starving
 
 PERIOD = 120.0
 """Seconds between two tunings."""
@@ -64,7 +64,7 @@ REST = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class CellMove:
     """A cell that stays on its former class until `devices` of its new one serve, but not after `latest`.
 
     Without a former class, its requests are placed one by one until then.
@@ -95,7 +95,7 @@ class Decision:
     before: float
     after: float
     plays: float
-    moves: Mapping[Cell, Move]
+    moves: Mapping[Cell, CellMove]
     dollars: Mapping[Cell, Sequence[float]]
     in_time: Mapping[Cell, float]
 
@@ -106,7 +106,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class TuningWatch:
     """What the last tuning knew: when it was, the seconds of arrivals that it had, and the classes' pace."""
 
     tuned: float = -math.inf
@@ -163,7 +163,7 @@ class Tuner:
         self.tunings = 0
 
     def tune(
-        self, window: Window, fleet_now: Conditions, now: float, *, plays: int | None = None, most: float = math.inf
+        self, window: Window, fleet_now: TwinConditions, now: float, *, plays: int | None = None, most: float = math.inf
     ) -> Decision:
         """Search from the assignment in use; adopt what is better by more than `HYSTERESIS` on redrawn arrivals.
 
@@ -217,14 +217,14 @@ def _with_bursts(devices: Sequence[int], begin: Sequence[int], former: Assignmen
 
 def _moves(
     former: Assignment | None, new: Assignment, devices: Sequence[int], starts: Sequence[float], now: float
-) -> dict[Cell, Move]:
+) -> dict[Cell, CellMove]:
     """The cells that change their class."""
     moves = {}
     for cell, place in new.classes.items():
         was = former.classes[cell] if former is not None else None
         if was != place:
             needed = max(1, math.ceil(SERVING * devices[place]))
-            moves[cell] = Move(was, needed, now + starts[place] + GRACE)
+            moves[cell] = CellMove(was, needed, now + starts[place] + GRACE)
     return moves
 
 
@@ -303,18 +303,18 @@ PERIODS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class CellAnswers:
     """Requests of a cell that ended, and how many of them were late or refused."""
 
     ended: int = 0
     late: int = 0
 
-    def with_one(self, *, timely: bool) -> Answers:
+    def with_one(self, *, timely: bool) -> CellAnswers:
         """With one more request."""
-        return Answers(self.ended + 1, self.late + (not timely))
+        return CellAnswers(self.ended + 1, self.late + (not timely))
 
 
-def measured(usd_per_hour: float, answers: Mapping[Cell, Answers], penalties: Sequence[float]) -> float:
+def measured(usd_per_hour: float, answers: Mapping[Cell, CellAnswers], penalties: Sequence[float]) -> float:
     """The score of a period in US dollars an hour, as `Twin.play` counts it: cost, and penalties for what was late."""
     score = usd_per_hour
     for service, penalty in enumerate(penalties):
@@ -341,7 +341,7 @@ class Trust:
 
     def note(self, cell: Cell, *, timely: bool) -> None:
         """A request of a cell has ended."""
-        self._answers[cell] = self._answers.get(cell, Answers()).with_one(timely=timely)
+        self._answers[cell] = self._answers.get(cell, CellAnswers()).with_one(timely=timely)
 
     def score(self, now: float, spent: float, penalties: Sequence[float]) -> float:
         """The period's score until now, in US dollars an hour."""
@@ -355,4 +355,4 @@ class Trust:
 
     def _next_period(self, since: float, spent: float) -> None:
         self.since, self._spent = since, spent
-        self._answers: dict[Cell, Answers] = {}
+        self._answers: dict[Cell, CellAnswers] = {}

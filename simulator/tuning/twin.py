@@ -12,12 +12,12 @@ import numpy as np
 
 from router.decide.candidates import FULL
 from router.decide.plan import STALE, TARGET, Density
-from simulator.engine import WAITING, Engine
+from simulator.engine import WAITING, Simulation
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
 from simulator.traces import Column, joined
 from simulator.tuning.recall import BLOCK, Alike
-from simulator.workload import Job, Workload, jobs
+from simulator.workload import SimulatedJob, Workload, jobs
 
 LIFE = 600.0
 """Seconds over which the starts that a plan needs are spread: plans are expected to last about that long."""
@@ -39,14 +39,14 @@ that no window has seen are late too. So many requests more count as in time: of
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class TwinConditions:
     """The fleet as it is: for each class the devices that are on, and those that may be."""
 
     powered: tuple[int, ...]
     available: tuple[int, ...]
 
     @classmethod
-    def usual(cls, fleet: Fleet, powered: tuple[int, ...]) -> Conditions:
+    def usual(cls, fleet: Fleet, powered: tuple[int, ...]) -> TwinConditions:
         """All devices of the fleet file may be on."""
         return cls(powered, tuple(device.count for device in fleet.classes.values()))
 
@@ -56,7 +56,7 @@ class Window:
     """Arrivals of `span` seconds from 0 on, with the jobs that policies see; the first `waiting` ones wait at 0."""
 
     workload: Workload
-    jobs: Sequence[Job]
+    jobs: Sequence[SimulatedJob]
     span: float
     waiting: int = 0
 
@@ -202,7 +202,7 @@ class Twin:
     classes scale.
     """
 
-    def __init__(self, window: Window, now: Conditions) -> None:
+    def __init__(self, window: Window, now: TwinConditions) -> None:
         self.window = window
         self.conditions = now
         self.fleet = replace(window.workload.fleet, events=())
@@ -288,7 +288,7 @@ class Twin:
         return float(shares @ np.array(self.fleet.penalties)) * self.window.span / 3600
 
 
-class Replay(Engine):
+class Replay(Simulation):
     """An engine that begins with the devices that are needed, and is played piece by piece."""
 
     def __init__(self, workload: Workload, policy: Fixed, available: Sequence[int]) -> None:
@@ -298,7 +298,7 @@ class Replay(Engine):
         self._next = 0
         self._begin()
 
-    def play(self, arrivals: Sequence[Job], until: float) -> None:
+    def play(self, arrivals: Sequence[SimulatedJob], until: float) -> None:
         """Play up to a time."""
         while self._next < len(arrivals) and arrivals[self._next].arrival <= until:
             job = arrivals[self._next]

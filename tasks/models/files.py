@@ -77,7 +77,7 @@ class GraphTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
+class GraphSignature:
     """A graph's inputs and outputs, in its own order, without inputs that have a default in the graph."""
 
     inputs: tuple[GraphTensor, ...]
@@ -117,7 +117,7 @@ Difference = tuple[str, str, object]
 
 
 def differences(
-    signature: Signature, inputs: Sequence[Declared], outputs: Sequence[Declared], *, rows: int = 0
+    signature: GraphSignature, inputs: Sequence[Declared], outputs: Sequence[Declared], *, rows: int = 0
 ) -> Iterator[Difference]:
     """Where the declared tensors differ from the graph's. `rows` is the largest batch, if limited.
 
@@ -178,7 +178,7 @@ def _shape_words(shape: Sequence[int], spec: Declared, rows: int) -> str:
 _Value = int | memoryview
 
 
-def read_signature(path: Path) -> Signature:
+def read_signature(path: Path) -> GraphSignature:
     """The signature of the ONNX file at `path`.
 
     Raises:
@@ -199,7 +199,7 @@ def read_signature(path: Path) -> Signature:
         raise GraphError("expected an ONNX graph, got a file that is cut short or of another kind") from error
 
 
-def _signature(graph: memoryview) -> Signature:
+def _signature(graph: memoryview) -> GraphSignature:
     inputs, outputs, defaults = [], [], set()
     for number, value in _fields(graph):
         if not isinstance(value, memoryview):
@@ -210,7 +210,7 @@ def _signature(graph: memoryview) -> Signature:
             outputs.append(_tensor(value))
         elif number == _GRAPH_INITIALIZER:
             defaults.add(_text(value, _INITIALIZER_NAME))
-    return Signature(tuple(one for one in inputs if one.name not in defaults), tuple(outputs))
+    return GraphSignature(tuple(one for one in inputs if one.name not in defaults), tuple(outputs))
 
 
 def _tensor(described: memoryview) -> GraphTensor:
@@ -302,7 +302,7 @@ def local_sha256(path: Path) -> str | None:
     return None if stamp is None or stamp[0] > HASHED else _sha256(path, stamp)
 
 
-def local_signature(path: Path) -> Signature:
+def local_signature(path: Path) -> GraphSignature:
     """The signature of an ONNX file. Raises `GraphError`, or `OSError` if it cannot be read."""
     return _cached_signature(path, stamp_of(path))
 
@@ -323,7 +323,7 @@ def _sha256(path: Path, _stamp: Stamp) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def _cached_signature(path: Path, _stamp: Stamp | None) -> Signature:
+def _cached_signature(path: Path, _stamp: Stamp | None) -> GraphSignature:
     return read_signature(path)
 
 

@@ -176,7 +176,7 @@ APART = 2
 """Seconds by which a host's clock may differ from the store's: an answer that came late looks like a second."""
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CatalogueReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a process serves from its models folder.
 
     `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
@@ -240,7 +240,7 @@ class Reporter:
         """The process's name and its report; empty if the store already has it."""
         folder = self._folder
         self._sent = msgspec.json.encode(
-            Report(
+            CatalogueReport(
                 kind=self._kind,
                 reload=self._done,
                 models=folder.digests,

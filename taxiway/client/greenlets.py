@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class Ended(Protocol[T]):
+class EndedCalls(Protocol[T]):
     """What has ended on the loop, for the one caller that waits."""
 
     def put(self, item: T) -> None:
@@ -54,7 +54,7 @@ def start_thread(target: Callable[[], None]) -> None:
         monkey.get_original("_thread", "start_new_thread")(target, ())
 
 
-def new_queue() -> Ended[Any]:
+def new_queue() -> EndedCalls[Any]:
     """An empty queue."""
     return Queue() if _monkey() is None else _HubQueue(_monkey())
 

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from taxiway.client import Receipt
-from taxiway.client.http_link import LONGEST_WAIT, HttpLink, NotAStreamError, Response
+from taxiway.client.http_link import LONGEST_WAIT, HttpLink, HttpResponse, NotAStreamError
 from taxiway.contract.job import Event, EventStream, JobStatus, Lost, Restarted, Result, RunReport
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage
@@ -131,7 +131,7 @@ class HttpDoor:
         except TimeoutError as error:
             raise _timeout_error(timeout) from error
 
-    async def _exchange(self, ask: _InferRequest, model: str, *, again: bool) -> Response:
+    async def _exchange(self, ask: _InferRequest, model: str, *, again: bool) -> HttpResponse:
         """The router's answer to an infer request whose caller waits."""
         sent = False
         while True:
@@ -223,7 +223,7 @@ class HttpDoor:
     def _decode_event(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """Decode an event of a job's stream; an error event raises the job's error."""
         if event.kind == "result":
-            return self._result(Response(HTTPStatus.OK, {}, event.data.encode()), single)
+            return self._result(HttpResponse(HTTPStatus.OK, {}, event.data.encode()), single)
         with _understood():
             content = msgspec.json.decode(event.data)
             if event.kind == "error":
@@ -250,7 +250,7 @@ class HttpDoor:
 
     async def _answer(
         self, method: str, path: str, body: Sequence[Buffer] = (), headers: Mapping[str, str] | None = None
-    ) -> Response:
+    ) -> HttpResponse:
         """The router's answer; a rate-limited call is retried after `Retry-After`, for up to `_RETRY_FOR` seconds."""
         clock = asyncio.get_running_loop().time
         until = clock() + _RETRY_FOR
@@ -261,7 +261,7 @@ class HttpDoor:
                 return response
             await asyncio.sleep(pause)
 
-    async def _post_inference(self, ask: _InferRequest, model: str, *, prefer: str) -> Response:
+    async def _post_inference(self, ask: _InferRequest, model: str, *, prefer: str) -> HttpResponse:
         """The router's answer to an infer request.
 
         After a refusal the model's metadata is fetched again with the next request: the model may have been replaced.
@@ -298,7 +298,7 @@ class HttpDoor:
         raw = bool(self._accepts) and spec["datatype"] != "BYTES" and len(spec["shape"]) > 1
         return {"name": spec["name"], "parameters": {"binary_data": True}} if raw else {"name": spec["name"]}
 
-    def _result(self, response: Response, single: bool | None) -> Result:
+    def _result(self, response: HttpResponse, single: bool | None) -> Result:
         with _understood():
             answer = _read_json(response)
             known = answer["parameters"].get(SINGLE)
@@ -315,7 +315,7 @@ def _resendable(request: Request) -> Request:
     return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=new_id())
 
 
-def _retry_pause(response: Response) -> float | None:
+def _retry_pause(response: HttpResponse) -> float | None:
     """Seconds, with jitter, after which a rate-limited request may be retried; None for any other answer."""
     if response.status != HTTPStatus.TOO_MANY_REQUESTS:
         return None
@@ -337,7 +337,7 @@ def _understood() -> Iterator[None]:
         raise FleetUnavailable(f"expected an answer of taxiway, got another one: {cut(str(error))}") from error
 
 
-def _job_of(response: Response) -> str:
+def _job_of(response: HttpResponse) -> str:
     """The id of the job in an answer."""
     with _understood():
         return str(uuid.UUID(_read_json(response)["id"]))
@@ -351,7 +351,7 @@ def _timeout_error(timeout: float | None) -> ResultTimeoutError:
     return ResultTimeoutError(f"no result within {timeout:g} s; the job continues", timeout=timeout)
 
 
-def _read_json(response: Response) -> dict[str, Any]:
+def _read_json(response: HttpResponse) -> dict[str, Any]:
     """The response's JSON, its tensors with the data that follows it.
 
     Raises:
@@ -378,12 +378,12 @@ def _read_json(response: Response) -> dict[str, Any]:
         raise error_of_code(str(answer["code"]), str(answer.get("error", "")), details)
 
 
-def _not_a_router(response: Response) -> TaxiwayError:
+def _not_a_router(response: HttpResponse) -> TaxiwayError:
     """The error for a response that did not come from a router, but from a proxy or another server."""
     message = f"expected a response of taxiway, got status {response.status} from another server"
     return _error_class_of(response)(message, status=response.status)
 
 
-def _error_class_of(response: Response) -> type[TaxiwayError]:
+def _error_class_of(response: HttpResponse) -> type[TaxiwayError]:
     theirs = HTTPStatus.BAD_REQUEST <= response.status < HTTPStatus.INTERNAL_SERVER_ERROR
     return RequestError if theirs else FleetUnavailable

@@ -75,7 +75,7 @@ Sink = Callable[[bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpResponse:
     """A response. Header names are looked up in any case; `body` is empty if a sink received it."""
 
     status: int
@@ -95,7 +95,7 @@ class DisconnectedError(BrokerUnavailableError):
 class NotAStreamError(Exception):
     """The server's response is not an event stream."""
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: HttpResponse) -> None:
         super().__init__(f"expected an event stream, got status {response.status}")
         self.response = response
 
@@ -151,7 +151,7 @@ class HttpLink:
         *,
         sink: Sink | None = None,
         once: bool = False,
-    ) -> Response:
+    ) -> HttpResponse:
         """The server's answer, however long it takes.
 
         A request to a server that stops or fails is retried for `patience` seconds: another server may take over. Two
@@ -228,7 +228,7 @@ class HttpLink:
         if self._session is not None:
             await self._session.close()
 
-    async def _send_connected(self, request: _Request) -> Response:
+    async def _send_connected(self, request: _Request) -> HttpResponse:
         """Send the request once, after connecting with retries for `patience` seconds; returns the response."""
         if self.last_active < self._last_unavailable:
             await self._await_recovery()
@@ -248,7 +248,7 @@ class HttpLink:
                     raise self._unavailable() from error
             await asyncio.sleep(_PAUSE)
 
-    async def _try_once(self, call: _Call, request: _Request, connect: float) -> Response:
+    async def _try_once(self, call: _Call, request: _Request, connect: float) -> HttpResponse:
         """One attempt. Raises a class in `_UNREACHED` if nothing was sent, otherwise what `ask` raises."""
         self._calls.add(call)
         if self._watching is None or self._watching.done():
@@ -269,7 +269,7 @@ class HttpLink:
         finally:
             self._calls.discard(call)
 
-    async def _send(self, call: _Call, request: _Request, connect: float) -> Response:
+    async def _send(self, call: _Call, request: _Request, connect: float) -> HttpResponse:
         if self._closed:
             raise self._unavailable()
         async with self._shared_session().request(
@@ -280,7 +280,7 @@ class HttpLink:
             middlewares=(_without_retry,) if request.once else (),
             timeout=aiohttp.ClientTimeout(total=None, connect=connect, ceil_threshold=60),
         ) as response:
-            return Response(response.status, response.headers, await self._read(response, call, request.sink))
+            return HttpResponse(response.status, response.headers, await self._read(response, call, request.sink))
 
     async def _read(self, response: aiohttp.ClientResponse, call: _Call, sink: Sink | None) -> bytes:
         """The body; empty if the sink receives it."""
@@ -439,7 +439,7 @@ async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) 
         return await events.get()
 
 
-def _should_reopen(reading: asyncio.Task[Response], *, again: bool) -> bool:
+def _should_reopen(reading: asyncio.Task[HttpResponse], *, again: bool) -> bool:
     """Whether a stream that ended should be reopened."""
     try:
         response = reading.result()

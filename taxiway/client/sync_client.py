@@ -23,7 +23,7 @@ from taxiway.client.asyncio_client import (
     no_progress,
 )
 from taxiway.client.forking import PerProcess
-from taxiway.client.greenlets import Ended, new_loop, new_queue, result_of, start_thread
+from taxiway.client.greenlets import EndedCalls, new_loop, new_queue, result_of, start_thread
 from taxiway.contract.job import Event, EventStream, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
 from taxiway.contract.wire import Durability
@@ -244,7 +244,7 @@ class Client:
         """As `map`, but in order of completion; each result comes with its input's index, from 0."""
         infer_one = self._client.inference_of(model, timeout, options)
         places: dict[Future[Result], int] = {}
-        ended: Ended[Future[Result]] = new_queue()
+        ended: EndedCalls[Future[Result]] = new_queue()
         count = 0
         try:
             for place, one in enumerate(inputs):
@@ -265,7 +265,7 @@ class Client:
 
     def as_completed(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Yield the jobs in the order in which they end; `result()` of each then returns immediately."""
-        settled: Ended[Job] = new_queue()
+        settled: EndedCalls[Job] = new_queue()
         waiting = []
         try:
             for job in jobs:

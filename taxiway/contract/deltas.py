@@ -21,7 +21,7 @@ class OtherMessageError(ValueError):
     """A message does not begin with what was sent of it."""
 
 
-class Message:
+class SentMessage:
     """What was sent of a message so far."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from local.fleet import Fleet
+from local.fleet import LocalFleet
 from local.plan import absent
 from tasks.machine import look
 from tasks.settings import TREE
@@ -19,7 +19,7 @@ collect_ignore = [] if importlib.util.find_spec("standardwebhooks") else ["test_
 
 
 @pytest.fixture(scope="package")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """One fleet for all these tests: Flower and a worker of each class, emulated where the device is absent."""
     data = tmp_path_factory.mktemp("fleet")
     emulated = absent(load_topology(TREE / "queues.yaml"), look())

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from local.embedded import free_port
-from local.fleet import Fleet
+from local.fleet import LocalFleet
 
 
 def taxiway(*arguments: str, timeout: float = 600, settings: Mapping[str, str] | None = None) -> str:
@@ -26,7 +26,7 @@ def taxiway(*arguments: str, timeout: float = 600, settings: Mapping[str, str] |
     return done.stdout
 
 
-def start_fleet(data: Path, *arguments: str, settings: Mapping[str, str] | None = None) -> Fleet:
+def start_fleet(data: Path, *arguments: str, settings: Mapping[str, str] | None = None) -> LocalFleet:
     """A fleet that is ready, under these TAXIWAY_ variables; `taxiway("down", …)` stops it.
 
     Its ports are its own: fleets that start at the same time would all find the usual ones free.
@@ -35,4 +35,4 @@ def start_fleet(data: Path, *arguments: str, settings: Mapping[str, str] | None 
     if "--no-flower" not in arguments:
         ports += ["--flower-port", str(free_port())]
     said = taxiway("up", "--data", str(data), "--detach", "--json", *ports, *arguments, settings=settings)
-    return msgspec.json.decode(said, type=Fleet)
+    return msgspec.json.decode(said, type=LocalFleet)

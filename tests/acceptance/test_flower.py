@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import taxiway
-from local.fleet import Fleet
+from local.fleet import LocalFleet
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.client.sync_client import Job
@@ -44,7 +44,7 @@ def browser() -> str:
 
 
 @pytest.fixture(scope="module")
-def page(browser: str, fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def page(browser: str, fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """A function that gives the text of one of Flower's pages once its scripts have run for some seconds."""
 
     def read(path: str) -> str:
@@ -65,7 +65,7 @@ def text_of(page: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(fleet: Fleet) -> str:
+def finished(fleet: LocalFleet) -> str:
     """The id of a job that ended, whose events have reached Flower."""
     with taxiway.Client(fleet.broker) as client:
         job = client.submit("echo", "seen from the tower", deadline=30)
@@ -97,7 +97,7 @@ def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page: Callable[[
 
 
 def test_the_page_of_one_task_shows_where_it_was_placed(
-    page: Callable[[str], str], finished: str, fleet: Fleet
+    page: Callable[[str], str], finished: str, fleet: LocalFleet
 ) -> None:
     with taxiway.Client(fleet.broker) as client:
         report = client.job(finished).result(timeout=60).report
@@ -108,7 +108,7 @@ def test_the_page_of_one_task_shows_where_it_was_placed(
     assert report.variant in shown
 
 
-def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: Fleet) -> None:
+def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: LocalFleet) -> None:
     with taxiway.Client(fleet.http) as client:
         expired = client.submit("echo", "too late", deadline=1e-6)
         cancelled = client.submit("generate", "Count slowly.", deadline=3000, parameters={"max_tokens": 512})

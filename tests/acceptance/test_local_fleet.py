@@ -14,7 +14,7 @@ import httpx
 import pytest
 from celery import Celery, chord
 
-from local.fleet import Fleet, read_fleet
+from local.fleet import LocalFleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, INFER
@@ -42,12 +42,12 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def small_fleet(tmp_path: Path) -> Iterator[Fleet]:
+def small_fleet(tmp_path: Path) -> Iterator[LocalFleet]:
     yield start_fleet(tmp_path / "data", "--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
     taxiway("down", "--data", str(tmp_path / "data"))
 
 
-def test_every_door_of_a_fleet_that_says_it_is_up_answers(fleet: Fleet) -> None:
+def test_every_door_of_a_fleet_that_says_it_is_up_answers(fleet: LocalFleet) -> None:
     assert httpx.get(f"{fleet.http}/v2/health/ready").status_code == 200
     assert httpx.get(f"{fleet.flower}/healthcheck").status_code == 200
     for address in (fleet.broker, present(fleet.socket)):
@@ -58,20 +58,22 @@ def test_every_door_of_a_fleet_that_says_it_is_up_answers(fleet: Fleet) -> None:
         assert answer.get(timeout=30)["outputs"] == {"payload": "hello"}
 
 
-def test_every_hardware_class_has_a_worker_and_emulated_ones_say_so(fleet: Fleet) -> None:
+def test_every_hardware_class_has_a_worker_and_emulated_ones_say_so(fleet: LocalFleet) -> None:
     assert {w.hardware_class for w in fleet.workers} - {"cpu.llama"} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
     assert not next(w.emulated for w in fleet.workers if w.hardware_class == "cpu.batch")
     assert all(w.worker.startswith(w.hardware_class) for w in fleet.workers)
 
 
-def test_a_second_fleet_from_the_same_directory_is_refused(fleet: Fleet) -> None:
+def test_a_second_fleet_from_the_same_directory_is_refused(fleet: LocalFleet) -> None:
     command = [sys.executable, "-m", "taxiway", "up", "--data", fleet.data]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode != 0
     assert f"process {fleet.pid}" in second.stderr
 
 
-def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_its_reason(small_fleet: Fleet) -> None:
+def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_its_reason(
+    small_fleet: LocalFleet,
+) -> None:
     here = {"TAXIWAY_DATA": small_fleet.data}
     worker = small_fleet.workers[0]
 
@@ -93,7 +95,7 @@ def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_i
         assert client.infer("echo", "again", deadline=60, timeout=60).outputs == {"payload": "again"}
 
 
-def test_nothing_survives_a_supervisor_that_is_killed(small_fleet: Fleet) -> None:
+def test_nothing_survives_a_supervisor_that_is_killed(small_fleet: LocalFleet) -> None:
     started = children(small_fleet.pid)
     assert len(started) == 3  # the broker, the router and a worker
     os.kill(small_fleet.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import taxiway
-from local.fleet import Fleet
+from local.fleet import LocalFleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import DeadlineExceededError
 
@@ -21,7 +21,7 @@ ROOM = 10  # requests of a burst that the CPU class has time for
 
 
 @pytest.fixture(scope="module")
-def client(fleet: Fleet) -> Iterator[Client]:
+def client(fleet: LocalFleet) -> Iterator[Client]:
     with taxiway.Client(fleet.http) as client:
         yield client
 

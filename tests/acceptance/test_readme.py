@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from local.fleet import Fleet
+from local.fleet import LocalFleet
 from tasks.settings import TREE
 
 PAGES = {
@@ -50,7 +50,7 @@ BLOCKS = [
 RUN = [block for block in BLOCKS if not block.marked]
 
 
-def shell(command: str, fleet: Fleet, folder: Path) -> str:
+def shell(command: str, fleet: LocalFleet, folder: Path) -> str:
     """What a printed command writes to stdout, run before the fleet; its files in /etc/taxiway are in `folder`."""
     for printed, here in {
         "http://127.0.0.1:8080": fleet.http,
@@ -75,12 +75,12 @@ def test_every_console_block_is_run_or_has_a_reason_above_it() -> None:
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in RUN}))
-def test_the_commands_of_a_page_work_as_printed(page: str, fleet: Fleet, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_work_as_printed(page: str, fleet: LocalFleet, tmp_path: Path) -> None:
     shell("\n".join(command for block in RUN if block.page == page for command in block.commands), fleet, tmp_path)
 
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", PAGES["README.md"], re.DOTALL | re.MULTILINE))
-def test_the_readmes_python_prints_an_answer(fleet: Fleet, code: str, tmp_path: Path) -> None:
+def test_the_readmes_python_prints_an_answer(fleet: LocalFleet, code: str, tmp_path: Path) -> None:
     script = f"BROKER = {fleet.broker!r}\n{code}"
 
     said = shell(f"python -c {shlex.quote(script)}", fleet, tmp_path)
@@ -88,7 +88,7 @@ def test_the_readmes_python_prints_an_answer(fleet: Fleet, code: str, tmp_path: 
     assert re.match(r"(positive|negative|2 embeddings from)", said)
 
 
-def test_the_readmes_curl_gets_an_answer(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_readmes_curl_gets_an_answer(fleet: LocalFleet, tmp_path: Path) -> None:
     readme = [command for block in RUN if block.page == "README.md" for command in block.commands]
     (command,) = [one for one in readme if one.startswith("curl ")]
 

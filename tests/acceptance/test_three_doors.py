@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import taxiway
-from local.fleet import Fleet
+from local.fleet import LocalFleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import InvalidRequestError, RequestError, UnknownModelError, UnplaceableError
 
@@ -22,13 +22,13 @@ TEXT = "What a smooth and friendly flight, thank you!"
 
 
 @pytest.fixture(scope="module", params=["broker", "http"])
-def client(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, fleet: LocalFleet) -> Iterator[Client]:
     with taxiway.Client(getattr(fleet, request.param)) as client:
         yield client
 
 
 def infer(
-    fleet: Fleet,
+    fleet: LocalFleet,
     model: str,
     value: list[Any],
     *,
@@ -61,7 +61,7 @@ def test_a_generated_answer_is_streamed_as_it_grows(client: Client) -> None:
     assert "".join(map(str, pieces)) == result.outputs["text"]
 
 
-def test_server_sent_events_have_an_answer_and_end_with_its_outputs(fleet: Fleet) -> None:
+def test_server_sent_events_have_an_answer_and_end_with_its_outputs(fleet: LocalFleet) -> None:
     asked = {"text_input": "Write one sentence about the sea.", "parameters": {"deadline": 60}}
     with httpx.stream("POST", f"{fleet.http}/v2/models/generate/generate_stream", json=asked, timeout=120) as answer:
         events = answer.read().decode().strip().split("\n\n")
@@ -80,13 +80,13 @@ def test_many_rows_are_answered_in_order(client: Client) -> None:
     assert result.outputs["label"] == ["positive", "negative", "positive"]
 
 
-def test_both_clients_give_equal_outputs(fleet: Fleet) -> None:
+def test_both_clients_give_equal_outputs(fleet: LocalFleet) -> None:
     with taxiway.Client(fleet.broker) as one, taxiway.Client(fleet.http) as other:
         for value in (TEXT, [TEXT, TEXT]):
             assert one.infer("echo", value, deadline=30).outputs == other.infer("echo", value, deadline=30).outputs
 
 
-def test_an_async_client_awaits_jobs(fleet: Fleet) -> None:
+def test_an_async_client_awaits_jobs(fleet: LocalFleet) -> None:
     import asyncio
 
     async def ask() -> list[Any]:
@@ -105,7 +105,7 @@ def test_map_keeps_the_order_of_its_inputs(client: Client) -> None:
     assert [r.outputs["payload"] for r in results] == [f"row {n}" for n in range(100)]
 
 
-def test_the_http_door_speaks_open_inference_protocol(fleet: Fleet) -> None:
+def test_the_http_door_speaks_open_inference_protocol(fleet: LocalFleet) -> None:
     answer = infer(fleet, "sentiment", [TEXT], deadline=30).raise_for_status().json()
 
     assert answer["model_name"] == "sentiment"
@@ -113,7 +113,7 @@ def test_the_http_door_speaks_open_inference_protocol(fleet: Fleet) -> None:
     assert label == {"name": "label", "shape": [1], "datatype": "BYTES", "data": ["positive"]}
 
 
-def test_an_asynchronous_request_is_polled_to_its_result(fleet: Fleet) -> None:
+def test_an_asynchronous_request_is_polled_to_its_result(fleet: LocalFleet) -> None:
     accepted = infer(fleet, "echo", ["later"], name="payload", headers={"Prefer": "respond-async"}, deadline=30)
 
     assert accepted.status_code == 202
@@ -125,7 +125,7 @@ def test_an_asynchronous_request_is_polled_to_its_result(fleet: Fleet) -> None:
     assert answer["outputs"][0]["data"] == ["later"]
 
 
-def test_a_plain_celery_producer_needs_no_taxiway(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_plain_celery_producer_needs_no_taxiway(fleet: LocalFleet, tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import json, sys
@@ -208,7 +208,7 @@ def test_a_failing_row_does_not_fail_its_batch_mates(client: Client) -> None:
     assert jobs[0].status().error is None
 
 
-def test_one_idempotency_key_is_one_job_across_doors(fleet: Fleet) -> None:
+def test_one_idempotency_key_is_one_job_across_doors(fleet: LocalFleet) -> None:
     terms: dict[str, Any] = {"deadline": 30, "tenant": "tower", "idempotency_key": "flight-17"}
     with taxiway.Client(fleet.broker) as one, taxiway.Client(fleet.http) as other:
         first, second = one.submit("echo", "once", **terms), other.submit("echo", "once", **terms)
@@ -243,7 +243,7 @@ def test_a_job_past_its_deadline_is_not_answered(client: Client) -> None:
         ("/nowhere", 404, None),
     ],
 )
-def test_unknown_things_are_404_in_one_form(fleet: Fleet, path: str, status: int, code: str | None) -> None:
+def test_unknown_things_are_404_in_one_form(fleet: LocalFleet, path: str, status: int, code: str | None) -> None:
     answer = httpx.get(fleet.http + path)
 
     assert answer.status_code == status
@@ -251,14 +251,14 @@ def test_unknown_things_are_404_in_one_form(fleet: Fleet, path: str, status: int
     assert code is None or answer.json()["code"] == code
 
 
-def test_a_body_over_the_limit_is_413(fleet: Fleet) -> None:
+def test_a_body_over_the_limit_is_413(fleet: LocalFleet) -> None:
     answer = infer(fleet, "echo", ["x" * (17 * 2**20)], name="payload")
 
     assert answer.status_code == 413
     assert answer.json()["code"] == "too_large"
 
 
-def test_text_that_is_not_json_is_400(fleet: Fleet) -> None:
+def test_text_that_is_not_json_is_400(fleet: LocalFleet) -> None:
     answer = httpx.post(
         f"{fleet.http}/v2/models/echo/infer", content=b"{nope", headers={"content-type": "application/json"}
     )

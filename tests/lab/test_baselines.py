@@ -9,7 +9,7 @@ import pytest
 from lab.baselines import BASELINES, CLAIRVOYANT, Central, as_seen, run, tuned_plan
 from router.decide.fairness import RELEASE_TICK
 from router.decide.plan import Density
-from simulator.engine import ANSWERED, Engine
+from simulator.engine import ANSWERED, Simulation
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Assignment
 from simulator.traces import make_trace
@@ -25,7 +25,7 @@ each = pytest.mark.parametrize("name", BASELINES)
 @each
 def test_every_request_ends_exactly_once_and_all_devices_go_off(name: str) -> None:
     work = chat()
-    ends_once(Engine(work, BASELINES[name](work, 1), seed=1))
+    ends_once(Simulation(work, BASELINES[name](work, 1), seed=1))
 
 
 @each
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_run(name: str) -> None:
 @each
 def test_no_policy_runs_live_work_on_spot_devices(name: str) -> None:
     work = spot.workload(*((0.2 * n, "image") for n in range(20)))
-    run = Engine(work, BASELINES[name](work, 1), seed=1)
+    run = Simulation(work, BASELINES[name](work, 1), seed=1)
     run.run()
     assert sum(device.powered for device in run.pools[1].devices) == 0
 

@@ -15,7 +15,7 @@ from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Pace, least_work, lower_bound
 from lab.bounds.whole_devices import kinds, whole_bound
 from router.decide.plan import Density
-from simulator.fleet import Event, parse_fleet
+from simulator.fleet import HardwareChange, parse_fleet
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
 from simulator.traces import make_trace
 from simulator.workload import Figures, Workload, prepare
@@ -34,7 +34,7 @@ def fined(workload: Workload, penalties: tuple[float, ...]) -> Workload:
     return replace(workload, fleet=replace(workload.fleet, penalties=penalties))
 
 
-def changed(workload: Workload, *events: Event, **fields: Any) -> Workload:
+def changed(workload: Workload, *events: HardwareChange, **fields: Any) -> Workload:
     """The workload on a fleet whose only class has other fields."""
     ((name, device),) = workload.fleet.classes.items()
     classes = {name: msgspec.structs.replace(device, **fields)}
@@ -76,7 +76,7 @@ def test_what_may_not_run_on_spot_devices_is_missed_there() -> None:
 def test_slower_hardware_takes_longer_and_answers_less_in_time() -> None:
     def slowed(deadline: float) -> Workload:
         workload = fined(one(at(0, 100, deadline=deadline), curve="{base: 2, slope: 0}"), (0.0, 9000.0, 0.0))
-        return changed(workload, Event(at=50, hardware_class="one", slower=3))
+        return changed(workload, HardwareChange(at=50, hardware_class="one", slower=3))
 
     assert whole_bound(slowed(10)).score == pytest.approx(2 + 6, rel=2e-3)
     assert whole_bound(slowed(5)).score == pytest.approx(2 + 125, rel=2e-3)
@@ -84,14 +84,14 @@ def test_slower_hardware_takes_longer_and_answers_less_in_time() -> None:
 
 def test_what_runs_on_when_hardware_slows_down_is_a_batch_of_its_models_own_sizes() -> None:
     rows = [{"arrival": 0, "model": "embed", "size": 1}, {"arrival": 1, "model": "rank", "size": 1000}]
-    fleet = replace(parse_fleet(MIXED), events=(Event(at=50, hardware_class="cores", slower=2),))
+    fleet = replace(parse_fleet(MIXED), events=(HardwareChange(at=50, hardware_class="cores", slower=2),))
     cores = Pace.of(prepare(make_trace(rows), fleet, seed=0), 2)
     assert cores.carried == pytest.approx(2 * (0.5 + 0.02 + 0.0001 * 4 * 1000))
 
 
 def test_what_is_not_available_serves_nothing() -> None:
     workload = fined(one(at(0, 100), curve="{base: 2, slope: 0}"), (0.0, 9000.0, 0.0))
-    gone = changed(workload, Event(at=50, hardware_class="one", available=0))
+    gone = changed(workload, HardwareChange(at=50, hardware_class="one", available=0))
     assert whole_bound(gone).score == pytest.approx(2 + 125, rel=2e-3)
 
 
@@ -121,7 +121,7 @@ def worked(workload: Workload) -> tuple[Figures, Figures]:
 
 events = st.lists(
     st.builds(
-        lambda at, name, change: Event(at=at, hardware_class=name, **change),
+        lambda at, name, change: HardwareChange(at=at, hardware_class=name, **change),
         st.floats(0, 150),
         st.sampled_from(["big", "small", "cores"]),
         st.sampled_from([{"slower": 0.5}, {"slower": 3.0}, {"available": 1}, {"reclaimed": True}]),
@@ -147,7 +147,7 @@ def eager(workload: Workload, seed: int) -> Policy:
     dollars=st.sampled_from([1.0, 50.0, 5000.0]),
 )
 def test_no_run_scores_less(
-    name: str, rows: list[dict[str, Any]], seed: int, crowd: int, changes: list[Event], dollars: float
+    name: str, rows: list[dict[str, Any]], seed: int, crowd: int, changes: list[HardwareChange], dollars: float
 ) -> None:
     fleet = replace(parse_fleet(MIXED), events=tuple(sorted(changes, key=lambda event: event.at)))
     fleet = replace(fleet, penalties=(dollars, dollars / 2, dollars / 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from functools import cache
 from pathlib import Path
@@ -147,3 +148,13 @@ def test_the_glossary_has_at_most_40_words() -> None:
 
 def test_the_reference_is_what_the_sources_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == reference(), "run: make reference"
+
+
+def test_a_public_class_name_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in (path for top in (*TOPS.split("|")[:-2], "taxiway") for path in (TREE / top).rglob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(TREE)))
+
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -183,7 +183,7 @@ def minute_bucket(each_minute: float, now: float) -> Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class EndpointRates:
     """What an endpoint allows; None if unlimited."""
 
     requests: Bucket | None = None
@@ -201,9 +201,9 @@ class Rates:
         ]
         return max(min(room, default=math.inf), 0.0)
 
-    def taken(self, tokens: float, now: float, *, requests: float = 1.0) -> Rates:
+    def taken(self, tokens: float, now: float, *, requests: float = 1.0) -> EndpointRates:
         """The rates after requests with that many tokens were sent; negative amounts are given back."""
-        return Rates(
+        return EndpointRates(
             None if self.requests is None else self.requests.taken(requests, now),
             None if self.tokens is None else self.tokens.taken(tokens, now),
         )
@@ -213,14 +213,16 @@ class Rates:
         return [(bucket, amount) for bucket, amount in pairs if bucket is not None]
 
 
-def rates_of(requests: float | None, tokens: float | None, now: float, endpoints: int = 1) -> Rates:
+def rates_of(requests: float | None, tokens: float | None, now: float, endpoints: int = 1) -> EndpointRates:
     """The rates of `endpoints` endpoints, from the limits of one per minute."""
-    return Rates(*(None if each is None else minute_bucket(each * endpoints, now) for each in (requests, tokens)))
+    return EndpointRates(
+        *(None if each is None else minute_bucket(each * endpoints, now) for each in (requests, tokens))
+    )
 
 
-def learned(rates: Rates, headers: Mapping[str, str], now: float) -> Rates:
+def learned(rates: EndpointRates, headers: Mapping[str, str], now: float) -> EndpointRates:
     """The rates after an answer with these headers, which may state limits, what is left of them, and until when."""
-    return Rates(
+    return EndpointRates(
         _stated(rates.requests, headers, "requests", now),
         _stated(rates.tokens, headers, "tokens", now),
     )

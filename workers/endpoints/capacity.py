@@ -13,7 +13,7 @@ from types import TracebackType
 from tasks.endpoints import Rate
 from tasks.heartbeat import Allowed
 from taxiway.contract.keys import LEVELS
-from workers.decide.endpoints import Bucket, Rates, learned, rates_of
+from workers.decide.endpoints import Bucket, EndpointRates, learned, rates_of
 from workers.endpoints.health import EndpointHealth
 from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
 
@@ -181,7 +181,7 @@ class RateGate:
     def allowed(self) -> Allowed | None:
         """What heartbeats report of it; None without limits."""
         rates, now = self._rates, time.monotonic()
-        if rates == Rates():
+        if rates == EndpointRates():
             return None
         (requests, left), (tokens, tokens_left) = _left_of(rates.requests, now), _left_of(rates.tokens, now)
         return Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)

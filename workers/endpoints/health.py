@@ -19,7 +19,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.endpoints import Endpoint
-from tasks.heartbeat import Engine
+from tasks.heartbeat import EngineLoad
 from tasks.models.discovered import Announced
 from taxiway.errors import UNREADABLE
 from workers.decide.faults import Breaker, State
@@ -70,7 +70,7 @@ class EndpointHealth:
         self._breaker = Breaker()
         self._missed = False
         self._paused_until = self._mute_until = 0.0
-        self.engine: Engine | None = None
+        self.engine: EngineLoad | None = None
         self._now = asyncio.Event()
         self.probed = asyncio.Event()
         self._failing: set[str] = set()
@@ -253,7 +253,7 @@ class _Slot(msgspec.Struct, frozen=True):
 _slots = msgspec.json.Decoder(Annotated[list[_Slot], msgspec.Meta(max_length=10_000)]).decode
 
 
-def read_metrics(body: bytes) -> Engine | None:
+def read_metrics(body: bytes) -> EngineLoad | None:
     """What the metrics of a known engine report, over all of its models; None of any other."""
     wanted = [line for line in body.decode(errors="replace").splitlines() if _name(line) in _FIGURES]
     found: dict[_Figure, list[float]] = {}
@@ -265,22 +265,22 @@ def read_metrics(body: bytes) -> Engine | None:
         return None
     if not found:
         return None
-    return Engine(
+    return EngineLoad(
         running=round(min(sum(found.get("running", ())), _MOST)),
         waiting=round(min(sum(found.get("waiting", ())), _MOST)),
         cache=min(max(found.get("cache", ()), default=0.0), 1.0),
     )
 
 
-def read_slots(body: bytes) -> Engine | None:
+def read_slots(body: bytes) -> EngineLoad | None:
     """What llama.cpp's list of slots reports; None of anything else."""
     try:
-        return Engine(running=sum(slot.is_processing for slot in _slots(body)))
+        return EngineLoad(running=sum(slot.is_processing for slot in _slots(body)))
     except UNREADABLE:
         return None
 
 
-def is_full(engine: Engine | None) -> bool:
+def is_full(engine: EngineLoad | None) -> bool:
     """Whether a further request would wait in the engine, where it cannot be moved."""
     return engine is not None and (engine.waiting > 0 or engine.cache >= FULL)
 

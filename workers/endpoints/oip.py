@@ -19,7 +19,7 @@ from tasks.models.model import Datatype, Model, TensorSpec, Variant
 from taxiway.contract.tensors import HEADER, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError, wrong_field
-from workers.endpoints.protocol import Ask, AskItem, Discovery, WholeReader, malformed
+from workers.endpoints.protocol import AskItem, Discovery, EngineRequest, WholeReader, malformed
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
 from workers.port import Row
 
@@ -95,7 +95,7 @@ def prepare(
         return WholeReader(lambda raw: _parse(model, raw, answered.get(HEADER)))
 
     path = f"/v2/models/{quote(name, safe='')}/infer"
-    return AskItem(item.arrays, item.size, parameters, ask=Ask(path, framed.body, read, framed.headers))
+    return AskItem(item.arrays, item.size, parameters, ask=EngineRequest(path, framed.body, read, framed.headers))
 
 
 def extensions(body: bytes) -> Collection[str]:

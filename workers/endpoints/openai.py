@@ -22,11 +22,20 @@ from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from tasks.models.profiles import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
-from taxiway.contract.deltas import Delta, Message
+from taxiway.contract.deltas import Delta, SentMessage
 from taxiway.contract.job import Tokens
 from taxiway.contract.server_events import EventParser, EventTooLargeError
 from taxiway.errors import UNREADABLE, cut, wrong_field
-from workers.endpoints.protocol import Ask, AskItem, Discovery, EndpointError, FaultKind, Reader, WholeReader, malformed
+from workers.endpoints.protocol import (
+    AnswerReader,
+    AskItem,
+    Discovery,
+    EndpointError,
+    EngineRequest,
+    FaultKind,
+    WholeReader,
+    malformed,
+)
 from workers.pipelines.text import read_text
 from workers.port import Row
 
@@ -48,7 +57,7 @@ _COMPLETIONS, _RERANK, _LOGPROBS = "completions", "rerank", "logprobs"
 Value = TypeVar("Value")
 
 
-class Usage(msgspec.Struct, frozen=True):
+class EngineUsage(msgspec.Struct, frozen=True):
     """Tokens as the engine counts them, which may be anything until `within` has bounded it."""
 
     prompt_tokens: Any = 0
@@ -57,11 +66,11 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: Any = None
     completion_tokens_details: Any = None
 
-    def within(self, most: Tokens) -> Usage:
+    def within(self, most: Tokens) -> EngineUsage:
         """The same, with no figure below 0 and none above what the request may have."""
         read, written = _count(self.prompt_tokens, most.input), _count(self.completion_tokens, most.output)
         pairs = (self.prompt_tokens_details, read), (self.completion_tokens_details, written)
-        return Usage(read, written, read + written, *(_counts(details, bound) for details, bound in pairs))
+        return EngineUsage(read, written, read + written, *(_counts(details, bound) for details, bound in pairs))
 
     def excess(self, most: Tokens) -> int:
         """How many tokens are beyond what the request may have."""
@@ -144,7 +153,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
 class _Chunk(msgspec.Struct, frozen=True):
     choices: list[_Choice] = []
-    usage: Usage | None = None
+    usage: EngineUsage | None = None
     error: Any = None
 
 
@@ -155,7 +164,7 @@ class _Embedding(msgspec.Struct, frozen=True):
 class _Embeddings(msgspec.Struct, frozen=True):
     NAME: ClassVar[str] = "embedding"
     data: list[_Embedding]
-    usage: Usage | None = None
+    usage: EngineUsage | None = None
 
     @property
     def found(self) -> list[Any]:
@@ -169,7 +178,7 @@ class _Rank(msgspec.Struct, frozen=True):
 class _Ranks(msgspec.Struct, frozen=True):
     NAME: ClassVar[str] = "score"
     results: list[_Rank]
-    usage: Usage | None = None
+    usage: EngineUsage | None = None
 
     @property
     def found(self) -> list[Any]:
@@ -232,7 +241,7 @@ def discover() -> Discovery:
     }
 
 
-class StreamReader(Reader):
+class StreamReader(AnswerReader):
     """Reads a streamed chat or completion: `message`, `text`, `tokens`, `finish-reason`, `usage` and `logprobs`.
 
     `most` are the tokens that the request may have. What comes is bounded by them, too: an engine that goes on and on
@@ -245,10 +254,10 @@ class StreamReader(Reader):
         self._bytes_left = MAX_STREAM + _BYTES_A_TOKEN * most.output
         self._kept_left = MAX_STREAM
         self._events = EventParser()
-        self._message = Message()
+        self._message = SentMessage()
         self._called: dict[int, int] = {}  # the engine's indices of calls, with ours
         self._finish = ""
-        self._usage: Usage | None = None
+        self._usage: EngineUsage | None = None
 
     def feed(self, chunk: bytes) -> list[str | Delta]:
         """The text that the chunk's events add, and other deltas, in the engine's order."""
@@ -375,7 +384,7 @@ def _prepare_rerank(model: Model, name: str, row: Row, parameters: Mapping[str, 
     query, document = (read_text(spec.name, row) for spec in model.inputs[:2])
     body = {"model": name, "query": query, "documents": [document], "top_n": 1}
     most = Tokens(input=_most_read(query) + _most_read(document))
-    ask = Ask("/rerank", msgspec.json.encode(body), lambda _: OneReader(model.outputs[0].name, _ranks, most))
+    ask = EngineRequest("/rerank", msgspec.json.encode(body), lambda _: OneReader(model.outputs[0].name, _ranks, most))
     return AskItem({}, max(len(query + document) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
@@ -386,7 +395,7 @@ def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameter
     body = {"model": name, "input": text, "encoding_format": "float"}
 
     most = Tokens(input=_most_read(text))
-    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: OneReader(output, _embeddings, most))
+    ask = EngineRequest("/embeddings", msgspec.json.encode(body), lambda _: OneReader(output, _embeddings, most))
     return AskItem({}, max(len(text) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
@@ -406,7 +415,9 @@ def _streamed(
     path: str, name: str, body: dict[str, Any], size: int, parameters: Mapping[str, Any], most: Tokens
 ) -> AskItem:
     asked = {**body, "model": name, "stream": True, "stream_options": {"include_usage": True}}
-    return AskItem({}, size, parameters, ask=Ask(path, msgspec.json.encode(asked), lambda _: StreamReader(most)))
+    return AskItem(
+        {}, size, parameters, ask=EngineRequest(path, msgspec.json.encode(asked), lambda _: StreamReader(most))
+    )
 
 
 def _with_images(message: dict[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ MAX_ANSWER = 256 * 2**20
 """Bytes of one answer; an endpoint that sends more is at fault."""
 
 
-class Reader(ABC):
+class AnswerReader(ABC):
     """Reads one answer from its chunks, however these are cut. `done` says that it is complete before the body ends.
 
     `pieces` counts the parts of generated text so far, and `tokens` is what the endpoint counted, once reported: never
@@ -171,15 +171,15 @@ Tell = Callable[[Sequence[str | Delta]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class EngineRequest:
     """A POST to `path` below the endpoint's URL, and what reads its answer, given the answer's headers."""
 
     path: str
     body: bytes
-    read: Callable[[Mapping[str, str]], Reader]
+    read: Callable[[Mapping[str, str]], AnswerReader]
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
 
-    def with_priority(self, level: int) -> Ask:
+    def with_priority(self, level: int) -> EngineRequest:
         """The same with a level, for a body that is an object in JSON; of two fields of a name the last one counts."""
         return replace(self, body=b'%b,"priority":%d}' % (self.body[:-1], level))
 
@@ -193,13 +193,13 @@ class Exchange:
     `aborted` that we closed its connection. `headers` are the answer's.
     """
 
-    ask: Ask
+    ask: EngineRequest
     prompt: int
     sent: float = 0.0
     first: float = 0.0
     refused: bool = False
     aborted: bool = False
-    reader: Reader | None = None
+    reader: AnswerReader | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -224,7 +224,7 @@ class Exchange:
 class AskItem(Item):
     """A row that was prepared for an endpoint."""
 
-    ask: Ask | None = None
+    ask: EngineRequest | None = None
 
 
 Discovery = Generator[tuple[str, str], bytes, dict[str, Announced]]
@@ -281,7 +281,7 @@ def open_protocol(name: str) -> EndpointProtocol:
     return cast(EndpointProtocol, importlib.import_module(f"workers.endpoints.{name}"))
 
 
-class WholeReader(Reader):
+class WholeReader(AnswerReader):
     """Reads an answer that is of use only as a whole, which `parse` turns into outputs."""
 
     def __init__(self, parse: Callable[[bytes], Row], most: int = MAX_ANSWER) -> None:

@@ -40,9 +40,9 @@ from workers.stages.job import (
     Delivery,
     Ended,
     Ending,
-    Job,
     Returned,
     Revoked,
+    RunningJob,
     Used,
     late,
 )
@@ -87,7 +87,7 @@ class EndpointStage:
         stall = shared.store.limits.stall
         self._places = Places(endpoint, protocol, key, variants, stall=stall, wake=inbox.wake, resized=self._resize)
         self.use = EndpointUse(endpoint.slots, lambda: self._places.target.health)
-        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._tasks: dict[RunningJob, asyncio.Task[None]] = {}
         self._rows = 0
         self._turned = math.inf
         self._stopping = threading.Event()
@@ -126,7 +126,7 @@ class EndpointStage:
         """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""
         self._places.follow(endpoint)
 
-    def run_alone(self, job: Job) -> bool:
+    def run_alone(self, job: RunningJob) -> bool:
         """No: a request to an endpoint waits for another machine."""
         return False
 
@@ -192,7 +192,7 @@ class EndpointStage:
             elif absent:
                 self._begin_task(job, self._put_off(job), 1)
 
-    def _begin_task(self, job: Job, doing: Coroutine[None, None, None], rows: int) -> None:
+    def _begin_task(self, job: RunningJob, doing: Coroutine[None, None, None], rows: int) -> None:
         def forget(_: asyncio.Task[None]) -> None:
             del self._tasks[job]
             self._rows -= rows
@@ -245,7 +245,7 @@ class EndpointStage:
         """The store's time."""
         return time.monotonic() + self._inbox.clock
 
-    def _taken_in(self, job: Job) -> bool:
+    def _taken_in(self, job: RunningJob) -> bool:
         """Whether the job is to run now."""
         delivery = job.delivery
         if self._shared.celery.is_revoked(delivery.job):
@@ -258,12 +258,12 @@ class EndpointStage:
             return not delivery.ended
         return False
 
-    async def _put_off(self, job: Job) -> None:
+    async def _put_off(self, job: RunningJob) -> None:
         """Return a job whose model the endpoint does not list: another class may run it, or a later list has it."""
         await asyncio.sleep(ABSENT)
         self._shared.endings.put([Returned(job.delivery, counts=False)])
 
-    def _prepared(self, job: Job) -> Loaded | None:
+    def _prepared(self, job: RunningJob) -> Loaded | None:
         """The variant that the job runs on; None if that or the job's rows cannot be had, and the job was failed."""
         loaded = self.variants.ready(job.model, job.variant)
         try:
@@ -277,11 +277,11 @@ class EndpointStage:
             return None
         return loaded
 
-    async def _run(self, job: Job, loaded: Loaded) -> None:
+    async def _run(self, job: RunningJob, loaded: Loaded) -> None:
         """Run the job, and pass on how it ended; cancelled, it says nothing."""
         self._shared.endings.put([await self._outcome(job, loaded)])
 
-    async def _outcome(self, job: Job, loaded: Loaded) -> Ending:
+    async def _outcome(self, job: RunningJob, loaded: Loaded) -> Ending:
         left = None if math.isinf(job.deadline) else job.deadline - self._now()
         try:
             async with asyncio.timeout(left):
@@ -299,7 +299,7 @@ class EndpointStage:
             return Ended(job.delivery, error=failed)
         return Answered(job)
 
-    async def _answer(self, job: Job, loaded: Loaded) -> None:
+    async def _answer(self, job: RunningJob, loaded: Loaded) -> None:
         """Run every row of the job."""
         rows = [asyncio.ensure_future(self._answer_row(job, index, loaded)) for index in range(len(job.items))]
         try:
@@ -308,7 +308,7 @@ class EndpointStage:
             for row in rows:
                 row.cancel()
 
-    async def _answer_row(self, job: Job, index: int, loaded: Loaded) -> None:
+    async def _answer_row(self, job: RunningJob, index: int, loaded: Loaded) -> None:
         item = job.items[index]
         assert isinstance(item, AskItem)
         assert item.ask is not None
@@ -341,7 +341,7 @@ class EndpointStage:
         job.batch = max(job.batch, round(mates))
         self.variants.learn(loaded, item, exchange, rows=max(mates, 1.0), seconds=seconds)
 
-    async def _let_in(self, target: Target, size: int, job: Job) -> None:
+    async def _let_in(self, target: Target, size: int, job: RunningJob) -> None:
         """Wait for the rate limits; a wait that is long is a pause of the endpoint."""
         try:
             await self._gate.enter(size)
@@ -349,7 +349,7 @@ class EndpointStage:
             target.health.failed(error, job.delivery.job)
             raise
 
-    def _bill(self, job: Job, exchange: Exchange, share: float, now: float) -> None:
+    def _bill(self, job: RunningJob, exchange: Exchange, share: float, now: float) -> None:
         """Note what a row used, however it ended; `share` is its part of the endpoint's time."""
         if not exchange.ran:
             return
@@ -367,7 +367,7 @@ class EndpointStage:
             logger.warning("endpoint counts more tokens than the request may have; not billed", extra=extra)
         self._shared.endings.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted, excess)])
 
-    async def _asked(self, target: Target, exchange: Exchange, job: Job, row: int) -> Row:
+    async def _asked(self, target: Target, exchange: Exchange, job: RunningJob, row: int) -> Row:
         try:
             answer = await target.link.ask(exchange, self._teller(job, row) if job.stream else _unheard)
         except EndpointError as error:
@@ -386,7 +386,7 @@ class EndpointStage:
         if delivery.task is not None and not delivery.retries:
             delivery.task.start()
 
-    def _teller(self, job: Job, row: int) -> Tell:
+    def _teller(self, job: RunningJob, row: int) -> Tell:
         """What passes on the generated answer to a row of a job that streams."""
         at = sent = 0
 
@@ -404,7 +404,7 @@ class EndpointStage:
 
         return tell
 
-    async def _failed(self, job: Job, error: EndpointError) -> Ending:
+    async def _failed(self, job: RunningJob, error: EndpointError) -> Ending:
         """A job that the endpoint failed runs again after a pause, unless it has had all its attempts."""
         delivery = job.delivery
         logger.warning(

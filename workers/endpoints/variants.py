@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import msgspec
 
 from tasks.endpoints import Endpoint
-from tasks.heartbeat import Curve, three_digits, variant_key
+from tasks.heartbeat import LearnedCurve, three_digits, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered, named
 from tasks.models.model import Model, Profile, Variant
-from tasks.models.profiles import Known, ProfileBook, generates
+from tasks.models.profiles import KnownProfile, ProfileBook, generates
 from taxiway.errors import ExecutionError
 from workers.decide.endpoints import ENOUGH, Learned, after, curve_of
 from workers.decide.occupation import Track, is_readable, observe
@@ -114,7 +114,7 @@ class EndpointVariants(LearnedTimes):
         """The variant's profile as its answers have corrected it."""
         return curve_of(self._learned.get(loaded.key, Learned()), loaded.known.profile, self._endpoint.slots)
 
-    def curves(self) -> dict[str, Curve]:
+    def curves(self) -> dict[str, LearnedCurve]:
         """What heartbeats report of the variants of which enough was learned. Thread-safe."""
         enough = [one for one in self.all_loaded() if self._learned.get(one.key, Learned()).first.count >= ENOUGH]
         return {one.key: _curve(self.curve(one)) for one in enough}
@@ -151,7 +151,7 @@ class EndpointVariants(LearnedTimes):
         self._lacking[key] = reason
         self._judge()
 
-    def known(self, model: Model, name: str) -> Known:
+    def known(self, model: Model, name: str) -> KnownProfile:
         """See `stages.queues.DeviceVariants`."""
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
@@ -212,9 +212,9 @@ class _Memory(msgspec.Struct, frozen=True):
 _read_memory = msgspec.json.Decoder(_Memory).decode
 
 
-def _curve(profile: Profile) -> Curve:
+def _curve(profile: Profile) -> LearnedCurve:
     figures = (profile.base, profile.step, profile.slope, *profile.of_prompt)
-    return Curve(*(three_digits(one) for one in figures))
+    return LearnedCurve(*(three_digits(one) for one in figures))
 
 
 class _EndpointPipeline:

@@ -31,7 +31,7 @@ from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 from workers.device import Device, DeviceMissingError, endpoint_device, find_device
 from workers.profiling.endpoint import QUICK_ROUNDS, ROUNDS, measure_endpoint
 from workers.profiling.measure import ProgressMessage, bench_class
-from workers.profiling.report import Outcome, show, write
+from workers.profiling.report import MeasuredOutcome, show, write
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """The environment of a worker with one thread (`workers.__main__`)."""
@@ -63,7 +63,7 @@ class Task:
         return [sys.executable, "-m", "workers.profiling.measure", *flat, *(["--quick"] if self.quick else [])]
 
 
-def run_all(tasks: Sequence[Task], console: Console) -> list[Outcome]:
+def run_all(tasks: Sequence[Task], console: Console) -> list[MeasuredOutcome]:
     """The outcome of each task, in order, with a progress bar on `console`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     outcomes = []
@@ -75,9 +75,9 @@ def run_all(tasks: Sequence[Task], console: Console) -> list[Outcome]:
     return outcomes
 
 
-def _outcome(task: Task, bars: Progress) -> Outcome:
+def _outcome(task: Task, bars: Progress) -> MeasuredOutcome:
     if task.skipped:
-        return Outcome(model=task.model.id, variant=task.variant, skipped=task.skipped)
+        return MeasuredOutcome(model=task.model.id, variant=task.variant, skipped=task.skipped)
     bar = bars.add_task(variant_key(task.model.id, task.variant), total=None)
     with tempfile.TemporaryFile("w+") as log:
         message = _follow(task, log, bars, bar)
@@ -87,7 +87,9 @@ def _outcome(task: Task, bars: Progress) -> Outcome:
                 error=" ".join(log.read().strip().splitlines()[-3:]) or "its process exited without a result"
             )
     bars.remove_task(bar)
-    return Outcome(model=task.model.id, variant=task.variant, measurement=message.measurement, error=message.error)
+    return MeasuredOutcome(
+        model=task.model.id, variant=task.variant, measurement=message.measurement, error=message.error
+    )
 
 
 def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> ProgressMessage:
@@ -172,7 +174,7 @@ def main(
 
 def _on_endpoint(
     name: str, device: str, models: Sequence[Model], variants: Sequence[str], *, quick: bool
-) -> tuple[Device, list[Outcome]]:
+) -> tuple[Device, list[MeasuredOutcome]]:
     """A replica of the class's endpoint, and what was measured there.
 
     Raises:

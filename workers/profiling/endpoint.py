@@ -21,7 +21,7 @@ from workers.device import Device
 from workers.endpoints.http import EndpointLink
 from workers.endpoints.protocol import AskItem, EndpointError, Exchange, open_protocol
 from workers.port import Row
-from workers.profiling.report import Outcome
+from workers.profiling.report import MeasuredOutcome
 
 PROMPTS = (16, 256, 1024)
 """Tokens of the prompts, as far as the model takes them."""
@@ -49,14 +49,14 @@ class _Run:
 
 def measure_endpoint(
     endpoint: Endpoint, device: Device, key: str, models: Sequence[Model], variants: Sequence[str], *, rounds: int
-) -> list[Outcome]:
+) -> list[MeasuredOutcome]:
     """The outcome of each variant that runs on the endpoint; all of them if none is named."""
     return asyncio.run(_measure_all(endpoint, device, key, models, variants, rounds))
 
 
 async def _measure_all(
     endpoint: Endpoint, device: Device, key: str, models: Sequence[Model], variants: Sequence[str], rounds: int
-) -> list[Outcome]:
+) -> list[MeasuredOutcome]:
     link = EndpointLink(endpoint, device.address, key, _STALL)
     await link.open()
     try:
@@ -70,12 +70,12 @@ async def _measure_all(
         await link.close()
 
 
-async def _outcome(link: EndpointLink, endpoint: Endpoint, model: Model, variant: str, rounds: int) -> Outcome:
+async def _outcome(link: EndpointLink, endpoint: Endpoint, model: Model, variant: str, rounds: int) -> MeasuredOutcome:
     called = endpoint.name_of(model.name, model.version, variant)
     if called is None:
-        return Outcome(model=model.id, variant=variant, skipped="queues.yaml does not name it for the endpoint")
+        return MeasuredOutcome(model=model.id, variant=variant, skipped="queues.yaml does not name it for the endpoint")
     if model.pipeline not in ("chat", "generation", "text"):
-        return Outcome(model=model.id, variant=variant, skipped=f"no inputs can be made for {model.pipeline}")
+        return MeasuredOutcome(model=model.id, variant=variant, skipped=f"no inputs can be made for {model.pipeline}")
     protocol, runs = open_protocol(endpoint.protocol), []
     beside = min(endpoint.slots, _BESIDE)
     prompts = [tokens for tokens in PROMPTS if tokens + ANSWER <= model.buckets[-1]] or [1]
@@ -88,8 +88,10 @@ async def _outcome(link: EndpointLink, endpoint: Endpoint, model: Model, variant
                 ]
                 runs += await asyncio.gather(*(_ask(link, model, item, rows) for item in items))
     except (EndpointError, TaxiwayError) as error:
-        return Outcome(model=model.id, variant=variant, error=str(error))
-    return Outcome(model=model.id, variant=variant, measurement=measurement_of(runs, model, variant, endpoint.slots))
+        return MeasuredOutcome(model=model.id, variant=variant, error=str(error))
+    return MeasuredOutcome(
+        model=model.id, variant=variant, measurement=measurement_of(runs, model, variant, endpoint.slots)
+    )
 
 
 async def _ask(link: EndpointLink, model: Model, item: AskItem, rows: int) -> _Run:

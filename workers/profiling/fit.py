@@ -16,7 +16,7 @@ SIZES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunBudget:
     """The budget of one variant: seconds for all runs, and the least and most runs of a batch."""
 
     budget: float
@@ -24,8 +24,8 @@ class Plan:
     most: int
 
 
-FULL = Plan(budget=60.0, fewest=3, most=25)
-QUICK = Plan(budget=12.0, fewest=2, most=9)
+FULL = RunBudget(budget=60.0, fewest=3, most=25)
+QUICK = RunBudget(budget=12.0, fewest=2, most=9)
 
 
 def grid(model: Model, max_rows: int) -> list[tuple[int, int]]:
@@ -52,7 +52,7 @@ def thinned(values: Sequence[int], count: int) -> list[int]:
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
-def repeats(plan: Plan, seconds: float, left: float, points_left: int) -> int:
+def repeats(plan: RunBudget, seconds: float, left: float, points_left: int) -> int:
     """The number of runs of a batch of `seconds`, if `left` seconds remain for it and the points after it."""
     share = left / max(points_left, 1)
     return max(plan.fewest, min(plan.most, int(share / max(seconds, 1e-9))))
@@ -84,7 +84,7 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class FittedCurve:
     """A fitted curve in seconds. `error` is its mean relative error over the points' medians."""
 
     base: float
@@ -98,7 +98,7 @@ class Curve:
         return max(self.floor, self.base + (self.step + self.slope * rows) * size)
 
 
-def fit(points: Sequence[Timed]) -> Curve:
+def fit(points: Sequence[Timed]) -> FittedCurve:
     """The curve of non-negative terms with the least relative errors; outliers have less weight.
 
     Args:
@@ -117,7 +117,7 @@ def fit(points: Sequence[Timed]) -> Curve:
     return full if full.error <= _WORTH * simple.error - 1e-6 and len(ordered) > 3 else simple
 
 
-def residuals(points: Sequence[Timed], curve: Curve) -> Residuals:
+def residuals(points: Sequence[Timed], curve: FittedCurve) -> Residuals:
     """Quantiles of observed over predicted seconds of all runs, with equal weight for each point."""
     ratios, weights = [], []
     for point in points:
@@ -140,12 +140,12 @@ def _place(share: np.ndarray, quantile: float) -> int:
     return min(int(np.searchsorted(share, quantile - 1e-9)), len(share) - 1)
 
 
-def _best_split(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Curve:
+def _best_split(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> FittedCurve:
     curves = list(_splits(design, seconds, columns))
     return min(curves, key=lambda curve: curve.error)
 
 
-def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Iterator[Curve]:
+def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Iterator[FittedCurve]:
     """A curve for each number of fastest points on the floor."""
     for below in range(len(seconds)):
         floor = _robust(np.ones((below, 1)), seconds[:below])[0] if below else 0.0
@@ -155,7 +155,7 @@ def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -
         if (predicted > 0).all():
             error = float(np.mean(np.abs(seconds / predicted - 1)))
             base, slope, step = (rounded(float(term)) for term in terms)
-            yield Curve(base, slope, step, rounded(float(floor)), error)
+            yield FittedCurve(base, slope, step, rounded(float(floor)), error)
 
 
 def _robust(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:

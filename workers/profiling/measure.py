@@ -33,14 +33,14 @@ from workers.device import Device, DeviceMissingError, find_device, memory_free
 from workers.executor import Executor
 from workers.learned import Loaded
 from workers.port import Item, ModelLoadError, Pipeline, Row, import_runtime
-from workers.profiling.fit import FULL, QUICK, Plan, Timed, fit, grid, repeats, residuals, rounded
+from workers.profiling.fit import FULL, QUICK, RunBudget, Timed, fit, grid, repeats, residuals, rounded
 
 CALM = 0.05
 """Largest share of a run that its threads may wait for a processor if it counts as undisturbed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TimedRun:
     """Seconds of one batch, and the seconds of them in which this process's threads waited for a processor."""
 
     seconds: float
@@ -52,15 +52,15 @@ class Run:
         return min(1.0, self.waited / self.seconds) if self.seconds > 0 else 0.0
 
 
-def timed(batch: Callable[[], object]) -> Run:
+def timed(batch: Callable[[], object]) -> TimedRun:
     """Run the batch."""
     waited, began = _waited(), time.perf_counter()
     batch()
     seconds = time.perf_counter() - began
-    return Run(seconds, max(0.0, _waited() - waited))
+    return TimedRun(seconds, max(0.0, _waited() - waited))
 
 
-def least_disturbed(runs: Sequence[Run], fewest: int) -> list[Run]:
+def least_disturbed(runs: Sequence[TimedRun], fewest: int) -> list[TimedRun]:
     """The undisturbed runs if there are at least `fewest`, else the `fewest` least disturbed."""
     calm = [run for run in runs if run.disturbed <= CALM]
     return calm if len(calm) >= fewest else sorted(runs, key=lambda run: run.disturbed)[:fewest]
@@ -188,7 +188,7 @@ class Subject:
         return self._device.memory - memory_free(self._device)
 
 
-def measure(subject: Subject, plan: Plan, say: Progress) -> Measurement:
+def measure(subject: Subject, plan: RunBudget, say: Progress) -> Measurement:
     """Time the variant's grid of batches within the plan's budget, and fit its curve.
 
     Raises:
@@ -198,7 +198,7 @@ def measure(subject: Subject, plan: Plan, say: Progress) -> Measurement:
     points = grid(subject.model, subject.max_rows)
     samples, ends = subject.samples(), time.perf_counter() + plan.budget
     measured: list[Timed] = []
-    kept: list[Run] = []
+    kept: list[TimedRun] = []
     for index, (rows, size) in enumerate(points):
         say(index, len(points), f"{rows} × {size}")
         items = [samples.item(size)] * rows
@@ -211,7 +211,9 @@ def measure(subject: Subject, plan: Plan, say: Progress) -> Measurement:
     return _measurement(subject, measured, kept)
 
 
-def _time(subject: Subject, items: list[Item], plan: Plan, budget: tuple[float, int]) -> tuple[list[Run], float]:
+def _time(
+    subject: Subject, items: list[Item], plan: RunBudget, budget: tuple[float, int]
+) -> tuple[list[TimedRun], float]:
     """The runs of one batch, and the actual size of its rows.
 
     The first run may compile the shape; it counts only if it was not slower than the next one.
@@ -228,7 +230,7 @@ def _time(subject: Subject, items: list[Item], plan: Plan, budget: tuple[float, 
     return least_disturbed(runs, plan.fewest), sum(sizes) / len(sizes)
 
 
-def _measurement(subject: Subject, measured: list[Timed], runs: list[Run]) -> Measurement:
+def _measurement(subject: Subject, measured: list[Timed], runs: list[TimedRun]) -> Measurement:
     curve = fit(measured)
     runtime = subject.model.variants[subject.variant].runtime
     package = RUNTIMES.get(runtime, "numpy")

@@ -20,7 +20,7 @@ from tasks.models.profiles import (
 )
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class MeasuredOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A measurement, or the reason why there is none: `skipped` if it was not tried, `error` if it failed."""
 
     model: str
@@ -30,7 +30,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
 
 
-def write(outcomes: Sequence[Outcome], device: Processor, root: Path) -> list[Path]:
+def write(outcomes: Sequence[MeasuredOutcome], device: Processor, root: Path) -> list[Path]:
     """Write a profile file for each measured model; returns the paths.
 
     Variants in an older file that were not measured now are kept.
@@ -64,7 +64,7 @@ DISTURBED = 0.1
 _COLUMNS = ("variant", "load", "memory", "seconds a batch of b rows of size s", "p50", "p95", "points")
 
 
-def show(outcomes: Sequence[Outcome], files: Sequence[Path], device: Processor, console: Console) -> None:
+def show(outcomes: Sequence[MeasuredOutcome], files: Sequence[Path], device: Processor, console: Console) -> None:
     """Print the fits, what could not be measured, and the files' paths."""
     table = Table(title=f"{device.kind}: {device.name}", caption="p50, p95: observed over predicted seconds")
     for name in _COLUMNS:
@@ -80,7 +80,7 @@ def show(outcomes: Sequence[Outcome], files: Sequence[Path], device: Processor, 
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def remarks(outcomes: Sequence[MeasuredOutcome]) -> Iterator[str]:
     """A line for each variant that was skipped, failed or was disturbed."""
     for outcome in outcomes:
         name = f"{outcome.model}/{outcome.variant}"

@@ -15,7 +15,7 @@ from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling.channel import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
 from workers.decide.faults import text_of
-from workers.port import Arrays, ModelLoadError, Placed, Watch
+from workers.port import Arrays, ModelLoadError, Placed, RowWatch
 
 
 class PythonRuntime:
@@ -58,11 +58,11 @@ class PythonRuntime:
         except (KeyError, ValueError) as error:
             raise ExecutionError(f"{self._placed.variant}: rows with unlike outputs: {error}") from error
 
-    def watched(self, watch: Watch) -> WatchedRow:
+    def watched(self, watch: RowWatch) -> WatchedRow:
         """The runtime for one row, which is ended as soon as `watch` says so."""
         return WatchedRow(self, watch)
 
-    def row(self, inputs: Arrays, watch: Watch | None = None) -> Arrays:
+    def row(self, inputs: Arrays, watch: RowWatch | None = None) -> Arrays:
         """One row's outputs, without the batch axis.
 
         Raises:
@@ -101,7 +101,7 @@ class PythonRuntime:
 class WatchedRow:
     """A `PythonRuntime` for one row."""
 
-    def __init__(self, runtime: PythonRuntime, watch: Watch) -> None:
+    def __init__(self, runtime: PythonRuntime, watch: RowWatch) -> None:
         self._runtime = runtime
         self._watch = watch
 

@@ -54,12 +54,12 @@ from workers.decide.faults import describe
 from workers.device import WorkerContext
 from workers.learned import Loaded
 from workers.port import Item
-from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, late
+from workers.stages.job import Delivery, Dropped, Ended, Headers, RunningJob, late
 from workers.stages.queues import DeviceQueue, DeviceVariants, Shared, patient_seconds
 
 logger = logging.getLogger(__name__)
 
-RunAlone = Callable[[Job], bool]
+RunAlone = Callable[[RunningJob], bool]
 
 LOOK_AGAIN = 1.0
 """Maximum seconds before the claim of a job that another worker holds is retried."""
@@ -181,7 +181,7 @@ class AdmitStage:
                 if alone is None or len(jobs) != 1 or not alone(jobs[0]):
                     self._device.put(jobs)
 
-    def _prepared(self, job: Job) -> list[Job]:
+    def _prepared(self, job: RunningJob) -> list[RunningJob]:
         """The job, prepared if its variant is already loaded; empty if that failed, which ends the job.
 
         The store knows meanwhile of a job that may have ended a worker: its preparation may be what did.
@@ -201,14 +201,14 @@ class AdmitStage:
             lambda why: logger.warning("cannot note a suspect", extra={"error": why}),
         )
 
-    def _prepare(self, job: Job) -> Job:
+    def _prepare(self, job: RunningJob) -> RunningJob:
         loaded = self._variants.ready(job.model, job.variant)
         if loaded is not None:
             prepare(job, loaded)
         job.patient = patient_seconds(job, self._variants)
         return job
 
-    def _tried(self, delivery: Delivery, step: Callable[[], Job]) -> list[Job]:
+    def _tried(self, delivery: Delivery, step: Callable[[], RunningJob]) -> list[RunningJob]:
         """The job after a step towards running it; empty if the step failed, which ends the job."""
         try:
             return [step()]
@@ -322,7 +322,7 @@ class JobReader:
             size += more
         yield group, self._contents(found)
 
-    def read(self, delivery: Delivery, now: float, contents: Contents) -> Job:
+    def read(self, delivery: Delivery, now: float, contents: Contents) -> RunningJob:
         """The job, with its rows bound but not prepared. `contents` has the blobs of its request.
 
         Raises:
@@ -337,7 +337,7 @@ class JobReader:
         variant = ticket.variants[delivery.hardware_class]
         model, bound = self._bound(ticket.model, variant, request)
         check_stream(model, bound, request.stream)
-        return Job(
+        return RunningJob(
             delivery=delivery,
             hardware=self._hardware[delivery.hardware_class],
             model=model,
@@ -421,7 +421,7 @@ def with_blobs(request: Request, contents: Contents) -> Request:
     return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
 
 
-def prepare(job: Job, loaded: Loaded) -> None:
+def prepare(job: RunningJob, loaded: Loaded) -> None:
     """Convert the job's rows to items, and add all of them to the buckets of their sizes.
 
     Raises:
@@ -444,7 +444,7 @@ def prepare(job: Job, loaded: Loaded) -> None:
     gather(job)
 
 
-def _parameters_of(job: Job) -> Iterator[Mapping[str, Any]]:
+def _parameters_of(job: RunningJob) -> Iterator[Mapping[str, Any]]:
     """Each row's parameters. A prompt that comes again has a seed one higher each time: its texts are to differ."""
     seed = job.parameters.get(_SEED) if job.model.pipeline == "generation" else None
     came: Counter[Any] = Counter()
@@ -458,7 +458,7 @@ def _parameters_of(job: Job) -> Iterator[Mapping[str, Any]]:
         came[prompt] += 1
 
 
-def gather(job: Job) -> None:
+def gather(job: RunningJob) -> None:
     """Add the prepared rows without an answer to the buckets of their sizes."""
     job.waiting = {}
     for index, item in enumerate(job.items):
@@ -466,7 +466,7 @@ def gather(job: Job) -> None:
             job.waiting.setdefault(bucket_of(item.size, job.model.buckets), []).append(index)
 
 
-def named_row(error: TaxiwayError, index: int, job: Job) -> TaxiwayError:
+def named_row(error: TaxiwayError, index: int, job: RunningJob) -> TaxiwayError:
     """The error with the row's index if the job has several rows: `inputs.image[3]: expected …`."""
     if len(job.rows) == 1:
         return error

@@ -27,13 +27,13 @@ from taxiway.errors import TaxiwayError
 from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
 from workers.stages.admit import gather, prepare
-from workers.stages.job import Answered, Ended, Ending, Job, Revoked, late
+from workers.stages.job import Answered, Ended, Ending, Revoked, RunningJob, late
 from workers.stages.lane import Lane, Loads, Portions, is_short
 from workers.stages.lanes import Lanes
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
-from workers.stages.results import Batch, note
+from workers.stages.results import RanBatch, note
 from workers.stages.retries import count_runs
-from workers.stages.run import BatchRunner, BatchUse
+from workers.stages.run import BatchUse, DeviceRunner
 
 OTHERS_FIRST = 0.005
 """Seconds for which a device that has its next batch leaves the queue to devices without one."""
@@ -70,7 +70,7 @@ class DeviceStage:
         self._loads = Loads(executor, wake=inbox.wake, fail=self._fail)
         self.use = BatchUse(self._is_wanted, executor.hardware.runs_at_most)
         stall = shared.store.limits.stall
-        self._runner = BatchRunner(executor, self.use, stall, self._is_wanted, self._serve_beside)
+        self._runner = DeviceRunner(executor, self.use, stall, self._is_wanted, self._serve_beside)
         self._changes: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
         self._turns = threading.Lock()
@@ -146,7 +146,7 @@ class DeviceStage:
                 if loaded.interruptible is not None:
                     self.variants.unload(loaded)  # and its process
 
-    def run_alone(self, job: Job) -> bool:
+    def run_alone(self, job: RunningJob) -> bool:
         """Run a job on the caller's thread, if it is short and nothing else is here; whether it was taken over.
 
         What does not end with its batch (it waits for others, or runs again) is left to the device thread. Thread-safe.
@@ -202,7 +202,7 @@ class DeviceStage:
     def _collect(self) -> None:
         self._accept(self._inbox.take(0.0, self._has_news))
 
-    def _accept(self, jobs: Sequence[Job]) -> None:
+    def _accept(self, jobs: Sequence[RunningJob]) -> None:
         """Take in jobs from the queue and from ended loads, and what has changed."""
         self._left_over = False
         for job in (*jobs, *self._loads.finish()):
@@ -243,7 +243,7 @@ class DeviceStage:
                 self._loads.want(model)
         self.variants.unload_unused(unloaded, self._lanes.variants())
 
-    def _take_in(self, job: Job) -> None:
+    def _take_in(self, job: RunningJob) -> None:
         if not self.variants.is_current(job.model) and not self._stopping.is_set():
             self._shared.admissions.put(job.delivery)
             return
@@ -283,7 +283,7 @@ class DeviceStage:
                 job.delivery.task.start()
         return [(job, rows) for job, rows in batch if job not in out] if out else batch
 
-    def _may_run(self, job: Job, now: float) -> bool:
+    def _may_run(self, job: RunningJob, now: float) -> bool:
         """Whether the job may run; if not, it is removed."""
         delivery = job.delivery
         if self._shared.celery.is_revoked(delivery.job):
@@ -314,19 +314,19 @@ class DeviceStage:
             ended = {ending.delivery for ending in endings}
             self._take_up([job for job, rows in batch if job.delivery not in ended and job.lacks(rows)])
 
-    def _serve_beside(self, job: Job) -> None:
+    def _serve_beside(self, job: RunningJob) -> None:
         """Run due batches that are more urgent than the job, while its row runs in its own process."""
         self._collect()
         while (lane := self._lanes.more_urgent(job, time.monotonic())) is not None:
             self._serve(lane, wake=True)
 
-    def _is_wanted(self, job: Job) -> bool:
+    def _is_wanted(self, job: RunningJob) -> bool:
         """Whether a job's rows may continue: the job has not ended, and the worker has time to run them."""
         delivery = job.delivery
         ended = delivery.ended or delivery.lost or self._shared.celery.is_revoked(delivery.job)
         return not ended and self._shared.drain.left > 0 and job.deadline >= time.monotonic() + self._inbox.clock
 
-    def _take_up(self, jobs: Sequence[Job]) -> None:
+    def _take_up(self, jobs: Sequence[RunningJob]) -> None:
         """Resume jobs whose rows were interrupted, if still wanted; a draining worker requeues them."""
         now = time.monotonic() + self._inbox.clock
         wanted = [job for job in jobs if self._may_run(job, now)]
@@ -336,7 +336,7 @@ class DeviceStage:
                 gather(job)
                 self._take_in(job)
 
-    def _await_load(self, jobs: Sequence[Job]) -> None:
+    def _await_load(self, jobs: Sequence[RunningJob]) -> None:
         """Make jobs wait, with all unanswered rows, until their variant is loaded again."""
         for job in jobs:
             self._lanes.remove(job)
@@ -346,7 +346,7 @@ class DeviceStage:
     def _answer(self, batch: Portions, answers: Sequence[Answer], seconds: float) -> list[Ending]:
         """Store the answers in their jobs; returns the jobs that ended."""
         endings: list[Ending] = []
-        rest, ran = iter(answers), Batch(seconds, len(answers))
+        rest, ran = iter(answers), RanBatch(seconds, len(answers))
         for job, rows in batch:
             error = note(job, rows, list(itertools.islice(rest, len(rows))), ran)
             if error is not None:
@@ -355,10 +355,10 @@ class DeviceStage:
                 endings.append(Answered(job))
         return endings
 
-    def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
+    def _fail(self, jobs: Sequence[RunningJob], error: TaxiwayError) -> None:
         """Fail jobs that are in no lane."""
         self._finish.put([Ended(job.delivery, error=error) for job in jobs])
 
-    def _failed(self, job: Job, error: TaxiwayError) -> Ended:
+    def _failed(self, job: RunningJob, error: TaxiwayError) -> Ended:
         self._lanes.remove(job)
         return Ended(job.delivery, error=error)

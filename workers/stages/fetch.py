@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from broker.valkey.class_queue import ClassQueue, Fetched, FetchedMessage
+from broker.valkey.class_queue import ClassQueue, FetchedMessage, TakenMessages
 from tasks.outage import Outage
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
@@ -25,8 +25,8 @@ from workers.device import WorkerContext
 from workers.stages.admit import AdmitStage, read_plain
 from workers.stages.finish import FinishStage
 from workers.stages.held import add_dead_letter
-from workers.stages.job import Delivery, Job
-from workers.stages.outcomes import OutcomeCounters
+from workers.stages.job import Delivery, RunningJob
+from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import DeviceDriver, Shared
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class FetchStage:
         admit: AdmitStage,
         device: DeviceDriver,
         finish: FinishStage,
-        counters: OutcomeCounters,
+        counters: WorkerOutcomes,
         shared: Shared,
         context: WorkerContext,
     ) -> None:
@@ -135,7 +135,7 @@ class FetchStage:
         """The queues that Celery's consumer names, the worker's own class first."""
         return sorted(self._shared.celery.queues(), key=lambda name: (name != self._own, name))
 
-    def _receive(self, fetched: Fetched, *, alone: bool = True) -> int:
+    def _receive(self, fetched: TakenMessages, *, alone: bool = True) -> int:
         """Pass on fetched messages; returns their number. `alone` says that no others were fetched with them."""
         claimed: list[Delivery] = []
         for_celery: list[FetchedMessage] = []
@@ -154,14 +154,14 @@ class FetchStage:
             self._admit.admit(claimed, fetched.now, self._run_alone if alone else None)
         return len(fetched.messages)
 
-    def _run_alone(self, job: Job) -> bool:
+    def _run_alone(self, job: RunningJob) -> bool:
         """Run a job that came alone and write its result, if it is short and the device idle; whether it was run."""
         with self._shared.endings.collected() as ended:
             self._ran_alone = self._device.run_alone(job)
         self._finish.end_here(ended)
         return self._ran_alone
 
-    def _return(self, fetched: Fetched) -> None:
+    def _return(self, fetched: TakenMessages) -> None:
         """Return messages from a queue that the worker no longer consumes."""
         self._shared.store.release([(one.job, one.token) for one in fetched.messages if one.token])
         self._queue.put_back([one.tag for one in fetched.messages])

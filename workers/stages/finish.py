@@ -38,12 +38,12 @@ from workers.stages.job import (
     Dropped,
     Ended,
     Ending,
-    Job,
     Returned,
+    RunningJob,
     Used,
     taken,
 )
-from workers.stages.outcomes import OutcomeCounters
+from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import DeviceVariants, Shared
 from workers.stages.results import answer_of, generated_by
 
@@ -65,7 +65,7 @@ class FinishStage:
     """
 
     def __init__(
-        self, shared: Shared, counters: OutcomeCounters, class_queue: ClassQueue, variants: DeviceVariants
+        self, shared: Shared, counters: WorkerOutcomes, class_queue: ClassQueue, variants: DeviceVariants
     ) -> None:
         self._inbox = shared.endings
         self._admit = shared.admissions
@@ -161,7 +161,7 @@ class FinishStage:
             return None
         return Ended(delivery, error=JobCancelledError("the job was revoked"))
 
-    def _reported(self, job: Job) -> Ended:
+    def _reported(self, job: RunningJob) -> Ended:
         """The outcome of a job with all rows answered."""
         blobs = ResultBlobs(self._store.limits.inline)
         try:

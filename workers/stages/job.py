@@ -119,7 +119,7 @@ class Delivery:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class RunningJob:
     """A job in the device stage; only who has the device's turn changes it.
 
     `hardware` is the class that it runs for, `key` names the variant. `deadline` is on the store's clock, infinite if
@@ -174,7 +174,7 @@ class Job:
 class Answered:
     """A job with all rows answered."""
 
-    job: Job
+    job: RunningJob
 
     @property
     def delivery(self) -> Delivery:

@@ -23,9 +23,9 @@ from workers.decide.batcher import ALONE, BatchPolicy, Row, WaitingRows
 from workers.decide.residency import InUseError
 from workers.executor import Executor, most_rows
 from workers.learned import Loaded
-from workers.stages.job import Job
+from workers.stages.job import RunningJob
 
-Portions = list[tuple[Job, list[int]]]
+Portions = list[tuple[RunningJob, list[int]]]
 """Jobs with the indices of their rows that run together."""
 
 Key = tuple[str, int, str, str]
@@ -91,8 +91,8 @@ class Lane:
         self.own_process = own_process
         self.profile = profile
         self._pace = pace
-        self._urgent: list[tuple[Urgency, int, Job]] = []
-        self._line: deque[Job] = deque()
+        self._urgent: list[tuple[Urgency, int, RunningJob]] = []
+        self._line: deque[RunningJob] = deque()
         self.rows = 0
         self.patient = 0
         self._total = 0
@@ -101,7 +101,7 @@ class Lane:
     def __bool__(self) -> bool:
         return self.rows > 0
 
-    def add(self, job: Job) -> None:
+    def add(self, job: RunningJob) -> None:
         """Add the job's rows of this bucket."""
         self._gaps.arrive(job.arrived, waiting=bool(self))
         insort(self._urgent, (urgency(job), next(_ORDER), job))
@@ -109,13 +109,13 @@ class Lane:
         self._count(job, len(job.waiting[self.bucket]))
         self._total += sum(self._sizes(job))
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: RunningJob) -> None:
         """Remove the job's rows."""
         self._count(job, -len(job.waiting[self.bucket]))
         self._total -= sum(self._sizes(job))
         job.waiting[self.bucket] = []
 
-    def jobs(self) -> set[Job]:
+    def jobs(self) -> set[RunningJob]:
         """The jobs with rows here."""
         return {job for *_, job in self._urgent if job.waiting[self.bucket]}
 
@@ -144,8 +144,8 @@ class Lane:
     def take(self, now: float) -> Portions:
         """Take out the rows of the next batch, and those of jobs found late; `now` is on the store's clock."""
         self._gaps.give_up()
-        taken: dict[Job, list[int]] = defaultdict(list)
-        seen: list[tuple[Job, int]] = []
+        taken: dict[RunningJob, list[int]] = defaultdict(list)
+        seen: list[tuple[RunningJob, int]] = []
 
         def rows() -> Iterator[Row]:
             for (level, deadline, _), _, job in self._urgent:
@@ -179,7 +179,7 @@ class Lane:
         rows = self.rows
         return self.seconds * self.patient / rows if rows > 0 else 0.0
 
-    def batches(self) -> Iterator[tuple[set[Job], float]]:
+    def batches(self) -> Iterator[tuple[set[RunningJob], float]]:
         """The jobs of each future batch, and its predicted seconds, if none is kept short for a deadline."""
         rows = list(self._in_order())
         while rows:
@@ -192,29 +192,29 @@ class Lane:
         """Note that the batch taken last has been answered."""
         self._gaps.answered = now
 
-    def _count(self, job: Job, rows: int) -> None:
+    def _count(self, job: RunningJob, rows: int) -> None:
         self.rows += rows
         if job.ticket.level >= PATIENT:
             self.patient += rows
 
-    def _sizes(self, job: Job) -> list[int]:
+    def _sizes(self, job: RunningJob) -> list[int]:
         """The sizes of the job's waiting rows here."""
         return [job.items[row].size for row in job.waiting[self.bucket]]
 
     def _takes(self, rows: int, total: float) -> float:
         return self._pace() * self.profile.latency(rows, total / rows)
 
-    def _in_order(self) -> Iterator[tuple[Job, int]]:
+    def _in_order(self) -> Iterator[tuple[RunningJob, int]]:
         """The waiting rows, most urgent first."""
         return ((job, index) for *_, job in self._urgent for index in job.waiting[self.bucket])
 
 
-def urgency(job: Job) -> Urgency:
+def urgency(job: RunningJob) -> Urgency:
     """Sort key of jobs, most urgent first."""
     return job.ticket.level, job.deadline, job.arrived
 
 
-def _as_row(job: Job, index: int) -> Row:
+def _as_row(job: RunningJob, index: int) -> Row:
     return Row(job.ticket.level, job.deadline, job.items[index].size)
 
 
@@ -237,7 +237,7 @@ class RowRate:
             self._since, self._counted = now, 0
 
 
-def key_of(job: Job, bucket: int) -> Key:
+def key_of(job: RunningJob, bucket: int) -> Key:
     """The lane of a job's rows of a bucket. A suspect job (its worker crashed) gets a lane to itself.
 
     Each class has its own batching rules, so its own lanes.
@@ -245,7 +245,7 @@ def key_of(job: Job, bucket: int) -> Key:
     return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
 
 
-def is_short(job: Job, executor: Executor, longest: float) -> bool:
+def is_short(job: RunningJob, executor: Executor, longest: float) -> bool:
     """Whether the job is one whole batch that is predicted to run for at most `longest` seconds."""
     loaded = executor.ready(job.model, job.variant)
     if loaded is None or loaded.interruptible is not None:
@@ -288,12 +288,16 @@ class Loads:
     """
 
     def __init__(
-        self, executor: Executor, *, wake: Callable[[], None], fail: Callable[[Sequence[Job], TaxiwayError], None]
+        self,
+        executor: Executor,
+        *,
+        wake: Callable[[], None],
+        fail: Callable[[Sequence[RunningJob], TaxiwayError], None],
     ) -> None:
         self._executor = executor
         self._wake = wake
         self._fail = fail
-        self._waiting: dict[str, list[Job]] = {}
+        self._waiting: dict[str, list[RunningJob]] = {}
         self._wanted: list[tuple[Model, Sequence[str]]] = []
         self._load: _Load | None = None
         self._must_end_by = math.inf
@@ -309,7 +313,7 @@ class Loads:
         """Whether the running load counts as hung. Thread-safe."""
         return now > self._must_end_by
 
-    def wait(self, job: Job) -> None:
+    def wait(self, job: RunningJob) -> None:
         """Add a job that waits for its variant."""
         self._waiting.setdefault(job.key, []).append(job)
         self.rows += len(job.rows)
@@ -324,7 +328,7 @@ class Loads:
         if (model, [variant]) not in self._wanted:
             self._wanted.append((model, [variant]))
 
-    def drop_outdated(self) -> list[Job]:
+    def drop_outdated(self) -> list[RunningJob]:
         """Remove and return the jobs whose model has changed in the catalogue."""
         self._wanted = [one for one in self._wanted if self._executor.is_current(one[0])]
         dropped = []
@@ -338,7 +342,7 @@ class Loads:
                 del self._waiting[key]
         return dropped
 
-    def finish(self) -> list[Job]:
+    def finish(self) -> list[RunningJob]:
         """The jobs whose variant has loaded since the last call; jobs of a failed load are failed."""
         if self._load is None or self._load.outcome is None:
             return []
@@ -390,7 +394,7 @@ class Loads:
             else:
                 self._start(_Load(keys[0], model, names[1:]), names[0])
 
-    def give_up(self) -> list[Job]:
+    def give_up(self) -> list[RunningJob]:
         """Remove and return all jobs that wait for a load."""
         self._wanted.clear()
         return [job for key in list(self._waiting) for job in self._over(key)]
@@ -412,7 +416,7 @@ class Loads:
         load.thread = threading.Thread(target=run, name="taxiway-load", daemon=True)
         load.thread.start()
 
-    def _over(self, key: str) -> list[Job]:
+    def _over(self, key: str) -> list[RunningJob]:
         """Remove and return the jobs that wait for the variant."""
         jobs = self._waiting.pop(key, [])
         self.rows -= sum(len(job.rows) for job in jobs)

@@ -10,7 +10,7 @@ from workers.decide.batcher import BatchPolicy
 from workers.decide.occupation import Stint
 from workers.executor import Executor, most_rows
 from workers.learned import Loaded
-from workers.stages.job import Job
+from workers.stages.job import RunningJob
 from workers.stages.lane import Key, Lane, Urgency, key_of, urgency
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
@@ -35,12 +35,12 @@ class Lanes:
     def __bool__(self) -> bool:
         return any(self._lanes.values())
 
-    def add(self, job: Job, loaded: Loaded) -> None:
+    def add(self, job: RunningJob, loaded: Loaded) -> None:
         """Add the waiting rows of a prepared job."""
         for bucket in job.waiting:
             self._lane(loaded, bucket, job).add(job)
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: RunningJob) -> None:
         """Take the job's rows out."""
         for bucket in job.waiting:
             if (lane := self._lanes.get(key_of(job, bucket))) is not None:
@@ -60,7 +60,7 @@ class Lanes:
             return min(due, key=Lane.turn), 0.0
         return None, max(min((wait for wait, _ in waits), default=_IDLE), 0.0001)
 
-    def more_urgent(self, job: Job, now: float) -> Lane | None:
+    def more_urgent(self, job: RunningJob, now: float) -> Lane | None:
         """The lane with the most urgent due batch that runs in this process and precedes the job."""
         due = [lane for lane in self if not lane.alone and not lane.own_process and self._precedes(lane, job, now)]
         return min(due, key=Lane.turn, default=None)
@@ -69,7 +69,7 @@ class Lanes:
         """The variants with jobs, or with some at least as urgent."""
         return {lane.variant for lane in self if least is None or lane.urgency() <= least}
 
-    def stints(self) -> Iterator[Stint[Job]]:
+    def stints(self) -> Iterator[Stint[RunningJob]]:
         """The waiting batches in running order, with a safe bound of their seconds."""
         surely = {loaded.key: self._executor.track(loaded).surely for loaded in self._executor.all_loaded()}
         for lane in sorted(self, key=Lane.turn):
@@ -83,7 +83,7 @@ class Lanes:
         for lane in self:
             lane.profile = known[lane.variant].profile if lane.variant in known else lane.profile
 
-    def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
+    def _lane(self, loaded: Loaded, bucket: int, job: RunningJob) -> Lane:
         key = key_of(job, bucket)
         if key not in self._lanes:
             most = most_rows(job.hardware, loaded.variant)
@@ -94,5 +94,5 @@ class Lanes:
             self._lanes[key] = Lane(key, policy, profile, pace, retargeted=retargeted, own_process=own_process)
         return self._lanes[key]
 
-    def _precedes(self, lane: Lane, job: Job, now: float) -> bool:
+    def _precedes(self, lane: Lane, job: RunningJob, now: float) -> bool:
         return lane.urgency()[:2] < urgency(job)[:2] and lane.due(now, self._clock()) <= 0

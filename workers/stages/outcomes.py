@@ -35,7 +35,7 @@ class _Class:
     dollars: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class OutcomeCounters:
+class WorkerOutcomes:
     """Counters by hardware class.
 
     Args:

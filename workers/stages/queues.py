@@ -22,7 +22,7 @@ from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced
 from tasks.models.model import Model
-from tasks.models.profiles import Known, ProfileBook
+from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.models.sizes import size_of_row
 from tasks.topology import HardwareClass
 from taxiway.contract.job import Piece
@@ -33,7 +33,7 @@ from workers.drain import Drain
 from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.held import HeldJobs
-from workers.stages.job import CeleryWorker, Delivery, Ending, Job
+from workers.stages.job import CeleryWorker, Delivery, Ending, RunningJob
 
 AHEAD = 2
 """Batches that wait, claimed and prepared, while one runs."""
@@ -94,10 +94,10 @@ class DeviceQueue:
         self.rows_a_job = 1.0
         self.clock = 0.0
         self._notify: Callable[[], None] = lambda: None
-        self._jobs: list[Job] = []
+        self._jobs: list[RunningJob] = []
         self._changed = threading.Condition()
 
-    def put(self, jobs: Sequence[Job]) -> None:
+    def put(self, jobs: Sequence[RunningJob]) -> None:
         """Add jobs."""
         if not jobs:
             return
@@ -120,7 +120,7 @@ class DeviceQueue:
             self._changed.notify_all()
         self._notify()
 
-    def take(self, longest: float, news: Callable[[], bool]) -> list[Job]:
+    def take(self, longest: float, news: Callable[[], bool]) -> list[RunningJob]:
         """All queued jobs, waiting up to `longest` seconds for the first, or until `news`."""
         with self._changed:
             if longest > 0:
@@ -257,7 +257,7 @@ def ahead_of(hardware: HardwareClass) -> float:
     return max(AHEAD * hardware.runs_at_most, 2 * AHEAD_FOR)
 
 
-def patient_seconds(job: Job, variants: DeviceVariants) -> float:
+def patient_seconds(job: RunningJob, variants: DeviceVariants) -> float:
     """Estimated device seconds of a patient job; 0 for any other."""
     if job.ticket.level < PATIENT:
         return 0.0
@@ -266,7 +266,7 @@ def patient_seconds(job: Job, variants: DeviceVariants) -> float:
     return variants.pace(job.key) * profile.latency(len(sizes), sum(sizes) / len(sizes))
 
 
-def _size(job: Job, row: Row) -> int:
+def _size(job: RunningJob, row: Row) -> int:
     """The estimated size of an unprepared row; an invalid row is rejected later."""
     with suppress(TaxiwayError, KeyError, TypeError, ValueError):
         return job.model.expected_size if job.model.size_unit == "tokens" else size_of_row(job.model, row)
@@ -313,7 +313,7 @@ class DeviceVariants(Protocol):
     def lacks(self, key: str, reason: str) -> None:
         """Record that a requested variant is not in this worker's catalogue."""
 
-    def known(self, model: Model, name: str) -> Known:
+    def known(self, model: Model, name: str) -> KnownProfile:
         """The variant's profile on this device."""
 
     def pace(self, key: str) -> float:
@@ -388,7 +388,7 @@ class DeviceDriver(Protocol):
     def run(self) -> None:
         """Run admitted jobs until stopped, then finish what ends in time."""
 
-    def run_alone(self, job: Job) -> bool:
+    def run_alone(self, job: RunningJob) -> bool:
         """Run a job on the caller's thread, if it is short and nothing else is here; whether it was taken over."""
 
     def stop(self) -> None:

@@ -18,12 +18,12 @@ from workers.device import Device
 from workers.port import Row
 from workers.stages.admit import named_row
 from workers.stages.job import (
-    Job,
+    RunningJob,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class RanBatch:
     """A batch that ran: its seconds and its rows."""
 
     seconds: float
@@ -31,7 +31,7 @@ class Batch:
 
 
 def note(
-    job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError | None], batch: Batch
+    job: RunningJob, rows: Sequence[int], answers: Sequence[Row | TaxiwayError | None], batch: RanBatch
 ) -> TaxiwayError | None:
     """Record the rows' answers and their share of the batch in the job; returns the first error."""
     job.run_time += batch.seconds
@@ -44,7 +44,7 @@ def note(
     return None
 
 
-def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
+def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
     """The job's result in plain values: a single value for a request of one row, a list or tensor for several.
 
     `blobs` keeps values that are too large for it.
@@ -73,20 +73,20 @@ def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
     )
 
 
-def generated_by(job: Job) -> tuple[int, ...]:
+def generated_by(job: RunningJob) -> tuple[int, ...]:
     """The length of each generated answer; empty for other models."""
     if not generates(job.model):
         return ()
     return tuple(length_of(answer) for answer in job.answers if answer is not None)
 
 
-def _wanted(job: Job) -> list[TensorSpec]:
+def _wanted(job: RunningJob) -> list[TensorSpec]:
     """The requested outputs, in request order."""
     specs = {spec.name: spec for spec in job.model.outputs}
     return [specs[name] for name in job.outputs]
 
 
-def _output(job: Job, spec: TensorSpec) -> Any:
+def _output(job: RunningJob, spec: TensorSpec) -> Any:
     values = [answer[spec.name] for answer in job.answers if answer is not None]
     if job.single:
         return values[0]

@@ -12,8 +12,8 @@ from functools import partial
 from workers.decide.occupation import BATCHES, Occupation, blocking_by_model
 from workers.executor import Answer, Executor, WatchedItem, run_rows, time_limit
 from workers.learned import Loaded
-from workers.port import Interruptible, Watch
-from workers.stages.job import Job
+from workers.port import Interruptible, RowWatch
+from workers.stages.job import RunningJob
 from workers.stages.lane import Portions, RowRate
 
 
@@ -25,7 +25,7 @@ class BatchUse:
         longest: seconds for which the class's batches run at most.
     """
 
-    def __init__(self, wanted: Callable[[Job], bool], longest: float) -> None:
+    def __init__(self, wanted: Callable[[RunningJob], bool], longest: float) -> None:
         self._wanted = wanted
         self._longest = longest
         self.running = 0
@@ -99,7 +99,7 @@ class BatchUse:
         self.running, self.must_end_by, self._since = outer[0], outer[1] + seconds, outer[2]
 
 
-class BatchRunner:
+class DeviceRunner:
     """Runs batches on the executor.
 
     Args:
@@ -113,8 +113,8 @@ class BatchRunner:
         executor: Executor,
         use: BatchUse,
         stall: float,
-        wanted: Callable[[Job], bool],
-        serve_beside: Callable[[Job], None],
+        wanted: Callable[[RunningJob], bool],
+        serve_beside: Callable[[RunningJob], None],
     ) -> None:
         self._executor = executor
         self._use = use
@@ -144,14 +144,14 @@ class BatchRunner:
             raise self._fault
         return answers
 
-    def _watch(self, loaded: Loaded, job: Job, row: int) -> Watch:
+    def _watch(self, loaded: Loaded, job: RunningJob, row: int) -> RowWatch:
         limit, goes_on = loaded.variant.limits.time, partial(self._goes_on, job)
         if limit is not None:
-            return Watch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
+            return RowWatch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
         longest = self._stall + time_limit(loaded, [job.items[row]])
-        return Watch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
+        return RowWatch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
 
-    def _goes_on(self, job: Job) -> bool:
+    def _goes_on(self, job: RunningJob) -> bool:
         """Whether the job's running row may continue; runs more urgent batches first."""
         try:
             if not job.delivery.suspect:  # else it runs alone

@@ -16,7 +16,7 @@ from litestar.types import ASGIApp
 
 from api.described import ASKED, KEYED, RUN, answers, or_events
 from api.gate import AnyRequest, caller_of, json_answer, needs
-from api.openai.calls import EVENT_HEADERS, Begun, Whole, headers_of_placement, headers_of_result
+from api.openai.calls import EVENT_HEADERS, Begun, WholeAnswer, headers_of_placement, headers_of_result
 from api.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
 from api.openai.requests import ParsedCall, tier_for_later
 from api.openai.responses.chat import input_items, response_fields
@@ -97,9 +97,9 @@ async def response_retrieve(
     """A stored response, or with `stream` its events as server-sent events, including those to come."""
     found = (await _responses(request).get(response, _tenant(request))).response
     if not stream:
-        return Whole({}, msgspec.json.encode(found))
+        return WholeAnswer({}, msgspec.json.encode(found))
     if found.ended:
-        return Whole(EVENT_HEADERS, replay(found, starting_after))
+        return WholeAnswer(EVENT_HEADERS, replay(found, starting_after))
     writer = ResponseWriter(restarted(found), starting_after)
 
     async def ended(result: Result) -> None:
@@ -178,13 +178,13 @@ class _Making:
         response = succeeded(self._begun(job), result, _now(self._request))
         if self.parsed.call.stored:
             await self._keep(response)
-        return Whole(headers_of_result(job, result), msgspec.json.encode(response))
+        return WholeAnswer(headers_of_result(job, result), msgspec.json.encode(response))
 
     async def later(self) -> ASGIApp:
         """The response once its job has been accepted."""
         accepted, _ = await calls_of(self._request).begin(self.read.request, self.read.size, self._keep_begun)
         response = self._begun(accepted.job)
-        return Whole(headers_of_placement(accepted), msgspec.json.encode(response))
+        return WholeAnswer(headers_of_placement(accepted), msgspec.json.encode(response))
 
     async def begin_stream(self, job: str) -> Begun:
         """What writes the job's events."""

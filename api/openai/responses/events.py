@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from api.inference.progress import Part
+from api.inference.progress import MessagePart
 from api.openai.responses.response import (
     Item,
     Response,
@@ -26,7 +26,7 @@ from api.openai.responses.response import (
     restarted,
     succeeded,
 )
-from taxiway.contract.deltas import Delta, Message
+from taxiway.contract.deltas import Delta, SentMessage
 from taxiway.contract.job import Result
 from taxiway.errors import TaxiwayError
 
@@ -40,7 +40,7 @@ class ResponseWriter:
         self.response = response
         self._after = after
         self._number = 0
-        self._message = Message()
+        self._message = SentMessage()
         self._begun: dict[str, int] = {}  # ids of items with their places
 
     def begin(self) -> bytes:
@@ -48,7 +48,7 @@ class ResponseWriter:
         states = ["created", "queued" if self.response.background else "in_progress"]
         return b"".join(self._event(f"response.{state}", response=self.response) for state in states)
 
-    def part(self, part: Part) -> bytes:
+    def part(self, part: MessagePart) -> bytes:
         """See `chunks.Writer`."""
         self._message.add(part.delta)
         return b"".join(self._grown(part.delta))
@@ -148,7 +148,7 @@ class ResponseWriter:
 def replay(response: Response, after: int) -> bytes:
     """All events of a response that has ended, after the number `after`."""
     writer = ResponseWriter(restarted(response), after)
-    events = [writer.begin(), *(writer.part(Part(0, delta)) for delta in _deltas(response.output))]
+    events = [writer.begin(), *(writer.part(MessagePart(0, delta)) for delta in _deltas(response.output))]
     return b"".join(events) + writer.end(response)
 
 

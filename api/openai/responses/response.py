@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 
-from api.openai.answers import Head, Report, report_of, usage_of
+from api.openai.answers import AnswerHead, AnswerReport, report_of, usage_of
 from api.openai.requests import (
     Count,
     Likely,
@@ -163,7 +163,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
     user: str | None
-    taxiway: Report | None = None
+    taxiway: AnswerReport | None = None
 
     @property
     def ended(self) -> bool:
@@ -206,7 +206,7 @@ class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
     deleted: bool = True
 
 
-def begun(call: ResponseCall, model: Model, head: Head) -> Response:
+def begun(call: ResponseCall, model: Model, head: AnswerHead) -> Response:
     """The response to a call whose job was accepted."""
     return Response(
         id=PREFIX + head.job,

@@ -10,7 +10,7 @@ import redis
 
 from broker.valkey import run
 from broker.valkey.claims import Verdict
-from broker.valkey.class_queue import ClassQueue, Fetched
+from broker.valkey.class_queue import ClassQueue, TakenMessages
 from broker.valkey.presence import heartbeat_call
 from tasks.settings import Settings
 from tasks.topology import Limits
@@ -43,7 +43,7 @@ class Waiter(threading.Thread):
         self, queue: ClassQueue, broker: redis.Redis, *queues: str, longest: float = LONG, room: int = 0
     ) -> None:
         super().__init__(daemon=True)
-        self.fetches: list[Fetched] = []
+        self.fetches: list[TakenMessages] = []
         blocked = broker.info("clients")["blocked_clients"] + 1
         self._wait = lambda: queue.wait(queues or [QUEUE], longest, room=room)
         self.start()
@@ -262,7 +262,7 @@ def queued(broker: redis.Redis, level: int, *jobs: str, work: float) -> None:
         broker.lpush(priority_list(QUEUE, level), ORDER.replace(b"lost", job.encode()))
 
 
-def taken_jobs(fetched: Fetched) -> list[str]:
+def taken_jobs(fetched: TakenMessages) -> list[str]:
     return [one.job for one in fetched.messages]
 
 

@@ -13,7 +13,7 @@ import redis
 from broker.port import Outgoing
 from broker.valkey.claims import Verdict, alone_call, bill_call, release_call, renew_call, start_call
 from broker.valkey.endings import REFUSED, Ending
-from broker.valkey.forwarding import Refused, list_refused_call
+from broker.valkey.forwarding import RefusedJob, list_refused_call
 from broker.valkey.presence import heartbeat_call
 from tasks.models.profiles import bin_of, predicted, read_lengths
 from tasks.settings import Settings
@@ -397,7 +397,7 @@ def test_a_device_that_says_goodbye_is_gone(store: Store) -> None:
 
 
 def test_a_refused_job_is_listed_once_though_the_router_that_refused_it_died_before(store: Store) -> None:
-    listing = list_refused_call({"j": Refused("5.5", {"model": "none"})}, keep_record=120)
+    listing = list_refused_call({"j": RefusedJob("5.5", {"model": "none"})}, keep_record=120)
     assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [1]
     assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [0]  # another router, from the copy
 
@@ -414,7 +414,7 @@ def test_a_refusal_of_a_copy_leaves_an_accepted_job_as_it_is(store: Store) -> No
     store.finish(success("j"))
     before = store.record("j")
 
-    store.run(list_refused_call({"j": Refused("5.5", {}), "gone": Refused("5.5", {})}, keep_record=120))
+    store.run(list_refused_call({"j": RefusedJob("5.5", {}), "gone": RefusedJob("5.5", {})}, keep_record=120))
 
     assert store.record("j") == before
     assert not store.client.exists(job_key("gone"))

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from taxiway.client.http_link import SILENCE, DisconnectedError, HttpLink, Response
+from taxiway.client.http_link import SILENCE, DisconnectedError, HttpLink, HttpResponse
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError
 from tests.waiting import BUSY
 
@@ -384,17 +384,17 @@ def test_one_probe_of_a_silent_server_serves_all_waiting_calls() -> None:
     def connection() -> Mute:
         return Mute(made)
 
-    async def ask_together(link: HttpLink) -> list[Response | BaseException]:
+    async def ask_together(link: HttpLink) -> list[HttpResponse | BaseException]:
         return await asyncio.gather(*(link.ask("GET", "/a") for _ in range(40)), return_exceptions=True)
 
-    async def scenario() -> tuple[list[list[Response | BaseException]], int]:
+    async def scenario() -> tuple[list[list[HttpResponse | BaseException]], int]:
         listening = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
         link = HttpLink(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", 0.6)
         try:
             silent = [await ask_together(link) for _ in range(3)]
             connections, Mute.answering = len(made), True
             async with asyncio.timeout(60):
-                while not all(isinstance(answer, Response) for answer in await ask_together(link)):
+                while not all(isinstance(answer, HttpResponse) for answer in await ask_together(link)):
                     pass
             return silent, connections
         finally:

@@ -17,8 +17,8 @@ from redis.retry import Retry
 from local.doctor.endpoints import check_endpoints
 from local.doctor.examine import configuration, reported, servers
 from local.embedded import find_binary, free_port
-from local.fleet import Fleet
-from tasks.models.folder import Report
+from local.fleet import LocalFleet
+from tasks.models.folder import CatalogueReport
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN
 from tests.engine import Engine, serving
@@ -70,9 +70,9 @@ def test_what_is_wrong_with_the_configuration_is_named_with_what_to_do(tmp_path:
     assert [one.subject for one in configuration({})] == ["queues.yaml and models"]
 
 
-def local_fleet(router: RouterProcess) -> Fleet:
+def local_fleet(router: RouterProcess) -> LocalFleet:
     """A fleet whose router this is."""
-    return Fleet(
+    return LocalFleet(
         broker="",
         http=router.http,
         flower=None,
@@ -108,7 +108,7 @@ def test_the_state_stores_file_and_clocks_that_differ_from_its_own_are_reported(
 
 
 def test_a_process_whose_host_has_another_time_is_reported(settings: Settings) -> None:
-    lags = msgspec.json.encode(Report(kind="worker", reload=0, models={}, clock=-90))
+    lags = msgspec.json.encode(CatalogueReport(kind="worker", reload=0, models={}, clock=-90))
     with router_process(settings) as router, redis.Redis.from_url(settings.broker) as store:
         store.hset(CATALOGUES, "cpu.batch.cpu-0@far", lags)
         store.zadd(CATALOGUES_SEEN, {"cpu.batch.cpu-0@far": time.time()})

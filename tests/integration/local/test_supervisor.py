@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from local.children import start_child, stop_child
-from local.fleet import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
+from local.fleet import AlreadyRunningError, LocalFleet, read_fleet, stop_fleet, supervising, write_fleet
 from local.supervisor import StartError, SupervisedProcess, Supervisor
 from taxiway.backoff import Backoff
 from tests.waiting import gone, until
@@ -251,9 +251,9 @@ def test_a_child_that_ends_when_asked_is_not_killed() -> None:
     assert stop_child(child, patience=60)
 
 
-def a_fleet(data: Path) -> Fleet:
+def a_fleet(data: Path) -> LocalFleet:
     address = "redis://:secret@127.0.0.1:1/0"
-    return Fleet(
+    return LocalFleet(
         broker=address,
         http="http://127.0.0.1:2",
         flower=None,

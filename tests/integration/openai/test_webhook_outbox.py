@@ -23,7 +23,7 @@ from broker.valkey.webhooks import (
     take_call,
 )
 from tasks.settings import Settings
-from tasks.webhooks import HOOKS, Event, Notified
+from tasks.webhooks import HOOKS, Notified, WebhookEvent
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import WEBHOOKS, WEBHOOKS_DUE, webhook_dead_key, webhook_outbox_key
 from tests.narrowing import as_bytes
@@ -51,7 +51,7 @@ def take(store: Store, router: str = "a", lease: float = 30.0) -> list[Taken]:
     return take_answer(store.run(take_call(router, lease, 10)))[1]
 
 
-def settle(store: Store, taken: Taken, outcome: str, pause: float = 30.0) -> Event | None:
+def settle(store: Store, taken: Taken, outcome: str, pause: float = 30.0) -> WebhookEvent | None:
     call = settle_call(taken.endpoint, taken.token, outcome, pause=pause, fault="no", most_dead=2)  # type: ignore[arg-type]
     return settle_answer(store.run(call))
 

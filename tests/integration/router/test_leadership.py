@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import redis
 from msgspec.structs import replace
 
-from broker.port import Peeked, Step
+from broker.port import MoveStep, Peeked
 from broker.valkey import run
 from broker.valkey.forwarding import draw_answer, draw_call
 from broker.valkey.leases import Leadership
@@ -71,7 +71,7 @@ def test_nothing_is_moved_or_drawn_under_a_token_that_is_superseded(settings: Se
             store.forward(
                 placed("j", b"m"), placed("h", b"h", state="held", holding="q", deadline_at="0", accepted="1")
             )
-            step = Step(Peeked("cpu.batch", 0, b"m", replace(EMPTY, headers={"id": "j"})), "gpu.realtime", EMPTY)
+            step = MoveStep(Peeked("cpu.batch", 0, b"m", replace(EMPTY, headers={"id": "j"})), "gpu.realtime", EMPTY)
             move = move_call(old, [step], [b"n"])
             assert run(client, move) == []
             assert draw_answer(run(client, draw_call(old, "q", 10, 5.0)))[1] == []

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from router.decide.plan import STALE, Cell, ClassPlan, Density, Plan, Tuned
+from router.decide.plan import STALE, Cell, ClassPlan, Density, LatestTuning, Plan
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, PLAN, TUNER, TUNING, job_key
 from taxiway.contract.request import Request
@@ -80,7 +80,7 @@ def test_the_overview_has_the_plan_its_followers_and_the_tuners_findings(store: 
 
     assert plan() is None
     store.set(PLAN, a_plan(store, "tpu.bulk", "cpu.batch", age=30.0))
-    told = Tuned(tuner="here-1", at=store.time()[0] - 30, adopted=True, why="16% better", score=3.0)
+    told = LatestTuning(tuner="here-1", at=store.time()[0] - 30, adopted=True, why="16% better", score=3.0)
     store.set(TUNING, msgspec.json.encode(told))
     store.set(TUNER, "here-1#7")
 

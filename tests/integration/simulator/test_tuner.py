@@ -21,7 +21,7 @@ from broker.valkey import run
 from broker.valkey.leases import lease_answer, lease_call
 from broker.valkey.presence import plan_call
 from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
-from router.decide.plan import Plan, Tuned, parse_plan
+from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.history import LAG
 from simulator.traces import TraceError
 from simulator.tuning.command import FleetTuner
@@ -144,7 +144,7 @@ def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
     assert firsts(plan, "lab") == {"tpu.bulk"}
     assert firsts(plan, None) <= {"cpu.batch", "tpu.bulk"}
     assert told["cells"]
-    left = msgspec.json.decode(store.get(TUNING), type=Tuned)
+    left = msgspec.json.decode(store.get(TUNING), type=LatestTuning)
     assert (left.adopted, left.why, left.score) == (True, told["why"], told["after"])
     again = tune(settings)
     assert (again["adopted"], again["number"], again["cells"]) == (False, told["number"] + 1, [])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import taxiway
-from local.fleet import Fleet
+from local.fleet import LocalFleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
@@ -54,7 +54,7 @@ def test_an_embedding_on_the_device_agrees_with_the_reference_on_the_cpu(name: s
 
 
 @pytest.fixture(scope="module")
-def gpu_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def gpu_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A fleet with a worker on the real device."""
     data = tmp_path_factory.mktemp("gpu-fleet")
     yield start_fleet(
@@ -63,7 +63,7 @@ def gpu_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     command_line("down", "--data", str(data))
 
 
-def test_a_worker_on_the_device_is_not_emulated_and_reports_its_memory(gpu_fleet: Fleet) -> None:
+def test_a_worker_on_the_device_is_not_emulated_and_reports_its_memory(gpu_fleet: LocalFleet) -> None:
     with taxiway.Client(gpu_fleet.http) as client:
         device = next(d for d in client.fleet()["devices"] if d["hardware_class"] == "gpu.realtime")
     assert (device["kind"], device["emulated"]) == ("cuda", False)

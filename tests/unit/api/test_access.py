@@ -19,7 +19,7 @@ from api.access import (
     Key,
     Keyring,
     KeysError,
-    Rates,
+    TenantRates,
     digest_of,
     parse_keys,
     spend,
@@ -144,7 +144,7 @@ def test_no_tenant_is_let_by_faster_than_its_rate_and_its_burst(rate: float, pau
 
 def test_a_tenants_own_rate_goes_before_the_limit() -> None:
     text = (TREE / "queues.yaml").read_text() + "\ntenants: {slow: {requests_per_second: 2}, other: {weight: 2}}\n"
-    rates = Rates(parse_topology(text))
+    rates = TenantRates(parse_topology(text))
 
     assert sum(rates.wait("slow", 10.0) == 0 for _ in range(100)) == 2 * BURST
     assert rates.wait("slow", 10.0) == pytest.approx(0.5)

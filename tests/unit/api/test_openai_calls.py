@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.inference.progress import Answers, Part
+from api.inference.progress import MessagePart, StreamProgress
 from api.objects.batches import MOST_LINES, lines_of
-from api.openai.answers import Head, embeddings, text_logprobs, usage_of
+from api.openai.answers import AnswerHead, embeddings, text_logprobs, usage_of
 from api.openai.chunks import ChatWriter
 from api.openai.requests import (
     ChatCall,
@@ -34,7 +34,7 @@ from api.openai_errors import content, param_of
 from api.terms import add_terms
 from tasks.models.model import parse_model
 from tasks.topology import Limits, Service, Topology, TopologyError, parse_topology
-from taxiway.contract.deltas import TEXTS, Message, OtherMessageError
+from taxiway.contract.deltas import TEXTS, OtherMessageError, SentMessage
 from taxiway.contract.job import Piece, Result, RunReport
 from taxiway.contract.request import parse_terms
 from taxiway.errors import (
@@ -232,7 +232,7 @@ def result(**outputs: Any) -> Result:
 
 def said(*pieces: Piece, whole: Any) -> list[Any]:
     """The parts of a job whose stream has the pieces, and whose result has the message or text `whole`."""
-    answers = Answers()
+    answers = StreamProgress()
     parts = [*answers.take_all((f"{n}-0", piece) for n, piece in enumerate(pieces))]
     ended = {"message": whole} if isinstance(whole, dict) else {"text": whole}
     return [*(part.delta for part in parts), *(part.delta for part in answers.end(result(**ended)))]
@@ -273,7 +273,7 @@ def test_what_is_beside_a_text_is_sent_once_and_in_order() -> None:
 
 
 def test_rows_are_kept_apart() -> None:
-    answers = Answers()
+    answers = StreamProgress()
     parts = [*answers.take_all([("1-0", Piece(1, 0, "ab", row=1)), ("2-0", Piece(1, 0, "x"))])]
     parts += answers.end(result(text=["xy", "ab", "c"]))
     assert [(part.row, part.delta["content"]) for part in parts] == [(1, "ab"), (0, "x"), (0, "y"), (2, "c")]
@@ -298,7 +298,7 @@ def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(told: Piece
 
 @given(deltas=st.lists(DELTAS, max_size=8), told=st.integers(0, 8))
 def test_the_rest_of_a_message_makes_it_whole(deltas: list[dict[str, Any]], told: int) -> None:
-    begun, whole, indices = Message(), Message(), dict[int, int]()
+    begun, whole, indices = SentMessage(), SentMessage(), dict[int, int]()
     for place, delta in enumerate(deltas):
         for call in delta.get("tool_calls", ()):  # they begin in order
             call["index"] = indices.setdefault(call["index"], len(indices))
@@ -338,14 +338,14 @@ def test_parts_of_tokens_are_added_up_and_never_more_than_these() -> None:
 def test_embeddings_of_unlike_widths_are_an_error_of_the_execution() -> None:
     found = Result(model="vector:1", outputs={"embedding": [[1.0, 2.0], [1.0]]}, report=REPORT)
     with pytest.raises(ExecutionError, match="rows of one shape"):
-        embeddings(Head("j", "default", 0), found, model=VECTOR, texts=["a", "b"], packed=False, dimensions=None)
+        embeddings(AnswerHead("j", "default", 0), found, model=VECTOR, texts=["a", "b"], packed=False, dimensions=None)
 
 
 @given(rows=st.lists(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2), min_size=1, max_size=5), packed=st.booleans())
 def test_fewer_dimensions_are_the_first_ones_at_unit_length(rows: list[tuple[float, float]], packed: bool) -> None:
     found = Result(model="vector:1", outputs={"embedding": [list(row) for row in rows]}, report=REPORT)
     answer = embeddings(
-        Head("j", "default", 0), found, model=VECTOR, texts=["a"] * len(rows), packed=packed, dimensions=1
+        AnswerHead("j", "default", 0), found, model=VECTOR, texts=["a"] * len(rows), packed=packed, dimensions=1
     )
 
     assert [one.index for one in answer.data] == [*range(len(rows))]
@@ -424,7 +424,7 @@ def told_response(pieces: list[str], calls: int, cut: int) -> tuple[Any, bytes]:
     asked = read_call(b'{"model": "talk", "input": "x"}', ResponseCall, Limits())
     called = [{"id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(calls)]
     message = {"role": "assistant", "content": "".join(pieces), "tool_calls": called, "reasoning_content": "hm"}
-    writer, answers = ResponseWriter(begun(asked.call, TALK, Head("j", "default", 1))), Answers()
+    writer, answers = ResponseWriter(begun(asked.call, TALK, AnswerHead("j", "default", 1))), StreamProgress()
     come = [Piece(1, 0, beside=[{"reasoning_content": "hm"}])]
     come += [Piece(1, len("".join(pieces[:n])), piece, sent=1) for n, piece in enumerate(pieces)]
     done = result(message=message, **{"finish-reason": "stop"})
@@ -493,8 +493,8 @@ def test_a_completion_has_the_probabilities_of_its_tokens_in_lists() -> None:
 
 @given(st.permutations(range(4)))
 def test_choices_begin_in_their_order_whichever_is_sent_first(rows: list[int]) -> None:
-    writer = ChatWriter(Head("j", "default", 0), "talk", choices=4, usage=False)
-    events = b"".join(writer.part(Part(row, {"content": "x"})) for row in (*rows, *rows)).split(b"\n\n")[:-1]
+    writer = ChatWriter(AnswerHead("j", "default", 0), "talk", choices=4, usage=False)
+    events = b"".join(writer.part(MessagePart(row, {"content": "x"})) for row in (*rows, *rows)).split(b"\n\n")[:-1]
     choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
 
     assert [one["index"] for one in choices if "role" in one["delta"]] == [0, 1, 2, 3]

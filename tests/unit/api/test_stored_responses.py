@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from api.inference.infer import Inference
-from api.openai.answers import Head
+from api.openai.answers import AnswerHead
 from api.openai.requests import read_call
 from api.openai.responses.response import ResponseCall, StoredResponse, begun
 from api.openai.responses.stored import Responses
@@ -32,7 +32,7 @@ class Store:
 
     def __init__(self) -> None:
         asked = read_call(b'{"model": "talk", "input": "x", "background": true}', ResponseCall, Limits())
-        response = begun(asked.call, parse_model(ENGINE_MODELS["talk"], "model.yaml"), Head("j", "default", 1))
+        response = begun(asked.call, parse_model(ENGINE_MODELS["talk"], "model.yaml"), AnswerHead("j", "default", 1))
         stored = StoredResponse(tenant="t", input=[], earlier=[], response=response)
         self.kept = msgspec.json.encode(stored)
         self.blobs_of: dict[str, bytes] | None = None

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from controller.decide.rollout import Figures, Limits, Rollout
+from controller.decide.rollout import JobFigures, Rollout, RolloutLimits
 from controller.spec import (
     ClassStatus,
     Condition,
@@ -90,7 +90,7 @@ def test_only_what_changed_pods_have_done_is_judged() -> None:
         "gpu": {"outcomes": {"succeeded": 5, "failed": 4, "dead": 1, "expired": 7}, "latency": {"run": [1, 9, 3.5]}}
     }
     devices = [{"worker": f"gpu.cuda-0@{pod}", "hardware_class": "gpu", "done": done} for pod in ("a", "b")]
-    assert figures_of(devices, {"a"}) == {"gpu": Figures(10, 5, 3.5)}
-    assert figures_of(devices) == {"gpu": Figures(20, 10, 7.0)}
-    assert harm_of({}, figures_of(devices), Limits()) == "gpu: 50% of 20 jobs failed, 0% before"
-    assert harm_of({}, {}, Limits()) == ""
+    assert figures_of(devices, {"a"}) == {"gpu": JobFigures(10, 5, 3.5)}
+    assert figures_of(devices) == {"gpu": JobFigures(20, 10, 7.0)}
+    assert harm_of({}, figures_of(devices), RolloutLimits()) == "gpu: 50% of 20 jobs failed, 0% before"
+    assert harm_of({}, {}, RolloutLimits()) == ""

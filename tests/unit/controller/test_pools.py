@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.decide.pools import (
-    Ending,
+    PodLoss,
+    PoolRules,
     PoolState,
     Remaining,
-    Rules,
     Standing,
     allot,
     cheapest_to_end,
@@ -17,7 +17,7 @@ from controller.decide.pools import (
     drain,
 )
 
-RULES = Rules(stock_out=10, retry=30, hold=5)
+RULES = PoolRules(stock_out=10, retry=30, hold=5)
 STEP = 1.0
 
 phases = st.sampled_from(["trusted", "out", "trial"])
@@ -150,16 +150,16 @@ def test_a_pool_whose_capacity_comes_and_goes_is_not_tried_more_often_than_its_p
 def test_an_idle_pod_ends_before_a_busy_one_and_a_cold_one_before_a_warm_one(
     running: int, warm: int, held: int
 ) -> None:
-    cost = deletion_cost(Ending(running, warm, held))
-    assert deletion_cost(Ending(running + 1, 0, 0)) > deletion_cost(Ending(running, warm, held))
-    assert deletion_cost(Ending(running, warm + 1, held)) > cost
-    assert deletion_cost(Ending(running, warm, held, draining=True)) < deletion_cost(Ending())
+    cost = deletion_cost(PodLoss(running, warm, held))
+    assert deletion_cost(PodLoss(running + 1, 0, 0)) > deletion_cost(PodLoss(running, warm, held))
+    assert deletion_cost(PodLoss(running, warm + 1, held)) > cost
+    assert deletion_cost(PodLoss(running, warm, held, draining=True)) < deletion_cost(PodLoss())
 
 
 pods = st.dictionaries(
     st.text("abc", min_size=1),
     st.builds(
-        Ending,
+        PodLoss,
         running=st.integers(0, 2),
         warm=st.integers(0, 2),
         held=st.integers(0, 2),
@@ -170,7 +170,7 @@ pods = st.dictionaries(
 
 @given(pods=pods, count=st.integers(0, 5), data=st.data())
 def test_the_pods_that_end_lose_no_more_than_any_that_stays(
-    pods: dict[str, Ending], count: int, data: st.DataObject
+    pods: dict[str, PodLoss], count: int, data: st.DataObject
 ) -> None:
     ready = data.draw(st.sets(st.sampled_from(sorted(pods)))) if pods else set()
     ending = cheapest_to_end(pods, ready, count)

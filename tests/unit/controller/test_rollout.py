@@ -7,10 +7,20 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.decide.rollout import STILL, Figures, Limits, Part, Rollout, Stage, Step, advance, judge
+from controller.decide.rollout import (
+    STILL,
+    DeployedPart,
+    JobFigures,
+    Rollout,
+    RolloutLimits,
+    RolloutStep,
+    Stage,
+    advance,
+    judge,
+)
 from controller.spec import FleetStatus
 
-LIMITS = Limits(watch=5, timeout=60)
+LIMITS = RolloutLimits(watch=5, timeout=60)
 STAGES = (Stage(("a",), 0.5), Stage(("a",)), Stage(("b", "c")), Stage(("router",)))
 NAMES = ("a", "b", "c", "router")
 SLOW = 3
@@ -32,15 +42,15 @@ class World:
     def __post_init__(self) -> None:
         self.pods = {name: [("1", 0)] * count for name, count in self.counts.items()}
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str) -> DeployedPart:
         pods, wants = self.pods[name], self.wants[name]
         mine = [born for template, born in pods if template == wants]
         ready = [born for born in mine if self.now >= born + SLOW and wants not in self.broken]
         have = Counter(template for template, _ in pods)
         runs = max(have, key=have.__getitem__, default=self.newest[name])
-        return Part(wants, runs, self.counts[name], len(mine), len(ready), len(pods) - len(mine))
+        return DeployedPart(wants, runs, self.counts[name], len(mine), len(ready), len(pods) - len(mine))
 
-    def look(self, harm: str = "") -> Step:
+    def look(self, harm: str = "") -> RolloutStep:
         """One look of the operator and what Kubernetes does until the next."""
         known = msgspec.json.decode(msgspec.json.encode(FleetStatus(rollout=self.rollout)), type=FleetStatus).rollout
         step = advance(known, STAGES, {name: self.part(name) for name in NAMES}, harm, self.now, LIMITS)
@@ -61,7 +71,7 @@ class World:
     def change(self, template: str) -> None:
         self.wants = dict.fromkeys(NAMES, template)
 
-    def settle(self, looks: int = 1000) -> list[Step]:
+    def settle(self, looks: int = 1000) -> list[RolloutStep]:
         """Look until nothing goes on any more."""
         steps = [self.look()]
         while steps[-1].rollout.phase != "idle":
@@ -147,7 +157,11 @@ def test_whatever_happens_it_ends_and_every_part_has_one_template(
 
 
 def test_parts_that_never_had_pods_are_open_at_once_beside_any_stage() -> None:
-    parts = {"a": Part("2", "1", 1, 0, 0, 1), "b": Part("2", ""), "router": Part("1", "1", 1, 1, 1)}
+    parts = {
+        "a": DeployedPart("2", "1", 1, 0, 0, 1),
+        "b": DeployedPart("2", ""),
+        "router": DeployedPart("1", "1", 1, 1, 1),
+    }
     step = advance(Rollout(), STAGES, parts, "", 1.0, LIMITS)
     assert step.open == {"b"}
     step = advance(step.rollout, STAGES, parts, "", 1.0 + STILL, LIMITS)
@@ -167,10 +181,10 @@ def test_deployments_that_change_one_after_the_other_roll_together(order: list[s
 
 
 def test_new_pods_are_judged_once_they_have_done_enough() -> None:
-    before = Figures(jobs=1000, failed=10, seconds=100)
-    assert judge(before, Figures(19, 19, 100), LIMITS) == ""
-    assert judge(before, Figures(100, 6, 10), LIMITS) == ""
-    assert judge(before, Figures(100, 7, 10), LIMITS) == "7% of 100 jobs failed, 1% before"
-    assert judge(before, Figures(100, 1, 25), LIMITS) == "jobs ran 0.25 s, 0.1 s before"
-    assert judge(Figures(), Figures(100, 1, 2500), LIMITS) == ""
+    before = JobFigures(jobs=1000, failed=10, seconds=100)
+    assert judge(before, JobFigures(19, 19, 100), LIMITS) == ""
+    assert judge(before, JobFigures(100, 6, 10), LIMITS) == ""
+    assert judge(before, JobFigures(100, 7, 10), LIMITS) == "7% of 100 jobs failed, 1% before"
+    assert judge(before, JobFigures(100, 1, 25), LIMITS) == "jobs ran 0.25 s, 0.1 s before"
+    assert judge(JobFigures(), JobFigures(100, 1, 2500), LIMITS) == ""
     assert judge(before, replace(before, seconds=200), LIMITS) == ""

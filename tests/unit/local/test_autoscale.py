@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.autoscaler import Autoscaler, Bounds, Replanner, most_workers, resize
+from local.autoscaler import Autoscaler, Replanner, WorkerBounds, most_workers, resize
 from local.plan import WorkerPlan, plan_fleet
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
@@ -75,7 +75,7 @@ def test_no_class_gets_more_than_is_wanted_or_allowed_and_none_that_may_run_gets
 
 def test_a_class_of_unknown_need_keeps_its_workers(tmp_path: Path) -> None:
     workers = slots(tmp_path, 3)
-    scaler = Autoscaler(workers, Bounds({"cpu": 2}, 4), lambda name: None)
+    scaler = Autoscaler(workers, WorkerBounds({"cpu": 2}, 4), lambda name: None)
     assert wanted(workers) == [True, True, False]
     scaler.tend()
     assert wanted(workers) == [True, True, False]
@@ -83,7 +83,7 @@ def test_a_class_of_unknown_need_keeps_its_workers(tmp_path: Path) -> None:
 
 def test_the_last_workers_of_a_class_are_the_first_to_go(tmp_path: Path) -> None:
     workers = slots(tmp_path, 3)
-    Autoscaler(workers, Bounds({"cpu": 3}, 4), lambda name: 1).tend()
+    Autoscaler(workers, WorkerBounds({"cpu": 3}, 4), lambda name: 1).tend()
     assert wanted(workers) == [True, False, False]
 
 
@@ -145,7 +145,7 @@ def test_a_class_that_queues_yaml_gains_gets_its_workers_while_the_fleet_runs(
     replanner = Replanner(
         QueuesFile(path), lambda topology: plan_fleet(topology, MACHINE), workers, made, scaled=scaled
     )
-    scaler = Autoscaler(workers, Bounds({"engine": 1}, 4), lambda name: 1 if name == "engine" else 2)
+    scaler = Autoscaler(workers, WorkerBounds({"engine": 1}, 4), lambda name: 1 if name == "engine" else 2)
     path.write_text(ENGINES.format(urls='"http://a"').replace("service:", NEW, 1))
     replanner.tend()
     assert [plan.name for plan, _ in workers] == ["engine.endpoint-0", "more.cpu-0", "more.cpu-1"]

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from local.__main__ import show_answers
-from local.demo import Answer, Ask, contrasts, summaries
+from local.demo import DemoAnswer, DemoInput, contrasts, summaries
 from tasks.machine import Machine
 from taxiway import Result, RunReport
 from tests.narrowing import present
@@ -19,7 +19,7 @@ REASON = "cheapest of two that meet 45 s; the other is past its horizon by so mu
 
 def answer(
     model: str, hardware_class: str, *, service: str = "standard", waited: float = 0.1, text: str = "an answer " * 20
-) -> Answer:
+) -> DemoAnswer:
     report = RunReport(
         hardware_class=hardware_class,
         variant="onnx-int8",
@@ -31,10 +31,10 @@ def answer(
         cost=1e-6,
         reason=REASON,
     )
-    ask = Ask(
+    ask = DemoInput(
         model=model, shown="a question " * 20, inputs="", parameters={}, terms={"service": service, "deadline": 45.0}
     )
-    return Answer(ask=ask, elapsed=2.5, result=Result(model=f"{model}:1", outputs={"text": text}, report=report))
+    return DemoAnswer(ask=ask, elapsed=2.5, result=Result(model=f"{model}:1", outputs={"text": text}, report=report))
 
 
 ANSWERS = [
@@ -42,7 +42,7 @@ ANSWERS = [
     answer("generate", "cpu.batch"),
     answer("generate", "gpu.realtime", service="live"),
     answer("embed", "tpu.bulk", service="bulk"),
-    Answer(ask=answer("embed", "").ask, elapsed=1.0, error="NoDeviceError: none is live"),
+    DemoAnswer(ask=answer("embed", "").ask, elapsed=1.0, error="NoDeviceError: none is live"),
 ]
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from local.artefacts import for_runtimes, runtimes_of
-from local.plan import PlanError, WorkerPlan, absent, plan_fleet
+from local.plan import StartPlanError, WorkerPlan, absent, plan_fleet
 from local.supervisor import ended_with, exit_of, exit_reason
 from local.torch_choice import brings_cuda
 from tasks.endpoints import Endpoint
@@ -74,7 +74,7 @@ def test_each_replica_of_an_endpoint_gets_a_worker_wherever_it_is_driven_from() 
     workers = plan_fleet(with_endpoint(), LAPTOP, counts={"cpu.batch": 0, "cpu.llama": 0}).workers
     assert [(w.device, w.computes_on_cpu) for w in workers] == [("endpoint:0", False), ("endpoint:1", False)]
     assert absent(with_endpoint(), LAPTOP) == ("gpu.realtime", "tpu.bulk")
-    with pytest.raises(PlanError, match="engine runs on its endpoint: there is nothing to emulate"):
+    with pytest.raises(StartPlanError, match="engine runs on its endpoint: there is nothing to emulate"):
         plan_fleet(with_endpoint(), LAPTOP, emulate=["engine"])
 
 
@@ -93,12 +93,12 @@ def test_the_classes_that_a_machine_can_only_emulate_are_those_without_their_dev
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expected: str) -> None:
-    with pytest.raises(PlanError, match=expected):
+    with pytest.raises(StartPlanError, match=expected):
         plan_fleet(TOPOLOGY, LAPTOP, **asked)  # type: ignore[arg-type]  # one of two keywords
 
 
 def test_more_workers_than_accelerators_are_refused() -> None:
-    with pytest.raises(PlanError, match="at most one worker per device"):
+    with pytest.raises(StartPlanError, match="at most one worker per device"):
         plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
 
 

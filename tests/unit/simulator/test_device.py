@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from simulator.device import Device
-from simulator.engine import ANSWERED, WAITING, Engine, simulate
+from simulator.device import SimulatedDevice
+from simulator.engine import ANSWERED, WAITING, Simulation, simulate
 from simulator.fleet import SERVICES, FleetError, parse_fleet
 from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
-from simulator.timing import Stepping, Whole
+from simulator.timing import Stepping, WholeBatches
 from simulator.traces import make_trace
-from simulator.workload import Job, Workload, prepare
+from simulator.workload import SimulatedJob, Workload, prepare
 
 FLEET = """
 default_model: chat
@@ -36,15 +36,15 @@ penalties: {live: 36, standard: 18, bulk: 9}
 """
 
 CHAT = Stepping(load=0.0, memory=1, cache=0.0, per_token=0.0, per_pair=0.0, reading=0.1, per_cached=0.0, overhead=0.0)
-IMAGE = Whole(load=0.0, memory=1, base=1.0, slope=0.0, floor=0.0)
+IMAGE = WholeBatches(load=0.0, memory=1, base=1.0, slope=0.0, floor=0.0)
 
 
-def job(index: int, model: int, output: int = 0) -> Job:
-    return Job((index, 0.0, model, 1, output, 60.0, 0, 0, ""), ((1.0,), (1.0,), (0.0,)))
+def job(index: int, model: int, output: int = 0) -> SimulatedJob:
+    return SimulatedJob((index, 0.0, model, 1, output, 60.0, 0, 0, ""), ((1.0,), (1.0,), (0.0,)))
 
 
 def test_a_whole_batch_runs_between_two_steps_and_delays_the_running_one() -> None:
-    device = Device(0, memory=100)
+    device = SimulatedDevice(0, memory=100)
     device.admit(job(0, 0, output=10), CHAT, 0.0)
     assert device.run is not None
     assert device.run.next_end() == pytest.approx(1.1)  # the prompt, and ten steps
@@ -64,14 +64,14 @@ def test_a_request_is_not_refused_for_generations_between_whose_steps_it_runs() 
         make_trace([*chats, embed]), parse_fleet(FLEET.replace("gpu: {count: 2", "gpu: {count: 1")), seed=1
     )
 
-    outcome = Engine(workload, POLICIES["per-request"](workload, 1), seed=1).run()
+    outcome = Simulation(workload, POLICIES["per-request"](workload, 1), seed=1).run()
 
     assert outcome.state[-1] == ANSWERED
     assert outcome.latency[-1] < 1
 
 
 def test_two_generating_models_take_steps_in_turn() -> None:
-    device = Device(0, memory=100)
+    device = SimulatedDevice(0, memory=100)
     device.admit(job(0, 0, output=10), CHAT, 0.0)
     device.admit(job(1, 1, output=10), CHAT, 0.0)
     assert device.run is not None
@@ -79,8 +79,8 @@ def test_two_generating_models_take_steps_in_turn() -> None:
 
 
 def test_a_model_in_use_is_not_unloaded_for_another() -> None:
-    device = Device(0, memory=100)
-    large = Whole(load=0.0, memory=60, base=1.0, slope=0.0, floor=0.0)
+    device = SimulatedDevice(0, memory=100)
+    large = WholeBatches(load=0.0, memory=60, base=1.0, slope=0.0, floor=0.0)
     device.admit(job(0, 0, output=10), Stepping(0.0, 60, 0.0, 0.0, 0.0, 0.1, 0.0, 0.0), 0.0)
     assert not device.can_begin(1, large, 0.5)
     assert device.run is not None
@@ -95,7 +95,7 @@ def test_a_model_in_use_is_not_unloaded_for_another() -> None:
 class First(ByLevel):
     """All jobs go to the first class."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         return 0
 
 
@@ -107,15 +107,17 @@ def workload(*rows: tuple[float, str], events: str = "", service: str = "live", 
 
 def test_a_model_does_not_wait_for_jobs_of_another() -> None:
     full = [(0.0, "chat")] * 9  # one more than the batch holds
-    outcome = Engine(workload(*full, (0.1, "embed"), service="bulk", output=200), First(), seed=1).run()
+    outcome = Simulation(workload(*full, (0.1, "embed"), service="bulk", output=200), First(), seed=1).run()
     assert (outcome.state == ANSWERED).all()
     assert outcome.latency[9] < 1 < outcome.latency[:9].min()
 
 
 def test_a_class_that_becomes_slower_takes_longer() -> None:
     rows = ((0.0, "image"), (20.0, "image"))
-    usual = Engine(workload(*rows), First(), seed=1).run().latency
-    slow = Engine(workload(*rows, events="events: [{at: 10, class: gpu, slower: 3}]"), First(), seed=1).run().latency
+    usual = Simulation(workload(*rows), First(), seed=1).run().latency
+    slow = (
+        Simulation(workload(*rows, events="events: [{at: 10, class: gpu, slower: 3}]"), First(), seed=1).run().latency
+    )
     assert slow[0] == usual[0]
     assert slow[1] == pytest.approx(3 * usual[1], rel=0.01)
 
@@ -124,25 +126,27 @@ def test_a_class_that_becomes_slower_takes_longer() -> None:
 def test_jobs_on_a_lost_device_are_answered_by_another(change: str) -> None:
     rows = [(0.0, "image"), *((0.1 * n, "embed") for n in range(9))]
     lost = f"events: [{{at: 0.5, class: gpu, {change}}}]"
-    assert (Engine(workload(*rows, events=lost, service="bulk"), First(), seed=1).run().state == ANSWERED).all()
+    assert (Simulation(workload(*rows, events=lost, service="bulk"), First(), seed=1).run().state == ANSWERED).all()
 
 
 def test_a_class_without_available_devices_serves_nothing_until_it_has_some() -> None:
     cut = "events: [{at: 0, class: gpu, available: 0}, {at: 3, class: gpu, available: 2}]"
-    run = Engine(workload((1.0, "image"), events=cut, service="bulk"), First(), seed=1)
+    run = Simulation(workload((1.0, "image"), events=cut, service="bulk"), First(), seed=1)
     assert run.run().latency[0] >= 12  # until 3 s, and a start
 
 
 def test_a_run_ends_although_a_class_has_no_device_for_its_jobs_any_more() -> None:
     cut = "events: [{at: 1.5, class: gpu, available: 0}]"
-    run = Engine(workload((0.0, "image"), (1.0, "image"), (2.0, "embed"), events=cut, service="bulk"), First(), seed=1)
+    run = Simulation(
+        workload((0.0, "image"), (1.0, "image"), (2.0, "embed"), events=cut, service="bulk"), First(), seed=1
+    )
     assert run.run().state.tolist() == [ANSWERED, WAITING, WAITING]
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_no_policy_runs_live_work_on_spot_devices(name: str) -> None:
     work = workload(*((0.2 * n, "image") for n in range(20)))
-    run = Engine(work, POLICIES[name](work, 1), seed=1)
+    run = Simulation(work, POLICIES[name](work, 1), seed=1)
     run.run()
     assert sum(device.powered for device in run.pools[1].devices) == 0
 

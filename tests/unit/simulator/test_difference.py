@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from router.decide.history import Arrivals
-from simulator.engine import Outcome, Summary, played
+from simulator.engine import OutcomeColumns, RunSummary, played
 from simulator.fleet import SERVICES
 from simulator.own_fleet.difference import (
     Comparison,
@@ -37,7 +37,7 @@ ASKED = ("echo", "live")
 
 @st.composite
 def replays(draw: st.DrawFn) -> FileReplay:
-    summary = Summary(
+    summary = RunSummary(
         policy="taxiway",
         requests=1,
         attainment={name: draw(st.one_of(st.none(), st.floats(0, 1))) for name in SERVICES},
@@ -57,7 +57,7 @@ def shown(found: Comparison) -> list[str]:
     return [" ".join(line.split()) for line in text.getvalue().splitlines()]
 
 
-def play(workload: Workload, label: str) -> tuple[Summary, Outcome]:
+def play(workload: Workload, label: str) -> tuple[RunSummary, OutcomeColumns]:
     assert label.startswith(("old", "new"))
     return played("taxiway", workload, POLICIES["per-request"](workload, 0), seed=0)
 
@@ -102,7 +102,7 @@ def test_a_difference_is_new_minus_old_and_survives_json(old: FileReplay, new: F
 
 def part(live: float, cost: float, requests: int = 10, name: str = "cpu") -> FileReplay:
     shares = {**dict.fromkeys(SERVICES), "live": live}
-    summary = Summary(
+    summary = RunSummary(
         policy="a", requests=requests, attainment=shares, cost_usd=cost, score=cost, usd_by_class={name: cost}
     )
     timely = round(live * requests)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from router.decide.facts import BEAT
-from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Engine, StuckError, simulate, summarise
+from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Simulation, StuckError, simulate, summarise
 from simulator.fleet import Fleet, parse_fleet
 from simulator.policies.policy import Static
-from simulator.policies.routing import Count, Reader, Surroundings, topology_of
+from simulator.policies.routing import Count, SimulatedReader, Surroundings, topology_of
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import make_trace, synthetic_trace
 from simulator.workload import Workload, jobs, prepare
@@ -58,8 +58,8 @@ def chat(rate: float = 6, duration: float = 200, seed: int = 3) -> Workload:
     )
 
 
-def engine(name: str, workload: Workload, seed: int = 1) -> Engine:
-    return Engine(workload, POLICIES[name](workload, seed), seed=seed)
+def engine(name: str, workload: Workload, seed: int = 1) -> Simulation:
+    return Simulation(workload, POLICIES[name](workload, seed), seed=seed)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -67,7 +67,7 @@ def test_every_request_ends_exactly_once_and_all_devices_go_off(name: str) -> No
     ends_once(engine(name, chat()))
 
 
-def ends_once(run: Engine) -> None:
+def ends_once(run: Simulation) -> None:
     outcome = run.run()
     assert set(np.unique(outcome.state)) <= {ANSWERED, DROPPED, REFUSED}
     for pool in run.pools:
@@ -130,7 +130,7 @@ class EarliestFirst(Static):
 
 def test_a_queue_by_deadline_serves_the_earliest_first_and_a_queue_by_level_the_first() -> None:
     workload = burst(90, 80, 20, 50)
-    by_deadline = Engine(workload, EarliestFirst(), seed=1).run().latency
+    by_deadline = Simulation(workload, EarliestFirst(), seed=1).run().latency
     by_level = engine("static", workload).run().latency
     assert np.argsort(by_deadline).tolist() == [0, 2, 3, 1]
     assert np.argsort(by_level).tolist() == [0, 1, 2, 3]
@@ -165,7 +165,7 @@ def test_a_batch_forms_while_the_one_before_it_runs() -> None:
 def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_it_places() -> None:
     workload = chat(rate=20, duration=3)
     run = engine("taxiway", workload)
-    reader = Reader(workload, Surroundings(), seed=1)
+    reader = SimulatedReader(workload, Surroundings(), seed=1)
     job = next(jobs(workload))
     big = run.pools[0]
     big.serving = 1

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
 from router.decide.plan import Cell, ClassPlan, Density, Plan
-from simulator.class_queue import ClassQueue
-from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
+from simulator.class_queue import SimulatedQueue
+from simulator.engine import ANSWERED, DROPPED, REFUSED, OutcomeColumns, Simulation
 from simulator.fleet import parse_fleet
 from simulator.policies.policy import Policy, Shift
 from simulator.policies.routing import ExpectedBatch, Holding
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
 from simulator.traces import make_trace
-from simulator.workload import Job, Workload, jobs, prepare
+from simulator.workload import SimulatedJob, Workload, jobs, prepare
 from tests.unit.simulator.test_engine import chat
 
 TWINS = """
@@ -46,7 +46,7 @@ def workload(requests: Sequence[dict[str, Any]], *, horizon: float, price: float
     return prepare(make_trace(rows), parse_fleet(text), seed=1)
 
 
-def some_jobs(*terms: tuple[int, float]) -> list[Job]:
+def some_jobs(*terms: tuple[int, float]) -> list[SimulatedJob]:
     """Jobs of these priorities (2 is low) and deadlines."""
     rows = [
         {"arrival": float(n), "model": "m", "size": 1, "priority": priority, "deadline": deadline}
@@ -55,12 +55,12 @@ def some_jobs(*terms: tuple[int, float]) -> list[Job]:
     return list(jobs(workload(rows, horizon=1)))
 
 
-def indices(found: Sequence[Job]) -> list[int]:
+def indices(found: Sequence[SimulatedJob]) -> list[int]:
     return [job.index for job in found]
 
 
 def test_a_queue_by_level_shows_both_of_its_ends_and_any_job_may_leave() -> None:
-    queue = ClassQueue("level")
+    queue = SimulatedQueue("level")
     waiting = some_jobs((2, 100), (1, 100), (2, 100), (1, 100))
     for job in waiting:
         queue.push(job)
@@ -72,7 +72,7 @@ def test_a_queue_by_level_shows_both_of_its_ends_and_any_job_may_leave() -> None
 
 
 def test_a_queue_by_deadline_keeps_its_order_when_a_job_in_its_middle_leaves() -> None:
-    queue = ClassQueue("deadline")
+    queue = SimulatedQueue("deadline")
     waiting = some_jobs((1, 300), (1, 100), (1, 200))
     for job in waiting:
         queue.push(job)
@@ -84,7 +84,7 @@ def test_a_queue_by_deadline_keeps_its_order_when_a_job_in_its_middle_leaves() -
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 2), st.booleans()), max_size=30))
 def test_a_queue_serves_each_model_by_level_and_order_of_joining(steps: list[tuple[int, int, int, bool]]) -> None:
-    queue, inside = ClassQueue("level"), list[Job]()
+    queue, inside = SimulatedQueue("level"), list[SimulatedJob]()
     made = some_jobs(*((level, due) for level, due, _, _ in steps)) if steps else []
     for (_, _, model, leaves), job in zip(steps, made, strict=True):
         job.model = model
@@ -114,7 +114,7 @@ class Watched(Taxiway):
 class OnOneClass(Watched):
     """The router's policy, but that all is placed on the first class."""
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         self._reader.count(job, self._count(job, pools[0], None))
         return 0
@@ -124,8 +124,8 @@ MINUTE = [{"arrival": 0.01 * n, "model": "m"} for n in range(60)]
 """A minute of work that any class can do."""
 
 
-def play(work: Workload, policy: Policy) -> Outcome:
-    return Engine(work, policy, seed=1).run()
+def play(work: Workload, policy: Policy) -> OutcomeColumns:
+    return Simulation(work, policy, seed=1).run()
 
 
 def test_jobs_wait_bound_to_nothing_beyond_the_horizon_and_all_are_answered() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from router.decide.plan import Density, Depth
 from simulator.engine import simulate
-from simulator.fleet import Event, parse_fleet
+from simulator.fleet import HardwareChange, parse_fleet
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import joined, make_trace, synthetic_trace
@@ -54,7 +54,7 @@ def changed_later(work: Workload) -> Workload:
     """The same until half time; then a class becomes slow, and all requests are heavy."""
     trace, middle = work.trace, float(work.trace.arrival[-1]) / 2
     model = np.where(trace.arrival < middle, trace.model, trace.models.index("heavy"))
-    slow = Event(at=middle, hardware_class="cheap", slower=9.0)
+    slow = HardwareChange(at=middle, hardware_class="cheap", slower=9.0)
     return replace(work, trace=replace(trace, model=model), fleet=replace(work.fleet, events=(slow,)))
 
 

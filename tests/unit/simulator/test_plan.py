@@ -27,7 +27,7 @@ from simulator.demand import (
     offers,
     parse_prices,
 )
-from simulator.engine import Summary, simulate
+from simulator.engine import RunSummary, simulate
 from simulator.fleet import Fleet, FleetError, parse_fleet
 from simulator.planner import equipped, fleet_plan, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
@@ -75,7 +75,7 @@ def bought(on: Fleet | None = None) -> tuple[Offer, ...]:
     return offers(on or fleet(), parse_prices(PRICES.splitlines(keepends=True)))
 
 
-def replay(what: str, workload: Workload) -> Summary:
+def replay(what: str, workload: Workload) -> RunSummary:
     return simulate(what, workload, Taxiway(workload), seed=1)
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.decide.pools import Rules
-from simulator.device import Device
-from simulator.engine import ANSWERED, DROPPED, Engine, Summary, summarise
+from controller.decide.pools import PoolRules
+from simulator.device import SimulatedDevice
+from simulator.engine import ANSWERED, DROPPED, RunSummary, Simulation, summarise
 from simulator.fleet import FleetError, parse_fleet
 from simulator.nodes import Nodes
 from simulator.policies.taxiway import POLICIES
@@ -31,12 +31,12 @@ services:
   bulk: {share: 0}
 events:
 """
-RULES = Rules(stock_out=10, retry=30, hold=5)
+RULES = PoolRules(stock_out=10, retry=30, hold=5)
 GOES = "  - {at: 100, class: gpu, pool: first, available: 0}\n"
 RETURNS = "  - {at: 200, class: gpu, pool: first, available: 4}\n"
 
 
-class Watched(Engine):
+class Watched(Simulation):
     """Notes after each second what serves in each pool, and what is thought of the first."""
 
     def watch(self) -> Pool:
@@ -45,7 +45,7 @@ class Watched(Engine):
         self.run()
         return self.pools[0]
 
-    def _note(self, device: Device | None, version: int, now: float) -> None:
+    def _note(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         [pool] = self.pools
         assert pool.nodes is not None
         serving = [[one.available for one in pool.devices[start : start + 4]] for start in (0, 4)]
@@ -62,7 +62,7 @@ def played(events: str, policy: str = "static", seconds: float = 400) -> Watched
     return engine
 
 
-def summary(engine: Engine) -> Summary:
+def summary(engine: Simulation) -> RunSummary:
     return summarise("static", engine.workload, engine.outcome, engine.pools)
 
 
@@ -107,7 +107,7 @@ def test_nodes_that_come_and_go_lose_no_request_and_pools_do_not_flap(
 
 def test_an_idle_device_ends_before_one_that_holds_a_model_or_runs() -> None:
     fleet = parse_fleet(FLEET + "  []")
-    nodes, devices = Nodes(fleet.classes["gpu"]), [Device(number, 1e9) for number in range(8)]
+    nodes, devices = Nodes(fleet.classes["gpu"]), [SimulatedDevice(number, 1e9) for number in range(8)]
     on, _ = nodes.spread(3, devices, 1.0)
     for device in on:
         device.switch_on(1.0)

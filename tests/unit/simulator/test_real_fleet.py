@@ -17,7 +17,7 @@ from simulator.policies.policy import able_classes
 from simulator.tuning.real_fleet import (
     LATE,
     UNBOUNDED,
-    Known,
+    KnownFleet,
     Recorded,
     as_demanded,
     billed,
@@ -61,11 +61,13 @@ NAMES = {
 HERE = {"cloud": 2, "edge": 1, "spot": 1}
 
 
-def a_known(startable: tuple[str, ...] = ("cloud", "edge", "spot"), **facts: Any) -> Known:
+def a_known(startable: tuple[str, ...] = ("cloud", "edge", "spot"), **facts: Any) -> KnownFleet:
     devices = tuple(
         a_device(name, worker=f"{name}.{n}", runtimes=("onnx",), **facts) for name, n in HERE.items() for n in range(n)
     )
-    return Known(TOPOLOGY, Catalogue({MODEL.id: MODEL}), ProfileBook(), FleetSnapshot(devices, startable=startable))
+    return KnownFleet(
+        TOPOLOGY, Catalogue({MODEL.id: MODEL}), ProfileBook(), FleetSnapshot(devices, startable=startable)
+    )
 
 
 def arrivals(*jobs: tuple[int, int, int, float]) -> Arrivals:
@@ -82,7 +84,7 @@ def arrivals(*jobs: tuple[int, int, int, float]) -> Arrivals:
 EVERY = arrivals((0, 0, 0, 0.5), (0, 1, 0, 0.25), (0, 1, 1, 0.3), (0, 2, 0, math.nan), (1, 0, 0, 0.5), (0, 3, 0, 1.0))
 
 
-def found(known: Known | None = None, what: Arrivals = EVERY) -> Recorded:
+def found(known: KnownFleet | None = None, what: Arrivals = EVERY) -> Recorded:
     one = recorded(what, known or a_known(), 1010.0)
     assert one is not None
     return one
@@ -154,7 +156,7 @@ def test_a_generation_reads_its_prompt_in_one_step_and_steps_for_each_token_of_i
     assert long - short == pytest.approx(900 * profile.slope)
 
 
-def learned(known: Known) -> tuple[float, ...]:
+def learned(known: KnownFleet) -> tuple[float, ...]:
     return paces(known.snapshot, known.topology.hardware)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simulator.fleet import Transformer
-from simulator.timing import Roofline, Stepping, Whole
+from simulator.timing import Roofline, Stepping, WholeBatches
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -84,6 +84,6 @@ def test_an_answer_alone_is_its_prompt_and_its_steps() -> None:
 
 
 def test_a_measured_curve_is_never_under_its_floor() -> None:
-    timing = Whole(load=1.0, memory=0, base=0.001, slope=1e-6, floor=0.01)
+    timing = WholeBatches(load=1.0, memory=0, base=0.001, slope=1e-6, floor=0.01)
     assert timing.batch(4, 40.0) == 0.01
     assert timing.batch(4, 40_000.0) == pytest.approx(0.041)

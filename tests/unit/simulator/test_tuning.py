@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Handover, Plan, preferred_class
-from simulator.engine import Engine, simulate
-from simulator.fleet import SERVICES, Event, parse_fleet
+from simulator.engine import Simulation, simulate
+from simulator.fleet import SERVICES, HardwareChange, parse_fleet
 from simulator.policies.policy import Assignment, Fixed
-from simulator.policies.taxiway import Taxiway, Tuned
+from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.pool import Pool
 from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.tuning.search import Search, fresh
@@ -26,16 +26,16 @@ from simulator.tuning.tuner import (
     PERIODS,
     REST,
     WORSE,
-    Answers,
+    CellAnswers,
     Decision,
     Trust,
     Tuner,
-    Watch,
+    TuningWatch,
     measured,
     plan_of,
 )
-from simulator.tuning.twin import FLOOR, MOST, RETURNS, WEIGHT, Conditions, Twin, Window
-from simulator.workload import Job, Workload, jobs, prepare
+from simulator.tuning.twin import FLOOR, MOST, RETURNS, WEIGHT, Twin, TwinConditions, Window
+from simulator.workload import SimulatedJob, Workload, jobs, prepare
 
 FLEET = """
 default_model: quick
@@ -64,7 +64,7 @@ def twin(begin: float = 0.0, end: float = 120.0, pace: float = 1.0) -> Twin:
     work = workload()
     slow = {name: (row[0], row[1] and row[1].slower(pace)) for name, row in work.fleet.timings.items()}
     window = Window.of(replace(work, fleet=replace(work.fleet, timings=slow)), begin, end)
-    return Twin(window, Conditions.usual(work.fleet, fresh(work.fleet)))
+    return Twin(window, TwinConditions.usual(work.fleet, fresh(work.fleet)))
 
 
 def everything_on(place: int) -> Assignment:
@@ -75,7 +75,7 @@ def test_a_plan_for_a_class_that_has_no_device_any_more_is_played_and_replaced()
     work = workload()
     tuner = Tuner(seed=1)
     tuner.assignment = everything_on(0)
-    gone = Conditions((0, 1), (0, 4))
+    gone = TwinConditions((0, 1), (0, 4))
     window = Window.of(work, 0.0, 120.0)
     assert not Twin(window, gone).play(everything_on(0)).timely.any()
     used = tuner.tune(window, gone, 120.0, plays=10).assignment.classes
@@ -104,7 +104,7 @@ def test_an_estimate_counts_what_the_use_of_an_endpoint_costs() -> None:
     text = FLEET.replace("dear: {count: 4, initial: 1, price: {usd_per_hour: 2}, memory: 8GiB, start: 5,", hosted)
     work = replace(workload(), fleet=parse_fleet(text))
     window = Window.of(work, 0.0, 120.0)
-    costs = Search(Twin(window, Conditions((1, 1), (4, 1))), seed=1).costs
+    costs = Search(Twin(window, TwinConditions((1, 1), (4, 1))), seed=1).costs
     requests = sum(job.model == job.service == 0 for job in window.jobs)
     assert costs.metered[0, 0] == [0.0, pytest.approx(0.01 * requests * 3600 / window.span)]
     assert costs.dollars[0, 0][1] == pytest.approx(costs.metered[0, 0][1])
@@ -146,7 +146,7 @@ def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
     quick, heavy = (work.trace.models.index(name) for name in ("quick", "heavy"))
     apart = Assignment({(quick, 1): 1, (heavy, 1): 0}, (Density(), Density()))
 
-    engine = Engine(work, Fixed(apart, (1, 3), (0.0, 120.0)), seed=1)
+    engine = Simulation(work, Fixed(apart, (1, 3), (0.0, 120.0)), seed=1)
     engine.run()
 
     planned, others = (sum(device.powered for device in pool.devices) for pool in (engine.pools[1], engine.pools[0]))
@@ -173,7 +173,7 @@ def test_what_waits_now_waits_at_the_begin_of_every_play(seed: int, count: int) 
 
 def test_a_play_has_late_what_must_wait_for_what_waits_already() -> None:
     work, window = workload(), Window.latest(workload(), 120.0, 60.0)
-    now = Conditions.usual(work.fleet, fresh(work.fleet))
+    now = TwinConditions.usual(work.fleet, fresh(work.fleet))
     heavy = np.flatnonzero(work.trace.model == work.trace.models.index("heavy"))
     full = window.behind(work, np.sort(np.resize(heavy, 300)), 0.0)
     calm, busy = (Twin(one, now).play(everything_on(0)).timely[-len(window.jobs) :] for one in (window, full))
@@ -185,7 +185,7 @@ def bursty(pause: float, deadline: float = 2.0) -> Twin:
     terms = {"model": "quick", "size": 1, "output": 0, "deadline": deadline, "service": 0}
     rows = [{"arrival": burst * (pause + 10) + n / 2, **terms} for burst in range(3) for n in range(20)]
     work = prepare(make_trace(rows), parse_fleet(FLEET), seed=1)
-    return Twin(Window.all(work, 3 * (pause + 10)), Conditions.usual(work.fleet, fresh(work.fleet)))
+    return Twin(Window.all(work, 3 * (pause + 10)), TwinConditions.usual(work.fleet, fresh(work.fleet)))
 
 
 def test_a_pause_costs_at_most_what_its_end_would_with_the_chance_that_the_load_returns() -> None:
@@ -236,7 +236,7 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
     rows = np.sort(np.resize(np.arange(len(work)), 4 * MOST))
     trace = replace(work.trace.part(rows), arrival=np.linspace(0, 120, len(rows)))
     window = Window.latest(prepare(trace, work.fleet, seed=1), 120.0, 120.0)
-    conditions = Conditions.usual(work.fleet, fresh(work.fleet))
+    conditions = TwinConditions.usual(work.fleet, fresh(work.fleet))
 
     decision = Tuner(seed=1).tune(window, conditions, 120.0, plays=1, most=1)
 
@@ -248,7 +248,7 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
 def test_a_search_begins_with_whole_models_on_one_class_if_it_can_hold_them(memory: str, homes: set[int]) -> None:
     fleet = parse_fleet(FLEET.replace("load: 0.1}", f"load: 0.1, memory: {memory}}}"))
     window = Window.all(prepare(workload().trace, fleet, seed=1), 120.0)
-    first = Search(Twin(window, Conditions.usual(fleet, fresh(fleet))), seed=1).shapes()[0]
+    first = Search(Twin(window, TwinConditions.usual(fleet, fresh(fleet))), seed=1).shapes()[0]
     assert [len({first[model, service] for service in range(3)}) for model in range(2)] == [1, 1]
     assert set(first.values()) == homes
 
@@ -281,13 +281,13 @@ def test_a_first_plan_is_adopted_and_hands_over_from_placement_by_request() -> N
 
 def slowing(at: float, factor: float) -> Workload:
     work = workload()
-    event = Event(at=at, hardware_class="dear", slower=factor)
+    event = HardwareChange(at=at, hardware_class="dear", slower=factor)
     return replace(work, fleet=replace(work.fleet, events=(event,)))
 
 
 def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
     class OnDear(Taxiway):
-        def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+        def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
             """As `Policy.choose`."""
             self._reader.working(pools, now)
             self._reader.count(job, self._count(job, pools[1], None))
@@ -297,7 +297,7 @@ def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
     learned = dict[int, float]()
     for end in (60, 120):
         part = Window.of(work, 0.0, end).workload
-        engine = Engine(part, OnDear(part, seed=1), seed=1)
+        engine = Simulation(part, OnDear(part, seed=1), seed=1)
         engine.run()
         learned[end] = engine.pools[1].learned[work.trace.models.index("quick")]
     assert learned[60] == pytest.approx(1.0)
@@ -322,13 +322,13 @@ def test_late_live_work_starts_a_class_only_where_no_plan_says_what_is_started(*
         )
         used = {"cheap": ClassPlan(rule=Density(), devices=4)}
         policy._reader.follow(Plan(number=1, made=0.0, cells=cells, classes=used))
-    engine = Engine(work, policy, seed=1)
+    engine = Simulation(work, policy, seed=1)
     engine.run()
     assert bool(engine.pools[1].started) is not planned
 
 
 def test_devices_that_start_yet_are_released_before_those_that_serve() -> None:
-    engine = Engine(workload(), Fixed(everything_on(0)), seed=1)
+    engine = Simulation(workload(), Fixed(everything_on(0)), seed=1)
     pool = engine.pools[0]
     pool.switch_on(0.0, after=5.0)
     pool.switch_on(0.0, after=0.0)
@@ -357,7 +357,7 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     window = Window.all(prepare(both, parse_fleet(FLEET), seed=1), 120.0)
     tuner = Tuner(seed=1)
     tuner.assignment = everything_on(0)
-    decision = tuner.tune(window, Conditions((4, 0), (4, 4)), 300.0, plays=30)
+    decision = tuner.tune(window, TwinConditions((4, 0), (4, 4)), 300.0, plays=30)
     assert decision.adopted
     places = {decision.assignment.classes[cell] for cell in decision.moves}
     assert places
@@ -376,7 +376,7 @@ def test_five_per_cent_of_load_change_nothing(factor: float) -> None:
 
 
 def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
-    watch, pace = Watch(tuned=100.0, span=450.0, pace=(1.0, 1.0)), (1.0, 1.0)
+    watch, pace = TuningWatch(tuned=100.0, span=450.0, pace=(1.0, 1.0)), (1.0, 1.0)
     late = [False] * 20 + [True] * 40
     assert not watch.due(100.0 + REST, pace, late)
     assert watch.due(100.0 + REST, (1.0, 2.0), [])
@@ -389,7 +389,7 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
 
 
 def test_a_plan_from_few_arrivals_is_tuned_again_when_twice_as_much_is_known() -> None:
-    watch = Watch(tuned=100.0, span=45.0, pace=(1.0,))
+    watch = TuningWatch(tuned=100.0, span=45.0, pace=(1.0,))
     assert not watch.due(144.0, (1.0,), [])
     assert watch.due(145.0, (1.0,), [])
 
@@ -403,8 +403,8 @@ def test_a_plan_that_was_dropped_is_followed_by_another() -> None:
 def test_the_policy_drops_a_plan_that_is_worse_than_it_predicted() -> None:
     work = workload()
     slow = replace(work, fleet=replace(work.fleet, events=()))
-    policy = Tuned(slow, seed=1, history=workload())
-    run = Engine(slow, policy, seed=1)
+    policy = TunedPolicy(slow, seed=1, history=workload())
+    run = Simulation(slow, policy, seed=1)
     run.run()
     for _ in range(PERIODS):
         for _ in range(100):
@@ -415,7 +415,7 @@ def test_the_policy_drops_a_plan_that_is_worse_than_it_predicted() -> None:
 
 def test_the_policy_follows_its_plan_and_a_history_gives_one_at_once() -> None:
     work = workload()
-    policy = Tuned(work, seed=1, history=workload())
+    policy = TunedPolicy(work, seed=1, history=workload())
     simulate("taxiway", work, policy, seed=1)
     at, decision = policy.decisions[0]
     assert at < 1
@@ -431,7 +431,7 @@ def test_a_plan_names_models_and_localities_as_the_fleet_does() -> None:
 PENALTIES = (48.0, 24.0, 12.0)
 CELLS = st.dictionaries(
     st.tuples(st.integers(0, 3), st.integers(0, 2)),
-    st.integers(0, 50).flatmap(lambda n: st.builds(Answers, st.just(n), st.integers(0, n))),
+    st.integers(0, 50).flatmap(lambda n: st.builds(CellAnswers, st.just(n), st.integers(0, n))),
 )
 
 
@@ -458,7 +458,7 @@ def test_a_score_is_at_least_the_cost_and_at_most_all_penalties_more(cost: float
 
 @given(answers=CELLS, cell=st.tuples(st.integers(0, 3), st.integers(0, 2)))
 def test_one_more_late_answer_makes_no_score_better(answers: dict, cell: tuple[int, int]) -> None:  # type: ignore[type-arg]
-    more = answers | {cell: answers.get(cell, Answers()).with_one(timely=False)}
+    more = answers | {cell: answers.get(cell, CellAnswers()).with_one(timely=False)}
     assert measured(1.0, more, PENALTIES) >= measured(1.0, answers, PENALTIES) - 1e-9
 
 

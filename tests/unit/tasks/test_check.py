@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.check import QUEUES, Verdict, check_configuration
+from tasks.check import QUEUES, CheckVerdict, check_configuration
 from tasks.models.artefacts import made_inputs
 from tasks.models.signature import bind
 from tasks.settings import TREE
@@ -32,7 +32,7 @@ TOPOLOGY: dict[str, Any] = {
 }
 
 
-def checked(folder: Path, **hardware: Any) -> list[Verdict]:
+def checked(folder: Path, **hardware: Any) -> list[CheckVerdict]:
     """What the check says that is not ok, with a class of these fields."""
     described = {**TOPOLOGY, "hardware": {"cpu.batch": {**TOPOLOGY["hardware"]["cpu.batch"], **hardware}}}
     (folder / "queues.yaml").write_text(yaml.safe_dump(described))

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.files import GraphError, GraphTensor, Signature, read_signature
+from tasks.models.files import GraphError, GraphSignature, GraphTensor, read_signature
 from tests.graphs import EXPORTED, exported_graph, scale_graph, vad_graph
 
 
-def signature_by_onnx(content: bytes) -> Signature:
+def signature_by_onnx(content: bytes) -> GraphSignature:
     """What the reference implementation reads."""
     graph = onnx.load_model_from_string(content).graph
     types = {1: "FP32", 7: "INT64"}
@@ -25,7 +25,7 @@ def signature_by_onnx(content: bytes) -> Signature:
             found.append(GraphTensor(value.name, types[kind.elem_type], shape))
         return tuple(found)
 
-    return Signature(tensors(graph.input), tensors(graph.output))
+    return GraphSignature(tensors(graph.input), tensors(graph.output))
 
 
 @pytest.mark.parametrize("content", [vad_graph(), scale_graph(2.0), scale_graph(2.0, batch=1)])
@@ -44,7 +44,7 @@ def test_an_input_with_a_default_inside_the_graph_is_none_that_a_request_must_gi
 def test_an_axis_of_negative_length_is_free_and_a_name_may_have_any_characters(tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(exported_graph(2.0))
     found = read_signature(tmp_path / "graph.onnx")
-    assert found == Signature(*((GraphTensor(name, "FP32", (-1, 2)),) for name in EXPORTED.values()))
+    assert found == GraphSignature(*((GraphTensor(name, "FP32", (-1, 2)),) for name in EXPORTED.values()))
 
 
 @given(cut=st.integers(0, len(vad_graph())), junk=st.binary(max_size=12), rest=st.integers(0, len(vad_graph())))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tasks.models.discovered import Announced, discovered
-from tasks.models.folder import ModelsFolder, Report, Reporter, Watched, changes
+from tasks.models.folder import CatalogueReport, ModelsFolder, Reporter, Watched, changes
 from tasks.models.profiles import ProfileBook
 from tasks.queues_file import QueuesFile
 from tasks.topology import Topology
@@ -250,11 +250,11 @@ def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look
 ) -> None:
     reporter = Reporter(folder, "worker", "w")
     name, raw = reporter.arguments()
-    assert (name, set(msgspec.json.decode(raw, type=Report).models)) == ("w", {"scale:1"})
+    assert (name, set(msgspec.json.decode(raw, type=CatalogueReport).models)) == ("w", {"scale:1"})
     assert reporter.apply(Watched(3, True, {"scale:1": "first", "gone:1": ""}, time.time())) == []
     assert folder.unloaded == {"gone:1"}
     assert not reporter.requested  # that was before it began, and it has read the folder since
-    assert msgspec.json.decode(reporter.arguments()[1], type=Report).reload == 3
+    assert msgspec.json.decode(reporter.arguments()[1], type=CatalogueReport).reload == 3
     assert reporter.apply(Watched(3, True, {"scale:1": "first"}, time.time())) == []
     assert reporter.arguments()[1] == b""
     assert reporter.apply(Watched(4, False, {"scale:1": "second"}, time.time())) == ["scale:1"]
@@ -262,14 +262,14 @@ def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look
     assert reporter.arguments()[1]
     reporter.looked()
     assert not reporter.requested
-    assert msgspec.json.decode(reporter.arguments()[1], type=Report).reload == 4
+    assert msgspec.json.decode(reporter.arguments()[1], type=CatalogueReport).reload == 4
 
 
 @pytest.mark.parametrize("ahead", [-300.0, 0.2, 300.0])
 def test_a_report_tells_how_far_the_hosts_clock_is_ahead_of_the_stores(folder: ModelsFolder, ahead: float) -> None:
     reporter = Reporter(folder, "worker", "w")
     reporter.apply(Watched(0, False, {}, time.time() - ahead))
-    assert msgspec.json.decode(reporter.arguments()[1], type=Report).clock == round(ahead)
+    assert msgspec.json.decode(reporter.arguments()[1], type=CatalogueReport).clock == round(ahead)
 
 
 def test_profiles_and_catalogue_of_an_empty_folder_are_empty(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tasks.models.profiles import (
 )
 from tasks.settings import TREE
 from tests.builders import a_text_model
-from workers.profiling.report import Outcome, write
+from workers.profiling.report import MeasuredOutcome, write
 
 TODAY = datetime.date(2026, 6, 1)
 DEFAULT = Profile(base=0.5, slope=0.01, load=3.0)
@@ -223,15 +223,18 @@ def test_a_device_has_a_plain_file_name() -> None:
 
 def test_measuring_one_variant_again_keeps_the_others(tmp_path: Path) -> None:
     exact = msgspec.structs.replace(MEASURED, base=1.0)
-    first = [Outcome(model="sentiment:1", variant=n, measurement=m) for n, m in (("fast", MEASURED), ("exact", exact))]
+    first = [
+        MeasuredOutcome(model="sentiment:1", variant=n, measurement=m)
+        for n, m in (("fast", MEASURED), ("exact", exact))
+    ]
     again = msgspec.structs.replace(MEASURED, base=2.0)
     write(first, FILE.device, tmp_path)
-    (path,) = write([Outcome(model="sentiment:1", variant="fast", measurement=again)], FILE.device, tmp_path)
+    (path,) = write([MeasuredOutcome(model="sentiment:1", variant="fast", measurement=again)], FILE.device, tmp_path)
     assert parse_profile(path.read_text()).variants == {"fast": again, "exact": exact}
-    (path,) = write([Outcome(model="sentiment:2", variant="fast", measurement=again)], FILE.device, tmp_path)
+    (path,) = write([MeasuredOutcome(model="sentiment:2", variant="fast", measurement=again)], FILE.device, tmp_path)
     assert parse_profile(path.read_text()).variants == {"fast": again}
 
 
 def test_a_failed_variant_writes_no_file(tmp_path: Path) -> None:
-    assert write([Outcome(model="sentiment:1", variant="fast", error="no")], FILE.device, tmp_path) == []
+    assert write([MeasuredOutcome(model="sentiment:1", variant="fast", error="no")], FILE.device, tmp_path) == []
     assert list(tmp_path.iterdir()) == []

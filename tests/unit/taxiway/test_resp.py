@@ -4,7 +4,7 @@ import hiredis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.valkey import LARGE, Answers, Value, packed
+from taxiway.valkey import LARGE, AnswerParser, Value, packed
 
 LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 
@@ -63,7 +63,7 @@ def plain(answer: object) -> object:
 def test_answers_are_the_same_wherever_what_is_received_was_cut(
     given: list[object], cuts: list[int], small: bool
 ) -> None:
-    sent, reader, found = memoryview(b"".join(map(encoded, given))), Answers(), []
+    sent, reader, found = memoryview(b"".join(map(encoded, given))), AnswerParser(), []
     for number in range(len(sent) + len(cuts)):
         if not sent:
             break
@@ -76,7 +76,7 @@ def test_answers_are_the_same_wherever_what_is_received_was_cut(
 
 
 def test_an_array_that_was_cut_between_two_of_its_values_stays_one_answer() -> None:
-    reader = Answers()
+    reader = AnswerParser()
     found: list[object] = []
     for piece in (b"*3\r\n$1\r\na\r\n", b"$1\r\nb\r\n$1\r\nc\r\n", b"$1\r\nd\r\n"):
         reader.buffer()[: len(piece)] = piece

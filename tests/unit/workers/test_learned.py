@@ -7,7 +7,7 @@ import pytest
 from tasks.document import Size
 from tasks.heartbeat import ANY
 from tasks.models.model import Profile, Variant
-from tasks.models.profiles import Known
+from tasks.models.profiles import KnownProfile
 from tests.builders import a_text_model
 from workers.learned import LearnedTimes, Loaded
 from workers.port import Item
@@ -31,7 +31,7 @@ class NoPipeline:
 
 
 def loaded(key: str = "sentiment:1/fast", *, base: float = 1.0, load: float = 2.0, seconds: float = 2.0) -> Loaded:
-    known = Known(Profile(base=base, slope=0.0, load=load), 1.1, 1)
+    known = KnownProfile(Profile(base=base, slope=0.0, load=load), 1.1, 1)
     return Loaded(key, MODEL, VARIANT, NoPipeline(), EchoRuntime(), known, seconds)  # type: ignore[arg-type]
 
 

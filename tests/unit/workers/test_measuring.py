@@ -8,12 +8,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.unit.tasks.test_profiles import MEASURED, MODEL, seconds
-from workers.profiling.fit import FULL, QUICK, Curve, Timed, fit, grid, powers, repeats, residuals, thinned
-from workers.profiling.measure import CALM, ProgressMessage, Run, least_disturbed
-from workers.profiling.report import Outcome, formula, remarks
+from workers.profiling.fit import FULL, QUICK, FittedCurve, Timed, fit, grid, powers, repeats, residuals, thinned
+from workers.profiling.measure import CALM, ProgressMessage, TimedRun, least_disturbed
+from workers.profiling.report import MeasuredOutcome, formula, remarks
 
 curves = st.builds(
-    Curve,
+    FittedCurve,
     base=st.floats(1e-4, 1),
     slope=st.floats(1e-5, 1e-2),
     step=st.just(0.0),
@@ -24,7 +24,7 @@ GRID = [(rows, size) for rows in (1, 2, 4, 8, 16) for size in (16, 64, 256)]
 
 
 @given(curves)
-def test_a_fit_finds_the_curve_that_made_its_points(true: Curve) -> None:
+def test_a_fit_finds_the_curve_that_made_its_points(true: FittedCurve) -> None:
     found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
     assert found.error < 1e-3
     for rows, size in GRID:
@@ -32,21 +32,21 @@ def test_a_fit_finds_the_curve_that_made_its_points(true: Curve) -> None:
 
 
 def test_a_fit_finds_the_floor_below_which_no_batch_runs() -> None:
-    true = Curve(base=0.0, slope=1e-4, step=0.0, floor=0.02, error=0.0)
+    true = FittedCurve(base=0.0, slope=1e-4, step=0.0, floor=0.02, error=0.0)
     found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
     assert found.error < 1e-3
     assert math.isclose(found.floor, 0.02, rel_tol=0.01)
 
 
 def test_a_fit_takes_what_each_unit_of_size_costs_a_batch_where_that_explains_much() -> None:
-    true = Curve(base=0.01, slope=1e-3, step=4e-3, floor=0.0, error=0.0)
+    true = FittedCurve(base=0.01, slope=1e-3, step=4e-3, floor=0.0, error=0.0)
     found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
     assert math.isclose(found.step, 4e-3, rel_tol=0.02)
     assert math.isclose(found.slope, 1e-3, rel_tol=0.02)
 
 
 def test_one_outlier_does_not_bend_a_fit() -> None:
-    true = Curve(base=0.01, slope=1e-4, step=0.0, floor=0.0, error=0.0)
+    true = FittedCurve(base=0.01, slope=1e-4, step=0.0, floor=0.0, error=0.0)
     points = [Timed(r, s, (true.latency(r, s) * (3 if (r, s) == (4, 64) else 1),)) for r, s in GRID]
     found = fit(points)
     assert math.isclose(found.latency(16, 256), true.latency(16, 256), rel_tol=0.05)
@@ -105,11 +105,11 @@ def test_a_batch_is_run_at_least_and_at_most_as_often_as_planned(
     assert plan.fewest <= repeats(plan, batch, left, points_left) <= plan.most
 
 
-runs = st.lists(st.builds(Run, seconds=st.floats(0.001, 1), waited=st.floats(0, 1)), min_size=1, max_size=9)
+runs = st.lists(st.builds(TimedRun, seconds=st.floats(0.001, 1), waited=st.floats(0, 1)), min_size=1, max_size=9)
 
 
 @given(runs, st.integers(1, 4))
-def test_disturbed_runs_count_only_where_there_are_too_few_calm_ones(found: list[Run], fewest: int) -> None:
+def test_disturbed_runs_count_only_where_there_are_too_few_calm_ones(found: list[TimedRun], fewest: int) -> None:
     kept = least_disturbed(found, fewest)
     calm = [run for run in found if run.disturbed <= CALM]
     assert kept == calm if len(calm) >= fewest else len(kept) == min(fewest, len(found))
@@ -120,10 +120,10 @@ def test_a_table_says_a_curve_without_its_zeros_and_what_was_amiss() -> None:
     assert formula(msgspec.structs.replace(MEASURED, base=0.0, step=0.5, floor=0.0)) == "500 ms·s + 100 µs·b·s"
     shown = remarks(
         [
-            Outcome(model="m:1", variant="a", skipped="torch is not installed"),
-            Outcome(model="m:1", variant="b", error="no weights"),
-            Outcome(model="m:1", variant="c", measurement=msgspec.structs.replace(MEASURED, disturbed=0.25)),
-            Outcome(model="m:1", variant="d", measurement=MEASURED),
+            MeasuredOutcome(model="m:1", variant="a", skipped="torch is not installed"),
+            MeasuredOutcome(model="m:1", variant="b", error="no weights"),
+            MeasuredOutcome(model="m:1", variant="c", measurement=msgspec.structs.replace(MEASURED, disturbed=0.25)),
+            MeasuredOutcome(model="m:1", variant="d", measurement=MEASURED),
         ]
     )
     assert list(shown) == [

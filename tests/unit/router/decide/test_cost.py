@@ -15,7 +15,7 @@ from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.heartbeat import ANY, Curve, DeviceFacts, EndpointFacts
+from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts, LearnedCurve
 from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
@@ -299,7 +299,7 @@ def test_more_rows_never_take_less_time_or_money(
 
 
 def test_a_learned_curve_has_prompts_and_answers_apart() -> None:
-    told = EndpointFacts(state="closed", curves={KEY: Curve(0.2, 0.01, 0.001, 0.0001, 0.0)})
+    told = EndpointFacts(state="closed", curves={KEY: LearnedCurve(0.2, 0.01, 0.001, 0.0001, 0.0)})
     device = msgspec.structs.replace(WARM, endpoint=told)
     needs = replace(ONE_ROW, size=1100, output=100)
     assert estimated(device, needs=needs).run == pytest.approx(0.2 + 0.011 * 100 + 0.0001 * 1000)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.valkey import history as stored_history
-from broker.valkey.history import Group, Observed
+from broker.valkey.history import AcceptedGroup, Observed
 from router.decide.classify import Constraints, Needs, level_of
 from router.decide.explain import basis_text
 from router.decide.history import (
@@ -27,7 +27,7 @@ from router.decide.history import (
     SLICE,
     STATES,
     Arrivals,
-    Terms,
+    PlacedTerms,
     again_at,
     assembled,
     fresh_slices,
@@ -160,7 +160,7 @@ def test_the_terms_are_those_of_the_placement(deadline: float | None, priority: 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
 def test_a_basis_of_another_release_has_no_terms(text: str) -> None:
-    assert terms_of(text) == Terms()
+    assert terms_of(text) == PlacedTerms()
 
 
 def test_the_columns_have_what_the_records_say() -> None:
@@ -169,8 +169,8 @@ def test_the_columns_have_what_the_records_say() -> None:
         [("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")],
     )
     groups = (
-        Group(BEGIN + 0.25, BEGIN + 5.25, 3, "echo:1", "acme", basis(constraints=Constraints("live"))),
-        Group(BEGIN + 1.0, 0.0, 1, "nobody-has-it", "", ""),
+        AcceptedGroup(BEGIN + 0.25, BEGIN + 5.25, 3, "echo:1", "acme", basis(constraints=Constraints("live"))),
+        AcceptedGroup(BEGIN + 1.0, 0.0, 1, "nobody-has-it", "", ""),
     )
 
     read = arrivals_of(Observed(2, ("cpu.batch", "gpu.realtime"), groups, outcomes.tobytes(), {0: 7}))

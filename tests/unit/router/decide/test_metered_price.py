@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Allowance, Constraints, Needs
 from router.decide.cost import estimate_figures
-from router.decide.rebalance import Block, Group
+from router.decide.rebalance import Group, GroupBlock
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import Template
 from tasks.document import Size
@@ -90,7 +90,7 @@ def test_a_job_is_not_moved_to_a_provider_that_may_exceed_its_budget() -> None:
 
     def in_time(budget: float) -> bool:
         needs = replace(NEEDS, budget=budget)
-        block = Block([Group(table, needs, home, 0.0, ("j",))], frozenset())
+        block = GroupBlock([Group(table, needs, home, 0.0, ("j",))], frozenset())
         return bool(block.view(np.zeros((4, 2))).in_time[0, table.classes.index("provider")])
 
     assert in_time(DEAREST * 1.01)

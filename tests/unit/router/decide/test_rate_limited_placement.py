@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures, has_capacity
-from router.decide.rebalance import Block, Group
+from router.decide.rebalance import Group, GroupBlock
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import Allowed, DeviceFacts, EndpointFacts
@@ -87,7 +87,7 @@ def test_a_move_is_judged_by_the_limits_as_a_placement_is(
         device("other"), device("rated", requests=rate, requests_left=left, tokens=50 * rate, tokens_left=left)
     )
     needs = [replace(NEEDS, size=size) for size in sizes]
-    block = Block([Group(table, one, 0, 0.0, ("j",)) for one in needs], frozenset())
+    block = GroupBlock([Group(table, one, 0, 0.0, ("j",)) for one in needs], frozenset())
     before = np.tile(np.array(ahead), (4, 1))
     view = block.view(before)
     for row, one in enumerate(needs):

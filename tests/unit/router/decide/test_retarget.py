@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.retarget import SETTLED, Action, Conditions, Retarget, retarget
+from router.decide.retarget import SETTLED, Action, Retarget, RetargetConditions, retarget
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts, is_emulated, unfit_for
 from tasks.topology import Topology, parse_topology
@@ -40,10 +40,10 @@ def waiting(**seconds: float) -> dict[str, tuple[float, ...]]:
 
 
 def after(
-    fleet: FleetSnapshot, topology: Topology = TOPOLOGY, *, conditions: Conditions | None = None
+    fleet: FleetSnapshot, topology: Topology = TOPOLOGY, *, conditions: RetargetConditions | None = None
 ) -> list[Retarget]:
     """What is decided once the fleet has been like this for as long as it takes."""
-    conditions = Conditions() if conditions is None else conditions
+    conditions = RetargetConditions() if conditions is None else conditions
     conditions.observe(fleet, topology, 0.0)
     assert not [one for one in retarget(fleet, topology, conditions, 0.0) if one.action is Action.LEND]
     conditions.observe(fleet, topology, PATIENCE)
@@ -82,7 +82,7 @@ def test_a_class_with_work_lends_only_what_the_rest_of_its_devices_can_spare() -
 
 def test_a_lent_device_returns_at_once_when_its_own_class_has_work() -> None:
     lent = device("a", serves=("cpu.day", "cpu.night"))
-    fleet, conditions = FleetSnapshot((lent,), work=waiting(night=9.0, day=0.1)), Conditions()
+    fleet, conditions = FleetSnapshot((lent,), work=waiting(night=9.0, day=0.1)), RetargetConditions()
     conditions.observe(fleet, TOPOLOGY, 0.0)
     assert retarget(fleet, TOPOLOGY, conditions, 0.0) == [
         Retarget("a", "cpu.night", Action.RETURN, "cpu.day has work of its own")
@@ -90,7 +90,7 @@ def test_a_lent_device_returns_at_once_when_its_own_class_has_work() -> None:
 
 
 def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:
-    lent, conditions = device("a", serves=("cpu.day", "cpu.night")), Conditions()
+    lent, conditions = device("a", serves=("cpu.day", "cpu.night")), RetargetConditions()
     for now, work in ((0.0, 0.0), (1.0, 0.1), (2.0, 0.0), (3.9, 0.0)):
         fleet = FleetSnapshot((lent,), work=waiting(night=work))
         conditions.observe(fleet, TOPOLOGY, now)
@@ -105,7 +105,7 @@ def test_a_device_that_its_operator_took_from_its_own_class_is_left_where_it_is(
 
 
 def test_a_retargeted_worker_is_not_commanded_again_until_its_heartbeat_can_show_it() -> None:
-    fleet, conditions = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), Conditions()
+    fleet, conditions = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), RetargetConditions()
     conditions.note(after(fleet, conditions=conditions), PATIENCE)
     conditions.observe(fleet, TOPOLOGY, PATIENCE + SETTLED / 2)
     assert not retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED / 2)
@@ -117,7 +117,7 @@ def test_a_fleet_with_retargeting_off_retargets_nothing() -> None:
     rules = msgspec.structs.replace(TOPOLOGY.rebalance, retarget=None)
     unlent = msgspec.structs.replace(TOPOLOGY, rebalance=rules)
     fleet = FleetSnapshot((device("a"),), work=waiting(night=9.0))
-    conditions = Conditions()
+    conditions = RetargetConditions()
     conditions.observe(fleet, unlent, 0.0)
     assert not retarget(fleet, unlent, conditions, 1e6)
 
@@ -185,7 +185,11 @@ def histories(draw: st.DrawFn, topology: Topology) -> list[FleetSnapshot]:
 @given(st.data())
 def test_lending_keeps_its_promises_whatever_happens(data: st.DataObject) -> None:
     topology = data.draw(st.just(TOPOLOGY) | topologies())
-    conditions, serves, last = Conditions(), dict[str, tuple[str, ...]](), dict[tuple[str, str], tuple[Action, float]]()
+    conditions, serves, last = (
+        RetargetConditions(),
+        dict[str, tuple[str, ...]](),
+        dict[tuple[str, str], tuple[Action, float]](),
+    )
     for number, drawn in enumerate(data.draw(histories(topology))):
         now = 0.5 * number
         fleet = replace(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.plan import Density, Depth, Size
+from router.decide.plan import ClassSize, Density, Depth
 from router.decide.scaling import Scaler, deadlines
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Price, Scaling, Service, Topology, TopologyError, parse_topology
@@ -36,7 +36,7 @@ LOADS = st.lists(st.tuples(st.floats(0, 100), st.integers(0, 50)), min_size=1, m
 def test_a_size_is_within_its_bounds_and_shrinks_only_by_what_was_not_needed(
     rule: Density | Depth, floor: int, pause: float, loads: list[tuple[float, int]], most: int
 ) -> None:
-    size, devices = Size(30.0), 0
+    size, devices = ClassSize(30.0), 0
     size.follow(rule, floor, pause, 0.0)
     for second, (load, jobs) in enumerate(loads):
         now = float(second)
@@ -53,13 +53,13 @@ def test_a_size_is_within_its_bounds_and_shrinks_only_by_what_was_not_needed(
 def test_more_load_or_jobs_never_ask_for_fewer(
     load: float, more: float, jobs: int, further: int, rule: Density | Depth
 ) -> None:
-    size = Size(30.0)
+    size = ClassSize(30.0)
     size.follow(rule)
     assert size.wanted(load + more, jobs + further, 0.0) >= size.wanted(load, jobs, 0.0)
 
 
 def test_a_device_goes_when_it_was_not_needed_for_the_time_of_a_start() -> None:
-    size = Size(start=60.0)
+    size = ClassSize(start=60.0)
     size.need(3, 0.0)
     size.need(1, 30.0)
     assert size.kept(3, 0.0, 0, 59.0, 3) == 3
@@ -68,14 +68,14 @@ def test_a_device_goes_when_it_was_not_needed_for_the_time_of_a_start() -> None:
 
 
 def test_a_device_that_is_needed_now_is_kept_without_a_keep_alive_too() -> None:
-    size = Size(start=60.0)
+    size = ClassSize(start=60.0)
     size.follow(Density(keep=0.0))
     assert size.kept(3, 1.0, 2, 5.0, 3) == 2
     assert size.kept(2, 0.0, 0, 6.0, 3) == 0
 
 
 def test_a_floor_ends_in_a_long_pause_and_is_back_with_the_next_job() -> None:
-    size = Size(start=10.0, minimum=1)
+    size = ClassSize(start=10.0, minimum=1)
     size.follow(Density(), 3, 100.0, 0.0)
     assert [size.floor(now) for now in (0.0, 99.0, 100.0)] == [3, 3, 1]
     size.follow(Density(), 3, 100.0, 110.0)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.operators.view import Calibration, calibration
-from local.doctor.examine import Bounds, ClassReport, calibrations
+from local.doctor.examine import ClassReport, HeldBounds, calibrations
 from tasks.heartbeat import DeviceFacts, Done, count, empty, held_of, median_of
 from tests.builders import a_device
 
@@ -43,14 +43,14 @@ def test_a_class_is_calibrated_by_what_all_its_live_workers_counted() -> None:
 @pytest.mark.parametrize(
     ("bounds", "found"),
     [
-        (Bounds(100, 0.97, 0.5), [True]),
-        (Bounds(100, 0.9, 0.5), [False]),
-        (Bounds(100, 1.0, 0.2), [False]),
-        (Bounds(19, 0.5, 0.5), []),
+        (HeldBounds(100, 0.97, 0.5), [True]),
+        (HeldBounds(100, 0.9, 0.5), [False]),
+        (HeldBounds(100, 1.0, 0.2), [False]),
+        (HeldBounds(19, 0.5, 0.5), []),
         (None, []),
     ],
 )
 def test_the_doctor_finds_bounds_that_do_not_hold_and_those_that_say_nothing(
-    bounds: Bounds | None, found: list[bool]
+    bounds: HeldBounds | None, found: list[bool]
 ) -> None:
     assert [one.found for one in calibrations({"cpu": ClassReport(bounds)})] == found

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from router.decide.snapshot import FleetSnapshot
-from router.service.repository import Progress, progress
+from router.service.repository import LoadProgress, progress
 from tasks.document import Size
 from tasks.models.model import Profile, Variant
 from tests.builders import a_class, a_device, a_text_model, a_topology
@@ -26,24 +26,24 @@ def device(name: str, **fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("devices", "expected", "text"),
     [
-        ([], Progress(0, 0, "no live device"), "no live device"),
+        ([], LoadProgress(0, 0, "no live device"), "no live device"),
         (
             [device("fast@1")],
-            Progress(0, 1),
+            LoadProgress(0, 1),
             "not loaded yet: it is still loading, or other models use the memory that it needs",
         ),
-        ([device("fast@1", **WARM)], Progress(1, 0, ""), "loaded on 1 of 1 devices"),
-        ([device("fast@1", **WARM), device("fast@2")], Progress(1, 1), "loaded on 1 of 2 devices"),
-        ([device("fast@1", **WARM), device("fast@2", draining=True)], Progress(1, 0), "loaded on 1 of 1 devices"),
+        ([device("fast@1", **WARM)], LoadProgress(1, 0, ""), "loaded on 1 of 1 devices"),
+        ([device("fast@1", **WARM), device("fast@2")], LoadProgress(1, 1), "loaded on 1 of 2 devices"),
+        ([device("fast@1", **WARM), device("fast@2", draining=True)], LoadProgress(1, 0), "loaded on 1 of 1 devices"),
         (
             [device("fast@1", **FAILED)],
-            Progress(0, 0),
+            LoadProgress(0, 0),
             "big: needs 1099511627776 bytes of memory, fast@1 has 17179869184; echo: unavailable on fast@1: no",
         ),
-        ([device("fast@1", **FAILED), device("fast@2")], Progress(0, 1), "not loaded yet"),
+        ([device("fast@1", **FAILED), device("fast@2")], LoadProgress(0, 1), "not loaded yet"),
     ],
 )
-def test_a_load_is_reported_by_class(devices: list[Any], expected: Progress, text: str) -> None:
+def test_a_load_is_reported_by_class(devices: list[Any], expected: LoadProgress, text: str) -> None:
     found = progress(MODEL, TOPOLOGY, FleetSnapshot(devices=tuple(devices)))
     assert found.keys() == {"fast", "slow"}
     assert (found["fast"].loaded, found["fast"].pending) == (expected.loaded, expected.pending)
@@ -53,5 +53,5 @@ def test_a_load_is_reported_by_class(devices: list[Any], expected: Progress, tex
 def test_a_worker_without_a_heartbeat_since_may_still_load_it() -> None:
     fleet = FleetSnapshot(devices=(device("fast@1", **FAILED), device("slow@1", **WARM)))
     found = progress(MODEL, TOPOLOGY, fleet, reporting=())
-    assert found == {"fast": Progress(0, 1), "slow": Progress(0, 1)}
-    assert progress(MODEL, TOPOLOGY, fleet, reporting={"fast@1", "slow@1"})["slow"] == Progress(1, 0)
+    assert found == {"fast": LoadProgress(0, 1), "slow": LoadProgress(0, 1)}
+    assert progress(MODEL, TOPOLOGY, fleet, reporting={"fast@1", "slow@1"})["slow"] == LoadProgress(1, 0)

@@ -8,7 +8,7 @@ import pytest
 from broker.port import Peeked
 from router.decide.snapshot import FleetSnapshot
 from router.decide.waiting import abandoned
-from router.upkeep.waiting import Waiting, moves_of_abandoned
+from router.upkeep.waiting import WaitingJob, moves_of_abandoned
 from tests.unit.router.service.test_admission import FLEET, RULES, decision, device, placed, seen
 
 PLACED = placed(decision(deadline=600))
@@ -23,12 +23,12 @@ def test_a_class_is_abandoned_if_queues_yaml_lacks_it_and_no_device_serves_what_
     assert abandoned(seen(FleetSnapshot(devices=devices, work=work))) == ["gone"]
 
 
-def waiting(count: int) -> list[Waiting]:
+def waiting(count: int) -> list[WaitingJob]:
     """Jobs that wait for a class that is gone, as `peek` gives them: those served last first."""
     placement = PLACED.placement
     order = [msgspec.structs.replace(PEEKED.envelope, headers={"id": str(job)}) for job in reversed(range(count))]
     peeked = [Peeked("gone", 1, b"raw", envelope) for envelope in order]
-    return [Waiting(one, placement.table.model, placement.needs, "echo", 1.0, ()) for one in peeked]
+    return [WaitingJob(one, placement.table.model, placement.needs, "echo", 1.0, ()) for one in peeked]
 
 
 def test_what_waits_for_an_abandoned_class_moves_in_order_to_where_it_would_be_placed_now() -> None:

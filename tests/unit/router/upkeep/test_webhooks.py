@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from router.decide.webhooks import (
     Attempt,
-    Endpoint,
     Endpoints,
-    Message,
     Secret,
+    WebhookEndpoint,
+    WebhookMessage,
     check_url,
     forbidden,
     headers_of,
@@ -24,7 +24,7 @@ from router.decide.webhooks import (
     secret_from,
 )
 from tasks.topology import Webhooks
-from tasks.webhooks import Event
+from tasks.webhooks import WebhookEvent
 from taxiway.contract.job import failure_meta
 from taxiway.contract.keys import job_key
 from taxiway.contract.request import EventType
@@ -34,8 +34,8 @@ RULES = Webhooks()
 keys = st.binary(min_size=24, max_size=64)
 
 
-def endpoint(name: str = "one", *types: EventType, **more: Any) -> Endpoint:
-    return Endpoint(
+def endpoint(name: str = "one", *types: EventType, **more: Any) -> WebhookEndpoint:
+    return WebhookEndpoint(
         id=f"we_{name}",
         tenant="lab",
         name=name,
@@ -48,7 +48,7 @@ def endpoint(name: str = "one", *types: EventType, **more: Any) -> Endpoint:
 
 
 def test_a_signature_is_that_of_the_specifications_example() -> None:
-    message = Message("msg_loFOjxBNrRLzqYUf", b'{"event_type":"ping","data":{"success":true}}')
+    message = WebhookMessage("msg_loFOjxBNrRLzqYUf", b'{"event_type":"ping","data":{"success":true}}')
     headers = headers_of(message, ["whsec_plJ3nmyCDGBKInavdOK15jsl"], 1731705121.9)
     assert headers["webhook-id"] == "msg_loFOjxBNrRLzqYUf"
     assert headers["webhook-timestamp"] == "1731705121"
@@ -57,7 +57,7 @@ def test_a_signature_is_that_of_the_specifications_example() -> None:
 
 @given(body=st.binary(max_size=200), own=st.lists(keys, min_size=1, max_size=3), now=st.floats(0, 4e9))
 def test_each_secret_signs_as_it_does_alone(body: bytes, own: list[bytes], now: float) -> None:
-    message, secrets = Message("evt_1", body), [secret_from(one) for one in own]
+    message, secrets = WebhookMessage("evt_1", body), [secret_from(one) for one in own]
     alone = [headers_of(message, [secret], now)["webhook-signature"] for secret in secrets]
     assert headers_of(message, secrets, now)["webhook-signature"].split(" ") == alone
 
@@ -182,7 +182,7 @@ def test_a_secret_signs_until_its_overlap_is_over() -> None:
 
 def test_a_message_is_the_same_at_each_attempt_and_says_why_a_job_failed() -> None:
     meta = failure_meta("j", ExecutionError("no such tool")).decode()
-    event = Event("1", "job", "cancelled", 5.5, job_key("j"), "talk:1", "cancelled", meta)
+    event = WebhookEvent("1", "job", "cancelled", 5.5, job_key("j"), "talk:1", "cancelled", meta)
     message = message_of(event)
     assert message == message_of(msgspec.structs.replace(event, since=99.0))
     assert msgspec.json.decode(message.body) == {
@@ -200,5 +200,5 @@ def test_a_message_is_the_same_at_each_attempt_and_says_why_a_job_failed() -> No
 
 
 def test_a_reason_that_cannot_be_read_is_left_out() -> None:
-    message = message_of(Event("1", "job", "failed", 5.5, job_key("j"), "talk:1", "failed", "not JSON"))
+    message = message_of(WebhookEvent("1", "job", "failed", 5.5, job_key("j"), "talk:1", "failed", "not JSON"))
     assert "error" not in msgspec.json.decode(message.body)["data"]

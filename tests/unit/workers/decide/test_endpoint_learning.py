@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.model import Profile
-from workers.decide.endpoints import ENOUGH, Learned, Rates, after, curve_of, duration, learned, minute_bucket, rates_of
+from workers.decide.endpoints import (
+    ENOUGH,
+    EndpointRates,
+    Learned,
+    after,
+    curve_of,
+    duration,
+    learned,
+    minute_bucket,
+    rates_of,
+)
 
 PRIOR = Profile(base=0.1, slope=0.0005, step=0.004)
 SLOTS = 16
@@ -113,8 +123,8 @@ def test_what_is_given_back_may_be_sent_again(amount: float, tokens: float) -> N
 
 
 def test_without_limits_nothing_waits() -> None:
-    assert Rates().wait(1e9, 0.0) == 0.0
-    assert Rates().room(1e9, 0.0) == math.inf
+    assert EndpointRates().wait(1e9, 0.0) == 0.0
+    assert EndpointRates().room(1e9, 0.0) == math.inf
 
 
 def test_an_answer_states_limits_and_what_is_left() -> None:
@@ -124,7 +134,7 @@ def test_an_answer_states_limits_and_what_is_left() -> None:
         "x-ratelimit-limit-tokens": "6000",
         "x-ratelimit-remaining-tokens": "5999",
     }
-    rates = learned(Rates(), headers, 10.0)
+    rates = learned(EndpointRates(), headers, 10.0)
     assert rates.room(1.0, 10.0) == 2
     assert rates.taken(1.0, 10.0, requests=2.0).wait(1.0, 10.0) == pytest.approx(1.0)
     assert rates.tokens is not None
@@ -144,7 +154,7 @@ def test_nothing_is_sent_before_the_reset_that_the_endpoint_states() -> None:
         "x-ratelimit-remaining-requests": "0",
         "x-ratelimit-reset-requests": "30s",
     }
-    assert learned(Rates(), headers, 0.0).wait(1, 0.0) == pytest.approx(30.0)
+    assert learned(EndpointRates(), headers, 0.0).wait(1, 0.0) == pytest.approx(30.0)
 
 
 @pytest.mark.parametrize(

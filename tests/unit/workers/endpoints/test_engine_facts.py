@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.heartbeat import Engine
+from tasks.heartbeat import EngineLoad
 from workers.endpoints.health import is_full, read_metrics, read_slots
 
 VLLM = """
@@ -32,22 +32,22 @@ SLOTS = b'[{"id":0,"is_processing":true,"params":{}},{"id":1,"is_processing":fal
 @pytest.mark.parametrize(
     ("body", "engine"),
     [
-        (VLLM, Engine(running=5, waiting=4, cache=0.5)),
-        (LLAMA, Engine(running=1, waiting=2)),
-        ('nv_inference_pending_request_count{model="a"} 7\n', Engine(waiting=7)),
+        (VLLM, EngineLoad(running=5, waiting=4, cache=0.5)),
+        (LLAMA, EngineLoad(running=1, waiting=2)),
+        ('nv_inference_pending_request_count{model="a"} 7\n', EngineLoad(waiting=7)),
         ("process_cpu_seconds_total 1\n", None),
         ("vllm:num_requests_running{broken 1", None),
-        ("vllm:num_requests_running 1e300\nvllm:num_requests_waiting NaN\n", Engine(running=10**6)),
-        ("vllm:kv_cache_usage_perc -3\nvllm:num_requests_running -1\n", Engine()),
+        ("vllm:num_requests_running 1e300\nvllm:num_requests_waiting NaN\n", EngineLoad(running=10**6)),
+        ("vllm:kv_cache_usage_perc -3\nvllm:num_requests_running -1\n", EngineLoad()),
         ("", None),
     ],
 )
-def test_an_engines_metrics_show_what_runs_and_waits_there(body: str, engine: Engine | None) -> None:
+def test_an_engines_metrics_show_what_runs_and_waits_there(body: str, engine: EngineLoad | None) -> None:
     assert read_metrics(body.encode()) == engine
 
 
-@pytest.mark.parametrize(("body", "engine"), [(SLOTS, Engine(running=1)), (b"{}", None), (b"\xff", None)])
-def test_slots_show_what_runs(body: bytes, engine: Engine | None) -> None:
+@pytest.mark.parametrize(("body", "engine"), [(SLOTS, EngineLoad(running=1)), (b"{}", None), (b"\xff", None)])
+def test_slots_show_what_runs(body: bytes, engine: EngineLoad | None) -> None:
     assert read_slots(body) == engine
 
 
@@ -60,5 +60,5 @@ def test_whatever_an_endpoint_says_is_facts_or_nothing(text: str) -> None:
 
 
 def test_an_engine_whose_requests_wait_or_whose_cache_is_used_is_full() -> None:
-    engines = (None, Engine(running=9), Engine(waiting=1), Engine(cache=0.99))
+    engines = (None, EngineLoad(running=9), EngineLoad(waiting=1), EngineLoad(cache=0.99))
     assert [is_full(one) for one in engines] == [False, False, True, True]

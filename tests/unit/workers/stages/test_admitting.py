@@ -15,7 +15,7 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import ModelsFolder, load_catalogue
 from tasks.models.model import Model
-from tasks.models.profiles import Known, ProfileBook
+from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.queues_file import QueuesFile
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits
@@ -34,7 +34,7 @@ from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import MOST_ENDED, AdmitStage, prepare
 from workers.stages.held import HeldJobs
-from workers.stages.job import Delivery, Ended, Job
+from workers.stages.job import Delivery, Ended, RunningJob
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared
 
 CLASS = "cpu.batch"
@@ -43,7 +43,7 @@ CLASS = "cpu.batch"
 class Unsure(Executor):
     """An executor that cannot say how long `paced` takes."""
 
-    def known(self, model: Model, name: str) -> Known:
+    def known(self, model: Model, name: str) -> KnownProfile:
         if model.name == "paced":
             raise OverflowError("integer division result too large for a float")
         return super().known(model, name)
@@ -117,6 +117,8 @@ def test_the_size_of_a_prepared_row_is_one_that_estimates_can_bear(size: int) ->
     hardware, model = a_class(), load_catalogue(TREE / "models").resolve("echo")
     known = ProfileBook().lookup(model, "echo", "cpu", "test")
     loaded = Loaded("echo:1/echo", model, model.variants["echo"], Vast(size), EchoRuntime(), known, 0.0)
-    job = Job(a_delivery(), hardware, model, "echo", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
+    job = RunningJob(
+        a_delivery(), hardware, model, "echo", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0
+    )
     prepare(job, loaded)
     assert math.isfinite(known.profile.latency(1, sum(item.size for item in job.items) / 1))

@@ -22,7 +22,7 @@ from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
 from workers.stages.held import HeldJobs
-from workers.stages.job import Job
+from workers.stages.job import RunningJob
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared, patient_seconds
 
 BATCH = 4
@@ -39,14 +39,14 @@ def stage(tmp_path: Path) -> DeviceStage:
     return DeviceStage(DeviceQueue(), endings, executor, shared)
 
 
-def jobs(stage: DeviceStage, count: int) -> list[Job]:
+def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:
     """Jobs of a row each."""
     model = load_catalogue(TREE / "models").resolve("echo")
     delivery = a_delivery()
     rows = ({"payload": "a text"},)
     hardware = stage.variants.hardware
     return [
-        Job(delivery, hardware, model, "echo", "echo", rows, {}, ("payload",), single=True, arrived=0.0)
+        RunningJob(delivery, hardware, model, "echo", "echo", rows, {}, ("payload",), single=True, arrived=0.0)
         for _ in range(count)
     ]
 
@@ -67,12 +67,12 @@ def test_a_device_that_has_two_batches_asks_for_none(stage: DeviceStage) -> None
     assert stage.wait_for_room(0.01) == 0
 
 
-def slept(stage: DeviceStage, level: int, size: int) -> Job:
+def slept(stage: DeviceStage, level: int, size: int) -> RunningJob:
     """A prepared job of `paced`, which the executor has loaded, of one row."""
     model = load_catalogue(TREE / "models").resolve("paced")
     loaded = stage.variants.ready(model, "paced") or stage.variants.load(model, "paced")
     delivery, hardware = a_delivery(a_ticket(level=level)), stage.variants.hardware
-    job = Job(delivery, hardware, model, "paced", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
+    job = RunningJob(delivery, hardware, model, "paced", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
     job.items = [Item({}, size)]
     job.patient = patient_seconds(job, stage.variants)
     job.answers = [None]

@@ -27,7 +27,7 @@ from workers.drain import Drain
 from workers.executor import Executor
 from workers.stages.device import DeviceStage
 from workers.stages.held import HeldJobs
-from workers.stages.job import Answered, Ending, Job
+from workers.stages.job import Answered, Ending, RunningJob
 from workers.stages.queues import DeviceQueue, EndingQueue, PieceQueue, Shared
 
 
@@ -64,12 +64,14 @@ class Device:
         shared = Shared(self.admissions, EndingQueue(), PieceQueue(), store, held, celery, Drain())
         self.stage = DeviceStage(self.jobs, self.endings, self.executor, shared)
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str) -> RunningJob:
         """A job of the model as the folder has it now."""
         model = self.folder.catalogue.resolve(name)
         delivery = a_delivery(a_ticket(name, model.id))
         row = {"x": [1.0, 2.0]}
-        return Job(delivery, self.executor.hardware, model, "onnx", f"{model.id}/onnx", (row,), {}, ("y",), True, 0.0)
+        return RunningJob(
+            delivery, self.executor.hardware, model, "onnx", f"{model.id}/onnx", (row,), {}, ("y",), True, 0.0
+        )
 
     def edit(self, name: str, factor: float = 2.0, **fields: Any) -> None:
         """Change a model in the folder, and tell the stage."""

@@ -11,7 +11,7 @@ from tests.builders import a_class, a_delivery
 from workers.decide.batcher import BatchPolicy
 from workers.port import Item
 from workers.stages.admit import gather
-from workers.stages.job import Job
+from workers.stages.job import RunningJob
 from workers.stages.lane import Lane
 
 PROFILE = Profile(base=0.001, slope=1e-6)
@@ -20,9 +20,9 @@ HARDWARE = a_class(max_batch=8)
 BUCKET = 1_000_000
 
 
-def job(*sizes: int, deadline: float = 100.0) -> Job:
+def job(*sizes: int, deadline: float = 100.0) -> RunningJob:
     """A job with rows of these sizes, all of one bucket."""
-    made = Job(
+    made = RunningJob(
         a_delivery(), HARDWARE, MODEL, "python", "k", ({},), {}, (), single=False, arrived=0.0, deadline=deadline
     )
     made.items = [Item({}, size) for size in sizes]
@@ -31,7 +31,7 @@ def job(*sizes: int, deadline: float = 100.0) -> Job:
     return made
 
 
-def lane(max_run: float, *jobs: Job, pace: float = 1.0) -> Lane:
+def lane(max_run: float, *jobs: RunningJob, pace: float = 1.0) -> Lane:
     """A lane in which these jobs wait."""
     made = Lane(("k", BUCKET, "", "c"), BatchPolicy(8, 0.0, max_run), PROFILE, lambda: pace)
     for one in jobs:

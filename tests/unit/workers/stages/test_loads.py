@@ -17,7 +17,7 @@ from taxiway.errors import TaxiwayError
 from tests.builders import a_class, a_delivery, a_ticket
 from workers.device import find_device
 from workers.executor import Executor
-from workers.stages.job import Job
+from workers.stages.job import RunningJob
 from workers.stages.lane import LOAD_AT_MOST, Loads, Urgency
 
 MODEL = """
@@ -46,14 +46,14 @@ class Dock:
         hardware = a_class(runtimes=("echo", "python"), memory=100 * 2**20)
         device = find_device(hardware, "cpu:0", emulate=False)
         self.executor = Executor(hardware, device, ArtefactStore(folder / "cache"), threads=1)
-        self.failed: list[tuple[Job, TaxiwayError]] = []
+        self.failed: list[tuple[RunningJob, TaxiwayError]] = []
         self.woken = threading.Event()
         self.loads = Loads(self.executor, wake=self.woken.set, fail=self._fail)
         self.lined: dict[str, Urgency] = {}
 
-    def job(self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0) -> Job:
+    def job(self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0) -> RunningJob:
         """A job that waits for its variant."""
-        job = Job(
+        job = RunningJob(
             delivery=a_delivery(a_ticket(f"{model} {deadline} {arrived}", f"{model}:1")),
             hardware=self.executor.hardware,
             model=self.catalogue.resolve(model),
@@ -73,7 +73,7 @@ class Dock:
         """Begin a load, if one may."""
         self.loads.begin(lambda urgency: {key for key, lined in self.lined.items() if lined <= urgency})
 
-    def finish(self) -> list[Job]:
+    def finish(self) -> list[RunningJob]:
         """The jobs of the load that runs, once it has ended."""
         assert self.woken.wait(20)
         self.woken.clear()
@@ -83,7 +83,7 @@ class Dock:
         """What is loaded."""
         return {loaded.key for loaded in self.executor.all_loaded()}
 
-    def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
+    def _fail(self, jobs: Sequence[RunningJob], error: TaxiwayError) -> None:
         self.failed += [(job, error) for job in jobs]
 
 

@@ -15,7 +15,7 @@ from tests.unit.workers.stages.test_stage_queues import endings
 from tests.waiting import until
 from workers.stages.admit import prepare
 from workers.stages.device import ALONE_AT_MOST
-from workers.stages.job import Answered, Job
+from workers.stages.job import Answered, RunningJob
 from workers.stages.lane import Lane
 from workers.stages.queues import EndingQueue
 
@@ -27,7 +27,7 @@ def device(tmp_path: Path) -> Device:
     return opened
 
 
-def ready(device: Device, name: str = "one") -> Job:
+def ready(device: Device, name: str = "one") -> RunningJob:
     """A job whose variant is loaded, decoded."""
     job = device.job(name)
     loaded = device.executor.ready(job.model, job.variant) or device.executor.load(job.model, job.variant)

@@ -13,7 +13,7 @@ from taxiway.errors import InvalidRequestError, TaxiwayError
 from workers.decide.faults import text_of
 from workers.pipelines.image import decode
 from workers.stages.admit import named_row
-from workers.stages.job import Job
+from workers.stages.job import RunningJob
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Rows:
 
 
 def named(error: TaxiwayError, index: int, rows: int) -> str:
-    return named_row(error, index, cast(Job, Rows((None,) * rows))).message
+    return named_row(error, index, cast(RunningJob, Rows((None,) * rows))).message
 
 
 def jpeg() -> bytes:

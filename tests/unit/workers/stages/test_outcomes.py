@@ -12,7 +12,7 @@ from taxiway.contract.job import Result, RunReport, Tokens
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
 from workers.stages.job import Delivery, Ended, Used
-from workers.stages.outcomes import OutcomeCounters
+from workers.stages.outcomes import WorkerOutcomes
 
 
 def taken(**changes: Any) -> Delivery:
@@ -39,7 +39,7 @@ def failed(delivery: Delivery, error: TaxiwayError) -> Ended:
 
 
 def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> None:
-    counters = OutcomeCounters("cpu:0")
+    counters = WorkerOutcomes("cpu:0")
     counters.count([answered(taken(began=time.time() - 0.5, started=102.0), run_time=0.25)])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"succeeded": 1}
@@ -52,7 +52,7 @@ def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> N
 
 
 def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
-    counters = OutcomeCounters("cpu:0")
+    counters = WorkerOutcomes("cpu:0")
     began = time.time() - 0.5
     counters.count([answered(taken(began=began, started=102.0), run_time=0.25) for _ in range(2)])
     counters.count([failed(taken(began=began, started=103.0), ExecutionError("it broke"))])
@@ -65,7 +65,7 @@ def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
 
 
 def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
-    counters = OutcomeCounters("cpu:0")
+    counters = WorkerOutcomes("cpu:0")
     counters.count([failed(taken(), DeadlineExceededError("late"))])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"expired": 1}
@@ -73,7 +73,7 @@ def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
 
 
 def test_a_job_that_failed_has_run_for_as_long_as_it_was_there() -> None:
-    counters = OutcomeCounters("cpu:0")
+    counters = WorkerOutcomes("cpu:0")
     counters.count([failed(taken(began=time.time() - 3, started=102.0), ExecutionError("it broke"))])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"failed": 1}
@@ -81,7 +81,7 @@ def test_a_job_that_failed_has_run_for_as_long_as_it_was_there() -> None:
 
 
 def test_what_rows_used_of_an_endpoint_counts_by_model_and_dollars_by_known_tenant() -> None:
-    counters = OutcomeCounters("endpoint:0", ["lab"])
+    counters = WorkerOutcomes("endpoint:0", ["lab"])
     counters.use(
         [
             Used(taken(tenant="lab"), Tokens(10, 4, 5), 0.5, 0.0, 0.2, 0.03, aborted=False),
@@ -95,7 +95,7 @@ def test_what_rows_used_of_an_endpoint_counts_by_model_and_dollars_by_known_tena
 
 
 def test_a_jobs_dollars_are_counted_once_where_use_was_counted_before() -> None:
-    counters = OutcomeCounters("endpoint:0", ["lab"])
+    counters = WorkerOutcomes("endpoint:0", ["lab"])
     ended = answered(taken(began=time.time() - 0.5, started=102.0, tenant="lab"), run_time=0.25)
     assert ended.result is not None
     report = msgspec.structs.replace(ended.result.report, cost=0.75)
@@ -105,7 +105,7 @@ def test_a_jobs_dollars_are_counted_once_where_use_was_counted_before() -> None:
 
 
 def test_a_promise_counts_for_its_class_and_as_broken_if_a_job_expired_after_it() -> None:
-    counters, promise = OutcomeCounters("cpu:0"), Promise("gpu", 100.0, 1.0, 2.0)
+    counters, promise = WorkerOutcomes("cpu:0"), Promise("gpu", 100.0, 1.0, 2.0)
     for seconds, expired in [(1.5, False), (2.5, False), (3.0, True), (1.9, True)]:
         counters.judge(promise, seconds, expired=expired)
     assert held_of(counters.totals()["gpu"].latency["bound"]) == (1, 3), "what expired within it tells nothing"

@@ -24,7 +24,7 @@ from workers.decide.faults import (
 )
 from workers.drain import Drain
 from workers.executor import as_ours
-from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, Job
+from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, RunningJob
 from workers.stages.retries import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
 
 
@@ -38,7 +38,7 @@ def failed(one: Delivery, error: TaxiwayError) -> Ended:
 
 def answered(variant: str) -> Answered:
     hardware = load_topology(TREE / "queues.yaml").hardware["cpu.batch"]
-    job = Job(
+    job = RunningJob(
         delivery(),
         hardware,
         load_catalogue(TREE / "models").resolve("echo"),

@@ -13,7 +13,7 @@ from tests.builders import a_class, a_delivery
 from workers.learned import Loaded
 from workers.port import Item, Row
 from workers.stages.admit import prepare
-from workers.stages.job import Job
+from workers.stages.job import RunningJob
 
 
 class Noted:
@@ -30,7 +30,7 @@ class Noted:
 def seeds_of(prompts: Any, **parameters: Any) -> list[tuple[Any, Any]]:
     model, pipeline = load_catalogue(TREE / "models").resolve("generate"), Noted()
     bound = bind(model, prompts, parameters)
-    job = Job(
+    job = RunningJob(
         delivery=a_delivery(),
         hardware=a_class(),
         model=model,
