@@ -59,7 +59,7 @@ unit: $(READY) ## the unit tests alone: seconds, without a network, a server or 
 	$(BIN)/pytest tests/unit -n 2
 
 reference: $(READY) ## write docs/reference.md and the JSON Schemas from the texts below the fields
-	$(BIN)/python -m tasks.schema
+	$(BIN)/python -m docs.schema
 	$(BIN)/python -m docs.reference
 
 lint: $(READY) ## format, lint, types and import directions

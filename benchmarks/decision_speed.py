@@ -29,10 +29,10 @@ from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import shadow_prices
 from router.decide.facts import FleetFacts, snapshot_from
+from router.decide.moves.rebalance import Move, rebalance
+from router.decide.moves.waiting import window_per_level
 from router.decide.placement import choose
-from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
-from router.decide.waiting import window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import WaitingJob, groups_of
 from tasks.document import Size

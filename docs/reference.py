@@ -1,6 +1,6 @@
 """Writes docs/reference.md: every field of every file that operators write (`make reference`).
 
-The texts stand below the fields in the source (`tasks.described`), those of the chart in charts/own.schema.json.
+The texts stand below the fields in the source (`docs.described`), those of the chart in charts/own.schema.json.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from api.access import Key
+from docs.described import described
+from docs.schema import chart_values
 from simulator.fleet import Document
 from tasks import topology
-from tasks.described import described
 from tasks.document import json_schema
 from tasks.models import model
-from tasks.schema import chart_values
 from tasks.settings import TREE
 
 PAGE = TREE / "docs" / "reference.md"

@@ -30,9 +30,10 @@ from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Bound, lower_bound
 from lab.policies import TRACES, Bench, Figure, mean, parser
 from lab.trials.trial import TRIALS
-from router.decide import placement, rebalance
+from router.decide import placement
 from router.decide.candidates import CandidateTable
-from router.decide.rebalance import Kind, Rows, View
+from router.decide.moves import rebalance
+from router.decide.moves.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES, load_fleet
 from simulator.policies.taxiway import Maker, Taxiway

@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 
+from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
-from tasks.outage import Outage
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
 from workers.name import WorkerName

@@ -33,11 +33,11 @@ from aio_pika.exceptions import (
     DeliveryError,
 )
 
+from broker.outage import Outage
 from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.leases import Leadership
 from router.service.store import RouterStore
 from tasks.large_bodies import beside
-from tasks.outage import Outage
 from taxiway.connection import ANSWER, AsyncConnection
 from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVALS, kept_key, priority_list
 from taxiway.contract.wire import (
@@ -125,16 +125,20 @@ class AmqpBridge:
         outage = Outage(logger, "server unavailable", server="RabbitMQ")
         while True:
             try:
-                with amqp_errors():
-                    session = await self._open()
-                outage.over()
-                try:
-                    await self._serve(session)
-                finally:
-                    with suppress(*_AWAY):
-                        await asyncio.wait_for(session.connection.close(), ANSWER)
+                await self._connected(outage)
             except FleetUnavailable as error:
                 await asyncio.sleep(outage.pause(error))
+
+    async def _connected(self, outage: Outage) -> None:
+        """Connect, and carry messages until the connection ends; raises as `_serve`."""
+        with amqp_errors():
+            session = await self._open()
+        outage.over()
+        try:
+            await self._serve(session)
+        finally:
+            with suppress(*_AWAY):
+                await asyncio.wait_for(session.connection.close(), ANSWER)
 
     async def _serve(self, session: _Session) -> None:
         """Carry messages until the connection ends.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from broker.outage import Outage
 from broker.port import Arrival, DeadLetter, ForwardOutcome
 from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import over_depth
@@ -19,7 +20,6 @@ from router.service.events import end_all
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from tasks.large_bodies import beside
-from tasks.outage import Outage
 from taxiway.contract.limits import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, SpanKind
 from broker.port import MoveStep
 from broker.valkey.endings import Ending
 from broker.valkey.queues import ValkeyTransport
-from router.decide.rebalance import Move
+from router.decide.moves.rebalance import Move
 from router.service.admission import Place
 from router.service.celery_message import After
 from router.service.store import RouterStore

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from broker.outage import Outage
 from router.service.store import RouterStore
-from tasks.outage import Outage
 from taxiway.client.valkey_results import POLL_PAUSE, Rounds
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import reply_channel, result_key

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from broker.outage import Outage
 from broker.port import StoredSnapshot
 from router.decide.cost import shadow_prices
 from router.decide.explain import pack_snapshot
@@ -34,7 +35,6 @@ from tasks.heartbeat import DeviceFacts
 from tasks.models.discovered import Found, discovered_by
 from tasks.models.folder import LOOK, CatalogueReport, ModelsFolder, Reporter, changes
 from tasks.models.profiles import ProfileBook
-from tasks.outage import Outage
 from tasks.topology import Topology
 from taxiway.errors import BrokerUnavailableError
 

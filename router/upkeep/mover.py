@@ -14,8 +14,8 @@ import msgspec
 from broker.port import Moved, MoveStep, Peeked
 from broker.valkey.leases import Leadership
 from broker.valkey.mover import ValkeyQueueMover
-from router.decide.rebalance import Flows, Move, rebalance
-from router.decide.waiting import abandoned, backlogged, window_per_level
+from router.decide.moves.rebalance import Flows, Move, rebalance
+from router.decide.moves.waiting import abandoned, backlogged, window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
 from router.service.events import MoveTraces, SentEvents

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from router.decide.retarget import Retarget, RetargetConditions, retarget
+from router.decide.moves.retarget import Retarget, RetargetConditions, retarget
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore

@@ -15,9 +15,9 @@ from broker.port import MoveStep, Peeked
 from router.decide.classify import Needs
 from router.decide.cost import horizon
 from router.decide.explain import read_basis
+from router.decide.moves.rebalance import Group, Kind, Move
+from router.decide.moves.waiting import group_by_kind, magnitude
 from router.decide.placement import Placement, choose, seed_of
-from router.decide.rebalance import Group, Kind, Move
-from router.decide.waiting import group_by_kind, magnitude
 from router.decide.working_snapshot import WorkingSnapshot, shown
 from router.service.admission import Rules
 from tasks.models.catalogue import Catalogue

@@ -18,10 +18,10 @@ from router.decide.candidates import CandidateTable
 from router.decide.classify import Needs
 from router.decide.facts import BEAT, Arrived, FleetFacts, arrived_since, work_from
 from router.decide.fairness import FairOrder, HeldKind, Releasable
+from router.decide.moves.rebalance import Flows, Group, rebalance
+from router.decide.moves.waiting import backlogged, group_by_kind, magnitude, window_per_level
 from router.decide.plan import Plan
-from router.decide.rebalance import Flows, Group, rebalance
 from router.decide.snapshot import FleetSnapshot
-from router.decide.waiting import backlogged, group_by_kind, magnitude, window_per_level
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Shift
@@ -336,7 +336,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedWaiting:
-    """A waiting job, as `router.decide.waiting.Queued`."""
+    """A waiting job, as `router.decide.moves.waiting.Queued`."""
 
     queue: str
     level: int

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore
-from tasks.outage import Outage
 from taxiway.errors import BrokerUnavailableError
 from workers.stages.queues import PieceQueue
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Allowance, Constraints, Needs
 from router.decide.cost import estimate_figures
-from router.decide.rebalance import Group, GroupBlock
+from router.decide.moves.rebalance import Group, GroupBlock
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import Template
 from tasks.document import Size

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures, has_capacity
-from router.decide.rebalance import Group, GroupBlock
+from router.decide.moves.rebalance import Group, GroupBlock
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import Allowed, DeviceFacts, EndpointFacts

@@ -14,11 +14,11 @@ from benchmarks.decision_speed import WAITING, WORKERS, scene_of, seconds_of
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
+from router.decide.moves.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
+from router.decide.moves.waiting import group_by_kind, window_per_level
 from router.decide.placement import reserved_and_busy
 from router.decide.plan import Cell, ClassPlan, Density, Plan
-from router.decide.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
-from router.decide.waiting import group_by_kind, window_per_level
 from router.decide.working_snapshot import WorkingSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.retarget import SETTLED, Action, Retarget, RetargetConditions, retarget
+from router.decide.moves.retarget import SETTLED, Action, Retarget, RetargetConditions, retarget
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts, is_emulated, unfit_for
 from tasks.topology import Topology, parse_topology

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from broker.port import Peeked
+from router.decide.moves.waiting import abandoned
 from router.decide.snapshot import FleetSnapshot
-from router.decide.waiting import abandoned
 from router.upkeep.waiting import WaitingJob, moves_of_abandoned
 from tests.unit.router.service.test_admission import FLEET, RULES, decision, device, placed, seen
 

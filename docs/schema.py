@@ -1,4 +1,4 @@
-"""Writes the JSON Schemas of queues.yaml, of model.yaml and of the chart's values: `python -m tasks.schema`.
+"""Writes the JSON Schemas of queues.yaml, of model.yaml and of the chart's values: `python -m docs.schema`.
 
 The chart's values are queues.yaml, and those of charts/own.schema.json, which say where the fleet runs.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from docs.described import described
 from tasks import topology
-from tasks.described import described
 from tasks.models import model
 from tasks.settings import TREE
 

@@ -1,0 +1,1 @@
+"""What changes while work waits: which jobs move to another class, and which devices serve another class."""
