@@ -80,7 +80,7 @@ lab: $(READY) ## the tests of the laboratory, whose questions about decisions la
 	$(BIN)/pytest tests/lab -n 2 --dist loadfile
 
 fuzz: $(READY) ## random requests, large bodies, numbers, objects and hostile engines (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
-	@$(BIN)/python -m tests.fuzzing.http_door --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzzing.http_api --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.bodies --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.objects --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.engines --seconds $(SECONDS)
@@ -120,7 +120,7 @@ newest: ## unit tests and a fleet with the newest of every dependency, ceilings 
 	sed -i -E '/^dependencies = /,/^\[tool/ s/,?<[0-9.]+//' build/newest/pyproject.toml
 	$(MAKE) -C build/newest VENV=../newest-venv setup
 	cd build/newest && ../newest-venv/bin/pytest tests/unit -n 3 --dist loadfile
-	cd build/newest && ../newest-venv/bin/pytest tests/acceptance/test_three_doors.py
+	cd build/newest && ../newest-venv/bin/pytest tests/acceptance/test_three_interfaces.py
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -1,4 +1,4 @@
-"""Who may use the HTTP door, and how often: keys, and limits per tenant at one router. Pure, except for counters.
+"""Who may use the HTTP API, and how often: keys, and limits per tenant at one router. Pure, except for counters.
 
 Keys are known only by their digests.
 A key is 256 random bits, so one SHA-256 suffices: a key cannot be guessed. Slow hashes are for passwords, which people
@@ -58,7 +58,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of a request. Tenant None means any: a door without keys trusts everyone. `expires` is Unix time."""
+    """The caller of a request. Tenant None means any: an API without keys trusts everyone. `expires` is Unix time."""
 
     key: str = ""
     tenant: str | None = None
@@ -67,14 +67,14 @@ class Caller:
 
 
 TRUSTED = Caller()
-"""The caller at a door without keys."""
+"""The caller at an API without keys."""
 
 UNAUTHENTICATED = Caller(tenant="", scopes=frozenset())
 """The caller without a key, at a path that needs none."""
 
 
 class Keyring:
-    """The keys that a door knows.
+    """The keys that an API knows.
 
     Raises:
         KeysError: duplicate id or digest.

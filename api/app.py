@@ -1,4 +1,4 @@
-"""The HTTP door as an ASGI application: its endpoints, and what every request passes before them."""
+"""The HTTP API as an ASGI application: its endpoints, and what every request passes before them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from api.openai.responses import endpoints as responses
 from api.operators import fleet
 from api.operators import job_endpoints as jobs
 from api.paths import Divided, Named
-from api.services import DOOR, Services
+from api.services import SERVICES, Services
 from router.router import Router
 from taxiway.errors import TaxiwayError
 
@@ -45,7 +45,7 @@ ENDPOINTS = [
 
 
 def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divided:
-    """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
+    """The HTTP API of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
     limits = router.rules.topology.limits
     limit = int(limits.payload)
     app = Litestar(
@@ -63,7 +63,7 @@ def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divi
     )
     inference = Inference(router, Jobs(router))
     app.state[described.VERSION] = _version()
-    app.state[DOOR] = Services(router, inference, StoredDeadLetters(router), store)
+    app.state[SERVICES] = Services(router, inference, StoredDeadLetters(router), store)
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, TenantRates(router.rules.topology)))

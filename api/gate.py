@@ -1,6 +1,6 @@
 """Authentication: callers are identified by key from the request head, before anything else is read.
 
-A door without keys admits every caller, and `__main__` binds it to the loopback. Every endpoint needs the scope `admin`
+An API without keys admits every caller, and `__main__` binds it to the loopback. Every endpoint needs the scope `admin`
 unless it declares otherwise.
 """
 
@@ -178,7 +178,7 @@ async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: B
 
 
 def _here(scope: Mapping[str, Any]) -> Caller:
-    """The caller at a door without keys: any program on this machine, but no web page in a browser there.
+    """The caller at an API without keys: any program on this machine, but no web page in a browser there.
 
     A page of another site can make a browser send requests here, and a page whose name resolves to 127.0.0.1 can read
     the answers (DNS rebinding): its name is in `Host`.

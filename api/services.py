@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 JsonResponse = Response[dict[str, Any]]
 
-DOOR = "door"
+SERVICES = "services"
 """Where the application keeps its `Services`."""
 
 
@@ -31,17 +31,17 @@ class Services:
     stored: StoredObjects
 
 
-def door_of(request: AnyRequest) -> Services:
-    """The door that a request came to."""
-    door: Services = request.app.state[DOOR]
-    return door
+def services_of(request: AnyRequest) -> Services:
+    """What the application keeps."""
+    services: Services = request.app.state[SERVICES]
+    return services
 
 
 def jobs_of(request: AnyRequest) -> Jobs:
     """The jobs that the caller may see."""
-    return Jobs(door_of(request).router, caller_of(request.scope).tenant)
+    return Jobs(services_of(request).router, caller_of(request.scope).tenant)
 
 
 def most_elements(request: AnyRequest) -> int:
     """The most elements that a request's tensors may have."""
-    return door_of(request).router.rules.topology.limits.elements
+    return services_of(request).router.rules.topology.limits.elements

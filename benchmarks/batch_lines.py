@@ -24,7 +24,7 @@ import psutil
 
 from benchmarks.engines import ENGINE
 from benchmarks.harness.measure import answer, percentile, say
-from benchmarks.harness.processes import Doors, fleet
+from benchmarks.harness.processes import Interfaces, fleet
 from benchmarks.suite.catalogue import write_catalogue
 from benchmarks.suite.workloads import Workload
 from tasks.models.artefacts import ArtefactStore
@@ -73,22 +73,22 @@ def main() -> None:
         models = Path(name) / "models"
         write_catalogue(models, [Workload("embed", "embeddings", "embed", VARIANT, ROWS, wait=0.005)])
         (models / "chat").symlink_to(TREE / "models" / "chat")
-        with fleet(Path(name), queues, workers, models) as doors:
-            rate = _measure(doors, given.lines, given.padding)
+        with fleet(Path(name), queues, workers, models) as interfaces:
+            rate = _measure(interfaces, given.lines, given.padding)
     limit = _loop_rate()
     say(answer("batch of embeddings, lines/s", [rate], loop=limit, share=rate / limit))
 
 
-def _measure(doors: Doors, lines: int, padding: int) -> float:
+def _measure(interfaces: Interfaces, lines: int, padding: int) -> float:
     """Time live chats alone and beside a batch; the lines a second of the batch."""
-    processes = _processes(doors)
-    with httpx.Client(base_url=f"{doors.http}/v1", timeout=60, trust_env=False) as http:
+    processes = _processes(interfaces)
+    with httpx.Client(base_url=f"{interfaces.http}/v1", timeout=60, trust_env=False) as http:
         _Batch(http, 100, 0).end(processes["router"])  # the model is loaded, the router has seen a batch
-        live = Live(f"{doors.http}/v1", processes)
+        live = Live(f"{interfaces.http}/v1", processes)
         time.sleep(ALONE)
         _say_live("alone", live)
         batch = _Batch(http, lines, padding)
-        live = Live(f"{doors.http}/v1", processes)
+        live = Live(f"{interfaces.http}/v1", processes)
         batch.end(processes["router"])
         _say_live("beside a batch", live)
         batch.check()
@@ -102,9 +102,9 @@ def _say_live(where: str, live: Live) -> None:
     say(answer(f"live chats {where}, seconds", taken, p99=percentile(taken, 99), cores=live.cores))
 
 
-def _processes(doors: Doors) -> dict[str, psutil.Process]:
+def _processes(interfaces: Interfaces) -> dict[str, psutil.Process]:
     """The processes that share the machine, by what they do."""
-    (broker,), (router,), (embed, engine) = (doors.processes[role] for role in ("broker", "router", "worker"))
+    (broker,), (router,), (embed, engine) = (interfaces.processes[role] for role in ("broker", "router", "worker"))
     server = next(one for one in psutil.Process().children() if "local.llama" in one.cmdline())
     numbers = {"valkey": broker, "router": router, "embed": embed, "engine's worker": engine, "engine": server.pid}
     return {name: psutil.Process(number) for name, number in {**numbers, "this": os.getpid()}.items()}

@@ -1,7 +1,7 @@
 """What does an engine behind the fleet cost its callers, and what do aborted chats leave behind?
 
 `python -m benchmarks.engines [--aborts 10000]` puts the tests' scripted engine behind a router and an endpoint's
-worker, asks it alone and through both doors in turn, and prints the time to the first token that the fleet adds; the
+worker, asks it alone and by both interfaces in turn, and prints the time to the first token that the fleet adds; the
 CPU of worker and router for each token with all slots busy, and the worker's memory; and how long aborts take to reach
 the engine, with what is left of them. With `--llama` the engine is llama.cpp with SmolLM2: the question is its tokens
 per second alone and behind the fleet, under 16 callers, and the time to the first token that the fleet adds to one
@@ -31,7 +31,7 @@ import psutil
 import uvloop
 
 from benchmarks.harness.measure import answer, cpu_seconds, percentile, say
-from benchmarks.harness.processes import Doors, fleet
+from benchmarks.harness.processes import Interfaces, fleet
 from taxiway import AsyncClient
 from taxiway.contract.job import Result
 from taxiway.errors import JobCancelledError
@@ -110,10 +110,10 @@ def main() -> None:
 
 
 def _scripted(folder: Path, aborts: int) -> None:
-    with serving(Engine()) as engine, _behind(folder, engine.url, "served", SLOTS) as doors:
-        uvloop.run(first_tokens(engine.url, "served", doors, "wait=0.002 one two three", PROBES))
-        uvloop.run(busy_slots(doors))
-        uvloop.run(aborted(engine, doors, aborts))
+    with serving(Engine()) as engine, _behind(folder, engine.url, "served", SLOTS) as interfaces:
+        uvloop.run(first_tokens(engine.url, "served", interfaces, "wait=0.002 one two three", PROBES))
+        uvloop.run(busy_slots(interfaces))
+        uvloop.run(aborted(engine, interfaces, aborts))
 
 
 def _behind(folder: Path, url: str, name: str, slots: int) -> Any:
@@ -126,10 +126,14 @@ def _chat(text: str, tokens: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, "temperature": 0}
 
 
-async def first_tokens(url: str, name: str, doors: Doors, prompt: str, probes: int) -> None:
-    """The time to the first token: of the engine alone, and what each door adds. The three are asked in turn."""
+async def first_tokens(url: str, name: str, interfaces: Interfaces, prompt: str, probes: int) -> None:
+    """The time to the first token: of the engine alone, and what each interface adds. The three are asked in turn."""
     times: dict[str, list[float]] = {"alone": [], "broker": [], "http": []}
-    async with _direct_session() as session, AsyncClient(doors.broker) as broker, AsyncClient(doors.http) as http:
+    async with (
+        _direct_session() as session,
+        AsyncClient(interfaces.broker) as broker,
+        AsyncClient(interfaces.http) as http,
+    ):
         asks: dict[str, Ask] = {
             "alone": lambda text, most: _direct(session, url, name, text, most),
             "broker": lambda text, most: _through(broker, text, most),
@@ -141,10 +145,10 @@ async def first_tokens(url: str, name: str, doors: Doors, prompt: str, probes: i
             if number >= 0:
                 times[way].append(taken)
     alone = percentile(times["alone"], 50)
-    for door in ("broker", "http"):
-        added = [with_fleet - without for with_fleet, without in zip(times[door], times["alone"], strict=True)]
-        figures = {"alone_p50": alone, "added_p50": percentile(times[door], 50) - alone}
-        say(answer(f"seconds added to the time to the first token, {door} door", added, **figures))
+    for interface in ("broker", "http"):
+        added = [with_fleet - without for with_fleet, without in zip(times[interface], times["alone"], strict=True)]
+        figures = {"alone_p50": alone, "added_p50": percentile(times[interface], 50) - alone}
+        say(answer(f"seconds added to the time to the first token, {interface} interface", added, **figures))
 
 
 async def _first(ask: Ask, prompt: str) -> float:
@@ -156,11 +160,11 @@ async def _first(ask: Ask, prompt: str) -> float:
     return first
 
 
-async def busy_slots(doors: Doors) -> None:
+async def busy_slots(interfaces: Interfaces) -> None:
     """CPU for each token with all slots busy, and the worker's memory."""
     words = " ".join(["wait=0.05", *["word"] * 100])
-    (worker,), (router,) = doors.processes["worker"], doors.processes["router"]
-    async with AsyncClient(doors.broker) as client:
+    (worker,), (router,) = interfaces.processes["worker"], interfaces.processes["router"]
+    async with AsyncClient(interfaces.broker) as client:
         await _drained(_through(client, words, 100))
         before, began = (cpu_seconds(worker), cpu_seconds(router)), time.perf_counter()
         await asyncio.gather(*(_drained(_through(client, words, 100)) for _ in range(SLOTS)))
@@ -173,10 +177,10 @@ async def busy_slots(doors: Doors) -> None:
     say(answer(f"microseconds of the worker's CPU for each token, {SLOTS} slots busy", [spent[0]], **more))
 
 
-async def aborted(engine: Engine, doors: Doors, jobs: int) -> None:
+async def aborted(engine: Engine, interfaces: Interfaces, jobs: int) -> None:
     """How long a cancellation takes to reach the engine, and what is left of them."""
     numbers, taken, done = iter(range(jobs)), [], len(engine.aborts)
-    async with AsyncClient(doors.broker) as client:
+    async with AsyncClient(interfaces.broker) as client:
 
         async def canceller() -> None:
             for number in numbers:
@@ -203,8 +207,8 @@ def _faults(folder: Path, count: int) -> None:
     faulty = FaultyEngine(folder)
     with faulty.serving() as queues:
         (folder / "queues.yaml").write_text(queues)
-        with fleet(folder, folder / "queues.yaml", [["--class", name] for name in CLASSES]) as doors:
-            uvloop.run(_tallied(doors.http, faulty, count))
+        with fleet(folder, folder / "queues.yaml", [["--class", name] for name in CLASSES]) as interfaces:
+            uvloop.run(_tallied(interfaces.http, faulty, count))
 
 
 async def _tallied(url: str, faulty: FaultyEngine, count: int) -> None:
@@ -215,15 +219,15 @@ async def _tallied(url: str, faulty: FaultyEngine, count: int) -> None:
 def _llama(folder: Path) -> None:
     with (
         llama_server(LLAMA_SLOTS) as url,
-        _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as doors,
+        _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as interfaces,
     ):
-        uvloop.run(_compare(f"{url}/v1", doors))
-        uvloop.run(first_tokens(f"{url}/v1", NAME, doors, "Say", LLAMA_PROBES))
+        uvloop.run(_compare(f"{url}/v1", interfaces))
+        uvloop.run(first_tokens(f"{url}/v1", NAME, interfaces, "Say", LLAMA_PROBES))
 
 
-async def _compare(url: str, doors: Doors) -> None:
+async def _compare(url: str, interfaces: Interfaces) -> None:
     alone, behind = [], []
-    async with _direct_session() as session, AsyncClient(doors.broker) as client:
+    async with _direct_session() as session, AsyncClient(interfaces.broker) as client:
         for _ in range(ROUNDS):
             alone.append(await _rate(lambda text, most: _direct(session, url, NAME, text, most)))
             behind.append(await _rate(lambda text, most: _through(client, text, most)))
@@ -241,8 +245,8 @@ def _prefixes(folder: Path) -> None:
         queues = folder / "queues.yaml"
         text = QUEUES.format(url="{url}", name=NAME, slots=TALK_SLOTS).replace('"{url}"', f'["{one}/v1", "{other}/v1"]')
         queues.write_text(text)
-        with fleet(folder, queues, workers) as doors:
-            uvloop.run(_conversations(doors))
+        with fleet(folder, queues, workers) as interfaces:
+            uvloop.run(_conversations(interfaces))
 
 
 async def _first_token(client: AsyncClient, messages: list[dict[str, str]], tenant: str) -> float:
@@ -254,13 +258,13 @@ async def _first_token(client: AsyncClient, messages: list[dict[str, str]], tena
     return first
 
 
-async def _conversations(doors: Doors) -> None:
+async def _conversations(interfaces: Interfaces) -> None:
     """The time to the first token of conversations, one chat at a time.
 
     Half of them come from another tenant in each turn, so that they are not led to the replica that has their prefix.
     """
     taken: dict[str, list[float]] = {"led": [], "not led": []}
-    async with AsyncClient(doors.broker) as client:
+    async with AsyncClient(interfaces.broker) as client:
         for turn, talk, way in product(range(TURNS), range(TALKS), taken):
             words = Random(f"{talk} {way}").choices(["river", "stone", "garden", "window", "paper"], k=OPENING)
             messages = [{"role": "system", "content": " ".join(words)}]
@@ -280,14 +284,14 @@ def _mixed(folder: Path) -> None:
     with llama_server(MIXED_SLOTS) as url:
         queues = folder / "queues.yaml"
         queues.write_text(MIXED_QUEUES.format(url=f"{url}/v1", name=NAME, slots=MIXED_SLOTS))
-        with fleet(folder, queues, workers) as doors:
-            uvloop.run(_live_beside_bulk(f"{url}/v1", doors))
+        with fleet(folder, queues, workers) as interfaces:
+            uvloop.run(_live_beside_bulk(f"{url}/v1", interfaces))
 
 
-async def _live_beside_bulk(url: str, doors: Doors) -> None:
+async def _live_beside_bulk(url: str, interfaces: Interfaces) -> None:
     first: dict[str, list[float]] = {"alone": [], "behind": []}
     rates: dict[str, list[float]] = {"alone": [], "behind": []}
-    async with _direct_session() as session, AsyncClient(doors.broker) as client:
+    async with _direct_session() as session, AsyncClient(interfaces.broker) as client:
 
         def alone(text: str, most: int) -> AsyncIterator[str]:
             return _direct(session, url, NAME, text, most)

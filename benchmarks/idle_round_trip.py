@@ -1,9 +1,9 @@
-"""How long is one idle round trip of `echo`: taxiway's Python client and its HTTP door, beside plain Celery?
+"""How long is one idle round trip of `echo`: taxiway's Python client and its HTTP API, beside plain Celery?
 
 `python -m benchmarks.idle_round_trip` starts one Valkey (append-only file, flushed every second), a router, a cpu.batch
 worker and a plain Celery worker with an echo task, and asks one request at a time. Within a round the paths alternate
 after a few requests each, so other load on the machine affects all alike. It prints the p50 and p99 of each path, the
-ratios of the client's and the HTTP door's p50 to plain Celery's in the same round, and for each path and process the
+ratios of the client's and the HTTP API's p50 to plain Celery's in the same round, and for each path and process the
 thread switches and the processor time of a request, which other load affects less than the times.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import taxiway
 from benchmarks.harness.measure import Line, answer, cpu_seconds, percentile, say, thread_switches
 from benchmarks.harness.plain_celery import echo
-from benchmarks.harness.processes import Doors, fleet_and_peer
+from benchmarks.harness.processes import Interfaces, fleet_and_peer
 from benchmarks.suite.workloads import TEXT
 
 TARGETS = {"client": 0.58, "http": 0.64}
@@ -61,15 +61,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300, help="requests of each path in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; each gives one figure of the median and spread")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, fleet_and_peer(Path(folder)) as doors:
-        rounds = measured(doors, requests=given.requests, rounds=given.rounds)
+    with tempfile.TemporaryDirectory() as folder, fleet_and_peer(Path(folder)) as interfaces:
+        rounds = measured(interfaces, requests=given.requests, rounds=given.rounds)
     for line in lines(rounds):
         say(line)
 
 
-def measured(doors: Doors, *, requests: int, rounds: int) -> list[dict[str, Figures]]:
+def measured(interfaces: Interfaces, *, requests: int, rounds: int) -> list[dict[str, Figures]]:
     """The figures of each path, per round."""
-    with taxiway.Client(doors.broker) as client, taxiway.Client(doors.http) as http:
+    with taxiway.Client(interfaces.broker) as client, taxiway.Client(interfaces.http) as http:
         paths: dict[str, RoundTrip] = {
             "celery": lambda: echo.delay(TEXT).get(timeout=10),
             "client": lambda: client.infer("echo", TEXT),
@@ -77,7 +77,7 @@ def measured(doors: Doors, *, requests: int, rounds: int) -> list[dict[str, Figu
         }
         for ask in paths.values():
             timed(ask, WARM_UP)
-        return [_one_round(paths, doors.processes, turns=requests // TURN) for _ in range(rounds)]
+        return [_one_round(paths, interfaces.processes, turns=requests // TURN) for _ in range(rounds)]
 
 
 def _one_round(paths: Mapping[str, RoundTrip], pids: Mapping[str, Sequence[int]], *, turns: int) -> dict[str, Figures]:

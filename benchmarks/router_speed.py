@@ -21,7 +21,7 @@ import msgspec
 import redis
 
 from benchmarks.harness.measure import answer, cpu_seconds, say
-from benchmarks.harness.processes import Doors, fleet
+from benchmarks.harness.processes import Interfaces, fleet
 from broker.valkey import run
 from broker.valkey.presence import heartbeat_call
 from tasks.heartbeat import HEARTBEAT as BEAT
@@ -51,11 +51,11 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=20_000, help="messages in a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; each gives one figure of the median and spread")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, fleet(Path(folder), TREE / "queues.yaml", []) as doors:
-        store = redis.Redis.from_url(doors.broker)
-        with living_device(doors.broker):
-            drain(doors, store, given.messages // 10)
-            rounds = [drain(doors, store, given.messages) for _ in range(given.rounds)]
+    with tempfile.TemporaryDirectory() as folder, fleet(Path(folder), TREE / "queues.yaml", []) as interfaces:
+        store = redis.Redis.from_url(interfaces.broker)
+        with living_device(interfaces.broker):
+            drain(interfaces, store, given.messages // 10)
+            rounds = [drain(interfaces, store, given.messages) for _ in range(given.rounds)]
         store.close()
     for process, target in (("router", {"at_most": TARGET}), ("broker", {})):
         question = f"microseconds of the {process}'s processor time for a message on its way through the router"
@@ -97,17 +97,17 @@ def living_device(url: str) -> Iterator[None]:
         store.close()
 
 
-def drain(doors: Doors, store: redis.Redis, messages: int) -> dict[str, float]:
+def drain(interfaces: Interfaces, store: redis.Redis, messages: int) -> dict[str, float]:
     """Let messages arrive; returns each process's microseconds per message, and messages per second as `rate`."""
     _stage(store, messages)
-    before, began = _used(doors), time.perf_counter()
+    before, began = _used(interfaces), time.perf_counter()
     store.rename(STAGED, ARRIVALS)
     while _placed(store) < messages:
         if time.perf_counter() - began > PATIENCE:
             sys.exit(f"{_placed(store)} of {messages} messages were placed within {PATIENCE:g} s")
         time.sleep(0.02)
     seconds = time.perf_counter() - began
-    costs = {name: (used - before[name]) / messages * 1e6 for name, used in _used(doors).items()}
+    costs = {name: (used - before[name]) / messages * 1e6 for name, used in _used(interfaces).items()}
     store.delete(*priority_lists(HARDWARE_CLASS))
     return {**costs, "rate": messages / seconds}
 
@@ -124,8 +124,8 @@ def _placed(store: redis.Redis) -> int:
     return sum(int(store.llen(name)) for name in priority_lists(HARDWARE_CLASS))
 
 
-def _used(doors: Doors) -> dict[str, float]:
-    return {name: sum(map(cpu_seconds, pids)) for name, pids in doors.processes.items() if pids}
+def _used(interfaces: Interfaces) -> dict[str, float]:
+    return {name: sum(map(cpu_seconds, pids)) for name, pids in interfaces.processes.items() if pids}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What does a large tensor's round trip cost, compared to writing and reading its bytes at the broker, once each way?
 
 `python -m benchmarks.tensors` starts a broker, a router and a worker that returns its input, and sends tensors of 1 MB
-and 8 MB (float32) one at a time, by the client and at the HTTP door. In alternation it writes and reads the same bytes
+and 8 MB (float32) one at a time, by the client and at the HTTP API. In alternation it writes and reads the same bytes
 in the same Valkey twice, which is the minimum for any queue.
 """
 
@@ -21,7 +21,7 @@ import redis
 import taxiway
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, Line, answer, machine, say
-from benchmarks.harness.processes import Doors, fleet
+from benchmarks.harness.processes import Interfaces, fleet
 from benchmarks.suite.catalogue import CLASS, OWN, queues_of
 from taxiway.errors import TaxiwayError
 
@@ -53,9 +53,9 @@ def main() -> None:
         folder = Path(name)
         (folder / "queues.yaml").write_text(queues_of(MODEL, rows=4))
         worker = ["--class", CLASS, "--device", "cpu:0"]
-        with fleet(folder, folder / "queues.yaml", [worker], OWN) as doors:
+        with fleet(folder, folder / "queues.yaml", [worker], OWN) as interfaces:
             measured = {
-                size: round_trips(doors, count, requests=given.requests, rounds=given.rounds)
+                size: round_trips(interfaces, count, requests=given.requests, rounds=given.rounds)
                 for size, count in SIZES.items()
             }
     for line in lines(measured):
@@ -64,13 +64,13 @@ def main() -> None:
     write_chart(given.chart, "Large tensors, in and out", str(machine()["device"]), panels)
 
 
-def round_trips(doors: Doors, size: int, *, requests: int, rounds: int) -> Rounds:
+def round_trips(interfaces: Interfaces, size: int, *, requests: int, rounds: int) -> Rounds:
     """The rounds of one size in bytes; within a round the paths take turns of one request each."""
     tensor = np.random.default_rng(SEED).random(size // 4, np.float32)
     with (
-        taxiway.Client(doors.broker, arrays=True) as client,
-        taxiway.Client(doors.http, arrays=True) as http,
-        redis.Redis.from_url(doors.broker) as store,
+        taxiway.Client(interfaces.broker, arrays=True) as client,
+        taxiway.Client(interfaces.http, arrays=True) as http,
+        redis.Redis.from_url(interfaces.broker) as store,
     ):
         paths: Mapping[str, RoundTrip] = {
             "bytes": lambda: write_and_read(store, tensor),

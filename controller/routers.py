@@ -12,7 +12,7 @@ from controller.decide.pools import PodLoss
 
 
 class Routers:
-    """The routers' HTTP door. Methods raise `UNANSWERED` while no router knows."""
+    """The routers' HTTP API. Methods raise `UNANSWERED` while no router knows."""
 
     def __init__(self, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -222,13 +222,16 @@ def one_round(scene: Scene) -> Run:
     names = scene.trace.models
     topology, model = load_topology(scene.queues), load_catalogue(scene.models).resolve(names[0])
     curve = model.variants[model.reference].profiles["cpu"]
-    with tempfile.TemporaryDirectory() as folder, fleet(Path(folder), scene.queues, WORKERS, scene.models) as doors:
-        turn, ratios = asyncio.run(turn_and_ratios(doors.broker, names[0], curve))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fleet(Path(folder), scene.queues, WORKERS, scene.models) as interfaces,
+    ):
+        turn, ratios = asyncio.run(turn_and_ratios(interfaces.broker, names[0], curve))
         pace = float(ratios.mean())
         workload = prepare(scene.trace, simulated_fleet(topology, names, curve, turn=turn, pace=pace), seed=SEED)
         beginning = workload.trace.part(slice(scene.beginning))
-        trip = float(np.nanmedian(asyncio.run(replayed(doors.broker, ["echo"] * len(names), beginning))))
-        real = asyncio.run(replayed(doors.broker, names, workload.trace))
+        trip = float(np.nanmedian(asyncio.run(replayed(interfaces.broker, ["echo"] * len(names), beginning))))
+        real = asyncio.run(replayed(interfaces.broker, names, workload.trace))
     around = Surroundings(path=trip - turn, strays=ratios / pace)
     return Run(workload, real, simulated_seconds(workload, around), trip, turn, pace)
 

@@ -324,9 +324,14 @@ _FIGURES = ("wait ms", "run ms", "total ms", "USD")
 
 
 def show_fleet(fleet: LocalFleet, console: Console) -> None:
-    """The addresses of a fleet's doors, and its workers with their devices."""
-    doors = {"HTTP": fleet.http, "Flower": fleet.flower or "not started", "broker": fleet.broker, "data": fleet.data}
-    for name, address in doors.items():
+    """The addresses of a fleet's interfaces, and its workers with their devices."""
+    interfaces = {
+        "HTTP": fleet.http,
+        "Flower": fleet.flower or "not started",
+        "broker": fleet.broker,
+        "data": fleet.data,
+    }
+    for name, address in interfaces.items():
         console.print(f"{name:7} {address}", soft_wrap=True, highlight=False)
     workers = Table("class", "device", "worker", "pid")
     for worker in fleet.workers:

@@ -192,7 +192,7 @@ Ask = Callable[[str, str, str], int | None]
 def ask_router(url: str, key: str, name: str) -> int | None:
     """The number of devices that the router at `url` wants of a class; None if unknown.
 
-    The request declares that devices of the class are started here. `key` is the API key, if the door requires one.
+    The request declares that devices of the class are started here. `key` is the API key, if the API requires one.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(*NO_ANSWER, msgspec.DecodeError):

@@ -13,7 +13,7 @@ from tasks.machine import Machine
 from tasks.topology import DeviceKind, HardwareClass, Topology
 
 HTTP_PORT = 8080
-"""The HTTP door's port, unless another program has it."""
+"""The HTTP API's port, unless another program has it."""
 
 FLOWER_PORT = 5555
 """Flower's port, unless another program has it."""

@@ -1,6 +1,6 @@
 """Starts a fleet and keeps it running: the embedded broker or the user's servers, a router, workers and Flower.
 
-A fleet's state is in its data directory: its supervisor, and the addresses of its doors.
+A fleet's state is in its data directory: its supervisor, and the addresses of its interfaces.
 """
 
 from __future__ import annotations
@@ -238,10 +238,10 @@ def _flower_arguments(port: int) -> Sequence[str]:
 
 
 def _healthy(processes: _Processes) -> bool:
-    doors = [f"{_announced(processes.router, 'http')}/v2/health/ready"]
+    interfaces = [f"{_announced(processes.router, 'http')}/v2/health/ready"]
     if processes.flower_url is not None:
-        doors.append(f"{processes.flower_url}/healthcheck")
-    return all(map(_answers, doors))
+        interfaces.append(f"{processes.flower_url}/healthcheck")
+    return all(map(_answers, interfaces))
 
 
 def _answers(url: str) -> bool:

@@ -37,7 +37,7 @@ _PER_REQUEST = ("httpx", "uvicorn", "celery.worker.strategy", "celery.app.trace"
 
 
 _SECRETS = re.compile(r"(?<=://)[^/@\s\"]*(?=@)|(?<=\btaxiway_)[\w-]{43}(?![\w-])|(?<=\b[Bb]earer )[^\s\",]+")
-"""Names and passwords in addresses, and keys of the HTTP door."""
+"""Names and passwords in addresses, and keys of the HTTP API."""
 
 
 def redacted(text: str) -> str:

@@ -29,7 +29,7 @@
         ├── ExecutionError             the model failed while running it
         └── DeadLetteredError          it was given up after repeated deliveries
 
-A class's `status` is the HTTP status, `exit_code` the command line's exit code, and `code` its name at every door.
+A class's `status` is the HTTP status, `exit_code` the command line's exit code, and `code` its name at every interface.
 `docs/errors.md` says what to do about each.
 
 Errors quote values of a request shortened (`quoted`), without reading all of a large one.

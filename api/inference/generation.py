@@ -12,7 +12,7 @@ from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.inference import described
 from api.inference.infer import Accepted
 from api.inference.streaming import STREAM_HEADERS, GenerateRequest, Streaming, read_generate
-from api.services import door_of, jobs_of, most_elements
+from api.services import jobs_of, most_elements, services_of
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 
@@ -53,8 +53,8 @@ async def job_stream(request: AnyRequest, job: str) -> Stream:
 
 
 def _streaming(request: AnyRequest) -> Streaming:
-    door = door_of(request)
-    return Streaming(door.router, jobs_of(request), door.inference)
+    services = services_of(request)
+    return Streaming(services.router, jobs_of(request), services.inference)
 
 
 async def _read_generate(request: AnyRequest) -> GenerateRequest:

@@ -7,7 +7,7 @@ from litestar import Response, get, post
 from api.gate import AnyRequest, needs, take_terms
 from api.inference import described
 from api.inference.protocol import InferRequest, read_infer
-from api.services import JsonResponse, door_of, most_elements
+from api.services import JsonResponse, most_elements, services_of
 from router.service.model_list import model_list, model_metadata, unready
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
@@ -18,7 +18,7 @@ from taxiway.errors import ModelUnavailableError
 @get("/v2/models", opt=needs(), responses=described.INFO)
 async def models(request: AnyRequest) -> JsonResponse:
     """Every model with its versions, aliases and variants, and why one is disabled."""
-    router = door_of(request).router
+    router = services_of(request).router
     rules = router.rules
     return Response({"models": model_list(rules.catalogue, router.fleet.working.fleet, rules.unloaded)})
 
@@ -30,7 +30,7 @@ async def models(request: AnyRequest) -> JsonResponse:
 )
 async def metadata(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """A model's inputs, outputs and parameters."""
-    catalogue = door_of(request).router.rules.catalogue
+    catalogue = services_of(request).router.rules.catalogue
     return Response(model_metadata(catalogue, catalogue.resolve(reference_of(model, version))))
 
 
@@ -41,7 +41,7 @@ async def metadata(request: AnyRequest, model: str, version: str | None = None) 
 )
 async def model_ready(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """Whether a live device has or can load the model; 503 with the reason if none can, or the model is disabled."""
-    router = door_of(request).router
+    router = services_of(request).router
     try:
         found = router.rules.catalogue.resolve(reference_of(model, version))
         reason = unready(found, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)
@@ -73,7 +73,7 @@ async def infer(model: str, version: str | None = None) -> Response[bytes]:
 async def model_placement(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """Where the present fleet would run an infer request, and why; nothing is accepted."""
     infer = await _read(request)
-    preview = door_of(request).inference.preview
+    preview = services_of(request).inference.preview
     return Response(await preview(reference_of(model, version), infer, len(await request.body())))
 
 

@@ -13,7 +13,7 @@ from litestar import Response, get, post
 
 from api.gate import AnyRequest, json_answer, needs
 from api.inference import described
-from api.services import door_of
+from api.services import services_of
 from router.router import Router
 from router.service.model_list import unready
 from tasks.heartbeat import Ran
@@ -207,4 +207,4 @@ def _resolved(request: AnyRequest, model: str, version: str | None) -> Model:
 
 
 def _router(request: AnyRequest) -> Router:
-    return door_of(request).router
+    return services_of(request).router

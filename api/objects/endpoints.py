@@ -27,7 +27,7 @@ from api.objects.batches import (
     window_of,
 )
 from api.openai_errors import ErrorContent
-from api.services import door_of
+from api.services import services_of
 from api.storage.objects import (
     Contents,
     ExpiresAfter,
@@ -202,7 +202,7 @@ _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 )
 async def upload(request: AnyRequest) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
-    stored = door_of(request).stored
+    stored = services_of(request).stored
     form, name, now = _Form(request), new_name("file-"), stored.router.store.clock.stored_now()
     purpose = await form.begin()
     await stored.objects.expect_content(name, now)
@@ -228,7 +228,7 @@ async def _deleted_on_error(contents: Contents, name: str) -> AsyncIterator[None
 
 async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:
     """The file in a form, once its content is written."""
-    stored, tenant = door_of(request).stored, _owner(request)
+    stored, tenant = services_of(request).stored, _owner(request)
     now, room = int(stored.router.store.clock.stored_now()), await stored.objects.room(tenant)
     most = (stored.limit, "file") if stored.limit <= room else (room, "files")
     size = await stored.contents.write(file_path(name), bounded(form.content(), *most))
@@ -249,7 +249,7 @@ async def files(
     request: AnyRequest, limit: _Files = MOST, after: _After = "", order: _Order = "desc", purpose: _Purpose = ""
 ) -> Response[bytes]:
     """The caller's files, latest first."""
-    objects, owner = door_of(request).stored.objects, _owner(request)
+    objects, owner = services_of(request).stored.objects, _owner(request)
     records: list[FileRecord] = []
     more = True
     while more and len(records) <= limit:  # some of what is stored is not listed
@@ -270,7 +270,7 @@ async def file(request: AnyRequest, file: str) -> Response[bytes]:
 @delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=_DELETED)
 async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     """Delete a file."""
-    stored, record = door_of(request).stored, await _file(request, file)
+    stored, record = services_of(request).stored, await _file(request, file)
     await stored.objects.delete("file", file, record.tenant, record.bytes)
     await stored.contents.delete(file_path(file))
     return json_answer(Deleted(id=file, object="file"))
@@ -280,7 +280,7 @@ async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
 async def file_content(request: AnyRequest, file: str) -> Stream:
     """A file's content."""
     record = await _file(request, file)
-    pieces = door_of(request).stored.contents.read(file_path(file))
+    pieces = services_of(request).stored.contents.read(file_path(file))
     try:
         first = await anext(pieces, b"")
     except FileNotFoundError as error:
@@ -314,7 +314,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     seconds = window_of(call.completion_window)
     if call.endpoint not in KINDS:
         raise wrong_field("endpoint", f"one of {sorted(KINDS)}", call.endpoint)
-    stored, record = door_of(request).stored, await _file(request, call.input_file_id)
+    stored, record = services_of(request).stored, await _file(request, call.input_file_id)
     terms = _terms(request, fields)
     webhook = terms.pop("webhook", None)
     stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
@@ -341,7 +341,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
 @get("/v1/batches", opt=needs("read"), responses=_BATCHES)
 async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
-    found, more = await door_of(request).stored.objects.page(
+    found, more = await services_of(request).stored.objects.page(
         "batch", _owner(request), after=after, most=limit, latest_first=True
     )
     return json_answer(page_before([batch_answer(decode_batch(raw)) for raw in found], more))
@@ -351,14 +351,16 @@ async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "")
 async def batch(request: AnyRequest, batch: str) -> Response[bytes]:
     """A batch's state, and how many of its lines are answered."""
     return json_answer(
-        batch_answer(decode_batch(await door_of(request).stored.objects.get("batch", batch, _caller(request).tenant)))
+        batch_answer(
+            decode_batch(await services_of(request).stored.objects.get("batch", batch, _caller(request).tenant))
+        )
     )
 
 
 @post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
 async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
-    stored = door_of(request).stored
+    stored = services_of(request).stored
     now = int(stored.router.store.clock.stored_now())
 
     def cancel(raw: bytes) -> Batch:
@@ -375,7 +377,7 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
 @delete("/v1/batches/{batch:str}", status_code=200, opt=needs("submit"), responses=_BATCH_DELETED)
 async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
     """Delete a batch that has ended; its files stay."""
-    objects = door_of(request).stored.objects
+    objects = services_of(request).stored.objects
     found = decode_batch(await objects.get("batch", batch, _caller(request).tenant))
     if found.status not in ENDED:
         raise wrong_field("batch_id", "a batch that has ended: cancel it first", found.status)
@@ -476,7 +478,7 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = terms_in(fields)
     take_terms(request.scope, given, REFUSED)
-    check_classes(parse_terms(given), door_of(request).router.rules.topology)
+    check_classes(parse_terms(given), services_of(request).router.rules.topology)
     owner = _owner(request)
     if (tenant := given.pop("tenant", owner)) != owner:
         raise wrong_field("tenant", f"{owner!r}, whose files these are", tenant)
@@ -485,14 +487,14 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _file(request: AnyRequest, name: str) -> FileRecord:
     """A file of the caller's that has not expired."""
-    record = decode_file(await door_of(request).stored.objects.get("file", name, _caller(request).tenant))
+    record = decode_file(await services_of(request).stored.objects.get("file", name, _caller(request).tenant))
     if _is_over(request, record):
         raise UnknownObjectError(f"file {quoted(name)} has expired", file=name)
     return record
 
 
 def _is_over(request: AnyRequest, record: FileRecord) -> bool:
-    return record.expires_at is not None and record.expires_at <= door_of(request).router.store.clock.now()
+    return record.expires_at is not None and record.expires_at <= services_of(request).router.store.clock.now()
 
 
 def _caller(request: AnyRequest) -> Caller:

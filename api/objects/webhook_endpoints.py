@@ -17,7 +17,7 @@ from api.access import Caller
 from api.described import KEYED, BodyOperation, answers
 from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.openai_errors import ErrorContent
-from api.services import door_of
+from api.services import services_of
 from api.storage.objects import Page, owner_of, page_of
 from broker.valkey.webhooks import DeadEvent
 from router.decide.webhooks import WebhookEndpoint, hint_of, message_of
@@ -353,4 +353,4 @@ def _seen_by(request: AnyRequest) -> str | None:
 
 
 def _webhooks(request: AnyRequest) -> WebhookDelivery:
-    return door_of(request).router.webhooks
+    return services_of(request).router.webhooks

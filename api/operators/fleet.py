@@ -17,7 +17,7 @@ from api.inference.streaming import STREAM_HEADERS
 from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet
-from api.services import JsonResponse, door_of
+from api.services import JsonResponse, services_of
 from router.router import Router
 from taxiway.errors import BrokerUnavailableError, quoted
 
@@ -26,7 +26,7 @@ _encode = msgspec.json.Encoder().encode
 EXTENSIONS = [
     *("binary_tensor_data", "classification", "generate", "model_configuration", "model_repository", "statistics"),
 ]
-"""Triton's names for the extensions of the protocol that this door supports."""
+"""Triton's names for the extensions of the protocol that this interface supports."""
 
 _EACH = 1.0  # seconds between two events of the fleet's stream
 
@@ -46,7 +46,7 @@ async def live() -> JsonResponse:
 @get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=NONE)
 async def ready(request: AnyRequest) -> JsonResponse:
     """Whether the router can read the fleet's state; 503 if it cannot, or is about to stop."""
-    router = door_of(request).router
+    router = services_of(request).router
     there = not router.leaving and not router.fleet.snapshot.stale
     return Response({"ready": there}, status_code=200 if there else 503)
 
@@ -54,13 +54,13 @@ async def ready(request: AnyRequest) -> JsonResponse:
 @get("/v2/fleet", responses=described.FLEET)
 async def fleet(request: AnyRequest) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the latest moves."""
-    return json_answer(await read_fleet(door_of(request).router))
+    return json_answer(await read_fleet(services_of(request).router))
 
 
 @get("/v2/fleet/stream", responses=described.FLEET_STREAM)
 async def fleet_stream(request: AnyRequest) -> Stream:
     """The same each second, as server-sent events."""
-    router = door_of(request).router
+    router = services_of(request).router
     first = await read_fleet(router)
 
     async def events() -> AsyncIterator[bytes]:
@@ -96,7 +96,7 @@ async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonRespon
 
 def _scalable(request: AnyRequest, hardware_class: str) -> Router:
     """The router, after a check that the class exists."""
-    router = door_of(request).router
+    router = services_of(request).router
     if hardware_class not in router.rules.topology.hardware:
         known = sorted(router.rules.topology.hardware)
         raise NotFoundException(f"expected one of {known}, got {quoted(hardware_class)}")
@@ -117,7 +117,7 @@ def _target(router: Router, hardware_class: str) -> JsonResponse:
 @get("/metrics", responses=described.METRICS)
 async def metrics(request: AnyRequest) -> Response[bytes]:
     """The fleet's metrics in Prometheus's text format."""
-    router = door_of(request).router
+    router = services_of(request).router
     content = exposition(await read_fleet(router), router.done())
     return Response(content, media_type=CONTENT_TYPE)
 
@@ -125,7 +125,7 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
 @post("/v2/reload", status_code=200, responses=described.FLEET_CHANGE)
 async def reload(request: AnyRequest) -> JsonResponse:
     """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
-    return Response(await door_of(request).router.folder.reload())
+    return Response(await services_of(request).router.folder.reload())
 
 
 ENDPOINTS = (server_metadata, live, ready, fleet, fleet_stream, scaling, scaling_starts, metrics, reload)

@@ -11,7 +11,7 @@ from litestar.params import Parameter, QueryParameter
 
 from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
 from api.operators import described
-from api.services import JsonResponse, door_of, jobs_of
+from api.services import JsonResponse, jobs_of, services_of
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of
 from taxiway.contract.request import TERMS
@@ -39,14 +39,14 @@ async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Respon
     if isinstance(found, JobStatus):
         return _status(found, 202)
     binary = OCTETS in request.headers.get("accept", "")
-    answer = await door_of(request).inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES")
+    answer = await services_of(request).inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES")
     return Response(answer.body, headers=answer.headers)
 
 
 @get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
 async def blob(request: AnyRequest, ref: str) -> Response[bytes]:
     """The raw bytes of a large value that a stored result refers to; 410 once the result has expired."""
-    content = (await door_of(request).router.store.values.blobs([ref]))[ref]
+    content = (await services_of(request).router.store.values.blobs([ref]))[ref]
     if content is None:
         raise gone(ref)
     return Response(bytes(content), media_type=OCTETS)
@@ -85,7 +85,7 @@ async def jobs(
     cursor: _Cursor = "",
 ) -> Response[bytes]:
     """The fleet's jobs, latest first. While `next` is present more may follow, even after an empty page."""
-    router = door_of(request).router
+    router = services_of(request).router
     filters = {"tenant": tenant} if tenant else {}
     claim(caller_of(request.scope), filters)
     wanted = JobFilter(
@@ -101,26 +101,26 @@ async def dead_list(request: AnyRequest, most: int = MOST // 10) -> Response[byt
     """Dead letters, latest first, up to `most`."""
     if not 0 < most <= MOST:
         raise wrong_field("most", f"1 to {MOST}", most)
-    return json_answer({"letters": await door_of(request).letters.list(most)})
+    return json_answer({"letters": await services_of(request).letters.list(most)})
 
 
 @get("/v2/dead/{letter:str}", responses=described.DEAD)
 async def dead_show(request: AnyRequest, letter: str) -> Response[bytes]:
     """One dead letter with its message."""
-    return json_answer(await door_of(request).letters.show(letter))
+    return json_answer(await services_of(request).letters.show(letter))
 
 
 @post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
 async def dead_replay(request: AnyRequest, letter: str) -> Response[bytes]:
     """Run a dead letter's job again, under its own terms."""
     take_terms(request.scope, {}, dict.fromkeys(TERMS, "none, as the job keeps its own"))
-    return json_answer({"id": letter, "job": await door_of(request).letters.replay(letter)})
+    return json_answer({"id": letter, "job": await services_of(request).letters.replay(letter)})
 
 
 @delete("/v2/dead/{letter:str}", status_code=200, responses=described.DEAD)
 async def dead_drop(request: AnyRequest, letter: str) -> Response[bytes]:
     """Delete a dead letter."""
-    await door_of(request).letters.drop(letter)
+    await services_of(request).letters.drop(letter)
     return json_answer({"id": letter, "dropped": True})
 
 

@@ -37,7 +37,7 @@ from taxiway.errors import OverloadedError, RequestTooLargeError, TaxiwayError, 
 PIECE = 2**18
 """Bytes of a file's content read and written at once."""
 
-_EVERYONE = "default"  # the owner of objects created at a door without keys
+_EVERYONE = "default"  # the owner of objects created at an API without keys
 _STORED, _CHANGED = b"stored", b"changed"  # what `put_call` answers
 _STEP = 32  # records that are read at once
 _PAGE = 4 * 2**20  # bytes of records after which a page ends

@@ -32,7 +32,7 @@ class NotReadyError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Interfaces:
     """The fleet's addresses, and its processes by role."""
 
     broker: str
@@ -41,33 +41,33 @@ class Doors:
 
 
 @contextmanager
-def fleet_and_peer(folder: Path) -> Iterator[Doors]:
+def fleet_and_peer(folder: Path) -> Iterator[Interfaces]:
     """A router and one cpu.batch worker, and beside them a plain Celery worker, all on one Valkey in `folder`.
 
     The fleet uses database 0 and the peer database 1, so neither receives the other's broadcasts.
     """
     workers = [["--class", "cpu.batch", "--device", "cpu:0"]]
     with (
-        fleet(folder, TREE / "benchmarks" / "queues.yaml", workers) as doors,
-        _peer_worker(on_socket(doors.broker.replace("?db=0", "?db=1")), folder / "celery.log") as peer,
+        fleet(folder, TREE / "benchmarks" / "queues.yaml", workers) as interfaces,
+        _peer_worker(on_socket(interfaces.broker.replace("?db=0", "?db=1")), folder / "celery.log") as peer,
     ):
-        yield replace(doors, processes={**doors.processes, "celery": [peer]})
+        yield replace(interfaces, processes={**interfaces.processes, "celery": [peer]})
 
 
 @contextmanager
 def fleet(
     folder: Path, queues: Path, workers: Sequence[Sequence[str]], models: Path = TREE / "models"
-) -> Iterator[Doors]:
+) -> Iterator[Interfaces]:
     """A router and a worker for each list of arguments, on one Valkey in `folder`; they end with the block."""
     with EmbeddedValkey(folder) as valkey:
         assert valkey.pid is not None
         settings = broker_settings(valkey.socket_url, queues, models)
-        with serving(folder, settings, workers) as doors:
-            yield replace(doors, processes={"broker": [valkey.pid], **doors.processes})
+        with serving(folder, settings, workers) as interfaces:
+            yield replace(interfaces, processes={"broker": [valkey.pid], **interfaces.processes})
 
 
 @contextmanager
-def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) -> Iterator[Doors]:
+def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) -> Iterator[Interfaces]:
     """Workers and then a router, on a running broker; their logs go to `folder`.
 
     A router without a worker would refuse the jobs in arrivals.
@@ -80,7 +80,7 @@ def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) 
         ]
         ready = stack.enter_context(started(router, variables, folder / "router.log"))
         processes = {"router": [ready["pid"]], "worker": [worker["pid"] for worker in crew]}
-        yield Doors(broker=settings.broker, http=ready["http"], processes=processes)
+        yield Interfaces(broker=settings.broker, http=ready["http"], processes=processes)
 
 
 def broker_settings(url: str, queues: Path, models: Path = TREE / "models") -> Settings:

@@ -112,8 +112,8 @@ class CeleryCaller:
             self._results.drain_events(timeout=0)
 
 
-def door_caller(plan: Plan, http: str) -> HttpCaller:
-    """The HTTP door, with the Open Inference Protocol in JSON."""
+def interface_caller(plan: Plan, http: str) -> HttpCaller:
+    """The HTTP API, with the Open Inference Protocol in JSON."""
     bodies = [oip_body(plan, payload) for payload in payloads(plan)]
     return HttpCaller(
         port=int(http.rpartition(":")[2]),

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness.processes import fleet, running
 from benchmarks.suite.batch_loop import MODELS
-from benchmarks.suite.callers import Caller, CeleryCaller, ClientCaller, door_caller, peer_caller
+from benchmarks.suite.callers import Caller, CeleryCaller, ClientCaller, interface_caller, peer_caller
 from benchmarks.suite.catalogue import CLASS, queues_of
 from benchmarks.suite.installing import AbsentError, interpreter
 from benchmarks.suite.workloads import Plan, payloads
@@ -75,18 +75,18 @@ class Server:
 
 @contextmanager
 def start_fleet(plan: Plan, folder: Path, models: Path) -> Iterator[Up]:
-    """taxiway: broker, router and the plan's workers, called by the client and at the HTTP door. See `Start`."""
+    """taxiway: broker, router and the plan's workers, called by the client and at the HTTP API. See `Start`."""
     queues = folder / "queues.yaml"
     queues.write_text(queues_of(plan.workload.model, rows=plan.rows, wait=plan.workload.wait))
     threads = ["--threads", str(plan.threads)]
     workers = [["--class", CLASS, "--device", f"cpu:{n}", *threads] for n in range(plan.workers)]
-    with fleet(folder, queues, workers, models) as doors:
+    with fleet(folder, queues, workers, models) as interfaces:
         yield Up(
             {
-                "taxiway": lambda: ClientCaller(plan, doors.broker),
-                "taxiway-http": lambda: door_caller(plan, doors.http),
+                "taxiway": lambda: ClientCaller(plan, interfaces.broker),
+                "taxiway-http": lambda: interface_caller(plan, interfaces.http),
             },
-            doors.processes,
+            interfaces.processes,
         )
 
 

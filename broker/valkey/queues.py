@@ -362,7 +362,7 @@ class ValkeyTransport:
         return answer.done
 
     async def _confirm(self, tags: Set[str]) -> None:
-        """Wait until requests of the HTTP door that were written are as durable as configured.
+        """Wait until requests of the HTTP API that were written are as durable as configured.
 
         Requests from the arrivals were durable there, and a replica that lags behind still has them there.
         """

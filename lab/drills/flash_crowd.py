@@ -128,8 +128,8 @@ def one_run(queues: str) -> Run:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "queues.yaml").write_text(queues)
-        with fleet(folder, folder / "queues.yaml", WORKERS) as doors:
-            return asyncio.run(crowd(doors.broker))
+        with fleet(folder, folder / "queues.yaml", WORKERS) as interfaces:
+            return asyncio.run(crowd(interfaces.broker))
 
 
 async def crowd(broker: str) -> Run:

@@ -39,8 +39,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, _pair(Path(folder)) as url:
         settings = broker_settings(url, TREE / "benchmarks" / "queues.yaml", TREE / "models")
-        with serving(Path(folder), settings, [WORKER]) as doors:
-            psutil.Process(doors.processes["worker"][0]).suspend()
+        with serving(Path(folder), settings, [WORKER]) as interfaces:
+            psutil.Process(interfaces.processes["worker"][0]).suspend()
             late = asyncio.run(_lateness(url, given.jobs))
         for share in (50, 99, 100):
             say(_line(f"waiter hears after its deadline, no worker lives, p{share} ms", percentile(late, share)))

@@ -2,7 +2,7 @@
 
 `python -m lab.drills.leaks [--jobs 100000]` sends jobs that end in every way: succeeded, failed, refused,
 cancelled, expired; with large values beside their messages, with reused idempotency keys, held for their tenant, and
-streamed, at the broker's door and at the HTTP door. Results and records are kept for two seconds. It prints how many
+streamed, at the broker and at the HTTP API. Results and records are kept for two seconds. It prints how many
 more keys, and how much more memory, there are than before.
 """
 
@@ -102,11 +102,14 @@ def main() -> None:
         folder = Path(name)
         (folder / "queues.yaml").write_text(QUEUES.format(url=engine.url))
         workers = [["--class", "cpu.batch", "--device", "cpu:0"], ["--class", "engine", "--device", "endpoint:0"]]
-        with fleet(folder, folder / "queues.yaml", workers) as doors, redis.Redis.from_url(doors.broker) as store:
-            uvloop.run(send(doors.broker, doors.http, WARM))
+        with (
+            fleet(folder, folder / "queues.yaml", workers) as interfaces,
+            redis.Redis.from_url(interfaces.broker) as store,
+        ):
+            uvloop.run(send(interfaces.broker, interfaces.http, WARM))
             streams: Any = store.keys(stream_key("*"))
             base, memory = settled(store, set(streams)) - set(streams), _memory(store)
-            outcomes, most = uvloop.run(send(doors.broker, doors.http, given.jobs)), store.dbsize()
+            outcomes, most = uvloop.run(send(interfaces.broker, interfaces.http, given.jobs)), store.dbsize()
             left, after = settled(store, base) - base, _memory(store)
     question = f"keys that {given.jobs:,} jobs left behind"
     names = sorted({key.decode().rpartition(":")[0] for key in left})
@@ -115,7 +118,7 @@ def main() -> None:
 
 
 async def send(broker: str, http: str, jobs: int) -> Counter[str]:
-    """Send jobs by both doors in alternation; returns how they ended."""
+    """Send jobs by both interfaces in alternation; returns how they ended."""
     numbers, outcomes = iter(range(1, jobs + 1)), Counter[str]()
     async with AsyncClient(broker, connect_timeout=60) as one, AsyncClient(http, connect_timeout=60) as other:
 

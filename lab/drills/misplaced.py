@@ -119,7 +119,7 @@ class Fleet:
         alone.enter_context(running(command, self.settings.environment(), log))
         return alone.close
 
-    def door(self) -> str:
+    def interface(self) -> str:
         """A router's address, once it is ready."""
         log = self.folder / "router.log"
         return str(
@@ -204,14 +204,14 @@ def own_fleet() -> Iterator[Fleet]:
 
 def misplaced(fleet: Fleet, jobs: int, kills: int) -> Outcome:
     """Let `jobs` wait for one class, start a worker of the other, and return the outcome."""
-    door = fleet.door()
+    interface = fleet.interface()
     fleet.start("workers", "--class", HERE, "--device", "cpu:0")
     stop = fleet.start("workers", "--class", THERE, "--device", "cpu:1")
     await_that(fleet, lambda: fleet.store.hlen(DEVICES) == 2)
-    before = seconds_each(fleet, door)
+    before = seconds_each(fleet, interface)
     stop()
     await_that(fleet, lambda: fleet.store.hlen(DEVICES) == 1)
-    asyncio.run(submit(fleet, door, lambda: fleet.unanswered < jobs + JOINING))
+    asyncio.run(submit(fleet, interface, lambda: fleet.unanswered < jobs + JOINING))
     fleet.start("router", *ANYWHERE)
     fleet.start("workers", "--class", THERE, "--device", "cpu:1")
     await_that(fleet, lambda: fleet.store.hlen(DEVICES) == 2)
@@ -220,17 +220,17 @@ def misplaced(fleet: Fleet, jobs: int, kills: int) -> Outcome:
     killed = kill_leaders(fleet, kills, jobs)
     await_that(fleet, lambda: not fleet.unanswered)
     seconds = time.monotonic() - began
-    after = seconds_each(fleet, fleet.door())
+    after = seconds_each(fleet, fleet.interface())
     sys.stderr.write(f"took {seconds:.1f} s; {1000 * before:.2f} and {1000 * after:.2f} ms a job before and after\n")
     fleet.hear_of_moves()
     fleet.stack.close()
     return outcome_of(fleet, waiting, seconds=seconds, perfect=waiting * (before + after) / 2, killed=killed)
 
 
-def seconds_each(fleet: Fleet, door: str) -> float:
+def seconds_each(fleet: Fleet, interface: str) -> float:
     """Seconds per job when jobs are placed on both classes, from the 10th to the 90th percent of `MEASURED`."""
     already, seen = len(fleet.sent), list[tuple[float, int]]()
-    asyncio.run(submit(fleet, door, lambda: len(fleet.sent) - already < MEASURED))
+    asyncio.run(submit(fleet, interface, lambda: len(fleet.sent) - already < MEASURED))
     while fleet.unanswered:
         seen.append((time.monotonic(), fleet.unanswered))
         time.sleep(0.01)
@@ -239,9 +239,9 @@ def seconds_each(fleet: Fleet, door: str) -> float:
     return (last - first) / (most - least)
 
 
-async def submit(fleet: Fleet, door: str, more: Callable[[], bool]) -> None:
+async def submit(fleet: Fleet, interface: str, more: Callable[[], bool]) -> None:
     """Submit jobs until `more` is false."""
-    async with taxiway.AsyncClient(door) as client:
+    async with taxiway.AsyncClient(interface) as client:
 
         async def submitter(number: int) -> None:
             while more():

@@ -88,8 +88,8 @@ def one_run(simulations: int, rate: float) -> Run:
     """One round on a fleet of its own."""
     deadline = load_topology(QUEUES).service[LIVE].deadline
     assert deadline is not None
-    with tempfile.TemporaryDirectory() as name, fleet(Path(name), QUEUES, WORKERS) as doors:
-        live, bulk = asyncio.run(mixed(doors.broker, simulations, rate))
+    with tempfile.TemporaryDirectory() as name, fleet(Path(name), QUEUES, WORKERS) as interfaces:
+        live, bulk = asyncio.run(mixed(interfaces.broker, simulations, rate))
     return Run(live, bulk, deadline)
 
 

@@ -73,8 +73,8 @@ def one_service(service: str, seconds: float) -> bool:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "queues.yaml").write_text(QUEUES)
-        with fleet(folder, folder / "queues.yaml", [["--class", "cpu.batch", "--device", "cpu:0"]]) as doors:
-            (calm, _), (flood, used) = asyncio.run(phases(doors.broker, service, seconds))
+        with fleet(folder, folder / "queues.yaml", [["--class", "cpu.batch", "--device", "cpu:0"]]) as interfaces:
+            (calm, _), (flood, used) = asyncio.run(phases(interfaces.broker, service, seconds))
     before, during = (percentile([one for one in taken if one < math.inf], 99) for taken in (calm, flood))
     calmly, answered = (sum(one < math.inf for one in taken) / len(taken) for taken in (calm, flood))
     holds = during <= TARGET * before and answered >= calmly - MISSED

@@ -1,4 +1,4 @@
-"""Scaling on queue length, as KEDA does it, from what a router's HTTP door shows to operators."""
+"""Scaling on queue length, as KEDA does it, from what a router's HTTP API shows to operators."""
 
 from __future__ import annotations
 

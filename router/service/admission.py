@@ -1,7 +1,7 @@
 """Turns a request into a placed, signed message, or raises why it is refused.
 
 No I/O: the fleet's state, the time and the rules are arguments. The payload is read only for the request's terms and
-its number of rows. The worker that runs it checks its values (and the HTTP door has done so before).
+its number of rows. The worker that runs it checks its values (and the HTTP API has done so before).
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def check_size(size: int, limit: int) -> None:
 
 
 def too_large(most: object, got: object) -> str:
-    """The message for a payload over its limit, at every door."""
+    """The message for a payload over its limit, at every interface."""
     return f"payload: expected at most {most} bytes, got {got}"
 
 

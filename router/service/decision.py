@@ -196,7 +196,7 @@ def decide_held(
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, rules: Rules) -> Order:
-    """The request in a message from a broker door. Its terms are checked on admission.
+    """The request in a message from a broker interface. Its terms are checked on admission.
 
     Raises:
         RequestTooLargeError: its body exceeds a limit.

@@ -3,7 +3,7 @@
 The `TensorSpec` of each input names its batch axis, usually the first: a request of n rows is n items. Values without
 that axis are one row, and are answered without it. An input without a batch axis belongs to every row.
 
-`digest_of` is the digest of a request under an idempotency key: the same at every door, whatever form the request has.
+`digest_of` is the digest of a request under an idempotency key: the same at every interface, in whatever form it came.
 It covers the model, the inputs, parameters and outputs, and the terms that restrict where the answer may be computed
 (`locality`, `min_accuracy`). Deadline, priority and budget may differ from one attempt to the next.
 """

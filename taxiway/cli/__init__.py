@@ -168,7 +168,7 @@ COMMANDS = {
     "models": ("taxiway.cli.models", "List what the fleet can run, load a model, unload one."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
     "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),
-    "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP door."),
+    "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP API."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
     "history": ("taxiway.cli.fleet", "Show what arrived and what became of it, or export it as a trace."),

@@ -180,7 +180,7 @@ def check(**_: Any) -> None:
 @click.command(cls=Described, context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_KEYS)
 @click.argument("arguments", metavar="new|list|revoke [...]", nargs=-1, type=click.UNPROCESSED)
 def keys(arguments: tuple[str, ...]) -> None:
-    """Create, list and revoke API keys of the HTTP door."""
+    """Create, list and revoke API keys of the HTTP API."""
     become("api.keys_file", list(arguments), verb="keys")
 
 

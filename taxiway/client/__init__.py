@@ -1,7 +1,7 @@
-"""The Python client. A door does the I/O for one kind of address; the client classes are the public API over it.
+"""The Python client. A transport does the I/O for one kind of address; the client classes are the public API over it.
 
-`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread. Here is the interface of a
-door. Each kind of address has one module, which alone imports its library.
+`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread. Here is the transport of a
+transport. Each kind of address has one module, which alone imports its library.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from taxiway.contract.tensors import Show
 from taxiway.errors import InvalidRequestError
 
 _DOORS = {
-    "redis": "taxiway.client.valkey_door",
-    "rediss": "taxiway.client.valkey_door",
-    "unix": "taxiway.client.valkey_door",
-    "redis+sentinel": "taxiway.client.valkey_door",
-    "rediss+sentinel": "taxiway.client.valkey_door",
-    "http": "taxiway.client.http_door",
-    "https": "taxiway.client.http_door",
+    "redis": "taxiway.client.valkey_transport",
+    "rediss": "taxiway.client.valkey_transport",
+    "unix": "taxiway.client.valkey_transport",
+    "redis+sentinel": "taxiway.client.valkey_transport",
+    "rediss+sentinel": "taxiway.client.valkey_transport",
+    "http": "taxiway.client.http_transport",
+    "https": "taxiway.client.http_transport",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a door keeps for a job.
+    """What a transport keeps for a job.
 
-    `reply` resolves to the stored result when it is announced, if the door listens for it. `single` means that the
+    `reply` resolves to the stored result when it is announced, if the transport listens for it. `single` means that the
     request came without a batch axis; None if unknown. A job `submitted` by this client exists even if no router has
     recorded it yet; any other id may be unknown.
     """
@@ -93,12 +93,12 @@ class ClientTransport(Protocol):
         """Close all connections."""
 
 
-def open_door(
+def open_transport(
     url: str, *, patience: float, show: Show, key: str | None = None, confirmed_by: int = 0
 ) -> ClientTransport:
-    """The door at `url`. It connects on first use, and retries for `patience` seconds when there is no answer.
+    """The transport at `url`. It connects on first use, and retries for `patience` seconds when there is no answer.
 
-    `show` converts a result's tensors for the caller. `key` is the API key at the HTTP door, the signing key at a
+    `show` converts a result's tensors for the caller. `key` is the API key at the HTTP API, the signing key at a
     broker. A submit to a broker waits until so many replicas have confirmed it.
 
     Raises:
@@ -115,32 +115,32 @@ def open_door(
 class DeadLetters:
     """The fleet's dead letters. A call raises `UnknownLetterError` for an unknown letter id."""
 
-    def __init__(self, door: ClientTransport) -> None:
-        self._door = door
+    def __init__(self, transport: ClientTransport) -> None:
+        self._transport = transport
 
     async def list(self, most: int) -> list[dict[str, Any]]:
         """Letters, most recent first: id, reason, time, reporter, job, and the workers that died holding it."""
-        letters: list[dict[str, Any]] = (await self._door.administer("GET", f"/v2/dead?most={most}"))["letters"]
+        letters: list[dict[str, Any]] = (await self._transport.administer("GET", f"/v2/dead?most={most}"))["letters"]
         return letters
 
     async def show(self, letter: str) -> dict[str, Any]:
         """One letter with its message."""
-        return await self._door.administer("GET", _path(letter))
+        return await self._transport.administer("GET", _path(letter))
 
     async def replay(self, letter: str) -> str:
         """Run the letter's job again from the beginning. Returns the job's id, which does not change."""
-        return str((await self._door.administer("POST", f"{_path(letter)}/replay"))["job"])
+        return str((await self._transport.administer("POST", f"{_path(letter)}/replay"))["job"])
 
     async def drop(self, letter: str) -> None:
         """Forget a letter."""
-        await self._door.administer("DELETE", _path(letter))
+        await self._transport.administer("DELETE", _path(letter))
 
 
 class WebhookEndpoints:
     """The fleet's webhook endpoints, for operators. A call raises `RequestError` for an unknown endpoint."""
 
-    def __init__(self, door: ClientTransport) -> None:
-        self._door = door
+    def __init__(self, transport: ClientTransport) -> None:
+        self._transport = transport
 
     async def list(self) -> list[dict[str, Any]]:
         """All endpoints, most recent first: address, tenant, event types, and how many events wait or are dead."""
@@ -148,7 +148,7 @@ class WebhookEndpoints:
         more = True
         while more:
             after = endpoints[-1]["id"] if endpoints else ""
-            page = await self._door.administer("GET", f"{_ENDPOINTS}?limit=1000&after={after}")
+            page = await self._transport.administer("GET", f"{_ENDPOINTS}?limit=1000&after={after}")
             endpoints, more = [*endpoints, *page["data"]], page["has_more"]
         return endpoints
 
@@ -158,32 +158,32 @@ class WebhookEndpoints:
         Options are its `tenant`, and `only_named`: it is notified only of requests that name it.
         """
         fields = {"name": name, "url": url, "event_types": event_types, **options}
-        return await self._door.administer("POST", _ENDPOINTS, fields)
+        return await self._transport.administer("POST", _ENDPOINTS, fields)
 
     async def remove(self, endpoint: str) -> None:
         """Remove an endpoint, with the events that wait for it."""
-        await self._door.administer("DELETE", _endpoint(endpoint))
+        await self._transport.administer("DELETE", _endpoint(endpoint))
 
     async def rotate(self, endpoint: str, *, overlap: bool = True) -> dict[str, Any]:
         """Give an endpoint a new `signing_secret`; with `overlap`, events are signed with the old one too for a day."""
         fields = {"keep_old_secret_active_for_24_hours": overlap}
-        return await self._door.administer("POST", f"{_endpoint(endpoint)}/rotate_secret", fields)
+        return await self._transport.administer("POST", f"{_endpoint(endpoint)}/rotate_secret", fields)
 
     async def test(self, endpoint: str, event_type: str) -> int:
         """Send a sample event now; returns the status of the endpoint's answer."""
-        answer = await self._door.administer("POST", f"{_endpoint(endpoint)}/test", {"event_type": event_type})
+        answer = await self._transport.administer("POST", f"{_endpoint(endpoint)}/test", {"event_type": event_type})
         return int(answer["status_code"])
 
     async def dead(self, endpoint: str, most: int) -> Sequence[dict[str, Any]]:
         """The latest events that were given up: why, when, after how many attempts, and the event."""
-        found = await self._door.administer("GET", f"{_endpoint(endpoint)}/dead_letters?limit={most}")
+        found = await self._transport.administer("GET", f"{_endpoint(endpoint)}/dead_letters?limit={most}")
         letters: Sequence[dict[str, Any]] = found["data"]
         return letters
 
     async def replay(self, endpoint: str, events: Sequence[str] = ()) -> int:
         """Send events that were given up again, all if none is named; returns how many."""
         fields = {"events": [*events]}
-        answer = await self._door.administer("POST", f"{_endpoint(endpoint)}/dead_letters/replay", fields)
+        answer = await self._transport.administer("POST", f"{_endpoint(endpoint)}/dead_letters/replay", fields)
         return int(answer["replayed"])
 
 

@@ -1,4 +1,4 @@
-"""The client for asyncio: the one implementation, over any door."""
+"""The client for asyncio: the one implementation, over any interface."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from taxiway.client import ClientTransport, DeadLetters, Receipt, WebhookEndpoints, open_door
+from taxiway.client import ClientTransport, DeadLetters, Receipt, WebhookEndpoints, open_transport
 from taxiway.client.forking import PerProcess
 from taxiway.contract.job import FINAL, EventStream, JobState, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
@@ -148,9 +148,9 @@ class Options(TypedDict, total=False):
 class AsyncJob:
     """A job in the fleet. `await job` is `await job.result()`."""
 
-    def __init__(self, doors: PerProcess[ClientTransport], receipt: Receipt) -> None:
-        self._doors = doors
-        self._submitter = doors.get()
+    def __init__(self, transports: PerProcess[ClientTransport], receipt: Receipt) -> None:
+        self._transports = transports
+        self._submitter = transports.get()
         self._receipt = receipt
 
     def __repr__(self) -> str:
@@ -160,17 +160,17 @@ class AsyncJob:
         return self.result().__await__()
 
     @property
-    def _door(self) -> ClientTransport:
-        """The door of this process; a fork leaves the receipt's future to the parent."""
-        door = self._doors.get()
-        if door is not self._submitter:
-            self._submitter = door
+    def _transport(self) -> ClientTransport:
+        """The transport of this process; a fork leaves the receipt's future to the parent."""
+        transport = self._transports.get()
+        if transport is not self._submitter:
+            self._submitter = transport
             self._receipt = dataclasses.replace(self._receipt, reply=None)
-        return door
+        return transport
 
     @property
     def id(self) -> str:
-        """The job's id, the same at every door."""
+        """The job's id, the same at every interface."""
         return self._receipt.job
 
     async def result(self, timeout: float | None = None) -> Result:
@@ -184,7 +184,7 @@ class AsyncJob:
             ResultTimeoutError: `timeout` passed; the job continues.
             BrokerUnavailableError: the fleet does not answer; the job continues, and its result can be requested again.
         """
-        return await self._door.result(self._receipt, timeout)
+        return await self._transport.result(self._receipt, timeout)
 
     def stream(self, timeout: float | None = None) -> EventStream:
         """Stream a generated answer, for a request with the option `stream`; other requests yield only the result.
@@ -193,22 +193,22 @@ class AsyncJob:
         the beginning; `Lost` counts characters that the reader missed because it was too slow or connected too late.
         Raises as `result` does.
         """
-        return self._door.stream(self._receipt, timeout)
+        return self._transport.stream(self._receipt, timeout)
 
     async def status(self) -> JobStatus:
-        """The job's current state. Queue position and estimated end are known only at the HTTP door."""
-        return await self._door.status(self._receipt)
+        """The job's current state. Queue position and estimated end are known only at the HTTP API."""
+        return await self._transport.status(self._receipt)
 
     async def placement(self) -> dict[str, Any]:
         """Why the job was placed where it is: `reason` and the figures behind the decision."""
-        return await self._door.placement(self._receipt)
+        return await self._transport.placement(self._receipt)
 
     async def done(self) -> bool:
         """Whether the job has ended: succeeded, failed, cancelled or expired."""
-        door, receipt = self._door, self._receipt
+        transport, receipt = self._transport, self._receipt
         if receipt.reply is not None and receipt.reply.done():
             return True
-        return (await door.status(receipt)).state in FINAL
+        return (await transport.status(receipt)).state in FINAL
 
     async def cancel(self) -> bool:
         """Request cancellation; returns whether the job was cancelled.
@@ -216,7 +216,7 @@ class AsyncJob:
         It was not if it had already ended, or is still running after `CANCEL_WITHIN` seconds: then it may still end
         either way.
         """
-        await self._door.cancel(self._receipt)
+        await self._transport.cancel(self._receipt)
         until = time.monotonic() + CANCEL_WITHIN
         while (state := (await self.status()).state) not in FINAL and time.monotonic() < until:
             await asyncio.sleep(_LOOK)
@@ -251,9 +251,9 @@ class AsyncClient:
     ) -> None:
         show = array if arrays else plain
         confirmed_by = confirmations(durability, replicas)
-        opening = partial(open_door, url, patience=connect_timeout, show=show, key=key, confirmed_by=confirmed_by)
-        self._doors = PerProcess(opening)
-        self._doors.get()  # an invalid address raises here
+        opening = partial(open_transport, url, patience=connect_timeout, show=show, key=key, confirmed_by=confirmed_by)
+        self._transports = PerProcess(opening)
+        self._transports.get()  # an invalid address raises here
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -265,10 +265,10 @@ class AsyncClient:
         await self.close()
 
     @property
-    def _door(self) -> ClientTransport:
+    def _transport(self) -> ClientTransport:
         if self._closed:
             raise RuntimeError("this client is closed")
-        return self._doors.get()
+        return self._transports.get()
 
     async def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> AsyncJob:
         """Submit a request. It is durable when this returns.
@@ -283,14 +283,14 @@ class AsyncClient:
             RequestError: a term is invalid. At a broker, errors that only a router detects are raised by `result`.
             FleetUnavailable: the fleet did not accept it.
         """
-        receipt = await self._door.submit(_request(model, inputs, options))
-        return AsyncJob(self._doors, receipt)
+        receipt = await self._transport.submit(_request(model, inputs, options))
+        return AsyncJob(self._transports, receipt)
 
     async def infer(
         self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Result:
         """Submit and wait for the answer, at most `timeout` seconds. Raises as `submit` and `AsyncJob.result` do."""
-        return await self._door.infer(_request(model, inputs, options), timeout)
+        return await self._transport.infer(_request(model, inputs, options), timeout)
 
     async def stream(
         self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
@@ -348,14 +348,14 @@ class AsyncClient:
             raise InvalidRequestError(
                 "idempotency_key: expected none for a map of many requests", field="idempotency_key"
             )
-        door, template = self._door, _request(model, "", options)
+        transport, template = self._transport, _request(model, "", options)
 
         async def infer_one(inputs: Any) -> Result:
             if inputs is None:
                 raise InvalidRequestError("inputs: expected a value, got nothing", field="inputs")
             request = msgspec.structs.replace(template, inputs=inputs)
             check_content(request)
-            return await door.infer(request, timeout)
+            return await transport.infer(request, timeout)
 
         return infer_one
 
@@ -375,16 +375,16 @@ class AsyncClient:
     @property
     def dead(self) -> DeadLetters:
         """The fleet's dead letters, for operators."""
-        return DeadLetters(self._door)
+        return DeadLetters(self._transport)
 
     @property
     def webhooks(self) -> WebhookEndpoints:
         """The fleet's webhook endpoints, for operators. HTTP only, else `InvalidRequestError`."""
-        return WebhookEndpoints(self._door)
+        return WebhookEndpoints(self._transport)
 
     def job(self, id: str) -> AsyncJob:
         """A handle for the job with this id, submitted by any client. Sends nothing."""
-        return AsyncJob(self._doors, Receipt(id))
+        return AsyncJob(self._transports, Receipt(id))
 
     async def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
         """Where a request would run now, why, and which other candidates were considered. Submits nothing. HTTP only.
@@ -392,9 +392,9 @@ class AsyncClient:
         A request that could not be placed does not raise: `error` holds its code and `reason` says why.
 
         Raises:
-            InvalidRequestError: a term or an input is invalid, or the door is not HTTP.
+            InvalidRequestError: a term or an input is invalid, or the transport is not HTTP.
         """
-        return await self._door.what_if(_request(model, inputs, options))
+        return await self._transport.what_if(_request(model, inputs, options))
 
     async def jobs(
         self, *, states: Collection[str] = (), model: str = "", tenant: str = "", limit: int = USUAL, cursor: str = ""
@@ -409,15 +409,15 @@ class AsyncClient:
             InvalidRequestError: a state, the limit or the cursor is invalid.
         """
         wanted = JobFilter(states=states_of(states), model=model, tenant=tenant)
-        return await self._door.jobs(wanted, limit, cursor)
+        return await self._transport.jobs(wanted, limit, cursor)
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run: names, versions, aliases, variants."""
-        return await self._door.models()
+        return await self._transport.models()
 
     async def fleet(self) -> dict[str, Any]:
         """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
-        return await self._door.fleet()
+        return await self._transport.fleet()
 
     async def reload(self) -> list[dict[str, Any]]:
         """Make every router and worker reread its models folder now; returns what each of them then serves.
@@ -426,7 +426,7 @@ class AsyncClient:
         `replaced` or `removed`, which are `disabled` or `outdated` and why, and whether `queues_changed` since it
         started, or why it is `queues_wrong`. HTTP only, else `InvalidRequestError`.
         """
-        processes: list[dict[str, Any]] = (await self._door.administer("POST", "/v2/reload"))["processes"]
+        processes: list[dict[str, Any]] = (await self._transport.administer("POST", "/v2/reload"))["processes"]
         return processes
 
     async def load_model(self, name: str) -> dict[str, Any]:
@@ -437,7 +437,7 @@ class AsyncClient:
         Raises:
             ModelUnavailableError: its file is wrong, or no device has loaded it in time.
         """
-        return await self._door.administer("POST", f"{_repository_path(name)}/load")
+        return await self._transport.administer("POST", f"{_repository_path(name)}/load")
 
     async def unload_model(self, name: str) -> dict[str, Any]:
         """Accept no more requests for a model, or for the version that `name` names; accepted jobs end as they would.
@@ -445,13 +445,13 @@ class AsyncClient:
         Returns its `versions`, and the processes that are `unanswered` and may still accept some. HTTP only, else
         `InvalidRequestError`.
         """
-        return await self._door.administer("POST", f"{_repository_path(name)}/unload")
+        return await self._transport.administer("POST", f"{_repository_path(name)}/unload")
 
     async def close(self) -> None:
         """Close all connections; jobs continue. Closing twice has no effect."""
         if not self._closed:
             self._closed = True
-            await self._doors.get().close()
+            await self._transports.get().close()
 
 
 def _repository_path(model: str) -> str:

@@ -126,7 +126,7 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The job's id, the same at every door."""
+        """The job's id, the same at every interface."""
         return self._job.id
 
     def result(self, timeout: float | None = None) -> Result:

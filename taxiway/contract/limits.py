@@ -1,4 +1,4 @@
-"""Limits of the values in a request, the same at every door: every part of the fleet decodes them in bounded time.
+"""Limits of the values in a request, the same at every interface: every part of the fleet decodes them in bounded time.
 
 The limits are on count, depth, elements in a shape, and text that UTF-8 can encode. Values in unparsed JSON are counted
 before any expensive work: decoders recurse once per level and build an object per value.

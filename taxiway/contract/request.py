@@ -1,4 +1,4 @@
-"""A producer's request: a model, inputs, and service terms. The same at every door."""
+"""A producer's request: a model, inputs, and service terms. The same at every interface."""
 
 from __future__ import annotations
 

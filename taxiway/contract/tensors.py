@@ -39,7 +39,7 @@ OCTETS = "application/octet-stream"
 SINGLE = "single"
 """The parameter of an input tensor sent without its batch axis: the axis that was added for the protocol.
 
-The result then has no batch axis at any door. In a response, the parameter tells whether that is the case.
+The result then has no batch axis at any interface. In a response, the parameter tells whether that is the case.
 """
 
 SIZE = "binary_data_size"

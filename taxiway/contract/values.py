@@ -8,7 +8,7 @@ Values larger than a limit are stored beside the message, which holds references
 value's raw bytes (a tensor's elements in row-major order, little-endian) under `keys.blob_key` in the state store. Its
 reference is a mapping `{"ref", "bytes", "datatype"}`, with `shape` where it is a tensor; without, datatype BYTES, it is
 a bytes value. In a request it has the blob's SHA-256 as `digest`: the router's signature covers the body, so it covers
-the blob too. In a result it has `href`, a URL at the HTTP door for clients without taxiway.
+the blob too. In a result it has `href`, a URL at the HTTP API for clients without taxiway.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tasks.settings import TREE
 pytestmark = pytest.mark.slow
 
 
-def test_the_suite_measures_a_fleet_at_both_doors_beside_the_limit(tmp_path: Path) -> None:
+def test_the_suite_measures_a_fleet_at_both_interfaces_beside_the_limit(tmp_path: Path) -> None:
     chart = tmp_path / "chart.html"
     briefly = ["--only", "W1", "--peers", "", "--seconds", "0.3", "--rounds", "1", "--chart", str(chart)]
 

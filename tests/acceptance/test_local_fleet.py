@@ -47,7 +47,7 @@ def small_fleet(tmp_path: Path) -> Iterator[LocalFleet]:
     taxiway("down", "--data", str(tmp_path / "data"))
 
 
-def test_every_door_of_a_fleet_that_says_it_is_up_answers(fleet: LocalFleet) -> None:
+def test_every_interface_of_a_fleet_that_says_it_is_up_answers(fleet: LocalFleet) -> None:
     assert httpx.get(f"{fleet.http}/v2/health/ready").status_code == 200
     assert httpx.get(f"{fleet.flower}/healthcheck").status_code == 200
     for address in (fleet.broker, present(fleet.socket)):

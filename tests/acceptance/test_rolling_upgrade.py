@@ -20,11 +20,11 @@ from tests.cable import Balancer
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import WorkerProcess, worker_process, worker_settings
 
-CALLERS = 4  # at each door
+CALLERS = 4  # at each interface
 
 
 class Traffic:
-    """Callers at both doors, each of whom asks for the next answer when it has one."""
+    """Callers at both interfaces, each of whom asks for the next answer when it has one."""
 
     def __init__(self, *urls: str) -> None:
         self.answers: dict[str, int] = dict.fromkeys(urls, 0)

@@ -21,10 +21,10 @@ import msgspec
 
 from tests.chaos.batch import Batches
 from tests.chaos.checker import Report, check
-from tests.chaos.doors import CeleryDoor, ClientDoor, Door
 from tests.chaos.faults import FaultInjector
 from tests.chaos.fleet import Fleet, orphans, running_fleet
 from tests.chaos.history import Accepted, FaultInjected, Recorder, read_history
+from tests.chaos.interfaces import CeleryInterface, ClientInterface, Interface
 from tests.chaos.load import Load
 from tests.chaos.plan import plan_faults
 from tests.chaos.rabbit import SERVER
@@ -106,14 +106,14 @@ def _record(folder: Path, history: Path, broker: str, size: Size, seed: int) -> 
     """Inject faults into a fleet under load and record all events; returns how often each process exited how."""
     recorder = Recorder(history)
     with running_fleet(folder, rabbitmq=broker == "rabbitmq") as fleet:
-        load = Load(lambda: _doors(fleet), recorder)
+        load = Load(lambda: _interfaces(fleet), recorder)
         numbers = itertools.count(size.jobs + 1)
-        doors = list(_doors_of(fleet))
-        injector = FaultInjector(fleet, recorder, lambda model: load.submit(JobSpec(next(numbers), doors, model)))
+        interfaces = list(_interfaces_of(fleet))
+        injector = FaultInjector(fleet, recorder, lambda model: load.submit(JobSpec(next(numbers), interfaces, model)))
         for fault in plan_faults(seed, size.seconds, fleet.targets(), size.kills):
             injector.schedule(fault)
         batches = Batches(list(fleet.http.values()), LINES, recorder)
-        load.start(list(generate_jobs(seed, size.jobs, doors)), size.seconds)
+        load.start(list(generate_jobs(seed, size.jobs, interfaces)), size.seconds)
         _run_to_the_end(fleet, load, batches, injector, size)
         load.stop()
         batches.stop()
@@ -140,19 +140,19 @@ def _run_to_the_end(fleet: Fleet, load: Load, batches: Batches, injector: FaultI
         time.sleep(_TICK)
 
 
-def _doors_of(fleet: Fleet) -> tuple[str, ...]:
+def _interfaces_of(fleet: Fleet) -> tuple[str, ...]:
     own = ("client",) if fleet.rabbit is not None else ("client", "replicated client")
     return (*own, "celery", *fleet.http)
 
 
-def _doors(fleet: Fleet) -> dict[str, Door]:
+def _interfaces(fleet: Fleet) -> dict[str, Interface]:
     """Must be called in the event loop that uses them."""
-    doors: dict[str, Door] = {name: ClientDoor(url) for name, url in fleet.http.items()}
-    doors["celery"] = CeleryDoor(fleet.amqp or fleet.settings.broker, fleet.settings.broker)
-    doors["client"] = ClientDoor(fleet.settings.broker)
+    interfaces: dict[str, Interface] = {name: ClientInterface(url) for name, url in fleet.http.items()}
+    interfaces["celery"] = CeleryInterface(fleet.amqp or fleet.settings.broker, fleet.settings.broker)
+    interfaces["client"] = ClientInterface(fleet.settings.broker)
     if fleet.rabbit is None:
-        doors["replicated client"] = ClientDoor(fleet.settings.broker, "replicated")
-    return doors
+        interfaces["replicated client"] = ClientInterface(fleet.settings.broker, "replicated")
+    return interfaces
 
 
 def _summary(

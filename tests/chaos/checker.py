@@ -155,7 +155,7 @@ def _cancelled_unrequested(job: _Job) -> Iterator[Violation]:
 def _unanswered(job: _Job) -> Iterator[Violation]:
     for waiter in job.unanswered:
         if job.stored is not None and job.ended and job.stored.finished < waiter.at - NOTIFIED_WITHIN:
-            late = f"ended {waiter.at - job.stored.finished:.1f} s before its waiter at {waiter.door} gave up"
+            late = f"ended {waiter.at - job.stored.finished:.1f} s before its waiter at {waiter.interface} gave up"
             yield Violation("unanswered", job.job, f"{late}: {waiter.error or 'no error'}")
 
 

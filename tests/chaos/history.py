@@ -26,11 +26,11 @@ class Submitted(Event, frozen=True, kw_only=True):
 
 
 class Accepted(Event, frozen=True, kw_only=True):
-    """A submit that began at `began` returned at a door; `replicated` if the door confirmed replication."""
+    """A submit that began at `began` returned at an interface; `replicated` if the interface confirmed replication."""
 
     number: int
     job: str
-    door: str
+    interface: str
     began: float
     replicated: bool = False
 
@@ -50,20 +50,20 @@ class CancelRequested(Event, frozen=True, kw_only=True):
 
 
 class Observed(Event, frozen=True, kw_only=True):
-    """A producer learned at a door how the job ended. `answer` is the result's number, `digest` is over all of it."""
+    """A producer learned at an interface how the job ended. `answer` is the result's number, `digest` covers it."""
 
     job: str
-    door: str
+    interface: str
     state: str
     digest: str
     answer: int | None = None
 
 
 class Unanswered(Event, frozen=True, kw_only=True):
-    """A producer's wait for the job at a door ended without a result. `error` is the last error that it got."""
+    """A producer's wait for the job at an interface ended without a result. `error` is the last error that it got."""
 
     job: str
-    door: str
+    interface: str
     error: str = ""
 
 

@@ -1,4 +1,4 @@
-"""Producers: submit jobs at all doors, wait for their results, and record what they observe."""
+"""Producers: submit jobs at all interfaces, wait for their results, and record what they observe."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from taxiway.contract.job import Result
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, ResultTimeoutError, TaxiwayError, UnknownJobError
-from tests.chaos.doors import AcceptedJob, Door
 from tests.chaos.history import Accepted, CancelRequested, Recorder, Refused, Submitted, Unanswered
+from tests.chaos.interfaces import AcceptedJob, Interface
 from tests.chaos.results import observed
 from tests.chaos.workload import JobSpec
 
@@ -22,11 +22,11 @@ _PAUSE = 0.3  # seconds before a retry
 
 
 class Load:
-    """Producers on a thread of their own, which calls `open_doors`."""
+    """Producers on a thread of their own, which calls `open_interfaces`."""
 
-    def __init__(self, open_doors: Callable[[], Mapping[str, Door]], recorder: Recorder) -> None:
-        self._open, self._recorder = open_doors, recorder
-        self._doors: Mapping[str, Door] = {}
+    def __init__(self, open_interfaces: Callable[[], Mapping[str, Interface]], recorder: Recorder) -> None:
+        self._open, self._recorder = open_interfaces, recorder
+        self._interfaces: Mapping[str, Interface] = {}
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -59,7 +59,7 @@ class Load:
         self._loop.close()
 
     async def _submit_all(self, specs: Sequence[JobSpec], seconds: float) -> None:
-        self._doors = self._open()
+        self._interfaces = self._open()
         began = time.monotonic()
         for place, spec in enumerate(specs):
             await asyncio.sleep(max(0.0, began + place * seconds / len(specs) - time.monotonic()))
@@ -76,36 +76,38 @@ class Load:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for door in self._doors.values():
-            await door.close()
+        for interface in self._interfaces.values():
+            await interface.close()
 
     async def _produce(self, spec: JobSpec) -> None:
         self._recorder.record(Submitted(number=spec.number, model=spec.model, deadline=spec.deadline, key=spec.key))
         if spec.twice:
-            await asyncio.gather(self._submit_and_wait(spec, spec.doors), self._submit_and_wait(spec, spec.doors[::-1]))
+            await asyncio.gather(
+                self._submit_and_wait(spec, spec.interfaces), self._submit_and_wait(spec, spec.interfaces[::-1])
+            )
         else:
-            await self._submit_and_wait(spec, spec.doors)
+            await self._submit_and_wait(spec, spec.interfaces)
 
-    async def _submit_and_wait(self, spec: JobSpec, doors: Sequence[str]) -> None:
+    async def _submit_and_wait(self, spec: JobSpec, interfaces: Sequence[str]) -> None:
         """Submit the job, cancel it if specified, and wait for its end."""
-        accepted = await self._submit(spec, doors)
+        accepted = await self._submit(spec, interfaces)
         if accepted is None:
             return
-        job, door = accepted
+        job, interface = accepted
         if spec.cancel:
             self._recorder.record(CancelRequested(job=job.id))
             with suppress(TaxiwayError):
                 await job.cancel()
-        await self._record_end(job, door)
+        await self._record_end(job, interface)
 
-    async def _submit(self, spec: JobSpec, doors: Sequence[str]) -> tuple[AcceptedJob, str] | None:
-        """The job and the door that accepted it, None if refused. A job with a key is retried at the next door."""
+    async def _submit(self, spec: JobSpec, interfaces: Sequence[str]) -> tuple[AcceptedJob, str] | None:
+        """The job and the interface that accepted it, None if refused. A job with a key is retried at the next."""
         until = time.monotonic() + (RETRY_FOR if spec.key else 0.0)
         attempt = 0
         while True:
-            name, began = doors[attempt % len(doors)], time.time()
+            name, began = interfaces[attempt % len(interfaces)], time.time()
             try:
-                job = await self._doors[name].submit(spec)
+                job = await self._interfaces[name].submit(spec)
             except FleetUnavailable as error:
                 if time.monotonic() >= until:
                     unclear = isinstance(error, BrokerUnavailableError)
@@ -117,12 +119,12 @@ class Load:
                 self._recorder.record(Refused(number=spec.number, error=error.code))
                 return None
             else:
-                replicated = self._doors[name].replicated
-                accepted = Accepted(number=spec.number, job=job.id, door=name, began=began, replicated=replicated)
+                replicated = self._interfaces[name].replicated
+                accepted = Accepted(number=spec.number, job=job.id, interface=name, began=began, replicated=replicated)
                 self._recorder.record(accepted)
                 return job, name
 
-    async def _record_end(self, job: AcceptedJob, door: str) -> None:
+    async def _record_end(self, job: AcceptedJob, interface: str) -> None:
         """Record how the job ended; retried while the fleet is unavailable or the job is unknown."""
         end: Result | TaxiwayError | None = None
         last_error = ""
@@ -136,6 +138,6 @@ class Load:
                 except TaxiwayError as error:
                     end = error
         except asyncio.CancelledError:
-            self._recorder.record(Unanswered(job=job.id, door=door, error=last_error))
+            self._recorder.record(Unanswered(job=job.id, interface=interface, error=last_error))
             raise
-        self._recorder.record(observed(job.id, door, end))
+        self._recorder.record(observed(job.id, interface, end))

@@ -18,9 +18,9 @@ from tests.chaos.history import Observed, Ran, Recorder, Stored
 _CONCURRENT = 256  # jobs that are read concurrently
 
 
-def observed(job: str, door: str, end: Result | TaxiwayError) -> Observed:
+def observed(job: str, interface: str, end: Result | TaxiwayError) -> Observed:
     """The event of a producer that learned how its job ended."""
-    return Observed(job=job, door=door, **_outcome_of(end))
+    return Observed(job=job, interface=interface, **_outcome_of(end))
 
 
 async def read_store(url: str, jobs: Iterable[str], recorder: Recorder) -> None:
@@ -71,5 +71,5 @@ def _outcome_of(end: Result | TaxiwayError) -> dict[str, Any]:
 
 
 def _single(value: Any) -> Any:
-    """The only row of a one-row list: a job submitted over HTTP reads as a list of one at another door."""
+    """The only row of a one-row list: a job submitted over HTTP reads as a list of one at another interface."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value

@@ -182,8 +182,8 @@ class Producers:
         self.accepted: dict[str, float] = {}
         self.refused = 0
         self._stopping = threading.Event()
-        doors = (broker, broker, http)
-        self._threads = [threading.Thread(target=self._submit, args=(door,)) for door in doors]
+        interfaces = (broker, broker, http)
+        self._threads = [threading.Thread(target=self._submit, args=(interface,)) for interface in interfaces]
         for thread in self._threads:
             thread.start()
 
@@ -193,9 +193,9 @@ class Producers:
         for thread in self._threads:
             thread.join()
 
-    def _submit(self, door: str) -> None:
-        durability: Durability = "written" if door.startswith("http") else "replicated"  # a router decides itself
-        with Client(door, durability=durability, replicas=REPLICAS) as client:
+    def _submit(self, interface: str) -> None:
+        durability: Durability = "written" if interface.startswith("http") else "replicated"  # a router decides itself
+        with Client(interface, durability=durability, replicas=REPLICAS) as client:
             number = 0
             while not self._stopping.wait(0.01):
                 number += 1

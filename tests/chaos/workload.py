@@ -11,12 +11,12 @@ from random import Random
 class JobSpec:
     """One job to submit.
 
-    `doors` are tried in order; with `twice` it is submitted at two of them at the same time, with `cancel` it is
+    `interfaces` are tried in order; with `twice` it is submitted at two of them at the same time, with `cancel` it is
     cancelled at once. `key` is its idempotency key; `deadline` is in seconds, 0 for none.
     """
 
     number: int
-    doors: Sequence[str]
+    interfaces: Sequence[str]
     model: str
     deadline: float = 0.0
     key: str = ""
@@ -30,15 +30,15 @@ MODELS = {"tally": 60, "echo": 36, "garbage": 3, "leak": 1}
 _KEYED, _TWICE, _CANCELLED, _WITH_DEADLINE = 0.5, 0.2, 0.03, 0.15
 
 
-def generate_jobs(seed: int, jobs: int, doors: Sequence[str]) -> Iterator[JobSpec]:
-    """The jobs of a run, numbered from 1. Those with a key use no door of plain Celery, which takes none."""
+def generate_jobs(seed: int, jobs: int, interfaces: Sequence[str]) -> Iterator[JobSpec]:
+    """The jobs of a run, numbered from 1. Those with a key use no interface of plain Celery, which takes none."""
     random = Random(seed)
     for number in range(1, jobs + 1):
         keyed = random.random() < _KEYED
-        own = [door for door in doors if door != "celery"] if keyed else doors
+        own = [interface for interface in interfaces if interface != "celery"] if keyed else interfaces
         yield JobSpec(
             number=number,
-            doors=random.sample(own, len(own)),
+            interfaces=random.sample(own, len(own)),
             model=random.choices(list(MODELS), list(MODELS.values()))[0],
             deadline=random.choice((0.2, 1.0, 5.0)) if random.random() < _WITH_DEADLINE else 0.0,
             key=f"{seed}-{number}" if keyed else "",

@@ -35,7 +35,7 @@ class Wishes:
         self.waiting: dict[str, int] = {}
         wishes = self
 
-        class Door(http.server.BaseHTTPRequestHandler):
+        class Interface(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the name is http.server's
                 name = urlsplit(self.path).path.split("/")[3]
                 self._say({"replicas": wishes.wanted.get(name, 0), "reason": f"{name} was asked for"})
@@ -56,7 +56,7 @@ class Wishes:
             def log_message(self, format: str, *args: Any) -> None:
                 """Nothing: the test's output is no access log."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Door)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Interface)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever)
 

@@ -53,11 +53,11 @@ def submitted(number: int = 1, *, key: str = "") -> Submitted:
 def accepted(
     job: str = "a", *, at: float = 1.0, took: float = 0.0, number: int = 1, replicated: bool = False
 ) -> Accepted:
-    return Accepted(at=at, number=number, job=job, door="client", began=at - took, replicated=replicated)
+    return Accepted(at=at, number=number, job=job, interface="client", began=at - took, replicated=replicated)
 
 
 def observed(job: str = "a", *, at: float = 2.0, state: str = "succeeded", digest: str = "x") -> Observed:
-    return Observed(at=at, job=job, door="client", state=state, digest=digest, answer=1)
+    return Observed(at=at, job=job, interface="client", state=state, digest=digest, answer=1)
 
 
 def stored(
@@ -127,7 +127,7 @@ def test_a_job_is_cancelled_only_on_request() -> None:
 
 
 def test_a_waiter_is_notified_of_its_jobs_end() -> None:
-    waiter = Unanswered(at=90.0, job="a", door="client")
+    waiter = Unanswered(at=90.0, job="a", interface="client")
     assert broken(submitted(), accepted(), waiter, stored(finished=20.0)) == ["unanswered"]
     assert broken(submitted(), accepted(), waiter, stored(finished=80.0)) == []
 

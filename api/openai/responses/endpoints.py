@@ -35,7 +35,7 @@ from api.openai.responses.response import (
 )
 from api.openai.responses.stored import Responses
 from api.openai_errors import ErrorContent
-from api.services import door_of
+from api.services import services_of
 from api.storage.objects import Page, owner_of, page_of
 from taxiway.contract.job import Result
 from taxiway.errors import wrong_field
@@ -165,7 +165,7 @@ class _Making:
         if call.previous_response_id is not None:
             owner = owner_of(_tenant(request))
             earlier = await _responses(request).conversation(call.previous_response_id, owner)
-        topology = door_of(request).router.rules.topology
+        topology = services_of(request).router.rules.topology
         tier = tier_for_later(call.service_tier, topology) if call.background else call.service_tier
         fields = partial(response_fields, before=earlier.items)
         size = len(msgspec.json.encode(earlier.items)) if earlier.items else 0
@@ -221,11 +221,11 @@ class _Making:
 
 
 def _responses(request: AnyRequest) -> Responses:
-    return door_of(request).stored.responses
+    return services_of(request).stored.responses
 
 
 def _now(request: AnyRequest) -> int:
-    return int(door_of(request).router.store.clock.now())
+    return int(services_of(request).router.store.clock.now())
 
 
 def _tenant(request: AnyRequest) -> str | None:

@@ -1,4 +1,4 @@
-"""What clients of other servers expect of the HTTP door: compressed bodies, Triton's endpoints, pages."""
+"""What clients of other servers expect of the HTTP API: compressed bodies, Triton's endpoints, pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BODY = {"inputs": [ROW], "parameters": {"deadline": 30}}
 
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The HTTP door of a router before one device."""
+    """The HTTP API of a router before one device."""
     with EmbeddedValkey(tmp_path_factory.mktemp("features")) as server:
         settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
         with (
@@ -73,7 +73,7 @@ def test_another_encoding_is_refused_with_those_that_are_read(http: httpx.Client
         assert answer.headers["accept-encoding"] == "gzip, deflate"
 
 
-def test_a_body_that_inflates_beyond_a_limit_is_refused_at_every_door(http: httpx.Client) -> None:
+def test_a_body_that_inflates_beyond_a_limit_is_refused_at_every_interface(http: httpx.Client) -> None:
     bomb, large = bytes(2**25), (secrets.token_bytes(2**10) + bytes(2**16)) * 2**8  # random bytes beyond gzip's window
     for content, limit in ((bomb, "inflation"), (large, "payload")):
         packed = gzip.compress(content, 1)

@@ -1,4 +1,4 @@
-"""The HTTP door with keys and under TLS, at a router as it ships."""
+"""The HTTP API with keys and under TLS, at a router as it ships."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def door(folder: Path) -> Iterator[str]:
+def interface(folder: Path) -> Iterator[str]:
     """The address of a router under TLS that knows keys, before one device; its log and certificate in `folder`."""
     certificate, key = self_signed(folder)
     keys, queues = folder / "keys.jsonl", folder / "queues.yaml"
@@ -67,23 +67,23 @@ def door(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def asking(door: str, folder: Path, name: str | None = None, secret: str | None = None) -> Iterator[httpx.Client]:
+def asking(interface: str, folder: Path, name: str | None = None, secret: str | None = None) -> Iterator[httpx.Client]:
     secret = SECRETS[name] if name else secret
     headers = {"authorization": f"Bearer {secret}"} if secret else {}
     trust = ssl.create_default_context(cafile=folder / "cert.pem")
-    with httpx.Client(base_url=door, headers=headers, timeout=20, verify=trust, trust_env=False) as http:
+    with httpx.Client(base_url=interface, headers=headers, timeout=20, verify=trust, trust_env=False) as http:
         yield http
 
 
 @pytest.fixture(scope="module")
-def lab(door: str, folder: Path) -> Iterator[httpx.Client]:
-    with asking(door, folder, "lab") as http:
+def lab(interface: str, folder: Path) -> Iterator[httpx.Client]:
+    with asking(interface, folder, "lab") as http:
         yield http
 
 
 @pytest.fixture(scope="module")
-def shop(door: str, folder: Path) -> Iterator[httpx.Client]:
-    with asking(door, folder, "shop") as http:
+def shop(interface: str, folder: Path) -> Iterator[httpx.Client]:
+    with asking(interface, folder, "shop") as http:
         yield http
 
 
@@ -91,8 +91,8 @@ WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
 
 
 @pytest.mark.parametrize("secret", WRONG, ids=["none", "unknown", "empty", "cut", "longer"])
-def test_without_a_valid_key_only_health_is_served(door: str, folder: Path, secret: str | None) -> None:
-    with asking(door, folder, secret=secret) as http:
+def test_without_a_valid_key_only_health_is_served(interface: str, folder: Path, secret: str | None) -> None:
+    with asking(interface, folder, secret=secret) as http:
         refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
         health = [http.get("/v2/health/live"), http.get("/v2/health/ready"), http.get("/docs")]
         assert "version" not in http.get("/").json()
@@ -132,11 +132,11 @@ def test_without_a_valid_key_only_health_is_served(door: str, folder: Path, secr
     ],
 )
 def test_a_key_may_do_what_its_scopes_say_and_nothing_else(
-    door: str, folder: Path, method: str, path: str, who: set[str]
+    interface: str, folder: Path, method: str, path: str, who: set[str]
 ) -> None:
     allowed = set()
     for name in OWNERS.keys() - {"slow", "busy"}:
-        with asking(door, folder, name) as http:
+        with asking(interface, folder, name) as http:
             answer = http.request(method, path, json={} if method == "POST" else None)
             assert answer.status_code != 403 or answer.json()["code"] == "forbidden"
             if answer.status_code != 403:
@@ -176,8 +176,8 @@ def test_the_same_idempotency_key_is_another_job_for_another_tenant(lab: httpx.C
     assert jobs[0] == jobs[2] != jobs[1]
 
 
-def test_a_rate_limited_caller_learns_when_to_retry(door: str, folder: Path) -> None:
-    with asking(door, folder, "slow") as http:
+def test_a_rate_limited_caller_learns_when_to_retry(interface: str, folder: Path) -> None:
+    with asking(interface, folder, "slow") as http:
         answers = [http.get("/v2/models") for _ in range(2)]
 
     assert [answer.status_code for answer in answers] == [200, 429]
@@ -186,9 +186,11 @@ def test_a_rate_limited_caller_learns_when_to_retry(door: str, folder: Path) -> 
     assert answers[1].json()["error"].startswith("rate limit exceeded: tenant 'slow' may make 0.01 requests/s")
 
 
-def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(door: str, folder: Path) -> None:
+def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(
+    interface: str, folder: Path
+) -> None:
     keys, log = folder / "keys.jsonl", folder / "router.log"
-    with asking(door, folder, "writer") as http:
+    with asking(interface, folder, "writer") as http:
         assert http.get("/v2").status_code == 200
         write_keys(keys, keys_of(OWNERS.keys() - {"writer"}))
         assert eventually(lambda: http.get("/v2").status_code == 401, within=1 + BUSY)
@@ -199,43 +201,45 @@ def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_noth
         assert eventually(lambda: http.get("/v2").status_code == 200, within=1 + BUSY)
 
 
-def test_the_python_client_brings_its_key_over_tls(door: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BrokerUnavailableError, match="certificate"), taxiway.Client(door) as client:
+def test_the_python_client_brings_its_key_over_tls(
+    interface: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BrokerUnavailableError, match="certificate"), taxiway.Client(interface) as client:
         client.models()
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
-    with taxiway.Client(door, key=SECRETS["lab"]) as client:
+    with taxiway.Client(interface, key=SECRETS["lab"]) as client:
         job = client.submit("echo", "a")
         assert job.result(60).outputs["payload"] == "a"
         with pytest.raises(ForbiddenError, match="admin"):
             client.fleet()
         with pytest.raises(ForbiddenError, match="lab"):
             client.infer("echo", "a", tenant="shop")
-    with taxiway.Client(door, key=SECRETS["shop"]) as client, pytest.raises(UnknownJobError):
+    with taxiway.Client(interface, key=SECRETS["shop"]) as client, pytest.raises(UnknownJobError):
         client.job(job.id).result(1)
-    with taxiway.Client(door) as client, pytest.raises(UnauthenticatedError):
+    with taxiway.Client(interface) as client, pytest.raises(UnauthenticatedError):
         client.models()
 
 
 def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_rest(
-    door: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    interface: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
     texts = [str(n) for n in range(120)]
 
     # Patient: as many connections as there are requests begin with a TLS handshake at once.
-    with taxiway.Client(door, key=SECRETS["busy"], connect_timeout=60) as client:
+    with taxiway.Client(interface, key=SECRETS["busy"], connect_timeout=60) as client:
         answers = [result.outputs["payload"] for result in client.map("echo", texts, deadline=100)]
 
     assert answers == texts
 
 
-def test_no_key_stands_in_the_log_or_in_an_answer(door: str, folder: Path, lab: httpx.Client) -> None:
+def test_no_key_stands_in_the_log_or_in_an_answer(interface: str, folder: Path, lab: httpx.Client) -> None:
     answer = [
         lab.get("/v2/jobs/none").text,
         lab.post("/v2/models/echo/infer", content=SECRETS["lab"]).text,
         lab.post("/v2/models/echo/infer", json=BODY | {"parameters": {SECRETS["lab"]: 1}}).text,
     ]
-    with asking(door, folder, secret=SECRETS["lab"] + "?") as http:
+    with asking(interface, folder, secret=SECRETS["lab"] + "?") as http:
         answer.append(http.get(f"/v2/jobs/{SECRETS['lab']}").text)
 
     log = (folder / "router.log").read_text()
@@ -243,8 +247,8 @@ def test_no_key_stands_in_the_log_or_in_an_answer(door: str, folder: Path, lab: 
     assert digest_of(SECRETS["lab"]) not in log
 
 
-def test_a_door_with_keys_answers_by_any_name(door: str, folder: Path) -> None:
-    with asking(door, folder, "lab") as http:
+def test_an_api_with_keys_answers_by_any_name(interface: str, folder: Path) -> None:
+    with asking(interface, folder, "lab") as http:
         headers = {"host": "taxiway.example.org", "origin": "https://example.org"}
         assert http.get("/v2", headers=headers).status_code == 200
 

@@ -1,4 +1,4 @@
-"""`GET /v2/jobs`, the client's `jobs` at both doors, and `taxiway jobs`."""
+"""`GET /v2/jobs`, the client's `jobs` at both interfaces, and `taxiway jobs`."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def device(settings: Settings) -> Iterator[EchoDevice]:
 
 
 @pytest.fixture(scope="module")
-def door(settings: Settings, device: EchoDevice) -> Iterator[str]:
+def interface(settings: Settings, device: EchoDevice) -> Iterator[str]:
     with router_process(settings) as router, httpx.Client(base_url=router.http) as http:
         eventually(lambda: http.get("/v2/models/echo/ready").status_code == 200)
         yield router.http
 
 
 @pytest.fixture(scope="module")
-def jobs(settings: Settings, door: str, device: EchoDevice) -> Iterator[dict[str, Any]]:
+def jobs(settings: Settings, interface: str, device: EchoDevice) -> Iterator[dict[str, Any]]:
     """Ids of what was asked, the first first: 20 of the tenant a, in one burst, then 3 of b, one of them cancelled."""
-    with taxiway.Client(settings.broker) as broker, taxiway.Client(door) as http:
+    with taxiway.Client(settings.broker) as broker, taxiway.Client(interface) as http:
         burst = [broker.submit("echo", str(n), tenant="a", deadline=60) for n in range(20)]
         for job in burst:
             job.result(20)
@@ -66,8 +66,8 @@ def jobs(settings: Settings, door: str, device: EchoDevice) -> Iterator[dict[str
 
 
 @pytest.fixture(params=["http", "broker"])
-def client(request: pytest.FixtureRequest, settings: Settings, door: str) -> Iterator[Client]:
-    with taxiway.Client(door if request.param == "http" else settings.broker) as client:
+def client(request: pytest.FixtureRequest, settings: Settings, interface: str) -> Iterator[Client]:
+    with taxiway.Client(interface if request.param == "http" else settings.broker) as client:
         yield client
 
 
@@ -118,10 +118,10 @@ def test_a_wrong_question_is_refused_by_name(
 
 
 @pytest.mark.parametrize("where", ["http", "broker"])
-def test_the_command_line_lists_jobs_at_both_doors(
-    settings: Settings, door: str, jobs: dict[str, Any], where: str
+def test_the_command_line_lists_jobs_at_both_interfaces(
+    settings: Settings, interface: str, jobs: dict[str, Any], where: str
 ) -> None:
-    command = [sys.executable, "-m", "taxiway", "jobs", "--url", door if where == "http" else settings.broker]
+    command = [sys.executable, "-m", "taxiway", "jobs", "--url", interface if where == "http" else settings.broker]
     environment = {**os.environ, "COLUMNS": "160"}
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -138,7 +138,7 @@ def test_the_command_line_lists_jobs_at_both_doors(
     assert {line.split()[1] for line in table[2:]} == {"cancelled", "failed"}
 
 
-def test_what_expired_leaves_the_index(settings: Settings, door: str, jobs: dict[str, Any]) -> None:
+def test_what_expired_leaves_the_index(settings: Settings, interface: str, jobs: dict[str, Any]) -> None:
     with redis.Redis.from_url(settings.broker) as store:
         old, gone = 1000.0, msgspec.msgpack.encode([job_key("gone"), job_key("gone-too")])
         there = msgspec.msgpack.encode([job_key("gone"), job_key(jobs["cancelled"])])

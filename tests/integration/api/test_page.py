@@ -28,7 +28,7 @@ HELD = "[...document.querySelectorAll('#{} td')].map((cell) => cell.textContent)
 
 
 @contextmanager
-def door(folder: Path, *options: str) -> Iterator[tuple[str, Settings]]:
+def interface(folder: Path, *options: str) -> Iterator[tuple[str, Settings]]:
     with EmbeddedValkey(folder / "valkey") as server:
         settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
         device = EchoDevice(settings)
@@ -69,7 +69,7 @@ def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path
             await page.value("document.querySelector('#dead button:last-of-type').click()")
             assert page.errors == []
 
-    with door(tmp_path) as (url, settings):
+    with interface(tmp_path) as (url, settings):
         with taxiway.Client(url) as client:
             job = client.submit("echo", "hello")
             job.result(timeout=60)
@@ -92,12 +92,12 @@ def test_the_page_asks_for_a_key_and_shows_nothing_without_it(tmp_path: Path) ->
             await page.value("document.querySelector('#key').requestSubmit()")
             assert "cpu.batch" in await page.until(f"{HELD.format('classes')}.length && {HELD.format('classes')}")
 
-    with door(tmp_path, "--keys", str(tmp_path / "keys")) as (url, _):
+    with interface(tmp_path, "--keys", str(tmp_path / "keys")) as (url, _):
         asyncio.run(look(url))
 
 
-def test_a_page_of_another_site_still_cannot_use_a_door_without_keys(tmp_path: Path) -> None:
-    with door(tmp_path) as (url, _):
+def test_a_page_of_another_site_still_cannot_use_an_api_without_keys(tmp_path: Path) -> None:
+    with interface(tmp_path) as (url, _):
         host = url.removeprefix("http://")
         for origin, status in [(url, 404), ("https://example.org", 403), (f"http://{host}.example.org", 403)]:
             answer = httpx.post(f"{url}/v2/dead/none/replay", headers={"origin": origin}, trust_env=False)
@@ -107,7 +107,7 @@ def test_a_page_of_another_site_still_cannot_use_a_door_without_keys(tmp_path: P
 
 
 def test_the_page_is_small_and_names_no_other_host(tmp_path: Path) -> None:
-    with door(tmp_path) as (url, _):
+    with interface(tmp_path) as (url, _):
         page = httpx.get(url, headers={"accept": "text/html"}, trust_env=False)
 
     assert len(page.content) < 100_000

@@ -1,4 +1,4 @@
-"""Which doors a router opens, and which it does not."""
+"""Which interfaces a router opens, and which it does not."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from tests.narrowing import present
         (["--keys", "none.jsonl", "--host", "0.0.0.0"], KeysError, "a readable file of keys"),
     ],
 )
-def test_a_door_that_would_be_open_or_broken_is_not_opened(given: list[str], error: type[Exception], said: str) -> None:
+def test_an_interface_that_would_be_open_or_broken_is_not_opened(
+    given: list[str], error: type[Exception], said: str
+) -> None:
     with pytest.raises(error, match=said):
         read_listening(http_options({}).parse_args(given))
 
 
-def test_a_door_is_on_the_loopback_without_keys_by_default(tmp_path: Path) -> None:
+def test_an_interface_is_on_the_loopback_without_keys_by_default(tmp_path: Path) -> None:
     keys = tmp_path / "keys.jsonl"
     write_keys(keys, [])
     certificate, key = self_signed(tmp_path)

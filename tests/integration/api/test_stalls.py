@@ -26,7 +26,7 @@ FULL = 16 * 2**20 - 2**12
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, httpx.Client, Stalls]]:
-    """Settings, the HTTP door and the stalls of a router before one device."""
+    """Settings, the HTTP API and the stalls of a router before one device."""
     folder = tmp_path_factory.mktemp("stalls")
     with EmbeddedValkey(folder / "valkey") as server:
         settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})

@@ -53,7 +53,7 @@ def test_a_log_that_a_full_disk_truncated_is_rewritten_and_can_be_read(settings:
         assert client.get("the last") == b"word"
 
 
-def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_device(
+def test_every_interface_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_device(
     settings: Settings, store: Store
 ) -> None:
     url = store.primary.url
@@ -71,9 +71,9 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
         store.fill()
         eventually(lambda: not writes(client))
         while client.time()[0] <= beat + GONE_AFTER + 1:
-            for door in (http, broker):
+            for interface in (http, broker):
                 with pytest.raises(BrokerFullError, match="cannot write to its disk") as raised:
-                    door.infer("echo", "no room", timeout=10)
+                    interface.infer("echo", "no room", timeout=10)
                 assert raised.value.details["resource"] == "disk"
         assert http.fleet()["refuses"]
         assert [one.found for one in servers({"TAXIWAY_BROKER": url}) if one.subject == "TAXIWAY_BROKER disk"] == [
@@ -81,7 +81,7 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
         ]
         store.empty()
         eventually(lambda: writes(client))
-        asked = [eventually(partial(accepted, door)) for door in (http, broker)]
+        asked = [eventually(partial(accepted, interface)) for interface in (http, broker)]
         eventually(lambda: not http.fleet()["refuses"])
         assert [one.found for one in servers({"TAXIWAY_BROKER": url}) if one.subject == "TAXIWAY_BROKER disk"] == [True]
         with device:
@@ -105,7 +105,7 @@ def test_a_worker_outlives_a_full_disk(
     with (
         redis.Redis.from_url(url) as client,
         router_process(own),
-        taxiway.Client(url) as door,
+        taxiway.Client(url) as interface,
         log.open("wb") as written,
         monkeypatch.context() as patched,
     ):
@@ -115,15 +115,15 @@ def test_a_worker_outlives_a_full_disk(
             eventually(lambda: "server:ResponseError" in log.read_text())  # the server refuses the check, too
             store.empty()
             eventually(lambda: writes(client))
-            job = eventually(partial(accepted, door))
+            job = eventually(partial(accepted, interface))
             assert job.result(timeout=60).outputs == {"payload": "after"}
             assert worker.process.poll() is None
 
 
-def accepted(door: taxiway.Client) -> taxiway.Job | None:
-    """A job that this door takes, None where it still says that the disk is full."""
+def accepted(interface: taxiway.Client) -> taxiway.Job | None:
+    """A job that this interface takes, None where it still says that the disk is full."""
     with suppress(BrokerFullError):
-        return door.submit("echo", "after", deadline=60)
+        return interface.submit("echo", "after", deadline=60)
     return None
 
 

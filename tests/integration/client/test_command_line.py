@@ -48,7 +48,7 @@ def test_help_costs_less_than_150_milliseconds() -> None:
     assert min(seconds() for _ in range(5)) < 0.15
 
 
-def test_no_library_of_a_door_is_imported_for_help() -> None:
+def test_no_library_of_an_interface_is_imported_for_help() -> None:
     code = (
         "import sys; from taxiway.cli import main; main(['submit', '--help'], standalone_mode=False);"
         "print([m for m in ('redis', 'aiohttp', 'rich') if m in sys.modules])"

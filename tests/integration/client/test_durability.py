@@ -84,7 +84,7 @@ def test_a_majority_is_waited_for_and_the_doctor_says_what_the_server_lacks_for_
     assert said().found
 
 
-def test_what_the_http_door_took_is_at_the_replica(pair: Pair, tmp_path: Path) -> None:
+def test_what_the_http_api_took_is_at_the_replica(pair: Pair, tmp_path: Path) -> None:
     text = (TREE / "queues.yaml").read_text()
     assert "\nlimits:" in text
     (tmp_path / "queues.yaml").write_text(text.replace("\nlimits:", "\nlimits:\n  durability: replicated", 1))

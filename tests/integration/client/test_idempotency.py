@@ -1,4 +1,4 @@
-"""The same tenant and key are the same job while its record is kept, from any submitter at any door."""
+"""The same tenant and key are the same job while its record is kept, from any submitter at any interface."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEY: dict[str, Any] = {"tenant": "tower", "deadline": 30.0}
 
 @dataclass
 class Fleet:
-    """Two routers with a device, and a client for each of two doors of each kind."""
+    """Two routers with a device, and a client for each of two interfaces of each kind."""
 
     device: EchoDevice
     clients: list[Client]
@@ -51,7 +51,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield Fleet(device, clients, stack.enter_context(redis.Redis.from_url(settings.broker)))
 
 
-def test_concurrent_submits_by_two_doors_and_two_routers_are_one_job_that_runs_once(fleet: Fleet) -> None:
+def test_concurrent_submits_by_two_interfaces_and_two_routers_are_one_job_that_runs_once(fleet: Fleet) -> None:
     def ask(client: Client, key: str) -> str:
         job = client.submit("echo", "only once", idempotency_key=key, **KEY)
         job.result(60)
@@ -78,7 +78,7 @@ def test_the_window_ends_with_the_record_and_not_with_the_result(fleet: Fleet) -
     eventually(lambda: fleet.device.done.count(job.id) == 2)
 
 
-def test_another_request_under_a_key_is_refused_with_one_text_at_every_door(fleet: Fleet) -> None:
+def test_another_request_under_a_key_is_refused_with_one_text_at_every_interface(fleet: Fleet) -> None:
     for n, first in enumerate(fleet.clients):
         once: Any = {"idempotency_key": f"taken-{n}", **KEY}
         job = first.submit("echo", "first", **once)
@@ -90,7 +90,7 @@ def test_another_request_under_a_key_is_refused_with_one_text_at_every_door(flee
                     other.submit(model, inputs, **once).result(60)
                 texts.add(caught.value.message)
             assert other.submit("echo", "first", **once).result(60).outputs == {"payload": "first"}
-        assert len(texts) == 3  # one a request, whichever the door
+        assert len(texts) == 3  # one a request, whichever the interface
         assert fleet.device.done.count(job.id) == 1
 
 
@@ -119,9 +119,9 @@ def test_a_refused_request_under_a_used_key_gets_the_reason(fleet: Fleet) -> Non
             client.submit("no-such-model", "first", **once).result(60)
 
 
-@pytest.mark.parametrize("door", [0, 2], ids=["http", "broker"])
-def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(fleet: Fleet, door: int) -> None:
-    client, key = fleet.clients[door], f"late-{door}"
+@pytest.mark.parametrize("interface", [0, 2], ids=["http", "broker"])
+def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(fleet: Fleet, interface: int) -> None:
+    client, key = fleet.clients[interface], f"late-{interface}"
     accepted = client.submit("echo", "first", idempotency_key=key, **KEY)
     accepted.result(60)
     copy = client.submit("echo", "first", idempotency_key=key, budget=1e-15, **KEY)
@@ -160,7 +160,7 @@ def test_a_submission_that_a_failover_lost_is_made_again_by_the_client_that_wait
 
 
 def test_a_submit_under_a_key_that_no_router_answers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taxiway.client.valkey_door._CONFIRMED_WITHIN", 0.2)
+    monkeypatch.setattr("taxiway.client.valkey_transport._CONFIRMED_WITHIN", 0.2)
     unheard = pytest.raises(FleetUnavailable, match="submit it again under its key")
     with EmbeddedValkey(tmp_path) as server, Client(server.url) as client, unheard:
         client.submit("echo", "unheard", idempotency_key="flight-100", **KEY)

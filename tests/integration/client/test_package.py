@@ -30,7 +30,7 @@ def seconds(code: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_the_broker_door_needs_no_aiohttp_and_the_http_door_no_hiredis() -> None:
+def test_the_valkey_client_needs_no_aiohttp_and_the_http_api_no_hiredis() -> None:
     code = "import sys, taxiway; taxiway.Client({!r}).close(); print(*(name in sys.modules for name in {}))"
     libraries = ("aiohttp", "hiredis", "redis")
 

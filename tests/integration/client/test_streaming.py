@@ -1,4 +1,4 @@
-"""Streamed answers at the broker's door, on a real Valkey server."""
+"""Streamed answers at the broker's interface, on a real Valkey server."""
 
 from __future__ import annotations
 

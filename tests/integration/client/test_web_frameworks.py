@@ -25,11 +25,11 @@ APPS = "tests.integration.client.webapps"
 FASTAPI, FLASK, DJANGO = (f"{APPS}.{name}_app:app" for name in ("fastapi", "flask", "django"))
 
 REQUESTS = 16
-"""At once, of each view at each door."""
+"""At once, of each view at each interface."""
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def interfaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The addresses of one fleet: its broker's and its router's."""
     folder = tmp_path_factory.mktemp("web")
     with EmbeddedValkey(folder) as server:
@@ -72,7 +72,7 @@ def _is_listening(port: int) -> bool:
 
 
 def answers(url: str, views: Sequence[str]) -> dict[str, set[str]]:
-    """What each view at each door answers to requests at once."""
+    """What each view at each interface answers to requests at once."""
 
     def ask(asked: tuple[str, int]) -> str:
         path, number = asked
@@ -81,7 +81,7 @@ def answers(url: str, views: Sequence[str]) -> dict[str, set[str]]:
 
     found = {}
     with ThreadPoolExecutor(REQUESTS) as pool:
-        for path in (f"{door}/{view}" for door in ("redis", "http") for view in views):
+        for path in (f"{interface}/{view}" for interface in ("redis", "http") for view in views):
             found[path] = set(pool.map(ask, [(path, number) for number in range(REQUESTS)]))
     return found
 
@@ -100,10 +100,10 @@ def answers(url: str, views: Sequence[str]) -> dict[str, set[str]]:
     ids=["FastAPI on uvloop", "FastAPI on asyncio", "Django on uvloop", "sync", "gthread", "gevent", "preload"],
 )
 def test_a_client_at_module_level_answers_every_request(
-    doors: str, command: Sequence[str], app: str, views: Sequence[str], tmp_path: Path
+    interfaces: str, command: Sequence[str], app: str, views: Sequence[str], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    with served(command, app, log, DOORS=doors) as url:
+    with served(command, app, log, ADDRESSES=interfaces) as url:
         found = answers(url, views)
 
     wanted = set(map(str, range(REQUESTS)))
@@ -111,11 +111,13 @@ def test_a_client_at_module_level_answers_every_request(
     assert log.read_text() == ""
 
 
-def test_a_job_that_the_parent_submitted_before_the_fork_is_awaited_in_every_child(doors: str, tmp_path: Path) -> None:
+def test_a_job_that_the_parent_submitted_before_the_fork_is_awaited_in_every_child(
+    interfaces: str, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
-    with served([*GUNICORN, "sync", "--preload"], FLASK, log, DOORS=doors, BEFORE_FORK="1") as url:
+    with served([*GUNICORN, "sync", "--preload"], FLASK, log, ADDRESSES=interfaces, BEFORE_FORK="1") as url:
         found = answers(url, ["early", "def"])
 
     wanted = {"early": {"early"}, "def": set(map(str, range(REQUESTS)))}
-    assert found == {f"{door}/{view}": texts for door in ("redis", "http") for view, texts in wanted.items()}
+    assert found == {f"{interface}/{view}": texts for interface in ("redis", "http") for view, texts in wanted.items()}
     assert log.read_text() == ""

@@ -1,4 +1,4 @@
-"""An endpoint that speaks OIP: the HTTP door of another fleet, with a real router and worker of its own."""
+"""An endpoint that speaks OIP: the HTTP API of another fleet, with a real router and worker of its own."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ ROWS = {"samples": [1000, 2000, 3000], "seed": [1, 2, 3]}
 
 @pytest.fixture
 def other(valkey_url: str, tmp_path: Path) -> Iterator[Settings]:
-    """The other fleet's settings, with the address of its door in the file `door`."""
+    """The other fleet's settings, with the address of its interface in the file `interface`."""
     (tmp_path / "other").mkdir()
     settings = worker_settings(empty_fleet(valkey_url), tmp_path / "other")
     with worker_process(settings), router_process(settings) as router:
         eventually(lambda: httpx.get(f"{router.http}/v2/models/slab/ready", trust_env=False).is_success)
-        (tmp_path / "door").write_text(router.http)
+        (tmp_path / "interface").write_text(router.http)
         yield settings
 
 
 @pytest.fixture
 def fleet(settings: Settings, other: Settings, tmp_path: Path) -> Settings:
-    told = worker_settings(settings, tmp_path, QUEUES.format(url=(tmp_path / "door").read_text()))
+    told = worker_settings(settings, tmp_path, QUEUES.format(url=(tmp_path / "interface").read_text()))
     (told.models / "slab" / "model.yaml").write_text(REMOTE)
     return told
 

@@ -235,11 +235,11 @@ def test_the_tuner_runs_from_the_routers_image_and_gets_no_signing_key(services:
     assert "TAXIWAY_SECRET" not in tuner["environment"]
 
 
-def test_flower_is_reached_through_a_door_that_closes_what_flower_leaves_open(compose: list[str]) -> None:
+def test_flower_is_reached_through_an_interface_that_closes_what_flower_leaves_open(compose: list[str]) -> None:
     answer = resolved(compose)
 
     assert "ports" not in answer["services"]["flower"]
-    configuration = answer["configs"]["flower-door"]["content"].replace("$$", "$")  # Compose writes it as it reads it
+    configuration = answer["configs"]["flower-proxy"]["content"].replace("$$", "$")  # Compose writes it as it reads it
     assert "location ~ ^/(metrics|healthcheck)/?$ { return 404; }" in configuration
 
 

@@ -104,7 +104,7 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
     with watched(Supervisor(None, [[worker]])) as failed:
         first = worker.process.pid
         os.kill(first, signal.SIGKILL)
-        known: list[bool] = []  # what it said, such as where its door is
+        known: list[bool] = []  # what it said, such as where its interface is
 
         def restarted() -> bool:
             known.append("number" in worker.announced)

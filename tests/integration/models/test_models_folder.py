@@ -1,4 +1,4 @@
-"""The models folder of a running fleet: what is wrong in it, and what changes in it, at every door."""
+"""The models folder of a running fleet: what is wrong in it, and what changes in it, at every interface."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def get(router: RouterProcess, path: str) -> tuple[int, Any]:
     return answer.status_code, json.loads(answer.content)
 
 
-def test_a_broken_model_leaves_the_others_served_and_every_door_says_why_it_is_disabled(
+def test_a_broken_model_leaves_the_others_served_and_every_interface_says_why_it_is_disabled(
     fleet: Settings, router: RouterProcess
 ) -> None:
     with EchoDevice(fleet), Client(router.http) as http, Client(fleet.broker) as redis:

@@ -1,4 +1,4 @@
-"""Each call of the stock SDK that OpenAI's door has: its answer is valid by the SDK's own types, and so is an error.
+"""Each call of the stock SDK that OpenAI's API has: its answer is valid by the SDK's own types, and so is an error.
 
 `docs/openai.md` has the table of these calls.
 """

@@ -1,4 +1,4 @@
-"""Large tensors through a real router and worker: beside their messages, whichever door they come by."""
+"""Large tensors through a real router and worker: beside their messages, whichever interface they come by."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def store(settings: Settings) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture(params=["broker", "http"])
-def door(request: pytest.FixtureRequest, settings: Settings, fleet: RouterProcess) -> str:
+def interface(request: pytest.FixtureRequest, settings: Settings, fleet: RouterProcess) -> str:
     return settings.broker if request.param == "broker" else fleet.http
 
 
@@ -97,23 +97,23 @@ def ask_by_hand(celery: Celery, reference: dict[str, Any]) -> AsyncResult[Any]:
 
 
 @pytest.mark.parametrize("given", [LARGE, SMALL, LARGE[:1], LARGE[:, ::2]], ids=["large", "small", "row", "strided"])
-def test_an_array_comes_back_as_the_same_array_from_either_door(door: str, given: np.ndarray) -> None:
-    with taxiway.Client(door, arrays=True) as client:
+def test_an_array_comes_back_as_the_same_array_from_either_interface(interface: str, given: np.ndarray) -> None:
+    with taxiway.Client(interface, arrays=True) as client:
         back = client.infer("mirror", given, timeout=20).outputs["x"]
 
     assert back.dtype == np.float32
     assert np.array_equal(back, given)
 
 
-def test_without_arrays_it_comes_back_as_lists(door: str) -> None:
-    with taxiway.Client(door) as client:
+def test_without_arrays_it_comes_back_as_lists(interface: str) -> None:
+    with taxiway.Client(interface) as client:
         assert client.infer("mirror", LARGE, timeout=20).outputs["x"] == LARGE.tolist()
         assert client.infer("mirror", SMALL[0], timeout=20).outputs["x"] == SMALL[0].tolist()
 
 
-def test_large_bytes_come_back_unchanged_now_and_later(door: str) -> None:
+def test_large_bytes_come_back_unchanged_now_and_later(interface: str) -> None:
     given = secrets.token_bytes(INLINE + 1)
-    with taxiway.Client(door) as client:
+    with taxiway.Client(interface) as client:
         job = client.submit("echo", {"a": [given, "text"]})
 
         assert job.result(timeout=20).outputs == {"payload": {"a": [given, "text"]}}
@@ -121,10 +121,10 @@ def test_large_bytes_come_back_unchanged_now_and_later(door: str) -> None:
 
 
 def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_for_its_time(
-    door: str, store: redis.Redis
+    interface: str, store: redis.Redis
 ) -> None:
     before = set(store.keys(blob_key("*")))
-    with taxiway.Client(door, arrays=True) as client:
+    with taxiway.Client(interface, arrays=True) as client:
         client.infer("mirror", LARGE, timeout=20)
 
     (left,) = set(store.keys(blob_key("*"))) - before
@@ -132,7 +132,7 @@ def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_f
     assert store.get(left) == LARGE.tobytes()
 
 
-def test_plain_celery_gets_a_link_to_the_http_door(celery: Celery, fleet: RouterProcess) -> None:
+def test_plain_celery_gets_a_link_to_the_http_api(celery: Celery, fleet: RouterProcess) -> None:
     inputs = {"shape": [1, 100_000], "datatype": "FP32", "data": LARGE[0].tobytes()}
     asked = celery.send_task(
         "taxiway.infer", kwargs={"model": "mirror", "inputs": inputs}, queue="taxiway.arrivals", serializer="json"
@@ -180,8 +180,8 @@ def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(
                 client.job(asked.id).result(timeout=20)
 
 
-def test_what_travels_beside_a_message_counts_as_its_payload(door: str) -> None:
-    with taxiway.Client(door) as client, pytest.raises(RequestTooLargeError):
+def test_what_travels_beside_a_message_counts_as_its_payload(interface: str) -> None:
+    with taxiway.Client(interface) as client, pytest.raises(RequestTooLargeError):
         client.infer("mirror", np.zeros((1, 600_000), np.float32), timeout=20)
 
 

@@ -169,7 +169,7 @@ def test_a_worker_is_notified_at_once_that_a_job_it_holds_was_ended(settings: Se
     assert not held[1].lost
 
 
-def test_a_waiter_is_notified_at_the_deadline_by_either_door_without_any_worker(settings: Settings) -> None:
+def test_a_waiter_is_notified_at_the_deadline_by_either_interface_without_any_worker(settings: Settings) -> None:
     with router_process(settings) as router, redis.Redis.from_url(settings.broker) as state:
         with EchoDevice(settings, answering=False), Client(settings.broker) as broker, Client(router.http) as http:
             jobs = [client.submit("echo", "a", deadline=4) for _ in range(4) for client in (broker, http)]

@@ -22,7 +22,7 @@ from tests.routing import EchoDevice, eventually, router_process
 
 @pytest.fixture
 def http(settings: Settings) -> Iterator[httpx.Client]:
-    """The HTTP door of a router whose device answers nothing, with three bulk jobs that wait."""
+    """The HTTP API of a router whose device answers nothing, with three bulk jobs that wait."""
     row = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["x"]}
     body = {"inputs": [row], "parameters": {"service": "bulk"}}
     with (

@@ -79,7 +79,7 @@ def test_a_moved_jobs_trace_goes_from_its_submission_to_its_result(twins: Settin
     assert submit["start"] < place["end"] <= first["start"]
 
 
-def test_the_http_door_continues_a_callers_trace_and_returns_the_jobs(settings: Settings, spans: Path) -> None:
+def test_the_http_api_continues_a_callers_trace_and_returns_the_jobs(settings: Settings, spans: Path) -> None:
     url, body = (
         "/v2/models/echo/infer",
         {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},

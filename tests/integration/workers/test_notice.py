@@ -20,7 +20,7 @@ class Metadata(ThreadingHTTPServer):
     token = 0
 
 
-class _Door(BaseHTTPRequestHandler):
+class _Interface(BaseHTTPRequestHandler):
     server: Metadata
 
     def do_PUT(self) -> None:
@@ -49,7 +49,7 @@ class _Door(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def metadata() -> Iterator[Metadata]:
-    with Metadata(("127.0.0.1", 0), _Door) as server:
+    with Metadata(("127.0.0.1", 0), _Interface) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server

@@ -21,7 +21,7 @@ CATALOGUE = load_catalogue(TREE / "models")
 
 
 def forms(model: str, inputs: Any) -> list[Request]:
-    """One request as the doors read it."""
+    """One request as the interfaces read it."""
     specs = [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in CATALOGUE.resolve(model).inputs]
     framed = body({}, encode_inputs(specs, inputs)[0])
     content = b"".join(framed.pieces)
@@ -50,7 +50,7 @@ PIXELS = np.arange(224 * 224 * 3, dtype=np.float32).reshape(1, 224, 224, 3)
         ("monte-carlo", {"samples": np.array([1000, 2000]), "seed": np.array([7, 8])}),
     ],
 )
-def test_a_request_has_one_digest_at_every_door(model: str, inputs: Any) -> None:
+def test_a_request_has_one_digest_at_every_interface(model: str, inputs: Any) -> None:
     found = CATALOGUE.resolve(model)
     assert len({digest_of(found, request) for request in forms(model, inputs)}) == 1
 

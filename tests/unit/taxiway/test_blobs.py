@@ -70,7 +70,7 @@ def test_a_value_up_to_the_limit_stays_in_its_message() -> None:
     assert blobs.contents == {}
 
 
-def test_a_requests_reference_has_the_digest_and_a_results_the_address_at_the_door() -> None:
+def test_a_requests_reference_has_the_digest_and_a_results_the_address_at_the_interface() -> None:
     asked, answered = Blobs(limit=2), ResultBlobs(limit=2)
     reference, result = to_wire(b"abc", "inputs", asked), to_wire(b"abc", "x", answered)
 

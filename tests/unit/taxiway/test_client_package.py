@@ -29,9 +29,9 @@ def test_an_address_of_another_kind_is_refused(url: str) -> None:
         taxiway.Client(url)
 
 
-@pytest.mark.parametrize("door", ["redis://127.0.0.1:9", "http://127.0.0.1:9"])
-def test_one_idempotency_key_for_a_map_is_refused(door: str) -> None:
-    with taxiway.Client(door) as client, pytest.raises(InvalidRequestError, match="idempotency_key"):
+@pytest.mark.parametrize("interface", ["redis://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_one_idempotency_key_for_a_map_is_refused(interface: str) -> None:
+    with taxiway.Client(interface) as client, pytest.raises(InvalidRequestError, match="idempotency_key"):
         next(client.map("echo", [1, 2], idempotency_key="one"))
 
 

@@ -1,6 +1,6 @@
 """Web applications with taxiway's clients at module level, one per framework.
 
-Each answers `GET /DOOR/VIEW?text=…` with the echo of the text; `DOORS` in the environment has the doors' addresses.
+Each answers `GET /SERVICES/VIEW?text=…` with the echo of the text; `ADDRESSES` in the environment has the fleet's.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import taxiway
 
 
 def clients() -> Mapping[str, taxiway.Client]:
-    """A synchronous client for each door."""
-    return {urlsplit(url).scheme: taxiway.Client(url) for url in os.environ["DOORS"].split()}
+    """A synchronous client for each interface."""
+    return {urlsplit(url).scheme: taxiway.Client(url) for url in os.environ["ADDRESSES"].split()}
 
 
 def async_clients() -> Mapping[str, taxiway.AsyncClient]:
     """The same for asyncio."""
-    return {urlsplit(url).scheme: taxiway.AsyncClient(url) for url in os.environ["DOORS"].split()}
+    return {urlsplit(url).scheme: taxiway.AsyncClient(url) for url in os.environ["ADDRESSES"].split()}

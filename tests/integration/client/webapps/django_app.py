@@ -13,15 +13,15 @@ settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="of a 
 CLIENTS, ASYNC_CLIENTS = clients(), async_clients()
 
 
-def by_client(request: HttpRequest, door: str) -> JsonResponse:
-    result = CLIENTS[door].infer("echo", request.GET["text"], timeout=30)
+def by_client(request: HttpRequest, interface: str) -> JsonResponse:
+    result = CLIENTS[interface].infer("echo", request.GET["text"], timeout=30)
     return JsonResponse(result.outputs["payload"], safe=False)
 
 
-async def by_async_client(request: HttpRequest, door: str) -> JsonResponse:
-    result = await ASYNC_CLIENTS[door].infer("echo", request.GET["text"], timeout=30)
+async def by_async_client(request: HttpRequest, interface: str) -> JsonResponse:
+    result = await ASYNC_CLIENTS[interface].infer("echo", request.GET["text"], timeout=30)
     return JsonResponse(result.outputs["payload"], safe=False)
 
 
-urlpatterns = [path("<str:door>/def", by_client), path("<str:door>/async", by_async_client)]
+urlpatterns = [path("<str:interface>/def", by_client), path("<str:interface>/async", by_async_client)]
 app = get_asgi_application()

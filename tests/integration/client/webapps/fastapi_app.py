@@ -10,16 +10,16 @@ app = FastAPI()
 CLIENTS, ASYNC_CLIENTS = clients(), async_clients()
 
 
-@app.get("/{door}/async")
-async def by_async_client(door: str, text: str) -> str:
-    return str((await ASYNC_CLIENTS[door].infer("echo", text, timeout=30)).outputs["payload"])
+@app.get("/{interface}/async")
+async def by_async_client(interface: str, text: str) -> str:
+    return str((await ASYNC_CLIENTS[interface].infer("echo", text, timeout=30)).outputs["payload"])
 
 
-@app.get("/{door}/def")
-def by_client(door: str, text: str) -> str:
-    return str(CLIENTS[door].infer("echo", text, timeout=30).outputs["payload"])
+@app.get("/{interface}/def")
+def by_client(interface: str, text: str) -> str:
+    return str(CLIENTS[interface].infer("echo", text, timeout=30).outputs["payload"])
 
 
-@app.get("/{door}/blocking")
-async def by_client_on_the_loop(door: str, text: str) -> str:
-    return str(CLIENTS[door].infer("echo", text, timeout=30).outputs["payload"])
+@app.get("/{interface}/blocking")
+async def by_client_on_the_loop(interface: str, text: str) -> str:
+    return str(CLIENTS[interface].infer("echo", text, timeout=30).outputs["payload"])

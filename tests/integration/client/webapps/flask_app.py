@@ -11,14 +11,16 @@ from tests.integration.client.webapps import clients
 
 app = Flask(__name__)
 CLIENTS = clients()
-EARLY = {door: client.submit("echo", "early") for door, client in CLIENTS.items() if "BEFORE_FORK" in os.environ}
+EARLY = {
+    interface: client.submit("echo", "early") for interface, client in CLIENTS.items() if "BEFORE_FORK" in os.environ
+}
 
 
-@app.get("/<door>/def")
-def by_client(door: str) -> ResponseReturnValue:
-    return jsonify(CLIENTS[door].infer("echo", request.args["text"], timeout=30).outputs["payload"])
+@app.get("/<interface>/def")
+def by_client(interface: str) -> ResponseReturnValue:
+    return jsonify(CLIENTS[interface].infer("echo", request.args["text"], timeout=30).outputs["payload"])
 
 
-@app.get("/<door>/early")
-def by_job_of_the_parent(door: str) -> ResponseReturnValue:
-    return jsonify(EARLY[door].result(timeout=30).outputs["payload"])
+@app.get("/<interface>/early")
+def by_job_of_the_parent(interface: str) -> ResponseReturnValue:
+    return jsonify(EARLY[interface].result(timeout=30).outputs["payload"])

@@ -47,7 +47,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_no_answer_of_the_http_door_reveals_the_brokers_address_or_password() -> None:
+def test_no_answer_of_the_http_api_reveals_the_brokers_address_or_password() -> None:
     assert PASSWORD.encode() not in body_of(BrokerUnavailableError(f"redis://:{PASSWORD}@host did not answer"))
 
 

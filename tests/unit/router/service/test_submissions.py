@@ -1,4 +1,4 @@
-"""What the router's own door forwards, on a transport whose calls the test ends."""
+"""What the router's own interface forwards, on a transport whose calls the test ends."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Lane:
         return await asyncio.wait_for(self._calls.get(), SOON)
 
 
-class Door:
+class Interface:
     """Requests that wait for an outbox."""
 
     def __init__(self) -> None:
@@ -66,14 +66,14 @@ async def ended(asked: list[asyncio.Future[ForwardOutcome]]) -> list[ForwardOutc
 
 def test_submissions_during_a_call_share_the_next_one() -> None:
     async def scenario() -> list[ForwardOutcome | BaseException]:
-        door = Door()
-        first = door.ask("a")
-        jobs, answer = await door.lane.call()
+        interface = Interface()
+        first = interface.ask("a")
+        jobs, answer = await interface.lane.call()
         assert jobs == ["a"]
-        others = door.ask("b", "c")
+        others = interface.ask("b", "c")
         answer.set_result([NEW])
         assert await ended(first) == [NEW]
-        jobs, answer = await door.lane.call()
+        jobs, answer = await interface.lane.call()
         assert jobs == ["b", "c"]
         answer.set_result([NEW, COPY])
         return await ended(others)
@@ -86,18 +86,18 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
     error: BrokerUnavailableError | KeyError,
 ) -> None:
     async def scenario() -> list[ForwardOutcome | BaseException]:
-        door = Door()
-        failing = door.ask("a", "b")
-        _, answer = await door.lane.call()
-        beside = door.ask("c")
+        interface = Interface()
+        failing = interface.ask("a", "b")
+        _, answer = await interface.lane.call()
+        beside = interface.ask("c")
         answer.set_exception(error)
         reply = await ended(failing)
-        jobs, answer = await door.lane.call()
+        jobs, answer = await interface.lane.call()
         assert jobs == ["c"]
         answer.set_result([NEW])
         assert await ended(beside) == [NEW]
-        later = door.ask("d")
-        (await door.lane.call())[1].set_result([NEW])
+        later = interface.ask("d")
+        (await interface.lane.call())[1].set_result([NEW])
         assert await ended(later) == [NEW]
         return reply
 
@@ -106,9 +106,9 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
 
 def test_rows_without_an_answer_get_an_error() -> None:
     async def scenario() -> list[ForwardOutcome | BaseException]:
-        door = Door()
-        asked = door.ask("a", "b")
-        (await door.lane.call())[1].set_result([NEW])
+        interface = Interface()
+        asked = interface.ask("a", "b")
+        (await interface.lane.call())[1].set_result([NEW])
         return await ended(asked)
 
     fresh, error = asyncio.run(scenario())
@@ -121,13 +121,13 @@ def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
     caplog: pytest.LogCaptureFixture, error: BrokerUnavailableError | KeyError, logged: list[Exception]
 ) -> None:
     async def scenario() -> None:
-        door = Door()
-        asked = door.ask("a")
-        _, answer = await door.lane.call()
-        beside = door.ask("b")
+        interface = Interface()
+        asked = interface.ask("a")
+        _, answer = await interface.lane.call()
+        beside = interface.ask("b")
         asked[0].cancel()
         answer.set_exception(error)
-        (await door.lane.call())[1].set_result([NEW])
+        (await interface.lane.call())[1].set_result([NEW])
         await ended([*asked, *beside])
 
     with caplog.at_level(logging.ERROR):

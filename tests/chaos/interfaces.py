@@ -1,4 +1,4 @@
-"""The doors that producers use: taxiway's client at the broker and at routers, and plain Celery."""
+"""The interfaces that producers use: taxiway's client at the broker and at routers, and plain Celery."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _POLL = (0.2, 3.0)  # seconds between two polls of plain Celery for a result: th
 
 
 class AcceptedJob(Protocol):
-    """A job that a door accepted; `taxiway.AsyncJob` is one."""
+    """A job that an interface accepted; `taxiway.AsyncJob` is one."""
 
     @property
     def id(self) -> str:
@@ -42,7 +42,7 @@ class AcceptedJob(Protocol):
         """Cancel the job."""
 
 
-class Door(Protocol):
+class Interface(Protocol):
     """A way into the fleet."""
 
     replicated: bool
@@ -54,7 +54,7 @@ class Door(Protocol):
         """Disconnect."""
 
 
-class ClientDoor:
+class ClientInterface:
     """taxiway's client, at a broker or a router."""
 
     def __init__(self, url: str, durability: Durability = "written") -> None:
@@ -71,7 +71,7 @@ class ClientDoor:
         await self.client.close()
 
 
-class CeleryDoor:
+class CeleryInterface:
     """Celery without taxiway, on its own threads."""
 
     replicated = False
@@ -132,7 +132,7 @@ class CeleryDoor:
 class _CeleryJob:
     """A job submitted by plain Celery."""
 
-    door: CeleryDoor
+    interface: CeleryInterface
     id: str
 
     async def result(self, timeout: float | None = None) -> Result:
@@ -140,7 +140,7 @@ class _CeleryJob:
         assert timeout is not None
         until = time.monotonic() + timeout
         pause, longest = _POLL
-        while (meta := await self.door.read(self.id)) is None:
+        while (meta := await self.interface.read(self.id)) is None:
             if time.monotonic() > until:
                 raise ResultTimeoutError("Celery has no result")
             await asyncio.sleep(pause)
@@ -149,7 +149,7 @@ class _CeleryJob:
 
     async def cancel(self) -> None:
         """Revoke the job."""
-        await self.door.cancel(self.id)
+        await self.interface.cancel(self.id)
 
 
 async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], Any]) -> Any:

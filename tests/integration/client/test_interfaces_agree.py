@@ -30,7 +30,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @dataclass
 class Fleet:
-    """A router and a worker, and who asks them: one for each door."""
+    """A router and a worker, and who asks them: one for each interface."""
 
     state: redis.Redis
     broker: taxiway.Client
@@ -38,8 +38,8 @@ class Fleet:
     celery: Celery
 
     @property
-    def doors(self) -> dict[str, Ask]:
-        """The outputs of a request, by door; the error's class name and text are raised as `Refused`."""
+    def interfaces(self) -> dict[str, Ask]:
+        """The outputs of a request, by interface; the error's class name and text are raised as `Refused`."""
         return {
             "broker": lambda model, inputs, **terms: _ask(self.broker, model, inputs, terms),
             "http": lambda model, inputs, **terms: _ask(self.http, model, inputs, terms),
@@ -48,7 +48,7 @@ class Fleet:
 
 
 class Refused(Exception):
-    """A request's error as a door reported it."""
+    """A request's error as an interface reported it."""
 
 
 def _ask(client: taxiway.Client, model: str, inputs: Any, terms: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _send(celery: Celery, model: str, inputs: Any, terms: dict[str, Any]) -> dic
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder: Path = tmp_path_factory.mktemp("doors")
+    folder: Path = tmp_path_factory.mktemp("interfaces")
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
         base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
@@ -91,13 +91,13 @@ NAMED = [{"payload": "one"}, {"payload": ["one"]}, {"flight": "TX 42", "gates": 
 
 
 @pytest.mark.parametrize("inputs", [*ROWS, *NAMED], ids=repr)
-def test_an_input_gives_one_form_of_output_at_every_door(fleet: Fleet, inputs: Any) -> None:
-    answers = {name: ask("echo", inputs, deadline=30) for name, ask in fleet.doors.items()}
+def test_an_input_gives_one_form_of_output_at_every_interface(fleet: Fleet, inputs: Any) -> None:
+    answers = {name: ask("echo", inputs, deadline=30) for name, ask in fleet.interfaces.items()}
     assert answers["http"] == answers["broker"] == answers["celery"]
     assert answers["http"] == (inputs if isinstance(inputs, dict) and "payload" in inputs else {"payload": inputs})
 
 
-def test_a_map_keeps_the_order_of_its_inputs_at_both_doors(fleet: Fleet) -> None:
+def test_a_map_keeps_the_order_of_its_inputs_at_both_interfaces(fleet: Fleet) -> None:
     for client in (fleet.broker, fleet.http):
         assert [r.outputs["payload"] for r in client.map("echo", range(40), window=8)] == list(range(40))
 
@@ -113,7 +113,7 @@ def test_so_do_numbers(fleet: Fleet, samples: Any) -> None:
 
 
 @pytest.mark.parametrize("inputs", ["one", ["one"]])
-def test_a_job_has_one_answer_by_its_id_at_whichever_door_it_is_asked_for(fleet: Fleet, inputs: Any) -> None:
+def test_a_job_has_one_answer_by_its_id_at_whichever_interface_it_is_asked_for(fleet: Fleet, inputs: Any) -> None:
     for client in (fleet.broker, fleet.http):
         job = client.submit("echo", inputs, deadline=30)
         job.result(timeout=30)
@@ -147,18 +147,18 @@ CAUSES: dict[str, tuple[str, Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("model", "inputs", "terms"), CAUSES.values(), ids=CAUSES)
-def test_a_cause_has_one_text_at_every_door(fleet: Fleet, model: str, inputs: Any, terms: dict[str, Any]) -> None:
+def test_a_cause_has_one_text_at_every_interface(fleet: Fleet, model: str, inputs: Any, terms: dict[str, Any]) -> None:
     errors = {}
-    for name, ask in fleet.doors.items():
+    for name, ask in fleet.interfaces.items():
         with pytest.raises(Refused) as caught:
             ask(model, inputs, **{"deadline": 30, **terms})
         errors[name] = caught.value.args
     assert errors["http"] == errors["broker"] == errors["celery"]
 
 
-def test_a_request_that_is_too_large_is_refused_with_both_figures_at_every_door(fleet: Fleet) -> None:
+def test_a_request_that_is_too_large_is_refused_with_both_figures_at_every_interface(fleet: Fleet) -> None:
     large = "x" * (17 * 2**20)
-    for ask in fleet.doors.values():
+    for ask in fleet.interfaces.values():
         with pytest.raises(Refused) as caught:
             ask("echo", large, deadline=30)
         kind, text = caught.value.args

@@ -1,6 +1,6 @@
 """Asks a router whatever its OpenAPI document allows, and much that it does not, for some minutes.
 
-`python -m tests.fuzzing.http_door` starts a broker, a router with keys and a worker, installs schemathesis into a
+`python -m tests.fuzzing.http_api` starts a broker, a router with keys and a worker, installs schemathesis into a
 virtual environment of its own, and fails where an answer is a 500, or one that the document does not have. Answers that
 the fleet is too busy or late (503, 504) are documented, and no failures. Before that, for a fifth of the time,
 `connections` harms the router below HTTP.
@@ -60,7 +60,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 def main() -> int:
     """Run; 1 where schemathesis found something, the router logged an error, or it ended."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.http_door", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.http_api", description=__doc__)
     parser.add_argument("--seconds", type=int, default=300, help="how long")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Streamed answers through both doors of a real router and worker of an engine that says as much as it may."""
+"""Streamed answers through both interfaces of a real router and worker of an engine that says as much as it may."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_an_asyncio_client_reads_many_answers_at_once(fleet: Settings, router: R
     assert asyncio.run(read(fleet.broker)) == asyncio.run(read(router.http))
 
 
-def test_what_cannot_be_streamed_is_refused_at_both_doors(client: taxiway.Client) -> None:
+def test_what_cannot_be_streamed_is_refused_at_both_interfaces(client: taxiway.Client) -> None:
     with pytest.raises(InvalidRequestError, match="a model that generates text"):
         list(client.stream("vector", "hello", timeout=20))
     with pytest.raises(InvalidRequestError, match="a request of one row"):

@@ -1,4 +1,4 @@
-"""The door at redis://: writes requests to the arrivals queue and reads results from Celery's result keys."""
+"""The transport at redis://: writes requests to the arrivals queue and reads results from Celery's result keys."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ _RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
 
 
-def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> ValkeyDoor:
-    """The door at `url`; `key` signs the messages written there.
+def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> ValkeyClientTransport:
+    """The transport at `url`; `key` signs the messages written there.
 
     Raises:
         InvalidRequestError: the key is not hexadecimal, or too short.
@@ -72,10 +72,10 @@ def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_b
         signing = None if key is None else read_key(key)
     except ValueError as error:
         raise InvalidRequestError(f"key: at a broker, the producers' signing key: {error}", field="key") from None
-    return ValkeyDoor(ValkeyLink(url, patience, confirmed_by), show, signing)
+    return ValkeyClientTransport(ValkeyLink(url, patience, confirmed_by), show, signing)
 
 
-class ValkeyDoor:
+class ValkeyClientTransport:
     """Writes arrivals with pipelined LPUSH, and receives all results on one subscription."""
 
     def __init__(self, link: ValkeyLink, show: Show, key: bytes | None) -> None:
@@ -192,7 +192,7 @@ class ValkeyDoor:
         return JobStatus(record=record, error=None if raw is None else failure_of(read_meta(raw)))
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
-        """The placement in the job's record; the HTTP door adds the table of candidates."""
+        """The placement in the job's record; the HTTP API adds the table of candidates."""
         record = await self._record(receipt)
         names = ("state", "hardware_class", "variant", "device", "level", "reason")
         return {"id": record.id, **{name: getattr(record, name) for name in names}}

@@ -1,7 +1,7 @@
 """How much longer does a chat completion take through OpenAI's API than through the Open Inference Protocol?
 
-`python -m benchmarks.openai_door` starts one Valkey, a router and a worker before a server of OpenAI's protocol that
-answers every chat with one word at once. It asks for the same chat through either door in turn, one request at a time
+`python -m benchmarks.openai_api` starts one Valkey, a router and a worker before a server of OpenAI's protocol that
+answers every chat with one word at once. It asks for the same chat by either interface in turn, one request at a time
 on one connection each, and prints milliseconds, their difference (target: at most 1 ms at the median) and their ratio.
 """
 
@@ -76,32 +76,32 @@ class _Server(socketserver.ThreadingTCPServer):
 
 def main() -> None:
     """Measure, and print one JSON line for each figure."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.openai_door", description=__doc__)
-    parser.add_argument("--requests", type=int, default=200, help="requests of each door in a round")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.openai_api", description=__doc__)
+    parser.add_argument("--requests", type=int, default=200, help="requests of each interface in a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; each gives one figure of the median and spread")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, _engine() as port:
         queues = Path(name) / "queues.yaml"
         queues.write_text(_QUEUES.format(port=port))
         workers = [["--class", "cpu.batch", "--device", "endpoint:0"]]
-        with fleet(Path(name), queues, workers, TREE / "models") as doors:
-            rounds = measured(doors.http, requests=given.requests, rounds=given.rounds)
+        with fleet(Path(name), queues, workers, TREE / "models") as interfaces:
+            rounds = measured(interfaces.http, requests=given.requests, rounds=given.rounds)
     for line in lines(rounds):
         say(line)
 
 
 def measured(url: str, *, requests: int, rounds: int) -> Sequence[Mapping[str, Sequence[float]]]:
-    """For each round, by door, the seconds of each request."""
+    """For each round, by interface, the seconds of each request."""
     address = url.removeprefix("http://")
     tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [_CHAT]}
     asked = {
         "oip": ("/v2/models/chat/infer", {"inputs": [tensor]}),
         "openai": ("/v1/chat/completions", {"model": "chat", **_CHAT}),
     }
-    doors = {name: partial(_ask, http.client.HTTPConnection(address), *call) for name, call in asked.items()}
-    for ask in doors.values():
+    interfaces = {name: partial(_ask, http.client.HTTPConnection(address), *call) for name, call in asked.items()}
+    for ask in interfaces.values():
         timed(ask, WARM_UP)
-    return [_one_round(doors, turns=requests // _TURN) for _ in range(rounds)]
+    return [_one_round(interfaces, turns=requests // _TURN) for _ in range(rounds)]
 
 
 def lines(rounds: Sequence[Mapping[str, Sequence[float]]]) -> Iterator[Mapping[str, object]]:
@@ -116,10 +116,10 @@ def lines(rounds: Sequence[Mapping[str, Sequence[float]]]) -> Iterator[Mapping[s
     yield answer("chat completion, openai / oip, p50", [one["openai"] / one["oip"] for one in middles])
 
 
-def _one_round(doors: Mapping[str, RoundTrip], *, turns: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in doors}
+def _one_round(interfaces: Mapping[str, RoundTrip], *, turns: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in interfaces}
     for _ in range(turns):
-        for name, ask in doors.items():
+        for name, ask in interfaces.items():
             gc.collect()
             times[name] += timed(ask, _TURN)
     return times

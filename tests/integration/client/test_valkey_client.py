@@ -1,4 +1,4 @@
-"""The client at the broker's door, against a real Valkey server."""
+"""The client at the broker's interface, against a real Valkey server."""
 
 from __future__ import annotations
 
@@ -403,8 +403,8 @@ def test_jobs_come_in_the_order_in_which_they_end(client: Client, store: redis.R
 
 
 def reply_of(client: Client) -> str:
-    door: Any = client._client._door
-    return door._name
+    interface: Any = client._client._transport
+    return interface._name
 
 
 def test_an_async_job_is_awaited(url: str) -> None:

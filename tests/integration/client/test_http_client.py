@@ -1,4 +1,4 @@
-"""The client at the HTTP door of a real router, with the smallest worker behind it."""
+"""The client at the HTTP API of a real router, with the smallest worker behind it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.waiting import BUSY
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    folder = tmp_path_factory.mktemp("door")
+    folder = tmp_path_factory.mktemp("interface")
     with EmbeddedValkey(folder) as server:
         yield Settings(
             broker=server.url,

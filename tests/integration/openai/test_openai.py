@@ -628,7 +628,7 @@ def test_a_stream_ends_with_done_and_says_so_in_its_type(http: httpx.Client) -> 
     assert [json.loads(event[6:])["object"] for event in events[:-1]] == ["chat.completion.chunk"] * (len(events) - 1)
 
 
-def test_a_call_is_an_ordinary_job_at_the_other_doors(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
+def test_a_call_is_an_ordinary_job_at_the_other_interfaces(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
     job = client.chat.completions.create(model="talk", messages=HELLO)._request_id
     with taxiway.Client(fleet.router.http) as other:
         assert other.job(str(job)).result(timeout=60).outputs["text"] == "Hello dear world "

@@ -60,14 +60,14 @@ def http(shared: Settings, device: EchoDevice) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def lone(settings: Settings) -> Iterator[httpx.Client]:
-    """The HTTP door of a router without any device."""
+    """The HTTP API of a router without any device."""
     with router_process(settings) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
 def idle(settings: Settings, lone: httpx.Client) -> Iterator[httpx.Client]:
-    """The HTTP door of a router whose device answers nothing."""
+    """The HTTP API of a router whose device answers nothing."""
     with EchoDevice(settings, answering=False):
         yield lone
 
@@ -336,7 +336,9 @@ def test_what_if_distinguishes_a_long_simulation_from_a_short_one(http: httpx.Cl
 
 
 @pytest.mark.parametrize("what", ["infer", "placement"])
-def test_a_row_over_its_models_limit_is_refused_at_the_door_with_both_figures(http: httpx.Client, what: str) -> None:
+def test_a_row_over_its_models_limit_is_refused_at_the_interface_with_both_figures(
+    http: httpx.Client, what: str
+) -> None:
     answer = http.post(f"/v2/models/monte-carlo/{what}", json=simulation(20_000_000))
 
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
@@ -502,7 +504,7 @@ def test_a_router_does_not_start_for_a_class_that_is_not_there(settings: Setting
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=lambda headers: "=".join(*headers.items()))
-def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http: httpx.Client, headers: dict[str, str]) -> None:
+def test_a_page_of_another_site_may_not_ask_an_api_without_keys(http: httpx.Client, headers: dict[str, str]) -> None:
     answers = [infer(http, "a", headers=headers), http.get("/v2/health/live", headers=headers)]
 
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(403, "forbidden")] * 2
@@ -510,7 +512,7 @@ def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http: httpx.Clie
 
 
 @pytest.mark.parametrize("headers", OWN, ids=lambda headers: "=".join(*headers.items()))
-def test_this_machine_may_ask_a_door_without_keys_by_each_of_its_own_names(
+def test_this_machine_may_ask_an_api_without_keys_by_each_of_its_own_names(
     http: httpx.Client, headers: dict[str, str]
 ) -> None:
     assert infer(http, "a", headers=headers).status_code == 200
@@ -584,7 +586,7 @@ def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(setti
         read_result(meta)
 
 
-def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path: Path, settings: Settings) -> None:
+def test_with_its_broker_away_the_interface_says_so_within_two_seconds(tmp_path: Path, settings: Settings) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as server:
         own = dataclasses.replace(settings, broker=server.url)
         with router_process(own) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http:

@@ -1,4 +1,4 @@
-"""The door at http://: Open Inference Protocol v2, and taxiway's job endpoints."""
+"""The transport at http://: Open Inference Protocol v2, and taxiway's job endpoints."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _Spec(TypedDict):
 
 
 class _Metadata(TypedDict):
-    """What the door reads of a model's metadata."""
+    """What the transport reads of a model's metadata."""
 
     inputs: Annotated[list[_Spec], msgspec.Meta(min_length=1)]
     outputs: list[_Spec]
@@ -82,15 +82,15 @@ class _Metadata(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class _InferRequest:
-    """A request in the door's form; `single` means that its inputs have no batch axis."""
+    """A request in the transport's form; `single` means that its inputs have no batch axis."""
 
     path: str
     body: Framed
     single: bool
 
 
-def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> HttpDoor:
-    """The door at `url`, authenticated with `key`.
+def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> HttpClientTransport:
+    """The transport at `url`, authenticated with `key`.
 
     Raises:
         InvalidRequestError: a durability was given; a router's queues.yaml sets it.
@@ -98,10 +98,10 @@ def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_b
     if confirmed_by:
         message = "durability: expected none for a router, whose limits.durability decides, got 'replicated'"
         raise InvalidRequestError(message, field="durability")
-    return HttpDoor(url, patience, show, key)
+    return HttpClientTransport(url, patience, show, key)
 
 
-class HttpDoor:
+class HttpClientTransport:
     """Requests to a router. A model's metadata is fetched once; it gives plain inputs their names and datatypes."""
 
     def __init__(self, url: str, patience: float, show: Show, key: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The same request through every door of a real fleet gives the same answer, or the same error."""
+"""The same request through every interface of a real fleet gives the same answer, or the same error."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_map_keeps_the_order_of_its_inputs(client: Client) -> None:
     assert [r.outputs["payload"] for r in results] == [f"row {n}" for n in range(100)]
 
 
-def test_the_http_door_speaks_open_inference_protocol(fleet: LocalFleet) -> None:
+def test_the_http_api_speaks_open_inference_protocol(fleet: LocalFleet) -> None:
     answer = infer(fleet, "sentiment", [TEXT], deadline=30).raise_for_status().json()
 
     assert answer["model_name"] == "sentiment"
@@ -178,7 +178,7 @@ def run_without_taxiway(folder: Path, script: str, *arguments: str) -> str:
         ("classify-image", b"\xff\xd8\xff\xe0 not a jpeg", {}, InvalidRequestError, "image"),
     ],
 )
-def test_bad_input_gets_the_same_named_error_at_every_door(
+def test_bad_input_gets_the_same_named_error_at_every_interface(
     client: Client,
     model: str,
     value: str | bytes,
@@ -208,7 +208,7 @@ def test_a_failing_row_does_not_fail_its_batch_mates(client: Client) -> None:
     assert jobs[0].status().error is None
 
 
-def test_one_idempotency_key_is_one_job_across_doors(fleet: LocalFleet) -> None:
+def test_one_idempotency_key_is_one_job_across_interfaces(fleet: LocalFleet) -> None:
     terms: dict[str, Any] = {"deadline": 30, "tenant": "tower", "idempotency_key": "flight-17"}
     with taxiway.Client(fleet.broker) as one, taxiway.Client(fleet.http) as other:
         first, second = one.submit("echo", "once", **terms), other.submit("echo", "once", **terms)
