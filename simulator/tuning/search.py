@@ -377,7 +377,9 @@ class Costs:
             tokens = Tokens(input=int(trace.size[mine].sum()), output=int(trace.output[mine].sum()))
             bills = [0.0 if tariff is None else tariff.bill(tokens, int(mine.sum())) for tariff in tariffs]
             metered[cell] = [bill * 3600 / window.span for bill in bills]
-            dollars[cell] = ((work[mine].sum(axis=0) * usd + bills) * 3600 / window.span).tolist()
+            seconds_used = work[mine].sum(axis=0)  # infinite where it cannot run, whatever that costs
+            charged = np.multiply(seconds_used, usd, out=seconds_used.copy(), where=np.isfinite(seconds_used))
+            dollars[cell] = ((charged + bills) * 3600 / window.span).tolist()
             timely[cell] = (seconds * SLACK <= trace.deadline[mine][:, None]).mean(axis=0).tolist()
         return cls(share, mean, dollars, metered, timely)
 

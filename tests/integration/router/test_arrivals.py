@@ -467,32 +467,6 @@ def test_a_router_and_its_broker_find_each_other_again(tmp_path: Path, settings:
     assert log.read_text().count('"available again","outage":"server unavailable"') == 1
 
 
-def test_with_the_state_on_another_server_messages_and_records_go_their_own_ways(
-    tmp_path: Path, settings: Settings, store: redis.Redis
-) -> None:
-    with EmbeddedValkey(tmp_path / "valkey") as server:
-        apart = dataclasses.replace(settings, broker=server.url)
-        with router_process(apart), EchoDevice(apart), redis.Redis.from_url(server.url) as broker:
-            job = send(broker, deadline=30)
-
-            assert result(store, job).outputs == {"payload": "hello"}
-            assert record_of(store, job).state is JobState.SUCCEEDED
-            assert broker.get(result_key(job)) is None
-            eventually(lambda: store.hget(job_key(job), "published") == b"1")  # the answer may be there before
-
-
-def test_with_the_state_on_another_server_a_refused_copy_ends_a_job_that_was_recorded_and_not_published(
-    tmp_path: Path, settings: Settings, store: redis.Redis
-) -> None:
-    store.hset(job_key("j"), mapping={"state": "queued", "published": "0"})
-    with EmbeddedValkey(tmp_path / "valkey") as server:
-        apart = dataclasses.replace(settings, broker=server.url)
-        with router_process(apart), redis.Redis.from_url(server.url) as broker:
-            send(broker, job="j", model="not-there")
-            with pytest.raises(TaxiwayError, match="not-there"):
-                result(store, "j")
-
-
 def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(
     store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
 ) -> None:
@@ -502,21 +476,6 @@ def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(
     kept = as_bytes(store.get(snapshot_key(basis.snapshot)))
 
     assert [d.hardware_class for d in present(unpack_snapshot(kept)).devices] == ["cpu.batch"]
-
-
-def test_with_the_state_on_another_server_placements_are_explained_from_there(
-    tmp_path: Path, settings: Settings, store: redis.Redis
-) -> None:
-    with EmbeddedValkey(tmp_path / "valkey") as server:
-        apart = dataclasses.replace(settings, broker=server.url)
-        with router_process(apart) as router, EchoDevice(apart), redis.Redis.from_url(server.url) as broker:
-            job = send(broker, deadline=30)
-            result(store, job)
-            placement = httpx.get(f"{router.http}/v2/jobs/{job}/placement", trust_env=False).json()
-
-            assert placement["note"] is None
-            assert "cpu.batch" in {row["hardware_class"] for row in placement["considered"]}
-            assert list(broker.scan_iter(snapshot_key("*"))) == []
 
 
 def test_a_plain_celery_worker_understands_what_the_router_forwards(

@@ -54,12 +54,12 @@ class Fleet:
         """Let a router that was just elected do its duty."""
 
         async def ticked() -> None:
-            recorder = Recorder(self.settings.broker, clock, limits)
+            recorder = Recorder(self.settings.broker, store, limits)
             for _ in range(ticks):
                 await recorder.tick()
             await recorder.close()
 
-        clock: Any = SimpleNamespace(stored_now=lambda: self.now)
+        store: Any = SimpleNamespace(clock=SimpleNamespace(stored_now=lambda: self.now))
         asyncio.run(ticked())
 
     def accept(self, *jobs: str, after: float, **fields: str) -> None:
