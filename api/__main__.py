@@ -1,6 +1,6 @@
 """`python -m api`: a router with its HTTP API, until it is stopped.
 
-Reads `TAXIWAY_BROKER`, `TAXIWAY_STATE`, `TAXIWAY_SECRET`, `TAXIWAY_QUEUES`, `TAXIWAY_MODELS` and the variables of
+Reads `TAXIWAY_BROKER`, `TAXIWAY_SECRET`, `TAXIWAY_QUEUES`, `TAXIWAY_MODELS` and the variables of
 `--help`; options take precedence. Without keys it serves only its own machine. Prints a line on stdout when it is
 ready, and logs to stderr.
 """
