@@ -31,7 +31,7 @@ MOST = 9000
 PIECES, PIECE = 6, 30.0
 """Pieces of a window that is sampled at least, spread evenly; more of so many seconds where there are more."""
 
-FLOOR, WEIGHT, FEW = 0.95, 1.0, 20
+FLOOR, WEIGHT, FEW = 0.95, 1.0, 5
 """Share of each model's live requests to answer in time, and what is missing of it costs, in penalties of the service.
 
 Without it a cheap plan starves the model that needs most devices. It is above what shall be attained, because bursts
