@@ -16,6 +16,7 @@ RUN useradd --uid 10001 --user-group --create-home taxiway
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY docker/check_http.py docker/
+COPY taxiway taxiway
 COPY controller controller
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
