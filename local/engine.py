@@ -28,7 +28,7 @@ from tasks.models.artefacts import ArtefactError
 from tasks.settings import TREE, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import load_topology
-from tasks.web import NO_ANSWER, ask
+from tasks.web import answers
 from taxiway.errors import TaxiwayError
 from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints.protocol import open_protocol
@@ -66,7 +66,7 @@ class EngineProcess:
         """Wait until it is ready; False if it ended, took too long, or a signal arrived."""
         began = time.monotonic()
         while self._process.poll() is None and time.monotonic() - began < LONGEST_LOAD and not stopped:
-            if self._is_ready():
+            if answers(self._ready, timeout=1.0):
                 logger.info("engine ready", extra={"seconds": round(time.monotonic() - began, 2)})
                 return True
             time.sleep(_TICK)
@@ -94,12 +94,6 @@ class EngineProcess:
         with suppress(ProcessLookupError):  # it has no threads yet, which would keep their niceness
             os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self._nice)
 
-    def _is_ready(self) -> bool:
-        try:
-            return ask(self._ready, timeout=1.0).ok
-        except NO_ANSWER:
-            return False
-
 
 def words_of(endpoint: Endpoint, environment: Mapping[str, str]) -> Sequence[str]:
     """The engine's command.
@@ -112,9 +106,8 @@ def words_of(endpoint: Endpoint, environment: Mapping[str, str]) -> Sequence[str
         return endpoint.start.words
     file = served_file(endpoint.start.llama, environment)
     names = sorted({*endpoint.calls.values()}) or [file.stem]
-    threads = max(
-        look().cores // 2, 1
-    )  # they wait for each other at each layer: with as many as cores, for every worker
+    # Threads wait for each other at each layer: with as many as cores, for every worker too.
+    threads = max(look().cores // 2, 1)
     served = [str(file), "--host", "{host}", "--port", "{port}", "--slots", str(endpoint.slots)]
     served += ["--threads", str(threads), *(f"--name={name}" for name in names)]
     return [sys.executable, "-m", "local.llama", *served]
@@ -164,18 +157,8 @@ def main(environment: Mapping[str, str]) -> int:
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
-    worker = [
-        sys.executable,
-        "-u",
-        "-m",
-        "workers",
-        "--class",
-        given.hardware_class,
-        "--device",
-        given.device,
-        "--engine-port",
-        str(port),
-    ]
+    worker = [sys.executable, "-u", "-m", "workers", "--class", given.hardware_class, "--device", given.device]
+    worker += ["--engine-port", str(port)]
     return run(EngineProcess(hardware.endpoint, url, words, hardware.nice), worker, stopped)
 
 

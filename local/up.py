@@ -26,7 +26,7 @@ from local.supervisor import SupervisedProcess, Supervisor
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
-from tasks.web import NO_ANSWER, ask
+from tasks.web import answers
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import FAILING, name_key
 from taxiway.valkey import ServerError
@@ -241,13 +241,7 @@ def _healthy(processes: _Processes) -> bool:
     interfaces = [f"{_announced(processes.router, 'http')}/v2/health/ready"]
     if processes.flower_url is not None:
         interfaces.append(f"{processes.flower_url}/healthcheck")
-    return all(map(_answers, interfaces))
-
-
-def _answers(url: str) -> bool:
-    with suppress(*NO_ANSWER):
-        return ask(url, timeout=_QUICK).ok
-    return False
+    return all(answers(url, timeout=_QUICK) for url in interfaces)
 
 
 def _addresses(broker: EmbeddedValkey | None, settings: Settings) -> _Addresses:

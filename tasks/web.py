@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -29,6 +30,13 @@ class WebAnswer:
 def ask(url: str, *, method: str = "GET", headers: Mapping[str, str] = {}, timeout: float) -> WebAnswer:
     """The answer to a request without a body within `timeout` seconds, never by a proxy. Raises `NO_ANSWER`."""
     return asyncio.run(_ask(url, method, headers, aiohttp.ClientTimeout(timeout)))
+
+
+def answers(url: str, *, timeout: float) -> bool:
+    """Whether a GET is answered with 200 within `timeout` seconds."""
+    with suppress(*NO_ANSWER):
+        return ask(url, timeout=timeout).ok
+    return False
 
 
 async def _ask(url: str, method: str, headers: Mapping[str, str], timeout: aiohttp.ClientTimeout) -> WebAnswer:

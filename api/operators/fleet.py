@@ -26,7 +26,7 @@ _encode = msgspec.json.Encoder().encode
 EXTENSIONS = [
     *("binary_tensor_data", "classification", "generate", "model_configuration", "model_repository", "statistics"),
 ]
-"""Triton's names for the extensions of the protocol that this interface supports."""
+"""Triton's names for the extensions of the protocol that this API supports."""
 
 _EACH = 1.0  # seconds between two events of the fleet's stream
 

@@ -10,7 +10,7 @@ from typing import Any
 from broker.port import Holder
 from broker.valkey import Call
 from taxiway.contract.job import JobState
-from taxiway.contract.keys import job_key, kept_key, result_key
+from taxiway.contract.keys import job_key, result_key
 
 
 class Verdict(StrEnum):
@@ -42,11 +42,6 @@ class Claim:
 def claim_call(worker: str, lease: float, jobs: Sequence[tuple[str, float]]) -> Call:
     """Claims jobs, given by id and deadline by the server's clock; 0 for none."""
     return Call("jobs/claim", _results_and_records(jobs), [worker, lease, *(deadline for _, deadline in jobs)])
-
-
-def over_call(worker: str, jobs: Sequence[tuple[str, float]]) -> Call:
-    """Answers 1 for each of these jobs (as in `claim_call`) whose message may be deleted, once that is on disk."""
-    return Call("jobs/over", [kept_key(worker), *_results_and_records(jobs)], [deadline for _, deadline in jobs])
 
 
 def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:

@@ -203,10 +203,10 @@ def _trace(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, dict[str, tupl
     rows = np.flatnonzero(arrivals.jobs["state"] != REFUSED)
     jobs = arrivals.jobs[rows]
     trace = trace_of(arrivals)
-    found = {(m, p) for m, p in set(zip(jobs["model"].tolist(), jobs["locality"].tolist(), strict=True))}
+    pairs = list(zip(jobs["model"].tolist(), jobs["locality"].tolist(), strict=True))
     models: dict[str, tuple[Model, str]] = {}
     numbers: dict[tuple[int, int], int] = {}
-    for model, place in sorted(found):
+    for model, place in sorted(set(pairs)):
         try:
             entry = known.catalogue.resolve(arrivals.names["model"][model])
         except TaxiwayError:
@@ -217,10 +217,7 @@ def _trace(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, dict[str, tupl
     topology = known.topology
     ranks = [urgency(topology, name) if name in topology.service else -1 for name in arrivals.names["service"]]
     rank = np.array(ranks, np.int8)[jobs["service"]]
-    number = np.array(
-        [numbers.get(pair, -1) for pair in zip(jobs["model"].tolist(), jobs["locality"].tolist(), strict=True)],
-        np.int16,
-    )
+    number = np.array([numbers.get(pair, -1) for pair in pairs], np.int16)
     kept = np.flatnonzero((rank >= 0) & (number >= 0))
     deadline = np.where(np.isnan(trace.deadline), math.inf, trace.deadline)
     trace = replace(trace, models=tuple(models), model=number, service=rank, deadline=deadline)

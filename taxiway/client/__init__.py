@@ -1,7 +1,7 @@
 """The Python client. A transport does the I/O for one kind of address; the client classes are the public API over it.
 
-`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread. Here is the transport of a
-transport. Each kind of address has one module, which alone imports its library.
+`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread. Here is what a transport
+offers. Each kind of address has one module, which alone imports its library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taxiway.contract.request import Request
 from taxiway.contract.tensors import Show
 from taxiway.errors import InvalidRequestError
 
-_DOORS = {
+_TRANSPORTS = {
     "redis": "taxiway.client.valkey_transport",
     "rediss": "taxiway.client.valkey_transport",
     "unix": "taxiway.client.valkey_transport",
@@ -105,10 +105,12 @@ def open_transport(
         InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
     """
     scheme = urlsplit(url).scheme
-    if scheme not in _DOORS:
-        expected, got = "://, ".join(_DOORS), f"{scheme}://…" if scheme else "no scheme"  # never a password
+    if scheme not in _TRANSPORTS:
+        expected, got = "://, ".join(_TRANSPORTS), f"{scheme}://…" if scheme else "no scheme"  # never a password
         raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
-    opened: ClientTransport = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, confirmed_by)
+    opened: ClientTransport = importlib.import_module(_TRANSPORTS[scheme]).open_url(
+        url, patience, show, key, confirmed_by
+    )
     return opened
 
 

@@ -1,4 +1,4 @@
-"""The client for asyncio: the one implementation, over any interface."""
+"""The client for asyncio: the one implementation, over any transport."""
 
 from __future__ import annotations
 

@@ -6,10 +6,9 @@
 --   queue, the day's spending, its tenant's open jobs and the endpoints to tell of its end.
 -- ARGV: seconds to keep a result, seconds to keep a record, prefixes of the channels of replies and of withdrawals and
 --   of the keys of holding queues, of outboxes and of their dead letters; then for each job: token ('' = no claim is
---   needed, '-' = the job has no record, or was recorded and never published: its router died in between, and a copy of
---   its arrival is refused), state, meta, client ('' = the one on its record, read here, for a router may be writing it
---   just now), bins of the lengths that it generated ('' = none), time and device of its start ('' = none, or recorded
---   before), tag of its message ('' = none).
+--   needed, '-' = the job has no record: its arrival is refused), state, meta, client ('' = the one on its record, read
+--   here, for a router may be writing it just now), bins of the lengths that it generated ('' = none), time and device
+--   of its start ('' = none, or recorded before), tag of its message ('' = none).
 -- Returns 1 for each result that was written.
 -- Safe to run twice: a result that is there, or a job that ended, is left as it is.
 --- @include "now"
@@ -33,11 +32,10 @@ for k = 8, #KEYS, 2 do
   local i = 4 * k - 24
   local token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 7)
   local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, open, reply,
-    published, hooks = unpack(redis.call('HMGET', job,
+    hooks = unpack(redis.call('HMGET', job,
     'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
-    'open', 'reply', 'published', 'webhooks'))
-  local nowhere = not was or published == '0' and (holder or '') == ''
-  local may = not final[was] and (token == '' or token == '-' and nowhere or has(holder, token))
+    'open', 'reply', 'webhooks'))
+  local may = not final[was] and (token == '' or token == '-' and not was or has(holder, token))
   if may and redis.call('SET', result, meta, 'EX', keep_result, 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + seconds, (jobs[cell] or 0) + 1 end
     if open then redis.call('ZREM', open, job) end

@@ -1,4 +1,4 @@
-"""What the router's own interface forwards, on a transport whose calls the test ends."""
+"""What the router's HTTP API forwards, on a transport whose calls the test ends."""
 
 from __future__ import annotations
 
