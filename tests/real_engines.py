@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tokenizers.decoders import ByteLevel as Decoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from local.children import kill_group, start_child, stop_child
 from local.embedded import free_port
 from tasks.settings import TREE
 from tests.waiting import until
@@ -41,14 +41,14 @@ def serving_process(
 ) -> Iterator[None]:
     """A server in a process, from when its path `ready` answers with 200 until the context ends."""
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=dict(environment))
+        process = start_child(command, environment=environment, folder=folder, output=log.fileno(), errors=log.fileno())
         try:
             up = until(lambda: process.poll() is not None or _serves(url + ready), patience=300)
             assert up and process.poll() is None, (folder / "log").read_text()
             yield
         finally:
-            process.terminate()
-            process.wait(60)
+            stop_child(process, patience=60)
+            kill_group(process)  # LitServe's processes outlive the one that started them
 
 
 def _serves(url: str) -> bool:
