@@ -14,12 +14,42 @@ NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in FOLDER.glob("*/*.lu
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_script_has_its_includes_and_a_header_that_says_what_it_takes_and_why_it_may_run_twice(name: str) -> None:
+def test_a_script_begins_with_what_it_does_what_it_returns_and_whether_it_may_run_twice(name: str) -> None:
     text = script(name).text
     assert "@include" not in text
-    assert text.startswith(("#!lua flags=allow-oom\n--", "--"))
-    assert "twice" in text or "changes nothing" in text
-    assert "KEYS:" in text or "KEYS, ARGV and answer:" in text
+    assert re.match(r"(#!lua flags=allow-oom\n)?-- [A-Z].*\n(-- .*\n)*--\n-- KEYS", text)
+    assert re.search(r"^-- Returns \S", text, re.MULTILINE)
+    assert re.search(r"^-- (Safe|Not safe) to run twice\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("table", ["KEYS", "ARGV"])
+def test_a_script_describes_just_the_keys_and_arguments_that_it_uses_on_a_line_each(name: str, table: str) -> None:
+    shared = re.search(r"^-- KEYS and ARGV: those of (\w+)\.lua\.$", script(name).text, re.MULTILINE)
+    text = script(f"{name.split('/')[0]}/{shared[1]}" if shared else name).text
+    fixed, repeated = _described(table, text)
+    assert fixed == list(range(1, len(fixed) + 1))
+    assert repeated in ([], [len(fixed) + 1])
+    code = re.sub(r"^--.*\n", "", text, flags=re.MULTILINE)
+    assert {number for number in _used(table, code) if not repeated or number < repeated[0]} == {*fixed}
+    computed = rf"#{table}\b(?!\[)|{table}\[(?!\d+\])|ipairs\({table}\)|unpack\({table}, (?!\d+, \d+\))"
+    assert bool(re.search(computed, code)) == bool(repeated)
+
+
+def _described(table: str, text: str) -> tuple[list[int], list[int]]:
+    """The numbers of the keys or arguments in a script's header, and the one that begins the repeated ones."""
+    slots = re.findall(rf"^-- {table}\[(\d+)(\.\.)?\] \S", text, re.MULTILINE)
+    return [int(number) for number, more in slots if not more], [int(number) for number, more in slots if more]
+
+
+def _used(table: str, code: str) -> set[int]:
+    """The numbers by which a script's code names its keys or arguments."""
+    used = {int(number) for number in re.findall(rf"\b{table}\[(\d+)\]", code)}
+    for first, last in re.findall(rf"unpack\({table}, (\d+), (\d+)\)", code):
+        used.update(range(int(first), int(last) + 1))
+    for names in re.findall(rf"local ([\w, ]+) = unpack\({table}\)", code):
+        used.update(range(1, names.count(",") + 2))
+    return used
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,11 @@
 #!lua flags=allow-oom
 -- Publishes one device's facts under the server's time.
--- KEYS: the hash of devices, the sorted set of heartbeats. ARGV: worker, facts ('' = gone). Returns the time.
+--
+-- KEYS[1] devices: hash of worker to its device's facts
+-- KEYS[2] heartbeats: sorted set of workers by the time of their last heartbeat
+-- ARGV[1] worker
+-- ARGV[2] the device's facts as JSON; '' = the device is gone
+-- Returns the time.
 -- Safe to run twice: the later call counts.
 --- @include "now"
 if ARGV[2] == '' then

@@ -1,9 +1,13 @@
 #!lua flags=allow-oom
--- Takes, prolongs or gives up a lease.
--- KEYS: the lease, and the count of its holders if it has fencing tokens. ARGV: holder, ms that it lasts (0 = give it up).
--- Returns the token of the holder ('' = nobody), and the ms that it lasts if that is another one, else 0.
--- A token is the holder's name; a fencing token ends with the count, so it is never given twice.
--- Safe to run twice: it prolongs, and the holder keeps its token.
+-- Takes, renews or releases a lease.
+--
+-- KEYS[1] the lease
+-- KEYS[2] count of the lease's holders; only for a lease with fencing tokens
+-- ARGV[1] holder
+-- ARGV[2] milliseconds that the lease lasts; 0 = release it
+-- Returns the holder's token ('' = nobody holds it), and the milliseconds left if another one holds it, else 0. A token
+--   is the holder's name; a fencing token ends with the count, so that it is never given twice.
+-- Safe to run twice: it renews, and the holder keeps its token.
 local token = redis.call('GET', KEYS[1])
 local ours = token == ARGV[1] or token and string.sub(token, 1, #ARGV[1] + 1) == ARGV[1] .. '#'
 if token and not ours then return {token, math.max(redis.call('PTTL', KEYS[1]), 1)} end

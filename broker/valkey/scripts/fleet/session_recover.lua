@@ -1,10 +1,15 @@
 #!lua flags=allow-oom
--- Puts back, to be served first, what a router whose session ended had taken.
--- KEYS: the sorted set of sessions, the session's key, the list to put back into, the session's in-flight lists.
--- ARGV: session, seconds after its last sign for which a move that was under way may still reach its lists, most
---   sessions to remember: beyond that, those that ended are forgotten as soon as nothing is in flight under them.
--- Returns how many messages were put back.
--- Safe to run twice: a list that was put back is empty; a session that lives is left alone.
+-- Returns what a router had taken when its session ended to the arrivals, to be served first.
+--
+-- KEYS[1] sessions: sorted set of routers' sessions by their last renewal
+-- KEYS[2] the session; present while it lasts
+-- KEYS[3] the arrivals' first list
+-- KEYS[4..] the session's in-flight lists
+-- ARGV[1] session
+-- ARGV[2] seconds since its last renewal for which a move that was under way may still reach its lists
+-- ARGV[3] most sessions to remember; beyond that, ended ones are forgotten as soon as nothing is in flight under them
+-- Returns the number of messages returned.
+-- Safe to run twice: a list that was emptied has nothing to return; a session that lasts is left alone.
 --- @include "now"
 --- @include "give_back"
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end

@@ -1,9 +1,14 @@
 #!lua flags=allow-oom
--- Shows that a router's session lives.
--- KEYS: the sorted set of sessions, the session's key. ARGV: session, ms that it lasts without a sign, '1' as it begins.
--- Returns the time, and 0 where the session had ended.
--- Safe to run twice: it prolongs. A session that ended is never taken up again: another router may have put back what
--- was in flight under it.
+-- Renews a router's session.
+--
+-- KEYS[1] sessions: sorted set of routers' sessions by their last renewal
+-- KEYS[2] the session; present while it lasts
+-- ARGV[1] session
+-- ARGV[2] milliseconds that it lasts without a renewal
+-- ARGV[3] '1' if it begins, else ''
+-- Returns the time, and 0 if the session had ended, else 1.
+-- Safe to run twice: it renews. A session that ended is never revived: another router may have returned what was in
+--   flight under it.
 --- @include "now"
 if ARGV[3] == '1' then redis.call('SET', KEYS[2], '') end
 local lives = redis.call('PEXPIRE', KEYS[2], ARGV[2])

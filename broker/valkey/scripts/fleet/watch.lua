@@ -1,9 +1,12 @@
--- Reports what a process serves from its models folder; what a process reported is dropped 60 s after its last call.
--- KEYS: the hash of reports, the sorted set of when each process called, the count of reloads, what operators asked of
--- models.
--- ARGV: process, its report ('' = as before).
--- Returns how often a reload was asked for, 1 if the store has a report of the process, what was asked of models, and the
--- time.
+-- Reports what a process serves from its models folder. A process's report is dropped 60 s after its last call.
+--
+-- KEYS[1] hash of process to its report
+-- KEYS[2] sorted set of processes by their last call
+-- KEYS[3] count of requested reloads
+-- KEYS[4] hash of model to what operators requested of it
+-- ARGV[1] process
+-- ARGV[2] its report; '' = as before
+-- Returns the count of requested reloads, 1 if the store has a report of the process, KEYS[4]'s content, and the time.
 -- Safe to run twice: the later call counts.
 --- @include "now"
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60)) do

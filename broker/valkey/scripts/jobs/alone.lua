@@ -1,7 +1,11 @@
 #!lua flags=allow-oom
--- Notes whether a worker handles nothing beside a job that may have ended another one (includes/claimed.lua).
--- KEYS: jobs. ARGV: 1 if it does, else 0; then the jobs' tokens. Returns nothing.
--- Safe to run twice.
+-- Notes whether a worker handles nothing beside a job that may have ended another worker (includes/claimed.lua).
+--
+-- KEYS[1..] each job's record
+-- ARGV[1] 1 if it handles nothing else, else 0
+-- ARGV[2..] each job's token
+-- Returns nothing.
+-- Safe to run twice: it writes the same.
 --- @include "final"
 --- @include "ours"
 for n, job in ipairs(KEYS) do

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Charges what jobs used of endpoints, in place of the most that they may cost, to their tenants' spending. A further run
--- counts with that again until it is billed (start.lua).
--- KEYS: records of jobs. A record names the day's spending, and has what of its expected cost is still counted there.
--- ARGV: for each job the bill's id and its US dollars.
--- Returns 1 for each bill that was charged.
+-- Charges what jobs used of endpoints to their tenants' spending, in place of the most that they may cost. A further
+-- run counts with that again until it is billed (start.lua).
+--
+-- KEYS[1..] each job's record, which names the day's spending and the part of the job's cost that is counted there
+-- ARGV[1..] each job's bill: its id and US dollars
+-- Returns for each job 1 if the bill was charged, else 0.
 -- Safe to run twice: a bill is charged once.
 local charged = {}
 for n, job in ipairs(KEYS) do

@@ -1,8 +1,12 @@
 #!lua flags=allow-oom
 -- Claims jobs: the first claim wins.
--- KEYS: for each job its result and its record. ARGV: worker, seconds of a lease, then each job's deadline (0 = none).
--- Returns the time, then a verdict and its value for each job (includes/claimed.lua).
--- Safe to run twice: who holds a job already is told `held`, and the first claim's lease ends by itself.
+--
+-- KEYS[1..] each job's result and record
+-- ARGV[1] worker
+-- ARGV[2] seconds of a lease
+-- ARGV[3..] each job's deadline; 0 = none
+-- Returns the time, then for each job a verdict and its value (includes/claimed.lua).
+-- Safe to run twice: a worker that holds a job already gets `held`, and the first claim's lease expires.
 --- @include "now"
 --- @include "final"
 --- @include "over"

@@ -1,15 +1,27 @@
 #!lua flags=allow-oom
 -- Writes results once, announces them, and acknowledges their messages.
 --
--- KEYS: work, lengths, held, released, kombu's hash of unacknowledged messages, its index, the sorted set of webhook
---   endpoints with events, then for each job its result and its record. A record names the job's blobs, its holding
---   queue, the day's spending, its tenant's open jobs and the endpoints to tell of its end.
--- ARGV: seconds to keep a result, seconds to keep a record, prefixes of the channels of replies and of withdrawals and
---   of the keys of holding queues, of outboxes and of their dead letters; then for each job: token ('' = no claim is
---   needed, '-' = the job has no record: its arrival is refused), state, meta, client ('' = the one on its record, read
---   here, for a router may be writing it just now), bins of the lengths that it generated ('' = none), time and device
---   of its start ('' = none, or recorded before), tag of its message ('' = none).
--- Returns 1 for each result that was written.
+-- KEYS[1] work: hash of cell to device seconds and counts of jobs
+-- KEYS[2] lengths: hash of model and tenant to the lengths of their answers
+-- KEYS[3] held: hash of held job to its message
+-- KEYS[4] released: sorted set of jobs that were drawn from holding and not placed
+-- KEYS[5] unacked: kombu's hash of unacknowledged messages
+-- KEYS[6] kombu's index of it
+-- KEYS[7] webhooks_due: sorted set of webhook endpoints with events
+-- KEYS[8..] each job's result and record. A record names its blobs, holding queue, day's spending, tenant's open jobs
+--   and the webhook endpoints to notify
+-- ARGV[1] seconds to keep a result
+-- ARGV[2] seconds to keep a record
+-- ARGV[3] prefix of clients' reply channels
+-- ARGV[4] prefix of workers' channels of cancelled jobs
+-- ARGV[5] prefix of holding queues' keys
+-- ARGV[6] prefix of webhook outboxes' keys
+-- ARGV[7] prefix of the keys of webhooks' dead letters
+-- ARGV[8..] for each job: token ('' = no claim is needed, '-' = the job has no record: its arrival is refused), state,
+--   meta, client ('' = the record's, read here, because a router may be writing it just now), bins of the lengths that
+--   it generated ('' = none), time and device of its start ('' = none, or recorded before), tag of its message ('' =
+--   none)
+-- Returns for each job 1 if its result was written, else 0.
 -- Safe to run twice: a result that is there, or a job that ended, is left as it is.
 --- @include "now"
 --- @include "final"

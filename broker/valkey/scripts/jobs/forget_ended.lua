@@ -1,8 +1,11 @@
 #!lua flags=allow-oom
--- Takes groups of jobs that have all ended, or have no record any more, out of the deadlines.
--- KEYS: deadlines. Job keys are in its members.
--- ARGV: score from which on groups are looked at, most groups.
--- Returns how many were looked at, and the score of the last of them. Safe to run twice: it removes what is not there.
+-- Removes groups of jobs that have all ended, or have no record any more, from the deadlines.
+--
+-- KEYS[1] deadlines: sorted set of groups of jobs' keys by their deadline
+-- ARGV[1] score of the first group to inspect
+-- ARGV[2] most groups
+-- Returns how many were inspected, and the score of the last of them.
+-- Safe to run twice: what was removed is not there.
 --- @include "final"
 local groups = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 local function open(group)

@@ -1,8 +1,12 @@
 #!lua flags=allow-oom
--- Takes groups of jobs whose records are gone out of the index of jobs.
--- KEYS: accepted. Job keys are in its members.
--- ARGV: score from which on groups are looked at, seconds after which a record may be gone, most groups.
--- Returns how many were looked at, and the score of the last of them. Safe to run twice: it removes what is not there.
+-- Removes groups of jobs whose records are gone from the index of jobs.
+--
+-- KEYS[1] accepted: sorted set of groups of jobs' keys by the time at which they were accepted
+-- ARGV[1] score of the first group to inspect
+-- ARGV[2] seconds after which a record may be gone
+-- ARGV[3] most groups
+-- Returns how many were inspected, and the score of the last of them.
+-- Safe to run twice: what was removed is not there.
 --- @include "now"
 local groups = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], now - ARGV[2], 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 for g = 1, #groups, 2 do

@@ -1,12 +1,17 @@
 -- Answers which jobs were accepted in a span of time, what they asked for and what became of them, from their records.
--- KEYS: accepted. Job keys are in its members.
--- ARGV: begin and end of the span (the end excluded), groups to skip, most groups, number of jobs from which on no
---   further group is looked at, names of states, whose numbers they are from 0 on.
--- Returns how many groups were looked at; hardware classes; for each group that has a record left: when it was accepted,
---   its deadline, number of jobs, model, tenant and basis, of the first of them; then, packed for each job of these
---   groups: state, class (0 = none), seconds until it ended and seconds since it began to run (-1 = unknown); then for
---   each that generated answers: the number of jobs before it, and the bins of their lengths.
--- It changes nothing.
+--
+-- KEYS[1] accepted: sorted set of groups of jobs' keys by the time at which they were accepted
+-- ARGV[1] begin of the span
+-- ARGV[2] end of the span, excluded
+-- ARGV[3] groups to skip
+-- ARGV[4] most groups
+-- ARGV[5] number of jobs from which on no further group is inspected
+-- ARGV[6..] names of states; the answer has their numbers, from 0 on
+-- Returns how many groups were inspected; hardware classes; for each group that has a record left: when it was
+--   accepted, its deadline, number of jobs, model, tenant and basis, of the first of them; then, packed for each job of
+--   these groups: state, class (0 = none), seconds until it ended and seconds since it began to run (-1 = unknown);
+--   then for each that generated answers: the number of jobs before it, and the bins of their lengths.
+-- Safe to run twice: it changes nothing.
 local states, numbers, classes = {}, {}, {}
 for n = 6, #ARGV do states[ARGV[n]] = n - 6 end
 local function number_of(class)

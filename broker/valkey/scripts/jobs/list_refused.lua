@@ -1,9 +1,12 @@
--- Records what jobs that ended before placement were, lists them, and tells webhook endpoints of their end.
+-- Records what jobs that ended before placement were, lists them, and notifies webhook endpoints of their end.
 --
--- KEYS: accepted, the sorted set of webhook endpoints with events, then the job records. A record names the endpoints to
---   tell of its end.
--- ARGV: seconds to keep a record, prefixes of the keys of outboxes and of their dead letters, then for each job: its
---   result, time at which it was accepted, number of fields, fields.
+-- KEYS[1] accepted: sorted set of groups of jobs' keys by the time at which they were accepted
+-- KEYS[2] webhooks_due: sorted set of webhook endpoints with events
+-- KEYS[3..] each job's record, which names the webhook endpoints to notify
+-- ARGV[1] seconds to keep a record
+-- ARGV[2] prefix of webhook outboxes' keys
+-- ARGV[3] prefix of the keys of webhooks' dead letters
+-- ARGV[4..] for each job: its result, time at which it was accepted, number of fields, fields
 -- Returns nothing.
 -- Safe to run twice, and for a copy of a message: a job that was accepted, or is listed, is left as it is.
 --- @include "now"

@@ -1,11 +1,14 @@
 #!lua flags=allow-oom
 -- Takes jobs whose deadline passed and that are to be ended; a group is forgotten once all of it ended.
--- KEYS: deadlines. Job keys are in its members.
--- ARGV: most groups, seconds after which what is left of them is answered again.
--- Returns the time, how many groups of jobs were due, when the next one is (0 = there is none), then of each of their
---   jobs that has not ended its key, client, state, deadline, acceptance, class and start ('' = unknown). What was
---   placed again since is in the group of its new deadline. What runs and has no deadline goes on: who holds it ends it.
--- Safe to run twice, and by several routers: who takes a group postpones it, and takes nothing out that has not ended.
+--
+-- KEYS[1] deadlines: sorted set of groups of jobs' keys by their deadline
+-- ARGV[1] most groups
+-- ARGV[2] seconds after which what has not ended by then is answered again
+-- Returns the time, how many groups were due, when the next one is (0 = there is none), then for each of their jobs
+--   that has not ended: key, client, state, deadline, acceptance, class and start ('' = unknown). A job that was placed
+--   again is in the group of its new deadline. One that runs and has no deadline goes on: the worker that holds it ends
+--   it.
+-- Safe to run twice, and by several routers: who takes a group postpones it, and removes nothing that has not ended.
 --- @include "now"
 --- @include "final"
 local groups = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])

@@ -1,7 +1,11 @@
 #!lua flags=allow-oom
--- Gives claims back, for jobs that return to their queue. A message that was never accepted as a job gets no state.
--- KEYS: jobs. ARGV: 1 if runs that began count, else 0; then the jobs' tokens. Returns nothing.
--- Safe to run twice: a claim that was given back is no longer ours.
+-- Releases claims on jobs that return to their queue. A message that was never accepted as a job gets no state.
+--
+-- KEYS[1..] each job's record
+-- ARGV[1] 1 if runs that began count as attempts, else 0
+-- ARGV[2..] each job's token
+-- Returns nothing.
+-- Safe to run twice: a claim that was released is held by nobody.
 --- @include "final"
 --- @include "ours"
 for n, job in ipairs(KEYS) do

@@ -1,6 +1,10 @@
 #!lua flags=allow-oom
--- Prolongs claims.
--- KEYS: jobs. ARGV: seconds of a lease from now on, then each job's token. Returns 1 for each claim that is still ours.
+-- Renews claims.
+--
+-- KEYS[1..] each job's record
+-- ARGV[1] seconds of a lease, from now on
+-- ARGV[2..] each job's token
+-- Returns for each job 1 if its claim is still held, else 0.
 -- Safe to run twice: the later call counts.
 --- @include "now"
 --- @include "final"

@@ -1,8 +1,12 @@
 #!lua flags=allow-oom
--- Records that jobs run. One that was billed and runs again may cost as much again: its tenant's spending has that until
--- the next bill (bill.lua). What ends at once says so in finish.lua instead.
--- KEYS: jobs. ARGV: device, then for each job its token and the time at which it began.
--- Returns 1 for each claim that is still ours. Called twice it counts a run twice: who got no answer gives the job up.
+-- Records that jobs run. A job that was billed and runs again may cost as much again: its tenant's spending has that
+-- until the next bill (bill.lua). A job that ends at once says in finish.lua that it started.
+--
+-- KEYS[1..] each job's record
+-- ARGV[1] device
+-- ARGV[2..] for each job: its token, and the time at which it began
+-- Returns for each job 1 if its claim is still held, else 0.
+-- Not safe to run twice: it counts a run twice. A worker that gets no answer gives the job up.
 --- @include "final"
 --- @include "ours"
 local function reserve(job)

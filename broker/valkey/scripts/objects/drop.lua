@@ -1,8 +1,17 @@
 #!lua flags=allow-oom
--- Deletes an object, and counts its bytes no more.
--- KEYS: the object, its tenant's objects of the kind, what its tenant's take, the objects that expire.
--- ARGV: its name, its name with its kind, the count of its own bytes, that of its content ('' = none) and its bytes.
--- Returns the number of its tenant's objects, and the count of their bytes. Safe to run twice: the second finds nothing.
+-- Deletes an object, and subtracts its bytes from its tenant's.
+--
+-- KEYS[1] the object
+-- KEYS[2] sorted set of its tenant's objects of the kind
+-- KEYS[3] hash of what its tenant's objects take, in bytes
+-- KEYS[4] sorted set of the objects that expire
+-- ARGV[1] its name
+-- ARGV[2] its name with its kind
+-- ARGV[3] the field of KEYS[3] that counts its own bytes
+-- ARGV[4] the field of KEYS[3] that counts its content; '' = none
+-- ARGV[5] its content's bytes
+-- Returns the number of its tenant's objects, and their bytes.
+-- Safe to run twice: the second run finds no object.
 local size = redis.call('STRLEN', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[2])

@@ -1,12 +1,23 @@
--- Stores an object, or replaces it if it is still as it was, and counts the bytes that it takes of its tenant's.
--- KEYS: the object, its tenant's objects of the kind, what its tenant's take, the objects that expire; of a new batch
---   also its tenant's open batches, and all open batches.
--- ARGV: the value as it was ('' = none), the new one, its name, its name with its kind, its place among its tenant's
---   objects ('' = the place that it has), the time at which it expires ('' = as before, '0' = never), its name among all
---   open batches, and how many its tenant may have; then of each count its name, the bytes to add, and the most that it
---   may have ('' = any).
--- Returns the word 'changed' if the value was not as it was; the limit that it would exceed, and what there is; or
---   'stored', the number of its tenant's objects, and the first count. Safe to run twice: the second finds it changed.
+-- Stores an object, or replaces it if it is still as it was, and adds its bytes to its tenant's.
+--
+-- KEYS[1] the object
+-- KEYS[2] sorted set of its tenant's objects of the kind
+-- KEYS[3] hash of what its tenant's objects take, in bytes
+-- KEYS[4] sorted set of the objects that expire
+-- KEYS[5] set of its tenant's open batches; only for a new batch
+-- KEYS[6] sorted set of all open batches; only for a new batch
+-- ARGV[1] the value as it was; '' = none
+-- ARGV[2] the new value
+-- ARGV[3] its name
+-- ARGV[4] its name with its kind
+-- ARGV[5] its score in KEYS[2]; '' = as before
+-- ARGV[6] the time at which it expires; '' = as before, '0' = never
+-- ARGV[7] its name in KEYS[6]
+-- ARGV[8] most open batches of its tenant
+-- ARGV[9..] for each count: its field of KEYS[3], the bytes to add, and the most that it may have ('' = any)
+-- Returns 'changed' if the value was not as it was; the limit that it would exceed, and what there is; or 'stored', the
+--   number of its tenant's objects, and the first count.
+-- Safe to run twice: the second run finds the value changed.
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return {'changed'} end
 for n = 9, #ARGV, 3 do
   local held = tonumber(redis.call('HGET', KEYS[3], ARGV[n]) or 0)

@@ -1,5 +1,9 @@
 #!lua flags=allow-oom
--- Records that messages are still held. KEYS: the index of unacknowledged messages. ARGV: tags. Returns nothing.
+-- Records that a worker still holds messages.
+--
+-- KEYS[1] kombu's index of unacknowledged messages
+-- ARGV[1..] tags
+-- Returns nothing.
 -- Safe to run twice: the later call counts, and what was acknowledged stays so.
 --- @include "now"
 local scores = {}

@@ -1,8 +1,11 @@
 -- Moves messages between class queues and corrects their records, at once.
--- KEYS: leader, work, then for each message the list it is in, the list it goes to, and its job.
--- ARGV: fencing token, then for each message: its bytes, those that it gets, number of fields, and the record's new
---   fields.
--- Returns 1 for each message that was still there; nothing where the token is not the leader's.
+--
+-- KEYS[1] the leader's fencing token
+-- KEYS[2] work: hash of cell to device seconds and counts of jobs
+-- KEYS[3..] for each message: the list it is in, the list it goes to, and its job's record
+-- ARGV[1] fencing token
+-- ARGV[2..] for each message: its bytes, its new bytes, number of fields, and the record's new fields
+-- Returns for each message 1 if it was still there, else 0; nothing where the token is not the leader's.
 -- Safe to run twice: a message that moved is not where it was.
 --- @include "cells"
 local work = KEYS[2]

@@ -1,6 +1,10 @@
--- Shows the messages that lists serve last; changes nothing.
--- KEYS: lists. ARGV: most messages and most bytes of each.
--- Returns how many there are in all, then an array for each list; those pushed last come first.
+-- Shows the messages that lists serve last.
+--
+-- KEYS[1..] lists
+-- ARGV[1] most messages of each
+-- ARGV[2] most bytes of each
+-- Returns how many there are in all, then for each list its messages; those pushed last come first.
+-- Safe to run twice: it changes nothing.
 local depth, shown = 0, {}
 for k, list in ipairs(KEYS) do
   local seen, left = {}, tonumber(ARGV[2])

@@ -1,8 +1,13 @@
 #!lua flags=allow-oom
--- Returns to its place in its queue what no worker has kept for a lease. Tags of another form are kombu's own.
--- KEYS: the unacked hash, its index. The queues' lists follow from the messages. ARGV: seconds of a lease, most messages.
--- Returns how many messages. Those of one worker end up in the order in which it took them.
--- Safe to run twice: a message that was put back has no entry.
+-- Returns messages that no worker has kept for a lease to their places in their queues. The queues' lists follow from
+--   the messages. Tags of another form are kombu's own.
+--
+-- KEYS[1] unacked: kombu's hash of unacknowledged messages
+-- KEYS[2] index: kombu's index of it
+-- ARGV[1] seconds of a lease
+-- ARGV[2] most messages
+-- Returns the number of messages. Those of one worker end up in the order in which it took them.
+-- Safe to run twice: a message that was returned has no entry.
 --- @include "now"
 local unacked, index = KEYS[1], KEYS[2]
 --- @include "put_back"

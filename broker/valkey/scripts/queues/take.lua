@@ -1,20 +1,32 @@
 #!lua flags=allow-oom
--- Takes messages of a class queue into kombu's hash of unacknowledged messages, and claims their jobs.
+-- Takes messages of a class queue into kombu's hash of unacknowledged messages, and claims their jobs. Keys of jobs and
+-- results follow from the messages.
 --
--- KEYS: the unacked hash, its index, the worker's room, devices, heartbeats, then the queue's lists, first served first,
---   and the list of what was led to the worker, if it has one, which is served before them. Keys of jobs and results
---   follow from the messages that are taken.
--- ARGV: beginning of tags, end of an unacked entry, worker, seconds of a lease, prefixes of the
---   keys of results and jobs, most seconds of patient work, number from which on what is parked is counted, first level
---   of patient work (0 = the first list), number of the queue's lists, most messages and the number of this take, which
---   the tags carry; without these two, as the room says that the last take left them.
+-- KEYS[1] unacked: kombu's hash of unacknowledged messages
+-- KEYS[2] index: kombu's index of it
+-- KEYS[3] the worker's free capacity
+-- KEYS[4] devices: hash of worker to its device's facts
+-- KEYS[5] heartbeats: sorted set of workers by the time of their last heartbeat
+-- KEYS[6..] the queue's lists, first served first, and the list of the messages that prefer the worker, if it has one,
+--   which is served before them
+-- ARGV[1] beginning of tags
+-- ARGV[2] end of an unacked entry
+-- ARGV[3] worker
+-- ARGV[4] seconds of a lease
+-- ARGV[5] prefix of results' keys
+-- ARGV[6] prefix of records' keys
+-- ARGV[7] most seconds of patient work to take, as the jobs' records say
+-- ARGV[8] number in tags from which on those are counted that are left to another device
+-- ARGV[9] number of lists before the first one of patient work
+-- ARGV[10] number of the queue's lists
+-- ARGV[11] most messages; absent = the free capacity in KEYS[3]
+-- ARGV[12] number of this take, which tags carry; absent = the one in KEYS[3]
 -- Returns the time, the number of the take, then for each message: itself, its job, and verdict and value of the claim.
--- Safe to run twice: a message is taken once, and comes back if nobody keeps it for a lease.
+-- Safe to run twice: a message is taken once, and returns if nobody keeps it for a lease.
 --
--- Of the lists of patient work no more is taken once the jobs' records tell of so many seconds. A job is claimed where
--- the message says in the usual form which it is and that it has no eta; whoever reads the ticket sees whether that was
--- true. A job that is to run elsewhere is not answered: it stays among the unacked, where any worker finds it within
--- half a second as what a silent one held.
+-- A job is claimed where the message says in the usual form which it is and that it has no eta; whoever reads the
+-- ticket sees whether that was true. A job that another device should run is not answered: it stays among the unacked,
+-- where any worker finds it within half a second as if a silent worker held it.
 --- @include "now"
 --- @include "final"
 local unacked, index, room, devices, heartbeats = unpack(KEYS, 1, 5)

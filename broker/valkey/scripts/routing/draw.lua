@@ -1,9 +1,15 @@
 #!lua flags=allow-oom
--- Takes a holding queue's first jobs, for the leader to place them.
--- KEYS: leader, the holding queue, released, held. Records are named by the queue.
--- ARGV: fencing token, most jobs, seconds after which those that are not placed are held again.
--- Returns the time, then each job's message, acceptance, deadline (0 = none) and client; no jobs where the token is not
---   the leader's.
+-- Draws a holding queue's first jobs, for the leader to place them.
+--
+-- KEYS[1] the leader's fencing token
+-- KEYS[2] the holding queue. It has its jobs' keys
+-- KEYS[3] released: sorted set of jobs that were drawn and not placed
+-- KEYS[4] held: hash of held job to its message
+-- ARGV[1] fencing token
+-- ARGV[2] most jobs
+-- ARGV[3] seconds after which those that are not placed are held again
+-- Returns the time, then for each job: message, acceptance, deadline (0 = none) and client; no jobs where the token is
+--   not the leader's.
 -- Safe to run twice: a job is drawn once, and held again if nobody places it.
 --- @include "now"
 local queue, released, held = KEYS[2], KEYS[3], KEYS[4]

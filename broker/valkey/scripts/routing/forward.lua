@@ -1,21 +1,36 @@
 -- Publishes placed messages and writes their records, and takes the next arrivals, at once.
 --
--- KEYS: work, held, released, holding, deadlines, accepted; where something was taken or is to be: the key of the
---   session, the in-flight list that gets the next arrivals, the arrivals' lists, first served first, and the in-flight
---   lists that this call answers as a whole; then snapshots, and for each group its class list (if it is published), the
---   unacked hash, its index and all lists of the class (if it is to be led), the day's spending (if its tenant has a
---   budget), its tenant's open jobs (if they are limited), its blobs and its jobs. Holding queues are named by records.
--- ARGV: number of arrivals' lists (0 = nothing is taken), number of lists that are answered, most arrivals to take,
---   bytes after which no more are taken, prefixes of keys of jobs, results, replies and holding queues, number of
---   snapshots, and each's bytes and seconds to keep it; then groups of jobs that are forwarded alike: '1' if published
---   (or, for one job, where to lead it: includes/lead.lua), seconds to keep the record, holding queue ('' = none), number of blobs, deadline (0 = none), time at which they were
---   accepted (0 = they are not to be listed), cell of the work hash in which they take turns ('' = none), as MessagePack
---   the record's fields and values, and the charges (fields of the work hash and amounts), tenant ('' = no budget), cost,
---   most open jobs of its tenant ('' = no limit), number of jobs, and each's client, message and use of an idempotency key ('' = none; else MessagePack: digest,
---   submission, its result if the same was asked for, its result if not, seconds that it stays, what stands for the
---   first digest in it, digits of that).
--- Returns the time, 1 if the session lives (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
---   its key was first used for something else, -2 if its tenant has as many open jobs as it may, and what was taken, first served first.
+-- KEYS[1] work: hash of cell to device seconds and counts of jobs
+-- KEYS[2] held: hash of held job to its message
+-- KEYS[3] released: sorted set of jobs that were drawn from holding and not placed
+-- KEYS[4] holding: set of holding queues with jobs; records name theirs
+-- KEYS[5] deadlines: sorted set of groups of jobs' keys by their deadline
+-- KEYS[6] accepted: sorted set of groups of jobs' keys by the time at which they were accepted
+-- KEYS[7..] where something was taken or is to be: the key of the session, the in-flight list that gets the next
+--   arrivals, the arrivals' lists, first served first, and the in-flight lists that this call answers as a whole; then
+--   snapshots, and for each group its class list (if it is published), the unacked hash, its index and all lists of the
+--   class (if it prefers a worker), the day's spending (if its tenant has a budget), its tenant's open jobs (if they
+--   are limited), its blobs and its jobs
+-- ARGV[1] number of arrivals' lists; 0 = nothing is taken
+-- ARGV[2] number of in-flight lists that are answered
+-- ARGV[3] most arrivals to take
+-- ARGV[4] bytes after which no more are taken
+-- ARGV[5] prefix of records' keys
+-- ARGV[6] prefix of results' keys
+-- ARGV[7] prefix of clients' reply channels
+-- ARGV[8] prefix of holding queues' keys
+-- ARGV[9] number of snapshots
+-- ARGV[10..] each snapshot's bytes and seconds to keep it; then groups of jobs that are forwarded alike: '1' if
+--   published (or, for one job, the worker to prefer: includes/lead.lua), seconds to keep the record, holding queue (''
+--   = none), number of blobs, deadline (0 = none), time at which they were accepted (0 = they are not to be listed),
+--   cell of the work hash in which they take turns ('' = none), as MessagePack the record's fields and values, and the
+--   increments (fields of the work hash and amounts), tenant ('' = no budget), cost, most open jobs of its tenant ('' =
+--   no limit), number of jobs, and for each: client, message and use of an idempotency key ('' = none; else
+--   MessagePack: digest, submission, its result if the same was asked for, its result if not, seconds that it stays,
+--   what stands for the first digest in it, digits of that)
+-- Returns the time, 1 if the session lasts (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
+--   its key was first used for something else, -2 if its tenant has as many open jobs as it may, and what was taken,
+--   first served first.
 -- Safe to run twice: a job that has a record arrived before, and its copy is dropped; so is a snapshot that is there.
 --   The client of a copy is notified of the job's end, if it has ended: it may have been cancelled before it arrived.
 local was = ''

@@ -1,9 +1,13 @@
 #!lua flags=allow-oom
--- Looks at what is held; jobs that were drawn and not placed in time are held again.
--- KEYS: holding, released, held, work. Holding queues are named by records and by the set.
--- ARGV: prefix of the keys of holding queues.
--- Returns the time, the cells of the work hash (none where nothing is held), then of each holding queue its name, its
---   first job's deadline and level, and the number of its jobs.
+-- Inspects holding; jobs that were drawn and not placed in time are held again.
+--
+-- KEYS[1] holding: set of holding queues with jobs
+-- KEYS[2] released: sorted set of jobs that were drawn and not placed
+-- KEYS[3] held: hash of held job to its message
+-- KEYS[4] work: hash of cell to device seconds and counts of jobs
+-- ARGV[1] prefix of holding queues' keys
+-- Returns the time, KEYS[4]'s content (nothing if no job is held), then for each holding queue its name, its first
+--   job's deadline and level, and the number of its jobs.
 -- Safe to run twice: what is held again is so once.
 --- @include "now"
 local holding, released, held, work = unpack(KEYS)

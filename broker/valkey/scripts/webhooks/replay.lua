@@ -1,8 +1,13 @@
--- Puts dead letters of an endpoint back into its outbox, at its end.
--- KEYS: the sorted set of endpoints with events, the endpoint's outbox, its dead letters.
--- ARGV: endpoint, most events in an outbox, ids of events (none = all).
--- Returns how many were put back; those for which there is no room stay.
--- Safe to run twice: what was put back is no dead letter.
+-- Returns an endpoint's dead letters to its outbox, at its end.
+--
+-- KEYS[1] due: sorted set of endpoints with events
+-- KEYS[2] the endpoint's outbox
+-- KEYS[3] the endpoint's dead letters
+-- ARGV[1] endpoint
+-- ARGV[2] most events in an outbox
+-- ARGV[3..] ids of events; none = all
+-- Returns how many were returned; those that the outbox has no space for stay.
+-- Safe to run twice: what was returned is no dead letter.
 --- @include "now"
 local due, outbox, dead = unpack(KEYS)
 local wanted, all, room = {}, #ARGV == 2, ARGV[2] - redis.call('LLEN', outbox)

@@ -1,10 +1,19 @@
 #!lua flags=allow-oom
--- Records what came of an attempt to deliver an endpoint's first event, and keeps the endpoint for the next one.
--- KEYS: the sorted set of endpoints with events, the endpoint's outbox, its state, its dead letters.
--- ARGV: endpoint, token, 'delivered', 'retry' or 'dead', seconds until the next attempt or, for another event, of a
---   lease, fault, most dead letters.
--- Returns the next event: '' = none is left, or it is not to be sent now; nothing where the token is not the endpoint's.
--- Safe to run twice but for a lost answer: then the lease ends, and the event that is first is sent once more.
+-- Records the outcome of an attempt to deliver an endpoint's first event, and keeps the endpoint for the next one.
+--
+-- KEYS[1] due: sorted set of endpoints with events
+-- KEYS[2] the endpoint's outbox
+-- KEYS[3] the endpoint's state
+-- KEYS[4] the endpoint's dead letters
+-- ARGV[1] endpoint
+-- ARGV[2] token
+-- ARGV[3] 'delivered', 'retry' or 'dead'
+-- ARGV[4] seconds until the next attempt or, for another event, of a lease
+-- ARGV[5] fault
+-- ARGV[6] most dead letters
+-- Returns the next event: '' = none is left, or it is not to be sent now; nothing where the token is not the
+--   endpoint's.
+-- Safe to run twice unless the answer is lost: then the lease expires, and the first event is sent once more.
 --- @include "now"
 local due, outbox, state, dead = unpack(KEYS)
 local endpoint, token, outcome, pause, fault, most_dead = unpack(ARGV)

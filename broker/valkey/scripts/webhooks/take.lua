@@ -1,9 +1,14 @@
 #!lua flags=allow-oom
 -- Takes endpoints whose first event is due, each for one router.
--- KEYS: the sorted set of endpoints with events. Outboxes and states are named by endpoints.
--- ARGV: prefixes of the keys of outboxes and states, seconds of a lease, most endpoints, router.
--- Returns the time, then of each endpoint its id, the token, the attempts made for its first event, and that event.
--- Safe to run twice: an endpoint that was taken is due again once the lease is over.
+--
+-- KEYS[1] due: sorted set of endpoints with events
+-- ARGV[1] prefix of outboxes' keys
+-- ARGV[2] prefix of states' keys
+-- ARGV[3] seconds of a lease
+-- ARGV[4] most endpoints
+-- ARGV[5] router
+-- Returns the time, then for each endpoint: its id, the token, the attempts made for its first event, and that event.
+-- Safe to run twice: an endpoint that was taken is due again once the lease expires.
 --- @include "now"
 local due, outbox_prefix, state_prefix = KEYS[1], ARGV[1], ARGV[2]
 local answer = {tostring(now)}
