@@ -33,7 +33,7 @@ BURST = 2.0
 
 _ROUNDING = 1e-6  # seconds: tolerance for rounding in sums of times
 
-AGAIN = 1.0
+RETRY_AFTER = 1.0
 """Seconds after which a refused request may be retried: small bodies go sooner, large ones take longer to send."""
 
 
@@ -193,13 +193,13 @@ class Bodies:
         held = self._held.get(tenant, 0)
         if held + size > most:
             message = f"tenant {tenant!r} has {held} bytes of request bodies in progress (limit {most}, bodies)"
-            raise RateLimitedError(f"{message}; this one has {size}", tenant=tenant, retry_after=AGAIN)
+            raise RateLimitedError(f"{message}; this one has {size}", tenant=tenant, retry_after=RETRY_AFTER)
         if self._all + size > limits.all_bodies:
             message = (
                 f"the router has {self._all} bytes of request bodies in progress "
                 f"(limit {limits.all_bodies}, all_bodies)"
             )
-            raise FleetUnavailable(f"{message}; this one has {size}", retry_after=AGAIN)
+            raise FleetUnavailable(f"{message}; this one has {size}", retry_after=RETRY_AFTER)
         self._held[tenant] += size
         self._all += size
 

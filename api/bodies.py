@@ -34,12 +34,12 @@ from taxiway.errors import (
 ENCODINGS = "gzip, deflate"
 """Accepted encodings of a body, as in `Accept-Encoding`."""
 
-_READ = (b"gzip", b"x-gzip", b"deflate")
+_ENCODINGS = (b"gzip", b"x-gzip", b"deflate")
 _PLAIN = (b"", b"identity")
 _WINDOW = 47  # zlib's wbits for gzip or zlib headers (HTTP's deflate), detected automatically, with any window
-_PIECE = 2**20  # bytes inflated at once, and not counted as inflation
+_INFLATED_BYTES = 2**20  # bytes inflated at once, and not counted as inflation
 
-LEAST = 4096
+COMPRESSED_FROM = 4096
 """Bytes of the smallest answer that is compressed: less saves no packet worth the time."""
 
 _LEVEL = 1  # zlib's fastest: over 50 MB/s of JSON
@@ -141,7 +141,7 @@ class Inflated:
             await self._behind(scope, receive, send)
             return
         try:
-            if coding not in _READ:
+            if coding not in _ENCODINGS:
                 message = (
                     f"content-encoding: expected one of {ENCODINGS}, or none, got {quoted(coding.decode('latin-1'))}"
                 )
@@ -164,11 +164,11 @@ def inflate(content: bytes, limit: int, inflation: int) -> bytes:
         RequestTooLargeError: it holds more than `limit` bytes, or more than a piece and `inflation` times its own size.
     """
     machine = zlib.decompressobj(_WINDOW)
-    allowed = max(inflation * len(content), _PIECE)
+    allowed = max(inflation * len(content), _INFLATED_BYTES)
     pieces, size, rest = [], 0, content
     while not machine.eof:
         try:
-            piece = machine.decompress(rest, _PIECE)
+            piece = machine.decompress(rest, _INFLATED_BYTES)
         except zlib.error as error:
             raise InvalidRequestError(f"body: expected gzip or deflate: {error}", field="body") from error
         size, rest = size + len(piece), machine.unconsumed_tail
@@ -234,7 +234,7 @@ def _once(body: bytes, receive: Receive) -> Receive:
 
 
 class Gzipped:
-    """ASGI middleware that compresses answers of known length, from `LEAST` bytes, for clients that accept gzip.
+    """ASGI middleware: compresses answers of known length, from `COMPRESSED_FROM` bytes, for clients that accept gzip.
 
     Streams of events are left as they are.
     """
@@ -298,4 +298,4 @@ def _shrinks(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     found = {name.lower(): value for name, value in headers}
     length, kind = found.get(b"content-length", b""), found.get(b"content-type", b"").partition(b";")[0].strip()
     packs = kind in _COMPRESSED or kind.endswith(b"+json")
-    return length.isdigit() and int(length) >= LEAST and packs and b"content-encoding" not in found
+    return length.isdigit() and int(length) >= COMPRESSED_FROM and packs and b"content-encoding" not in found

@@ -40,7 +40,7 @@ from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownLe
 OVERRUN = 0.1
 """Assumed remainder of a run that takes longer than expected, as a share of its duration so far."""
 
-_LEAST = 0.001  # seconds: an unfinished job never has 0 s left
+_LEAST_LEFT = 0.001  # seconds: an unfinished job never has 0 s left
 
 _NEVER_PLACED = "the job was not placed: its result says why"
 _OTHER_RELEASE = "another release of the router placed the job: only the reason is known"
@@ -197,7 +197,7 @@ def jobs_before(jobs: Sequence[float], later: int) -> int:
 
 def time_left(work: float, ran: float) -> float:
     """Seconds until a job that was to take `work` seconds and has run for `ran` may be done; always above 0."""
-    return max(work - ran, OVERRUN * ran, _LEAST)
+    return max(work - ran, OVERRUN * ran, _LEAST_LEFT)
 
 
 def time_to_end(fleet: FleetSnapshot, record: JobRecord, work: float) -> float | None:
@@ -209,7 +209,7 @@ def time_to_end(fleet: FleetSnapshot, record: JobRecord, work: float) -> float |
     if not devices:
         return None
     first_free = min(OVERRUN * device.batch_age for device in devices)
-    return max(fleet.ahead(record.hardware_class, record.level) / len(devices), first_free + work, _LEAST)
+    return max(fleet.ahead(record.hardware_class, record.level) / len(devices), first_free + work, _LEAST_LEFT)
 
 
 def _difference(record: JobRecord, table: Explanation) -> str | None:

@@ -28,7 +28,7 @@ from taxiway.errors import flaw
 
 logger = logging.getLogger(__name__)
 
-LOOK = 1.0
+CHECK_EVERY = 1.0
 """Seconds between two checks for changes of the file: a revoked key stays valid for at most this long."""
 
 
@@ -43,7 +43,7 @@ class KeyFile:
         self._path = path
         self._stamp = stamp_of(path)
         self._keyring = read_keys(path)
-        self._next = time.monotonic() + LOOK
+        self._next = time.monotonic() + CHECK_EVERY
 
     def caller(self, secret: bytes) -> Caller | None:
         """The caller whose key `secret` is, now."""
@@ -52,7 +52,7 @@ class KeyFile:
         return self._keyring.caller(secret, time.time())
 
     def _check(self) -> None:
-        self._next = time.monotonic() + LOOK
+        self._next = time.monotonic() + CHECK_EVERY
         stamp = stamp_of(self._path)
         if stamp == self._stamp:
             return

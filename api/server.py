@@ -36,7 +36,7 @@ HEAD = 2**16
 _GRACE = 5.0  # seconds for open requests when the router stops, before their waits are ended
 _LAST = 5  # seconds that they have after that
 _BACKLOG = 2048  # connections that wait to be accepted
-_SILENT = 20
+_IDLE_CONNECTION = 20
 """Seconds that an idle connection is kept after an answer, longer than clients reuse one: httpx, and so the openai
 package, 5 s; aiohttp 15 s. If both ended it at the same time, a request would meet a closed connection."""
 
@@ -69,7 +69,7 @@ class HttpServer:
             server_header=False,
             ssl_context_factory=None if tls is None else lambda *_: tls,
             limit_concurrency=limits.connections + 1,  # it refuses requests from this number on
-            timeout_keep_alive=_SILENT,
+            timeout_keep_alive=_IDLE_CONNECTION,
             timeout_graceful_shutdown=round(_GRACE) + _LAST,
             backlog=_BACKLOG,
             h11_max_incomplete_event_size=HEAD,

@@ -39,7 +39,7 @@ BODY_TERMS = TERMS - {"stream"}
 """Fields of OpenAI's bodies that are terms, as an SDK's `extra_body` gives them; a call's `stream` is its own."""
 
 _BY_NAME = {header.lower().encode(): (header, its.term) for header, its in HEADERS.items()}
-_OURS = b"x-taxiway-"
+_HEADER_PREFIX = b"x-taxiway-"
 _DIGITS = frozenset("+-.0123456789Ee")  # `float` reads more, such as underscores
 _NUMBERS = ("deadline", "budget", "min_accuracy")
 
@@ -58,7 +58,7 @@ def add_terms(headers: Iterable[tuple[bytes, bytes]], given: dict[str, Any], ref
         InvalidRequestError: a header names no term, or has no such value; a term is given twice, or is refused.
     """
     for name, value in headers:
-        if name.startswith(_OURS) or name in _BY_NAME:
+        if name.startswith(_HEADER_PREFIX) or name in _BY_NAME:
             header, term = _BY_NAME.get(name) or _unknown(name)
             text = value.decode("latin-1")
             if given.get(term) is not None:

@@ -30,7 +30,7 @@ from controller.spec import (
     stage_of,
 )
 
-KEPT = 600.0
+UNUSED_CONFIG_KEPT = 600.0
 """Seconds for which a ConfigMap that no pod template mounts is kept: helm creates it before the Deployments."""
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Fleets:
             place = one["metadata"]
             if not place.get("ownerReferences"):
                 await self._cluster.own_queues(place["name"], body)
-            elif place["name"] not in used and _age(place) > KEPT:
+            elif place["name"] not in used and _age(place) > UNUSED_CONFIG_KEPT:
                 await self._cluster.delete_queues(place["name"])
 
 

@@ -38,7 +38,7 @@ from controller.spec import (
     status_of,
 )
 
-PERIOD = 1.0
+RECONCILE_EVERY = 1.0
 """Seconds between two reconciliations of a class."""
 
 logger = logging.getLogger(__name__)
@@ -220,4 +220,4 @@ async def _repeat(step: Callable[[], Awaitable[None]]) -> None:
             await step()
         except UNANSWERED as error:
             logger.warning("cluster does not answer", extra={"error": str(error)})
-        await asyncio.sleep(max(PERIOD - (time.monotonic() - began), 0.1))
+        await asyncio.sleep(max(RECONCILE_EVERY - (time.monotonic() - began), 0.1))

@@ -20,7 +20,7 @@ _USUAL, _LIMITS = PoolRules(), RolloutLimits()
 HASH = "pod-template-hash"
 """The label that separates the pods of a ReplicaSet from those of the Deployment's others."""
 
-GRACE = 30.0
+NODE_REPORT_WITHIN = 30.0
 """Seconds after a pod's grace period within which its node reports that it is gone."""
 
 
@@ -119,7 +119,7 @@ def age(body: Mapping[str, Any], now: float) -> float | None:
 def longest_grace(pods: Sequence[Mapping[str, Any]]) -> float:
     """Seconds after which the last of these pods is gone and its node has reported it."""
     graces: list[float] = [pod["spec"].get("terminationGracePeriodSeconds", 30.0) for pod in pods]
-    return GRACE + max([0.0, *graces])
+    return NODE_REPORT_WITHIN + max([0.0, *graces])
 
 
 def _condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ import msgspec
 from controller.cluster import FINALIZER, UNANSWERED, Cluster, ConflictError, Object, find_access
 from controller.spec import ClassSpec, longest_grace
 
-PERIOD = 1.0
+CHECK_EVERY = 1.0
 """Seconds between two checks of the remaining classes."""
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ async def uninstall(cluster: Cluster, selector: str) -> None:
     while left := await cluster.classes(selector):
         if time.monotonic() > end:
             await _give_up(cluster, left)
-        await asyncio.sleep(PERIOD)
+        await asyncio.sleep(CHECK_EVERY)
 
 
 async def _patience(cluster: Cluster, body: Object) -> float:

@@ -318,8 +318,8 @@ SCREEN = 100
 """Columns that the demo's answers fit, also in a file."""
 
 _WIDE = 220
-_INPUT = 60  # characters of an example's input
-_ANSWER = 40  # and of its answer
+_INPUT_WIDTH = 60  # characters of an example's input
+_ANSWER_WIDTH = 40  # and of its answer
 _FIGURES = ("wait ms", "run ms", "total ms", "USD")
 
 
@@ -410,9 +410,9 @@ def _example(answer: DemoAnswer) -> tuple[str, str, str]:
     asked = [str(terms.pop("service"))]
     asked += [f"{name} {f'{value:g} s' if name == 'deadline' else value}" for name, value in terms.items()]
     where = f"{report.hardware_class}/{report.variant}" + (" (emulated)" if report.emulated else "")
-    shown = shorten(_shown(answer.result.outputs), _ANSWER)
+    shown = shorten(_shown(answer.result.outputs), _ANSWER_WIDTH)
     return (
-        f"{answer.ask.model} ({', '.join(asked)}): {shorten(answer.ask.shown, _INPUT)}",
+        f"{answer.ask.model} ({', '.join(asked)}): {shorten(answer.ask.shown, _INPUT_WIDTH)}",
         f"→ {shown}   {where}, {_span(answer.elapsed)}",
         f"because: {report.reason}",
     )

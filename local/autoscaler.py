@@ -20,7 +20,7 @@ from tasks.web import NO_ANSWER, ask
 EVERY = 1.0
 """Seconds between two requests for a router's targets, which it computes as often."""
 
-_QUICK = 1.0  # seconds for one answer of a router on loopback
+_ANSWER_WITHIN = 1.0  # seconds for one answer of a router on loopback
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def ask_router(url: str, key: str, name: str) -> int | None:
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(*NO_ANSWER, msgspec.DecodeError):
-        answer = ask(f"{url}/v1/scaling/{name}/starts", method="POST", headers=headers, timeout=_QUICK)
+        answer = ask(f"{url}/v1/scaling/{name}/starts", method="POST", headers=headers, timeout=_ANSWER_WITHIN)
         if answer.ok:
             return msgspec.json.decode(answer.body, type=_Answer).replicas
     return None

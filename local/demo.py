@@ -34,7 +34,7 @@ from tasks.topology import Topology
 from taxiway import AsyncClient, Result, RunReport
 from taxiway.errors import OverloadedError, TaxiwayError
 
-PATIENCE = 120.0
+ANSWERED_WITHIN = 120.0
 """Seconds within which every answer must arrive."""
 
 DEMO_COUNTS = {"cpu.batch": 1}
@@ -43,7 +43,7 @@ DEMO_COUNTS = {"cpu.batch": 1}
 EXAMPLES = 5
 """Answers that are shown with their reasons."""
 
-LEAST = 60
+FEWEST_INPUTS = 60
 """Minimum number of inputs: the quick models' examples are repeated until there are that many."""
 
 _ATTEMPTS = 20
@@ -180,7 +180,7 @@ async def _answer(client: AsyncClient, ask: DemoInput, done: Callable[[str], Non
 
 
 async def _infer(client: AsyncClient, ask: DemoInput) -> Result:
-    return await client.infer(ask.model, ask.inputs, parameters=ask.parameters, timeout=PATIENCE, **ask.terms)
+    return await client.infer(ask.model, ask.inputs, parameters=ask.parameters, timeout=ANSWERED_WITHIN, **ask.terms)
 
 
 async def _patiently(infer: Callable[[], Awaitable[Result]]) -> Result:
@@ -238,12 +238,12 @@ def left_out_models(fleet: LocalFleet, topology: Topology) -> dict[str, str]:
 
 
 def asks(catalogue: Catalogue, cache: Path, skipped: Collection[str] = ()) -> list[DemoInput]:
-    """The demo's requests except to `skipped` models, slow models first; at least `LEAST` of them."""
+    """The demo's requests except to `skipped` models, slow models first; at least `FEWEST_INPUTS` of them."""
     store = ArtefactStore(cache)
     models = [catalogue.resolve(name) for name in SERVICES if name not in skipped]
     quick = models[-1]
     others = [ask for model in models[:-1] for ask in islice(_asks(model, store), len(model.examples))]
-    return [*others, *islice(_asks(quick, store), max(len(quick.examples), LEAST - len(others)))]
+    return [*others, *islice(_asks(quick, store), max(len(quick.examples), FEWEST_INPUTS - len(others)))]
 
 
 def _asks(model: Model, store: ArtefactStore) -> Iterator[DemoInput]:

@@ -38,7 +38,7 @@ logger = logging.getLogger("local.engine")
 LONGEST_LOAD = 600.0
 """Seconds within which an engine must be ready: it may read its weights from a network first."""
 
-PATIENCE = 10.0
+STOPPED_WITHIN = 10.0
 """Seconds that an engine has to end when asked."""
 
 NO_ENGINE = 4
@@ -86,7 +86,7 @@ class EngineProcess:
 
     def stop(self) -> None:
         """End it."""
-        stop_child(self._process, patience=PATIENCE)
+        stop_child(self._process, patience=STOPPED_WITHIN)
 
     def _start(self) -> None:
         logger.info("engine starting", extra={"command": self._command})

@@ -17,7 +17,7 @@ import msgspec
 from local.embedded import within
 from local.supervisor import Exit
 
-AT_ONCE = 20.0
+SECOND_STOP = 20.0
 """Seconds within which a fleet ends after the second request to stop."""
 
 STARTING = 60.0
@@ -168,7 +168,7 @@ def stop_fleet(data: Path) -> bool:
             signal.pidfd_send_signal(supervisor, signal.SIGTERM)
             if not _stopped(supervisor, STARTING if fleet is None else fleet.patience):
                 signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-                _ended(supervisor, AT_ONCE)
+                _ended(supervisor, SECOND_STOP)
     finally:
         os.close(supervisor)
         (data / FLEET).unlink(missing_ok=True)
@@ -190,7 +190,7 @@ def _stopped(supervisor: int, patience: float) -> bool:
         return _ended(supervisor, patience)
     except KeyboardInterrupt:
         signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-        return _ended(supervisor, AT_ONCE)
+        return _ended(supervisor, SECOND_STOP)
 
 
 def _ended(process: int, patience: float) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from local.fleet import LocalFleet, ProcessState, read_fleet
 from local.plan import WorkerPlan
-from local.supervisor import TICK
+from local.supervisor import CHECK_EVERY
 from local.up import START_PATIENCE
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError
 
@@ -64,7 +64,7 @@ def _restart(data: Path, process: ProcessState, patience: float) -> None:
             os.kill(process.pid, signal.SIGTERM)
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        time.sleep(TICK)
+        time.sleep(CHECK_EVERY)
         now = next((one for one in _running(data).processes if one.name == process.name), None)
         if now is None or (now.ready and now.pid != process.pid):  # none: an autoscaler needs it no longer
             return

@@ -27,10 +27,10 @@ from tasks.settings import TREE
 from taxiway.backoff import Backoff
 from taxiway.cli import EXIT_CODES, MISSING, CommandError
 
-TICK = 0.1
+CHECK_EVERY = 0.1
 """Seconds between checks of the processes."""
 
-AT_ONCE = 5.0
+SECOND_STOP = 5.0
 """Seconds that a process has to end after the second request."""
 
 RESTARTS = Backoff(0.5, 30.0)
@@ -291,7 +291,7 @@ class Supervisor:
             if process.wanted:
                 process.start()
         end = time.monotonic() + patience
-        while not self._stopping.wait(TICK):
+        while not self._stopping.wait(CHECK_EVERY):
             self._check_start()
             if all(p.ready for p in self._running()) and healthy():
                 return True
@@ -310,7 +310,7 @@ class Supervisor:
         `changed` is called after a process became ready or ended, and again if it raises `OSError`, as it does while
         the disk is full; `ended` before that with one that ended; `tend` may change which processes are wanted.
         """
-        while not self._stopping.wait(TICK):
+        while not self._stopping.wait(CHECK_EVERY):
             self._watch_broker()
             tend()
             for process in self._all():
@@ -416,13 +416,13 @@ class Supervisor:
 def _stop_group(group: Sequence[SupervisedProcess], hurried: threading.Event) -> None:
     _terminate(group)
     asked, again = time.monotonic(), False
-    while left := [p for p in group if p.alive and time.monotonic() < asked + (AT_ONCE if again else p.patience)]:
+    while left := [p for p in group if p.alive and time.monotonic() < asked + (SECOND_STOP if again else p.patience)]:
         for process in left:
             process.listen()
         if hurried.is_set() and not again:
             _terminate(group)  # the second request: stop at once
             asked, again = time.monotonic(), True
-        time.sleep(TICK / 2)
+        time.sleep(CHECK_EVERY / 2)
     for process in group:
         if process.alive:
             logger.warning("process did not stop, killed", extra={"child": process.name})

@@ -38,7 +38,7 @@ STOP_PATIENCE = 15.0
 """Seconds that a process has to end when asked; a worker has `limits.grace` before that to finish its jobs."""
 
 _GROUPS = 4  # stopped one after another: workers, router, Flower, broker
-_QUICK = 1.0  # timeout in seconds of a health check on loopback
+_ANSWER_WITHIN = 1.0  # timeout in seconds of a health check on loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def _report_failures(state: str, found: Mapping[str, str]) -> None:
     host = socket.gethostname()
     named = {f"{name}@{host}": why for name, why in found.items()}
     command = ("HSET", FAILING, host, msgspec.json.encode(named)) if named else ("HDEL", FAILING, host)
-    with suppress(ServerError, OSError), closing(ConnectionPool(state, answer=_QUICK)) as connections:
+    with suppress(ServerError, OSError), closing(ConnectionPool(state, answer=_ANSWER_WITHIN)) as connections:
         connections.calls(command)
 
 
@@ -241,7 +241,7 @@ def _healthy(processes: _Processes) -> bool:
     interfaces = [f"{_announced(processes.router, 'http')}/v2/health/ready"]
     if processes.flower_url is not None:
         interfaces.append(f"{processes.flower_url}/healthcheck")
-    return all(answers(url, timeout=_QUICK) for url in interfaces)
+    return all(answers(url, timeout=_ANSWER_WITHIN) for url in interfaces)
 
 
 def _addresses(broker: EmbeddedValkey | None, settings: Settings) -> _Addresses:
@@ -316,7 +316,7 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
         return
     with (
         suppress(ServerError, OSError),  # its heartbeat then expires
-        closing(ConnectionPool(state, answer=_QUICK)) as connections,
+        closing(ConnectionPool(state, answer=_ANSWER_WITHIN)) as connections,
     ):
         connections.run(heartbeat_call(worker, b""))
         connections.calls(("DEL", name_key(worker)))

@@ -28,7 +28,7 @@ from router.service.store import RouterStore
 from router.service.submissions import Submissions
 from router.upkeep.deadlines import Deadlines
 from router.upkeep.housekeeping import Housekeeping
-from router.upkeep.leader import LEASE, Leader
+from router.upkeep.leader import LEADER_LEASE, Leader
 from router.upkeep.mover import Mover
 from router.upkeep.recorder import Recorder
 from router.upkeep.releaser import Releaser
@@ -50,10 +50,10 @@ TIDY = 1.0
 ACCEPT = 1.75
 """Seconds, plus up to `CHECK_EVERY`, that an HTTP caller waits for the broker: it gets an answer within two."""
 
-TURN = 2.0
+STOP_WAIT = 2.0
 """Longest wait of a stopping router for its loops to finish their current work, in seconds."""
 
-AGAIN = 0.2
+CANCEL_AGAIN = 0.2
 """Seconds after which a loop that is still running is cancelled again."""
 
 
@@ -76,7 +76,7 @@ class Router:
         self.queue_mover = ValkeyQueueMover(settings.broker)
         self._events = SentEvents(name)
         tick = rules.topology.rebalance.tick
-        self.leadership = Leadership(settings.broker, name, LEASE * tick)
+        self.leadership = Leadership(settings.broker, name, LEADER_LEASE * tick)
         self.mover = Mover(self.queue_mover, self.leadership, self.fleet, self.store, rules, self._events)
         self.scaler = Scaler(rules.topology)
         self.placed: Counter[tuple[str, ...]] = Counter()
@@ -129,7 +129,7 @@ class Router:
         self._leader.leave()
         self.intake.retire()
         if self._turning:
-            await asyncio.wait(self._turning, timeout=TURN)
+            await asyncio.wait(self._turning, timeout=STOP_WAIT)
         with contextlib.suppress(BrokerUnavailableError):  # other routers recover them once this session ends
             await self.transport.retire()
 
@@ -256,7 +256,7 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=AGAIN)
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

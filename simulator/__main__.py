@@ -32,7 +32,7 @@ from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
 from simulator.own_fleet import known as own_fleet
-from simulator.own_fleet.difference import WINDOW, difference, difference_tables, sample_line
+from simulator.own_fleet.difference import SAMPLE_WINDOW, difference, difference_tables, sample_line
 from simulator.planner import LOADS, PLAYS, MixPlan, PlannerReport, fleet_plan, sensitivity, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
@@ -249,7 +249,7 @@ def _as_twin(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, Fleet]:
     type=click.FloatRange(min=0),
     default=SAMPLE,
     show_default=True,
-    help=f"Seconds to replay of a longer history, in windows of {WINDOW:g} s spread over it; 0 replays all.",
+    help=f"Seconds to replay of a longer history, in windows of {SAMPLE_WINDOW:g} s spread over it; 0 replays all.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: old, new and difference.")

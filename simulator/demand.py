@@ -188,7 +188,7 @@ def _named(file: str, name: str, device: DeviceClass, prices: Prices) -> Sequenc
     return [one for one in alike if not device.instances or one.name in device.instances]
 
 
-WINDOW = 60.0
+DEMAND_WINDOW = 60.0
 """Seconds of the windows in which demand is counted; longer for a service with a longer deadline."""
 
 QUANTILE = 0.95
@@ -274,7 +274,7 @@ def _windows(workload: Workload) -> list[tuple[float, int]]:
     found = []
     for number in range(len(SERVICES)):
         deadline = workload.trace.deadline[workload.trace.service == number]
-        length = max(WINDOW, float(np.median(deadline))) if len(deadline) else WINDOW
+        length = max(DEMAND_WINDOW, float(np.median(deadline))) if len(deadline) else DEMAND_WINDOW
         count = max(int(span // length), 1)
         found.append((span / count, count))
     return found

@@ -21,7 +21,7 @@ from simulator.pool import Action, Pool
 from simulator.traces import Column
 from simulator.workload import SimulatedJob, Workload, jobs
 
-TICK = 1.0
+SAMPLE_EVERY = 1.0
 """Seconds between two evaluations of the scaling rule."""
 
 GIVE_UP = 60.0
@@ -99,7 +99,7 @@ class Simulation:
                 pool.switch_on(0.0, after=0.0)
         for event in self.workload.fleet.events:
             self.at(event.at, partial(self._change, event), None, 0)
-        self.at(TICK, self._tick, None, 0)
+        self.at(SAMPLE_EVERY, self._tick, None, 0)
         if self.policy.beat < math.inf:
             self.at(self.policy.beat, self._look, None, 0)
 
@@ -117,7 +117,7 @@ class Simulation:
 
     def _arrive(self, job: SimulatedJob, now: float) -> None:
         chosen = self.policy.choose(job, self.pools, now)
-        if chosen == policies.REFUSED:
+        if chosen == policies.REFUSED_JOB:
             self.outcome.close(job.index, REFUSED, math.nan)
             return
         self._inside += 1
@@ -161,7 +161,7 @@ class Simulation:
     def _tick(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         for pool in self.pools:
             pool.tick(now)
-        self.at(now + TICK, self._tick, None, 0)
+        self.at(now + SAMPLE_EVERY, self._tick, None, 0)
 
 
 def simulate(

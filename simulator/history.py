@@ -47,7 +47,7 @@ LAG = SLICE + 2 * SETTLE
 """Seconds in which a job that was accepted is in the history, while a router leads."""
 
 _HOUR = 3600
-_READ = 30.0  # seconds for one answer: an hour of arrivals may be many megabytes
+_READ_WITHIN = 30.0  # seconds for one answer: an hour of arrivals may be many megabytes
 
 
 class History:
@@ -57,7 +57,7 @@ class History:
     """
 
     def __init__(self, url: str) -> None:
-        self._connections = ConnectionPool(url, server="state store", answer=_READ)
+        self._connections = ConnectionPool(url, server="state store", answer=_READ_WITHIN)
 
     def now(self) -> float:
         """The store's time."""

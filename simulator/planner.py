@@ -38,7 +38,7 @@ MOST_HEADROOM = 1e4
 MOST_REPLAYS = 40
 """Most replays per plan; at most half of them search for a sufficient mix, and the rest for a cheaper one."""
 
-PATIENCE = 10
+MISSES_IN_A_ROW = 10
 """Consecutive replays of cheaper mixes that may fall short."""
 
 Replay = Callable[[str, Workload], RunSummary]
@@ -135,7 +135,7 @@ def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], 
     """The cheapest mix found whose replay attains every service's share.
 
     Each service's demand gets headroom until the replay attains its share. Then cheaper mixes are replayed, until
-    `PATIENCE` of them in a row fall short.
+    `MISSES_IN_A_ROW` of them in a row fall short.
 
     Raises:
         InfeasibleError: no mix suffices; says what is lacking, and by how much.
@@ -235,7 +235,7 @@ def _cheaper(search: _Search, enough: Mix) -> Mix:
     those, it is the cheapest. More instances may attain less, if placement expects too much of them. None costs less
     than the first mix, which by the programme is the cheapest that can carry the load.
     """
-    best, patience = enough, PATIENCE
+    best, patience = enough, MISSES_IN_A_ROW
     least = next(iter(search.tried)).usd_per_hour
     while patience and len(search.tried) < MOST_REPLAYS:
         found = [
@@ -248,7 +248,7 @@ def _cheaper(search: _Search, enough: Mix) -> Mix:
             break
         mix = min(found, key=lambda one: one[:3])[3]
         attained = search.attempt(mix)
-        patience = PATIENCE if attained else patience - 1
+        patience = MISSES_IN_A_ROW if attained else patience - 1
         best = mix if attained else best
     return best
 

@@ -360,7 +360,7 @@ Times = NDArray[np.float64]
 
 _COMMON: Mapping[str, float] = {"duration": 600.0, "seed": 0.0, "size": 1000.0, "output": 150.0, "spread": 1.0}
 
-_MOST = 20_000_000
+_MOST_ARRIVALS = 20_000_000
 
 
 def is_spec(text: str) -> bool:
@@ -402,8 +402,8 @@ def _figures(spec: str, text: str, defaults: Mapping[str, float]) -> dict[str, f
         if not 0 <= figures[name] < 1e9:
             raise TraceError(spec, 0, f"{name} from 0 to 1e9", repr(value))
     rate = max((figures[name] for name in ("rate", "high", "low", "peak") if name in figures), default=0.0)
-    if rate * figures["duration"] > _MOST:
-        raise TraceError(spec, 0, f"at most {_MOST} requests", f"{rate * figures['duration']:.0f}")
+    if rate * figures["duration"] > _MOST_ARRIVALS:
+        raise TraceError(spec, 0, f"at most {_MOST_ARRIVALS} requests", f"{rate * figures['duration']:.0f}")
     return figures
 
 

@@ -34,7 +34,7 @@ _MOST_VALUES = 100_000  # nested aliases can expand to more values than memory h
 _DEEPEST = 32
 _WHERE = re.compile(r"(?s)(.*?)(?: - at `(key` in `)?\$(.*)`)?")
 """msgspec's message: the expectation, whether it is about a key, and the path."""
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_PATH_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _ANY_KEY = "..."
 
 
@@ -139,7 +139,7 @@ def json_schema(*kinds: type[Any]) -> dict[str, Any]:
 def _located(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], str, object]:
     """Path, expectation and value that msgspec's `message` describes."""
     text, of_key, where = cast(re.Match[str], _WHERE.fullmatch(message)).groups()
-    steps = [name or index for name, index in _STEP.findall(where or "")]
+    steps = [name or index for name, index in _PATH_STEP.findall(where or "")]
     path = _resolved(raw, kind, [*steps, _ANY_KEY] if of_key else steps, message)
     types = _types(inspect.type_info(kind), raw, path[:-1] if of_key else path)
     if of_key:

@@ -87,7 +87,7 @@ EXPORTER = "OTEL_TRACES_EXPORTER"
 
 _PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 
-_OURS = "taxiway"  # our member of `tracestate`: microseconds since the epoch
+_TRACESTATE_MEMBER = "taxiway"  # our member of `tracestate`: microseconds since the epoch
 _AFTER = 2  # microseconds, so that rounding never lets a wait begin before its parent ends
 _OTHERS = 31  # other members of the list, which has 32 at most
 
@@ -155,7 +155,7 @@ def parent_of(headers: Mapping[str, Any]) -> ParentSpan | None:
     came = trace.get_current_span(context).get_span_context()
     if not (came.is_valid and came.trace_flags.sampled):
         return None
-    since = came.trace_state.get(_OURS, "")
+    since = came.trace_state.get(_TRACESTATE_MEMBER, "")
     return ParentSpan(context, int(since) / 1e6 if since.isdecimal() and len(since) < 18 else 0.0)
 
 
@@ -179,8 +179,10 @@ def wait(parent: ParentSpan, until: float, attributes: Attributes) -> None:
 def mark(headers: dict[str, Any], span: Span, at: float) -> None:
     """Make the span the parent of the message's next spans, from `at` on."""
     _w3c.inject(headers, trace.set_span_in_context(span, Context()))
-    others = [f"{name}={value}" for name, value in span.get_span_context().trace_state.items() if name != _OURS]
-    headers[TRACESTATE] = ",".join([f"{_OURS}={int(at * 1e6) + _AFTER}", *others[:_OTHERS]])
+    others = [
+        f"{name}={value}" for name, value in span.get_span_context().trace_state.items() if name != _TRACESTATE_MEMBER
+    ]
+    headers[TRACESTATE] = ",".join([f"{_TRACESTATE_MEMBER}={int(at * 1e6) + _AFTER}", *others[:_OTHERS]])
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -36,7 +36,7 @@ from taxiway.valkey import (
     pieces,
 )
 
-ANSWER = 1.5
+ANSWER_WITHIN = 1.5
 """Seconds within which a server must answer: a caller learns of an outage within two."""
 
 CHECKS = 3
@@ -55,7 +55,9 @@ class AsyncConnection:
     and TLS. Raises `OSError` and `ServerError`; with `server`, its name in messages, `FleetUnavailable` instead.
     """
 
-    def __init__(self, url: str, *, server: str = "", answer: float | None = ANSWER, patience: float = ANSWER) -> None:
+    def __init__(
+        self, url: str, *, server: str = "", answer: float | None = ANSWER_WITHIN, patience: float = ANSWER_WITHIN
+    ) -> None:
         self._address = parse(url)
         self._errors = fleet_errors(server)
         self._answer = answer

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 SIGNAL = signal.SIGUSR2
 """The signal for a notice. Celery uses TERM, INT, QUIT, HUP and USR1; this one only if CELERY_RDBSIG is set."""
 
-LOOK = 1.0
+POLL_EVERY = 1.0
 """Seconds between polls, the shortest that clouds recommend (Azure: once a second; AWS: every five seconds)."""
 
 
@@ -108,13 +108,13 @@ class NoticeWatch:
         self._wake.set()
 
     def run(self) -> None:
-        """Poll every `LOOK` seconds, and at once after a signal."""
+        """Poll every `POLL_EVERY` seconds, and at once after a signal."""
         while not self._stopped:
             self._wake.clear()
             grace = self.look()
             if grace is not None:
                 self._leave(grace)
-            self._wake.wait(LOOK)
+            self._wake.wait(POLL_EVERY)
 
     def look(self) -> float | None:
         """Seconds until the machine is gone; None without a notice."""

@@ -21,7 +21,7 @@ from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
-from tasks.models.folder import LOOK, Reporter
+from tasks.models.folder import CHECK_EVERY, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
 from workers.name import WorkerName
@@ -232,7 +232,7 @@ class ModelsWatch:
             if requested:
                 self._reporter.looked()
             else:
-                self._stopped.wait(LOOK)
+                self._stopped.wait(CHECK_EVERY)
 
     def stop(self) -> None:
         """End `run`. Any thread may call it."""

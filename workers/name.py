@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 NAME_TAKEN = 4
 """Exit status of a worker whose name another live process has."""
 
-_PAUSE = 0.25  # seconds between two looks at a name that is taken
+_NAME_POLL = 0.25  # seconds between two looks at a name that is taken
 _LAST_WORDS = 1  # commands that may still be on their way to the store when their process has been killed
 
 
@@ -53,7 +53,7 @@ class WorkerName:
             if not said:
                 logger.info("waiting for the worker's name", extra={"worker": self._store.worker, "holder": holder})
             said = True
-            time.sleep(min(_PAUSE, self._left))
+            time.sleep(min(_NAME_POLL, self._left))
 
     def keep(self) -> None:
         """Keep the name; the process exits if another live one has taken it, because this one was silent for long."""

@@ -10,7 +10,7 @@ from tasks.web import NO_ANSWER, WebAnswer, ask
 
 logger = logging.getLogger(__name__)
 
-_ANSWER = 2.0  # time-out in seconds of a metadata address, which is local to the machine
+_ANSWER_WITHIN = 2.0  # time-out in seconds of a metadata address, which is local to the machine
 _TOKEN_FOR = "21600"  # seconds; AWS's maximum token lifetime
 
 
@@ -37,10 +37,10 @@ class MetadataAddress:
         return found.body.decode(errors="replace") if found.ok else None
 
     def _ask(self) -> WebAnswer:
-        found = ask(self._url, headers=self._headers, timeout=_ANSWER)
+        found = ask(self._url, headers=self._headers, timeout=_ANSWER_WITHIN)
         if self._token_url is not None and found.status == HTTPStatus.UNAUTHORIZED:
             headers = {**self._headers, "X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_FOR}
-            token = ask(self._token_url, method="PUT", headers=headers, timeout=_ANSWER).body.decode()
+            token = ask(self._token_url, method="PUT", headers=headers, timeout=_ANSWER_WITHIN).body.decode()
             self._headers["X-aws-ec2-metadata-token"] = token
-            found = ask(self._url, headers=self._headers, timeout=_ANSWER)
+            found = ask(self._url, headers=self._headers, timeout=_ANSWER_WITHIN)
         return found

@@ -57,7 +57,7 @@ from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
 
 _TRACEPARENT, _HEADER = TRACEPARENT.encode(), HEADER.encode()
 
-_LONGEST = 512  # bytes of `tracestate` that every system passes on (W3C Trace Context, 3.3.1.5)
+_TRACESTATE_BYTES = 512  # bytes of `tracestate` that every system passes on (W3C Trace Context, 3.3.1.5)
 
 _carried: ContextVar[dict[str, str] | None] = ContextVar("carried", default=None)
 
@@ -73,7 +73,9 @@ class Traced:
         headers = dict(scope["headers"])
         if _TRACEPARENT in headers:
             context = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
-            fit = {name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _LONGEST}
+            fit = {
+                name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _TRACESTATE_BYTES
+            }
             if TRACEPARENT in fit:
                 _carried.set(fit)
                 send = partial(_send_with_trace, send, fit)

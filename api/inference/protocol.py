@@ -25,10 +25,10 @@ import numpy as np
 from tasks.models.model import Model, TensorSpec
 from taxiway.contract.job import Result
 from taxiway.contract.limits import (
-    AT_ONCE,
     COUNT,
     ELEMENTS,
     LARGE,
+    WHOLE_VALUES_DIVISOR,
     Buffer,
     check_count,
     check_elements,
@@ -141,9 +141,9 @@ class InferAnswer(msgspec.Struct, frozen=True):
 
 
 _NO_CLASSES: Mapping[str, int] = {}
-_PIECE = 2**16  # elements encoded per call: 6 ms
+_ENCODED_ELEMENTS = 2**16  # elements encoded per call: 6 ms
 _TIMEOUT = "timeout"  # of Triton, in microseconds
-_OURS = TERMS | {BINARY_OUTPUTS, _TIMEOUT}
+_KNOWN_PARAMETERS = TERMS | {BINARY_OUTPUTS, _TIMEOUT}
 _SHARED = "shared_memory_region"  # of Triton: an answer in it would be read there, and not in the body
 
 _encode_json = msgspec.json.Encoder().encode
@@ -169,7 +169,7 @@ def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request
     fields = {
         "model": model,
         "inputs": _single(infer, tensors) if _is_single(infer) else tensors,
-        "parameters": {name: value for name, value in infer.parameters.items() if name not in _OURS},
+        "parameters": {name: value for name, value in infer.parameters.items() if name not in _KNOWN_PARAMETERS},
         "outputs": [output.name for output in infer.outputs],
     }
     return parse_request(terms | fields)
@@ -288,9 +288,12 @@ def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
 
 def _listed(flat: np.ndarray) -> Any:
     """The elements as a list, or as JSON built in pieces if one call would hold the interpreter lock for long."""
-    if len(flat) <= _PIECE:
+    if len(flat) <= _ENCODED_ELEMENTS:
         return flat.tolist()
-    parts = [_encode_json(flat[start : start + _PIECE].tolist())[1:-1] for start in range(0, len(flat), _PIECE)]
+    parts = [
+        _encode_json(flat[start : start + _ENCODED_ELEMENTS].tolist())[1:-1]
+        for start in range(0, len(flat), _ENCODED_ELEMENTS)
+    ]
     return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 
@@ -394,10 +397,10 @@ def _flat(value: Any, axes: int) -> list[Any]:
 
 T = TypeVar("T")
 
-PIECE = 2**14
+DECODED_BYTES = 2**14
 """Bytes of numbers decoded per call: 2 ms; 50 ms if every number is as slow to parse as possible."""
 
-FEW = 2**14
+DECODED_VALUES = 2**14
 """Values that one call decodes in 2 ms, however long their text is: a photograph as base64 is one."""
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"{}")
@@ -470,13 +473,13 @@ def _read_json(text: Buffer, decode: Callable[[Buffer], T]) -> T:
 
 def _read_large(text: Buffer, most: int) -> InferRequest:
     found = count_values(text)
-    if found <= min(FEW, most // AT_ONCE):
+    if found <= min(DECODED_VALUES, most // WHOLE_VALUES_DIVISOR):
         return _read_json(text, _decode)
     check_count(found, most)
     large = _read_json(text, _decode_large)
     inputs = [msgspec.structs.replace(one, data=_NULL) if one.has_numbers else one for one in large.inputs]
     rest = _encode_json(msgspec.structs.replace(large, inputs=inputs))
-    check_json(rest, most // AT_ONCE)
+    check_json(rest, most // WHOLE_VALUES_DIVISOR)
     infer = _read_json(rest, _decode)
     pairs = zip(infer.inputs, large.inputs, strict=True)
     tensors = [_with_numbers(tensor, bytes(one.data)) if one.has_numbers else tensor for tensor, one in pairs]
@@ -505,7 +508,7 @@ def _pieces(text: bytes) -> Iterator[bytes]:
         return
     start = 0
     while start < len(flat):
-        end = flat.find(b",", start + PIECE)
+        end = flat.find(b",", start + DECODED_BYTES)
         end = len(flat) if end < 0 else end
         yield b"[%s]" % flat[start:end]
         start = end + 1

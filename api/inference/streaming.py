@@ -34,7 +34,7 @@ from taxiway.contract.job import (
     follow,
     read_position,
 )
-from taxiway.contract.limits import AT_ONCE, ELEMENTS, check_json
+from taxiway.contract.limits import ELEMENTS, WHOLE_VALUES_DIVISOR, check_json
 from taxiway.errors import (
     UNREADABLE,
     BrokerUnavailableError,
@@ -48,7 +48,7 @@ STREAM_HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-accel-buffe
 """Headers of every stream; the second one makes nginx pass on each event at once."""
 
 _QUIET = 10.0  # seconds without an event after which a comment keeps the connection alive
-_PAUSE = 0.25  # seconds between retries while the store is unavailable
+_RETRY_PAUSE = 0.25  # seconds between retries while the store is unavailable
 
 _encode = msgspec.json.Encoder().encode
 
@@ -71,7 +71,7 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
         InvalidRequestError: not a valid request.
         RequestTooLargeError: more than a fifth of `most` values, because one call decodes them all.
     """
-    check_json(body, most // AT_ONCE)
+    check_json(body, most // WHOLE_VALUES_DIVISOR)
     try:
         return _decode(body)
     except UNREADABLE as error:
@@ -164,7 +164,7 @@ class Streaming:
             try:
                 return await self._router.store.values.pieces(job, after)
             except BrokerUnavailableError:
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(_RETRY_PAUSE)
                 return []
 
         return read
@@ -185,7 +185,7 @@ class _Answer:
             try:
                 found = await self._jobs.result(self._job, wait=_QUIET)
             except BrokerUnavailableError:
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(_RETRY_PAUSE)
             else:
                 self._meta = b"" if isinstance(found, JobStatus) else found
         return await self._inference.result(self._meta)

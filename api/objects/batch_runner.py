@@ -62,22 +62,22 @@ from taxiway.errors import (
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 128
+LINES_IN_FLEET = 128
 """Lines of a batch whose jobs are in the fleet at the same time."""
 
 WINDOW_BYTES = 16 * 2**20
 """Bytes that those of all batches have together at one router, with their answers, which may be as long as the longest
 one of their batch; while it handles a line, it takes several times them."""
 
-LEASE = 10.0
+BATCH_LEASE = 10.0
 """Seconds after which another router takes over a batch whose owner is silent."""
 
-_LOOK = 0.5  # seconds between two checks for batches
-_RENEW = 2.0  # seconds between two renewals
+_CHECK_EVERY = 0.5  # seconds between two checks for batches
+_RENEW_EVERY = 2.0  # seconds between two renewals
 _FLUSH = 10.0  # seconds after which a part is written even if it is short
-_TOGETHER = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
-_ANSWER = WINDOW_BYTES // WINDOW  # bytes that an answer is expected to have, until a batch has some
-_AT_ONCE = 8  # batches that one router works on
+_LINES_A_TURN = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
+_ANSWER_BYTES = WINDOW_BYTES // LINES_IN_FLEET  # bytes that an answer is expected to have, until a batch has some
+_BATCHES_AT_ONCE = 8  # batches that one router works on
 _BACKOFF = Backoff(0.2, 5.0)  # before a refused line is retried
 
 
@@ -144,7 +144,7 @@ class BatchRunner:
                 with contextlib.suppress(FleetUnavailable):
                     await self._look()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), _LOOK)
+                    await asyncio.wait_for(self._woken.wait(), _CHECK_EVERY)
                 self._woken.clear()
         finally:
             for task in self._tasks.values():
@@ -176,11 +176,11 @@ class BatchRunner:
         read: dict[str, bytes] = {}
         while True:
             batches = [self._open(*one) for one in tenants.items() if one[0] not in self._later]
-            turns = next_batches(batches, now, _AT_ONCE)
+            turns = next_batches(batches, now, _BATCHES_AT_ONCE)
             for name in [name for name in turns if name not in self._tasks and name not in read]:
                 read[name] = await self._free(name, tenants[name])
                 if not read[name]:
-                    self._later[name] = now + _RENEW
+                    self._later[name] = now + _RENEW_EVERY
             if all(read.get(name, b"-") for name in turns):
                 return {name: read.get(name, b"") for name in turns}
 
@@ -208,7 +208,7 @@ class BatchRunner:
             logger.info("batch left", extra={"batch": name, "error": str(error)})
         except Exception:  # another attempt follows
             logger.exception("batch failed", extra={"batch": name})
-            self._later[name] = asyncio.get_running_loop().time() + LEASE
+            self._later[name] = asyncio.get_running_loop().time() + BATCH_LEASE
         finally:
             self._works.pop(name, None)
 
@@ -278,7 +278,7 @@ class _Work:
         """
         async with self._writing:
             while True:
-                lease = self._router.store.clock.now() + LEASE
+                lease = self._router.store.clock.now() + BATCH_LEASE
                 changed = msgspec.structs.replace(self.batch, lease=lease, **fields)
                 after = await self._objects.replace("batch", self.batch.id, self._raw, changed)
                 if after is not None:
@@ -295,7 +295,7 @@ class _Work:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(_RENEW)
+            await asyncio.sleep(_RENEW_EVERY)
             await self._change()
 
     async def _give_up(self) -> None:
@@ -333,7 +333,7 @@ class _Work:
             await self._change(status="in_progress", lines=lines, in_progress_at=self._now())
 
     async def _wrong(self, text: bytes, number: int, seen: set[bytes]) -> LineError | None:
-        if number % _TOGETHER == 0:
+        if number % _LINES_A_TURN == 0:
             await asyncio.sleep(0)
         try:
             line = read_line(text, self.batch.endpoint)
@@ -398,13 +398,13 @@ class _Work:
             place += 1
             if place <= done:
                 continue
-            while len(waiting) >= WINDOW or (waiting and waiting[0].done()) or not self._begins(text):
+            while len(waiting) >= LINES_IN_FLEET or (waiting and waiting[0].done()) or not self._begins(text):
                 if self.batch.cancelled:
                     return
                 await self._take(waiting, part)
             waiting.append(asyncio.create_task(self._answer(text)))
             waiting[-1].add_done_callback(partial(self._ended, len(text), self._expected))
-            if len(waiting) % _TOGETHER == 0:
+            if len(waiting) % _LINES_A_TURN == 0:
                 await asyncio.sleep(0)
 
     async def _take(self, waiting: _Window, part: list[EndedLine]) -> None:
@@ -417,14 +417,14 @@ class _Work:
         late = asyncio.get_running_loop().time() - self._flushed >= max(_FLUSH, parts / 10)  # so that there are few
         if len(part) >= PART or (part and (late or self._unwritten >= PART_BYTES)):
             await self._flush(part)
-        await asyncio.wait((waiting[0],), timeout=_LOOK) if waiting else await asyncio.sleep(_LOOK)
+        await asyncio.wait((waiting[0],), timeout=_CHECK_EVERY) if waiting else await asyncio.sleep(_CHECK_EVERY)
         while waiting and waiting[0].done():
             part.append(waiting.popleft().result())
 
     @property
     def _expected(self) -> int:
         """Bytes of the next answers."""
-        return self._largest or _ANSWER
+        return self._largest or _ANSWER_BYTES
 
     def _begins(self, text: bytes) -> bool:
         return self._desk.begins(self.batch.tenant, len(text), self._expected)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TURN = 30.0
+TURN_SECONDS = 30.0
 """Seconds after which a batch gives way to that of a tenant that has as few."""
 
 
@@ -30,7 +30,7 @@ def next_batches(batches: Sequence[OpenBatch], now: float, most: int) -> list[st
     places = Counter[str]()
     ranked = list[tuple[int, int, float, int, str]]()
     for one in sorted(batches, key=lambda one: (not one.working, one.since if one.working else 0.0)):
-        tired = one.working and not one.loses and now - one.since >= TURN
+        tired = one.working and not one.loses and now - one.since >= TURN_SECONDS
         ranked.append((places[one.tenant], 2 if tired else int(not one.working), one.since, len(ranked), one.name))
         places[one.tenant] += 1
     return [name for *_, name in sorted(ranked)[:most]]

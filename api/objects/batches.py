@@ -53,7 +53,7 @@ KINDS: Mapping[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
 
 _WINDOW = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST = 7 * 86400
+_LONGEST_WINDOW = 7 * 86400
 
 
 class LineError(msgspec.Struct, frozen=True):
@@ -106,7 +106,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         return self.cancelling_at > 0
 
 
-REFUSED = {
+REFUSED_TERMS = {
     "deadline": "none, as completion_window is a batch's deadline",
     "idempotency_key": "none, as a batch has no key; list the batches to find one made before",
 }
@@ -163,7 +163,7 @@ def window_of(text: str) -> int:
     """
     found = _WINDOW.fullmatch(text)
     seconds = int(found[1]) * _UNITS[found[2]] if found else 0
-    if not 0 < seconds <= _LONGEST:
+    if not 0 < seconds <= _LONGEST_WINDOW:
         raise wrong_field("completion_window", "a time such as 24h, 30m or 7d, at most 7d", text)
     return seconds
 

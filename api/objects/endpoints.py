@@ -19,7 +19,7 @@ from api.gate import AnyRequest, caller_of, json_answer, needs, take_terms
 from api.objects.batches import (
     ENDED,
     KINDS,
-    REFUSED,
+    REFUSED_TERMS,
     Batch,
     BatchCall,
     LineError,
@@ -56,7 +56,7 @@ from taxiway.errors import (
     wrong_field,
 )
 
-MOST = 1000
+LISTED_FILES = 1000
 """Files in one list, unless more are asked for."""
 
 PURPOSES = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
@@ -165,7 +165,7 @@ class BatchOperation(BodyOperation):
 
     body: ClassVar[type[Any]] = BatchCall
     headers: ClassVar[Mapping[str, str]] = {
-        name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED
+        name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED_TERMS
     }
 
 
@@ -246,14 +246,18 @@ async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) ->
 
 @get("/v1/files", opt=needs("read"), responses=_FILES)
 async def files(
-    request: AnyRequest, limit: _Files = MOST, after: _After = "", order: _Order = "desc", purpose: _Purpose = ""
+    request: AnyRequest,
+    limit: _Files = LISTED_FILES,
+    after: _After = "",
+    order: _Order = "desc",
+    purpose: _Purpose = "",
 ) -> Response[bytes]:
     """The caller's files, latest first."""
     objects, owner = services_of(request).stored.objects, _owner(request)
     records: list[FileRecord] = []
     more = True
     while more and len(records) <= limit:  # some of what is stored is not listed
-        raw, more = await objects.page("file", owner, after=after, most=MOST, latest_first=order == "desc")
+        raw, more = await objects.page("file", owner, after=after, most=LISTED_FILES, latest_first=order == "desc")
         found = [decode_file(one) for one in raw]
         records += [one for one in found if purpose in ("", one.purpose) and not _is_over(request, one)]
         after = found[-1].id if found else after
@@ -477,7 +481,7 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
         UnplaceableError: no class has the label.
     """
     given = terms_in(fields)
-    take_terms(request.scope, given, REFUSED)
+    take_terms(request.scope, given, REFUSED_TERMS)
     check_classes(parse_terms(given), services_of(request).router.rules.topology)
     owner = _owner(request)
     if (tenant := given.pop("tenant", owner)) != owner:

@@ -22,7 +22,7 @@ from taxiway.errors import FleetUnavailable, UnknownObjectError
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 256  # expired objects looked for by one call
+_EXPIRED_A_CALL = 256  # expired objects looked for by one call
 _EXPIRE = 5.0  # seconds between two looks for what expired
 _SWEEP = 600.0  # seconds between two looks for contents that a killed router left unfinished
 
@@ -72,7 +72,7 @@ class StoredObjects:
             await asyncio.sleep(_EXPIRE)
 
     async def _delete_expired(self) -> None:
-        while found := await self.objects.expired(self.router.store.clock.now(), _AT_ONCE):
+        while found := await self.objects.expired(self.router.store.clock.now(), _EXPIRED_A_CALL):
             for kind, name in found:
                 await self._delete(kind, name)
 

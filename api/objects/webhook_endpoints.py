@@ -27,10 +27,10 @@ from taxiway.contract.limits import check_json
 from taxiway.contract.request import EventType
 from taxiway.errors import UNREADABLE, InvalidRequestError, unreadable
 
-MOST = 1000
+LISTED_ENDPOINTS = 1000
 """Most endpoints, or dead letters, in one list."""
 
-_Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=MOST)]
+_Limit = Annotated[int, Parameter(description="Objects per page.", ge=1, le=LISTED_ENDPOINTS)]
 _After = Annotated[str, Parameter(description="The id of the last object of the previous page.")]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 _Types = Annotated[list[EventType | Literal["*"]], msgspec.Meta(min_length=1)]

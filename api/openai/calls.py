@@ -28,7 +28,7 @@ EVENT_HEADERS: Mapping[str, str] = {"content-type": f"{EVENTS}; charset=utf-8", 
 """Headers of every stream that a call is answered with."""
 
 _SAFE = dict.fromkeys((*range(32), 127), "?")
-_LONGEST = 256  # characters of a header
+_HEADER_LENGTH = 256  # characters of a header
 
 
 class ClientGoneError(Exception):
@@ -239,7 +239,7 @@ def _headers(job: str, hardware_class: str, variant: str, reason: str) -> dict[s
 
 
 def _printable(text: str) -> str:
-    return text[:_LONGEST].encode("ascii", "replace").decode().translate(_SAFE)
+    return text[:_HEADER_LENGTH].encode("ascii", "replace").decode().translate(_SAFE)
 
 
 def _stops() -> FleetUnavailable:

@@ -19,7 +19,7 @@ from router.service.admission import check_size
 from tasks.models.chats import read_chat
 from tasks.models.model import Model, TensorSpec
 from tasks.topology import Limits, Topology
-from taxiway.contract.limits import AT_ONCE, COUNT, check_json
+from taxiway.contract.limits import COUNT, WHOLE_VALUES_DIVISOR, check_json
 from taxiway.contract.request import MAX_NAME
 from taxiway.errors import UNREADABLE, InvalidRequestError, unreadable, wrong_field
 
@@ -146,7 +146,7 @@ class ParsedCall(Generic[Call]):
     terms: dict[str, Any]
 
 
-_OWN = ("model", "stream", "stream_options", "n", "service_tier")
+_SERVER_FIELDS = ("model", "stream", "stream_options", "n", "service_tier")
 """Fields that this server reads itself."""
 
 _DEFAULTS: Mapping[str, Any] = {"frequency_penalty": 0, "logit_bias": {}, "presence_penalty": 0, "top_p": 1}
@@ -164,7 +164,7 @@ def read_call(body: bytes, kind: type[Call], limits: Limits) -> ParsedCall[Call]
         RequestTooLargeError: it has more values than a fifth of the limit, because one call decodes them all; or its
             choices would together be larger than a payload.
     """
-    check_json(body, limits.elements // AT_ONCE)
+    check_json(body, limits.elements // WHOLE_VALUES_DIVISOR)
     try:
         fields = msgspec.json.decode(body)
         call = msgspec.convert(fields, kind)
@@ -184,7 +184,7 @@ def chat_fields(parsed: ParsedCall[ChatCall], model: Model) -> dict[str, Any]:
     Raises:
         InvalidRequestError: the model does not chat, or the messages are malformed.
     """
-    chat = {name: value for name, value in parsed.fields.items() if name not in (*_OWN, *ChatCall.NOTHING)}
+    chat = {name: value for name, value in parsed.fields.items() if name not in (*_SERVER_FIELDS, *ChatCall.NOTHING)}
     if parsed.call.top_logprobs and not parsed.call.logprobs:
         raise wrong_field("top_logprobs", "nothing without logprobs", parsed.call.top_logprobs)
     return chat_request(parsed.call.model, chat, model, parsed.call.n or 1)
@@ -208,7 +208,7 @@ def completion_fields(parsed: ParsedCall[CompletionCall], model: Model) -> dict[
         InvalidRequestError: the model does not complete texts or gives no probabilities, or a prompt is not text.
     """
     first = _first_input(model, model.pipeline == "generation", "that continues prompts")
-    ours = (*_OWN, *CompletionCall.NOTHING, "prompt", "user")
+    ours = (*_SERVER_FIELDS, *CompletionCall.NOTHING, "prompt", "user")
     parameters = {name: value for name, value in parsed.fields.items() if name not in ours}
     parameters = {name: value for name, value in parameters.items() if _DEFAULTS.get(name) != value}
     if isinstance(parameters.get("stop"), str):

@@ -19,7 +19,7 @@ from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
 from taxiway.errors import wrong_field
 
-MOST = 1000
+LISTED_DEAD_LETTERS = 1000
 """Most dead letters in one list; the default is a tenth of it."""
 
 
@@ -97,10 +97,10 @@ async def jobs(
 
 
 @get("/v2/dead", responses=described.DEAD)
-async def dead_list(request: AnyRequest, most: int = MOST // 10) -> Response[bytes]:
+async def dead_list(request: AnyRequest, most: int = LISTED_DEAD_LETTERS // 10) -> Response[bytes]:
     """Dead letters, latest first, up to `most`."""
-    if not 0 < most <= MOST:
-        raise wrong_field("most", f"1 to {MOST}", most)
+    if not 0 < most <= LISTED_DEAD_LETTERS:
+        raise wrong_field("most", f"1 to {LISTED_DEAD_LETTERS}", most)
     return json_answer({"letters": await services_of(request).letters.list(most)})
 
 

@@ -34,15 +34,15 @@ from taxiway.contract.keys import (
 )
 from taxiway.errors import OverloadedError, RequestTooLargeError, TaxiwayError, UnknownObjectError, quoted
 
-PIECE = 2**18
+CONTENT_BYTES = 2**18
 """Bytes of a file's content read and written at once."""
 
 _EVERYONE = "default"  # the owner of objects created at an API without keys
 _STORED, _CHANGED = b"stored", b"changed"  # what `put_call` answers
-_STEP = 32  # records that are read at once
-_PAGE = 4 * 2**20  # bytes of records after which a page ends
-_AGAIN = 60.0  # seconds after which a tenant with too many open batches may retry
-_SILENT = 3600.0  # seconds without a write after which an unfinished content is nobody's
+_RECORDS_READ = 32  # records that are read at once
+_PAGE_BYTES = 4 * 2**20  # bytes of records after which a page ends
+_RETRY_AFTER = 60.0  # seconds after which a tenant with too many open batches may retry
+_ABANDONED_AFTER = 3600.0  # seconds without a write after which an unfinished content is nobody's
 _UNRECORDED = 6 * 3600.0  # seconds that a content waits for its record: at a MiB a minute 360 MiB arrive in that time
 
 
@@ -197,8 +197,8 @@ class Objects:
         names = await self._connection.call(command, key, first, first + most)
         found: list[bytes] = []
         read = size = 0
-        while read < min(len(names), most) and size < _PAGE:
-            step = names[read : min(read + _STEP, most)]
+        while read < min(len(names), most) and size < _PAGE_BYTES:
+            step = names[read : min(read + _RECORDS_READ, most)]
             raws = await self._connection.call("MGET", *(object_key(kind, name.decode()) for name in step))
             some = [bytes(raw) for raw in raws if raw is not None]
             found += some
@@ -311,7 +311,7 @@ class Objects:
         most = int(getattr(self._limits, limit))
         if limit == "batches":
             message = f"tenant {tenant!r} has {held} batches that have not ended (limit {most}, limits.batches)"
-            return OverloadedError(message, tenant=tenant, limit="limits.batches", retry_after=_AGAIN)
+            return OverloadedError(message, tenant=tenant, limit="limits.batches", retry_after=_RETRY_AFTER)
         what = "files" if limit == "files" else "batches and records of files"
         message = f"the {what} of tenant {tenant!r} have {held} bytes (limit {most}, limits.{limit}): delete some"
         return RequestTooLargeError(message, limit=f"limits.{limit}", most=most, got=held)
@@ -361,7 +361,7 @@ class FolderContents:
     async def read(self, name: str) -> AsyncIterator[bytes]:
         """See `Contents`."""
         with await asyncio.to_thread((self._folder / name).open, "rb") as file:
-            while piece := await asyncio.to_thread(file.read, PIECE):
+            while piece := await asyncio.to_thread(file.read, CONTENT_BYTES):
                 yield piece
 
     async def delete(self, *names: str) -> None:
@@ -375,7 +375,7 @@ class FolderContents:
 
     async def delete_unfinished(self) -> None:
         """See `Contents`. A write that has not ended changes its file every minute, or its client is too slow."""
-        await asyncio.to_thread(_delete_old, self._folder, time.time() - _SILENT)
+        await asyncio.to_thread(_delete_old, self._folder, time.time() - _ABANDONED_AFTER)
 
 
 def open_contents(place: str) -> Contents:
@@ -384,7 +384,7 @@ def open_contents(place: str) -> Contents:
         return FolderContents(Path(place))
     from api.storage.object_store import StoreContents  # obstore is installed only where it is used
 
-    return StoreContents(place, PIECE)
+    return StoreContents(place, CONTENT_BYTES)
 
 
 async def one_piece(content: bytes) -> AsyncIterator[bytes]:

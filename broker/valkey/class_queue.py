@@ -37,10 +37,10 @@ from taxiway.contract.keys import (
 from taxiway.errors import FleetUnavailable
 from taxiway.valkey import Command, checked, fleet_errors, is_unknown_script, parse
 
-MOST = 256
+TAKEN_AT_MOST = 256
 """Most messages that one script takes: a limit on how long one worker blocks the server."""
 
-_ENDLESS = 1e18  # seconds
+_NO_DEADLINE = 1e18  # seconds
 
 _USED = b"0 0"  # the capacity that `wait` announced has been used
 
@@ -83,7 +83,7 @@ class ClassQueue:
         self._connections = ConnectionPool(url, server="broker")
         self._lease = limits.lease
         self._claim_args = [worker, limits.lease, result_key(""), job_key("")]
-        self._claim_args += [min(ahead, _ENDLESS), MOST, PATIENT]
+        self._claim_args += [min(ahead, _NO_DEADLINE), TAKEN_AT_MOST, PATIENT]
         self._room = room_key(worker)
         self._led = [led_key(worker)] if led else []
         self._events = f"/{parse(url).database}."
@@ -99,7 +99,7 @@ class ClassQueue:
         `wait` takes the rest as it arrives.
         """
         self._takes += 2  # each take has a number, and messages taken by `wait` have the next one
-        call = self._take_call(queue, levels, min(most, MOST), self._takes)
+        call = self._take_call(queue, levels, min(most, TAKEN_AT_MOST), self._takes)
         return self._fetched(queue, self._connections.run(call))
 
     def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS, room: int = 0) -> list[TakenMessages]:
@@ -138,7 +138,7 @@ class ClassQueue:
 
     def recover(self) -> int:
         """Return the messages of workers that were silent for a lease to their queues; returns their number."""
-        recovered: int = self._connections.run(Call("queues/recover", UNACKED, [self._lease, MOST]))
+        recovered: int = self._connections.run(Call("queues/recover", UNACKED, [self._lease, TAKEN_AT_MOST]))
         return recovered
 
     def message(self, tag: str) -> bytes:
@@ -186,7 +186,7 @@ class ClassQueue:
     def _announcement(self, queue: str, room: int) -> list[Command]:
         """The commands that announce the capacity for `wait`. They have no answer: one would end the wait."""
         self._takes += 2
-        capacity = f"{min(room, MOST)} {self._takes + 1}" + (f" {queue}" if self._led else "")
+        capacity = f"{min(room, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._led else "")
         return [("CLIENT", "REPLY", "SKIP"), ("SET", self._room, capacity, "PX", int(self._lease * 1000))]
 
     def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:

@@ -27,7 +27,7 @@ from taxiway.contract.keys import (
     webhook_outbox_key,
 )
 
-REFUSED = "-"
+REFUSED_TOKEN = "-"
 """The token of a refused job: it ends no job of the same id that has a record."""
 
 
@@ -42,7 +42,7 @@ _PREFIXES = (
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One job's end. An empty `token` ends it whichever worker holds it, `REFUSED` only if it has no record.
+    """One job's end. An empty `token` ends it whichever worker holds it, `REFUSED_TOKEN` only if it has no record.
 
     `reply` is its client's name; empty if its record has it, or there is none. `generated` is the length of each answer
     that it generated, in tokens. `started` and `device` say when and where it began to run, unless recorded before.

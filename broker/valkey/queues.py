@@ -44,16 +44,16 @@ from taxiway.valkey import parse
 LASTS = 5.0
 """Seconds without a renewal after which a session ends."""
 
-RENEW = 1.0
+RENEW_EVERY = 1.0
 """Seconds between two renewals of a session."""
 
-REMEMBERED = 1200.0
+SESSION_REMEMBERED = 1200.0
 """Seconds for which an ended session is still checked: longer than Linux resends the data of a lost connection."""
 
 REMEMBERED_AT_MOST = 256
 """Ended sessions that are still checked: a network that breaks every second leaves one each time."""
 
-RECENT = 60.0
+SESSION_RECENT = 60.0
 """Seconds since its last renewal for which an ended session is checked each time; afterwards, seldom."""
 
 SELDOM = 10
@@ -91,7 +91,7 @@ class Session:
     @property
     def due(self) -> bool:
         """Whether the session should be renewed."""
-        return time.monotonic() - self._signed > RENEW
+        return time.monotonic() - self._signed > RENEW_EVERY
 
     def in_flight(self, source: str) -> str:
         """The in-flight list of messages taken from `source` in the current session."""
@@ -120,7 +120,7 @@ class Session:
         `reached` means that the server answered every move into its lists, so no router has to recover the session.
         """
         await self._connection.call("DEL", self.key)
-        await self._recover_all([self.name], remembered=-1.0 if reached else REMEMBERED)
+        await self._recover_all([self.name], remembered=-1.0 if reached else SESSION_REMEMBERED)
         self._begin()
 
     async def give_back(self, lists: Sequence[str]) -> None:
@@ -133,10 +133,10 @@ class Session:
         A session that ended long ago is checked seldom.
         """
         self._looks += 1
-        oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - RECENT
+        oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - SESSION_RECENT
         sessions: list[Any] = await self._connection.call("ZRANGEBYSCORE", SESSIONS, oldest, "+inf")
         names = [session.decode() for session in sessions]
-        return await self._recover_all([name for name in names if name != self.name], remembered=REMEMBERED)
+        return await self._recover_all([name for name in names if name != self.name], remembered=SESSION_REMEMBERED)
 
     async def _recover_all(self, sessions: Sequence[str], *, remembered: float) -> int:
         return sum([int(await self._connection.run(recover_call(session, remembered))) for session in sessions])

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 KEPT_DEAD = 10_000
 """Dead letters that are kept; the oldest are dropped."""
 
-_REMEMBERED = 30 * 86400
+_FACTS_KEPT = 30 * 86400
 """Seconds for which facts learned about an endpoint are kept."""
 
 _BACKOFF = Backoff(0.05, 1.0)  # while the store is unavailable
@@ -96,7 +96,7 @@ class WorkerStore:
 
     def keep_learned(self, key: str, memory: bytes) -> None:
         """Keep what was learned about an endpoint."""
-        self._connections.call("SET", key, memory, "EX", _REMEMBERED)
+        self._connections.call("SET", key, memory, "EX", _FACTS_KEPT)
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
         """Renew claims (job, token); returns for each, in order, whether it is still ours."""

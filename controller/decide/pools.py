@@ -108,7 +108,7 @@ RUNNING, WARM, HELD = 1000, 10, 1
 """Costs of stopping a pod: a running row is lost work and outweighs all else; a loaded variant took seconds to load; a
 held job returns to its queue."""
 
-MOST = 1_000_000
+MOST_WORKERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def deletion_cost(pod: PodLoss) -> int:
     """The value of the annotation `controller.kubernetes.io/pod-deletion-cost`. A pod that drains ends first."""
     if pod.draining:
         return -1
-    return min(RUNNING * pod.running + WARM * pod.warm + HELD * pod.held, MOST)
+    return min(RUNNING * pod.running + WARM * pod.warm + HELD * pod.held, MOST_WORKERS)
 
 
 def cheapest_to_end(pods: Mapping[str, PodLoss], ready: Set[str], count: int) -> list[str]:

@@ -20,7 +20,7 @@ from lab.bounds.whole_devices import NAME as WHOLE
 from lab.bounds.whole_devices import whole_bound
 from lab.trials.trial import TRIALS
 from simulator.engine import RunSummary, simulate
-from simulator.policies.policy import LIVE, REFUSED, Held, Policy, Shift
+from simulator.policies.policy import LIVE, REFUSED_JOB, Held, Policy, Shift
 from simulator.policies.taxiway import taxiway
 from simulator.pool import Pool
 from simulator.traces import Trace, read_trace
@@ -118,7 +118,7 @@ class Watched:
         """As `Policy.choose`."""
         chosen = self._policy.choose(job, pools, now)
         place = chosen.pool if isinstance(chosen, Held) else chosen
-        if job.service == LIVE and place != REFUSED:
+        if job.service == LIVE and place != REFUSED_JOB:
             self._chosen[job.model][int(now // WINDOW)][place] += 1
         return chosen
 

@@ -17,7 +17,7 @@ from taxiway.errors import TaxiwayError
 from workers.endpoints.http import EndpointConfigError, EndpointLink
 from workers.endpoints.protocol import EndpointError, Exchange, open_protocol
 
-PATIENCE = 30.0
+TOKEN_WITHIN = 30.0
 """Seconds for one token: an engine may load its model first."""
 
 _GENERATING = ("chat", "generation")  # pipelines whose models can be asked for a token
@@ -53,7 +53,7 @@ async def _check_replica(
     if endpoint.key_env and not key:
         return [problem(subject, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
     try:
-        link = EndpointLink(endpoint, replica, key, PATIENCE)
+        link = EndpointLink(endpoint, replica, key, TOKEN_WITHIN)
     except EndpointConfigError as error:
         return [problem(subject, str(error), "correct the paths in tls")]
     await link.open()
@@ -105,14 +105,14 @@ async def _token(
     assert item.ask is not None
     subject, began = f"{subject} token", asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TOKEN_WITHIN):
             await link.ask(Exchange(item.ask, item.size), lambda text: None)
     except EndpointError as error:
         return [problem(subject, error.reason, remedy(error.reason, endpoint))]
     except TaxiwayError as error:
         return [problem(subject, error.message, "see the server's log")]
     except TimeoutError:
-        return [problem(subject, f"none within {PATIENCE:g} s", "see the server's log")]
+        return [problem(subject, f"none within {TOKEN_WITHIN:g} s", "see the server's log")]
     seconds = asyncio.get_running_loop().time() - began
     return [Finding(subject=subject, found=True, value=f"{called} answers in {seconds:.2g} s")]
 

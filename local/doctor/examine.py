@@ -27,7 +27,7 @@ from taxiway.connection import ConnectionPool
 from taxiway.contract.wire import refuses_account
 from taxiway.valkey import ServerError
 
-_QUICK = 2.0  # seconds for one look at a server
+_ANSWER_WITHIN = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _DISK = 3 * 2**30  # bytes: the shipped models, their conversions and a torch for the CPU
 
@@ -70,7 +70,7 @@ def reported(fleet: LocalFleet, environment: Mapping[str, str]) -> list[Finding]
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(*NO_ANSWER, msgspec.DecodeError):
-        answer = ask(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK)
+        answer = ask(f"{fleet.http}/v2/fleet", headers=headers, timeout=_ANSWER_WITHIN)
         if answer.ok:
             view = msgspec.json.decode(answer.body, type=_Reported)
             return [*(problem(**one) for one in view.problems), *calibrations(view.classes)]
@@ -232,7 +232,7 @@ def _disk(subject: str, url: str, folder: Path | None) -> Iterator[Finding]:
     """
     if urlsplit(url).scheme in _PORTS:
         return
-    with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_QUICK)) as connections:
+    with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_ANSWER_WITHIN)) as connections:
         lines = connections.call("INFO", "persistence").decode().splitlines()
         free = None if folder is None else shutil.disk_usage(folder).free
         yield from _kept(f"{subject} disk", lines, free, "on that server's disk" if folder is None else f"at {folder}")
@@ -253,7 +253,7 @@ def _clock(variable: str, url: str) -> Iterator[Finding]:
     """A finding if this machine's clock differs from that of a Valkey or Redis server."""
     if urlsplit(url).scheme in _PORTS:
         return
-    with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_QUICK)) as connections:
+    with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_ANSWER_WITHIN)) as connections:
         seconds, microseconds = map(int, connections.call("TIME"))
         ahead = time.time() - seconds - microseconds / 1e6
         if abs(ahead) >= APART:
@@ -264,7 +264,7 @@ def _replicas(variable: str, url: str, environment: Mapping[str, str]) -> Iterat
     """What a server says of its replicas, where `limits.durability` counts on them."""
     with (
         suppress(TopologyError, OSError, ServerError, ValueError),
-        closing(ConnectionPool(url, answer=_QUICK)) as asked,
+        closing(ConnectionPool(url, answer=_ANSWER_WITHIN)) as asked,
     ):
         limits = load_topology(queues_file(environment)).limits
         if urlsplit(url).scheme in _PORTS or not limits.confirmed_by:
@@ -281,9 +281,11 @@ def _replicas(variable: str, url: str, environment: Mapping[str, str]) -> Iterat
 def _ping(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme in _PORTS:
-        socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]), _QUICK).close()
+        socket.create_connection(
+            (parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]), _ANSWER_WITHIN
+        ).close()
         return
-    with closing(ConnectionPool(url, answer=_QUICK)) as connections:
+    with closing(ConnectionPool(url, answer=_ANSWER_WITHIN)) as connections:
         connections.call("PING")
 
 

@@ -21,13 +21,13 @@ RESIDENCE = 60.0
 """Approximate seconds that a loaded variant stays resident; its load cost is shared by the jobs that arrive meanwhile.
 """
 
-FULL = 16
+SHARED_ROWS = 16
 """Rows that share the price of a generating model's steps, whatever batch it has now.
 
 At the price of the present batch, work would stay on a class that already runs one, however expensive it is. Source:
 three simulated fleets of five models, 900 s each: live attainment +1.1 to +3.2 points, cost -11 to +1 %."""
 
-FEW = 0.05
+LATE_SHARE = 0.05
 """Share of jobs that may take longer than "at most": 1 less the quantile of the residuals that workers learn."""
 
 UNLEARNED = 3.0
@@ -173,7 +173,7 @@ def _live(candidates: Sequence[Candidate], fleet: FleetSnapshot, topology: Topol
 
 def billed(limit: Column) -> Column:
     """The rows that share the price of a generated row on candidates that run at most `limit` rows together."""
-    rows: Column = np.minimum(limit, FULL)
+    rows: Column = np.minimum(limit, SHARED_ROWS)
     return rows
 
 
@@ -241,7 +241,7 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
         "floor": column(lambda s: s.floor),
         "load": column(lambda s: (1.0 - s.warm) * (s.start + s.loading)),
         "loading": column(lambda s: (1.0 - s.warm) * s.loading),
-        "beyond": column(lambda s: s.warm * (s.start + s.loading) if s.warm < 1.0 - FEW else 0.0),
+        "beyond": column(lambda s: s.warm * (s.start + s.loading) if s.warm < 1.0 - LATE_SHARE else 0.0),
         "concurrent": column(lambda s: s.concurrent),
     }
 

@@ -28,7 +28,7 @@ SLICE = 30
 SETTLE = 5.0
 """Seconds after the end of a slice in which its last jobs are recorded."""
 
-AGAIN = (120.0, 600.0, 3600.0, 21600.0, 86400.0)
+OBSERVED_AGES = (120.0, 600.0, 3600.0, 21600.0, 86400.0)
 """Ages of a slice, in seconds, at which it is observed again while some of its jobs have not ended."""
 
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -193,7 +193,7 @@ def fresh_slices(until: float | None, now: float, *, longest: float, most: int) 
 
 def again_at(begin: int, arrivals: Arrivals, now: float) -> float | None:
     """When to observe a slice again; None if all its jobs have ended, or it is too old."""
-    return next((begin + age for age in AGAIN if begin + age > now), None) if arrivals.open else None
+    return next((begin + age for age in OBSERVED_AGES if begin + age > now), None) if arrivals.open else None
 
 
 def surplus_hours(sizes: Mapping[str, int], now: float, *, keep: float, most: int) -> list[str]:

@@ -35,7 +35,7 @@ WARM_PREFERENCE = 1.15
 """A warm candidate is preferred over a cold one up to this multiple of its cost (DESIGN §7), and further, up to
 `UNSURE`, where the cold one's estimate errs by more (`CandidateTable.residual`)."""
 
-PATIENCE = 10.0
+LATENESS_REFUSED = 10.0
 """Under a plan, a request is refused only if it is expected after this many times its deadline.
 
 The plan has played what is late, and estimates err: refusing what looked late lost up to 11 points of live work on the
@@ -200,7 +200,7 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> list[Placeme
     if route.among is not None:
         able = free = route.among
     within_horizon = figures.wait <= horizon(table, needs)
-    patience = 1.0 if route.among is None or (table.guide is not None and table.guide.scarce) else PATIENCE
+    patience = 1.0 if route.among is None or (table.guide is not None and table.guide.scarce) else LATENESS_REFUSED
     equals, why = _contenders(
         table, needs, figures, able=able, free=free, within_horizon=within_horizon, patience=patience
     )

@@ -18,7 +18,7 @@ import numpy as np
 TARGET = 0.65
 """Target utilisation of devices (DESIGN §7: 0.6–0.7 where live work runs)."""
 
-LONGEST = 3600.0
+DONE_WITHIN = 3600.0
 """Seconds within which work without a deadline must be done."""
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -58,7 +58,7 @@ def density(work: float, deadline: float, alone: float) -> float:
     The sum of the densities of all jobs in a class is about the number of devices that earliest-deadline-first needs
     (Liu and Layland, 1973).
     """
-    return work / max(min(deadline, LONGEST), alone, work)
+    return work / max(min(deadline, DONE_WITHIN), alone, work)
 
 
 class ClassSize:

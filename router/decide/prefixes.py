@@ -23,7 +23,7 @@ BLOCK = 1024
 BLOCKS = 64
 """Most blocks of a prompt that are looked at; longer prompts are alike if these are."""
 
-REMEMBERED = 32_768
+PREFIXES_REMEMBERED = 32_768
 """Prefixes that a router remembers, those used last: about 6 MB."""
 
 _FREELY = 4096  # slots: an endpoint has no more
@@ -62,7 +62,7 @@ def prefixes_of(owner: str, beginning: bytes) -> tuple[bytes, ...]:
 class Prefixes:
     """The prefixes that were used last, each with the last job that had it."""
 
-    def __init__(self, most: int = REMEMBERED) -> None:
+    def __init__(self, most: int = PREFIXES_REMEMBERED) -> None:
         self._most = most
         self._known: OrderedDict[bytes, Earlier] = OrderedDict()
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from router.decide.classify import level_of
-from router.decide.plan import LONGEST, Cell, ClassSize, Density, Plan, moves
+from router.decide.plan import DONE_WITHIN, Cell, ClassSize, Density, Plan, moves
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
@@ -19,7 +19,7 @@ from taxiway.contract.keys import LEVELS
 NEGLIGIBLE = 1e-9
 """Device seconds (per second, or of work) below which a sum counts as zero: rounding errors."""
 
-MOST = 1000
+MOST_DEVICES = 1000
 """Devices of a class that has no `scaling.maximum`."""
 
 TRICKLE = 0.01
@@ -95,7 +95,7 @@ class Scaler:
 
 
 def _most(hardware: HardwareClass) -> int:
-    return MOST if hardware.scaling.maximum is None else hardware.scaling.maximum
+    return MOST_DEVICES if hardware.scaling.maximum is None else hardware.scaling.maximum
 
 
 def _resized(hardware: HardwareClass, size: ClassSize, load: Load, before: int, now: float) -> int:
@@ -163,7 +163,7 @@ class Load:
 
 def _density(work: Sequence[float], tightest: Sequence[float]) -> float:
     """Devices for the seconds of work at each level, due then."""
-    return sum(seconds / max(min(due, LONGEST), 1e-3) for seconds, due in zip(work, tightest, strict=False))
+    return sum(seconds / max(min(due, DONE_WITHIN), 1e-3) for seconds, due in zip(work, tightest, strict=False))
 
 
 def _ruled(size: ClassSize, load: Load) -> str:

@@ -27,7 +27,7 @@ from router.service.celery_message import moment_of
 from tasks.models.catalogue import Catalogue
 from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, beginning, most_tokens
 from tasks.models.model import Model
-from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
+from tasks.models.profiles import ANSWER_BOUND, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
@@ -41,7 +41,7 @@ from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTo
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
 
-_REMEMBERED = 256
+_REMOVED_MODELS = 256
 """Most removed models that a router knows for the results of their jobs."""
 
 
@@ -67,7 +67,7 @@ class Rules:
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
         """Replace them; the topology may differ from the last one only in endpoints and new classes."""
         gone = {name: model for name, model in self.catalogue.models.items() if name not in catalogue.models}
-        self._removed = dict(list((self._removed | gone).items())[-_REMEMBERED:])
+        self._removed = dict(list((self._removed | gone).items())[-_REMOVED_MODELS:])
         self.topology, self.catalogue, self.book = topology, catalogue, book
 
     def model_of(self, name: str) -> Model:
@@ -366,10 +366,10 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]
     """Predicted tokens of a generated answer, and the most that the request allows; 0 for other models."""
     if not generates(model):
         return 0, 0
-    limit = request.parameters.get(LONGEST)
+    limit = request.parameters.get(ANSWER_BOUND)
     if model.pipeline == "chat":
         limit = answer_limit(given_inputs(model, request.inputs).get(model.inputs[0].name)) or limit
-    longest = min(limit, COUNT) if isinstance(limit, int) else int(model.parameters[LONGEST].default)
+    longest = min(limit, COUNT) if isinstance(limit, int) else int(model.parameters[ANSWER_BOUND].default)
     return predicted(lengths, longest), longest
 
 

@@ -38,7 +38,7 @@ from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.leases import Leadership
 from router.service.store import RouterStore
 from tasks.large_bodies import beside
-from taxiway.connection import ANSWER, AsyncConnection
+from taxiway.connection import ANSWER_WITHIN, AsyncConnection
 from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVALS, kept_key, priority_list
 from taxiway.contract.wire import (
     BRIDGED,
@@ -56,12 +56,12 @@ logger = logging.getLogger(__name__)
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
 """How the arrivals are declared where they are missing: replicated, and no message is ever given up."""
 
-AT_ONCE = 64
+PUBLISHED_TOGETHER = 64
 """Messages of the outbox that are published together."""
 
 _PREFETCH = 1024  # deliveries that RabbitMQ sends ahead of their acknowledgement
 _SET_UP = 10.0  # seconds to set up a new connection, which takes several calls
-_KEPT_WITHIN = 0.8 * ANSWER
+_KEPT_WITHIN = 0.8 * ANSWER_WITHIN
 _LEASE = 5.0  # seconds for which a router empties the outbox without renewing that
 _TURN = 1.0  # seconds between two renewals
 _AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
@@ -138,7 +138,7 @@ class AmqpBridge:
             await self._serve(session)
         finally:
             with suppress(*_AWAY):
-                await asyncio.wait_for(session.connection.close(), ANSWER)
+                await asyncio.wait_for(session.connection.close(), ANSWER_WITHIN)
 
     async def _serve(self, session: _Session) -> None:
         """Carry messages until the connection ends.
@@ -212,7 +212,7 @@ class AmqpBridge:
         found = await self._bell.call("BLMOVE", AMQP_OUTBOX, AMQP_OUTBOX, "RIGHT", "RIGHT", _TURN)
         if found is None:
             return ()
-        oldest: list[bytes] = await self._outbox.call("LRANGE", AMQP_OUTBOX, -AT_ONCE, -1)
+        oldest: list[bytes] = await self._outbox.call("LRANGE", AMQP_OUTBOX, -PUBLISHED_TOGETHER, -1)
         return oldest[::-1]
 
     async def _remove(self, sent: Sequence[bytes]) -> None:
@@ -228,10 +228,10 @@ class AmqpBridge:
             return await self._give_up(raw, error.message)
         try:
             try:
-                await session.outward.default_exchange.publish(message, queue, timeout=ANSWER)
+                await session.outward.default_exchange.publish(message, queue, timeout=ANSWER_WITHIN)
             except DeliveryError:
-                await session.outward.declare_queue(queue, durable=True, timeout=ANSWER)
-                await session.outward.default_exchange.publish(message, queue, timeout=ANSWER)
+                await session.outward.declare_queue(queue, durable=True, timeout=ANSWER_WITHIN)
+                await session.outward.default_exchange.publish(message, queue, timeout=ANSWER_WITHIN)
         except ChannelClosed as error:  # the account may not, or the queue is declared in another way meanwhile
             await self._give_up(raw, f"RabbitMQ refused a message for queue {queue!r}: {error}")
             await self._remove([raw])
@@ -242,13 +242,13 @@ class AmqpBridge:
         await self._store.letters.add([DeadLetter(bounded(reason), time.time(), raw, self._name)])
 
     async def _open(self) -> _Session:
-        connection = await aio_pika.connect(self._url, timeout=ANSWER)
+        connection = await aio_pika.connect(self._url, timeout=ANSWER_WITHIN)
         try:
             async with asyncio.timeout(_SET_UP):
                 return await _set_up(connection)
         except BaseException:  # else it would live on, and keep the deliveries that it was given
             with suppress(*_AWAY):
-                await asyncio.wait_for(connection.close(), ANSWER)
+                await asyncio.wait_for(connection.close(), ANSWER_WITHIN)
             raise
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.endings import REFUSED, Ending
+from broker.valkey.endings import REFUSED_TOKEN, Ending
 from tasks.canvas import Embed, Signature
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, DEFAULT_QUEUE
@@ -31,7 +31,7 @@ _MOST_FOLLOWERS = 1000  # a refused message writes no more results than this
 _INTERNAL = re.compile(r"taxiway|unacked|_kombu|celery-task-meta-")
 """The beginning of a key of taxiway's, kombu's or Celery's own, which no error link may name as its queue."""
 
-_SHOWN = 200  # characters of a received value in an error
+_SHOWN_CHARACTERS = 200  # characters of a received value in an error
 
 
 class After(msgspec.Struct, frozen=True):
@@ -86,7 +86,9 @@ def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) 
     calls = [call for link in links if (call := _call_of(link, job)) is not None]
     if envelope.properties.get(BRIDGED):
         calls = [(AMQP_OUTBOX, _sent_on(call, queue)) for queue, call in calls]
-    return After(tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED) for one in ids), tuple(calls))
+    return After(
+        tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED_TOKEN) for one in ids), tuple(calls)
+    )
 
 
 def _sent_on(call: Envelope, queue: str) -> Envelope:
@@ -227,5 +229,5 @@ def _header_size(headers: Mapping[str, Any]) -> int:
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
     shown = repr(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
+    shown = shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[: _SHOWN_CHARACTERS - 1]}…"
     return InvalidRequestError(f"{field}: expected {expected}, got {shown}", field=field)

@@ -12,7 +12,7 @@ from typing import TypeGuard
 import msgspec
 
 from broker.port import Arrival
-from broker.valkey.endings import REFUSED, Ending
+from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import Drawn, RefusedJob
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of
@@ -174,7 +174,7 @@ def misdirected_ending(arrival: Arrival) -> Ending | None:
     if arrival.envelope is None or not _is_name(job):
         return None
     error = misplaced(DEFAULT_QUEUE)
-    return Ending(job, state_of(error), failure_meta(job, error), REFUSED, _reply_of(arrival.envelope))
+    return Ending(job, state_of(error), failure_meta(job, error), REFUSED_TOKEN, _reply_of(arrival.envelope))
 
 
 def decide_held(
@@ -272,7 +272,7 @@ def _end(
     error: TaxiwayError,
     *,
     reply: str,
-    token: str = REFUSED,
+    token: str = REFUSED_TOKEN,
     refusal: StoredRefusal | None = None,
     after: After = NOTHING_AFTER,
 ) -> End:

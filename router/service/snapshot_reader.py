@@ -33,7 +33,7 @@ from router.service.admission import Rules
 from router.service.store import RouterStore
 from tasks.heartbeat import DeviceFacts
 from tasks.models.discovered import Found, discovered_by
-from tasks.models.folder import LOOK, CatalogueReport, ModelsFolder, Reporter, changes
+from tasks.models.folder import CHECK_EVERY, CatalogueReport, ModelsFolder, Reporter, changes
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 from taxiway.errors import BrokerUnavailableError
@@ -229,7 +229,7 @@ class FolderWatch:
                 continue  # report it at once: the reload request waits for it
             self._now.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), LOOK)
+                await asyncio.wait_for(self._now.wait(), CHECK_EVERY)
 
     async def look(self, *, closely: bool) -> None:
         """Check the folder now."""

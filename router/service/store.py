@@ -72,7 +72,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import Ask, JobFilter, JobPage, list_jobs
-from taxiway.contract.values import KEPT
+from taxiway.contract.values import BLOB_KEPT
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.valkey import Command
@@ -246,7 +246,7 @@ class ValueStore:
 
     async def keep(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is about to be forwarded."""
-        sets = (("SET", blob_key(ref), content, "EX", KEPT) for ref, content in kept.items())
+        sets = (("SET", blob_key(ref), content, "EX", BLOB_KEPT) for ref, content in kept.items())
         await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
 
     async def drop(self, job: str, refs: Iterable[str]) -> None:

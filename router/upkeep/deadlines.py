@@ -20,10 +20,10 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 DEADLINE_TICK = 0.05
 """Shortest pause between two checks, in seconds: waiters are notified at most this, plus a round trip, late."""
 
-LONGEST = 0.5
+LONGEST_PAUSE = 0.5
 """Longest pause in seconds: a router that knew of an earlier deadline may have died."""
 
-AT_ONCE = 4
+GROUPS_A_CHECK = 4
 """Groups of jobs, of up to `TAKE_AT_MOST`, that one check takes, so that no script blocks the store for long."""
 
 ENDING_LEASE = 1.0
@@ -49,15 +49,15 @@ class Deadlines:
         """Check indefinitely; outages are logged by other loops."""
         while True:
             with suppress(BrokerUnavailableError):
-                while await self.fire() == AT_ONCE:
+                while await self.fire() == GROUPS_A_CHECK:
                     pass
             await asyncio.sleep(DEADLINE_TICK)
             await self._wait()
 
     async def fire(self) -> int:
         """End the jobs in the groups that are due; returns the number of groups."""
-        self._next = self._store.clock.now() + LONGEST
-        groups, overdue, due = await self._store.jobs.overdue(AT_ONCE, ENDING_LEASE)
+        self._next = self._store.clock.now() + LONGEST_PAUSE
+        groups, overdue, due = await self._store.jobs.overdue(GROUPS_A_CHECK, ENDING_LEASE)
         self.expect(due)
         if overdue:
             await self._end(overdue)

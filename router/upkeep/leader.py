@@ -13,10 +13,10 @@ from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)
 
-LEASE = 1.5
+LEADER_LEASE = 1.5
 """Lease duration, in ticks of the rebalancer."""
 
-RENEW = 0.5
+RENEW_EVERY = 0.5
 """Ticks between two campaigns, also of routers that do not lead: another router leads within two ticks."""
 
 
@@ -81,7 +81,7 @@ class Leader:
             if token and token != before:
                 for duty in self._duties:
                     duty.begin()
-            await asyncio.sleep(RENEW * self._tick)
+            await asyncio.sleep(RENEW_EVERY * self._tick)
 
     async def _perform(self, duty: Duty) -> None:
         while not self._leaving:

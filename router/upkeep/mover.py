@@ -33,7 +33,7 @@ from router.upkeep.waiting import (
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 250
+READ_TOGETHER = 250
 """Messages read before the event loop runs other tasks."""
 
 MOVED_AT_ONCE = 100
@@ -90,8 +90,8 @@ class Mover(Duty):
         for name in names:
             peeked = await self._queue_mover.peek(name, most)
             depths[name] = peeked.depth
-            for start in range(0, len(peeked.messages), AT_ONCE):
-                for job in await self._read(peeked.messages[start : start + AT_ONCE]):
+            for start in range(0, len(peeked.messages), READ_TOGETHER):
+                for job in await self._read(peeked.messages[start : start + READ_TOGETHER]):
                     waiting.setdefault(job.peeked.job, job)
         return depths, waiting
 

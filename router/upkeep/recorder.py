@@ -37,7 +37,7 @@ from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
 logger = logging.getLogger(__name__)
 
 _CATCH_UP = 3600.0  # seconds that a new leader observes at least, even where records are kept for less
-_AT_ONCE = 4  # slices of each kind observed in one tick
+_SLICES_A_TICK = 4  # slices of each kind observed in one tick
 _OUTCOME = np.dtype([("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")])
 
 
@@ -57,10 +57,10 @@ class Recorder(Duty):
         """Observe the slices that are due, and delete the oldest hours beyond the limits."""
         now = self._store.clock.stored_now()
         until, again = await self._connection.transaction(
-            ("HGET", HISTORY, RECORDED), ("ZRANGEBYSCORE", HISTORY_OPEN, "-inf", now, "LIMIT", 0, _AT_ONCE)
+            ("HGET", HISTORY, RECORDED), ("ZRANGEBYSCORE", HISTORY_OPEN, "-inf", now, "LIMIT", 0, _SLICES_A_TICK)
         )
         known = None if until is None else float(until)
-        fresh = fresh_slices(known, now, longest=max(self._limits.keep_record, _CATCH_UP), most=_AT_ONCE)
+        fresh = fresh_slices(known, now, longest=max(self._limits.keep_record, _CATCH_UP), most=_SLICES_A_TICK)
         if known is None:
             await self._connection.transaction(("HSET", HISTORY, RECORDED, now))
         for begin in fresh:
@@ -69,7 +69,7 @@ class Recorder(Duty):
             await self._renew(begin, now)
         if fresh:
             await self._trim(now)
-        if _AT_ONCE in (len(fresh), len(again)):
+        if _SLICES_A_TICK in (len(fresh), len(again)):
             self.wake()
 
     async def close(self) -> None:

@@ -61,7 +61,7 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError, UnknownO
 
 logger = logging.getLogger(__name__)
 
-LOOK = 1.0
+READ_EVERY = 1.0
 """Seconds between two readings of the endpoints: a change takes effect at every router within this time."""
 
 POLL = 0.25
@@ -70,7 +70,7 @@ POLL = 0.25
 SPARE = 2.0
 """Seconds by which a lease is longer than an attempt may take: enough to record its outcome."""
 
-AT_ONCE = 64
+ENDPOINTS_AT_ONCE = 64
 """Endpoints that one router delivers to at the same time."""
 
 MOST_ANSWER = 65_536
@@ -114,7 +114,7 @@ class WebhookDelivery:
         clock, read_at = asyncio.get_running_loop().time, 0.0
         while True:
             with contextlib.suppress(BrokerUnavailableError):
-                if clock() - read_at >= LOOK:
+                if clock() - read_at >= READ_EVERY:
                     await self.read()
                     read_at = clock()
                 if self._known and not self._leaving:
@@ -154,7 +154,7 @@ class WebhookDelivery:
     async def _take(self) -> None:
         self._store.clock.stored_now()  # raises until the store's time is known: signatures have it
         self._deliveries = {name: task for name, task in self._deliveries.items() if not task.done()}
-        free = AT_ONCE - len(self._deliveries)
+        free = ENDPOINTS_AT_ONCE - len(self._deliveries)
         if free <= 0:
             return
         _, taken = take_answer(await self._connection.run(take_call(self._name, self._lease, free)))
@@ -220,7 +220,7 @@ class WebhookDelivery:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=AT_ONCE, socket_factory=guarded(self._limits.networks)),
+                connector=aiohttp.TCPConnector(limit=ENDPOINTS_AT_ONCE, socket_factory=guarded(self._limits.networks)),
                 timeout=aiohttp.ClientTimeout(total=self._limits.timeout),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,  # compressed answers may be large

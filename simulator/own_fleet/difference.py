@@ -23,7 +23,7 @@ from simulator.reports import percent, table
 from simulator.tuning.real_fleet import KnownFleet, as_demanded
 from simulator.workload import Workload
 
-WINDOW = 450.0
+SAMPLE_WINDOW = 450.0
 """Seconds of one window of a sample; there are two windows at least."""
 
 Asked = tuple[str, str]
@@ -114,7 +114,7 @@ def difference(arrivals: Arrivals, old: KnownFleet, new: KnownFleet, sample: flo
     of = float(arrival[-1] - arrival[0])
     if not sample or of <= sample:
         return compared(_both(arrivals, old, new, play, ""))
-    count = max(2, round(sample / WINDOW))
+    count = max(2, round(sample / SAMPLE_WINDOW))
     parts = windows_of(arrivals, count=count, each=sample / count)
     pairs = [_both(part, old, new, play, f" {number} of {len(parts)}") for number, part in enumerate(parts, 1)]
     if not pairs:

@@ -17,7 +17,7 @@ from simulator.fleet import Fleet
 from simulator.pool import Pool
 from simulator.workload import SimulatedJob
 
-REFUSED = -1
+REFUSED_JOB = -1
 """Returned by `Policy.choose` for a job that it refuses."""
 
 
@@ -52,7 +52,7 @@ class Policy(Protocol):
         """Seconds between two calls of `look`; infinite for a policy that decides once."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
-        """The index of a pool that runs the job, `REFUSED`, or `Held`. At least one pool can run it."""
+        """The index of a pool that runs the job, `REFUSED_JOB`, or `Held`. At least one pool can run it."""
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterable[Shift]:
         """Changes for waiting jobs; each is applied before the next is requested."""

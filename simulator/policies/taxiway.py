@@ -21,7 +21,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import (
     LIVE,
-    REFUSED,
+    REFUSED_JOB,
     ByLevel,
     Fixed,
     Held,
@@ -45,12 +45,12 @@ from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
 from simulator.tuning.tuner import (
-    FEWEST,
+    ALARM_WINDOW,
+    FEWEST_ARRIVALS,
     FIRST,
-    PERIOD,
-    RECENT,
+    PLAYED_WINDOW,
     REST,
-    WINDOW,
+    TUNE_EVERY,
     Decision,
     Trust,
     Tuner,
@@ -61,7 +61,7 @@ from simulator.tuning.twin import TwinConditions, Window
 from simulator.workload import SimulatedJob, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
 
-_ENDLESS = 1e9
+_NO_DEADLINE = 1e9
 
 
 class Taxiway(ByLevel):
@@ -96,7 +96,7 @@ class Taxiway(ByLevel):
         try:
             placement = choose(table, self._needs(job, now), working.ahead(), seed=job.index)
         except UnplaceableError:
-            return REFUSED
+            return REFUSED_JOB
         except OverloadedError:
             placement = None
         if job.service == LIVE and self._reader.plan is None and (placement is None or _late(placement)):
@@ -105,7 +105,7 @@ class Taxiway(ByLevel):
             if not fastest.serving:
                 self._reader.count(job, self._count(job, fastest, None))
                 return fastest.index
-        return REFUSED if placement is None else self._bind(job, pools, placement)
+        return REFUSED_JOB if placement is None else self._bind(job, pools, placement)
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
         """As `Policy.look`."""
@@ -203,7 +203,7 @@ class Taxiway(ByLevel):
             billed=billed(table.limit),
             limit=np.minimum(expected_batch + 1.0, table.limit),
             max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
-            rates=np.full_like(table.rates, _ENDLESS),
+            rates=np.full_like(table.rates, _NO_DEADLINE),
         )
 
     def _metered(self, job: SimulatedJob, table: CandidateTable) -> CandidateTable:
@@ -270,7 +270,7 @@ class TunedPolicy(Taxiway):
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         chosen = super().choose(job, pools, now)
-        if chosen == REFUSED:
+        if chosen == REFUSED_JOB:
             self._trust.note((job.model, job.service), timely=False)
         return chosen
 
@@ -296,26 +296,26 @@ class TunedPolicy(Taxiway):
         if now < self._next_look:
             return
         self._next_look = now + REST
-        while self._live and self._live[0][0] < now - RECENT:
+        while self._live and self._live[0][0] < now - ALARM_WINDOW:
             self._live.popleft()
         pace = paces(self._reader.fleet, self._fleet.classes)
         until = now + self._earlier
-        recalls = alike(self._recorded.trace, until, WINDOW, self._played) is not None
+        recalls = alike(self._recorded.trace, until, PLAYED_WINDOW, self._played) is not None
         if not self._watch.due(now, pace, [timely for _, timely in self._live], recalls=recalls):
             return
         first = self._tuner.assignment is None
         if not first and self._fails(pools, now):
-            self._watch = TuningWatch(now, PERIOD, pace)
+            self._watch = TuningWatch(now, TUNE_EVERY, pace)
             return
         recorded, plays = replace(self._recorded, fleet=self._as_learned(pools)), None
         if first and self._earlier:
             window, plays = Window.latest(recorded, until, self._earlier, HISTORY), HISTORY_PLAYS
-            self._played = until - WINDOW
+            self._played = until - PLAYED_WINDOW
         else:
-            earlier = alike(recorded.trace, until, WINDOW)
-            window = Window.likely(recorded, until, WINDOW, earlier)
-            self._played = until - WINDOW if earlier is None else earlier.begin
-        if len(window.jobs) < FEWEST:
+            earlier = alike(recorded.trace, until, PLAYED_WINDOW)
+            window = Window.likely(recorded, until, PLAYED_WINDOW, earlier)
+            self._played = until - PLAYED_WINDOW if earlier is None else earlier.begin
+        if len(window.jobs) < FEWEST_ARRIVALS:
             return
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
         offset = len(recorded) - len(self._offered)
@@ -343,7 +343,7 @@ class TunedPolicy(Taxiway):
         """Whether the plan did not keep what it promised: it is dropped then."""
         spent = sum(pool.spent(now) for pool in pools)
         decision = self.decisions[-1][1]
-        over = now - self._trust.since >= PERIOD
+        over = now - self._trust.since >= TUNE_EVERY
         if not over or not self._trust.is_lost(now, spent, self._fleet.penalties, decision.predicted):
             return False
         self._trust.begin(now, spent)

@@ -34,11 +34,22 @@ from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.traces import TraceError
-from simulator.tuning.lease import LEASE, RENEW, Lease
+from simulator.tuning.lease import RENEW_EVERY, TUNER_LEASE, Lease
 from simulator.tuning.prior import Prior, expected, parse_prior
 from simulator.tuning.real_fleet import KnownFleet, Recorded, billed, penalties, recorded, spending, timely
 from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
-from simulator.tuning.tuner import FEWEST, FIRST, RECENT, REST, WINDOW, Decision, Trust, Tuner, TuningWatch, plan_of
+from simulator.tuning.tuner import (
+    ALARM_WINDOW,
+    FEWEST_ARRIVALS,
+    FIRST,
+    PLAYED_WINDOW,
+    REST,
+    Decision,
+    Trust,
+    Tuner,
+    TuningWatch,
+    plan_of,
+)
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
@@ -113,7 +124,7 @@ class FleetTuner:
         if self._watch is None:
             return True
         now, _, known = self._read()
-        recent = timely(self._history.read_recent(now - LAG - RECENT), self._topology)
+        recent = timely(self._history.read_recent(now - LAG - ALARM_WINDOW), self._topology)
         live = [in_time for (_, service), in_time in recent if service == LIVE]
         self._spend(known, now)
         recalls = self._recalls(now - LAG)
@@ -139,7 +150,7 @@ class FleetTuner:
             return _unchanged(None, why, 0), None
         found = recorded(self._arrivals(until), known, until)
         arrivals = len(found.workload) if found is not None else 0
-        if found is None or arrivals < FEWEST or (before is None and found.span < FIRST):
+        if found is None or arrivals < FEWEST_ARRIVALS or (before is None and found.span < FIRST):
             span = found.span if found is not None else 0.0
             self.rest = min(FIRST - span, REST) if span < FIRST else REST
             why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"
@@ -181,20 +192,20 @@ class FleetTuner:
         """What to play: the latest arrivals, or those of an earlier time that was like now, and of the last minutes."""
         if not self._traffic:
             last = slice_of(until)
-            for begin in np.arange(last - REACH, last, WINDOW).tolist():
-                self._count(begin, begin + WINDOW)
-        latest = self._count(until - WINDOW, until)
-        alike = self._traffic.alike(until, WINDOW)
-        self._played = until - WINDOW if alike is None else alike.begin
+            for begin in np.arange(last - REACH, last, PLAYED_WINDOW).tolist():
+                self._count(begin, begin + PLAYED_WINDOW)
+        latest = self._count(until - PLAYED_WINDOW, until)
+        alike = self._traffic.alike(until, PLAYED_WINDOW)
+        self._played = until - PLAYED_WINDOW if alike is None else alike.begin
         if alike is None:
             return latest
-        end = alike.begin + WINDOW
+        end = alike.begin + PLAYED_WINDOW
         return followed(self._history.read(alike.begin, end), end, latest, until - alike.recent)
 
     def _recalls(self, until: float) -> bool:
         """Whether requests come now as they did at an earlier time, and not as those that were played."""
         self._count(until - (NOW + 1) * BLOCK, until)
-        return self._traffic.alike(until, WINDOW, self._played) is not None
+        return self._traffic.alike(until, PLAYED_WINDOW, self._played) is not None
 
     def _count(self, begin: float, end: float) -> Arrivals:
         """The arrivals of a span, once they count as traffic that was seen."""
@@ -362,7 +373,7 @@ def _turn(tuner: FleetTuner, *, dry_run: bool, as_json: bool) -> float:
     """Tune if that is due and no other tuner does; the seconds to pause after it."""
     try:
         if not tuner.lead():
-            return RENEW * LEASE
+            return RENEW_EVERY * TUNER_LEASE
         if tuner.due():
             _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:

@@ -10,10 +10,10 @@ from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import TUNER, TUNERS
 from taxiway.errors import BrokerUnavailableError
 
-LEASE = 10.0
+TUNER_LEASE = 10.0
 """Seconds after which another tuner may tune if the one before was killed: more than a busy machine stops a process."""
 
-RENEW = 0.25
+RENEW_EVERY = 0.25
 """Lease durations between two renewals, and between two attempts of a tuner that has to wait."""
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Lease:
     """One tuner's lease in the state store, which it has from `take` until `give_up`, unless it was silent too long."""
 
-    def __init__(self, url: str, name: str, duration: float = LEASE) -> None:
+    def __init__(self, url: str, name: str, duration: float = TUNER_LEASE) -> None:
         self.duration = duration
         self._connections = ConnectionPool(url, server="state store")
         self._name = name
@@ -58,7 +58,7 @@ class Lease:
         return bool(lease_answer(self._connections.run(lease_call((TUNER, TUNERS), self._name, duration))).own)
 
     def _renew(self) -> None:
-        while not self._given_up.wait(RENEW * self.duration):
+        while not self._given_up.wait(RENEW_EVERY * self.duration):
             try:
                 self._ask(self.duration)
             except BrokerUnavailableError as error:

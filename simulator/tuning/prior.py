@@ -10,7 +10,7 @@ from simulator.history import day_of
 from simulator.own_fleet.known import arrivals_from, under
 from simulator.traces import TraceError, arrivals_of, synthetic_trace
 from simulator.tuning.real_fleet import KnownFleet
-from simulator.tuning.tuner import LEAST
+from simulator.tuning.tuner import SHORTEST_PLAY
 from tasks.models.profiles import generates
 from taxiway.errors import TaxiwayError
 
@@ -22,7 +22,7 @@ Prior = Mix | Arrivals
 ALIKE = 1 / 15
 """Requests a second of each model and service where nothing is known."""
 
-FEWEST = 15
+FEWEST_DRAWN = 15
 """Requests of the rarest kind that are drawn, so that there is one of each."""
 
 
@@ -54,7 +54,7 @@ def expected(prior: Prior, known: KnownFleet) -> Arrivals:
         return under(prior, known.topology, known.topology)
     services = known.topology.service
     mix = prior or {(model, service): ALIKE for model in known.catalogue.models for service in services}
-    span = f"duration={max(LEAST, FEWEST / min(mix.values()))}"
+    span = f"duration={max(SHORTEST_PLAY, FEWEST_DRAWN / min(mix.values()))}"
     parts = [
         arrivals_of(synthetic_trace(f"{_sizes(model, known)},rate={rate},{span},seed={seed}", model=model), service)
         for seed, ((model, service), rate) in enumerate(mix.items())

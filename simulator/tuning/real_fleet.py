@@ -43,7 +43,7 @@ UNBOUNDED = 16
 LATE = (48.0, 24.0, 12.0)
 """US dollars an hour that it costs when all of a service's requests are late, by urgency. Source: shared/trials."""
 
-ANSWER = 0.5
+ANSWER_SHARE = 0.5
 """The answer's share of the sizes that generating models are profiled with (`workers.profiling.measure`)."""
 
 EXPIRED = STATES.index("expired")
@@ -345,7 +345,7 @@ def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) 
         per_pair=0.0,
         reading=0.0,
         per_cached=0.0,
-        overhead=profile.step / ANSWER,
+        overhead=profile.step / ANSWER_SHARE,
     ).slower(pace)
 
 

@@ -29,13 +29,13 @@ SURE = 4.0
 Source: the trial `steady` with a history: before 780 s, 3 took bursts for a change with five seeds of eight, 4 with
 none."""
 
-LEAST = 0.2
+ALIKE_WITHIN = 0.2
 """Rates that differ by less than this share are alike, however many requests show it."""
 
 CLEARLY = 0.5
 """An earlier time is played if it differs from now by at most this share of what the latest differs, in squares."""
 
-KEPT = 86400.0
+COUNTS_KEPT = 86400.0
 """Seconds for which counts are remembered: a day, as traffic comes back daily."""
 
 Counts = NDArray[np.float64]
@@ -98,12 +98,12 @@ def _differences(counts: Counts, length: int, last: int) -> Counts:
     uneven = (np.diff(counts, axis=1) ** 2).mean(axis=1) / 2 / np.maximum(counts.mean(axis=1), 1 / BLOCK)
     rate = np.maximum((means * length + now * last) / (length + last), 1 / BLOCK)
     chance = rate * np.maximum(uneven, 1.0)[:, None] * (1 / length + 1 / last)
-    differ: Counts = (means - now) ** 2 / (chance + (rate * LEAST / SURE) ** 2)
+    differ: Counts = (means - now) ** 2 / (chance + (rate * ALIKE_WITHIN / SURE) ** 2)
     return differ
 
 
 class Traffic:
-    """How many requests of each model and locality came in each block of the last `KEPT` seconds."""
+    """How many requests of each model and locality came in each block of the last `COUNTS_KEPT` seconds."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, Counter[tuple[str, str]]] = {}
@@ -122,7 +122,7 @@ class Traffic:
                 names = zip(mine["model"].tolist(), mine["locality"].tolist(), strict=True)
                 model, locality = arrivals.names["model"], arrivals.names["locality"]
                 self._blocks[number] = Counter((model[m], locality[place]) for m, place in names)
-        for number in [number for number in self._blocks if number < (end - KEPT) / BLOCK]:
+        for number in [number for number in self._blocks if number < (end - COUNTS_KEPT) / BLOCK]:
             del self._blocks[number]
 
     def alike(self, until: float, span: float, played: float | None = None) -> Alike | None:

@@ -15,25 +15,25 @@ from router.decide.plan import ClassPlan, Handover, Plan
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.search import Search
-from simulator.tuning.twin import MOST, Twin, TwinConditions, Window, starving
+from simulator.tuning.twin import MOST_ARRIVALS, Twin, TwinConditions, Window, starving
 
-PERIOD = 120.0
+TUNE_EVERY = 120.0
 """Seconds between two tunings."""
 
-WINDOW = 450.0
+PLAYED_WINDOW = 450.0
 """Seconds of arrivals that are played. Shorter windows made the plan follow noise."""
 
 FIRST = 45.0
 """Seconds of arrivals before the first plan, where nothing was recorded earlier. It is tuned again when twice as much
 is known, until that takes a period."""
 
-FEWEST = 30
+FEWEST_ARRIVALS = 30
 """Fewer arrivals than this in the window say nothing about what comes."""
 
 PLAYED, PLAYS = 300_000, 200
 """Arrivals that one search plays, about 7 s of processor time; and its plays at most, where windows are short."""
 
-LEAST = 225.0
+SHORTEST_PLAY = 225.0
 """Seconds of arrivals that are played at least: shorter windows are followed by arrivals drawn from them, so that a
 plan is not made for a lull."""
 
@@ -47,7 +47,7 @@ worse on none. While it had to be better by `HYSTERESIS` on each, plans were kep
 SERVING = 0.75
 """Share of a class's planned devices that must serve before a cell moves to it."""
 
-GRACE = 5.0
+START_GRACE = 5.0
 """Seconds after its class's start at which a cell moves in any case."""
 
 ALARM_PACE = 1.5
@@ -56,7 +56,7 @@ ALARM_PACE = 1.5
 ALARM_LATE, ALARM_JOBS = 0.25, 40
 """Share of recent live requests that were late, of at least so many, that has the plan tuned at once."""
 
-RECENT = 30.0
+ALARM_WINDOW = 30.0
 """Seconds of live answers that an alarm looks at."""
 
 REST = 20.0
@@ -114,7 +114,13 @@ class TuningWatch:
     pace: Sequence[float] = ()
 
     def due(
-        self, now: float, pace: Sequence[float], live: Sequence[bool], period: float = PERIOD, *, recalls: bool = False
+        self,
+        now: float,
+        pace: Sequence[float],
+        live: Sequence[bool],
+        period: float = TUNE_EVERY,
+        *,
+        recalls: bool = False,
     ) -> bool:
         """Whether to tune now.
 
@@ -171,7 +177,7 @@ class Tuner:
         """
         self.tunings += 1
         seed = self._seed + self.tunings
-        window = window.extended(seed, min(LEAST, MOST * window.span / len(window.jobs)))
+        window = window.extended(seed, min(SHORTEST_PLAY, MOST_ARRIVALS * window.span / len(window.jobs)))
         twin = Twin(window, fleet_now)
         search = Search(twin, seed)
         former = self.assignment
@@ -224,7 +230,7 @@ def _moves(
         was = former.classes[cell] if former is not None else None
         if was != place:
             needed = max(1, math.ceil(SERVING * devices[place]))
-            moves[cell] = CellMove(was, needed, now + starts[place] + GRACE)
+            moves[cell] = CellMove(was, needed, now + starts[place] + START_GRACE)
     return moves
 
 

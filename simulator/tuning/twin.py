@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from router.decide.candidates import FULL
+from router.decide.candidates import SHARED_ROWS
 from router.decide.plan import STALE, TARGET, Density
 from simulator.engine import WAITING, Simulation
 from simulator.fleet import SERVICES, Fleet
@@ -25,7 +25,7 @@ LIFE = 600.0
 RETURNS = 0.25
 """The chance with which a pause is priced that the load comes back, when it has lasted as long as none before."""
 
-MOST = 9000
+MOST_ARRIVALS = 9000
 """Arrivals in a window: a play takes about 25 µs for each of them. At higher rates windows are sampled."""
 
 PIECES, PIECE = 6, 30.0
@@ -70,7 +70,7 @@ class Window:
         return cls.all(replace(workload, trace=shifted, level=workload.level[rows]), end - begin)
 
     @classmethod
-    def latest(cls, workload: Workload, now: float, span: float, most: int = MOST) -> Window:
+    def latest(cls, workload: Workload, now: float, span: float, most: int = MOST_ARRIVALS) -> Window:
         """The arrivals of the last `span` seconds before `now`.
 
         More than `most` are sampled: pieces of equal length, spread evenly and the last one until `now`, follow each
@@ -397,7 +397,7 @@ def _work_by_cell(window: Window) -> tuple[Work, Work]:
         size, output = trace.size[rows].astype(np.float64), trace.output[rows].astype(np.float64)
         timings = zip(fleet.classes.values(), fleet.timings[trace.models[model]], strict=True)
         done[model, service] = [
-            float(timing.answer(size, output, full := min(FULL, device.max_batch)).sum()) / full
+            float(timing.answer(size, output, full := min(SHARED_ROWS, device.max_batch)).sum()) / full
             if timing is not None and expected[model, service][place] < math.inf
             else math.inf
             for place, (device, timing) in enumerate(timings)

@@ -46,7 +46,7 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
 }
 """Values of fields that ask for nothing. `None` asks for nothing in every field."""
 
-_READ = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop", *_LEFT_OUT)
+_FIELDS = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop", *_LEFT_OUT)
 
 _OPENAI = (
     "frequency_penalty logit_bias logprobs parallel_tool_calls presence_penalty reasoning_effort response_format "
@@ -74,7 +74,7 @@ _MARKS = re.compile(r'"(?!(?:role|content|name|text|type)")[a-z_]+"\s*:')
 """A field in JSON text that is not one of a plain message's."""
 
 _NAME = re.compile(r"^[a-z_]{1,40}$")
-_MOST = 32  # names: they are in the name of a holding queue
+_MOST_NAMES = 32  # names: they are in the name of a holding queue
 
 _PARTS: Mapping[str, tuple[str, str]] = {
     "image_url": ("images", "url"),
@@ -86,7 +86,7 @@ _PARTS: Mapping[str, tuple[str, str]] = {
 
 def honoured(name: str, value: Any) -> bool:
     """Whether every variant honours a field of a chat request, because it is common or asks for nothing."""
-    return name in _READ or value is None or value in NO_EFFECT.get(name, ())
+    return name in _FIELDS or value is None or value in NO_EFFECT.get(name, ())
 
 
 def asks(value: Any, field: str = "") -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def asks(value: Any, field: str = "") -> tuple[str, ...]:
         _check_numbers(chat, field)
     found = {name for chat in chats for name in _asks(chat)}
     named = sorted(name if _NAME.match(name) else OTHERS for name in found)
-    return tuple(dict.fromkeys(named if len(named) <= _MOST else [*named[:_MOST], OTHERS]))
+    return tuple(dict.fromkeys(named if len(named) <= _MOST_NAMES else [*named[:_MOST_NAMES], OTHERS]))
 
 
 OTHERS = "other fields"

@@ -26,14 +26,14 @@ from tasks.models.model import (
     is_second_name,
 )
 
-MOST = 64
+MOST_MODELS = 64
 """Models of one endpoint that are served without a model.yaml; all of them are in each heartbeat of its worker."""
 
 MOST_TENSORS = 32
 """Inputs, and outputs, of a model that is served without a model.yaml."""
 
 _LONGEST_NAME = 64
-_ANSWER = 1024  # most tokens of an answer whose request does not say it
+_ANSWER_TOKENS = 1024  # most tokens of an answer whose request does not say it
 _NOT_NAMED = re.compile(r"[^a-z0-9]+")
 _NOT_OF_TENSORS = re.compile(r"[^A-Za-z0-9_.-]+")
 _SUFFIXES = (".gguf", ".onnx", ".safetensors")
@@ -61,7 +61,7 @@ class Announced(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def named(calls: Iterable[str]) -> dict[str, str]:
-    """A name for each model that a server calls so, and what that is; at most `MOST`, the first in order.
+    """A name for each model that a server calls so, and what that is; at most `MOST_MODELS`, the first in order.
 
     A name is the last part of the server's (`meta-llama/Llama-3.1-8B` is `llama-3-1-8b`), or all of it where another
     has that name. One that still has no name of its own is left out.
@@ -72,7 +72,7 @@ def named(calls: Iterable[str]) -> dict[str, str]:
         for suffix in _SUFFIXES:
             whole = whole.removesuffix(suffix)
         free = [name for name in map(_name, (whole.rpartition("/")[2], whole)) if name and name not in found]
-        if free and len(found) < MOST:
+        if free and len(found) < MOST_MODELS:
             found[free[0]] = called
     return found
 
@@ -87,7 +87,7 @@ def _discovered(name: str, runtime: str, announced: Announced) -> Model:
     profile, shape = _ESTIMATES[announced.pipeline], _SHAPES[announced.pipeline]
     variant = Variant(runtime=runtime, profiles={"endpoint": profile})
     most = announced.context or shape.buckets[-1]
-    longest = min(_ANSWER, max(most // 2, 1))  # an engine refuses an answer that its context cannot hold
+    longest = min(_ANSWER_TOKENS, max(most // 2, 1))  # an engine refuses an answer that its context cannot hold
     return msgspec.structs.replace(
         shape,
         name=name,
@@ -182,7 +182,7 @@ _SHAPES: Mapping[str, Model] = {
         pipeline="chat",
         inputs=(_one("request"),),
         outputs=(_one("message"), _one("text"), _one("tokens", "INT64"), _one("finish-reason"), _one("usage")),
-        parameters={"max_tokens": Parameter("integer", default=_ANSWER, minimum=1, maximum=2**20)},
+        parameters={"max_tokens": Parameter("integer", default=_ANSWER_TOKENS, minimum=1, maximum=2**20)},
         size_unit="tokens",
         expected_size=512,
         buckets=(2**20,),

@@ -42,10 +42,10 @@ from tasks.queues_file import QueuesFile
 
 logger = logging.getLogger(__name__)
 
-LOOK = 1.0
+CHECK_EVERY = 1.0
 """Seconds between two checks of the folder."""
 
-_SHOWN = 12  # hexadecimal digits of a digest
+_DIGEST_DIGITS = 12  # hexadecimal digits of a digest
 
 
 class ModelsFolder:
@@ -165,7 +165,7 @@ def _log(before: Catalogue, after: Catalogue) -> None:
 
 
 def _model_digest(model: Model) -> str:
-    return hashlib.sha256(msgspec.json.encode(model, enc_hook=int)).hexdigest()[:_SHOWN]
+    return hashlib.sha256(msgspec.json.encode(model, enc_hook=int)).hexdigest()[:_DIGEST_DIGITS]
 
 
 LIVE = 5

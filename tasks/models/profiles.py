@@ -325,7 +325,7 @@ Lengths = Mapping[int, float]
 QUANTILE = 0.8
 """Share of answers that are no longer than predicted: sufficient for deadlines, without assuming the worst case."""
 
-LONGEST = "max_tokens"
+ANSWER_BOUND = "max_tokens"
 """The parameter that bounds a generated answer."""
 
 _GENERATED, _FINISH, _STOPPED = "tokens", "finish-reason", "stop"  # outputs of a generating model, and a value
@@ -336,7 +336,7 @@ _LAST = 81  # a million tokens; longer answers count there
 
 def generates(model: Model) -> bool:
     """Whether the model generates answers of unknown length."""
-    return model.pipeline in ("generation", "chat") and LONGEST in model.parameters
+    return model.pipeline in ("generation", "chat") and ANSWER_BOUND in model.parameters
 
 
 def bin_of(tokens: int) -> int:
@@ -380,7 +380,7 @@ def read_lengths(raw: bytes) -> Lengths:
 
 def ran_size(model: Model, size: int, parameters: Mapping[str, Any], answer: Mapping[str, Any]) -> int:
     """The size of a row that ran, with the actual length of its answer; `size` assumes the longest one."""
-    return size - int(parameters[LONGEST]) + length_of(answer) if generates(model) else size
+    return size - int(parameters[ANSWER_BOUND]) + length_of(answer) if generates(model) else size
 
 
 _Bin = Annotated[int, msgspec.Meta(ge=0, le=_LAST)]

@@ -16,7 +16,7 @@ from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, 
 from taxiway.cli.address import ask, fleet_options, present, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, Event, JobState, JobStatus, Lost, Restarted, Result
-from taxiway.contract.listing import MOST, JobPage
+from taxiway.contract.listing import LISTED_JOBS, JobPage
 from taxiway.contract.request import Priority
 from taxiway.contract.values import to_wire
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, RequestError, ResultTimeoutError
@@ -270,7 +270,9 @@ def status(job: str | None, *, url: str | None, data: Path | None, as_json: bool
 )
 @click.option("--model", default="", metavar="MODEL", help="Only jobs of this model: name or name:version.")
 @click.option("--tenant", default="", help="Only this tenant's jobs.")
-@click.option("--limit", type=click.IntRange(1, MOST), default=_USUAL, show_default=True, help="Jobs that are listed.")
+@click.option(
+    "--limit", type=click.IntRange(1, LISTED_JOBS), default=_USUAL, show_default=True, help="Jobs that are listed."
+)
 @click.option("--cursor", default="", help="Continue after an earlier list, with the cursor that it printed.")
 @fleet_options
 def jobs(
@@ -415,7 +417,7 @@ def _show_status(status: JobStatus, *, as_json: bool, **more: bool) -> None:
     show_status(status)
 
 
-_MOST = 100
+_LISTED_JOBS = 100
 
 
 @click.group()
@@ -427,7 +429,7 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option("--most", type=click.IntRange(1, 1000), default=_MOST, show_default=True, help="Letters to list.")
+@click.option("--most", type=click.IntRange(1, 1000), default=_LISTED_JOBS, show_default=True, help="Letters to list.")
 @fleet_options
 def list_(*, most: int, url: str | None, data: Path | None, as_json: bool) -> None:
     """List dead letters, most recent first."""

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport, Tokens
 
-_LONGEST = 8
+_NUMBERS_SHOWN = 8
 """Maximum numbers shown of a list."""
 
 _UNBOUNDED = 10_000  # columns of what is no terminal
@@ -71,8 +71,8 @@ def brief(value: Any) -> str:
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, list):
-        shown = ", ".join(brief(below) for below in value[:_LONGEST])
-        return f"[{shown}]" if len(value) <= _LONGEST else f"[{shown}, … {len(value)} in all]"
+        shown = ", ".join(brief(below) for below in value[:_NUMBERS_SHOWN])
+        return f"[{shown}]" if len(value) <= _NUMBERS_SHOWN else f"[{shown}, … {len(value)} in all]"
     if isinstance(value, dict):
         return ", ".join(f"{name} {brief(below)}" for name, below in value.items())
     return str(value)

@@ -47,10 +47,10 @@ CONNECT_TIMEOUT = 1.5
 CANCEL_WITHIN = 3.0
 """Seconds for which `cancel` waits for the job's end: a router reads the broker's messages in order."""
 
-_LOOK = 0.1
+_CANCEL_POLL = 0.1
 """Seconds between two looks at a job that is being cancelled."""
 
-WINDOW = 256
+REQUESTS_AT_ONCE = 256
 """Requests that a `map` keeps in progress."""
 
 
@@ -219,7 +219,7 @@ class AsyncJob:
         await self._transport.cancel(self._receipt)
         until = time.monotonic() + CANCEL_WITHIN
         while (state := (await self.status()).state) not in FINAL and time.monotonic() < until:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_CANCEL_POLL)
         return state == JobState.CANCELLED
 
 
@@ -307,7 +307,7 @@ class AsyncClient:
         model: str,
         inputs: Iterable[Any] | AsyncIterable[Any],
         *,
-        window: int = WINDOW,
+        window: int = REQUESTS_AT_ONCE,
         timeout: float | None = None,
         progress: Progress = no_progress,
         **options: Unpack[Options],
@@ -327,7 +327,7 @@ class AsyncClient:
         model: str,
         inputs: Iterable[Any] | AsyncIterable[Any],
         *,
-        window: int = WINDOW,
+        window: int = REQUESTS_AT_ONCE,
         timeout: float | None = None,
         progress: Progress = no_progress,
         **options: Unpack[Options],

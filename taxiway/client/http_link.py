@@ -34,7 +34,7 @@ KEEP_ALIVE = 4.0
 MOST_BODY = 2**30
 """Most bytes of one response or event stream: a server that sends more is at fault."""
 
-_PAUSE = 0.05
+_RECONNECT_PAUSE = 0.05
 """Seconds before connecting again."""
 
 _SMALL_BODY = 65536
@@ -179,7 +179,7 @@ class HttpLink:
                 if until is None:
                     raise
                 raise self._unavailable(sent=True) from error
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def events(self, path: str, until: float | None) -> AsyncGenerator[ServerEvent, None]:
         """The events at `path`. A stream that ends is reopened, and continues after the last event received.
@@ -216,7 +216,7 @@ class HttpLink:
             last_good = clock() if clock() - began > self.patience else last_good
             if not _should_reopen(reading, again=clock() - last_good < self.patience):
                 return
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -239,14 +239,14 @@ class HttpLink:
             longest = LONGEST_CALL if request.sink is None else math.inf
             call = _Call(self, asyncio.timeout(None), began, began, began + max(longest, self.patience))
             try:
-                return await self._try_once(call, request, max(_PAUSE, until - began))
+                return await self._try_once(call, request, max(_RECONNECT_PAUSE, until - began))
             except aiohttp.ClientConnectorCertificateError as error:
                 reason = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
                 raise BrokerUnavailableError(f"TLS certificate verification failed for {self.url}: {reason}") from error
             except _UNREACHED as error:
-                if clock() + _PAUSE >= until:
+                if clock() + _RECONNECT_PAUSE >= until:
                     raise self._unavailable() from error
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def _try_once(self, call: _Call, request: _Request, connect: float) -> HttpResponse:
         """One attempt. Raises a class in `_UNREACHED` if nothing was sent, otherwise what `ask` raises."""
@@ -327,7 +327,7 @@ class HttpLink:
                 gone = not alive and self.last_active < now  # otherwise it is busy answering other calls
             for call in self._calls:
                 end = now if gone else min(call.last_active + self._silence, call.latest)
-                call.end_at(max(end, call.began + self.patience + _PAUSE))  # until then it may be connecting
+                call.end_at(max(end, call.began + self.patience + _RECONNECT_PAUSE))  # until then it may be connecting
 
     async def _await_recovery(self) -> None:
         """Wait up to `patience` seconds for an unavailable server; one probe serves all waiting calls.
@@ -338,10 +338,10 @@ class HttpLink:
         clock = asyncio.get_running_loop().time
         until = clock() + self.patience
         while self.last_active < self._last_unavailable:
-            if clock() + _PAUSE >= until:
+            if clock() + _RECONNECT_PAUSE >= until:
                 raise self._unavailable()
             await asyncio.wait((self._probe(),), timeout=until - clock())
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_RECONNECT_PAUSE)
 
     def _probe(self) -> asyncio.Task[bool]:
         if self._probing is None or self._probing.done():
@@ -353,7 +353,7 @@ class HttpLink:
         try:
             async with asyncio.timeout(timeout), self._new_session(force_close=True) as session:
                 while not await self._answers(session):
-                    await asyncio.sleep(_PAUSE)
+                    await asyncio.sleep(_RECONNECT_PAUSE)
                 return True
         except (aiohttp.ClientError, TimeoutError):
             return False

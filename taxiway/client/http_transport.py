@@ -49,7 +49,7 @@ from taxiway.errors import (
     error_of_code,
 )
 
-_PAUSE = 0.05
+_POLL_PAUSE = 0.05
 """Minimum seconds between two polls."""
 
 _RETRY_FOR = 10.0
@@ -141,7 +141,7 @@ class HttpClientTransport:
                 sent = sent or error.details.get("sent", False)
                 if not (sent and again):
                     raise
-            await asyncio.sleep(random.uniform(_PAUSE, _SPREAD))
+            await asyncio.sleep(random.uniform(_POLL_PAUSE, _SPREAD))
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
         """The job's answer, by long polling; with `timeout`, outages are waited out."""
@@ -150,13 +150,13 @@ class HttpClientTransport:
         while True:
             started = clock()
             wait = min(LONGEST_WAIT, max(0.0, until - started))
-            pause = min(wait, _PAUSE)
+            pause = min(wait, _POLL_PAUSE)
             try:
                 found = await self._poll(receipt, wait)
             except BrokerUnavailableError:
                 if timeout is None or clock() >= until:
                     raise
-                found, pause = None, random.uniform(_PAUSE, _SPREAD)
+                found, pause = None, random.uniform(_POLL_PAUSE, _SPREAD)
             if found is not None:
                 return found
             if clock() >= until:

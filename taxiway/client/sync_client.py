@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from taxiway.client.asyncio_client import (
     CONNECT_TIMEOUT,
-    WINDOW,
+    REQUESTS_AT_ONCE,
     AsyncClient,
     AsyncJob,
     Options,
@@ -206,7 +206,7 @@ class Client:
         model: str,
         inputs: Iterable[Any],
         *,
-        window: int = WINDOW,
+        window: int = REQUESTS_AT_ONCE,
         timeout: float | None = None,
         progress: Progress = no_progress,
         **options: Unpack[Options],
@@ -236,7 +236,7 @@ class Client:
         model: str,
         inputs: Iterable[Any],
         *,
-        window: int = WINDOW,
+        window: int = REQUESTS_AT_ONCE,
         timeout: float | None = None,
         progress: Progress = no_progress,
         **options: Unpack[Options],

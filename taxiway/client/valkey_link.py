@@ -11,7 +11,7 @@ from taxiway.backoff import Backoff
 from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.keys import ARRIVALS, blob_key
 from taxiway.contract.limits import Buffer
-from taxiway.contract.values import KEPT
+from taxiway.contract.values import BLOB_KEPT
 from taxiway.contract.wire import check_confirmed, confirming, refusal
 from taxiway.errors import FleetUnavailable, InvalidRequestError
 from taxiway.valkey import ServerError
@@ -96,7 +96,7 @@ class ValkeyLink:
             pipeline = [command for command, _ in commands]
             if messages:
                 pipeline += [
-                    ("SET", blob_key(ref), content, "EX", KEPT)
+                    ("SET", blob_key(ref), content, "EX", BLOB_KEPT)
                     for (_, blobs), _ in messages
                     for ref, content in blobs.items()
                 ]

@@ -19,10 +19,11 @@ ELEMENTS = 500_000
 """Most values in a request's JSON, unless `limits.elements` in queues.yaml sets another limit.
 
 Decoding takes about 100 ns per number and 300 ns per list (AMD EPYC, 2.6 GHz). One decoding call blocks all other
-threads, so it may decode a fifth of the limit (`AT_ONCE`): some numbers take 800 ns, and no cheap test finds them.
+threads, so it may decode a fifth of the limit (`WHOLE_VALUES_DIVISOR`): some numbers take 800 ns, and no cheap test
+finds them.
 """
 
-AT_ONCE = 5
+WHOLE_VALUES_DIVISOR = 5
 """Divisor of the limit for values decoded in one call: all except the numbers in numeric tensors."""
 
 LARGE = 2**17
@@ -65,7 +66,7 @@ def _extreme(whole: bytes, alike: bytes) -> int:
     found = alike.count(b"e000")
     if found < _FEW:
         return found
-    pieces = (whole[start : start + _PIECE + _OVERLAP] for start in range(0, len(whole), _PIECE))
+    pieces = (whole[start : start + _COUNTED_BYTES + _OVERLAP] for start in range(0, len(whole), _COUNTED_BYTES))
     return sum(len(_EXTREME.findall(piece)) for piece in pieces)
 
 
@@ -74,7 +75,7 @@ _MANY_DIGITS = b"0" * 24
 _HARD = 200  # weight of a number with an extreme exponent
 _FEW = 500  # up to this many such numbers are accepted without an exact count
 _EXTREME = re.compile(rb"[0-9][eE][+-]?0*(?:29[0-9]|[3-9][0-9][0-9]|[0-9]{4,})(?=[\s,\]}])")
-_PIECE = 2**20  # bytes per step of the exact count
+_COUNTED_BYTES = 2**20  # bytes per step of the exact count
 _OVERLAP = 16
 _QUOTES = 200_000  # up to this many quotes, strings are removed before counting
 

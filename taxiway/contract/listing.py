@@ -14,7 +14,7 @@ from taxiway.contract.job import JobRecord, JobState, record_from
 from taxiway.contract.keys import ACCEPTED, job_key
 from taxiway.errors import wrong_field
 
-MOST = 1000
+LISTED_JOBS = 1000
 """Most jobs of a page."""
 
 USUAL = 100
@@ -87,8 +87,8 @@ def check_limit(limit: int) -> None:
     Raises:
         InvalidRequestError: names `limit`.
     """
-    if not 0 < limit <= MOST:
-        raise wrong_field("limit", f"1 to {MOST}", limit)
+    if not 0 < limit <= LISTED_JOBS:
+        raise wrong_field("limit", f"1 to {LISTED_JOBS}", limit)
 
 
 async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: str = "") -> JobPage:

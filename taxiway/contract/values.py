@@ -250,7 +250,7 @@ def _expected(field: str, expected: str, got: str) -> InvalidRequestError:
 INLINE = 16 * 2**10
 """Values up to this many bytes stay in the message, unless `limits.inline` in queues.yaml sets another limit."""
 
-KEPT = 86400
+BLOB_KEPT = 86400
 """Seconds a blob is kept until a router takes its request; after that it is kept as long as the job's record."""
 
 _MARK = b'"ref":'

@@ -170,15 +170,15 @@ def _bytes_of(text: str) -> bytes:
     Raises:
         ValueError: not base64.
     """
-    if len(text) <= _PIECE:
+    if len(text) <= _BASE64_CHARACTERS:
         return base64.b64decode(text, validate=True)
     if "=" in text[:-2]:
         raise ValueError("padding before the end")
-    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    pieces = (text[start : start + _BASE64_CHARACTERS] for start in range(0, len(text), _BASE64_CHARACTERS))
     return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
 
 
-_PIECE = 2**22  # base64 characters per piece, a multiple of 4: 8 ms
+_BASE64_CHARACTERS = 2**22  # base64 characters per piece, a multiple of 4: 8 ms
 _SIGNATURE, _SIGNED_AT = "signature", "signed_at"  # in that header
 
 _encode = msgspec.json.Encoder().encode

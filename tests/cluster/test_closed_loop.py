@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.operator import PERIOD
+from controller.operator import RECONCILE_EVERY
 from tasks.settings import Settings
 from taxiway import Client
 from tests.cluster.chart import FLEET, Release
@@ -78,4 +78,4 @@ def die_and_return(release: Release, controller: Controller) -> tuple[float, flo
     release.plane.http.request("DELETE", LEASE)  # as if its time were over
     controller.start()
     assert until(lambda: release.plane.get(LEASE) is not None, patience=60), controller.log
-    return began, time.monotonic() + 2 * PERIOD
+    return began, time.monotonic() + 2 * RECONCILE_EVERY

@@ -48,7 +48,7 @@ INLINE = 32 * 2**10
 SHARED_FROM = 4 * 2**10
 """Most bytes of an array inside a message."""
 
-KEPT = 2**20
+SHARED_BYTES_KEPT = 2**20
 """Bytes of shared memory that stay allocated between calls."""
 
 _ALIGNED = 64  # bytes: a cache line, and more than any element
@@ -72,7 +72,7 @@ class Channel:
     def __init__(self, connection: socket.socket, memory: int) -> None:
         self._socket = connection
         self._memory = memory
-        self._map = mmap.mmap(memory, KEPT)
+        self._map = mmap.mmap(memory, SHARED_BYTES_KEPT)
         self._end = self._highest = 0
         self._decoder = msgspec.msgpack.Decoder(ext_hook=self._read_extension)
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._extension)
@@ -128,10 +128,10 @@ class Channel:
             raise FormError(f"{type(error).__name__}: {error}") from error
 
     def trim(self) -> None:
-        """Free the pages beyond `KEPT` that the last messages used."""
-        if self._highest > KEPT:
+        """Free the pages beyond `SHARED_BYTES_KEPT` that the last messages used."""
+        if self._highest > SHARED_BYTES_KEPT:
             self._cover(self._highest)
-            self._map.madvise(mmap.MADV_REMOVE, KEPT, len(self._map) - KEPT)
+            self._map.madvise(mmap.MADV_REMOVE, SHARED_BYTES_KEPT, len(self._map) - SHARED_BYTES_KEPT)
         self._highest = 0
 
     def close(self) -> None:
@@ -204,9 +204,9 @@ class Channel:
 
 
 def shared_memory() -> int:
-    """The descriptor of a new memfd of `KEPT` bytes, which can grow but not shrink."""
+    """The descriptor of a new memfd of `SHARED_BYTES_KEPT` bytes, which can grow but not shrink."""
     memory = os.memfd_create("taxiway-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(memory, KEPT)
+    os.ftruncate(memory, SHARED_BYTES_KEPT)
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return memory
 

@@ -31,13 +31,13 @@ from workers.calling.channel import (
 )
 from workers.calling.keeper import own_keeper
 
-LOOK = 0.02
+CHECK_EVERY = 0.02
 """Seconds between two checks of whether a call is still wanted, in time and within its memory."""
 
 LOOK_AROUND = 0.5
 """Seconds between two checks of the callable's descendants: each reads all of /proc."""
 
-GRACE = 0.2
+KILL_AFTER = 0.2
 """Seconds between SIGTERM and SIGKILL, during which the device waits."""
 
 _PRIVATE = ("TAXIWAY_BROKER", "TAXIWAY_AMQP", "TAXIWAY_SECRET", "TAXIWAY_PRODUCER_SECRET")
@@ -64,7 +64,7 @@ class Child:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         shared = shared_memory()
         self._channel: Channel | None = Channel(ours, shared)
-        self._channel.set_timeout(LOOK)
+        self._channel.set_timeout(CHECK_EVERY)
         with its:
             try:
                 self._process = _start(its.fileno(), shared)
@@ -127,13 +127,13 @@ class Child:
         return 0
 
     def end(self) -> int:
-        """Kill the process and its descendants within `GRACE`; returns its exit status as in `subprocess`."""
+        """Kill the process and its descendants within `KILL_AFTER`; returns its exit status as in `subprocess`."""
         with self._ending:
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None
                 _signal_group(self.pid, signal.SIGTERM)
-                end = time.monotonic() + GRACE
+                end = time.monotonic() + KILL_AFTER
                 while not _has_ended(self.pid) and time.monotonic() < end:
                     time.sleep(0.001)
                 _signal_group(
@@ -236,7 +236,7 @@ def _has_ended(pid: int) -> bool:
 
 def _status(pid: int, process: subprocess.Popen[bytes]) -> int:
     """The exit status of a process that closed its end and has exited or is about to. It is not reaped."""
-    end = time.monotonic() + GRACE
+    end = time.monotonic() + KILL_AFTER
     while time.monotonic() < end:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if ended is not None:
@@ -260,7 +260,7 @@ def _signal_group(group: int, which: signal.Signals) -> None:
 
 def _reap(group: int) -> None:
     """Reap descendants that the callable left to this process, which is then the container's init."""
-    end = time.monotonic() + GRACE
+    end = time.monotonic() + KILL_AFTER
     with suppress(ChildProcessError):
         while time.monotonic() < end:
             if os.waitpid(-group, os.WNOHANG)[0] == 0:

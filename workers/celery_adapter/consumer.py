@@ -20,7 +20,7 @@ from workers.celery_adapter.strategy import guarded
 logger = logging.getLogger(__name__)
 
 
-REFUSED = os.EX_NOPERM
+EXIT_REFUSED = os.EX_NOPERM
 """Exit status of a worker whose account at the broker lacks a right."""
 
 
@@ -58,7 +58,7 @@ class LoneConsumer(Consumer):
             logger.critical(
                 "the account at the broker lacks a right; worker exits", extra={"error": str(exc), "hint": hint}
             )
-            raise WorkerShutdown(REFUSED) from exc
+            raise WorkerShutdown(EXIT_REFUSED) from exc
         super().on_connection_error_after_connected(exc)
 
 

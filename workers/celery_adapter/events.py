@@ -22,7 +22,7 @@ SHOWN = 128
 AT_MOST = 500
 """Events in one group; a full group is sent at once."""
 
-KEPT = 50_000
+EVENTS_KEPT = 50_000
 """Events that wait while the broker is unavailable; the oldest are dropped."""
 
 _RESULT = b'"result":'
@@ -72,7 +72,7 @@ class TaskEvents:
         self._publish = publish
         self._clock = clock
         self._hostname = hostname
-        self._waiting: deque[TaskEvent] = deque(maxlen=KEPT)
+        self._waiting: deque[TaskEvent] = deque(maxlen=EVENTS_KEPT)
 
     def add(self, event: TaskEvent) -> None:
         """Let an event wait to be sent. Any thread may."""

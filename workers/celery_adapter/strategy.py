@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 
 from broker.valkey import run
 from broker.valkey.claims import Verdict
-from broker.valkey.endings import REFUSED, Ending, finish_call
+from broker.valkey.endings import REFUSED_TOKEN, Ending, finish_call
 from broker.valkey.worker_store import WorkerStore
 from tasks.ticket import Ticket, TicketError, ticket_for
 from taxiway.contract.job import JobState, failure_meta, state_of
@@ -209,7 +209,7 @@ def _end(store: WorkerStore, context: WorkerContext, message: Any, reason: str) 
     except TicketError:
         job = (message.headers or {}).get("id")
         if is_name(job):
-            store.finish([_ending(job, misplaced(class_of(message)), REFUSED)])
+            store.finish([_ending(job, misplaced(class_of(message)), REFUSED_TOKEN)])
         return
     _, (claim,) = store.claim([(ticket.job, ticket.deadline_at)])
     if claim.verdict is Verdict.RUN:

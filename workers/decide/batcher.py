@@ -101,7 +101,7 @@ def form(ordered: Iterable[Row], policy: BatchPolicy, takes: Takes, now: float) 
     """
     rows = list(islice(waiting := iter(ordered), policy.max_batch))
     forming = _Forming(rows, policy, takes)
-    full = forming.batch(range(len(rows)), _IDLE)
+    full = forming.batch(range(len(rows)), _NEVER_LATE)
     if not rows or forming.in_time(full, now):
         return list(full)
     rows += islice(waiting, policy.max_batch)
@@ -109,7 +109,7 @@ def form(ordered: Iterable[Row], policy: BatchPolicy, takes: Takes, now: float) 
     if not hopeful:
         return list(full)
     first = forming.batch(hopeful, now)
-    behind = forming.batch(hopeful[len(first) :], _IDLE)
+    behind = forming.batch(hopeful[len(first) :], _NEVER_LATE)
     if not behind or forming.in_time(behind, now + forming.seconds(first)):
         return list(first)
     others = [forming.batch(hopeful[2**n :], now) for n in range((len(hopeful) - 1).bit_length())]
@@ -118,7 +118,7 @@ def form(ordered: Iterable[Row], policy: BatchPolicy, takes: Takes, now: float) 
     return list(best if worth(best) > GIVE_UP * worth(first) else first)
 
 
-_IDLE = -math.inf  # a start at which no row will be late
+_NEVER_LATE = -math.inf  # a start at which no row will be late
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class _Forming:
         """The first of these rows, and as many of those behind it as fit into `max_run` and are in time."""
 
         def fits(rows: int) -> bool:
-            return self._short(waiting[:rows]) and (start == _IDLE or self.in_time(waiting[:rows], start))
+            return self._short(waiting[:rows]) and (start == _NEVER_LATE or self.in_time(waiting[:rows], start))
 
         most = min(len(waiting), self.policy.max_batch)
         if most <= 1 or fits(most):

@@ -31,7 +31,7 @@ _RATIO = 0.1  # weight of the newest answer in the ratio, once there are ten
 _OUTLIER = 4.0  # times the current ratio: cap of a single answer's effect on it
 _ANCHOR = 0.1  # weight of each point at which the profile holds, an answer weighing 1 on average
 _SHORT, _LONG = 16.0, 4096.0  # tokens of the prompts at these points
-_LEAST = 1e-6  # seconds
+_SHORTEST_STEP = 1e-6  # seconds
 
 Numbers = tuple[float, ...]
 
@@ -97,19 +97,19 @@ def curve_of(learned: Learned, profile: Profile, slots: int) -> Profile:
 
 
 def _observed(law: Law, features: Numbers, prior: Numbers, seconds: float) -> Law:
-    seconds = max(seconds, _LEAST)
+    seconds = max(seconds, _SHORTEST_STEP)
     weight = seconds**-2
     size = len(features)
     gram = law.gram or (0.0,) * (size * size)
     moment = law.moment or (0.0,) * size
     outer = [one * other for one in features for other in features]
-    predicted = max(_dot(prior, features), _LEAST)
+    predicted = max(_dot(prior, features), _SHORTEST_STEP)
     count = law.count + 1
     counted = seconds / predicted if count == 1 else min(seconds / predicted, _OUTLIER * law.ratio)
     return Law(
         tuple(_KEEP * had + weight * more for had, more in zip(gram, outer, strict=True)),
         tuple(_KEEP * had + weight * seconds * one for had, one in zip(moment, features, strict=True)),
-        max(law.ratio + max(_RATIO, 1 / count) * (counted - law.ratio), _LEAST),
+        max(law.ratio + max(_RATIO, 1 / count) * (counted - law.ratio), _SHORTEST_STEP),
         count,
     )
 
@@ -121,7 +121,7 @@ def _solved(law: Law, prior: Numbers, points: Sequence[Numbers]) -> list[float]:
     scaled = [law.ratio * one for one in prior]
     usual = law.gram[0] / min(law.count, 1 / (1 - _KEEP))  # an observation's weight: the first feature is 1
     for point in points:
-        at, seconds = np.array(point), max(_dot(scaled, point), _LEAST)
+        at, seconds = np.array(point), max(_dot(scaled, point), _SHORTEST_STEP)
         weight = _ANCHOR * min(seconds**-2, usual)
         gram = gram + weight * np.outer(at, at)
         moment = moment + weight * seconds * at
@@ -141,7 +141,7 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
 
 MINUTE = 60.0
 
-_MOST = 1e12
+_LARGEST_FIGURE = 1e12
 """Largest figure that a header may state; a larger one is taken for none."""
 
 _ROUNDING = 1e-9
@@ -258,4 +258,4 @@ def _figure(text: str) -> float | None:
     if _FIGURE.fullmatch(text) is None:
         return None
     value = float(text)
-    return value if value <= _MOST else None
+    return value if value <= _LARGEST_FIGURE else None

@@ -20,7 +20,7 @@ import numpy as np
 from tasks.heartbeat import ANY, three_digits
 from taxiway.contract.keys import LEVELS
 
-FEWEST = 1.0
+LEAST_REMAINING = 1.0
 """Minimum remaining seconds assumed for a batch at its predicted end: one heartbeat, until the next check."""
 
 
@@ -44,7 +44,7 @@ class Occupation:
 
         An overdue batch is assumed to need as long again as it is late.
         """
-        return unwanted * max(abs(self.predicted - (now - self.began)), FEWEST) if unwanted else 0.0
+        return unwanted * max(abs(self.predicted - (now - self.began)), LEAST_REMAINING) if unwanted else 0.0
 
 
 Job = TypeVar("Job", bound=Hashable)
@@ -71,7 +71,7 @@ def unfinished(stints: Iterable[Stint[Job]], left: float) -> set[Job]:
     return late
 
 
-WINDOW = 60.0
+BATCHES_COUNT = 60.0
 """Seconds in which batches count."""
 
 RARE = 0.02
@@ -98,7 +98,7 @@ def blocking_by_model(newest: Iterable[tuple[float, str, float]], now: float, de
     """
     taken: defaultdict[str, list[float]] = defaultdict(list)
     for began, model, seconds in newest:
-        if began <= now - WINDOW:
+        if began <= now - BATCHES_COUNT:
             break
         taken[model].append(seconds)
     if not taken:
@@ -110,7 +110,7 @@ def blocking_by_model(newest: Iterable[tuple[float, str, float]], now: float, de
 
 
 def _blocking(others: list[float], devices: int) -> float:
-    if sum(others) <= RARE * WINDOW * devices:
+    if sum(others) <= RARE * BATCHES_COUNT * devices:
         return 0.0
     return three_digits(float(np.quantile(others, BLOCKING_QUANTILE)))
 
@@ -125,7 +125,7 @@ _WEIGHT = 0.1  # of the newest batch in the pace, once there are ten
 _OUTLIER = 4.0  # times the current pace: cap of a single batch's effect on the pace
 _KEEP = 0.99  # decay of the histogram per batch: about the last hundred count
 _ENOUGH = 10  # batches before drift is reported
-_STEP = 2 ** (1 / 8)  # width of a bin: a quantile is read to 9 %, upwards
+_BIN_WIDTH = 2 ** (1 / 8)  # width of a bin: a quantile is read to 9 %, upwards
 _LOWEST = 1 / 4  # upper edge of the first bin, of observed over predicted · pace
 _BINS = 81  # up to 256, as what is expected in 0.1 ms may wait for 25; what is slower counts in the last bin
 
@@ -227,12 +227,12 @@ def _residual(histogram: Histogram) -> float:
     for place, weight in enumerate(histogram):
         seen += weight
         if seen >= wanted:
-            return max(1.0, _LOWEST * _STEP**place)
-    return _LOWEST * _STEP ** (_BINS - 1)
+            return max(1.0, _LOWEST * _BIN_WIDTH**place)
+    return _LOWEST * _BIN_WIDTH ** (_BINS - 1)
 
 
 def _place(ratio: float) -> int:
     """The bin of a ratio: the first whose upper edge is not below it."""
     if ratio <= _LOWEST:
         return 0
-    return min(_BINS - 1, math.ceil(math.log(ratio / _LOWEST) / math.log(_STEP) - 1e-9))
+    return min(_BINS - 1, math.ceil(math.log(ratio / _LOWEST) / math.log(_BIN_WIDTH) - 1e-9))

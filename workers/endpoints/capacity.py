@@ -146,7 +146,7 @@ class EndpointUse:
         self._at = now
 
 
-LONGEST = 0.5
+LONGEST_TURN = 0.5
 """Seconds that a row waits in its slot for its turn; for longer its job returns to the queue, where it may be moved."""
 
 
@@ -193,7 +193,7 @@ class RateGate:
             EndpointError: that takes too long; it says how long.
         """
         while (wait := self._rates.wait(size, time.monotonic())) > 0:
-            if wait > LONGEST:
+            if wait > LONGEST_TURN:
                 raise EndpointError(FaultKind.BUSY, f"rate limit of the endpoint: next request in {wait:.3g} s", wait)
             await asyncio.sleep(wait)
         self._rates = self._rates.taken(size, time.monotonic())

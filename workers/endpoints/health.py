@@ -223,10 +223,10 @@ class EndpointHealth:
 METRICS, SLOTS = "/metrics", "/slots"
 """Paths at an engine's root: metrics in Prometheus's text format, and llama.cpp's list of slots."""
 
-FULL = 0.97
+FULL_CACHE = 0.97
 """Share of its cache from which on an engine gets no further request: it would evict others."""
 
-_MOST = 1e6  # requests; more is not believed
+_MOST_REQUESTS = 1e6  # requests; more is not believed
 _Figure = Literal["running", "waiting", "cache"]
 
 _FIGURES: Mapping[str, _Figure] = {
@@ -266,8 +266,8 @@ def read_metrics(body: bytes) -> EngineLoad | None:
     if not found:
         return None
     return EngineLoad(
-        running=round(min(sum(found.get("running", ())), _MOST)),
-        waiting=round(min(sum(found.get("waiting", ())), _MOST)),
+        running=round(min(sum(found.get("running", ())), _MOST_REQUESTS)),
+        waiting=round(min(sum(found.get("waiting", ())), _MOST_REQUESTS)),
         cache=min(max(found.get("cache", ()), default=0.0), 1.0),
     )
 
@@ -282,7 +282,7 @@ def read_slots(body: bytes) -> EngineLoad | None:
 
 def is_full(engine: EngineLoad | None) -> bool:
     """Whether a further request would wait in the engine, where it cannot be moved."""
-    return engine is not None and (engine.waiting > 0 or engine.cache >= FULL)
+    return engine is not None and (engine.waiting > 0 or engine.cache >= FULL_CACHE)
 
 
 def _name(line: str) -> str:
@@ -290,7 +290,7 @@ def _name(line: str) -> str:
 
 
 def _bounded(value: float) -> float:
-    return min(max(value, 0.0), _MOST) if math.isfinite(value) else 0.0
+    return min(max(value, 0.0), _MOST_REQUESTS) if math.isfinite(value) else 0.0
 
 
 class Target:

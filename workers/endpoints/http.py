@@ -19,7 +19,7 @@ from taxiway.errors import TaxiwayError
 from workers.endpoints.protocol import MAX_REFUSAL, EndpointError, Exchange, FaultKind, Tell, refused, unready
 from workers.port import Row
 
-KEPT = 4.0
+IDLE_CONNECTION = 4.0
 """Seconds that an idle connection is kept: uvicorn, before vLLM and others, closes them after 5."""
 
 MAX_LIST = 4 * 2**20
@@ -85,7 +85,7 @@ class EndpointLink:
         resolver = None if self._address is None else OneAddress(self._address)
         tls = True if self._tls is None else self._tls
         connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEPT, ssl=tls, resolver=resolver, ttl_dns_cache=RESOLVED_FOR
+            limit=0, keepalive_timeout=IDLE_CONNECTION, ssl=tls, resolver=resolver, ttl_dns_cache=RESOLVED_FOR
         )
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=self._stall)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)

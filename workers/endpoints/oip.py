@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
-from tasks.models.discovered import MOST, Announced, fits, tensor
+from tasks.models.discovered import MOST_MODELS, Announced, fits, tensor
 from tasks.models.model import Datatype, Model, TensorSpec, Variant
 from taxiway.contract.tensors import HEADER, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
@@ -112,7 +112,7 @@ def discover() -> Discovery:
     """See `protocol.EndpointProtocol`. A model without a batch axis in each tensor is left out."""
     index = _read(_index, (yield "POST", "/v2/repository/index"))
     found: dict[str, Announced] = {}
-    for one in index[:MOST]:
+    for one in index[:MOST_MODELS]:
         if one.state in ("", "READY") and one.name not in found:
             described = _read(_metadata, (yield "GET", f"/v2/models/{quote(one.name, safe='')}"))
             announced = Announced("tensors", _specs(described.inputs), _specs(described.outputs))

@@ -20,7 +20,7 @@ import numpy as np
 from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, characters, most_tokens, read_chat
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
-from tasks.models.profiles import LONGEST
+from tasks.models.profiles import ANSWER_BOUND
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
 from taxiway.contract.deltas import Delta, SentMessage
 from taxiway.contract.job import Tokens
@@ -358,20 +358,20 @@ def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameter
     chat = read_chat(row.get(model.inputs[0].name), field)
     if refused := variant.refuses(asks(chat)):  # what a router could not read
         raise wrong_field(field, "what the endpoint honours or forwards", refused, asked=refused)
-    limit = clamped(answer_limit(chat) or int(parameters[LONGEST]))
+    limit = clamped(answer_limit(chat) or int(parameters[ANSWER_BOUND]))
     most = Tokens(input=most_tokens(chat) or 0, output=limit)
     size = (characters(chat) or 0) // CHARACTERS_PER_TOKEN + limit
     if "max_completion_tokens" not in chat:
         chat["max_tokens"] = limit
     chat["messages"] = [_with_images(message) for message in chat["messages"]]
-    return _streamed("/chat/completions", name, chat, size, {**parameters, LONGEST: limit}, most)
+    return _streamed("/chat/completions", name, chat, size, {**parameters, ANSWER_BOUND: limit}, most)
 
 
 def _prepare_prompt(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     prompt = read_text(model.inputs[0].name, row)
     given = {key: value for key, value in parameters.items() if value is not None}
-    size = len(prompt) // CHARACTERS_PER_TOKEN + int(parameters[LONGEST])
-    most = Tokens(input=_most_read(prompt), output=int(parameters[LONGEST]))
+    size = len(prompt) // CHARACTERS_PER_TOKEN + int(parameters[ANSWER_BOUND])
+    most = Tokens(input=_most_read(prompt), output=int(parameters[ANSWER_BOUND]))
     if variant.entry == _COMPLETIONS:
         return _streamed("/completions", name, {"prompt": prompt, **given}, size, parameters, most)
     if (likely := given.get(_LOGPROBS)) is not None:

@@ -46,7 +46,7 @@ _UNREADY = (400, 503)
 
 _TRACEBACK = "Traceback (most recent call last)"
 
-_MOST = 500  # characters of an engine's message
+_MESSAGE_LENGTH = 500  # characters of an engine's message
 
 MAX_REFUSAL = 64 * 2**10
 """Bytes that are read of a refusal."""
@@ -130,7 +130,7 @@ def _message(body: bytes) -> tuple[str, tuple[Any, ...]]:
 def _cause(text: str) -> str:
     """The text; of a traceback, which callers do not need, the last line."""
     text = text.strip()
-    return cut(text.rpartition("\n")[2] if _TRACEBACK in text else text, _MOST)
+    return cut(text.rpartition("\n")[2] if _TRACEBACK in text else text, _MESSAGE_LENGTH)
 
 
 MAX_ANSWER = 256 * 2**20

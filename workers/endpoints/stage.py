@@ -50,13 +50,13 @@ from workers.stages.queues import DeviceQueue, Shared
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.05
+SLOT_POLL = 0.05
 """Seconds between two looks for jobs that Celery's remote control revoked; cancellations arrive at once."""
 
 ABSENT = 1.0
 """Seconds for which a job is kept from its queue whose model the endpoint does not list."""
 
-_IDLE = 1.0  # seconds; any arrival ends the wait
+_IDLE_WAIT = 1.0  # seconds; any arrival ends the wait
 
 
 class EndpointStage:
@@ -172,7 +172,7 @@ class EndpointStage:
     async def _turn(self, news: asyncio.Event) -> None:
         """Wait for news, and act on it."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TICK if self._tasks else _IDLE):
+            async with asyncio.timeout(SLOT_POLL if self._tasks else _IDLE_WAIT):
                 await news.wait()
         news.clear()
         self._turned = time.monotonic()

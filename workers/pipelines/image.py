@@ -34,7 +34,7 @@ MARGIN = 32
 """Pixels: the crop is side / (side + MARGIN) of the shorter side, as EfficientNet was evaluated (Tan and Le 2019)."""
 
 _BEST = 5
-_SHOWN = 8  # bytes of an invalid image that the error shows
+_SHOWN_BYTES = 8  # bytes of an invalid image that the error shows
 _SCAN = b"\xff\xda"  # the marker of a scan; inside image data 0xff is followed only by 0x00 or a restart marker
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
@@ -111,9 +111,8 @@ def decode(value: object, side: int) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error)) from error
     except UnidentifiedImageError as error:
-        message = (
-            f"inputs.image: expected a JPEG or PNG, got {len(value)} bytes that begin with {bytes(value[:_SHOWN])!r}"
-        )
+        begin = bytes(value[:_SHOWN_BYTES])
+        message = f"inputs.image: expected a JPEG or PNG, got {len(value)} bytes that begin with {begin!r}"
         raise InvalidRequestError(message, field="inputs.image") from error
     except _BROKEN as error:
         message = f"inputs.image: expected a valid JPEG or PNG, got a corrupt one: {text_of(error)}"

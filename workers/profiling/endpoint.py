@@ -14,7 +14,7 @@ import numpy as np
 from tasks.document import Size
 from tasks.endpoints import Endpoint
 from tasks.models.model import Model
-from tasks.models.profiles import LONGEST, Measurement, Residuals, generates, ran_size
+from tasks.models.profiles import ANSWER_BOUND, Measurement, Residuals, generates, ran_size
 from taxiway.errors import TaxiwayError
 from workers.decide.endpoints import Learned, after, curve_of
 from workers.device import Device
@@ -26,7 +26,7 @@ from workers.profiling.report import MeasuredOutcome
 PROMPTS = (16, 256, 1024)
 """Tokens of the prompts, as far as the model takes them."""
 
-ANSWER = 32
+ANSWER_TOKENS = 32
 """Most tokens of an answer."""
 
 ROUNDS, QUICK_ROUNDS = 6, 2
@@ -78,7 +78,7 @@ async def _outcome(link: EndpointLink, endpoint: Endpoint, model: Model, variant
         return MeasuredOutcome(model=model.id, variant=variant, skipped=f"no inputs can be made for {model.pipeline}")
     protocol, runs = open_protocol(endpoint.protocol), []
     beside = min(endpoint.slots, _BESIDE)
-    prompts = [tokens for tokens in PROMPTS if tokens + ANSWER <= model.buckets[-1]] or [1]
+    prompts = [tokens for tokens in PROMPTS if tokens + ANSWER_TOKENS <= model.buckets[-1]] or [1]
     try:
         for tokens in prompts * rounds:
             for rows in sorted({1, beside}):
@@ -142,4 +142,4 @@ def _row(model: Model, tokens: int) -> Row:
 
 def _parameters(model: Model) -> dict[str, object]:
     given = {name: spec.default for name, spec in model.parameters.items()}
-    return {**given, LONGEST: ANSWER} if generates(model) else given
+    return {**given, ANSWER_BOUND: ANSWER_TOKENS} if generates(model) else given

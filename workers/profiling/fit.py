@@ -24,8 +24,8 @@ class RunBudget:
     most: int
 
 
-FULL = RunBudget(budget=60.0, fewest=3, most=25)
-QUICK = RunBudget(budget=12.0, fewest=2, most=9)
+FULL_BUDGET = RunBudget(budget=60.0, fewest=3, most=25)
+QUICK_BUDGET = RunBudget(budget=12.0, fewest=2, most=9)
 
 
 def grid(model: Model, max_rows: int) -> list[tuple[int, int]]:

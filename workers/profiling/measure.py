@@ -33,7 +33,7 @@ from workers.device import Device, DeviceMissingError, find_device, memory_free
 from workers.executor import Executor
 from workers.learned import Loaded
 from workers.port import Item, ModelLoadError, Pipeline, Row, import_runtime
-from workers.profiling.fit import FULL, QUICK, RunBudget, Timed, fit, grid, repeats, residuals, rounded
+from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET, RunBudget, Timed, fit, grid, repeats, residuals, rounded
 
 CALM = 0.05
 """Largest share of a run that its threads may wait for a processor if it counts as undisturbed."""
@@ -269,7 +269,7 @@ def main(
         ArtefactStore(cache).files(described, variant)  # fetching and conversion are not part of loading
         found = find_device(bench_class(kind), device, emulate=False)
         subject = Subject(described, variant, found, ArtefactStore(cache), max_rows)
-        measurement = measure(subject, QUICK if quick else FULL, _send_progress)
+        measurement = measure(subject, QUICK_BUDGET if quick else FULL_BUDGET, _send_progress)
     except (ArtefactError, ModelLoadError, SizeError, TaxiwayError, DeviceMissingError) as error:
         _send(ProgressMessage(error=str(error)))
         sys.exit(1)

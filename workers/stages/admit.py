@@ -244,7 +244,7 @@ Contents = Mapping[str, Buffer | None]
 Fetch = Callable[[Sequence[Reference]], Contents]
 """Fetches the bytes of references."""
 
-AT_ONCE = 4 * 2**20
+FETCHED_BYTES = 4 * 2**20
 """Bytes of blobs fetched together: the memory used besides the largest single request."""
 
 _decode_message = msgspec.json.Decoder(_Message).decode
@@ -314,7 +314,7 @@ class JobReader:
         for delivery in deliveries:
             refers = referred(delivery.body)
             more = sum(reference.bytes for reference in refers)
-            if found and more and size + more > AT_ONCE:
+            if found and more and size + more > FETCHED_BYTES:
                 yield group, self._contents(found)
                 group, found, size = [], [], 0
             group.append(delivery)

@@ -31,7 +31,7 @@ from workers.stages.queues import DeviceDriver, Shared
 
 logger = logging.getLogger(__name__)
 
-LOOK = 1.0
+LONGEST_WAIT = 1.0
 """Maximum seconds of one wait for messages: a connection may have died silently."""
 
 _REST = 0.0002
@@ -102,8 +102,8 @@ class FetchStage:
     def _fetch(self) -> None:
         self._resumed.wait()
         queues = self._queues() if self._resumed.is_set() else []
-        short = self._shared.endings.wait_until_short(LOOK)
-        room = self._device.wait_for_room(LOOK) if short else 0
+        short = self._shared.endings.wait_until_short(LONGEST_WAIT)
+        room = self._device.wait_for_room(LONGEST_WAIT) if short else 0
         receiving = self._shared.celery.receiving
         room -= receiving
         if not queues or room <= 0:
@@ -120,7 +120,7 @@ class FetchStage:
 
     def _wait(self, queues: Sequence[str], levels: int, room: int, *, says_room: bool) -> None:
         """Wait for messages, and pass them on."""
-        longest = LOOK if levels == LEVELS else self._device.ahead / _LOOKS
+        longest = LONGEST_WAIT if levels == LEVELS else self._device.ahead / _LOOKS
         fetches = self._queue.wait(queues, longest, levels, room if says_room else 0)
         self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < room, False
         for fetched in fetches:

@@ -49,7 +49,7 @@ from workers.stages.results import answer_of, generated_by
 
 logger = logging.getLogger(__name__)
 
-_MOST = 64
+_ENDINGS_A_WRITE = 64
 """Endings per write: their clients and routers proceed while the store writes the next ones."""
 
 Answer = TypeVar("Answer")
@@ -108,8 +108,8 @@ class FinishStage:
         """Serve until stopped."""
         while True:
             endings, last = self._inbox.take()
-            for start in range(0, len(endings), _MOST):
-                some = endings[start : start + _MOST]
+            for start in range(0, len(endings), _ENDINGS_A_WRITE):
+                some = endings[start : start + _ENDINGS_A_WRITE]
                 with self._writing:
                     self._finish(some)
                 self._inbox.wrote(len(some))

@@ -18,7 +18,7 @@ from workers.stages.job import CeleryWorker, Delivery
 logger = logging.getLogger(__name__)
 
 _LISTEN = 1.0  # seconds for which one call listens
-_PAUSE = 0.5  # seconds before a retry while the store is unavailable
+_RETRY_PAUSE = 0.5  # seconds before a retry while the store is unavailable
 
 
 class HeldJobs:
@@ -137,7 +137,7 @@ class Cancellations:
                 for job in self._store.cancelled(_LISTEN):
                     self._mark(job)
             except BrokerUnavailableError:  # logged by the heartbeat
-                self._stopping.wait(_PAUSE)
+                self._stopping.wait(_RETRY_PAUSE)
 
     def stop(self) -> None:
         """End `run`, immediately if the store answers. Thread-safe."""

@@ -13,7 +13,7 @@ from workers.learned import Loaded
 from workers.stages.job import RunningJob
 from workers.stages.lane import Key, Lane, Urgency, key_of, urgency
 
-_IDLE = 60.0  # seconds; any arrival ends the wait
+_IDLE_WAIT = 60.0  # seconds; any arrival ends the wait
 
 
 class Lanes:
@@ -58,7 +58,7 @@ class Lanes:
         due = [lane for wait, lane in waits if wait <= 0]
         if due:
             return min(due, key=Lane.turn), 0.0
-        return None, max(min((wait for wait, _ in waits), default=_IDLE), 0.0001)
+        return None, max(min((wait for wait, _ in waits), default=_IDLE_WAIT), 0.0001)
 
     def more_urgent(self, job: RunningJob, now: float) -> Lane | None:
         """The lane with the most urgent due batch that runs in this process and precedes the job."""

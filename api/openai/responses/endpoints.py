@@ -40,10 +40,10 @@ from api.storage.objects import Page, owner_of, page_of
 from taxiway.contract.job import Result
 from taxiway.errors import wrong_field
 
-MOST = 100
+LISTED_ITEMS = 100
 """Items in one page of a response's input."""
 
-_Limit = Annotated[int, Parameter(description="Items per page.", ge=1, le=MOST)]
+_Limit = Annotated[int, Parameter(description="Items per page.", ge=1, le=LISTED_ITEMS)]
 _After = Annotated[str, Parameter(description="The id of the last item of the previous page.")]
 _Stream = Annotated[bool, Parameter(description="As server-sent events, from the first one on.")]
 _StartingAfter = Annotated[

@@ -28,8 +28,8 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelle
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 256  # of them looked for by one call
-_LOOK = 2.0  # seconds between two looks for responses that ended while no router waited for them
+_RESPONSES_A_CALL = 256  # of them looked for by one call
+_CHECK_EVERY = 2.0  # seconds between two looks for responses that ended while no router waited for them
 
 decode_response = msgspec.json.Decoder(StoredResponse).decode
 
@@ -122,7 +122,7 @@ class Responses:
             while True:
                 with contextlib.suppress(FleetUnavailable):
                     await self._look()
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_CHECK_EVERY)
         finally:
             for task in self._waits.values():
                 task.cancel()
@@ -132,8 +132,8 @@ class Responses:
         """End the responses whose jobs have ended, if no caller here waits for them."""
         names = await self._objects.open_responses(self._router.store.clock.stored_now() - self._limits.keep_response)
         names = [name for name in names if name not in self._waits]
-        for start in range(0, len(names), _AT_ONCE):
-            page = names[start : start + _AT_ONCE]
+        for start in range(0, len(names), _RESPONSES_A_CALL):
+            page = names[start : start + _RESPONSES_A_CALL]
             metas = await self._router.store.jobs.results([name.removeprefix(PREFIX) for name in page])
             for name, meta in zip(page, metas, strict=True):
                 if meta is not None:

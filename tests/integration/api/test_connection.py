@@ -99,7 +99,7 @@ def read(connection: socket.socket) -> bytes:
 
 
 def test_a_client_that_falls_silent_after_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.server._SILENT", 1)
+    monkeypatch.setattr("api.server._IDLE_CONNECTION", 1)
     with served() as server, connected(server.port) as client:
         client.sendall(GET)
         assert read(client).count(b"HTTP/1.1 ") == 1

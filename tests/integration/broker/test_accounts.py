@@ -36,7 +36,7 @@ from tests.guarded import Guarded, guarded_valkey
 from tests.producing import stop_listening
 from tests.routing import router_process
 from tests.working import CLASS, QUEUES, worker_process, worker_settings
-from workers.celery_adapter.consumer import REFUSED
+from workers.celery_adapter.consumer import EXIT_REFUSED
 
 OTHERS = ("SET", "elsewhere", "1")
 NEVER = ["CONFIG GET *", "FLUSHALL", "KEYS *", "SCAN 0", "RANDOMKEY", "ACL LIST", "CLIENT LIST", "MONITOR", "SAVE"]
@@ -160,7 +160,7 @@ def test_a_worker_whose_account_lacks_its_class_exits_and_says_what_was_refused(
         done = subprocess.run(
             command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
-    assert done.returncode == REFUSED
+    assert done.returncode == EXIT_REFUSED
     assert "the account at the broker lacks a right" in done.stderr
     assert f"LLEN {CLASS}" in done.stderr
 

@@ -12,7 +12,7 @@ import redis
 
 from broker.port import Outgoing
 from broker.valkey.claims import Verdict, alone_call, bill_call, release_call, renew_call, start_call
-from broker.valkey.endings import REFUSED, Ending
+from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import RefusedJob, list_refused_call
 from broker.valkey.presence import heartbeat_call
 from tasks.models.profiles import bin_of, predicted, read_lengths
@@ -398,8 +398,8 @@ def test_a_device_that_says_goodbye_is_gone(store: Store) -> None:
 
 def test_a_refused_job_is_listed_once_though_the_router_that_refused_it_died_before(store: Store) -> None:
     listing = list_refused_call({"j": RefusedJob("5.5", {"model": "none"})}, keep_record=120)
-    assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [1]
-    assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [0]  # another router, from the copy
+    assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED_TOKEN)) == [1]
+    assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED_TOKEN)) == [0]  # another router, from the copy
 
     for _ in range(2):
         store.run(listing)

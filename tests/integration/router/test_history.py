@@ -23,7 +23,7 @@ import taxiway
 from broker.valkey.endings import Ending
 from router.decide.classify import Needs
 from router.decide.explain import basis_text
-from router.decide.history import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of
+from router.decide.history import OBSERVED_AGES, SLICE, STATES, Arrivals, hour_of, slice_of
 from router.upkeep.recorder import Recorder
 from simulator.history import LAG, History
 from simulator.traces import read_trace
@@ -122,18 +122,18 @@ def test_jobs_are_recorded_with_what_became_of_them(fleet: Fleet) -> None:
 def test_a_job_that_ends_later_is_recorded_again_and_its_slice_is_left_alone_after_that(fleet: Fleet) -> None:
     fleet.accept("a", "b", after=1.0)
     fleet.finish("a")
-    for age in (40.0, AGAIN[0] + 1):
+    for age in (40.0, OBSERVED_AGES[0] + 1):
         fleet.now = fleet.began + age
         fleet.lead()
         assert states(fleet.read()) == ["succeeded", "queued"]
     fleet.finish("b", JobState.FAILED)
-    fleet.now = fleet.began + AGAIN[1] + 1
+    fleet.now = fleet.began + OBSERVED_AGES[1] + 1
 
     fleet.lead()
 
     assert states(fleet.read()) == ["succeeded", "failed"]
     fleet.store.client.delete(job_key("a"), job_key("b"))
-    fleet.now = fleet.began + AGAIN[2] + 1
+    fleet.now = fleet.began + OBSERVED_AGES[2] + 1
     fleet.lead()
     assert states(fleet.read()) == ["succeeded", "failed"]
 
@@ -144,7 +144,7 @@ def test_what_is_recorded_stays_when_records_expire_before_all_jobs_ended(fleet:
     fleet.now = fleet.began + 40
     fleet.lead()
     fleet.store.client.delete(job_key("a"))
-    fleet.now = fleet.began + AGAIN[0] + 1
+    fleet.now = fleet.began + OBSERVED_AGES[0] + 1
 
     fleet.lead()
 

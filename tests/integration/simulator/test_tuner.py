@@ -25,10 +25,10 @@ from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.history import LAG
 from simulator.traces import TraceError
 from simulator.tuning.command import FleetTuner
-from simulator.tuning.lease import LEASE, RENEW, Lease
+from simulator.tuning.lease import RENEW_EVERY, TUNER_LEASE, Lease
 from simulator.tuning.prior import parse_prior
 from simulator.tuning.recall import BLOCK, SOON
-from simulator.tuning.tuner import FIRST, PERIODS, REST, WINDOW, Trust
+from simulator.tuning.tuner import FIRST, PERIODS, PLAYED_WINDOW, REST, Trust
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.cli import USAGE
@@ -97,19 +97,19 @@ def test_after_a_change_the_plan_is_made_for_an_earlier_time_that_was_like_now(
     settings: Settings, store: Any, devices: None
 ) -> None:
     recent = SOON * BLOCK + LAG
-    record(store, recent + 3 * WINDOW)
-    record(store, recent + WINDOW, recent, rate=8)
+    record(store, recent + 3 * PLAYED_WINDOW)
+    record(store, recent + PLAYED_WINDOW, recent, rate=8)
     told = tune(settings)
     assert told["adopted"]
-    assert told["arrivals"] == pytest.approx(2 * (WINDOW + SOON * BLOCK), rel=0.1)
+    assert told["arrivals"] == pytest.approx(2 * (PLAYED_WINDOW + SOON * BLOCK), rel=0.1)
 
 
 def test_a_plan_is_tuned_early_once_requests_come_as_at_an_earlier_time(
     settings: Settings, store: Any, devices: None
 ) -> None:
     recent = SOON * BLOCK + LAG
-    record(store, recent + 2 * WINDOW)
-    record(store, recent + WINDOW, rate=8)
+    record(store, recent + 2 * PLAYED_WINDOW)
+    record(store, recent + PLAYED_WINDOW, rate=8)
     with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
         tuner.tune(dry_run=False)
         assert tuner._watch is not None
@@ -247,7 +247,7 @@ def test_another_tuner_follows_soon_after_one_was_killed(settings: Settings, sto
             assert b"tuner" in other.stdout.readline()
             assert holder() == killed
             first.kill()
-            eventually(lambda: holder() not in (b"", killed), within=LEASE * (1 + RENEW) + BUSY)
+            eventually(lambda: holder() not in (b"", killed), within=TUNER_LEASE * (1 + RENEW_EVERY) + BUSY)
     assert holder() == b""
 
 

@@ -25,7 +25,7 @@ from tests.waiting import BUSY, gone, until
 from workers.calling.callee import TEXT
 from workers.calling.channel import (
     INLINE,
-    KEPT,
+    SHARED_BYTES_KEPT,
     CallError,
     Channel,
     FormError,
@@ -34,7 +34,7 @@ from workers.calling.channel import (
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.child import GRACE, LOOK, Child
+from workers.calling.child import CHECK_EVERY, KILL_AFTER, Child
 
 DEEDS = Code("tests.callables.deeds:call")
 LIMIT = 256 * 2**20
@@ -135,7 +135,7 @@ def test_any_array_of_numbers_or_times_is_received_as_it_was_sent(
     np.testing.assert_array_equal(received, array)
 
 
-@pytest.mark.parametrize("size", [0, 1, INLINE, KEPT, 8 * KEPT])
+@pytest.mark.parametrize("size", [0, 1, INLINE, SHARED_BYTES_KEPT, 8 * SHARED_BYTES_KEPT])
 def test_values_of_any_size_are_received_as_they_were_sent(channels: tuple[Channel, Channel], size: int) -> None:
     parts = {"a": np.arange(size, dtype=np.uint8), "b": np.arange(size // 8, dtype=float)}
     for sender, receiver in (channels, channels[::-1], channels):  # the last time in memory that was given back
@@ -234,7 +234,7 @@ def test_a_call_without_a_waiter_is_ended_with_its_process(child: Child, notes: 
     began = time.monotonic()
     with pytest.raises(NotWantedError):
         ask(child, deed, 600, after(0.2, NotWantedError()))
-    assert time.monotonic() - began < 0.2 + GRACE + BUSY
+    assert time.monotonic() - began < 0.2 + KILL_AFTER + BUSY
     assert not child.alive and gone(child.pid)
     assert pids(notes, 1) == [child.pid]
 
@@ -312,4 +312,4 @@ def test_calls_use_no_file_in_dev_shm(child: Child) -> None:
 def test_a_look_is_taken_often(child: Child, notes: Path) -> None:
     looks: list[float] = []
     ask(child, "sleep", 1, lambda: looks.append(time.monotonic()))
-    assert len(looks) > 0.2 / LOOK
+    assert len(looks) > 0.2 / CHECK_EVERY

@@ -8,14 +8,14 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.objects.batch_turns import TURN, LineWindow, OpenBatch, next_batches
+from api.objects.batch_turns import TURN_SECONDS, LineWindow, OpenBatch, next_batches
 
 NOW = 1000.0
 TENANTS = ("lab", "shop", "press", "slow")
 
-batches = st.lists(st.tuples(st.sampled_from(TENANTS), st.booleans(), st.floats(NOW - 2 * TURN, NOW)), max_size=12).map(
-    lambda found: [OpenBatch(f"batch-{n}", *one) for n, one in enumerate(found)]
-)
+batches = st.lists(
+    st.tuples(st.sampled_from(TENANTS), st.booleans(), st.floats(NOW - 2 * TURN_SECONDS, NOW)), max_size=12
+).map(lambda found: [OpenBatch(f"batch-{n}", *one) for n, one in enumerate(found)])
 
 
 def test_one_batch_of_a_tenant_runs_before_the_second_one_of_another() -> None:
@@ -25,7 +25,7 @@ def test_one_batch_of_a_tenant_runs_before_the_second_one_of_another() -> None:
 
 
 def test_a_batch_that_would_begin_again_does_not_give_way_after_its_turn() -> None:
-    working, waiting = OpenBatch("a", "lab", True, NOW - TURN), OpenBatch("b", "shop", False, NOW)
+    working, waiting = OpenBatch("a", "lab", True, NOW - TURN_SECONDS), OpenBatch("b", "shop", False, NOW)
     assert next_batches([working, waiting], NOW, 1) == ["b"]
     assert next_batches([replace(working, loses=True), waiting], NOW, 1) == ["a"]
 
@@ -55,7 +55,7 @@ def test_no_batch_is_left_for_a_younger_one_of_its_tenant(batches: list[OpenBatc
 def test_every_tenant_gets_a_turn_before_any_gets_its_second(tenants: int, most: int) -> None:
     since, working, had = dict.fromkeys(range(tenants), 0.0), set[str](), Counter[str]()
     for turn in range(-(-tenants // most)):
-        now = turn * TURN
+        now = turn * TURN_SECONDS
         found = [OpenBatch(str(n), str(n), str(n) in working, since[n]) for n in range(tenants)]
         chosen = set(next_batches(found, now, most))
         since |= {n: now for n in since if (str(n) in chosen) != (str(n) in working)}

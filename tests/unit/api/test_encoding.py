@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.bodies import LEAST, Gzipped, inflate, takes_gzip
+from api.bodies import COMPRESSED_FROM, Gzipped, inflate, takes_gzip
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 
@@ -96,11 +96,11 @@ def answered(
     return dict(sent[0]["headers"]), b"".join(message["body"] for message in sent[1:])
 
 
-@given(st.lists(st.binary(max_size=2 * LEAST), min_size=1, max_size=4))
+@given(st.lists(st.binary(max_size=2 * COMPRESSED_FROM), min_size=1, max_size=4))
 def test_an_answer_arrives_as_it_was_and_is_compressed_from_the_least_size(pieces: list[bytes]) -> None:
     plain = b"".join(pieces)
     head, body = answered(pieces)
-    if len(plain) < LEAST:
+    if len(plain) < COMPRESSED_FROM:
         assert (head, body) == ({b"content-type": b"application/json", b"content-length": b"%d" % len(plain)}, plain)
         return
     assert (head[b"content-encoding"], head[b"vary"], gzip.decompress(body)) == (b"gzip", b"accept-encoding", plain)
@@ -111,5 +111,5 @@ def test_an_answer_arrives_as_it_was_and_is_compressed_from_the_least_size(piece
     "changed", [{"accepts": b"br"}, {"length": False}, {"kind": "text/event-stream"}, {"kind": "image/png"}], ids=str
 )
 def test_streams_and_answers_to_others_are_left_as_they_are(changed: dict[str, Any]) -> None:
-    head, body = answered([bytes(LEAST), bytes(LEAST)], **changed)
-    assert (body, b"content-encoding" in head) == (bytes(2 * LEAST), False)
+    head, body = answered([bytes(COMPRESSED_FROM), bytes(COMPRESSED_FROM)], **changed)
+    assert (body, b"content-encoding" in head) == (bytes(2 * COMPRESSED_FROM), False)

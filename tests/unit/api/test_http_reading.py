@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.inference.protocol import FEW, PIECE, read_infer, request_of
-from taxiway.contract.limits import AT_ONCE, ELEMENTS, LARGE, count_values
+from api.inference.protocol import DECODED_BYTES, DECODED_VALUES, read_infer, request_of
+from taxiway.contract.limits import ELEMENTS, LARGE, WHOLE_VALUES_DIVISOR, count_values
 from taxiway.contract.values import to_array
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 
-PADDING = json.dumps({"x": "x" * LARGE, "others": [0] * FEW})
+PADDING = json.dumps({"x": "x" * LARGE, "others": [0] * DECODED_VALUES})
 
 
 def body(data: object, shape: list[int], datatype: str = "FP32", large: bool = True) -> bytes:
@@ -74,7 +74,7 @@ def test_texts_hold_no_values_however_long_they_are(texts: list[str], numbers: i
 
 
 def test_numbers_at_the_seams_of_pieces_stay_whole() -> None:
-    values = list(range(10**6, 10**6 + 3 * PIECE // 8))
+    values = list(range(10**6, 10**6 + 3 * DECODED_BYTES // 8))
 
     assert read(body(values, [len(values)], "INT64")).tolist() == values
 
@@ -84,12 +84,12 @@ def test_truths_are_read_in_pieces_too() -> None:
 
 
 def test_beside_tensors_of_numbers_json_holds_a_fifth_of_the_values() -> None:
-    count = ELEMENTS - 2 * FEW
+    count = ELEMENTS - 2 * DECODED_VALUES
     numbers = body([0] * count, [count], "INT8")
-    texts = body(["a"] * (ELEMENTS // AT_ONCE + 1), [1], "BYTES")
+    texts = body(["a"] * (ELEMENTS // WHOLE_VALUES_DIVISOR + 1), [1], "BYTES")
 
     assert read(numbers).size == count
-    with pytest.raises(RequestTooLargeError, match=f"at most {ELEMENTS // AT_ONCE} values"):
+    with pytest.raises(RequestTooLargeError, match=f"at most {ELEMENTS // WHOLE_VALUES_DIVISOR} values"):
         read_infer(texts)
 
 

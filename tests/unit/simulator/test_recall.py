@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.decide.history import JOB, REFUSED, Arrivals
 from simulator.fleet import parse_fleet
 from simulator.traces import joined, synthetic_trace
-from simulator.tuning.recall import BLOCK, KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
+from simulator.tuning.recall import BLOCK, COUNTS_KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
 from simulator.tuning.twin import Window
 from simulator.workload import Workload, prepare
 
@@ -120,7 +120,7 @@ def test_times_that_were_not_observed_or_are_too_old_are_not_recalled() -> None:
     assert gap.alike(until, span) is None
     old = Traffic()
     old.add(whole, 0, until)
-    old.add(arrivals(until, until + KEPT, every), until, until + KEPT)
+    old.add(arrivals(until, until + COUNTS_KEPT, every), until, until + COUNTS_KEPT)
     assert old.alike(until, span) is None
 
 

@@ -22,9 +22,9 @@ from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
     HYSTERESIS,
-    PERIOD,
     PERIODS,
     REST,
+    TUNE_EVERY,
     WORSE,
     CellAnswers,
     Decision,
@@ -34,7 +34,7 @@ from simulator.tuning.tuner import (
     measured,
     plan_of,
 )
-from simulator.tuning.twin import FLOOR, MOST, RETURNS, WEIGHT, Twin, TwinConditions, Window
+from simulator.tuning.twin import FLOOR, MOST_ARRIVALS, RETURNS, WEIGHT, Twin, TwinConditions, Window
 from simulator.workload import SimulatedJob, Workload, jobs, prepare
 
 FLEET = """
@@ -233,14 +233,14 @@ def test_a_sampled_window_sees_what_changed_long_ago() -> None:
 
 def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> None:
     work = workload()
-    rows = np.sort(np.resize(np.arange(len(work)), 4 * MOST))
+    rows = np.sort(np.resize(np.arange(len(work)), 4 * MOST_ARRIVALS))
     trace = replace(work.trace.part(rows), arrival=np.linspace(0, 120, len(rows)))
     window = Window.latest(prepare(trace, work.fleet, seed=1), 120.0, 120.0)
     conditions = TwinConditions.usual(work.fleet, fresh(work.fleet))
 
     decision = Tuner(seed=1).tune(window, conditions, 120.0, plays=1, most=1)
 
-    assert len(window.jobs) == pytest.approx(MOST, rel=0.05)
+    assert len(window.jobs) == pytest.approx(MOST_ARRIVALS, rel=0.05)
     assert decision.plays <= 12
 
 
@@ -384,8 +384,8 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
     assert watch.due(100.0 + 3 * REST, pace, late)
     assert not watch.due(100.0 + 3 * REST - 1, pace, [], recalls=True)
     assert watch.due(100.0 + 3 * REST, pace, [], recalls=True)
-    assert not watch.due(100.0 + PERIOD - 1, pace, [])
-    assert watch.due(100.0 + PERIOD, pace, [])
+    assert not watch.due(100.0 + TUNE_EVERY - 1, pace, [])
+    assert watch.due(100.0 + TUNE_EVERY, pace, [])
 
 
 def test_a_plan_from_few_arrivals_is_tuned_again_when_twice_as_much_is_known() -> None:
@@ -409,7 +409,7 @@ def test_the_policy_drops_a_plan_that_is_worse_than_it_predicted() -> None:
     for _ in range(PERIODS):
         for _ in range(100):
             policy._trust.note((0, 0), timely=False)
-        policy._fails(run.pools, policy._trust.since + PERIOD + 1)
+        policy._fails(run.pools, policy._trust.since + TUNE_EVERY + 1)
     assert policy._tuner.assignment is None
 
 

@@ -8,7 +8,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.unit.tasks.test_profiles import MEASURED, MODEL, seconds
-from workers.profiling.fit import FULL, QUICK, FittedCurve, Timed, fit, grid, powers, repeats, residuals, thinned
+from workers.profiling.fit import (
+    FULL_BUDGET,
+    QUICK_BUDGET,
+    FittedCurve,
+    Timed,
+    fit,
+    grid,
+    powers,
+    repeats,
+    residuals,
+    thinned,
+)
 from workers.profiling.measure import CALM, ProgressMessage, TimedRun, least_disturbed
 from workers.profiling.report import MeasuredOutcome, formula, remarks
 
@@ -98,7 +109,7 @@ def test_a_grids_corners_come_first_and_no_batch_comes_twice() -> None:
     assert grid(msgspec.structs.replace(MODEL, buckets=(1,)), 1) == [(1, 1)]
 
 
-@given(seconds, st.floats(-10, 100), st.integers(0, 30), st.sampled_from([FULL, QUICK]))
+@given(seconds, st.floats(-10, 100), st.integers(0, 30), st.sampled_from([FULL_BUDGET, QUICK_BUDGET]))
 def test_a_batch_is_run_at_least_and_at_most_as_often_as_planned(
     batch: float, left: float, points_left: int, plan: Any
 ) -> None:

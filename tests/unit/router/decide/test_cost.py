@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import FULL, RESIDENCE, UNLEARNED, CandidateTable, build_table
+from router.decide.candidates import RESIDENCE, SHARED_ROWS, UNLEARNED, CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot
@@ -71,7 +71,7 @@ GENERATING = msgspec.structs.replace(
 )
 
 
-@pytest.mark.parametrize(("max_batch", "rows"), [(8, 8), (64, FULL)])
+@pytest.mark.parametrize(("max_batch", "rows"), [(8, 8), (64, SHARED_ROWS)])
 def test_a_generated_row_costs_its_share_of_a_full_batch_whatever_batch_it_has_now(max_batch: int, rows: int) -> None:
     topology = a_topology(cpu=msgspec.structs.replace(CLASS, max_batch=max_batch))
 

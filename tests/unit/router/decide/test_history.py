@@ -17,10 +17,10 @@ from broker.valkey.history import AcceptedGroup, Observed
 from router.decide.classify import Constraints, Needs, level_of
 from router.decide.explain import basis_text
 from router.decide.history import (
-    AGAIN,
     ENDED,
     JOB,
     NAMED,
+    OBSERVED_AGES,
     PRIORITIES,
     REFUSED,
     SETTLE,
@@ -217,7 +217,7 @@ def test_a_slice_is_observed_again_ever_later_while_a_job_of_it_has_not_ended() 
     while (at := again_at(BEGIN, some, now)) is not None:
         times.append(at - BEGIN)
         now = at
-    assert tuple(times) == AGAIN
+    assert tuple(times) == OBSERVED_AGES
     some.jobs["state"] = ENDED
     assert again_at(BEGIN, some, BEGIN + 40.0) is None
 

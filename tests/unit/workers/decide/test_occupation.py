@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from workers.decide.occupation import FEWEST, Occupation
+from workers.decide.occupation import LEAST_REMAINING, Occupation
 
 BATCH = Occupation(began=100.0, predicted=30.0)
 
 
 @pytest.mark.parametrize(
-    ("now", "left"), [(100.0, 30.0), (120.0, 10.0), (129.9, FEWEST), (130.0, FEWEST), (170.0, 40.0)]
+    ("now", "left"), [(100.0, 30.0), (120.0, 10.0), (129.9, LEAST_REMAINING), (130.0, LEAST_REMAINING), (170.0, 40.0)]
 )
 def test_a_batch_goes_on_for_what_its_profile_says_and_a_late_one_for_as_long_again_as_it_is_late(
     now: float, left: float

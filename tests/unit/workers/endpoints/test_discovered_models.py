@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.catalogue import Catalogue
-from tasks.models.discovered import MOST, Announced, discovered, discovered_by, fits, named, with_discovered
+from tasks.models.discovered import MOST_MODELS, Announced, discovered, discovered_by, fits, named, with_discovered
 from tasks.models.model import Model, TensorSpec, parse_model
 from tests.unit.tasks.test_catalogue import model as described
 from workers.endpoints import oip, openai
@@ -34,7 +34,7 @@ def asked(asking: Discovery, answers: dict[tuple[str, str], object]) -> dict[str
 @given(st.lists(st.text(max_size=80) | st.sampled_from(["a/Llama-3.1-8B", "b/llama-3.1-8b", "/models/x.gguf", "x"])))
 def test_every_name_is_one_of_a_model_and_stands_for_one_call(calls: list[str]) -> None:
     names = named(calls)
-    assert len(names) <= MOST
+    assert len(names) <= MOST_MODELS
     assert len(set(names.values())) == len(names)
     assert set(names.values()) <= set(calls)
     assert named(reversed(calls)) == names

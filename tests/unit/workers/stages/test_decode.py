@@ -16,7 +16,7 @@ from taxiway.contract.wire import request_body
 from taxiway.errors import InvalidRequestError, ResultExpiredError
 from tests.builders import a_class, a_delivery, a_ticket
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-from workers.stages.admit import AT_ONCE, JobReader
+from workers.stages.admit import FETCHED_BYTES, JobReader
 from workers.stages.job import Delivery
 
 CLASS = "cpu.batch"
@@ -58,7 +58,7 @@ def test_what_several_requests_refer_to_is_fetched_by_one_call() -> None:
 
 def test_large_blobs_are_fetched_apart_and_in_order() -> None:
     desk = Desk()
-    given = [b"a" * (AT_ONCE + 1), b"b" * AT_ONCE, b"c" * 20]
+    given = [b"a" * (FETCHED_BYTES + 1), b"b" * FETCHED_BYTES, b"c" * 20]
     assert desk.read(*map(desk.delivery, given)) == given
     assert [len(call) for call in desk.calls] == [1, 1, 1]
 
