@@ -211,7 +211,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     priority: Priority = "normal"
     """The level at which its requests wait: higher levels are served first. Example: high"""
     preemptible: bool = False
-    """Whether its requests may run on spot capacity, and be interrupted."""
+    """Whether its requests may run on spot capacity, and be interrupted: those that are running yield to more urgent
+    ones and go on later."""
     tier: Tier | None = None
     """The `service_tier` of OpenAI's API that selects it; each tier belongs to one service. Example: flex"""
 
@@ -289,6 +290,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Seconds, and twenty times its profile, after which a batch is abandoned and its worker ends itself."""
     attempts: Positive = 3
     """Runs without a result after which a job is dead-lettered."""
+    yield_within: Annotated[float, msgspec.Meta(gt=0)] = msgspec.field(name="yield", default=5.0)
+    """Seconds within which a running job that is asked to yield returns to its queue; later it is ended there."""
     memory_faults: Positive = 3
     """Jobs of a model in a row that ran out of memory after which a worker exits, if the model's example fails too."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from broker.port import Holder
 from broker.valkey import Call
 from taxiway.contract.job import JobState
-from taxiway.contract.keys import job_key, result_key
+from taxiway.contract.keys import cancelled_channel, job_key, result_key
+from taxiway.errors import bounded
 
 
 class Verdict(StrEnum):
@@ -85,9 +86,50 @@ def bill_call(bills: Iterable[tuple[str, str, float]]) -> Call:
 
 
 def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
-    """Renews claims, given by job and token; answers 1 for each that is still valid."""
+    """Renews claims, given by job and token; each answer is for `renewed`."""
     ids, tokens = zip(*claims, strict=True)
     return Call("jobs/renew", _records(ids), [lease, *tokens])
+
+
+@dataclass(frozen=True, slots=True)
+class YieldRequest:
+    """A running job is to keep what is done and return to its queue, within `seconds`, so that others run."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class YieldAsk:
+    """Asks the holder of a job, by its claim's `token`, to yield it; `waiting` is the job that is to have its place."""
+
+    job: str
+    token: str
+    reason: str
+    waiting: str = ""
+
+
+class YieldAnswer(IntEnum):
+    """What became of an ask, as jobs/yield.lua answers."""
+
+    NOT_WAITING = -1  # the job that was to have the place was taken by a worker, or ended
+    NOT_HELD = 0  # the claim is over, or its holder was asked before
+    ASKED = 1
+
+
+def yield_call(seconds: float, asks: Sequence[YieldAsk]) -> Call:
+    """Asks holders to yield their jobs within so many seconds; answers a `YieldAnswer` for each."""
+    keys = [job_key(job) for ask in asks for job in (ask.job, ask.waiting or ask.job)]
+    arguments = [part for ask in asks for part in (ask.token, bounded(ask.reason))]
+    return Call("jobs/yield", keys, [seconds, cancelled_channel(""), *arguments])
+
+
+def renewed(answer: int | bytes) -> YieldRequest | bool:
+    """Whether a claim is still valid, as jobs/renew.lua answers; a request to yield says that it is."""
+    if isinstance(answer, int):
+        return bool(answer)
+    seconds, _, reason = answer.decode().partition(" ")
+    return YieldRequest(float(seconds), reason)
 
 
 def release_call(claims: Iterable[tuple[str, str]], *, counts: bool = False) -> Call:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from broker.port import DeadLetter, Holder
 from broker.valkey.claims import (
     Claim,
+    YieldRequest,
     alone_call,
     bill_call,
     claim_answer,
@@ -19,6 +20,7 @@ from broker.valkey.claims import (
     read_history,
     release_call,
     renew_call,
+    renewed,
     start_call,
 )
 from broker.valkey.endings import Ending, finish_call
@@ -56,8 +58,16 @@ _BACKOFF = Backoff(0.05, 1.0)  # while the store is unavailable
 Answer = TypeVar("Answer")
 
 
+class Withdrawal(NamedTuple):
+    """A held job that was cancelled or expired; with a request, the claim of that `token` is to yield instead."""
+
+    job: str
+    token: str = ""
+    request: YieldRequest | None = None
+
+
 class WorkerStore:
-    """One worker's access to the state store. Thread-safe, except `cancelled`.
+    """One worker's access to the state store. Thread-safe, except `withdrawn`.
 
     Args:
         worker: the worker's name; claims carry it.
@@ -98,11 +108,11 @@ class WorkerStore:
         """Keep what was learned about an endpoint."""
         self._connections.call("SET", key, memory, "EX", _FACTS_KEPT)
 
-    def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
-        """Renew claims (job, token); returns for each, in order, whether it is still ours."""
+    def renew(self, claims: Sequence[tuple[str, str]]) -> Sequence[YieldRequest | bool]:
+        """Renew claims (job, token); returns for each, in order, whether it is still ours, and is to yield."""
         if not claims:
             return []
-        return [bool(one) for one in self._connections.run(renew_call(self.limits.lease, claims))]
+        return [renewed(one) for one in self._connections.run(renew_call(self.limits.lease, claims))]
 
     def release(self, claims: Sequence[tuple[str, str]], *, counts: bool = False) -> None:
         """Release claims (job, token); `counts` says whether their runs count as attempts."""
@@ -159,18 +169,18 @@ class WorkerStore:
         """Hold the worker's name for this process; 0 seconds leave it."""
         return lease_answer(self._connections.run(lease_call([name_key(self.worker)], process, seconds)))
 
-    def cancelled(self, longest: float) -> list[str]:
-        """Jobs held here that were cancelled or expired, as announced within `longest` seconds. For one thread."""
+    def withdrawn(self, longest: float) -> list[Withdrawal]:
+        """Jobs held here that ended or are to yield, as announced within `longest` seconds. For one thread."""
         with fleet_errors("state store"):
             if not self._cancellations.connected:
                 self._cancellations.send([("SUBSCRIBE", cancelled_channel(self.worker))])
             message = self._cancellations.next_message(longest)
         if message is None or message[0] != b"message":
             return []
-        return [message[2].decode().removeprefix(job_key(""))]
+        return [_withdrawal(message[2])]
 
     def wake_listener(self) -> None:
-        """End a waiting call of `cancelled`. Thread-safe."""
+        """End a waiting call of `withdrawn`. Thread-safe."""
         self._connections.calls(("PUBLISH", cancelled_channel(self.worker), ""))
 
     def history(self, job: str) -> tuple[Holder, ...]:
@@ -182,6 +192,14 @@ class WorkerStore:
         """Store a dead letter."""
         push = ("LPUSH", DEAD, msgspec.json.encode(letter))
         self._connections.calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
+
+
+def _withdrawal(message: bytes) -> Withdrawal:
+    """As finish.lua announces an end, by the job's key, and yield.lua a request."""
+    if message.startswith(job_key("").encode()) or not message:
+        return Withdrawal(message.decode().removeprefix(job_key("")))
+    job, token, seconds, reason = msgspec.msgpack.decode(message, type=tuple[str, str, str, str])
+    return Withdrawal(job.removeprefix(job_key("")), token, YieldRequest(float(seconds), reason))
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, warn: Callable[[str], None]) -> Answer:

@@ -15,6 +15,7 @@ import msgspec
 
 from broker.port import DeadLetter
 from broker.valkey import Call
+from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from broker.valkey.deadlines import Overdue, forget_ended_call, overdue_answer, overdue_call
 from broker.valkey.endings import Ending, finish_call, revive_call
 from broker.valkey.forwarding import (
@@ -381,6 +382,10 @@ class JobStore:
     async def cancel(self, jobs: Sequence[str]) -> list[bool]:
         """End jobs as cancelled; True for each that had not ended before."""
         return await self.finish([_cancelled(job) for job in jobs])
+
+    async def ask_to_yield(self, asks: Sequence[YieldAsk]) -> list[YieldAnswer]:
+        """Ask the holders of running jobs to yield them; what became of each ask, in order."""
+        return [YieldAnswer(one) for one in await self._calls.run(yield_call(self._limits.yield_within, asks))]
 
     async def refuse(self, refusals: Sequence[StoredRefusal]) -> None:
         """Publish refusals to their submitters, independent of the jobs that have their idempotency keys.

@@ -143,7 +143,7 @@ class AdmitStage:
             lambda why: logger.warning("cannot claim", extra={"error": why}),
         )
         for delivery, claim in zip(deliveries, claims, strict=True):
-            delivery.claim, delivery.lost = claim, False
+            delivery.claim, delivery.lost, delivery.yields = claim, False, None
         self.admit(deliveries, now)
 
     def _fetch(self, found: Sequence[Reference]) -> Contents:

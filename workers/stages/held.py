@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from broker.port import DeadLetter
+from broker.valkey.claims import YieldRequest
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.worker_store import WorkerStore
+from broker.valkey.worker_store import Withdrawal, WorkerStore
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, bounded
 from workers.stages.job import CeleryWorker, Delivery
@@ -61,7 +62,9 @@ class HeldJobs:
             return True
 
     def renew(self, held_for: float) -> None:
-        """Renew claims and messages held for at least `held_for` seconds, mark lost claims, and recover lost messages.
+        """Renew claims and messages held for at least `held_for` seconds, and recover lost messages.
+
+        Claims that were lost, and those that are to yield, are marked.
 
         Raises:
             BrokerUnavailableError: a server does not answer.
@@ -70,8 +73,11 @@ class HeldJobs:
             claimed = [(delivery, delivery.token) for delivery in self.all(held_for) if delivery.token]
             ours = self._store.renew([(delivery.job, token) for delivery, token in claimed])
             for (delivery, token), held in zip(claimed, ours, strict=True):
-                if not held and delivery.token == token:  # not claimed again since
-                    delivery.lost = True
+                if delivery.token != token:  # claimed again since
+                    continue
+                delivery.lost = delivery.lost or held is False
+                if isinstance(held, YieldRequest):
+                    delivery.asked_to_yield(held)
             self._queue.renew(self._tags(held_for))
             self._queue.recover()
 
@@ -114,9 +120,9 @@ class HeldJobs:
 
 
 class Cancellations:
-    """Marks held jobs that were cancelled or expired.
+    """Marks held jobs that were cancelled or expired, and those that are to yield.
 
-    Marked jobs that wait for the device do not run, a chat on an endpoint is aborted, and a Python callable is
+    Ended jobs that wait for the device do not run, a chat on an endpoint is aborted, and a Python callable is
     terminated. A batch that cannot be interrupted continues: the heartbeat reports for how long. Notifications missed
     during an outage of the store are recovered when claims are renewed.
 
@@ -134,8 +140,8 @@ class Cancellations:
         """Listen until stopped."""
         while not self._stopping.is_set():
             try:
-                for job in self._store.cancelled(_LISTEN):
-                    self._mark(job)
+                for withdrawal in self._store.withdrawn(_LISTEN):
+                    self._mark(withdrawal)
             except BrokerUnavailableError:  # logged by the heartbeat
                 self._stopping.wait(_RETRY_PAUSE)
 
@@ -145,10 +151,13 @@ class Cancellations:
         with suppress(BrokerUnavailableError):  # `run` ends after its timeout
             self._store.wake_listener()
 
-    def _mark(self, job: str) -> None:
+    def _mark(self, withdrawal: Withdrawal) -> None:
         for delivery in self._held.all():
-            if delivery.job == job:
-                delivery.lost = True
+            if delivery.job == withdrawal.job and withdrawal.token in ("", delivery.token):
+                if withdrawal.request is None:
+                    delivery.lost = True
+                else:
+                    delivery.asked_to_yield(withdrawal.request)
                 self._marked()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
-from broker.valkey.claims import Claim
+from broker.valkey.claims import Claim, YieldRequest
 from broker.valkey.deadlines import Course, exceeded
 from broker.valkey.endings import Ending as StoredEnding
 from tasks.models.model import Model
@@ -79,6 +80,8 @@ class Delivery:
     `received` and `began` are seconds since the epoch on this host's clock, for events; `began` is 0 until the start.
     `started` is the start on the store's clock. `parent` is its trace context. `retries` counts its runs after device
     faults, `tenant` is known once the request was read. `start_stored` means that the store has recorded the start.
+    `yields` is a request to keep what is done and return the job, by `yield_by` on the monotonic clock: whoever runs it
+    ends it with `Returned(…, counts=False)` once that is kept. A job that cannot yield ignores it.
     """
 
     job: str
@@ -100,6 +103,14 @@ class Delivery:
     tenant: str = ""
     start_stored: bool = False
     ended: bool = False
+    yields: YieldRequest | None = None
+    yield_by: float = math.inf
+
+    def asked_to_yield(self, request: YieldRequest) -> None:
+        """Note a request, unless there is one."""
+        if self.yields is None:
+            self.yield_by = time.monotonic() + request.seconds
+            self.yields = request
 
     @property
     def token(self) -> str:

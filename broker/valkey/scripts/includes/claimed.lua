@@ -17,7 +17,7 @@ local function claimed(worker, lease, result, job, deadline, elsewhere)
   local lately = was_held and elsewhere and left > -5
   if lately and string.match(holder, '^(.*)#') == worker and elsewhere() then return 'elsewhere', '' end
   if was_held and (not blamed or alone == '1') then blamed = redis.call('HINCRBY', job, 'blamed', 1) end
-  if alone then redis.call('HDEL', job, 'alone') end
+  if alone or was_held then redis.call('HDEL', job, 'alone', 'yield') end
   if was_held and #(history or '') < 4000 then
     local worker_since = string.gsub(holder, '#%d+ ', ' ')
     redis.call('HSET', job, 'history', (history or '') .. worker_since .. ' ' .. (state or 'queued') .. '\n')

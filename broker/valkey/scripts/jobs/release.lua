@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Releases claims on jobs that return to their queue. A message that was never accepted as a job gets no state.
+-- A job that was asked to yield (yield.lua) has yielded once more.
 --
 -- KEYS[1..] each job's record
 -- ARGV[1] 1 if runs that began count as attempts, else 0
@@ -16,5 +17,6 @@ for n, job in ipairs(KEYS) do
     end
     redis.call('HSET', job, 'holder', '')
     redis.call('HDEL', job, 'alone')
+    if redis.call('HDEL', job, 'yield') == 1 then redis.call('HINCRBY', job, 'yields', 1) end
   end
 end
