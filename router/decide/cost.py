@@ -228,7 +228,7 @@ def work_in_full_batches(table: CandidateTable, needs: EstimatedWorkload, full: 
     return work
 
 
-def holds_up(table: CandidateTable, needs: EstimatedWorkload) -> Column:
+def blocks_for(table: CandidateTable, needs: EstimatedWorkload) -> Column:
     """Seconds for which the workload's rows keep each candidate's device from other work.
 
     Batches that run as a whole keep it until they end. Those that rows join and leave take turns with other work, of
@@ -259,7 +259,7 @@ def batch_limit(table: CandidateTable, alone: Column, each: Column) -> Column:
     `alone` and `each` have shape (candidates,) or (requests, candidates).
     """
     long = np.maximum(table.floor, alone + each * table.limit) > table.max_run
-    if not some(long):
+    if not any_true(long):
         return table.limit
     bound = np.maximum(table.max_run, RUN_STRETCH * np.maximum(table.floor, alone + each))
     rows = np.floor((bound - alone) / np.maximum(each, 1e-12))
@@ -277,12 +277,12 @@ def _run_and_work(table: CandidateTable, needs: EstimatedWorkload) -> tuple[np.n
     rates = table.rates if each.ndim == 1 else table.rates[:, None]
     busy = rates * each
     limit = batch_limit(table, alone, each)
-    crowd = np.where(busy < 1.0, rates * alone / np.maximum(1.0 - busy, 1e-9), limit)
-    batch = np.minimum(np.maximum(crowd, max(needs.rows, needs.expected_batch)), limit)
+    together = np.where(busy < 1.0, rates * alone / np.maximum(1.0 - busy, 1e-9), limit)
+    batch = np.minimum(np.maximum(together, max(needs.rows, needs.expected_batch)), limit)
     seconds = np.maximum(table.floor, alone + each * batch)
     shared = seconds * needs.rows / batch
     several = needs.rows > limit
-    if not some(several):
+    if not any_true(several):
         return seconds, shared
     full, rest = np.divmod(float(needs.rows), limit)
     last = np.where(rest > 0, np.maximum(table.floor, alone + each * rest), 0.0)
@@ -334,10 +334,10 @@ def has_capacity(table: CandidateTable, level: int, work: np.ndarray, *, work_li
     limits = None if table.allowed is None else limits_of(table.allowed, usual, full_batch(table, usual) / table.limit)
     wait = wait_of(table, work[:, : level + 1].sum(axis=1), limits)
     most = table.horizon if work_limit is None else _next_batch(table, work_limit)
-    return some(table.live & (wait <= most))
+    return any_true(table.live & (wait <= most))
 
 
-def some(which: np.ndarray) -> bool:
+def any_true(which: np.ndarray) -> bool:
     """Whether a column of booleans has a true one, in a tenth of the time of `any`."""
     return bool(np.count_nonzero(which))
 

@@ -158,9 +158,10 @@ class _Rows:
         self._figures: EstimateColumns = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
         self._reserved_and_busy = reserved_and_busy(table, work)
         self._dearest = dearest(table, needs, self._figures.cost)
-        able = table.live & (self._dearest <= needs.affordable)
-        free = prefer(~self._reserved_and_busy, able)
-        self._planned = route_by_plan(table, needs, self._figures, work, able=able, free=free).among
+        eligible = table.live & (self._dearest <= needs.affordable)
+        unreserved = prefer(~self._reserved_and_busy, eligible)
+        route = route_by_plan(table, needs, self._figures, work, eligible=eligible, unreserved=unreserved)
+        self._planned = route.among
         self._most = horizon(table, needs)
         self._within_horizon = self._figures.wait <= self._most
 

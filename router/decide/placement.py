@@ -13,14 +13,14 @@ from router.decide.candidates import CandidateTable
 from router.decide.classify import Candidate, Needs, Refusal
 from router.decide.cost import (
     EstimateColumns,
+    any_true,
+    blocks_for,
     dearest,
     estimate_figures,
     full_batch,
-    holds_up,
     horizon,
     metered_cost,
     read_before,
-    some,
 )
 from tasks.models.profiles import UNSURE
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, UnplaceableError
@@ -38,9 +38,9 @@ WARM_PREFERENCE = 1.15
 LATENESS_REFUSED = 10.0
 """Under a plan, a request is refused only if it is expected after this many times its deadline.
 
-The plan has played what is late, and estimates err: refusing what looked late lost up to 11 points of live work on the
-trials' drift. Where the plan itself expects many of these requests late (`plan.SCARCE`), those that look late are
-refused at once: accepted, they would only make others late."""
+The plan was simulated with its late requests, and an estimate errs: refusing what merely looked late cost up to 11
+points of live attainment on the trial `drift`. Where the plan itself expects many of these requests late
+(`plan.SCARCE`), those that look late are refused at once: accepted, they would only make others late."""
 
 RESERVED_SHARE = 0.25
 """A reserved class takes other services' work while its backlog is below this share of its horizon.
@@ -49,12 +49,12 @@ Source: `taxiway simulate` on the Azure conversation trace at load 17: admitting
 time costs 2.5 points of live attainment, and gains 0.9 points of standard work's."""
 
 SURELY = 0.8
-"""A request leaves its planned class only for one where "at most" is within this share of its deadline."""
+"""A request leaves its planned class only for a candidate whose `at_most` is within this share of its deadline."""
 
 HALF_BUSY = 0.5
-"""A request leaves its planned class only for one with less work ahead of it than this share of a full batch.
+"""A request leaves its planned class only for a candidate with less work ahead of it than this share of a full batch.
 
-Source of both: shared/trials. Leaving for merely likely places made a tuned split worse on every trial."""
+Source of both: lab/trials. Leaving for candidates that were only likely to be in time was worse on every trial."""
 
 
 _ANY = 2**31  # runs: no limit of attempts is as high
@@ -194,20 +194,26 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> list[Placeme
     if not table.candidates:
         raise _unplaceable(table)
     figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
-    able = _able(table, needs, figures)
-    free = prefer(~reserved_and_busy(table, work), able) if some(table.reserved) else able
-    route = route_by_plan(table, needs, figures, work, able=able, free=free)
+    eligible = _eligible(table, needs, figures)
+    unreserved = prefer(~reserved_and_busy(table, work), eligible) if any_true(table.reserved) else eligible
+    route = route_by_plan(table, needs, figures, work, eligible=eligible, unreserved=unreserved)
     if route.among is not None:
-        able = free = route.among
+        eligible = unreserved = route.among
     within_horizon = figures.wait <= horizon(table, needs)
-    patience = 1.0 if route.among is None or (table.guide is not None and table.guide.scarce) else LATENESS_REFUSED
+    lateness = 1.0 if route.among is None or (table.guide is not None and table.guide.scarce) else LATENESS_REFUSED
     equals, why = _contenders(
-        table, needs, figures, able=able, free=free, within_horizon=within_horizon, patience=patience
+        table,
+        needs,
+        figures,
+        eligible=eligible,
+        unreserved=unreserved,
+        within_horizon=within_horizon,
+        lateness=lateness,
     )
     held = figures
     if not all(within_horizon[i] for i in equals):  # held jobs are released in full batches
-        crowd = replace(needs, expected_batch=int(table.limit.max()))
-        held = replace(figures, work=estimate_figures(table, crowd, np.zeros(len(table.classes))).work)
+        in_full_batches = replace(needs, expected_batch=int(table.limit.max()))
+        held = replace(figures, work=estimate_figures(table, in_full_batches, np.zeros(len(table.classes))).work)
 
     def reason(i: int) -> str:
         stale = "from queues.yaml only, the fleet snapshot is stale: " if table.stale else ""
@@ -258,8 +264,8 @@ def route_by_plan(
     figures: EstimateColumns,
     work: np.ndarray,
     *,
-    able: np.ndarray,
-    free: np.ndarray,
+    eligible: np.ndarray,
+    unreserved: np.ndarray,
 ) -> Route:
     """What the plan says about a request: to use the preferred class, or another one that surely saves it.
 
@@ -272,24 +278,24 @@ def route_by_plan(
         needs: as in `choose`.
         figures: of all candidates.
         work: as in `choose`.
-        able: the candidates that could be chosen.
-        free: those of them that are not kept for another service.
+        eligible: the candidates that could be chosen.
+        unreserved: those of them that are not kept for another service.
     """
     guide = table.guide
     if guide is None:
         return Route(None, f"no plan: {table.unplanned}; ") if table.unplanned else _UNPLANNED
-    planned = able & guide.preferred
-    if not some(planned):
+    planned = eligible & guide.preferred
+    if not any_true(planned):
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
     finish = (figures.finish - table.blocking[needs.level])[planned]
     note = f"planned, {guide.in_time:.0%} in time: " if guide.scarce else "planned: "
-    if deadline is None or some(finish <= deadline):
+    if deadline is None or any_true(finish <= deadline):
         return Route(planned, note)
-    if not some(planned & guide.serve):
+    if not any_true(planned & guide.serve):
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
-    safe = free & _surely_in_time(table, needs, figures, work) & (holds_up(table, needs) <= guide.spill)
-    if not some(safe):
+    safe = unreserved & _surely_in_time(table, needs, figures, work) & (blocks_for(table, needs) <= guide.spill)
+    if not any_true(safe):
         return Route(planned, note)
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)
 
@@ -314,19 +320,19 @@ def seed_of(job: str) -> int:
     return crc32(job.encode())
 
 
-def _able(table: CandidateTable, needs: Needs, figures: EstimateColumns) -> np.ndarray:
+def _eligible(table: CandidateTable, needs: Needs, figures: EstimateColumns) -> np.ndarray:
     """Which candidates have a live device and are within the budget."""
     present = table.live
-    if not some(present):
+    if not any_true(present):
         absent = [Refusal(c.hardware_class, c.variant_name, c.absent, ever=False) for c in table.candidates]
         raise _no_device(table, [*absent, *table.refusals])
     if needs.budget is None and needs.allowance is None:
         return present
     most = dearest(table, needs, figures.cost)
-    able: np.ndarray = present & (most <= needs.affordable)
-    if not some(able):
+    eligible: np.ndarray = present & (most <= needs.affordable)
+    if not any_true(eligible):
         raise _unaffordable(table, needs, float(most[present].min()))
-    return able
+    return eligible
 
 
 def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidRequestError | OverloadedError:
@@ -354,44 +360,46 @@ def _contenders(
     needs: Needs,
     figures: EstimateColumns,
     *,
-    able: np.ndarray,
-    free: np.ndarray,
+    eligible: np.ndarray,
+    unreserved: np.ndarray,
     within_horizon: np.ndarray,
-    patience: float,
+    lateness: float,
 ) -> tuple[Sequence[int], Callable[[int], str]]:
     """The candidates to pick from, and the reason for each. Those within their horizon are preferred.
 
     A busy reserved class is excluded even if the request will be late elsewhere: that would make two requests late. A
-    request is refused if it is expected after `patience` times its deadline.
+    request is refused if it is expected after `lateness` times its deadline.
     """
     deadline = needs.deadline
     if deadline is None:
-        chosen = _by_cost(figures, prefer(within_horizon, free))[:1]
+        chosen = _by_cost(figures, prefer(within_horizon, unreserved))[:1]
         return (
             chosen,
-            lambda i: "cheapest; no deadline" + _cheaper_rejected(table, figures, free & ~within_horizon, math.inf, i),
+            lambda i: (
+                "cheapest; no deadline" + _cheaper_rejected(table, figures, unreserved & ~within_horizon, math.inf, i)
+            ),
         )
     meets = figures.at_most <= deadline
-    sure = free & meets
-    if some(sure):
+    sure = unreserved & meets
+    if any_true(sure):
         return (
             _cheapest(table, needs, figures, prefer(within_horizon, sure)),
-            lambda i: _in_time_reason(table, figures, (able & ~meets) | (sure & ~within_horizon), deadline, i),
+            lambda i: _in_time_reason(table, figures, (eligible & ~meets) | (sure & ~within_horizon), deadline, i),
         )
-    possible = free & (figures.finish - table.blocking[needs.level] <= patience * deadline)
-    pool = prefer(within_horizon & (figures.finish <= deadline), prefer(possible, free))
+    possible = unreserved & (figures.finish - table.blocking[needs.level] <= lateness * deadline)
+    pool = prefer(within_horizon & (figures.finish <= deadline), prefer(possible, unreserved))
     earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])
     if possible[earliest]:
         return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); nothing is sure to meet {deadline:g} s"
-    in_time_if_idle = able & (figures.finish - figures.wait <= deadline)
-    if some(in_time_if_idle):
+    in_time_if_idle = eligible & (figures.finish - figures.wait <= deadline)
+    if any_true(in_time_if_idle):
         raise OverloadedError(
             f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s",
             retry_after=float(figures.finish[in_time_if_idle].min()) - deadline,
         )
     own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
-    earliest = _earliest(figures, prefer(own, free))
+    earliest = _earliest(figures, prefer(own, unreserved))
     return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); no idle device would meet {deadline:g} s"
 
 
@@ -407,7 +415,7 @@ def _cheapest(table: CandidateTable, needs: Needs, figures: EstimateColumns, sur
     cheapest = cost.argmin()
     doubt = min(max(WARM_PREFERENCE, table.residual[needs.level, cheapest]), UNSURE)
     warm = (table.warm > 0) & (cost <= doubt * cost[cheapest])
-    if some(warm):
+    if any_true(warm):
         cost = np.where(warm, cost, np.inf)
         cheapest = cost.argmin()
     near: list[int] = (cost <= NEAR * cost[cheapest]).nonzero()[0].tolist()
@@ -417,7 +425,7 @@ def _cheapest(table: CandidateTable, needs: Needs, figures: EstimateColumns, sur
 def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """The candidates in both `pool` and `within_horizon`; all of `pool` if there are none."""
     open_now: np.ndarray = pool & within_horizon
-    return open_now if some(open_now) else pool
+    return open_now if any_true(open_now) else pool
 
 
 def _in_time_reason(
@@ -436,7 +444,7 @@ def _cheaper_rejected(
     table: CandidateTable, figures: EstimateColumns, among: np.ndarray, deadline: float, index: int
 ) -> str:
     """The cheaper candidate in `among`, if any, and why it was not taken: too late, or past its horizon."""
-    if not some(among):
+    if not any_true(among):
         return ""
     cheapest = int(np.where(among, figures.cost, np.inf).argmin())
     if figures.cost[cheapest] >= figures.cost[index]:

@@ -141,7 +141,7 @@ SCARCE = 0.5
 SPILL_RUN = 0.25
 """The longest run that planned work may have to wait for at its preferred class, as a share of its deadline.
 
-Source: shared/trials. Other limits of leaving a plan were worse than never leaving it."""
+Source: lab/trials. Other limits of leaving a plan were worse than never leaving it."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -297,8 +297,8 @@ class Guide:
     """What a plan says about one kind of request, as columns over its candidates, in their order.
 
     Candidates are `preferred` if their class is the one to use now, `hardware_class`, and `serve` if they have devices.
-    A request may leave its class for a candidate that it keeps from other work for at most `spill` seconds
-    (`cost.holds_up`): then it does not hold up what the plan places there. None may leave for a class without devices,
+    A request may leave its class for a candidate whose device it blocks for at most `spill` seconds
+    (`cost.blocks_for`): then it does not delay what the plan places there. None may leave for a class without devices,
     or one that the plan does not use. The plan expects the share `in_time` of these requests in time.
     """
 

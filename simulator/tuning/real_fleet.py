@@ -41,7 +41,7 @@ UNBOUNDED = 16
 """Devices that the twin may start of a class without `scaling.maximum`."""
 
 LATE = (48.0, 24.0, 12.0)
-"""US dollars an hour that it costs when all of a service's requests are late, by urgency. Source: shared/trials."""
+"""US dollars an hour that it costs when all of a service's requests are late, by urgency. Source: lab/trials."""
 
 ANSWER_SHARE = 0.5
 """The answer's share of the sizes that generating models are profiled with (`workers.profiling.measure`)."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import Needs
-from router.decide.cost import dearest, estimate_figures, holds_up, limits_of, wait_of
+from router.decide.cost import blocks_for, dearest, estimate_figures, limits_of, wait_of
 from router.decide.placement import reserved_and_busy
 from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
@@ -133,7 +133,7 @@ class GroupBlock:
         self._work, self._cost = idle.work, idle.cost
         self._idle = idle.finish - wait_of(table, nothing, self._limits)
         self._dearest = dearest(table, workload, idle.cost)
-        self._planned = _planned_targets(table, self._here[:, 0], holds_up(table, workload))
+        self._planned = _planned_targets(table, self._here[:, 0], blocks_for(table, workload))
         self._residual = table.residual[self.level]
 
     def open_to(self, kind: Kind, rows: slice) -> Rows:
