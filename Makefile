@@ -22,7 +22,7 @@ SPREAD := -n 4 --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reference torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
+.PHONY: help setup reference recording torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ unit: $(READY) ## the unit tests alone: seconds, without a network, a server or 
 reference: $(READY) ## write docs/reference.md and the JSON Schemas from the texts below the fields
 	$(BIN)/python -m docs.schema
 	$(BIN)/python -m docs.reference
+
+recording: $(READY) ## record a terminal with a real fleet: docs/recording.svg
+	@$(BIN)/python -m docs.recording
 
 lint: $(READY) ## format, lint, types and import directions
 	$(BIN)/ruff format --check .

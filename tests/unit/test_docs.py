@@ -6,6 +6,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -158,3 +159,12 @@ def test_a_public_class_name_means_one_thing() -> None:
                 places.setdefault(node.name, []).append(str(path.relative_to(TREE)))
 
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_the_recording_shows_a_fleet_that_starts_answers_and_explains() -> None:
+    recording = (TREE / "docs" / "recording.svg").read_bytes()
+    texts = " ".join(ElementTree.fromstring(recording).itertext())
+
+    assert len(recording) < 300_000
+    for shown in ("taxiway up", "Bullmastiff", "cheapest that meets", "considered, cheapest first", "taxiway top"):
+        assert shown in texts
