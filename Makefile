@@ -22,7 +22,7 @@ SPREAD := -n 4 --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reference recording torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
+.PHONY: help setup docs reference recording torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ slow: $(READY) ## the tests that wait by nature: failovers, drains, memory that 
 
 unit: $(READY) ## the unit tests alone: seconds, without a network, a server or a process
 	$(BIN)/pytest tests/unit -n 2
+
+docs: $(READY) ## the site of the documentation, links checked, with the API of `taxiway`: build/site
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 reference: $(READY) ## write docs/reference.md and the JSON Schemas from the texts below the fields
 	$(BIN)/python -m docs.schema
