@@ -13,6 +13,8 @@ JOBS := 1000000
 SECONDS := 300
 MESSAGES := 1000000
 CHAOS :=
+SKIP :=
+RELEASE :=
 DEMO :=
 # Four processes on two cores, for tests wait; long ones first, so that all end together. One process has all tests that
 # share a fleet (tests/conftest.py).
@@ -22,7 +24,7 @@ SPREAD := -n 4 --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs reference recording torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom newest clean
+.PHONY: help setup docs reference recording torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom release newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +107,9 @@ audit: $(READY) ## known vulnerabilities of what the images install
 
 sbom: $(READY) ## what each image holds, as CycloneDX: build/sbom/
 	@$(BIN)/python docker/supply.py sbom
+
+release: $(READY) ## from a tag: wheel, chart, images, SBOMs and provenance in build/release (SKIP='images sbom' leaves some out)
+	@$(BIN)/python docker/release.py $(if $(SKIP),--skip $(SKIP)) $(RELEASE)
 
 chaos: $(READY) ## break a fleet under load for 20 minutes at most (five: CHAOS=--short), and check what is promised
 	@timeout --signal INT --kill-after 30 1200 $(BIN)/python -m tests.chaos $(CHAOS)

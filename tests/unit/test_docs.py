@@ -17,6 +17,8 @@ PAGES = [
     TREE / "README.md",
     TREE / "CHANGELOG.md",
     TREE / "CONTRIBUTING.md",
+    TREE / "CODE_OF_CONDUCT.md",
+    TREE / "SECURITY.md",
     TREE / "docker" / "README.md",
     TREE / "benchmarks" / "README.md",
     TREE / "lab" / "README.md",
