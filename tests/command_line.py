@@ -1,11 +1,16 @@
-"""The command line in the test's own process."""
+"""Programs of the tree: the command line in the test's own process, and any of them as a process of its own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
 
+from tasks.settings import TREE, Settings
 from taxiway.cli import main
 
 
@@ -21,3 +26,14 @@ class CommandLine:
         answer = self(*arguments, **settings)
         assert answer.exit_code == 0, answer.output
         return answer
+
+
+def program(
+    module: str, *arguments: str, settings: Settings | None = None, folder: Path = TREE, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """What `python -m MODULE` printed, and its exit status; under a fleet's settings if there are any."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    environment = {**os.environ, **(settings.environment() if settings else {}), **variables}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )

@@ -1,4 +1,4 @@
-"""Plain Celery as a producer."""
+"""What producers send that have no client of ours: plain Celery, and HTTP."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def stop_listening(app: Celery) -> None:
     backend: Any = app.backend
     backend.result_consumer.stop()
     backend.client.connection_pool.disconnect()
+
+
+def infer_body(*rows: Any, **terms: Any) -> dict[str, Any]:
+    """An infer request to `echo` under these terms, as a JSON value."""
+    payload = {"name": "payload", "shape": [len(rows)], "datatype": "BYTES", "data": list(rows)}
+    return {"inputs": [payload], "parameters": terms}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import msgspec
 import redis
 
@@ -168,6 +169,35 @@ class EchoDevice:
         )
         self.done.append(ticket.job)  # before a waiter has the result
         run(self._client, finish_call([ending], keep_result=60, keep_record=60))
+
+
+@dataclass(frozen=True)
+class EchoFleet:
+    """A router before one device that echoes; `http` asks its HTTP API."""
+
+    settings: Settings
+    router: RouterProcess
+    device: EchoDevice
+    http: httpx.Client
+
+    @property
+    def interfaces(self) -> dict[str, str]:
+        """The address of each interface that has a client of ours."""
+        return {"broker": self.settings.broker, "http": self.router.http}
+
+
+@contextmanager
+def echo_fleet(
+    settings: Settings, options: Sequence[str] = (), *, log: Any = None, answering: bool = True
+) -> Iterator[EchoFleet]:
+    """The fleet, once its router knows its device. `options` are the router's."""
+    with (
+        EchoDevice(settings, answering=answering) as device,
+        router_process(settings, log, options) as router,
+        httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http,
+    ):
+        eventually(lambda: http.get("/v2/health/ready").is_success)
+        yield EchoFleet(settings, router, device, http)
 
 
 def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> Any:

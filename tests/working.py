@@ -41,7 +41,9 @@ from tests.narrowing import as_bytes
 CLASS = "cpu.batch"
 
 _DATABASES = 16  # Valkey's default number of databases
-_turn = itertools.count()
+_turns, _lasting_turns = (
+    itertools.cycle(half) for half in (range(_DATABASES // 2), range(_DATABASES // 2, _DATABASES))
+)
 
 LONG = {"samples": [30_000_000], "seed": [1]}
 """A job of the model slab of a second or more."""
@@ -88,9 +90,12 @@ variants:
 """
 
 
-def empty_fleet(valkey_url: str) -> Settings:
-    """Settings of a fleet whose broker and state are the next database of a server, emptied."""
-    url = f"{valkey_url.rpartition('/')[0]}/{next(_turn) % _DATABASES}"
+def empty_fleet(valkey_url: str, *, lasting: bool = False) -> Settings:
+    """Settings of a fleet whose broker and state are the next database of a server, emptied.
+
+    `lasting`: one that is not emptied for fleets of single tests meanwhile.
+    """
+    url = f"{valkey_url.rpartition('/')[0]}/{next(_lasting_turns if lasting else _turns)}"
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return Settings(

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from celery import Celery
@@ -15,7 +16,8 @@ from kombu import pools
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.producing import stop_listening
-from tests.working import Tower, WorkerProcess, worker_process, worker_settings
+from tests.routing import EchoFleet, echo_fleet
+from tests.working import Tower, WorkerProcess, empty_fleet, worker_process, worker_settings
 
 HERE = Path(__file__).parent
 
@@ -23,13 +25,39 @@ _TESTS_OF = {
     "fastapi": "client/test_web_frameworks.py",
     "openai": "openai/test_*.py",
     "standardwebhooks": "openai/test_webhooks.py",
-    "tritonclient": "http/test_triton_*.py",
+    "tritonclient": "api/test_triton_*.py",
 }
 
 collect_ignore = [
     str(path) for sdk, tests in _TESTS_OF.items() if not importlib.util.find_spec(sdk) for path in HERE.glob(tests)
 ]
 """Tests of stock clients, in an environment that was made before they were development dependencies."""
+
+
+@pytest.fixture(scope="module")
+def lasting(valkey_url: str) -> Settings:
+    """As `settings`, of a fleet that lives through the tests of a module."""
+    return empty_fleet(valkey_url, lasting=True)
+
+
+@pytest.fixture(scope="module")
+def echo(lasting: Settings) -> Iterator[EchoFleet]:
+    """A router before one device, for tests that leave both as they are."""
+    with echo_fleet(lasting) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def http(echo: EchoFleet) -> httpx.Client:
+    """The HTTP API of `echo`."""
+    return echo.http
+
+
+@pytest.fixture
+def state(lasting: Settings) -> Iterator[redis.Redis]:
+    """What `lasting` keeps."""
+    with redis.Redis.from_url(lasting.broker) as client:
+        yield client
 
 
 @pytest.fixture

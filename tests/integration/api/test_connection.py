@@ -314,12 +314,6 @@ def test_a_connection_that_sends_requests_without_end_takes_little_memory(
     assert grown < 10 * 2**20
 
 
-def test_requests_in_one_piece_are_answered_one_after_the_other(port: int) -> None:
-    with connected(port) as connection:
-        connection.sendall(GET + GET + LAST)
-        assert read(connection).count(b"HTTP/1.1 200 ") == 3
-
-
 def test_one_connection_too_many_is_refused() -> None:
     with served() as server, contextlib.ExitStack() as stack:
         for _ in range(LIMITS.connections):

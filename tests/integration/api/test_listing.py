@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,44 +16,25 @@ import redis
 import taxiway
 from api.access import SCOPES, Key, digest_of
 from api.keys_file import write_keys
-from local.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings, settings_from
+from tasks.settings import Settings
 from taxiway.client.sync_client import Client
 from taxiway.contract.job import JobRecord
 from taxiway.contract.keys import ACCEPTED, job_key
 from taxiway.errors import InvalidRequestError
-from tests.routing import EchoDevice, eventually, router_process
+from tests.command_line import CommandLine
+from tests.routing import EchoFleet, eventually, router_process
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("listing")) as server:
-        yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-
-
-@pytest.fixture(scope="module")
-def device(settings: Settings) -> Iterator[EchoDevice]:
-    with EchoDevice(settings) as device:
-        yield device
-
-
-@pytest.fixture(scope="module")
-def interface(settings: Settings, device: EchoDevice) -> Iterator[str]:
-    with router_process(settings) as router, httpx.Client(base_url=router.http) as http:
-        eventually(lambda: http.get("/v2/models/echo/ready").status_code == 200)
-        yield router.http
-
-
-@pytest.fixture(scope="module")
-def jobs(settings: Settings, interface: str, device: EchoDevice) -> Iterator[dict[str, Any]]:
+def jobs(echo: EchoFleet) -> Iterator[dict[str, Any]]:
     """Ids of what was asked, the first first: 20 of the tenant a, in one burst, then 3 of b, one of them cancelled."""
-    with taxiway.Client(settings.broker) as broker, taxiway.Client(interface) as http:
+    with taxiway.Client(echo.settings.broker) as broker, taxiway.Client(echo.router.http) as http:
         burst = [broker.submit("echo", str(n), tenant="a", deadline=60) for n in range(20)]
         for job in burst:
             job.result(20)
         http.infer("echo", "one", tenant="b", timeout=20)
         http.infer("echo", "two", tenant="b", timeout=20)
-        with device.pause():
+        with echo.device.pause():
             late = http.submit("echo", "three", tenant="b", service="bulk")
             late.cancel()
         refused = broker.submit("no-such-model", "x", tenant="b")
@@ -66,8 +44,8 @@ def jobs(settings: Settings, interface: str, device: EchoDevice) -> Iterator[dic
 
 
 @pytest.fixture(params=["http", "broker"])
-def client(request: pytest.FixtureRequest, settings: Settings, interface: str) -> Iterator[Client]:
-    with taxiway.Client(interface if request.param == "http" else settings.broker) as client:
+def client(request: pytest.FixtureRequest, echo: EchoFleet) -> Iterator[Client]:
+    with taxiway.Client(echo.interfaces[request.param]) as client:
         yield client
 
 
@@ -119,27 +97,22 @@ def test_a_wrong_question_is_refused_by_name(
 
 @pytest.mark.parametrize("where", ["http", "broker"])
 def test_the_command_line_lists_jobs_at_both_interfaces(
-    settings: Settings, interface: str, jobs: dict[str, Any], where: str
+    echo: EchoFleet, jobs: dict[str, Any], where: str, cli: CommandLine
 ) -> None:
-    command = [sys.executable, "-m", "taxiway", "jobs", "--url", interface if where == "http" else settings.broker]
-    environment = {**os.environ, "COLUMNS": "160"}
+    def printed(*options: str) -> str:
+        return cli.succeed("jobs", "--url", echo.interfaces[where], *options, env={"COLUMNS": "160"}).stdout
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *options], cwd=TREE, env=environment, capture_output=True, text=True, check=True
-        )
-
-    answer = json.loads(run("--json", "--tenant", "a", "--limit", "3").stdout)
-    rest = json.loads(run("--json", "--tenant", "a", "--cursor", answer["next"]).stdout)
-    table = run("--state", "cancelled", "--state", "failed").stdout.splitlines()
+    answer = json.loads(printed("--json", "--tenant", "a", "--limit", "3"))
+    rest = json.loads(printed("--json", "--tenant", "a", "--cursor", answer["next"]))
+    table = printed("--state", "cancelled", "--state", "failed").splitlines()
 
     assert {job["id"] for job in answer["jobs"] + rest["jobs"]} == jobs["a"]
     assert table[1].split() == ["job", "state", "model", "class", "age"]
     assert {line.split()[1] for line in table[2:]} == {"cancelled", "failed"}
 
 
-def test_what_expired_leaves_the_index(settings: Settings, interface: str, jobs: dict[str, Any]) -> None:
-    with redis.Redis.from_url(settings.broker) as store:
+def test_what_expired_leaves_the_index(echo: EchoFleet, jobs: dict[str, Any]) -> None:
+    with redis.Redis.from_url(echo.settings.broker) as store:
         old, gone = 1000.0, msgspec.msgpack.encode([job_key("gone"), job_key("gone-too")])
         there = msgspec.msgpack.encode([job_key("gone"), job_key(jobs["cancelled"])])
         store.zadd(ACCEPTED, {gone: old, there: old})
@@ -150,13 +123,13 @@ def test_what_expired_leaves_the_index(settings: Settings, interface: str, jobs:
 
 
 def test_with_a_key_a_tenants_own_jobs_alone_are_listed(
-    settings: Settings, jobs: dict[str, Any], tmp_path: Path
+    lasting: Settings, jobs: dict[str, Any], tmp_path: Path
 ) -> None:
     secret = f"taxiway_{secrets.token_urlsafe(32)}"
     write_keys(tmp_path / "keys", [Key(id="a", digest=digest_of(secret), tenant="a", scopes=SCOPES)])
     headers = {"authorization": f"Bearer {secret}"}
     with (
-        router_process(settings, None, ["--keys", str(tmp_path / "keys")]) as router,
+        router_process(lasting, None, ["--keys", str(tmp_path / "keys")]) as router,
         httpx.Client(base_url=router.http, headers=headers) as http,
     ):
         listed = http.get("/v2/jobs", params={"limit": 1000}).json()["jobs"]

@@ -9,17 +9,18 @@ import secrets
 import select
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from api.access import Key, digest_of
 from api.keys_file import write_keys
-from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
 from tests.fuzzing.connections import LIVE, ask_without_end
-from tests.routing import EchoDevice, RouterProcess, router_process
+from tests.producing import infer_body
+from tests.routing import RouterProcess, echo_fleet
 from tests.waiting import until
+from tests.working import empty_fleet
 
 pytestmark = pytest.mark.slow
 
@@ -36,17 +37,15 @@ limits: {payload: 4MiB, bodies: 16MiB, all_bodies: 24MiB}
 
 
 @pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterProcess]:
+def router(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterProcess]:
     """A router before one device, whose tenants may hold four bodies each, and all of them six."""
     folder = tmp_path_factory.mktemp("memory")
     (folder / "queues.yaml").write_text(QUEUES)
     keys = [Key(id=name, digest=digest_of(key), tenant=name, scopes=("submit",)) for name, key in SECRETS.items()]
     write_keys(folder / "keys", keys)
-    with EmbeddedValkey(folder / "valkey") as server:
-        named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": "ab" * 32}
-        settings = settings_from(named | {"TAXIWAY_QUEUES": str(folder / "queues.yaml")})
-        with EchoDevice(settings), router_process(settings, None, ["--keys", str(folder / "keys")]) as running:
-            yield running
+    settings = replace(empty_fleet(valkey_url, lasting=True), queues=folder / "queues.yaml")
+    with echo_fleet(settings, ["--keys", str(folder / "keys")]) as fleet:
+        yield fleet.router
 
 
 @pytest.fixture
@@ -95,8 +94,7 @@ def status_of(port: int, tenant: str, body: bytes) -> int:
 
 
 def is_answered(port: int, tenant: str) -> bool:
-    data = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
-    return status_of(port, tenant, json.dumps(data).encode()) == 200
+    return status_of(port, tenant, json.dumps(infer_body("a")).encode()) == 200
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterator
 
 import httpx
 import pytest
 import redis
 
-from local.embedded import EmbeddedValkey
-from tasks.settings import Settings, settings_from
+from tasks.settings import Settings
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.contract.request import new_id
 from taxiway.contract.wire import encode_envelope, task_envelope
 from tests.routing import EchoDevice, eventually
 from tests.ticking import LONGEST, Stalls, ticking_router
+from tests.working import empty_fleet
 
 pytestmark = pytest.mark.slow
 
@@ -25,18 +24,16 @@ FULL = 16 * 2**20 - 2**12
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, httpx.Client, Stalls]]:
+def fleet(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, httpx.Client, Stalls]]:
     """Settings, the HTTP API and the stalls of a router before one device."""
-    folder = tmp_path_factory.mktemp("stalls")
-    with EmbeddedValkey(folder / "valkey") as server:
-        settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        with (
-            EchoDevice(settings),
-            ticking_router(settings, folder) as (router, stalls),
-            httpx.Client(base_url=router.http, timeout=60, trust_env=False) as http,
-        ):
-            eventually(lambda: http.get("/v2/health/ready").status_code == 200)
-            yield settings, http, stalls
+    settings = empty_fleet(valkey_url, lasting=True)
+    with (
+        EchoDevice(settings),
+        ticking_router(settings, tmp_path_factory.mktemp("stalls")) as (router, stalls),
+        httpx.Client(base_url=router.http, timeout=60, trust_env=False) as http,
+    ):
+        eventually(lambda: http.get("/v2/health/ready").status_code == 200)
+        yield settings, http, stalls
 
 
 def tensor(data: bytes, shape: list[int] | None = None, datatype: str = "BYTES", name: str = "payload") -> bytes:

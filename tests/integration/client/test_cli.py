@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
 from tests.command_line import CommandLine
-from tests.routing import EchoDevice, eventually, router_process
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("cli")
-    with EmbeddedValkey(folder) as server:
-        settings = settings_from(
-            {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32), "TAXIWAY_CACHE": str(folder)}
-        )
-        with router_process(settings) as router, EchoDevice(settings), taxiway.Client(router.http) as client:
-            eventually(lambda: client.fleet()["devices"])
-            yield router.http
+from tests.routing import EchoFleet
 
 
 @pytest.fixture(autouse=True)
-def address(url: str, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def address(echo: EchoFleet, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands ask this router."""
-    monkeypatch.setenv("TAXIWAY_URL", url)
+    monkeypatch.setenv("TAXIWAY_URL", echo.router.http)
 
 
 def test_submit_prints_the_answer_and_one_line_on_how_it_ran(cli: CommandLine) -> None:

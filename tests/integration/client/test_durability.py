@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from tasks.settings import TREE, Settings, settings_from
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, job_key
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from tests.routing import EchoDevice, eventually, router_process
+from tests.producing import infer_body
+from tests.routing import echo_fleet, eventually
 from tests.waiting import BUSY
 
 
@@ -42,7 +42,7 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     with EmbeddedValkey(tmp_path / "broker") as first, EmbeddedValkey(tmp_path / "replica") as second:
-        settings = settings_from({"TAXIWAY_BROKER": first.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = settings_from({"TAXIWAY_BROKER": first.url, "TAXIWAY_SECRET": "ab" * 32})
         with redis.Redis.from_url(first.url) as broker, redis.Redis.from_url(second.url) as replica:
             broker.config_set("repl-diskless-sync-delay", 0)
             address = urlsplit(first.url)
@@ -89,15 +89,11 @@ def test_what_the_http_api_took_is_at_the_replica(pair: Pair, tmp_path: Path) ->
     assert "\nlimits:" in text
     (tmp_path / "queues.yaml").write_text(text.replace("\nlimits:", "\nlimits:\n  durability: replicated", 1))
     fleet = dataclasses.replace(pair.settings, queues=tmp_path / "queues.yaml")
-    body = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
-    with (
-        EchoDevice(fleet, answering=False),
-        router_process(fleet) as router,
-        httpx.Client(base_url=router.http, trust_env=False) as http,
-    ):
+    with echo_fleet(fleet, answering=False) as echo:
 
         def ask() -> httpx.Response:
-            return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
+            headers = {"prefer": "respond-async"}
+            return echo.http.post("/v2/models/echo/infer", json=infer_body("a"), headers=headers)
 
         for _ in range(20):
             assert pair.replica.exists(job_key(ask().json()["id"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -17,8 +16,7 @@ import pytest
 import redis
 
 import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings
+from tasks.settings import Settings
 from taxiway.client.sync_client import Client
 from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import priority_lists
@@ -33,64 +31,36 @@ from taxiway.errors import (
 )
 from tests.cable import Cable
 from tests.narrowing import present
-from tests.routing import EchoDevice, RouterProcess, eventually, router_process
+from tests.routing import EchoFleet, eventually, router_process
 from tests.waiting import BUSY
 
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    folder = tmp_path_factory.mktemp("interface")
-    with EmbeddedValkey(folder) as server:
-        yield Settings(
-            broker=server.url,
-            secret=(secrets.token_bytes(32),),
-            queues=TREE / "queues.yaml",
-            models=TREE / "models",
-            cache=folder,
-        )
-
-
-@pytest.fixture(scope="module")
-def router(settings: Settings) -> Iterator[RouterProcess]:
-    with router_process(settings) as router:
-        yield router
+OUTAGE = 1.5
+"""Seconds: three times as long as a call is tried."""
 
 
 @pytest.fixture
-def client(router: RouterProcess) -> Iterator[Client]:
-    with taxiway.Client(router.http) as client:
+def client(echo: EchoFleet) -> Iterator[Client]:
+    with taxiway.Client(echo.router.http) as client:
         yield client
 
 
 @pytest.fixture
-def device(settings: Settings, client: Client) -> Iterator[EchoDevice]:
-    with EchoDevice(settings) as device:
-        eventually(lambda: len(client.fleet()["devices"]) == 1)
-        yield device
+def idle(echo: EchoFleet) -> Iterator[None]:
+    """The device answers nothing meanwhile."""
+    with echo.device.pause():
+        yield
 
 
 @pytest.fixture
-def idle_device(settings: Settings, client: Client) -> Iterator[EchoDevice]:
-    with EchoDevice(settings, answering=False) as device:
-        eventually(lambda: len(client.fleet()["devices"]) == 1)
-        yield device
+def cable(echo: EchoFleet) -> Iterator[Cable]:
+    """A way to the router that can be interrupted."""
+    parts = urlsplit(echo.router.http)
+    cable = Cable(present(parts.hostname), present(parts.port))
+    yield cable
+    cable.close()
 
 
-def test_a_submitted_job_is_polled_to_its_result(client: Client, device: EchoDevice) -> None:
-    job = client.submit("echo", "hello", deadline=30)
-
-    assert job.result(timeout=60).outputs == {"payload": "hello"}
-    assert job.done()
-    assert job.status().record.state is JobState.SUCCEEDED
-    assert job.placement()["reason"]
-
-
-def test_models_and_fleet_show_what_is_there(client: Client, device: EchoDevice) -> None:
-    assert "echo" in {model["name"] for model in client.models()}
-    assert "cpu.batch" in client.fleet()["classes"]
-
-
-def test_a_request_is_explained_without_being_submitted(client: Client, device: EchoDevice) -> None:
+def test_a_request_is_explained_without_being_submitted(client: Client) -> None:
     answer = client.what_if("echo", ["a", "b"], deadline=30)
     dear = client.what_if("echo", "a", budget=1e-15)
 
@@ -98,8 +68,8 @@ def test_a_request_is_explained_without_being_submitted(client: Client, device: 
     assert (dear["hardware_class"], dear["error"]) == (None, "invalid_request")
 
 
-def test_a_broker_explains_no_request_that_was_not_submitted(settings: Settings) -> None:
-    with taxiway.Client(settings.broker) as client, pytest.raises(InvalidRequestError, match="what_if"):
+def test_a_broker_explains_no_request_that_was_not_submitted(lasting: Settings) -> None:
+    with taxiway.Client(lasting.broker) as client, pytest.raises(InvalidRequestError, match="what_if"):
         client.what_if("echo", "a")
 
 
@@ -110,7 +80,8 @@ def test_an_unknown_model_is_raised_with_near_names(client: Client) -> None:
     assert "echo" in caught.value.details["near"]
 
 
-def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client, idle_device: EchoDevice) -> None:
+@pytest.mark.usefixtures("idle")
+def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client) -> None:
     job = client.submit("echo", "hello")
     started = time.monotonic()
 
@@ -122,7 +93,8 @@ def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client, idle_de
     assert time.monotonic() - started < 2 + BUSY
 
 
-def test_a_cancelled_job_says_so(client: Client, idle_device: EchoDevice) -> None:
+@pytest.mark.usefixtures("idle")
+def test_a_cancelled_job_says_so(client: Client) -> None:
     job = client.submit("echo", "hello")
     assert job.cancel()
     assert job.cancel()
@@ -151,10 +123,8 @@ def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call: Cal
         assert time.monotonic() - started < 2 + BUSY
 
 
-def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(
-    settings: Settings, device: EchoDevice
-) -> None:
-    with router_process(settings) as router, taxiway.Client(router.http) as client:
+def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(echo: EchoFleet) -> None:
+    with router_process(echo.settings) as router, taxiway.Client(router.http) as client:
         eventually(lambda: client.fleet()["devices"])
         client.infer("echo", "before", timeout=60)
         os.kill(router.process.pid, signal.SIGSTOP)
@@ -174,44 +144,34 @@ def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_wh
         assert client.infer("echo", "after", timeout=60).outputs == {"payload": "after"}
 
 
-def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(
-    router: RouterProcess, client: Client, device: EchoDevice
-) -> None:
+def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(client: Client, cable: Cable) -> None:
     job = client.submit("echo", "patience")
-    parts = urlsplit(router.http)
-    cable = Cable(present(parts.hostname), present(parts.port))
     cable.pull()
-    threading.Timer(3.0, cable.plug).start()
-    try:
-        with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=1) as impatient:
-            assert impatient.job(job.id).result(timeout=60).outputs == {"payload": "patience"}
-    finally:
-        cable.close()
+    threading.Timer(OUTAGE, cable.plug).start()
+    with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=OUTAGE / 3) as impatient:
+        assert impatient.job(job.id).result(timeout=60).outputs == {"payload": "patience"}
 
 
 def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_runs_once(
-    router: RouterProcess, settings: Settings, idle_device: EchoDevice
+    echo: EchoFleet, cable: Cable
 ) -> None:
-    parts = urlsplit(router.http)
     answers: list[Result] = []
-    cable = Cable(present(parts.hostname), present(parts.port))
-    with redis.Redis.from_url(settings.broker) as state:
-        try:
-            url = f"http://127.0.0.1:{cable.port}"
-            with taxiway.Client(url, connect_timeout=1) as client:
-                ask = partial(client.infer, "echo", "patience", timeout=60, deadline=60)
-                waiting = threading.Thread(target=lambda: answers.append(ask()))
-                waiting.start()
-                eventually(lambda: any(map(state.llen, priority_lists("cpu.batch"))))
-                cable.pull()
-                time.sleep(3.0)  # the outage: three times as long as a call is tried
-                cable.plug()
-                with EchoDevice(settings) as device:
-                    waiting.join()
-        finally:
-            cable.close()
+    before = len(echo.device.done)
+    with (
+        taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=OUTAGE / 3) as client,
+        redis.Redis.from_url(echo.settings.broker) as state,
+    ):
+        ask = partial(client.infer, "echo", "patience", timeout=60, deadline=60)
+        waiting = threading.Thread(target=lambda: answers.append(ask()))
+        with echo.device.pause():
+            waiting.start()
+            eventually(lambda: any(map(state.llen, priority_lists("cpu.batch"))))
+            cable.pull()
+            time.sleep(OUTAGE)
+            cable.plug()
+        waiting.join()
     assert [answer.outputs for answer in answers] == [{"payload": "patience"}]
-    assert len(device.done) == 1
+    assert len(echo.device.done) == before + 1
 
 
 def test_an_answer_of_another_server_is_reported_as_such() -> None:

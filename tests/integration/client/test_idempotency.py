@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import pytest
 import redis
 
 from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
+from tasks.settings import Settings
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, job_key, priority_lists, result_key
 from taxiway.errors import (
@@ -26,6 +25,7 @@ from taxiway.errors import (
     UnknownModelError,
 )
 from tests.routing import EchoDevice, eventually, router_process
+from tests.working import empty_fleet
 
 KEY: dict[str, Any] = {"tenant": "tower", "deadline": 30.0}
 
@@ -40,15 +40,13 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(lasting: Settings) -> Iterator[Fleet]:
     with ExitStack() as stack:
-        server = stack.enter_context(EmbeddedValkey(tmp_path_factory.mktemp("idempotency")))
-        settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        device = stack.enter_context(EchoDevice(settings))
-        routers = [stack.enter_context(router_process(settings)) for _ in range(2)]
-        urls = [*(router.http for router in routers), settings.broker, settings.broker]
+        device = stack.enter_context(EchoDevice(lasting))
+        routers = [stack.enter_context(router_process(lasting)) for _ in range(2)]
+        urls = [*(router.http for router in routers), lasting.broker, lasting.broker]
         clients = [stack.enter_context(Client(url)) for url in urls]
-        yield Fleet(device, clients, stack.enter_context(redis.Redis.from_url(settings.broker)))
+        yield Fleet(device, clients, stack.enter_context(redis.Redis.from_url(lasting.broker)))
 
 
 def test_concurrent_submits_by_two_interfaces_and_two_routers_are_one_job_that_runs_once(fleet: Fleet) -> None:
@@ -143,26 +141,25 @@ def test_a_request_under_another_ones_key_is_refused_where_it_is_submitted(fleet
 
 def test_a_submission_that_a_failover_lost_is_made_again_by_the_client_that_waits_for_it(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        server = stack.enter_context(EmbeddedValkey(tmp_path))
-        settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = empty_fleet(stack.enter_context(EmbeddedValkey(tmp_path)).url)
         stack.enter_context(EchoDevice(settings))
-        client, state = (
-            stack.enter_context(Client(settings.broker)),
-            stack.enter_context(redis.Redis.from_url(server.url)),
-        )
+        client = stack.enter_context(Client(settings.broker))
+        store = stack.enter_context(redis.Redis.from_url(settings.broker))
         asking = stack.enter_context(ThreadPoolExecutor(1))
         answer = asking.submit(client.infer, "echo", "lost once", idempotency_key="flight-99", timeout=60, **KEY)
-        eventually(lambda: state.pubsub_channels("taxiway:reply:*") and state.llen(ARRIVALS))
-        state.delete(*priority_lists(ARRIVALS))
-        state.client_kill_filter(_type="pubsub")
+        eventually(lambda: store.pubsub_channels("taxiway:reply:*") and store.llen(ARRIVALS))
+        store.delete(*priority_lists(ARRIVALS))
+        store.client_kill_filter(_type="pubsub")
         stack.enter_context(router_process(settings))
         assert answer.result(60).outputs == {"payload": "lost once"}
 
 
-def test_a_submit_under_a_key_that_no_router_answers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submit_under_a_key_that_no_router_answers_says_so(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("taxiway.client.valkey_transport._CONFIRMED_WITHIN", 0.2)
     unheard = pytest.raises(FleetUnavailable, match="submit it again under its key")
-    with EmbeddedValkey(tmp_path) as server, Client(server.url) as client, unheard:
+    with Client(settings.broker) as client, unheard:
         client.submit("echo", "unheard", idempotency_key="flight-100", **KEY)
 
 

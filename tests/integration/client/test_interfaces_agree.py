@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,7 @@ import redis
 from celery import Celery
 
 import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
+from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.errors import RequestError
 from tests.producing import stop_listening
@@ -68,12 +65,9 @@ def _send(celery: Celery, model: str, inputs: Any, terms: dict[str, Any]) -> dic
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder: Path = tmp_path_factory.mktemp("interfaces")
+def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with ExitStack() as stack:
-        server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
-        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(base, folder)
+        settings = worker_settings(lasting, tmp_path_factory.mktemp("interfaces"))
         router = stack.enter_context(router_process(settings))
         stack.enter_context(worker_process(settings, "--device", "cpu:0"))
         broker, http = (stack.enter_context(taxiway.Client(url)) for url in (settings.broker, router.http))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,13 +14,13 @@ import pytest
 import redis
 
 import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import Settings, settings_from
+from tasks.settings import Settings
 from taxiway.contract.job import Lost, Piece, Restarted, Result
 from taxiway.contract.keys import stream_key
 from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
 from tests.builders import ENGINE_MODELS, add_engine_models
 from tests.cable import Balancer, Cable
+from tests.command_line import CommandLine
 from tests.engine import Engine, serving
 from tests.forked import Process
 from tests.openai_fleet import QUEUES
@@ -36,18 +33,15 @@ TINY = ENGINE_MODELS["tale"].replace("name: tale", "name: tiny").replace("maximu
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    folder = tmp_path_factory.mktemp("fleet")
-    with EmbeddedValkey(folder / "valkey") as server:
-        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        with serving(Engine(script="wait=0.002 fill")) as engine:
-            queues = QUEUES.format(url=engine.url).replace("talk: served, tale: served", "tiny: served")
-            settings = worker_settings(base, folder, queues)
-            add_engine_models(settings.models, "vector")
-            (settings.models / "tiny").mkdir()
-            (settings.models / "tiny" / "model.yaml").write_text(TINY)
-            with worker_process(settings):
-                yield settings
+def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    with serving(Engine(script="wait=0.002 fill")) as engine:
+        queues = QUEUES.format(url=engine.url).replace("talk: served, tale: served", "tiny: served")
+        settings = worker_settings(lasting, tmp_path_factory.mktemp("fleet"), queues)
+        add_engine_models(settings.models, "vector")
+        (settings.models / "tiny").mkdir()
+        (settings.models / "tiny" / "model.yaml").write_text(TINY)
+        with worker_process(settings):
+            yield settings
 
 
 @pytest.fixture(scope="module")
@@ -248,14 +242,14 @@ def test_a_model_that_generates_no_text_has_nothing_to_generate(http: httpx.Clie
         assert (refused.status_code, refused.json()["details"]["field"]) == (400, "model")
 
 
-def test_the_command_line_prints_text_as_it_comes_and_json_lines_on_request(router: RouterProcess) -> None:
-    def printed(*options: str) -> bytes:
-        command = [sys.executable, "-m", "taxiway", "submit", "tiny", "--text", "tell me", "-p", "max_tokens=80"]
-        done = subprocess.run([*command, "--stream", "--url", router.http, *options], capture_output=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def test_the_command_line_prints_text_as_it_comes_and_json_lines_on_request(
+    router: RouterProcess, cli: CommandLine
+) -> None:
+    def printed(*options: str) -> str:
+        asked = ("submit", "tiny", "--text", "tell me", "-p", "max_tokens=80", "--stream", "--url", router.http)
+        return cli.succeed(*asked, *options).stdout
 
     *lines, last = (msgspec.json.decode(line) for line in printed("--json").splitlines())
     assert len(lines) > 5
     assert "".join(line["text"] for line in lines) == last["outputs"]["text"]
-    assert printed() == last["outputs"]["text"].encode() + b"\n"
+    assert printed() == last["outputs"]["text"] + "\n"

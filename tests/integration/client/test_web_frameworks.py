@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -15,9 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from local.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings
-from tests.routing import EchoDevice, eventually, router_process
+from tasks.settings import TREE
+from tests.routing import EchoFleet, eventually
 
 UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--loop"]
 GUNICORN = ["-m", "gunicorn", "--log-level", "warning", "--workers", "2", "--worker-class"]
@@ -29,20 +27,9 @@ REQUESTS = 16
 
 
 @pytest.fixture(scope="module")
-def interfaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def interfaces(echo: EchoFleet) -> str:
     """The addresses of one fleet: its broker's and its router's."""
-    folder = tmp_path_factory.mktemp("web")
-    with EmbeddedValkey(folder) as server:
-        settings = Settings(
-            broker=server.url,
-            secret=(secrets.token_bytes(32),),
-            queues=TREE / "queues.yaml",
-            models=TREE / "models",
-            cache=folder,
-        )
-        with router_process(settings) as router, EchoDevice(settings):
-            eventually(lambda: httpx.get(f"{router.http}/v2/fleet", trust_env=False).json()["devices"])
-            yield f"{server.url} {router.http}"
+    return f"{echo.settings.broker} {echo.router.http}"
 
 
 @contextmanager
