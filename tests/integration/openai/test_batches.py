@@ -20,7 +20,7 @@ from openai.types import Batch, FileObject
 
 from api.objects.batches import PART
 from taxiway.contract.keys import OBJECTS_EXPIRING
-from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
+from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet, sdk
 from tests.routing import eventually, router_process
 
 
@@ -34,16 +34,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[Ope
     queues = QUEUES.replace("limits: {{", "limits: {{file: 1MiB, ")
     with openai_fleet(tmp_path_factory.mktemp("batches"), ["--files", str(files)], queues) as fleet:
         yield fleet
-
-
-@pytest.fixture(scope="module")
-def client(fleet: OpenAIFleet) -> Iterator[openai.OpenAI]:
-    with client_of(fleet.url) as client:
-        yield client
-
-
-def client_of(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
 
 
 def line(number: int, text: str, endpoint: str = "/v1/chat/completions", **fields: Any) -> dict[str, Any]:
@@ -167,7 +157,7 @@ def test_a_router_that_cannot_write_files_says_so(fleet: OpenAIFleet, tmp_path: 
     (tmp_path / "file").write_text("no folder")
     with router_process(fleet.settings, options=["--files", str(tmp_path / "file")]) as router:
         eventually(lambda: ready(router.http))
-        with client_of(f"{router.http}/v1") as client, pytest.raises(openai.InternalServerError) as caught:
+        with sdk(f"{router.http}/v1") as client, pytest.raises(openai.InternalServerError) as caught:
             upload(client, [line(1, "x")])
     assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
 
@@ -295,7 +285,7 @@ def test_what_routers_begin_is_finished_by_others_and_no_line_is_lost_or_answere
         for turn in range(5):
             with router_process(settings, options=options) as router:
                 eventually(lambda: ready(router.http))
-                with client_of(f"{router.http}/v1") as other:
+                with sdk(f"{router.http}/v1") as other:
                     if batch is None:
                         batch = begin(other, [line(n, f"wait=0.05 survivor {n} said") for n in range(300)]).id
                     eventually(partial(begun, fleet, 50 * (turn + 1)))
@@ -322,7 +312,7 @@ def test_a_batch_whose_input_was_deleted_fails_with_the_answers_that_it_has(
     try:
         with router_process(fleet.settings, options=["--files", str(files)]) as router:
             eventually(lambda: ready(router.http))
-            with client_of(f"{router.http}/v1") as other:
+            with sdk(f"{router.http}/v1") as other:
                 batch = begin(other, lines)
                 eventually(lambda: list((files / "batches" / batch.id).glob("*-output")), within=60)
                 other.files.delete(batch.input_file_id)

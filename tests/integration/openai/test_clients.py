@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.suite.installing import AbsentError, environment
 from tasks.settings import cache_directory
-from tests.openai_fleet import OpenAIFleet, openai_fleet
+from tests.openai_fleet import OpenAIFleet
 
 PACKAGES = ["langchain-openai==1.7.4", "litellm==1.110.2", "llm==0.36"]
 
@@ -58,12 +57,6 @@ def python() -> str:
         return environment(cache_directory(os.environ) / "openai-clients", PACKAGES)
     except AbsentError as error:
         pytest.skip(f"LangChain, LiteLLM and llm cannot be installed: {str(error)[-200:]}")
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
-    with openai_fleet(tmp_path_factory.mktemp("clients")) as fleet:
-        yield fleet
 
 
 def said(command: list[str], **variables: str) -> list[str]:

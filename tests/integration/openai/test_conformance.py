@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -60,6 +59,8 @@ class Call:
 NO_MODEL = {"model": "none"}
 NONE = "unknown_object"
 FROM_FILE = {"input_file_id": "file"}
+NO_RESPONSE = {"response_id": "none"}
+STORED = {"response_id": "response"}
 CALLS = [
     Call("models.list", {}, Model, {}, ""),
     Call("models.retrieve", {"model": SECOND}, Model, NO_MODEL, "model_not_found"),
@@ -70,26 +71,11 @@ CALLS = [
     Call("embeddings.create", VECTOR, CreateEmbeddingResponse, {"input": 1}, "invalid_value"),
     Call("responses.create", TALK, Response, {"truncation": "auto"}, UNSUPPORTED),
     Call("responses.create", TALK, None, NO_MODEL, "model_not_found", stream=True),
-    Call("responses.retrieve", {}, Response, {"response_id": "none"}, NONE, made={"response_id": "response"}),
-    Call(
-        "responses.retrieve",
-        {"starting_after": 1},
-        None,
-        {"response_id": "none"},
-        NONE,
-        made={"response_id": "response"},
-        stream=True,
-    ),
-    Call("responses.cancel", {}, Response, {"response_id": "none"}, NONE, made={"response_id": "background"}),
-    Call(
-        "responses.input_items.list",
-        {},
-        ResponseInputMessageItem,
-        {"response_id": "none"},
-        NONE,
-        made={"response_id": "response"},
-    ),
-    Call("responses.delete", {}, None, {"response_id": "none"}, NONE, made={"response_id": "response"}),
+    Call("responses.retrieve", {}, Response, NO_RESPONSE, NONE, made=STORED),
+    Call("responses.retrieve", {"starting_after": 1}, None, NO_RESPONSE, NONE, made=STORED, stream=True),
+    Call("responses.cancel", {}, Response, NO_RESPONSE, NONE, made={"response_id": "background"}),
+    Call("responses.input_items.list", {}, ResponseInputMessageItem, NO_RESPONSE, NONE, made=STORED),
+    Call("responses.delete", {}, None, NO_RESPONSE, NONE, made=STORED),
     Call("files.create", UPLOAD, FileObject, {"purpose": "none"}, "invalid_value"),
     Call("files.list", {}, FileObject, {"limit": 0}, "invalid_value"),
     Call("files.retrieve", {}, FileObject, {"file_id": "none"}, NONE, made={"file_id": "file"}),
@@ -118,61 +104,32 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
         yield fleet
 
 
-@pytest.fixture(params=["sync", "async"])
-def ask(request: pytest.FixtureRequest, fleet: OpenAIFleet) -> Callable[..., Any]:
-    """Calls a method; what it streams or lists comes as a list."""
-    options: Any = {"base_url": fleet.url, "api_key": "none", "max_retries": 0, "timeout": 30}
-
-    def method(client: Any, name: str) -> Any:
-        for part in name.split("."):
-            client = getattr(client, part)
-        return client
-
-    def synchronous(name: str, fields: dict[str, Any]) -> Any:
-        with openai.OpenAI(**options) as client:
-            found = method(client, name)(**fields)
-            listed = name.endswith("list") or isinstance(found, openai.Stream)
-            return list(found) if listed else found
-
-    async def asynchronous(name: str, fields: dict[str, Any]) -> Any:
-        async with openai.AsyncOpenAI(**options) as client:
-            found = method(client, name)(**fields)
-            if name.endswith("list"):
-                return [one async for one in found]
-            found = await found
-            return [one async for one in found] if isinstance(found, openai.AsyncStream) else found
-
-    if request.param == "sync":
-        return synchronous
-    return lambda name, fields: asyncio.run(asynchronous(name, fields))
-
-
-def made(ask: Callable[..., Any], kind: str) -> str:
+def made(call: Callable[..., Any], kind: str) -> str:
     """The id of an object of a kind."""
     if kind == "batch":
-        return str(ask("batches.create", {**BATCH, "input_file_id": made(ask, "file")}).id)
+        return str(call("batches.create", **BATCH, input_file_id=made(call, "file")).id)
     if kind == "file":
-        return str(ask("files.create", UPLOAD).id)
-    return str(ask("responses.create", {"model": "talk", "input": "a", "background": kind == "background"}).id)
+        return str(call("files.create", **UPLOAD).id)
+    return str(call("responses.create", model="talk", input="a", background=kind == "background").id)
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.name}{'-stream' if call.stream else ''}")
-def test_a_call_gets_what_the_sdk_expects(ask: Callable[..., Any], call: Call) -> None:
-    ids = {name: made(ask, kind) for name, kind in call.made.items()}
-    fields = {**call.fields, **ids, **({"stream": True} if call.stream else {})}
-    found = ask(call.name, fields)
+@pytest.mark.parametrize("asked", CALLS, ids=lambda asked: f"{asked.name}{'-stream' if asked.stream else ''}")
+def test_a_call_gets_what_the_sdk_expects(call: Callable[..., Any], asked: Call) -> None:
+    ids = {name: made(call, kind) for name, kind in asked.made.items()}
+    fields = {**asked.fields, **ids, **({"stream": True} if asked.stream else {})}
+    found = call(asked.name, **fields)
 
     answers = found if isinstance(found, list) else [found] if isinstance(found, BaseModel) else []
-    assert all(call.kind is None or type(answer) is call.kind for answer in answers)
-    assert bool(answers) == (call.kind is not None or call.stream)
+    assert all(asked.kind is None or type(answer) is asked.kind for answer in answers)
+    assert bool(answers) == (asked.kind is not None or asked.stream)
     for answer in answers:
         told: Any = answer.to_dict(mode="json")
-        if call.stream and call.kind is Completion:  # the SDK has no type for a part, which has no reason yet
+        if asked.stream and asked.kind is Completion:  # the SDK has no type for a part, which has no reason yet
             told["choices"] = [
                 {**choice, "finish_reason": choice["finish_reason"] or "stop"} for choice in told["choices"]
             ]
         type(answer).model_validate(told)  # the SDK itself only reads
-    if call.code:
+    if asked.code:
         with pytest.raises(openai.APIStatusError) as caught:
-            ask(call.name, {**fields, **call.wrong})
-        assert caught.value.code == call.code
+            call(asked.name, **{**fields, **asked.wrong})
+        assert caught.value.code == asked.code

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,53 +11,11 @@ import openai
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
-from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
+from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet, sdk
 from tests.routing import eventually, router_process
-
-Value = Any
 
 ADD: Any = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True}
 QUICK = QUEUES.replace("limits: {{", "limits: {{responses: 3, keep_response: 600, ")
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
-    with openai_fleet(tmp_path_factory.mktemp("responses")) as fleet:
-        yield fleet
-
-
-def client_of(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
-
-
-@pytest.fixture(scope="module")
-def client(fleet: OpenAIFleet) -> Iterator[openai.OpenAI]:
-    with client_of(fleet.url) as client:
-        yield client
-
-
-@pytest.fixture(params=["sync", "async"])
-def call(request: pytest.FixtureRequest, fleet: OpenAIFleet, client: openai.OpenAI) -> Callable[..., Value]:
-    """Calls a method of `responses`; a stream and a page are read to their end."""
-
-    def method(responses: Any, name: str) -> Callable[..., Value]:
-        return responses.input_items.list if name == "input_items" else getattr(responses, name)
-
-    def synchronous(name: str, *names: str, **fields: Any) -> Value:
-        found = method(client.responses, name)(*names, **fields)
-        return list(found) if isinstance(found, openai.Stream) or name == "input_items" else found
-
-    async def asynchronous(name: str, names: tuple[str, ...], fields: dict[str, Any]) -> Value:
-        async with openai.AsyncOpenAI(base_url=fleet.url, api_key="none", max_retries=0, timeout=30) as client:
-            found = method(client.responses, name)(*names, **fields)
-            if name == "input_items":
-                return [one async for one in found]
-            found = await found
-            return [one async for one in found] if isinstance(found, openai.AsyncStream) else found
-
-    if request.param == "sync":
-        return synchronous
-    return lambda name, *names, **fields: asyncio.run(asynchronous(name, names, fields))
 
 
 def ended(client: openai.OpenAI, name: str) -> Response:
@@ -70,8 +27,10 @@ def ended(client: openai.OpenAI, name: str) -> Response:
     return found
 
 
-def test_a_text_is_answered_by_a_message_and_stored(call: Callable[..., Value], fleet: OpenAIFleet) -> None:
-    answer = call("create", model="talk", input="Hello dear world", instructions="Be kind.", max_output_tokens=9)
+def test_a_text_is_answered_by_a_message_and_stored(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
+    answer = call(
+        "responses.create", model="talk", input="Hello dear world", instructions="Be kind.", max_output_tokens=9
+    )
 
     assert type(answer) is Response
     assert answer.usage is not None
@@ -82,14 +41,16 @@ def test_a_text_is_answered_by_a_message_and_stored(call: Callable[..., Value], 
     asked = fleet.engine.chats[-1]
     assert [message["role"] for message in asked["messages"]] == ["system", "user"]
     assert asked["max_completion_tokens"] == 9
-    again = call("retrieve", answer.id)
+    again = call("responses.retrieve", answer.id)
     assert (again.output, again.usage, again.instructions) == (answer.output, answer.usage, "Be kind.")
 
 
-def test_a_conversation_goes_on_after_the_previous_response(call: Callable[..., Value], fleet: OpenAIFleet) -> None:
-    first = call("create", model="talk", input="one two", instructions="Count.")
-    second = call("create", model="talk", input=[{"role": "user", "content": "three"}], previous_response_id=first.id)
-    third = call("create", model="talk", input="four", previous_response_id=second.id, store=False)
+def test_a_conversation_goes_on_after_the_previous_response(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
+    first = call("responses.create", model="talk", input="one two", instructions="Count.")
+    second = call(
+        "responses.create", model="talk", input=[{"role": "user", "content": "three"}], previous_response_id=first.id
+    )
+    third = call("responses.create", model="talk", input="four", previous_response_id=second.id, store=False)
 
     assert third.output_text == "four "
     said = [(message["role"], message["content"]) for message in fleet.engine.chats[-1]["messages"]]
@@ -101,16 +62,20 @@ def test_a_conversation_goes_on_after_the_previous_response(call: Callable[..., 
         ("user", "four"),
     ]
     with pytest.raises(openai.NotFoundError):
-        call("retrieve", third.id)
+        call("responses.retrieve", third.id)
     for wrong in (third.id, "resp_none"):
         with pytest.raises(openai.BadRequestError) as caught:
-            call("create", model="talk", input="five", previous_response_id=wrong)
+            call("responses.create", model="talk", input="five", previous_response_id=wrong)
         assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
 
 
-def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., Value], fleet: OpenAIFleet) -> None:
+def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
     first = call(
-        "create", model="talk", input='call=add:{"a":1} finish=tool_calls', tools=[ADD], tool_choice="required"
+        "responses.create",
+        model="talk",
+        input='call=add:{"a":1} finish=tool_calls',
+        tools=[ADD],
+        tool_choice="required",
     )
 
     (function,) = first.output
@@ -123,8 +88,10 @@ def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., Va
     output: Any = {"type": "function_call_output", "call_id": function.call_id, "output": "3"}
     fleet.engine.script = "It is 3"
     try:
-        by_id = call("create", model="talk", input=[output], previous_response_id=first.id, tools=[ADD])
-        whole = call("create", model="talk", input=[{"role": "user", "content": "add"}, function.to_dict(), output])
+        by_id = call("responses.create", model="talk", input=[output], previous_response_id=first.id, tools=[ADD])
+        whole = call(
+            "responses.create", model="talk", input=[{"role": "user", "content": "add"}, function.to_dict(), output]
+        )
     finally:
         fleet.engine.script = ""
     assert by_id.output_text == whole.output_text == "It is 3 "
@@ -134,8 +101,8 @@ def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., Va
         assert returned == {"role": "tool", "tool_call_id": "call_add", "content": "3"}
 
 
-def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_sent(call: Callable[..., Value]) -> None:
-    events = call("create", model="talk", input="one two", stream=True)
+def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_sent(call: Callable[..., Any]) -> None:
+    events = call("responses.create", model="talk", input="one two", stream=True)
 
     assert list(dict.fromkeys(event.type.removeprefix("response.") for event in events)) == [
         "created",
@@ -154,7 +121,7 @@ def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_sent(call
     )
     last = events[-1].response
     assert (last.output_text, last.usage.output_tokens) == ("one two ", 2)
-    assert call("retrieve", last.id).output == last.output
+    assert call("responses.retrieve", last.id).output == last.output
 
 
 def test_the_sdks_own_stream_puts_text_and_calls_together(client: openai.OpenAI) -> None:
@@ -168,16 +135,16 @@ def test_the_sdks_own_stream_puts_text_and_calls_together(client: openai.OpenAI)
     assert sorted(item.type for item in final.output) == ["function_call", "message", "reasoning"]
 
 
-def test_the_events_of_a_stored_response_are_replayed_after_a_number(call: Callable[..., Value]) -> None:
+def test_the_events_of_a_stored_response_are_replayed_after_a_number(call: Callable[..., Any]) -> None:
     said = "think=hm one two call=add:{} finish=tool_calls"
-    events = call("create", model="talk", input=said, tools=[ADD], stream=True)
+    events = call("responses.create", model="talk", input=said, tools=[ADD], stream=True)
     last = events[-1]
 
-    again = call("retrieve", last.response.id, stream=True)
+    again = call("responses.retrieve", last.response.id, stream=True)
     assert told(again) == told(events)
     assert again[-1].response == last.response
     for after in (0, last.sequence_number // 2, last.sequence_number - 1):
-        rest = call("retrieve", last.response.id, stream=True, starting_after=after)
+        rest = call("responses.retrieve", last.response.id, stream=True, starting_after=after)
         assert told(rest) == [one for one in told(events) if one[0] > after]
 
 
@@ -210,25 +177,23 @@ def test_a_reader_that_comes_back_to_a_response_in_the_background_gets_the_rest_
         assert again.get_final_response().output_text == "a b c d "
 
 
-def test_a_response_in_the_background_is_queued_and_then_there(
-    call: Callable[..., Value], client: openai.OpenAI
-) -> None:
-    begun = call("create", model="talk", input="wait=0.2 one two", background=True, metadata={"for": "tests"})
+def test_a_response_in_the_background_is_queued_and_then_there(call: Callable[..., Any], client: openai.OpenAI) -> None:
+    begun = call("responses.create", model="talk", input="wait=0.2 one two", background=True, metadata={"for": "tests"})
 
     assert (begun.status, begun.output, begun.background) == ("queued", [], True)
     found = ended(client, begun.id)
     assert (found.status, found.output_text, found.metadata) == ("completed", "one two ", {"for": "tests"})
     assert found.service_tier == "flex"
-    assert call("cancel", begun.id).status == "completed"
+    assert call("responses.cancel", begun.id).status == "completed"
 
 
-def test_a_response_in_the_background_is_cancelled(call: Callable[..., Value], fleet: OpenAIFleet) -> None:
+def test_a_response_in_the_background_is_cancelled(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
     text = f"cancelled {id(call)} stall"
-    begun = call("create", model="talk", input=text, background=True)
+    begun = call("responses.create", model="talk", input=text, background=True)
     eventually(lambda: text in fleet.engine.begun)
 
-    assert call("cancel", begun.id).status == "cancelled"
-    assert call("retrieve", begun.id).status == "cancelled"
+    assert call("responses.cancel", begun.id).status == "cancelled"
+    assert call("responses.retrieve", begun.id).status == "cancelled"
     eventually(lambda: text in fleet.engine.aborts)
 
 
@@ -241,54 +206,56 @@ def test_a_stream_of_the_background_goes_on_without_its_reader(client: openai.Op
 
 
 def test_a_deleted_response_is_gone_and_a_running_one_is_cancelled(
-    call: Callable[..., Value], fleet: OpenAIFleet
+    call: Callable[..., Any], fleet: OpenAIFleet
 ) -> None:
     text = f"deleted {id(call)} stall"
-    done = call("create", model="talk", input="one")
-    running = call("create", model="talk", input=text, background=True)
+    done = call("responses.create", model="talk", input="one")
+    running = call("responses.create", model="talk", input=text, background=True)
     eventually(lambda: text in fleet.engine.begun)
 
     for name in (done.id, running.id):
-        call("delete", name)
-        for gone in ("retrieve", "delete", "cancel", "input_items"):
+        call("responses.delete", name)
+        for gone in ("retrieve", "delete", "cancel", "input_items.list"):
             with pytest.raises(openai.NotFoundError):
-                call(gone, name)
+                call(f"responses.{gone}", name)
     eventually(lambda: text in fleet.engine.aborts)
 
 
-def test_the_probabilities_of_tokens_are_included_if_asked(call: Callable[..., Value]) -> None:
-    answer = call("create", model="talk", input="one two", include=["message.output_text.logprobs"], top_logprobs=1)
+def test_the_probabilities_of_tokens_are_included_if_asked(call: Callable[..., Any]) -> None:
+    answer = call(
+        "responses.create", model="talk", input="one two", include=["message.output_text.logprobs"], top_logprobs=1
+    )
     assert [one.token for one in answer.output[0].content[0].logprobs] == ["one ", "two "]
 
 
-def test_the_input_is_listed_in_pages(call: Callable[..., Value]) -> None:
+def test_the_input_is_listed_in_pages(call: Callable[..., Any]) -> None:
     texts = ["a", "b", "c"]
-    made = call("create", model="talk", input=[{"role": "user", "content": text} for text in texts])
+    made = call("responses.create", model="talk", input=[{"role": "user", "content": text} for text in texts])
 
-    latest_first = call("input_items", made.id, limit=2)  # the SDK reads on, page by page
+    latest_first = call("responses.input_items.list", made.id, limit=2)  # the SDK reads on, page by page
     assert [item.content[0].text for item in latest_first] == ["c", "b", "a"]
-    assert [item.content[0].text for item in call("input_items", made.id, order="asc")] == texts
+    assert [item.content[0].text for item in call("responses.input_items.list", made.id, order="asc")] == texts
     assert len({item.id for item in latest_first}) == 3
 
 
-def test_an_answer_that_was_cut_is_incomplete(call: Callable[..., Value]) -> None:
-    answer = call("create", model="talk", input="one finish=length")
+def test_an_answer_that_was_cut_is_incomplete(call: Callable[..., Any]) -> None:
+    answer = call("responses.create", model="talk", input="one finish=length")
 
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
-    assert call("create", model="talk", input="one finish=length", stream=True)[-1].type == "response.incomplete"
+    assert (
+        call("responses.create", model="talk", input="one finish=length", stream=True)[-1].type == "response.incomplete"
+    )
 
 
-def test_a_job_that_fails_is_a_failed_response_with_the_reason(
-    call: Callable[..., Value], client: openai.OpenAI
-) -> None:
-    begun = call("create", model="talk", input="status=400 no such tool", background=True)
+def test_a_job_that_fails_is_a_failed_response_with_the_reason(call: Callable[..., Any], client: openai.OpenAI) -> None:
+    begun = call("responses.create", model="talk", input="status=400 no such tool", background=True)
     failed: Any = ended(client, begun.id)
 
     assert (failed.status, failed.error.code) == ("failed", "invalid_prompt")
     assert "no such tool" in failed.error.message
     with pytest.raises(openai.BadRequestError):
-        call("create", model="talk", input="status=400 no such tool")
-    last = call("create", model="talk", input="status=400 no such tool", stream=True)[-1]
+        call("responses.create", model="talk", input="status=400 no such tool")
+    last = call("responses.create", model="talk", input="status=400 no such tool", stream=True)[-1]
     assert (last.type, last.response.status, last.response.error.code) == (
         "response.failed",
         "failed",
@@ -341,19 +308,19 @@ def test_calls_under_one_key_are_one_response(client: openai.OpenAI) -> None:
 def test_responses_outlive_the_router_that_began_them(tmp_path_factory: pytest.TempPathFactory) -> None:
     """It is killed while one of them runs: another router ends that, though nobody asks for it."""
     with openai_fleet(tmp_path_factory.mktemp("killed"), queues=QUICK) as fleet:
-        with client_of(fleet.url) as client:
+        with sdk(fleet.url) as client:
             done = client.responses.create(model="talk", input="one")
             running = client.responses.create(model="talk", input="wait=0.5 a b c", background=True)
         fleet.router.process.send_signal(signal.SIGKILL)
         fleet.router.process.wait()
-        with router_process(fleet.settings) as router, client_of(f"{router.http}/v1") as client:
+        with router_process(fleet.settings) as router, sdk(f"{router.http}/v1") as client:
             eventually(lambda: httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success)
             assert client.responses.retrieve(done.id).output_text == "one "
             assert ended(client, running.id).output_text == "a b c "
 
 
 def test_of_a_tenants_responses_the_latest_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with openai_fleet(tmp_path_factory.mktemp("few"), queues=QUICK) as fleet, client_of(fleet.url) as client:
+    with openai_fleet(tmp_path_factory.mktemp("few"), queues=QUICK) as fleet, sdk(fleet.url) as client:
         names = [client.responses.create(model="talk", input=str(n)).id for n in range(5)]
 
         def is_there(name: str) -> bool:
