@@ -25,6 +25,7 @@ from tasks.ticket import Ticket, sign
 from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
+    DEAD,
     INFER,
     job_key,
     priority_list,
@@ -158,6 +159,31 @@ def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterat
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A worker that lives through several tests, and what stands before it."""
+
+    fleet: Settings
+    tower: Tower
+    worker: WorkerProcess
+
+    def settle(self) -> None:
+        """End what lasts, and wait until the worker has answered everything; no dead letter stays."""
+        let_go(self.fleet)
+        while self.tower.waiting() + self.tower.unacknowledged():
+            time.sleep(0.005)
+        (self.fleet.models.parent / "over").unlink()
+        self.tower.state.delete(DEAD)
+
+
+@contextmanager
+def open_site(fleet: Settings, log: Any = None) -> Iterator[Site]:
+    """The site, whose worker no test ends."""
+    with Tower(fleet) as tower, worker_process(fleet, log=log) as worker:
+        yield Site(fleet, tower, worker)
+        assert worker.process.poll() is None
 
 
 def inspect(app: Celery, worker: WorkerProcess) -> Any:

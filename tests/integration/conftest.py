@@ -17,7 +17,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.producing import stop_listening
 from tests.routing import EchoFleet, echo_fleet
-from tests.working import Tower, WorkerProcess, empty_fleet, worker_process, worker_settings
+from tests.working import Site, Tower, WorkerProcess, empty_fleet, open_site, worker_process, worker_settings
 
 HERE = Path(__file__).parent
 
@@ -81,6 +81,20 @@ def store(settings: Settings) -> Iterator[redis.Redis]:
 def tower(fleet: Settings) -> Iterator[Tower]:
     with Tower(fleet) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def lasting_site(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The small fleet's worker, for all tests of a module."""
+    with open_site(worker_settings(lasting, tmp_path_factory.mktemp("site"))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def site(lasting_site: Site) -> Iterator[Site]:
+    """It without work, before and after a test."""
+    yield lasting_site
+    lasting_site.settle()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,15 +23,25 @@ from tasks.settings import TREE, Settings
 from taxiway.contract.keys import ARRIVALS, DEAD, DEFAULT_QUEUE, INFER
 from tests.narrowing import present
 from tests.routing import eventually, router_process
-from tests.stored import facts_of
-from tests.working import CLASS, LASTING, LONG, Tower, WorkerProcess, inspect, let_go, worker_process
+from tests.working import LASTING, LONG, Site, Tower, WorkerProcess, inspect, let_go
+
+
+@pytest.fixture(scope="module")
+def router(lasting_site: Site) -> Iterator[None]:
+    with router_process(lasting_site.fleet):
+        yield
 
 
 @pytest.fixture
-def served(fleet: Settings) -> Iterator[WorkerProcess]:
+def fleet(site: Site) -> Settings:
+    """The one that `producer` writes to."""
+    return site.fleet
+
+
+@pytest.fixture(autouse=True)
+def served(site: Site, router: None) -> WorkerProcess:
     """The worker of a fleet whose router places what arrives."""
-    with worker_process(fleet) as worker, router_process(fleet):
-        yield worker
+    return site.worker
 
 
 def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:
@@ -76,7 +84,6 @@ def test_a_result_stays_pending_until_it_is_there_and_is_stored_whether_or_not_i
     assert payload(producer.AsyncResult(ignored.id)) == "kept"
 
 
-@pytest.mark.usefixtures("served")
 def test_chains_groups_and_chords_of_infer_signatures_run(producer: Celery) -> None:
     assert payload(chain(infer(producer, "first"), infer(producer, "second")).apply_async()) == "second"
     answers = group(infer(producer, n) for n in range(3)).apply_async().get(timeout=60)
@@ -85,7 +92,6 @@ def test_chains_groups_and_chords_of_infer_signatures_run(producer: Celery) -> N
     assert payload(chord(header, body=infer(producer, "all ended")).apply_async()) == "all ended"
 
 
-@pytest.mark.usefixtures("served")
 def test_links_receive_the_answer_and_error_links_are_called(producer: Celery) -> None:
     linked, failed = (producer.signature(f"lab.{name}", queue=f"lab.{name}") for name in ("linked", "failed"))
     with producer.connection_for_write() as connection:
@@ -100,7 +106,6 @@ def test_links_receive_the_answer_and_error_links_are_called(producer: Celery) -
     assert error.headers["task"] == "lab.failed"
 
 
-@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("options", [{"serializer": "klingon"}, {"countdown": "soon"}])
 def test_an_error_link_that_cannot_be_sent_is_given_up(
     fleet: Settings, producer: Celery, options: dict[str, Any]
@@ -116,14 +121,6 @@ def test_an_error_link_that_cannot_be_sent_is_given_up(
     assert payload(infer(producer, "next").apply_async()) == "next"
 
 
-@pytest.mark.usefixtures("served")
-def test_a_countdown_delays_a_job_by_its_seconds(producer: Celery) -> None:
-    began = time.monotonic()
-    later = infer(producer, "later").apply_async(countdown=2)
-    assert payload(later) == "later"
-    assert time.monotonic() - began >= 2
-
-
 def test_a_job_past_its_expires_fails_and_does_not_run(served: WorkerProcess, producer: Celery) -> None:
     running(producer, served)
     expired = infer(producer, LONG, "slab").apply_async(expires=0.3)
@@ -132,7 +129,6 @@ def test_a_job_past_its_expires_fails_and_does_not_run(served: WorkerProcess, pr
     assert (expired.state, type(expired.result).__name__) == ("FAILURE", "DeadlineExceededError")
 
 
-@pytest.mark.usefixtures("served")
 def test_what_follows_a_job_fails_with_it_when_its_deadline_passes(producer: Celery) -> None:
     assert payload(infer(producer, "ready").apply_async()) == "ready"
     late = infer(producer, LASTING, "slab").set(expires=1)
@@ -150,7 +146,6 @@ def test_what_follows_a_job_fails_with_it_when_its_deadline_passes(producer: Cel
         assert next_of(connection, "lab.late").headers["task"] == "lab.late"
 
 
-@pytest.mark.usefixtures("served")
 def test_what_follows_a_refused_request_fails_with_its_error(producer: Celery) -> None:
     refused, after = infer(producer, "first", "ehco"), infer(producer, "second")
     for canvas in (
@@ -164,7 +159,6 @@ def test_what_follows_a_refused_request_fails_with_its_error(producer: Celery) -
     assert payload(infer(producer, "next").apply_async()) == "next"
 
 
-@pytest.mark.usefixtures("served")
 def test_links_that_name_NoQueue_are_sent_to_celerys_default_queue(producer: Celery) -> None:
     with producer.connection_for_write() as connection:
         with connection.SimpleQueue(DEFAULT_QUEUE) as left:
@@ -177,7 +171,6 @@ def test_links_that_name_NoQueue_are_sent_to_celerys_default_queue(producer: Cel
             assert next_of(connection, DEFAULT_QUEUE).headers["task"] == f"lab.{model}"
 
 
-@pytest.mark.usefixtures("served")
 def test_the_error_links_of_a_refused_request_are_called_with_its_id(producer: Celery) -> None:
     link = producer.signature("lab.refused", args=("more",), queue="lab.refused")
     with producer.connection_for_write() as connection:
@@ -188,7 +181,6 @@ def test_the_error_links_of_a_refused_request_are_called_with_its_id(producer: C
     assert (call.headers["task"], call.payload[0]) == ("lab.refused", [sent.id, "more"])
 
 
-@pytest.mark.usefixtures("served")
 def test_an_error_link_whose_queue_is_not_there_or_not_ours_holds_up_nothing(producer: Celery) -> None:
     for queue in ("lab.nowhere.declared", DEAD):
         sent = infer(producer, "first", "ehco").apply_async(link_error=producer.signature("lab.lost", queue=queue))
@@ -237,65 +229,14 @@ def test_task_time_limits_rate_limits_and_pool_commands_change_nothing(served: W
 
 
 def test_a_failure_of_the_model_is_final_whatever_the_retry_policy(served: WorkerProcess, producer: Celery) -> None:
+    def runs() -> int:
+        return int(inspect(producer, served).stats()[served.name]["total"].get(INFER, 0))
+
+    before = runs()
     failing = infer(producer, {"samples": [0], "seed": [1]}, "slab").apply_async(retry=True)
     with pytest.raises(Exception, match="division by zero"):
         failing.get(timeout=60)
-    assert inspect(producer, served).stats()[served.name]["total"] == {INFER: 1}
-
-
-def test_inspect_and_queue_commands_work(served: WorkerProcess, producer: Celery) -> None:
-    inspection, control = inspect(producer, served), producer.control
-    assert served.name in (inspection.ping() or {})
-    assert INFER in inspection.registered()[served.name]
-    assert [queue["name"] for queue in inspection.active_queues()[served.name]] == [CLASS]
-    control.cancel_consumer(CLASS)
-    eventually(lambda: not inspection.active_queues()[served.name])
-    control.add_consumer(CLASS)
-    assert payload(infer(producer, "again").apply_async()) == "again"
-    told = control.add_consumer("gpu.realtime", reply=True, timeout=60, destination=[served.name])
-    (refused,) = present(told)
-    assert "error" in refused[served.name]
-
-
-def test_a_remote_shutdown_finishes_what_runs(fleet: Settings, served: WorkerProcess, producer: Celery) -> None:
-    busy = running(producer, served)
-    producer.control.shutdown([served.name])
-    with Tower(fleet) as tower:
-        eventually(lambda: facts_of(tower.state, served.name).draining)
-    let_go(fleet)
-    assert busy.get(timeout=60)["model"] == "slab:1"
-    assert served.process.wait(60) == 0
-
-
-def test_a_job_whose_worker_is_killed_runs_on_another(fleet: Settings, producer: Celery) -> None:
-    with router_process(fleet), worker_process(fleet) as first:
-        busy = running(producer, first)
-        first.process.kill()
-        first.process.wait()
-        let_go(fleet)
-        with worker_process(fleet):
-            assert busy.get(timeout=60)["model"] == "slab:1"
-
-
-@pytest.mark.usefixtures("served")
-def test_task_events_are_sent_for_every_job(producer: Celery) -> None:
-    heard: list[dict[str, Any]] = []
-    with producer.connection_for_read() as connection:
-        receiver = producer.events.Receiver(connection, handlers={"*": heard.append})
-        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
-        listening.daemon = True
-        listening.start()
-        eventually(lambda: heard)  # a heartbeat
-        job = infer(producer, "hello").apply_async()
-        assert payload(job) == "hello"
-
-        def kinds() -> list[str]:
-            return [event["type"] for event in list(heard) if event.get("uuid") == job.id]
-
-        eventually(lambda: {"task-received", "task-started", "task-succeeded"} <= set(kinds()))
-        receiver.should_stop = True
-        assert payload(infer(producer, "a last event").apply_async()) == "a last event"
-        listening.join(10)
+    assert runs() == before + 1
 
 
 @contextmanager
@@ -313,30 +254,6 @@ def celery_process(folder: Path, module: str, source: str, *words: str, **variab
         assert process.wait(60) == 0
 
 
-def test_task_signals_are_sent_for_jobs_with_a_link_and_no_others(
-    fleet: Settings, producer: Celery, tmp_path: Path
-) -> None:
-    seen = tmp_path / "seen"
-    source = f"""
-        from celery.signals import task_prerun
-        from workers.app import app
-
-        @task_prerun.connect
-        def note(task_id, **_):
-            with open({str(seen)!r}, "a") as file:
-                print(task_id, file=file)
-    """
-    variables = fleet.environment() | {"TAXIWAY_CLASS": CLASS}
-    with celery_process(tmp_path, "watched", source, "worker", "-n", "watched@%h", **variables), router_process(fleet):
-        eventually(producer.control.inspect().ping, within=120)
-        linked = infer(producer, 1).apply_async(link=producer.signature("lab.next", queue="lab.linked"))
-        plain = infer(producer, 2).apply_async()
-        assert [payload(linked), payload(plain)] == [1, 2]
-        eventually(lambda: linked.id in seen.read_text())
-    assert plain.id not in seen.read_text()
-
-
-@pytest.mark.usefixtures("served")
 def test_beat_submits_jobs_on_its_schedule(fleet: Settings, producer: Celery, tmp_path: Path) -> None:
     source = f"""
         from celery import Celery

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from tasks.settings import Settings
 from taxiway.contract.job import JobState, record_from
 from taxiway.contract.keys import INFER, job_key, result_key
 from taxiway.errors import ExecutionError, JobCancelledError
-from tests.narrowing import present
-from tests.routing import eventually
+from tests.integration.celery.test_table import celery_process, infer, payload
+from tests.routing import eventually, router_process
 from tests.stored import facts_of, fields_of
 from tests.waiting import until
 from tests.working import (
@@ -57,20 +58,6 @@ def test_inspect_shows_what_runs_and_what_waits(
     assert inspection.stats()[worker.name]["total"] == {INFER: 2}
 
 
-def test_a_running_job_that_is_terminated_is_revoked_and_its_answer_dropped(
-    worker: WorkerProcess, tower: Tower, producer: Celery
-) -> None:
-    busy = running(tower)
-    inspection = inspect(producer, worker)
-    eventually(lambda: inspection.active()[worker.name])
-    producer.control.revoke(busy, terminate=True)
-    with pytest.raises(JobCancelledError):
-        tower.result(busy)
-    assert tower.result(tower.order("echo", "after")).outputs == {"payload": "after"}
-    assert tower.state.hget(job_key(busy), "state") == b"cancelled"
-    eventually(lambda: tower.unacknowledged() == 0)
-
-
 def test_a_queue_that_is_cancelled_is_left_alone_until_it_is_added_again(
     worker: WorkerProcess, tower: Tower, producer: Celery
 ) -> None:
@@ -82,14 +69,6 @@ def test_a_queue_that_is_cancelled_is_left_alone_until_it_is_added_again(
     eventually(lambda: tower.waiting() == 1)  # also if it was taken before the worker knew
     producer.control.add_consumer(CLASS)
     assert tower.result(job).outputs == {"payload": "later"}
-
-
-def test_commands_for_pools_of_many_processes_leave_the_worker_at_work(
-    worker: WorkerProcess, tower: Tower, producer: Celery
-) -> None:
-    for command in (producer.control.pool_grow, producer.control.pool_shrink):
-        assert worker.name in present(command(1, reply=True, timeout=60, destination=[worker.name]))[0]
-    assert tower.result(tower.order("echo", "still here")).outputs == {"payload": "still here"}
 
 
 @pytest.mark.usefixtures("worker")
@@ -144,7 +123,6 @@ def test_a_cold_shutdown_leaves_in_the_queue_what_did_not_run(fleet: Settings, t
         assert all(tower.result(job) for job in jobs)
 
 
-@pytest.mark.slow
 def test_what_a_killed_worker_held_runs_elsewhere_each_job_alone(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
         busy = running(tower)
@@ -220,3 +198,26 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_is_not_run(fleet: 
     fields = fields_of(tower.state, job_key(job))
     record = record_from(job, fields)
     assert (record.state, record.attempts) == (JobState.CANCELLED, 0)
+
+
+def test_task_signals_are_sent_for_jobs_with_a_link_and_no_others(
+    fleet: Settings, producer: Celery, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    source = f"""
+        from celery.signals import task_prerun
+        from workers.app import app
+
+        @task_prerun.connect
+        def note(task_id, **_):
+            with open({str(seen)!r}, "a") as file:
+                print(task_id, file=file)
+    """
+    variables = fleet.environment() | {"TAXIWAY_CLASS": CLASS}
+    with celery_process(tmp_path, "watched", source, "worker", "-n", "watched@%h", **variables), router_process(fleet):
+        eventually(producer.control.inspect().ping, within=120)
+        linked = infer(producer, 1).apply_async(link=producer.signature("lab.next", queue="lab.linked"))
+        plain = infer(producer, 2).apply_async()
+        assert [payload(linked), payload(plain)] == [1, 2]
+        eventually(lambda: linked.id in seen.read_text())
+    assert plain.id not in seen.read_text()
