@@ -19,6 +19,7 @@ import uvloop
 
 from router.router import Router
 from router.service.admission import Rules
+from router.service.classifier import load_classifier
 from tasks.document import DocumentError
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
@@ -109,7 +110,10 @@ def prepare(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Pr
     topology = folder.queues.topology
     folder.log_problems()
     starts = read_starts(arguments.starts, topology)
-    rules = Rules(topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts)
+    classify = load_classifier(topology.locality.classifier)
+    rules = Rules(
+        topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts, classify=classify
+    )
     return Prepared(settings, rules, folder, amqp_address(arguments.amqp))
 
 

@@ -27,6 +27,7 @@ from tasks.document import (
 )
 from tasks.endpoints import Endpoint, Tariff
 from tasks.endpoints import contradictions as endpoint_contradictions
+from tasks.locality import JOINT, missing
 from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.limits import ELEMENTS
 from taxiway.contract.request import LONGEST_DEADLINE, MAX_NAME, Priority
@@ -37,6 +38,7 @@ DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
 Tier = Literal["default", "flex", "priority"]
 ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+LocalityText = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Dollars = Annotated[float, msgspec.Meta(gt=0)]
@@ -150,7 +152,7 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     memory: Size | None = None
     """Bytes of one device's memory; not given: what workers find. Example: 24GiB"""
     labels: tuple[str, ...] = ()
-    """Where it is: a request with one of these as its `locality` runs only on classes that have it. Example: [edge]"""
+    """Where it is: a request runs only on classes that have every label of its `locality`. Example: [edge]"""
     warm: tuple[str, ...] = ()
     """Models that a worker loads before it takes work. Example: [sentiment]"""
     link: Link = Link()
@@ -222,6 +224,8 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     """The only hardware classes that its requests may run on. Example: [cpu.batch, tpu.bulk]"""
+    locality: LocalityText | None = None
+    """Labels that every device on its requests' way must have, besides those that a request names. Example: ward"""
     usd_per_day: Dollars | None = None
     """Most US dollars that its jobs may cost between midnight and midnight UTC; above it, requests are refused.
     Example: 25"""
@@ -235,6 +239,18 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Bytes of one of its requests, where that is less than `limits.payload`. Example: 1MiB"""
     max_depth: Positive | None = None
     """Its jobs that have not ended, over all routers; further ones are refused. Example: 1000"""
+
+
+class Locality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where requests may go that say nothing of it. Labels of a request, its tenant and its model add up."""
+
+    default: LocalityText | None = None
+    """Labels of a request that has none from itself, its tenant, its model or the classifier. Example: ward"""
+    required: bool = False
+    """Whether a request without any label is refused."""
+    classifier: str | None = None
+    """An entry point of the group `taxiway.classifiers`: a function of a package installed beside the routers, which
+    labels requests by what is in them. Example: patterns"""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -391,6 +407,8 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The service of requests that name none. Example: standard"""
     tenants: dict[TenantName, Tenant] = {}
     """Rules by tenant; a tenant that is not listed has none. Example: {lab: {classes: [cpu.batch], usd_per_day: 25}}"""
+    locality: Locality = Locality()
+    """Where requests may go that say nothing of it."""
     limits: Limits = msgspec.field(default_factory=Limits)
     """Limits of requests, of what is stored, of workers and of HTTP."""
     rebalance: Rebalance = Rebalance()
@@ -488,6 +506,7 @@ def _contradictions(topology: Topology) -> Contradictions:
         for place, expected, value in _class_contradictions(hardware):
             yield f"hardware.{name}.{place}", expected, value
     yield from _unknown_names(topology)
+    yield from _labels_of_no_class(topology)
     yield from _tiers_of_several(topology)
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
@@ -574,6 +593,18 @@ def _is_network(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _labels_of_no_class(topology: Topology) -> Contradictions:
+    """Labels of the fleet and of tenants that no class has together, and labels that could not be joined."""
+    for name, hardware in topology.hardware.items():
+        for place, label in enumerate(hardware.labels):
+            if JOINT in label or not label:
+                yield f"hardware.{name}.labels.{place}", f"text without {JOINT}", label
+    given = {f"tenants.{name}.locality": tenant.locality for name, tenant in topology.tenants.items()}
+    for where, locality in {"locality.default": topology.locality.default, **given}.items():
+        if all(missing(locality, hardware.labels) for hardware in topology.hardware.values()):
+            yield where, "labels that one class has", locality
 
 
 def _tiers_of_several(topology: Topology) -> Contradictions:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from router.decide.snapshot import FleetSnapshot
 from tasks.endpoints import Endpoint
 from tasks.heartbeat import DeviceFacts, lacking, variant_key
+from tasks.locality import joined, missing
 from tasks.models.discovered import discovered_by
 from tasks.models.model import Model, Variant
-from tasks.topology import HardwareClass, Tenant, Topology
+from tasks.topology import HardwareClass, Service, Tenant, Topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import UnplaceableError, wrong_field
 
@@ -134,19 +135,21 @@ def needs_of(
     size: float,
     asks: tuple[str, ...] = (),
     left: float = math.inf,
+    locality: str | None = None,
 ) -> Needs:
     """The request's needs: its own terms, completed from its service, under its tenant's rules.
 
-    Its deadline is at most `left` seconds.
+    Its deadline is at most `left` seconds. `locality` is what its model and its content say of where it may go.
 
     Raises:
-        InvalidRequestError: unknown service; the message lists the known ones.
+        InvalidRequestError: unknown service, the message lists the known ones; or it has no locality, and the fleet
+            requires one.
     """
-    name = terms.service or topology.default_service
-    service = topology.service.get(name)
-    if service is None:
-        raise wrong_field("service", f"one of {sorted(topology.service)}", name)
+    name, service = _service_of(terms, topology)
     tenant = topology.tenants.get(terms.tenant, _NO_RULES)
+    locality = joined(terms.locality, tenant.locality, locality) or topology.locality.default
+    if locality is None and topology.locality.required:
+        raise wrong_field("locality", "a label, as this fleet refuses work that may go anywhere", None)
     deadline = terms.deadline if terms.deadline is not None else service.deadline
     if left < (math.inf if deadline is None else deadline):
         deadline = left
@@ -156,20 +159,28 @@ def needs_of(
         rows=rows,
         size=size,
         budget=terms.budget,
-        constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes, asks),
+        constraints=Constraints(name, locality, terms.min_accuracy, service.preemptible, tenant.classes, asks),
     )
 
 
+def _service_of(terms: Terms, topology: Topology) -> tuple[str, Service]:
+    name = terms.service or topology.default_service
+    if name not in topology.service:
+        raise wrong_field("service", f"one of {sorted(topology.service)}", name)
+    return name, topology.service[name]
+
+
 def check_classes(terms: Terms, topology: Topology) -> None:
-    """Refuse terms under which no class could run anything.
+    """Refuse terms under which no class could run anything, whatever the model.
 
     Raises:
         InvalidRequestError: unknown service.
-        UnplaceableError: no class has the label.
+        UnplaceableError: no class has the labels of the terms and of their tenant.
     """
-    needs_of(terms, topology, rows=1, size=1)
-    if terms.locality is not None and not any(terms.locality in one.labels for one in topology.hardware.values()):
-        raise UnplaceableError(f"the data must stay on {terms.locality!r}, which no hardware class is")
+    _service_of(terms, topology)
+    locality = joined(terms.locality, topology.tenants.get(terms.tenant, _NO_RULES).locality)
+    if all(missing(locality, one.labels) for one in topology.hardware.values()):
+        raise UnplaceableError(f"the data must stay on {locality!r}, which no hardware class is")
 
 
 def level_of(deadline: float | None, priority: Priority) -> int:
@@ -271,7 +282,7 @@ def _unserved(model: Model, variant: str, endpoint: Endpoint) -> str:
 
 
 def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constraints) -> str | None:
-    if constraints.locality is not None and constraints.locality not in hardware.labels:
+    if missing(constraints.locality, hardware.labels):
         return f"the data must stay on {constraints.locality!r}, which the class is not"
     if hardware.capacity == "spot" and not constraints.preemptible:
         return "the class is spot capacity, for work that may be interrupted"

@@ -24,6 +24,8 @@ from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, 
 from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import Template, WorkingSnapshot
 from router.service.celery_message import moment_of
+from router.service.classifier import Classifier, classified
+from tasks.locality import joined
 from tasks.models.catalogue import Catalogue
 from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, beginning, most_tokens
 from tasks.models.model import Model
@@ -31,7 +33,7 @@ from tasks.models.profiles import ANSWER_BOUND, Lengths, ProfileBook, bin_of, ge
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
-from tasks.topology import Topology
+from tasks.topology import Tenant, Topology
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import COUNT
 from taxiway.contract.request import LONGEST_DEADLINE, Request, check_terms
@@ -40,6 +42,7 @@ from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTo
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
+_NO_RULES = Tenant()
 
 _REMOVED_MODELS = 256
 """Most removed models that a router knows for the results of their jobs."""
@@ -51,7 +54,7 @@ class Rules:
 
     Each field is immutable; `renew` replaces the topology, the catalogue and the book. `starts` are the classes
     whose devices an autoscaler starts on demand: they accept work without any. `webhooks` has their endpoints, as they
-    were last read. No new request is accepted for a model in `unloaded`.
+    were last read. No new request is accepted for a model in `unloaded`. `classify` labels requests by their content.
     """
 
     topology: Topology
@@ -62,6 +65,7 @@ class Rules:
     starts: frozenset[str] = frozenset()
     webhooks: Endpoints = field(default_factory=Endpoints)
     unloaded: frozenset[str] = frozenset()
+    classify: Classifier | None = None
     _removed: dict[str, Model] = field(default_factory=dict, repr=False)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
@@ -331,6 +335,7 @@ class Measurements(NamedTuple):
     expected_batch: int
     asks: tuple[str, ...]
     prefix: Prefix | None
+    locality: str | None  # what the model and the content say of where it may go
 
 
 def _measure(order: Order, model: Model, rules: Rules, working: WorkingSnapshot, prefix: Prefix | None) -> Measurements:
@@ -348,7 +353,20 @@ def _measure(order: Order, model: Model, rules: Rules, working: WorkingSnapshot,
         expected_batch=order.expected_batch,
         asks=_asks(model, request),
         prefix=prefix,
+        locality=_locality(order, model, rules),
     )
+
+
+def _locality(order: Order, model: Model, rules: Rules) -> str | None:
+    """The labels of the model and of the content. Content beside its message cannot be read: it needs a label."""
+    if rules.classify is None:
+        return model.locality
+    request = order.request
+    tenant = rules.topology.tenants.get(request.tenant, _NO_RULES)
+    if order.blobs and not joined(request.locality, model.locality, tenant.locality):
+        expected = "a label with values that are stored beside their message, which the classifier cannot read"
+        raise wrong_field("locality", expected, None)
+    return joined(model.locality, classified(rules.classify, model.name, request))
 
 
 def _most_read(order: Order, model: Model, topology: Topology, rows: int) -> int:
@@ -387,7 +405,15 @@ def _needs(
     """The request's needs, from its measurements and its tenant's allowance."""
     request, left = order.request, _left(order, until)
     return replace(
-        needs_of(request, topology, rows=measurements.rows, size=measurements.size, asks=measurements.asks, left=left),
+        needs_of(
+            request,
+            topology,
+            rows=measurements.rows,
+            size=measurements.size,
+            asks=measurements.asks,
+            left=left,
+            locality=measurements.locality,
+        ),
         payload=measurements.payload,
         allowance=tenants.allowance(request.tenant, topology, order.moment),
         expected_batch=measurements.expected_batch,

@@ -311,6 +311,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Its outputs. Example: [{name: probabilities, datatype: FP32, shape: [-1, 3]}]"""
     parameters: dict[str, Parameter] = {}
     """Parameters that a caller may set, by name. Example: {least: {type: integer, default: 5}}"""
+    locality: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """Labels that every device on its requests' way must have, besides those that a request names. Example: ward"""
     max_rows: Positive = 1024
     """Most rows of one request."""
 

@@ -40,9 +40,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """Service terms: how much the answer matters, and where the data may go.
 
     `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` is a label that every device on the
-    request's path must carry (`edge`); `min_accuracy` (0 to 1) is the minimum stated accuracy of the variant; `service`
-    names a set of defaults in queues.yaml; with `stream` a generated answer is streamed: that of the only row, or by
-    `rows` that of each; `webhook` names an endpoint of the tenant's that is notified of the end.
+    request's path must carry (`edge`), or several joined by `+`; `min_accuracy` (0 to 1) is the minimum stated accuracy
+    of the variant; `service` names a set of defaults in queues.yaml; with `stream` a generated answer is streamed: that
+    of the only row, or by `rows` that of each; `webhook` names an endpoint of the tenant's that is notified of the end.
     """
 
     deadline: float | None = None
