@@ -136,7 +136,7 @@ class DeviceRun:
 
     def _seconds(self, left: float) -> float:
         """Seconds of one cycle, on average over the next `left` cycles."""
-        return sum(g.timing.step(g.rows, g.cached + g.rows * left / 2) for g in self.generations.values())
+        return sum([g.timing.step(g.rows, g.cached + g.rows * left / 2) for g in self.generations.values()])
 
     def _advance(self, now: float) -> None:
         since = max(self._stalled, self._at)
@@ -178,7 +178,7 @@ class SimulatedDevice:
         self.draining = False
         self.version = self.session = 0
         self.run: DeviceRun | None = None
-        self.resident: dict[int, Resident] = {}
+        self.resident: dict[int, Timing] = {}
         self.uses: dict[int, Uses] = {}
         self.busy = 0.0
         self.powered = 0.0
@@ -224,9 +224,8 @@ class SimulatedDevice:
             return True
         if run.rows(job.model) >= slots or not self.can_hold(job.model, timing):
             return False
-        used = sum(self.resident[model].memory for model in run.models() | {job.model} if model in self.resident)
-        free = self.memory - used - (0 if job.model in self.resident else timing.memory)
-        return not run or run.reserved + (job.size + job.output) * timing.cache <= free
+        used = timing.memory + sum([self.resident[model].memory for model in run.models() if model != job.model])
+        return not run or run.reserved + (job.size + job.output) * timing.cache <= self.memory - used
 
     def can_begin(self, model: int, timing: WholeBatches, now: float) -> bool:
         """Whether a whole batch of a model can begin."""
@@ -249,7 +248,7 @@ class SimulatedDevice:
             for leaving in self._evicted(timing.memory, now):
                 del self.resident[leaving]
         self.uses[model] = self.uses.get(model, Uses()).once_more(now)
-        self.resident[model] = Resident(str(model), timing.memory, self.uses[model], timing.load)
+        self.resident[model] = timing
         return timing.load if held is None else 0.0
 
     def admit(self, job: SimulatedJob, timing: Stepping, now: float) -> None:
@@ -272,5 +271,9 @@ class SimulatedDevice:
     def _evicted(self, need: int, now: float) -> list[int]:
         in_use = self.run.models() if self.run is not None else set()
         used = sum(self.resident[model].memory for model in in_use)
-        idle = [resident for model, resident in self.resident.items() if model not in in_use]
+        idle = [
+            Resident(str(model), timing.memory, self.uses[model], timing.load)
+            for model, timing in self.resident.items()
+            if model not in in_use
+        ]
         return [int(name) for name in evict(idle, need, int(self.memory - used), now)]

@@ -40,10 +40,41 @@ class StuckError(Exception):
     """The simulated time does not advance: an event schedules itself for the same instant, again and again."""
 
 
-class Simulation:
+class EventQueue:
+    """What happens next, in order of time; events of the same instant in the order in which they were scheduled."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Action, SimulatedDevice | None, int]] = []
+        self._sequence = self._at_once = 0
+
+    def at(self, time: float, action: Action, device: SimulatedDevice | None, version: int) -> None:
+        """As `World.at`."""
+        self._sequence += 1
+        heappush(self._events, (time, self._sequence, action, device, version))
+
+    def process_until(self, time: float) -> None:
+        """Let everything happen up to a time."""
+        while self._events and self._events[0][0] <= time:
+            self.process_next()
+        self.now = time
+
+    def process_next(self) -> None:
+        """Let the next event happen. Raises `StuckError` if there are too many at one instant."""
+        time, _, action, device, version = heappop(self._events)
+        self._at_once = self._at_once + 1 if time == self.now else 0
+        if self._at_once > MOST_AT_ONCE:
+            what = getattr(action, "__qualname__", repr(action))
+            raise StuckError(f"the simulation does not advance: {MOST_AT_ONCE} events at {time:g} s, the last {what}")
+        self.now = time
+        action(device, version, time)
+
+
+class Simulation(EventQueue):
     """One run of one policy over one workload. Deterministic: the same arguments give the same outcome."""
 
     def __init__(self, workload: Workload, policy: Policy, *, seed: int) -> None:
+        super().__init__()
         fleet, models = workload.fleet, workload.trace.models
         self.workload = workload
         self.policy = policy
@@ -52,10 +83,7 @@ class Simulation:
             Pool(index, name, fleet, models, self, order=policy.order, seed=seed)
             for index, name in enumerate(fleet.classes)
         ]
-        self.now = 0.0
-        self._events: list[tuple[float, int, Action, SimulatedDevice | None, int]] = []
-        self._sequence = 0
-        self._inside = self._at_once = 0
+        self._inside = 0
         self._changes = len(workload.fleet.events)
         self._held: dict[int, Pool] = {}
 
@@ -63,7 +91,7 @@ class Simulation:
         """Play the whole trace, until the last request has ended and all devices are off."""
         self._begin()
         for job in jobs(self.workload):
-            self._process_until(job.arrival)
+            self.process_until(job.arrival)
             self._arrive(job, job.arrival)
             if job.index % _REPORT_EVERY == 0:
                 progress(job.index)
@@ -77,14 +105,9 @@ class Simulation:
         """Play until the last job has ended; jobs left where no device may be on are given up after `GIVE_UP`."""
         served = self.now
         while self._inside and self.now < served + GIVE_UP:
-            self._process_next()
+            self.process_next()
             if self._changes or any(pool.available and pool.jobs for pool in self.pools):
                 served = self.now
-
-    def at(self, time: float, action: Action, device: SimulatedDevice | None, version: int) -> None:
-        """As `World.at`."""
-        self._sequence += 1
-        heappush(self._events, (time, self._sequence, action, device, version))
 
     def end(self, job: SimulatedJob, pool: Pool, now: float, *, answered: bool) -> None:
         """As `World.end`."""
@@ -143,20 +166,6 @@ class Simulation:
         else:
             self._inside -= 1
             self.outcome.close(shift.job.index, REFUSED, math.nan)
-
-    def _process_until(self, time: float) -> None:
-        while self._events and self._events[0][0] <= time:
-            self._process_next()
-        self.now = time
-
-    def _process_next(self) -> None:
-        time, _, action, device, version = heappop(self._events)
-        self._at_once = self._at_once + 1 if time == self.now else 0
-        if self._at_once > MOST_AT_ONCE:
-            what = getattr(action, "__qualname__", repr(action))
-            raise StuckError(f"the simulation does not advance: {MOST_AT_ONCE} events at {time:g} s, the last {what}")
-        self.now = time
-        action(device, version, time)
 
     def _tick(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         for pool in self.pools:

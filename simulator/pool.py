@@ -40,12 +40,12 @@ class World(Protocol):
 class Pool:
     """One class. Policies read it; the engine changes it.
 
-    `serving` devices take work and `powered` ones cost money. `running` counts jobs, and `expected` those that wait
-    elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and `inside` those
-    of running jobs. `available` is how many devices may be on, on the `nodes` of its pools if any. `pace` is the time
-    that work takes over its profile's, and `learned` the same by model, as far as it is known: the class scales on
-    that. `metered` is US dollars for `metered_requests` to an endpoint, and `rates` what it may be sent, over all
-    devices. `batches` are the latest whole batches: when they began, their model and their seconds.
+    `serving` devices take work and `powered` ones cost money. `waiting` and `running` count jobs, and `expected` those
+    that wait elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and
+    `inside` those of running jobs. `available` is how many devices may be on, on the `nodes` of its pools if any.
+    `pace` is the time that work takes over its profile's, and `learned` the same by model, as far as it is known: the
+    class scales on that. `metered` is US dollars for `metered_requests` to an endpoint, and `rates` what it may be
+    sent, over all devices. `batches` are the latest whole batches: when they began, their model and their seconds.
     """
 
     def __init__(
@@ -58,14 +58,13 @@ class Pool:
         self.count = device.count
         self.slots = device.max_batch
         self.start = device.start
-        self.spot = device.spot
         self.usd_per_second = device.usd_per_second
         self.tariff = device.price.tariff
         self.metered = self._allowed_at = 0.0
         self.metered_requests = 0
         limits = rates_of(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
         self.rates = UNLIMITED if limits == UNLIMITED else limits
-        self.serving = self.powered = self.expected = self.running = self.started = 0
+        self.serving = self.powered = self.waiting = self.expected = self.running = self.started = 0
         self.nodes = Nodes(device) if device.pools else None
         self.available = device.count
         self.pace = 1.0
@@ -86,11 +85,6 @@ class Pool:
         self._density = self._peak = 0.0
         self._draining = 0
         self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
-
-    @property
-    def waiting(self) -> int:
-        """Jobs in the queue."""
-        return len(self.queue)
 
     @property
     def free(self) -> int:
@@ -261,8 +255,9 @@ class Pool:
             self._spread(self.nodes, max(staying, self._wanted(now)), now)
             return
         surplus = self.powered - self._draining - staying
-        for device in sorted(self.devices, key=_idleness)[: max(surplus, 0)]:
-            self._drain(device, now)
+        if surplus > 0:
+            for device in sorted(self.devices, key=_idleness)[:surplus]:
+                self._drain(device, now)
 
     def _spread(self, nodes: Nodes, wanted: int, now: float) -> None:
         """Have so many devices where the operator would."""
@@ -298,7 +293,7 @@ class Pool:
 
     def _hazard(self, device: SimulatedDevice) -> float:
         """How often a device is lost, per second."""
-        spot = self.spot if self.nodes is None else self.nodes.spot(device)
+        spot = self.device_class.spot if self.nodes is None else self.nodes.spot(device)
         return (self.device_class.failures_per_hour + self.device_class.reclaims_per_hour * spot) / 3600
 
     def switch_all_off(self, now: float) -> None:
@@ -349,7 +344,7 @@ class Pool:
         best, least = None, (math.inf, True)
         for device in self.devices:
             if device.serving and not device.draining:
-                crowd = (len(device), model not in device.resident)
+                crowd = (0 if device.run is None else len(device.run), model not in device.resident)
                 if crowd < least and able(device):
                     best, least = device, crowd
         return best
@@ -458,11 +453,13 @@ class Pool:
     def _push(self, job: SimulatedJob) -> None:
         self.queued[job.level] += job.work[self.index]
         self.queue.push(job)
+        self.waiting += 1
 
     def _unqueue(self, job: SimulatedJob) -> None:
         self.queue.take(job)
+        self.waiting -= 1
         self.queued[job.level] -= job.work[self.index]
-        if not self.queue:
+        if not self.waiting:
             self.queued = [0.0] * LEVELS  # clears rounding errors
 
     def _drop(self, job: SimulatedJob, now: float) -> None:

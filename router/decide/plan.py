@@ -72,7 +72,7 @@ class ClassSize:
     def __init__(self, start: float, minimum: int = 0) -> None:
         self.rule: ScalingRule = Density()
         self._start, self._minimum = start, minimum
-        self._floor, self._pause = minimum, 0.0
+        self._floor, self._pause = minimum, start
         self._worked = self._polled = -math.inf
         self._needed: list[float] = []  # when each further device was last needed
 
@@ -85,7 +85,8 @@ class ClassSize:
         """Scale by this rule from `now` on, to `floor` devices at least until there was no job for `pause` seconds."""
         if floor > self._floor:
             self._worked = now
-        self.rule, self._floor, self._pause = rule, max(floor, self._minimum), pause
+        self.rule, self._floor = rule, max(floor, self._minimum)
+        self._pause = max(pause, self.keep_alive)
 
     def use(self, now: float) -> None:
         """Record that there are jobs."""
@@ -93,10 +94,7 @@ class ClassSize:
 
     def floor(self, now: float) -> int:
         """The least devices now."""
-        return self._minimum if self._is_over(now) else self._floor
-
-    def _is_over(self, now: float) -> bool:
-        return now - self._worked >= max(self._pause, self.keep_alive)
+        return self._minimum if now - self._worked >= self._pause else self._floor
 
     def wanted(self, load: float, jobs: int, now: float) -> int:
         """Devices for `jobs` with a total density of `load`; at least one if there are jobs."""
@@ -112,13 +110,14 @@ class ClassSize:
 
     def kept(self, devices: int, load: float, jobs: int, now: float, most: int) -> int:
         """How many of these devices stay; `load` is the highest since the last look."""
-        if self._floor > self._minimum and self._is_over(now):
+        floor = self.floor(now)
+        if floor < self._floor:
             self._needed.clear()
         self.need(min(self.wanted(load, jobs, now), most), now)
         stay = min(devices, len(self._needed))
         while stay and now > self._needed[stay - 1] and now - self._needed[stay - 1] >= self.keep_alive:
             stay -= 1
-        return max(stay, min(self.floor(now), most))
+        return max(stay, min(floor, most))
 
     def need(self, devices: int, now: float) -> None:
         """Record that so many devices are needed now."""

@@ -134,21 +134,18 @@ class Assignment:
 
 
 class Fixed(ByLevel):
-    """Every job goes to its cell's class; no class has fewer than its number of `devices`, but in longer `pauses`."""
+    """Every job goes to its cell's class, which scales by the assignment's rule."""
 
-    def __init__(self, assignment: Assignment, devices: Sequence[int] = (), pauses: Sequence[float] = ()) -> None:
+    def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
-        self._devices = devices or (0,) * len(assignment.rules)
-        self._pauses = pauses or (0.0,) * len(assignment.rules)
         self._began = False
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         if not self._began:
             self._began = True
-            floors = zip(pools, self._assignment.rules, self._devices, self._pauses, strict=True)
-            for pool, rule, devices, pause in floors:
-                pool.follow(rule, devices, pause, now)
+            for pool, rule in zip(pools, self._assignment.rules, strict=True):
+                pool.follow(rule, now=now)
         return self._assignment.classes[job.model, job.service]
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from router.decide.candidates import SHARED_ROWS
-from router.decide.plan import STALE, TARGET, Density
-from simulator.engine import WAITING, Simulation
+from router.decide.plan import STALE, TARGET, Density, ScalingRule
 from simulator.fleet import SERVICES, Fleet
-from simulator.policies.policy import LIVE, Assignment, Cell, Fixed
+from simulator.policies.policy import LIVE, Assignment, Cell
 from simulator.traces import Column, joined
 from simulator.tuning.recall import BLOCK, Alike
+from simulator.tuning.replay import CHECKS, ClassFigures, ClassPlay, ClassReplay, ClassTerms
 from simulator.workload import SimulatedJob, Workload, jobs
 
 LIFE = 600.0
@@ -173,9 +174,6 @@ def _rearranged(workload: Workload, rows: Column, arrival: Column) -> Workload:
     return replace(workload, trace=part, level=workload.level[rows[order]])
 
 
-CHECKS = (0.25, 0.5, 0.75)
-"""Shares of a window at which a play is compared with the best one so far."""
-
 HOPELESS, PREPARES = 1.1, 0.025
 """A play ends early if its cost and penalties by then are `HOPELESS` times those of the assignment to improve.
 
@@ -201,76 +199,60 @@ class Twin:
     """Plays assignments of one window under one set of conditions.
 
     `work` is the device seconds of each cell's requests by class; `expected` the same by the jobs' figures, on which
-    classes scale.
+    classes scale. `plays` is what was played, in plays of all classes.
     """
 
     def __init__(self, window: Window, now: TwinConditions) -> None:
         self.window = window
         self.conditions = now
-        self.fleet = replace(window.workload.fleet, events=())
+        fleet = window.workload.fleet
+        lasting = {
+            name: msgspec.structs.replace(device, failures_per_hour=0.0, reclaims_per_hour=0.0)
+            for name, device in fleet.classes.items()
+        }
+        self.fleet = replace(fleet, classes=lasting, events=())
         self.plays = 0.0
         self.work, self.expected = _work_by_cell(window)
+        self._workload = replace(window.workload, fleet=self.fleet)
         self._shares = _Shares.of(window.workload)
         self._bursts = Bursts(window)
+        self._played: dict[object, ClassPlay] = {}
 
     def devices(self, assignment: Assignment) -> list[int]:
         """Devices that each class needs for the window's load."""
-        used = [0.0] * len(self.fleet.classes)
-        for cell, place in assignment.classes.items():
-            if cell in self.work:
-                used[place] += self.work[cell][place]
-        needed = []
-        for place, (device, rule) in enumerate(zip(self.fleet.classes.values(), assignment.rules, strict=True)):
-            target = rule.target if isinstance(rule, Density) else TARGET
-            count = math.ceil(used[place] / self.window.span / target)
-            needed.append(min(device.count, self.conditions.available[place], max(device.minimum, count)))
-        return needed
+        return [
+            self._needed(place, self._cells(assignment, place), rule) for place, rule in enumerate(assignment.rules)
+        ]
 
     def pauses(self, assignment: Assignment, devices: Sequence[int]) -> list[float]:
-        """For how many seconds without a job each class keeps its devices.
-
-        At most twice the least cost for starting them again (ski rental), and a share of what is late meanwhile.
-        """
-        pauses = []
-        for place, (device, count) in enumerate(zip(self.fleet.classes.values(), devices, strict=True)):
-            idle = count * device.usd_per_second
-            cells = [cell for cell, chosen in assignment.classes.items() if chosen == place]
-            late = RETURNS * self._bursts.late(cells, place) if idle else 0.0
-            pauses.append(min(device.start + late / idle, STALE) if idle else STALE)
-        return pauses
+        """For how many seconds without a job each class keeps its devices."""
+        return [self._pause(place, self._cells(assignment, place), count) for place, count in enumerate(devices)]
 
     def play(self, assignment: Assignment, best: Played | None = None, hopeless: float = HOPELESS) -> Played:
         """Play the window from the devices that the assignment needs.
 
         It ends early once its cost and penalties are `hopeless` times those of `best`.
         """
-        devices = self.devices(assignment)
-        classes = {
-            name: msgspec.structs.replace(device, initial=count, failures_per_hour=0.0, reclaims_per_hour=0.0)
-            for (name, device), count in zip(self.fleet.classes.items(), devices, strict=True)
-        }
-        workload = replace(self.window.workload, fleet=replace(self.fleet, classes=classes))
-        starts = sum(
-            max(0, count - on) * device.start * device.usd_per_second
-            for count, on, device in zip(devices, self.conditions.powered, classes.values(), strict=True)
-        )
-        fixed = Fixed(assignment, devices, self.pauses(assignment, devices))
-        replay = Replay(workload, fixed, self.conditions.available)
+        classes = [self._class(assignment, place) for place in range(len(self.fleet.classes))]
+        try:
+            return self._play(classes, self._starts(assignment), best, hopeless)
+        finally:
+            self.plays += sum(played.rest() for played in classes) / max(len(self.window.jobs), 1)
+
+    def _play(self, classes: Sequence[ClassPlay], starts: float, best: Played | None, hopeless: float) -> Played:
         span, partial = self.window.span, list[float]()
-        for number, check in enumerate(CHECKS):
-            until = check * span
-            replay.play(self.window.jobs, until)
-            partial.append(replay.cost() + starts * span / LIFE + self._missed(replay, until))
+        for number in range(len(CHECKS) - 1):
+            figures = [played.at(number) for played in classes]
+            partial.append(_cost(figures) + starts * span / LIFE + self._missed(figures))
             if best is not None and _is_hopeless(partial[-1], best.partial[number], best.partial[-1], hopeless):
-                self.plays += check
-                return Played(math.inf, replay.outcome.in_time(workload), partial)
-        self.plays += 1
-        replay.play(self.window.jobs, span)
-        cost, powered = replay.cost(), tuple(pool.powered for pool in replay.pools)
-        replay.finish()
-        timely = replay.outcome.in_time(workload)
+                return Played(math.inf, np.zeros(0, bool), partial)
+        cost = _cost([played.at(len(CHECKS) - 1) for played in classes])
+        timely = np.zeros(len(self.window.jobs), bool)
+        for played in classes:
+            timely[played.rows] = played.timely
         per_hour = 3600 / span * cost + 3600 / LIFE * starts
-        return Played(per_hour + self._shares.penalty(timely, self.fleet.penalties), timely, partial, powered)
+        score = per_hour + self._shares.penalty(timely, self.fleet.penalties)
+        return Played(score, timely, partial, tuple(played.powered for played in classes))
 
     def in_time(self, played: Played) -> Mapping[Cell, float]:
         """The share of each cell's requests that were in time."""
@@ -280,40 +262,54 @@ class Twin:
             for model, service in self.work
         }
 
-    def _missed(self, replay: Replay, now: float) -> float:
-        """US dollars of penalties for what has been missed by `now`."""
-        trace = self.window.workload.trace
-        late = (replay.outcome.state != WAITING) & ~replay.outcome.in_time(self.window.workload)
-        late |= (replay.outcome.state == WAITING) & (trace.arrival + trace.deadline < now)
-        counts = np.bincount(trace.service[late], minlength=len(SERVICES))
+    def _cells(self, assignment: Assignment, place: int) -> tuple[Cell, ...]:
+        """The cells of a class that have requests."""
+        return tuple(cell for cell in self.work if assignment.classes[cell] == place)
+
+    def _class(self, assignment: Assignment, place: int) -> ClassPlay:
+        """The play of a class, which is the same for all assignments that have the same for it."""
+        cells, rule = self._cells(assignment, place), assignment.rules[place]
+        known = self._played.get((place, cells, rule))
+        if known is None:
+            devices = self._needed(place, cells, rule)
+            available, pause = self.conditions.available[place], self._pause(place, cells, devices)
+            rows = self._bursts.rows(cells)
+            arrivals = [self.window.jobs[row] for row in rows]
+            begin = partial(ClassReplay, self._workload, ClassTerms(place, available, devices, rule, pause), arrivals)
+            known = self._played[place, cells, rule] = ClassPlay(self._workload, self.window.span, rows, begin)
+        return known
+
+    def _needed(self, place: int, cells: Sequence[Cell], rule: ScalingRule) -> int:
+        """Devices of a class that these cells' load needs."""
+        device = list(self.fleet.classes.values())[place]
+        used = sum((self.work[cell][place] for cell in cells), 0.0)
+        count = math.ceil(used / self.window.span / (rule.target if isinstance(rule, Density) else TARGET))
+        return min(device.count, self.conditions.available[place], max(device.minimum, count))
+
+    def _pause(self, place: int, cells: Sequence[Cell], devices: int) -> float:
+        """For how many seconds without a job a class keeps its devices.
+
+        At most twice the least cost for starting them again (ski rental), and a share of what is late meanwhile.
+        """
+        device = list(self.fleet.classes.values())[place]
+        idle = devices * device.usd_per_second
+        return min(device.start + RETURNS * self._bursts.late(cells, place) / idle, STALE) if idle else STALE
+
+    def _starts(self, assignment: Assignment) -> float:
+        """US dollars for starting the devices that are not on yet."""
+        on = zip(self.devices(assignment), self.conditions.powered, self.fleet.classes.values(), strict=True)
+        return sum(max(0, count - now) * device.start * device.usd_per_second for count, now, device in on)
+
+    def _missed(self, figures: Sequence[ClassFigures]) -> float:
+        """US dollars of penalties for what has been missed."""
+        counts = np.sum([each.late for each in figures], axis=0)
         shares = counts / np.maximum(self._shares.counts, 1)
         return float(shares @ np.array(self.fleet.penalties)) * self.window.span / 3600
 
 
-class Replay(Simulation):
-    """An engine that begins with the devices that are needed, and is played piece by piece."""
-
-    def __init__(self, workload: Workload, policy: Fixed, available: Sequence[int]) -> None:
-        super().__init__(workload, policy, seed=0)
-        for pool, count in zip(self.pools, available, strict=True):
-            pool.available = min(count, pool.count)
-        self._next = 0
-        self._begin()
-
-    def play(self, arrivals: Sequence[SimulatedJob], until: float) -> None:
-        """Play up to a time."""
-        while self._next < len(arrivals) and arrivals[self._next].arrival <= until:
-            job = arrivals[self._next]
-            self._next += 1
-            self._process_until(job.arrival)
-            self._arrive(job, job.arrival)
-        self._process_until(until)
-
-    def cost(self) -> float:
-        """US dollars so far; work that is left costs what it will use."""
-        on = sum(pool.spent(self.now) for pool in self.pools)
-        left = sum(pool.usd_per_second * pool.busy_seconds() for pool in self.pools)
-        return on + left / TARGET
+def _cost(figures: Sequence[ClassFigures]) -> float:
+    """US dollars so far; work that is left costs what it will use."""
+    return sum(each.spent for each in figures) + sum(each.left for each in figures) / TARGET
 
 
 def _is_hopeless(spent: float, best: float, whole: float, hopeless: float) -> bool:
@@ -338,9 +334,13 @@ class Bursts:
         cells = {(job.model, job.service) for job in window.jobs}
         self._rows = {cell: np.flatnonzero((trace.model == cell[0]) & (trace.service == cell[1])) for cell in cells}
 
+    def rows(self, cells: Sequence[Cell]) -> Column:
+        """The requests of these cells, in order of arrival."""
+        return np.sort(np.concatenate([np.zeros(0, int), *(self._rows[cell] for cell in cells if cell in self._rows)]))
+
     def late(self, cells: Sequence[Cell], place: int) -> float:
         """US dollars for what is late, on average of the recorded bursts, if these cells find no device in a class."""
-        rows = np.sort(np.concatenate([np.zeros(0, int), *(self._rows[cell] for cell in cells if cell in self._rows)]))
+        rows = self.rows(cells)
         if not len(rows):
             return 0.0
         arrival, start = self._arrival[rows], self._starts[place]
