@@ -94,8 +94,8 @@ def _worker(classes: Iterable[str]) -> str:
             keys.blob_key,
             keys.stream_key,
             keys.spent_key,
-            keys.room_key,
-            keys.led_key,
+            keys.capacity_key,
+            keys.affinity_key,
             keys.name_key,
             keys.learned_key,
         )

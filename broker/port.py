@@ -47,16 +47,13 @@ class ForwardOutcome(IntEnum):
     NEW = 1
 
 
-class Lead(msgspec.Struct, frozen=True):
-    """Leads a message to one worker of its class, if that worker can take it at once: the one that had the job `after`.
+class Affinity(msgspec.Struct, frozen=True):
+    """Prefers the worker that ran an earlier job, whose prefix cache is warm, if it can take the message at once."""
 
-    The worker is one of `workers`, and has at most `most` fewer free slots than any other. `lease` is in seconds.
-    """
-
-    after: str
-    workers: tuple[str, ...]
-    most: int
-    lease: float
+    after: str  # the earlier job
+    workers: tuple[str, ...]  # of the class
+    most: int  # free slots fewer than another worker's that the preferred one may have
+    lease: float  # seconds
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -77,7 +74,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     fields: Mapping[str, str] = {}
     reply: str = ""
     use: KeyUse | None = None
-    lead: Lead | None = None
+    affinity: Affinity | None = None
 
     @property
     def held(self) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import redis
 
 from broker.port import ForwardOutcome, Outgoing, StoredSnapshot
-from broker.valkey import Call, run
+from broker.valkey import Call, as_text, packed, run
 from broker.valkey.claims import Claim, claim_answer, claim_call
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call
@@ -22,6 +23,7 @@ from tests.stored import fields_of
 LEASE = 30.0
 KEEP = 120
 CELL = work_cell("cpu.batch", 1)
+_GROUPS = 6  # arguments of forward.lua before its groups
 RECORD = {"state": "queued", "model": "echo:1", "cell": CELL, "work": "0.25"}
 
 
@@ -70,8 +72,8 @@ class Store:
         taking = Taking(session_key(session), takes, [takes], most, most_bytes) if session else None
         call = forward_call(messages, taking, keep=KEEP, snapshots=snapshots, held=held)
         plain = {encode_envelope(one.envelope): one.envelope.body.encode() for one in messages}
-        args = [plain.get(arg, arg) if isinstance(arg, bytes) else arg for arg in call.args]
-        return forward_answer(self.run(call._replace(args=args)))
+        groups = [_with_messages(group, plain) for group in call.args[_GROUPS:]]
+        return forward_answer(self.run(call._replace(args=[*call.args[:_GROUPS], *groups])))
 
     def recover(self, session: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""
@@ -92,6 +94,14 @@ class Store:
     def record(self, job: str) -> dict[str, str]:
         """A job's record."""
         return fields_of(self.client, job_key(job))
+
+
+def _with_messages(group: bytes, messages: Mapping[bytes, bytes]) -> bytes:
+    """A group of forward.lua with other messages."""
+    read = msgspec.msgpack.decode(group)
+    for job in read["jobs"]:
+        job["message"] = as_text(messages[job["message"].encode()])
+    return packed(read)
 
 
 def placed(job: str, message: bytes = b"m", **fields: str) -> Outgoing:

@@ -201,7 +201,7 @@ def open_class_queue(context: WorkerContext, name: str) -> ClassQueue:
         name,
         context.topology.limits,
         ahead=ahead_of(context.hardware),
-        led=context.hardware.endpoint is not None,
+        affinity=context.hardware.endpoint is not None,
     )
 
 

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 if TYPE_CHECKING:
     from redis import Redis
+
+packed = msgspec.msgpack.Encoder().encode
+"""Encodes what belongs to one job, message or group, for a script to read with `cmsgpack.unpack`."""
+
+_TEXT_HEAD = struct.Struct(">BI").pack  # MessagePack's str 32, with the length
 
 FOLDER = Path(__file__).parent / "scripts"
 """Where the scripts are."""
@@ -49,6 +57,16 @@ class Call(NamedTuple):
     def text(self) -> str:
         """The script's source."""
         return script(self.name).text
+
+
+def as_text(data: bytes) -> msgspec.Raw:
+    """Bytes in a map for a script: its MessagePack reads any bytes as text, but knows no binary type."""
+    return msgspec.Raw(_TEXT_HEAD(0xDB, len(data)) + data)
+
+
+def flat(fields: Mapping[str, str]) -> list[str]:
+    """Each field followed by its value, as `HSET` takes them."""
+    return [text for pair in fields.items() for text in pair]
 
 
 @cache

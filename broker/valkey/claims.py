@@ -8,7 +8,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from broker.port import Holder
-from broker.valkey import Call
+from broker.valkey import Call, packed
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import cancelled_channel, job_key, result_key
 from taxiway.errors import bounded
@@ -68,9 +68,8 @@ def read_history(text: str) -> tuple[Holder, ...]:
 def start_call(device: str, jobs: Iterable[tuple[str, str, float]]) -> Call:
     """Records that jobs run, given by id, token and start time by the server's clock."""
     ids, tokens, times = zip(*jobs, strict=True)
-    return Call(
-        "jobs/start", _records(ids), [device, *(part for pair in zip(tokens, times, strict=True) for part in pair)]
-    )
+    runs = ({"token": token, "began": began} for token, began in zip(tokens, times, strict=True))
+    return Call("jobs/start", _records(ids), [device, *map(packed, runs)])
 
 
 def alone_call(claims: Iterable[tuple[str, str]], *, alone: bool) -> Call:
@@ -82,7 +81,8 @@ def alone_call(claims: Iterable[tuple[str, str]], *, alone: bool) -> Call:
 def bill_call(bills: Iterable[tuple[str, str, float]]) -> Call:
     """Charges what jobs used of endpoints, given by job, the bill's id and US dollars; answers 1 for each charged."""
     jobs, ids, dollars = zip(*bills, strict=True)
-    return Call("jobs/bill", _records(jobs), [part for pair in zip(ids, dollars, strict=True) for part in pair])
+    one_each = ({"id": name, "dollars": amount} for name, amount in zip(ids, dollars, strict=True))
+    return Call("jobs/bill", _records(jobs), [*map(packed, one_each)])
 
 
 def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:

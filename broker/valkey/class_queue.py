@@ -28,11 +28,11 @@ from taxiway.contract.keys import (
     LEVELS,
     PATIENT,
     UNACKED,
+    affinity_key,
+    capacity_key,
     job_key,
-    led_key,
     priority_lists,
     result_key,
-    room_key,
 )
 from taxiway.errors import FleetUnavailable
 from taxiway.valkey import Command, checked, fleet_errors, is_unknown_script, parse
@@ -75,17 +75,19 @@ class ClassQueue:
     Args:
         worker: the worker's name; claims carry it.
         ahead: most seconds of patient work that a worker takes.
-        led: whether routers may lead messages of its queue to this worker.
+        affinity: whether routers may prefer this worker for messages of its queue.
     """
 
-    def __init__(self, url: str, worker: str, limits: Limits, *, ahead: float = math.inf, led: bool = False) -> None:
+    def __init__(
+        self, url: str, worker: str, limits: Limits, *, ahead: float = math.inf, affinity: bool = False
+    ) -> None:
         self._url = url
         self._connections = ConnectionPool(url, server="broker")
         self._lease = limits.lease
         self._claim_args = [worker, limits.lease, result_key(""), job_key("")]
         self._claim_args += [min(ahead, _NO_DEADLINE), TAKEN_AT_MOST, PATIENT]
-        self._room = room_key(worker)
-        self._led = [led_key(worker)] if led else []
+        self._room = capacity_key(worker)
+        self._preferring = [affinity_key(worker)] if affinity else []
         self._events = f"/{parse(url).database}."
         self._tags = f"{uuid.uuid4().hex[:12]}."
         self._takes = 0
@@ -109,7 +111,7 @@ class ClassQueue:
         list means: call `take`. A worker that was just woken passes `room`, and saves that call.
         """
         try:
-            lists = [(name, queue) for queue in queues for name in (*self._led, *priority_lists(queue)[:levels])]
+            lists = [(name, queue) for queue in queues for name in (*self._preferring, *priority_lists(queue)[:levels])]
             with fleet_errors("broker"):
                 return self._wait(lists, longest, levels, room)
         except FleetUnavailable:
@@ -153,7 +155,7 @@ class ClassQueue:
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A call that takes from the queue; without the numbers, up to the announced capacity."""
         lists = priority_lists(queue)[:levels]
-        keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *lists, *self._led]
+        keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *lists, *self._preferring]
         args = [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, len(lists)]
         return Call("queues/take", keys, [*args, *most_and_number])
 
@@ -186,7 +188,7 @@ class ClassQueue:
     def _announcement(self, queue: str, room: int) -> list[Command]:
         """The commands that announce the capacity for `wait`. They have no answer: one would end the wait."""
         self._takes += 2
-        capacity = f"{min(room, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._led else "")
+        capacity = f"{min(room, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferring else "")
         return [("CLIENT", "REPLY", "SKIP"), ("SET", self._room, capacity, "PX", int(self._lease * 1000))]
 
     def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey import Call
+from broker.valkey import Call, as_text, packed
 from tasks.models.profiles import bin_of
 from taxiway.contract.job import FINAL, JobState
 from taxiway.contract.keys import (
@@ -68,10 +68,23 @@ def finish_call(endings: Iterable[Ending], *, keep_result: float, keep_record: f
     keys: list[str] = [*_KEYS]
     args: list[Any] = [int(keep_result), int(keep_record), *_PREFIXES]
     for e in endings:
-        bins = msgspec.json.encode([bin_of(tokens) for tokens in e.generated]) if e.generated else b""
         keys += (result_key(e.job), job_key(e.job))
-        args += (e.token, str(e.state), e.meta, e.reply, bins, e.started, e.device, e.tag)
+        args.append(packed(_map(e)))
     return Call("jobs/finish", keys, args)
+
+
+def _map(ending: Ending) -> dict[str, Any]:
+    """What finish.lua reads of one job."""
+    values: dict[str, Any] = {"state": str(ending.state), "meta": as_text(ending.meta), "token": ending.token}
+    if ending.reply:
+        values["client"] = ending.reply
+    if ending.generated:
+        values["bins"] = msgspec.json.encode([bin_of(tokens) for tokens in ending.generated]).decode()
+    if ending.started:
+        values |= {"started": ending.started, "device": ending.device}
+    if ending.tag:
+        values["tag"] = ending.tag
+    return values
 
 
 def revive_call(job: str) -> Call:

@@ -8,16 +8,16 @@ placed by then returns, so a leader's crash loses none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import msgspec
 
-from broker.port import ForwardOutcome, Lead, Outgoing, StoredSnapshot
-from broker.valkey import Call
-from tasks.models.signature import FIRST, SHOWN, KeyUse
+from broker.port import Affinity, ForwardOutcome, Outgoing, StoredSnapshot
+from broker.valkey import Call, as_text, flat, packed
+from tasks.models.signature import FIRST, SHOWN
 from taxiway.contract.keys import (
     ACCEPTED,
     ARRIVALS,
@@ -25,21 +25,20 @@ from taxiway.contract.keys import (
     HELD,
     HOLDING,
     LEAD,
-    LEVELS,
     RELEASED,
     UNACKED,
     WEBHOOKS_DUE,
     WORK,
+    affinity_key,
+    capacity_key,
     holding_key,
     job_key,
     jobs_cell,
-    led_key,
     priority_list,
     priority_lists,
     redis_priority,
     reply_channel,
     result_key,
-    room_key,
     snapshot_key,
     webhook_dead_key,
     webhook_outbox_key,
@@ -48,12 +47,11 @@ from taxiway.contract.wire import Envelope, encode_envelope
 
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
 _PREFIXES = (job_key(""), result_key(""), reply_channel(""), holding_key(""))
-_pack = msgspec.msgpack.Encoder().encode
 
 HANDOVER = 0.2
-"""Seconds after which a message that was led to a worker and not taken may return to its class queue.
+"""Seconds after which a message that its preferred worker has not taken may return to its class queue.
 
-It was led because the worker was waiting for messages, so that only a worker that died or hangs does not take it."""
+The worker was preferred because it was waiting for messages: only one that died or hangs does not take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +84,17 @@ def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
     return envelope
 
 
-def _stored(message: Outgoing) -> tuple[str, bytes]:
-    """The list that a message is published to, empty for one that is held, and its bytes."""
-    if message.held:
-        return "", encode_envelope(message.envelope)
-    queue, level = message.queue, message.level
-    return priority_list(queue, level), encode_envelope(addressed(message.envelope, queue, level))
+class _Keys(list[str]):
+    """The keys of a call. A map names one by its number, as Lua counts."""
+
+    def number(self, key: str) -> int:
+        """The number of one more key."""
+        self.append(key)
+        return len(self)
+
+    def numbers(self, keys: Iterable[str]) -> list[int]:
+        """The numbers of more keys."""
+        return [self.number(key) for key in keys]
 
 
 def forward_call(
@@ -111,39 +114,113 @@ def forward_call(
         snapshots: the snapshots to keep.
         held: whether the jobs were held, so that they have records: a server whose memory is full forwards them too.
     """
-    keys, args = [*_KEYS], list[Any]([0, 0, 0, 0, *_PREFIXES, len(snapshots)])
-    if taking is not None:
-        keys += (taking.session_key, taking.into, *priority_lists(ARRIVALS), *taking.answered)
-        args[:4] = LEVELS, len(taking.answered), taking.most, taking.most_bytes
-    keys += (snapshot_key(one.name) for one in snapshots)
-    args += (part for one in snapshots for part in (one.packed, one.keep))
-    parts = [(*_stored(message), message) for message in messages]
-    for (queue_list, *_), group in groupby(parts, key=_alike):
-        jobs = list(group)
-        fields = jobs[0][-1].fields
-        flat = [text for pair in fields.items() for text in pair]
-        blobs = fields.get("blobs", "").split()
-        published: str | bytes = "1" if queue_list else ""
-        if queue_list:
-            keys.append(queue_list)
-        if queue_list and (lead := jobs[0][-1].lead) is not None:
-            keys += (*UNACKED, *priority_lists(jobs[0][-1].queue))
-            published = _lead(lead, jobs[0][-1].queue)
-        args += (published, keep, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
-        args += (0 if held else fields.get("accepted", 0), fields.get("cell", ""))
-        args += (_pack(flat), _pack(_charges(fields)))
-        if "spent" in fields:
-            keys.append(fields["spent"])
-        args += (fields["tenant"], fields["cost"]) if "spent" in fields else ("", 0)
-        if "open" in fields:
-            keys.append(fields["open"])
-        args.append(fields.get("max_depth", ""))
-        keys += blobs
-        keys += [job_key(job.job) for *_, job in jobs]
-        args.append(len(jobs))
-        for _, raw, job in jobs:
-            args += (job.reply, raw, b"" if job.use is None else _use(job.use))
+    keys = _Keys(_KEYS)
+    args: list[Any] = [*_PREFIXES, packed(_taking(taking, keys)) if taking is not None else b""]
+    args.append(packed([_snapshot(one, keys) for one in snapshots]))
+    for _, alike in groupby(messages, key=_shared):
+        group = _group(list(alike), keys, keep)
+        if held:
+            group.pop("accepted", None)  # it was listed when it was held
+        args.append(packed(group))
     return Call("routing/release_held" if held else "routing/forward", keys, args)
+
+
+def _taking(taking: Taking, keys: _Keys) -> dict[str, Any]:
+    return {
+        "session": keys.number(taking.session_key),
+        "into": keys.number(taking.into),
+        "arrivals": keys.numbers(priority_lists(ARRIVALS)),
+        "answered": keys.numbers(taking.answered),
+        "most": taking.most,
+        "bytes": taking.most_bytes,
+    }
+
+
+def _snapshot(snapshot: StoredSnapshot, keys: _Keys) -> dict[str, Any]:
+    return {"key": keys.number(snapshot_key(snapshot.name)), "bytes": as_text(snapshot.packed), "keep": snapshot.keep}
+
+
+def _shared(message: Outgoing) -> tuple[Any, ...]:
+    """What jobs of a group have in common. A job with a key's use has its own digest; one with an affinity is alone."""
+    alone = message.job if message.affinity is not None else ""
+    return message.queue, message.level, message.fields, message.use is not None, alone
+
+
+def _group(messages: Sequence[Outgoing], keys: _Keys, keep: int) -> dict[str, Any]:
+    """The map of jobs that are forwarded alike."""
+    first = messages[0]
+    fields = first.fields
+    group: dict[str, Any] = {"record": flat(fields), "keep": keep}
+    group |= {name: fields[name] for name in ("holding", "cell") if fields.get(name)}
+    group |= _times(fields, keep)
+    if not first.held:
+        group["list"] = keys.number(priority_list(first.queue, first.level))
+    if first.affinity is not None and not first.held:
+        group["affinity"] = _affinity(first.affinity, first.queue, keys)
+    if "cell" in fields or "arrived" in fields:
+        group["work"] = _increments(fields)
+    if "spent" in fields:
+        group |= {"spent": keys.number(fields["spent"]), "tenant": fields["tenant"], "cost": float(fields["cost"])}
+    if "open" in fields:
+        group |= {"open": keys.number(fields["open"]), "max_depth": int(fields["max_depth"])}
+    if "blobs" in fields:
+        group["blobs"] = keys.numbers(fields["blobs"].split())
+    group["jobs"] = [_job(message, keys) for message in messages]
+    return group
+
+
+def _job(message: Outgoing, keys: _Keys) -> dict[str, Any]:
+    """The map of one job."""
+    job: dict[str, Any] = {"key": keys.number(job_key(message.job)), "message": as_text(_stored(message))}
+    if message.reply:
+        job["client"] = message.reply
+    if message.use is not None:
+        job["use"] = {**msgspec.structs.asdict(message.use), "placeholder": FIRST, "shown": SHOWN}
+    return job
+
+
+def _stored(message: Outgoing) -> bytes:
+    if not message.held:
+        addressed(message.envelope, message.queue, message.level)
+    return encode_envelope(message.envelope)
+
+
+def _times(fields: Mapping[str, str], keep: int) -> dict[str, float]:
+    """When the jobs end and when they are listed; absent for a held job without a deadline, and one that is not listed.
+
+    A job placed without a deadline ends with its ticket: no worker runs it after that, and its waiter must be notified.
+    """
+    placed, accepted = float(fields.get("placed", 0)), float(fields.get("accepted", 0))
+    ends_at = float(fields.get("deadline_at", 0)) or (placed and placed + keep)
+    return {name: time for name, time in (("deadline", ends_at), ("accepted", accepted)) if time > 0}
+
+
+def _affinity(affinity: Affinity, queue: str, keys: _Keys) -> dict[str, Any]:
+    return {
+        "before": keys.number(job_key(affinity.after)),
+        "workers": [
+            {"name": worker, "capacity": keys.number(capacity_key(worker)), "list": keys.number(affinity_key(worker))}
+            for worker in affinity.workers
+        ],
+        "most": affinity.most,
+        "queue": queue,
+        "lists": keys.numbers(priority_lists(queue)),
+        "ending": f', "{queue}", "{queue}"]',
+        "unacked": keys.number(UNACKED[0]),
+        "index": keys.number(UNACKED[1]),
+        "lease": affinity.lease,
+        "handover": HANDOVER,
+    }
+
+
+def _increments(fields: Mapping[str, str]) -> dict[str, float]:
+    """Each job's increments of the work hash."""
+    increments: dict[str, float] = {}
+    if "cell" in fields:
+        increments = {fields["cell"]: float(fields["work"]), jobs_cell(fields["cell"]): 1}
+    if "arrived" in fields:
+        increments[fields["arrived"]] = float(fields["rows"])
+    return increments
 
 
 def forward_answer(answer: Sequence[Any]) -> Forwarded:
@@ -170,42 +247,8 @@ def list_refused_call(jobs: Mapping[str, RefusedJob], keep_record: float) -> Cal
     """Lists jobs that ended before placement, records what they were, and announces their end."""
     args: list[Any] = [int(keep_record), webhook_outbox_key(""), webhook_dead_key("")]
     for one in jobs.values():
-        args += (one.meta, one.accepted, 2 * len(one.fields), *(text for pair in one.fields.items() for text in pair))
+        args.append(packed({"meta": as_text(one.meta), "accepted": one.accepted, "record": flat(one.fields)}))
     return Call("jobs/list_refused", [ACCEPTED, WEBHOOKS_DUE, *map(job_key, jobs)], args)
-
-
-def _use(use: KeyUse) -> bytes:
-    return _pack((*msgspec.structs.astuple(use), FIRST, SHOWN))
-
-
-def _ends_at(fields: Mapping[str, str], keep: int) -> float:
-    """The time by which a job is ended; 0 for one that is held without a deadline.
-
-    A job placed without a deadline ends with its ticket: no worker runs it after that, and its waiter must be notified.
-    """
-    placed = float(fields.get("placed", 0))
-    return float(fields.get("deadline_at", 0)) or (placed and placed + keep)
-
-
-def _lead(lead: Lead, queue: str) -> bytes:
-    workers = [(worker, room_key(worker), led_key(worker)) for worker in lead.workers]
-    return _pack((job_key(lead.after), workers, lead.most, queue, f', "{queue}", "{queue}"]', lead.lease, HANDOVER))
-
-
-def _alike(part: tuple[str, bytes, Outgoing]) -> tuple[str, int, bool, int]:
-    """What jobs of a group have in common. A job with a key's use has its own digest; a led message is alone."""
-    _, _, message = part
-    return part[0], id(message.fields), message.use is not None, 0 if message.lead is None else id(message)
-
-
-def _charges(fields: Mapping[str, str]) -> list[str | int]:
-    """Each job's increments of the work hash."""
-    charges: list[str | int] = []
-    if "cell" in fields:
-        charges += (fields["cell"], fields["work"], jobs_cell(fields["cell"]), 1)
-    if "arrived" in fields:
-        charges += (fields["arrived"], fields["rows"])
-    return charges
 
 
 @dataclass(frozen=True, slots=True)

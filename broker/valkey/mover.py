@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from broker.port import PEEK_BYTES, Inspected, Moved, MoveStep, Peeked, QueueHead
-from broker.valkey import Call
+from broker.valkey import Call, as_text, flat, packed
 from broker.valkey.forwarding import addressed
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, priority_lists
@@ -37,7 +37,7 @@ def move_call(token: str, steps: Sequence[MoveStep], messages: Sequence[bytes]) 
         peeked = step.peeked
         keys += (priority_list(peeked.queue, peeked.level), priority_list(step.queue, peeked.level))
         keys.append(job_key(peeked.job))
-        args += (peeked.raw, message, len(step.fields) * 2, *(part for pair in step.fields.items() for part in pair))
+        args.append(packed({"message": as_text(peeked.raw), "moved": as_text(message), "record": flat(step.fields)}))
     return Call("queues/move", keys, args)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from broker.valkey import Call
+from broker.valkey import Call, packed
 from taxiway.contract.keys import (
     BATCHES_OPEN,
     OBJECTS_EXPIRING,
@@ -79,7 +79,7 @@ def put_call(
     tenant may have.
     """
     keys = named.keys if open_batches is None else [*named.keys, tenant_batches_key(named.tenant), BATCHES_OPEN]
-    counts = [part for one in grown for part in (one.counted, one.by, _text(one.most))]
+    counts = [packed({"field": one.counted, "bytes": one.by, "most": one.most}) for one in grown]
     times = (_text(place), _text(expires))
     return Call(
         "objects/put",

@@ -24,7 +24,7 @@ import uvloop
 from benchmarks.harness.measure import answer, say
 from benchmarks.harness.processes import fleet
 from taxiway import AsyncClient
-from taxiway.contract.keys import DEADLINES, LEAD, room_key, session_key, stream_key
+from taxiway.contract.keys import DEADLINES, LEAD, capacity_key, session_key, stream_key
 from taxiway.errors import TaxiwayError
 from tests.engine import Engine, serving
 
@@ -57,7 +57,7 @@ WARM = 1_000
 SETTLED = 300.0
 """Longest wait until all traces of jobs have expired: streams are kept for two minutes."""
 
-RENEWED = (session_key(""), room_key(""), LEAD)
+RENEWED = (session_key(""), capacity_key(""), LEAD)
 """Prefixes of keys that a running router or worker renews."""
 
 FOR_GOOD = -1

@@ -116,7 +116,7 @@ def estimate_figures(table: CandidateTable, needs: EstimatedWorkload, ahead: Col
     would form there. The fleet then finds the class where the model is cheapest as a whole, even if none of it runs
     there yet. A generated row costs its share of a full batch. The start of a device adds nothing to a request's cost:
     it serves all that runs there until the device is switched off. A prefix that was read before counts where nothing
-    is ahead: only there the request is led to the device that has read it (`prefixes`).
+    is ahead: only there the request prefers the device that has read it (`prefixes`).
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
     if table.billed is not None:

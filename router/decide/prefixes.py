@@ -2,7 +2,7 @@
 
 An engine keeps what it read of prompts in a cache, so a request that shares a prefix starts sooner on the replica that
 has it. The requests of a conversation do, and those with the same instructions. A router remembers which job last had
-each prefix; where that ran, its record tells, when the message is forwarded (`broker.port.Lead`).
+each prefix; where that ran, its record tells, when the message is forwarded (`broker.port.Affinity`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.port import Lead, Outgoing
+from broker.port import Affinity, Outgoing
 from broker.valkey.deadlines import Course, exceeded
 from router.decide.classify import Needs, Prefix, needs_of
 from router.decide.explain import Explanation, explain
@@ -178,7 +178,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
         fields=_record(template, order, hooks_of(order, rules)),
         reply=order.reply,
         use=use_of(order, rules),
-        lead=None if prompt.earlier is None else _lead(placement, prompt.earlier, topology.limits.lease),
+        affinity=None if prompt.earlier is None else _affinity(placement, prompt.earlier, topology.limits.lease),
     )
     return Place(outgoing, placement, ticket, prompt.prefixes)
 
@@ -199,13 +199,13 @@ def _prompt(order: Order, rules: Rules, working: WorkingSnapshot) -> Prompt:
     return prefixes.prompt(prefixes_of(owner, beginning(value, BLOCK * BLOCKS)))
 
 
-def _lead(placement: Placement, earlier: Earlier, lease: float) -> Lead | None:
-    """Where the request is led, if the class that it was placed on has several devices, and one ran the earlier job."""
+def _affinity(placement: Placement, earlier: Earlier, lease: float) -> Affinity | None:
+    """Which worker the request prefers, if its class has several devices, and one ran the earlier job."""
     candidate = placement.candidate
     if placement.held or candidate.hardware_class != earlier.hardware_class or len(candidate.devices) < 2:
         return None
     most = slots_worth(placement.table, placement.index, placement.needs)
-    return Lead(earlier.job, tuple(device.worker for device in candidate.devices), most, lease)
+    return Affinity(earlier.job, tuple(device.worker for device in candidate.devices), most, lease)
 
 
 def use_of(order: Order, rules: Rules) -> KeyUse | None:

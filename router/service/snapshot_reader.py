@@ -55,7 +55,7 @@ _UNSTORED_LIMIT = 8  # snapshots waiting to be stored while nothing can be forwa
 class FleetReader:
     """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
-    `prefixes` are those of placed prompts; None if messages are not led.
+    `prefixes` are those of placed prompts; None if messages have no affinity.
     `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read. `discovered`
     are the models that endpoints announced, by name; one stays known after its endpoint has gone.
     """

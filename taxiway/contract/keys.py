@@ -168,13 +168,13 @@ def stream_key(job: str) -> str:
     return f"taxiway:stream:{job}"
 
 
-def room_key(worker: str) -> str:
+def capacity_key(worker: str) -> str:
     """The remaining capacity of a worker that waits for messages."""
     return f"taxiway:room:{worker}"
 
 
-def led_key(worker: str) -> str:
-    """List of the tags of messages that routers led to a worker, which has a cache for them (`broker.port.Lead`)."""
+def affinity_key(worker: str) -> str:
+    """List of the tags of messages that prefer a worker, whose cache has their prefix (`broker.port.Affinity`)."""
     return f"taxiway:led:{worker}"
 
 

@@ -2,11 +2,17 @@
 --- @include "now"
 --- @include "cells"
 local work, held, released, holding, deadlines, accepted = unpack(KEYS, 1, 6)
-local life, into, levels, in_flight = KEYS[7], KEYS[8], tonumber(ARGV[1]), tonumber(ARGV[2])
-local job_prefix, result_prefix, reply_prefix, holding_prefix = unpack(ARGV, 5, 8)
+local job_prefix, result_prefix, reply_prefix, holding_prefix = unpack(ARGV, 1, 4)
 --- @include "hold"
 --- @include "let_go"
-local ours = levels == 0 or redis.call('EXISTS', life) == 1
+--- @include "affinity"
+local taking = ARGV[5] ~= '' and cmsgpack.unpack(ARGV[5])
+local ours = not taking or redis.call('EXISTS', KEYS[taking.session]) == 1
+local function keys_of(numbers)
+  local keys = {}
+  for n, number in ipairs(numbers) do keys[n] = KEYS[number] end
+  return keys
+end
 local function due(job)
   return ours and (redis.call('EXISTS', job) == 0 and '' or redis.call('HGET', job, 'state')) == was
 end
@@ -28,36 +34,96 @@ local function notify(job, client)
   if meta then redis.call('PUBLISH', reply_prefix .. client, meta) end
 end
 local function reply_to(job, client)
-  if client == '' then redis.call('HDEL', job, 'reply') else redis.call('HSET', job, 'reply', client) end
+  if client then redis.call('HSET', job, 'reply', client) else redis.call('HDEL', job, 'reply') end
 end
 local function turn_of(cell, count) return redis.call('HINCRBY', work, turns_cell(cell), count) - count end
 -- Writes a record in one command, with its turn in the cell and its client where it has such.
-local function write(job, cell, client, fields)
-  if cell ~= '' then fields[#fields + 1], fields[#fields + 2] = 'turn', turn_of(cell, 1) end
-  if client ~= '' then fields[#fields + 1], fields[#fields + 2] = 'reply', client end
+local function write(job, group, client)
+  local fields = {unpack(group.record)}
+  if group.cell then fields[#fields + 1], fields[#fields + 2] = 'turn', turn_of(group.cell, 1) end
+  if client then fields[#fields + 1], fields[#fields + 2] = 'reply', client end
   redis.call('HSET', job, unpack(fields))
 end
 -- How many more jobs a tenant may have. One whose record expired is gone without an end: nobody lived to end it.
-local function room(open, most)
+local function may_open(open, most)
   redis.call('ZREMRANGEBYSCORE', open, '-inf', now)
   return most - redis.call('ZCARD', open)
 end
+-- Whether the key was first used for the same; the submitter gets the result that says so.
 local function used(job, client, use, new)
-  local digest, submission, same, other, keep, placeholder, shown = unpack(cmsgpack.unpack(use))
-  if new then redis.call('HSET', job, 'digest', digest) end
-  local first = redis.call('HGET', job, 'digest') or digest
-  if submission ~= '' then
-    local meta = first == digest and same or string.gsub(other, placeholder, string.sub(first, 1, shown))
-    redis.call('SET', result_prefix .. submission, meta, 'EX', keep)
-    if client ~= '' then redis.call('PUBLISH', reply_prefix .. client, meta) end
+  if new then redis.call('HSET', job, 'digest', use.digest) end
+  local first = redis.call('HGET', job, 'digest') or use.digest
+  if use.submission ~= '' then
+    local shown = string.sub(first, 1, use.shown)
+    local meta = first == use.digest and use.same or string.gsub(use.other, use.placeholder, shown)
+    redis.call('SET', result_prefix .. use.submission, meta, 'EX', use.keep)
+    if client then redis.call('PUBLISH', reply_prefix .. client, meta) end
   end
-  return first == digest
+  return first == use.digest
 end
-local function take(most, bytes)
+local done = {}
+-- Writes the records of a group's jobs that are due; the first one's is written, and new ones after it are its copies.
+-- Returns the due jobs' messages and records, and how many records are copies, which still have the first one's turn.
+local function record(group, keep, open)
+  local left = open and was == '' and ours and may_open(open, group.max_depth)
+  local messages, jobs, copies, first = {}, {}, 0, nil
+  for _, one in ipairs(group.jobs) do
+    local job, use, new = KEYS[one.key], one.use, false
+    local over = left and left < 1 and redis.call('EXISTS', job) == 0
+    if over then
+      use = nil
+    elseif first and KEYS[first.key] ~= job then
+      new = redis.call('COPY', KEYS[first.key], job) == 1
+      if new then copies = copies + 1 end
+      if new and one.client ~= first.client then reply_to(job, one.client) end
+    elseif due(job) then
+      if was ~= '' then leave(job) end
+      write(job, group, one.client)
+      redis.call('EXPIRE', job, keep)
+      new = true
+      if was == '' then first = one end
+    end
+    if new then
+      if group.holding then hold(job, one.message) end
+      if open then redis.call('ZADD', open, group.holding and '+inf' or now + keep, job) end
+      if left then left = left - 1 end
+      messages[#messages + 1], jobs[#jobs + 1] = one.message, job
+    elseif ours and one.client and not over then
+      notify(job, one.client)
+    end
+    done[#done + 1] = new and 1 or over and -2 or 0
+    if ours and use and not used(job, one.client, use, new) then done[#done] = -1 end
+  end
+  return messages, jobs, copies
+end
+local function forward(group)
+  local keep = group.deadline and lasting(group.keep, group.deadline) or group.keep
+  local open = group.open and KEYS[group.open]
+  local messages, jobs, copies = record(group, keep, open)
+  if #messages == 0 then return end
+  if group.cell and copies > 0 then
+    local turn = turn_of(group.cell, copies)
+    for n = 1, copies do redis.call('HSET', jobs[#jobs - copies + n], 'turn', turn + n - 1) end
+  end
+  local packed = cmsgpack.pack(jobs)
+  if group.deadline then redis.call('ZADD', deadlines, group.deadline, packed) end
+  if group.accepted then redis.call('ZADD', accepted, group.accepted, packed) end
+  if group.list and not (group.affinity and prefer(group.affinity, jobs[1], messages[1])) then
+    redis.call('LPUSH', KEYS[group.list], unpack(messages))
+  end
+  for _, blob in ipairs(keys_of(group.blobs or {})) do
+    if group.holding then redis.call('PERSIST', blob) else redis.call('EXPIRE', blob, keep) end
+  end
+  for field, amount in pairs(group.work or {}) do redis.call('HINCRBYFLOAT', work, field, amount * #messages) end
+  if group.spent then
+    redis.call('HINCRBYFLOAT', KEYS[group.spent], group.tenant, group.cost * #messages)
+    redis.call('EXPIRE', KEYS[group.spent], 172800)  -- a day's spending is read on that day: two days
+  end
+end
+local function take(lists, into, most, bytes)
   local taken = {}
-  if redis.call('EXISTS', unpack(KEYS, 9, 8 + levels)) == 0 then return taken end
-  for level = 1, levels do
-    local from = KEYS[8 + level]
+  if redis.call('EXISTS', unpack(lists)) == 0 then return taken end
+  for _, from in ipairs(lists) do
     local waiting = redis.call('LLEN', from)
     local all = waiting > 1 and waiting <= most and redis.call('EXISTS', into) == 0
     if all and redis.call('MEMORY', 'USAGE', from, 'SAMPLES', 0) < bytes then  -- one step moves a list as it is
@@ -74,80 +140,13 @@ local function take(most, bytes)
   end
   return taken
 end
---- @include "lead"
-local done, i, k = {}, 10, levels == 0 and 7 or 9 + levels + in_flight
-for _ = 1, tonumber(ARGV[9]) do
-  if ours then redis.call('SET', KEYS[k], ARGV[i], 'EX', ARGV[i + 1], 'NX') end
-  i, k = i + 2, k + 1
+for _, one in ipairs(ours and cmsgpack.unpack(ARGV[6]) or {}) do
+  redis.call('SET', KEYS[one.key], one.bytes, 'EX', one.keep, 'NX')
 end
-while i <= #ARGV do
-  local published, keep, queue, blobs, deadline, listed, cell = unpack(ARGV, i, i + 6)
-  if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
-  local fields, charges = cmsgpack.unpack(ARGV[i + 7]), cmsgpack.unpack(ARGV[i + 8])
-  local tenant, cost, most, count = unpack(ARGV, i + 9, i + 12)
-  local list, spent, wanted, open
-  if published ~= '' then list, k = KEYS[k], k + 1 end
-  if #published > 1 then wanted, k = k, k + 6 end
-  if tenant ~= '' then spent, k = KEYS[k], k + 1 end
-  if most ~= '' then open, k = KEYS[k], k + 1 end
-  local left = open and was == '' and ours and room(open, most)
-  local first_blob = k
-  k, i = k + blobs, i + 13
-  local forwarded, jobs, copies = {}, {}, {}
-  local first, its_client  -- of the group's new records: the others are copies of it, or there already
-  for _ = 1, tonumber(count) do
-    local job, new = KEYS[k], nil
-    local client, message, use = unpack(ARGV, i, i + 2)
-    k, i = k + 1, i + 3
-    local over = left and left < 1 and redis.call('EXISTS', job) == 0
-    if over then
-      use = ''
-    elseif first and job ~= first then
-      new = redis.call('COPY', first, job) == 1
-      if new then copies[#copies + 1] = job end
-      if new and client ~= its_client then reply_to(job, client) end
-    elseif due(job) then
-      if was ~= '' then leave(job) end
-      write(job, cell, client, {unpack(fields)})
-      redis.call('EXPIRE', job, keep)
-      new = true
-      if was == '' then first, its_client = job, client end
-    end
-    if new then
-      if queue ~= '' then hold(job, message) end
-      if open then redis.call('ZADD', open, queue ~= '' and '+inf' or now + keep, job) end
-      if left then left = left - 1 end
-      forwarded[#forwarded + 1], jobs[#jobs + 1] = message, job
-    elseif ours and client ~= '' and not over then
-      notify(job, client)
-    end
-    done[#done + 1] = new and 1 or over and -2 or 0
-    if ours and use ~= '' and not used(job, client, use, new) then done[#done] = -1 end
-  end
-  if #forwarded > 0 then
-    if cell ~= '' and #copies > 0 then
-      local turn = turn_of(cell, #copies)
-      for n, job in ipairs(copies) do redis.call('HSET', job, 'turn', turn + n - 1) end
-    end
-    local group = cmsgpack.pack(jobs)
-    if tonumber(deadline) > 0 then redis.call('ZADD', deadlines, deadline, group) end
-    if tonumber(listed) > 0 then redis.call('ZADD', accepted, listed, group) end
-    if list and not (wanted and lead(published, wanted, jobs[1], forwarded[1])) then
-      redis.call('LPUSH', list, unpack(forwarded))
-    end
-    for b = first_blob, first_blob + blobs - 1 do
-      if queue ~= '' then redis.call('PERSIST', KEYS[b]) else redis.call('EXPIRE', KEYS[b], keep) end
-    end
-    for c = 1, #charges, 2 do redis.call('HINCRBYFLOAT', work, charges[c], charges[c + 1] * #forwarded) end
-    if spent then
-      redis.call('HINCRBYFLOAT', spent, tenant, cost * #forwarded)
-      redis.call('EXPIRE', spent, 172800)  -- a day's spending is read on that day: two days
-    end
-  end
-end
+for n = 7, #ARGV do forward(cmsgpack.unpack(ARGV[n])) end
 local taken = {}
-if ours and levels > 0 then
-  if in_flight > 0 then redis.call('DEL', unpack(KEYS, 9 + levels, 8 + levels + in_flight)) end
-  taken = take(tonumber(ARGV[3]), tonumber(ARGV[4]))
+if taking and ours then
+  if #taking.answered > 0 then redis.call('DEL', unpack(keys_of(taking.answered))) end
+  taken = take(keys_of(taking.arrivals), KEYS[taking.into], taking.most, taking.bytes)
 end
 return {tostring(now), ours and 1 or 0, done, taken}

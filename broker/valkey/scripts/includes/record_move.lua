@@ -1,9 +1,9 @@
--- record_move(job, first, last): a job's record gets the fields ARGV[first..last], and its work goes from the record's
--- old cell to its new one. A job that ended or runs keeps its record. Uses: work, jobs_cell, turns_cell.
-local function record_move(job, first, last)
-  if last < first or redis.call('HGET', job, 'state') ~= 'queued' then return end
+-- record_move(job, fields): a job's record gets these fields and values, and its work goes from the record's old cell
+-- to its new one. A job that ended or runs keeps its record. Uses: work, jobs_cell, turns_cell.
+local function record_move(job, fields)
+  if #fields == 0 or redis.call('HGET', job, 'state') ~= 'queued' then return end
   local cell, seconds = unpack(redis.call('HMGET', job, 'cell', 'work'))
-  redis.call('HSET', job, unpack(ARGV, first, last))
+  redis.call('HSET', job, unpack(fields))
   if not cell then return end
   redis.call('HINCRBYFLOAT', work, cell, -seconds)
   redis.call('HINCRBYFLOAT', work, jobs_cell(cell), -1)

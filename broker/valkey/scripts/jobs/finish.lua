@@ -17,10 +17,13 @@
 -- ARGV[5] prefix of holding queues' keys
 -- ARGV[6] prefix of webhook outboxes' keys
 -- ARGV[7] prefix of the keys of webhooks' dead letters
--- ARGV[8..] for each job: token ('' = no claim is needed, '-' = the job has no record: its arrival is refused), state,
---   meta, client ('' = the record's, read here, because a router may be writing it just now), bins of the lengths that
---   it generated ('' = none), time and device of its start ('' = none, or recorded before), tag of its message ('' =
---   none)
+-- ARGV[8..] a map for each job:
+--   token: of its claim; '' = no claim is needed, '-' = the job has no record: its arrival is refused
+--   state, meta: its last state, and its result as Celery stores it
+--   client: to notify; absent = the record's, read here, because a router may be writing it just now
+--   bins: of the lengths that it generated, as JSON
+--   started, device: its start, if that was not recorded before
+--   tag: of its message, if this acknowledges it
 -- Returns for each job 1 if its result was written, else 0.
 -- Safe to run twice: a result that is there, or a job that ended, is left as it is.
 --- @include "now"
@@ -33,16 +36,15 @@ local keep_result, keep_record, reply_prefix, cancelled_prefix, holding_prefix, 
 --- @include "let_go"
 --- @include "learn"
 --- @include "outbox"
--- The worker that holds a job is notified that it was ended for it.
-local function withdraw(holder, job)
+-- Notifies the worker that holds a job that it was ended for it.
+local function notify_holder(holder, job)
   local worker = holder and string.match(holder, '(.*)#')
   if worker then redis.call('PUBLISH', cancelled_prefix .. worker, job) end
 end
 local written, tags, cells, jobs, finished = {}, {}, {}, {}, tostring(now)
-for k = 8, #KEYS, 2 do
-  local result, job = KEYS[k], KEYS[k + 1]
-  local i = 4 * k - 24
-  local token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 7)
+for n = 8, #ARGV do
+  local result, job, ending = KEYS[2 * n - 8], KEYS[2 * n - 7], cmsgpack.unpack(ARGV[n])
+  local token, state, meta = ending.token, ending.state, ending.meta
   local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, open, reply,
     hooks = unpack(redis.call('HMGET', job,
     'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
@@ -55,24 +57,24 @@ for k = 8, #KEYS, 2 do
       for blob in string.gmatch(blobs, '%S+') do redis.call('UNLINK', blob) end
     end
     if queue and queue ~= '' then let_go(job, queue) end
-    if answers and bins ~= '' then learn(answers, cjson.decode(bins)) end
-    if spent and not started and start == '' and redis.call('EXISTS', spent) == 1 then
+    if answers and ending.bins then learn(answers, cjson.decode(ending.bins)) end
+    if spent and not started and not ending.started and redis.call('EXISTS', spent) == 1 then
       redis.call('HINCRBYFLOAT', spent, tenant, -cost)  -- a job that never started gives back what it was to cost
       redis.call('HSET', job, 'cost', 0)  -- if it did start on an endpoint, its bill follows
     end
-    if start ~= '' then
-      redis.call('HSET', job, 'state', state, 'finished', finished, 'started', start, 'device', device,
+    if ending.started then
+      redis.call('HSET', job, 'state', state, 'finished', finished, 'started', ending.started, 'device', ending.device,
         'attempts', (attempts or 0) + 1)
     else
       redis.call('HSET', job, 'state', state, 'finished', finished)
     end
-    if bins ~= '' then redis.call('HSET', job, 'generated', bins) end
+    if ending.bins then redis.call('HSET', job, 'generated', ending.bins) end
     redis.call('EXPIRE', job, keep_record)
-    if token == '' then withdraw(holder, job) end
+    if token == '' then notify_holder(holder, job) end
     redis.call('PUBLISH', result, meta)
-    if client == '' then client = reply or '' end
-    if client ~= '' then redis.call('PUBLISH', reply_prefix .. client, meta) end
-    if tag ~= '' then tags[#tags + 1] = tag end
+    local client = ending.client or reply
+    if client then redis.call('PUBLISH', reply_prefix .. client, meta) end
+    tags[#tags + 1] = ending.tag
     if hooks then announce(hooks, job, state, meta) end
     written[#written + 1] = 1
   else

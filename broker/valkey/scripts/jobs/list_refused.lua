@@ -6,21 +6,21 @@
 -- ARGV[1] seconds to keep a record
 -- ARGV[2] prefix of webhook outboxes' keys
 -- ARGV[3] prefix of the keys of webhooks' dead letters
--- ARGV[4..] for each job: its result, time at which it was accepted, number of fields, fields
+-- ARGV[4..] a map for each job: `meta`, its result; `accepted`, the time at which it was; `record`, fields of its record,
+--   each followed by its value
 -- Returns nothing.
 -- Safe to run twice, and for a copy of a message: a job that was accepted, or is listed, is left as it is.
 --- @include "now"
-local webhooks_due, keep, outbox_prefix, dead_prefix, i = KEYS[2], ARGV[1], ARGV[2], ARGV[3], 4
+local webhooks_due, keep, outbox_prefix, dead_prefix = KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 --- @include "outbox"
-for k = 3, #KEYS do
-  local meta, at, job, count = ARGV[i], ARGV[i + 1], KEYS[k], tonumber(ARGV[i + 2])
+for n = 3, #KEYS do
+  local job, refused = KEYS[n], cmsgpack.unpack(ARGV[n + 1])
   local ended, listed, state = unpack(redis.call('HMGET', job, 'finished', 'accepted', 'state'))
   if ended and not listed then
-    redis.call('HSET', job, 'accepted', at, unpack(ARGV, i + 3, i + 2 + count))
+    redis.call('HSET', job, 'accepted', refused.accepted, unpack(refused.record))
     redis.call('EXPIRE', job, keep)
-    redis.call('ZADD', KEYS[1], at, cmsgpack.pack({job}))
+    redis.call('ZADD', KEYS[1], refused.accepted, cmsgpack.pack({job}))
     local hooks = redis.call('HGET', job, 'webhooks')
-    if hooks then announce(hooks, job, state, meta) end
+    if hooks then announce(hooks, job, state, refused.meta) end
   end
-  i = i + 3 + count
 end

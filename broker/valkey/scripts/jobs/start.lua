@@ -4,7 +4,7 @@
 --
 -- KEYS[1..] each job's record
 -- ARGV[1] device
--- ARGV[2..] for each job: its token, and the time at which it began
+-- ARGV[2..] a map for each job: the `token` of its claim, and when it `began`
 -- Returns for each job 1 if its claim is still held, else 0.
 -- Not safe to run twice: it counts a run twice. A worker that gets no answer gives the job up.
 --- @include "final"
@@ -18,10 +18,11 @@ local function reserve(job)
 end
 local still = {}
 for n, job in ipairs(KEYS) do
-  local mine = ours(job, ARGV[2 * n])
+  local run = cmsgpack.unpack(ARGV[n + 1])
+  local mine = ours(job, run.token)
   if mine then
     if redis.call('HINCRBY', job, 'attempts', 1) > 1 then reserve(job) end
-    redis.call('HSET', job, 'state', 'running', 'started', ARGV[2 * n + 1], 'device', ARGV[1])
+    redis.call('HSET', job, 'state', 'running', 'started', run.began, 'device', ARGV[1])
   end
   still[n] = mine and 1 or 0
 end

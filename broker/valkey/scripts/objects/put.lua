@@ -14,14 +14,17 @@
 -- ARGV[6] the time at which it expires; '' = as before, '0' = never
 -- ARGV[7] its name in KEYS[6]
 -- ARGV[8] most open batches of its tenant
--- ARGV[9..] for each count: its field of KEYS[3], the bytes to add, and the most that it may have ('' = any)
+-- ARGV[9..] a map for each count: its `field` of KEYS[3], the `bytes` to add, and the `most` that it may have, if any
 -- Returns 'changed' if the value was not as it was; the limit that it would exceed, and what there is; or 'stored', the
 --   number of its tenant's objects, and the first count.
 -- Safe to run twice: the second run finds the value changed.
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return {'changed'} end
-for n = 9, #ARGV, 3 do
-  local held = tonumber(redis.call('HGET', KEYS[3], ARGV[n]) or 0)
-  if ARGV[n + 2] ~= '' and held + ARGV[n + 1] > tonumber(ARGV[n + 2]) then return {ARGV[n], held} end
+local counts = {}
+for n = 9, #ARGV do
+  local count = cmsgpack.unpack(ARGV[n])
+  local held = tonumber(redis.call('HGET', KEYS[3], count.field) or 0)
+  if count.most and held + count.bytes > count.most then return {count.field, held} end
+  counts[n - 8] = count
 end
 if KEYS[5] then
   local open = redis.call('SCARD', KEYS[5])
@@ -33,5 +36,5 @@ redis.call('SET', KEYS[1], ARGV[2])
 if ARGV[5] ~= '' then redis.call('ZADD', KEYS[2], ARGV[5], ARGV[3]) end
 if ARGV[6] == '0' then redis.call('ZREM', KEYS[4], ARGV[4]) end
 if ARGV[6] ~= '' and ARGV[6] ~= '0' then redis.call('ZADD', KEYS[4], ARGV[6], ARGV[4]) end
-for n = 9, #ARGV, 3 do redis.call('HINCRBY', KEYS[3], ARGV[n], ARGV[n + 1]) end
-return {'stored', redis.call('ZCARD', KEYS[2]), tonumber(redis.call('HGET', KEYS[3], ARGV[9]))}
+for _, count in ipairs(counts) do redis.call('HINCRBY', KEYS[3], count.field, count.bytes) end
+return {'stored', redis.call('ZCARD', KEYS[2]), tonumber(redis.call('HGET', KEYS[3], counts[1].field))}

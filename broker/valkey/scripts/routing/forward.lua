@@ -6,28 +6,26 @@
 -- KEYS[4] holding: set of holding queues with jobs; records name theirs
 -- KEYS[5] deadlines: sorted set of groups of jobs' keys by their deadline
 -- KEYS[6] accepted: sorted set of groups of jobs' keys by the time at which they were accepted
--- KEYS[7..] where something was taken or is to be: the key of the session, the in-flight list that gets the next
---   arrivals, the arrivals' lists, first served first, and the in-flight lists that this call answers as a whole; then
---   snapshots, and for each group its class list (if it is published), the unacked hash, its index and all lists of the
---   class (if it prefers a worker), the day's spending (if its tenant has a budget), its tenant's open jobs (if they
---   are limited), its blobs and its jobs
--- ARGV[1] number of arrivals' lists; 0 = nothing is taken
--- ARGV[2] number of in-flight lists that are answered
--- ARGV[3] most arrivals to take
--- ARGV[4] bytes after which no more are taken
--- ARGV[5] prefix of records' keys
--- ARGV[6] prefix of results' keys
--- ARGV[7] prefix of clients' reply channels
--- ARGV[8] prefix of holding queues' keys
--- ARGV[9] number of snapshots
--- ARGV[10..] each snapshot's bytes and seconds to keep it; then groups of jobs that are forwarded alike: '1' if
---   published (or, for one job, the worker to prefer: includes/lead.lua), seconds to keep the record, holding queue (''
---   = none), number of blobs, deadline (0 = none), time at which they were accepted (0 = they are not to be listed),
---   cell of the work hash in which they take turns ('' = none), as MessagePack the record's fields and values, and the
---   increments (fields of the work hash and amounts), tenant ('' = no budget), cost, most open jobs of its tenant ('' =
---   no limit), number of jobs, and for each: client, message and use of an idempotency key ('' = none; else
---   MessagePack: digest, submission, its result if the same was asked for, its result if not, seconds that it stays,
---   what stands for the first digest in it, digits of that)
+-- KEYS[7..] what the maps below name by number
+-- ARGV[1] prefix of records' keys
+-- ARGV[2] prefix of results' keys
+-- ARGV[3] prefix of clients' reply channels
+-- ARGV[4] prefix of holding queues' keys
+-- ARGV[5] map of what to take: `session`, a key; `arrivals`, their lists, first served first; `into`, the in-flight list
+--   that gets the next ones; `answered`, the in-flight lists that this call answers as a whole; `most` messages; `bytes`
+--   after which no more are taken. '' = nothing is taken
+-- ARGV[6] array of snapshots, each a map: `key`, its `bytes`, seconds to `keep` it
+-- ARGV[7..] maps of jobs that are forwarded alike:
+--   record: its fields, each followed by its value; keep: seconds for which it stays
+--   list: the class list that gets the messages; holding: the holding queue that does
+--   deadline: time by which the jobs end; accepted: time at which they are listed
+--   cell: field of the work hash in which they take turns; work: each job's increments of that hash
+--   spent: hash of a day's spending, in which `tenant` spends `cost` with each job
+--   open: sorted set of the tenant's open jobs, of which it may have `max_depth`
+--   blobs: large inputs; affinity: the worker that the one job prefers (includes/affinity.lua)
+--   jobs: for each a map: `key` of its record, `message`, `client` to notify, `use` of an idempotency key: a map of
+--     `digest`, `submission`, its result if the `same` was asked for and if the `other`, seconds to `keep` that, what
+--     stands in it for the first digest (`placeholder`), and how many digits of that are `shown`
 -- Returns the time, 1 if the session lasts (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
 --   its key was first used for something else, -2 if its tenant has as many open jobs as it may, and what was taken,
 --   first served first.

@@ -1,4 +1,4 @@
-"""Messages that are led to one worker of a class: only where that delays nothing, and none is lost."""
+"""Messages that prefer one worker of a class: only where that delays nothing, and none is lost."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import msgspec
 import pytest
 import redis
 
-from broker.port import Lead, Outgoing
+from broker.port import Affinity, Outgoing
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.forwarding import HANDOVER
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.contract.keys import UNACKED, job_key, led_key, priority_list, room_key
+from taxiway.contract.keys import UNACKED, affinity_key, capacity_key, job_key, priority_list
 from tests.integration.broker.test_class_queue import ORDER, QUEUE, Waiter
 from tests.scripting import Store, placed
 from tests.waiting import until
@@ -34,7 +34,8 @@ def store(settings: Settings) -> Iterator[Store]:
 @pytest.fixture
 def workers(settings: Settings) -> Iterator[dict[str, ClassQueue]]:
     queues = {
-        name: ClassQueue(settings.broker, f"{name}@host", LIMITS, led=name != "plain") for name in ("a", "b", "plain")
+        name: ClassQueue(settings.broker, f"{name}@host", LIMITS, affinity=name != "plain")
+        for name in ("a", "b", "plain")
     }
     yield queues
     for queue in queues.values():
@@ -44,8 +45,8 @@ def workers(settings: Settings) -> Iterator[dict[str, ClassQueue]]:
 
 def leading(job: str, *, most: int = 9, after: str = BEFORE) -> Outgoing:
     """A job that is to run where the one before ran."""
-    lead = Lead(after, ("a@host", "b@host", "plain@host"), most, LIMITS.lease)
-    return msgspec.structs.replace(placed(job, order(job)), lead=lead)
+    affinity = Affinity(after, ("a@host", "b@host", "plain@host"), most, LIMITS.lease)
+    return msgspec.structs.replace(placed(job, order(job)), affinity=affinity)
 
 
 def order(job: str) -> bytes:
@@ -112,7 +113,7 @@ def outnumbered(store: Store, workers: dict[str, ClassQueue]) -> None:
 
 
 def unled(store: Store, workers: dict[str, ClassQueue]) -> None:
-    """The one that had it takes no led messages."""
+    """The one that had it takes no messages that prefer it."""
     workers["a"].take(QUEUE, 4)
     workers["plain"].take(QUEUE, 4)
     store.client.hset(job_key(BEFORE), "holder", "plain@host#3 1.5")
@@ -156,15 +157,15 @@ def test_what_a_worker_that_died_does_not_take_returns_to_the_class_and_no_more_
 ) -> None:
     workers["a"].take(QUEUE, 4)
     store.forward(leading("j"))
-    assert (waits(store), store.client.llen(led_key("a@host"))) == (0, 1)
+    assert (waits(store), store.client.llen(affinity_key("a@host"))) == (0, 1)
     assert until(lambda: workers["b"].recover() == 1, patience=HANDOVER + 60)
     assert taken(workers["b"]) == ["j"]
     workers["b"].take(QUEUE, 4)
-    assert store.client.exists(room_key("a@host")) == 1
+    assert store.client.exists(capacity_key("a@host")) == 1
     store.forward(leading("k"))
     assert taken(workers["b"]) == ["k"]
     assert taken(workers["a"]) == []  # it is back, and finds only what is gone
-    assert store.client.exists(led_key("a@host")) == 0
+    assert store.client.exists(affinity_key("a@host")) == 0
 
 
 def test_a_message_that_came_twice_is_led_once(store: Store, workers: dict[str, ClassQueue]) -> None:
