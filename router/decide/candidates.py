@@ -42,70 +42,85 @@ Column = np.ndarray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CandidateTable:
-    """Every candidate's figures that do not depend on the request, and why the other pairs are refused.
-
-    `queue` indexes `classes`. `live`: the candidate has devices, or its class can start some. `servers` counts them, at
-    least 1. `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile
-    of those devices. `prompt`, of shape (2, candidates), is what a prompt's token adds to `step` and `slope`; None if
-    it adds nothing. `load` is the expected seconds until the variant is loaded, `loading` those of them that are not
-    the start of a device, and `beyond` the seconds that a job waits for it beyond `load` where more than a few jobs
-    meet a cold device. `concurrent` is device seconds of work that runs concurrently with a new job and does not delay
-    it: a full batch if rows join and leave between steps, else 0. `billed` is the rows that share a generated row's
-    price; None if batches run as a whole: their price is shared by the batch that forms. `blocked`, of shape (LEVELS,
-    candidates), is the seconds until the first of the devices finishes a long batch of less urgent work; `blocking`, of
-    that shape too, is the seconds beyond it that the most urgent work may wait for another model's batch. `residual`,
-    of the same shape, multiplies a finish time into what it takes at most. `limit` is the most rows in a batch.
-    `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second, on
-    average of the devices, and `dearer` that of the dearest of them as a multiple of it. `metered`, of shape (3,
-    candidates), what each row, token of input and token of output costs besides; None if none costs anything.
-    `allowed`, of shape (2, 2, candidates), is the requests and the tokens that the devices' rate limits allow a
-    second, and how many of them are left now; None if none is limited, `shadow` the shadow price, `spot_loss` the
-    reclaims per second of spot capacity. `rates`, of shape (2, candidates), is the rows per second that reach each
-    device of the class, and that would if all of the model's traffic went there. `sharers` is the rows that arrive
-    while a loaded variant stays resident. `guide` is what the plan says about these requests; without one,
-    `unplanned` says why, unless there is no plan at all.
-    """
+    """Every candidate's figures that do not depend on the request, and why the other pairs are refused."""
 
     model: Model
     classes: tuple[str, ...]
+    """Names of the hardware classes, which `queue` indexes."""
     candidates: tuple[Candidate, ...]
     refusals: tuple[Refusal, ...]
     warnings: tuple[str | None, ...]
+    """Why a candidate's profile is weak; None if it is not."""
+    # Columns: an entry for each candidate. Times in seconds
     queue: np.ndarray
+    """The index of its class in `classes`."""
     servers: Column
+    """Devices of the class that can run it, at least 1."""
     live: np.ndarray
+    """Whether it has devices, or its class can start some."""
     reserved: np.ndarray
+    """Whether its class is reserved for another service."""
     warm: Column
+    """Share of the devices that hold the variant."""
     base: Column
+    """The mean profile of those devices: `base`, `step`, `slope` and `floor` as in `tasks.models.profiles`."""
     step: Column
     slope: Column
     floor: Column
     prompt: np.ndarray | None
+    """What a prompt's token adds to `step` and `slope`, of shape (2, candidates); None if nothing."""
     load: Column
+    """Expected time until the variant is loaded."""
     loading: Column
+    """The part of `load` that is not the start of a device."""
     beyond: Column
+    """What a job waits for it beyond `load`, where more than a few jobs meet a cold device."""
     concurrent: Column
+    """Device seconds of work that runs beside a new job: a full batch if rows join between steps, else 0."""
     billed: Column | None
+    """Rows that share a generated row's price; None if batches run as a whole and share their price."""
     blocked: np.ndarray
+    """Until the first device finishes a long batch of less urgent work, of shape (LEVELS, candidates)."""
     blocking: np.ndarray
+    """What the most urgent work may wait beyond it for another model's batch, of the same shape."""
     residual: np.ndarray
+    """What a finish time is multiplied by to get what it takes at most, of the same shape."""
     limit: Column
+    """The most rows in a batch."""
     max_run: Column
+    """The most seconds of a batch of several rows."""
     horizon: Column
+    """The work that may wait on the class before jobs are held."""
+    # Prices in US dollars
     dollars: Column
+    """A device second, on average of the devices."""
     dearer: Column
+    """A second of the dearest device, as a multiple of `dollars`."""
     shadow: Column
+    """The shadow price of a device second."""
     spot_loss: Column
+    """Reclaims of spot capacity per second."""
     link_delay: Column
+    """Seconds of a transfer to the class that do not depend on its size."""
     link_seconds: Column
+    """Seconds per byte of a transfer."""
     egress: Column
+    """Dollars per byte of a transfer."""
     metered: np.ndarray | None
+    """What each row, token of input and token of output costs besides, of shape (3, candidates); None if nothing."""
     allowed: np.ndarray | None
+    """Requests and tokens a second that rate limits allow, and those left now, of shape (2, 2, candidates)."""
+    # The traffic and the plan
     rates: np.ndarray
+    """Rows per second at each device of the class: now, and with all of the model's, of shape (2, candidates)."""
     sharers: float
+    """Rows that arrive while a loaded variant stays resident."""
     stale: bool
+    """Whether the snapshot could not be read in time."""
     guide: Guide | None = None
+    """What the plan says about these requests."""
     unplanned: str = ""
+    """Why there is no `guide`; empty if there is no plan at all."""
 
 
 def build_table(
@@ -269,7 +284,7 @@ def _class_columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A candidate's devices, aggregated."""
+    """A candidate's devices, aggregated: the figures of `CandidateTable` for one of them."""
 
     warm: float
     base: float
@@ -279,6 +294,7 @@ class _Seen:
     prompt_step: float
     prompt_slope: float
     start: float
+    """Seconds that a device needs to start, 0 if one is live."""
     loading: float
     concurrent: float
     residual: tuple[float, ...]

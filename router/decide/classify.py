@@ -66,30 +66,34 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A request's service terms, with defaults from queues.yaml. Seconds and US dollars.
-
-    `size` is the size of one row in the model's unit, `output` the predicted answer's part of it, and `longest` the
-    longest answer that it allows. `payload` is the number of bytes sent to the device. Without an `allowance`, the
-    tenant's spending is unbounded. `expected_batch` is the number of jobs of the same kind released from
-    holding together with it. `work_limit` is set for a tenant over its fair share (`fairness.Shares`): the seconds of
-    work that may be bound ahead of the request. `prefix` is what of the prompt some device has read before. Where a
-    budget has to bear them, `most_read` is the most tokens that a row's prompt may have.
-    """
+    """A request's service terms, with defaults from queues.yaml."""
 
     deadline: float | None
+    """Seconds that are left; None without a deadline."""
     level: int
+    """The queue's priority level, 0 is the most urgent."""
     rows: int
     size: float
+    """Of one row, in the model's unit, the answer included."""
     payload: int = 0
+    """Bytes sent to the device."""
     budget: float | None = None
+    """US dollars."""
     constraints: Constraints = Constraints()
     allowance: Allowance | None = None
+    """What its tenant may still spend; None if that is unbounded."""
     expected_batch: int = 0
+    """Jobs of the same kind that left holding together with it."""
     work_limit: float | None = None
+    """Seconds of work that may be bound ahead of it, if its tenant is over its fair share."""
     output: int = 0
+    """The predicted answer's part of `size`."""
     longest: int = 0
+    """The longest answer that it allows, in the same unit."""
     prefix: Prefix | None = None
+    """What of the prompt some device has read before."""
     most_read: int = 0
+    """The most tokens of a row's prompt, where a budget has to bear them."""
 
     @property
     def affordable(self) -> float:

@@ -31,21 +31,23 @@ DEAREST = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One candidate's figures: seconds for each part, device seconds used, US dollars.
+    """One candidate's figures for a request."""
 
-    The answer is expected in `finish`, and in all but a few cases in `at_most`.
-    `saved` are the seconds that `run` is less because a device has read a prefix of the prompt before.
-    """
-
+    # Seconds, which add up to `finish`
     transfer: float
     wait: float
     load: float
     run: float
     work: float
+    """Device seconds that are used."""
     cost: float
+    """US dollars."""
     finish: float
+    """Seconds until the answer is expected."""
     at_most: float
+    """Seconds until the answer is there in all but a few cases."""
     saved: float
+    """Seconds that `run` is less because a device has read a prefix of the prompt before."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

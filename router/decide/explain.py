@@ -23,26 +23,27 @@ from taxiway.errors import TaxiwayError
 
 
 class Considered(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate's figures in the choice: seconds and US dollars for the whole request.
-
-    `finish` is the sum of `transfer`, `wait`, `load` and `run`. `saved` is what `run` is less because some device
-    has read a prefix of the prompt. `why_not` is None for the chosen candidate. `warning` describes a weak profile.
-    """
+    """One candidate's figures in the choice, for the whole request."""
 
     hardware_class: str
     variant: str
     chosen: bool
     why_not: str | None
+    """None for the chosen candidate."""
+    # Seconds: `finish` is the sum of the next four
     finish: float
     transfer: float
     wait: float
     load: float
     run: float
     saved: float
+    """What `run` is less because some device has read a prefix of the prompt."""
     at_most: float
+    # US dollars
     cost: float
     warm: bool
     warning: str | None
+    """A weak profile's description."""
 
 
 class RefusedCandidate(msgspec.Struct, frozen=True):
@@ -54,19 +55,18 @@ class RefusedCandidate(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """A choice, or why there is none; the candidates considered, cheapest first; and those refused.
+    """A choice, or why there is none."""
 
-    `hardware_class` and `variant` are None while the request is `held`, and if it failed at once. In the latter case
-    `error` is the error's code (`taxiway.errors`) and `reason` its message.
-    """
-
+    # None while the request is held, and if it failed at once
     hardware_class: str | None = None
     variant: str | None = None
     level: int
     reason: str
     held: bool = False
     error: str | None = None
+    """The error's code (`taxiway.errors`), if it failed at once; `reason` is its message."""
     considered: tuple[Considered, ...]
+    """Cheapest first."""
     refused: tuple[RefusedCandidate, ...]
 
 

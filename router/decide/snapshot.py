@@ -17,28 +17,28 @@ from taxiway.contract.keys import LEVELS
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """All queues and live devices at one instant.
-
-    `work` maps each hardware class to its queued and running device seconds, one figure per priority level, highest
-    first; it includes `occupied`, the seconds that devices still spend on cancelled or expired work. `held` is the same
-    for jobs in holding, by the class expected to take them. `rates` maps each model's traffic to a class (`keys.flow`)
-    to its rows per second. `shadow` maps each class to its shadow price in US dollars per device second. `startable`
-    classes are scaled: devices are started on demand. It was taken at `now` seconds of the store's clock. Without a
-    `plan` to follow, `unplanned` says what is wrong with the stored one, if there is any. A `stale` snapshot could not
-    be read in time: decisions then use queues.yaml only, and say so.
-    """
+    """All queues and live devices at one instant."""
 
     devices: tuple[DeviceFacts, ...] = ()
     work: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Queued and running device seconds of each class by level, most urgent first; `occupied` is included."""
     held: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """The same of jobs in holding, by the class that is expected to take them."""
     rates: Mapping[str, float] = field(default_factory=dict)
+    """Rows per second of each model's traffic to a class (`keys.flow`)."""
     shadow: Mapping[str, float] = field(default_factory=dict)
+    """Each class's shadow price, in US dollars per device second."""
     startable: tuple[str, ...] = ()
+    """Classes whose devices are started on demand."""
     stale: bool = False
+    """It could not be read in time: decisions use queues.yaml alone, and say so."""
     occupied: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that devices still spend on cancelled or expired work."""
     now: float = 0.0
+    """Seconds of the store's clock."""
     plan: Plan | None = None
     unplanned: str = ""
+    """What is wrong with the stored plan, if no `plan` can be followed."""
 
     def of_class(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
         """The live devices that serve a class, its own and those retargeted to it, by name."""

@@ -52,19 +52,19 @@ class Secret(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a tenant's events go: an address, and the types of event that it is notified of.
-
-    One that is `only_named` is notified only of requests that name it. The newest of the `secrets` is the first.
-    Times are Unix seconds.
-    """
+    """Where a tenant's events go."""
 
     id: str
     tenant: str
     name: str
     url: str
     event_types: tuple[EventType, ...]
+    """The events that it is notified of."""
     only_named: bool = False
+    """Whether it is notified only of requests that name it."""
     secrets: tuple[Secret, ...] = ()
+    """Newest first."""
+    # Unix seconds
     created_at: int
     updated_at: int
 

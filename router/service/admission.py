@@ -50,22 +50,22 @@ _REMOVED_MODELS = 256
 
 @dataclass(slots=True)
 class Rules:
-    """What every admission depends on. Arrivals must be signed with one of `producers`, if there are any.
-
-    Each field is immutable; `renew` replaces the topology, the catalogue and the book. `starts` are the classes
-    whose devices an autoscaler starts on demand: they accept work without any. `webhooks` has their endpoints, as they
-    were last read. No new request is accepted for a model in `unloaded`. `classify` labels requests by their content.
-    """
+    """What every admission depends on. `renew` replaces the topology, the catalogue and the book."""
 
     topology: Topology
     catalogue: Catalogue
     secret: tuple[bytes, ...] = field(repr=False)
     book: ProfileBook = field(default_factory=ProfileBook)
     producers: tuple[bytes, ...] = field(default=(), repr=False)
+    """Keys of which one must have signed an arrival, if there are any."""
     starts: frozenset[str] = frozenset()
+    """Classes whose devices an autoscaler starts on demand: they accept work without any."""
     webhooks: Endpoints = field(default_factory=Endpoints)
+    """Their endpoints as last read."""
     unloaded: frozenset[str] = frozenset()
+    """Models for which no new request is accepted."""
     classify: Classifier | None = None
+    """Labels requests by their content."""
     _removed: dict[str, Model] = field(default_factory=dict, repr=False)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
@@ -80,27 +80,28 @@ class Rules:
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A request under its job's id, with the message that carries it. `accepted` is the store's time.
-
-    `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
-    left holding with `expected_batch` jobs of its kind, and `due` its deadline by that clock, 0 if it has none.
-    `submission` is where its submitter waits to learn whether a job under its idempotency key matches its request.
-    `notify` is whether webhook endpoints are notified of its end: they are not of a batch's line.
-    """
+    """A request under its job's id, with the message that carries it."""
 
     job: str
     request: Request
     envelope: Envelope
     body: bytes
     accepted: float
+    """Seconds by the store's clock."""
     reply: str = ""
+    """The client's name."""
     tag: str = ""
     blobs: Mapping[str, int] = {}
+    """Bytes of each blob that the body refers to."""
     released: float = 0.0
+    """When it left holding, by the store's clock, together with `expected_batch` jobs of its kind."""
     expected_batch: int = 0
     due: float = 0.0
+    """Its deadline by the store's clock, 0 if it has none."""
     submission: str = ""
+    """Where its submitter waits to learn whether the job under its idempotency key has the same request."""
     notify: bool = True
+    """Whether webhook endpoints are notified of its end; not of a batch's line."""
 
     @property
     def moment(self) -> float:

@@ -70,7 +70,7 @@ _AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIterat
 
 @dataclass(slots=True)
 class _Session:
-    """One connection and its deliveries, of which those up to `accepted` are in Valkey's arrivals."""
+    """One connection and its deliveries."""
 
     connection: AbstractConnection
     inward: AbstractChannel
@@ -79,6 +79,7 @@ class _Session:
     waiting: deque[AbstractIncomingMessage] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     accepted: AbstractIncomingMessage | None = None
+    """The last delivery that is in Valkey's arrivals."""
     pushed: asyncio.Event = field(default_factory=asyncio.Event)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 

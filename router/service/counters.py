@@ -18,25 +18,32 @@ Counts = Mapping[tuple[str, ...], float]
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Counters since one router started.
+    """Counters since one router started."""
 
-    Counted by the router: `placed` by class and model, `moved` by source, target and kind, `refused` by error code,
-    `ended` by final state, `parked` (dead-lettered arrivals), `webhooks` by the outcome of an attempt. Counted by the
-    fleet's workers: `outcomes` by class and final state, `latency` by class and stage with the figures of
-    `tasks.heartbeat`, `rejected` messages by class, `used` by class and model, `dollars` by class, model and tenant.
-    """
-
+    # Counted by the router
     placed: Counts
+    """By class and model."""
     moved: Counts
+    """By source, target and kind."""
     refused: Counts = field(default_factory=dict)
+    """By error code."""
     ended: Counts = field(default_factory=dict)
+    """By final state."""
+    # Counted by the workers
     outcomes: Counts = field(default_factory=dict)
+    """By class and final state."""
     latency: Mapping[tuple[str, ...], Sequence[float]] = field(default_factory=dict)
+    """By class and stage: the figures of `tasks.heartbeat`."""
     parked: int = 0
+    """Dead-lettered arrivals, counted by the router."""
     rejected: Counts = field(default_factory=dict)
+    """Messages by class."""
     used: Mapping[tuple[str, str], Use] = field(default_factory=dict)
+    """By class and model."""
     dollars: Counts = field(default_factory=dict)
+    """By class, model and tenant."""
     webhooks: Counts = field(default_factory=dict)
+    """Attempts by outcome, counted by the router."""
 
 
 class OutcomeCounters:

@@ -77,14 +77,16 @@ class GroupNeeds:
 class View:
     """Figures of groups on one candidate table at an instant.
 
-    Elsewhere, a group stands at the end of its level; at home, at its own place. `left` and `affordable` are the
-    remaining deadline and budget. `here` indexes each group's present candidate.
+    Elsewhere, a group stands at the end of its level; at home, at its own place.
     """
 
     table: CandidateTable
     here: tuple[np.ndarray, np.ndarray]
+    """The indices of each group's present candidate."""
+    # Seconds and US dollars that are left of deadline and budget
     left: Rows
     affordable: Rows
+    # As `EstimateColumns`, a row for each group
     residual: Rows
     work: Rows
     cost: Rows
@@ -197,19 +199,19 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Jobs that move from one class's queue to another's, with the variant that runs them there.
-
-    `work` is the device seconds of each job there, `cost` its US dollars.
-    """
+    """Jobs that move from one class's queue to another's."""
 
     kind: Kind
     source: str
     target: str
     variant: str
+    """The variant that runs them there."""
     level: int
     jobs: tuple[str, ...]
     work: float
+    """Device seconds of each job there."""
     cost: float
+    """US dollars of each job there."""
     reason: str
 
 
