@@ -57,23 +57,26 @@ class Affinity(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A placed message on its way to a class queue, with its job's record. `tag` is empty if it was never an arrival.
+    """A placed message on its way to a class queue, with its job's record.
 
-    A message to be held has no `queue`: its `fields` name the `holding` queue. `fields` are the job's record: its
-    `cell` and `work`, `arrived` and `rows`; `lengths` if it generates, `spent` and `cost` if its tenant has a budget,
-    `open` and `max_depth` if it has such a limit, and `blobs`, the keys of its large inputs, which stay with the record
-    until the job ends. Consecutive jobs with the same `fields` object are forwarded as one group. `reply` is the
-    client's name, `use` the job's use of an idempotency key.
+    The record in `fields` has `cell`, `work`, `arrived` and `rows`; `lengths` if the job generates, `spent` and `cost`
+    if its tenant has a budget, `open` and `max_depth` if it has such a limit, `blobs`, the keys of its large inputs,
+    and `holding`, the queue to hold it in, if it has no `queue`. Consecutive jobs with the same object are forwarded
+    as one group.
     """
 
     tag: str
+    """Of the arrival; empty if it was never one."""
     queue: str
+    """The class queue; empty if the message is to be held."""
     level: int
     envelope: Envelope
     job: str
     fields: Mapping[str, str] = {}
     reply: str = ""
+    """The client's name."""
     use: KeyUse | None = None
+    """The job's use of an idempotency key."""
     affinity: Affinity | None = None
 
     @property

@@ -39,22 +39,27 @@ STAGES: tuple[Stage, ...] = ("queue", "run", "total")
 
 
 class Ran(msgspec.Struct, frozen=True):
-    """What was done for one model.
-
-    Jobs that were `answered`, with their `rows`, the seconds that they waited (`queue`), were in batches (`run`) and
-    took from acceptance to result (`total`), in all, and the `batches` that they were, each job a share of its own.
-    Jobs that had begun and `failed`, with the seconds that they took (`lost`). When, in Unix time, the `last` ended.
-    """
+    """What was done for one model."""
 
     answered: int = 0
+    """Jobs that were answered."""
     failed: int = 0
+    """Jobs that had begun and failed."""
     rows: int = 0
+    """Rows of the answered jobs."""
     batches: float = 0.0
+    """Batches that they were, each job a share of its own."""
+    # Seconds of the answered jobs, in all
     queue: float = 0.0
+    """Waiting."""
     run: float = 0.0
+    """In batches."""
     total: float = 0.0
+    """From acceptance to result."""
     lost: float = 0.0
+    """Seconds that the failed ones took."""
     last: float = 0.0
+    """When the last one ended, in Unix time."""
 
     def plus(self, more: Ran, less: Ran) -> Ran:
         """This and what `more` has beyond `less`."""
@@ -173,64 +178,68 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One device at one instant.
+    """One device at one instant. Sizes are bytes.
 
-    `kind` is what it really is; a class that asks for another kind is `emulated` on it. `serves` names the classes
-    whose queues it takes from, its own first; None is its own alone. Sizes are bytes, `utilisation` is 0 to 1, `warm`
-    and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not finished, `running`
-    the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds
-    that it will still spend on rows of ended jobs, `done` the worker's counters by class since its start. A `draining`
-    worker accepts no more jobs. A `fault` says why a device, such as an endpoint without an answer, takes no work; it
-    serves no class then. `endpoint` is there for endpoints alone, and `announced` are the models of one that have no
-    model.yaml, by name.
-
-    `usd_per_hour` is the price of the node that it is on; None where its worker was told none (`dollars_per_hour`).
-
-    `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
-    `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
-    seconds that a job of a model may wait for a batch of another (`blocking_of`).
-
-    For each warm variant that has run, `pace` is observed over predicted run time, and `residual` (R_p) what 95 %
-    of its batches stay within, as a multiple of predicted times pace, and 95 % of its jobs from their placement to
-    their result, as a multiple of what was expected. It is by priority level: a deadline tells of sizes, so that no two
-    levels stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those whose
-    profile no longer fits. Predicted is by the profile that `tasks.models.profiles` has for this `kind` and `name`.
-    `loading` is observed over predicted load time of each variant that was loaded. All three have, under `ANY`, what
-    the device's variants have in common: what to expect of one that has not run there.
+    Of a variant, predicted is what the profile says that `tasks.models.profiles` has for this `kind` and `name`.
+    `pace`, `residual` and `loading` have, under `ANY`, what the device's variants have in common: what to expect of one
+    that has not run there.
     """
 
     worker: str
     hardware_class: str
     device: str
     kind: DeviceKind
+    """What it really is."""
     emulated: bool
+    """Its class asks for another kind."""
     name: str
     memory_total: int
     memory_free: int
     memory_used: int = 0
     utilisation: float = 0.0
+    """0 to 1."""
     instruction_sets: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ()
+    # Variants as `model:version/variant`
     warm: tuple[str, ...] = ()
     unavailable: dict[str, str] = {}
+    """Why a variant cannot be loaded."""
     held: int = 0
+    """Jobs that were fetched and have not ended."""
     running: int = 0
+    """Rows on the device now."""
     batch_age: float = 0.0
+    """Seconds for which their batch has run."""
     occupied: float = 0.0
+    """Device seconds that it will still spend on rows of ended jobs."""
     blocked: float = 0.0
+    """Seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted."""
     blocked_by: int = 0
+    """The level of its most urgent job: more urgent work waits for it, too."""
     blocking: dict[str, float] = {}
+    """Seconds that a job of a model may wait for a batch of another (`blocking_of`)."""
     pace: dict[str, float] = {}
+    """Observed over predicted run time, by warm variant."""
     residual: dict[str, tuple[float, ...]] = {}
+    """What 95 % of batches and jobs keep within, over what was expected, by variant and level (`residual_of`)."""
     loading: dict[str, float] = {}
+    """Observed over predicted load time, by variant."""
     drifted: tuple[str, ...] = ()
+    """Variants whose profile no longer fits."""
     serves: tuple[str, ...] | None = None
+    """Classes whose queues it takes from, its own first; None: its own alone."""
     fault: str = ""
+    """Why it takes no work, such as an endpoint without an answer; it serves no class then."""
     endpoint: EndpointFacts | None = None
+    """Of endpoints alone."""
     announced: dict[str, Announced] = {}
+    """Models of an endpoint that have no model.yaml, by name."""
     draining: bool = False
+    """It accepts no more jobs."""
     done: dict[str, Done] = {}
+    """The worker's counters by class, since its start."""
     usd_per_hour: float | None = None
+    """Price of its node; None where the worker was told none (`dollars_per_hour`)."""
 
     @property
     def host(self) -> str:

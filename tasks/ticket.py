@@ -53,28 +53,28 @@ class Promise(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One placement, in the form that a worker needs.
-
-    `variants` maps every hardware class that the job may run on to the variant it runs there. `accepted` and
-    `deadline_at` are seconds by the store's clock; a copy that arrives after `deadline_at` is not run, so routers set
-    it on every ticket (0 means none). `prices` are in US dollars an hour; `tariffs` are what use costs, on the classes
-    where it costs something. `runs` is how many runs its budget bears; 0 if any number. By the `promise`, workers learn
-    how far to trust the next one.
-    """
+    """One placement, in the form that a worker needs."""
 
     job: str
     task: str
     model: str
     variants: dict[str, str]
+    """The variant that runs on each hardware class that the job may run on."""
     prices: dict[str, float]
+    """US dollars an hour, by class."""
+    # Seconds by the store's clock
     accepted: float
     deadline_at: float
+    """A later copy is not run, so routers set it on every ticket; 0 means none."""
     level: int
     reason: str
     reply: str = ""
     tariffs: dict[str, Tariff] = {}
+    """What use costs, on the classes where it costs something."""
     runs: int = 0
+    """Runs that its budget bears; 0 if any number."""
     promise: Promise | None = None
+    """By it, workers learn how far to trust the next one."""
 
     def attempts(self, most: int) -> int:
         """How often the job may run, where `most` attempts are allowed to every job."""

@@ -19,21 +19,21 @@ class Notified(msgspec.Struct, frozen=True):
 
 
 class WebhookEvent(msgspec.Struct, frozen=True, array_like=True):
-    """A waiting event: what ended and how, at a time by the store's clock.
-
-    A job's event has the record's `model` and `state`, and the stored result unless the job succeeded. Delivery is
-    attempted from `since` on: from `at`, unless the event was replayed.
-    """
+    """A waiting event: what ended and how."""
 
     id: str
     kind: str
     ending: str
     at: float
+    """When it ended, by the store's clock."""
     about: str
+    # Of a job's event, from its record
     model: str = ""
     state: str = ""
     meta: str = ""
+    """The stored result, unless the job succeeded."""
     since: float = 0.0
+    """Delivery is attempted from then on; 0: from `at`. A replay sets it."""
 
     @property
     def name(self) -> str:

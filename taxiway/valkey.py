@@ -49,14 +49,16 @@ class Script(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A server and the account used there; with a `service`, the primary that the sentinels at `places` name."""
+    """A server and the account used there."""
 
     places: tuple[Place, ...]
+    """The servers; with a `service`, its sentinels."""
     database: int = 0
     username: str = ""
     password: str = field(default="", repr=False)
     tls: Mapping[str, str] | None = None  # options of the address by name; None without TLS
     service: str = ""
+    """Name of the primary that the sentinels know."""
     sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
 

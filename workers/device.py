@@ -42,21 +42,22 @@ class DeviceMissingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device. `label` is the operator's name for it, `address` the runtimes'; memory in bytes.
-
-    `kind` is its real kind: an emulated class runs on the CPU. The address of an endpoint is one of its `replicas`.
-    `prices` has what its node costs in US dollars an hour, by the class of its worker, if the worker was told.
-    """
+    """One device."""
 
     kind: DeviceKind
+    """Its real kind: an emulated class runs on the CPU."""
     label: str
+    """The operator's name for it."""
     address: str
+    """The runtimes' name for it; of an endpoint, one of its `replicas`."""
     name: str
     memory: int
+    """Bytes."""
     instruction_sets: tuple[str, ...]
     runtimes: tuple[str, ...]
     emulated: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
+    """US dollars an hour that its node costs, by the class of its worker, if the worker was told."""
 
 
 def find_device(hardware: HardwareClass, label: str, *, emulate: bool, port: int = 0) -> Device:
@@ -208,21 +209,21 @@ def _cpu_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """The class that a worker serves, and its device. An empty `device` means the first of the class's kind.
-
-    The file `alive`, if set, is touched after each heartbeat that the store accepted. `endpoint_key` is the API key of
-    the class's endpoint, if it has one, and `engine_port` the port of an engine that was started with it on a free one.
-    `usd_per_hour` is the price of the node that it is on; None if it is the class's.
-    """
+    """The class that a worker serves, and its device."""
 
     hardware_class: str
     device: str = ""
+    """Empty: the first of the class's kind."""
     emulate: bool = False
     threads: int = 1
     alive: Path | None = None
+    """A file that is touched after each heartbeat that the store accepted."""
     endpoint_key: str = field(default="", repr=False)
+    """The API key of the class's endpoint, if it has one."""
     engine_port: int = 0
+    """The port of an engine that was started with the worker on a free one."""
     usd_per_hour: float | None = None
+    """Price of the node that it is on; None if it is the class's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,7 @@ processes around it."""
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A loaded variant, with what is known of its performance on the device. It is not unloaded while `in_use`.
-
-    `seconds` is the load time without one-time work (fetching artefacts, importing the runtime). `interruptible` is its
-    runtime, if that runs rows one by one in a separate process.
-    """
+    """A loaded variant, with what is known of its performance on the device."""
 
     key: str
     model: Model
@@ -33,8 +29,11 @@ class Loaded:
     runtime: Runtime
     known: KnownProfile
     seconds: float
+    """Load time without one-time work (fetching artefacts, importing the runtime)."""
     in_use: bool = False
+    """It is not unloaded now."""
     interruptible: Interruptible | None = field(init=False)
+    """Its runtime, if that runs rows one by one in a separate process."""
 
     def __post_init__(self) -> None:
         self.interruptible = self.runtime if isinstance(self.runtime, Interruptible) else None  # costs microseconds

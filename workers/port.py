@@ -22,23 +22,22 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A variant on its device, ready to be loaded.
-
-    `files` maps each role in the variant's `artefacts` to a verified local file. `device` is the address that
-    the runtime understands: `cpu`, `cuda:0`, `tpu:0`. `compiled` is a folder that keeps what the runtime compiles for
-    devices such as this one between processes, if anything does. `memory` is the most bytes that a process of the
-    variant's own may hold on the host, 0 for no limit. `folder` is the model's, whose code comes first.
-    """
+    """A variant on its device, ready to be loaded."""
 
     variant: str
     precision: str
     entry: str
     files: Mapping[str, Path]
+    """A verified local file for each role in the variant's `artefacts`."""
     device: str
+    """The address that the runtime understands: `cpu`, `cuda:0`, `tpu:0`."""
     threads: int = 1
     compiled: Path | None = None
+    """A folder that keeps what the runtime compiles for such devices between processes, if it does."""
     memory: int = 0
+    """Bytes that a process of the variant's own may hold on the host; 0 for no limit."""
     folder: str = ""
+    """The model's, whose code comes first."""
 
 
 class Runtime(Protocol):

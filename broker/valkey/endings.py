@@ -42,22 +42,22 @@ _PREFIXES = (
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One job's end. An empty `token` ends it whichever worker holds it, `REFUSED_TOKEN` only if it has no record.
-
-    `reply` is its client's name; empty if its record has it, or there is none. `generated` is the length of each answer
-    that it generated, in tokens. `started` and `device` say when and where it began to run, unless recorded before.
-    `tag` is its message's tag, if the same step acknowledges the message.
-    """
+    """One job's end."""
 
     job: str
     state: JobState
     meta: bytes
     token: str = ""
+    """Of the claim. Empty: whichever worker holds the job. `REFUSED_TOKEN`: only if the job has no record."""
     reply: str = ""
+    """The client's name; empty if the record has it, or there is none."""
     generated: Sequence[int] = ()
+    """Tokens of each answer that it generated."""
     started: str = ""
+    """When it began to run, unless recorded before; `device` says where."""
     device: str = ""
     tag: str = ""
+    """Its message's tag, if the same step acknowledges the message."""
 
     def __post_init__(self) -> None:
         assert self.state in FINAL

@@ -177,23 +177,24 @@ APART = 2
 
 
 class CatalogueReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a process serves from its models folder.
-
-    `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
-    `queues_changed` means that its queues.yaml says more by now than it uses without a restart, and `queues_wrong` is
-    why that file is invalid by now. `plan` is the number of the plan that a router follows, 0 without one. `clock` is
-    how many seconds the host's clock is ahead of the store's.
-    """
+    """What a process serves from its models folder."""
 
     kind: Literal["router", "worker"]
     reload: int
+    """The last requested reload that it has done."""
     models: Mapping[str, str]
+    """The digest of each description, by `name:version`."""
+    # Models that are not served, and those served as they were before their file became invalid, each with why
     disabled: Mapping[str, str] = {}
     outdated: Mapping[str, str] = {}
     queues_changed: bool = False
+    """Its queues.yaml says more by now than it uses without a restart."""
     queues_wrong: str = ""
+    """Why that file is invalid by now."""
     plan: int = 0
+    """Number of the plan that a router follows, 0 without one."""
     clock: int = 0
+    """Seconds that the host's clock is ahead of the store's."""
 
 
 class Watched(NamedTuple):

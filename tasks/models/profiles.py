@@ -68,26 +68,26 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
 
 
 class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One variant on the device: `max(floor, base + step·size + slope·rows·size)` seconds per batch.
-
-    `load` is the seconds until a cold variant is ready, `memory` the bytes that it then holds, `peak` the most that it
-    held after a batch, `disturbed` the share of the timed seconds in which other processes used the processor.
-    Endpoints have `prompt_step` and `prompt_slope` for the tokens of prompts (`model.Profile`).
-    """
+    """One variant on the device: `max(floor, base + step·size + slope·rows·size)` seconds per batch."""
 
     date: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     packages: dict[str, str] = {}
     load: Seconds
+    """Seconds until a cold variant is ready."""
     memory: Size
+    """Bytes that it then holds."""
     peak: Size
+    """The most bytes that it held after a batch."""
     base: Seconds
     step: Seconds = 0.0
     slope: Seconds
     floor: Seconds = 0.0
+    # Endpoints: `step` and `slope` of a prompt's tokens (`model.Profile`)
     prompt_step: Seconds | None = None
     prompt_slope: Seconds | None = None
     residual: Residuals
     disturbed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of the timed seconds in which other processes used the processor."""
     points: tuple[Point, ...] = ()
 
     @property

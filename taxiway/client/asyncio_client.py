@@ -126,13 +126,13 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 class Options(TypedDict, total=False):
-    """Optional fields of a request, beyond model and inputs. None means not set.
-
-    `parameters` go to the model; `outputs` names the outputs to return; the others are service terms (`request.Terms`).
-    """
+    """Optional fields of a request, beyond model and inputs. None means not set."""
 
     parameters: Mapping[str, Any] | None
+    """Passed to the model."""
     outputs: Sequence[str] | None
+    """Names of the outputs to return."""
+    # Service terms: see `Terms`
     deadline: float | None
     service: str | None
     priority: str | None

@@ -90,21 +90,23 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a job ran, its times (seconds) and cost (US dollars); `batch` is the number of rows that ran together.
-
-    `tokens` are those of a job that ran on an endpoint which counts them.
-    """
+    """Where a job ran, what it took and what it cost."""
 
     hardware_class: str
     variant: str
     device: str
     emulated: bool
     batch: int
+    """Rows that ran together."""
     queue_wait: float
+    """Seconds."""
     run_time: float
+    """Seconds."""
     cost: float
+    """US dollars."""
     reason: str
     tokens: Tokens | None = None
+    """Of a job that ran on an endpoint which counts them."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -142,7 +144,7 @@ def read_moves(text: str) -> tuple[MoveRecord, ...]:
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's record in the state store. Times are seconds since the epoch by the store's clock, 0 if not reached."""
+    """A job's record in the state store."""
 
     id: str
     state: JobState
@@ -153,7 +155,10 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     reason: str = ""
     level: int = 0
+    """Priority level of its queue; 0 is the most urgent."""
     attempts: int = 0
+    """Runs so far."""
+    # Seconds since the epoch by the store's clock, 0 if not reached
     accepted: float = 0.0
     placed: float = 0.0
     started: float = 0.0

@@ -37,24 +37,26 @@ MAX_NAME = 256
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Service terms: how much the answer matters, and where the data may go.
-
-    `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` is a label that every device on the
-    request's path must carry (`edge`), or several joined by `+`; `min_accuracy` (0 to 1) is the minimum stated accuracy
-    of the variant; `service` names a set of defaults in queues.yaml; with `stream` a generated answer is streamed: that
-    of the only row, or by `rows` that of each; `webhook` names an endpoint of the tenant's that is notified of the end.
-    """
+    """Service terms: how much the answer matters, and where the data may go."""
 
     deadline: float | None = None
+    """Seconds from acceptance."""
     service: str | None = None
+    """A set of defaults in queues.yaml."""
     priority: Priority | None = None
     budget: float | None = None
+    """US dollars."""
     tenant: str = "default"
     locality: str | None = None
+    """A label that every device on the request's path must carry, such as `edge`; or several, with `+`."""
     min_accuracy: float | None = None
+    """Least stated accuracy of the variant, 0 to 1."""
     idempotency_key: str | None = None
+    """Requests with the same tenant and key are one job."""
     stream: bool | Literal["rows"] | None = None
+    """Stream a generated answer: that of the only row, or by `rows` that of each."""
     webhook: str | None = None
+    """An endpoint of the tenant's that is notified of the end."""
 
 
 class Request(Terms, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -32,11 +32,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class TaskEvent(msgspec.Struct, omit_defaults=True):
-    """One of Celery's task events, at `timestamp` by this host's clock."""
+    """One of Celery's task events; fields that a kind does not have are unset."""
 
     type: str
     uuid: str
     timestamp: float
+    """Seconds since the epoch by this host's clock."""
     name: str | UnsetType | None = UNSET
     args: str | UnsetType | None = UNSET
     kwargs: str | UnsetType | None = UNSET

@@ -186,21 +186,22 @@ class EngineRequest:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer in progress.
-
-    `prompt` is the tokens that the request is expected to have. `sent` is when it was sent and `first` when the first
-    part of generated text came, on the monotonic clock; 0 before. `refused` says that the endpoint did not run it, and
-    `aborted` that we closed its connection. `headers` are the answer's.
-    """
+    """One request and its answer in progress."""
 
     ask: EngineRequest
     prompt: int
+    """Tokens that the request is expected to have."""
+    # Seconds on the monotonic clock, 0 before
     sent: float = 0.0
     first: float = 0.0
+    """When the first part of generated text came."""
     refused: bool = False
+    """The endpoint did not run it."""
     aborted: bool = False
+    """We closed its connection."""
     reader: AnswerReader | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the answer."""
 
     @property
     def ran(self) -> bool:

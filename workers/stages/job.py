@@ -73,38 +73,42 @@ class CeleryTask(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """A message that this worker holds: fetched from the class queue under `tag`, or received by Celery as a `task`.
-
-    `hardware_class` is the class of its queue, whose part of the ticket applies. `claim` is the store's latest answer;
-    `lost` means that the claim has ended since. `since` is when the worker fetched it, on the monotonic clock.
-    `received` and `began` are seconds since the epoch on this host's clock, for events; `began` is 0 until the start.
-    `started` is the start on the store's clock. `parent` is its trace context. `retries` counts its runs after device
-    faults, `tenant` is known once the request was read. `start_stored` means that the store has recorded the start.
-    `yields` is a request to keep what is done and return the job, by `yield_by` on the monotonic clock: whoever runs it
-    ends it with `Returned(…, counts=False)` once that is kept. A job that cannot yield ignores it.
-    """
+    """A message that this worker holds: fetched from the class queue under `tag`, or received by Celery as a `task`."""
 
     job: str
     ticket: Ticket
     body: bytes
     content_type: str
     received: float
+    """Seconds since the epoch on this host's clock, for events."""
     tag: str = ""
     hardware_class: str = field(kw_only=True)
+    """The class of its queue, whose part of the ticket applies."""
     headers: Headers | None = None
     task: CeleryTask | None = None
     parent: ParentSpan | None = None
+    """Its trace context."""
     claim: Claim | None = None
+    """The store's latest answer."""
     since: float = 0.0
+    """When the worker fetched it, on the monotonic clock."""
     lost: bool = False
+    """The claim has ended since."""
     began: float = 0.0
+    """Like `received`; 0 until the start."""
     started: float = 0.0
+    """The start on the store's clock."""
     retries: int = 0
+    """Its runs after device faults."""
     tenant: str = ""
+    """Known once the request was read."""
     start_stored: bool = False
+    """The store has recorded the start."""
     ended: bool = False
     yields: YieldRequest | None = None
+    """A request to keep what is done and return the job: it ends with `Returned(…, counts=False)` once that is kept."""
     yield_by: float = math.inf
+    """By then, on the monotonic clock. A job that cannot yield ignores it."""
 
     def asked_to_yield(self, request: YieldRequest) -> None:
         """Note a request, unless there is one."""
@@ -131,35 +135,39 @@ class Delivery:
 
 @dataclass(slots=True, eq=False)
 class RunningJob:
-    """A job in the device stage; only who has the device's turn changes it.
-
-    `hardware` is the class that it runs for, `key` names the variant. `deadline` is on the store's clock, infinite if
-    there is none. `waiting` maps a size bucket to the indices of rows that are in no batch. With `stream` the answer is
-    streamed to the client. `tokens` are those of rows that ran on an endpoint, `billed` the US dollars for their use.
-    `patient` is the estimated device seconds of a patient job, 0 of any other.
-    """
+    """A job in the device stage; only who has the device's turn changes it."""
 
     delivery: Delivery
     hardware: HardwareClass
+    """The class that it runs for."""
     model: Model
     variant: str
     key: str
+    """Names the variant."""
     rows: tuple[Row, ...]
     parameters: Mapping[str, Any]
     outputs: tuple[str, ...]
     single: bool
     arrived: float
     deadline: float = math.inf
+    """On the store's clock, infinite if there is none."""
     items: list[Item] = field(default_factory=list)
     waiting: dict[int, list[int]] = field(default_factory=dict)
+    """Indices of rows that are in no batch, by size bucket."""
     answers: list[Row | None] = field(default_factory=list)
+    # Seconds, in all
     run_time: float = 0.0
     device_time: float = 0.0
     batch: int = 0
+    """Rows of its largest batch."""
     tokens: Tokens | None = None
+    """Of rows that ran on an endpoint."""
     billed: float = 0.0
+    """US dollars for the use of an endpoint."""
     stream: bool = False
+    """The answer is streamed to the client."""
     patient: float = 0.0
+    """Estimated device seconds of a patient job, 0 of any other."""
 
     @property
     def ticket(self) -> Ticket:
@@ -195,21 +203,24 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a job ended: a result in plain values with `meta`, its stored form; or an error.
+    """How a job ended: with a result or an error.
 
     It is written under the claim of its delivery; without a claim, it ends the job whatever its holder.
-    `generated` is the length in tokens of each generated answer, `blobs` are the values that the result references, and
-    `rows` is the request's row count, and `billed` the part of the cost that is for the use of an endpoint.
     """
 
     delivery: Delivery
     result: Result | None = None
+    """In plain values; `meta` is its stored form."""
     error: TaxiwayError | None = None
     meta: bytes = b""
     rows: int = 1
+    """Of the request."""
     billed: float = 0.0
+    """The part of the cost that is for the use of an endpoint, in US dollars."""
     generated: tuple[int, ...] = ()
+    """Tokens of each generated answer."""
     blobs: Mapping[str, Buffer] = field(default_factory=dict)
+    """The values that the result references."""
 
     def unwrap(self) -> Any:
         """The result in the form that Celery passes on; raises the error if the job failed."""
@@ -245,21 +256,20 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a row of a delivery used of an endpoint, however it ended: tokens and US dollars for them, and for its time.
-
-    `first` is the seconds until the first part of its answer and `each` those for each further token; None if unknown.
-    `aborted` means that its connection was closed before the answer. `excess` is the tokens that the endpoint counted
-    beyond what the request may have, which are in no other figure.
-    """
+    """What a row of a delivery used of an endpoint, however it ended."""
 
     delivery: Delivery
     tokens: Tokens
+    # US dollars for the tokens, and for the time
     dollars: float
     time_dollars: float
+    # Seconds until the first part of the answer, and for each further token; None if unknown
     first: float | None
     each: float | None
     aborted: bool
+    """Its connection was closed before the answer."""
     excess: int = 0
+    """Tokens that the endpoint counted beyond what the request may have; they are in no other figure."""
 
 
 Ending = Answered | Ended | Dropped | Revoked | Returned | Used
