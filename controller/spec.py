@@ -33,20 +33,20 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """`spec` of a HardwareClass. `replicas` sets the count by hand, in place of the router.
-
-    Once the class is deleted, its waiting jobs are served for at most `drain` seconds before its pods are stopped.
-    """
+    """`spec` of a HardwareClass."""
 
     hardware_class: str = msgspec.field(name="class")
     router: str
     selector: str
     pools: tuple[PoolSpec, ...]
     replicas: int | None = None
+    """Sets the count by hand, in place of the router."""
+    # Seconds
     stock_out: float = _USUAL.stock_out
     retry: float = _USUAL.retry
     hold: float = _USUAL.hold
     drain: float = 120.0
+    """For which its waiting jobs are served after its deletion, before its pods are stopped."""
 
     @property
     def rules(self) -> PoolRules:

@@ -63,17 +63,19 @@ class DemoAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DemoSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """The answers of one model by one variant on one class: medians of seconds, and the mean cost in US dollars."""
+    """The answers of one model by one variant on one class."""
 
     hardware_class: str
     emulated: bool
     model: str
     variant: str
     answers: int
+    # Medians of seconds
     waited: float
     ran: float
     elapsed: float
     cost: float
+    """Mean, in US dollars."""
 
 
 def summaries(answers: Sequence[DemoAnswer]) -> list[DemoSummary]:

@@ -55,29 +55,28 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
-    """A running fleet: its addresses (passwords included), the supervisor's process, its workers and all processes.
-
-    `broker` is an address for any client library: an embedded server's port on loopback. `socket` is its Unix socket,
-    which the fleet uses because it is faster, and `celery_broker` the broker for plain Celery on this machine, in
-    kombu's form (`redis+socket://…`).
-
-    `left_out` has the classes without a worker, and why, and `scaled` those whose workers start when there is work. A
-    restart changes `router_pid` or a worker's pid. `patience` is the time in seconds within which the fleet ends when
-    asked to stop.
-    """
+    """A running fleet: its addresses (passwords included) and processes."""
 
     broker: str
+    """For any client library: an embedded server's port on loopback."""
     socket: str | None = None
+    """Its Unix socket, which the fleet uses because it is faster."""
     celery_broker: str = ""
+    """The broker for plain Celery on this machine, in kombu's form (`redis+socket://…`)."""
     http: str
     flower: str | None
     pid: int
+    """The supervisor's."""
     router_pid: int
+    """A restart changes it, and a worker's pid."""
     data: str
     workers: tuple[RunningWorker, ...]
     patience: float
+    """Seconds within which the fleet ends when asked to stop."""
     left_out: Mapping[str, str] = {}
+    """Why a class has no worker."""
     scaled: frozenset[str] = frozenset()
+    """Classes whose workers start when there is work."""
     processes: tuple[ProcessState, ...] = ()
 
 

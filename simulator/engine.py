@@ -194,31 +194,31 @@ WAITING, ANSWERED, DROPPED, REFUSED = range(4)
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy's figures.
-
-    Attainment counts dropped and refused requests as missed, and is null for an unused service; `live_by_model` is that
-    of live requests. `score` is the cost plus the fleet's penalties for what was missed, in US dollars; of the cost,
-    `starts_usd` is for devices that started and `idle_usd` for those without work. `usd_by_class` is the cost of each
-    class. Latencies are seconds of answered requests. `goodput` is answers in time per second of the trace.
-    `utilisation` is busy over powered-on time.
-    """
+    """One policy's figures. Latencies are seconds of answered requests."""
 
     policy: str
     requests: int
     attainment: dict[str, float | None]
+    """Share in time by service, dropped and refused requests missed; null for an unused service."""
     cost_usd: float
     score: float
+    """The cost plus the fleet's penalties for what was missed, in US dollars."""
     p50: float | None = None
     p99: float | None = None
     goodput: float | None = None
+    """Answers in time per second of the trace."""
     moves: int = 0
     utilisation: dict[str, float] = {}
+    """Busy over powered-on time, by class."""
     live_by_model: dict[str, float] = {}
+    """`attainment` of live requests."""
     p99_by_service: dict[str, float | None] = {}
+    # Parts of the cost: for devices that started, and for those without work
     starts_usd: float = 0.0
     idle_usd: float = 0.0
     refused: int = 0
     usd_by_class: dict[str, float] = {}
+    """Cost of each class."""
 
 
 class OutcomeColumns:

@@ -251,19 +251,20 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Device classes by name in the file's order, services in the order of `SERVICES`, and each model's timings.
-
-    `penalties` are US dollars an hour by service.
-    """
+    """What a fleet file says."""
 
     file: str
     classes: Mapping[str, DeviceClass]
+    """By name, in the file's order."""
     services: tuple[ServiceShare, ...]
+    """In the order of `SERVICES`."""
     default_model: str
     rebalance: Rebalance
     timings: Mapping[str, tuple[Timing | None, ...]]
+    """Of each model, by class; None where it cannot run."""
     events: tuple[HardwareChange, ...] = ()
     penalties: tuple[float, ...] = (0.0,) * len(SERVICES)
+    """US dollars an hour by service."""
 
     def models(self) -> list[str]:
         """The models that some class can run."""

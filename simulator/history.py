@@ -115,21 +115,21 @@ class _Day(click.ParamType[datetime]):
 
 
 class EndedShare(msgspec.Struct, frozen=True, kw_only=True):
-    """The jobs of one model and service, how they ended, and the seconds that the answered ones took.
-
-    `timely` is the share answered within the deadline of those that ended and were not cancelled; None if there are
-    none. `failed` counts those that expired, too.
-    """
+    """The jobs of one model and service, and how they ended."""
 
     model: str
     service: str
     jobs: int
     open: int
+    """Not ended."""
     answered: int
     failed: int
+    """Those that expired included."""
     cancelled: int
     refused: int
     timely: float | None
+    """Share answered within the deadline of those that ended and were not cancelled; None if there are none."""
+    # Seconds that the answered ones took
     p50: float | None
     p95: float | None
 

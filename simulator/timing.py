@@ -82,17 +82,26 @@ class Stepping:
     """A generating model: requests join and leave its batch between steps (continuous batching).
 
     A prompt is read by itself, bound by compute. A step gives each row one token, bound by the bytes of the weights and
-    of all rows' caches. `cache` is bytes per token.
+    of all rows' caches.
     """
 
     load: float
+    """Seconds until it is loaded."""
     memory: int
+    """Bytes of the loaded model."""
     cache: float
+    """Bytes per token."""
+    # Seconds
     per_token: float
+    """To compute one token."""
     per_pair: float
+    """To compute one pair of tokens, in a prompt."""
     reading: float
+    """To read the weights, once a step."""
     per_cached: float
+    """To read a cached token, once a step."""
     overhead: float
+    """Of a step."""
 
     @classmethod
     def of(cls, shape: Shape, roofline: Roofline) -> Stepping:

@@ -62,24 +62,27 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests in order of arrival; each column has shape (n,).
-
-    `arrival` is seconds from the first request. `size` is what is known of a request (prompt tokens, rows), `output`
-    what it generates and `predicted` what was expected. `deadline` is seconds, NaN if unset. `model` and `tenant` index
-    `models` and `tenants`.
-    """
+    """Requests in order of arrival; each column has shape (n,)."""
 
     models: tuple[str, ...]
     tenants: tuple[str, ...]
+    # Columns
     arrival: Column
+    """Seconds from the first request."""
     model: Column
+    """Index into `models`."""
     size: Column
+    """What is known of a request: prompt tokens, rows."""
     output: Column
+    """What it generates."""
     predicted: Column
+    """What it was expected to generate."""
     deadline: Column
+    """Seconds, NaN if unset."""
     priority: Column
     service: Column
     tenant: Column
+    """Index into `tenants`."""
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -115,10 +118,7 @@ COLUMNS = ("arrival", "model", "size", "output", "predicted", "deadline", "prior
 
 @dataclass(slots=True)
 class _Rows:
-    """Columns as they grow, eight bytes per value, with the names that `model` and `tenant` index.
-
-    `named` indexes the services by the names that the file has, `service` those that the simulator knows.
-    """
+    """Columns as they grow, eight bytes per value, with the names that they index."""
 
     arrival: array[float] = field(default_factory=lambda: array("d"))
     size: array[int] = field(default_factory=lambda: array("q"))
@@ -126,9 +126,11 @@ class _Rows:
     deadline: array[float] = field(default_factory=lambda: array("d"))
     priority: array[int] = field(default_factory=lambda: array("b"))
     service: array[int] = field(default_factory=lambda: array("b"))
+    """Those that the simulator knows."""
     model: array[int] = field(default_factory=lambda: array("i"))
     tenant: array[int] = field(default_factory=lambda: array("i"))
     named: array[int] = field(default_factory=lambda: array("i"))
+    """Index into `services`, the names that the file has."""
     locality: array[int] = field(default_factory=lambda: array("i"))
     models: dict[str, int] = field(default_factory=dict)
     tenants: dict[str, int] = field(default_factory=dict)

@@ -66,37 +66,44 @@ class LineError(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. Times are Unix seconds, 0 if not reached. `done` counts the lines in the parts, `lines` all.
-
-    `webhook` is the endpoint that its request named, and `terms` are the other service terms, which each line has.
-    """
+    """A batch."""
 
     id: str
     tenant: str
     endpoint: str
+    """The call that each line makes, such as `/v1/embeddings`."""
     input_file_id: str
     completion_window: str
+    # Unix seconds
     created_at: int
     expires_at: int
     metadata: dict[str, str] | None = None
     webhook: str | None = None
+    """The webhook endpoint that its request named."""
     terms: dict[str, Any] = {}
+    """The other service terms, which each line has."""
     status: Status = "validating"
     errors: list[LineError] = []
+    """Of the input file, if it is not valid."""
     lines: int = 0
+    """Of the input file."""
     done: int = 0
+    """Lines in the parts of its output."""
     completed: int = 0
     failed: int = 0
     expired: int = 0
+    # Files of its parts: answers, and lines that failed
     outputs: list[str] = []
     faults: list[str] = []
     output_file_id: str = ""
     error_file_id: str = ""
+    # Unix seconds, 0 if not reached
     in_progress_at: int = 0
     finalizing_at: int = 0
     cancelling_at: int = 0
     ended_at: int = 0
     owner: str = ""
+    """The router that works on it, until `lease` by the store's clock."""
     lease: float = 0.0
     output_expires_after: ExpiresAfter | None = None
 

@@ -69,7 +69,7 @@ _Order = Annotated[Literal["asc", "desc"], Parameter(description="By creation.")
 
 
 class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A file."""
+    """A file, as OpenAI describes it. Times are Unix seconds."""
 
     id: str
     object: Literal["file"] = "file"
@@ -105,7 +105,7 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. Times are Unix seconds."""
+    """A batch, as OpenAI describes it. Times are Unix seconds."""
 
     id: str
     object: Literal["batch"] = "batch"

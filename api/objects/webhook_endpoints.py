@@ -74,10 +74,7 @@ class ReplayCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EndpointAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An endpoint; `signing_secret` is given only by the call that made it.
-
-    `waiting` events are to be sent, and `dead` ones were given up; `fault` is why the first that waits was not taken.
-    """
+    """An endpoint. Times are Unix seconds."""
 
     object: Literal["webhook_endpoint"]
     id: str
@@ -89,10 +86,14 @@ class EndpointAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     tenant: str
     only_named: bool
     waiting: int
+    """Events to be sent."""
     dead: int
+    """Events that were given up."""
     signing_secret_hint: str
     fault: str = ""
+    """Why the first event that waits was not taken."""
     signing_secret: str = ""
+    """Only in the answer of the call that made it."""
 
 
 class DeletedEndpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,17 +49,20 @@ class ChatChoice(msgspec.Struct, frozen=True):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a chat. `system_fingerprint` is the variant that ran it."""
+    """The answer to a chat, as OpenAI describes it."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
+    """Unix seconds."""
     model: str
     choices: list[ChatChoice]
     usage: TokenUsage | None
     service_tier: str
     system_fingerprint: str
+    """The variant that ran it."""
     taxiway: AnswerReport
+    """Where it ran, and why."""
 
 
 class TextLogprobs(msgspec.Struct, frozen=True):
@@ -81,7 +84,7 @@ class TextChoice(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """The completions of texts."""
+    """The completions of texts, as OpenAI describes them; the last fields are as in `ChatCompletion`."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"

@@ -30,7 +30,7 @@ class ChunkChoice(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event of a stream. The last one of the choices has the run report."""
+    """An event of a stream, as OpenAI describes it."""
 
     id: str
     object: Literal["chat.completion.chunk", "text_completion"]
@@ -40,6 +40,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     service_tier: str
     usage: TokenUsage | None = None
     taxiway: AnswerReport | None = None
+    """The run report, on the last one of the choices."""
 
 
 class Writer(Protocol):

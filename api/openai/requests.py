@@ -62,7 +62,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class ChatCall(msgspec.Struct, frozen=True):
-    """The body of a chat completion; further fields are passed to the model."""
+    """The body of a chat completion, as OpenAI describes it; further fields are passed to the model."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
 
@@ -89,7 +89,7 @@ class ChatCall(msgspec.Struct, frozen=True):
 
 
 class CompletionCall(msgspec.Struct, frozen=True):
-    """The body of a completion; further fields are parameters of the model."""
+    """The body of a completion, as OpenAI describes it; further fields are parameters of the model."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
 

@@ -35,35 +35,40 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 class ClassView(msgspec.Struct, frozen=True, kw_only=True):
-    """One hardware class. Times in seconds, money in US dollars.
-
-    `usd_per_hour` is what a device costs now, on average, and `price` all that queues.yaml says.
-    `depth` is waiting messages by level if the broker reports it, else one total. `work` is device seconds queued and
-    running, `held` those in holding for the class, both by level. `oldest` is the age of the oldest waiting job since
-    acceptance. `replicas` is the number of devices there should be, and `why` the reason; `starts` says whether an
-    autoscaler starts them. It `lacks` devices that have been missing for longer than one takes to start. `bounds` is
-    None before any job has ended.
-    """
+    """One hardware class. Times in seconds, money in US dollars."""
 
     device: str
     devices: int
     emulated: int
     usd_per_hour: float
+    """What a device costs now, on average."""
     price: Price
+    """All that queues.yaml says."""
     spending: float
+    """Per hour, of all devices."""
     utilisation: float
+    """0 to 1."""
     depth: tuple[int, ...]
+    """Waiting messages by level if the broker reports it, else one total."""
     oldest: float
+    """Age of the oldest waiting job since acceptance."""
+    # Device seconds by level
     work: tuple[float, ...]
+    """Queued and running."""
     held: tuple[float, ...]
+    """In holding for the class."""
     rows_per_second: float
     running: int
     warm: tuple[str, ...]
     replicas: int | None
+    """Devices there should be; `why` is the reason."""
     lacks: int
+    """Devices that have been missing for longer than one takes to start."""
     why: str
     starts: bool = False
+    """Whether an autoscaler starts its devices."""
     bounds: Calibration | None = None
+    """None before any job has ended."""
 
 
 class FleetProblem(msgspec.Struct, frozen=True):
@@ -90,66 +95,76 @@ class PlannedCell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """The stored plan and the tuner. Ages are in seconds; `number` is None without a plan that can be read.
-
-    `not_followed` is why this router does not follow it, empty if it does. `followers` of the `routers` follow it.
-    `tuner` is the one at work, empty if there is none; what the last tuning found is that `tuned` seconds ago.
-    """
+    """The stored plan and the tuner."""
 
     number: int | None
+    """None without a plan that can be read."""
     age: float | None
+    """Seconds."""
     not_followed: str
+    """Why this router does not follow it; empty if it does."""
     followers: int
+    """Of the `routers`."""
     routers: int
     score: float | None
+    """US dollars an hour that the tuner expects, penalties included."""
     cells: tuple[PlannedCell, ...]
     tuner: str
+    """The one at work; empty if there is none."""
     tuned: float | None = None
+    """Seconds since the last tuning; `found` is what it found."""
     adopted: bool = False
     found: str = ""
 
 
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole fleet; `stale` if its state could not be read recently. Moves are latest first.
-
-    While the state store cannot write to its disk, it `refuses` requests and heartbeats.
-
-    `silent` has the workers left out of `devices`, with the seconds since their last heartbeat: they may have died, or
-    lost the state store. `held` counts the held jobs, `dead` the dead letters, `webhooks_waiting` and `webhooks_dead`
-    the events that wait for webhook endpoints, and those given up. `disabled` gives by name why models are
-    not served. `outdated` gives by name and version which models are served as they were before their file became
-    invalid; operators took those in `unloaded` out of service. The processes in `restart` use a queues.yaml that has
-    changed since they started, and those in `queues_wrong` one that has become invalid, each with the reason. `clocks`
-    has the processes on hosts whose clock differs from the store's by `APART` or more, with the seconds it is ahead.
-    `plan` is None if there is neither a plan nor a tuner. `tokens` counts what was read and generated since this router
-    started, as far as engines count what they read. Of the jobs that `ended` in the last `LATELY` seconds, as this
-    router saw them, those in `missed` missed their deadline. `failing` has the processes that failed within a minute
-    of health, each with how, where `taxiway up` runs them. `problems` are those among all this that need attention.
-    """
+    """The whole fleet."""
 
     stale: bool
+    """Its state could not be read recently."""
     now: float
+    """Seconds by the store's clock."""
     held: int
+    """Held jobs."""
     dead: int
+    """Dead letters."""
     classes: dict[str, ClassView]
     devices: tuple[DeviceFacts, ...]
     moves: tuple[Moved, ...]
+    """Latest first."""
     refuses: bool = False
+    """The state store cannot write to its disk, and refuses requests and heartbeats."""
     silent: dict[str, float] = {}
+    """Seconds since the last heartbeat of workers that are not in `devices`: they died, or lost the state store."""
+    # Models by name
     disabled: Mapping[str, str] = {}
+    """Why they are not served."""
     outdated: Mapping[str, str] = {}
+    """Those served as they were before their file became invalid, and why."""
     unloaded: tuple[str, ...] = ()
+    """Those that operators took out of service."""
+    # Processes
     restart: tuple[str, ...] = ()
+    """Those whose queues.yaml has changed since they started."""
     queues_wrong: Mapping[str, str] = {}
+    """Those whose queues.yaml has become invalid, and why."""
     clocks: Mapping[str, int] = {}
+    """Seconds that their host's clock is ahead of the store's, where that is `APART` or more."""
     plan: PlanView | None = None
+    """None if there is neither a plan nor a tuner."""
+    # Events for webhook endpoints: to be sent, and given up
     webhooks_waiting: int = 0
     webhooks_dead: int = 0
     tokens: int = 0
+    """Read and generated since this router started, as far as engines count what they read."""
     ended: int = 0
+    """Jobs that ended in the last `LATELY` seconds, as this router saw them."""
     missed: int = 0
+    """Those of `ended` that missed their deadline."""
     failing: Mapping[str, str] = {}
+    """Processes of `taxiway up` that failed within a minute of health, and how."""
     problems: tuple[FleetProblem, ...] = ()
+    """What of all this needs attention."""
 
 
 SILENT = 2.5 * HEARTBEAT

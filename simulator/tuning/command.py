@@ -76,21 +76,21 @@ TOLD = 86400
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
-    """What one tuning found. Scores are US dollars an hour: of the plan in use, and of the best one found.
-
-    `adopted` says whether another assignment is followed from now on, and `why` in words. `number` is that of the plan;
-    None if there is none. `cells` are the requests that prefer another class than before.
-    """
+    """What one tuning found."""
 
     number: int | None
+    """Of the plan; None if there is none."""
     adopted: bool
+    """Whether another assignment is followed from now on."""
     why: str
     arrivals: int
+    # US dollars an hour: of the plan in use, and of the best one found
     before: float | None = None
     after: float | None = None
     plays: float = 0.0
     cpu: float = 0.0
     cells: tuple[str, ...] = ()
+    """Requests that prefer another class than before."""
 
 
 class FleetTuner:

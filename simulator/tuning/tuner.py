@@ -77,27 +77,32 @@ class CellMove:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a tuning found. `assignment` is the one to follow; it begins with `devices` at least and `begin` at most.
+    """What a tuning found.
 
-    By class, `devices` carry the mean load, are started, and stay for `pauses` seconds without a job; `begin` would be
-    on by now if it had been followed, bursts included: others are let go, but none is started for what is over, except
-    where cells move to, so that their requests do not come to fewer devices than they need. `before` and `after` are
-    scores in US dollars an hour, those of an adopted assignment on arrivals that were not searched on. `moves` are its
-    handovers, `dollars` what each cell's jobs cost an hour, by class, and `in_time` the share of each cell's jobs that
-    it has in time.
+    The assignment begins with `devices` at least and `begin` at most: others are let go, but none is started for what
+    is over, except where cells move to, so that their requests do not come to fewer devices than they need.
     """
 
     assignment: Assignment
+    """The one to follow."""
     adopted: bool
+    # By class
     devices: tuple[int, ...]
+    """Those that carry the mean load: they are started."""
     pauses: tuple[float, ...]
+    """Seconds without a job for which they stay."""
     begin: tuple[int, ...]
+    """Those that would be on by now if it had been followed, bursts included."""
+    # Scores in US dollars an hour; those of an adopted one on arrivals that were not searched on
     before: float
     after: float
     plays: float
     moves: Mapping[Cell, CellMove]
+    """Its handovers."""
     dollars: Mapping[Cell, Sequence[float]]
+    """What each cell's jobs cost an hour, by class."""
     in_time: Mapping[Cell, float]
+    """Share of each cell's jobs that it has in time."""
 
     @property
     def predicted(self) -> float:

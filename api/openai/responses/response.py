@@ -58,7 +58,7 @@ _INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the second is empty: wh
 
 
 class ResponseCall(msgspec.Struct, frozen=True):
-    """The body of a request for a response."""
+    """The body of a request for a response, as OpenAI describes it."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background_options": (),
@@ -132,7 +132,7 @@ class ResponseFailure(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """A response: its request, its progress and its output. Times are Unix seconds."""
+    """A response, as OpenAI describes it: its request, its progress and its output. Times are Unix seconds."""
 
     id: str
     object: Literal["response"] = "response"
@@ -164,6 +164,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     usage: ResponseUsage | None = None
     user: str | None
     taxiway: AnswerReport | None = None
+    """Where it ran, and why."""
 
     @property
     def ended(self) -> bool:
