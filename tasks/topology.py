@@ -27,6 +27,7 @@ from tasks.document import (
 )
 from tasks.endpoints import Endpoint, Tariff
 from tasks.endpoints import contradictions as endpoint_contradictions
+from tasks.hours import Hours, flaw
 from tasks.locality import JOINT, missing
 from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.limits import ELEMENTS
@@ -155,6 +156,9 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Where it is: a request runs only on classes that have every label of its `locality`. Example: [edge]"""
     warm: tuple[str, ...] = ()
     """Models that a worker loads before it takes work. Example: [sentiment]"""
+    available: Hours | None = None
+    """When its machines serve; not given: always. Its workers drain in time, and wait until the next day's hours; work
+    that only it can run waits as well. Example: {hours: "22:00-07:00", zone: Europe/Berlin}"""
     link: Link = Link()
     """The link from the routers to its devices."""
 
@@ -521,6 +525,8 @@ def _class_contradictions(hardware: HardwareClass) -> Contradictions:
         yield "scaling.maximum", f"at least minimum ({least})", most
     if not _is_pattern(hardware.notice.says):
         yield "notice.says", "a regular expression", hardware.notice.says
+    if hardware.available is not None and (wrong := flaw(hardware.available)) is not None:
+        yield f"available.{wrong[0]}", *wrong[1:]
     yield from _device_contradictions(hardware)
     protocol = None if hardware.endpoint is None else hardware.endpoint.protocol
     yield from price_contradictions(hardware.price, protocol)

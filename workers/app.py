@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -15,6 +17,7 @@ from celery.exceptions import SecurityWarning
 from kombu import compression, disable_insecure_serializers
 
 from tasks.celery_app import make_app
+from tasks.hours import serves_in
 from tasks.machine import packages
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
@@ -36,6 +39,8 @@ from workers.celery_adapter.strategy import (
 )
 from workers.device import WorkerContext, options_from
 from workers.name import worker_name
+
+_CLOCK_CHECK = 30.0  # seconds of one sleep until a class opens: the clock may be set meanwhile
 
 
 def make_worker_app(environment: Mapping[str, str]) -> Celery:
@@ -75,21 +80,33 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
 def serve(app: Celery, loglevel: str, name: str = "") -> int:
     """Run the app's worker until it is stopped; returns its exit status. Prints one line of JSON when ready.
 
-    Its name is made of its class, its device and this machine's name unless it is given.
+    Its name is made of its class, its device and this machine's name unless it is given. Outside the hours of its class
+    it waits.
     """
     options = context_of(app).options
     label = options.device or f"{context_of(app).hardware.device}:0"
     name = worker_name(name, f"{options.hardware_class}.{label.replace(':', '-')}")
+    ready = {"ready": "worker", "worker": name, "device": label, "emulated": options.emulate}
     signals.setup_logging.connect(lambda **_: log_to_stderr(loglevel), weak=False)
 
     @signals.worker_ready.connect(weak=False)
     def say_ready(**_: Any) -> None:
-        ready = {"ready": "worker", "worker": name, "device": label, "emulated": options.emulate}
         click.echo(json.dumps(ready))
 
+    wait_until_open(context_of(app), ready)
     worker = app.Worker(hostname=name, loglevel=loglevel, task_events=True, quiet=True)
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def wait_until_open(context: WorkerContext, ready: Mapping[str, object]) -> None:
+    """Wait for the hours in which the class serves; the line of JSON that is printed meanwhile says when they begin."""
+    available, grace = context.hardware.available, context.topology.limits.grace
+    if left := serves_in(available, time.time(), grace):
+        opens = datetime.fromtimestamp(time.time() + left, UTC).isoformat(timespec="seconds")
+        click.echo(json.dumps({**ready, "opens": opens}))
+    while left := serves_in(available, time.time(), grace):
+        time.sleep(min(left, _CLOCK_CHECK))
 
 
 def _read_plainly() -> None:

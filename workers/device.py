@@ -18,6 +18,7 @@ import psutil
 import pynvml
 
 from tasks.endpoints import Endpoint
+from tasks.hours import closes_in
 from tasks.machine import look
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
@@ -239,6 +240,10 @@ class WorkerContext:
     def hardware(self) -> HardwareClass:
         """The class that the worker serves."""
         return self.topology.hardware[self.options.hardware_class]
+
+    def closes(self, now: float) -> float:
+        """Seconds from `now` until the class's hours end; infinite if it has none."""
+        return closes_in(self.hardware.available, now)
 
     def warm(self) -> list[Model]:
         """The models that the class keeps warm, without those that an operator unloaded.

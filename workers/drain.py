@@ -1,6 +1,6 @@
 """A draining worker's time limit, and the watch for a reclaim notice.
 
-A notice is a signal, a file that appears, or an answer of a cloud's metadata address.
+A notice is a signal, a file that appears, an answer of a cloud's metadata address, or the end of the class's hours.
 """
 
 from __future__ import annotations
@@ -81,11 +81,21 @@ class NoticeWatch:
 
     Args:
         leave: called with the seconds until the machine is gone, at every poll that finds a notice.
+        closes: the seconds until the class's hours end.
+        grace: the last of these seconds count as a notice.
     """
 
-    def __init__(self, notice: Notice, leave: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        notice: Notice,
+        leave: Callable[[float], None],
+        *,
+        closes: Callable[[], float] = lambda: math.inf,
+        grace: float = 0.0,
+    ) -> None:
         self._notice = notice
         self._leave = leave
+        self._closes, self._grace = closes, grace
         self._wake = threading.Event()
         self._signals = 0
         self._stopped = False
@@ -122,6 +132,8 @@ class NoticeWatch:
         graces = [grace_of(text, self._notice, time.time()) for text in texts if text is not None]
         if self._signals:
             graces.append(self._notice.grace if self._signals == 1 else 0.0)
+        if (left := self._closes()) <= self._grace:
+            graces.append(left)
         return min((grace for grace in graces if grace is not None), default=None)
 
     def _file(self) -> str | None:

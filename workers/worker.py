@@ -97,7 +97,10 @@ class Worker:
         self.finish = FinishStage(shared, counters, class_queue, device.variants)
         self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)
         self.heartbeat = Heartbeat(device, shared, counters, context.options)
-        self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs
+        self.notice = NoticeWatch(
+            context.hardware.notice, self._reclaimed, closes=lambda: context.closes(time.time()), grace=limits.grace
+        )
+        self._device, self._jobs = device, jobs
         self._reload = ModelsWatch(context, device, store)
         self._services: dict[str, ThreadService] = {
             "fetch": self.fetch,

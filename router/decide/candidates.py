@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from router.decide.classify import Candidate, Constraints, Refusal, classify, wi
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import ANY, Allowed, DeviceFacts, dollars_per_hour, variant_key
+from tasks.hours import opens_in
 from tasks.models.model import Model, Profile
 from tasks.models.profiles import KnownProfile, ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
@@ -142,7 +143,8 @@ def build_table(
     candidates, refusals = classify(model, constraints, topology, known)
     if place is not None:
         candidates, refusals = with_place(place, candidates, refusals, model, topology)
-    seen = [_Seen.of(candidate, model, book, startable=known.startable) for candidate in candidates]
+    starting = {} if fleet.stale else starting_in(topology, fleet)
+    seen = [_Seen.of(candidate, model, book, starting=starting) for candidate in candidates]
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     total = sum(flows.values())
@@ -157,7 +159,7 @@ def build_table(
         warnings=tuple(s.warning for s in seen),
         queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
         servers=servers,
-        live=_live(candidates, fleet, topology),
+        live=_live(candidates, fleet, topology, starting),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
         limit=limit,
         billed=billed(limit) if generates(model) else None,
@@ -179,11 +181,23 @@ def build_table(
     )
 
 
-def _live(candidates: Sequence[Candidate], fleet: FleetSnapshot, topology: Topology) -> np.ndarray:
-    """The table's `live`: which candidates have devices, or can get some."""
+def starting_in(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, float]:
+    """Seconds until a device serves, of each class whose devices are started on demand or at the hour it opens."""
+    found = {name: topology.hardware[name].scaling.start for name in fleet.startable if name in topology.hardware}
+    for name, hardware in topology.hardware.items():
+        start = hardware.scaling.start
+        if left := opens_in(hardware.available, fleet.now - start):  # it opens, or has opened so lately
+            found[name] = left
+    return found
+
+
+def _live(
+    candidates: Sequence[Candidate], fleet: FleetSnapshot, topology: Topology, starting: Collection[str]
+) -> np.ndarray:
+    """The table's `live`: which candidates have devices, or get some."""
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
-    here_or_coming = last_seen if fleet.stale else fleet.startable
-    return np.array([bool(c.devices) or c.hardware_class in here_or_coming for c in candidates], dtype=bool)
+    coming = last_seen if fleet.stale else starting
+    return np.array([bool(c.devices) or c.hardware_class in coming for c in candidates], dtype=bool)
 
 
 def billed(limit: Column) -> Column:
@@ -301,10 +315,10 @@ class _Seen:
     warning: str | None
 
     @classmethod
-    def of(cls, candidate: Candidate, model: Model, book: ProfileBook, *, startable: Sequence[str]) -> _Seen:
+    def of(cls, candidate: Candidate, model: Model, book: ProfileBook, *, starting: Mapping[str, float]) -> _Seen:
         """The aggregate of the candidate's devices; without any, `start` is the start of a device."""
-        coming = not candidate.devices and candidate.hardware_class in startable
-        start = candidate.hardware.scaling.start if coming else 0.0
+        coming = not candidate.devices and candidate.hardware_class in starting
+        start = starting[candidate.hardware_class] if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
         known = _known(candidate, model, book)
         paces = expected([device.pace for device, _ in known], key)

@@ -16,6 +16,7 @@ from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures,
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts, LearnedCurve
+from tasks.hours import Hours
 from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
@@ -57,6 +58,14 @@ def test_a_class_whose_devices_start_on_demand_takes_work_a_start_later() -> Non
     assert table.warnings == ("no device is live: one starts in 30 s",)
     assert estimated(WARM, startable=("cpu",)).load == 0.0
     assert not table_of(startable=("other",)).live.any()
+
+
+def test_a_closed_class_takes_work_that_can_wait_until_it_opens() -> None:
+    night = msgspec.structs.replace(CLASS, available=Hours(hours="22:00-07:00"))
+    closed: dict[str, Any] = {"hardware": night, "now": 21.5 * 3600}  # of the first of January 1970, UTC
+    assert table_of(**closed).live.all()
+    assert estimated(**closed).load == pytest.approx(1800 + CLASS.scaling.start + 2.0)
+    assert not table_of(hardware=night, now=23 * 3600.0).live.any()  # it is open, and has no device
 
 
 def test_a_device_that_is_lent_counts_in_both_classes_and_one_that_serves_nothing_in_none() -> None:
