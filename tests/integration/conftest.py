@@ -14,9 +14,9 @@ from celery import Celery
 from kombu import pools
 
 from tasks.settings import Settings
-from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, INFER, priority_lists
 from tests.producing import stop_listening
-from tests.routing import EchoFleet, echo_fleet
+from tests.routing import EchoFleet, echo_fleet, eventually
 from tests.working import Site, Tower, WorkerProcess, empty_fleet, open_site, worker_process, worker_settings
 
 HERE = Path(__file__).parent
@@ -45,6 +45,14 @@ def echo(lasting: Settings) -> Iterator[EchoFleet]:
     """A router before one device, for tests that leave both as they are."""
     with echo_fleet(lasting) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def paused(echo: EchoFleet, state: redis.Redis) -> Iterator[None]:
+    """The device of `echo` answers nothing in this test: what is placed waits, and nothing else does."""
+    eventually(lambda: not any(map(state.llen, priority_lists(echo.device.hardware_class))))
+    with echo.device.pause():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -45,13 +45,6 @@ def client(echo: EchoFleet) -> Iterator[Client]:
 
 
 @pytest.fixture
-def idle(echo: EchoFleet) -> Iterator[None]:
-    """The device answers nothing meanwhile."""
-    with echo.device.pause():
-        yield
-
-
-@pytest.fixture
 def cable(echo: EchoFleet) -> Iterator[Cable]:
     """A way to the router that can be interrupted."""
     parts = urlsplit(echo.router.http)
@@ -80,7 +73,7 @@ def test_an_unknown_model_is_raised_with_near_names(client: Client) -> None:
     assert "echo" in caught.value.details["near"]
 
 
-@pytest.mark.usefixtures("idle")
+@pytest.mark.usefixtures("paused")
 def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client) -> None:
     job = client.submit("echo", "hello")
     started = time.monotonic()
@@ -93,7 +86,7 @@ def test_a_wait_with_a_timeout_ends_with_a_timeout_error(client: Client) -> None
     assert time.monotonic() - started < 2 + BUSY
 
 
-@pytest.mark.usefixtures("idle")
+@pytest.mark.usefixtures("paused")
 def test_a_cancelled_job_says_so(client: Client) -> None:
     job = client.submit("echo", "hello")
     assert job.cancel()

@@ -17,6 +17,7 @@ from tasks.settings import Settings
 from taxiway.contract.job import read_meta
 from taxiway.contract.keys import ARRIVALS, INFER, job_key, open_key, result_key
 from tests.narrowing import as_bytes
+from tests.producing import infer_body
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 from tests.scripting import Store
 
@@ -28,7 +29,7 @@ hardware:
   {CLASS}: {{device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0, price: {{usd_per_hour: 0.05}}, horizon: 1000}}
 service: {{standard: {{deadline: 600}}}}
 default_service: standard
-tenants: {{lab: {{max_depth: {MOST}}}}}
+tenants: {{lab: {{max_depth: {MOST}, payload: 1KiB}}}}
 limits: {{requests_per_second: 100000}}
 """
 
@@ -55,10 +56,7 @@ def state(fleet: Settings) -> Iterator[redis.Redis]:
 
 def burst(routers: Sequence[RouterProcess], deadline: float = 600) -> list[httpx.Response]:
     """The answers to simultaneous requests of the tenant, of which each router gets as many."""
-    body = {
-        "inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
-        "parameters": {"tenant": "lab", "deadline": deadline},
-    }
+    body = infer_body("a", tenant="lab", deadline=deadline)
 
     async def ask() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=AT_ONCE)
@@ -90,6 +88,8 @@ def test_two_routers_accept_as_many_simultaneous_jobs_as_a_tenant_may_have_and_a
     assert len(first) == state.zcard(open_key("lab")) == MOST
     assert accepted(burst(routers)) == []
     with httpx.Client(base_url=routers[0].http, trust_env=False) as http:
+        large = http.post("/v2/models/echo/infer", json=infer_body("a" * 2000, tenant="lab"))
+        assert (large.status_code, large.json()["details"]["limit"]) == (413, "tenants.lab.payload")
         for job in first:
             http.delete(job)
     assert len(filled_again(routers)) == MOST

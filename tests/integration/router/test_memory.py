@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,15 @@ import pytest
 import redis
 
 from local.embedded import EmbeddedValkey
-from tasks.settings import Settings, settings_from
+from tasks.settings import Settings
 from taxiway import Client
-from taxiway.contract.keys import ARRIVALS, DEADLINES, SESSIONS, job_key, open_key, priority_lists
+from taxiway.contract.keys import ARRIVALS, DEADLINES, SESSIONS, job_key, priority_lists
 from taxiway.errors import BrokerFullError, UnknownModelError
+from tests.producing import infer_body
 from tests.routing import EchoDevice, eventually, router_process
-from tests.working import QUEUES, worker_process, worker_settings
+from tests.working import QUEUES, empty_fleet, worker_process, worker_settings
 
 pytestmark = pytest.mark.slow
-
-BOUNDED = """
-hardware:
-  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.05, price: {usd_per_hour: 0.05}, horizon: 1000}
-service: {standard: {deadline: 600}}
-default_service: standard
-tenants: {lab: {max_depth: 3, payload: 1KiB}}
-"""
 
 BRIEF = "limits: {lease: 1, keep_result: 1, keep_record: 1, keep_explanation: 1}"
 
@@ -41,7 +32,7 @@ DEADLINE = 10
 def own(tmp_path: Path) -> Iterator[Settings]:
     """A fleet whose server is its own: its memory is to be bounded."""
     with EmbeddedValkey(tmp_path) as server:
-        yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        yield empty_fleet(server.url)
 
 
 def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settings) -> None:
@@ -105,38 +96,8 @@ def test_what_a_full_broker_does_not_let_through_is_put_back_and_taken_once_ther
 
 
 def _refused(http: httpx.Client) -> httpx.Response | None:
-    body = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
-    answer = http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
+    answer = http.post("/v2/models/echo/infer", json=infer_body("a"), headers={"prefer": "respond-async"})
     return answer if answer.status_code == 503 else None
-
-
-def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "queues.yaml").write_text(BOUNDED)
-    fleet = dataclasses.replace(settings, queues=tmp_path / "queues.yaml")
-    body: dict[str, Any] = {
-        "inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
-        "parameters": {"tenant": "lab"},
-    }
-    with (
-        redis.Redis.from_url(fleet.broker) as state,
-        router_process(fleet) as router,
-        httpx.Client(base_url=router.http, trust_env=False) as http,
-        EchoDevice(fleet, answering=False),
-    ):
-
-        def ask(body: dict[str, Any] = body) -> httpx.Response:
-            return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
-
-        accepted = [ask() for _ in range(3)]
-        assert [answer.status_code for answer in accepted] == [202] * 3
-        refused = ask()
-        assert (refused.status_code, refused.json()["details"]["limit"]) == (429, "tenants.lab.max_depth")
-        assert refused.headers["retry-after"] == "1"
-        large = ask({**body, "inputs": [{**body["inputs"][0], "data": ["a" * 2000]}]})
-        assert (large.status_code, large.json()["details"]["limit"]) == (413, "tenants.lab.payload")
-        assert state.zcard(open_key("lab")) == 3
-        http.delete(accepted[0].json()["location"])
-        eventually(lambda: ask().status_code == 202)
 
 
 def test_nothing_is_left_of_thousands_of_jobs_once_their_time_is_over(settings: Settings, tmp_path: Path) -> None:
