@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from click import Command
 from click.testing import CliRunner, Result
 
 from tasks.settings import TREE, Settings
@@ -15,11 +16,14 @@ from taxiway.cli import main
 
 
 class CommandLine:
-    """`taxiway`, called with its arguments."""
+    """`taxiway` or another command, called with its arguments."""
+
+    def __init__(self, command: Command = main) -> None:
+        self._command = command
 
     def __call__(self, *arguments: str, **settings: Any) -> Result:
         """What a command printed, and its exit code; `settings` are those of `CliRunner.invoke`."""
-        return CliRunner().invoke(main, arguments, **settings)
+        return CliRunner().invoke(self._command, arguments, **settings)
 
     def succeed(self, *arguments: str, **settings: Any) -> Result:
         """What a command printed that must exit with 0."""

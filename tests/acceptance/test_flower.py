@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from local.fleet import LocalFleet
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.client.sync_client import Job
+from tests.routing import eventually
 
 QUIET = (
     "--headless",
@@ -70,15 +70,8 @@ def finished(fleet: LocalFleet) -> str:
     with taxiway.Client(fleet.broker) as client:
         job = client.submit("echo", "seen from the tower", deadline=30)
         job.result(timeout=60)
-    within(60, lambda: httpx.get(f"{fleet.flower}/task/{job.id}").status_code == 200)
+    eventually(lambda: httpx.get(f"{fleet.flower}/task/{job.id}").status_code == 200)
     return job.id
-
-
-def within(seconds: int, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not true within {seconds} s"
-        time.sleep(0.1)
 
 
 def test_the_first_page_shows_a_worker_of_every_class_as_online(page: Callable[[str], str]) -> None:
@@ -118,6 +111,6 @@ def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: LocalFleet
         page = httpx.get(f"{fleet.flower}/task/{job.id}")
         return text_of(page.text) if page.status_code == 200 else ""
 
-    within(60, lambda: "FAILURE" in shown(expired) and "REVOKED" in shown(cancelled))
+    eventually(lambda: "FAILURE" in shown(expired) and "REVOKED" in shown(cancelled))
     assert "DeadlineExceededError('deadline of 1e-06 s exceeded" in shown(expired)
     assert "JobCancelledError(" in shown(cancelled)

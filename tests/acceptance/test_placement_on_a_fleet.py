@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +13,7 @@ import taxiway
 from local.fleet import LocalFleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import DeadlineExceededError
+from tests.routing import eventually
 
 CPU, ACCELERATOR = "cpu.batch", "gpu.realtime"
 
@@ -29,13 +29,7 @@ def client(fleet: LocalFleet) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def calm(client: Client) -> None:
     """Nothing waits on the CPU class, nor on the accelerator class, when a test begins."""
-    within(120, lambda: waits(client, CPU) == waits(client, ACCELERATOR) == 0)
-
-
-def within(seconds: int, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not true within {seconds} s"
+    eventually(lambda: waits(client, CPU) == waits(client, ACCELERATOR) == 0, within=120)
 
 
 def waits(client: Client, hardware_class: str) -> float:
@@ -76,7 +70,7 @@ def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client: Client) ->
     for job in burst:
         with contextlib.suppress(DeadlineExceededError):
             job.result(timeout=60)
-    within(120, lambda: waits(client, CPU) == 0)
+    eventually(lambda: waits(client, CPU) == 0, within=120)
     next_one = ask(on_idle_devices())  # the burst may have taught the fleet that its devices are slower
 
     assert placed[0]["hardware_class"] == CPU

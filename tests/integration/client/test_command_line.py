@@ -23,14 +23,9 @@ from taxiway.cli import CommandError
 from taxiway.cli.address import find_fleet
 from taxiway.cli.jobs import answer_of
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT, AsyncClient
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, program
 
 NO_SERVER = "http://127.0.0.1:9"
-
-
-def command_line(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "taxiway", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **settings)
 
 
 def processor_seconds() -> float:
@@ -42,7 +37,7 @@ def processor_seconds() -> float:
 def test_help_costs_less_than_150_milliseconds() -> None:
     def seconds() -> float:
         before = processor_seconds()
-        assert command_line("--help").returncode == 0
+        assert program("taxiway", "--help").returncode == 0
         return processor_seconds() - before
 
     assert min(seconds() for _ in range(5)) < 0.15
@@ -61,7 +56,7 @@ def test_no_library_of_an_interface_is_imported_for_help() -> None:
 @pytest.mark.parametrize("url", [NO_SERVER, "redis://127.0.0.1:9"])
 def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_than_two_seconds(url: str) -> None:
     before, began = processor_seconds(), time.monotonic()
-    done = command_line("submit", "echo", "--text", "a", "--url", url)
+    done = program("taxiway", "submit", "echo", "--text", "a", "--url", url)
 
     assert CONNECT_TIMEOUT + processor_seconds() - before < 2
     assert time.monotonic() - began < 10 * CONNECT_TIMEOUT  # it was tried once; on a busy machine its start takes long
@@ -107,7 +102,7 @@ def test_an_interrupt_of_a_verb_that_another_package_implements_exits_with_130_t
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("completion", "bash"), ("simulate", "--help"), ("check",), ("check", "--json")],
+    [("--help",), ("simulate", "--help"), ("check", "--json")],
     ids=" ".join,
 )
 def test_output_that_nothing_reads_any_more_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
@@ -120,25 +115,16 @@ def test_output_that_nothing_reads_any_more_ends_a_command_quietly(arguments: tu
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-@pytest.mark.parametrize("verb", ["up", "down", "doctor"])
-def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed(tmp_path: Path, verb: str) -> None:
-    package = Path(__file__).parents[3] / "taxiway"
-    shutil.copytree(package, tmp_path / "site" / "taxiway")
+def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed(tmp_path: Path) -> None:
+    shutil.copytree(TREE / "taxiway", tmp_path / "site" / "taxiway")
     (tmp_path / "here").mkdir()
     path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
     code = "import sys; sys.path[:] = [p for p in sys.path if p]; from taxiway.cli import main; main()"
-    command = [sys.executable, "-P", "-c", code, verb]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path / "here",
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-P", "-c", code, "up"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "here", env=environment, check=False)
 
-    assert done.returncode == 3
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (3, "")
     assert "only taxiway's client is installed here" in done.stderr
     assert "make setup" in done.stderr
 
@@ -146,28 +132,27 @@ def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed
 def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "__init__.py").write_text("raise SystemExit('the wrong tasks')")
-    tree = str(Path(__file__).parents[3])
 
-    done = command_line("down", "--json", cwd=tmp_path, env={**os.environ, "PYTHONPATH": tree})
+    done = program("taxiway", "down", "--json", folder=tmp_path, PYTHONPATH=str(TREE))
 
     assert json.loads(done.stdout)["stopped"] is False
     assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings"),
-    [(["--data", "{file}/data"], {}), (["--data", "{folder}"], {"TAXIWAY_CACHE": "{file}/cache"})],
+    ("arguments", "variables"),
+    [
+        (["--no-fetch", "--detach", "--data", "{file}/data"], {}),
+        (["--data", "{folder}"], {"TAXIWAY_CACHE": "{file}/cache"}),
+    ],
 )
-@pytest.mark.parametrize("detach", [[], ["--detach"]])
 def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(
-    tmp_path: Path, arguments: list[str], settings: dict[str, str], detach: list[str]
+    tmp_path: Path, arguments: list[str], variables: dict[str, Any]
 ) -> None:
     (tmp_path / "file").touch()
     places = {"file": str(tmp_path / "file"), "folder": str(tmp_path / "data")}
-    settings = {name: value.format(**places) for name, value in settings.items()}
-    fetch = [] if settings else ["--no-fetch"]
-
-    done = command_line("up", *fetch, *detach, *(one.format(**places) for one in arguments), env=os.environ | settings)
+    variables = {name: value.format(**places) for name, value in variables.items()}
+    done = program("taxiway", "up", *(one.format(**places) for one in arguments), **variables)
 
     assert done.returncode == 3
     assert re.search(rf"^error: {places['file']}\S*: not a directory$", done.stderr, re.MULTILINE)
@@ -176,19 +161,10 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(
 
 
 def test_a_setting_that_only_the_supervisor_reads_exits_with_2_too(tmp_path: Path) -> None:
-    done = command_line(
-        "up", "--detach", "--no-fetch", "--data", str(tmp_path), env=os.environ | {"TAXIWAY_SECRET": "short"}
-    )
+    done = program("taxiway", "up", "--detach", "--no-fetch", "--data", str(tmp_path), TAXIWAY_SECRET="short")
 
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
-
-
-def test_a_missing_argument_is_reported_by_the_fleets_own_command_line(tmp_path: Path) -> None:
-    done = command_line("up", "--workers", "nonsense", "--data", str(tmp_path))
-
-    assert done.returncode == 2
-    assert "CLASS=N" in done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -206,50 +182,32 @@ def test_the_completion_script_completes_verbs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "usage"),
+    ("command", "begins", "said"),
     [
-        (["status", "--nonsense"], "Usage: taxiway status "),
-        (["up", "--port", "many"], "Usage: taxiway up "),
-        (["plan", "--nonsense"], "Usage: taxiway plan "),
-        (["keys", "new"], "Usage: taxiway keys new "),
-        (["history", "--day", "yesterday"], "Usage: taxiway history "),
+        ("status --nonsense", "Usage: taxiway status ", "--nonsense"),
+        ("up --workers nonsense", "Usage: taxiway up ", "CLASS=N"),
+        ("keys new", "Usage: taxiway keys new ", "--tenant"),
+        ("keys list", "Usage: taxiway keys list ", "TAXIWAY_KEYS"),
+        ("keys new --tenant lab --file /proc/nowhere/keys", "error: /proc/nowhere", "hint: "),
+        ("history --day yesterday", "Usage: taxiway history ", "expected a UTC day, such as 2026-11-27"),
+        ("profile --model echo --output /proc/nowhere", "Usage: taxiway profile ", "/proc/nowhere: no such file"),
     ],
 )
-def test_a_usage_error_names_the_command_that_was_typed(arguments: list[str], usage: str) -> None:
-    done = command_line(*arguments)
+def test_wrong_usage_names_the_command_that_was_typed_and_says_what_is_expected(
+    command: str, begins: str, said: str
+) -> None:
+    done = program("taxiway", *command.split(), TAXIWAY_KEYS="")
 
     assert done.returncode == 2
-    assert done.stderr.startswith(usage)
-    assert "python -m" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["keys", "list"], "TAXIWAY_KEYS"),
-        (["keys", "list", "--file", "/nowhere"], "/nowhere: expected a readable file of keys, got no such file"),
-        (["keys", "new", "--tenant", "lab", "--file", "/proc/nowhere/keys"], "error: /proc/nowhere"),
-        (["history", "--day", "yesterday"], "expected a UTC day, such as 2026-11-27, got 'yesterday'"),
-        (["history", "export"], "Missing argument 'DAY'"),
-        (
-            ["profile", "--model", "echo", "--output", "/proc/nowhere"],
-            "--output: /proc/nowhere: no such file or directory",
-        ),
-    ],
-)
-def test_wrong_usage_of_the_fleets_verbs_says_what_is_expected(arguments: list[str], said: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TAXIWAY_KEYS"}
-    done = command_line(*arguments, env=environment)
-
-    assert done.returncode == 2
+    assert done.stderr.startswith(begins)
     assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert not any(text in done.stderr for text in ("python -m", "Traceback"))
 
 
 def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        done = command_line("up", "--detach", "--data", str(tmp_path), "--flower-port", str(port))
+        done = program("taxiway", "up", "--detach", "--data", str(tmp_path), "--flower-port", str(port))
 
     assert done.returncode == 3
     error, hint = done.stderr.splitlines()
@@ -269,8 +227,8 @@ def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path: Path, cli: C
 
 
 def test_a_fleet_is_not_started_on_a_server_that_does_not_answer(tmp_path: Path) -> None:
-    broker = {"TAXIWAY_BROKER": "redis://:secret-word@127.0.0.1:9/0"}
-    done = command_line("up", "--detach", "--data", str(tmp_path), env={**os.environ, **broker})
+    broker = "redis://:secret-word@127.0.0.1:9/0"
+    done = program("taxiway", "up", "--detach", "--data", str(tmp_path), TAXIWAY_BROKER=broker)
 
     assert done.returncode == 4
     assert done.stderr.startswith("error: TAXIWAY_BROKER: redis://127.0.0.1:9: ")

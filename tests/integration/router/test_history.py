@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import redis
+from click.testing import Result
 
 import taxiway
 from broker.valkey.endings import Ending
@@ -25,7 +23,9 @@ from router.decide.classify import Needs
 from router.decide.explain import basis_text
 from router.decide.history import OBSERVED_AGES, SLICE, STATES, Arrivals, hour_of, slice_of
 from router.upkeep.recorder import Recorder
+from simulator.__main__ import main as simulator
 from simulator.history import LAG, History
+from simulator.history import main as history_command
 from simulator.traces import read_trace
 from tasks.models.profiles import bin_of, tokens_of
 from tasks.settings import TREE, Settings
@@ -33,6 +33,7 @@ from tasks.topology import Limits
 from taxiway.cli import MISSING
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import HISTORY, LEAD, history_key, job_key
+from tests.command_line import CommandLine, program
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import Store, placed
 from tests.stored import fields_of
@@ -215,6 +216,7 @@ def test_the_history_stays_within_its_bytes_and_its_time(fleet: Fleet) -> None:
     assert lasts == pytest.approx(LIMITS.keep_history, abs=3600)
 
 
+@pytest.mark.slow
 def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings: Settings) -> None:
     history = History(settings.broker)
     with (
@@ -261,20 +263,12 @@ def whole(read: Arrivals, jobs: int) -> Arrivals | None:
     return read if len(read) == jobs else None
 
 
-def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TAXIWAY_BROKER": settings.broker, "COLUMNS": "160"}
-    call = [sys.executable, "-m", "taxiway", "history", *arguments]
-    return subprocess.run(call, cwd=TREE, env=environment, capture_output=True, text=True)
-
-
 def diff_config(settings: Settings, day: str, folder: Path) -> Any:
     """A recorded day under a queues.yaml in which a core costs twice as much, on the fleet that runs."""
     file = folder / "queues.yaml"
     file.write_text((TREE / "queues.yaml").read_text().replace("usd_per_hour: 0.05", "usd_per_hour: 0.10"))
-    call = [sys.executable, "-m", "taxiway", "diff-config", str(file), "--history", day, "--url", settings.broker]
-    done = subprocess.run([*call, "--json"], cwd=TREE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    asked = (str(file), "--history", day, "--url", settings.broker, "--json")
+    return json.loads(CommandLine(simulator).succeed("diff-config", *asked).stdout)
 
 
 def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error(fleet: Fleet, tmp_path: Path) -> None:
@@ -283,12 +277,15 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     fleet.now = fleet.began + 36
     fleet.lead()
     day = hour_of(fleet.began).partition("T")[0]
-    (tmp_path / "trace.csv").write_text(command(fleet.settings, "export", day).stdout)
 
+    def history(*arguments: str) -> Result:
+        return CommandLine(history_command)(*arguments, env={"TAXIWAY_BROKER": fleet.settings.broker, "COLUMNS": "160"})
+
+    (tmp_path / "trace.csv").write_text(history("export", day).stdout)
     trace = read_trace(tmp_path / "trace.csv", model="unused")
-    exported = [json.loads(line) for line in command(fleet.settings, "export", day, "--json").stdout.splitlines()]
-    shown, told = (command(fleet.settings, "--day", day, *option) for option in ((), ("--json",)))
-    empty = command(fleet.settings, "export", "2020-02-29")
+    exported = [json.loads(line) for line in history("export", day, "--json").stdout.splitlines()]
+    shown, told = (history("--day", day, *option) for option in ((), ("--json",)))
+    empty = program("simulator.history", "export", "2020-02-29", TAXIWAY_BROKER=fleet.settings.broker)
     with EchoDevice(fleet.settings, answering=False):
         replayed = diff_config(fleet.settings, day, tmp_path)
 

@@ -1,37 +1,33 @@
-"""`python -m simulator simulate`, as a person runs it."""
+"""The verbs of the simulator, as a person runs them."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from click.testing import Result
 
 from router.decide.plan import parse_plan
 from simulator.__main__ import main
 from simulator.policies.taxiway import POLICIES
 from tests.builders import a_device
+from tests.command_line import CommandLine
 
 TREE = Path(__file__).parents[3]
 FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
+simulator = CommandLine(main)
+
 KEYS = ["policy", "requests", "attainment", "cost_usd", "score", "p50", "p99", "goodput", "moves", "utilisation"]
 MORE = ["live_by_model", "p99_by_service", "starts_usd", "idle_usd", "refused", "usd_by_class"]
-
-
-def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulator", "simulate", *arguments]
-    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_a_comparison_prints_one_object_a_policy_and_draws_a_page_without_network(tmp_path: Path) -> None:
     page = tmp_path / "out.html"
     spec = "poisson:rate=4,duration=60,seed=1"
-    shown = simulate("--trace", spec, "--fleet", str(FLEET), "--compare", "--json", "--plot", str(page))
-    assert (shown.returncode, shown.stderr) == (0, "")
+    shown = simulator("simulate", "--trace", spec, "--fleet", str(FLEET), "--compare", "--json", "--plot", str(page))
+    assert (shown.exit_code, shown.stderr) == (0, "")
     objects = [json.loads(line) for line in shown.stdout.splitlines()]
     assert all(list(found) == KEYS + MORE for found in objects)
     assert all(list(found["attainment"]) == ["live", "standard", "bulk"] for found in objects)
@@ -43,28 +39,30 @@ def test_a_comparison_prints_one_object_a_policy_and_draws_a_page_without_networ
 
 
 def test_one_policy_is_shown_as_a_table() -> None:
-    shown = simulate("--trace", "flash:rate=2,duration=60,at=20,length=10", "--fleet", str(FLEET), "--policy", "static")
-    assert shown.returncode == 0
+    shown = simulator(
+        "simulate", "--trace", "flash:rate=2,duration=60,at=20,length=10", "--fleet", str(FLEET), "--policy", "static"
+    )
+    assert shown.exit_code == 0
     assert "static" in shown.stdout
     assert "taxiway" not in shown.stdout
 
 
 def test_a_fleet_file_and_a_queues_yaml_are_alternatives() -> None:
-    shown = CliRunner().invoke(main, ["simulate", "--trace", "x.csv", "--fleet", "a.yaml", "--queues", "b.yaml"])
+    shown = simulator("simulate", "--trace", "x.csv", "--fleet", "a.yaml", "--queues", "b.yaml")
 
     assert (shown.exit_code, "give either --queues or --fleet" in shown.stderr) == (2, True)
 
 
 def test_who_looks_for_a_trial_is_told_where_it_is() -> None:
-    told = CliRunner().invoke(main, ["simulate", "--help"]).output
+    told = simulator("simulate", "--help").output
 
     assert "lab/README.md" in told and (TREE / "lab" / "README.md").is_file()
 
 
 def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what_it_learned(tmp_path: Path) -> None:
     given = ("--trace", "poisson:rate=4,duration=30,size=10", "--model", "sentiment", "--json")
-    no_fleet = simulate(*given)
-    assert no_fleet.returncode == 0
+    no_fleet = simulator("simulate", *given)
+    assert no_fleet.exit_code == 0
     assert "note: no fleet runs here" in no_fleet.stderr
     assert "live stands for live, urgent" in no_fleet.stderr
 
@@ -73,8 +71,8 @@ def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what
         a_device("cpu.batch", runtimes=("onnx",), instruction_sets=("avx2",), pace=learned_paces)
     )
     (tmp_path / "status.json").write_bytes(msgspec.json.encode({"classes": {"cpu.batch": {}}, "devices": [device]}))
-    learned = simulate(*given, "--status", str(tmp_path / "status.json"))
-    assert (learned.returncode, "no fleet" in learned.stderr) == (0, False)
+    learned = simulator("simulate", *given, "--status", str(tmp_path / "status.json"))
+    assert (learned.exit_code, "no fleet" in learned.stderr) == (0, False)
     fast, slow = (json.loads(done.stdout) for done in (no_fleet, learned))
     assert slow["attainment"]["standard"] == 1.0
     assert slow["p50"] > 5 * fast["p50"]
@@ -90,18 +88,18 @@ def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what
     ],
 )
 def test_wrong_usage_is_an_error_with_a_hint_and_exit_code_2(trace: str, fleet: str, words: str) -> None:
-    shown = simulate("--trace", trace, "--fleet", fleet)
-    assert shown.returncode == 2
+    shown = simulator("simulate", "--trace", trace, "--fleet", fleet)
+    assert shown.exit_code == 2
     assert words in shown.stderr
     assert "hint: " in shown.stderr
     assert (shown.stdout, "Traceback" in shown.stderr) == ("", False)
 
 
 def test_an_unwritable_plot_is_an_error_with_a_hint_and_loses_no_figures() -> None:
-    shown = simulate(
-        "--trace", "poisson:rate=1,duration=9", "--fleet", str(FLEET), "--plot", "/no/such/folder/out.html"
+    shown = simulator(
+        "simulate", "--trace", "poisson:rate=1,duration=9", "--fleet", str(FLEET), "--plot", "/no/such/folder/out.html"
     )
-    assert shown.returncode == 2
+    assert shown.exit_code == 2
     assert "error: /no/such/folder/out.html: no such file or directory\nhint: " in shown.stderr
     assert "taxiway" in shown.stdout
 
@@ -112,11 +110,6 @@ HISTORY = """arrival,model,size,deadline,priority,tenant,output,service,locality
 2.000000,echo,1,5,normal,,0,standard,
 9.000000,sentiment,10,3600,low,,0,bulk,
 """
-
-
-def diff_config(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulator", "diff-config", *arguments]
-    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture
@@ -132,8 +125,8 @@ def changed(tmp_path: Path) -> list[str]:
 
 
 def test_a_queues_yaml_is_compared_with_another_on_a_history(changed: list[str], tmp_path: Path) -> None:
-    told = diff_config(*changed, "--json", "--plot", str(tmp_path / "out.html"))
-    assert (told.returncode, told.stderr) == (0, "")
+    told = simulator("diff-config", *changed, "--json", "--plot", str(tmp_path / "out.html"))
+    assert (told.exit_code, told.stderr) == (0, "")
     found = json.loads(told.stdout)
     assert found["old"]["requests"] == found["new"]["requests"] == 4
     assert found["difference"]["cost_usd"] == pytest.approx(found["old"]["usd_by_class"]["cpu.batch"])
@@ -142,14 +135,14 @@ def test_a_queues_yaml_is_compared_with_another_on_a_history(changed: list[str],
     assert shares == dict.fromkeys([*named, ("echo", "standard")], (1.0, 1.0))
     assert ">new</text>" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
-    shown = diff_config(*changed)
-    assert shown.returncode == 0
+    shown = simulator("diff-config", *changed)
+    assert shown.exit_code == 0
     assert all(name in shown.stdout for name in ("cost of cpu.batch", "in time: old", "sentiment live"))
 
 
 def refused(*arguments: str, code: int = 2) -> str:
     """What a command line says on stderr that is refused."""
-    done = CliRunner().invoke(main, arguments)
+    done = simulator(*arguments)
     assert (done.exit_code, done.stdout) == (code, "")
     assert "hint: " in done.stderr
     return done.stderr
@@ -176,17 +169,16 @@ PRICES = (TREE / "simulator" / "fleets" / "prices.csv").read_text()
 SLO = ("--slo", "live=0.9", "--slo", "bulk=0.9")
 
 
-def plan(folder: Path, prices: str, *arguments: str, fleet: Path = FLEET) -> subprocess.CompletedProcess[str]:
+def plan(folder: Path, prices: str, *arguments: str, fleet: Path = FLEET) -> Result:
     file = folder / "prices.csv"
     file.write_text(prices, encoding="utf-8")
-    command = [sys.executable, "-m", "simulator", "plan", "--prices", str(file), "--fleet", str(fleet), *arguments]
-    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=120)
+    return simulator("plan", "--prices", str(file), "--fleet", str(fleet), *arguments)
 
 
 def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_code_2(tmp_path: Path) -> None:
     given = ("--rate", "chat=2,duration=120", *SLO)
     output = plan(tmp_path, PRICES, *given, "--json")
-    assert (output.returncode, output.stderr) == (0, "")
+    assert (output.exit_code, output.stderr) == (0, "")
     answer = json.loads(output.stdout)
     assert answer["slo"] == {"live": 0.9, "bulk": 0.9}
     assert all(answer["plan"]["attainment"][name] >= 0.9 for name in answer["slo"])
@@ -206,21 +198,16 @@ def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_cod
         (PRICES, ("--rate", "chat=900,duration=60", *SLO), "the fleet has too few devices: gpu.a100 has at most 8"),
     ):
         output = plan(tmp_path, prices, *arguments)
-        assert (output.returncode, output.stdout) == (2, "")
+        assert (output.exit_code, output.stdout) == (2, "")
         assert words in output.stderr
         assert "Traceback" not in output.stderr
 
 
 def test_a_plan_for_a_queues_yaml_needs_no_other_file_and_takes_its_services() -> None:
-    rates = (
-        "--rate",
-        "sentiment=20,service=live,size=20,duration=10",
-        "--rate",
-        "sentiment=5,service=interactive,size=20,duration=10",
-    )
-    command = [sys.executable, "-m", "simulator", "plan", *rates, "--slo", "live=0.9", "--slo", "interactive=0.95"]
-    done = subprocess.run([*command, "--json"], cwd=TREE, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    load = "size=20,duration=10"
+    rates = ("--rate", f"sentiment=20,service=live,{load}", "--rate", f"sentiment=5,service=interactive,{load}")
+    done = simulator("plan", *rates, "--slo", "live=0.9", "--slo", "interactive=0.95", "--json")
+    assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["slo"] == {"live": 0.9, "standard": 0.95}
     (bought,) = answer["plan"]["mix"]
@@ -240,7 +227,7 @@ def test_a_plan_names_the_services_that_there_are() -> None:
         ),
         ((*rate, *SLO, "--prices", "x.csv"), "--prices is for --fleet: devices of queues.yaml cost what it says"),
     ):
-        done = CliRunner().invoke(main, given)
+        done = simulator(*given)
         assert (done.exit_code, words in done.stderr) == (2, True)
 
 
@@ -251,7 +238,7 @@ def test_a_plan_with_penalties_has_the_classes_and_rules_that_routers_would_foll
 
     told = plan(tmp_path, PRICES, *given, "--json", fleet=fleet)
 
-    assert (told.returncode, told.stderr) == (0, "")
+    assert (told.exit_code, told.stderr) == (0, "")
     answer = json.loads(told.stdout)
     followed = parse_plan(json.dumps(answer["fleet_plan"]).encode())
     assert {(cell.model, cell.service) for cell in followed.cells} >= {("chat", "live"), ("chat", "bulk")}
