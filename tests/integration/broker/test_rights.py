@@ -17,6 +17,44 @@ from tests.guarded import Guarded, guarded_valkey
 
 OWN, OTHER = "cpu.batch", "a queue of somebody else"
 BINDING, PERMANENT = "_kombu.binding.", "_kombu.binding_permanent."
+
+
+def kinds() -> dict[str, list[str]]:
+    """Keys of every kind: what kombu and Celery keep, and all that `taxiway.contract.keys` names."""
+    control = ["celery.pidbox", "reply.celery.pidbox", "celeryev"]
+    found = {
+        "arrivals": keys.priority_lists(keys.ARRIVALS),
+        "class queue": keys.priority_lists(OWN),
+        "queue of others": keys.priority_lists(OTHER),
+        "bindings of arrivals": [BINDING + keys.ARRIVALS, PERMANENT + keys.ARRIVALS],
+        "bindings of classes": [BINDING + OWN, PERMANENT + OWN],
+        "bindings of control": [start + name for start in (BINDING, PERMANENT) for name in control],
+        "bindings of others": [BINDING + OTHER, PERMANENT + OTHER],
+        "binding deadlines": ["_kombu.binding_deadlines"],
+        "control": ["a@host.celery.pidbox", "a-b-c-d-e.reply.celery.pidbox"],
+        "events": ["celeryev.1234"],
+        "unacked": ["unacked", "unacked_index", "unacked_mutex"],
+        "result of a group": ["celery-taskset-meta-1"],
+    }
+    names = {name: value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
+    makers = {
+        name: make for name, make in inspect.getmembers(keys, inspect.isfunction) if name.endswith(("_key", "_channel"))
+    }
+    found |= {
+        name: [value]
+        for name, value in names.items()
+        if name[0] != "_"
+        and name not in ("ARRIVALS", "ARRIVED", "COUNT", "TURNS", "WAITING", "RECORDED", "INFER", "CANCEL")
+    }
+    return found | {name: [make(*_arguments(make))] for name, make in makers.items()}
+
+
+def _arguments(make: Any) -> list[str]:
+    """Any arguments for what makes a key; a kind is one of a few."""
+    names = inspect.signature(make).parameters
+    return ["file" if name == "kind" else value for name, value in zip(names, "12", strict=False)]
+
+
 ALL = "all"
 """Stands for every command with a key that reads or writes data, and for looking at a queue's length."""
 
@@ -34,72 +72,10 @@ ALLOWED: dict[str, dict[str, str]] = {
         "result_key": READS,
         "MODELS": READS,
     },
-    "router": {"DEFAULT_QUEUE": "eval evalsha exists type lrange lrem"}
-    | dict.fromkeys(
-        (
-            *("arrivals", "class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
-            *("bindings of control", "binding deadlines", "control", "events", "DEAD"),
-            *("AMQP_OUTBOX", "AMQP_SENDER", "AMQP_SENDERS"),
-            *(
-                "job_key",
-                "blob_key",
-                "stream_key",
-                "capacity_key",
-                "affinity_key",
-                "kept_key",
-                "name_key",
-                "session_key",
-                "snapshot_key",
-                "in_flight_key",
-                "holding_key",
-                "open_key",
-            ),
-            *(
-                "spent_key",
-                "learned_key",
-                "webhook_outbox_key",
-                "webhook_dead_key",
-                "webhook_state_key",
-                "webhook_mark_key",
-                "object_key",
-                "objects_key",
-                "BATCHES_OPEN",
-                "RESPONSES_OPEN",
-                "OBJECTS_EXPIRING",
-                "stored_key",
-                "tenant_batches_key",
-                "reply_channel",
-                "cancelled_channel",
-            ),
-            *(
-                "WEBHOOKS",
-                "WEBHOOKS_DUE",
-                "DEVICES",
-                "WORK",
-                "LENGTHS",
-                "HOLDING",
-                "HELD",
-                "RELEASED",
-                "DEADLINES",
-                "STARTS",
-                "FAILING",
-            ),
-            *("HEARTBEATS", "SESSIONS", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
-            *(
-                "CONTROLS",
-                "MODELS",
-                "ACCEPTED",
-                "HISTORY",
-                "HISTORY_OPEN",
-                "history_key",
-                "PLAN",
-                "TUNER",
-                "TUNERS",
-                "TUNING",
-            ),
-        ),
-        ALL,
-    ),
+    "router": {
+        **dict.fromkeys(kinds().keys() - {"bindings of arrivals", "bindings of others", "queue of others"}, ALL),
+        "DEFAULT_QUEUE": "eval evalsha exists type lrange lrem",
+    },
     "worker": {
         **dict.fromkeys(
             (
@@ -183,41 +159,6 @@ HEARD = {
     "tuner": set(),
 }
 """What an account may do with which channel."""
-
-
-def kinds() -> dict[str, list[str]]:
-    """Keys of every kind: what kombu and Celery keep, and all that `taxiway.contract.keys` names."""
-    control = ["celery.pidbox", "reply.celery.pidbox", "celeryev"]
-    found = {
-        "arrivals": keys.priority_lists(keys.ARRIVALS),
-        "class queue": keys.priority_lists(OWN),
-        "queue of others": keys.priority_lists(OTHER),
-        "bindings of arrivals": [BINDING + keys.ARRIVALS, PERMANENT + keys.ARRIVALS],
-        "bindings of classes": [BINDING + OWN, PERMANENT + OWN],
-        "bindings of control": [start + name for start in (BINDING, PERMANENT) for name in control],
-        "bindings of others": [BINDING + OTHER, PERMANENT + OTHER],
-        "binding deadlines": ["_kombu.binding_deadlines"],
-        "control": ["a@host.celery.pidbox", "a-b-c-d-e.reply.celery.pidbox"],
-        "events": ["celeryev.1234"],
-        "unacked": ["unacked", "unacked_index", "unacked_mutex"],
-        "result of a group": ["celery-taskset-meta-1"],
-    }
-    names = {name: value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
-    makers = {
-        name: make for name, make in inspect.getmembers(keys, inspect.isfunction) if name.endswith(("_key", "_channel"))
-    }
-    found |= {
-        name: [value]
-        for name, value in names.items()
-        if name not in ("ARRIVALS", "ARRIVED", "COUNT", "TURNS", "WAITING", "RECORDED", "INFER", "CANCEL")
-    }
-    return found | {name: [make(*_arguments(make))] for name, make in makers.items()}
-
-
-def _arguments(make: Any) -> list[str]:
-    """Any arguments for what makes a key; a kind is one of a few."""
-    names = inspect.signature(make).parameters
-    return ["file" if name == "kind" else value for name, value in zip(names, "12", strict=False)]
 
 
 @dataclass(frozen=True)
