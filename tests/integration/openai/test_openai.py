@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import time
@@ -12,7 +11,6 @@ from http.client import HTTPConnection
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 from openai.types import Completion, CreateEmbeddingResponse, Model
@@ -256,13 +254,6 @@ def test_embeddings_are_one_job_with_a_row_for_each_text(call: Callable[..., Any
     assert plain.usage.total_tokens > 0
     single = call("embeddings.create", model="vector", input="four", encoding_format="float", dimensions=1)
     assert single.data[0].embedding == [1.0]
-
-
-def test_packed_embeddings_are_little_endian_floats(http: httpx.Client) -> None:
-    body = {"model": "vector", "input": "abc", "encoding_format": "base64"}
-    answer = http.post("/v1/embeddings", json=body).json()
-
-    assert list(np.frombuffer(base64.b64decode(answer["data"][0]["embedding"]), "<f4")) == [3, 1]
 
 
 def test_each_model_that_the_calls_can_use_is_listed_once_and_answers_by_every_name(call: Callable[..., Any]) -> None:

@@ -198,8 +198,8 @@ def test_two_workers_share_what_was_placed_on_one_and_both_work_to_the_end(twins
     with fleet_of(twins) as fleet, ExitStack() as stack:
         stack.enter_context(router_process(twins))
         with EchoDevice(twins, hardware_class="cpu.a", answering=False):
-            jobs = fleet.send(6000)
-            eventually(lambda: fleet.waiting("cpu.a") == 6000, within=60)
+            jobs = fleet.send(3000)
+            eventually(lambda: fleet.waiting("cpu.a") == 3000, within=60)
         for name in ("cpu.a", "cpu.b"):
             stack.enter_context(worker_process(twins, "--class", name))
         eventually(lambda: all(fleet.results(jobs)), within=90)

@@ -50,10 +50,10 @@ def workers(fleet: Settings, tmp_path: Path) -> Iterator[list[SupervisedProcess]
     keeping.join(60)
 
 
-def test_four_jobs_that_end_two_workers_each_are_given_up_and_the_fleet_serves_on(
+def test_jobs_that_end_two_workers_each_are_given_up_and_the_fleet_serves_on(
     workers: list[SupervisedProcess], tower: Tower
 ) -> None:
-    poisons = [tower.order("poison", {"number": [n]}, variant="python") for n in range(4)]
+    poisons = [tower.order("poison", {"number": [n]}, variant="python") for n in range(2)]
     for job in poisons:
         with pytest.raises(DeadLetteredError):
             tower.result(job, within=60)

@@ -16,7 +16,7 @@ from celery import Celery
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from taxiway.contract.keys import DEVICES, job_key, result_key
-from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError
+from taxiway.errors import DeadlineExceededError, ExecutionError, JobCancelledError
 from tests.routing import eventually
 from tests.waiting import gone, until
 from tests.working import (
@@ -172,14 +172,6 @@ def test_another_call_waits_for_the_one_that_runs_however_urgent_it_is(here: Sit
     assert tower.result(urgent).outputs == {"given": 7}
 
 
-def test_what_a_callable_forked_and_ignores_sigterm_is_gone_with_its_job(here: Site) -> None:
-    tower = here.tower
-    running = order(tower, "stubborn", 600)
-    processes = here.noted(2)
-    tower.cancel(running)
-    assert until(lambda: all(map(gone, processes)), patience=AT_ONCE)
-
-
 def test_other_rows_of_a_batch_with_an_ended_call_are_answered_and_run_once(here: Site) -> None:
     tower = here.tower
     block = order(tower, "sleep", 600)
@@ -224,14 +216,9 @@ def test_a_job_of_many_batches_that_cannot_be_ended_is_left_after_the_one_that_r
     ("deed", "number", "text"),
     [
         ("crash", 1, "deeds:1/python: its process was killed by SIGSEGV during the call"),
-        ("leave", 3, "deeds:1/python: its process ended with exit status 3 during the call"),
         ("hold", 600, r"deeds:1/python: it used \d+ MiB of memory, over its limit of 256 MiB"),
-        ("exit", 1, "deeds:1/python: SystemExit: 3"),
-        ("interrupt", 1, "deeds:1/python: KeyboardInterrupt: "),
-        ("close", 1, "deeds:1/python: GeneratorExit: "),
         ("surrogate", 1, r"deeds:1/python: ValueError: a \? surrogate"),
         ("text", 1, "deeds:1/python: its answer cannot be sent: UnicodeEncodeError: "),
-        ("recurse", 1, "deeds:1/python: RecursionError: "),
     ],
 )
 def test_whatever_a_call_does_ends_its_own_job_alone(here: Site, deed: str, number: int, text: str) -> None:
@@ -252,13 +239,6 @@ def test_the_rows_behind_one_that_failed_are_not_run(here: Site) -> None:
         here.tower.result(job)
     assert here.tower.result(order(here.tower, "echo", 2)).outputs == {"given": 2}
     assert not here.notes.exists()
-
-
-def test_an_error_of_ours_that_a_callable_raises_is_the_job_s(here: Site) -> None:
-    tower = here.tower
-    with pytest.raises(InvalidRequestError, match="not this number") as raised:
-        tower.result(order(tower, "refuse"))
-    assert raised.value.details["field"] == "inputs.number"
 
 
 def test_a_call_over_its_own_time_limit_fails_and_says_where_that_is_set(here: Site) -> None:

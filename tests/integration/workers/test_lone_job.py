@@ -22,9 +22,6 @@ from workers.heartbeat import HUNG
 from workers.stages.device import ALONE_AT_MOST
 
 LEASE = 1.0  # as QUEUES has it
-LONG = {"turns": [4_000_000]}
-"""Two seconds or more."""
-
 ENDLESS = {"turns": [10**15]}
 
 
@@ -40,6 +37,13 @@ def spin(tower: Tower, inputs: object) -> str:
     job = tower.order("spinner", inputs, variant="onnx")
     eventually(lambda: is_held(tower.state, job))
     return job
+
+
+def lasting(tower: Tower) -> str:
+    """A job of some two seconds, by what a short one took."""
+    turns = 100_000
+    took = tower.result(tower.order("spinner", {"turns": [turns]}, variant="onnx"), within=120).report.run_time
+    return spin(tower, {"turns": [round(turns * 2 * LEASE / took)]})
 
 
 def commands(state: redis.Redis) -> dict[str, int]:
@@ -61,14 +65,14 @@ def test_jobs_one_after_another_take_a_packet_to_wait_and_a_call_to_end(fleet: S
 
 def test_it_keeps_its_lease_and_runs_once(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet), worker_process(fleet, "--device", "cpu:1"):
-        job = spin(tower, LONG)
+        job = lasting(tower)
         assert tower.result(job, within=120).report.run_time > LEASE
     assert tower.state.hget(job_key(job), "attempts") == b"1"
 
 
 def test_a_worker_that_stops_finishes_it(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
-        job = spin(tower, LONG)
+        job = lasting(tower)
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(120) == 0
     assert tower.result(job, within=0.1).report.device == "cpu:0"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import subprocess
-import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from click.testing import Result
 
 from tasks.heartbeat import variant_key
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
 from tasks.settings import TREE
+from tests.command_line import CommandLine
 from workers.device import find_device
 from workers.executor import Executor
+from workers.profiling.__main__ import main
 from workers.profiling.measure import bench_class
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
@@ -39,10 +40,9 @@ examples: [{x: 1}]
 """
 
 
-def profile(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "taxiway", "profile", *arguments]
-    env = {**os.environ, "PYTHONPATH": str(TREE), **environment}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+def profile(folder: Path, *arguments: str, **environment: str) -> Result:
+    with chdir(folder):
+        return CommandLine(main)(*arguments, env=environment)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def catalogue(tmp_path: Path) -> Path:
 
 def test_the_paced_devices_pace_is_measured_and_written(tmp_path: Path) -> None:
     done = profile(tmp_path, "--model", "paced", "--quick", "--output", "here")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "paced:1/paced" in done.stdout
     assert "variants" in done.stderr  # the progress bar
     (path,) = (tmp_path / "here").glob("*/profiles/*.yaml")
@@ -87,7 +87,7 @@ def test_a_measured_profile_is_what_the_book_answers_for_this_device(tmp_path: P
 
 def test_what_cannot_be_measured_is_reported_and_the_rest_is_written(tmp_path: Path, catalogue: Path) -> None:
     done = profile(tmp_path, "--quick", "--output", str(tmp_path), TAXIWAY_MODELS=str(catalogue))
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "failed: broken:1/python: " in done.stdout
     assert "skipped: broken:1/tpu-only: model.yaml has no profile for cpu" in done.stdout
     assert (tmp_path / "paced" / "profiles").is_dir()
@@ -107,16 +107,17 @@ def test_wrong_usage_of_the_command_line_is_an_error(
     tmp_path: Path, arguments: list[str], status: int, message: str
 ) -> None:
     done = profile(tmp_path, *arguments)
-    assert done.returncode == status
+    assert done.exit_code == status
     assert message in done.stderr
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.models
 def test_a_real_models_memory_load_and_curve_are_measured(tmp_path: Path) -> None:
     arguments = ["--model", "sentiment", "--variant", "onnx-int8", "--quick", "--output", str(tmp_path)]
     done = profile(tmp_path, *arguments)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     (path,) = tmp_path.glob("*/profiles/*.yaml")
     measured = load_profile(path).variants["onnx-int8"]
     assert 2**24 < measured.memory <= measured.peak < 2**30
