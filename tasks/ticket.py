@@ -75,6 +75,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Runs that its budget bears; 0 if any number."""
     promise: Promise | None = None
     """By it, workers learn how far to trust the next one."""
+    preemptible: bool = False
+    """It may be asked to yield while it runs."""
 
     def attempts(self, most: int) -> int:
         """How often the job may run, where `most` attempts are allowed to every job."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.models.artefacts import ArtefactStore
@@ -23,9 +24,28 @@ def gguf() -> Path:
     return store.path(model, "weights")
 
 
+@dataclass(frozen=True)
+class LlamaServer:
+    """A running server, and its address as `http://127.0.0.1:…`."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+
+
 @contextmanager
 def llama_server(slots: int) -> Iterator[str]:
     """The address of a server of SmolLM2, as `http://127.0.0.1:…`."""
+    with llama_server_process(slots) as server:
+        yield server.url
+
+
+@contextmanager
+def llama_server_process(slots: int) -> Iterator[LlamaServer]:
+    """A server of SmolLM2."""
     options = ["--slots", str(slots), "--context", "1024", "--threads", "1", "--name", NAME]
     command = [sys.executable, "-m", "local.llama", str(gguf()), *options]
     with subprocess.Popen(command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -33,7 +53,7 @@ def llama_server(slots: int) -> Iterator[str]:
             assert process.stdout is not None
             for line in process.stdout:  # llama.cpp may log before it
                 if line.startswith("http"):
-                    yield line.strip()
+                    yield LlamaServer(line.strip(), process)
                     break
             else:
                 raise RuntimeError("llama.cpp's server ended before it served")

@@ -1,8 +1,8 @@
 """The parts of a job's answers as they are generated, by row, each part once. Pure.
 
-OpenAI's events cannot take back what was sent. After a restart or a gap nothing of a row is sent until the result has
-arrived; then the rest follows, if the result begins with what was sent. Otherwise the stream ends with an error, never
-with two answers.
+OpenAI's events cannot take back what was sent. What a generation that was cut repeats of it is not sent again. After
+another restart or a gap nothing of a row is sent until the result has arrived; then the rest follows, if the result
+begins with what was sent. Otherwise the stream ends with an error, never with two answers.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ class _Answer:
         if not self._whole or piece.attempt < self._attempt:
             return []
         begun = bool(self._at or self._beside)
-        if not begun:
+        goes_on = not begun or self._goes_on(piece)
+        if goes_on:
             self._attempt = piece.attempt
-        again = begun and not (piece.at or piece.sent)
+        again = not (goes_on or piece.at or piece.sent)
         gap = piece.at > self._at or (piece.beside and piece.sent > self._beside)
         if again or gap or piece.attempt > self._attempt:
             self._whole = False
@@ -86,6 +87,10 @@ class _Answer:
         for delta in deltas:
             self.sent.add(delta)
         return deltas
+
+    def _goes_on(self, piece: Piece) -> bool:
+        """Whether the piece repeats the text that was sent: a generation that was cut goes on after it."""
+        return not (piece.at or piece.beside or self._beside) and piece.text.startswith(self.sent.text("content"))
 
 
 def _deltas(text: str, beside: list[Delta]) -> list[Delta]:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
 
+import msgspec
+
 from broker.port import Holder
 from broker.valkey import Call, packed
-from taxiway.contract.job import JobState
+from taxiway.contract.generation import NOTHING, CutGeneration, decode_kept
+from taxiway.contract.job import JobState, read_parts
 from taxiway.contract.keys import cancelled_channel, job_key, result_key
 from taxiway.errors import bounded
 
@@ -91,6 +94,29 @@ def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
     return Call("jobs/renew", _records(ids), [lease, *tokens])
 
 
+def keep_call(kept: Sequence[tuple[str, str, CutGeneration]]) -> Call:
+    """Keeps what there is of generations, given by job and token; answers 1 for each whose claim is still held."""
+    jobs, tokens, generations = zip(*kept, strict=True)
+    one_each = (
+        {"token": token, "text": _json(msgspec.structs.replace(one, parts=())), "parts": _json(one.parts)}
+        for token, one in zip(tokens, generations, strict=True)
+    )
+    return Call("jobs/keep", _records(jobs), [*map(packed, one_each)])
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def kept_from(generation: bytes | None, parts: bytes | None) -> CutGeneration:
+    """What is kept in the fields of a job's record; nothing if another release wrote them."""
+    try:
+        kept = decode_kept(generation) if generation else NOTHING
+        return msgspec.structs.replace(kept, parts=read_parts(parts or b""))
+    except msgspec.MsgspecError:
+        return NOTHING
+
+
 @dataclass(frozen=True, slots=True)
 class YieldRequest:
     """A running job is to keep what is done and return to its queue, within `seconds`, so that others run."""
@@ -120,7 +146,7 @@ class YieldAnswer(IntEnum):
 def yield_call(seconds: float, asks: Sequence[YieldAsk]) -> Call:
     """Asks holders to yield their jobs within so many seconds; answers a `YieldAnswer` for each."""
     keys = [job_key(job) for ask in asks for job in (ask.job, ask.waiting or ask.job)]
-    arguments = [part for ask in asks for part in (ask.token, bounded(ask.reason))]
+    arguments = [packed({"token": ask.token, "reason": bounded(ask.reason)}) for ask in asks]
     return Call("jobs/yield", keys, [seconds, cancelled_channel(""), *arguments])
 
 

@@ -17,6 +17,8 @@ from broker.valkey.claims import (
     bill_call,
     claim_answer,
     claim_call,
+    keep_call,
+    kept_from,
     read_history,
     release_call,
     renew_call,
@@ -30,7 +32,8 @@ from tasks.models.folder import Watched
 from tasks.topology import Limits
 from taxiway.backoff import Backoff
 from taxiway.connection import Connection, ConnectionPool
-from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta
+from taxiway.contract.generation import CutGeneration, with_streamed
+from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta, read_piece
 from taxiway.contract.keys import (
     DEAD,
     blob_key,
@@ -107,6 +110,20 @@ class WorkerStore:
     def keep_learned(self, key: str, memory: bytes) -> None:
         """Keep what was learned about an endpoint."""
         self._connections.call("SET", key, memory, "EX", _FACTS_KEPT)
+
+    def keep(self, kept: Sequence[tuple[str, str, CutGeneration]]) -> None:
+        """Keep what there is of generations (job, token), as far as their claims are still held."""
+        if kept:
+            self._connections.run(keep_call(kept))
+
+    def kept(self, job: str) -> CutGeneration:
+        """What is left of a generation: what was kept of it, and what readers of its stream got beyond that."""
+        fields, entries = self._connections.calls(
+            ("HMGET", job_key(job), "generation", "parts"), ("XRANGE", stream_key(job), "-", "+")
+        )
+        return with_streamed(
+            kept_from(*fields), [read_piece(dict(zip(flat[::2], flat[1::2], strict=True))) for _, flat in entries]
+        )
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> Sequence[YieldRequest | bool]:
         """Renew claims (job, token); returns for each, in order, whether it is still ours, and is to yield."""

@@ -94,6 +94,7 @@ class Template:
             deadline_at=0.0,
             level=placement.level,
             reason=placement.reason,
+            preemptible=placement.needs.constraints.preemptible,
         )
 
     @cached_property

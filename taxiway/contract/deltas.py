@@ -39,6 +39,11 @@ class SentMessage:
             self._add_call(call)
         self.logprobs += delta.get("logprobs") or ()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has no more than its content."""
+        return not (self.logprobs or self._calls or self._texts.keys() - {"content"})
+
     def text(self, name: str) -> str:
         """A text of it."""
         return "".join(self._texts.get(name, ()))

@@ -43,7 +43,7 @@ MOST_PIECES = 1024
 KEEP = 120
 """Seconds that a stream is kept after its last piece, for readers that reconnect."""
 
-_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE = b"a", b"i", b"t", b"r", b"d"
+_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE, _TOKENS = b"a", b"i", b"t", b"r", b"d", b"n"
 
 
 class JobState(StrEnum):
@@ -89,6 +89,36 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
         return Tokens(self.input + more.input, self.cached + more.cached, self.output + more.output)
 
 
+class GenerationPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One run of a generation that was cut, or its last one: where it ran, and what it used."""
+
+    hardware_class: str
+    variant: str
+    device: str
+    text: int = 0
+    """Characters of the answer that it added."""
+    tokens: Tokens = Tokens()
+    seconds: float = 0.0
+    cost: float = 0.0
+    """US dollars."""
+    seam: str = ""
+    """How it went on from the part before; empty for the first."""
+    ended: str = ""
+    """Why it was cut; empty if it was not."""
+
+
+_decode_parts = msgspec.json.Decoder(tuple[GenerationPart, ...]).decode
+
+
+def read_parts(text: str | bytes) -> tuple[GenerationPart, ...]:
+    """Parse the parts in a job's record, oldest first.
+
+    Raises:
+        msgspec.MsgspecError: another release wrote them.
+    """
+    return _decode_parts(text) if text else ()
+
+
 class RunReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a job ran, what it took and what it cost."""
 
@@ -107,6 +137,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     tokens: Tokens | None = None
     """Of a job that ran on an endpoint which counts them."""
+    parts: tuple[GenerationPart, ...] = ()
+    """The runs of a generation that was cut and went on; times, cost and tokens are of all, the rest of the last."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -343,7 +375,8 @@ class Piece:
     """Part of the answer to a `row` of a request, under the number of the job's claim, its `attempt`.
 
     `at` is the index of its text's first character. `beside` are deltas of a message besides its text, which came with
-    the text or after it; `sent` of them came in earlier pieces.
+    the text or after it; `sent` of them came in earlier pieces. `tokens` is the answer's length up to the piece's
+    end, 0 if unknown.
     """
 
     attempt: int
@@ -352,12 +385,15 @@ class Piece:
     row: int = 0
     sent: int = 0
     beside: Sequence[Delta] = ()
+    tokens: int = 0
 
     def fields(self) -> dict[Any, Any]:
         """The stream entry's fields, for redis-py."""
         fields = {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode(errors="replace")}
         if self.row:
             fields[_ROW] = self.row
+        if self.tokens:
+            fields[_TOKENS] = self.tokens
         return {**fields, _BESIDE: msgspec.json.encode((self.sent, self.beside))} if self.beside else fields
 
     def joined(self, after: Piece) -> Piece | None:
@@ -368,12 +404,13 @@ class Piece:
         if self.beside and after.text:
             return None
         sent = self.sent if self.beside else after.sent
-        return replace(self, text=self.text + after.text, sent=sent, beside=(*self.beside, *after.beside))
+        beside = (*self.beside, *after.beside)
+        return replace(self, text=self.text + after.text, sent=sent, beside=beside, tokens=after.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """Generation restarted because the worker was lost: earlier text is superseded."""
+    """Generation restarted, as it was cut and could not go on: earlier text is superseded."""
 
     attempt: int
 
@@ -426,14 +463,20 @@ class Progress:
         if piece.row or piece.attempt < was.attempt:
             return []
         events: list[Event] = []
-        if was.at and (piece.attempt > was.attempt or piece.at == 0):
-            events.append(Restarted(piece.attempt))
-        if piece.attempt > was.attempt or piece.at == 0:
+        if self._goes_on(piece):
+            self.position = replace(self.position, attempt=piece.attempt)
+        elif piece.attempt > was.attempt or piece.at == 0:
+            events += [Restarted(piece.attempt)] if was.at else []
             self.position = Position(entry, piece.attempt)
         if piece.at > self.position.at:
             events.append(Lost(piece.at - self.position.at))
             self.position = replace(self.position, at=piece.at, checksum=-1)
         return events + self._tell(piece.text[self.position.at - piece.at :])
+
+    def _goes_on(self, piece: Piece) -> bool:
+        """Whether the piece repeats what was read: a generation that was cut goes on after it."""
+        read = piece.text[: self.position.at]
+        return not piece.at and len(read) == self.position.at and _checksum(read) == self.position.checksum
 
     def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[Event]:
         """The events of the stream's next pieces, each given with its entry id."""
@@ -511,7 +554,8 @@ def read_piece(fields: Mapping[bytes, bytes]) -> Piece:
     """The piece in a stream entry."""
     sent, beside = _decode_beside(fields[_BESIDE]) if _BESIDE in fields else (0, ())
     text = fields[_TEXT].decode()
-    return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), text, int(fields.get(_ROW, 0)), sent, beside)
+    row, tokens = int(fields.get(_ROW, 0)), int(fields.get(_TOKENS, 0))
+    return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), text, row, sent, beside, tokens)
 
 
 _decode_beside = msgspec.json.Decoder(tuple[int, tuple[dict[str, Any], ...]]).decode

@@ -102,6 +102,11 @@ class EndpointUse:
         self.running += 1
         return Seat(now, self._shares)
 
+    def share(self, seat: Seat, now: float) -> float:
+        """The share of the endpoint's time that a running row has had so far, in seconds."""
+        self._advance(now)
+        return self._shares - seat.shares
+
     def leave(self, seat: Seat, now: float) -> tuple[float, float]:
         """A row ends: the seconds that it ran, and its share of the endpoint's time in seconds."""
         self._advance(now)

@@ -153,7 +153,7 @@ class EndpointHealth:
             body = await self._link.probe("", self._timeout, base=self._asked)
             listed = self._protocol.announced(body) if self._lists else None
             if listed != self.listed or began >= self._discover_at:
-                self.extensions = await self._extensions()
+                self.extensions = await self._extensions(body if self._lists else b"")
                 self.models = await self._discovered() if self._discovers else {}
                 self._discover_at = time.monotonic() + DISCOVER_EVERY
             self.listed = listed
@@ -190,12 +190,12 @@ class EndpointHealth:
         self.engine = None
         self._mute_until = time.monotonic() + ASK_AGAIN
 
-    async def _extensions(self) -> Collection[str]:
-        """What the server announces; nothing if it does not say."""
-        if not self._protocol.ABOUT:
-            return ()
+    async def _extensions(self, probed: bytes) -> Collection[str]:
+        """What the server announces, perhaps in the answer to a probe; nothing if it does not say."""
+        about = self._protocol.ABOUT
         with contextlib.suppress(EndpointError):
-            return self._protocol.extensions(await self._link.probe(self._protocol.ABOUT, self._timeout))
+            told = probed if probed and about == self._protocol.HEALTH else await self._link.probe(about, self._timeout)
+            return self._protocol.extensions(told)
         return ()
 
     async def _discovered(self) -> Mapping[str, Announced]:

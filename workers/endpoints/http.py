@@ -16,7 +16,17 @@ from aiohttp.resolver import ThreadedResolver
 
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
-from workers.endpoints.protocol import MAX_REFUSAL, EndpointError, Exchange, FaultKind, Tell, refused, unready
+from workers.endpoints.protocol import (
+    MAX_REFUSAL,
+    Continuing,
+    EndpointError,
+    EngineRequest,
+    Exchange,
+    FaultKind,
+    Tell,
+    refused,
+    unready,
+)
 from workers.port import Row
 
 IDLE_CONNECTION = 4.0
@@ -126,8 +136,10 @@ class EndpointLink:
                 break
         return reader.answer()
 
-    async def probe(self, path: str, timeout: float, method: str = "GET", *, base: str = "") -> bytes:
-        """What the endpoint answers to a request without content, in at most `timeout` seconds.
+    async def probe(
+        self, path: str, timeout: float, method: str = "GET", *, base: str = "", body: bytes = b"{}"
+    ) -> bytes:
+        """What the endpoint answers to a small request, in at most `timeout` seconds; what is posted is JSON.
 
         The path is below `base`, by default the endpoint's URL; `root` is that of its server.
 
@@ -135,22 +147,36 @@ class EndpointLink:
             EndpointError: it does not answer with 200.
         """
         try:
-            async with asyncio.timeout(timeout), self._request(method, path, base=base) as response:
+            async with asyncio.timeout(timeout), self._request(method, path, base=base, body=body) as response:
                 return await _read(response, MAX_LIST)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._fault(error) from error
         except TaxiwayError as error:
             raise EndpointError(FaultKind.UNREACHED, f"the endpoint refuses a probe: {error.message}") from error
 
+    async def continued(self, continuing: Continuing, timeout: float) -> EngineRequest | Row:
+        """The request for the rest of an answer that was cut, or the answer.
+
+        Raises:
+            EndpointError: it cannot be had.
+        """
+        try:
+            path, body = next(continuing)
+            while True:
+                path, body = continuing.send(await self.probe(path, timeout, "POST", base=self.root, body=body))
+        except StopIteration as found:
+            going: EngineRequest | Row = found.value
+            return going
+
     @contextlib.asynccontextmanager
     async def _request(
-        self, method: str, path: str, exchange: Exchange | None = None, *, base: str = ""
+        self, method: str, path: str, exchange: Exchange | None = None, *, base: str = "", body: bytes = b"{}"
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The endpoint's answer, if it has the status 200; a redirect would take the key elsewhere."""
-        empty = (b"{}", _JSON) if method == "POST" else (None, None)  # MLServer reads a body in every POST
-        body, headers = empty if exchange is None else (exchange.ask.body, exchange.ask.headers)
+        small = (body, _JSON) if method == "POST" else (None, None)  # MLServer reads a body in every POST
+        content, headers = small if exchange is None else (exchange.ask.body, exchange.ask.headers)
         url = (base or self.url) + path
-        async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+        async with self._session.request(method, url, data=content, headers=headers, allow_redirects=False) as response:
             if exchange is not None:
                 exchange.headers, exchange.refused = response.headers, response.status != 200
             if response.status != 200:

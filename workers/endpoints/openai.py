@@ -23,9 +23,11 @@ from tasks.models.model import Model, Variant
 from tasks.models.profiles import ANSWER_BOUND
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
 from taxiway.contract.deltas import Delta, SentMessage
+from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.contract.server_events import EventParser, EventTooLargeError
 from taxiway.errors import UNREADABLE, cut, wrong_field
+from workers.endpoints.plain_text import PlainText, is_plain, streamed
 from workers.endpoints.protocol import (
     AnswerReader,
     AskItem,
@@ -39,8 +41,8 @@ from workers.endpoints.protocol import (
 from workers.pipelines.text import read_text
 from workers.port import Row
 
-HEALTH, ABOUT = "/models", ""
-"""Where an endpoint lists its models, and nothing of its extensions."""
+HEALTH = ABOUT = "/models"
+"""Where an endpoint lists its models, and tells which engine has them."""
 
 MAX_STREAM = 16 * 2**20
 """Bytes of a streamed answer that are kept."""
@@ -76,6 +78,12 @@ class EngineUsage(msgspec.Struct, frozen=True):
         """How many tokens are beyond what the request may have."""
         pairs = (self.prompt_tokens, most.input), (self.completion_tokens, most.output)
         return sum(_count(figure, MOST_SIZE) - _count(figure, bound) for figure, bound in pairs)
+
+    def joined(self, before: int) -> EngineUsage:
+        """The same for the whole of an answer whose first tokens, so many, were read as part of the prompt."""
+        read, written = max(self.prompt_tokens - before, 0), self.completion_tokens + before
+        details = None if self.prompt_tokens_details is None else _counts(self.prompt_tokens_details, read)
+        return EngineUsage(read, written, read + written, details, self.completion_tokens_details)
 
     @property
     def tokens(self) -> Tokens:
@@ -151,10 +159,30 @@ class _Choice(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
 
 
+class _Timings(msgspec.Struct, frozen=True):
+    """What llama.cpp counts with each piece."""
+
+    cache_n: Any = 0
+    prompt_n: Any = 0
+    predicted_n: Any = 0
+
+    @property
+    def usage(self) -> EngineUsage:
+        cached = _count(self.cache_n, MOST_SIZE)
+        read = _count(self.prompt_n, MOST_SIZE) + cached
+        return EngineUsage(read, self.predicted_n, prompt_tokens_details={"cached_tokens": cached})
+
+
 class _Chunk(msgspec.Struct, frozen=True):
     choices: list[_Choice] = []
     usage: EngineUsage | None = None
+    timings: _Timings | None = None
     error: Any = None
+
+    @property
+    def counted(self) -> EngineUsage | None:
+        """The tokens that it counts, if it does."""
+        return self.usage if self.usage is not None or self.timings is None else self.timings.usage
 
 
 class _Embedding(msgspec.Struct, frozen=True):
@@ -188,6 +216,7 @@ class _Ranks(msgspec.Struct, frozen=True):
 class _Listed(msgspec.Struct, frozen=True):
     id: str
     aliases: list[str] = []
+    owned_by: str = ""
     max_model_len: int | None = None  # of vLLM and SGLang
 
 
@@ -216,12 +245,12 @@ def prepare(
     extensions: Collection[str] = (),
 ) -> AskItem:
     """See `protocol.EndpointProtocol`."""
-    return _PREPARE[model.pipeline](model, variant, name, row, parameters)
+    return _PREPARE[model.pipeline](model, variant, name, row, parameters, extensions)
 
 
 def extensions(body: bytes) -> Collection[str]:
-    """None: the protocol has none."""
-    return ()
+    """The engines that have the listed models, by what they call themselves."""
+    return frozenset(one.owned_by for one in _decoded(_models, body).data)
 
 
 def announced(body: bytes) -> Sequence[str] | None:
@@ -245,19 +274,31 @@ class StreamReader(AnswerReader):
     """Reads a streamed chat or completion: `message`, `text`, `tokens`, `finish-reason`, `usage` and `logprobs`.
 
     `most` are the tokens that the request may have. What comes is bounded by them, too: an engine that goes on and on
-    would fill this worker's memory, and the store's.
+    would fill this worker's memory, and the store's. The answer begins with what is `kept` of it.
     """
 
-    def __init__(self, most: Tokens) -> None:
+    def __init__(self, most: Tokens, kept: CutGeneration = NOTHING) -> None:
         self._most = most
+        self._before = self.written = kept.tokens
         self._pieces_left = _PIECES + _PIECES_A_TOKEN * most.output
         self._bytes_left = MAX_STREAM + _BYTES_A_TOKEN * most.output
         self._kept_left = MAX_STREAM
         self._events = EventParser()
         self._message = SentMessage()
+        self._message.add({"content": kept.text})
         self._called: dict[int, int] = {}  # the engine's indices of calls, with ours
-        self._finish = ""
+        self._finish = "" if most.output else "length"
         self._usage: EngineUsage | None = None
+
+    @property
+    def text(self) -> str:  # type: ignore[override]  # a plain attribute for readers that have none
+        """See `AnswerReader`."""
+        return self._message.text("content")
+
+    @property
+    def more(self) -> bool:  # type: ignore[override]  # the same
+        """See `AnswerReader`."""
+        return not self._message.is_plain
 
     def feed(self, chunk: bytes) -> list[str | Delta]:
         """The text that the chunk's events add, and other deltas, in the engine's order."""
@@ -275,11 +316,11 @@ class StreamReader(AnswerReader):
         """The whole answer. An engine that did not count its tokens sent about one in each piece."""
         if not self._finish:
             raise EndpointError(FaultKind.BROKEN, "the endpoint's stream ended before the answer did")
-        usage, logprobs = self._usage, self._message.logprobs
+        usage, logprobs = None if self._usage is None else self._usage.joined(self._before), self._message.logprobs
         return {
             "message": self._whole(),
             "text": self._message.text("content"),
-            "tokens": usage.completion_tokens if usage is not None else self.pieces,
+            "tokens": usage.completion_tokens if usage is not None else self._before + self.pieces,
             "finish-reason": self._finish,
             "usage": None if usage is None else msgspec.to_builtins(usage),
             "logprobs": {"content": logprobs} if logprobs else None,
@@ -294,9 +335,10 @@ class StreamReader(AnswerReader):
         chunk = _decoded(_chunk, text)
         if chunk.error is not None:
             raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {_said(chunk)}")
-        if chunk.usage is not None:
-            self._usage = chunk.usage.within(self._most)
-            self.tokens, self.excess = self._usage.tokens, chunk.usage.excess(self._most)
+        counted = chunk.counted
+        if counted is not None:
+            self._usage = counted.within(self._most)
+            self.tokens, self.excess = self._usage.tokens, counted.excess(self._most)
         for choice in chunk.choices:
             if choice.index == 0:
                 for part in self._add(choice):
@@ -314,6 +356,8 @@ class StreamReader(AnswerReader):
             after["tool_calls"] = [self._call(call) for call in delta.tool_calls]
         if choice.logprobs is not None and (entries := choice.logprobs.entries):
             after["logprobs"] = entries
+        if text:
+            self.written = self._before + (self.pieces if self._usage is None else self._usage.completion_tokens)
         for part in (before, text, after):
             if part:
                 self._message.add({"content": part} if isinstance(part, str) else part)
@@ -353,7 +397,9 @@ class OneReader(WholeReader):
         return {self._output: found[0]}
 
 
-def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+def _prepare_chat(
+    model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any], engine: Collection[str]
+) -> AskItem:
     field = f"inputs.{model.inputs[0].name}"
     chat = read_chat(row.get(model.inputs[0].name), field)
     if refused := variant.refuses(asks(chat)):  # what a router could not read
@@ -364,20 +410,24 @@ def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameter
     if "max_completion_tokens" not in chat:
         chat["max_tokens"] = limit
     chat["messages"] = [_with_images(message) for message in chat["messages"]]
-    return _streamed("/chat/completions", name, chat, size, {**parameters, ANSWER_BOUND: limit}, most)
+    text = PlainText({**chat, "model": name}, engine, most, StreamReader)
+    return _streamed("/chat/completions", text, size, {**parameters, ANSWER_BOUND: limit})
 
 
-def _prepare_prompt(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+def _prepare_prompt(
+    model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any], engine: Collection[str]
+) -> AskItem:
     prompt = read_text(model.inputs[0].name, row)
     given = {key: value for key, value in parameters.items() if value is not None}
     size = len(prompt) // CHARACTERS_PER_TOKEN + int(parameters[ANSWER_BOUND])
     most = Tokens(input=_most_read(prompt), output=int(parameters[ANSWER_BOUND]))
     if variant.entry == _COMPLETIONS:
-        return _streamed("/completions", name, {"prompt": prompt, **given}, size, parameters, most)
+        text = PlainText({"prompt": prompt, **given, "model": name}, engine, most, StreamReader)
+        return _streamed("/completions", text, size, parameters)
     if (likely := given.get(_LOGPROBS)) is not None:
         given |= {_LOGPROBS: True, "top_logprobs": likely}
-    messages = [{"role": "user", "content": prompt}]
-    return _streamed("/chat/completions", name, {"messages": messages, **given}, size, parameters, most)
+    chat = {"messages": [{"role": "user", "content": prompt}], **given, "model": name}
+    return _streamed("/chat/completions", PlainText(chat, engine, most, StreamReader), size, parameters)
 
 
 def _prepare_rerank(model: Model, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
@@ -388,7 +438,9 @@ def _prepare_rerank(model: Model, name: str, row: Row, parameters: Mapping[str, 
     return AskItem({}, max(len(query + document) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
-def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+def _prepare_text(
+    model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any], engine: Collection[str]
+) -> AskItem:
     if variant.entry == _RERANK:
         return _prepare_rerank(model, name, row, parameters)
     text, output = read_text(model.inputs[0].name, row), model.outputs[0].name
@@ -399,7 +451,8 @@ def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameter
     return AskItem({}, max(len(text) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
-_PREPARE: Mapping[str, Callable[[Model, Variant, str, Row, Mapping[str, Any]], AskItem]] = {
+_Prepare = Callable[[Model, Variant, str, Row, Mapping[str, Any], Collection[str]], AskItem]
+_PREPARE: Mapping[str, _Prepare] = {
     "chat": _prepare_chat,
     "generation": _prepare_prompt,
     "text": _prepare_text,
@@ -411,13 +464,12 @@ def _most_read(text: str) -> int:
     return len(text.encode(errors="replace")) + 2 * TOKENS_OF_MESSAGE
 
 
-def _streamed(
-    path: str, name: str, body: dict[str, Any], size: int, parameters: Mapping[str, Any], most: Tokens
-) -> AskItem:
-    asked = {**body, "model": name, "stream": True, "stream_options": {"include_usage": True}}
-    return AskItem(
-        {}, size, parameters, ask=EngineRequest(path, msgspec.json.encode(asked), lambda _: StreamReader(most))
-    )
+def _streamed(path: str, text: PlainText, size: int, parameters: Mapping[str, Any]) -> AskItem:
+    plain, seed = is_plain(text.body), text.body.get("seed")
+    body = {**text.body, **text.counted} if plain else text.body
+    ask = streamed(path, body, lambda _: StreamReader(text.most))
+    go_on = text.go_on if plain and text.can_go_on else None
+    return AskItem({}, size, parameters, ask=ask, go_on=go_on, plain=plain, seed=seed if type(seed) is int else None)
 
 
 def _with_images(message: dict[str, Any]) -> dict[str, Any]:

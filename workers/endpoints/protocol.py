@@ -16,6 +16,7 @@ import msgspec
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from taxiway.contract.deltas import Delta
+from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
 from workers.port import Item, Row
@@ -141,11 +142,15 @@ class AnswerReader(ABC):
     """Reads one answer from its chunks, however these are cut. `done` says that it is complete before the body ends.
 
     `pieces` counts the parts of generated text so far, and `tokens` is what the endpoint counted, once reported: never
-    more than the request may have. `excess` is what it counted beyond that.
+    more than the request may have. `excess` is what it counted beyond that. `text` is the generated text so far with
+    what was kept of earlier runs, and `written` its length in tokens; `more` means that there is more than text.
     """
 
     done = False
     pieces = 0
+    text = ""
+    written = 0
+    more = False
     tokens: Tokens | None = None
     excess = 0
 
@@ -221,11 +226,26 @@ class Exchange:
         return self.reader.tokens
 
 
+Continuing = Generator[tuple[str, bytes], bytes, EngineRequest | Row]
+"""Continues an answer that was cut: yields paths at the server's root and bodies to post there, and gets the answers.
+
+It ends with the request for the rest, or with the whole answer if nothing is left of it. Raises `EndpointError` where
+what it gets is malformed.
+"""
+
+
 @dataclass(slots=True)
 class AskItem(Item):
-    """A row that was prepared for an endpoint."""
+    """A row that was prepared for an endpoint.
+
+    `plain` means that its answer is one plain text, and `go_on` continues one that was cut; it is None where the server
+    cannot. `seed` is the request's own, if it has one.
+    """
 
     ask: EngineRequest | None = None
+    go_on: Callable[[CutGeneration], Continuing] | None = None
+    plain: bool = False
+    seed: int | None = None
 
 
 Discovery = Generator[tuple[str, str], bytes, dict[str, Announced]]
@@ -238,7 +258,7 @@ Raises `EndpointError` where an answer is malformed.
 class EndpointProtocol(Protocol):
     """What a protocol's module has.
 
-    `HEALTH` is the path that a probe gets, `ABOUT` the one where a server announces its extensions, empty for none.
+    `HEALTH` is the path that a probe gets, `ABOUT` the one where a server announces its extensions.
     """
 
     HEALTH: str

@@ -2,7 +2,8 @@
 
 Each job is a task of its own. When its job is cancelled or expires, its connections are closed. A job that the endpoint
 failed returns to its queue after a pause, and runs elsewhere or here again; one that never ran does not count as an
-attempt. While the endpoint is out of service, or asked for a pause, nothing is fetched.
+attempt. While the endpoint is out of service, or asked for a pause, nothing is fetched. A generation that ends early,
+as it yields or its endpoint or worker goes, leaves its text to its next run (`generations`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import replace
 
 from tasks.endpoints import Endpoint
 from tasks.heartbeat import EndpointFacts
@@ -23,14 +25,24 @@ from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, ran_size
 from taxiway.contract.deltas import Delta
+from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import Piece, Tokens
 from taxiway.contract.keys import LEVELS, learned_key
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
 from workers.endpoints.capacity import EndpointUse, RateGate, Slots, pieces_of
+from workers.endpoints.generations import Generations, cut, dollars, request_of
 from workers.endpoints.health import Target, is_full
 from workers.endpoints.places import Places
-from workers.endpoints.protocol import AskItem, EndpointError, EndpointProtocol, Exchange, FaultKind, Tell
+from workers.endpoints.protocol import (
+    AskItem,
+    EndpointError,
+    EndpointProtocol,
+    EngineRequest,
+    Exchange,
+    FaultKind,
+    Tell,
+)
 from workers.endpoints.variants import EndpointVariants
 from workers.learned import Loaded
 from workers.port import Row
@@ -91,6 +103,7 @@ class EndpointStage:
         self._rows = 0
         self._turned = math.inf
         self._stopping = threading.Event()
+        self._generations = Generations(shared.store, self.use, self._stopping)
 
     @property
     def fault(self) -> str:
@@ -178,6 +191,7 @@ class EndpointStage:
         self._turned = time.monotonic()
         self._collect()
         self._sweep()
+        self._generations.keep(self.variants.device)
         self._places.turn()
 
     def _collect(self) -> None:
@@ -203,7 +217,7 @@ class EndpointStage:
         task.add_done_callback(forget)
 
     def _sweep(self) -> None:
-        """End the tasks of jobs that were revoked, or whose claim was lost."""
+        """End the tasks of jobs that were revoked, whose claim was lost, or that are to yield."""
         for job, task in list(self._tasks.items()):
             delivery = job.delivery
             if task.done():
@@ -212,20 +226,22 @@ class EndpointStage:
                 self._shared.endings.put([Revoked(delivery)])
             elif delivery.lost:
                 self._shared.admissions.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
-            elif not delivery.ended:
+            elif not delivery.ended and (not self._yields(job) or task.cancelling()):
                 continue
             task.cancel()
 
     async def _leave(self) -> None:
         """Requeue the jobs that did not end in time."""
-        left = [job.delivery for job in sorted(self._tasks, key=lambda job: job.arrived)]
+        jobs = sorted(self._tasks, key=lambda job: job.arrived)
         tasks = [*self._places.moves, *self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._places.target.leave()
-        if left:
-            self._shared.held.requeue(left)
+        if jobs:
+            with contextlib.suppress(BrokerUnavailableError):
+                self._shared.store.keep(cut(jobs, "its worker stopped"))
+            self._shared.held.requeue([job.delivery for job in jobs])
 
     def _room(self) -> int:
         health, running = self._places.target.health, self.use.running
@@ -278,8 +294,24 @@ class EndpointStage:
         return loaded
 
     async def _run(self, job: RunningJob, loaded: Loaded) -> None:
-        """Run the job, and pass on how it ended; cancelled, it says nothing."""
-        self._shared.endings.put([await self._outcome(job, loaded)])
+        """Run the job, and pass on how it ended; cancelled, it says nothing unless it yields."""
+        try:
+            with contextlib.suppress(BrokerUnavailableError):  # stopping
+                await self._generations.recall(job)
+            ending = await self._outcome(job, loaded)
+        except asyncio.CancelledError:
+            if not self._yields(job) or job.delivery.lost or self._stopping.is_set():
+                raise
+            request = job.delivery.yields
+            ending = _returned(job, "" if request is None else request.reason, counts=False)
+        if isinstance(ending, Returned):
+            job.generation = None  # it cannot yield any more
+            await self._generations.kept()
+        self._shared.endings.put([ending])
+
+    def _yields(self, job: RunningJob) -> bool:
+        """Whether the job was asked to yield, and can."""
+        return job.delivery.yields is not None and job.generation is not None and not job.delivery.ended
 
     async def _outcome(self, job: RunningJob, loaded: Loaded) -> Ending:
         left = None if math.isinf(job.deadline) else job.deadline - self._now()
@@ -311,15 +343,19 @@ class EndpointStage:
     async def _answer_row(self, job: RunningJob, index: int, loaded: Loaded) -> None:
         item = job.items[index]
         assert isinstance(item, AskItem)
-        assert item.ask is not None
         async with self._slots:
             target = self._places.target
             target.health.check()
             await self._let_in(target, item.size, job)
             self._begin(job.delivery)
-            ask = item.ask.with_priority(job.ticket.level) if self._places.endpoint.priority else item.ask
-            exchange = Exchange(ask, ran_size(job.model, item.size, item.parameters, {}))
+            ask = await request_of(job, item, target, self._places.endpoint.connect_timeout)
+            if not isinstance(ask, EngineRequest):
+                job.answers[index] = ask
+                return
+            ask = ask.with_priority(job.ticket.level) if self._places.endpoint.priority else ask
+            exchange = Exchange(ask, ran_size(job.model, item.size, item.parameters, {}) + _kept_of(job).tokens)
             seat = self.use.enter(time.monotonic())
+            self._generations.begin(job, exchange, seat)
             try:
                 with target:
                     answer = await self._asked(target, exchange, job, index)
@@ -330,6 +366,7 @@ class EndpointStage:
                 raise
             finally:
                 now = time.monotonic()
+                self._generations.end(job, self.variants.device, now)
                 seconds, share = self.use.leave(seat, now)
                 self._gate.leave(exchange, item.size)
                 self._bill(job, exchange, share, now)
@@ -354,22 +391,19 @@ class EndpointStage:
         if not exchange.ran:
             return
         delivery, tokens = job.delivery, exchange.tokens
-        tariff = delivery.ticket.tariffs.get(delivery.hardware_class)
-        dollars = 0.0 if tariff is None else tariff.bill(tokens, 1)
-        job.billed += dollars
+        used, time_dollars = dollars(job, self.variants.device, exchange, share)
+        job.billed += used
         if tokens != Tokens():
             job.tokens = tokens if job.tokens is None else job.tokens.plus(tokens)
-        name = delivery.hardware_class
-        time_dollars = self.variants.device.prices.get(name, delivery.ticket.prices[name]) / 3600 * share
         first, each = pieces_of(exchange, now)
         if excess := exchange.reader.excess if exchange.reader is not None else 0:
             extra = {"job": delivery.job, "variant": job.key, "excess": excess}
             logger.warning("endpoint counts more tokens than the request may have; not billed", extra=extra)
-        self._shared.endings.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted, excess)])
+        self._shared.endings.put([Used(delivery, tokens, used, time_dollars, first, each, exchange.aborted, excess)])
 
     async def _asked(self, target: Target, exchange: Exchange, job: RunningJob, row: int) -> Row:
         try:
-            answer = await target.link.ask(exchange, self._teller(job, row) if job.stream else _unheard)
+            answer = await target.link.ask(exchange, self._teller(job, row, exchange) if job.stream else _unheard)
         except EndpointError as error:
             target.health.failed(error, job.delivery.job)
             raise
@@ -386,9 +420,12 @@ class EndpointStage:
         if delivery.task is not None and not delivery.retries:
             delivery.task.start()
 
-    def _teller(self, job: RunningJob, row: int) -> Tell:
-        """What passes on the generated answer to a row of a job that streams."""
-        at = sent = 0
+    def _teller(self, job: RunningJob, row: int, exchange: Exchange) -> Tell:
+        """What passes on the generated answer to a row of a job that streams, after what was kept of it."""
+        kept = _kept_of(job)
+        at, sent = len(kept.text), 0
+        if kept.text:
+            self._shared.pieces.put([(job.delivery.job, Piece(job.attempt, 0, kept.text, row, tokens=kept.tokens))])
 
         def tell(parts: Sequence[str | Delta]) -> None:
             nonlocal at, sent
@@ -400,6 +437,8 @@ class EndpointStage:
                 else:
                     pieces.append((job.delivery.job, Piece(job.attempt, at, "", row, sent, (part,))))
                     sent += 1
+            written = 0 if exchange.reader is None else exchange.reader.written
+            pieces[-1:] = [(name, replace(last, tokens=written)) for name, last in pieces[-1:]]
             self._shared.pieces.put(pieces)
 
         return tell
@@ -411,11 +450,11 @@ class EndpointStage:
             "endpoint failed a job", extra={"job": delivery.job, "kind": str(error.kind), "error": error.reason}
         )
         if error.kind is not FaultKind.BROKEN:
-            return Returned(delivery, counts=False)
+            return _returned(job, error.reason, counts=False)
         began = 0 if delivery.claim is None else delivery.claim.attempts
         if began + 1 < delivery.ticket.attempts(self._shared.store.limits.attempts):
             await asyncio.sleep(RETRIES.pause(began + 1, random.random()))
-            return Returned(delivery, counts=True)
+            return _returned(job, error.reason, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)
         return Ended(delivery, error=failed)
 
@@ -425,6 +464,16 @@ def _forget(error: BaseException) -> None:
     for one in (error, error.__cause__):
         if one is not None:
             traceback.clear_frames(one.__traceback__)
+
+
+def _returned(job: RunningJob, reason: str, *, counts: bool) -> Returned:
+    """The return of a job to its queue, with what is to be kept of its answer."""
+    kept = next((kept for _, _, kept in cut([job], reason)), None)
+    return Returned(job.delivery, counts=counts, kept=kept)
+
+
+def _kept_of(job: RunningJob) -> CutGeneration:
+    return NOTHING if job.generation is None else job.generation.kept
 
 
 def _unheard(parts: Sequence[str | Delta]) -> None:

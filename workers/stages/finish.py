@@ -302,7 +302,9 @@ class FinishStage:
             self._insist(lambda: self._store.bill(bills))
 
     def _return(self, returned: Sequence[Returned]) -> None:
-        """Return jobs to their queues. Runs that count are counted before."""
+        """Return jobs to their queues. What is kept of them is stored before, and runs that count are counted."""
+        kept = [(one.delivery.job, one.delivery.token, one.kept) for one in returned if one.kept is not None]
+        self._insist(lambda: self._store.keep(kept))
         counted = [one.delivery for one in returned if one.counts]
         unstored = [one for one in counted if not one.start_stored]
         self._insist(lambda: self._store.start([(one.job, one.token, one.started) for one in unstored]))

@@ -17,7 +17,8 @@ from tasks.models.model import Model
 from tasks.telemetry import ParentSpan
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
-from taxiway.contract.job import Result, Tokens
+from taxiway.contract.generation import NOTHING, CutGeneration
+from taxiway.contract.job import GenerationPart, Result, Tokens
 from taxiway.contract.limits import Buffer
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
@@ -134,6 +135,39 @@ class Delivery:
 
 
 @dataclass(slots=True, eq=False)
+class TextRun:
+    """A job's answer, as far as it is one plain text: what earlier runs kept of it, and what this run makes of it."""
+
+    seed: int | None = None
+    kept: CutGeneration = NOTHING
+    """What earlier runs left."""
+    seam: str = ""
+    """How this run went on from the one before."""
+    text: str = ""
+    """The answer so far."""
+    tokens: int = 0
+    """Its length."""
+    part: GenerationPart | None = None
+    """This run, once it ended or was kept last."""
+
+    @property
+    def parts(self) -> tuple[GenerationPart, ...]:
+        """All runs so far."""
+        return self.kept.parts if self.part is None else (*self.kept.parts, self.part)
+
+    def restart(self, reason: str) -> None:
+        """Begin the answer again."""
+        self.kept, self.seam = msgspec.structs.replace(self.kept, text="", tokens=0), f"restarted: {reason}"
+
+    def cut(self, attempt: int, reason: str) -> CutGeneration:
+        """What to keep, if this run ends here for this reason; nothing is added by a run that did not begin."""
+        if self.part is None:
+            return msgspec.structs.replace(self.kept, attempt=attempt)
+        parts = (*self.kept.parts, msgspec.structs.replace(self.part, ended=reason))
+        return CutGeneration(attempt, self.text, self.tokens, self.seed, parts)
+
+
+@dataclass(slots=True, eq=False)
 class RunningJob:
     """A job in the device stage; only who has the device's turn changes it."""
 
@@ -168,6 +202,8 @@ class RunningJob:
     """The answer is streamed to the client."""
     patient: float = 0.0
     """Estimated device seconds of a patient job, 0 of any other."""
+    generation: TextRun | None = None
+    """Its answer, where that can be cut and go on."""
 
     @property
     def ticket(self) -> Ticket:
@@ -245,13 +281,14 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """A delivery that its device could not run: it returns to its queue, and runs elsewhere or later.
+    """A delivery that its device could not run to its end: it returns to its queue, and runs elsewhere or later.
 
-    With `counts` the run counts as one of the job's attempts.
+    With `counts` the run counts as one of the job's attempts. What is `kept` of its answer is stored before.
     """
 
     delivery: Delivery
     counts: bool
+    kept: CutGeneration | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 from tasks.heartbeat import is_emulated
 from tasks.models.model import TensorSpec
 from tasks.models.profiles import generates, length_of
+from taxiway.contract.generation import total
 from taxiway.contract.job import Result, RunReport
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import TaxiwayError
@@ -53,6 +54,7 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
         TaxiwayError: an output cannot be encoded.
     """
     hardware_class = job.delivery.hardware_class
+    before, parts = ((), ()) if job.generation is None else (job.generation.kept.parts, job.generation.parts)
     return Result(
         model=job.model.id,
         outputs={spec.name: to_wire(_output(job, spec), spec.name, blobs) for spec in _wanted(job)},
@@ -64,11 +66,13 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
             emulated=is_emulated(device.kind, job.hardware),
             batch=job.batch,
             queue_wait=max(0.0, job.delivery.started - job.ticket.accepted),
-            run_time=job.run_time,
+            run_time=job.run_time + sum(part.seconds for part in before),
             cost=device.prices.get(hardware_class, job.ticket.prices[hardware_class]) / 3600 * job.device_time
-            + job.billed,
+            + job.billed
+            + sum(part.cost for part in before),
             reason=job.ticket.reason,
-            tokens=job.tokens,
+            tokens=job.tokens if not before else total(parts),
+            parts=parts if before else (),
         ),
     )
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def facts(tower: Tower) -> DeviceFacts:
 
 def told(tower: Tower, job: str) -> list[Piece]:
     entries: Any = tower.state.xrange(stream_key(job))
-    return [read_piece(fields) for _, fields in entries]
+    return [replace(read_piece(fields), tokens=0) for _, fields in entries]
 
 
 def settled(tower: Tower, engine: Engine) -> None:

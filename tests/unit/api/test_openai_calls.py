@@ -247,6 +247,7 @@ def test_text_is_sent_once_whatever_happens_on_the_way() -> None:
     assert said(ab, c, whole="abc") == text("ab", "c")
     assert said(ab, c, c, Piece(1, 2, "cd"), whole="abcd") == text("ab", "c", "d")
     assert said(ab, Piece(2, 0, "ab"), Piece(2, 2, "c"), whole="abc") == text("ab", "c")
+    assert said(ab, Piece(2, 0, "abc"), c, Piece(2, 3, "d"), whole="abcd") == text("ab", "c", "d")
     assert said(ab, Piece(1, 5, "f"), whole="abcdef") == text("ab", "cdef")
     assert said(whole="abc") == said(whole=["abc"]) == text("abc")
     assert said(Piece(3, 0, "ab"), ab, whole="abc") == text("ab", "c")

@@ -48,6 +48,20 @@ def test_a_new_attempt_restarts_the_text_and_the_old_one_is_ignored() -> None:
     assert tell(progress, [old[0], new[0], old[1], new[1]]) == ["one ", Restarted(2), "uno ", "dos"]
 
 
+@given(st.text(min_size=1), st.text(), st.data())
+def test_a_generation_that_was_cut_goes_on_without_a_seam(text: str, rest: str, data: st.DataObject) -> None:
+    read = data.draw(st.integers(0, len(text)))
+    old = [Piece(1, 0, text[:read])] if read else []
+    progress = Progress()
+    events = tell(progress, [*old, Piece(2, 0, text), Piece(1, read, "late"), Piece(2, len(text), rest)])
+    assert "".join(map(str, events)) == text + rest
+    assert progress.end(result(text + rest)) == []
+
+
+def test_a_new_attempt_that_has_less_than_was_read_restarts() -> None:
+    assert tell(Progress(), [Piece(1, 0, "one two"), Piece(2, 0, "one ")]) == ["one two", Restarted(2), "one "]
+
+
 def test_an_attempt_that_restarts_says_so() -> None:
     assert tell(Progress(), [*pieces("one ", "two "), *pieces("one")]) == ["one ", "two ", Restarted(1), "one"]
 
@@ -88,7 +102,11 @@ DELTAS = st.lists(st.fixed_dictionaries({"reasoning_content": st.text(max_size=5
 
 
 @given(
-    st.builds(Piece, st.integers(1, 99), st.integers(0, 99), st.text(max_size=9), st.integers(0, 9))
+    st.builds(
+        Piece,
+        *[st.integers(1, 99), st.integers(0, 99), st.text(max_size=9), st.integers(0, 9)],
+        tokens=st.integers(0, 99),
+    )
     | st.builds(Piece, st.integers(1, 99), st.integers(0, 99), st.just(""), st.integers(0, 9), st.just(7), DELTAS)
 )
 def test_a_piece_is_read_as_it_was_written(piece: Piece) -> None:

@@ -46,9 +46,9 @@ for n = 8, #ARGV do
   local result, job, ending = KEYS[2 * n - 8], KEYS[2 * n - 7], cmsgpack.unpack(ARGV[n])
   local token, state, meta = ending.token, ending.state, ending.meta
   local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, open, reply,
-    hooks = unpack(redis.call('HMGET', job,
+    hooks, parts = unpack(redis.call('HMGET', job,
     'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
-    'open', 'reply', 'webhooks'))
+    'open', 'reply', 'webhooks', 'parts'))
   local may = not final[was] and (token == '' or token == '-' and not was or has(holder, token))
   if may and redis.call('SET', result, meta, 'EX', keep_result, 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + seconds, (jobs[cell] or 0) + 1 end
@@ -69,6 +69,7 @@ for n = 8, #ARGV do
       redis.call('HSET', job, 'state', state, 'finished', finished)
     end
     if ending.bins then redis.call('HSET', job, 'generated', ending.bins) end
+    if parts then redis.call('HDEL', job, 'generation') end
     redis.call('EXPIRE', job, keep_record)
     if token == '' then notify_holder(holder, job) end
     redis.call('PUBLISH', result, meta)

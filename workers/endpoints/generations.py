@@ -1,0 +1,162 @@
+"""Generations of plain text that may be cut: their text is kept in the job's record, for the next run to go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Collection, Sequence
+from functools import partial
+
+from broker.valkey.worker_store import WorkerStore, insist
+from taxiway.contract.generation import CutGeneration
+from taxiway.contract.job import GenerationPart
+from taxiway.errors import BrokerUnavailableError
+from workers.device import Device
+from workers.endpoints.capacity import EndpointUse, Seat
+from workers.endpoints.health import Target
+from workers.endpoints.protocol import AskItem, EndpointError, EngineRequest, Exchange
+from workers.port import Row
+from workers.stages.job import RunningJob, TextRun
+
+logger = logging.getLogger(__name__)
+
+KEEP_EVERY = 1.0
+"""Seconds between two times that the texts of running preemptible jobs are kept."""
+
+Kept = tuple[str, str, CutGeneration]
+"""A job, the token of its claim, and what to keep of it."""
+
+
+class Generations:
+    """The plain texts that an endpoint generates now. For one event loop.
+
+    Args:
+        stopping: set when the worker stops; what cannot be read then is not waited for.
+    """
+
+    def __init__(self, store: WorkerStore, use: EndpointUse, stopping: threading.Event) -> None:
+        self._store, self._use, self._stopping = store, use, stopping
+        self._running: dict[RunningJob, tuple[Exchange, Seat]] = {}
+        self._keep_at = 0.0
+        self._keeping: asyncio.Task[None] | None = None
+
+    def __contains__(self, job: RunningJob) -> bool:
+        return job in self._running
+
+    async def recall(self, job: RunningJob) -> None:
+        """Find what earlier runs of the job left, if its answer can be cut and go on.
+
+        Raises:
+            BrokerUnavailableError: the worker stops, and the store does not answer.
+        """
+        item = job.items[0]
+        if len(job.items) > 1 or not isinstance(item, AskItem) or not item.plain:
+            return
+        job.generation = TextRun(item.seed)
+        if job.attempt > 1:
+            read = partial(self._store.kept, job.delivery.job)
+            job.generation.kept = await asyncio.to_thread(insist, read, self._stopping, _cannot_read)
+
+    def begin(self, job: RunningJob, exchange: Exchange, seat: Seat) -> None:
+        """The job's answer is asked for."""
+        if job.generation is not None:
+            self._running[job] = exchange, seat
+
+    def end(self, job: RunningJob, device: Device, now: float) -> None:
+        """The exchange has ended, in any way."""
+        self._note(job, device, now)
+        self._running.pop(job, None)
+
+    def keep(self, device: Device) -> None:
+        """Keep the texts of running preemptible jobs, if that is due."""
+        now = time.monotonic()
+        busy = self._keeping is not None and not self._keeping.done()
+        jobs = [job for job in self._running if job.ticket.preemptible and not job.delivery.lost]
+        if now < self._keep_at or busy or not jobs:
+            return
+        self._keep_at = now + KEEP_EVERY
+        for job in jobs:
+            self._note(job, device, now)
+        self._keeping = asyncio.create_task(self._store_kept(cut(jobs, "its worker was lost")))
+
+    async def kept(self) -> None:
+        """Wait until nothing is being kept: what a job keeps at its end comes last."""
+        if self._keeping is not None:
+            await asyncio.wait([self._keeping])
+
+    def _note(self, job: RunningJob, device: Device, now: float) -> None:
+        """Note how far the job's answer is, and what this run of it used."""
+        generation, running = job.generation, self._running.get(job)
+        if generation is None or running is None:
+            return
+        exchange, seat = running
+        reader, kept, name = exchange.reader, generation.kept, job.delivery.hardware_class
+        if reader is not None and reader.more:  # more than text
+            job.generation = None
+            return
+        generation.text, generation.tokens = (reader.text, reader.written) if reader else (kept.text, kept.tokens)
+        generation.part = GenerationPart(
+            hardware_class=name,
+            variant=job.key,
+            device=device.label,
+            text=len(generation.text) - len(kept.text),
+            tokens=exchange.tokens,
+            seconds=now - seat.since,
+            cost=sum(dollars(job, device, exchange, self._use.share(seat, now))),
+            seam=generation.seam,
+        )
+
+    async def _store_kept(self, kept: Sequence[Kept]) -> None:
+        with contextlib.suppress(BrokerUnavailableError):  # the heartbeat logs the outage
+            await asyncio.to_thread(self._store.keep, kept)
+
+
+async def request_of(job: RunningJob, item: AskItem, target: Target, timeout: float) -> EngineRequest | Row:
+    """What to send: for the whole answer, or the rest of one that was cut; the answer, if nothing is left of it.
+
+    An endpoint that cannot go on within `timeout` seconds begins again.
+    """
+    assert item.ask is not None
+    generation = job.generation
+    if generation is None or not generation.kept.text:
+        return item.ask
+    if item.go_on is None:
+        generation.restart("the endpoint cannot continue a text")
+        return item.ask
+    try:
+        ask = await target.link.continued(item.go_on(generation.kept), timeout)
+    except EndpointError as error:
+        generation.restart(error.reason)
+        return item.ask
+    generation.seam = seam_of(generation.kept.parts, job.key)
+    return ask
+
+
+def seam_of(parts: Sequence[GenerationPart], variant: str) -> str:
+    """How a variant goes on after these parts: another one need not go on as the first would have."""
+    before = parts[-1].variant if parts else variant
+    return "continued" if before == variant else f"continued by {variant} after {before}"
+
+
+def cut(jobs: Collection[RunningJob], reason: str) -> list[Kept]:
+    """What to keep of those of these jobs that can go on, if they are cut now for this reason."""
+    return [
+        (job.delivery.job, job.delivery.token, job.generation.cut(job.attempt, reason))
+        for job in jobs
+        if job.generation is not None and job.delivery.token
+    ]
+
+
+def dollars(job: RunningJob, device: Device, exchange: Exchange, share: float) -> tuple[float, float]:
+    """US dollars of a row for its tokens, and for its share of the endpoint's time in seconds."""
+    ticket, name = job.ticket, job.delivery.hardware_class
+    tariff = ticket.tariffs.get(name)
+    used = 0.0 if tariff is None else tariff.bill(exchange.tokens, 1)
+    return used, device.prices.get(name, ticket.prices[name]) / 3600 * share
+
+
+def _cannot_read(reason: str) -> None:
+    logger.warning("cannot read what was kept of a generation", extra={"error": reason})
