@@ -132,9 +132,10 @@ def _flower() -> str:
 
 
 def _tuner() -> str:
-    """What arrived and what became of it, and the plan that it makes of that."""
+    """What arrived and what became of it, what waits on which devices, and the plan that it makes of that."""
     history = _grant("+hget +hgetall", [f"%R~{name}" for name in (keys.HISTORY, keys.history_key("*"))])
-    fleet = _grant("+hgetall +zrange", [f"%R~{name}" for name in (keys.DEVICES, keys.HEARTBEATS, keys.STARTS)])
+    read = (keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.STARTS)
+    fleet = _grant("+hgetall +zrange", [f"%R~{name}" for name in read])
     owns = [f"~{name}" for name in (keys.PLAN, keys.TUNER, keys.TUNERS, keys.TUNING)]
     writes = _grant("+get +set +del +incr +eval +evalsha", owns)
     return " ".join([_GREETING, "+time +script|load", history, fleet, writes])

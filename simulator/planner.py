@@ -22,7 +22,7 @@ from simulator.reports import percent, plan_tables, table
 from simulator.traces import TraceError
 from simulator.tuning.search import Search
 from simulator.tuning.tuner import Decision, plan_of
-from simulator.tuning.twin import Twin, TwinConditions, Window
+from simulator.tuning.twin import Twin, Window, usual
 from simulator.workload import Figures, Workload
 from tasks.topology import Price
 
@@ -309,7 +309,7 @@ def fleet_plan(
     fleet, end = on_mix.fleet, float(on_mix.trace.arrival[-1]) + 1
     counts = tuple(device.count for device in fleet.classes.values())
     window = Window.latest(on_mix, end, end)
-    twin = Twin(window, TwinConditions.usual(fleet, counts))
+    twin = Twin(window, usual(fleet, counts))
     search = Search(twin, seed, progress)
     found = search.find(None, PLAYS)
     devices = tuple(twin.devices(found.assignment))

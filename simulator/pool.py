@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from router.decide.plan import ClassSize, ScalingRule, density
@@ -274,12 +274,13 @@ class Pool:
         self.serving -= device.serving
         self._let_go(device, now)
 
-    def switch_on(self, now: float, *, after: float) -> None:
-        """Switch the next device on; it serves `after` that many seconds."""
+    def switch_on(self, now: float, *, after: float, loaded: Iterable[int] = ()) -> None:
+        """Switch the next device on, with some models loaded; it serves `after` that many seconds."""
         off = (device for device in self.devices if device.on_since is None)
         device = next(off) if self.nodes is None else self.nodes.free(self.devices)
         if device is not None:
             self._switch_on(device, now, after)
+            self._hold(device, loaded, now)
             self._size.need(self.powered, now)
 
     def _switch_on(self, device: SimulatedDevice, now: float, after: float) -> None:
@@ -323,10 +324,13 @@ class Pool:
         if device is not None and device.session == session:
             device.serving = True
             self.serving += not device.draining
-            for timing, model in ((self._timings[model], model) for model in self._warm):
-                if timing is not None:
-                    device.hold(model, timing, now)
+            self._hold(device, self._warm, now)
             self.feed(now)
+
+    def _hold(self, device: SimulatedDevice, models: Iterable[int], now: float) -> None:
+        for timing, model in ((self._timings[model], model) for model in models):
+            if timing is not None:
+                device.hold(model, timing, now)
 
     def _admit(self, job: SimulatedJob, timing: Stepping, now: float) -> bool:
         """Add a generating job to the device with the fewest jobs among those with capacity."""

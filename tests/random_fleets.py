@@ -12,7 +12,7 @@ from simulator.policies.policy import Assignment
 from simulator.traces import make_trace
 from simulator.tuning.opponents import pin, split
 from simulator.tuning.search import Search, fresh
-from simulator.tuning.twin import Twin, TwinConditions, Window
+from simulator.tuning.twin import Twin, Window, usual
 from simulator.workload import prepare
 
 Random = np.random.Generator
@@ -77,7 +77,7 @@ def fleet(random: Random, seconds: np.ndarray, places: int) -> Fleet:
 def lead(seed: int) -> float:
     """The score of what the search finds over the better opponent's, in the same twin with as many plays."""
     known = window(seed)
-    conditions = TwinConditions.usual(known.workload.fleet, fresh(known.workload.fleet))
+    conditions = usual(known.workload.fleet, fresh(known.workload.fleet))
 
     def search() -> Search:
         return Search(Twin(known, conditions), seed=1)

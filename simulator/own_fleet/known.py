@@ -29,7 +29,7 @@ from tasks.models.folder import load_catalogue
 from tasks.models.profiles import generates, load_book
 from tasks.topology import Service, Topology
 from taxiway.connection import ConnectionPool
-from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS
+from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, WORK
 from taxiway.errors import TaxiwayError
 
 
@@ -64,16 +64,19 @@ def read_status(path: Path) -> FleetSnapshot:
 
 
 def read_fleet(connections: ConnectionPool) -> tuple[float, bytes, FleetSnapshot]:
-    """The state store's time, the stored plan, and the fleet's devices. Raises `BrokerUnavailableError`."""
-    at, plan, devices, beats, starts = connections.calls(
+    """The state store's time, the stored plan, and the fleet's devices and work. Raises `BrokerUnavailableError`."""
+    at, plan, devices, beats, work, starts = connections.calls(
         ("TIME",),
         ("GET", PLAN),
         ("HGETALL", DEVICES),
         ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+        ("HGETALL", WORK),
         ("HGETALL", STARTS),
     )
     now = int(at[0]) + int(at[1]) / 1e6
-    facts = FleetFacts(now=now, devices=named(devices), heartbeats=figures(beats), work={}, starts=figures(starts))
+    facts = FleetFacts(
+        now=now, devices=named(devices), heartbeats=figures(beats), work=figures(work), starts=figures(starts)
+    )
     return now, bytes(plan or b""), snapshot_from(facts)
 
 

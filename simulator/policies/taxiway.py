@@ -44,6 +44,7 @@ from simulator.timing import Stepping
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
+from simulator.tuning.replay import ClassState
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
     FEWEST_ARRIVALS,
@@ -57,7 +58,7 @@ from simulator.tuning.tuner import (
     TuningWatch,
     plan_of,
 )
-from simulator.tuning.twin import TwinConditions, Window
+from simulator.tuning.twin import Window
 from simulator.workload import SimulatedJob, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
 
@@ -320,7 +321,7 @@ class TunedPolicy(Taxiway):
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
         offset = len(recorded) - len(self._offered)
         window = window.behind(recorded, np.sort(np.array(waiting, int) + offset), until)
-        conditions = TwinConditions(tuple(pool.powered for pool in pools), tuple(pool.available for pool in pools))
+        conditions = tuple(ClassState.of(pool, now) for pool in pools)
         self._watch = TuningWatch(now, window.span, pace)
         decision = self._tuner.tune(window, conditions, now, plays=plays)
         self._adopt(decision, pools, now)

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NoReturn
 
 import click
@@ -36,7 +37,17 @@ from simulator.reports import plan_tables
 from simulator.traces import TraceError
 from simulator.tuning.lease import RENEW_EVERY, TUNER_LEASE, Lease
 from simulator.tuning.prior import Prior, expected, parse_prior
-from simulator.tuning.real_fleet import KnownFleet, Recorded, billed, penalties, recorded, spending, timely
+from simulator.tuning.real_fleet import (
+    KnownFleet,
+    Recorded,
+    Shortage,
+    billed,
+    penalties,
+    recorded,
+    shortages,
+    spending,
+    timely,
+)
 from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
@@ -102,8 +113,8 @@ class FleetTuner:
         self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
         self._connections = ConnectionPool(settings.broker, server="state store")
         self._history = History(settings.broker)
-        self._name = f"{socket.gethostname()}-{os.getpid()}"
-        self._lease = Lease(settings.broker, self._name)
+        self._lease = Lease(settings.broker, f"{socket.gethostname()}-{os.getpid()}")
+        self._short: Mapping[str, Shortage] = {}
         self._each = 0.0
         self._watch: TuningWatch | None = None
         self._good: tuple[Assignment, ...] = ()
@@ -258,13 +269,15 @@ class FleetTuner:
         """The store's time, the stored plan, and what is known of the fleet."""
         self._folder.look()
         now, plan, snapshot = read_fleet(self._connections)
-        return now, plan, KnownFleet(self._topology, self._folder.catalogue, self._folder.book, snapshot)
+        known = KnownFleet(self._topology, self._folder.catalogue, self._folder.book, snapshot)
+        self._short = shortages(self._short, follow(plan, now).plan, known)
+        return now, plan, replace(known, short=self._short)
 
     def _tell(self, tuning: Tuning) -> None:
         """Leave what was found for routers to show."""
         (now,) = self._connections.calls(("TIME",))
         told = LatestTuning(
-            tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after
+            tuner=self._lease.name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after
         )
         self._connections.calls(("SET", TUNING, msgspec.json.encode(told), "EX", TOLD))
 

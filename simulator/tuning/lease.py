@@ -25,7 +25,7 @@ class Lease:
     def __init__(self, url: str, name: str, duration: float = TUNER_LEASE) -> None:
         self.duration = duration
         self._connections = ConnectionPool(url, server="state store")
-        self._name = name
+        self.name = name
         self._given_up = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -55,7 +55,7 @@ class Lease:
             self._connections.close()
 
     def _ask(self, duration: float) -> bool:
-        return bool(lease_answer(self._connections.run(lease_call((TUNER, TUNERS), self._name, duration))).own)
+        return bool(lease_answer(self._connections.run(lease_call((TUNER, TUNERS), self.name, duration))).own)
 
     def _renew(self) -> None:
         while not self._given_up.wait(RENEW_EVERY * self.duration):

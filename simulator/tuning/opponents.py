@@ -14,7 +14,7 @@ from simulator.engine import simulate
 from simulator.fleet import SERVICES
 from simulator.policies.policy import STANDARD, Assignment, Cell, Fixed
 from simulator.tuning.search import Search, fresh, moved
-from simulator.tuning.twin import Twin, TwinConditions, Window
+from simulator.tuning.twin import Twin, Window, usual
 from simulator.workload import Workload
 
 PLAYS = 150
@@ -106,7 +106,7 @@ def known_half(workload: Workload, seed: int) -> tuple[Workload, Search]:
     """What an operator has recorded, and a search on it."""
     window = recorded(workload)
     fleet = window.workload.fleet
-    return window.workload, Search(Twin(window, TwinConditions.usual(fleet, fresh(fleet))), seed)
+    return window.workload, Search(Twin(window, usual(fleet, fresh(fleet))), seed)
 
 
 def first_assignment(search: Search) -> Assignment:

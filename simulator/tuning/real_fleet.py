@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import msgspec
@@ -19,11 +19,12 @@ from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.history import ENDED, REFUSED, STATES, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare
+from simulator.fleet import SERVICES, DeviceClass, Fleet, PoolTimes, ServiceName, ServiceShare
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
 from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.traces import Column, Trace, trace_of
+from simulator.tuning.replay import ClassState, DeviceState
 from simulator.tuning.twin import TwinConditions
 from simulator.workload import Workload, figures_of, prepare
 from tasks.document import Size
@@ -36,6 +37,7 @@ from tasks.topology import HardwareClass, Price, Topology
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
 from taxiway.errors import TaxiwayError
+from workers.decide.endpoints import MINUTE, Bucket, EndpointRates
 
 UNBOUNDED = 16
 """Devices that the twin may start of a class without `scaling.maximum`."""
@@ -48,6 +50,9 @@ ANSWER_SHARE = 0.5
 
 EXPIRED = STATES.index("expired")
 
+NODES = PoolTimes()
+"""Seconds after which a class whose devices do not come is out of stock, and until it is tried again."""
+
 _MEMORY = Size(2**40)  # of a class that does not say: enough
 
 
@@ -56,13 +61,22 @@ Kinds = Mapping[TwinCell, Sequence[Cell]]
 
 
 @dataclass(frozen=True, slots=True)
+class Shortage:
+    """A class has had work and fewer devices than the `planned` ones `since` this time of the store's clock."""
+
+    since: float
+    planned: int
+
+
+@dataclass(frozen=True, slots=True)
 class KnownFleet:
-    """What routers know of the fleet: its files, and its devices at present."""
+    """What routers know of the fleet: its files, its devices at present, and the classes that lack some."""
 
     topology: Topology
     catalogue: Catalogue
     book: ProfileBook
     snapshot: FleetSnapshot
+    short: Mapping[str, Shortage] = field(default_factory=dict)
 
     @property
     def paces(self) -> tuple[float, ...]:
@@ -157,8 +171,8 @@ def recorded(arrivals: Arrivals, known: KnownFleet, until: float) -> Recorded | 
     trace = replace(trace, models=tuple(names), model=numbers[trace.model].astype(np.int16))
     services = arrivals.jobs["service"][rows]
     kinds = _kinds(trace, [models[name] for name in names], services, arrivals.names["service"])
-    powered = tuple(len(known.snapshot.own(name)) for name in fleet.classes)
-    conditions = TwinConditions.usual(fleet, powered)
+    ids = [models[name][0].id for name in names]
+    conditions = tuple(_state(name, device, known, ids) for name, device in fleet.classes.items())
     first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
     span = max(until - float(first), float(trace.arrival[-1]))
     workload = prepare(trace, fleet, seed=0)
@@ -166,6 +180,48 @@ def recorded(arrivals: Arrivals, known: KnownFleet, until: float) -> Recorded | 
     place = np.array([places.get(name, -1) for name in arrivals.names["hardware_class"]])[jobs["hardware_class"]]
     waiting = _waiting(workload, jobs["state"], place, span, known.snapshot)
     return Recorded(workload, conditions, kinds, span, rows, waiting)
+
+
+def _state(name: str, device: DeviceClass, known: KnownFleet, models: Sequence[str]) -> ClassState:
+    """A class as it is: devices that a plan asked for start yet, or are out of stock if none came for too long."""
+    own, short = known.snapshot.own(name), known.short.get(name)
+    warm = [{key.rpartition("/")[0] for key in each.warm} for each in own]
+    devices = [DeviceState(0.0, frozenset(n for n, model in enumerate(models) if model in held)) for held in warm]
+    allowed = [each.endpoint.allowed for each in own if each.endpoint is not None and each.endpoint.allowed is not None]
+    rates = EndpointRates(
+        _bucket([(one.requests, one.requests_left) for one in allowed]),
+        _bucket([(one.tokens, one.tokens_left) for one in allowed]),
+    )
+    available = device.count
+    if short is not None:
+        age = known.snapshot.now - short.since
+        if age >= device.start + NODES.stock_out:
+            available = len(own)
+        else:
+            devices += [DeviceState(max(device.start - age, 0.0))] * (short.planned - len(own))
+    return ClassState(tuple(devices), available, rates if allowed else None)
+
+
+def _bucket(limits: Sequence[tuple[float | None, float]]) -> Bucket | None:
+    """What endpoints that share a queue allow together, from the rate and what is left of each; None if unlimited."""
+    known = [(rate, left) for rate, left in limits if rate is not None]
+    if not known or len(known) < len(limits):
+        return None
+    rate, left = (sum(each) for each in zip(*known, strict=True))
+    return Bucket(rate * MINUTE, rate, left, 0.0)
+
+
+def shortages(before: Mapping[str, Shortage], plan: Plan | None, known: KnownFleet) -> dict[str, Shortage]:
+    """The classes that have work and fewer devices than planned, and those that were out of stock not long ago."""
+    now, found = known.snapshot.now, dict[str, Shortage]()
+    for name, hardware in known.topology.hardware.items():
+        planned = plan.classes[name].devices if plan is not None and name in plan.classes else 0
+        short = before.get(name, Shortage(now, planned))
+        out = now - short.since - hardware.scaling.start - NODES.stock_out
+        lacks = len(known.snapshot.own(name)) < planned and sum(known.snapshot.work.get(name, ())) > 0
+        if (out < 0 and lacks) or 0 <= out < NODES.retry:
+            found[name] = replace(short, planned=planned)
+    return found
 
 
 def _waiting(workload: Workload, states: Column, place: Column, now: float, fleet: FleetSnapshot) -> Column:

@@ -15,20 +15,57 @@ import numpy as np
 from router.decide.plan import ScalingRule
 from simulator.engine import SAMPLE_EVERY, EventQueue
 from simulator.fleet import SERVICES
-from simulator.pool import Pool
+from simulator.pool import UNLIMITED, Pool
 from simulator.traces import Column
 from simulator.workload import SimulatedJob, Workload
+from workers.decide.endpoints import EndpointRates
 
 CHECKS = (0.25, 0.5, 0.75, 1.0)
 """Shares of a window at which a play is compared with the best one so far; the last is its end."""
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A device that is on: the seconds until it serves, and the models that it has loaded, by number."""
+
+    starts_in: float = 0.0
+    loaded: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassState:
+    """A class now: its devices that are on, those that serve first, and how many may be on.
+
+    `rates` are what its endpoint allows, on a clock that is 0 now; None if all that queues.yaml says.
+    """
+
+    devices: tuple[DeviceState, ...]
+    available: int
+    rates: EndpointRates | None = None
+
+    @classmethod
+    def of(cls, pool: Pool, now: float) -> ClassState:
+        """The state of a simulated class."""
+        on = [
+            DeviceState(0.0 if device.serving else since + pool.start - now, frozenset(device.resident))
+            for device in pool.devices
+            if (since := device.on_since) is not None
+        ]
+        rates = None if pool.rates is UNLIMITED else pool.rates.since(now)
+        return cls(tuple(sorted(on, key=lambda one: one.starts_in)), pool.available, rates)
+
+    def starting(self, devices: int, start: float) -> float:
+        """Seconds of devices that are on without serving until so many serve."""
+        left = [device.starts_in for device in self.devices[:devices]]
+        return sum(left) + max(devices - len(left), 0) * start
+
+
+@dataclass(frozen=True, slots=True)
 class ClassTerms:
-    """How a class begins a replay: its `devices`, of which `available` may be on, its rule, and its longest pause."""
+    """How a class begins a replay: its state, but with these `devices`; its rule, and its longest pause."""
 
     place: int
-    available: int
+    state: ClassState
     devices: int
     rule: ScalingRule
     pause: float
@@ -49,9 +86,12 @@ class ClassReplay(EventQueue):
         super().__init__()
         fleet, models = workload.fleet, workload.trace.models
         self.pool = Pool(terms.place, list(fleet.classes)[terms.place], fleet, models, self, order="level", seed=0)
-        self.pool.available = min(terms.available, self.pool.count)
-        for _ in range(min(terms.devices, self.pool.available)):
-            self.pool.switch_on(0.0, after=0.0)
+        self.pool.available = min(terms.state.available, self.pool.count)
+        loaded = [device.loaded for device in terms.state.devices]
+        for number in range(min(terms.devices, self.pool.available)):
+            self.pool.switch_on(0.0, after=0.0, loaded=loaded[number] if number < len(loaded) else ())
+        if terms.state.rates is not None:
+            self.pool.rates = terms.state.rates
         self.pool.follow(terms.rule, terms.devices, terms.pause)
         self.latency = np.full(len(workload), math.inf, np.float32)
         self.arrived = 0

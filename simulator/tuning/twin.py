@@ -17,7 +17,15 @@ from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell
 from simulator.traces import Column, joined
 from simulator.tuning.recall import BLOCK, Alike
-from simulator.tuning.replay import CHECKS, ClassFigures, ClassPlay, ClassReplay, ClassTerms
+from simulator.tuning.replay import (
+    CHECKS,
+    ClassFigures,
+    ClassPlay,
+    ClassReplay,
+    ClassState,
+    ClassTerms,
+    DeviceState,
+)
 from simulator.workload import SimulatedJob, Workload, jobs
 
 LIFE = 600.0
@@ -39,17 +47,14 @@ Without it a cheap plan starves the model that needs most devices. It is above w
 that no window has seen are late too. So many requests more count as in time: of a model with few, chance decides."""
 
 
-@dataclass(frozen=True, slots=True)
-class TwinConditions:
-    """The fleet as it is: for each class the devices that are on, and those that may be."""
+TwinConditions = Sequence[ClassState]
+"""The fleet as it is, by class."""
 
-    powered: tuple[int, ...]
-    available: tuple[int, ...]
 
-    @classmethod
-    def usual(cls, fleet: Fleet, powered: tuple[int, ...]) -> TwinConditions:
-        """All devices of the fleet file may be on."""
-        return cls(powered, tuple(device.count for device in fleet.classes.values()))
+def usual(fleet: Fleet, powered: Sequence[int]) -> TwinConditions:
+    """The fleet with so many devices of each class; all devices of the fleet file may be on."""
+    both = zip(powered, fleet.classes.values(), strict=True)
+    return tuple(ClassState((DeviceState(),) * on, device.count) for on, device in both)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +277,10 @@ class Twin:
         known = self._played.get((place, cells, rule))
         if known is None:
             devices = self._needed(place, cells, rule)
-            available, pause = self.conditions.available[place], self._pause(place, cells, devices)
+            state, pause = self.conditions[place], self._pause(place, cells, devices)
             rows = self._bursts.rows(cells)
             arrivals = [self.window.jobs[row] for row in rows]
-            begin = partial(ClassReplay, self._workload, ClassTerms(place, available, devices, rule, pause), arrivals)
+            begin = partial(ClassReplay, self._workload, ClassTerms(place, state, devices, rule, pause), arrivals)
             known = self._played[place, cells, rule] = ClassPlay(self._workload, self.window.span, rows, begin)
         return known
 
@@ -284,7 +289,7 @@ class Twin:
         device = list(self.fleet.classes.values())[place]
         used = sum((self.work[cell][place] for cell in cells), 0.0)
         count = math.ceil(used / self.window.span / (rule.target if isinstance(rule, Density) else TARGET))
-        return min(device.count, self.conditions.available[place], max(device.minimum, count))
+        return min(device.count, self.conditions[place].available, max(device.minimum, count))
 
     def _pause(self, place: int, cells: Sequence[Cell], devices: int) -> float:
         """For how many seconds without a job a class keeps its devices.
@@ -296,9 +301,9 @@ class Twin:
         return min(device.start + RETURNS * self._bursts.late(cells, place) / idle, STALE) if idle else STALE
 
     def _starts(self, assignment: Assignment) -> float:
-        """US dollars for starting the devices that are not on yet."""
-        on = zip(self.devices(assignment), self.conditions.powered, self.fleet.classes.values(), strict=True)
-        return sum(max(0, count - now) * device.start * device.usd_per_second for count, now, device in on)
+        """US dollars for devices that do not serve yet, until they do."""
+        on = zip(self.devices(assignment), self.conditions, self.fleet.classes.values(), strict=True)
+        return sum(state.starting(count, device.start) * device.usd_per_second for count, state, device in on)
 
     def _missed(self, figures: Sequence[ClassFigures]) -> float:
         """US dollars of penalties for what has been missed."""

@@ -16,24 +16,30 @@ from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import able_classes
 from simulator.tuning.real_fleet import (
     LATE,
+    NODES,
     UNBOUNDED,
     KnownFleet,
     Recorded,
+    Shortage,
     as_demanded,
     billed,
     paces,
     recorded,
+    shortages,
     spending,
     timely,
 )
+from simulator.tuning.replay import ClassState
 from simulator.workload import figures_of
 from tasks.document import Size
+from tasks.heartbeat import Allowed, EndpointFacts
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Planning, Price, Scaling, Service, Topology
 from taxiway.contract.keys import LEVELS
 from tests.builders import a_device, a_text_model
+from workers.decide.endpoints import Bucket, EndpointRates
 
 MODEL = a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": Profile(0.05, 0.01)}))
 CLASS: dict[str, Any] = {"device": "cpu", "runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0}
@@ -190,6 +196,35 @@ def test_a_refused_request_counts_as_demand_with_the_terms_of_the_one_of_its_mod
     assert one.rows.tolist() == [0, 1, 2, 4]
     late = timely(some, TOPOLOGY)
     assert ((0, 0), False) in late
+
+
+def test_the_twin_begins_with_what_the_devices_have_loaded_and_what_endpoints_allow() -> None:
+    allowed = EndpointFacts(state="closed", allowed=Allowed(requests=2.0, requests_left=30.0))
+    cloud, edge, _ = found(a_known(warm=("sentiment:1/onnx", "other:1/onnx"), endpoint=allowed)).conditions
+    assert [device.loaded for device in cloud.devices] == [frozenset({0, 1})] * 2
+    assert edge.rates == EndpointRates(Bucket(120.0, 2.0, 30.0, 0.0))
+    assert cloud.rates == EndpointRates(Bucket(240.0, 4.0, 60.0, 0.0))
+    assert found().conditions[0].rates is None
+
+
+def test_devices_that_a_plan_asked_for_start_yet_and_are_out_of_stock_when_they_do_not_come() -> None:
+    plan = Plan(number=1, made=0.0, cells=(), classes={"edge": ClassPlan(rule=Density(), devices=3)})
+    short: dict[str, Shortage] = {}
+
+    def seen(now: float, work: float = 1.0) -> ClassState:
+        nonlocal short
+        known = a_known()
+        known = replace(known, snapshot=replace(known.snapshot, now=now, work={"edge": (work,)}))
+        short = shortages(short, plan, known)
+        return found(replace(known, short=short)).conditions[1]
+
+    start = TOPOLOGY.hardware["edge"].scaling.start
+    assert [device.starts_in for device in seen(1000.0).devices] == [0.0, start, start]
+    assert [device.starts_in for device in seen(1002.0).devices] == [0.0, start - 2, start - 2]
+    assert seen(1000.0 + start + NODES.stock_out).available == 1
+    assert seen(1000.0 + start + NODES.stock_out + NODES.retry - 1, work=0.0).available == 1
+    assert seen(1000.0 + start + NODES.stock_out + NODES.retry).available == 3
+    assert len(seen(2000.0, work=0.0).devices) == 1, "in a pause nothing is started"
 
 
 def test_the_latest_requests_that_were_not_seen_to_end_wait_as_far_as_the_fleet_has_work() -> None:

@@ -19,7 +19,7 @@ from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.pool import Pool
 from simulator.traces import joined, make_trace, synthetic_trace
-from simulator.tuning.replay import ClassReplay, ClassTerms
+from simulator.tuning.replay import ClassReplay, ClassState, ClassTerms, DeviceState
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
     HYSTERESIS,
@@ -35,8 +35,9 @@ from simulator.tuning.tuner import (
     measured,
     plan_of,
 )
-from simulator.tuning.twin import FLOOR, MOST_ARRIVALS, RETURNS, WEIGHT, Twin, TwinConditions, Window
+from simulator.tuning.twin import FLOOR, LIFE, MOST_ARRIVALS, RETURNS, WEIGHT, Twin, Window, usual
 from simulator.workload import SimulatedJob, Workload, jobs, prepare
+from workers.decide.endpoints import Bucket, EndpointRates
 
 FLEET = """
 default_model: quick
@@ -65,7 +66,7 @@ def twin(begin: float = 0.0, end: float = 120.0, pace: float = 1.0) -> Twin:
     work = workload()
     slow = {name: (row[0], row[1] and row[1].slower(pace)) for name, row in work.fleet.timings.items()}
     window = Window.of(replace(work, fleet=replace(work.fleet, timings=slow)), begin, end)
-    return Twin(window, TwinConditions.usual(work.fleet, fresh(work.fleet)))
+    return Twin(window, usual(work.fleet, fresh(work.fleet)))
 
 
 def everything_on(place: int) -> Assignment:
@@ -76,7 +77,7 @@ def test_a_plan_for_a_class_that_has_no_device_any_more_is_played_and_replaced()
     work = workload()
     tuner = Tuner(seed=1)
     tuner.assignment = everything_on(0)
-    gone = TwinConditions((0, 1), (0, 4))
+    gone = (ClassState((), 0), ClassState((DeviceState(),), 4))
     window = Window.of(work, 0.0, 120.0)
     assert not Twin(window, gone).play(everything_on(0)).timely.any()
     used = tuner.tune(window, gone, 120.0, plays=10).assignment.classes
@@ -108,6 +109,34 @@ def test_a_play_is_the_same_whatever_was_played_before(places: list[list[int]]) 
         assert (again.timely == alone.timely).all()
 
 
+def test_a_play_begins_with_what_the_devices_have_loaded() -> None:
+    work = workload()
+    work = replace(work, fleet=parse_fleet(FLEET.replace("load: 0.1", "load: 20")))
+    window, (cheap, dear) = Window.of(work, 0.0, 120.0), usual(work.fleet, fresh(work.fleet))
+    warm = replace(dear, devices=(DeviceState(loaded=frozenset({0, 1})),))
+    late = [(~Twin(window, (cheap, state)).play(everything_on(1)).timely).sum() for state in (dear, warm)]
+    assert late[0] > 40
+    assert late[1] == 0
+
+
+def test_a_play_pays_for_what_is_left_of_a_start() -> None:
+    work = workload()
+    window, (cheap, _) = Window.of(work, 0.0, 120.0), usual(work.fleet, fresh(work.fleet))
+    left = [(), (DeviceState(2.0),), (DeviceState(0.0),)]
+    scores = [Twin(window, (cheap, ClassState(on, 4))).play(everything_on(1)).score for on in left]
+    per_second = 2 / LIFE  # dollars an hour of play for each second of a device
+    assert np.diff(scores) == pytest.approx([-3 * per_second, -2 * per_second], rel=1e-6)
+
+
+def test_a_play_begins_with_what_an_endpoint_allows_now() -> None:
+    text = FLEET.replace("dear: {count: 4,", "dear: {count: 4, endpoint: true, rate: {requests_per_minute: 150},")
+    work = replace(workload(), fleet=parse_fleet(text))
+    window, (cheap, api) = Window.of(work, 0.0, 10.0), usual(work.fleet, (1, 1))
+    used = replace(api, rates=EndpointRates(Bucket(600.0, 10.0, -50.0, 0.0)))
+    full, empty = (Twin(window, (cheap, state)).play(everything_on(1)).timely.mean() for state in (api, used))
+    assert empty < 0.8 < full
+
+
 def test_a_search_finds_a_better_assignment_and_the_same_one_again() -> None:
     played = twin()
     found = Search(played, seed=1).find(everything_on(0), plays=30)
@@ -121,7 +150,7 @@ def test_an_estimate_counts_what_the_use_of_an_endpoint_costs() -> None:
     text = FLEET.replace("dear: {count: 4, initial: 1, price: {usd_per_hour: 2}, memory: 8GiB, start: 5,", hosted)
     work = replace(workload(), fleet=parse_fleet(text))
     window = Window.of(work, 0.0, 120.0)
-    costs = Search(Twin(window, TwinConditions((1, 1), (4, 1))), seed=1).costs
+    costs = Search(Twin(window, usual(work.fleet, (1, 1))), seed=1).costs
     requests = sum(job.model == job.service == 0 for job in window.jobs)
     assert costs.metered[0, 0] == [0.0, pytest.approx(0.01 * requests * 3600 / window.span)]
     assert costs.dollars[0, 0][1] == pytest.approx(costs.metered[0, 0][1])
@@ -159,7 +188,7 @@ def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
     terms = {"size": 1, "output": 0, "deadline": 20.0, "service": 1}
     early = [{"arrival": at / 2, "model": "quick", **terms} for at in range(20)]
     work = prepare(make_trace(early), parse_fleet(FLEET), seed=1)
-    replay = ClassReplay(work, ClassTerms(1, 4, 3, Density(), pause=120.0), list(jobs(work)))
+    replay = ClassReplay(work, ClassTerms(1, ClassState((), 4), 3, Density(), pause=120.0), list(jobs(work)))
     replay.play(400.0)
     seconds = replay.pool.spent(400.0) / replay.pool.usd_per_second
     assert 3 * 120 < seconds < 3 * (120 + 15)
@@ -184,7 +213,7 @@ def test_what_waits_now_waits_at_the_begin_of_every_play(seed: int, count: int) 
 
 def test_a_play_has_late_what_must_wait_for_what_waits_already() -> None:
     work, window = workload(), Window.latest(workload(), 120.0, 60.0)
-    now = TwinConditions.usual(work.fleet, fresh(work.fleet))
+    now = usual(work.fleet, fresh(work.fleet))
     heavy = np.flatnonzero(work.trace.model == work.trace.models.index("heavy"))
     full = window.behind(work, np.sort(np.resize(heavy, 300)), 0.0)
     calm, busy = (Twin(one, now).play(everything_on(0)).timely[-len(window.jobs) :] for one in (window, full))
@@ -196,7 +225,7 @@ def bursty(pause: float, deadline: float = 2.0) -> Twin:
     terms = {"model": "quick", "size": 1, "output": 0, "deadline": deadline, "service": 0}
     rows = [{"arrival": burst * (pause + 10) + n / 2, **terms} for burst in range(3) for n in range(20)]
     work = prepare(make_trace(rows), parse_fleet(FLEET), seed=1)
-    return Twin(Window.all(work, 3 * (pause + 10)), TwinConditions.usual(work.fleet, fresh(work.fleet)))
+    return Twin(Window.all(work, 3 * (pause + 10)), usual(work.fleet, fresh(work.fleet)))
 
 
 def test_a_pause_costs_at_most_what_its_end_would_with_the_chance_that_the_load_returns() -> None:
@@ -246,7 +275,7 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
     rows = np.sort(np.resize(np.arange(len(work)), 4 * MOST_ARRIVALS))
     trace = replace(work.trace.part(rows), arrival=np.linspace(0, 120, len(rows)))
     window = Window.latest(prepare(trace, work.fleet, seed=1), 120.0, 120.0)
-    conditions = TwinConditions.usual(work.fleet, fresh(work.fleet))
+    conditions = usual(work.fleet, fresh(work.fleet))
 
     decision = Tuner(seed=1).tune(window, conditions, 120.0, plays=1, most=1)
 
@@ -258,7 +287,7 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
 def test_a_search_begins_with_whole_models_on_one_class_if_it_can_hold_them(memory: str, homes: set[int]) -> None:
     fleet = parse_fleet(FLEET.replace("load: 0.1}", f"load: 0.1, memory: {memory}}}"))
     window = Window.all(prepare(workload().trace, fleet, seed=1), 120.0)
-    first = Search(Twin(window, TwinConditions.usual(fleet, fresh(fleet))), seed=1).shapes()[0]
+    first = Search(Twin(window, usual(fleet, fresh(fleet))), seed=1).shapes()[0]
     assert [len({first[model, service] for service in range(3)}) for model in range(2)] == [1, 1]
     assert set(first.values()) == homes
 
@@ -367,7 +396,7 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     window = Window.all(prepare(both, parse_fleet(FLEET), seed=1), 120.0)
     tuner = Tuner(seed=1)
     tuner.assignment = everything_on(0)
-    decision = tuner.tune(window, TwinConditions((4, 0), (4, 4)), 300.0, plays=30)
+    decision = tuner.tune(window, usual(window.workload.fleet, (4, 0)), 300.0, plays=30)
     assert decision.adopted
     places = {decision.assignment.classes[cell] for cell in decision.moves}
     assert places
