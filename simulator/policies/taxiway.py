@@ -45,6 +45,7 @@ from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
 from simulator.tuning.replay import ClassState
+from simulator.tuning.search import SLACK
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
     FEWEST_ARRIVALS,
@@ -69,8 +70,8 @@ class Taxiway(ByLevel):
     """`router.decide.placement.choose` on a working snapshot, read four times a second and updated in between.
 
     Held jobs are released, and waiting jobs moved, as the router does. A class without devices can be started: if live
-    work would be late, its fastest class is off and there is no plan, it goes there and so starts it. What the router
-    refuses is refused.
+    work would be late and there is no plan, it goes to the cheapest class that is fast enough, which starts if it is
+    off. What the router refuses is refused.
     """
 
     beat = RELEASE_TICK
@@ -101,11 +102,13 @@ class Taxiway(ByLevel):
         except OverloadedError:
             placement = None
         if job.service == LIVE and self._reader.plan is None and (placement is None or _late(placement)):
-            fit = [self._place[candidate.hardware_class] for candidate in table.candidates]
-            fastest = min((pools[place] for place in fit), key=lambda pool: (job.alone[pool.index], pool.index))
-            if not fastest.serving:
-                self._reader.count(job, self._count(job, fastest, None))
-                return fastest.index
+            fit = [pools[self._place[candidate.hardware_class]] for candidate in table.candidates]
+            least = min(job.alone[pool.index] for pool in fit)
+            timely = [pool for pool in fit if job.alone[pool.index] <= max(job.deadline / SLACK, least)]
+            cheapest = min(timely, key=lambda pool: (pool.cost(job), pool.index))
+            if not cheapest.serving:
+                self._reader.count(job, self._count(job, cheapest, None))
+                return cheapest.index
         return REFUSED_JOB if placement is None else self._bind(job, pools, placement)
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
