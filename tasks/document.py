@@ -130,6 +130,24 @@ def convert(raw: object, kind: type[Value]) -> Value:
     return msgspec.convert(raw, kind, dec_hook=_decode_size)
 
 
+def written_out(value: msgspec.Struct) -> str:
+    """The YAML of a document, every default included; what is not set is left out."""
+
+    def without_none(one: Any) -> Any:
+        if isinstance(one, dict):
+            return {name: without_none(inner) for name, inner in one.items() if inner is not None}
+        return [without_none(inner) for inner in one] if isinstance(one, list) else one
+
+    return yaml.safe_dump(without_none(msgspec.to_builtins(value, enc_hook=_size_text)), sort_keys=False)
+
+
+def _size_text(size: object) -> str:
+    """A `Size` by its largest unit."""
+    assert isinstance(size, Size)
+    exponent = next((n for n in (3, 2, 1) if size and size % 1024**n == 0), 0)
+    return f"{size // 1024**exponent}{('', 'KiB', 'MiB', 'GiB')[exponent]}"
+
+
 def json_schema(*kinds: type[Any]) -> dict[str, Any]:
     """The JSON Schema of a document of one of `kinds`."""
     refs, parts = msgspec.json.schema_components(kinds, schema_hook=_size_schema, ref_template="#/$defs/{name}")

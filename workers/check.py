@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.check import CheckVerdict, check_configuration
+from tasks.check import QUEUES, CheckVerdict, check_configuration
+from tasks.document import written_out
 from tasks.heartbeat import lacking
 from tasks.models.artefacts import ArtefactError, ArtefactStore, try_inputs
 from tasks.models.catalogue import Catalogue
@@ -27,6 +28,7 @@ from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.models.signature import bind
 from tasks.settings import cache_directory, models_folder, queues_file
+from tasks.topology import load_topology
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.contract.values import to_wire
@@ -47,8 +49,9 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 @click.option("--models", type=click.Path(path_type=Path), metavar="DIR", help="Models' folders [TAXIWAY_MODELS].")
 @click.option("--queues", type=click.Path(path_type=Path), metavar="FILE", help="queues.yaml [TAXIWAY_QUEUES].")
 @click.option("--run", "running", is_flag=True, help="Run an example of each variant too; weights are fetched.")
+@click.option("--show", is_flag=True, help="Print queues.yaml with every default, if it is valid.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def main(models: Path | None, queues: Path | None, *, running: bool, as_json: bool) -> None:
+def main(models: Path | None, queues: Path | None, *, running: bool, show: bool, as_json: bool) -> None:
     """Check queues.yaml, the models, and their files that are on this machine.
 
     What is not there is not checked, and named. With --run it is fetched, and each variant that this machine's CPU can
@@ -58,6 +61,9 @@ def main(models: Path | None, queues: Path | None, *, running: bool, as_json: bo
     models, queues = (models or models_folder(os.environ)).absolute(), queues or queues_file(os.environ)
     cache = cache_directory(os.environ)
     verdicts = check_configuration(queues, models, cache)
+    if show and not any(verdict.subject == QUEUES and verdict.level == "error" for verdict in verdicts):
+        click.echo(written_out(load_topology(queues)), nl=False)
+        return
     if running:
         failed = {verdict.subject for verdict in verdicts if verdict.level == "error"}
         with Console(stderr=True).status("models answer their examples"):

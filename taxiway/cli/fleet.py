@@ -168,6 +168,7 @@ def doctor(**_: Any) -> None:
 @click.option("--models", metavar="DIR", help="Models folder [TAXIWAY_MODELS, else the checkout's models/].")
 @click.option("--queues", metavar="FILE", help="Fleet configuration [TAXIWAY_QUEUES, else the checkout's queues.yaml].")
 @click.option("--run", "running", is_flag=True, help="Also run an example of each variant; fetches weights.")
+@click.option("--show", is_flag=True, help="Print queues.yaml with every default, if it is valid.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def check(**_: Any) -> None:
     """Check queues.yaml, the models, and those of their files that are on this machine.

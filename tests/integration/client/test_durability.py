@@ -65,9 +65,7 @@ def test_what_a_broker_client_submitted_is_at_the_replica(pair: Pair) -> None:
 
 
 def test_a_majority_is_waited_for_and_the_doctor_says_what_the_server_lacks_for_it(pair: Pair, tmp_path: Path) -> None:
-    text = (
-        (TREE / "queues.yaml").read_text().replace("\nlimits:", "\nlimits:\n  durability: replicated\n  replicas: 3", 1)
-    )
+    text = (TREE / "queues.yaml").read_text() + "\nlimits: {durability: replicated, replicas: 3}\n"
     (tmp_path / "queues.yaml").write_text(text)
     variables = {"TAXIWAY_BROKER": pair.settings.broker, "TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")}
 
@@ -85,9 +83,8 @@ def test_a_majority_is_waited_for_and_the_doctor_says_what_the_server_lacks_for_
 
 
 def test_what_the_http_api_took_is_at_the_replica(pair: Pair, tmp_path: Path) -> None:
-    text = (TREE / "queues.yaml").read_text()
-    assert "\nlimits:" in text
-    (tmp_path / "queues.yaml").write_text(text.replace("\nlimits:", "\nlimits:\n  durability: replicated", 1))
+    text = (TREE / "queues.yaml").read_text() + "\nlimits: {durability: replicated}\n"
+    (tmp_path / "queues.yaml").write_text(text)
     fleet = dataclasses.replace(pair.settings, queues=tmp_path / "queues.yaml")
     with echo_fleet(fleet, answering=False) as echo:
 

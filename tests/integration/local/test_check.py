@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.settings import TREE
+from tasks.topology import load_topology
 from tests.graphs import SCALE_SPECS, VAD_SPECS, scale_graph, vad_graph, write_model
 from tests.working import QUEUES
 
@@ -63,3 +64,22 @@ def test_up_refuses_a_warm_model_that_does_not_exist_and_says_which_was_meant(se
     assert "error: queues.yaml: hardware.cpu.batch.warm.0: expected a model of the catalogue, got 'scal'" in done.stderr
     assert "hint: did you mean scale?" in done.stderr
     assert taxiway(settings, "check").returncode == 1
+
+
+def test_what_show_prints_is_the_same_queues_yaml_with_every_default(settings: dict[str, str], tmp_path: Path) -> None:
+    shown = taxiway(settings, "check", "--show")
+    (tmp_path / "shown.yaml").write_text(shown.stdout)
+
+    again = taxiway({**settings, "TAXIWAY_QUEUES": str(tmp_path / "shown.yaml")}, "check", "--show")
+
+    assert (shown.returncode, again.stdout) == (0, shown.stdout)
+    assert load_topology(tmp_path / "shown.yaml") == load_topology(Path(settings["TAXIWAY_QUEUES"]))
+    assert "payload: 16MiB" in shown.stdout
+
+
+def test_show_says_what_is_wrong_with_an_invalid_queues_yaml(settings: dict[str, str]) -> None:
+    Path(settings["TAXIWAY_QUEUES"]).write_text("hardware: 3")
+
+    done = taxiway(settings, "check", "--show")
+
+    assert (done.returncode, "hardware: expected" in done.stdout) == (1, True)

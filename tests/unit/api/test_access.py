@@ -152,8 +152,8 @@ def test_a_tenants_own_rate_goes_before_the_limit() -> None:
 
 
 BODIES = parse_topology(
-    (TREE / "queues.yaml").read_text().replace("limits:\n", "limits:\n  bodies: 16MiB\n  all_bodies: 24MiB\n", 1)
-    + "\ntenants: {wide: {bodies: 20MiB}}\n"
+    (TREE / "queues.yaml").read_text()
+    + "\nlimits: {bodies: 16MiB, all_bodies: 24MiB}\ntenants: {wide: {bodies: 20MiB}}\n"
 )
 
 
