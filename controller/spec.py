@@ -55,7 +55,7 @@ class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool in the status: its pods, its standing, and whether its Deployment is missing."""
+    """A pool in the status: its pods, its state, and whether its Deployment is missing."""
 
     name: str
     missing: bool = False
@@ -77,7 +77,7 @@ class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def standings(spec: ClassSpec, status: ClassStatus) -> list[Standing]:
-    """The last standing of each pool."""
+    """The last state of each pool."""
     known = {one.name: one for one in status.pools}
     return [msgspec.convert(_standing(known.get(pool.name)), Standing) for pool in spec.pools]
 

@@ -85,7 +85,7 @@ class Engine:
         return self.memory * float(self.peak["memory_bandwidth_bytes_per_s"])
 
     def rate(self, precision: str) -> float:
-        """Operations a second. A TPU multiplies float32 as bfloat16 unless told otherwise (JAX's default precision)."""
+        """Operations a second. A TPU multiplies float32 as bfloat16 unless set otherwise (JAX's default precision)."""
         column = _PEAKS[precision]
         return self.compute * float(self.peak[column] or self.peak["peak_bf16_flops"])
 

@@ -1,7 +1,7 @@
 """`python -m local.engine --class NAME --device endpoint:0`: an endpoint's engine as a child process, and its worker.
 
 `endpoint.start` in queues.yaml has the engine's command, or a GGUF file that llama.cpp serves (`local.llama`). If the
-endpoint's URL has port 0, the engine gets a free one, which its worker is told. The worker starts once the engine is
+endpoint's URL has port 0, the engine gets a free one, which its worker gets. The worker starts once the engine is
 ready; when the worker has drained and ended, the engine is stopped. An engine that fails is restarted; meanwhile its
 worker takes no work. `taxiway up` starts and stops this process like any worker, so that an idle class has no engine.
 """

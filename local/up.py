@@ -163,7 +163,7 @@ def _supervise(
 
 
 def _describe(describe: Callable[[], LocalFleet], state: str) -> LocalFleet:
-    """The fleet as it is now, which `fleet.json` and the state store are told."""
+    """The fleet as it is now, which is written to `fleet.json` and the state store."""
     fleet = describe()
     write_fleet(Path(fleet.data), fleet)
     _report_failures(state, failing(fleet))

@@ -221,7 +221,7 @@ def _load(source: str, fleet_file: Path | None, own: _Own) -> tuple[Trace, Fleet
 
 
 def _as_twin(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, Fleet]:
-    """What arrived, and the known fleet, in the simulator's words, which are told on stderr."""
+    """What arrived, and the known fleet, in the simulator's words, which go to stderr."""
     topology = known.topology
     workload = own_fleet.replayable(own_fleet.under(arrivals, topology, topology), known).workload
     said = [f"{rank} stands for {', '.join(mine)}" for rank, mine in own_fleet.stands_for(topology)]

@@ -458,7 +458,7 @@ def _diurnal(figures: Mapping[str, float], random: Random) -> Times:
 
 
 def _flash(figures: Mapping[str, float], random: Random) -> Times:
-    """A constant rate, plus a crowd at the rate `peak` from second `at` for `length` seconds."""
+    """A constant rate, plus a burst at the rate `peak` from second `at` for `length` seconds."""
     begin = min(figures["at"], figures["duration"])
     end = min(begin + figures["length"], figures["duration"])
     crowd = _uniform(figures["peak"], begin, end, random)

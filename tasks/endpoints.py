@@ -104,7 +104,7 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ready: Annotated[str, msgspec.Meta(pattern=r"^https?://", max_length=2048)] | None = None
     """What answers with 200 once the engine serves; not given: what probes ask. Example: http://{host}:{port}/health"""
     deployment: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)] | None = None
-    """The Kubernetes Deployment that whoever asks `/v1/scaling` scales. Example: vllm-llama"""
+    """The Kubernetes Deployment that an autoscaler scales by `/v1/scaling`. Example: vllm-llama"""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -182,7 +182,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def starts(self) -> bool:
-        """Whether whoever starts its worker on a machine starts the engine, too."""
+        """Whether what starts its worker on a machine starts the engine, too."""
         return self.start is not None and self.start.deployment is None
 
     @property

@@ -239,7 +239,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     done: dict[str, Done] = {}
     """The worker's counters by class, since its start."""
     usd_per_hour: float | None = None
-    """Price of its node; None where the worker was told none (`dollars_per_hour`)."""
+    """Price of its node; None where the worker has none (`dollars_per_hour`)."""
 
     @property
     def host(self) -> str:

@@ -58,7 +58,7 @@ class Device:
     runtimes: tuple[str, ...]
     emulated: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
-    """US dollars an hour that its node costs, by the class of its worker, if the worker was told."""
+    """US dollars an hour that its node costs, by the class of its worker, if the worker has them."""
 
 
 def find_device(hardware: HardwareClass, label: str, *, emulate: bool, port: int = 0) -> Device:

@@ -76,10 +76,12 @@ class _Families(Collector):
         yield _counter("refused", "Requests that this router refused, by error code.", ("code",), done.refused)
         yield _counter("ended", "Jobs that this router ended before a worker did.", ("outcome",), done.ended)
         yield CounterMetricFamily(
-            "taxiway_parked", "Arrivals that this router could not read, and parked.", done.parked
+            "taxiway_parked", "Arrivals that this router could not read, and dead-lettered.", done.parked
         )
         yield _counter("webhook_attempts", "Webhook deliveries that this router tried.", ("outcome",), done.webhooks)
-        yield _counter("rejected", "Messages that no router ordered, and workers parked.", ("class",), done.rejected)
+        yield _counter(
+            "rejected", "Messages without a router's ticket, which workers dead-lettered.", ("class",), done.rejected
+        )
         yield _counter("results", "Jobs that workers ended.", ("class", "outcome"), done.outcomes)
         yield _counter("usd", "US dollars that jobs cost.", ("class", "model", "tenant"), done.dollars)
         yield _counter(

@@ -42,7 +42,7 @@ _STORED, _CHANGED = b"stored", b"changed"  # what `put_call` answers
 _RECORDS_READ = 32  # records that are read at once
 _PAGE_BYTES = 4 * 2**20  # bytes of records after which a page ends
 _RETRY_AFTER = 60.0  # seconds after which a tenant with too many open batches may retry
-_ABANDONED_AFTER = 3600.0  # seconds without a write after which an unfinished content is nobody's
+_ABANDONED_AFTER = 3600.0  # seconds without a write after which an unfinished content is abandoned
 _UNRECORDED = 6 * 3600.0  # seconds that a content waits for its record: at a MiB a minute 360 MiB arrive in that time
 
 
@@ -393,7 +393,7 @@ async def one_piece(content: bytes) -> AsyncIterator[bytes]:
 
 
 def _delete_old(folder: Path, before: float) -> None:
-    """Delete unfinished contents that nobody wrote to since `before`."""
+    """Delete unfinished contents without a write since `before`."""
     for path in folder.rglob("*.part"):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < before:

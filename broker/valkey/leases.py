@@ -22,7 +22,7 @@ from taxiway.errors import BrokerUnavailableError
 class LeaseHolder(NamedTuple):
     """Who has a lease now."""
 
-    token: str  # the holder's name, or its fencing token; empty if nobody has it
+    token: str  # the holder's name, or its fencing token; empty if it is free
     left: float  # seconds that another's lease lasts; 0 if it is the caller's
 
     @property

@@ -55,7 +55,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
-    """The pods and the new standing of each pool, in the order of the pools."""
+    """The pods and the new state of each pool, in the order of the pools."""
 
     replicas: tuple[int, ...]
     standings: tuple[Standing, ...]
@@ -81,7 +81,7 @@ def allot(
 
 
 def judge(pool: PoolState, standing: Standing, wanted: int, now: float, rules: PoolRules) -> Standing:
-    """A pool's new standing, if `wanted` pods could use it."""
+    """A pool's new state, if `wanted` pods could use it."""
     if standing.phase == "out":
         return Standing("trial", now, standing.failures) if now >= standing.until(rules) else standing
     if pool.short >= rules.stock_out:

@@ -3,7 +3,7 @@
 `python -m lab.drills.flash_crowd` starts a router, two workers of a cheap class and one of a dear class that is
 reserved for live work, and sends `paced` jobs of 25 ms at random times, the same in both runs: bulk work for 70 % of
 the fleet and live work for 5 %, which is ten times as much for 30 s. It prints the share of live jobs answered in time,
-and the bulk throughput of the two minutes from the crowd's start against the two minutes before. The exit status is 1
+and the bulk throughput of the two minutes from its start against the two minutes before. The exit status is 1
 if less than 99 % of the live jobs are in time, or bulk loses more than a tenth.
 """
 

@@ -40,7 +40,7 @@ class QueueScaling:
         self._polled = dict.fromkeys(most, float("-inf"))
 
     def __call__(self, url: str, key: str, name: str) -> int | None:
-        """As `ask_router`, which is told that devices are started here, and whose own count is ignored."""
+        """As `ask_router`, which learns that devices are started here, and whose own count is ignored."""
         ask_router(url, key, name)
         now = time.monotonic()
         if now - self._polled[name] >= self._rule.poll:

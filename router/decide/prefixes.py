@@ -50,7 +50,7 @@ class Prompt:
 def prefixes_of(owner: str, beginning: bytes) -> tuple[bytes, ...]:
     """A digest of each prefix of whole blocks, the shortest first.
 
-    `owner` is who may share them: what one tenant asked is not told to another.
+    `owner` is who may share them: what one tenant asked is not disclosed to another.
     """
     digest, found = blake2b(owner.encode(errors="replace"), digest_size=12), []
     for block in range(min(len(beginning) // BLOCK, BLOCKS)):

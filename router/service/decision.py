@@ -225,7 +225,7 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
 
 
 def _job_of_key(envelope: Envelope, request: Request, job: str, secrets: Sequence[bytes]) -> str:
-    """The id of the job under the request's key: the message gets it unless it has it, and its sender is told.
+    """The id of the job under the request's key: the message gets it unless it has it, and its sender gets it.
 
     Raises:
         InvalidRequestError: its sender waits for the message's own id, as Celery does.

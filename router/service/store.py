@@ -93,7 +93,7 @@ _PIECES_WAIT = 500  # milliseconds: less than the server's answer timeout
 
 
 class StoreClock:
-    """The store's time, by this host's clock since the store told it."""
+    """The store's time, by this host's clock since the store was asked."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -108,7 +108,7 @@ class StoreClock:
         return time.monotonic() + self._ahead
 
     def stored_now(self) -> float:
-        """The store's time for values that are stored: it fails before the store told it.
+        """The store's time for values that are stored: it fails before the store has been asked.
 
         Constant within one iteration of the event loop, so that requests that arrive together get equal records.
 

@@ -30,7 +30,7 @@ class Retargeter(Duty):
         self._conditions = RetargetConditions()
 
     def begin(self) -> None:
-        """Conditions observed before another router led are superseded."""
+        """Conditions observed before another router was the leader are superseded."""
         self._conditions = RetargetConditions()
         super().begin()
 

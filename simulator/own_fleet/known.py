@@ -171,7 +171,7 @@ def replayable(arrivals: Arrivals, known: KnownFleet) -> Recorded:
 
 
 def _without_answers(arrivals: Arrivals, known: KnownFleet) -> Arrivals:
-    """The arrivals; where a model does not generate, a synthetic trace has answers that nobody gives."""
+    """The arrivals; where a model does not generate, a synthetic trace has answers all the same."""
     generating = []
     for name in arrivals.names["model"]:
         with suppress(TaxiwayError):

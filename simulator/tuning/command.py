@@ -178,7 +178,7 @@ class FleetTuner:
     def _expect(
         self, unchanged: Tuning, before: Plan | None, known: KnownFleet, now: float
     ) -> tuple[Tuning, Plan | None]:
-        """A plan for what is expected, if none is followed; it starts no device for what nobody has said.
+        """A plan for what is expected, if none is followed; it starts no device for what is not known.
 
         It is tuned again as soon as there may be a plan from arrivals.
         """
@@ -370,7 +370,7 @@ def tune(*, once: bool, dry_run: bool, as_json: bool, prior: str | None) -> None
             logger.info("not tuning: plan.enabled is false in queues.yaml")
             signal.pause()
         while True:
-            # a turn that hangs ends the process, with all tracebacks: whoever started it starts another
+            # a turn that hangs ends the process, with all tracebacks: what started it starts another
             faulthandler.dump_traceback_later(HUNG, exit=True, file=sys.__stderr__ or 2)
             time.sleep(_turn(tuner, dry_run=dry_run, as_json=as_json))
     finally:

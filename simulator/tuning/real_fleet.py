@@ -340,7 +340,7 @@ def _reserve(topology: Topology, service: str | None) -> ServiceName | None:
 
 
 def _price(own: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> Price:
-    """The class's price, where its devices were told other prices on average of those."""
+    """The class's price, where its devices have prices of their own, the average of those."""
     if all(device.usd_per_hour is None for device in own):
         return hardware.price
     prices = dollars_per_hour(own, name, hardware)

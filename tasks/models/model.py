@@ -339,9 +339,9 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Inputs that `make demo` submits; the first warms a loaded variant up, and `taxiway check --run` runs it. Example:
     [[5.1, 3.5, 1.4, 0.2]]"""
     folder: str = ""
-    """Where it was read from: set by whoever reads it."""
+    """Where it was read from: set by its reader."""
     file: str = ""
-    """The file that it was read from, relative to the models folder: set by whoever reads it."""
+    """The file that it was read from, relative to the models folder: set by its reader."""
 
     @property
     def id(self) -> str:
@@ -369,7 +369,7 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     version: Positive | None = None
     """The version that it names; not given: all versions and their aliases. Example: 2"""
     file: str = ""
-    """The file that it was read from: set by whoever reads it."""
+    """The file that it was read from: set by its reader."""
 
     def names(self, names: Mapping[str, Model]) -> dict[str, Model]:
         """The names that it adds to the `names` of models; empty if there is no such model."""

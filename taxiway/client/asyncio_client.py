@@ -226,7 +226,7 @@ class AsyncJob:
 class AsyncClient:
     """A client for one event loop.
 
-    It connects on first use, and anew in a forked child.
+    It connects on first use, and again in a forked child.
 
     Args:
         url: `redis://`, `rediss://` or `unix://` (the broker, fastest), or `http(s)://` (a router).

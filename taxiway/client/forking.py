@@ -15,7 +15,7 @@ os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, aft
 
 
 class PerProcess(Generic[T]):
-    """A value that is made on first use, and anew on first use in a forked child.
+    """A value that is made on first use, and again on first use in a forked child.
 
     The parent's value is never destroyed in the child, not even when that exits: this would shut down TLS connections
     of the parent's, and remove its sockets from the epoll instance that both share.

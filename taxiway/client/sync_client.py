@@ -157,7 +157,7 @@ class Job:
 class Client:
     """A thread-safe client. It has the methods and arguments of `AsyncClient`; the methods block.
 
-    An interrupt (Ctrl-C) ends the call, not the client. In a forked child it connects anew.
+    An interrupt (Ctrl-C) ends the call, not the client. A forked child makes connections of its own.
     """
 
     def __init__(

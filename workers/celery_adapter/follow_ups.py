@@ -47,7 +47,7 @@ class BridgedAMQP(AMQP):
                 return send(producer, name, message, **options)
             rest = {key: value for key, value in options.items() if key not in _ADDRESS}
             destination = {DESTINATION: _destination(**options)}
-            quiet = message._replace(sent_event=None)  # nobody there listens to the fleet's events
+            quiet = message._replace(sent_event=None)  # there, the fleet's events have no listener
             return send(producer, name, quiet, queue=_OUTBOX, declare=[], **rest, **destination)
 
         return send_where_it_came_from

@@ -127,7 +127,7 @@ class EndpointUse:
         return 0.0
 
     def occupied(self, now: float) -> float:
-        """Seconds of the endpoint for what waits in the engine: it is not ours, or we would be told."""
+        """Seconds of the endpoint for what waits in the engine: it is not ours, or we would know."""
         engine = self._health().engine
         return 0.0 if engine is None else engine.waiting * self._usual_share
 

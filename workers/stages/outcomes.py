@@ -60,7 +60,7 @@ class WorkerOutcomes:
     def judge(self, promise: Promise, seconds: float, *, expired: bool) -> None:
         """Count a job that took so many seconds from its placement, an expired one at least.
 
-        Of one that expired within "at most", nobody knows whether that would have held. Finish thread only.
+        Of one that expired within "at most", it is unknown whether that would have held. Finish thread only.
         """
         if not expired or seconds > promise.at_most:
             count(self._of(promise.hardware_class).latency.setdefault("bound", empty()), seconds / promise.at_most)

@@ -1,4 +1,4 @@
-"""The stored responses at one router: one in the background ends with its job, whoever looks for it."""
+"""The stored responses at one router: one in the background ends with its job, no matter which router looks for it."""
 
 from __future__ import annotations
 

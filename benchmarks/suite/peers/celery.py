@@ -1,6 +1,6 @@
 """Plain Celery: one task a request, as careful as the fleet: late acknowledgement, events on, results kept.
 
-Its worker is told where the broker and the results are by Celery's own CELERY_BROKER_URL and CELERY_RESULT_BACKEND.
+Its worker learns where the broker and the results are from Celery's own CELERY_BROKER_URL and CELERY_RESULT_BACKEND.
 `batched` is what one does about batches: tasks wait in threads for a thread that runs what has come together.
 """
 
