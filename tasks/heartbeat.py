@@ -19,7 +19,7 @@ HEARTBEAT = 1.0
 """Seconds between two heartbeats of a device."""
 
 GONE_AFTER = 5 * HEARTBEAT
-"""Seconds of silence after which a device counts as gone (DESIGN: five missed heartbeats)."""
+"""Seconds of silence after which a device counts as gone: five missed heartbeats."""
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 """Upper bounds of the buckets, in seconds: from an echo's batch to a bulk job's hour."""

@@ -1,4 +1,4 @@
-"""What each candidate would take: seconds until the answer, US dollars (DESIGN §7), and whether its queue has capacity.
+"""What each candidate would take: seconds until the answer, US dollars, and whether its queue has capacity.
 
 Every figure is a column over the table's candidates, so a hundred candidates cost little more than one.
 

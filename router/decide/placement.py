@@ -29,10 +29,10 @@ RETRY_AFTER = 5.0
 """Seconds after which to retry when the fleet lacks the right device: about a worker's start."""
 
 NEAR = 1.10
-"""Candidates up to this multiple of the cheapest count as equally cheap (DESIGN §7)."""
+"""Candidates up to this multiple of the cheapest count as equally cheap."""
 
 WARM_PREFERENCE = 1.15
-"""A warm candidate is preferred over a cold one up to this multiple of its cost (DESIGN §7), and further, up to
+"""A warm candidate is preferred over a cold one up to this multiple of its cost, and further, up to
 `UNSURE`, where the cold one's estimate errs by more (`CandidateTable.residual`)."""
 
 LATENESS_REFUSED = 10.0

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 TARGET = 0.65
-"""Target utilisation of devices (DESIGN §7: 0.6–0.7 where live work runs)."""
+"""Target utilisation of devices (0.6–0.7 where live work runs)."""
 
 DONE_WITHIN = 3600.0
 """Seconds within which work without a deadline must be done."""

@@ -31,7 +31,7 @@ STALE_AFTER = 90
 _READ_AS_OTHERS = ("yes", "no", "on", "off", "true", "false", "null")  # what plain YAML 1.1 keys would become
 
 UNSURE = 2.0
-"""Observed over predicted run time that is assumed until one is learned (DESIGN §7: R starts at 2.0)."""
+"""Observed over predicted run time that is assumed until one is learned."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Ratio = Annotated[float, msgspec.Meta(gt=0)]

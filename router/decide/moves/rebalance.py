@@ -1,4 +1,4 @@
-"""Which waiting jobs move to another hardware class, and why: rescue, save, balance (DESIGN §7).
+"""Which waiting jobs move to another hardware class, and why: rescue, save, balance.
 
 A placement is an estimate made at submission; each tick recomputes the same figures for what still waits. Only the jobs
 that a queue serves last are considered: those ahead of them are taken soon, and the cost does not grow with queue
@@ -22,7 +22,7 @@ from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
 
 CHEAPER = 0.85
-"""Save: a move must cost less than this share (DESIGN §7: more than 15 % cheaper).
+"""Save: a move must cost less than this share (more than 15 % cheaper).
 
 Balance: a move may cost no more than its inverse."""
 
