@@ -290,7 +290,7 @@ def test_a_shadow_price_rises_above_its_target_and_falls_below_it(utilisation: f
 def test_a_shadow_price_stays_within_its_bounds(situation: tuple[Model, Needs, Topology, FleetSnapshot]) -> None:
     _, _, topology, fleet = situation
     for name, price in shadow_prices(topology, fleet).items():
-        assert 0 <= price <= DEAREST * topology.hardware[name].dollars_per_hour / 3600
+        assert 0 <= 3600 * price <= DEAREST * topology.hardware[name].dollars_per_hour * (1 + 1e-12)  # rounding
 
 
 @given(situation=situations(), more=st.integers(1, 40))
