@@ -32,6 +32,7 @@ from taxiway.contract.job import (
     read_moves,
     read_result,
     record_from,
+    report_of,
     unknown,
 )
 from taxiway.contract.wire import Envelope, decode_envelope
@@ -111,7 +112,7 @@ class Jobs:
         """Why the job is where it is: the reason, and the recomputed candidate table.
 
         `note` says why there is no table, or how it differs from the decision. `first_token` is when a streamed answer
-        began, while its stream is kept.
+        began, while its stream is kept. `report` says how an answered job ran.
 
         Raises:
             UnknownJobError: no router has placed a job with that id.
@@ -126,6 +127,7 @@ class Jobs:
             "note": note,
             "first_token": await self._store.values.first_piece(job),
             "moves": msgspec.to_builtins(moves),
+            "report": None if seen.meta is None else msgspec.to_builtins(report_of(seen.meta)),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),
             "refused": [] if table is None else msgspec.to_builtins(table.refused),
         }

@@ -45,13 +45,17 @@ def report_line(report: RunReport) -> str:
         report.hardware_class,
         report.variant,
         device,
-        f"waited {duration(report.queue_wait)}",
+        f"waited {duration(report.queue_wait)}{_load(report.load_time)}",
         f"ran {duration(report.run_time)} in a batch of {report.batch}",
         *([] if report.tokens is None else [_tokens(report.tokens)]),
         f"${report.cost:.3g}",
         report.reason,
     ]
     return " · ".join(parts)
+
+
+def _load(seconds: float) -> str:
+    return f" ({duration(seconds)} for the load)" if seconds else ""
 
 
 def _tokens(tokens: Tokens) -> str:

@@ -139,6 +139,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a job that ran on an endpoint which counts them."""
     parts: tuple[GenerationPart, ...] = ()
     """The runs of a generation that was cut and went on; times, cost and tokens are of all, the rest of the last."""
+    load_time: float = 0.0
+    """The seconds of `queue_wait` for which the device was loading the variant."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -238,6 +240,16 @@ class _Success(msgspec.Struct, frozen=True):
     result: Result
 
 
+class _Reported(msgspec.Struct, frozen=True):
+    report: RunReport
+
+
+class _Ran(msgspec.Struct, frozen=True):
+    """A stored result without its outputs."""
+
+    result: _Reported
+
+
 class _Status(msgspec.Struct, frozen=True):
     """How the job of a stored result ended."""
 
@@ -245,6 +257,7 @@ class _Status(msgspec.Struct, frozen=True):
 
 
 _decode_status = msgspec.json.Decoder(_Status).decode
+_decode_ran = msgspec.json.Decoder(_Ran).decode
 _decode_success = msgspec.json.Decoder(_Success).decode
 
 
@@ -309,6 +322,14 @@ def state_of(error: TaxiwayError) -> JobState:
     if isinstance(error, DeadLetteredError):
         return JobState.DEAD
     return JobState.FAILED
+
+
+def report_of(meta: bytes) -> RunReport | None:
+    """How the job of a stored result ran; None if it has no answer."""
+    try:
+        return _decode_ran(meta).result.report
+    except msgspec.MsgspecError:
+        return None
 
 
 def read_meta(raw: bytes | str) -> ResultMeta:

@@ -190,6 +190,8 @@ class RunningJob:
     """Indices of rows that are in no batch, by size bucket."""
     answers: list[Row | None] = field(default_factory=list)
     # Seconds, in all
+    load_time: float = 0.0
+    """Of waiting for loads."""
     run_time: float = 0.0
     device_time: float = 0.0
     batch: int = 0

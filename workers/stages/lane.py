@@ -298,6 +298,7 @@ class Loads:
         self._wake = wake
         self._fail = fail
         self._waiting: dict[str, list[RunningJob]] = {}
+        self._since: dict[RunningJob, float] = {}
         self._wanted: list[tuple[Model, Sequence[str]]] = []
         self._load: _Load | None = None
         self._must_end_by = math.inf
@@ -316,6 +317,7 @@ class Loads:
     def wait(self, job: RunningJob) -> None:
         """Add a job that waits for its variant."""
         self._waiting.setdefault(job.key, []).append(job)
+        self._since[job] = time.monotonic()
         self.rows += len(job.rows)
         self.patient += job.patient
 
@@ -335,8 +337,7 @@ class Loads:
         for key, jobs in list(self._waiting.items()):
             old = [job for job in jobs if not self._executor.is_current(job.model)]
             dropped += old
-            self.rows -= sum(len(job.rows) for job in old)
-            self.patient -= sum(job.patient for job in old)
+            self._let_go(old)
             self._waiting[key] = [job for job in jobs if job not in old]
             if not self._waiting[key]:
                 del self._waiting[key]
@@ -419,6 +420,14 @@ class Loads:
     def _over(self, key: str) -> list[RunningJob]:
         """Remove and return the jobs that wait for the variant."""
         jobs = self._waiting.pop(key, [])
-        self.rows -= sum(len(job.rows) for job in jobs)
-        self.patient = self.patient - sum(job.patient for job in jobs) if self._waiting else 0.0
+        self._let_go(jobs)
+        if not self._waiting:
+            self.patient = 0.0  # no rounding errors are left
         return jobs
+
+    def _let_go(self, jobs: Sequence[RunningJob]) -> None:
+        now = time.monotonic()
+        for job in jobs:
+            job.load_time += now - self._since.pop(job)
+            self.rows -= len(job.rows)
+            self.patient -= job.patient

@@ -73,6 +73,7 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
             reason=job.ticket.reason,
             tokens=job.tokens if not before else total(parts),
             parts=parts if before else (),
+            load_time=job.load_time,
         ),
     )
 

@@ -101,6 +101,14 @@ def test_jobs_wait_until_their_variant_is_loaded(dock: Dock) -> None:
     assert dock.loads.finish() == []
 
 
+def test_a_job_knows_how_long_it_waited_for_the_load(dock: Dock) -> None:
+    before = time.monotonic()
+    job = dock.job("one")
+    dock.begin()
+    assert dock.finish() == [job]
+    assert 0 < job.load_time <= time.monotonic() - before
+
+
 def test_one_variant_loads_at_a_time_the_most_urgent_job_s_first(dock: Dock) -> None:
     dock.job("one", arrived=1.0)
     urgent = dock.job("other", deadline=5.0, arrived=2.0)
