@@ -33,6 +33,7 @@ from router.upkeep.mover import Mover
 from router.upkeep.recorder import Recorder
 from router.upkeep.releaser import Releaser
 from router.upkeep.retargeter import Retargeter
+from router.upkeep.timeline import Timeline
 from router.upkeep.webhooks import WebhookDelivery
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
@@ -88,8 +89,9 @@ class Router:
         self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
         retargeter = Retargeter(settings, rules, self.fleet, self.store)
         housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules)
-        self._recorder = Recorder(settings.broker, self.store, rules.topology.limits)
-        duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder)
+        timeline = Timeline(self.store, self.fleet, rules, self.mover.moves)
+        self._recorder = Recorder(settings.broker, self.store, rules.topology.limits, timeline.note)
+        duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder, timeline)
         self._leader = Leader(self.leadership, duties, tick)
         self._deadlines = Deadlines(self.store, self.transport)
         self._bridge = open_bridge(amqp, settings, self) if amqp else None

@@ -6,7 +6,7 @@ from litestar import MediaType
 
 from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, ServerSentEvent, answers
 from api.inference.protocol import InferAnswer
-from api.operators.view import FleetView
+from api.operators.view import FleetTimeline, FleetView
 from taxiway.contract.job import JobFailure, JobRecord
 from taxiway.contract.listing import JobPage
 from taxiway.contract.tensors import OCTETS
@@ -24,6 +24,7 @@ INFO = answers(FIELDS, *KEYED)
 HEALTH = answers(FIELDS, 500)
 READINESS = {**HEALTH, **answers(FIELDS, status=503)}
 FLEET = answers(FleetView, *KEYED, 503)
+FLEET_TIMELINE = answers(FleetTimeline, *KEYED, 503)
 FLEET_STREAM = answers(ServerSentEvent, *KEYED, 503, media=EVENTS)
 FLEET_CHANGE = answers(FIELDS, *KEYED, 503)
 SCALING = answers(FIELDS, *KEYED, 400, 404, 503)

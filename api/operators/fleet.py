@@ -17,8 +17,10 @@ from api.inference.streaming import STREAM_HEADERS
 from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet
+from api.operators.view import FleetTimeline
 from api.services import JsonResponse, services_of
 from router.router import Router
+from router.upkeep.timeline import read_timeline
 from taxiway.errors import BrokerUnavailableError, quoted
 
 _encode = msgspec.json.Encoder().encode
@@ -55,6 +57,13 @@ async def ready(request: AnyRequest) -> JsonResponse:
 async def fleet(request: AnyRequest) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the latest moves."""
     return json_answer(await read_fleet(services_of(request).router))
+
+
+@get("/v2/fleet/timeline", responses=described.FLEET_TIMELINE)
+async def fleet_timeline(request: AnyRequest) -> Response[bytes]:
+    """The last 15 minutes, oldest first: a sample of each class every 5 seconds, moves, and latencies by service."""
+    store = services_of(request).router.store
+    return json_answer(FleetTimeline(now=store.clock.stored_now(), samples=tuple(await read_timeline(store))))
 
 
 @get("/v2/fleet/stream", responses=described.FLEET_STREAM)
@@ -128,4 +137,7 @@ async def reload(request: AnyRequest) -> JsonResponse:
     return Response(await services_of(request).router.folder.reload())
 
 
-ENDPOINTS = (server_metadata, live, ready, fleet, fleet_stream, scaling, scaling_starts, metrics, reload)
+ENDPOINTS = (
+    *(server_metadata, live, ready, fleet, fleet_timeline, fleet_stream),
+    *(scaling, scaling_starts, metrics, reload),
+)

@@ -17,6 +17,7 @@ from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
+from router.upkeep.timeline import FleetSample, spending_of, utilisation_of
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, held_of, is_emulated, median_of
 from tasks.models.folder import CatalogueReport
 from tasks.topology import HardwareClass, Price, Topology
@@ -115,6 +116,8 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the last tuning; `found` is what it found."""
     adopted: bool = False
     found: str = ""
+    period: float = 0.0
+    """Seconds between two tunings."""
 
 
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +170,13 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """What of all this needs attention."""
 
 
+class FleetTimeline(msgspec.Struct, frozen=True, kw_only=True):
+    """The fleet's samples of the last 15 minutes, oldest first; `now` is the state store's time."""
+
+    now: float
+    samples: tuple[FleetSample, ...]
+
+
 SILENT = 2.5 * HEARTBEAT
 """Seconds without a heartbeat after which a device is not shown; decisions still use it until `GONE_AFTER`."""
 
@@ -214,6 +224,7 @@ def view_plan(
     reports: Iterable[CatalogueReport],
     tuner: str,
     latest: LatestTuning | None,
+    period: float,
 ) -> PlanView | None:
     """The plan and the tuner at `now`; None if there is neither.
 
@@ -237,6 +248,7 @@ def view_plan(
         tuned=max(now - latest.at, 0.0) if latest is not None else None,
         adopted=latest is not None and latest.adopted,
         found=latest.why if latest is not None else "",
+        period=period,
     )
 
 
@@ -279,15 +291,15 @@ def _class_view(
 ) -> ClassView:
     devices = fleet.of_class(name)
     none = (0.0,) * LEVELS
-    prices = dollars_per_hour(own := fleet.own(name), name, hardware)
+    prices = dollars_per_hour(fleet.own(name), name, hardware)
     return ClassView(
         device=hardware.device,
         devices=len(devices),
         emulated=sum(is_emulated(device.kind, hardware) for device in devices),
         usd_per_hour=sum(prices) / len(prices),
         price=hardware.price,
-        spending=sum(prices) if own else 0.0,
-        utilisation=sum(device.utilisation for device in devices) / len(devices) if devices else 0.0,
+        spending=spending_of(fleet, name, hardware),
+        utilisation=utilisation_of(devices),
         depth=head.depths,
         oldest=oldest,
         work=tuple(fleet.work.get(name, none)),

@@ -38,6 +38,7 @@ STATES = ("accepted", "queued", "held", "running", "succeeded", "failed", "expir
 
 ENDED, REFUSED = STATES.index("succeeded"), STATES.index("refused")
 """The number of the first state in which a job has ended, and of the last."""
+_EXPIRED = STATES.index("expired")
 
 NAMED = ("model", "tenant", "service", "locality", "hardware_class")
 """Columns that index names."""
@@ -53,6 +54,26 @@ JOB = np.dtype(
 """The columns: one field of each job. Stored slices have the same fields, but `arrival` as `_STORED`."""
 
 Jobs = NDArray[Any]
+
+
+class ServiceLatency(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one service's jobs of one slice took from acceptance to their end. Times are in seconds."""
+
+    begin: int
+    """The slice's begin, in Unix seconds."""
+    service: str
+    """The service; empty for jobs that were refused, which have none."""
+    jobs: int
+    """Jobs that were accepted in the slice."""
+    late: int
+    """Those of them that were expired or answered after their deadline."""
+    median: float | None
+    """What half of the answered jobs took at most; None if none was answered."""
+    slowest: float | None
+    """What 95 % of the answered jobs took at most."""
+    deadline: float | None
+    """The median of the deadlines that jobs had; None if none had one."""
+
 
 _STORED = "<u4"  # microseconds since the begin of the slice
 
@@ -194,6 +215,32 @@ def fresh_slices(until: float | None, now: float, *, longest: float, most: int) 
 def again_at(begin: int, arrivals: Arrivals, now: float) -> float | None:
     """When to observe a slice again; None if all its jobs have ended, or it is too old."""
     return next((begin + age for age in OBSERVED_AGES if begin + age > now), None) if arrivals.open else None
+
+
+def latencies(begin: int, arrivals: Arrivals) -> tuple[ServiceLatency, ...]:
+    """How long the jobs of a slice took, by service."""
+    names, jobs = arrivals.names["service"] if len(arrivals) else (), arrivals.jobs
+    return tuple(_latency(begin, name, jobs[jobs["service"] == n]) for n, name in enumerate(names))
+
+
+def _latency(begin: int, service: str, jobs: Jobs) -> ServiceLatency:
+    answered = jobs["seconds"][jobs["state"] == ENDED]
+    late = (jobs["state"] == _EXPIRED) | ((jobs["state"] == ENDED) & (jobs["seconds"] > jobs["deadline"]))
+    return ServiceLatency(
+        begin=begin,
+        service=service,
+        jobs=len(jobs),
+        late=int(late.sum()),
+        median=_quantile(answered, 0.5),
+        slowest=_quantile(answered, 0.95),
+        deadline=_quantile(jobs["deadline"], 0.5),
+    )
+
+
+def _quantile(values: NDArray[Any], share: float) -> float | None:
+    """Of the known values; four digits are more than a picture shows."""
+    known = values[np.isfinite(values)]
+    return float(f"{np.quantile(known, share):.4g}") if len(known) else None
 
 
 def surplus_hours(sizes: Mapping[str, int], now: float, *, keep: float, most: int) -> list[str]:

@@ -55,6 +55,7 @@ from taxiway.contract.keys import (
     RELEASED,
     RELOADS,
     STARTS,
+    TIMELINE,
     TUNER,
     TUNING,
     WORK,
@@ -63,6 +64,7 @@ from taxiway.contract.keys import (
     job_key,
     jobs_cell,
     open_key,
+    priority_lists,
     reply_channel,
     result_key,
     snapshot_key,
@@ -183,6 +185,23 @@ class FleetStore:
         """The token of the tuner at work, empty if there is none, and what the last tuning found."""
         token, latest = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
         return (token or b"").decode(), None if latest is None else msgspec.json.decode(latest, type=LatestTuning)
+
+    async def waiting(self, classes: Sequence[str]) -> tuple[dict[str, int], int]:
+        """The messages in each class's queue, and the number of held jobs."""
+        lists = [priority_lists(name) for name in classes]
+        held, *lengths = await self._periodic.calls(
+            ("HLEN", HELD), *(("LLEN", one) for names in lists for one in names)
+        )
+        each = iter(lengths)
+        return {name: sum(next(each) for _ in names) for name, names in zip(classes, lists, strict=True)}, held
+
+    async def add_sample(self, sample: bytes, most: int) -> None:
+        """Add a sample to the timeline; the oldest beyond `most` are dropped."""
+        await self._periodic.transaction(("LPUSH", TIMELINE, sample), ("LTRIM", TIMELINE, 0, most - 1))
+
+    async def samples(self) -> list[bytes]:
+        """The samples in the timeline, latest first."""
+        return list(await self._calls.call("LRANGE", TIMELINE, 0, -1))
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Delete devices that have been gone for long."""

@@ -1,7 +1,7 @@
 """What one router does for the fleet while it leads: duties, each with its own tick, and one election for all.
 
-The duties are moving, releasing, retargeting, housekeeping and recording the history. Three tasks are not duties,
-because every router performs them:
+The duties are moving, releasing, retargeting, housekeeping, recording the history and sampling the fleet. Three tasks
+are not duties, because every router performs them:
 
 - end jobs at their deadline (`deadlines`): waiters are notified within `DEADLINE_TICK` even while no router leads, and
   the router that placed a job knows its deadline; taking a group of jobs in the store is exclusive anyway;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from router.decide.history import (
     SETTLE,
     SLICE,
     Arrivals,
+    ServiceLatency,
     again_at,
     fresh_slices,
     hour_of,
     indices,
     joined,
+    latencies,
     pack,
     surplus_hours,
     terms_of,
@@ -44,14 +46,18 @@ _OUTCOME = np.dtype([("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4
 class Recorder(Duty):
     """Observes each slice of arrivals once it is over, and again while some of its jobs have not ended.
 
-    Its progress is in the state store, so that the next leader continues from there.
+    Its progress is in the state store, so that the next leader continues from there. `noted` is called with how long
+    the jobs of each slice took.
     """
 
-    def __init__(self, url: str, store: RouterStore, limits: Limits) -> None:
+    def __init__(
+        self, url: str, store: RouterStore, limits: Limits, noted: Callable[[Sequence[ServiceLatency]], None]
+    ) -> None:
         super().__init__(SETTLE)
         self._connection = AsyncConnection(url, server="state store")
         self._store = store
         self._limits = limits
+        self._noted = noted
 
     async def tick(self) -> None:
         """Observe the slices that are due, and delete the oldest hours beyond the limits."""
@@ -108,6 +114,7 @@ class Recorder(Duty):
             ("HINCRBY", HISTORY, hour, len(packed) - before),
             ("ZREM", HISTORY_OPEN, begin) if at is None else ("ZADD", HISTORY_OPEN, at, begin),
         )
+        self._noted(await beside(JOB.itemsize * len(arrivals), latencies, begin, arrivals))
 
     async def _trim(self, now: float) -> None:
         (flat,) = await self._connection.transaction(("HGETALL", HISTORY))

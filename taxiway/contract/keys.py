@@ -84,6 +84,9 @@ LEADS = "taxiway:leads"
 MOVES = "taxiway:moves"
 """List of the last moves of waiting work, most recent first."""
 
+TIMELINE = "taxiway:timeline"
+"""List of samples of the fleet in the last 15 minutes (`router.upkeep.timeline`), most recent first."""
+
 MODELS = "taxiway:models"
 """The routers' models as `GET /v2/models` lists them, in JSON, for clients of the broker."""
 

@@ -21,7 +21,7 @@ import taxiway
 from broker.valkey.endings import Ending
 from router.decide.classify import Needs
 from router.decide.explain import basis_text
-from router.decide.history import OBSERVED_AGES, SLICE, STATES, Arrivals, hour_of, slice_of
+from router.decide.history import OBSERVED_AGES, SLICE, STATES, Arrivals, ServiceLatency, hour_of, slice_of
 from router.upkeep.recorder import Recorder
 from simulator.__main__ import main as simulator
 from simulator.history import LAG, History
@@ -47,6 +47,7 @@ class Fleet:
 
     def __init__(self, settings: Settings, client: redis.Redis) -> None:
         self.settings, self.store, self.history = settings, Store(client), History(settings.broker)
+        self.noted: list[ServiceLatency] = []
         self.began = slice_of(time.time() - 120)
         self.now = self.began + 0.5
         self.lead()
@@ -55,7 +56,7 @@ class Fleet:
         """Let a router that was just elected do its duty."""
 
         async def ticked() -> None:
-            recorder = Recorder(self.settings.broker, store, limits)
+            recorder = Recorder(self.settings.broker, store, limits, self.noted.extend)
             for _ in range(ticks):
                 await recorder.tick()
             await recorder.close()

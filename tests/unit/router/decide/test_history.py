@@ -33,6 +33,7 @@ from router.decide.history import (
     fresh_slices,
     hour_of,
     joined,
+    latencies,
     pack,
     slice_of,
     surplus_hours,
@@ -82,6 +83,29 @@ def test_a_slice_is_read_back_as_it_was_stored(arrivals: Arrivals) -> None:
     assert np.abs(read.jobs["arrival"] - arrivals.jobs["arrival"]).max(initial=0) <= 1e-6
     read.jobs["arrival"] = arrivals.jobs["arrival"]
     assert rows(read) == rows(arrivals)
+
+
+@given(slices())
+def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: Arrivals) -> None:
+    found = latencies(BEGIN, arrivals)
+
+    assert sum(one.jobs for one in found) == len(arrivals)
+    assert len({one.service for one in found}) == len(found)
+    for one in found:
+        assert 0 <= one.late <= one.jobs
+        assert (one.median is None) == (one.slowest is None)
+        assert one.median is None or one.slowest is None or one.median <= one.slowest
+
+
+def test_a_late_answer_and_an_expired_job_missed_their_deadline_and_a_refused_one_did_not() -> None:
+    states = [ENDED, ENDED, STATES.index("expired"), REFUSED, STATES.index("running")]
+    jobs = np.zeros(5, JOB)
+    jobs["state"], jobs["deadline"], jobs["seconds"] = states, 2.0, (1.0, 3.0, 2.0, 0.1, math.nan)
+    names = dict.fromkeys(NAMED, ("live",))
+
+    (live,) = latencies(BEGIN, Arrivals(names, jobs))
+
+    assert (live.jobs, live.late, live.median, live.slowest, live.deadline) == (5, 2, 2.0, 2.9, 2.0)
 
 
 @given(st.binary(max_size=60), slices(), st.data())
