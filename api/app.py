@@ -7,7 +7,7 @@ import importlib.metadata
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from api import described, pages
+from api import described
 from api.access import TenantRates
 from api.bodies import BodyLimits, Gzipped, Inflated
 from api.described import document
@@ -25,6 +25,7 @@ from api.openai import endpoints as openai
 from api.openai.responses import endpoints as responses
 from api.operators import fleet
 from api.operators import job_endpoints as jobs
+from api.pages import endpoints as pages
 from api.paths import Divided, Named
 from api.services import SERVICES, Services
 from router.router import Router

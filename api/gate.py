@@ -36,6 +36,9 @@ AnyRequest = Request[Any, Any, Any]
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/", "/docs"})
 """Paths that need no key: for process managers, health checks, load balancers and browsers."""
 
+PAGE_FILES = "/page/"
+"""The path before the names of the pages' files, which need no key either."""
+
 _OWN_SITE = (b"same-origin", b"none")
 """Values of `Sec-Fetch-Site` for the router's own pages, and for a typed address."""
 
@@ -78,7 +81,7 @@ class Gate:
             UnauthenticatedError: no valid key.
             RateLimitedError: the tenant exceeds its rate limit.
         """
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or scope["path"].startswith(PAGE_FILES):
             return UNAUTHENTICATED
         caller = keys.caller(_secret(scope["headers"]))
         if caller is None:

@@ -47,8 +47,14 @@ class Page:
             await asyncio.sleep(0.05)
         return found
 
+    async def resize(self, width: int, height: int = 1000) -> None:
+        """Be as wide as that, as a phone is if it is narrow."""
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        await self.call("Emulation.setDeviceMetricsOverride", **sizes)
+
     async def screenshot(self) -> bytes:
-        taken = await self.call("Page.captureScreenshot", format="png")
+        """The whole page, however long it is."""
+        taken = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         return base64.b64decode(taken["data"])
 
 

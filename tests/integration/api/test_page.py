@@ -1,15 +1,20 @@
-"""The page at `/` in headless Chromium: the fleet as it changes, a job's flight path, batches, dead letters, keys."""
+"""The page at `/` in headless Chromium: charts of the last minutes, problems, a job's path, dead letters, keys."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
+import shutil
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 import redis
 
@@ -17,14 +22,25 @@ import taxiway
 from api.access import Key, digest_of
 from api.keys_file import write_keys
 from local.embedded import EmbeddedValkey
-from tasks.settings import Settings, settings_from
-from taxiway.contract.keys import ARRIVALS
-from tests.browser import CHROMIUM, opened
+from router.decide.history import ServiceLatency, slice_of
+from router.upkeep.timeline import EVERY, ClassSample, FleetSample, MovedSample
+from tasks.settings import TREE, Settings, settings_from
+from taxiway.contract.keys import ARRIVALS, TIMELINE
+from tests.browser import CHROMIUM, Page, opened
 from tests.routing import EchoDevice, eventually, router_process
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
 
-HELD = "[...document.querySelectorAll('#{} td')].map((cell) => cell.textContent)"
+AXE = "axe-core@4.14.1"
+"""What judges whether a page can be used by everybody; MPL-2.0, and only fetched for this test."""
+
+SCREENSHOTS = TREE / "build" / "page"
+"""Where the tests leave pictures of the page, to look at."""
+
+CLASSES = "[...document.querySelectorAll('#classes h3')].map((title) => title.textContent)"
+CELLS = "[...document.querySelectorAll('#{} td')].map((cell) => cell.textContent)"
+DRAWN = "[...document.querySelectorAll('#charts svg')].map((chart) => chart.getAttribute('aria-label'))"
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 @contextmanager
@@ -38,45 +54,170 @@ def interface(folder: Path, *options: str) -> Iterator[tuple[str, Settings]]:
             yield router.http, settings
 
 
-def test_the_page_shows_the_fleet_a_job_and_replays_a_dead_letter(tmp_path: Path) -> None:
-    async def look(url: str, job: str) -> None:
-        async with opened(url) as page:
-            await page.until("!document.getElementById('main').hidden")
-            assert "cpu.batch" in await page.until(HELD.format("classes"))
-            problems = await page.until("document.getElementById('problems').textContent")
-            assert "embed:1/torch: unavailable on" in problems and "torch is broken" in problems
-            used = "getComputedStyle(document.querySelector('#classes meter').parentElement).whiteSpace"
-            assert await page.value(used) == "nowrap"
-            before = await page.value("document.getElementById('state').textContent")
-            await page.until(f"document.getElementById('state').textContent !== {json.dumps(before)}")
-            await page.value("document.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}))")
-            assert await page.value("document.activeElement.name") == "job"
-            await page.value(f"document.activeElement.value = '{job}'; document.getElementById('job').requestSubmit()")
-            path = "[...document.querySelectorAll('ol.path li.there')].map((step) => step.firstChild.textContent)"
-            assert await page.until(f"{path}.length && {path}") == ["accepted", "placed", "claimed", "succeeded"]
-            assert "chosen" in await page.value(HELD.format("flight"))
-            assert any("Replay" in text for text in await page.until(f"{HELD.format('dead')}"))
-            problems = "document.getElementById('problems').textContent"
-            shown = await page.until(f"{problems}.includes('dead letters: ') && {problems}")
-            assert shown.startswith("2 things need attention")
-            await page.call(
-                "Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=True
-            )
-            right = (
-                "Math.max(...[...document.querySelectorAll('td')].map((cell) => cell.getBoundingClientRect().right))"
-            )
-            assert await page.value(right) <= 390
-            await page.value("document.querySelector('#dead button:last-of-type').click()")
-            assert page.errors == []
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core."""
+    folder = tmp_path_factory.mktemp("axe")
+    npm = shutil.which("npm")
+    packed = npm and subprocess.run(
+        [npm, "pack", "--silent", "--prefer-offline", AXE], cwd=folder, capture_output=True, timeout=120
+    )
+    if not packed or packed.returncode:
+        assert "CI" not in os.environ, "npm cannot fetch axe-core"
+        pytest.skip("needs npm, and axe-core from it")
+    (archive,) = folder.glob("*.tgz")
+    with tarfile.open(archive) as members:
+        member = members.extractfile("package/axe.min.js")
+        assert member is not None
+        return member.read().decode()
 
-    with interface(tmp_path) as (url, settings):
+
+def a_sample(now: float, at: float) -> FleetSample:
+    """What a leader may have stored: a queue that grew and was helped out by another class, under two plans."""
+    depth = max(0, round(40 - abs(at - now + 500) / 4))
+    begin = slice_of(at)
+    answered = ServiceLatency(
+        begin=begin, service="standard", jobs=60, late=depth // 10, median=0.02, slowest=0.05 + depth / 8, deadline=5.0
+    )
+    return FleetSample(
+        at=at,
+        held=0,
+        plan=7 if at < now - 500 else 8,
+        classes={
+            "cpu.batch": ClassSample(depth, min(1.0, 0.1 + depth / 30), 2, 0.1),
+            "gpu.realtime": ClassSample(depth // 8, 0.2 + depth / 90, 1, 0.71),
+        },
+        moves=(MovedSample("cpu.batch", "gpu.realtime", "rescue", depth // 3),) if depth > 20 else (),
+        services=(answered,) if at - begin < EVERY else (),
+    )
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A router's address, and a job that ended there. One message is dead, and a leader sampled until a minute ago."""
+    with interface(tmp_path_factory.mktemp("fleet")) as (url, settings):
         with taxiway.Client(url) as client:
             job = client.submit("echo", "hello")
             job.result(timeout=60)
         with redis.Redis.from_url(settings.broker) as broker:
             broker.lpush(ARRIVALS, b"no message")
+            now = httpx.get(f"{url}/v2/fleet", trust_env=False).json()["now"]
+            broker.rpush(TIMELINE, *(msgspec.json.encode(a_sample(now, now - age)) for age in range(60, 900, 5)))
         eventually(lambda: httpx.get(f"{url}/v2/dead", trust_env=False).json()["letters"])
-        asyncio.run(look(url, job.id))
+        yield url, job.id
+
+
+async def drawn(page: Page) -> list[str]:
+    """What the charts say, once all are there."""
+    return list(await page.until(f"document.querySelectorAll('#services svg').length && {DRAWN}"))
+
+
+def test_the_page_draws_the_last_fifteen_minutes_and_again_after_a_reload(fleet: tuple[str, str]) -> None:
+    async def look() -> None:
+        async with opened(fleet[0]) as page:
+            charts = await drawn(page)
+            samples = httpx.get(f"{fleet[0]}/v2/fleet/timeline", trust_env=False).json()["samples"]
+            moved = sum(jobs for one in samples for *_, jobs in one["moves"])
+            text = "; ".join(charts)
+            assert "busy now; at most 40 waiting in 15 minutes" in text
+            assert "standard: latency against deadline; " in text
+            assert "Dollars an hour: $0." in text
+            assert f"Moves and plans: {moved} jobs moved in 15 minutes" in text
+            marks = "['.came', '.stem', '.plan', '.bar', '.late', '.deadline', '.solid']"
+            counts = f"{marks}.map((kind) => document.querySelectorAll('#charts svg ' + kind).length)"
+            before = await page.value(counts)
+            assert min(before) >= 2
+            await page.call("Page.reload")
+            await drawn(page)
+            assert (await page.value(counts))[:2] == before[:2]  # the moves: the last minute adds to the others
+            assert page.errors == []
+
+    asyncio.run(look())
+
+
+def test_the_page_says_what_is_wrong_and_what_to_do_first(fleet: tuple[str, str]) -> None:
+    async def look() -> None:
+        async with opened(fleet[0]) as page:
+            await page.until("!document.getElementById('main').hidden")
+            assert (await page.until(f"{CLASSES}.length && {CLASSES}"))[0] == "cpu.batch"
+            shown = "document.getElementById('problems').textContent"
+            said = await page.until(f"{shown}.includes('dead letters') && {shown}")
+            assert said.startswith("2 things need attention")
+            assert "embed:1/torch unavailable on" in said
+            assert "torch is broken" in said
+            assert "What to do: taxiway dead list, then replay or drop them" in said
+            before = await page.value("document.getElementById('state').textContent")
+            await page.until(f"document.getElementById('state').textContent !== {json.dumps(before)}")
+            assert any("Replay" in text for text in await page.until(f"{CELLS.format('dead-table')}"))
+            await page.value("document.querySelector('#dead button:last-of-type').click()")
+            assert page.errors == []
+
+    asyncio.run(look())
+
+
+def test_the_keyboard_reads_the_charts_and_finds_a_job_s_path(fleet: tuple[str, str]) -> None:
+    async def press(page: Page, key: str) -> None:
+        event = f"new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}})"
+        await page.value(f"document.activeElement.dispatchEvent({event})")
+
+    async def look() -> None:
+        async with opened(fleet[0]) as page:
+            await drawn(page)
+            await page.value("document.getElementById('charts').focus()")
+            await press(page, "ArrowLeft")
+            assert str(await page.value("document.getElementById('cursor').textContent")).startswith("at ")
+            read = "document.querySelector('#class-cpu\\\\.batch .then').textContent"
+            assert " waiting, " in await page.value(read)
+            await press(page, "Home")
+            assert await page.value(read) == "0 waiting, 10\u00a0% busy, 2 devices"
+            await press(page, "Escape")
+            assert await page.value("document.getElementById('cursor').textContent") == ""
+            await press(page, "/")
+            assert await page.value("document.activeElement.name") == "job"
+            value = f"document.activeElement.value = '{fleet[1]}'"
+            await page.value(f"{value}; document.getElementById('job').requestSubmit()")
+            path = "[...document.querySelectorAll('ol.path li.there')].map((step) => step.firstChild.textContent)"
+            assert await page.until(f"{path}.length && {path}") == ["accepted", "placed", "began", "succeeded"]
+            said = await page.until("document.querySelector('#flight svg')?.getAttribute('aria-label')")
+            assert "happened" in said
+            assert "run " in said
+            assert "chosen" in await page.value(CELLS.format("flight"))
+            assert page.errors == []
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "dark"),
+    [
+        ("light", 1280, False),
+        ("dark", 1280, True),
+        ("phone", 390, False),
+        ("phone-dark", 390, True),
+        ("wide", 2560, True),
+    ],
+)
+def test_everybody_can_use_the_page_light_and_dark_from_phone_to_wall(
+    fleet: tuple[str, str], axe: str, name: str, width: int, dark: bool
+) -> None:
+    async def look() -> None:
+        async with opened(f"{fleet[0]}/#job={fleet[1]}", dark=dark) as page:
+            await page.resize(width)
+            await drawn(page)
+            await page.until("!!document.querySelector('#flight svg')")
+            light = await page.value("getComputedStyle(document.body).backgroundColor")
+            assert (light == "rgb(15, 18, 22)") is dark
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            (SCREENSHOTS / f"{name}.png").write_bytes(await page.screenshot())
+            await page.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+            assert await page.value(TOO_WIDE) == 0
+            await page.value(f"{axe}; 0")
+            wrong = "axe.run().then(({violations}) => violations.map(({id, impact}) => [id, impact]))"
+            found = await page.value(wrong)
+            assert [one for one in found if one[1] in ("serious", "critical")] == []
+            assert page.errors == []
+
+    asyncio.run(look())
 
 
 def test_the_page_asks_for_a_key_and_shows_nothing_without_it(tmp_path: Path) -> None:
@@ -87,10 +228,27 @@ def test_the_page_asks_for_a_key_and_shows_nothing_without_it(tmp_path: Path) ->
         async with opened(url) as page:
             await page.until("!document.getElementById('key').hidden")
             assert await page.value("document.getElementById('main').hidden")
-            assert await page.value(HELD.format("classes")) == []
+            assert await page.value(CLASSES) == []
             await page.value(f"document.querySelector('#key input').value = '{secret}'")
             await page.value("document.querySelector('#key').requestSubmit()")
-            assert "cpu.batch" in await page.until(f"{HELD.format('classes')}.length && {HELD.format('classes')}")
+            assert "cpu.batch" in await page.until(f"{CLASSES}.length && {CLASSES}")
 
     with interface(tmp_path, "--keys", str(tmp_path / "keys")) as (url, _):
         asyncio.run(look(url))
+
+
+def test_the_page_is_small_runs_no_code_but_its_own_and_names_no_other_host(fleet: tuple[str, str]) -> None:
+    page = httpx.get(fleet[0], headers={"accept": "text/html"}, trust_env=False)
+    names = [path.name for path in (TREE / "api" / "pages").iterdir() if path.suffix in (".css", ".js")]
+    files = {name: httpx.get(f"{fleet[0]}/page/{name}", trust_env=False) for name in names}
+
+    assert all(one.is_success for one in files.values())
+    assert len(page.content) + sum(len(one.content) for one in files.values()) < 100_000
+    for text in (page.text, *(one.text for one in files.values())):
+        assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert "<script>" not in page.text
+    assert httpx.get(f"{fleet[0]}/page/endpoints.py", trust_env=False).status_code == 404
