@@ -23,7 +23,7 @@ TUNE_EVERY = 120.0
 PLAYED_WINDOW = 450.0
 """Seconds of arrivals that are played. Shorter windows made the plan follow noise."""
 
-FIRST = 45.0
+FIRST = 20.0
 """Seconds of arrivals before the first plan, where nothing was recorded earlier. It is tuned again when twice as much
 is known, until that takes a period."""
 

@@ -188,7 +188,7 @@ def test_a_prior_that_is_none_is_refused(settings: Settings, prior: str, got: st
 def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
     settings: Settings, store: Any, devices: None
 ) -> None:
-    record(store, seconds=10)
+    record(store, seconds=0)
     with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
         told, _ = tuner.tune(dry_run=False)
         span = float(told.why.partition(" s,")[0].rpartition(" ")[2])
