@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 
@@ -23,3 +26,16 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+class Blocking:
+    """An object whose coroutines run to their end where they are called, in the loop of `runner`."""
+
+    def __init__(self, runner: asyncio.Runner, called: Any) -> None:
+        self.runner, self.called = runner, called
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.called, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+        return lambda *arguments, **options: self.runner.run(found(*arguments, **options))

@@ -17,6 +17,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER, priority_lists
 from tests.producing import stop_listening
 from tests.routing import EchoFleet, echo_fleet, eventually
+from tests.scripting import Store
 from tests.working import Site, Tower, WorkerProcess, empty_fleet, open_site, worker_process, worker_settings
 
 HERE = Path(__file__).parent
@@ -83,6 +84,12 @@ def worker(fleet: Settings) -> Iterator[WorkerProcess]:
 def store(settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(settings.broker) as client:
         yield client
+
+
+@pytest.fixture
+def scripts(store: redis.Redis) -> Store:
+    """The scripts that run in the store."""
+    return Store(store)
 
 
 @pytest.fixture

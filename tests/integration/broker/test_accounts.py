@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from taxiway.contract.keys import (
     session_key,
 )
 from taxiway.errors import BrokerUnavailableError
+from tests.command_line import program
 from tests.guarded import Guarded, guarded_valkey
 from tests.producing import stop_listening
 from tests.routing import router_process
@@ -155,11 +154,7 @@ def test_a_worker_whose_account_lacks_its_class_exits_and_says_what_was_refused(
 ) -> None:
     with guarded_valkey(tmp_path, ["gpu.realtime"]) as server:  # as if the class had been added later
         own = replace(fleet, broker=server.url("worker"))
-        command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS]
-        environment = {**os.environ, **own.environment()}
-        done = subprocess.run(
-            command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = program("workers", "--class", CLASS, settings=own)
     assert done.returncode == EXIT_REFUSED
     assert "the account at the broker lacks a right" in done.stderr
     assert f"LLEN {CLASS}" in done.stderr

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,7 +23,7 @@ from taxiway.connection import AsyncConnection, Connection, ConnectionPool
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError
 from tests.cable import Cable
-from tests.waiting import BUSY
+from tests.waiting import BUSY, Blocking
 
 SOON = 60.0
 VALUES = {f"large:{number}": bytes([number]) * size for number, size in enumerate((1, 2**16, 2**18 + 1, 2**21, 9))}
@@ -64,6 +65,20 @@ def kill(settings: Settings, name: str) -> None:
                 store.client_kill_filter(_id=client["id"])
 
 
+@pytest.fixture(params=["asyncio", "blocking"])
+def opened(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Callable[..., Any]]:
+    """Opens connections to the server, as event loops or threads use them; each call is waited for."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, ExitStack() as stack:
+
+        def open_connection(url: str = settings.broker, **options: Any) -> Any:
+            blocking = request.param == "blocking"
+            found = ConnectionPool(url, **options) if blocking else Blocking(runner, AsyncConnection(url, **options))
+            stack.callback(found.close)
+            return found
+
+        yield open_connection
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Return once it is so."""
     async with asyncio.timeout(SOON):
@@ -71,20 +86,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> None:
-    async def scenario() -> list[Any]:
-        connection = AsyncConnection(settings.broker)
-        first = await connection.run(Echo(("a", b"\x00", 7)))
-        await connection.call("SCRIPT", "FLUSH")
-        second = await connection.run(Echo(("b",)))
-        connection.close()
-        return [*first, *second]
-
-    assert asyncio.run(scenario()) == [b"a", b"\x00", b"7", b"b"]
-    connections = ConnectionPool(settings.broker)
-    connections.call("SCRIPT", "FLUSH")
-    assert [connections.run(Echo(("c",))), connections.run(Echo(("d",)))] == [[b"c"], [b"d"]]
-    connections.close()
+def test_a_script_runs_also_where_the_server_forgot_it(opened: Callable[..., Any]) -> None:
+    connection = opened()
+    assert connection.run(Echo(("a", b"\x00", 7))) == [b"a", b"\x00", b"7"]
+    connection.call("SCRIPT", "FLUSH")
+    assert [connection.run(Echo(("b",))), connection.run(Echo(("c",)))] == [[b"b"], [b"c"]]
 
 
 def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> None:
@@ -129,21 +135,11 @@ def test_an_abandoned_call_leaves_the_others_their_answers(settings: Settings) -
     assert asyncio.run(scenario()) == b"second"
 
 
-def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(settings: Settings) -> None:
-    async def scenario() -> bytes:
-        connection = AsyncConnection(settings.broker, server="broker", answer=1)
-        with pytest.raises(BrokerUnavailableError, match="broker"):
-            await connection.call("BLPOP", "nothing", 30)
-        answer: bytes = await connection.call("ECHO", "next")
-        connection.close()
-        return answer
-
-    assert asyncio.run(scenario()) == b"next"
-    connections = ConnectionPool(settings.broker, server="broker", answer=1)
+def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(opened: Callable[..., Any]) -> None:
+    connection = opened(server="broker", answer=1)
     with pytest.raises(BrokerUnavailableError, match="broker"):
-        connections.call("BLPOP", "nothing", 30)
-    assert connections.call("ECHO", "next") == b"next"
-    connections.close()
+        connection.call("BLPOP", "nothing", 30)
+    assert connection.call("ECHO", "next") == b"next"
 
 
 def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
@@ -192,36 +188,18 @@ def test_a_call_whose_connection_is_closed_while_it_opens_fails_and_may_be_repea
     asyncio.run(scenario())
 
 
-def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> None:
-    async def scenario() -> list[Any]:
-        connection = AsyncConnection(settings.broker)
-        await connection.calls(*(("SET", key, value) for key, value in VALUES.items()))
-        found = await connection.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none")))
-        connection.close()
-        return found
-
-    wanted = [None, *VALUES.values(), None]
-    assert uvloop.run(scenario()) == wanted
-    connections = ConnectionPool(settings.broker)
-    assert connections.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none"))) == wanted
-    connections.close()
+def test_large_values_go_and_come_whole_among_small_ones(opened: Callable[..., Any]) -> None:
+    connection = opened()
+    connection.calls(*(("SET", key, value) for key, value in VALUES.items()))
+    found = connection.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none")))
+    assert found == [None, *VALUES.values(), None]
 
 
-def test_an_error_of_the_server_is_raised_and_the_next_call_is_answered(settings: Settings) -> None:
-    async def scenario() -> bytes:
-        connection = AsyncConnection(settings.broker)
-        with pytest.raises(ServerError, match="WRONGTYPE"):
-            await connection.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
-        answer: bytes = await connection.call("ECHO", "next")
-        connection.close()
-        return answer
-
-    assert asyncio.run(scenario()) == b"next"
-    connections = ConnectionPool(settings.broker)
+def test_an_error_of_the_server_is_raised_and_the_next_call_is_answered(opened: Callable[..., Any]) -> None:
+    connection = opened()
     with pytest.raises(ServerError, match="WRONGTYPE"):
-        connections.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
-    assert connections.call("ECHO", "next") == b"next"
-    connections.close()
+        connection.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
+    assert connection.call("ECHO", "next") == b"next"
 
 
 def test_an_error_in_a_transaction_is_raised(settings: Settings) -> None:
@@ -265,13 +243,11 @@ def test_a_large_command_may_be_sent_for_longer_than_a_server_may_be_silent(sett
     assert asyncio.run(scenario()) > 2
 
 
-def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
+def test_a_wrong_password_is_refused_at_once(settings: Settings, opened: Callable[..., Any]) -> None:
     parts = urlsplit(settings.broker)
     url = urlunsplit(parts._replace(netloc=f":wrong@{parts.hostname}:{parts.port}"))
     with pytest.raises(ServerError, match="WRONGPASS"):
-        asyncio.run(AsyncConnection(url).call("PING"))
-    with pytest.raises(ServerError, match="WRONGPASS"):
-        ConnectionPool(url).call("PING")
+        opened(url).call("PING")
 
 
 def test_a_subscription_receives_messages_or_nothing_within_its_timeout(settings: Settings) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
 import pytest
-import redis
 
 from broker.port import Outgoing
 from broker.valkey.claims import Verdict, alone_call, bill_call, release_call, renew_call, start_call
@@ -16,7 +14,6 @@ from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import RefusedJob, list_refused_call
 from broker.valkey.presence import heartbeat_call
 from tasks.models.profiles import bin_of, predicted, read_lengths
-from tasks.settings import Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (
     ACCEPTED,
@@ -37,9 +34,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.broker) as client:
-        yield Store(client)
+def store(scripts: Store) -> Store:
+    return scripts
 
 
 def success(job: str, token: str = "", reply: str = "") -> Ending:

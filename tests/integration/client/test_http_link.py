@@ -7,15 +7,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from taxiway.client.http_link import SILENCE, DisconnectedError, HttpLink, HttpResponse
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError
-from tests.waiting import BUSY
+from tests.waiting import BUSY, Blocking
 
 T = TypeVar("T")
 Answer = bytes | list[bytes] | None
@@ -53,49 +54,37 @@ class Server:
             writer.close()
 
 
-def run(
-    server: Server,
-    use: Callable[[HttpLink], Awaitable[T]],
-    *,
-    patience: float = 10.0,
-    path: str = "",
-    silence: float = SILENCE,
-) -> T:
-    """What `use` makes of a link to the server."""
-
-    async def main() -> T:
-        listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+@contextmanager
+def linked(server: Server, *, patience: float = 10.0, path: str = "", silence: float = SILENCE) -> Iterator[Any]:
+    """A link to the server, which serves while the link is asked."""
+    with asyncio.Runner() as runner:
+        listening = runner.run(asyncio.start_server(server.serve, "127.0.0.1", 0))
         port = listening.sockets[0].getsockname()[1]
-        link = HttpLink(f"http://127.0.0.1:{port}{path}", patience, silence=silence)
+        link = Blocking(runner, HttpLink(f"http://127.0.0.1:{port}{path}", patience, silence=silence))
         try:
-            return await use(link)
+            yield link
         finally:
-            await link.close()
+            link.close()
             for writer in server.open:
                 writer.close()
             listening.close()
 
-    return asyncio.run(main())
-
 
 def test_one_connection_serves_one_call_after_the_other() -> None:
-    async def use(link: HttpLink) -> list[object]:
-        return [(await link.ask("GET", "/a")).body for _ in range(3)]
-
     server = Server(OK)
-
-    assert run(server, use) == [b"ok"] * 3
+    with linked(server) as link:
+        assert [link.ask("GET", "/a").body for _ in range(3)] == [b"ok"] * 3
     assert server.connections == 1
 
 
 def test_calls_at_the_same_time_have_a_connection_each() -> None:
-    async def use(link: HttpLink) -> list[int]:
+    async def together(link: HttpLink) -> list[int]:
         answers = await asyncio.gather(*(link.ask("POST", "/a", [b"x" * size]) for size in (0, 10, 200_000)))
         return [answer.status for answer in answers]
 
     server = Server(OK)
-
-    assert run(server, use) == [200] * 3
+    with linked(server) as link:
+        assert link.runner.run(together(link.called)) == [200] * 3
     assert server.connections == 3
     assert sorted(len(request.partition(b"\r\n\r\n")[2]) for request in server.requests) == [0, 10, 200_000]
 
@@ -111,47 +100,34 @@ def test_calls_at_the_same_time_have_a_connection_each() -> None:
     ids=["in pieces", "chunked", "after an interim one", "until the end"],
 )
 def test_an_answer_is_read_however_it_is_sent(answer: list[bytes]) -> None:
-    async def use(link: HttpLink) -> bytes:
-        return (await link.ask("GET", "/a")).body
-
-    assert run(Server(answer), use) == b"body"
+    with linked(Server(answer)) as link:
+        assert link.ask("GET", "/a").body == b"body"
 
 
 def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one() -> None:
-    async def use(link: HttpLink) -> tuple[object, ...]:
-        heard: list[bytes] = []
-        good = await link.ask("GET", "/a", sink=heard.append)
-        bad = await link.ask("GET", "/a", sink=heard.append)
-        return b"".join(heard), good.body, bad.body
-
+    heard: list[bytes] = []
     chunked = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nbo\r\n", b"2\r\ndy\r\n0\r\n\r\n"]
     wrong = b"HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nwrong"
-
-    assert run(Server(chunked, wrong), use) == (b"body", b"", b"wrong")
+    with linked(Server(chunked, wrong)) as link:
+        good, bad = (link.ask("GET", "/a", sink=heard.append) for _ in range(2))
+    assert (b"".join(heard), good.body, bad.body) == (b"body", b"", b"wrong")
 
 
 def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
-    async def use(link: HttpLink) -> tuple[object, ...]:
-        first = await link.ask("GET", "/a")
-        await asyncio.sleep(0.05)  # the server's end of the connection arrives
-        return first.body, (await link.ask("GET", "/a")).body
-
     server = Server(OK.replace(b"ok", b"OK").replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"), OK)
-
-    assert run(server, use) == (b"OK", b"ok")
+    with linked(server) as link:
+        first = link.ask("GET", "/a").body
+        link.runner.run(asyncio.sleep(0.05))  # the server's end of the connection arrives
+        assert (first, link.ask("GET", "/a").body) == (b"OK", b"ok")
     assert server.connections == 2
 
 
 def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one() -> None:
-    async def use(link: HttpLink) -> bytes:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1):
-                await link.ask("GET", "/slow")
-        return (await link.ask("GET", "/a")).body
-
     server = Server(None, OK)
-
-    assert run(server, use) == b"ok"
+    with linked(server) as link:
+        with pytest.raises(TimeoutError):
+            link.runner.run(asyncio.wait_for(link.called.ask("GET", "/slow"), 1))
+        assert link.ask("GET", "/a").body == b"ok"
     assert server.connections == 2
 
 
@@ -161,22 +137,17 @@ def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one() -> None:
     ids=["cut short", "not HTTP"],
 )
 def test_an_answer_that_breaks_off_is_no_answer(answer: bytes) -> None:
-    async def use(link: HttpLink) -> None:
-        with pytest.raises(BrokerUnavailableError):
-            await link.ask("GET", "/a")
-
-    run(Server(answer), use, patience=0.6)
+    with linked(Server(answer), patience=0.6) as link, pytest.raises(BrokerUnavailableError):
+        link.ask("GET", "/a")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_redirection_is_followed(method: str) -> None:
-    async def use(link: HttpLink) -> list[bytes]:
-        return [(await link.ask(method, "/a", [b"asked"] if method == "POST" else ())).body for _ in range(2)]
-
     moved = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: /b\r\ncontent-length: 0\r\n\r\n"
     server = Server(moved, moved, OK)
-
-    assert run(server, use) == [b"ok"] * 2
+    with linked(server) as link:
+        body = [b"asked"] if method == "POST" else ()
+        assert [link.ask(method, "/a", body).body for _ in range(2)] == [b"ok"] * 2
     assert server.requests[2].startswith(f"{method} /b HTTP/1.1\r\n".encode())
     assert server.requests[2].endswith(b"\r\n\r\nasked" if method == "POST" else b"\r\n\r\n")
 
@@ -185,30 +156,24 @@ def test_a_redirection_is_followed(method: str) -> None:
     "stray", [OK.replace(b"ok", b"no"), b"HTTP/1.1 200 OK\r\n", b"?"], ids=["whole", "part", "other"]
 )
 def test_what_follows_an_answer_is_not_the_answer_to_the_next_call(stray: bytes) -> None:
-    async def use(link: HttpLink) -> bytes:
+    with linked(Server(OK + stray, OK)) as link:
         with suppress(BrokerUnavailableError):  # an answer with a part of another one behind it is no HTTP
-            assert (await link.ask("GET", "/a")).body == b"ok"
-        return (await link.ask("GET", "/a")).body
-
-    assert run(Server(OK + stray, OK), use) == b"ok"
+            assert link.ask("GET", "/a").body == b"ok"
+        assert link.ask("GET", "/a").body == b"ok"
 
 
 @pytest.mark.slow
 def test_an_answer_with_endless_headers_is_given_up() -> None:
-    async def use(link: HttpLink) -> None:
-        with pytest.raises(BrokerUnavailableError):
-            await link.ask("GET", "/a")
-
-    run(Server([b"HTTP/1.1 200 OK\r\n"] + [b"name: %s\r\n" % (b"x" * 4000)] * 20), use)
+    endless = [b"HTTP/1.1 200 OK\r\n"] + [b"name: %s\r\n" % (b"x" * 4000)] * 20
+    with linked(Server(endless)) as link, pytest.raises(BrokerUnavailableError):
+        link.ask("GET", "/a")
 
 
 def test_a_response_over_the_most_bytes_is_an_error_of_the_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def use(link: HttpLink) -> None:
-        with pytest.raises(FleetUnavailable, match="at most 1000 bytes"):
-            await link.ask("GET", "/a")
-
     monkeypatch.setattr("taxiway.client.http_link.MOST_BODY", 1000)
-    run(Server([b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n"] + [b" " * 500] * 18), use)
+    server = Server([b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n"] + [b" " * 500] * 18)
+    with linked(server) as link, pytest.raises(FleetUnavailable, match="at most 1000 bytes"):
+        link.ask("GET", "/a")
 
 
 def test_a_response_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,34 +188,24 @@ def test_a_response_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.Monk
                     await writer.drain()
                     await asyncio.sleep(0.01)
 
-    async def use(link: HttpLink) -> None:
-        with pytest.raises(BrokerUnavailableError):
-            await asyncio.wait_for(link.ask("GET", "/a"), 60)
-
     monkeypatch.setattr("taxiway.client.http_link.LONGEST_CALL", 1.0)
-    run(Dripping(), use, patience=0.6)
+    with linked(Dripping(), patience=0.6) as link, pytest.raises(BrokerUnavailableError):
+        link.ask("GET", "/a")
 
 
 def test_a_header_cannot_begin_another_line() -> None:
-    async def use(link: HttpLink) -> None:
-        with pytest.raises(ValueError, match="header injection"):
-            await link.ask("GET", "/a", headers={"tracestate": "a\r\nother: b"})
-
     server = Server(OK)
-    run(server, use)
-
+    with linked(server) as link, pytest.raises(ValueError, match="header injection"):
+        link.ask("GET", "/a", headers={"tracestate": "a\r\nother: b"})
     assert server.requests == []
 
 
 def test_a_silent_server_is_given_up_within_the_patience() -> None:
-    async def use(link: HttpLink) -> float:
-        clock = asyncio.get_running_loop().time
-        started = clock()
+    with linked(Server(None), patience=0.6) as link:
+        began = time.monotonic()
         with pytest.raises(BrokerUnavailableError):
-            await link.ask("GET", "/a")
-        return clock() - started
-
-    assert run(Server(None), use, patience=0.6) < 0.6 + BUSY
+            link.ask("GET", "/a")
+        assert time.monotonic() - began < 0.6 + BUSY
 
 
 def test_a_server_that_lives_may_take_longer_than_the_patience() -> None:
@@ -262,10 +217,8 @@ def test_a_server_that_lives_may_take_longer_than_the_patience() -> None:
             writer.write(OK)
             writer.close()
 
-    async def use(link: HttpLink) -> bytes:
-        return (await link.ask("GET", "/slow")).body
-
-    assert run(Slow(OK), use, patience=0.6) == b"ok"
+    with linked(Slow(OK), patience=0.6) as link:
+        assert link.ask("GET", "/slow").body == b"ok"
 
 
 def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_call_made_again() -> None:
@@ -277,10 +230,8 @@ def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_cal
             if self.requests[-1] not in asked or len(asked) > 1:
                 writer.write(OK)
 
-    async def use(link: HttpLink) -> bytes:
-        return (await asyncio.wait_for(link.ask("GET", "/a"), 60)).body
-
-    assert run(Forgetful(), use, patience=2.0, silence=0.3) == b"ok"
+    with linked(Forgetful(), patience=2.0, silence=0.3) as link:
+        assert link.ask("GET", "/a").body == b"ok"
 
 
 def test_a_body_that_a_server_stops_taking_is_sent_again_to_another() -> None:
@@ -294,10 +245,8 @@ def test_a_body_that_a_server_stops_taking_is_sent_again_to_another() -> None:
                 await reader.readexactly(20_000_000)
                 writer.write(OK)
 
-    async def use(link: HttpLink) -> bytes:
-        return (await asyncio.wait_for(link.ask("POST", "/a", [b"x" * 20_000_000]), 60)).body
-
-    assert run(Forgetful(), use, patience=2.0, silence=0.3) == b"ok"
+    with linked(Forgetful(), patience=2.0, silence=0.3) as link:
+        assert link.ask("POST", "/a", [b"x" * 20_000_000]).body == b"ok"
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
@@ -309,35 +258,29 @@ def test_what_must_happen_once_is_sent_once(method: str) -> None:
                 writer.write(answer)
             writer.close()
 
-    async def use(link: HttpLink) -> None:
-        assert (await link.ask("GET", "/a")).ok
-        with pytest.raises(DisconnectedError):
-            await link.ask(method, "/a", once=True)
-
     server = Leaving()
-    run(server, use)
-
+    with linked(server) as link:
+        assert link.ask("GET", "/a").ok
+        with pytest.raises(DisconnectedError):
+            link.ask(method, "/a", once=True)
     assert len(server.requests) == 2
 
 
 def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def use(link: HttpLink) -> None:
-        url = f"http://user:pass@{link.url.removeprefix('http://')}"
-        monkeypatch.setenv("http_proxy", url)
-        monkeypatch.setenv("https_proxy", url)
-        monkeypatch.setenv("no_proxy", "near.example")
+    server = Server(OK, OK, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+    answers: list[object] = []
+    with linked(server) as link:
+        proxy = f"http://user:pass@{link.url.removeprefix('http://')}"
+        for name, value in {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": "near.example"}.items():
+            monkeypatch.setenv(name, value)
         for router in ("http://far.example/under", link.url, "https://far.example", "http://near.example"):
-            other = HttpLink(router, 2.0)
+            other = Blocking(link.runner, HttpLink(router, 2.0))
             try:
-                answers.append((await other.ask("GET", "/a")).body)
+                answers.append(other.ask("GET", "/a").body)
             except BrokerUnavailableError as error:
                 answers.append(error.details.get("sent", False))
             finally:
-                await other.close()
-
-    server = Server(OK, OK, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
-    answers: list[object] = []
-    run(server, use)
+                other.close()
 
     assert answers == [b"ok", b"ok", False, False]
     far, here, tunnel, *_ = (request.partition(b"\r\n")[0] for request in server.requests)
@@ -353,7 +296,6 @@ def test_a_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(InvalidRequestError, match="HTTP_PROXY") as refused:
         HttpLink("http://far.example", 1.0)
-
     assert "secret" not in str(refused.value)
 
 
@@ -412,12 +354,9 @@ def test_one_probe_of_a_silent_server_serves_all_waiting_calls() -> None:
 
 
 def test_the_addresss_own_path_and_password_go_along() -> None:
-    async def use(link: HttpLink) -> None:
-        await link.ask("GET", "/a", headers={"accept": "x/y"})
-
     server = Server(OK)
-    run(server, use, path="/under/")
-
+    with linked(server, path="/under/") as link:
+        link.ask("GET", "/a", headers={"accept": "x/y"})
     assert server.requests[0].startswith(b"GET /under/a HTTP/1.1\r\n")
     assert b"accept: x/y\r\n" in server.requests[0]
 

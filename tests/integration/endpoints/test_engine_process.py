@@ -18,6 +18,7 @@ import pytest
 from local.embedded import free_port
 from tasks.settings import TREE, Settings
 from tests.builders import add_engine_models
+from tests.command_line import program
 from tests.llama import gguf
 from tests.routing import eventually
 from tests.working import Tower, worker_settings
@@ -64,7 +65,8 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     return told
 
 
-COMMAND = [sys.executable, "-W", "ignore", "-m", "local.engine", "--class", "cpu.batch", "--device", "endpoint:0"]
+OPTIONS = ("--class", "cpu.batch", "--device", "endpoint:0")
+COMMAND = [sys.executable, "-W", "ignore", "-m", "local.engine", *OPTIONS]
 
 
 @contextmanager
@@ -122,7 +124,6 @@ def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: P
 
 def test_a_gguf_file_that_does_not_exist_is_named(settings: Settings, tmp_path: Path) -> None:
     told = worker_settings(settings, tmp_path, LLAMA.format(file="nowhere.gguf"))
-    environment = {**os.environ, **told.environment()}
-    done = subprocess.run(COMMAND, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = program("local.engine", *OPTIONS, settings=told)
     assert done.returncode == 2
     assert f"expected a GGUF file, got {told.queues.parent / 'nowhere.gguf'}" in done.stderr

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,7 +17,7 @@ import pytest
 from tasks.endpoints import Tariff
 from tasks.heartbeat import DeviceFacts, Use
 from tasks.models.chats import most_tokens
-from tasks.settings import TREE, Settings
+from tasks.settings import Settings
 from taxiway.contract.job import Piece, Tokens, read_piece
 from taxiway.contract.keys import DEVICES, job_key, learned_key, result_key, stream_key
 from taxiway.errors import (
@@ -31,6 +28,7 @@ from taxiway.errors import (
     TaxiwayError,
 )
 from tests.builders import add_engine_models
+from tests.command_line import program
 from tests.engine import Engine, serving
 from tests.routing import eventually
 from tests.waiting import BUSY
@@ -338,13 +336,9 @@ def test_a_draining_worker_finishes_what_ends_in_time_and_requeues_the_rest(
     eventually(lambda: len(engine.aborts) == 1)  # the engine sees the end of the connection a little later
 
 
-def test_an_endpoint_without_its_key_is_an_error_at_the_start(
-    fleet: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_endpoint_without_its_key_is_an_error_at_the_start(fleet: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGINE_KEY")
-    command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", "cpu.batch"]
-    environment = {**os.environ, **fleet.environment()}
-    ended = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, check=False)
+    ended = program("workers", "--class", "cpu.batch", settings=fleet)
     assert ended.returncode != 0
     assert "ENGINE_KEY: expected the API key of the class's endpoint" in ended.stderr
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.settings import TREE
 from tasks.topology import load_topology
+from tests.command_line import program
 from tests.graphs import SCALE_SPECS, VAD_SPECS, scale_graph, vad_graph, write_model
 from tests.working import QUEUES
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict[str, str]:
+def settings(tmp_path: Path) -> dict[str, Any]:
     """The variables of a fleet of a class that runs graphs, whose models folder is empty."""
     (tmp_path / "models").mkdir()
     (tmp_path / "queues.yaml").write_text(
@@ -27,23 +25,17 @@ def settings(tmp_path: Path) -> dict[str, str]:
     return {"TAXIWAY_MODELS": str(tmp_path / "models"), "TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")}
 
 
-def taxiway(settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "taxiway", *arguments]
-    environment = {**os.environ, **settings}
-    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
 def verdicts(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
     return {verdict["subject"]: verdict for verdict in json.loads(done.stdout)["verdicts"]}
 
 
-def test_a_run_answers_an_example_of_each_sound_model_and_says_why_others_do_not(settings: dict[str, str]) -> None:
+def test_a_run_answers_an_example_of_each_sound_model_and_says_why_others_do_not(settings: dict[str, Any]) -> None:
     models = Path(settings["TAXIWAY_MODELS"])
     write_model(models, "scale", scale_graph(2.0), **SCALE_SPECS)
     write_model(models, "vad", vad_graph(), **VAD_SPECS)
     write_model(models, "failing", scale_graph(2.0), **SCALE_SPECS, examples=[[1.0, 2.0, 3.0]])
     write_model(models, "wrong", scale_graph(2.0), **VAD_SPECS)
-    done = taxiway(settings, "check", "--run", "--json")
+    done = program("taxiway", "check", "--run", "--json", **settings)
     assert done.returncode == 1
     found = verdicts(done)
     for name in ("scale", "vad"):
@@ -55,31 +47,31 @@ def test_a_run_answers_an_example_of_each_sound_model_and_says_why_others_do_not
     assert "wrong:1/onnx" not in found
 
 
-def test_up_refuses_a_warm_model_that_does_not_exist_and_says_which_was_meant(settings: dict[str, str]) -> None:
+def test_up_refuses_a_warm_model_that_does_not_exist_and_says_which_was_meant(settings: dict[str, Any]) -> None:
     write_model(Path(settings["TAXIWAY_MODELS"]), "scale", scale_graph(2.0), **SCALE_SPECS)
     queues = Path(settings["TAXIWAY_QUEUES"])
     queues.write_text(queues.read_text().replace("warm: []", "warm: [scal]"))
-    done = taxiway(settings, "up", "--no-flower", "--data", str(queues.parent / "data"))
+    done = program("taxiway", "up", "--no-flower", "--data", str(queues.parent / "data"), **settings)
     assert done.returncode == 2
     assert "error: queues.yaml: hardware.cpu.batch.warm.0: expected a model of the catalogue, got 'scal'" in done.stderr
     assert "hint: did you mean scale?" in done.stderr
-    assert taxiway(settings, "check").returncode == 1
+    assert program("taxiway", "check", **settings).returncode == 1
 
 
-def test_what_show_prints_is_the_same_queues_yaml_with_every_default(settings: dict[str, str], tmp_path: Path) -> None:
-    shown = taxiway(settings, "check", "--show")
+def test_what_show_prints_is_the_same_queues_yaml_with_every_default(settings: dict[str, Any], tmp_path: Path) -> None:
+    shown = program("taxiway", "check", "--show", **settings)
     (tmp_path / "shown.yaml").write_text(shown.stdout)
 
-    again = taxiway({**settings, "TAXIWAY_QUEUES": str(tmp_path / "shown.yaml")}, "check", "--show")
+    again = program("taxiway", "check", "--show", **{**settings, "TAXIWAY_QUEUES": str(tmp_path / "shown.yaml")})
 
     assert (shown.returncode, again.stdout) == (0, shown.stdout)
     assert load_topology(tmp_path / "shown.yaml") == load_topology(Path(settings["TAXIWAY_QUEUES"]))
     assert "payload: 16MiB" in shown.stdout
 
 
-def test_show_says_what_is_wrong_with_an_invalid_queues_yaml(settings: dict[str, str]) -> None:
+def test_show_says_what_is_wrong_with_an_invalid_queues_yaml(settings: dict[str, Any]) -> None:
     Path(settings["TAXIWAY_QUEUES"]).write_text("hardware: 3")
 
-    done = taxiway(settings, "check", "--show")
+    done = program("taxiway", "check", "--show", **settings)
 
     assert (done.returncode, "hardware: expected" in done.stdout) == (1, True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from tasks.settings import TREE, Settings
 from taxiway import Client
 from taxiway.contract.keys import DEVICES
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
+from tests.command_line import CommandLine
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.routing import EchoDevice, RouterProcess, router_process
 from tests.waiting import until
@@ -79,13 +78,12 @@ def served(settings: Settings, tmp_path: Path) -> Settings:
     return worker_settings(settings, tmp_path, queues)
 
 
-def reload(router: RouterProcess, *arguments: str) -> tuple[int, Any]:
+def reload(router: RouterProcess, *options: str) -> tuple[int, Any]:
     """`taxiway reload`: its exit code, and what it says of each process, by kind."""
-    command = [sys.executable, "-m", "taxiway", "reload", "--url", router.http, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if "--json" not in arguments:
-        return done.returncode, done.stdout
-    return done.returncode, {process["kind"]: process for process in json.loads(done.stdout)}
+    done = CommandLine()("reload", "--url", router.http, *options)
+    if "--json" not in options:
+        return done.exit_code, done.stdout
+    return done.exit_code, {process["kind"]: process for process in json.loads(done.stdout)}
 
 
 def unavailable(tower: Tower) -> set[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 import pytest
-import redis
 
 from broker.valkey.endings import Ending
 from broker.valkey.webhooks import (
@@ -22,7 +19,6 @@ from broker.valkey.webhooks import (
     take_answer,
     take_call,
 )
-from tasks.settings import Settings
 from tasks.webhooks import HOOKS, Notified, WebhookEvent
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import WEBHOOKS, WEBHOOKS_DUE, webhook_dead_key, webhook_outbox_key
@@ -34,9 +30,8 @@ NOTIFIED = Notified({"completed": ["e"], "failed": ["e", "f"]}, 3, 2)
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.broker) as client:
-        yield Store(client)
+def store(scripts: Store) -> Store:
+    return scripts
 
 
 def end(

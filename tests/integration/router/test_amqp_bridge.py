@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,9 +18,10 @@ from celery.canvas import Signature
 from kombu import Connection, Queue
 
 from broker.port import DeadLetter
-from tasks.settings import TREE, Settings
+from tasks.settings import Settings
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, CANCEL, DEAD, INFER, job_key
 from tests.cable import Cable
+from tests.command_line import program
 from tests.producing import QUORUM, stop_listening
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import record_of
@@ -237,7 +236,6 @@ def connected(url: str) -> bool:
 
 
 def test_an_address_that_is_not_of_rabbitmq_is_refused(settings: Settings) -> None:
-    command = [sys.executable, "-m", "router", "--amqp", "redis://:word@host"]
-    done = subprocess.run(command, cwd=TREE, env=settings.environment(), capture_output=True, text=True, check=False)
+    done = program("router", "--amqp", "redis://:word@host", settings=settings)
     assert done.returncode == 2
     assert "--amqp: expected an address that starts with amqp:// or amqps://, got 'redis://…'" in done.stderr

@@ -18,8 +18,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import Settings, settings_from
+from tasks.settings import Settings
 from taxiway.contract.keys import blob_key
 from taxiway.contract.tensors import HEADER
 from taxiway.contract.values import INLINE
@@ -51,18 +50,13 @@ SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    folder = tmp_path_factory.mktemp("blobs")
-    with EmbeddedValkey(folder) as server:
-        own = settings_from(
-            {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32), "TAXIWAY_CACHE": str(folder)}
-        )
-        queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo]").replace("lease: 1", "lease: 1, payload: 2MiB")
-        settings = worker_settings(own, folder, queues)
-        for name, text in {"mirror": MIRROR, "noted": NOTED}.items():
-            (settings.models / name).mkdir()
-            (settings.models / name / "model.yaml").write_text(text)
-        yield settings
+def settings(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo]").replace("lease: 1", "lease: 1, payload: 2MiB")
+    settings = worker_settings(lasting, tmp_path_factory.mktemp("blobs"), queues)
+    for name, text in {"mirror": MIRROR, "noted": NOTED}.items():
+        (settings.models / name).mkdir()
+        (settings.models / name / "model.yaml").write_text(text)
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +65,6 @@ def fleet(settings: Settings) -> Iterator[RouterProcess]:
         with taxiway.Client(router.http) as client:
             eventually(lambda: client.fleet()["devices"])
         yield router
-
-
-@pytest.fixture(scope="module")
-def store(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.broker) as store:
-        yield store
 
 
 @pytest.fixture(params=["broker", "http"])
@@ -186,12 +174,7 @@ def test_what_travels_beside_a_message_counts_as_its_payload(interface: str) -> 
 
 
 def raw_infer(
-    fleet: RouterProcess,
-    fields: dict[str, Any] | dict[str, Any],
-    parts: bytes = b"",
-    *,
-    length: str | None = None,
-    model: str = "mirror",
+    fleet: RouterProcess, fields: Any, parts: bytes = b"", *, length: str | None = None, model: str = "mirror"
 ) -> httpx.Response:
     text = msgspec.json.encode(fields)
     headers = {HEADER: str(len(text)) if length is None else length, "content-type": "application/octet-stream"}

@@ -37,9 +37,8 @@ from workers.stages.job import Delivery
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.broker) as client:
-        yield Store(client)
+def store(scripts: Store) -> Store:
+    return scripts
 
 
 def overdue(store: Store) -> list[tuple[str, str]]:

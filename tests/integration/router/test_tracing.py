@@ -13,6 +13,7 @@ import pytest
 
 from tasks.settings import TREE, Settings
 from tests.integration.router.test_mover import fleet_of, twins
+from tests.producing import infer_body
 from tests.routing import EchoDevice, eventually, router_process
 from tests.spans import export_to, exported
 from tests.working import worker_process
@@ -80,10 +81,7 @@ def test_a_moved_jobs_trace_goes_from_its_submission_to_its_result(twins: Settin
 
 
 def test_the_http_api_continues_a_callers_trace_and_returns_the_jobs(settings: Settings, spans: Path) -> None:
-    url, body = (
-        "/v2/models/echo/infer",
-        {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},
-    )
+    url, body = "/v2/models/echo/infer", infer_body("a")
     sampled, unsampled = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
     with router_process(settings) as router, httpx.Client(base_url=router.http) as http:
         refused = http.post(url, json=body, headers={"traceparent": sampled})

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tasks.heartbeat import GONE_AFTER
-from tasks.settings import TREE, Settings
+from tasks.settings import Settings
 from taxiway.contract.keys import name_key
+from tests.command_line import program
 from tests.routing import eventually
 from tests.working import CLASS, Tower, worker_process
 from workers.name import NAME_TAKEN
 
 HERE = f"{CLASS}.cpu-0@{socket.gethostname()}"
-
-
-def second(settings: Settings, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **settings.environment(), "TAXIWAY_CLASS": CLASS}
-    arguments = [sys.executable, "-m", *command]
-    return subprocess.run(arguments, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +28,7 @@ def test_a_second_worker_under_a_name_is_refused_and_the_first_goes_on(
     fleet: Settings, tower: Tower, command: tuple[str, ...]
 ) -> None:
     with worker_process(fleet) as first:
-        refused = second(fleet, *command)
+        refused = program(*command, settings=fleet, TAXIWAY_CLASS=CLASS)
         assert first.name == HERE
         assert refused.returncode == NAME_TAKEN
         assert f"the worker name '{HERE}' is taken by process {first.process.pid} on" in refused.stderr

@@ -24,6 +24,7 @@ from taxiway.errors import (
     DeviceFaultError,
     TaxiwayError,
 )
+from tests.command_line import program
 from tests.routing import eventually
 from tests.scripting import is_held
 from tests.stored import facts_of, fields_of, record_of, scores
@@ -224,21 +225,15 @@ def test_a_worker_whose_device_has_no_memory_left_hands_its_jobs_back_and_ends(h
 
 
 def test_a_class_whose_device_is_absent_is_refused(fleet: Settings) -> None:
-    done = start(fleet, "--class", "gpu.realtime", "--device", "cuda:31")
+    done = program("workers", "--class", "gpu.realtime", "--device", "cuda:31", settings=fleet)
     assert done.returncode == 3
     assert "no NVIDIA device cuda:31" in done.stderr and "--emulate" in done.stderr
 
 
 def test_an_unknown_class_is_refused(fleet: Settings) -> None:
-    done = start(fleet, "--class", "gpu.huge")
+    done = program("workers", "--class", "gpu.huge", settings=fleet)
     assert done.returncode == 2
     assert "TAXIWAY_CLASS: expected one of ['cpu.batch', 'gpu.realtime'], got 'gpu.huge'" in done.stderr
-
-
-def start(fleet: Settings, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "workers", *options]
-    environment = {**os.environ, **fleet.environment()}
-    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_celery_command_serves_a_class_and_asks_no_other_worker(
