@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from contextlib import suppress
-from urllib.parse import urlsplit
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
 
 _CHUNK = 2**20  # bytes: a delay must not narrow the cable
 
@@ -87,6 +88,24 @@ class Cable:
         self._ends.discard(source)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
+
+
+def through(url: str, cable: Cable) -> str:
+    """A server's address at the near end of the cable to it."""
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{cable.port}"))
+
+
+@contextmanager
+def cable_to(url: str) -> Iterator[tuple[Cable, str]]:
+    """A cable to the server of that address, and the server's address at its near end."""
+    parts = urlsplit(url)
+    cable = Cable(parts.hostname or "", parts.port or 0)
+    try:
+        yield cable, through(url, cable)
+    finally:
+        cable.close()
 
 
 class Balancer(Cable):

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import psutil
@@ -18,7 +17,7 @@ import psutil
 from local.embedded import kept_port
 from local.supervisor import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
-from tests.cable import Cable
+from tests.cable import Cable, through
 from tests.chaos.batch import MODEL as BATCH_MODEL
 from tests.chaos.plan import Targets
 from tests.chaos.processes import Processes
@@ -119,11 +118,11 @@ def _fleet(folder: Path, store: Store, rabbit: RabbitServer | None) -> Fleet:
     amqp = dict.fromkeys(_SIDES, "")
     if rabbit is not None:
         cables |= {f"{side} to rabbit": Cable("127.0.0.1", rabbit.port) for side in _BRIDGED}
-        amqp |= {side: _through(rabbit.url, cables[f"{side} to rabbit"]) for side in _BRIDGED}
+        amqp |= {side: through(rabbit.url, cables[f"{side} to rabbit"]) for side in _BRIDGED}
     secret = secrets.token_hex(32)
 
     def settings(side: str) -> Settings:
-        variables = {"BROKER": _through(store.primary.url, cables[f"{side} to store"]), "SECRET": secret}
+        variables = {"BROKER": through(store.primary.url, cables[f"{side} to store"]), "SECRET": secret}
         variables |= {"QUEUES": str(folder / "queues.yaml"), "MODELS": str(folder / "models")}
         return settings_from({f"TAXIWAY_{name}": value for name, value in variables.items()})
 
@@ -170,12 +169,6 @@ def _router(port: int, files: Path) -> list[str]:
 def _worker(hardware_class: str, number: int) -> list[str]:
     device = f"cpu:{number % (psutil.cpu_count() or 1)}"
     return ["-m", "tests.chaos.worker", "--class", hardware_class, "--device", device, "--loglevel", "WARNING"]
-
-
-def _through(url: str, cable: Cable) -> str:
-    """The address at a cable's near end."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
 
 
 def _clocks(folder: Path) -> dict[str, Path]:

@@ -22,7 +22,7 @@ from tasks.topology import Limits
 from taxiway.connection import AsyncConnection, Connection, ConnectionPool
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError
-from tests.cable import Cable
+from tests.cable import Cable, cable_to, through
 from tests.waiting import BUSY, Blocking
 
 SOON = 60.0
@@ -43,17 +43,8 @@ class Echo(NamedTuple):
 @pytest.fixture
 def cable(settings: Settings) -> Iterator[Cable]:
     """The way to the server."""
-    parts = urlsplit(settings.broker)
-    assert parts.hostname and parts.port
-    cable = Cable(parts.hostname, parts.port)
-    yield cable
-    cable.close()
-
-
-def through(cable: Cable, settings: Settings) -> str:
-    """The server's address by that way."""
-    parts = urlsplit(settings.broker)
-    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
+    with cable_to(settings.broker) as (cable, _):
+        yield cable
 
 
 def kill(settings: Settings, name: str) -> None:
@@ -172,7 +163,7 @@ def test_a_call_whose_connection_is_closed_while_it_opens_fails_and_may_be_repea
     settings: Settings, cable: Cable
 ) -> None:
     async def scenario() -> None:
-        connection = AsyncConnection(through(cable, settings))
+        connection = AsyncConnection(through(settings.broker, cable))
         cable.delay = 2 * SOON
         listening = asyncio.ensure_future(connection.listen([("SUBSCRIBE", "x")], lambda _: None))
         asking = asyncio.ensure_future(connection.call("PING"))
@@ -217,7 +208,7 @@ def test_all_calls_to_a_silent_server_fail_together(settings: Settings, cable: C
     """Also those who come while another connects: no wait is added to another."""
 
     async def scenario() -> float:
-        connection = AsyncConnection(through(cable, settings), answer=1, patience=1)
+        connection = AsyncConnection(through(settings.broker, cable), answer=1, patience=1)
         await connection.call("PING")
         cable.forget()
         began = time.monotonic()
@@ -232,7 +223,7 @@ def test_a_large_command_may_be_sent_for_longer_than_a_server_may_be_silent(sett
     """A busy server that still reads has not failed."""
 
     async def scenario() -> float:
-        connection = AsyncConnection(through(cable, settings), answer=2)
+        connection = AsyncConnection(through(settings.broker, cable), answer=2)
         await connection.call("PING")
         cable.delay = 0.05  # each MiB at most
         began = time.monotonic()

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -29,8 +28,7 @@ from taxiway.errors import (
     TaxiwayError,
     UnknownModelError,
 )
-from tests.cable import Cable
-from tests.narrowing import present
+from tests.cable import Cable, cable_to
 from tests.routing import EchoFleet, eventually, router_process
 from tests.waiting import BUSY
 
@@ -47,10 +45,8 @@ def client(echo: EchoFleet) -> Iterator[Client]:
 @pytest.fixture
 def cable(echo: EchoFleet) -> Iterator[Cable]:
     """A way to the router that can be interrupted."""
-    parts = urlsplit(echo.router.http)
-    cable = Cable(present(parts.hostname), present(parts.port))
-    yield cable
-    cable.close()
+    with cable_to(echo.router.http) as (cable, _):
+        yield cable
 
 
 def test_a_request_is_explained_without_being_submitted(client: Client) -> None:

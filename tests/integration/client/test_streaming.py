@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -18,7 +17,7 @@ from tasks.topology import Limits
 from taxiway.contract.job import Lost, Piece, Restarted, Result
 from taxiway.contract.request import Request
 from taxiway.errors import ExecutionError, InvalidRequestError
-from tests.cable import Cable
+from tests.cable import cable_to
 from tests.integration.responder import REPORT, Responder
 from tests.waiting import until
 
@@ -109,10 +108,7 @@ def test_an_error_of_the_job_is_raised_after_its_events(client: taxiway.Client, 
 
 
 def test_nothing_is_lost_when_the_connection_breaks_on_the_way(settings: Settings, teller: Teller) -> None:
-    parts = urlsplit(settings.broker)
-    assert parts.hostname and parts.port
-    cable = Cable(parts.hostname, parts.port)
-    with taxiway.Client(settings.broker.replace(f":{parts.port}", f":{cable.port}"), connect_timeout=60) as client:
+    with cable_to(settings.broker) as (cable, url), taxiway.Client(url, connect_timeout=60) as client:
         job = submit(client)
         events = job.stream(timeout=60)
         teller.tell(job.id, "one ", at=0)
@@ -123,7 +119,6 @@ def test_nothing_is_lost_when_the_connection_breaks_on_the_way(settings: Setting
         assert next(events) == "two "
         teller.done.set()
         assert list(events) == ["three", WHOLE]
-    cable.close()
 
 
 def test_a_reader_who_stops_leaves_no_connection_behind(

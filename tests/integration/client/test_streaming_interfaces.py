@@ -6,7 +6,6 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -19,7 +18,7 @@ from taxiway.contract.job import Lost, Piece, Restarted, Result
 from taxiway.contract.keys import stream_key
 from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
 from tests.builders import ENGINE_MODELS, add_engine_models
-from tests.cable import Balancer, Cable
+from tests.cable import Balancer, cable_to
 from tests.command_line import CommandLine
 from tests.engine import Engine, serving
 from tests.forked import Process
@@ -193,16 +192,12 @@ def test_a_reader_that_reconnects_gets_what_it_has_not_read(http: httpx.Client) 
 
 
 def test_the_python_client_comes_back_by_itself(router: RouterProcess) -> None:
-    parts = urlsplit(router.http)
-    assert parts.hostname and parts.port
-    cable = Cable(parts.hostname, parts.port)
-    with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=60) as client:
+    with cable_to(router.http) as (cable, url), taxiway.Client(url, connect_timeout=60) as client:
         streamed = client.stream("tiny", "tell me", timeout=60, parameters=LONG)
         read = [next(streamed)]
         cable.pull()
         cable.plug()
         *rest, result = streamed
-    cable.close()
     assert isinstance(result, Result)
     assert "".join(map(str, read + rest)) == result.outputs["text"]
 

@@ -36,7 +36,7 @@ from taxiway.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from tests.cable import Cable
+from tests.cable import cable_to
 from tests.integration.responder import REPORT, Responder, echo, finish
 from tests.narrowing import present
 from tests.routing import eventually
@@ -565,30 +565,18 @@ def test_every_wait_goes_on_while_the_broker_restarts(tmp_path: Path) -> None:
     assert answers.keys() == jobs.keys()
 
 
-def test_a_large_answer_is_waited_for_through_an_outage(tmp_path: Path) -> None:
-    large = b"x" * 50_000
-
-    def refer(request: None) -> Result:
-        return Result(model="echo:1", outputs={"payload": reference}, report=REPORT)
-
-    kept = ResultBlobs(0)
-    reference = to_wire(large, "payload", kept)
-    with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as store:
-        host, port = server.url.rpartition("@")[2].partition("/")[0].split(":")
-        cable = Cable(host, int(port))
-        try:
-            url = server.url.replace(f":{port}/", f":{cable.port}/")
-            with taxiway.Client(url, connect_timeout=0.5) as client:
-                for ref, content in kept.contents.items():
-                    store.set(blob_key(ref), content)
-                job = client.submit("echo", "x")
-                finish(store, job.id, lambda: refer(None))
-                eventually(job.done)
-                cable.pull()
-                threading.Timer(1.5, cable.plug).start()
-                assert job.result(timeout=60).outputs == {"payload": large}
-        finally:
-            cable.close()
+def test_a_large_answer_is_waited_for_through_an_outage(url: str, store: redis.Redis) -> None:
+    large, kept = b"x" * 50_000, ResultBlobs(0)
+    answer = Result(model="echo:1", outputs={"payload": to_wire(large, "payload", kept)}, report=REPORT)
+    for ref, content in kept.contents.items():
+        store.set(blob_key(ref), content)
+    with cable_to(url) as (cable, address), taxiway.Client(address, connect_timeout=0.5) as client:
+        job = client.submit("echo", "x")
+        finish(store, job.id, lambda: answer)
+        eventually(job.done)
+        cable.pull()
+        threading.Timer(1.5, cable.plug).start()
+        assert job.result(timeout=60).outputs == {"payload": large}
 
 
 def test_an_id_of_no_job_is_unknown_by_every_call(client: Client, store: redis.Redis) -> None:

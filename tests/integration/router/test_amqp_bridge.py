@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -20,7 +19,7 @@ from kombu import Connection, Queue
 from broker.port import DeadLetter
 from tasks.settings import Settings
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, CANCEL, DEAD, INFER, job_key
-from tests.cable import Cable
+from tests.cable import cable_to
 from tests.command_line import program
 from tests.producing import QUORUM, stop_listening
 from tests.routing import EchoDevice, eventually, router_process
@@ -108,10 +107,11 @@ def test_what_follows_a_job_goes_on_at_rabbitmq(fleet: Settings, producer: Celer
 
 
 def test_a_message_that_is_delivered_again_runs_once(fleet: Settings, producer: Celery, rabbit: str) -> None:
-    parts = urlsplit(rabbit)
-    cable = Cable(str(parts.hostname), int(parts.port or 5672))
-    through = rabbit.replace(f":{parts.port}/", f":{cable.port}/")
-    with EchoDevice(fleet) as device, router_process(fleet, options=["--amqp", through]):
+    with (
+        cable_to(rabbit) as (cable, address),
+        EchoDevice(fleet) as device,
+        router_process(fleet, options=["--amqp", address]),
+    ):
         sent = []
         for n in range(200):
             sent.append(infer(producer, n).apply_async(task_id=uuid.uuid4().hex))
@@ -122,7 +122,6 @@ def test_a_message_that_is_delivered_again_runs_once(fleet: Settings, producer: 
         eventually(lambda: depth(rabbit) == 0)
     assert answers == [*range(200), *range(20)]
     assert sorted(device.done) == sorted(answer.id for answer in sent[:200])
-    cable.close()
 
 
 def test_what_a_killed_router_had_not_acknowledged_is_placed_by_another(

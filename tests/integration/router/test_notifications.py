@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import redis
@@ -19,8 +18,7 @@ from taxiway.client.valkey_link import ValkeyLink
 from taxiway.client.valkey_results import Replies
 from taxiway.contract.keys import job_key, reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
-from tests.cable import Cable
-from tests.narrowing import present
+from tests.cable import Cable, cable_to
 
 META = b'{"task_id": "j", "status": "SUCCESS"}'
 PAUSE = 0.1
@@ -109,17 +107,11 @@ def test_a_client_finds_a_result_that_was_never_announced(settings: Settings, st
 def test_a_router_gives_up_a_subscription_that_has_become_silent(
     settings: Settings, store: redis.Redis, name: str
 ) -> None:
-    parts = urlsplit(settings.broker)
-    cable = Cable(present(parts.hostname), present(parts.port))
-    url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
-
-    async def scenario() -> None:
+    async def scenario(cable: Cable, url: str) -> None:
         async with router_results(url, name):
             await subscribed(store, name)
             cable.forget()
             await subscribed(store, name, times=2)  # the server knows nothing of the first one's end
 
-    try:
-        asyncio.run(scenario())
-    finally:
-        cable.close()
+    with cable_to(settings.broker) as (cable, url):
+        asyncio.run(scenario(cable, url))
