@@ -248,8 +248,7 @@ def add_node(
     amounts = {"cpu": "64", "memory": "512Gi", "pods": "110", "ephemeral-storage": "1000Gi", **(devices or {})}
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "made up"}
     plane.patch(
-        f"{API['Node']}/{name}/status",
-        {"status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}},
+        f"{API['Node']}/{name}/status", {"status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}}
     )
     # The controller taints nodes that are not ready when they are created.
     plane.patch(f"{API['Node']}/{name}", {"spec": {"taints": taints}})

@@ -13,14 +13,7 @@ from broker.valkey import run
 from broker.valkey.endings import Ending, finish_call
 from tasks.ticket import job_id
 from taxiway.contract.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
-from taxiway.contract.keys import (
-    ARRIVALS,
-    INFER,
-    priority_lists,
-    reply_channel,
-    result_key,
-    submission_id,
-)
+from taxiway.contract.keys import ARRIVALS, INFER, priority_lists, reply_channel, result_key, submission_id
 from taxiway.contract.request import Request
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, Envelope, decode_envelope, read_request

@@ -55,11 +55,7 @@ def body(
 
 
 def infer(
-    http: httpx.Client,
-    *rows: str,
-    model: str = "echo",
-    headers: dict[str, Any] | None = None,
-    **arguments: Any,
+    http: httpx.Client, *rows: str, model: str = "echo", headers: dict[str, Any] | None = None, **arguments: Any
 ) -> httpx.Response:
     return http.post(f"/v2/models/{model}/infer", json=body(*rows, **arguments), headers=headers)
 

@@ -156,11 +156,7 @@ def test_what_is_only_settled_is_published_nowhere(store: Store) -> None:
 
 def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> None:
     assert store.forward(recorded("j")) == [True]
-    assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (
-        RECORD | {"turn": "0"},
-        0.25,
-        0,
-    )
+    assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (RECORD | {"turn": "0"}, 0.25, 0)
 
 
 def test_a_record_outlives_its_jobs_deadline_and_expires(store: Store) -> None:

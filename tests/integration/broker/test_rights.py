@@ -99,12 +99,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "holding_key": "zrem hdel",
         "open_key": "zrem",
     },
-    "flower": {
-        "bindings of control": BINDS,
-        "binding deadlines": BINDS,
-        "control": CONTROL,
-        "events": CONTROL,
-    },
+    "flower": {"bindings of control": BINDS, "binding deadlines": BINDS, "control": CONTROL, "events": CONTROL},
     "tuner": {
         "HISTORY": "hget hgetall",
         "history_key": "hget hgetall",

@@ -20,17 +20,7 @@ from tests.integration.celery.test_table import celery_process, infer, payload
 from tests.routing import eventually, router_process
 from tests.stored import facts_of, fields_of
 from tests.waiting import until
-from tests.working import (
-    CLASS,
-    LASTING,
-    LONG,
-    Tower,
-    WorkerProcess,
-    inspect,
-    is_running,
-    let_go,
-    worker_process,
-)
+from tests.working import CLASS, LASTING, LONG, Tower, WorkerProcess, inspect, is_running, let_go, worker_process
 
 
 def running(tower: Tower, inputs: Mapping[str, Any] = LASTING) -> str:

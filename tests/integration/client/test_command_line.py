@@ -100,11 +100,7 @@ def test_an_interrupt_of_a_verb_that_another_package_implements_exits_with_130_t
     assert said.strip() == "error: interrupted"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("--help",), ("simulate", "--help"), ("check", "--json")],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("arguments", [("--help",), ("simulate", "--help"), ("check", "--json")], ids=" ".join)
 def test_output_that_nothing_reads_any_more_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
     unread, output = os.pipe()
     os.close(unread)

@@ -547,10 +547,7 @@ def test_every_wait_goes_on_while_the_broker_restarts(tmp_path: Path) -> None:
         with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as store:
             theirs = other.submit("echo", "theirs")
             store.hset(job_key(theirs.id), mapping={"state": "queued"})
-            jobs = {
-                "unkeyed": client.submit("echo", "patience"),
-                "by its id": client.job(theirs.id),
-            }
+            jobs = {"unkeyed": client.submit("echo", "patience"), "by its id": client.job(theirs.id)}
             waiting = [
                 threading.Thread(target=lambda name=name, job=job: answers.update({name: job.result(timeout=60)}))
                 for name, job in jobs.items()

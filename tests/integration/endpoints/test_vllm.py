@@ -38,11 +38,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def client(engine: str, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[taxiway.Client]:
     settings = worker_settings(empty_fleet(valkey_url), tmp_path_factory.mktemp("fleet"), QUEUES.format(url=engine))
-    with (
-        worker_process(settings),
-        router_process(settings) as router,
-        taxiway.Client(router.http) as client,
-    ):
+    with worker_process(settings), router_process(settings) as router, taxiway.Client(router.http) as client:
         eventually(lambda: any(one["name"] == "tiny-llama" for one in client.models()))
         yield client
 

@@ -20,13 +20,7 @@ from tasks.models.chats import most_tokens
 from tasks.settings import Settings
 from taxiway.contract.job import Piece, Tokens, read_piece
 from taxiway.contract.keys import DEVICES, job_key, learned_key, result_key, stream_key
-from taxiway.errors import (
-    DeadlineExceededError,
-    DeviceFaultError,
-    InvalidRequestError,
-    JobCancelledError,
-    TaxiwayError,
-)
+from taxiway.errors import DeadlineExceededError, DeviceFaultError, InvalidRequestError, JobCancelledError, TaxiwayError
 from tests.builders import add_engine_models
 from tests.command_line import program
 from tests.engine import Engine, serving

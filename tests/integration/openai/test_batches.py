@@ -50,10 +50,7 @@ def begin(
     client: openai.OpenAI, lines: list[Any], endpoint: Any = "/v1/chat/completions", window: Any = "24h"
 ) -> Batch:
     return client.batches.create(
-        input_file_id=upload(client, lines).id,
-        endpoint=endpoint,
-        completion_window=window,
-        metadata={"for": "tests"},
+        input_file_id=upload(client, lines).id, endpoint=endpoint, completion_window=window, metadata={"for": "tests"}
     )
 
 

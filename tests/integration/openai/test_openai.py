@@ -47,11 +47,7 @@ def test_a_chat_is_answered_in_the_sdks_own_type_with_the_run_report(call: Calla
 
 def test_a_streamed_chat_comes_in_chunks_that_end_with_usage(call: Callable[..., Any]) -> None:
     chunks = call(
-        "chat.completions.create",
-        model="talk",
-        messages=HELLO,
-        stream=True,
-        stream_options={"include_usage": True},
+        "chat.completions.create", model="talk", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
 
     assert {type(chunk) for chunk in chunks} == {ChatCompletionChunk}

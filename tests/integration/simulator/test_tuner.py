@@ -52,10 +52,7 @@ NAMES = {
 
 @pytest.fixture
 def devices(settings: Settings) -> Iterator[None]:
-    with (
-        EchoDevice(settings, hardware_class="cpu.batch"),
-        EchoDevice(settings, hardware_class="tpu.bulk"),
-    ):
+    with EchoDevice(settings, hardware_class="cpu.batch"), EchoDevice(settings, hardware_class="tpu.bulk"):
         yield
 
 

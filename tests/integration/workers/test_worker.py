@@ -15,27 +15,10 @@ from tasks.settings import Settings
 from tasks.ticket import Promise
 from taxiway.contract.job import JobState, failure_meta, read_meta
 from taxiway.contract.keys import DEAD, DEVICES, job_key, reply_channel, result_key
-from taxiway.errors import (
-    DeadlineExceededError,
-    ExecutionError,
-    InvalidRequestError,
-    JobCancelledError,
-    TaxiwayError,
-)
+from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
 from tests.routing import eventually
 from tests.stored import facts_of, record_of
-from tests.working import (
-    CLASS,
-    LASTING,
-    LONG,
-    Site,
-    Tower,
-    WorkerProcess,
-    inspect,
-    is_running,
-    let_go,
-    worker_process,
-)
+from tests.working import CLASS, LASTING, LONG, Site, Tower, WorkerProcess, inspect, is_running, let_go, worker_process
 
 
 @pytest.fixture

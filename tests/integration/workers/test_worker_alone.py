@@ -20,10 +20,7 @@ from router.decide.snapshot import FleetSnapshot
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import DEAD, DEVICES, HEARTBEATS, job_key, result_key
-from taxiway.errors import (
-    DeviceFaultError,
-    TaxiwayError,
-)
+from taxiway.errors import DeviceFaultError, TaxiwayError
 from tests.command_line import program
 from tests.routing import eventually
 from tests.scripting import is_held
