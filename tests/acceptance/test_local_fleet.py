@@ -149,14 +149,6 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
     assert all(f["remedy"] for f in findings.values() if not f["found"] and f["subject"] != "instruction sets")
 
 
-def test_the_doctor_says_that_a_broker_of_the_users_does_not_answer_and_keeps_its_password() -> None:
-    settings = {"TAXIWAY_BROKER": "redis://:secret-word@127.0.0.1:1/0"}
-    said = taxiway("doctor", "--json", settings=settings)
-    finding = next(f for f in json.loads(said)["findings"] if f["subject"] == "TAXIWAY_BROKER")
-    assert not finding["found"]
-    assert "secret-word" not in said
-
-
 @pytest.mark.slow
 def test_the_demo_answers_every_input_on_all_classes_and_leaves_nothing_running() -> None:
     command = [sys.executable, "-m", "local", "demo", "--json"]

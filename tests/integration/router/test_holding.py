@@ -205,18 +205,6 @@ def test_tenants_leave_holding_in_proportion_to_their_weights(fleet: Settings, s
     assert len(set(first) & set(shop)) == pytest.approx(450, abs=130)  # a share is kept to a draw
 
 
-def test_without_routers_holding_waits_and_with_one_back_it_flows(fleet: Settings, store: redis.Redis) -> None:
-    with EchoDevice(fleet, answering=False):
-        with router_process(fleet) as router:
-            job = fill(fleet, store)
-            eventually(lambda: record_of(store, job).state is JobState.HELD)
-            router.process.kill()
-            router.process.wait()
-        assert record_of(store, job).state is JobState.HELD
-    with EchoDevice(fleet) as device, router_process(fleet):
-        eventually(lambda: job in device.done)
-
-
 def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(
     fleet: Settings, store: redis.Redis
 ) -> None:

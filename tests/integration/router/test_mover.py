@@ -24,7 +24,6 @@ from taxiway.contract.job import Result, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
     HEARTBEATS,
-    LEAD,
     WORK,
     job_key,
     priority_list,
@@ -37,7 +36,6 @@ from taxiway.contract.wire import infer_message
 from tests.narrowing import as_bytes
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import fields_of, is_listened_to, record_of
-from tests.waiting import BUSY
 from tests.working import worker_process
 
 QUEUES = """
@@ -177,21 +175,6 @@ def test_every_job_is_answered_once_while_those_that_lead_are_killed(twins: Sett
         busy = stack.enter_context(EchoDevice(twins, hardware_class="cpu.a"))
         eventually(lambda: all(fleet.results(jobs)), within=120)
         assert sorted(idle.done + busy.done) == sorted(jobs)
-
-
-def test_another_router_leads_within_two_ticks(twins: Settings) -> None:
-    with fleet_of(twins) as fleet, ExitStack() as stack:
-        pids = [stack.enter_context(router_process(twins)).process.pid for _ in range(2)]
-
-        def leader() -> int | None:
-            token = as_bytes(fleet.store.get(LEAD) or b"").decode()
-            return next((pid for pid in pids if f"-{pid}-" in token), None)
-
-        first = eventually(leader)
-        os.kill(first, signal.SIGKILL)
-        killed = time.monotonic()
-        eventually(lambda: leader() not in (None, first))
-        assert time.monotonic() - killed < 2 * 0.2 + BUSY
 
 
 def test_two_workers_share_what_was_placed_on_one_and_both_work_to_the_end(twins: Settings) -> None:
