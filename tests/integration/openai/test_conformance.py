@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,20 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
         yield fleet
 
 
+@pytest.fixture(params=["sync", "async"])
+def either(request: pytest.FixtureRequest, fleet: OpenAIFleet, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` by each kind of client."""
+
+    async def asynchronous(name: str, fields: dict[str, Any]) -> Any:
+        async with openai.AsyncOpenAI(base_url=fleet.url, api_key="none", max_retries=0, timeout=30) as client:
+            found = reduce(getattr, name.split("."), client)(**fields)  # type: ignore[operator]  # a method
+            found = found if name.endswith("list") else await found
+            listed = isinstance(found, openai.AsyncStream) or name.endswith("list")
+            return [one async for one in found] if listed else found
+
+    return call if request.param == "sync" else lambda name, **fields: asyncio.run(asynchronous(name, fields))
+
+
 def made(call: Callable[..., Any], kind: str) -> str:
     """The id of an object of a kind."""
     if kind == "batch":
@@ -114,10 +130,10 @@ def made(call: Callable[..., Any], kind: str) -> str:
 
 
 @pytest.mark.parametrize("asked", CALLS, ids=lambda asked: f"{asked.name}{'-stream' if asked.stream else ''}")
-def test_a_call_gets_what_the_sdk_expects(call: Callable[..., Any], asked: Call) -> None:
-    ids = {name: made(call, kind) for name, kind in asked.made.items()}
+def test_a_call_gets_what_the_sdk_expects(either: Callable[..., Any], asked: Call) -> None:
+    ids = {name: made(either, kind) for name, kind in asked.made.items()}
     fields = {**asked.fields, **ids, **({"stream": True} if asked.stream else {})}
-    found = call(asked.name, **fields)
+    found = either(asked.name, **fields)
 
     answers = found if isinstance(found, list) else [found] if isinstance(found, BaseModel) else []
     assert all(asked.kind is None or type(answer) is asked.kind for answer in answers)
@@ -131,5 +147,5 @@ def test_a_call_gets_what_the_sdk_expects(call: Callable[..., Any], asked: Call)
         type(answer).model_validate(told)  # the SDK itself only reads
     if asked.code:
         with pytest.raises(openai.APIStatusError) as caught:
-            call(asked.name, **{**fields, **asked.wrong})
+            either(asked.name, **{**fields, **asked.wrong})
         assert caught.value.code == asked.code

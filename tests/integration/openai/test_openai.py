@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
@@ -159,25 +158,15 @@ def test_a_call_comes_before_its_arguments_are_complete(client: openai.OpenAI, f
             raise AssertionError("the stream ended")
 
 
-@pytest.fixture(params=["sync", "async"])
-def together(request: pytest.FixtureRequest, fleet: OpenAIFleet, client: openai.OpenAI) -> Callable[..., Any]:
+def together(client: openai.OpenAI, **fields: Any) -> tuple[set[str], Any]:
     """Streams a chat by the SDK's accumulator; the types of its events, and what it puts together."""
-
-    def synchronous(**fields: Any) -> Any:
-        with client.chat.completions.stream(**fields) as stream:
-            return {event.type for event in stream}, stream.get_final_completion()
-
-    async def asynchronous(fields: dict[str, Any]) -> Any:
-        options: Any = {"base_url": fleet.url, "api_key": "none", "max_retries": 0, "timeout": 30}
-        async with openai.AsyncOpenAI(**options) as client, client.chat.completions.stream(**fields) as stream:
-            return {event.type async for event in stream}, await stream.get_final_completion()
-
-    return synchronous if request.param == "sync" else lambda **fields: asyncio.run(asynchronous(fields))
+    with client.chat.completions.stream(**fields) as stream:
+        return {event.type for event in stream}, stream.get_final_completion()
 
 
-def test_the_sdks_accumulator_puts_a_stream_together(together: Callable[..., Any], client: openai.OpenAI) -> None:
+def test_the_sdks_accumulator_puts_a_stream_together(client: openai.OpenAI) -> None:
     asked: Any = {"model": "talk", "messages": CALLING, "tools": TOOLS, "logprobs": True}
-    kinds, final = together(**asked)
+    kinds, final = together(client, **asked)
     whole = client.chat.completions.create(**asked)
 
     assert {"content.delta", "logprobs.content.delta", "tool_calls.function.arguments.delta"} <= kinds
@@ -191,8 +180,8 @@ def test_the_sdks_accumulator_puts_a_stream_together(together: Callable[..., Any
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-def test_the_sdks_accumulator_puts_several_choices_together(together: Callable[..., Any]) -> None:
-    _, final = together(model="talk", messages=HELLO, n=3, stream_options={"include_usage": True})
+def test_the_sdks_accumulator_puts_several_choices_together(client: openai.OpenAI) -> None:
+    _, final = together(client, model="talk", messages=HELLO, n=3, stream_options={"include_usage": True})
 
     assert [(one.index, one.message.content, one.finish_reason) for one in final.choices] == [
         (index, "Hello dear world ", "stop") for index in range(3)
