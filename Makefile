@@ -12,6 +12,7 @@ SUITE :=
 JOBS := 1000000
 SECONDS := 300
 MESSAGES := 1000000
+MUTANTS := 300
 CHAOS :=
 SKIP :=
 RELEASE :=
@@ -24,7 +25,7 @@ SPREAD := -n 4 --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup docs reference recording torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz chaos containers cluster lock bases audit sbom release newest clean
+.PHONY: help setup docs reference recording torch mlserver engines demo test test-all quick slow unit lint bench lab fuzz mutants chaos containers cluster lock bases audit sbom release newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +95,9 @@ fuzz: $(READY) ## random requests, large bodies, numbers, objects and hostile en
 	@$(BIN)/python -m tests.fuzzing.objects --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.engines --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.broker --messages $(MESSAGES)
+
+mutants: $(READY) ## small faults of the decisions, which the unit tests must find (MUTANTS=300 of each package)
+	@$(BIN)/python -m tests.mutants router/decide workers/decide controller/decide --sample $(MUTANTS)
 
 lock: $(READY) ## what the images install, each file by its hash: docker/requirements/
 	@$(BIN)/python docker/supply.py lock

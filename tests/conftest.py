@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck
+from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 from kombu import Connection
 from xdist.scheduler import LoadFileScheduling
@@ -31,6 +31,10 @@ for profile, examples in {"working": 20, "ci": 50, "nightly": 200}.items():
         max_examples=examples,
         suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
     )
+# A mutant of the product is to be found, not shown at its smallest.
+hypothesis_settings.register_profile(
+    "mutants", hypothesis_settings.get_profile("working"), phases=[Phase.explicit, Phase.generate], derandomize=True
+)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "working")
 
 # Collecting makes a million objects that stay: the garbage collector scanned them for half of the time, and with them
