@@ -9,6 +9,7 @@ from tasks.heartbeat import DeviceFacts
 from tasks.models.model import Model, TensorSpec, Variant
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price, Service, Topology
+from taxiway.contract.job import Result, RunReport
 from taxiway.contract.keys import INFER
 from workers.stages.job import Delivery
 
@@ -79,60 +80,34 @@ def a_text_model(name: str = "sentiment", **variants: Variant) -> Model:
     )
 
 
-_ENGINE_MODEL = """
-name: {name}
-version: 1
-aliases: [stable]
-summary: What an engine answers.
-licence: Apache-2.0
-pipeline: {pipeline}
-"""
+def a_report(**fields: Any) -> RunReport:
+    usual: dict[str, Any] = {
+        "hardware_class": "cpu.batch",
+        "variant": "onnx-int8",
+        "device": "cpu:0",
+        "emulated": False,
+        "batch": 1,
+        "queue_wait": 0.0,
+        "run_time": 0.0,
+        "cost": 0.0,
+        "reason": "the test says so",
+    }
+    return RunReport(**(usual | fields))
 
-_GENERATED = """
-  - {name: text, datatype: BYTES, shape: [-1]}
-  - {name: tokens, datatype: INT64, shape: [-1]}
-  - {name: finish-reason, datatype: BYTES, shape: [-1]}
-  - {name: usage, datatype: BYTES, shape: [-1]}
-parameters:
-  max_tokens: {type: integer, default: 64, minimum: 1, maximum: 512}
-  temperature: {type: number, default: 0, minimum: 0, maximum: 2}
-  stop: {type: strings, maximum: 4}
-size_unit: tokens
-expected_size: 96
-buckets: [2048]
-reference: engine
-variants:
-  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0, step: 0.001}}}
-"""
 
-ENGINE_MODELS = {
-    "talk": _ENGINE_MODEL.format(name="talk", pipeline="chat")
-    + """inputs: [{name: request, datatype: BYTES, shape: [-1]}]
-outputs:
-  - {name: message, datatype: BYTES, shape: [-1]}"""
-    + _GENERATED,
-    "tale": _ENGINE_MODEL.format(name="tale", pipeline="generation")
-    + """inputs: [{name: prompt, datatype: BYTES, shape: [-1]}]
-outputs:
-  - {name: logprobs, datatype: BYTES, shape: [-1], optional: true}"""
-    + _GENERATED.replace("parameters:", "parameters:\n  logprobs: {type: integer, minimum: 0, maximum: 5}"),
-    "vector": _ENGINE_MODEL.format(name="vector", pipeline="text")
-    + """inputs: [{name: text, datatype: BYTES, shape: [-1]}]
-outputs: [{name: embedding, datatype: FP32, shape: [-1, 2]}]
-reference: engine
-variants:
-  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0}}}
-""",
-    "rank": _ENGINE_MODEL.format(name="rank", pipeline="text")
-    + """inputs:
-  - {name: query, datatype: BYTES, shape: [-1]}
-  - {name: document, datatype: BYTES, shape: [-1]}
-outputs: [{name: score, datatype: FP32, shape: [-1]}]
-reference: engine
-variants:
-  engine: {runtime: openai, entry: rerank, profiles: {endpoint: {base: 0.1, slope: 0}}}
-""",
-}
+def a_result(model: str = "echo:1", **outputs: Any) -> Result:
+    return Result(model=model, outputs=outputs, report=a_report())
+
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+def recorded(name: str) -> str:
+    """The text of a file of tests/recorded."""
+    return (RECORDED / name).read_text(encoding="utf-8")
+
+
+ENGINE_MODELS = {name: recorded(f"engine_models/{name}.yaml") for name in ("talk", "tale", "vector", "rank")}
 """The model.yaml of models that `tests.engine` serves."""
 
 

@@ -396,7 +396,7 @@ def _contenders(
     if any_true(in_time_if_idle):
         raise OverloadedError(
             f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s",
-            retry_after=max(float(figures.finish[prefer(free, in_time_if_idle)].min()) - deadline, 0.0),
+            retry_after=max(float(figures.finish[prefer(unreserved, in_time_if_idle)].min()) - deadline, 0.0),
         )
     own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
     earliest = _earliest(figures, prefer(own, unreserved))

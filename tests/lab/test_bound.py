@@ -13,37 +13,13 @@ from lab.bounds.linear import lower_bound
 from simulator.fleet import parse_fleet
 from simulator.traces import make_trace
 from simulator.workload import Workload, prepare
+from tests.builders import recorded
 from tests.unit.simulator.test_engine import chat
 from tests.unit.simulator.test_pools import GOES, RETURNS, played, summary
 
-ONE = """
-default_model: m
-classes:
-  one: {count: 4, price: {usd_per_hour: 3600}, memory: 1GiB, start: START, max_batch: BATCH, curves: {m: CURVE}}
-services:
-  live: {share: 1}
-  standard: {share: 0}
-  bulk: {share: 0}
-"""
+ONE = recorded("fleets/one.yaml")
 
-MIXED = """
-default_model: chat
-models:
-  chat: {layers: 32, hidden: 2560, intermediate: 10240, heads: 32, kv_heads: 32, vocabulary: 51200, gated: false}
-classes:
-  big: {count: 3, initial: 2, price: {usd_per_hour: 4}, memory: 40GiB, start: 50, max_batch: 32,
-        roofline: {peak_flops: 3.12e+14, bandwidth: 1.5e+12, host_link: 3.0e+10}}
-  small: {count: 4, minimum: 1, price: {usd_per_hour: 0.7, spot_usd_per_hour: 0.3}, spot: true, reclaims_per_hour: 20,
-          failures_per_hour: 5, initial: 2, memory: 8GiB, start: 45, max_batch: 8,
-          roofline: {peak_flops: 1.21e+14, bandwidth: 3.0e+11, host_link: 3.0e+10}}
-  cores: {count: 2, price: {usd_per_hour: 0.1}, memory: 8GiB, start: 5, max_batch: 4, max_wait: 0.05,
-          curves: {embed: {base: 0.2, slope: 0.001, load: 0.5, memory: 1GiB},
-                   rank: {base: 0.02, slope: 0.0001, floor: 0.1, load: 0.5, memory: 7GiB}}}
-services:
-  live: {share: 0.4, times_fastest: 2.5, priority: high}
-  standard: {share: 0.3, deadline: 30}
-  bulk: {share: 0.3, deadline: 900, priority: low, preemptible: true}
-"""
+MIXED = recorded("fleets/mixed.yaml")
 
 
 def one(rows: list[dict[str, Any]], *, curve: str, start: float = 0, batch: int = 1) -> Workload:

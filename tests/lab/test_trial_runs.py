@@ -34,12 +34,10 @@ OPPONENTS_RUNS = [
 
 def test_the_score_is_held_against_the_better_opponent_of_each_seed() -> None:
     ours = [trial_run("taxiway", 7, 2.4), trial_run("taxiway", 8, 3.3)]
-
     cold, warm = (
         {target.target: target for target in targets("steady", ours + OPPONENTS_RUNS, warm=warm)}
         for warm in (False, True)
     )
-
     at_most = "score at most 1.00 of the better of tuned-split and pinned"
     assert (cold[at_most].because, cold[at_most].holds) == ("0.95", True)
     assert not warm["score at most 0.85 of the better of tuned-split and pinned"].holds
@@ -48,21 +46,17 @@ def test_the_score_is_held_against_the_better_opponent_of_each_seed() -> None:
 @pytest.mark.parametrize(("live", "holds"), [(0.91, True), (0.78, True), (0.76, False)])
 def test_no_model_may_be_served_worse_than_the_floor_and_the_better_opponent(live: float, holds: bool) -> None:
     ours = [trial_run("taxiway", 7, 2.0, live=live), trial_run("taxiway", 8, 4.0)]
-
     (found,) = [
         target
         for target in targets("steady", ours + OPPONENTS_RUNS, warm=False)
         if target.target.startswith("each model")
     ]
-
     assert found.holds == holds
 
 
 def test_targets_of_opponents_that_were_not_run_are_left_out() -> None:
     ours = [trial_run("taxiway", 7, 2.0, changes=4), trial_run("tuned-plan", 8, 1.0)]
-
     (found,) = targets("steady", ours, warm=False)
-
     assert (found.holds, found.because) == (False, "at most 4 times, chat with seed 7")
 
 
@@ -73,10 +67,8 @@ def test_changes_count_how_often_a_value_differs_from_the_one_before() -> None:
 def test_a_trial_is_played_and_shown_as_a_table_and_bars() -> None:
     runs = [play(Task(Source(), "edge", 7, policy)) for policy in ("static", "lp-bound")]
     runs.append(msgspec.structs.replace(runs[0], policy="taxiway", score=runs[0].score + 1))
-
     shown = table("edge", runs)
     (panel,) = panels(runs)
-
     assert list(shown.columns[0].cells) == ["static", "taxiway", "lp-bound"]
     assert [bar.name for bar in panel.bars] == ["static", "taxiway"]
     assert runs[0].live_by_model.keys() == runs[0].changes.keys() == {"sentiment", "sentiment.p", "image", "image.p"}
@@ -84,9 +76,7 @@ def test_a_trial_is_played_and_shown_as_a_table_and_bars() -> None:
 
 def test_a_history_is_another_draw_with_the_same_numbers_of_models() -> None:
     workload = Source().workload("edge", 7)
-
     history = Source().history("edge", 7, workload.trace.models)
-
     assert history.trace.models == workload.trace.models
     assert not np.array_equal(history.trace.arrival[:100], workload.trace.arrival[:100])
     image = workload.trace.models.index("image.p")

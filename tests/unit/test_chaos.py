@@ -11,22 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.chaos import history
 from tests.chaos.checker import Report, check
-from tests.chaos.history import (
-    Accepted,
-    AnyEvent,
-    BatchRead,
-    CancelRequested,
-    FailedOver,
-    Observed,
-    Ran,
-    Recorder,
-    Refused,
-    Stored,
-    Submitted,
-    Unanswered,
-    read_history,
-)
 from tests.chaos.plan import LEADER, Kind, Targets, plan_faults
 from tests.chaos.workload import generate_jobs
 
@@ -40,51 +26,51 @@ TARGETS = Targets(
 )
 
 
-def batch(*, missing: int = 0, repeated: int = 0) -> BatchRead:
-    return BatchRead(
+def batch(*, missing: int = 0, repeated: int = 0) -> history.BatchRead:
+    return history.BatchRead(
         at=20.0, began=10.0, status="completed", lines=9, answered=9 - missing, missing=missing, repeated=repeated
     )
 
 
-def submitted(number: int = 1, *, key: str = "") -> Submitted:
-    return Submitted(at=0.0, number=number, model="tally", key=key)
+def submitted(number: int = 1, *, key: str = "") -> history.Submitted:
+    return history.Submitted(at=0.0, number=number, model="tally", key=key)
 
 
 def accepted(
     job: str = "a", *, at: float = 1.0, took: float = 0.0, number: int = 1, replicated: bool = False
-) -> Accepted:
-    return Accepted(at=at, number=number, job=job, interface="client", began=at - took, replicated=replicated)
+) -> history.Accepted:
+    return history.Accepted(at=at, number=number, job=job, interface="client", began=at - took, replicated=replicated)
 
 
-def observed(job: str = "a", *, at: float = 2.0, state: str = "succeeded", digest: str = "x") -> Observed:
-    return Observed(at=at, job=job, interface="client", state=state, digest=digest, answer=1)
+def observed(job: str = "a", *, at: float = 2.0, state: str = "succeeded", digest: str = "x") -> history.Observed:
+    return history.Observed(at=at, job=job, interface="client", state=state, digest=digest, answer=1)
 
 
 def stored(
     state: str = "succeeded", *, at: float = 99.0, digest: str = "x", answer: int | None = 1, **times: float
-) -> Stored:
-    return Stored(at=at, job="a", state=state, digest=digest, answer=answer, **times)
+) -> history.Stored:
+    return history.Stored(at=at, job="a", state=state, digest=digest, answer=answer, **times)
 
 
-def broken(*events: AnyEvent) -> list[str]:
+def broken(*events: history.AnyEvent) -> list[str]:
     """The guarantees that a history violates."""
     return [violation.guarantee for violation in check(events).violations]
 
 
 def test_a_job_that_ended_once_with_one_result_violates_nothing() -> None:
-    report = check([submitted(), accepted(), observed(), Ran(number=1), stored(), stored()])
+    report = check([submitted(), accepted(), observed(), history.Ran(number=1), stored(), stored()])
     assert report == Report(report.counts, [], 0.0)
     counts = {"submitted": 1, "accepted": 1, "finished once": 1, "succeeded": 1, "results read": 3}
     assert {name: count for name, count in report.counts.items() if count} == counts
 
 
 @pytest.mark.parametrize("end", [[], [stored("queued", digest="", answer=None)], [stored("final without a result")]])
-def test_an_accepted_job_without_a_final_state_is_lost(end: Sequence[AnyEvent]) -> None:
+def test_an_accepted_job_without_a_final_state_is_lost(end: Sequence[history.AnyEvent]) -> None:
     assert broken(submitted(), accepted(), *end) == ["lost"]
 
 
 def test_a_refused_job_need_not_end() -> None:
-    assert broken(submitted(), Refused(number=1, error="broker_unavailable", unclear=True)) == []
+    assert broken(submitted(), history.Refused(number=1, error="broker_unavailable", unclear=True)) == []
 
 
 def test_a_result_that_later_differs_has_changed() -> None:
@@ -96,7 +82,7 @@ def test_a_result_that_later_differs_has_changed() -> None:
 def test_a_line_of_a_batch_is_answered_once() -> None:
     assert broken(batch()) == []
     assert broken(batch(missing=1)) == ["lost"]
-    assert broken(batch(missing=1), FailedOver(at=15.0, window=1.0)) == []
+    assert broken(batch(missing=1), history.FailedOver(at=15.0, window=1.0)) == []
     assert broken(batch(repeated=1)) == ["two answers"]
 
 
@@ -105,7 +91,7 @@ def test_an_answer_of_another_job_is_wrong() -> None:
 
 
 def test_a_job_expires_after_its_deadline_only() -> None:
-    def expired(finished: float) -> Stored:
+    def expired(finished: float) -> history.Stored:
         return stored("expired", finished=finished, deadline_at=50.0, answer=None)
 
     assert broken(submitted(), accepted(), expired(49.0)) == ["early"]
@@ -123,34 +109,36 @@ def test_a_job_does_not_start_after_its_deadline() -> None:
 def test_a_job_is_cancelled_only_on_request() -> None:
     end = stored("cancelled", answer=None)
     assert broken(submitted(), accepted(), end) == ["unrequested"]
-    assert broken(submitted(), accepted(), CancelRequested(job="a"), end) == []
+    assert broken(submitted(), accepted(), history.CancelRequested(job="a"), end) == []
 
 
 def test_a_waiter_is_notified_of_its_jobs_end() -> None:
-    waiter = Unanswered(at=90.0, job="a", interface="client")
+    waiter = history.Unanswered(at=90.0, job="a", interface="client")
     assert broken(submitted(), accepted(), waiter, stored(finished=20.0)) == ["unanswered"]
     assert broken(submitted(), accepted(), waiter, stored(finished=80.0)) == []
 
 
 def test_a_key_gives_one_job() -> None:
-    again: list[AnyEvent] = [
+    again: list[history.AnyEvent] = [
         submitted(key="k"),
         accepted("a"),
         accepted("b"),
         stored(),
-        Stored(job="b", state="failed", digest=""),
+        history.Stored(job="b", state="failed", digest=""),
     ]
     assert broken(*again) == ["two jobs"]
 
 
 def test_runs_after_the_first_are_counted_as_duplicates() -> None:
-    report = check([submitted(), accepted(), Ran(number=1), Ran(number=1), Ran(number=1), stored()])
+    report = check(
+        [submitted(), accepted(), history.Ran(number=1), history.Ran(number=1), history.Ran(number=1), stored()]
+    )
     assert report.counts["duplicates run"] == 2
     assert not report.violations
 
 
 def test_a_failover_may_lose_what_was_written_in_its_window_and_nothing_else() -> None:
-    failed_over = FailedOver(at=10.0, window=1.0)
+    failed_over = history.FailedOver(at=10.0, window=1.0)
     report = check([submitted(), accepted(at=9.6), failed_over])
     assert (report.violations, report.counts["lost in a failover's window"]) == ([], 1)
     assert report.lost_age == pytest.approx(0.4)
@@ -161,14 +149,14 @@ def test_a_failover_may_lose_what_was_written_in_its_window_and_nothing_else() -
 
 
 def test_a_failover_may_undo_what_was_read_in_its_window_and_nothing_else() -> None:
-    failed_over, end = FailedOver(at=10.0, window=1.0), stored(digest="y")
+    failed_over, end = history.FailedOver(at=10.0, window=1.0), stored(digest="y")
     assert broken(submitted(), accepted(), observed(at=9.5), failed_over, end) == []
     assert broken(submitted(), accepted(), observed(at=8.5), failed_over, end) == ["changed"]
     assert broken(submitted(), accepted(), observed(at=11.0), failed_over, end) == ["changed"]
 
 
 def test_what_was_observed_during_a_submit_through_a_failover_may_be_undone_by_it() -> None:
-    failed_over, end = FailedOver(at=10.0, window=1.0), stored(digest="y")
+    failed_over, end = history.FailedOver(at=10.0, window=1.0), stored(digest="y")
     late = accepted(at=11.5, took=1.7, replicated=True)
     assert broken(submitted(), failed_over, late, observed(at=11.51), end) == []
     assert broken(submitted(), failed_over, late, observed(at=12.0), end) == ["changed"]
@@ -177,12 +165,18 @@ def test_what_was_observed_during_a_submit_through_a_failover_may_be_undone_by_i
 
 
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    events: list[AnyEvent] = [submitted(key="k"), accepted(), observed(), FailedOver(at=3.0, window=1.0), stored()]
-    recorder = Recorder(tmp_path / "history")
+    events: list[history.AnyEvent] = [
+        submitted(key="k"),
+        accepted(),
+        observed(),
+        history.FailedOver(at=3.0, window=1.0),
+        stored(),
+    ]
+    recorder = history.Recorder(tmp_path / "history")
     recorder.record(*events[:2])
     recorder.record(*events[2:])
     recorder.close()
-    assert list(read_history(tmp_path / "history")) == events
+    assert list(history.read_history(tmp_path / "history")) == events
 
 
 @given(seed=st.integers(0, 2**32), seconds=st.floats(20, 1200), kills=st.integers(1, 200))

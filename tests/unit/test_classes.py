@@ -44,5 +44,4 @@ def classes() -> Iterator[ast.ClassDef]:
 
 def test_a_class_with_behaviour_has_at_most_fifteen_attributes() -> None:
     counts = {one.name: len(attributes(one)) for one in classes()}
-
     assert {name: count for name, count in counts.items() if count > OVER.get(name, MOST)} == {}

@@ -58,7 +58,6 @@ def broken(page: Path, link: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_relative_link_leads_to_a_file_and_its_heading(page: Path) -> None:
     links = LINK.findall(CODE.sub("", page.read_text(encoding="utf-8")))
-
     assert [link for link in links if "://" not in link and broken(page, link)] == []
 
 
@@ -77,7 +76,6 @@ def test_the_table_of_celery_features_names_a_test_that_exists_in_every_row() ->
     rows = [line for line in page.partition("| Celery feature |")[2].splitlines()[2:] if line.startswith("|")]
     unproven = [row for row in rows if not NAMED_TEST.search(row) and "not tested" not in row]
     missing = {named for row in rows for named in NAMED_TEST.findall(row)} - known_tests()
-
     assert rows
     assert (unproven, missing) == ([], set())
 
@@ -85,7 +83,6 @@ def test_the_table_of_celery_features_names_a_test_that_exists_in_every_row() ->
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_test_that_a_page_names_by_its_beginning_exists(page: Path) -> None:
     named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
-
     assert [name for name in named if not any(known.startswith(name) for _, known in known_tests())] == []
 
 
@@ -109,7 +106,6 @@ def test_every_module_that_a_page_names_exists(page: Path) -> None:
     paths = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
     names = MODULE.findall(text)
     tests = [path for path in paths if path.startswith(("unit/", "integration/", "acceptance/"))]
-
     missing = [path for path in tests if not is_there(f"tests/{path}")]
     assert missing + [name for name in {*paths, *names} - {*tests} if not is_there(name)] == []
 
@@ -117,7 +113,6 @@ def test_every_module_that_a_page_names_exists(page: Path) -> None:
 def test_every_module_that_a_docstring_names_exists() -> None:
     sources = [path for top in TOPS.split("|") for path in (TREE / top).rglob("*.py")]
     named = {(path.relative_to(TREE), name) for path in sources for name in MODULE.findall(path.read_text("utf-8"))}
-
     assert len(named) > 50
     assert sorted((str(path), name) for path, name in named if not is_there(name)) == []
 
@@ -132,20 +127,17 @@ def section(heading: str) -> str:
 
 def test_a_requests_walk_passes_at_most_35_files_and_each_exists() -> None:
     files = set(re.findall(r"`([\w/]+\.(?:py|lua))`", section("A request's walk")))
-
     assert [name for name in sorted(files) if not (TREE / name).is_file()] == []
     assert 20 < len(files) <= 35
 
 
 def test_every_file_that_the_architecture_page_names_exists() -> None:
     files = set(re.findall(r"`([\w/]+/[\w/]+\.(?:py|lua))`", ARCHITECTURE.read_text(encoding="utf-8")))
-
     assert [name for name in sorted(files) if not (TREE / name).is_file()] == []
 
 
 def test_the_glossary_has_at_most_40_words() -> None:
     rows = re.findall(r"^\| ([^|]+) \| ", section("Glossary"), re.MULTILINE)[2:]
-
     assert 10 < sum(len(re.split(r"[,:]", row)) for row in rows) <= 40
 
 
@@ -159,7 +151,6 @@ def test_a_public_class_name_means_one_thing() -> None:
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(TREE)))
-
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 

@@ -64,7 +64,6 @@ def test_the_present_release_is_among_the_recorded() -> None:
 def test_an_arrival_is_the_request_that_it_was(recorded: Any) -> None:
     envelope = decode_envelope(recorded["arrival"])
     request = read_request(envelope.payload(), envelope.content_type)
-
     assert (request.model, request.inputs, request.deadline) == ("echo", INPUTS, 600)
     assert (request.tenant, request.priority) == ("lab", "high")
 
@@ -73,14 +72,12 @@ def test_a_cancellation_names_its_job(recorded: Any) -> None:
     rules = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), KEYS)
     raw = recorded["cancellation"].encode()
     working = WorkingSnapshot(rules.topology, rules.book, FleetSnapshot())
-
     assert decide(Arrival("", raw, decode_envelope(raw)), rules, working, 0.0) == Cancel("unknown")
 
 
 def test_a_workers_order_is_signed_for_the_body_that_it_came_with(recorded: Any) -> None:
     envelope = decode_envelope(recorded["order"])
     ticket = read_ticket(envelope.headers[HEADER], envelope.payload(), KEYS)
-
     assert (ticket.model, ticket.variants["cpu.batch"]) == ("echo:1", "echo")
     assert ticket.deadline_at == pytest.approx(ticket.accepted + 600)
 
@@ -106,7 +103,6 @@ def test_a_record_describes_its_job(recorded: Any) -> None:
     later = {"of_the_future": "1"}
     record = record_from("j", {**recorded["record"], **later})
     ended = record_from("j", {**recorded["ended"], **later})
-
     assert (record.state, record.tenant, record.hardware_class) == (JobState.QUEUED, "lab", "cpu.batch")
     assert (ended.state, ended.attempts, ended.device) == (JobState.SUCCEEDED, 1, "cpu:0")
     assert record.accepted <= ended.started <= ended.finished
@@ -115,7 +111,6 @@ def test_a_record_describes_its_job(recorded: Any) -> None:
 
 def test_results_and_errors_are_what_they_were(recorded: Any) -> None:
     answer = read_answer(recorded["result"].encode())
-
     assert (answer.model, answer.outputs) == ("echo:1", {"payload": INPUTS})
     assert (answer.report.hardware_class, answer.report.batch) == ("cpu.batch", 1)
     with pytest.raises(UnknownModelError, match="nobody-has-it"):
@@ -125,7 +120,6 @@ def test_results_and_errors_are_what_they_were(recorded: Any) -> None:
 def test_a_devices_facts_make_it_known(recorded: Any) -> None:
     facts = {"w": recorded["facts"].encode()}
     (device,) = snapshot_from(FleetFacts(now=0.0, devices=facts, heartbeats={"w": 0.0}, work={})).devices
-
     assert (device.hardware_class, device.device, device.draining) == ("cpu.batch", "cpu:0", False)
     assert "echo:1/echo" in device.warm
     assert device.done["cpu.batch"].outcomes["succeeded"] == 1
@@ -133,12 +127,10 @@ def test_a_devices_facts_make_it_known(recorded: Any) -> None:
 
 def test_a_dead_letter_has_its_message(recorded: Any) -> None:
     letter = msgspec.json.decode(recorded["letter"], type=DeadLetter)
-
     assert letter.message == b"this is no message"
     assert "expected a Celery message" in letter.reason
 
 
 def test_a_piece_of_an_answer_is_in_its_place(recorded: Any) -> None:
     fields = {name.encode(): value.encode() for name, value in recorded["piece"].items()}
-
     assert read_piece({**fields, b"of_the_future": b"1"}) == Piece(1, 4, "two ")

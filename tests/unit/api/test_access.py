@@ -11,72 +11,59 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.access import (
-    BURST,
-    PREFIX,
-    SCOPES,
-    Bodies,
-    Key,
-    Keyring,
-    KeysError,
-    TenantRates,
-    digest_of,
-    parse_keys,
-    spend,
-    written,
-)
+from api import access
 from api.keys_file import main, read_keys, write_keys
 from tasks.settings import TREE
 from tasks.topology import parse_topology
 from taxiway.errors import FleetUnavailable, RateLimitedError
 from tests.narrowing import present
 
-KEY = Key(id="one", digest=digest_of("secret"), tenant="lab", scopes=("submit",))
+KEY = access.Key(id="one", digest=access.digest_of("secret"), tenant="lab", scopes=("submit",))
 NEVER = datetime(2100, 1, 1, tzinfo=UTC)
 
 texts = st.text(min_size=1, max_size=20)
 keys = st.builds(
-    Key,
+    access.Key,
     id=texts,
-    digest=texts.map(digest_of),
+    digest=texts.map(access.digest_of),
     tenant=texts,
-    scopes=st.lists(st.sampled_from(SCOPES), min_size=1).map(tuple),
+    scopes=st.lists(st.sampled_from(access.SCOPES), min_size=1).map(tuple),
     expires=st.none() | st.datetimes(timezones=st.just(UTC)),
 )
 rings = st.lists(keys, max_size=4, unique_by=(lambda key: key.id, lambda key: key.digest))
 
 
 @given(rings)
-def test_keys_come_back_from_their_file(known: list[Key]) -> None:
-    assert parse_keys(written(known), "keys").keys == tuple(known)
+def test_keys_come_back_from_their_file(known: list[access.Key]) -> None:
+    assert access.parse_keys(access.written(known), "keys").keys == tuple(known)
 
 
 @given(st.text(), st.binary())
 def test_any_text_is_keys_or_an_error_and_accepts_no_other_secret(text: str, secret: bytes) -> None:
     try:
-        ring = parse_keys(text, "keys")
-    except KeysError:
+        ring = access.parse_keys(text, "keys")
+    except access.KeysError:
         return
     assert ring.caller(secret, 0.0) is None
 
 
 @given(rings, st.binary(max_size=64), st.floats(0, 4e9))
-def test_a_secret_is_good_only_for_its_digest_and_in_time(known: list[Key], secret: bytes, now: float) -> None:
-    caller = Keyring(known).caller(secret, now)
+def test_a_secret_is_good_only_for_its_digest_and_in_time(known: list[access.Key], secret: bytes, now: float) -> None:
+    caller = access.Keyring(known).caller(secret, now)
     good = [key for key in known if key.digest == digest_of_bytes(secret)]
     assert (caller is not None) == any(key.expires is None or now < key.expires.timestamp() for key in good)
 
 
 def digest_of_bytes(secret: bytes) -> str:
-    return digest_of(secret.decode("latin-1")) if secret.isascii() else ""
+    return access.digest_of(secret.decode("latin-1")) if secret.isascii() else ""
 
 
 def test_a_caller_has_its_keys_tenant_and_scopes_until_it_expires() -> None:
-    ring = Keyring([KEY, Key(id="two", digest=digest_of("other"), tenant="ops", scopes=("admin",), expires=NEVER)])
-
+    ring = access.Keyring(
+        [KEY, access.Key(id="two", digest=access.digest_of("other"), tenant="ops", scopes=("admin",), expires=NEVER)]
+    )
     first = present(ring.caller(b"secret", 0.0))
     second = present(ring.caller(b"other", NEVER.timestamp() - 1))
-
     assert (first.key, first.tenant, first.scopes) == ("one", "lab", frozenset({"submit"}))
     assert (second.key, second.tenant, second.scopes) == ("two", "ops", frozenset({"admin"}))
     assert ring.caller(b"other", NEVER.timestamp()) is None
@@ -85,25 +72,28 @@ def test_a_caller_has_its_keys_tenant_and_scopes_until_it_expires() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["SECRET", '{"id": "SECRET"}', '{"SECRET": 1}', written([KEY]).replace("lab", ""), written([KEY, KEY])]
-    + [written([KEY]).replace(was, "SECRET") for was in (KEY.digest, "submit")],
+    [
+        "SECRET",
+        '{"id": "SECRET"}',
+        '{"SECRET": 1}',
+        access.written([KEY]).replace("lab", ""),
+        access.written([KEY, KEY]),
+    ]
+    + [access.written([KEY]).replace(was, "SECRET") for was in (KEY.digest, "submit")],
 )
 def test_a_wrong_file_is_refused_by_its_line_and_never_shown(line: str) -> None:
-    with pytest.raises(KeysError) as caught:
-        parse_keys(f"\n{line}\n", "keys.jsonl")
-
+    with pytest.raises(access.KeysError) as caught:
+        access.parse_keys(f"\n{line}\n", "keys.jsonl")
     assert str(caught.value).startswith("keys.jsonl: ")
     assert "SECRET" not in str(caught.value)
 
 
 def test_the_file_is_its_owners_alone_and_keeps_another_mode(tmp_path: Path) -> None:
     path = tmp_path / "keys.jsonl"
-
     write_keys(path, [KEY])
     first = stat.S_IMODE(path.stat().st_mode)
     path.chmod(0o640)
     write_keys(path, [])
-
     assert (first, stat.S_IMODE(path.stat().st_mode)) == (0o600, 0o640)
     assert read_keys(path).keys == ()
     assert list(tmp_path.iterdir()) == [path]
@@ -121,13 +111,13 @@ def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
     listed = run("list")
     (key,) = read_keys(path).keys
 
-    assert (secret.startswith(PREFIX), len(secret)) == (True, len(PREFIX) + 43)
+    assert (secret.startswith(access.PREFIX), len(secret)) == (True, len(access.PREFIX) + 43)
     assert secret not in path.read_text() + listed
-    assert present(Keyring([key]).caller(secret.encode(), 0.0)).tenant == "lab"
+    assert present(access.Keyring([key]).caller(secret.encode(), 0.0)).tenant == "lab"
     assert listed.startswith(f"{key.id}  lab  read  until ")
     run("revoke", key.id)
     assert read_keys(path).keys == ()
-    with pytest.raises(KeysError, match=key.id):
+    with pytest.raises(access.KeysError, match=key.id):
         run("revoke", key.id)
 
 
@@ -136,17 +126,16 @@ def test_no_tenant_is_let_by_faster_than_its_rate_and_its_burst(rate: float, pau
     now, full_at, taken, first = start, 0.0, 0, start
     for pause in pauses:
         now += pause
-        full_at, wait = spend(full_at, now, rate)
+        full_at, wait = access.spend(full_at, now, rate)
         taken += wait == 0
-        assert wait == 0 or spend(full_at, now + wait * 1.001 + 1e-6, rate)[1] == 0
-    assert taken <= (now - first) * rate + max(BURST * rate, 1) + 1e-3
+        assert wait == 0 or access.spend(full_at, now + wait * 1.001 + 1e-6, rate)[1] == 0
+    assert taken <= (now - first) * rate + max(access.BURST * rate, 1) + 1e-3
 
 
 def test_a_tenants_own_rate_goes_before_the_limit() -> None:
     text = (TREE / "queues.yaml").read_text() + "\ntenants: {slow: {requests_per_second: 2}, other: {weight: 2}}\n"
-    rates = TenantRates(parse_topology(text))
-
-    assert sum(rates.wait("slow", 10.0) == 0 for _ in range(100)) == 2 * BURST
+    rates = access.TenantRates(parse_topology(text))
+    assert sum(rates.wait("slow", 10.0) == 0 for _ in range(100)) == 2 * access.BURST
     assert rates.wait("slow", 10.0) == pytest.approx(0.5)
     assert all(rates.wait(tenant, 10.0) == 0 for tenant in ("other", "unnamed") for _ in range(100))
 
@@ -159,7 +148,7 @@ BODIES = parse_topology(
 
 @given(st.lists(st.tuples(st.sampled_from(["lab", "shop", "wide"]), st.integers(0, 17)), max_size=40))
 def test_bodies_never_take_more_than_a_tenants_limit_or_the_routers(asked: list[tuple[str, int]]) -> None:
-    bodies = Bodies(BODIES)
+    bodies = access.Bodies(BODIES)
     held: list[tuple[str, int]] = []
     most = {"lab": 16, "shop": 16, "wide": 20}
     for tenant, size in asked:

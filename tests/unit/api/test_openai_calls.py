@@ -16,17 +16,9 @@ from hypothesis import strategies as st
 
 from api.inference.progress import MessagePart, StreamProgress
 from api.objects.batches import MOST_LINES, lines_of
+from api.openai import requests
 from api.openai.answers import AnswerHead, embeddings, text_logprobs, usage_of
 from api.openai.chunks import ChatWriter
-from api.openai.requests import (
-    ChatCall,
-    CompletionCall,
-    EmbeddingsCall,
-    chat_fields,
-    read_call,
-    service_of,
-    tier_of,
-)
 from api.openai.responses.chat import input_items, messages_of, response_fields
 from api.openai.responses.events import ResponseWriter, replay
 from api.openai.responses.response import ResponseCall, begun
@@ -34,25 +26,16 @@ from api.openai_errors import content, param_of
 from api.terms import add_terms
 from tasks.models.model import parse_model
 from tasks.topology import Limits, Service, Topology, TopologyError, parse_topology
+from taxiway import errors
 from taxiway.contract.deltas import TEXTS, OtherMessageError, SentMessage
-from taxiway.contract.job import Piece, Result, RunReport
+from taxiway.contract.job import Piece, Result
 from taxiway.contract.request import parse_terms
-from taxiway.errors import (
-    DeviceFaultError,
-    ExecutionError,
-    InvalidRequestError,
-    OverloadedError,
-    RequestTooLargeError,
-    TaxiwayError,
-)
-from tests.builders import ENGINE_MODELS
+from tests.builders import ENGINE_MODELS, a_report
 from tests.unit.tasks.test_topology import TEXT
 
 TALK = parse_model(ENGINE_MODELS["talk"], "model.yaml")
 VECTOR = parse_model(ENGINE_MODELS["vector"], "model.yaml")
-REPORT = RunReport(
-    hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason=""
-)
+REPORT = a_report()
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=8), below, max_size=4),
@@ -81,20 +64,20 @@ def topology(**tiers: Any) -> Topology:
 
 
 @given(content=st.binary(max_size=40) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
-@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
+@pytest.mark.parametrize("kind", [requests.ChatCall, requests.CompletionCall, requests.EmbeddingsCall, ResponseCall])
 def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
     try:
-        read_call(content, kind, Limits())
-    except TaxiwayError as error:
+        requests.read_call(content, kind, Limits())
+    except errors.TaxiwayError as error:
         assert error.status in (400, 413)
 
 
 @given(body=st.dictionaries(st.sampled_from(FIELDS), ANY_JSON))
-@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall, ResponseCall])
+@pytest.mark.parametrize("kind", [requests.ChatCall, requests.CompletionCall, requests.EmbeddingsCall, ResponseCall])
 def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[str, Any]) -> None:
     try:
-        asked = read_call(json.dumps(body).encode(), kind, Limits())
-    except InvalidRequestError as error:
+        asked = requests.read_call(json.dumps(body).encode(), kind, Limits())
+    except errors.InvalidRequestError as error:
         assert error.details["field"]
     else:
         assert asked.call.model == body["model"]
@@ -102,19 +85,19 @@ def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[s
 
 def test_a_chat_goes_to_its_model_without_what_the_server_reads() -> None:
     body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "stream": True, "n": 2, "top_k": 1}
-    asked = read_call(json.dumps({**body, "service_tier": "auto", "user": None}).encode(), ChatCall, Limits())
-
+    asked = requests.read_call(
+        json.dumps({**body, "service_tier": "auto", "user": None}).encode(), requests.ChatCall, Limits()
+    )
     chat = {"messages": body["messages"], "top_k": 1}
-    assert chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
+    assert requests.chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
 
 
 def test_more_choices_than_a_model_takes_rows_are_refused_by_their_name() -> None:
     few = msgspec.structs.replace(TALK, max_rows=2)
     body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "n": 3}
-    asked = read_call(json.dumps(body).encode(), ChatCall, Limits())
-
-    with pytest.raises(InvalidRequestError, match="n: expected at most 2 choices of talk:1") as caught:
-        chat_fields(asked, few)
+    asked = requests.read_call(json.dumps(body).encode(), requests.ChatCall, Limits())
+    with pytest.raises(errors.InvalidRequestError, match="n: expected at most 2 choices of talk:1") as caught:
+        requests.chat_fields(asked, few)
     assert param_of(caught.value, "/v1/chat/completions") == "n"
 
 
@@ -124,52 +107,53 @@ TALKS = {"model": "talk", "messages": [{"role": "user", "content": "x"}]}
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (ChatCall, {**TALKS, "max_tokens": 10**400}),
-        (ChatCall, {**TALKS, "max_completion_tokens": 2**31 + 1}),
-        (ChatCall, {**TALKS, "n": 10**400}),
-        (ChatCall, {**TALKS, "seed": 2**63}),
-        (ChatCall, {**TALKS, "user": "u" * 513}),
-        (ChatCall, {**TALKS, "safety_identifier": "u" * 513}),
-        (CompletionCall, {"model": "tale", "prompt": "x", "max_tokens": 10**400}),
-        (EmbeddingsCall, {"model": "vector", "input": "x", "dimensions": 2**31 + 1}),
+        (requests.ChatCall, {**TALKS, "max_tokens": 10**400}),
+        (requests.ChatCall, {**TALKS, "max_completion_tokens": 2**31 + 1}),
+        (requests.ChatCall, {**TALKS, "n": 10**400}),
+        (requests.ChatCall, {**TALKS, "seed": 2**63}),
+        (requests.ChatCall, {**TALKS, "user": "u" * 513}),
+        (requests.ChatCall, {**TALKS, "safety_identifier": "u" * 513}),
+        (requests.CompletionCall, {"model": "tale", "prompt": "x", "max_tokens": 10**400}),
+        (requests.EmbeddingsCall, {"model": "vector", "input": "x", "dimensions": 2**31 + 1}),
         (ResponseCall, {"model": "talk", "input": "x", "max_output_tokens": 2**31 + 1}),
         (ResponseCall, {"model": "talk", "input": "x", "prompt_cache_key": "u" * 513}),
     ],
 )
 def test_a_number_or_name_beyond_its_bound_is_refused_by_its_name(kind: Any, fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        read_call(json.dumps(fields).encode(), kind, Limits())
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        requests.read_call(json.dumps(fields).encode(), kind, Limits())
     assert caught.value.details["field"] == [*fields][-1]
     assert len(caught.value.message) < 300
 
 
 def test_choices_that_would_together_exceed_a_payload_are_refused_before_they_are_made() -> None:
     body = json.dumps({**TALKS, "metadata": {"x": "x" * 300_000}, "n": 64}).encode()
-    with pytest.raises(RequestTooLargeError, match=f"payload: expected at most 16777216 bytes, got {64 * len(body)}"):
-        read_call(body, ChatCall, Limits())
+    with pytest.raises(
+        errors.RequestTooLargeError, match=f"payload: expected at most 16777216 bytes, got {64 * len(body)}"
+    ):
+        requests.read_call(body, requests.ChatCall, Limits())
 
 
 def test_who_asks_is_no_part_of_a_choice() -> None:
     who = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"m": "m"}}
-    asked = read_call(json.dumps({**TALKS, **who, "n": 2}).encode(), ChatCall, Limits())
-    assert chat_fields(asked, TALK)["inputs"] == {"request": [{"messages": TALKS["messages"]}] * 2}
+    asked = requests.read_call(json.dumps({**TALKS, **who, "n": 2}).encode(), requests.ChatCall, Limits())
+    assert requests.chat_fields(asked, TALK)["inputs"] == {"request": [{"messages": TALKS["messages"]}] * 2}
 
 
 def test_a_tier_selects_the_service_that_has_it_and_auto_the_default_one() -> None:
     rules = topology(fast="priority", slow="flex")
-
-    assert [service_of(tier, rules) for tier in (None, "auto", "default", "flex", "priority")] == [
+    assert [requests.service_of(tier, rules) for tier in (None, "auto", "default", "flex", "priority")] == [
         "plain",
         "plain",
         "plain",
         "slow",
         "fast",
     ]
-    assert service_of("auto", topology(chat="default")) == "chat"
-    assert [tier_of(name, rules) for name in ("plain", "slow")] == ["default", "flex"]
+    assert requests.service_of("auto", topology(chat="default")) == "chat"
+    assert [requests.tier_of(name, rules) for name in ("plain", "slow")] == ["default", "flex"]
     for unknown in ("scale", "flex", ""):
-        with pytest.raises(InvalidRequestError, match="service_tier: expected one of"):
-            service_of(unknown, topology())
+        with pytest.raises(errors.InvalidRequestError, match="service_tier: expected one of"):
+            requests.service_of(unknown, topology())
 
 
 def test_two_services_of_one_tier_are_a_contradiction() -> None:
@@ -181,48 +165,35 @@ def test_two_services_of_one_tier_are_a_contradiction() -> None:
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon", "", "1e999", "1_0", "٣"])
 def test_a_deadline_that_is_no_number_above_0_is_refused_by_its_header(text: str) -> None:
     terms: dict[str, Any] = {}
-    with pytest.raises(InvalidRequestError) as caught:
+    with pytest.raises(errors.InvalidRequestError) as caught:
         add_terms([(b"x-taxiway-deadline", text.encode())], terms)
         parse_terms(terms)
     assert param_of(caught.value, "/v1/completions") == "X-Taxiway-Deadline"
 
 
-@pytest.mark.parametrize(
-    ("path", "field", "param"),
-    [
-        ("/v1/chat/completions", "inputs.request.top_p", "top_p"),
-        ("/v1/chat/completions", "inputs.request.messages[0].role", "messages[0].role"),
-        ("/v1/chat/completions", "inputs.request", "messages"),
-        ("/v1/embeddings", "inputs.text.3", "input.3"),
-        ("/v1/completions", "inputs", "prompt"),
-        ("/v1/completions", "parameters.max_tokens", "max_tokens"),
-        ("/v1/completions", "budget", "X-Taxiway-Budget"),
-        ("/v1/completions", "body", None),
-    ],
-)
+@pytest.mark.cases("path, field, param")
 def test_an_error_names_the_parameter_as_its_caller_knows_it(path: str, field: str, param: str | None) -> None:
-    error = InvalidRequestError(f"{field}: expected this", field=field)
-
+    error = errors.InvalidRequestError(f"{field}: expected this", field=field)
     said = json.loads(content(error, path))["error"]
     assert said["param"] == param
     assert said["message"] == f"{param or field}: expected this"
 
 
 def test_the_error_of_one_of_several_texts_names_the_text_as_its_caller_knows_it() -> None:
-    error = InvalidRequestError("inputs.text[1]: expected this", field="inputs.text", row=1)
+    error = errors.InvalidRequestError("inputs.text[1]: expected this", field="inputs.text", row=1)
     said = json.loads(content(error, "/v1/embeddings"))["error"]
     assert (said["param"], said["message"]) == ("input", "input[1]: expected this")
 
 
 def test_what_no_variant_honours_is_the_parameter() -> None:
     field = "inputs.request"
-    error = InvalidRequestError(f"{field}: expected …", field=field, unsupported=True, asked=["tools"])
+    error = errors.InvalidRequestError(f"{field}: expected …", field=field, unsupported=True, asked=["tools"])
     said = json.loads(content(error, "/v1/chat/completions"))["error"]
     assert (said["param"], said["code"]) == ("tools", "unsupported_parameter")
 
 
 def test_a_spent_budget_is_openais_quota() -> None:
-    said = json.loads(content(OverloadedError("spent", tenant="lab"), "/v1/embeddings"))["error"]
+    said = json.loads(content(errors.OverloadedError("spent", tenant="lab"), "/v1/embeddings"))["error"]
     assert (said["type"], said["code"]) == ("insufficient_quota", "insufficient_quota")
 
 
@@ -293,7 +264,7 @@ def test_rows_are_kept_apart() -> None:
     ],
 )
 def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(told: Piece, whole: Any) -> None:
-    with pytest.raises(DeviceFaultError, match="restarted"):
+    with pytest.raises(errors.DeviceFaultError, match="restarted"):
         said(told, Piece(2, 0, "xy"), whole=whole)
 
 
@@ -338,7 +309,7 @@ def test_parts_of_tokens_are_added_up_and_never_more_than_these() -> None:
 
 def test_embeddings_of_unlike_widths_are_an_error_of_the_execution() -> None:
     found = Result(model="vector:1", outputs={"embedding": [[1.0, 2.0], [1.0]]}, report=REPORT)
-    with pytest.raises(ExecutionError, match="rows of one shape"):
+    with pytest.raises(errors.ExecutionError, match="rows of one shape"):
         embeddings(AnswerHead("j", "default", 0), found, model=VECTOR, texts=["a", "b"], packed=False, dimensions=None)
 
 
@@ -348,7 +319,6 @@ def test_fewer_dimensions_are_the_first_ones_at_unit_length(rows: list[tuple[flo
     answer = embeddings(
         AnswerHead("j", "default", 0), found, model=VECTOR, texts=["a"] * len(rows), packed=packed, dimensions=1
     )
-
     assert [one.index for one in answer.data] == [*range(len(rows))]
     if not packed:
         assert [one.embedding for one in answer.data] == [[float(np.sign(np.float32(first)))] for first, _ in rows]
@@ -383,7 +353,7 @@ def test_items_of_any_form_are_messages_or_are_refused_by_name(items: list[dict[
     assert all(isinstance(item["id"], str) and item["id"] for item in listed)
     try:
         messages = messages_of(listed)
-    except InvalidRequestError as error:
+    except errors.InvalidRequestError as error:
         assert error.details["field"].startswith("input[")
     else:
         assert len(messages) <= len(items)
@@ -403,7 +373,7 @@ def test_a_response_asks_its_model_for_what_a_chat_would() -> None:
         "metadata": {"a": "b"},
         "top_k": 3,
     }
-    asked = read_call(json.dumps(body).encode(), ResponseCall, Limits())
+    asked = requests.read_call(json.dumps(body).encode(), ResponseCall, Limits())
 
     (chat,) = response_fields(asked, TALK)["inputs"].values()
     assert chat == {
@@ -422,7 +392,7 @@ def events_in(raw: bytes) -> list[dict[str, Any]]:
 
 def told_response(pieces: list[str], calls: int, cut: int) -> tuple[Any, bytes]:
     """A response, and its events where `cut` of its pieces came before its result."""
-    asked = read_call(b'{"model": "talk", "input": "x"}', ResponseCall, Limits())
+    asked = requests.read_call(b'{"model": "talk", "input": "x"}', ResponseCall, Limits())
     called = [{"id": f"c{n}", "function": {"name": "f", "arguments": "{}"}} for n in range(calls)]
     message = {"role": "assistant", "content": "".join(pieces), "tool_calls": called, "reasoning_content": "hm"}
     writer, answers = ResponseWriter(begun(asked.call, TALK, AnswerHead("j", "default", 1))), StreamProgress()
@@ -454,7 +424,6 @@ PIECES = st.lists(st.text(min_size=1, max_size=5), max_size=5)
 @given(pieces=PIECES, calls=st.integers(0, 2), cut=st.integers(0, 6))
 def test_the_events_of_a_response_add_up_to_it(pieces: list[str], calls: int, cut: int) -> None:
     response, raw = told_response(pieces, calls, cut)
-
     events = events_in(raw)
     told = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
@@ -471,7 +440,6 @@ def test_a_reader_that_comes_back_to_a_response_gets_the_rest(
     pieces: list[str], calls: int, cut: int, after: int
 ) -> None:
     response, raw = told_response(pieces, calls, cut)
-
     whole = characters_in(raw)
     end = (max(whole[-1][0], after + 1), *whole[-1][1:])
     assert characters_in(replay(response, after)) == [*(one for one in whole[:-1] if one[0] > after), end]
@@ -497,7 +465,6 @@ def test_choices_begin_in_their_order_whichever_is_sent_first(rows: list[int]) -
     writer = ChatWriter(AnswerHead("j", "default", 0), "talk", choices=4, usage=False)
     events = b"".join(writer.part(MessagePart(row, {"content": "x"})) for row in (*rows, *rows)).split(b"\n\n")[:-1]
     choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
-
     assert [one["index"] for one in choices if "role" in one["delta"]] == [0, 1, 2, 3]
     assert [one["index"] for one in choices if "content" in one["delta"]] == [*rows, *rows]
 
@@ -531,12 +498,12 @@ def test_a_batch_has_so_many_lines_and_empty_ones_count() -> None:
     assert asyncio.run(lines(full)) == [*range(1, MOST_LINES + 1)]
     assert asyncio.run(lines(full[:-1])) == [*range(1, MOST_LINES + 1)]
     for over in (full + b"\n", full + b"x", b"\n" * MOST_LINES + b"x", b"\n" * 2**20):
-        with pytest.raises(RequestTooLargeError, match="expected 1 to 50000 lines"):
+        with pytest.raises(errors.RequestTooLargeError, match="expected 1 to 50000 lines"):
             asyncio.run(lines(over))
 
 
 def test_no_more_of_a_long_line_is_kept_than_it_may_have() -> None:
     assert asyncio.run(lines(b"x" * 60, b"x" * 40, b"\nx")) == [1, 2]
     for long in ((b"x" * 60, b"x" * 41), (b"x" * 101 + b"\n",), (b" " * 60, b" " * 41)):
-        with pytest.raises(RequestTooLargeError, match="at most 100 bytes a line"):
+        with pytest.raises(errors.RequestTooLargeError, match="at most 100 bytes a line"):
             asyncio.run(lines(*long))

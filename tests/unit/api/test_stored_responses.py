@@ -16,15 +16,13 @@ from api.openai.responses.response import ResponseCall, StoredResponse, begun
 from api.openai.responses.stored import Responses
 from tasks.models.model import parse_model
 from tasks.topology import Limits
-from taxiway.contract.job import Result, RunReport, failure_meta, success_meta
+from taxiway.contract.job import Result, failure_meta, success_meta
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import BrokerUnavailableError
-from tests.builders import ENGINE_MODELS
+from tests.builders import ENGINE_MODELS, a_report
 
 AWAY = BrokerUnavailableError("the state store does not answer")
-REPORT = RunReport(
-    hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason=""
-)
+REPORT = a_report()
 
 
 class Store:
@@ -78,11 +76,9 @@ def test_a_response_whose_large_outputs_cannot_be_read_now_is_left_open_and_comp
     outputs = to_wire({"message": message, "text": b"one two " * 8, "finish-reason": "stop"}, blobs=blobs)
     meta = success_meta("j", Result(model="talk:1", outputs=outputs, report=REPORT))
     assert blobs.contents
-
     with pytest.raises(BrokerUnavailableError):
         asyncio.run(store.responses._settle("resp_j", meta))
     assert store.status == "queued"
-
     store.blobs_of = {ref: bytes(content) for ref, content in blobs.contents.items()}
     asyncio.run(store.responses._settle("resp_j", meta))
     assert store.status == "completed"

@@ -22,13 +22,11 @@ from tasks.topology import parse_topology
 
 def test_a_window_counts_a_request_by_the_share_of_it_that_lies_inside() -> None:
     requests = [Request(0, 2, 10), Request(1, 3, 4), Request(5, 6, 100)]
-
     assert Window(1, 3).items(requests) == 9
 
 
 def test_batches_that_end_together_give_the_rate_whatever_the_window() -> None:
     waves = [Request(start, start + 3, 1) for start in range(0, 30, 3) for _ in range(16)]
-
     assert Window(4, 14).items(waves) / 10 == pytest.approx(16 / 3)
 
 
@@ -44,7 +42,6 @@ def test_a_saturated_loop_measures_what_the_server_served_in_its_window() -> Non
     requests, window = asyncio.run(
         saturated(ask, outstanding=8, seconds=0.5, mark=lambda: marks.append(time.perf_counter()))
     )
-
     inside = sum(window.opens < at <= window.closes for at in served)
     assert window.items(requests) == pytest.approx(inside, abs=8)  # those under way at either end
     assert len(marks) == 2 and marks[1] - marks[0] >= 0.5
@@ -57,7 +54,6 @@ def test_arrivals_do_not_wait_for_answers_and_count_from_when_they_were_due() ->
         return 1.0
 
     requests = asyncio.run(arriving(ask, rate=200, seconds=0.3, seed=7))
-
     assert len(requests) > 30
     assert percentile([request.seconds for request in requests], 50) > 0.02
 
@@ -73,7 +69,6 @@ def test_a_loop_whose_requests_fail_gives_no_figures() -> None:
 def test_a_ratio_is_of_the_best_of_the_others_in_the_same_round() -> None:
     figures = {("a", "rate"): [30.0, 20.0], ("b", "rate"): [10.0, 1.0], ("c", "rate"): [2.0, 5.0]}
     ratio = Ratio("a", "rate", 3.5, against=("b", "c", "absent"))
-
     assert ratio.rounds(figures) == [3.0, 4.0]
     assert ratio.holds([3.0, 4.0])
 
@@ -90,14 +85,12 @@ def test_a_plan_reaches_the_processes_of_a_contestant(monkeypatch: pytest.Monkey
     plan = Plan(WORKLOADS["W3"], {"graph": "/g"}, photos=[], workers=32, port=7)
     for name, value in plan.environment().items():
         monkeypatch.setenv(name, value)
-
     assert plan_from_environment() == plan
     assert plan.rows == 8
 
 
 def test_the_suites_fleet_computes_as_urgently_as_its_peers() -> None:
     topology = parse_topology(queues_of("echo", rows=64, wait=0.002))
-
     assert topology.hardware["cpu.batch"].max_batch == 64
     assert topology.hardware["cpu.batch"].nice == 0
 
@@ -106,16 +99,13 @@ def test_the_suites_fleet_computes_as_urgently_as_its_peers() -> None:
 def test_the_chart_is_one_page_that_asks_for_nothing(limit: Any) -> None:
     drawn = page("A & B", "2 cores", [Panel("rate", "items/s", [Bar("<x>", [1.0, 3.0], own=True)], limit=limit)])
     svg = drawn[drawn.index("<svg") : drawn.index("</svg>") + 6]
-
     assert ElementTree.fromstring(svg) is not None
     assert "http" not in drawn and "&lt;x&gt;" in drawn
 
 
 def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:
     figures = {("limit", "saturated"): [100.0], ("slow", "saturated"): [10.0], ("taxiway", "saturated"): [90.0]}
-
     (panel,) = panels_of(WORKLOADS["W1"], figures)
-
     assert [bar.name for bar in panel.bars] == ["taxiway", "slow"]
     assert panel.limit == (100.0, "the limit, in process")
 
@@ -130,6 +120,5 @@ def test_the_suite_names_each_absent_contestant_with_its_reason_and_none_if_all_
     ran, failed = (Results(Plan(WORKLOADS["W1"], {}, photos=[], workers=1, port=7)) for _ in range(2))
     ran.add("mosec", "saturated", "items/s", 100.0)
     failed.leave_out("ray", AbsentError("no such package"))
-
     assert absence([ran]) == ""
     assert "ray: no such package" in absence([ran, failed]) and "mosec" not in absence([ran, failed])

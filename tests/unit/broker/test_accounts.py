@@ -16,9 +16,7 @@ CLASSES = ["cpu.batch", "gpu.realtime"]
 def test_nothing_that_is_written_holds_a_password(tmp_path: Path) -> None:
     acl = tmp_path / "users.acl"
     variables = {f"TAXIWAY_{one.upper()}_PASSWORD": word for one, word in PASSWORDS.items()}
-
     done = CliRunner(env=variables).invoke(main, ["--acl", str(acl)])
-
     assert json.loads(done.output) == PASSWORDS
     assert not [word for word in PASSWORDS.values() if word in acl.read_text()]
 

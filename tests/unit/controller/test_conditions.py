@@ -1,27 +1,40 @@
+"""The chart's files as data; tests/cluster renders and installs it."""
+
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+import yaml
 
+from broker.accounts import ACCOUNTS, valkey_accounts
+from controller import spec
 from controller.decide.rollout import JobFigures, Rollout, RolloutLimits
-from controller.spec import (
-    ClassStatus,
-    Condition,
-    FleetSpec,
-    PoolStatus,
-    conditions,
-    digest,
-    earlier_template,
-    figures_of,
-    harm_of,
-    part_of,
-    sets_of,
-    since,
-)
+from tasks.settings import TREE
 
-SPEC = FleetSpec(router="http://r", routers="router", selector="a=b", classes=("gpu", "cpu"))
-FINE: dict[str, ClassStatus | None] = {"gpu": ClassStatus(wanted=2, replicas=2), "cpu": ClassStatus(wanted=0)}
+CHARTS = TREE / "charts"
+
+
+@pytest.mark.parametrize("account", ["flower", "tuner"])
+def test_flower_and_the_tuner_may_do_at_valkey_what_their_accounts_may(account: str) -> None:
+    accounts = valkey_accounts([], dict.fromkeys(ACCOUNTS, "x"))
+    [line] = [one for one in accounts.splitlines() if f"user {account} " in one]
+    assert (CHARTS / "taxiway" / "files" / f"{account}.acl").read_text().split() == line.split()[4:]
+
+
+def test_the_chart_has_the_images_of_others_that_compose_has() -> None:
+    values = yaml.safe_load((CHARTS / "taxiway" / "values.yaml").read_text())
+    pinned = set(re.findall(r"_IMAGE:-(\S+@sha256:\w+)", (TREE / "docker" / "compose.yaml").read_text()))
+    assert {values["valkey"]["image"], values["nginx"]} <= pinned
+
+
+SPEC = spec.FleetSpec(router="http://r", routers="router", selector="a=b", classes=("gpu", "cpu"))
+
+FINE: dict[str, spec.ClassStatus | None] = {
+    "gpu": spec.ClassStatus(wanted=2, replicas=2),
+    "cpu": spec.ClassStatus(wanted=0),
+}
 
 
 @pytest.mark.parametrize(
@@ -31,10 +44,10 @@ FINE: dict[str, ClassStatus | None] = {"gpu": ClassStatus(wanted=2, replicas=2),
         (FINE, Rollout(), 0, True, ("NoRouter", "AsDeclared", "Steady")),
         (FINE, Rollout(), 1, False, ("Serving", "RouterUnreachable", "Steady")),
         ({"gpu": None}, Rollout(), 1, True, ("Serving", "Missing", "Steady")),
-        ({"gpu": ClassStatus(wanted=2)}, Rollout(), 1, True, ("NoWorker", "AsDeclared", "Scaling")),
-        ({**FINE, "cpu": ClassStatus(wanted=1)}, Rollout(), 1, True, ("Serving", "AsDeclared", "Scaling")),
+        ({"gpu": spec.ClassStatus(wanted=2)}, Rollout(), 1, True, ("NoWorker", "AsDeclared", "Scaling")),
+        ({**FINE, "cpu": spec.ClassStatus(wanted=1)}, Rollout(), 1, True, ("Serving", "AsDeclared", "Scaling")),
         (
-            {"gpu": ClassStatus(pools=(PoolStatus(name="spot", phase="out"),))}, Rollout(), 1, True,
+            {"gpu": spec.ClassStatus(pools=(spec.PoolStatus(name="spot", phase="out"),))}, Rollout(), 1, True,
             ("Serving", "PoolOut", "Steady"),
         ),
         (FINE, Rollout(why="rolled back: gpu"), 1, True, ("Serving", "RolledBack", "Steady")),
@@ -42,9 +55,13 @@ FINE: dict[str, ClassStatus | None] = {"gpu": ClassStatus(wanted=2, replicas=2),
     ],
 )  # fmt: skip
 def test_conditions_say_why(
-    classes: dict[str, ClassStatus | None], rollout: Rollout, routers: int, answers: bool, expected: tuple[str, ...]
+    classes: dict[str, spec.ClassStatus | None],
+    rollout: Rollout,
+    routers: int,
+    answers: bool,
+    expected: tuple[str, ...],
 ) -> None:
-    found = list(conditions(SPEC, rollout, classes, routers, answers=answers))
+    found = list(spec.conditions(SPEC, rollout, classes, routers, answers=answers))
     assert tuple(one.reason for one in found) == expected
     ready, degraded, progressing = (one.status == "True" for one in found)
     assert (ready, degraded, progressing) == (
@@ -53,11 +70,11 @@ def test_conditions_say_why(
 
 
 def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
-    before = (Condition(type="Ready", status="True", reason="a", message="", last_transition_time="then"),)
-    same = Condition(type="Ready", status="True", reason="b", message="")
-    other = Condition(type="Ready", status="False", reason="b", message="")
-    assert since([same], before, "now")[0].last_transition_time == "then"
-    assert since([other], before, "now")[0].last_transition_time == "now"
+    before = (spec.Condition(type="Ready", status="True", reason="a", message="", last_transition_time="then"),)
+    same = spec.Condition(type="Ready", status="True", reason="b", message="")
+    other = spec.Condition(type="Ready", status="False", reason="b", message="")
+    assert spec.since([same], before, "now")[0].last_transition_time == "then"
+    assert spec.since([other], before, "now")[0].last_transition_time == "now"
 
 
 def template(image: str, **labels: str) -> dict[str, Any]:
@@ -72,17 +89,17 @@ def replica_set(image: str, revision: int, replicas: int) -> dict[str, Any]:
 
 def test_a_deployment_is_described_by_the_templates_of_its_replica_sets() -> None:
     deployment = {"metadata": {"uid": "d"}, "spec": {"replicas": 3, "template": template("new")}}
-    sets = sets_of(deployment, [replica_set("new", 9, 1), replica_set("old", 10, 2), replica_set("first", 1, 0)])
-    part = part_of(deployment, sets)
-    assert (part.wants, part.runs) == (digest(template("new")), digest(template("old")))
+    sets = spec.sets_of(deployment, [replica_set("new", 9, 1), replica_set("old", 10, 2), replica_set("first", 1, 0)])
+    part = spec.part_of(deployment, sets)
+    assert (part.wants, part.runs) == (spec.digest(template("new")), spec.digest(template("old")))
     assert (part.asked, part.updated, part.ready, part.old) == (3, 1, 1, 2)
-    again = sets_of(deployment, [replica_set("new", 11, 0), replica_set("old", 10, 2)])
-    assert part_of(deployment, again).runs == digest(template("old"))
-    none = sets_of(deployment, [replica_set("new", 11, 0), replica_set("old", 10, 0)])
-    assert part_of(deployment, none).runs == digest(template("new"))
-    assert part_of(deployment, {}).runs == ""
-    assert earlier_template(sets, part.runs) == template("old")
-    assert earlier_template(sets, "unknown") is None
+    again = spec.sets_of(deployment, [replica_set("new", 11, 0), replica_set("old", 10, 2)])
+    assert spec.part_of(deployment, again).runs == spec.digest(template("old"))
+    none = spec.sets_of(deployment, [replica_set("new", 11, 0), replica_set("old", 10, 0)])
+    assert spec.part_of(deployment, none).runs == spec.digest(template("new"))
+    assert spec.part_of(deployment, {}).runs == ""
+    assert spec.earlier_template(sets, part.runs) == template("old")
+    assert spec.earlier_template(sets, "unknown") is None
 
 
 def test_only_what_changed_pods_have_done_is_judged() -> None:
@@ -90,7 +107,7 @@ def test_only_what_changed_pods_have_done_is_judged() -> None:
         "gpu": {"outcomes": {"succeeded": 5, "failed": 4, "dead": 1, "expired": 7}, "latency": {"run": [1, 9, 3.5]}}
     }
     devices = [{"worker": f"gpu.cuda-0@{pod}", "hardware_class": "gpu", "done": done} for pod in ("a", "b")]
-    assert figures_of(devices, {"a"}) == {"gpu": JobFigures(10, 5, 3.5)}
-    assert figures_of(devices) == {"gpu": JobFigures(20, 10, 7.0)}
-    assert harm_of({}, figures_of(devices), RolloutLimits()) == "gpu: 50% of 20 jobs failed, 0% before"
-    assert harm_of({}, {}, RolloutLimits()) == ""
+    assert spec.figures_of(devices, {"a"}) == {"gpu": JobFigures(10, 5, 3.5)}
+    assert spec.figures_of(devices) == {"gpu": JobFigures(20, 10, 7.0)}
+    assert spec.harm_of({}, spec.figures_of(devices), RolloutLimits()) == "gpu: 50% of 20 jobs failed, 0% before"
+    assert spec.harm_of({}, {}, RolloutLimits()) == ""

@@ -14,6 +14,7 @@ from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.queues_file import QueuesFile
 from tasks.topology import parse_topology
+from tests.builders import recorded
 
 TOPOLOGY = parse_topology("""
 hardware:
@@ -44,17 +45,7 @@ def test_a_class_may_have_a_worker_a_core_or_device_unless_it_is_bounded() -> No
     assert most_workers(TOPOLOGY, MACHINE, emulate=("gpu",), counts={"cpu": 2}) == {"cpu": 2, "bounded": 1, "gpu": 4}
 
 
-@pytest.mark.parametrize(
-    ("want", "cores", "counts"),
-    [
-        ({"a": 2, "b": 1}, 4, {"a": 2, "b": 1}),
-        ({"a": 9, "b": 1}, 4, {"a": 3, "b": 1}),
-        ({"a": 9, "b": 9}, 4, {"a": 2, "b": 2}),
-        ({"a": 1, "b": 1, "c": 1}, 2, {"a": 1, "b": 1, "c": 1}),
-        ({"a": 0, "b": 9}, 2, {"a": 0, "b": 2}),
-        ({"a": 1, "gpu": 3}, 1, {"a": 1, "gpu": 3}),
-    ],
-)
+@pytest.mark.cases("want, cores, counts")
 def test_classes_on_the_cpu_share_its_cores(want: dict[str, int], cores: int, counts: dict[str, int]) -> None:
     assert resize(want, dict.fromkeys(want, 9), on_cpu={"a", "b", "c"}, cores=cores) == counts
 
@@ -87,15 +78,7 @@ def test_the_last_workers_of_a_class_are_the_first_to_go(tmp_path: Path) -> None
     assert wanted(workers) == [True, False, False]
 
 
-ENGINES = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint: {{protocol: openai, url: [{urls}], slots: 4, models: {{chat: served}}}}
-    price: {{usd_per_hour: 1}}
-service: {{standard: {{deadline: 5}}}}
-default_service: standard
-"""
+ENGINES = recorded("documents/engines.yaml")
 
 NEW = """\
   more: {device: cpu, runtimes: [onnx], concurrency: 2, max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}

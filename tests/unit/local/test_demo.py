@@ -10,7 +10,8 @@ from rich.console import Console
 from local.__main__ import show_answers
 from local.demo import DemoAnswer, DemoInput, contrasts, summaries
 from tasks.machine import Machine
-from taxiway import Result, RunReport
+from taxiway import Result
+from tests.builders import a_report
 from tests.narrowing import present
 
 LAPTOP = Machine(cores=2, memory=0, memory_free=0, instruction_sets=(), cuda=(), tpu_chips=0, runtimes={})
@@ -20,16 +21,9 @@ REASON = "cheapest of two that meet 45 s; the other is past its horizon by so mu
 def answer(
     model: str, hardware_class: str, *, service: str = "standard", waited: float = 0.1, text: str = "an answer " * 20
 ) -> DemoAnswer:
-    report = RunReport(
-        hardware_class=hardware_class,
-        variant="onnx-int8",
-        device="cpu:0",
-        emulated=hardware_class != "cpu.batch",
-        batch=1,
-        queue_wait=waited,
-        run_time=2.0,
-        cost=1e-6,
-        reason=REASON,
+    emulated = hardware_class != "cpu.batch"
+    report = a_report(
+        hardware_class=hardware_class, emulated=emulated, queue_wait=waited, run_time=2.0, cost=1e-6, reason=REASON
     )
     ask = DemoInput(
         model=model, shown="a question " * 20, inputs="", parameters={}, terms={"service": service, "deadline": 45.0}
@@ -48,7 +42,6 @@ ANSWERS = [
 
 def test_a_summary_is_one_line_a_class_and_model_with_medians() -> None:
     rows = summaries(ANSWERS)
-
     assert [(row.hardware_class, row.model, row.answers) for row in rows] == [
         ("cpu.batch", "generate", 1),
         ("cpu.batch", "sentiment", 3),
@@ -77,7 +70,6 @@ def test_the_demo_fits_100_columns_and_explains_what_is_emulated() -> None:
     show_answers(ANSWERS, LAPTOP, Console(file=written, width=100))
     lines = written.getvalue().splitlines()
     said = " ".join(" ".join(lines).split())
-
     assert max(map(len, lines)) <= 100
     assert "gpu.realtime (emulated)" in said
     assert "6 of 7 inputs answered" in said

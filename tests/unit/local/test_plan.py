@@ -83,15 +83,7 @@ def test_the_classes_that_a_machine_can_only_emulate_are_those_without_their_dev
     assert absent(TOPOLOGY, WORKSTATION) == ("tpu.bulk",)
 
 
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        ({"emulate": ["gpu.fast"]}, "got 'gpu.fast'"),
-        ({"counts": {"cpu": 1}}, "got 'cpu'"),
-        ({"emulate": ["cpu.batch"]}, "nothing to emulate"),
-        ({"counts": {"cpu.batch": 0, "cpu.llama": 0}}, "no worker can be started"),
-    ],
-)
+@pytest.mark.cases("asked, expected")
 def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expected: str) -> None:
     with pytest.raises(StartPlanError, match=expected):
         plan_fleet(TOPOLOGY, LAPTOP, **asked)  # type: ignore[arg-type]  # one of two keywords
@@ -102,16 +94,7 @@ def test_more_workers_than_accelerators_are_refused() -> None:
         plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
 
 
-@pytest.mark.parametrize(
-    ("status", "reason"),
-    [
-        (0, "exited with status 0"),
-        (75, "exited with status 75"),
-        (-9, "killed by SIGKILL (out of memory?)"),
-        (-11, "killed by SIGSEGV"),
-        (-250, "killed by signal 250"),
-    ],
-)
+@pytest.mark.cases("status, reason")
 def test_an_exit_status_is_shown_in_words(status: int, reason: str) -> None:
     assert exit_reason(status) == reason
 
@@ -136,36 +119,16 @@ def test_nothing_is_fetched_for_no_runtime() -> None:
     assert for_runtimes([], ["onnx"]) == []
 
 
-@pytest.mark.parametrize(
-    ("version", "requirements", "expected"),
-    [
-        ("2.13.0+cpu", ["filelock"], False),
-        ("2.15.0", ["filelock", "nvidia-cudnn-cu13==9.26.0.51; platform_system == 'Linux'"], True),
-        ("2.15.0", ["cuda-toolkit[cublas]==13.2.2"], True),
-        ("2.15.0", ["nvidia-cudnn-cu13==9.26; platform_system == 'Plan 9'"], False),
-        ("2.15.0", ["filelock"], False),
-    ],
-)
+@pytest.mark.cases("version, requirements, expected")
 def test_torch_is_known_to_bring_cuda_by_its_version_and_requirements(
     version: str, requirements: list[str], expected: bool
 ) -> None:
     assert brings_cuda(version, requirements) is expected
 
 
-@pytest.mark.parametrize(
-    ("said", "status", "expected"),
-    [
-        ("a log line\nerror: no secret\nhint: set one\n", 2, ("no secret", "set one", 2)),
-        (
-            "error: a worker ended; its log ends with:\nnot found\n",
-            3,
-            ("a worker ended; its log ends with:\nnot found", "", 3),
-        ),
-        ("killed\n", -9, ("killed", "", 3)),
-    ],
-)
+@pytest.mark.cases("said, status, expected")
 def test_why_a_detached_fleet_did_not_come_up_is_said_once_with_its_exit_code(
     said: str, status: int, expected: tuple[str, str, int]
 ) -> None:
     error = ended_with(said, status)
-    assert (str(error), error.hint, error.code) == expected
+    assert (str(error), error.hint, error.code) == tuple(expected)

@@ -16,24 +16,9 @@ from simulator.pool import Pool
 from simulator.timing import Stepping, WholeBatches
 from simulator.traces import make_trace
 from simulator.workload import SimulatedJob, Workload, prepare
+from tests.builders import recorded
 
-FLEET = """
-default_model: chat
-models:
-  chat: {layers: 32, hidden: 2560, intermediate: 10240, heads: 32, kv_heads: 32, vocabulary: 51200, gated: false}
-classes:
-  gpu: {count: 2, minimum: 1, initial: 1, price: {usd_per_hour: 1}, memory: 24GiB, start: 10, max_batch: 8,
-        roofline: {peak_flops: 1.21e+14, bandwidth: 3.0e+11, host_link: 3.0e+10},
-        curves: {image: {base: 1, slope: 0, load: 0.1, memory: 1GiB},
-                 embed: {base: 0.1, slope: 0, load: 0.1, memory: 1GiB}}}
-  spot: {count: 2, price: {usd_per_hour: 1, spot_usd_per_hour: 0.1}, spot: true, memory: 24GiB, start: 10, max_batch: 8,
-         curves: {image: {base: 1, slope: 0, load: 0.1, memory: 1GiB}}}
-services:
-  live: {share: 1, deadline: 5}
-  standard: {share: 0}
-  bulk: {share: 0, preemptible: true}
-penalties: {live: 36, standard: 18, bulk: 9}
-"""
+FLEET = recorded("fleets/device.yaml")
 
 CHAT = Stepping(load=0.0, memory=1, cache=0.0, per_token=0.0, per_pair=0.0, reading=0.1, per_cached=0.0, overhead=0.0)
 IMAGE = WholeBatches(load=0.0, memory=1, base=1.0, slope=0.0, floor=0.0)
@@ -63,9 +48,7 @@ def test_a_request_is_not_refused_for_generations_between_whose_steps_it_runs() 
     workload = prepare(
         make_trace([*chats, embed]), parse_fleet(FLEET.replace("gpu: {count: 2", "gpu: {count: 1")), seed=1
     )
-
     outcome = Simulation(workload, POLICIES["per-request"](workload, 1), seed=1).run()
-
     assert outcome.state[-1] == ANSWERED
     assert outcome.latency[-1] < 1
 
@@ -159,14 +142,7 @@ def test_the_score_adds_the_penalty_of_what_was_missed_to_the_cost() -> None:
     assert np.isclose(summary.cost_usd, 1.0, rtol=0.01)
 
 
-@pytest.mark.parametrize(
-    ("event", "message"),
-    [
-        ("{at: 1, class: cpu, slower: 2}", "events[0].class"),
-        ("{at: 1, class: gpu}", "exactly one of"),
-        ("{at: 1, class: gpu, slower: 2, available: 1}", "exactly one of"),
-    ],
-)
+@pytest.mark.cases("event, message")
 def test_an_event_that_cannot_happen_is_refused(event: str, message: str) -> None:
     with pytest.raises(FleetError, match=message.replace("[", r"\[").replace("]", r"\]")):
         parse_fleet(FLEET + f"events: [{event}]")

@@ -16,36 +16,11 @@ from simulator.policies.routing import Count, SimulatedReader, Surroundings, top
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import make_trace, synthetic_trace
 from simulator.workload import Workload, jobs, prepare
+from tests.builders import recorded
 
-FLEET = """
-default_model: chat
-models:
-  chat: {layers: 32, hidden: 2560, intermediate: 10240, heads: 32, kv_heads: 32, vocabulary: 51200, gated: false}
-classes:
-  big: {count: 3, initial: 1, price: {usd_per_hour: 4}, memory: 40GiB, start: 30, max_batch: 32,
-        roofline: {peak_flops: 3.12e+14, bandwidth: 1.5e+12, host_link: 3.0e+10}}
-  small: {count: 4, initial: 1, price: {usd_per_hour: 0.7, spot_usd_per_hour: 0.3}, spot: true, reclaims_per_hour: 20,
-          failures_per_hour: 5, memory: 24GiB, start: 20, max_batch: 8,
-          roofline: {peak_flops: 1.21e+14, bandwidth: 3.0e+11, host_link: 3.0e+10}}
-  cores: {count: 2, price: {usd_per_hour: 0.1}, memory: 8GiB, start: 5, max_batch: 4, max_wait: 0.05,
-          curves: {embed: {base: 0.01, slope: 0.0001, load: 0.5, memory: 1GiB},
-                   rank: {base: 0.02, slope: 0.0001, load: 0.5, memory: 7GiB}}}
-services:
-  live: {share: 0.3, times_fastest: 2, priority: high}
-  standard: {share: 0.4, deadline: 30}
-  bulk: {share: 0.3, deadline: 900, priority: low, preemptible: true}
-"""
+FLEET = recorded("fleets/engine.yaml")
 
-QUEUE = """
-default_model: m
-classes:
-  one: {count: 1, minimum: 1, initial: 1, price: {usd_per_hour: 1}, memory: 1GiB, start: 0, max_batch: 1,
-        curves: {m: {base: 0, slope: 0.000001, load: 0}}}
-services:
-  live: {share: 1}
-  standard: {share: 0}
-  bulk: {share: 0}
-"""
+QUEUE = recorded("fleets/queue.yaml")
 
 
 def fleet() -> Fleet:
@@ -94,8 +69,8 @@ def test_devices_fail_and_their_jobs_are_answered_all_the_same() -> None:
 
 def test_the_mean_wait_of_one_server_is_that_of_theory() -> None:
     random = np.random.default_rng(4)
-    arrivals = np.cumsum(random.exponential(1.0, 60_000))
-    sizes = random.exponential(700_000, 60_000)
+    arrivals = np.cumsum(random.exponential(1.0, 15_000))
+    sizes = random.exponential(700_000, 15_000)
     rows = [{"arrival": a, "model": "m", "size": round(s)} for a, s in zip(arrivals, sizes, strict=True)]
     workload = prepare(make_trace(rows), parse_fleet(QUEUE), seed=1)
     outcome = engine("static", workload).run()
@@ -108,9 +83,7 @@ def test_a_batch_takes_no_longer_than_max_run_allows_and_placement_knows_it() ->
     bounded = QUEUE.replace("max_batch: 1,", "max_batch: 8, max_run: 0.3,")
     rows = [{"arrival": 0.0, "model": "m", "size": 100_000} for _ in range(12)]  # a tenth of a second each
     workload = prepare(make_trace(rows), parse_fleet(bounded), seed=1)
-
     ended = np.round(engine("static", workload).run().latency, 3)
-
     assert np.unique(ended, return_counts=True)[1].max() <= 3  # where eight would fit
     assert np.diff(np.unique(ended)).max() <= 0.3 + 1e-6
     assert topology_of(workload.fleet).hardware["one"].runs_at_most == 0.3
@@ -213,15 +186,7 @@ def test_an_endpoint_is_paid_by_use_and_never_sent_more_than_its_rate_allows(nam
     assert summary.usd_by_class["provider"] == pytest.approx(provider.metered)
 
 
-HANGS = """
-models: {chat: {layers: 32, hidden: 2560, intermediate: 10240, heads: 32, kv_heads: 32, vocabulary: 51200}}
-default_model: chat
-classes:
-  api: {count: 1, initial: 1, minimum: 1, endpoint: true, price: {usd_per_million_input: 0.05}, memory: 640GiB,
-        start: 1, rate: {requests_per_minute: 40}, max_batch: 64, horizon: 3600,
-        roofline: {peak_flops: 9.0e+14, bandwidth: 3.0e+12, host_link: 3.15e+10}}
-services: {live: {share: 0.4, deadline: 5}, standard: {share: 0.4, deadline: 30}, bulk: {share: 0.2, deadline: 900}}
-"""
+HANGS = recorded("fleets/hangs.yaml")
 
 
 @pytest.mark.timeout(60)

@@ -50,24 +50,7 @@ def test_the_example_has_the_published_rooflines() -> None:
         assert fleet.classes[name].memory == int(row["memory_bytes"])
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "path"),
-    [
-        ("default_model: chat", "default_model: chess", "default_model"),
-        ("share: 0.3, times", "share: 0.5, times", "services"),
-        ("usd_per_hour: 1.2,", "usd_per_hour: 0,", "classes.tpu.v5e.price.usd_per_hour"),
-        ("    count: 8\n    initial", "    count: 0\n    initial", "classes.gpu.a100.count"),
-        (
-            "    initial: 4\n    reserve_for: live\n    price: {usd_per_hour: 3",
-            "    initial: 9\n    reserve_for: live\n    price: {usd_per_hour: 3",
-            "classes.gpu.a100.initial",
-        ),
-        ("bulk: {", "batch: {", "services"),
-        ("    max_batch: 64", "    max_bach: 64", "classes.gpu.a100.max_bach"),
-        (", spot_usd_per_hour: 0.24493}", "}\n    spot: true", "classes.tpu.v5e.price.spot_usd_per_hour"),
-        ("memory: 16000000000", "memory: 16GB", "classes.tpu.v5e.memory"),
-    ],
-)
+@pytest.mark.cases("old, new, path")
 def test_what_is_wrong_is_named_by_its_path(old: str, new: str, path: str) -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     assert old in text

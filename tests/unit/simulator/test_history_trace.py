@@ -77,7 +77,6 @@ def state(name: str) -> int:
 def test_a_refused_request_is_in_no_trace_and_unknown_terms_are_unset() -> None:
     states = [state("succeeded"), state("refused"), state("queued")]
     trace = trace_of(some(arrival=[100, 101, 103], service=[0, 0, 3], state=states, priority=[0, 1, -1]))
-
     assert trace.arrival.tolist() == [0.0, 3.0]
     assert trace.service.tolist() == [0, UNSET]
     assert trace.priority.tolist() == [0, UNSET]
@@ -87,7 +86,6 @@ def test_a_refused_request_is_in_no_trace_and_unknown_terms_are_unset() -> None:
 
 def test_a_request_is_as_large_as_its_rows_and_generates_what_it_did_or_was_expected_to() -> None:
     trace = trace_of(some(rows=[2, 3], size=[100, 10], expected=[40, 40], output=[50, -1]))
-
     assert trace.size.tolist() == [200, 30]
     assert trace.output.tolist() == [100, 120]
     assert trace.predicted.tolist() == [80, 120]
@@ -102,9 +100,7 @@ def test_jobs_are_summed_up_by_model_and_service() -> None:
         model=[0] * 6 + [1, 1],
         service=[1] * 6 + [0, 0],
     )
-
     first, second = shares_of(arrivals)
-
     assert (first.model, first.service, first.jobs) == ("echo:1", "standard", 6)
     assert (first.open, first.answered, first.failed, first.cancelled, first.refused) == (1, 3, 1, 1, 0)
     assert (first.timely, first.p50) == (0.5, 2.0)

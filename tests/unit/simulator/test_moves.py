@@ -22,21 +22,10 @@ from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
 from simulator.traces import make_trace
 from simulator.workload import SimulatedJob, Workload, jobs, prepare
+from tests.builders import recorded
 from tests.unit.simulator.test_engine import chat
 
-TWINS = """
-default_model: m
-classes:
-  a: &twin
-    {count: 1, minimum: 1, initial: 1, price: {usd_per_hour: 1}, memory: 1GiB, start: 0, max_batch: 1, horizon: HORIZON,
-     curves: {m: {base: 0, slope: 0.000001, load: 0}}}
-  b: {<<: *twin, price: {usd_per_hour: PRICE}}
-services:
-  live: {share: 0}
-  standard: {share: 0, deadline: 100}
-  bulk: {share: 1, deadline: 1000}
-rebalance: {max_moves_per_job: MOVES}
-"""
+TWINS = recorded("fleets/twins.yaml")
 
 
 def workload(requests: Sequence[dict[str, Any]], *, horizon: float, price: float = 1, moves: int = 2) -> Workload:
@@ -206,6 +195,5 @@ def test_held_jobs_of_two_tenants_leave_in_turn_though_one_held_all_of_its_befor
         kind = holding.next(kinds)
         left.append(kind.tenant)
         holding.release(kind, dollars=1.0)
-
     assert sorted(left[:2]) == sorted(left[2:4]) == sorted(left[4:6]) == ["first", "second"]
     assert left[6:] == ["first"] * 3

@@ -33,6 +33,7 @@ from simulator.planner import equipped, fleet_plan, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.workload import Figures, Workload, prepare
+from tests.builders import recorded
 
 HEADER = "instance,cloud,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot\n"
 PRICES = (
@@ -45,21 +46,7 @@ slow,x,,0,1,
 """
 )
 
-FLEET = """
-default_model: m
-classes:
-  fast: {count: 8, accelerator: Fast, price: {usd_per_hour: 9}, memory: 1GiB, start: 1, max_batch: 1,
-         curves: {m: {base: 0.1, slope: 0, load: 0}}}
-  slow: {count: 8, instances: [slow], price: {usd_per_hour: 9}, memory: 1GiB, start: 1, max_batch: 1,
-         curves: {m: {base: 0.4, slope: 0, load: 0}}}
-  spot: {count: 8, accelerator: Fast, spot: true, reclaims_per_hour: 1,
-         price: {usd_per_hour: 9, spot_usd_per_hour: 9}, memory: 1GiB, start: 1, max_batch: 1,
-         curves: {m: {base: 0.1, slope: 0, load: 0}}}
-services:
-  live: {share: 0.4, deadline: 0.3, priority: high}
-  standard: {share: 0.3, deadline: 10}
-  bulk: {share: 0.3, deadline: 60, priority: low, preemptible: true}
-"""
+FLEET = recorded("fleets/plan.yaml")
 
 
 def fleet(*, old: str = "", new: str = "") -> Fleet:
@@ -167,23 +154,7 @@ def test_further_columns_are_let_be_and_a_processor_counts_as_one_device() -> No
     assert prices.instances[4] == Instance("slow", "", 1, 1.0, None)
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ("a,x,Fast,1,0,", "p.csv: line 2: usd_per_hour: expected a price above 0, got '0'"),
-        ("a,x,Fast,1,,", "p.csv: line 2: usd_per_hour: expected a price above 0, got nothing"),
-        ("a,x,Fast,1,nan,", "p.csv: line 2: usd_per_hour: expected a price above 0, got 'nan'"),
-        ("a,x,Fast,1,1,0.0", "p.csv: line 2: usd_per_hour_spot: expected a price above 0, got '0.0'"),
-        ("a,x,Fast,0,1,", "p.csv: line 2: accelerator_count: expected a count from 1 to 9999 beside an accelerator"),
-        ("a,x,,2,1,", "p.csv: line 2: accelerator_count: expected a count"),
-        ("a,x,Fast,½,1,", "p.csv: line 2: accelerator_count: expected a count"),
-        (",x,Fast,1,1,", "p.csv: line 2: instance: expected a name, got nothing"),
-        ("a,x,Fast", "p.csv: line 2: expected as many fields as the header has"),
-        ("a,x,Fast,1,1,,,", "p.csv: line 2: expected as many fields as the header has"),
-        ('"a,x', "p.csv: line 2: expected CSV"),
-        ("", "p.csv: expected at least one instance, got none"),
-    ],
-)
+@pytest.mark.cases("row, words")
 def test_a_wrong_price_is_named_by_file_line_and_column(row: str, words: str) -> None:
     with pytest.raises(PriceError) as caught:
         parse_prices([HEADER, row], "p.csv")
@@ -197,25 +168,7 @@ def test_a_price_file_without_its_columns_or_missing_is_an_error(tmp_path: Path)
         load_prices(tmp_path / "no-such.csv")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        (
-            "accelerator: Fast, price",
-            "accelerator: Quick, price",
-            r"classes\.fast\.accelerator: .*\['Fast'\], got 'Quick'",
-        ),
-        ("accelerator: Fast, price", "price", r"classes\.fast\.accelerator: expected an accelerator, or instances"),
-        ("[slow]", "[sloth]", r"classes\.slow\.instances: expected instances of prices\.csv, got 'sloth'"),
-        ("[slow]", "[slow], spot: true", r"classes\.slow\.price\.spot_usd_per_hour"),
-        (
-            "accelerator: Fast, spot",
-            "instances: [slow], spot",
-            r"classes\.spot\.spot: expected an instance with a spot",
-        ),
-        ("[slow]", "[3]", r"classes\.slow\.instances"),
-    ],
-)
+@pytest.mark.cases("old, new, words")
 def test_a_class_that_nothing_of_the_price_file_offers_is_named(old: str, new: str, words: str) -> None:
     with pytest.raises(FleetError, match=words):
         bought(fleet(old=old, new=new))
@@ -350,9 +303,7 @@ def test_the_plan_for_the_mix_names_bought_classes_and_devices_and_no_spot_for_f
     found = plan(workload, bought(), {"live": 0.9}, replay)
     has = {row.hardware_class: row.devices for row in found.mix}
     seen: list[float] = []
-
     followed = fleet_plan(workload, bought(), found, seed=1, progress=seen.append)
-
     assert followed is not None
     assert all(set(cell.classes) <= set(has) for cell in followed.cells)
     assert all(planned.devices <= has[name] for name, planned in followed.classes.items())

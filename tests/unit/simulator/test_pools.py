@@ -18,19 +18,9 @@ from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
 from simulator.traces import make_trace
 from simulator.workload import prepare
+from tests.builders import recorded
 
-FLEET = """
-default_model: m
-classes:
-  gpu: {count: 4, minimum: 4, initial: 4, price: {usd_per_hour: 3, spot_usd_per_hour: 1}, memory: 1GiB, start: 5,
-        max_batch: 1, curves: {m: {base: 0.5, slope: 0, load: 0}},
-        pools: [{name: first, spot: true}, {name: second}], times: {stock_out: 10, retry: 30, hold: 5}}
-services:
-  live: {share: 1, deadline: 60}
-  standard: {share: 0}
-  bulk: {share: 0}
-events:
-"""
+FLEET = recorded("fleets/pools.yaml")
 RULES = PoolRules(stock_out=10, retry=30, hold=5)
 GOES = "  - {at: 100, class: gpu, pool: first, available: 0}\n"
 RETURNS = "  - {at: 200, class: gpu, pool: first, available: 4}\n"

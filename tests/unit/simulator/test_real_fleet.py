@@ -36,27 +36,13 @@ from tasks.heartbeat import Allowed, EndpointFacts
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import HardwareClass, Planning, Price, Scaling, Service, Topology
+from tasks.topology import Price, parse_topology
 from taxiway.contract.keys import LEVELS
-from tests.builders import a_device, a_text_model
+from tests.builders import a_device, a_text_model, recorded
 from workers.decide.endpoints import Bucket, EndpointRates
 
 MODEL = a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": Profile(0.05, 0.01)}))
-CLASS: dict[str, Any] = {"device": "cpu", "runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0}
-TOPOLOGY = Topology(
-    hardware={
-        "cloud": HardwareClass(price=Price(0.5), **CLASS),
-        "edge": HardwareClass(price=Price(1.0), labels=("lab",), scaling=Scaling(maximum=3, start=5.0), **CLASS),
-        "spot": HardwareClass(price=Price(0.5, 0.1), capacity="spot", **CLASS),
-    },
-    service={
-        "web": Service(deadline=0.5),
-        "app": Service(deadline=0.25, priority="high"),
-        "nightly": Service(preemptible=True),
-    },
-    default_service="web",
-    plan=Planning(late_usd_per_hour={"web": 5.0}),
-)
+TOPOLOGY = parse_topology(recorded("documents/twin.yaml"))
 NAMES = {
     "model": ("sentiment:1", "gone:1"),
     "tenant": ("",),

@@ -15,6 +15,7 @@ from simulator.traces import joined, synthetic_trace
 from simulator.tuning.recall import BLOCK, COUNTS_KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
 from simulator.tuning.twin import Window
 from simulator.workload import Workload, prepare
+from tests.builders import recorded
 
 LENGTH = 8
 DAY, NIGHT = (60, 200), (120, 90)
@@ -138,16 +139,7 @@ def test_recalled_arrivals_come_just_before_the_last_minutes() -> None:
     assert earlier.jobs["arrival"].min() == 100
 
 
-FLEET = """
-default_model: a
-classes:
-  cpu: {count: 4, price: {usd_per_hour: 0.2}, memory: 8GiB, start: 5, max_batch: 4,
-        curves: {a: {base: 0.05, slope: 0.01, load: 0.1}, b: {base: 0.05, slope: 0.01, load: 0.1}}}
-services:
-  live: {share: 1, deadline: 1}
-  standard: {share: 0}
-  bulk: {share: 0}
-"""
+FLEET = recorded("fleets/recall.yaml")
 
 
 def of_rates(spans: Sequence[tuple[float, float, float]]) -> Workload:

@@ -27,13 +27,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "span", "rate", "dispersion", "prompts", "outputs"),
-    [
-        ("code", 8819, 3435.9, 2.521, 163.96, (1469, 5194, 7436, 7437), (13, 55, 252, 1899)),
-        ("conv", 19366, 3501.7, 5.554, 16.13, (1020, 2735, 4142, 14050), (129, 424, 601, 1000)),
-    ],
-)
+@pytest.mark.cases("name, count, span, rate, dispersion, prompts, outputs")
 def test_the_azure_reader_gives_the_published_figures(
     name: str,
     count: int,
@@ -63,23 +57,7 @@ def test_a_generic_trace_is_put_in_order_and_may_leave_terms_open(tmp_path: Path
     assert trace.priority.tolist() == [0, UNSET]
 
 
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ("x,chat,1,,,", "arrival in seconds"),
-        ("nan,chat,1,,,", "arrival in seconds"),
-        ("-1,chat,1,,,", "arrival in seconds"),
-        ("1,,1,,,", "a model"),
-        ("1,chat,-1,,,", "size as an integer"),
-        ("1,chat,1.5,,,", "size as an integer"),
-        ("1,chat,٣,,,", "size as an integer"),
-        ("1,chat,1,0,,", "deadline in seconds, above 0"),
-        ("1,chat,1,inf,,", "deadline in seconds, above 0"),
-        ("1,chat,1,,urgent,", "priority as one of high, normal, low"),
-        ("1,chat,1,,", "6 fields"),
-        ('1,"chat,1,,,', "CSV"),
-    ],
-)
+@pytest.mark.cases("row, expected")
 def test_a_bad_row_is_named_by_its_line_and_what_was_expected(tmp_path: Path, row: str, expected: str) -> None:
     path = written(tmp_path, f"{HEADER}\n0,chat,1,,,\n\n{row}\n")
     with pytest.raises(TraceError) as caught:
@@ -124,18 +102,7 @@ def test_a_poisson_trace_has_its_rate_and_sizes() -> None:
     assert trace.output.mean() == pytest.approx(20, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "tide:rate=1",
-        "poisson:rte=1",
-        "poisson:rate=many",
-        "poisson:rate=-1",
-        "poisson:rate=nan",
-        "poisson:rate=0",
-        "poisson:rate=1e8,duration=1e8",
-    ],
-)
+@pytest.mark.cases("spec")
 def test_a_bad_spec_is_refused(spec: str) -> None:
     with pytest.raises(TraceError):
         synthetic_trace(spec, model="m")

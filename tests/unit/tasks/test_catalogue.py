@@ -70,101 +70,7 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
     return {"name": "x", "datatype": "FP32", "shape": shape, "batch_axis": batch_axis}
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"name": "Sentiment"}, "name: expected `str` matching"),
-        ({"reference": "torch"}, "reference: expected one of the variants ['onnx'], got 'torch'"),
-        ({"inputs": []}, "inputs: expected `array` of length >= 1, got []"),
-        (
-            {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [3]}]},
-            "inputs.0.shape: expected -1 first: the batch axis, got [3]",
-        ),
-        ({"inputs": [{"name": "text", "datatype": "FP32", "shape": [-1, 0]}]}, "inputs.0.shape: expected sizes >= 1"),
-        ({"inputs": [tensor([2, 3], 1)]}, "inputs.0.shape: expected -1 at position 1: the batch axis, got [2, 3]"),
-        (
-            {"variants": {"onnx": {"runtime": "onnx", "profiles": ON_CPU}}},
-            "variants.onnx.memory: expected a value, got nothing",
-        ),
-        (
-            {"variants": {"onnx": {"runtime": "oip", "profiles": ON_CPU}}},
-            "variants.onnx.profiles: expected only a profile",
-        ),
-        (
-            {"variants": {"onnx": {"runtime": "oip", "profiles": REMOTE}}},
-            "variants.onnx.runtime: expected a runtime for the",
-        ),
-        (
-            {"variants": variants(runtime="openai", profiles=REMOTE)},
-            "variants.onnx.artefacts: expected none with the runtime",
-        ),
-        (
-            {"variants": variants(profiles=REMOTE)},
-            "variants.onnx.profiles.endpoint: expected no profile, because onnx runs",
-        ),
-        ({"pipeline": "chat"}, "variants.onnx.runtime: expected openai, on a class with an endpoint"),
-        ({"pipeline": "generation"}, "variants.onnx.runtime: expected openai, on a class with an endpoint"),
-        ({"inputs": [tensor([], None)], "pipeline": "tensors"}, "inputs: expected one with a batch axis"),
-        ({"outputs": [tensor([3], None)]}, "outputs.0.batch_axis: expected a batch axis: each row has an answer"),
-        ({"inputs": [tensor([2, -1], 1)]}, "inputs.0.batch_axis: expected 0, because the pipeline text batches its"),
-        (
-            {"inputs": [tensor([2, -1], 1)], "pipeline": "tensors", "variants": variants(runtime="jax", entry="e")},
-            "inputs.0.batch_axis: expected 0, because the jax runtime supports no other, got 1",
-        ),
-        ({"outputs": document()["outputs"] * 2}, "outputs.1.name: expected a unique name"),
-        (
-            {"outputs": [{"name": "scale/0", "datatype": "FP32", "shape": [-1]}]},
-            "outputs.0.name: expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9_.-]*$' (a graph's name with other "
-            "characters goes into `source`), got 'scale/0'",
-        ),
-        (
-            {"outputs": [{"name": name, "datatype": "FP32", "shape": [-1], "source": "a/b"} for name in "xy"]},
-            "outputs.1.source: expected a unique name, got 'a/b'",
-        ),
-        (
-            {"outputs": [{"name": "x", "datatype": "FP32", "shape": [-1], "source": "a/b"}]},
-            "pipeline: expected tensors, because an input or output has a source",
-        ),
-        ({"inputs": [{"name": "x", "datatype": "FP8", "shape": [-1]}]}, "inputs.0.datatype: expected one of ['BOOL'"),
-        ({"buckets": [32, 16]}, "buckets: expected sizes in increasing order, got [32, 16]"),
-        ({"parameters": {"deadline": {"type": "number"}}}, "parameters.deadline: expected a name other than"),
-        (
-            {"parameters": {"k": {"type": "number", "minimum": 2, "maximum": 1}}},
-            "parameters.k.minimum: expected at",
-        ),
-        ({"artefacts": file("/etc/passwd")}, "artefacts.graph.path: expected a relative path that stays inside"),
-        ({"artefacts": file("../other/graph.onnx")}, "artefacts.graph.path: expected a relative path"),
-        ({"artefacts": file("a/../../graph.onnx")}, "artefacts.graph.path: expected a relative path"),
-        ({"artefacts": file("")}, "artefacts.graph.path: expected a relative path"),
-        (
-            {"artefacts": {"graph": {"kind": "ftp"}}},
-            "artefacts.graph.kind: expected one of ['pypi', 'huggingface'",
-        ),
-        (
-            {"artefacts": {"graph": {"kind": "file", "path": "x", "sha256": "0"}}},
-            "artefacts.graph.sha256: expected",
-        ),
-        (
-            {"artefacts": {"graph": derived(weights="w")}},
-            "artefacts.graph.inputs.weights: expected one of",
-        ),
-        (
-            {"artefacts": {"graph": derived(graph="graph")}},
-            "artefacts.graph.inputs: expected artefacts not derived",
-        ),
-        (
-            {"artefacts": {"graph": derived(a="other"), "other": derived(a="graph")}},
-            "artefacts.graph.inputs: expected artefacts not derived from it",
-        ),
-        ({"artefacts": {}}, "variants.onnx.artefacts.graph: expected one of the artefacts [], got 'graph'"),
-        ({"variants": variants(runtime="torch")}, "variants.onnx.entry: expected the name of what the torch"),
-        (
-            {"variants": variants(profiles={})},
-            "variants.onnx.profiles: expected `object` of length >= 1, got {}",
-        ),
-        ({"variants": variants(profiles={"npu": {}})}, "variants.onnx.profiles.npu: expected a key that is one of"),
-    ],
-)
+@pytest.mark.cases("fields, message")
 def test_a_wrong_model_says_where_and_what_was_expected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError) as caught:
         model(**fields)
@@ -176,16 +82,7 @@ def catalogue() -> Catalogue:
     return Catalogue({m.id: m for m in [*versions, model(name="embed"), model(name="embed", version=2)]})
 
 
-@pytest.mark.parametrize(
-    ("reference", "expected"),
-    [
-        ("sentiment:1", "sentiment:1"),
-        ("sentiment@stable", "sentiment:2"),
-        ("sentiment@next", "sentiment:3"),
-        ("sentiment", "sentiment:2"),
-        ("embed", "embed:2"),
-    ],
-)
+@pytest.mark.cases("reference, expected")
 def test_a_reference_is_a_name_a_version_or_an_alias(reference: str, expected: str) -> None:
     assert catalogue().resolve(reference).id == expected
 
@@ -224,15 +121,7 @@ def test_a_catalogue_holds_every_version_below_its_folder(tmp_path: Path) -> Non
     assert loaded.resolve("sentiment").folder == str(tmp_path / "sentiment")
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"version": 2, "name": "other"}, "name: expected the folder's name 'sentiment', got 'other'"),
-        ({"reference": "torch"}, "reference: expected one of the variants ['onnx'], got 'torch'"),
-        ({"sumary": "x"}, "sumary: expected no such field"),
-        ({"artefacts": file("none.onnx")}, "artefacts.graph.path: expected a file in sentiment/, got 'none.onnx'"),
-    ],
-)
+@pytest.mark.cases("fields, reason")
 def test_a_wrong_model_is_disabled_with_its_reason_and_no_other(
     fields: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
@@ -247,13 +136,7 @@ def test_a_wrong_model_is_disabled_with_its_reason_and_no_other(
         assert caught.value.details["reason"] == loaded.disabled["sentiment"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"version": 2}, "version: expected a version that sentiment/model.yaml does not have, got 2"),
-        ({"aliases": ["stable"]}, "aliases: expected no alias of sentiment:2 in sentiment/model.yaml, got 'stable'"),
-    ],
-)
+@pytest.mark.cases("fields, reason")
 def test_of_two_files_that_claim_the_same_the_current_one_has_it_and_the_other_names_both(
     fields: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
@@ -300,34 +183,7 @@ def test_what_did_not_change_is_the_same_object_again_and_what_is_removed_is_gon
 GRAPH = scale_graph(2.0)
 
 
-@pytest.mark.parametrize(
-    ("graph", "fields", "reason"),
-    [
-        (GRAPH, {"inputs": [{"name": "z", "datatype": "FP32", "shape": [-1, 2]}]}, "inputs.0.name: expected one of"),
-        (
-            GRAPH,
-            {"inputs": [{"name": "x", "datatype": "INT64", "shape": [-1, 2]}]},
-            "inputs.0.datatype: expected FP32 as in graph.onnx, got 'INT64'",
-        ),
-        (
-            GRAPH,
-            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2], "source": "x:0"}]},
-            "inputs.0.source: expected one of ['x'] as in graph.onnx, got 'x:0'",
-        ),
-        (
-            GRAPH,
-            {"outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]},
-            "outputs.0.shape: expected [-1, 2] as in graph.onnx, got [-1, 3]",
-        ),
-        (
-            scale_graph(2.0, batch=1),
-            {},
-            "inputs.0.shape: expected a batch axis of any length, and not 1 (or `max_batch: 1` where that is 1), as in",
-        ),
-        (b"no graph", {}, "variants.onnx.artefacts.graph: expected an ONNX graph, got graph.onnx: expected an ONNX"),
-        (b"", {}, "variants.onnx.artefacts.graph: expected an ONNX graph, got graph.onnx: expected an ONNX graph"),
-    ],
-)
+@pytest.mark.cases("graph, fields, reason")
 def test_a_model_whose_graph_is_another_is_disabled_with_the_difference(
     graph: bytes, fields: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
@@ -353,7 +209,6 @@ def test_a_file_beside_a_model_that_is_not_the_one_it_names_disables_it(tmp_path
 
 def test_a_tensor_has_the_name_that_a_graph_gives_it() -> None:
     named = model(inputs=[{"name": "Model.input_ids", "datatype": "INT64", "shape": [-1, -1]}])
-
     assert named.inputs[0].name == "Model.input_ids"
 
 
@@ -399,17 +254,7 @@ def returns_or_refuses(text: str) -> None:
         assert parse_model(text, "model.yaml").variants
 
 
-@pytest.mark.parametrize(
-    ("wanted", "have", "missing"),
-    [
-        (["sm_80"], ["avx2", "sm_89"], []),
-        (["sm_90"], ["sm_89"], ["sm_90"]),
-        (["sm_90"], ["sm_120"], []),
-        (["sm_90a"], ["sm_120"], ["sm_90a"]),
-        (["sm_80"], ["avx2"], ["sm_80"]),
-        (["avx512f", "avx2"], ["avx2"], ["avx512f"]),
-    ],
-)
+@pytest.mark.cases("wanted, have, missing")
 def test_a_cuda_device_has_every_lower_compute_capability(
     wanted: list[str], have: list[str], missing: list[str]
 ) -> None:

@@ -13,23 +13,11 @@ from tasks.check import QUEUES, CheckVerdict, check_configuration
 from tasks.models.artefacts import made_inputs
 from tasks.models.signature import bind
 from tasks.settings import TREE
+from tests.builders import recorded
 from tests.graphs import SCALE_SPECS, VAD_SPECS, graph_model, scale_graph, vad_graph, write_model
 from tests.unit.tasks.test_catalogue import model
 
-TOPOLOGY: dict[str, Any] = {
-    "hardware": {
-        "cpu.batch": {
-            "device": "cpu",
-            "runtimes": ["onnx"],
-            "max_batch": 4,
-            "max_wait": 0,
-            "price": {"usd_per_hour": 1},
-            "warm": ["embed"],
-        }
-    },
-    "service": {"standard": {"deadline": 5}},
-    "default_service": "standard",
-}
+TOPOLOGY: dict[str, Any] = yaml.safe_load(recorded("documents/checked.yaml"))
 
 
 def checked(folder: Path, **hardware: Any) -> list[CheckVerdict]:
@@ -130,19 +118,7 @@ def safetensors(length: int) -> bytes:
     return struct.pack("<Q", len(header)) + header + b"\0" * length
 
 
-@pytest.mark.parametrize(
-    ("content", "entry", "reason"),
-    [
-        (safetensors(8), "minilm", ""),
-        (safetensors(7), "minilm", " bytes by the header of w.safetensors, got "),
-        (b"pickle", "minilm", "expected safetensors, got w.safetensors, which has no valid header"),
-        (
-            safetensors(8),
-            "minilmm",
-            "entry: no architecture 'minilmm_torch': expected one of minilm_torch",
-        ),
-    ],
-)
+@pytest.mark.cases("content, entry, reason")
 def test_weights_and_networks_are_looked_at_without_loading_them(
     content: bytes, entry: str, reason: str, folder: Path
 ) -> None:

@@ -15,34 +15,13 @@ from tasks.models.profiles import ProfileBook
 from tasks.queues_file import QueuesFile
 from tasks.topology import Topology
 from taxiway.errors import ModelUnavailableError
+from tests.builders import recorded
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 
-PROFILE = """
-model: scale:1
-device: {kind: cpu, name: "Some CPU"}
-source: measured
-variants:
-  onnx:
-    date: "2026-01-01"
-    load: 0.1
-    memory: 1
-    peak: 1
-    base: 0.5
-    slope: 0
-    residual: {p50: 1, p90: 1, p95: 1, p99: 1}
-"""
+PROFILE = recorded("documents/profile.yaml")
 
 
-QUEUES = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint: {protocol: openai, url: "http://one/v1", slots: 4, models: {chat: served}}
-    price: {usd_per_hour: 1}
-service:
-  standard: {deadline: 60}
-default_service: standard
-"""
+QUEUES = recorded("documents/endpoint.yaml")
 
 
 @pytest.fixture
@@ -159,15 +138,7 @@ def test_a_second_name_leads_to_a_model_or_one_version_of_it_and_changes_with_it
     assert not folder.catalogue.serves("stand-in")
 
 
-@pytest.mark.parametrize(
-    ("name", "below"),
-    [
-        ("gpt-4.1", "gpt-4.1"),
-        ("llama3:8b", "llama3--8b"),
-        ("meta-llama/Llama-3.1-8B", "meta-llama--Llama-3.1-8B"),
-        ("ft:gpt-4o-mini:acme::7p", "ft--gpt-4o-mini--acme----7p"),
-    ],
-)
+@pytest.mark.cases("name, below")
 def test_a_second_name_may_be_what_clients_of_openai_call_a_model(folder: ModelsFolder, name: str, below: str) -> None:
     name_it(folder, "alias: scale", name, below)
     assert meant(folder, name, f"{name}:1") == ["scale:1", "scale:1"]
@@ -190,16 +161,7 @@ def test_a_second_name_whose_file_is_wrong_is_disabled_by_its_own_name(folder: M
         folder.catalogue.resolve("llama3:8b")
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("alias: nothing", "alias: expected a model that is served, got 'nothing'"),
-        ("alias: stand-in", "alias: expected a model that is served, got 'stand-in'"),
-        ("alias: scale\nversion: 7", "alias: expected a model that is served, got 'scale:7'"),
-        ("alias: scale\nversion: one", "version: expected `int | null`, got 'one'"),
-        ("alias: scale\nsummary: what", "summary: expected no such field"),
-    ],
-)
+@pytest.mark.cases("text, reason")
 def test_a_second_name_that_leads_nowhere_is_disabled_or_keeps_its_last_meaning(
     folder: ModelsFolder, text: str, reason: str
 ) -> None:

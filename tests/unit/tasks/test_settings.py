@@ -1,12 +1,19 @@
+"""What a machine has, as its control group says."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from celery.app.utils import Settings
 
+from tasks.celery_app import make_app
+from tasks.machine import memory_of_container
 from tasks.settings import SettingsError, cache_directory, on_socket, settings_from
+from tasks.topology import load_topology
 
 SECRET = "00" * 32
+
 REDIS = {"TAXIWAY_BROKER": "redis://:word@host/0", "TAXIWAY_SECRET": SECRET}
 
 
@@ -29,15 +36,7 @@ def test_a_child_process_reads_the_same_settings() -> None:
     assert settings_from(settings.environment()) == settings
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=required"),
-        ("rediss://host/0?ssl_ca_certs=ca.pem", "rediss://host/0?ssl_ca_certs=ca.pem&ssl_cert_reqs=required"),
-        ("rediss://host/0?ssl_cert_reqs=required", "rediss://host/0?ssl_cert_reqs=required"),
-        ("rediss+sentinel://a,b/0?service=f", "rediss+sentinel://a,b/0?service=f&ssl_cert_reqs=required"),
-    ],
-)
+@pytest.mark.cases("given, expected")
 def test_under_tls_the_servers_certificate_is_verified(given: str, expected: str) -> None:
     settings = settings_from(REDIS | {"TAXIWAY_BROKER": given})
     assert settings.broker == expected
@@ -50,21 +49,7 @@ def test_the_first_of_several_keys_is_the_one_that_signs() -> None:
     assert settings_from(settings.environment()) == settings
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"TAXIWAY_BROKER": ""}, "TAXIWAY_BROKER: expected an address that starts with redis://"),
-        ({"TAXIWAY_BROKER": "http://:word@host"}, "got 'http://…'"),
-        ({"TAXIWAY_BROKER": "redis+sentinel://:word@host/0"}, "TAXIWAY_BROKER: expected ?service=NAME"),
-        ({"TAXIWAY_BROKER": "word@host"}, "got 'another text'"),
-        ({"TAXIWAY_BROKER": "amqp://:word@host"}, "(routers take a RabbitMQ's arrivals with TAXIWAY_AMQP), got 'amqp"),
-        ({"TAXIWAY_SECRET": ""}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
-        ({"TAXIWAY_SECRET": "00" * 15}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
-        ({"TAXIWAY_SECRET": "word" * 16}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
-        ({"TAXIWAY_SECRET": f"{SECRET},"}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
-        ({"TAXIWAY_SECRET": f"{SECRET},{'00' * 15}"}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
-    ],
-)
+@pytest.mark.cases("changes, message")
 def test_a_wrong_setting_is_named_and_no_password_is_shown(changes: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings_from(REDIS | changes)
@@ -75,3 +60,49 @@ def test_a_wrong_setting_is_named_and_no_password_is_shown(changes: dict[str, st
 def test_weights_are_kept_in_the_users_cache_unless_another_folder_is_named() -> None:
     assert cache_directory({"XDG_CACHE_HOME": "/home/me/.cache"}) == Path("/home/me/.cache/taxiway")
     assert cache_directory({"TAXIWAY_CACHE": "/cache", "XDG_CACHE_HOME": "/x"}) == Path("/cache")
+
+
+SENTINELS = "redis+sentinel://u:p%2F@a:1,b/2?service=fleet&sentinel_password=s"
+
+
+def app_of(url: str) -> Settings:
+    settings = settings_from({"TAXIWAY_BROKER": url, "TAXIWAY_SECRET": "00" * 32})
+    return make_app(settings, load_topology(settings.queues), backend="module:Backend").conf
+
+
+def test_celery_gets_sentinels_in_its_own_form() -> None:
+    conf = app_of(SENTINELS)
+    address = "sentinel://u:p%2F@a:1/2;sentinel://u:p%2F@b:26379/2"
+    watched = {"master_name": "fleet", "sentinel_kwargs": {"password": "s"}}
+    assert conf.broker_url == address
+    assert conf.result_backend == f"module:Backend+{address}"
+    assert conf.broker_transport_options.items() >= watched.items()
+    assert conf.result_backend_transport_options == watched
+
+
+def test_celery_gets_a_unix_socket_in_its_own_form() -> None:
+    conf = app_of("unix://u:p%2F@/run/my%20fleet/valkey.sock?db=3")
+    address = "socket://u:p%2F@/run/my%20fleet/valkey.sock?virtual_host=3"
+    assert conf.broker_url == f"redis+{address}"
+    assert conf.result_backend == f"module:Backend+{address}"
+
+
+def test_celery_gets_tls_at_sentinels_and_at_the_primary() -> None:
+    conf = app_of(SENTINELS.replace("redis+", "rediss+") + "&ssl_ca_certs=ca.pem")
+    tls = {"ssl_ca_certs": "ca.pem", "ssl_cert_reqs": "required"}
+    assert conf.broker_use_ssl == conf.redis_backend_use_ssl == tls
+    assert conf.broker_transport_options["sentinel_kwargs"] == {"password": "s", "ssl": True, **tls}
+
+
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+@pytest.mark.parametrize(("text", "limit"), [("536870912\n", 2**29), ("max\n", None), ("9223372036854771712\n", None)])
+def test_a_container_has_the_memory_of_its_control_group(
+    tmp_path: Path, file: str, text: str, limit: int | None
+) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / file).write_text(text)
+    assert memory_of_container(tmp_path) == limit
+
+
+def test_a_machine_without_control_groups_has_no_limit(tmp_path: Path) -> None:
+    assert memory_of_container(tmp_path) is None

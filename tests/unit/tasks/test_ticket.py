@@ -12,45 +12,35 @@ from hypothesis import strategies as st
 from tasks.ticket import Ticket, TicketError, job_id, read_ticket, sign
 from taxiway.contract.request import Terms
 from taxiway.contract.wire import key_id
+from tests.builders import a_ticket
 from tests.unit.strategies import json_values
 
 KEY, BODY = (b"k" * 32,), b"[[], {}, {}]"
-TICKET = Ticket(
-    job="job-1",
-    task="taxiway.infer",
-    model="sentiment:1",
+TICKET = a_ticket(
+    "job-1",
+    "sentiment:1",
     variants={"cpu.batch": "onnx-int8"},
     prices={"cpu.batch": 0.05},
     accepted=1000.5,
     deadline_at=1005.5,
-    level=1,
     reason="cheapest – “surely”",
     reply="client-1",
 )
 HEADER = sign(TICKET, BODY, KEY)
 
 
-def test_a_signed_ticket_is_read_as_it_was_written() -> None:
-    assert read_ticket(HEADER, BODY, KEY) == TICKET
-
-
-def test_a_ticket_survives_json() -> None:
-    assert read_ticket(msgspec.json.decode(msgspec.json.encode(HEADER)), BODY, KEY) == TICKET
+def test_a_signed_ticket_is_read_as_it_was_written_also_from_json() -> None:
+    for header in (HEADER, msgspec.json.decode(msgspec.json.encode(HEADER))):
+        assert read_ticket(header, BODY, KEY) == TICKET
 
 
 @given(data=st.data())
-def test_a_changed_character_is_refused(data: st.DataObject) -> None:
+def test_a_header_that_was_changed_or_cut_is_refused(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(HEADER) - 1))
     changed = HEADER[:place] + data.draw(st.characters()) + HEADER[place + 1 :]
-    if changed != HEADER:
+    for header in {changed, HEADER[:place]} - {HEADER}:
         with pytest.raises(TicketError):
-            read_ticket(changed, BODY, KEY)
-
-
-@given(end=st.integers(0, len(HEADER) - 1))
-def test_a_ticket_that_was_cut_is_refused(end: int) -> None:
-    with pytest.raises(TicketError):
-        read_ticket(HEADER[:end], BODY, KEY)
+            read_ticket(header, BODY, KEY)
 
 
 @given(body=st.binary().filter(lambda body: body != BODY))
@@ -70,11 +60,9 @@ def test_other_keys_refuse_it_and_say_which_they_are(keys: list[bytes]) -> None:
 def test_a_key_is_replaced_step_by_step_while_everything_in_flight_stays_good() -> None:
     old, new = KEY[0], b"n" * 32
     steps = [(old,), (old, new), (new, old), (new,)]
-
     for before, after in pairwise(steps):
         for signing, reading in ((before, after), (after, before)):  # some processes are a step behind
             assert read_ticket(sign(TICKET, BODY, signing), BODY, reading) == TICKET
-
     with pytest.raises(TicketError):
         read_ticket(HEADER, BODY, (new,))
 
@@ -90,26 +78,17 @@ def test_what_a_router_of_another_release_signed_is_refused() -> None:
         admin: bool
 
     other = Other(**msgspec.structs.asdict(TICKET), admin=True)
-
     with pytest.raises(TicketError, match="admin"):
         read_ticket(sign(other, BODY, KEY), BODY, KEY)
-
-
-def test_a_job_without_a_key_gets_a_new_id_each_time() -> None:
-    assert job_id(Terms(), KEY[0]) != job_id(Terms(), KEY[0])
-
-
-def test_a_tenants_key_always_gives_the_same_id() -> None:
-    assert job_id(Terms(idempotency_key="a"), KEY[0]) == job_id(Terms(idempotency_key="a", deadline=5.0), KEY[0])
 
 
 names = st.text(min_size=1, max_size=5).filter(str.isprintable)
 
 
-def test_the_id_under_a_key_stays_the_same_in_all_releases() -> None:
-    assert (
-        job_id(Terms(tenant="tower", idempotency_key="flight-17"), b"s" * 32) == "c4c505e1-2d5d-84c8-a171-75e74bbbeb69"
-    )
+def test_the_id_under_a_key_stays_the_same_in_all_releases_whatever_the_other_terms() -> None:
+    for deadline in (None, 5.0):
+        terms = Terms(tenant="tower", idempotency_key="flight-17", deadline=deadline)
+        assert job_id(terms, b"s" * 32) == "c4c505e1-2d5d-84c8-a171-75e74bbbeb69"
 
 
 @given(tenant=names, key=names)
@@ -120,7 +99,8 @@ def test_the_id_under_a_key_depends_on_the_fleets_secret(tenant: str, key: str) 
 
 
 def test_an_id_without_a_key_is_a_random_uuid() -> None:
-    assert uuid.UUID(job_id(Terms(), KEY[0])).version == 4
+    ids = {job_id(Terms(), KEY[0]) for _ in range(2)}
+    assert [uuid.UUID(one).version for one in ids] == [4, 4]
 
 
 @given(first=st.tuples(names, names), second=st.tuples(names, names))

@@ -34,7 +34,6 @@ def test_json_of_too_many_values_is_refused_and_a_long_text_is_not() -> None:
     check_json(b'["' + b"a" * 2**24 + b'"]', 10)
     with pytest.raises(RequestTooLargeError, match=r"limits\.elements") as caught:
         check_json(b"1," * LARGE, 10)
-
     assert caught.value.details["limit"] == "elements"
 
 
@@ -46,7 +45,6 @@ def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape: object) -> None:
     began = time.thread_time()
     with pytest.raises(InvalidRequestError, match="expected a shape") as caught:
         elements_of(shape, "inputs.x")
-
     assert time.thread_time() - began < 0.1
     assert len(caught.value.message) < 2 * QUOTED
 
@@ -56,7 +54,6 @@ def test_a_shape_has_the_product_of_its_lengths(shape: list[int]) -> None:
     product = 1
     for length in shape:
         product *= length
-
     assert elements_of(shape, "x") == product
 
 
@@ -84,7 +81,6 @@ def test_a_value_is_quoted_in_few_characters(
 )
 def test_a_large_value_is_quoted_without_a_look_at_all_of_it(value: object) -> None:
     began = time.thread_time()
-
     assert 0 < len(quoted(value)) <= QUOTED
     assert time.thread_time() - began < 0.01
 

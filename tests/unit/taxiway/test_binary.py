@@ -13,7 +13,6 @@ from tests.narrowing import present
 def test_what_is_framed_is_split_into_the_same_parts(text: bytes, parts: list[bytes]) -> None:
     whole = Framed(text, parts)
     head, rest = split(whole.body, whole.headers.get(HEADER))
-
     assert bytes(head) == text
     assert [bytes(present(piece)) for piece in pieces([len(part) for part in parts], rest)] == parts
 

@@ -44,7 +44,6 @@ def test_a_value_that_passes_can_be_written_and_read(value: Any) -> None:
 @given(values, st.booleans(), st.integers(0, 2 * DEEPEST))
 def test_json_that_surely_fits_holds_what_passes(value: Any, ascii_only: bool, levels: int) -> None:
     encoded = json.dumps(nested(levels, value), ensure_ascii=ascii_only, default=repr).encode(errors="replace")
-
     if surely_fits(encoded):
         check_values(json.loads(encoded), "inputs")
 

@@ -7,44 +7,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from taxiway.cli import COMMANDS, EXIT_CODES, hint_for
+from taxiway.cli import COMMANDS, EXIT_CODES, hint_for, show
 from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.fleet import find_tree
 from taxiway.cli.jobs import json_or_text
-from taxiway.cli.show import (
-    brief,
-    duration,
-    report_line,
-    show_endpoints,
-    show_fleet,
-    show_jobs,
-    show_letters,
-    show_models,
-    show_placement,
-    show_result,
-    show_status,
-)
-from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport, Tokens
+from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, Tokens
 from taxiway.errors import BrokerFullError, DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
+from tests.builders import a_report
 from tests.command_line import CommandLine
 
 NO_SERVER = "http://127.0.0.1:9"
-REPORT = RunReport(
-    hardware_class="gpu.realtime",
-    variant="onnx-int8",
-    device="cpu:0",
-    emulated=True,
-    batch=3,
-    queue_wait=0.002,
-    run_time=1.5,
-    cost=1.25e-6,
-    reason="cheapest",
-)
+RAN = {"batch": 3, "queue_wait": 0.002, "run_time": 1.5, "cost": 1.25e-6}
+REPORT = a_report(hardware_class="gpu.realtime", emulated=True, reason="cheapest", **RAN)
 
 
 def test_help_names_every_verb_and_every_exit_code(cli: CommandLine) -> None:
     shown = cli("--help").stdout
-
     assert all(re.search(rf"^  {verb} ", shown, re.MULTILINE) for verb in COMMANDS)
     assert all(meaning in shown for meaning in EXIT_CODES.values())
 
@@ -52,35 +30,17 @@ def test_help_names_every_verb_and_every_exit_code(cli: CommandLine) -> None:
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_has_help_that_begins_as_the_table_says(cli: CommandLine, verb: str) -> None:
     answer = cli(verb, "--help")
-
     assert answer.exit_code == 0
     assert "--json" in answer.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["submit", "echo"],
-        ["submit", "echo", "--text", "a", "--inputs", "1"],
-        ["submit", "echo", "--inputs", "{nope"],
-        ["submit", "echo", "--text", "a", "-p", "nope"],
-        ["submit", "echo", "--text", "a", "--priority", "urgent"],
-        ["submit", "echo", "--file", "nothing.jpg"],
-        ["explain"],
-        ["explain", "x", "--what-if", "echo", "--text", "a"],
-        ["explain", "x", "--text", "a"],
-        ["explain", "--what-if", "echo"],
-        ["completion", "tcsh"],
-        ["fly"],
-    ],
-)
+@pytest.mark.cases("arguments")
 def test_wrong_usage_exits_with_2(cli: CommandLine, arguments: list[str]) -> None:
     assert cli(*arguments).exit_code == 2
 
 
 def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli: CommandLine) -> None:
     answer = cli("submit", "echo", "--text", "a", "--deadline", "nan", "--url", NO_SERVER)
-
     assert answer.exit_code == 2
     assert answer.stderr.startswith("error: deadline: expected a number of seconds > 0")
 
@@ -90,7 +50,6 @@ def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli: Command
 )
 def test_a_fleet_that_is_not_there_exits_with_4_and_a_hint(cli: CommandLine, arguments: list[str]) -> None:
     answer = cli(*arguments)
-
     assert answer.exit_code == 4
     assert answer.stdout == ""
     assert re.match(r"error: no fleet runs from .taxiway\nhint: start a fleet with `taxiway up", answer.stderr)
@@ -105,7 +64,6 @@ def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs
         Path(folder, "fleet.json").write_text(json.dumps({"http": f"http://{folder}", "pid": 1}))
     named = {"TAXIWAY_DATA": "named"}
     environment = {**named, "TAXIWAY_URL": "http://environment"}
-
     assert find_fleet(None, None, {}) == "http://.taxiway"
     assert find_fleet(None, None, named) == "http://named"
     assert find_fleet(None, Path("elsewhere"), named) == "http://elsewhere"
@@ -115,7 +73,6 @@ def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs
 
 def test_a_checkout_is_known_by_its_files(tmp_path: Path) -> None:
     tree = Path(__file__).parents[3]
-
     assert find_tree([tmp_path, tree]) == tree
 
 
@@ -127,54 +84,56 @@ def test_standard_input_is_json_else_text_else_bytes(raw: bytes, value: object) 
     assert json_or_text(raw) == value
 
 
-def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are() -> None:
-    assert UnknownModelError("").exit_code == 2
-    assert DeadlineExceededError("").exit_code == 1
-    assert OverloadedError("").exit_code == 4
-    assert TaxiwayError("").exit_code == 1
-    assert hint_for(OverloadedError("", retry_after=3.0)).endswith("(try again in 3 s)")
-    assert hint_for(DeadlineExceededError("", retry_after=3.0)) == "try again in 3 s"
+@pytest.mark.parametrize(
+    ("error", "code", "hint"),
+    [
+        (UnknownModelError(""), 2, ""),
+        (DeadlineExceededError("", retry_after=3.0), 1, "try again in 3 s"),
+        (OverloadedError("", retry_after=3.0), 4, "(try again in 3 s)"),
+        (TaxiwayError(""), 1, ""),
+        (BrokerFullError("", resource="memory"), 4, "maxmemory"),
+        (BrokerFullError("", resource="disk"), 4, "disk"),
+    ],
+)
+def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are_and_a_hint(
+    error: TaxiwayError, code: int, hint: str
+) -> None:
+    assert error.exit_code == code
+    assert hint in hint_for(error)
+    assert hint == "maxmemory" or "maxmemory" not in hint_for(error)
 
 
-def test_the_hint_for_a_full_store_is_about_what_is_full() -> None:
-    assert "maxmemory" in hint_for(BrokerFullError("", resource="memory"))
-    assert "maxmemory" not in hint_for(BrokerFullError("", resource="disk"))
-    assert "disk" in hint_for(BrokerFullError("", resource="disk"))
-
-
-def test_a_report_says_that_its_device_was_emulated() -> None:
-    assert report_line(REPORT) == (
+def test_a_report_has_its_emulated_device_and_the_tokens_that_an_endpoint_counted() -> None:
+    assert show.report_line(REPORT) == (
         "gpu.realtime · onnx-int8 · cpu:0 (emulated) · waited 2 ms · ran 1.50 s in a batch of 3 · $1.25e-06 · cheapest"
     )
+    counted = msgspec.structs.replace(REPORT, tokens=Tokens(12, 4, 3), cost=0.25)
+    assert "12 tokens in (4 cached), 3 out · $0.25" in show.report_line(counted)
 
 
 def test_long_values_are_cut_and_say_how_long_they_are() -> None:
-    assert brief([0.5] * 384).endswith("… 384 in all]")
-    assert brief(b"12345") == "5 bytes"
-    assert brief({"label": "cat", "score": 0.987654321}) == "label cat, score 0.987654"
-    assert duration(0.0123) == "12.3 ms"
-    assert duration(1.6e-16) == "0 ms"
+    assert show.brief([0.5] * 384).endswith("… 384 in all]")
+    assert [show.brief(b"12345"), show.brief({"label": "cat", "score": 0.987654321})] == [
+        "5 bytes",
+        "label cat, score 0.987654",
+    ]
+    assert [show.duration(0.0123), show.duration(1.6e-16)] == ["12.3 ms", "0 ms"]
 
 
 def test_rows_are_a_table_and_a_vector_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    show_result(Result(model="m:1", outputs={"label": ["good", "bad"], "score": [0.9, 0.8]}, report=REPORT))
+    show.show_result(Result(model="m:1", outputs={"label": ["good", "bad"], "score": [0.9, 0.8]}, report=REPORT))
     rows = capsys.readouterr().out.splitlines()
-    show_result(Result(model="m:1", outputs={"embedding": [0.5] * 384}, report=REPORT))
+    show.show_result(Result(model="m:1", outputs={"embedding": [0.5] * 384}, report=REPORT))
     vector = capsys.readouterr().out.splitlines()
-
     assert [line.split() for line in rows[1:3]] == [["0", "good", "0.9"], ["1", "bad", "0.8"]]
     assert len(vector) == 2
 
 
 def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     record = JobRecord(id="j", state=JobState.QUEUED, model="echo:1", hardware_class="cpu.batch", reason="a [bold] one")
-    show_status(JobStatus(record=record, position=3, eta=0.5))
+    show.show_status(JobStatus(record=record, position=3, eta=0.5))
     shown = capsys.readouterr().out
-
-    assert "cpu.batch" in shown
-    assert "in 500 ms" in shown
-    assert "a [bold] one" in shown
-    assert "deadline" not in shown
+    assert [words in shown for words in ("cpu.batch", "in 500 ms", "a [bold] one", "deadline")] == [True] * 3 + [False]
 
 
 def test_a_placement_shows_its_reason_and_its_table(
@@ -188,7 +147,7 @@ def test_a_placement_shows_its_reason_and_its_table(
     refused = {"hardware_class": "tpu.bulk", "variant": "a", "reason": "no device of the class is live"}
     unlike = {**other, "variant": "c", "warning": "no profile"}
     considered = [{**chosen, **figures}, {**other, **figures}, {**unlike, **figures}]
-    show_placement({"id": "j", "reason": "cheapest", "note": None, "considered": considered, "refused": [refused]})
+    show.show_placement({"id": "j", "reason": "cheapest", "note": None, "considered": considered, "refused": [refused]})
     shown = capsys.readouterr().out
 
     for words in (
@@ -204,36 +163,31 @@ def test_a_placement_shows_its_reason_and_its_table(
 
 
 def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    model = {
-        "name": "echo",
-        "versions": ["1"],
-        "aliases": {"stable": "1"},
-        "variants": {"echo": {}},
-        "summary": "echoes",
-    }
+    model = {"name": "echo", "versions": ["1"], "aliases": {"stable": "1"}, "variants": {"echo": {}}, "summary": "…"}
     device = {"worker": "w@h", "device": "cpu:0", "emulated": True, "warm": ["echo:1/echo"]}
-    classes = {"cpu.batch": {"device": "cpu", "usd_per_hour": 0.05, "devices": 1, "work": [0.5, 0.5]}}
-    show_models([model])
-    show_fleet({"problems": [], "classes": classes, "devices": [device]})
+    price = {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0, "usd_per_request": 0.0}
+    classes = {
+        "cpu.batch": {"device": "cpu", "usd_per_hour": 0.05, "devices": 1, "work": [0.5, 0.5]},
+        "hosted": {"device": "endpoint", "usd_per_hour": 0.0, "price": price, "devices": 1, "work": [0.0]},
+    }
+    show.show_models([model])
+    show.show_fleet({"problems": [], "classes": classes, "devices": [device]})
     shown = capsys.readouterr().out
-
-    assert "stable→1" in shown
-    assert "1.00 s" in shown
-    assert "cpu:0 (emulated)" in shown
+    assert [words in shown for words in ("stable→1", "1.00 s", "cpu:0 (emulated)", "2.5/M in, 10/M out")] == [True] * 4
     assert shown.index("all is well") < shown.index("cpu.batch")
 
 
-def test_a_status_begins_with_what_needs_attention_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fleet_begins_with_what_needs_attention_and_an_empty_list_is_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     disk = {"subject": "state store", "text": "cannot write to its disk", "remedy": "free space there"}
-    show_fleet({"problems": [disk, {**disk, "subject": "class gpu"}], "classes": {}})
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "2 things need attention: state store, class gpu"
-    assert shown[1] == "  ! state store: cannot write to its disk → free space there"
-
-
-def test_an_empty_list_is_shown_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    show_letters([])
-    show_endpoints([])
+    show.show_fleet({"problems": [disk, {**disk, "subject": "class gpu"}], "classes": {}})
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "2 things need attention: state store, class gpu",
+        "  ! state store: cannot write to its disk → free space there",
+    ]
+    show.show_letters([])
+    show.show_endpoints([])
     assert capsys.readouterr().out.startswith("no dead letters\nno webhook endpoints: see taxiway webhooks add --help")
 
 
@@ -241,9 +195,9 @@ def test_the_id_of_a_job_is_never_cut(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setenv("COLUMNS", "80")
     job = "f972b19f-7dee-4d2f-85e6-c418f3b09592"
     letter = {"id": "39c19e7f7e6f", "at": 1e9, "job": job, "history": [], "reason": "a long reason " * 9}
-    show_letters([letter])
+    show.show_letters([letter])
     listed = JobRecord(id=job, state=JobState.SUCCEEDED, model="classify-image:1", hardware_class="gpu.realtime")
-    show_jobs([listed, msgspec.structs.replace(listed, tenant="lab")])
+    show.show_jobs([listed, msgspec.structs.replace(listed, tenant="lab")])
     shown = capsys.readouterr().out
     assert "…" not in shown
     assert shown.count(job) == 3
@@ -254,50 +208,33 @@ def test_nothing_is_wrapped_where_no_terminal_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    show_letters([{"id": "39c19e7f7e6f", "at": 1e9, "job": "j", "history": [], "reason": "a long reason " * 90}])
+    show.show_letters([{"id": "39c19e7f7e6f", "at": 1e9, "job": "j", "history": [], "reason": "a long reason " * 90}])
     assert "a long reason " * 89 in capsys.readouterr().out
-
-
-def test_a_class_that_charges_for_its_use_shows_what(capsys: pytest.CaptureFixture[str]) -> None:
-    price = {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0, "usd_per_request": 0.0}
-    hosted = {"device": "endpoint", "usd_per_hour": 0.0, "price": price, "devices": 1, "work": [0.0]}
-    show_fleet({"stale": False, "classes": {"hosted": hosted}})
-
-    assert "2.5/M in, 10/M out" in capsys.readouterr().out
 
 
 def test_a_fleet_with_a_plan_shows_its_first_classes_and_what_moves(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [
-        {"model": "echo:1", "service": "live", "locality": None, "prefers": "cpu.batch", "until_then": None},
-        {"model": "echo:1", "service": "bulk", "locality": None, "prefers": "tpu.bulk", "until_then": "cpu.batch"},
-        {"model": "echo:1", "service": "standard", "locality": None, "prefers": "tpu.bulk", "until_then": ""},
+        {"model": "echo:1", "service": service, "locality": None, "prefers": prefers, "until_then": until}
+        for service, prefers, until in (
+            ("live", "cpu.batch", None),
+            ("bulk", "tpu.bulk", "cpu.batch"),
+            ("standard", "tpu.bulk", ""),
+        )
     ]
-    plan = {
-        "number": 7,
-        "age": 700.0,
-        "not_followed": "plan 7 is stale (older than 600 s)",
-        "followers": 0,
-        "routers": 2,
-        "cells": cells,
-        "tuner": "",
-        "tuned": None,
-    }
-    show_fleet({"stale": False, "plan": plan})
+    stale = {"number": 7, "age": 700.0, "not_followed": "plan 7 is stale (older than 600 s)", "cells": cells}
+    plan = {**stale, "followers": 0, "routers": 2, "tuner": "", "tuned": None}
+    show.show_fleet({"stale": False, "plan": plan})
     shown = capsys.readouterr().out
-
-    assert "plan 7, 12 min old, followed by 0 of 2 routers" in shown
-    assert "cpu.batch → tpu.bulk" in shown
-    assert "any → tpu.bulk" in shown
-    assert "plan 7 is stale (older than 600 s); no tuner at work" in shown
+    for words in (
+        "plan 7, 12 min old, followed by 0 of 2 routers",
+        "cpu.batch → tpu.bulk",
+        "any → tpu.bulk",
+        "plan 7 is stale (older than 600 s); no tuner at work",
+    ):
+        assert words in shown
 
 
 def test_the_key_goes_to_routers_alone() -> None:
     environment = {"TAXIWAY_KEY": "taxiway_one"}
-
     assert key_for("http://router", environment) == key_for("https://router", environment) == "taxiway_one"
     assert key_for("redis://broker", environment) is key_for("http://router", {}) is None
-
-
-def test_a_report_has_the_tokens_that_an_endpoint_counted() -> None:
-    report = msgspec.structs.replace(REPORT, tokens=Tokens(12, 4, 3), cost=0.25)
-    assert "12 tokens in (4 cached), 3 out · $0.25" in report_line(report)

@@ -14,7 +14,6 @@ def test_every_name_that_is_promised_is_there(name: str) -> None:
 
 def test_every_error_is_promised() -> None:
     tree = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
-
     assert tree <= set(taxiway.__all__)
 
 

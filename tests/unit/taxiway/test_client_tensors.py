@@ -37,7 +37,6 @@ def test_flat_elements_nest_as_numpy_nests_them(array: np.ndarray) -> None:
 
 def test_a_list_of_tensors_becomes_lists_or_arrays_and_other_values_stay() -> None:
     tensors = [from_wire(to_wire(np.ones(2, np.float32)))] * 2
-
     assert plain(tensors) == [[1.0, 1.0], [1.0, 1.0]]
     assert [made.dtype for made in array(tensors)] == [np.float32, np.float32]
     assert plain(["a", "b"]) == array(["a", "b"]) == ["a", "b"]
@@ -46,7 +45,6 @@ def test_a_list_of_tensors_becomes_lists_or_arrays_and_other_values_stay() -> No
 @given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
 def test_an_array_on_the_wire_is_the_same_array_again(given: np.ndarray) -> None:
     back = array(from_wire(to_wire(given)))
-
     assert back.dtype == given.dtype
     assert np.array_equal(back, given)
 
@@ -68,7 +66,6 @@ def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stay
     state: np.ndarray,
 ) -> None:
     (tensor, rate), single = encode_inputs([STATE, RATE], {"state": state, "rate": 8000})
-
     assert (tensor["shape"], rate["shape"], rate["data"], single) == ([2, 1, 1], [], [8000], True)
 
 
@@ -89,7 +86,6 @@ def test_bytes_travel_behind_the_json_each_after_its_length() -> None:
     tensors, single = encode_inputs([TEXT], [b"\xff", b"a"])
     framed = body({}, tensors)
     text, rest = split(framed.body, str(framed.header_length))
-
     (tensor,) = json.loads(bytes(text))["inputs"]
     assert tensor == {**TEXT, "shape": [2], "parameters": {SIZE: 10}}
     assert bytes(rest) == struct.pack("<I", 1) + b"\xff" + struct.pack("<I", 1) + b"a"
@@ -104,7 +100,6 @@ def test_an_array_travels_behind_the_json_as_it_lies_in_memory(
     tensors, _ = encode_inputs([spec], given)
     framed = body({"parameters": {}}, tensors)
     text, rest = split(framed.body, str(framed.header_length))
-
     (back,) = placed(json.loads(bytes(text))["inputs"], rest)
     assert np.array_equal(array(back), given)
     assert plain(back) == given.tolist()
@@ -113,16 +108,13 @@ def test_an_array_travels_behind_the_json_as_it_lies_in_memory(
 def test_bytes_beside_other_values_are_tagged() -> None:
     tensors, _ = encode_inputs([TEXT], [b"\xff", "a", {"b": b"\x00"}])
     framed = body({}, tensors)
-
     (tensor,) = json.loads(framed.body)["inputs"]
     assert from_wire(tensor["data"]) == [b"\xff", "a", {"b": b"\x00"}]
 
 
 def test_what_has_nothing_raw_is_json_alone() -> None:
     tensors, _ = encode_inputs([TEXT], ["a"])
-
     framed = body({}, tensors)
-
     assert framed.header_length is None
     assert framed.headers == {"content-type": "application/json"}
     assert json.loads(framed.body) == {"inputs": tensors}
@@ -144,7 +136,6 @@ def test_a_batch_axis_is_added_where_it_is_missing(
     spec: dict[str, Sequence[object]], value: object, shape: list[int], single: bool
 ) -> None:
     (tensor,), alone = encode_inputs([spec], value)
-
     assert tensor["shape"] == shape
     assert array(tensor).shape == tuple(shape)
     assert alone is single
@@ -152,28 +143,24 @@ def test_a_batch_axis_is_added_where_it_is_missing(
 
 def test_an_array_keeps_its_own_datatype_for_the_router_to_judge() -> None:
     (tensor,), _ = encode_inputs([POINT], np.zeros(2, np.float64))
-
     assert tensor["datatype"] == "FP64"
 
 
 def test_inputs_are_named_by_a_mapping_and_a_lone_one_need_not_be() -> None:
     named, _ = encode_inputs([TEXT, STEPS], {"steps": 3, "text": "a"})
     alone, _ = encode_inputs([TEXT], {"text": "a"})
-
     assert [tensor["name"] for tensor in named] == ["steps", "text"]
     assert alone == encode_inputs([TEXT], "a")[0]
 
 
 def test_a_mapping_that_names_no_input_is_itself_the_value() -> None:
     (tensor,), single = encode_inputs([TEXT], {"flight": "TX 42"})
-
     assert tensor["data"] == [{"flight": "TX 42"}]
     assert single
 
 
 def test_oip_tensors_pass_as_they_are() -> None:
     given = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [[1.0, 2.0]]}
-
     assert encode_inputs([POINT], [given]) == ([{**given, "data": [1.0, 2.0]}], False)
 
 
@@ -190,7 +177,6 @@ def test_a_value_that_has_no_form_on_the_wire_is_refused() -> None:
 def test_outputs_are_bare_where_the_request_was() -> None:
     label = {"name": "label", "shape": [1], "datatype": "BYTES", "data": ["good"]}
     point = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}
-
     assert decode_outputs([label, point], True, plain) == {"label": "good", "point": [1.0, 2.0]}
     assert decode_outputs([label, point], False, plain) == {"label": ["good"], "point": [[1.0, 2.0]]}
     assert decode_outputs([label, point], None, plain) == {"label": "good", "point": [1.0, 2.0]}
@@ -204,5 +190,4 @@ def test_outputs_in_base64_are_bytes() -> None:
         "data": ["AA==", "/w=="],
         "parameters": {"content_type": "base64"},
     }
-
     assert decode_outputs([image], False, plain) == {"image": [b"\x00", b"\xff"]}

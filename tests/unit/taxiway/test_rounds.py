@@ -10,7 +10,6 @@ from taxiway.client.valkey_results import MOST_PER_PASS, Rounds
 
 def test_nothing_is_read_before_it_has_waited_for_a_look() -> None:
     rounds = Rounds()
-
     assert rounds.take({"a", "b"}) == []
     assert sorted(rounds.take({"a", "b", "c"})) == ["a", "b"]
     assert sorted(rounds.take({"b", "c"})) == ["b", "c"]
@@ -19,7 +18,6 @@ def test_nothing_is_read_before_it_has_waited_for_a_look() -> None:
 def test_results_that_were_announced_meanwhile_are_not_read() -> None:
     rounds = Rounds()
     rounds.take({"a", "b"})
-
     assert rounds.take({"b"}) == ["b"]
 
 
@@ -27,8 +25,6 @@ def test_results_that_were_announced_meanwhile_are_not_read() -> None:
 def test_each_of_many_has_its_turn_before_any_comes_again(count: int) -> None:
     waiting, rounds = {str(number): None for number in range(count)}, Rounds()
     rounds.take(waiting)
-
     looks = [rounds.take(waiting) for _ in range(-(-count // MOST_PER_PASS))]
-
     assert sorted(job for look in looks for job in look) == sorted(waiting)
     assert all(len(look) <= MOST_PER_PASS for look in looks)

@@ -8,15 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.job import Lost, Piece, Progress, Restarted, Result, RunReport, read_piece, read_position
-
-REPORT = RunReport(
-    hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason="r"
-)
+from taxiway.contract.job import Lost, Piece, Progress, Restarted, Result, read_piece, read_position
+from tests.builders import a_result
 
 
 def result(text: object) -> Result:
-    return Result(model="m:1", outputs={"text": text}, report=REPORT)
+    return a_result(text=text)
 
 
 def pieces(*texts: str, attempt: int = 1) -> list[Piece]:

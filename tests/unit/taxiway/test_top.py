@@ -3,73 +3,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from taxiway.cli.top import page
+from tests.builders import recorded
+
+SHOWN: dict[str, Any] = yaml.safe_load(recorded("documents/top.yaml"))
 
 
 def a_class(**facts: Any) -> dict[str, Any]:
-    known = {
-        "devices": 12,
-        "replicas": 15,
-        "utilisation": 0.97,
-        "depth": [1, 20, 300, 400_000],
-        "oldest": 812.5,
-        "work": [0.0, 1.0, 30.0, 900.0],
-        "held": [0.0, 0.0, 0.0, 800.0],
-        "rows_per_second": 1234.5,
-        "spending": 8.52,
-    }
-    return known | facts
+    return SHOWN["class"] | facts
 
 
 def a_device(number: int, done: int) -> dict[str, Any]:
-    return {
-        "worker": f"gpu.realtime.cuda-{number}@rack{number % 2}.example",
-        "device": f"cuda:{number}",
-        "hardware_class": "gpu.realtime",
-        "emulated": False,
-        "utilisation": 1.0,
-        "running": 32,
-        "held": 64,
-        "warm": ["generate:1/int8", "embed:1/int8"],
-        "done": {"gpu.realtime": {"outcomes": {"succeeded": done, "failed": 1}}},
-    }
+    named = {"worker": f"gpu.realtime.cuda-{number}@rack{number % 2}.example", "device": f"cuda:{number}"}
+    return SHOWN["device"] | named | {"done": {"gpu.realtime": {"outcomes": {"succeeded": done, "failed": 1}}}}
 
 
 def a_fleet(now: float = 100.0, done: int = 50, devices: int = 12) -> dict[str, Any]:
-    move = {"at": now - 200, "source": "gpu.realtime", "target": "cpu.batch", "jobs": 1200, "reason": "balance"}
-    return {
-        "stale": False,
-        "now": now,
-        "held": 7,
-        "dead": 2,
-        "classes": {"gpu.realtime": a_class(), "cpu.batch": a_class(devices=0, replicas=0)},
-        "devices": [a_device(number, done) for number in range(devices)],
-        "moves": [move],
-    }
+    classes = {"gpu.realtime": a_class(), "cpu.batch": a_class(devices=0, replicas=0)}
+    seen = {"now": now, "classes": classes, "devices": [a_device(number, done) for number in range(devices)]}
+    return SHOWN["fleet"] | seen | {"moves": [SHOWN["move"] | {"at": now - 200}]}
 
 
 def a_plan(**facts: Any) -> dict[str, Any]:
-    cells = [
-        {"model": "sentiment:1", "service": "live", "locality": None, "prefers": "cpu.batch", "until_then": None},
-        {"model": "sentiment:1", "service": "bulk", "locality": None, "prefers": "gpu.realtime", "until_then": ""},
-        {"model": "image:1", "service": "live", "locality": "lab", "prefers": "tpu.bulk", "until_then": "cpu.batch"},
-    ]
-    known = {
-        "number": 7,
-        "age": 45.0,
-        "not_followed": "",
-        "followers": 1,
-        "routers": 2,
-        "score": 3.2,
-        "cells": cells,
-        "tuner": "vm-12",
-        "tuned": 45.0,
-        "adopted": True,
-        "found": "16% better than the plan in use",
-    }
-    return known | facts
+    return SHOWN["plan"] | facts
 
 
 def drawn(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, **how: Any) -> list[str]:

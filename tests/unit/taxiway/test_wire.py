@@ -14,25 +14,17 @@ from kombu.transport.virtual import Channel
 from kombu.transport.virtual.base import Message
 from kombu.utils.json import dumps, loads
 
+from taxiway.contract import wire
 from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
-from taxiway.contract.request import Request
-from taxiway.contract.wire import (
-    HEADER,
-    Envelope,
-    cancel_message,
-    decode_envelope,
-    encode_envelope,
-    infer_message,
-    read_body,
-    read_request,
-    request_body,
-)
+from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, parse_request
 from taxiway.errors import InvalidRequestError
 from tests.unit.strategies import json_values
 
 JSON = "application/json"
+
 REQUEST = Request(model="sentiment", inputs=["a", b"\xff"], deadline=2.0, tenant="lab", outputs=("label",))
-MESSAGE = infer_message("job-1", REQUEST, reply="client-1", origin="me@host")
+
+MESSAGE = wire.infer_message("job-1", REQUEST, reply="client-1", origin="me@host")
 
 
 @pytest.fixture(scope="module")
@@ -78,77 +70,58 @@ def test_celery_makes_its_own_request_of_the_message(app: Celery) -> None:
 
 
 def test_a_message_says_where_its_client_listens() -> None:
-    envelope = decode_envelope(MESSAGE)
-    assert envelope.headers[HEADER] == {"reply": "client-1"}
+    envelope = wire.decode_envelope(MESSAGE)
+    assert envelope.headers[wire.HEADER] == {"reply": "client-1"}
     assert (envelope.headers["id"], envelope.headers["task"]) == ("job-1", INFER)
 
 
 def test_what_was_asked_is_what_is_read() -> None:
-    envelope = decode_envelope(MESSAGE)
-    assert read_request(envelope.payload(), envelope.content_type) == msgspec.structs.replace(
+    envelope = wire.decode_envelope(MESSAGE)
+    assert wire.read_request(envelope.payload(), envelope.content_type) == msgspec.structs.replace(
         REQUEST, inputs=["a", b"\xff"]
     )
 
 
 def test_an_array_travels_as_a_tensor() -> None:
-    request = read_request(request_body(Request(model="m", inputs=np.ones((2, 1), np.float32))), JSON)
+    request = wire.read_request(wire.request_body(Request(model="m", inputs=np.ones((2, 1), np.float32))), JSON)
     assert request.inputs == {"shape": [2, 1], "datatype": "FP32", "data": np.ones(2, np.float32).tobytes()}
 
 
 def test_an_envelope_survives_being_written_again() -> None:
-    assert encode_envelope(decode_envelope(MESSAGE)) == MESSAGE
+    assert wire.encode_envelope(wire.decode_envelope(MESSAGE)) == MESSAGE
 
 
 def test_a_cancellation_names_the_job() -> None:
-    envelope = decode_envelope(cancel_message("job-1", origin="me@host"))
+    envelope = wire.decode_envelope(wire.cancel_message("job-1", origin="me@host"))
     assert envelope.headers["task"] == CANCEL
-    assert read_body(envelope.payload(), envelope.content_type) == (["job-1"], {})
+    assert wire.read_body(envelope.payload(), envelope.content_type) == (["job-1"], {})
 
 
 def test_the_message_of_a_plain_celery_producer_is_read(app: Celery) -> None:
     message = app.amqp.as_task_v2("job-1", INFER, ("sentiment", [b"\xff", b"text"]), {"deadline": 3, "tenant": None})
-    assert read_request(dumps(message.body).encode(), JSON) == Request(
+    assert wire.read_request(dumps(message.body).encode(), JSON) == Request(
         model="sentiment", inputs=[b"\xff", b"text"], deadline=3.0
     )
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        (b"", "body"),
-        (b"5", "body"),
-        (b'"abc"', "body"),
-        (b'{"a": 1, "b": 2, "c": 3}', "body"),
-        (b"[[], {}]", "body"),
-        (b"[{}, [], {}]", "body"),
-        (b"[[], {}, {}]", "model"),
-        (b'[["m"], {}, {}]', "inputs"),
-        (b'[["m", 1, 2], {}, {}]', "args"),
-        (b'[["m", 1], {"model": 5}, {}]', "model"),
-        (b'[["m", 1], {"priority": "now"}, {}]', "priority"),
-        (b'[["m", NaN], {}, {}]', "body"),
-        (b'[["m", {"__type__": "base64", "__value__": "\xc3\xa9"}], {}, {}]', "inputs"),
-        (b'[["m", 1], {"tenant": {"__type__": "uuid", "__value__": {"hex": "0"}}}, {}]', "tenant"),
-        (b'[["m", 1], {"__type__": "base64", "__value__": "YQ=="}, {}]', "__type__"),
-        (b'[["m", ' + b"[" * 900 + b"]" * 900 + b"], {}, {}]", "inputs"),
-        (b"[" * 100_000, "body"),
-    ],
+@pytest.mark.cases(
+    "body, field", [(b'[["m", ' + b"[" * 900 + b"]" * 900 + b"], {}, {}]", "inputs"), (b"[" * 100_000, "body")]
 )
 def test_a_wrong_body_is_refused_by_the_field_that_is_wrong(body: bytes, field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        read_request(body, JSON)
+        wire.read_request(body, JSON)
     assert caught.value.details["field"] == field
 
 
 def test_another_content_type_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="content-type: expected application/json"):
-        read_request(b"", "application/x-python-serialize")
+        wire.read_request(b"", "application/x-python-serialize")
 
 
 @given(body=st.binary() | json_values.map(lambda value: msgspec.json.encode(value)))
 def test_any_body_is_a_request_or_an_invalid_request(body: bytes) -> None:
     try:
-        assert isinstance(read_request(body, JSON), Request)
+        assert isinstance(wire.read_request(body, JSON), Request)
     except InvalidRequestError as error:
         assert "field" in error.details
 
@@ -156,7 +129,7 @@ def test_any_body_is_a_request_or_an_invalid_request(body: bytes) -> None:
 @given(args=json_values, kwargs=json_values)
 def test_any_arguments_are_a_request_or_an_invalid_request(args: Any, kwargs: Any) -> None:
     try:
-        assert isinstance(read_request(msgspec.json.encode([args, kwargs, {}]), JSON), Request)
+        assert isinstance(wire.read_request(msgspec.json.encode([args, kwargs, {}]), JSON), Request)
     except InvalidRequestError as error:
         assert "field" in error.details
 
@@ -169,7 +142,7 @@ ENVELOPE: dict[str, Any] = msgspec.json.decode(MESSAGE)
 @example(raw=b'{"body": "\\ud800", "headers": {}, "properties": {}}')
 def test_any_bytes_are_an_envelope_or_an_invalid_request(raw: bytes) -> None:
     try:
-        assert isinstance(decode_envelope(raw), Envelope)
+        assert isinstance(wire.decode_envelope(raw), wire.Envelope)
     except InvalidRequestError as error:
         assert error.details == {"field": "message"}
 
@@ -179,14 +152,14 @@ def test_any_bytes_are_an_envelope_or_an_invalid_request(raw: bytes) -> None:
 @example(name="body", value="a")
 def test_any_change_to_an_envelope_is_a_payload_or_an_invalid_request(name: str, value: Any) -> None:
     try:
-        assert isinstance(decode_envelope(msgspec.json.encode(ENVELOPE | {name: value})).payload(), bytes)
+        assert isinstance(wire.decode_envelope(msgspec.json.encode(ENVELOPE | {name: value})).payload(), bytes)
     except InvalidRequestError as error:
         assert error.details["field"] in ("message", "body")
 
 
 def test_a_body_without_base64_is_taken_as_it_is() -> None:
-    assert Envelope(body="[é]", headers={}, properties={}).payload() == "[é]".encode()
-    encoded = Envelope(body=base64.b64encode(b"x").decode(), headers={}, properties={"body_encoding": "base64"})
+    assert wire.Envelope(body="[é]", headers={}, properties={}).payload() == "[é]".encode()
+    encoded = wire.Envelope(body=base64.b64encode(b"x").decode(), headers={}, properties={"body_encoding": "base64"})
     assert encoded.payload() == b"x"
 
 
@@ -200,5 +173,70 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize("inputs", ["\ud800", ["a", {"b": "\ud800"}], nested(5000), {1}, {"a": float("nan")}])
 def test_inputs_that_have_no_form_on_the_wire_are_refused_before_they_are_sent(inputs: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        request_body(Request(model="m", inputs=inputs))
+        wire.request_body(Request(model="m", inputs=inputs))
     assert caught.value.details["field"] == "inputs"
+
+
+ASKED = {"model": "sentiment", "inputs": "I like it"}
+
+
+def test_a_model_and_inputs_are_a_request_with_every_term_left_open() -> None:
+    request = parse_request(ASKED)
+    assert request == Request(model="sentiment", inputs="I like it")
+    assert (request.deadline, request.service, request.priority, request.tenant) == (None, None, None, "default")
+
+
+def test_every_field_is_read() -> None:
+    fields = ASKED | {
+        "parameters": {"max_tokens": 5},
+        "outputs": ["label"],
+        "deadline": 2,
+        "service": "live",
+        "priority": "high",
+        "budget": 0.01,
+        "tenant": "lab",
+        "locality": "edge",
+        "idempotency_key": "order-7",
+    }
+    request = parse_request(fields)
+    assert {name: getattr(request, name) for name in fields} == fields | {"outputs": ("label",)}
+
+
+def test_none_stands_for_a_field_that_is_not_given() -> None:
+    left_open = dict.fromkeys(("parameters", "outputs", "deadline", "tenant", "priority"))
+    assert parse_request(ASKED | left_open) == parse_request(ASKED)
+
+
+@pytest.mark.cases(
+    "fields, field, message",
+    [
+        (
+            {"deadline": 10**400},
+            "deadline",
+            "deadline: expected a number of seconds > 0 and at most 2592000 (30 days), got 1000",
+        ),
+        ({"budget": 10**5000}, "budget", "budget: expected a finite number > 0, got an integer of 16610 bits"),
+        ({"model": "x" * (MAX_NAME + 1)}, "model", "model: expected text of 1 to 256 printable characters, got 'xxx"),
+        ({"parameters": {1: 2}}, "parameters", "parameters: expected `str`, got `int`"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_was_expected(fields: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_request(ASKED | fields)
+    assert caught.value.details["field"] == field
+    assert message in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+@given(fields=st.dictionaries(st.sampled_from(sorted(Request.__struct_fields__)) | st.text(max_size=5), json_values))
+def test_any_fields_are_a_request_or_an_invalid_request(fields: dict[str, Any]) -> None:
+    try:
+        assert isinstance(parse_request(fields), Request)
+    except InvalidRequestError as error:
+        assert isinstance(error.details["field"], str)
+
+
+@pytest.mark.parametrize("fields", [{"deadline": float("nan")}, {"deadline": "x"}, {"priority": "x"}, {"tenant": 5}])
+def test_terms_that_were_built_by_hand_are_checked_too(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_terms(Terms(**fields))

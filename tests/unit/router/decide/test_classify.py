@@ -32,40 +32,17 @@ SERVICES = {
 TOPOLOGY = Topology(hardware={}, service=SERVICES, default_service="standard")
 
 
-@pytest.mark.parametrize(
-    ("deadline", "priority", "level"),
-    [
-        (0.25, "high", 0),
-        (1.0, "normal", 0),
-        (1.0, "low", 1),
-        (5.0, "high", 0),
-        (5.0, "normal", 1),
-        (5.0, "low", 2),
-        (601.0, "normal", 2),
-        (3600.0, "low", 3),
-        (None, "normal", 2),
-        (None, "low", 3),
-    ],
-)
+@pytest.mark.cases("deadline, priority, level")
 def test_a_level_is_made_from_the_deadline_and_shifted_by_the_priority(
     deadline: float | None, priority: Priority, level: int
 ) -> None:
     assert level_of(deadline, priority) == level
 
 
-@pytest.mark.parametrize(
-    ("terms", "expected"),
-    [
-        ({}, (5.0, 1, False)),
-        ({"service": "live"}, (0.25, 0, False)),
-        ({"service": "bulk"}, (3600.0, 3, True)),
-        ({"service": "bulk", "deadline": 0.5}, (0.5, 1, True)),
-        ({"service": "live", "priority": "low"}, (0.25, 1, False)),
-    ],
-)
+@pytest.mark.cases("terms, expected")
 def test_what_the_terms_leave_open_comes_from_the_service(terms: dict[str, Any], expected: tuple[Any, ...]) -> None:
     needs = needs_of(Terms(**terms), TOPOLOGY, rows=1, size=1)
-    assert (needs.deadline, needs.level, needs.constraints.preemptible) == expected
+    assert (needs.deadline, needs.level, needs.constraints.preemptible) == tuple(expected)
 
 
 def test_an_unknown_service_is_refused_with_those_there_are() -> None:

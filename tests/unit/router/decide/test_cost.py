@@ -44,18 +44,18 @@ def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0,
     return estimate_figures(table_of(*devices, **fleet), needs, np.array([ahead])).at(0)
 
 
-def test_a_warm_device_pays_no_load() -> None:
-    figures = estimated(WARM)
-    assert (figures.load, figures.run) == pytest.approx((0.0, 0.2))
-    assert figures.cost == pytest.approx(0.2 * 3.6 / 3600)
-    assert figures.finish == pytest.approx(0.2)
+def test_a_load_is_paid_in_time_and_money_as_often_as_a_device_is_cold() -> None:
+    warm, cold, either = estimated(WARM), estimated(COLD), estimated(WARM, COLD, ahead=3.0)
+    assert (warm.load, warm.run, warm.finish) == pytest.approx((0.0, 0.2, 0.2))
+    assert (warm.cost, cold.cost) == pytest.approx((0.2 * 3.6 / 3600, 2.2 * 3.6 / 3600))
+    assert (cold.load, either.load, either.wait) == pytest.approx((2.0, 1.0, 1.5)), "they share the work ahead"
 
 
-def test_a_class_whose_devices_start_on_demand_takes_work_a_start_later() -> None:
-    table = table_of(startable=("cpu",))
+def test_a_class_whose_devices_start_on_demand_takes_work_a_start_later_which_costs_the_load_alone() -> None:
+    table, starts = table_of(startable=("cpu",)), estimated(startable=("cpu",))
     assert table.live.all()
-    assert estimated(startable=("cpu",)).load == pytest.approx(CLASS.scaling.start + 2.0)
     assert table.warnings == ("no device is live: one starts in 30 s",)
+    assert (starts.load, starts.cost) == pytest.approx((CLASS.scaling.start + 2.0, estimated(COLD).cost))
     assert estimated(WARM, startable=("cpu",)).load == 0.0
     assert not table_of(startable=("other",)).live.any()
 
@@ -103,22 +103,6 @@ def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it(
     assert estimated(WARM, ahead=full).wait == pytest.approx(full)
 
 
-def test_a_cold_device_pays_its_load_in_time_and_in_money() -> None:
-    figures = estimated(COLD)
-    assert figures.load == 2.0
-    assert figures.cost == pytest.approx(2.2 * 3.6 / 3600)
-
-
-def test_a_device_that_must_be_started_costs_its_load_but_not_its_start() -> None:
-    figures = estimated(startable=("cpu",))
-    assert figures.load == pytest.approx(CLASS.scaling.start + 2.0)
-    assert figures.cost == pytest.approx(estimated(COLD).cost)
-
-
-def test_a_load_is_expected_as_often_as_a_device_is_cold() -> None:
-    assert estimated(WARM, COLD).load == pytest.approx(1.0)
-
-
 def test_a_load_is_paid_together_by_the_jobs_that_come_while_it_stays() -> None:
     few, many = estimated(COLD, rates={FLOW: 0.5}), estimated(COLD, rates={FLOW: 5.0})
     assert many.load == few.load
@@ -133,15 +117,15 @@ def test_a_devices_observed_pace_corrects_its_profile() -> None:
     assert estimated(slow, msgspec.structs.replace(WARM, pace={KEY: 1.0})).run == pytest.approx(0.4)
 
 
-def test_a_job_takes_at_most_what_is_expected_times_the_residual_that_was_learned() -> None:
+def test_a_job_takes_at_most_what_is_expected_times_the_residual_of_its_variant_else_of_its_device() -> None:
     sure = msgspec.structs.replace(WARM, residual={KEY: (1.25,), ANY: (9.0,)})
-    assert estimated(sure).at_most == pytest.approx(1.25 * 0.2)
-
-
-def test_a_variant_that_has_not_run_is_as_uncertain_as_the_device_is_and_at_least_unlearned() -> None:
     strays = msgspec.structs.replace(COLD, residual={ANY: (5.0,)})
+    assert estimated(sure).at_most == pytest.approx(1.25 * 0.2)
     assert estimated(strays).at_most == pytest.approx(5.0 * estimated(COLD).finish)
     assert estimated(COLD).at_most == pytest.approx(UNLEARNED * estimated(COLD).finish)
+    half, few = estimated(WARM, COLD), estimated(COLD, *[WARM] * 30)
+    assert half.at_most == pytest.approx(UNLEARNED * (2.0 + 0.2)), "a whole load where more than a few are cold"
+    assert few.at_most == pytest.approx(UNLEARNED * few.finish)
 
 
 def test_a_variant_that_has_not_run_is_as_slow_as_the_device_is_and_so_is_its_load() -> None:
@@ -149,12 +133,6 @@ def test_a_variant_that_has_not_run_is_as_slow_as_the_device_is_and_so_is_its_lo
     assert estimated(slow).run == pytest.approx(3 * estimated(COLD).run)
     assert estimated(slow).load == pytest.approx(4 * 2.0)
     assert estimated(msgspec.structs.replace(slow, loading={KEY: 1.5, ANY: 4.0})).load == pytest.approx(1.5 * 2.0)
-
-
-def test_at_most_counts_a_whole_load_where_more_than_a_few_devices_are_cold() -> None:
-    half, few = estimated(WARM, COLD), estimated(COLD, *[WARM] * 30)
-    assert half.at_most == pytest.approx(UNLEARNED * (2.0 + 0.2))
-    assert few.at_most == pytest.approx(UNLEARNED * few.finish)
 
 
 @pytest.mark.parametrize(("level", "residual"), [(0, 1.25), (1, 1.5), (3, 1.5)])
@@ -169,51 +147,40 @@ def test_each_device_is_reckoned_by_its_own_kind() -> None:
     assert estimated(cuda, WARM).run == pytest.approx(0.11)
 
 
-def test_work_ahead_is_shared_by_the_devices() -> None:
-    assert estimated(WARM, COLD, ahead=3.0).wait == pytest.approx(1.5)
-
-
-def test_rows_beyond_the_largest_batch_run_in_more_batches() -> None:
-    figures = estimated(WARM, needs=replace(ONE_ROW, rows=20))
-    assert figures.run == pytest.approx(2 * (0.1 + 0.01 * 80) + (0.1 + 0.01 * 40))
+def wait_of(level: int, *devices: DeviceFacts) -> float:
+    return estimated(*devices, needs=replace(ONE_ROW, level=level)).wait
 
 
 def test_more_urgent_work_waits_until_the_first_device_has_ended_a_long_batch() -> None:
     long = {"blocked": 3.0, "blocked_by": 2}
     one, other = (msgspec.structs.replace(device, **long) for device in (WARM, COLD))
     shorter = msgspec.structs.replace(other, blocked=1.0)
-
-    def wait(level: int, *devices: DeviceFacts) -> float:
-        return estimated(*devices, needs=replace(ONE_ROW, level=level)).wait
-
-    assert [wait(level, one, shorter) for level in range(4)] == [1.0, 1.0, 0.0, 0.0]
-    assert wait(0, one, COLD) == 0.0
+    assert [wait_of(level, one, shorter) for level in range(4)] == [1.0, 1.0, 0.0, 0.0]
+    assert wait_of(0, one, COLD) == 0.0
 
 
 def test_the_most_urgent_work_waits_for_batches_of_other_models() -> None:
     busy = msgspec.structs.replace(WARM, blocking={"sentiment:1": 0.4, ANY: 3.0})
     strange = msgspec.structs.replace(COLD, blocking={ANY: 0.8})
-
-    def wait(level: int, *devices: DeviceFacts) -> float:
-        return estimated(*devices, needs=replace(ONE_ROW, level=level)).wait
-
-    assert [wait(level, busy) for level in range(4)] == [0.4, 0.0, 0.0, 0.0]
-    assert wait(0, busy, strange) == pytest.approx(0.6)
-    assert wait(0, msgspec.structs.replace(busy, blocked=0.3, blocked_by=2)) == pytest.approx(0.4)  # counted once
+    assert [wait_of(level, busy) for level in range(4)] == [0.4, 0.0, 0.0, 0.0]
+    assert wait_of(0, busy, strange) == pytest.approx(0.6)
+    assert wait_of(0, msgspec.structs.replace(busy, blocked=0.3, blocked_by=2)) == pytest.approx(0.4)  # counted once
 
 
-def bounded(max_run: float, needs: Needs) -> Estimate:
-    """The figures where a batch takes at most `max_run` seconds."""
-    hardware = msgspec.structs.replace(CLASS, max_run=max_run)
-    return estimate_figures(table_of(WARM, hardware=hardware), needs, np.zeros(1)).at(0)
-
-
-def test_rows_beyond_what_a_batch_may_take_run_in_more_batches() -> None:
-    six = replace(ONE_ROW, rows=6)
-
-    assert bounded(0.45, six).run == pytest.approx(2 * (0.1 + 0.01 * 30))
-    assert bounded(0.01, six).run == pytest.approx(6 * (0.1 + 0.01 * 10))  # each row alone takes longer than it may
-    assert bounded(9.0, six).run == pytest.approx(0.1 + 0.01 * 60)
+@pytest.mark.parametrize(
+    ("max_run", "rows", "seconds"),
+    [
+        (None, 20, 2 * (0.1 + 0.01 * 80) + (0.1 + 0.01 * 40)),
+        (0.45, 6, 2 * (0.1 + 0.01 * 30)),
+        (0.01, 6, 6 * (0.1 + 0.01 * 10)),  # each row alone takes longer than it may
+        (9.0, 6, 0.1 + 0.01 * 60),
+    ],
+)
+def test_rows_beyond_what_a_batch_may_hold_or_take_run_in_more_batches(
+    max_run: float | None, rows: int, seconds: float
+) -> None:
+    table = table_of(WARM, hardware=msgspec.structs.replace(CLASS, max_run=max_run))
+    assert estimate_figures(table, replace(ONE_ROW, rows=rows), np.zeros(1)).at(0).run == pytest.approx(seconds)
 
 
 @given(
@@ -280,9 +247,8 @@ def test_spot_capacity_has_its_own_price_and_pays_for_what_a_reclaim_wastes() ->
 
 @pytest.mark.parametrize(("utilisation", "rises"), [(1.0, True), (0.5, False)])
 def test_a_shadow_price_rises_above_its_target_and_falls_below_it(utilisation: float, rises: bool) -> None:
-    topology = a_topology(cpu=CLASS)
     busy = msgspec.structs.replace(WARM, utilisation=utilisation)
-    price = shadow_prices(topology, FleetSnapshot((busy,), shadow={"cpu": 1e-4}))["cpu"]
+    price = shadow_prices(TOPOLOGY, FleetSnapshot((busy,), shadow={"cpu": 1e-4}))["cpu"]
     assert (price > 1e-4) is rises
 
 

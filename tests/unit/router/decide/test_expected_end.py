@@ -50,5 +50,4 @@ def test_nothing_is_expected_where_no_device_serves_the_class() -> None:
 def test_a_device_without_a_heartbeat_for_long_is_silent() -> None:
     devices = fleet(0.0, 0.0).devices
     heard = {devices[0].worker: 100.0, devices[1].worker: 100.0 - SILENT - 0.5}
-
     assert silent_for(devices, heard, now=100.2) == {devices[1].worker: pytest.approx(SILENT + 0.7)}

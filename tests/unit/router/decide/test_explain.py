@@ -4,13 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import (
-    Considered,
     Explanation,
     basis_text,
     explain,
@@ -25,9 +25,9 @@ from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import HardwareClass, Price, Service, Topology
+from tasks.topology import DeviceKind, Service, Topology
 from taxiway.errors import TaxiwayError
-from tests.builders import a_device, a_text_model
+from tests.builders import a_class, a_device, a_text_model
 from tests.unit.router.decide.choosing import place
 from tests.unit.strategies import situations
 
@@ -70,7 +70,6 @@ def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: 
 def test_every_class_and_variant_is_considered_or_refused_with_a_reason(situation: Situation, stale: bool) -> None:
     model, needs, topology, fleet = situation
     table = explained((model, needs, topology, replace(fleet, stale=stale)))
-
     considered = [(c.hardware_class, c.variant) for c in table.considered]
     refused = [(r.hardware_class, r.variant) for r in table.refused]
     assert sorted(considered + refused) == sorted((h, v) for h in topology.hardware for v in model.variants)
@@ -106,24 +105,21 @@ def test_a_basis_of_another_release_is_none() -> None:
     assert unpack_snapshot(b"nothing") is None
 
 
-HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0, "horizon": 10.0}
+CLASS: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "horizon": 10.0}
 TOPOLOGY = Topology(
     hardware={
-        "cpu.batch": HardwareClass(device="cpu", price=Price(usd_per_hour=0.05), **HARDWARE),
-        "gpu.realtime": HardwareClass(device="cuda", price=Price(usd_per_hour=0.7), reserve_for="live", **HARDWARE),
-        "tpu.bulk": HardwareClass(device="tpu", price=Price(usd_per_hour=1.2), **HARDWARE),
+        "cpu.batch": a_class(0.05, **CLASS),
+        "gpu.realtime": a_class(0.7, device="cuda", reserve_for="live", **CLASS),
+        "tpu.bulk": a_class(1.2, device="tpu", **CLASS),
     },
     service={"standard": Service(deadline=5.0), "live": Service(deadline=0.25)},
     default_service="standard",
 )
+RUNS: dict[DeviceKind, float] = {"cpu": 0.1, "cuda": 0.01, "tpu": 0.02}
 ONNX = Variant(
     runtime="onnx",
     memory=Size(2**20),
-    profiles={
-        "cpu": Profile(base=0.1, slope=0.0, load=1.0),
-        "cuda": Profile(base=0.01, slope=0.0, load=1.0),
-        "tpu": Profile(base=0.02, slope=0.0, load=1.0),
-    },
+    profiles={kind: Profile(base=run, slope=0.0, load=1.0) for kind, run in RUNS.items()},
 )
 MODEL = a_text_model(onnx=ONNX)
 
@@ -136,65 +132,34 @@ def device(hardware_class: str) -> DeviceFacts:
 FLEET = FleetSnapshot(devices=(device("cpu.batch"), device("gpu.realtime")))
 
 
-def rows_of(fleet: FleetSnapshot = FLEET, **terms: Any) -> dict[str, Considered]:
-    fields: dict[str, Any] = {"deadline": 5.0, "level": 1, "rows": 1, "size": 1.0, **terms}
-    return {row.hardware_class: row for row in explained((MODEL, Needs(**fields), TOPOLOGY, fleet)).considered}
+LIVE = Constraints(service="live")
+CPU, GPU = "cpu.batch", "gpu.realtime"
 
 
-def test_one_that_costs_more_is_explained_as_more_expensive() -> None:
-    rows = rows_of()
-
-    assert rows["cpu.batch"].chosen
-    assert str(rows["gpu.realtime"].why_not).startswith("more expensive: ")
-
-
-def test_a_cheaper_one_that_would_be_late_is_explained_as_late() -> None:
-    busy = replace(FLEET, work={"cpu.batch": (0.0, 60.0, 0.0, 0.0)})
-    rows = rows_of(busy, constraints=Constraints(service="live"))
-
-    assert rows["gpu.realtime"].chosen
-    assert str(rows["cpu.batch"].why_not).startswith("would be late: expected in 60.1 s")
-
-
-def test_one_that_is_in_time_only_if_all_goes_well_is_explained_as_not_sure() -> None:
-    rows = rows_of(deadline=0.15, constraints=Constraints(service="live"))
-
-    assert rows["gpu.realtime"].chosen
-    assert str(rows["cpu.batch"].why_not).startswith("might be late: at most 0.3 s")
-
-
-def test_a_reserved_class_that_is_busy_is_explained_as_reserved() -> None:
-    busy = replace(FLEET, work={"gpu.realtime": (4.0, 0.0, 0.0, 0.0)})
-
-    assert str(rows_of(busy)["gpu.realtime"].why_not).startswith("reserved for live")
-
-
-def test_one_past_the_budget_is_explained_as_past_it() -> None:
-    cost = rows_of()["cpu.batch"].cost
-
-    assert str(rows_of(budget=cost * 1.01)["gpu.realtime"].why_not).startswith("over budget")
-
-
-def test_where_none_is_in_time_the_others_are_explained_as_later() -> None:
-    rows = rows_of(deadline=0.001, constraints=Constraints(service="live"))
-
-    assert rows["gpu.realtime"].chosen
-    assert rows["cpu.batch"].why_not == "later: expected in 0.1 s"
-
-
-def test_a_class_without_a_device_is_refused() -> None:
-    table = explained((MODEL, Needs(deadline=5.0, level=1, rows=1, size=1.0), TOPOLOGY, FLEET))
-
-    refused = [(r.hardware_class, r.reason) for r in table.refused]
-    assert refused == [("tpu.bulk", "no device of the class is live")]
-
-
-def test_a_warning_stands_at_the_candidate_whose_profile_it_is_about() -> None:
-    assert "model.yaml's default" in str(rows_of()["cpu.batch"].warning)
+@pytest.mark.parametrize(
+    ("work", "terms", "chosen", "passed_over", "why"),
+    [
+        ({}, {}, CPU, GPU, "more expensive: "),
+        ({CPU: (0.0, 60.0, 0.0, 0.0)}, {"constraints": LIVE}, GPU, CPU, "would be late: expected in 60.1 s"),
+        ({}, {"deadline": 0.15, "constraints": LIVE}, GPU, CPU, "might be late: at most 0.3 s"),
+        ({GPU: (4.0, 0.0, 0.0, 0.0)}, {}, CPU, GPU, "reserved for live"),
+        ({}, {"budget": 1.01 * 0.1 * 0.05 / 3600}, CPU, GPU, "over budget"),
+        ({}, {"deadline": 0.001, "constraints": LIVE}, GPU, CPU, "later: expected in 0.1 s"),
+    ],
+)
+def test_what_was_passed_over_is_explained(
+    work: dict[str, tuple[float, ...]], terms: dict[str, Any], chosen: str, passed_over: str, why: str
+) -> None:
+    needs = Needs(**({"deadline": 5.0, "level": 1, "rows": 1, "size": 1.0} | terms))
+    table = explained((MODEL, needs, TOPOLOGY, replace(FLEET, work=work)))
+    rows = {row.hardware_class: row for row in table.considered}
+    assert rows[chosen].chosen
+    assert str(rows[passed_over].why_not).startswith(why)
+    assert "model.yaml's default" in str(rows[CPU].warning)
+    assert [(r.hardware_class, r.reason) for r in table.refused] == [("tpu.bulk", "no device of the class is live")]
 
 
 def test_a_thousand_devices_take_little_to_keep() -> None:
     one = device("cpu.batch")
     fleet = FleetSnapshot(devices=tuple(msgspec.structs.replace(one, worker=f"cpu.batch.{n}") for n in range(1000)))
-
     assert len(pack_snapshot(fleet)) < 20_000

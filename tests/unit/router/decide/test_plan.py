@@ -57,12 +57,12 @@ def test_a_stored_plan_is_followed_until_it_is_stale() -> None:
     assert follow(b"", 60.0, followed) == NO_PLAN
 
 
-def test_a_plan_that_cannot_be_read_is_not_followed() -> None:
-    for raw in (b"{", b"{}", b"x" * (PLAN_AT_MOST + 1), STORED.replace(b'["new","old"]', b"[]")):
-        followed = follow(raw, 60.0)
-        assert followed.plan is None
-        assert followed.why.startswith("the stored plan cannot be read: ")
-        assert follow(raw, 61.0, followed).why == followed.why
+@pytest.mark.parametrize("raw", [b"{", b"{}", b"x" * (PLAN_AT_MOST + 1), STORED.replace(b'["new","old"]', b"[]")])
+def test_a_plan_that_cannot_be_read_is_not_followed(raw: bytes) -> None:
+    followed = follow(raw, 60.0)
+    assert followed.plan is None
+    assert followed.why.startswith("the stored plan cannot be read: ")
+    assert follow(raw, 61.0, followed).why == followed.why
 
 
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(msgspec.json.encode))

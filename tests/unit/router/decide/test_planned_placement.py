@@ -18,20 +18,20 @@ from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
 from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import DeviceKind, HardwareClass, Price, Service, Topology
+from tasks.topology import DeviceKind, Service, Topology
 from taxiway.errors import OverloadedError, TaxiwayError
-from tests.builders import a_device, a_text_model
+from tests.builders import a_class, a_device, a_text_model
 from tests.unit.router.decide.choosing import options_of, place
 from tests.unit.strategies import plans, situations
 
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]
 
-HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0, "horizon": 10.0, "labels": ("lab",)}
+HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "horizon": 10.0}
 TOPOLOGY = Topology(
     hardware={
-        "cheap": HardwareClass(device="cpu", price=Price(usd_per_hour=0.05), **HARDWARE),
-        "dear": HardwareClass(device="cuda", price=Price(usd_per_hour=2.0), **HARDWARE),
-        "other": HardwareClass(device="tpu", price=Price(usd_per_hour=1.0), **(HARDWARE | {"labels": ()})),
+        "cheap": a_class(0.05, labels=("lab",), **HARDWARE),
+        "dear": a_class(2.0, device="cuda", labels=("lab",), **HARDWARE),
+        "other": a_class(1.0, device="tpu", **HARDWARE),
     },
     service={"live": Service(deadline=0.25), "standard": Service(deadline=5.0), "bulk": Service()},
     default_service="standard",

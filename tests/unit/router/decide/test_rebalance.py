@@ -14,14 +14,13 @@ from benchmarks.decision_speed import WAITING, WORKERS, scene_of, seconds_of
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
-from router.decide.moves.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
+from router.decide.moves.rebalance import Flows, Group, Kind, Move, rebalance
 from router.decide.moves.waiting import group_by_kind, window_per_level
 from router.decide.placement import reserved_and_busy
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from tasks.document import Size
-from tasks.heartbeat import DeviceFacts
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Rebalance, Service, Topology
@@ -279,52 +278,39 @@ def waiting(
     return [group], {hardware_class: [0.0, seconds, 0.0, 0.0]}, {hardware_class: jobs}
 
 
-def kinds(moves: list[Move]) -> list[Kind]:
-    return [move.kind for move in moves]
+ALL_AT_ONCE = Rebalance(max_share_per_tick=1.0)
 
 
-def test_jobs_that_would_be_late_go_where_they_are_in_time_and_no_more_of_them() -> None:
-    moves = rebalance(*waiting(two_classes(dear=3.0), "cpu.a", 1000, deadline=9.5), Rebalance(max_share_per_tick=1.0))
-    assert kinds(moves) == [Kind.RESCUE]
-    assert moves[0].target == "cpu.b"
-    assert len(moves[0].jobs) == pytest.approx(50, abs=2)
-    assert "rescue" in moves[0].reason
+@pytest.mark.parametrize(
+    ("dear", "source", "jobs", "deadline", "kind", "moved"),
+    [
+        (3.0, "cpu.a", 1000, 9.5, Kind.RESCUE, 50),  # those that would be late, and no more of them
+        (1.0, "cpu.a", 1000, None, Kind.BALANCE, 500),  # with an idle class of the same price
+        (3.0, "cpu.b", 100, 60, Kind.SAVE, 100),  # back to cheaper hardware, in time there
+        (3.0, "cpu.a", 1000, None, None, 0),  # in time here: not onto dearer hardware
+        (1.0, "cpu.a", 1, None, None, 0),
+        (1.0, "cpu.a", 0, None, None, 0),
+    ],
+)
+def test_jobs_move_where_they_are_in_time_or_earlier_or_cheaper(
+    dear: float, source: str, jobs: int, deadline: float | None, kind: Kind | None, moved: int
+) -> None:
+    moves = rebalance(*waiting(two_classes(dear=dear), source, jobs, deadline), ALL_AT_ONCE)
+    assert [move.kind for move in moves] == [kind] * bool(kind)
+    assert sum(len(move.jobs) for move in moves) == pytest.approx(moved, abs=2)
+    for move in moves:
+        assert move.jobs[-1] == str(jobs - 1)
+        assert (move.source, move.reason.partition(":")[0]) == (source, move.kind.value)
 
 
-def test_a_long_queue_is_levelled_with_an_idle_class_of_the_same_price() -> None:
-    moves = rebalance(*waiting(two_classes(), "cpu.a", 1000, deadline=None), Rebalance(max_share_per_tick=1.0))
-    assert kinds(moves) == [Kind.BALANCE]
-    assert len(moves[0].jobs) == pytest.approx(500, abs=2)
-    assert moves[0].jobs[-1] == "999"
-
-
-def test_work_that_is_in_time_is_not_levelled_onto_dearer_hardware() -> None:
-    assert rebalance(*waiting(two_classes(dear=3.0), "cpu.a", 1000, deadline=None), RULES) == []
-
-
-def test_what_may_be_late_here_and_may_be_in_time_there_goes_at_any_price_and_what_is_late_there_stays() -> None:
-    unsure = two_classes(dear=3.0)
-    unsure = (*unsure[:2], replace(unsure[2], devices=tuple(replace_residual(d, 2.0) for d in unsure[2].devices)))
-    rules = Rebalance(max_share_per_tick=1.0)
-    moves = rebalance(*waiting(unsure, "cpu.a", 1000, deadline=0.015), rules)
-    assert kinds(moves) == [Kind.BALANCE]
-    assert rebalance(*waiting(unsure, "cpu.a", 1000, deadline=0.001), rules) == []
-    assert rebalance(*waiting(unsure, "cpu.a", 1000, deadline=-1.0), rules) == []
-
-
-def replace_residual(device: DeviceFacts, residual: float) -> DeviceFacts:
-    return msgspec.structs.replace(device, residual={"m:1/v": (residual,)})
-
-
-def test_work_goes_back_to_cheaper_hardware_when_it_is_in_time_there() -> None:
-    moves = rebalance(*waiting(two_classes(dear=3.0), "cpu.b", 100, deadline=60), Rebalance(max_share_per_tick=1.0))
-    assert kinds(moves) == [Kind.SAVE]
-    assert moves[0].target == "cpu.a"
-    assert moves[0].cost < CHEAPER * moves[0].cost * 3
-
-
-def test_a_short_queue_is_left_alone() -> None:
-    assert rebalance(*waiting(two_classes(), "cpu.a", 1, deadline=None), RULES) == []
+@pytest.mark.parametrize(("deadline", "kinds"), [(0.015, [Kind.BALANCE]), (0.001, []), (-1.0, [])])
+def test_what_may_be_late_here_and_may_be_in_time_there_goes_at_any_price_and_what_is_late_there_stays(
+    deadline: float, kinds: list[Kind]
+) -> None:
+    model, topology, fleet = two_classes(dear=3.0)
+    unsure = tuple(msgspec.structs.replace(device, residual={"m:1/v": (2.0,)}) for device in fleet.devices)
+    scene = waiting((model, topology, replace(fleet, devices=unsure)), "cpu.a", 1000, deadline)
+    assert [move.kind for move in rebalance(*scene, ALL_AT_ONCE)] == kinds
 
 
 def test_a_way_back_is_closed_for_some_ticks_and_opens_again() -> None:
@@ -336,10 +322,6 @@ def test_a_way_back_is_closed_for_some_ticks_and_opens_again() -> None:
         flows.begin()
         closed.append(("b", "a") in flows.closed(3))
     assert closed == [True, True, True, False, False]
-
-
-def test_without_waiting_jobs_there_are_no_moves() -> None:
-    assert rebalance([], {}, {}, RULES) == []
 
 
 def test_moves_of_one_tick_do_not_pile_up_on_the_same_target() -> None:
@@ -387,18 +369,28 @@ def under_a_plan(
     return model, topology, replace(fleet, plan=Plan(number=1, made=0.0, cells=(cell, *also), classes=classes))
 
 
-def test_planned_work_is_neither_levelled_nor_saved_but_goes_back_to_its_preferred_class() -> None:
-    assert rebalance(*waiting(under_a_plan("cpu.a"), "cpu.a", 1000, deadline=None), RULES) == []
-    assert rebalance(*waiting(under_a_plan("cpu.b", dear=3.0), "cpu.b", 100, deadline=60), RULES) == []
-    moves = rebalance(*waiting(under_a_plan("cpu.b"), "cpu.a", 1000, deadline=None), RULES)
-    assert [(move.kind, move.target) for move in moves] == [(Kind.BALANCE, "cpu.b")]
+@pytest.mark.parametrize(
+    ("preferred", "dear", "source", "jobs", "deadline", "moved"),
+    [
+        ("cpu.a", 1.0, "cpu.a", 1000, None, []),  # not levelled
+        ("cpu.b", 3.0, "cpu.b", 100, 60, []),  # not saved
+        ("cpu.b", 1.0, "cpu.a", 1000, None, [(Kind.BALANCE, "cpu.b")]),
+    ],
+)
+def test_planned_work_is_neither_levelled_nor_saved_but_goes_back_to_its_preferred_class(
+    preferred: str, dear: float, source: str, jobs: int, deadline: float | None, moved: list[tuple[Kind, str]]
+) -> None:
+    moves = rebalance(*waiting(under_a_plan(preferred, dear=dear), source, jobs, deadline), RULES)
+    assert [(move.kind, move.target) for move in moves] == moved
 
 
-def test_late_planned_work_is_rescued_only_where_it_does_not_hold_up_what_is_planned_there() -> None:
-    urgent = Cell(model="n:1", service="", classes=("cpu.b",), deadline=0.001)
-    patient = Cell(model="n:1", service="", classes=("cpu.b",), deadline=10.0)
-    late = 1000, 9.5
-    rescued = rebalance(*waiting(under_a_plan("cpu.a", patient), "cpu.a", *late), RULES)
-    assert kinds(rescued) == [Kind.RESCUE]
-    assert rebalance(*waiting(under_a_plan("cpu.a", urgent), "cpu.a", *late), RULES) == []
-    assert rebalance(*waiting(under_a_plan("cpu.a", used=("cpu.a",)), "cpu.a", *late), RULES) == []
+@pytest.mark.parametrize(
+    ("planned_there", "used", "rescued"),
+    [(10.0, ("cpu.a", "cpu.b"), True), (0.001, ("cpu.a", "cpu.b"), False), (None, ("cpu.a",), False)],
+)
+def test_late_planned_work_is_rescued_only_where_it_does_not_hold_up_what_is_planned_there(
+    planned_there: float | None, used: tuple[str, ...], rescued: bool
+) -> None:
+    others = [Cell(model="n:1", service="", classes=("cpu.b",), deadline=planned_there)] if planned_there else []
+    moves = rebalance(*waiting(under_a_plan("cpu.a", *others, used=used), "cpu.a", 1000, 9.5), RULES)
+    assert [move.kind for move in moves] == [Kind.RESCUE] * rescued

@@ -130,27 +130,7 @@ def test_a_helper_runs_all_that_the_class_has_or_what_its_own_devices_do() -> No
     assert not after(FleetSnapshot((echo, better), work=waiting(night=99.0)))
 
 
-@pytest.mark.parametrize(
-    ("own", "other", "facts", "reason"),
-    [
-        ("cpu.day", "cpu.lab", {}, "the class is labelled lab, which the device's own is not"),
-        ("cpu.lab", "cpu.day", {}, None),
-        ("cpu.spot", "cpu.day", {}, "the device is spot capacity, and the class is not"),
-        ("cpu.day", "cpu.spot", {}, None),
-        ("cpu.day", "gpu.live", {}, "the class is for cuda, cpu:0 is cpu"),
-        ("gpu.live", "cpu.day", {"emulated": True}, None),
-        (
-            "gpu.live",
-            "gpu.large",
-            {"kind": "cuda"},
-            "the class has 85899345920 bytes of memory",
-        ),
-        ("gpu.large", "gpu.live", {"kind": "cuda", "memory_total": 79 * 2**30}, None),
-        ("gpu.large", "gpu.live", {"emulated": True}, None),
-        ("cpu.day", "cpu.night", {"runtimes": ("jax",)}, "the class runs echo, onnx, of which a has none"),
-        ("cpu.day", "nowhere", {}, "expected one of cpu.day, cpu.lab, cpu.night, cpu.spot, gpu.large, gpu.live"),
-    ],
-)
+@pytest.mark.cases("own, other, facts, reason")
 def test_a_device_serves_only_classes_that_it_is_fit_for(
     own: str, other: str, facts: dict[str, Any], reason: str | None
 ) -> None:

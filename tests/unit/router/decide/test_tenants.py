@@ -12,6 +12,7 @@ from router.decide.fairness import MEMORY, FairOrder, HeldKind, Releasable, Shar
 from tasks.settings import TREE
 from tasks.topology import Tenant, load_topology
 from taxiway.contract.keys import lengths_cell
+from tests.narrowing import present
 
 NOON = 1_700_006_400.0 + 43_200
 DAY = day_of(NOON)
@@ -21,48 +22,30 @@ TOPOLOGY = msgspec.structs.replace(
 )
 
 
-def test_a_tenant_may_spend_what_is_left_of_the_day() -> None:
-    allowance = Tenants({}, DAY, {"lab": 1.5}).allowance("lab", TOPOLOGY, NOON)
-
-    assert allowance is not None
-    assert (allowance.left, allowance.renewed_in, allowance.day) == (0.5, 43200, DAY)
-
-
-@pytest.mark.parametrize("tenant", ["edge", "unknown"])
-def test_a_tenant_without_a_budget_may_spend_anything(tenant: str) -> None:
-    assert Tenants({}, DAY, {tenant: 1e9}).allowance(tenant, TOPOLOGY, NOON) is None
-
-
-def test_what_was_spent_yesterday_is_forgotten_at_midnight() -> None:
-    tenants = Tenants({}, DAY, {"lab": 2.0})
-
-    before = tenants.allowance("lab", TOPOLOGY, NOON + 43199)
-    after = tenants.allowance("lab", TOPOLOGY, NOON + 43200)
-
-    assert before is not None and after is not None
-    assert (before.left, before.renewed_in) == (0.0, 1.0)
-    assert (after.left, after.renewed_in) == (2.0, 86400)
+@pytest.mark.parametrize(
+    ("spent", "now", "left", "renewed_in"),
+    [(1.5, NOON, 0.5, 43200), (2.0, NOON + 43199, 0.0, 1.0), (2.0, NOON + 43200, 2.0, 86400)],
+)
+def test_a_tenant_may_spend_what_is_left_of_the_day_and_yesterday_is_forgotten_at_midnight(
+    spent: float, now: float, left: float, renewed_in: float
+) -> None:
+    allowance = present(Tenants({}, DAY, {"lab": spent}).allowance("lab", TOPOLOGY, now))
+    assert (allowance.left, allowance.renewed_in, allowance.day) == (left, renewed_in, day_of(now))
+    assert Tenants({}, DAY, {"edge": 1e9}).allowance("edge", TOPOLOGY, now) is None
+    assert Tenants({}, DAY, {"unknown": 1e9}).allowance("unknown", TOPOLOGY, now) is None
 
 
 @given(costs=st.lists(st.floats(0, 1), max_size=20))
 def test_what_is_placed_between_two_readings_counts(costs: list[float]) -> None:
     tenants = Tenants({}, DAY, {})
-    left = [2.0]
-    for cost in costs:
-        allowance = tenants.allowance("lab", TOPOLOGY, NOON)
-        assert allowance is not None
-        left.append(allowance.left)
+    for number, cost in enumerate(costs):
+        allowance = present(tenants.allowance("lab", TOPOLOGY, NOON))
+        assert allowance.left == pytest.approx(2.0 - sum(costs[:number]))
         tenants.spend(allowance, cost)
-
-    last = tenants.allowance("lab", TOPOLOGY, NOON)
-    assert last is not None
-    assert left == sorted(left, reverse=True)
-    assert last.left == pytest.approx(2.0 - sum(costs))
 
 
 def test_lengths_are_those_of_the_model_and_the_tenant() -> None:
     tenants = Tenants({lengths_cell("generate:1", "lab"): b'{"9": 3.5}'})
-
     assert tenants.lengths("generate:1", "lab") == {9: 3.5}
     assert tenants.lengths("generate:1", "other") == tenants.lengths("generate:2", "lab") == {}
 
@@ -71,7 +54,6 @@ def test_only_a_tenant_over_its_fair_share_is_held() -> None:
     shares = Shares({})
     for tenant, dollars in {"desk": 0.1, "shop": 1.0, "lab": 10.0}.items():
         shares.charge(tenant, dollars)
-
     assert {name for name in ("lab", "shop", "desk", "new") if shares.over_fair_share(name)} == {"lab"}
     assert {name for name in ("lab", "shop", "desk", "new") if shares.bypasses_holding(name)} == {"shop", "desk", "new"}
 
@@ -84,14 +66,12 @@ def test_a_tenant_that_had_nothing_for_long_has_saved_up_little() -> None:
     while not shares.over_fair_share("shop"):
         shares.charge("shop", 0.1)
         given += 1
-
     assert given <= 10  # a dollar, not ten
 
 
 def test_a_tenant_that_is_alone_neither_crowds_nor_passes_what_is_held_which_is_its_own() -> None:
     shares = Shares({})
     shares.charge("lab", 10.0)
-
     assert not shares.over_fair_share("lab")
     assert not shares.bypasses_holding("lab")
 
@@ -105,7 +85,6 @@ def test_tenants_that_flood_are_given_device_time_by_their_weights(weight: int) 
         tenant = "lab" if shares.over_fair_share("shop") else "shop"
         shares.charge(tenant, 1.0)
         had[tenant] += 1
-
     assert had["shop"] == pytest.approx(weight * had["lab"], rel=0.15)
 
 
@@ -115,9 +94,7 @@ def test_some_tenant_always_passes_and_time_alone_puts_none_over_its_share(had: 
     for tenant, dollars in had.items():
         shares.charge(tenant, dollars)
     before = {name for name in had if shares.over_fair_share(name)}
-
     shares.decay(later)
-
     assert not had or before < had.keys()
     assert not had or any(not shares.over_fair_share(name) for name in had)
 
@@ -128,7 +105,6 @@ def test_what_a_tenant_had_is_forgotten_in_the_end() -> None:
     for _ in range(20):
         shares.decay(MEMORY)
         shares.charge("shop", 1.0)
-
     assert not shares.bypasses_holding("shop")
 
 

@@ -21,35 +21,19 @@ from router.service.admission import Order, Place, Rules, admit, size_of
 from router.service.decision import Cancel, Decision, End, GiveUp, decide, end_of, undecidable
 from tasks.heartbeat import DeviceFacts
 from tasks.models.folder import load_catalogue
-from tasks.models.model import TensorSpec
 from tasks.models.profiles import bin_of
 from tasks.models.sizes import rows_of
 from tasks.settings import TREE
 from tasks.ticket import job_id, read_ticket
 from tasks.topology import Tenant, load_topology
+from taxiway import errors
+from taxiway.contract import wire
 from taxiway.contract.job import JobState, read_accepted, read_meta, read_result, record_from
 from taxiway.contract.keys import CANCEL, INFER, flow, spent_key
 from taxiway.contract.request import Request, Terms
-from taxiway.contract.wire import (
-    HEADER,
-    Envelope,
-    cancel_message,
-    decode_envelope,
-    infer_message,
-    request_body,
-    task_envelope,
-)
-from taxiway.errors import (
-    DeadlineExceededError,
-    InvalidRequestError,
-    NoDeviceError,
-    OverloadedError,
-    RequestTooLargeError,
-    TaxiwayError,
-    UnknownModelError,
-)
 from tests.builders import a_device
 from tests.narrowing import present
+from tests.unit.strategies import json_values
 
 RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), secret=(b"0123456789abcdef",))
 NOW = 1_700_000_000.0
@@ -61,6 +45,7 @@ def device(hardware_class: str = "cpu.batch", runtimes: tuple[str, ...] = ("echo
 
 
 FLEET = FleetSnapshot(devices=(device(), device("gpu.realtime")))
+SIMULATING = FleetSnapshot(devices=(device(runtimes=("python", "echo", "onnx")),))
 
 
 def seen(fleet: FleetSnapshot) -> WorkingSnapshot:
@@ -68,14 +53,14 @@ def seen(fleet: FleetSnapshot) -> WorkingSnapshot:
 
 
 def arrival(raw: bytes) -> Arrival:
-    return Arrival("7.1", raw, decode_envelope(raw))
+    return Arrival("7.1", raw, wire.decode_envelope(raw))
 
 
 def decision(
     fleet: FleetSnapshot = FLEET, *, headers: dict[str, Any] | None = None, job: str = "j1", **fields: Any
 ) -> Decision:
     request = Request(**{"model": "echo", "inputs": "hello", **fields})
-    envelope = task_envelope(INFER, job, request_body(request), header={"reply": "c1"}, origin="test")
+    envelope = wire.task_envelope(INFER, job, wire.request_body(request), header={"reply": "c1"}, origin="test")
     envelope.headers.update(headers or {})
     return decide(Arrival("7.1", b"raw", envelope), RULES, seen(fleet), NOW)
 
@@ -89,8 +74,8 @@ def ended(decided: Decision) -> End:
     return present(end_of(decided))
 
 
-def error_of(decided: Decision) -> TaxiwayError:
-    with pytest.raises(TaxiwayError) as caught:
+def error_of(decided: Decision) -> errors.TaxiwayError:
+    with pytest.raises(errors.TaxiwayError) as caught:
         read_result(read_meta(ended(decided).ending.meta))
     return caught.value
 
@@ -100,7 +85,7 @@ def alike(working: WorkingSnapshot, jobs: list[str], **fields: Any) -> list[Plac
     admitted = []
     for job in jobs:
         request = Request(**{"model": "echo", "inputs": "hello", **fields})
-        raw = infer_message(job, request, reply=f"c-{job}", origin="test")
+        raw = wire.infer_message(job, request, reply=f"c-{job}", origin="test")
         admitted.append(placed(decide(arrival(raw), RULES, working, NOW)))
         working.count(admitted[-1].placement, "default")
     return admitted
@@ -109,11 +94,10 @@ def alike(working: WorkingSnapshot, jobs: list[str], **fields: Any) -> list[Plac
 def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_its_own() -> None:
     one, other = alike(seen(FLEET), ["j1", "j2"])
     different = alike(seen(FLEET), ["j3"], deadline=2)[0]
-
     assert one.outgoing.fields is other.outgoing.fields
     assert one.outgoing.fields != different.outgoing.fields
     assert [a.outgoing.reply for a in (one, other)] == ["c-j1", "c-j2"]
-    headers = [a.outgoing.envelope.headers[HEADER] for a in (one, other)]
+    headers = [a.outgoing.envelope.headers[wire.HEADER] for a in (one, other)]
     bodies = [a.outgoing.envelope.payload() for a in (one, other)]
     tickets = [read_ticket(*pair, RULES.secret) for pair in zip(headers, bodies, strict=True)]
     assert [(t.job, t.reply) for t in tickets] == [("j1", "c-j1"), ("j2", "c-j2")]
@@ -136,25 +120,24 @@ def test_requests_that_are_served_one_after_another_share_a_choice() -> None:
     for _ in range(20):
         working.advance(1.0)
         assert alike(working, ["j2"], **terms)[0].placement is first
-
     assert alike(working, ["j3"] * 20, **terms)[-1].placement is not first
 
 
 def test_requests_of_about_the_same_size_are_placed_alike() -> None:
-    one, longer, longest = alike_texts("x" * 1000, "x" * 1010, "x" * 4000)
+    working = seen(FLEET)
+    texts = ("x" * 1000, "x" * 1010, "x" * 4000)
+    one, longer, longest = (alike(working, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts))
     assert one.outgoing.fields is longer.outgoing.fields
     assert one.outgoing.fields is not longest.outgoing.fields
-
-
-def alike_texts(*texts: str) -> list[Place]:
-    working = seen(FLEET)
-    return [alike(working, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts)]
+    simulating, asked = seen(SIMULATING), {"model": "monte-carlo", "deadline": 600}
+    inputs = [{"samples": samples, "seed": 1} for samples in (1_000_000, 1_000_100, 9_000_000)]
+    needs = [alike(simulating, [f"j{n}"], inputs=each, **asked)[0].placement.needs for n, each in enumerate(inputs)]
+    assert needs[0] == needs[1] != needs[2]
 
 
 def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it() -> None:
     jobs = [f"j{n}" for n in range(200)]
     admitted = alike(seen(FLEET), jobs, deadline=600)
-
     bases = {a.outgoing.fields["basis"] for a in admitted}
     assert 1 < len(bases) < len(jobs)
     for job, one in zip(jobs, admitted, strict=True):
@@ -170,13 +153,11 @@ def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it()
 
 
 def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_worker_accepts() -> None:
-    raw = infer_message("j1", Request(model="echo", inputs="hello", deadline=5), reply="c1", origin="test")
-    body = decode_envelope(raw).payload()
-
+    raw = wire.infer_message("j1", Request(model="echo", inputs="hello", deadline=5), reply="c1", origin="test")
+    body = wire.decode_envelope(raw).payload()
     admitted = placed(decide(arrival(raw), RULES, seen(FLEET), NOW))
-
     assert admitted.outgoing.envelope.payload() == body
-    ticket = read_ticket(admitted.outgoing.envelope.headers[HEADER], body, RULES.secret)
+    ticket = read_ticket(admitted.outgoing.envelope.headers[wire.HEADER], body, RULES.secret)
     assert (ticket.job, ticket.model, ticket.reply) == ("j1", "echo:1", "c1")
     assert (ticket.accepted, ticket.deadline_at) == (NOW, NOW + 5)
     assert ticket.variants["cpu.batch"] == "echo"
@@ -185,9 +166,7 @@ def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_wor
 
 def test_the_record_has_where_the_job_is_and_why() -> None:
     outgoing = placed(decision(deadline=5)).outgoing
-
     record = record_from("j1", outgoing.fields)
-
     assert record.state is JobState.QUEUED
     assert (record.model, record.hardware_class, record.variant) == ("echo:1", "cpu.batch", "echo")
     assert record.reason and record.reason in outgoing.envelope.headers["kwargsrepr"]
@@ -204,8 +183,8 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
         RULES.secret,
     )
     request = Request(model="echo", inputs="x")
-    body = request_body(request)
-    order = Order("j1", request, task_envelope(INFER, "j1", body, header={}, origin="t"), body, accepted=NOW)
+    body = wire.request_body(request)
+    order = Order("j1", request, wire.task_envelope(INFER, "j1", body, header={}, origin="t"), body, accepted=NOW)
 
     admitted = admit(order, rules, seen(FLEET))
     keep = RULES.topology.limits.keep_record
@@ -215,43 +194,26 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
     assert group["deadline"] == NOW + keep  # the time by which it is ended
 
 
+def at(seconds: float) -> str:
+    return datetime.fromtimestamp(NOW + seconds, UTC).isoformat()
+
+
 def test_celerys_expires_shortens_the_deadline() -> None:
-    expires = datetime.fromtimestamp(NOW + 2, UTC).isoformat()
-
-    def deadline_at(deadline: float) -> float:
-        return placed(decision(deadline=deadline, headers={"expires": expires})).ticket.deadline_at
-
-    assert (deadline_at(30), deadline_at(1)) == (NOW + 2, NOW + 1)
-
-
-def test_a_message_that_expired_before_it_was_placed_ends_as_expired() -> None:
-    expires = datetime.fromtimestamp(NOW - 1, UTC).isoformat()
-
-    decided = decision(headers={"expires": expires})
-
+    due = [placed(decision(deadline=own, headers={"expires": at(2)})).ticket.deadline_at for own in (30, 1)]
+    assert due == [NOW + 2, NOW + 1]
+    assert "30 days" in error_of(decision(headers={"expires": at(31 * 86400)})).message
+    decided = decision(headers={"expires": at(-1)})
     assert ended(decided).ending.state is JobState.EXPIRED
-    assert isinstance(error_of(decided), DeadlineExceededError)
+    assert isinstance(error_of(decided), errors.DeadlineExceededError)
     assert error_of(decided).message == "deadline exceeded: it passed 1 s before the job was accepted"
-
-
-def test_an_expires_further_away_than_any_deadline_is_refused() -> None:
-    expires = datetime.fromtimestamp(NOW + 31 * 86400, UTC).isoformat()
-
-    assert "30 days" in error_of(decision(headers={"expires": expires})).message
-
-
-@pytest.mark.parametrize("expires", ["soon", 7, ["x"]])
-def test_an_expires_that_is_no_date_is_named(expires: object) -> None:
-    assert error_of(decision(headers={"expires": expires})).details["field"] == "expires"
 
 
 def test_a_message_under_a_key_becomes_the_job_that_the_key_and_the_secret_give() -> None:
     terms = Terms(tenant="default", idempotency_key="k1")
     own = job_id(terms, RULES.secret[0])
-    told = decision(idempotency_key="k1", job="other", headers={HEADER: {"reply": "me", "submission": "s"}})
+    told = decision(idempotency_key="k1", job="other", headers={wire.HEADER: {"reply": "me", "submission": "s"}})
     again = decision(idempotency_key="k1", job=own)
     refused = decision(idempotency_key="k1", job="other")
-
     for one in (told, again):
         outgoing = placed(one).outgoing
         assert (outgoing.job, outgoing.envelope.headers["id"]) == (own, own)
@@ -259,62 +221,42 @@ def test_a_message_under_a_key_becomes_the_job_that_the_key_and_the_secret_give(
     assert error_of(refused).details["field"] == "idempotency_key"
 
 
-def test_a_refusal_goes_to_the_client_that_asked() -> None:
-    decided = decision(model="ecko")
-
-    assert ended(decided).ending.reply == "c1"
-    assert error_of(decided).details["near"]
-
-
 def test_a_body_over_the_limit_is_refused() -> None:
     limits = msgspec.structs.replace(RULES.topology.limits, payload=100)
     rules = Rules(msgspec.structs.replace(RULES.topology, limits=limits), RULES.catalogue, RULES.secret)
-    raw = infer_message("j1", Request(model="echo", inputs="x" * 200), reply="", origin="t")
-
+    raw = wire.infer_message("j1", Request(model="echo", inputs="x" * 200), reply="", origin="t")
     error = error_of(decide(arrival(raw), rules, seen(FLEET), NOW))
-
-    assert isinstance(error, RequestTooLargeError)
+    assert isinstance(error, errors.RequestTooLargeError)
     assert error.details["limit"] == "payload"
 
 
-def test_without_a_live_device_the_job_fails_as_the_fleets_fault() -> None:
-    assert isinstance(error_of(decision(FleetSnapshot())), NoDeviceError)
+def test_a_refusal_goes_to_the_client_that_asked_by_whose_fault_it_is() -> None:
+    decided = decision(model="ecko")
+    assert ended(decided).ending.reply == "c1"
+    assert error_of(decided).details["near"]
+    assert isinstance(error_of(decision(FleetSnapshot())), errors.NoDeviceError)
+    assert "queues.yaml only" in placed(decision(FleetSnapshot(stale=True))).placement.reason
 
 
-def test_a_stale_fleet_still_places_and_says_so() -> None:
-    admitted = placed(decision(FleetSnapshot(stale=True)))
-
-    assert "queues.yaml only" in admitted.placement.reason
-
-
-def test_a_cancel_message_names_the_job_to_cancel() -> None:
-    decided = decide(arrival(cancel_message("j9", origin="t")), RULES, seen(FLEET), NOW)
-
-    assert decided == Cancel("j9")
+def decided_of(task: str, body: bytes, job: str = "j1") -> Decision:
+    """What becomes of a message of this task with this body."""
+    message = wire.task_envelope(task, job, body, header={}, origin="t")
+    return decide(Arrival("1", b"raw", message), RULES, seen(FLEET), NOW)
 
 
-def test_a_cancel_message_without_an_id_ends_itself() -> None:
-    envelope = task_envelope(CANCEL, "c1", b"[[],{},{}]", header={}, origin="t")
-
-    assert isinstance(error_of(decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)), InvalidRequestError)
-
-
-def test_another_task_is_dead_lettered_and_its_producer_is_notified() -> None:
-    envelope = task_envelope("tasks.add", "j1", b"[[],{},{}]", header={}, origin="t")
-
-    decided = decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)
-
-    assert isinstance(decided, GiveUp) and "tasks.add" in decided.reason
-    assert error_of(decided).details["field"] == "task"
+def test_a_cancellation_names_its_job_and_what_is_no_request_is_a_dead_letter() -> None:
+    assert decide(arrival(wire.cancel_message("j9", origin="t")), RULES, seen(FLEET), NOW) == Cancel("j9")
+    assert isinstance(error_of(decided_of(CANCEL, b"[[],{},{}]")), errors.InvalidRequestError)
+    assert decide(Arrival("1", b"\x00", None, "no message"), RULES, seen(FLEET), NOW) == GiveUp("no message")
+    other = decided_of("tasks.add", b"[[],{},{}]")
+    assert isinstance(other, GiveUp) and "tasks.add" in other.reason
+    assert error_of(other).details["field"] == "task"
 
 
 @pytest.mark.parametrize(("length", "answered"), [(256, False), (257, True), (4096, True), (4097, False)])
 def test_the_producer_of_an_id_that_is_too_long_is_notified_under_that_id(length: int, answered: bool) -> None:
     job = "x" * length
-    envelope = task_envelope(INFER, job, request_body(Request(model="echo", inputs="hello")), header={}, origin="t")
-
-    decided = decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)
-
+    decided = decided_of(INFER, wire.request_body(Request(model="echo", inputs="hello")), job)
     assert isinstance(decided, End if answered else GiveUp if length > 4096 else Place)
     if answered:
         assert f"id: expected a task_id of at most 256 characters, got {length}" in error_of(decided).message
@@ -322,69 +264,32 @@ def test_the_producer_of_an_id_that_is_too_long_is_notified_under_that_id(length
 
 
 def test_the_waiter_of_a_message_that_a_router_fails_to_decide_is_notified() -> None:
-    message = infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
-
+    message = wire.infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
     decided = undecidable(arrival(message), KeyError("a fault of ours"))
-
     assert "a fault of ours" in decided.reason
     ending = ended(decided).ending
     assert (ending.job, ending.state, ending.reply) == ("j1", JobState.DEAD, "c1")
     assert undecidable(Arrival("7.1", b"{", None, "no message"), KeyError()).end is None
 
 
-def test_what_cannot_be_read_is_parked() -> None:
-    assert decide(Arrival("1", b"\x00", None, "not a message"), RULES, seen(FLEET), NOW) == GiveUp("not a message")
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=8), below, max_size=4),
-    max_leaves=12,
-)
-
-
 @given(
-    headers=st.dictionaries(st.sampled_from(["task", "id", "expires", HEADER]), json_values),
+    headers=st.dictionaries(st.sampled_from(["task", "id", "expires", wire.HEADER]), json_values),
     body=st.binary(max_size=60) | json_values.map(lambda v: msgspec.json.encode([[], v, {}])),
     known=st.booleans(),
 )
 def test_nothing_that_a_producer_writes_makes_deciding_fail(headers: dict[str, Any], body: bytes, known: bool) -> None:
     if known:
         headers = {**headers, "task": INFER, "id": "j1"}
-    envelope = Envelope(body=base64.b64encode(body).decode(), headers=headers, properties={"body_encoding": "base64"})
-
+    envelope = wire.Envelope(
+        body=base64.b64encode(body).decode(), headers=headers, properties={"body_encoding": "base64"}
+    )
     decided = decide(Arrival("1", b"raw", envelope), RULES, seen(FLEET), NOW)
-
     assert isinstance(decided, Decision)
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs", "rows"),
-    [
-        ("echo", "one", 1),
-        ("echo", ["a", "b", "c"], 3),
-        ("echo", {"payload": ["a", "b"]}, 2),
-        ("echo", [{"name": "payload", "shape": [4], "datatype": "BYTES", "data": list("abcd")}], 4),
-        ("classify-image", {"shape": [2, 3, 224, 224], "datatype": "FP32", "data": []}, 1),
-        ("sentiment", [], 1),
-        ("sentiment", None, 1),
-    ],
-)
+@pytest.mark.cases("model, inputs, rows")
 def test_rows_are_counted_without_reading_values(model: str, inputs: Any, rows: int) -> None:
     assert rows_of(RULES.catalogue.resolve(model), inputs) == rows
-
-
-@pytest.mark.parametrize(
-    "state", [{"shape": [2, 5, 128], "datatype": "FP32", "data": b""}, [[[0.0] * 128] * 5] * 2, [[0.0] * 128] * 2]
-)
-def test_rows_are_counted_along_the_batch_axis(
-    state: object,
-) -> None:
-    specs = (TensorSpec("sr", "INT64", (), batch_axis=None), TensorSpec("state", "FP32", (2, -1, 128), batch_axis=1))
-    model = msgspec.structs.replace(RULES.catalogue.resolve("echo"), inputs=specs)
-    rows = 1 if isinstance(state, list) and len(state[0]) == 128 else 5
-
-    assert rows_of(model, {"sr": 8000, "state": state}) == rows
 
 
 def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
@@ -395,9 +300,6 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
 
     assert size("short") < size("a longer text " * 10) < size("x" * 10_000)
     assert size("x" * 10_000) == model.buckets[-1]
-
-
-SIMULATING = FleetSnapshot(devices=(device(runtimes=("python", "echo", "onnx")),))
 
 
 def simulated(samples: object, **terms: Any) -> Decision:
@@ -414,7 +316,6 @@ def test_work_counts_by_the_size_of_the_rows() -> None:
         decision(SIMULATING, model="monte-carlo", inputs=inputs, deadline=600),
     )
     one, small, three, unlike = (float(placed(made).outgoing.fields["work"]) for made in decisions)
-
     assert one > 100 * small
     assert three == pytest.approx(3 * one, rel=0.01)
     assert unlike == pytest.approx(1.2 * one, rel=0.15)
@@ -422,32 +323,16 @@ def test_work_counts_by_the_size_of_the_rows() -> None:
 
 def test_what_cannot_end_in_time_is_not_promised_as_if_it_were_small() -> None:
     short, long = (placed(simulated(samples, deadline=0.5)).placement for samples in (10_000, 10_000_000))
-
     assert short.reason.startswith("cheapest that meets 0.5 s (expected in ")
     assert short.at_most <= 0.5 < long.at_most
     assert not long.reason.startswith("cheapest")
 
 
-def test_rows_of_about_the_same_size_are_placed_alike_and_unlike_ones_are_not() -> None:
-    working = seen(SIMULATING)
-    needs = [
-        alike(working, [f"j{samples}"], model="monte-carlo", inputs={"samples": samples, "seed": 1}, deadline=600)[0]
-        for samples in (1_000_000, 1_000_100, 9_000_000)
-    ]
-    assert needs[0].placement.needs == needs[1].placement.needs != needs[2].placement.needs
-
-
 @pytest.mark.parametrize("samples", [10_000_001, 10**300])
 def test_a_row_over_its_models_limit_is_refused_from_the_arrivals_too(samples: int) -> None:
     error = error_of(simulated(samples))
-
-    assert isinstance(error, (RequestTooLargeError, InvalidRequestError))
+    assert isinstance(error, (errors.RequestTooLargeError, errors.InvalidRequestError))
     assert len(error.message) < 200
-
-
-def test_the_rows_of_an_input_are_counted_that_is_not_the_first() -> None:
-    pixels = {"pixels": {"shape": [3, 224, 224, 3], "datatype": "FP32", "data": []}}
-    assert rows_of(RULES.catalogue.resolve("classify-image"), pixels) == 3
 
 
 def generation(lengths: dict[int, float], **parameters: object) -> int:
@@ -458,7 +343,6 @@ def generation(lengths: dict[int, float], **parameters: object) -> int:
 
 def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones_let_expect() -> None:
     chat = generation({}, max_tokens=0)
-
     assert generation({}, max_tokens=64) == chat + 32
     assert generation({bin_of(16): 100.0}, max_tokens=64) == chat + 16
     assert generation({bin_of(512): 100.0}, max_tokens=64) == chat + 64
@@ -472,23 +356,21 @@ def test_a_generation_is_never_larger_than_it_may_become_whatever_is_asked(
     lengths: dict[int, float], most: object
 ) -> None:
     allowed = max(most, 0) if isinstance(most, int) else 64
-
     assert 0 <= generation(lengths, max_tokens=most) - generation({}, max_tokens=0) <= allowed
 
 
 def ruled(tenants: Tenants | None = None, **rules: Any) -> tuple[Decision, WorkingSnapshot]:
     """What becomes of a request of the tenant `lab` under these rules."""
     topology = msgspec.structs.replace(RULES.topology, tenants={"lab": Tenant(**rules)})
-    raw = infer_message("j1", Request(model="echo", inputs="hello", tenant="lab"), reply="c1", origin="test")
+    raw = wire.infer_message("j1", Request(model="echo", inputs="hello", tenant="lab"), reply="c1", origin="test")
     working = WorkingSnapshot(topology, RULES.book, FLEET, tenants=tenants)
     return decide(arrival(raw), Rules(topology, RULES.catalogue, RULES.secret), working, NOW), working
 
 
 def test_a_tenants_request_goes_only_to_its_classes() -> None:
     refused = error_of(ruled(classes=("tpu.bulk",))[0])
-
     assert placed(ruled(classes=("cpu.batch",))[0]).ticket.variants == {"cpu.batch": "echo"}
-    assert isinstance(refused, NoDeviceError)
+    assert isinstance(refused, errors.NoDeviceError)
     assert placed(ruled(classes=("gpu.realtime",))[0]).outgoing.queue == "gpu.realtime"
 
 
@@ -496,9 +378,7 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
     decided, working = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
     admitted = placed(decided)
     placement, fields = admitted.placement, admitted.outgoing.fields
-
     working.count(placement, "lab")
-
     assert fields["spent"] == spent_key("2023-11-14")
     assert float(fields["cost"]) == placement.cost > 0
     again, _ = ruled(working.tenants, usd_per_day=1.0)
@@ -508,17 +388,14 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
 
 def test_a_tenant_that_spent_its_day_learns_when_the_next_one_begins() -> None:
     decided, _ = ruled(Tenants({}, day_of(NOW), {"lab": 1.0}), usd_per_day=1.0)
-
     error = error_of(decided)
-
-    assert isinstance(error, OverloadedError)
+    assert isinstance(error, errors.OverloadedError)
     assert NOW + present(error.retry_after) == pytest.approx(1_700_006_400)
 
 
 def test_only_what_generates_is_recorded_to_be_learned_from() -> None:
     engine = a_device("cpu.llama", device="endpoint:0", kind="endpoint", runtimes=("openai",))
     generating = FleetSnapshot(devices=(engine,))
-
     generated = decision(generating, model="generate", inputs="Hello.", deadline=600)
     assert placed(generated).outgoing.fields["lengths"]
     assert "lengths" not in placed(decision()).outgoing.fields
@@ -528,56 +405,40 @@ def deep(levels: int, innermost: str | int) -> Any:
     return innermost if not levels else [deep(levels - 1, innermost)]
 
 
+ECHO = b'[[], {"model": "echo", "inputs": %b}, {}]'
+
+
 @pytest.mark.parametrize(
-    ("body", "expected"),
+    ("inputs", "expected"),
     [
-        (
-            msgspec.json.encode([[], {"model": "echo", "inputs": deep(520, "a")}, {}]),
-            "inputs: expected at most 64 levels",
-        ),
-        (b'[[], {"model": "echo", "inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}, {}]", "body: expected "),
-        (b'[[], {"model": "echo", "inputs": "\\ud800"}, {}]', "needs its pair"),
-        (b'[[], {"model": "echo", "inputs": ' + b"9" * 5000 + b"}, {}]", "body: expected "),
-        (
-            b'[[], {"model": "echo", "inputs": [' + b"[]," * 200_001 + b"[]]}, {}]",
-            "at most 500000 values in JSON",
-        ),
-        (b'[[], {"model": "echo", "inputs": [' + b"0," * 1_000_001 + b"0]}, {}]", "at most 500000 values in JSON"),
+        (msgspec.json.encode(deep(520, "a")), "inputs: expected at most 64 levels"),
+        (b"[" * 5000 + b"]" * 5000, "body: expected "),
+        (b'"\\ud800"', "needs its pair"),
+        (b"9" * 5000, "body: expected "),
+        (b"[" + b"[]," * 200_001 + b"[]]", "at most 500000 values in JSON"),
+        (b"[" + b"0," * 1_000_001 + b"0]", "at most 500000 values in JSON"),
     ],
+    ids=["levels", "depth", "surrogate", "digits", "lists", "numbers"],
 )
-def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refused(body: bytes, expected: str) -> None:
-    envelope = task_envelope(INFER, "j1", body, header={}, origin="test")
-    decided = decide(Arrival("7.1", b"raw", envelope), RULES, seen(FLEET), NOW)
-    error = error_of(decided)
-    assert isinstance(error, InvalidRequestError | RequestTooLargeError)
-    assert expected in error.message
+def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refused(
+    inputs: bytes, expected: str
+) -> None:
+    decided = decided_of(INFER, ECHO % inputs)
+    assert isinstance(error_of(decided), errors.InvalidRequestError | errors.RequestTooLargeError)
+    assert expected in error_of(decided).message
     assert isinstance(decided, End)
 
 
-@pytest.mark.parametrize(
-    ("headers", "expected"),
+@pytest.mark.cases(
+    "headers, expected",
     [
-        ({"eta": "x"}, "eta: expected an ISO 8601 date"),
-        ({"eta": 5}, "eta: expected an ISO 8601 date"),
-        ({"eta": "9999-12-31T23:59:59"}, "eta: expected an ISO 8601 date, from 1970 to the year 9000"),
-        ({"expires": "0001-01-01T00:00:00+23:59"}, "expires: expected an ISO 8601 date"),
-        ({"stamped_headers": 5}, "stamped_headers: expected a list of texts, got 5"),
-        ({"stamps": []}, "stamps: expected a mapping"),
-        ({"compression": "application/x-gzip"}, "compression: expected a body that is not compressed"),
-        ({"timelimit": "x"}, "timelimit: expected two numbers"),
-        ({"timelimit": [1, "x"]}, "timelimit: expected two numbers"),
-        ({"timelimit": [1]}, "timelimit: expected two numbers"),
-        ({"retries": True}, "retries: expected a whole number"),
-        ({"group": {}}, "group: expected text"),
-        ({"shadow": 1}, "shadow: expected text"),
-        ({"root_id": ["r"]}, "root_id: expected text"),
         ({"argsrepr": "x" * 70_000}, "headers: expected at most 65536 bytes, got 70"),
         ({"other": {1, 2}.__iter__()}, "headers: expected values that JSON can hold"),
     ],
 )
 def test_headers_that_celery_could_not_read_end_their_job_as_refused(headers: dict[str, Any], expected: str) -> None:
     error = error_of(decision(headers=headers))
-    assert isinstance(error, InvalidRequestError | RequestTooLargeError)
+    assert isinstance(error, errors.InvalidRequestError | errors.RequestTooLargeError)
     assert expected in error.message
 
 
@@ -592,33 +453,26 @@ def test_headers_as_celery_writes_them_are_taken() -> None:
     assert isinstance(decision(headers=celerys), Place)
 
 
-def test_an_encoding_that_is_not_utf_8_is_refused() -> None:
-    for encoding, fine in (("utf-8", True), ("US-ASCII", True), ("binary", True), ("klingon", False), ("\0", False)):
-        raw = msgspec.json.encode(msgspec.structs.replace(decode_envelope(an_arrival()), content_encoding=encoding))
-        decided = decide(arrival(raw), RULES, seen(FLEET), NOW)
-        assert isinstance(decided, Place) == fine
-        assert fine or "content-encoding: expected utf-8" in error_of(decided).message
-
-
-def an_arrival() -> bytes:
-    return infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
-
-
 @pytest.mark.parametrize(
-    ("embed", "expected"),
-    [
-        ({"chain": [{"args": []}]}, "embed.chain[0].task: expected a value, got nothing"),
-        ({"chord": [1]}, "chord: expected `object | null`, got `array`"),
-        ({"callbacks": [{"task": "t", "kwargs": {"a": deep(100, 1)}}]}, "embed: expected at most 64 levels"),
-        ([], "embed: expected `object | null`, got `array`"),
-    ],
+    ("encoding", "fine"), [("utf-8", True), ("US-ASCII", True), ("binary", True), ("klingon", False), ("\0", False)]
+)
+def test_an_encoding_that_is_not_utf_8_is_refused(encoding: str, fine: bool) -> None:
+    envelope = wire.decode_envelope(
+        wire.infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
+    )
+    raw = msgspec.json.encode(msgspec.structs.replace(envelope, content_encoding=encoding))
+    decided = decide(arrival(raw), RULES, seen(FLEET), NOW)
+    assert isinstance(decided, Place) == fine
+    assert fine or "content-encoding: expected utf-8" in error_of(decided).message
+
+
+@pytest.mark.cases(
+    "embed, expected",
+    [({"callbacks": [{"task": "t", "kwargs": {"a": deep(100, 1)}}]}, "embed: expected at most 64 levels")],
 )
 def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(embed: object, expected: str) -> None:
-    body = msgspec.json.encode([[], {"model": "echo", "inputs": "hello"}, embed])
-    error = error_of(
-        decide(Arrival("7.1", b"raw", task_envelope(INFER, "j1", body, header={}, origin="t")), RULES, seen(FLEET), NOW)
-    )
-    assert isinstance(error, InvalidRequestError)
+    error = error_of(decided_of(INFER, msgspec.json.encode([[], {"model": "echo", "inputs": "hello"}, embed])))
+    assert isinstance(error, errors.InvalidRequestError)
     assert expected in error.message
 
 
@@ -641,22 +495,16 @@ FOLLOWING: list[tuple[object, list[str]]] = [
 
 @pytest.mark.parametrize(("embed", "ids"), FOLLOWING)
 def test_what_was_to_follow_a_refused_request_ends_with_its_error(embed: object, ids: list[str]) -> None:
-    body = msgspec.json.encode([[], {"model": "ehco", "inputs": "hello"}, embed])
-    decided = decide(
-        Arrival("1", b"", task_envelope(INFER, "j1", body, header={}, origin="t")), RULES, seen(FLEET), NOW
-    )
-
+    decided = decided_of(INFER, msgspec.json.encode([[], {"model": "ehco", "inputs": "hello"}, embed]))
     assert [one.job for one in ended(decided).after.endings] == ids
     for one in ended(decided).after.endings:
-        with pytest.raises(UnknownModelError):
+        with pytest.raises(errors.UnknownModelError):
             read_result(read_meta(one.meta))
 
 
 def calls_of(*errbacks: object) -> list[tuple[str, list[Any]]]:
     """The queue and the positional arguments of each call of a refused request's error links."""
-    body = msgspec.json.encode([[], {"model": "ehco", "inputs": "hello"}, {"errbacks": errbacks}])
-    message = task_envelope(INFER, "j1", body, header={}, origin="t")
-    decided = decide(Arrival("1", b"", message), RULES, seen(FLEET), NOW)
+    decided = decided_of(INFER, msgspec.json.encode([[], {"model": "ehco", "inputs": "x"}, {"errbacks": errbacks}]))
     return [(queue, msgspec.json.decode(call.payload())[0]) for queue, call in ended(decided).after.calls]
 
 
@@ -669,24 +517,14 @@ def test_the_error_links_of_a_refused_request_are_called_with_its_id() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "link",
-    [
-        *({"task": "t", "options": {"queue": queue}} for queue in ("taxiway.dead", "taxiway:moves", "unacked", "", 5)),
-        {"task": "celery.group", "subtask_type": "group"},
-        {"task": 5},
-        {},
-    ],
-)
+@pytest.mark.cases("link")
 def test_an_error_link_to_a_queue_of_the_fleets_own_or_of_no_form_is_not_called(link: dict[str, Any]) -> None:
     assert calls_of(link) == []
 
 
-def test_a_job_that_is_to_begin_after_its_deadline_is_refused() -> None:
-    soon, late = (datetime.fromtimestamp(NOW + seconds, UTC).isoformat() for seconds in (3, 60))
-    assert isinstance(decision(headers={"eta": soon}, deadline=5), Place)
-    cases: tuple[dict[str, Any], ...] = ({"deadline": 5}, {})
-    for terms in cases:
-        error = error_of(decision(headers={"eta": late}, **terms))
-        assert isinstance(error, InvalidRequestError)
-        assert "eta: expected a time before the job's deadline, got one 55 s after it" in error.message
+@pytest.mark.parametrize("terms", [{"deadline": 5}, {}])
+def test_a_job_that_is_to_begin_after_its_deadline_is_refused(terms: dict[str, Any]) -> None:
+    assert isinstance(decision(headers={"eta": at(3)}, **terms), Place)
+    error = error_of(decision(headers={"eta": at(60)}, **terms))
+    assert isinstance(error, errors.InvalidRequestError)
+    assert "eta: expected a time before the job's deadline, got one 55 s after it" in error.message

@@ -9,16 +9,9 @@ from router.decide.fairness import Depths, check_class, check_store, check_tenan
 from tasks.topology import Topology, parse_topology
 from taxiway.contract.keys import held_cell, jobs_cell, work_cell
 from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
+from tests.builders import recorded
 
-TOPOLOGY = """
-hardware:
-  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}, max_depth: 10,
-              payload: 1KiB}
-  cpu.free: {device: cpu, runtimes: [echo], max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}
-service: {standard: {}}
-default_service: standard
-tenants: {lab: {max_depth: 3, payload: 100}}
-"""
+TOPOLOGY = recorded("documents/depths.yaml")
 
 CELLS = {
     work_cell("cpu.batch", 1): 2.5,

@@ -35,7 +35,6 @@ def logged(message: str, *args: object, **extra: str) -> str:
 
 def test_what_is_logged_holds_no_password_and_no_key() -> None:
     line = logged(f"at redis://:{PASSWORD}@host:1/0", url=f"rediss://me:{PASSWORD}@host", header=f"Bearer {PASSWORD}")
-
     assert PASSWORD not in line
     assert KEY not in line
     assert "amqp://…@host/vhost" in line
@@ -57,7 +56,6 @@ def test_no_answer_of_the_http_api_reveals_the_brokers_address_or_password() -> 
 def test_a_wrong_address_is_reported_without_its_password(url: str) -> None:
     with pytest.raises(TaxiwayError) as caught:
         Client(url)
-
     assert PASSWORD not in str(caught.value)
 
 
@@ -71,7 +69,6 @@ def test_a_key_that_cannot_be_one_is_not_shown_and_one_for_a_broker_is_refused()
 def test_settings_and_rules_show_no_secret(tmp_path: Path) -> None:
     settings = settings_from({"TAXIWAY_BROKER": f"redis://:{PASSWORD}@host", "TAXIWAY_SECRET": SECRET})
     rules = Rules(load_topology(settings.queues), Catalogue({}), settings.secret)
-
     shown = f"{settings!r} {rules!r}"
     assert PASSWORD not in shown
     assert repr(settings.secret) not in shown

@@ -39,9 +39,7 @@ def facts(
 
 def test_a_device_counts_as_long_as_its_heartbeat_is_young() -> None:
     heartbeats = {"young": NOW - GONE_AFTER, "old": NOW - GONE_AFTER - 0.1}
-
     snapshot = snapshot_from(facts({"young": device("young"), "old": device("old")}, heartbeats))
-
     assert [d.worker for d in snapshot.devices] == ["young"]
 
 
@@ -65,16 +63,13 @@ def test_a_second_refusal_long_after_the_first_excuses_no_device_that_was_gone_b
     refusal = WriteOutage()
     for now in (1000.0, 2000.0):
         refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
-
     assert not refusal.lives(1000.0, now=2001.0)
     assert refusal.lives(1999.0, now=2000.0 + GONE_AFTER)
 
 
 def test_a_device_that_drains_is_seen_and_serves_no_class() -> None:
     devices = {"stays": device("stays"), "leaves": device("leaves", draining=True)}
-
     snapshot = snapshot_from(facts(devices, dict.fromkeys(devices, NOW)))
-
     assert len(snapshot.devices) == 2
     assert [d.worker for d in snapshot.of_class("cpu.batch")] == ["stays"]
     assert [d.worker for d in snapshot.own("cpu.batch")] == ["stays"]
@@ -82,13 +77,11 @@ def test_a_device_that_drains_is_seen_and_serves_no_class() -> None:
 
 def test_a_device_that_cannot_be_read_is_left_out() -> None:
     snapshot = snapshot_from(facts({"a": b"{", "b": device("b")}, {"a": NOW, "b": NOW, "c": NOW}))
-
     assert [d.worker for d in snapshot.devices] == ["b"]
 
 
 def test_work_is_counted_by_class_and_level_and_is_never_negative() -> None:
     snapshot = snapshot_from(facts(work={"cpu.batch|0": -1e-12, "cpu.batch|2": 3.0, "nonsense": 1.0, "x|9": 1.0}))
-
     assert snapshot.work == {"cpu.batch": (0.0, 0.0, 3.0, 0.0)}
     assert not snapshot.stale
 
@@ -96,15 +89,12 @@ def test_work_is_counted_by_class_and_level_and_is_never_negative() -> None:
 def test_what_has_no_waiter_and_cannot_be_ended_is_work_ahead_of_all_other() -> None:
     devices = {"a": device("a", occupied=20.0), "b": device("b", occupied=5.0), "c": device("c")}
     beats = {"a": NOW - 1.5, "b": NOW, "c": NOW}
-
     snapshot = snapshot_from(facts(devices, beats, {"cpu.batch|2": 3.0}))
-
     assert snapshot.work == {"cpu.batch": (23.5, 0.0, 3.0, 0.0)}
 
 
 def test_what_occupies_a_device_that_leaves_or_is_over_since_its_heartbeat_is_no_work() -> None:
     devices = {"leaves": device("leaves", occupied=20.0, draining=True), "over": device("over", occupied=1.0)}
-
     assert snapshot_from(facts(devices, {"leaves": NOW, "over": NOW - 2.0})).work == {}
 
 
@@ -126,7 +116,6 @@ def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between
 
 def test_a_class_is_startable_for_a_while_after_an_autoscaler_declared_that_it_starts_devices() -> None:
     said = {"late": NOW - STARTS_FOR - 1.0, "now": NOW}
-
     assert snapshot_from(FleetFacts(NOW, {}, {}, {}, starts=said)).startable == ("now",)
 
 
@@ -143,9 +132,7 @@ def test_as_time_passes_devices_work_off_what_waits_first_levels_first(
     work: list[float], devices: int, seconds: float
 ) -> None:
     backlog = Backlog(("cpu",), {"cpu": tuple(work)})
-
     backlog.serve(np.array([devices * seconds]))
-
     left = backlog.levels("cpu")
     done = min(devices * seconds, sum(work))
     assert sum(left) == pytest.approx(sum(work) - done, abs=1e-6)
@@ -156,7 +143,5 @@ def test_as_time_passes_devices_work_off_what_waits_first_levels_first(
 
 def test_a_long_batch_ends_by_so_much_sooner_as_the_heartbeat_is_old() -> None:
     devices = {"a": device("a", blocked=3.0, blocked_by=2), "b": device("b", blocked=0.5, blocked_by=2)}
-
     seen = snapshot_from(facts(devices, {"a": NOW - 1.0, "b": NOW - 1.0})).devices
-
     assert [one.blocked for one in seen] == [2.0, 0.0]

@@ -19,7 +19,6 @@ PEEKED = Peeked(HERE, 1, b"raw", PLACED.outgoing.envelope)
 def test_a_class_is_abandoned_if_queues_yaml_lacks_it_and_no_device_serves_what_waits_there() -> None:
     work = {"gone": (0.0, 1.0, 0.0, 0.0), "empty": (0.0,) * 4, "served": (1.0,) * 4, HERE: (1.0,) * 4}
     devices = (*FLEET.devices, device("served"))
-
     assert abandoned(seen(FleetSnapshot(devices=devices, work=work))) == ["gone"]
 
 
@@ -34,7 +33,6 @@ def waiting(count: int) -> list[WaitingJob]:
 def test_what_waits_for_an_abandoned_class_moves_in_order_to_where_it_would_be_placed_now() -> None:
     working = seen(FLEET)
     moves = moves_of_abandoned(waiting(40), working)
-
     assert [job for move in moves for job in move.jobs] == [str(job) for job in range(40)]
     assert {(move.source, move.target, move.variant) for move in moves} == {("gone", HERE, "echo")}
     assert moves[0].reason.startswith("rescue: gone is not in queues.yaml; ")
@@ -43,6 +41,5 @@ def test_what_waits_for_an_abandoned_class_moves_in_order_to_where_it_would_be_p
 
 def test_nothing_moves_from_an_abandoned_class_to_full_queues_or_without_a_device() -> None:
     full = dict.fromkeys(RULES.topology.hardware, (1e4,) * 4)
-
     assert moves_of_abandoned(waiting(4), seen(replace(FLEET, work=full))) == []
     assert moves_of_abandoned(waiting(4), seen(FleetSnapshot())) == []

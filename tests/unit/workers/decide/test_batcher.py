@@ -10,21 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.topology import RUN_STRETCH
-from workers.decide.batcher import (
-    ALONE,
-    GIVE_UP,
-    BatchPolicy,
-    Row,
-    Takes,
-    WaitingRows,
-    bucket_of,
-    form,
-    observe_gap,
-    ready,
-    widen_gap,
-)
+from workers.decide import batcher
 
-POLICY = BatchPolicy(max_batch=16, max_wait=0.05)
+POLICY = batcher.BatchPolicy(max_batch=16, max_wait=0.05)
 
 
 def takes(rows: int, total: float) -> float:
@@ -33,98 +21,103 @@ def takes(rows: int, total: float) -> float:
 
 
 seconds = st.floats(0, 1000, allow_nan=False)
-policies = st.builds(BatchPolicy, max_batch=st.integers(1, 256), max_wait=st.floats(0, 1))
+policies = st.builds(batcher.BatchPolicy, max_batch=st.integers(1, 256), max_wait=st.floats(0, 1))
 row = st.builds(
-    Row, level=st.integers(0, 3), deadline=st.one_of(st.just(math.inf), st.floats(0.001, 3)), size=st.integers(1, 200)
+    batcher.Row,
+    level=st.integers(0, 3),
+    deadline=st.one_of(st.just(math.inf), st.floats(0.001, 3)),
+    size=st.integers(1, 200),
 )
 waiting = st.lists(row, min_size=1, max_size=40).map(sorted)
 
 
-def together(rows: list[Row], places: list[int]) -> float:
+def together(rows: list[batcher.Row], places: list[int]) -> float:
     """Seconds of a batch of these rows."""
     return takes(len(places), sum(rows[place].size for place in places))
 
 
-def in_time_alone(rows: list[Row]) -> list[int]:
+def in_time_alone(rows: list[batcher.Row]) -> list[int]:
     return [place for place, one in enumerate(rows) if takes(1, one.size) <= one.deadline]
 
 
 @st.composite
-def crowds(draw: st.DrawFn) -> WaitingRows:
+def crowds(draw: st.DrawFn) -> batcher.WaitingRows:
     oldest, newest = sorted((draw(seconds), draw(seconds)))
-    return WaitingRows(draw(st.integers(1, 300)), oldest, newest)
+    return batcher.WaitingRows(draw(st.integers(1, 300)), oldest, newest)
 
 
-@given(crowd=crowds(), policy=policies, gap=st.one_of(st.just(ALONE), st.floats(1e-6, 2)), late=st.floats(0, 2))
-def test_no_batch_is_held_past_max_wait(crowd: WaitingRows, policy: BatchPolicy, gap: float, late: float) -> None:
+@given(crowd=crowds(), policy=policies, gap=st.one_of(st.just(batcher.ALONE), st.floats(1e-6, 2)), late=st.floats(0, 2))
+def test_no_batch_is_held_past_max_wait(
+    crowd: batcher.WaitingRows, policy: batcher.BatchPolicy, gap: float, late: float
+) -> None:
     now = max(crowd.newest, crowd.oldest + policy.max_wait) + late
-    assert ready(crowd, now, policy, gap) == 0.0
+    assert batcher.ready(crowd, now, policy, gap) == 0.0
 
 
 @given(crowd=crowds(), policy=policies, gap=st.floats(1e-6, 2))
 def test_the_wait_that_is_named_ends_within_max_wait_of_the_first_row(
-    crowd: WaitingRows, policy: BatchPolicy, gap: float
+    crowd: batcher.WaitingRows, policy: batcher.BatchPolicy, gap: float
 ) -> None:
-    wait = ready(crowd, crowd.newest, policy, gap)
+    wait = batcher.ready(crowd, crowd.newest, policy, gap)
     assert 0 <= wait <= max(0.0, crowd.oldest + policy.max_wait - crowd.newest)
 
 
 @given(rows=waiting, policy=policies)
 def test_a_batch_has_as_many_of_the_most_urgent_rows_as_its_policy_allows_where_no_deadline_binds(
-    rows: list[Row], policy: BatchPolicy
+    rows: list[batcher.Row], policy: batcher.BatchPolicy
 ) -> None:
     patient = sorted(one._replace(deadline=one.deadline + 1000) for one in rows)
-    assert form(patient, policy, takes, 0.0) == list(range(min(policy.max_batch, len(rows))))
+    assert batcher.form(patient, policy, takes, 0.0) == list(range(min(policy.max_batch, len(rows))))
 
 
 @given(rows=waiting, policy=policies)
-def test_no_row_is_late_for_the_company_in_its_batch(rows: list[Row], policy: BatchPolicy) -> None:
-    batch, able = form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
+def test_no_row_is_late_for_the_company_in_its_batch(rows: list[batcher.Row], policy: batcher.BatchPolicy) -> None:
+    batch, able = batcher.form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
     assert 1 <= len(batch) <= policy.max_batch
     assert not able or together(rows, batch) <= min(rows[place].deadline for place in batch)
 
 
 @given(rows=waiting, policy=policies)
 def test_the_most_urgent_row_that_can_be_in_time_runs_next_unless_twice_as_many_others_gain(
-    rows: list[Row], policy: BatchPolicy
+    rows: list[batcher.Row], policy: batcher.BatchPolicy
 ) -> None:
-    batch, able = form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
+    batch, able = batcher.form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
     if able and able[0] not in batch:
         others = [place for place in batch if rows[place].level == rows[able[0]].level]
-        assert len(others) / together(rows, batch) > GIVE_UP / takes(1, rows[able[0]].size)
+        assert len(others) / together(rows, batch) > batcher.GIVE_UP / takes(1, rows[able[0]].size)
 
 
 @given(rows=waiting, policy=policies)
-def test_no_row_of_a_higher_level_waits_for_a_batch_of_lower_ones(rows: list[Row], policy: BatchPolicy) -> None:
-    batch, able = form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
+def test_no_row_of_a_higher_level_waits_for_a_batch_of_lower_ones(
+    rows: list[batcher.Row], policy: batcher.BatchPolicy
+) -> None:
+    batch, able = batcher.form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
     assert not able or rows[batch[0]].level == rows[able[0]].level
     left = [place for place in able if place not in batch and place > batch[0]]
     assert not left or rows[left[0]].level >= max(rows[place].level for place in batch)
 
 
 def test_rows_that_are_late_in_any_case_do_not_keep_others_waiting() -> None:
-    late, in_time = Row(0, 0.005, 1), Row(0, 0.02, 1)
-
-    assert form([late, in_time], POLICY, takes, 0.0) == [1]
-    assert form([late, late], POLICY, takes, 0.0) == [0, 1]  # if predictions are right, nothing is lost
+    late, in_time = batcher.Row(0, 0.005, 1), batcher.Row(0, 0.02, 1)
+    assert batcher.form([late, in_time], POLICY, takes, 0.0) == [1]
+    assert batcher.form([late, late], POLICY, takes, 0.0) == [0, 1]  # if predictions are right, nothing is lost
 
 
 def test_a_batch_is_kept_short_for_its_most_urgent_row_if_the_others_can_follow() -> None:
-    rows = [Row(1, 0.016, 1), *[Row(1, 0.1, 1)] * 15]
+    rows = [batcher.Row(1, 0.016, 1), *[batcher.Row(1, 0.1, 1)] * 15]
+    assert batcher.form(rows, POLICY, takes, 0.0) == [0, 1, 2, 3]
+    assert batcher.form([rows[0], *[batcher.Row(1, 0.02, 1)] * 15], POLICY, takes, 0.0) == [0, 1, 2, 3]
 
-    assert form(rows, POLICY, takes, 0.0) == [0, 1, 2, 3]
-    assert form([rows[0], *[Row(1, 0.02, 1)] * 15], POLICY, takes, 0.0) == [0, 1, 2, 3]
 
-
-def served_after_a_stall(policy: BatchPolicy, takes: Takes) -> float:
+def served_after_a_stall(policy: batcher.BatchPolicy, takes: batcher.Takes) -> float:
     """The share in time of a thousand rows a second, due in 50 ms each, a second after a stall of 0.3 s."""
     arrivals, now, timely = deque(0.001 * number for number in range(3000)), 0.3, 0
-    rows: list[Row] = []
+    rows: list[batcher.Row] = []
     while arrivals or rows:
         while arrivals and arrivals[0] <= now:
-            rows.append(Row(0, arrivals.popleft() + 0.05, 1))
+            rows.append(batcher.Row(0, arrivals.popleft() + 0.05, 1))
         rows = [one for one in rows if one.deadline >= now]
-        batch = form(rows, policy, takes, now)
+        batch = batcher.form(rows, policy, takes, now)
         now += takes(len(batch), len(batch)) if batch else 0.001
         timely += sum(now <= rows[place].deadline and rows[place].deadline > 1.3 for place in batch)
         rows = [one for place, one in enumerate(rows) if place not in batch]
@@ -132,19 +125,19 @@ def served_after_a_stall(policy: BatchPolicy, takes: Takes) -> float:
 
 
 def test_a_device_that_was_held_up_catches_up() -> None:
-    policy = BatchPolicy(max_batch=32, max_wait=0.0)
+    policy = batcher.BatchPolicy(max_batch=32, max_wait=0.0)
     assert served_after_a_stall(policy, lambda rows, total: 0.01 + 0.0001 * total) > 0.95
     assert served_after_a_stall(policy, lambda rows, total: 0.01 + 0.0005 * total) > 0.95
 
 
 @given(
     sizes=st.lists(st.integers(1, 200), min_size=1, max_size=40),
-    policy=st.builds(BatchPolicy, st.integers(1, 32), st.just(0.0), st.floats(0.001, 1)),
+    policy=st.builds(batcher.BatchPolicy, st.integers(1, 32), st.just(0.0), st.floats(0.001, 1)),
 )
 def test_a_batch_of_several_rows_is_over_max_run_only_where_its_first_row_is(
-    sizes: list[int], policy: BatchPolicy
+    sizes: list[int], policy: batcher.BatchPolicy
 ) -> None:
-    rows = len(form([Row(2, math.inf, size) for size in sizes], policy, takes, 0.0))
+    rows = len(batcher.form([batcher.Row(2, math.inf, size) for size in sizes], policy, takes, 0.0))
     first, batch = takes(1, sizes[0]), takes(rows, sum(sizes[:rows]))
     assert 1 <= rows <= min(len(sizes), policy.max_batch)
     assert rows == 1 or batch <= max(policy.max_run, RUN_STRETCH * first)
@@ -153,61 +146,60 @@ def test_a_batch_of_several_rows_is_over_max_run_only_where_its_first_row_is(
 
 
 def test_rows_that_cost_little_beside_what_all_share_run_together_though_one_alone_takes_long() -> None:
-    policy, rows = BatchPolicy(max_batch=16, max_wait=0.0, max_run=0.05), [Row(2, math.inf, 1)] * 40
-
-    assert len(form(rows, policy, lambda rows, total: 0.5 + 0.001 * total, 0.0)) == 16
-    assert len(form(rows, policy, lambda rows, total: 0.5 * total, 0.0)) == 1
+    policy, rows = batcher.BatchPolicy(max_batch=16, max_wait=0.0, max_run=0.05), [batcher.Row(2, math.inf, 1)] * 40
+    assert len(batcher.form(rows, policy, lambda rows, total: 0.5 + 0.001 * total, 0.0)) == 16
+    assert len(batcher.form(rows, policy, lambda rows, total: 0.5 * total, 0.0)) == 1
 
 
 def test_a_batch_that_takes_max_run_waits_for_no_more_rows() -> None:
     bounded = replace(POLICY, max_run=0.02)
-    assert ready(WaitingRows(3, 0.0, 0.0, run=0.019), 0.0, bounded, gap=0.001) > 0
-    assert ready(WaitingRows(3, 0.0, 0.0, run=0.021), 0.0, bounded, gap=0.001) == 0.0
+    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.0, run=0.019), 0.0, bounded, gap=0.001) > 0
+    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.0, run=0.021), 0.0, bounded, gap=0.001) == 0.0
 
 
 def test_a_full_batch_runs_at_once() -> None:
-    assert ready(WaitingRows(16, 0.0, 0.0), 0.0, POLICY, gap=0.001) == 0.0
+    assert batcher.ready(batcher.WaitingRows(16, 0.0, 0.0), 0.0, POLICY, gap=0.001) == 0.0
 
 
 def test_a_row_runs_at_once_if_none_ever_came_while_another_waited() -> None:
-    assert ready(WaitingRows(1, 0.0, 0.0), 0.0, POLICY, ALONE) == 0.0
+    assert batcher.ready(batcher.WaitingRows(1, 0.0, 0.0), 0.0, POLICY, batcher.ALONE) == 0.0
 
 
 def test_a_row_waits_while_others_keep_coming() -> None:
-    assert ready(WaitingRows(3, 0.0, 0.010), 0.010, POLICY, gap=0.002) > 0
+    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.010), 0.010, POLICY, gap=0.002) > 0
 
 
 def test_a_batch_stops_waiting_when_none_came_for_three_gaps() -> None:
-    assert ready(WaitingRows(3, 0.0, 0.010), 0.017, POLICY, gap=0.002) == 0.0
+    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.010), 0.017, POLICY, gap=0.002) == 0.0
 
 
 def test_a_row_runs_at_once_when_the_next_is_expected_after_max_wait() -> None:
-    assert ready(WaitingRows(1, 0.0, 0.0), 0.0, POLICY, gap=0.2) == 0.0
+    assert batcher.ready(batcher.WaitingRows(1, 0.0, 0.0), 0.0, POLICY, gap=0.2) == 0.0
 
 
 def test_waiting_in_vain_a_few_times_ends_the_waiting() -> None:
-    gap = observe_gap(ALONE, 0.001)
+    gap = batcher.observe_gap(batcher.ALONE, 0.001)
     for _ in range(6):
-        gap = widen_gap(gap)
-    assert ready(WaitingRows(1, 0.0, 0.0), 0.0, POLICY, gap) == 0.0
+        gap = batcher.widen_gap(gap)
+    assert batcher.ready(batcher.WaitingRows(1, 0.0, 0.0), 0.0, POLICY, gap) == 0.0
 
 
 @given(size=st.integers(0, 500), buckets=st.lists(st.integers(1, 300), min_size=1, unique=True).map(sorted))
 def test_a_row_waits_in_the_smallest_bucket_that_it_fits_in(size: int, buckets: list[int]) -> None:
-    bucket = bucket_of(size, buckets)
+    bucket = batcher.bucket_of(size, buckets)
     fitting = [b for b in buckets if b >= size]
     assert bucket == (min(fitting) if fitting else max(buckets))
 
 
 @given(crowd=crowds(), policy=policies, gap=st.floats(1e-6, 2), slack=st.floats(0, 1))
 def test_no_batch_is_held_past_the_moment_that_its_most_urgent_deadline_allows(
-    crowd: WaitingRows, policy: BatchPolicy, gap: float, slack: float
+    crowd: batcher.WaitingRows, policy: batcher.BatchPolicy, gap: float, slack: float
 ) -> None:
     urgent = replace(crowd, start_by=crowd.newest + slack)
-    assert ready(urgent, crowd.newest, policy, gap) <= urgent.start_by - crowd.newest
+    assert batcher.ready(urgent, crowd.newest, policy, gap) <= urgent.start_by - crowd.newest
 
 
 def test_a_row_waits_only_while_that_costs_the_others_less_than_it_saves_the_next() -> None:
-    few, many = WaitingRows(2, 0.0, 0.0, run=0.007), WaitingRows(12, 0.0, 0.0, run=0.007)
-    assert ready(few, 0.0, POLICY, gap=0.001) > 0
-    assert ready(many, 0.0, POLICY, gap=0.001) == 0.0
+    few, many = batcher.WaitingRows(2, 0.0, 0.0, run=0.007), batcher.WaitingRows(12, 0.0, 0.0, run=0.007)
+    assert batcher.ready(few, 0.0, POLICY, gap=0.001) > 0
+    assert batcher.ready(many, 0.0, POLICY, gap=0.001) == 0.0

@@ -157,19 +157,7 @@ def test_nothing_is_sent_before_the_reset_that_the_endpoint_states() -> None:
     assert learned(EndpointRates(), headers, 0.0).wait(1, 0.0) == pytest.approx(30.0)
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("6m0s", 360),
-        ("1.5s", 1.5),
-        ("20ms", 0.02),
-        ("1h2m3s", 3723),
-        ("7", 7),
-        ("", None),
-        ("soon", None),
-        ("-1", None),
-    ],
-)
+@pytest.mark.cases("text, seconds")
 def test_durations_are_read_in_the_forms_that_endpoints_have(text: str, seconds: float | None) -> None:
     assert duration(text) == seconds
 

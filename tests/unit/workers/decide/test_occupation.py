@@ -2,9 +2,46 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+import time
 
-from workers.decide.occupation import LEAST_REMAINING, Occupation
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.heartbeat import ANY
+from workers.decide.occupation import BATCHES_COUNT, LEAST_REMAINING, RARE, Occupation, blocking_by_model, unfinished
+from workers.drain import PACKING, Drain
+
+NOW = 1000.0
+
+batches = st.lists(st.tuples(st.floats(NOW - 2 * BATCHES_COUNT, NOW), st.sampled_from("abc"), st.floats(0.001, 30.0)))
+
+
+def newest_first(seen: list[tuple[float, str, float]]) -> list[tuple[float, str, float]]:
+    return sorted(seen, reverse=True)
+
+
+def test_a_model_waits_for_the_batches_of_others_and_never_for_its_own() -> None:
+    seen = [(NOW - 1 - n, "a", 2.0) for n in range(10)] + [(NOW - 20 - n, "b", 0.2) for n in range(10)]
+    assert blocking_by_model(newest_first(seen), NOW) == {"a": 0.2, "b": 2.0, ANY: 2.0}
+
+
+def test_rare_batches_and_those_of_before_the_last_minute_are_ignored() -> None:
+    old, rare = (NOW - BATCHES_COUNT - 1, "a", 30.0), (NOW - 5, "b", RARE * BATCHES_COUNT)
+    assert blocking_by_model([rare, old], NOW) == {"b": 0.0, ANY: 0.0}
+    assert blocking_by_model([rare], NOW, devices=1)["b"] == 0.0
+    assert blocking_by_model([(NOW - 5, "b", 2 * RARE * BATCHES_COUNT)], NOW, devices=2)[ANY] == 0.0
+
+
+@given(seen=batches, devices=st.integers(1, 5))
+def test_a_job_never_waits_longer_than_the_longest_batch_of_another_model(
+    seen: list[tuple[float, str, float]], devices: int
+) -> None:
+    for model, seconds in blocking_by_model(newest_first(seen), NOW, devices).items():
+        others = [taken for _, name, taken in seen if name != model]
+        assert 0.0 <= seconds <= max(others, default=0.0) * 1.005  # told to three digits
+
 
 BATCH = Occupation(began=100.0, predicted=30.0)
 
@@ -25,8 +62,63 @@ def test_only_rows_without_a_waiter_count() -> None:
 
 def test_a_batch_is_long_by_its_profile_or_by_what_it_has_taken_already() -> None:
     batch = Occupation(began=10.0, predicted=2.0)
-
     assert batch.longer_than(1.0, now=10.0)
     assert not batch.longer_than(3.0, now=12.9)
     assert batch.longer_than(3.0, now=13.1)
     assert (batch.ends_in(10.5), batch.ends_in(15.0)) == (1.5, 3.0)
+
+
+STINTS = st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.floats(0.001, 10)), max_size=12)
+
+
+def test_what_fits_is_kept_and_the_rest_is_not() -> None:
+    assert unfinished([({1, 2}, 1.0), ({3}, 1.0), ({4}, 1.0)], 2.5) == {4}
+
+
+def test_a_short_batch_behind_one_that_does_not_fit_is_kept() -> None:
+    assert unfinished([({1}, 1.0), ({2}, 9.0), ({3}, 1.0)], 2.0) == {2}
+
+
+def test_a_job_one_of_whose_batches_is_late_does_not_end() -> None:
+    assert unfinished([({1}, 1.0), ({1, 2}, 9.0), ({2}, 0.5)], 5.0) == {1, 2}
+
+
+def test_a_batch_whose_jobs_are_all_late_costs_no_time() -> None:
+    assert unfinished([({1}, 9.0), ({1}, 3.0), ({2}, 4.0)], 5.0) == {1}
+
+
+@given(stints=STINTS, left=st.floats(-1, 40))
+def test_all_that_is_kept_runs_within_the_time(stints: list[tuple[set[int], float]], left: float) -> None:
+    late = unfinished(stints, left)
+    kept = [seconds for jobs, seconds in stints if not jobs & late]
+    assert not kept or math.fsum(kept) <= left + 1e-6
+
+
+@given(stints=STINTS, left=st.floats(0, 40), more=st.floats(0, 10))
+def test_without_time_nothing_is_kept_and_with_enough_all_is(
+    stints: list[tuple[set[int], float]], left: float, more: float
+) -> None:
+    jobs = set().union(*(jobs for jobs, _ in stints))
+    assert unfinished(stints, 0.0) == jobs
+    assert unfinished(stints, sum(seconds for _, seconds in stints) + 1e-6 + more) == set()
+
+
+def test_a_drain_is_only_ever_brought_forward() -> None:
+    drain = Drain()
+    assert not drain.begun
+    drain.within(10)
+    drain.within(60)
+    assert drain.begun
+    assert drain.left == pytest.approx(10 - PACKING, abs=0.5)
+    drain.within(5)
+    assert drain.left == pytest.approx(5 - PACKING, abs=0.5)
+
+
+def test_a_second_request_to_stop_stops_at_once() -> None:
+    drain = Drain()
+    drain.within(30)  # a notice is no request to stop
+    drain.stop(60)
+    assert drain.left > 20
+    drain.stop(60)
+    assert drain.left <= 0
+    assert drain.by <= time.monotonic()

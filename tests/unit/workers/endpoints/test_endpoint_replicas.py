@@ -15,26 +15,12 @@ from hypothesis import strategies as st
 from tasks.endpoints import Endpoint, Start
 from tasks.queues_file import followed
 from tasks.topology import Topology, parse_topology
+from tests.builders import recorded
 from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints.capacity import Slots
 from workers.endpoints.http import OneAddress
 
-TEXT = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint: {protocol: openai, url: "http://one/v1", slots: 4, models: {chat: served}}
-    price: {usd_per_hour: 1}
-  cpu.batch:
-    device: cpu
-    runtimes: [onnx]
-    max_batch: 4
-    max_wait: 0
-    price: {usd_per_hour: 1}
-service:
-  standard: {deadline: 60}
-default_service: standard
-"""
+TEXT = recorded("documents/replicas.yaml")
 TOPOLOGY = parse_topology(TEXT)
 ONE = TOPOLOGY.hardware["engine"].endpoint
 assert ONE is not None

@@ -106,24 +106,7 @@ def test_the_samples_of_monte_carlo_are_its_size_and_bounded() -> None:
         pipeline.prepare({"samples": 10_000_001, "seed": 1}, {})
 
 
-@pytest.mark.parametrize(
-    ("row", "field", "message"),
-    [
-        ({"samples": 1}, "inputs.seed", "inputs.seed: expected a value, got nothing"),
-        (
-            {"samples": 1, "seed": 1, "sead": 1},
-            "inputs.sead",
-            r"inputs: expected inputs among \['samples', 'seed'\], got 'sead'",
-        ),
-        ({"samples": 1.5, "seed": 1}, "inputs.samples", "expected INT64, got float64 values"),
-        ({"samples": "ten", "seed": 1}, "inputs.samples", "expected INT64, got <U3 values"),
-        ({"samples": True, "seed": 1}, "inputs.samples", "expected INT64, got bool values"),
-        ({"samples": None, "seed": 1}, "inputs.samples", "expected INT64, got object values"),
-        ({"samples": 2**63, "seed": 1}, "inputs.samples", "expected INT64, got values from 9223372036854775808"),
-        ({"samples": [1, 2], "seed": 1}, "inputs.samples", r"expected shape \[\] a row, got shape \[2\]"),
-        ({"samples": [[1], [2, 3]], "seed": 1}, "inputs.samples", "a list that is no regular array"),
-    ],
-)
+@pytest.mark.cases("row, field, message")
 def test_a_wrong_tensor_is_refused_by_its_name(row: Row, field: str, message: str) -> None:
     pipeline, _ = opened(MODELS.resolve("monte-carlo"))
     with pytest.raises(InvalidRequestError, match=message) as refused:

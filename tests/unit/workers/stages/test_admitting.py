@@ -12,8 +12,7 @@ import pytest
 
 from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
-from tasks.models.artefacts import ArtefactStore
-from tasks.models.folder import ModelsFolder, load_catalogue
+from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.queues_file import QueuesFile
@@ -26,7 +25,8 @@ from taxiway.contract.wire import request_body
 from taxiway.errors import BrokerUnavailableError, DeadLetteredError, ExecutionError, TaxiwayError
 from tests.builders import a_class, a_delivery, a_ticket, a_topology
 from tests.celery_double import NoCelery, NoQueue
-from workers.device import WorkerContext, WorkerOptions, find_device
+from tests.unit.workers.parts import MODELS, a_running_job, an_executor
+from workers.device import WorkerContext, WorkerOptions
 from workers.drain import Drain
 from workers.executor import Executor
 from workers.learned import Loaded
@@ -34,7 +34,7 @@ from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import MOST_ENDED, AdmitStage, prepare
 from workers.stages.held import HeldJobs
-from workers.stages.job import Delivery, Ended, RunningJob
+from workers.stages.job import Delivery, Ended
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared
 
 CLASS = "cpu.batch"
@@ -61,7 +61,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         hardware = a_class()
-        executor = Unsure(hardware, find_device(hardware, "cpu:0", emulate=False), ArtefactStore(folder), threads=1)
+        executor = an_executor(folder, hardware, Unsure)
         store, celery = Away("redis://127.0.0.1:1", "w", Limits()), NoCelery()
         self.endings, self.jobs = EndingQueue(), DeviceQueue()
         held = HeldJobs(store, NoQueue(), celery)
@@ -114,11 +114,9 @@ class Vast:
 
 @pytest.mark.parametrize("size", [10**400, -(10**400)])
 def test_the_size_of_a_prepared_row_is_one_that_estimates_can_bear(size: int) -> None:
-    hardware, model = a_class(), load_catalogue(TREE / "models").resolve("echo")
+    model = MODELS.resolve("echo")
     known = ProfileBook().lookup(model, "echo", "cpu", "test")
     loaded = Loaded("echo:1/echo", model, model.variants["echo"], Vast(size), EchoRuntime(), known, 0.0)
-    job = RunningJob(
-        a_delivery(), hardware, model, "echo", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0
-    )
+    job = a_running_job(model, rows=({},))
     prepare(job, loaded)
     assert math.isfinite(known.profile.latency(1, sum(item.size for item in job.items) / 1))

@@ -16,7 +16,6 @@ def test_a_job_is_due_at_the_earlier_deadline_of_its_message_and_its_record(
     message: float, record: float, due: float
 ) -> None:
     claim = Claim(Verdict.RUN, "worker#1", deadline_at=record)
-
     assert a_delivery(a_ticket(deadline_at=message), claim=claim).deadline_at == due
 
 

@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 
 from broker.valkey.worker_store import WorkerStore
-from tasks.models.artefacts import ArtefactStore
-from tasks.models.folder import load_catalogue
-from tasks.settings import TREE
 from tasks.topology import Limits
 from taxiway.contract.keys import LEVELS, PATIENT
 from tests.builders import a_class, a_delivery, a_ticket
 from tests.celery_double import NoCelery, NoQueue
-from workers.device import find_device
+from tests.unit.workers.parts import a_running_job, an_executor
 from workers.drain import Drain
-from workers.executor import Executor
 from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
@@ -30,9 +26,7 @@ BATCH = 4
 
 @pytest.fixture
 def stage(tmp_path: Path) -> DeviceStage:
-    hardware = a_class(max_batch=BATCH, max_run=0.1)
-    device = find_device(hardware, "cpu:0", emulate=False)
-    executor = Executor(hardware, device, ArtefactStore(tmp_path), threads=1)
+    executor = an_executor(tmp_path, a_class(max_batch=BATCH, max_run=0.1))
     store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
     held, endings = HeldJobs(store, NoQueue(), celery), EndingQueue()
     shared = Shared(AdmitQueue(), endings, PieceQueue(), store, held, celery, Drain())
@@ -41,14 +35,7 @@ def stage(tmp_path: Path) -> DeviceStage:
 
 def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:
     """Jobs of a row each."""
-    model = load_catalogue(TREE / "models").resolve("echo")
-    delivery = a_delivery()
-    rows = ({"payload": "a text"},)
-    hardware = stage.variants.hardware
-    return [
-        RunningJob(delivery, hardware, model, "echo", "echo", rows, {}, ("payload",), single=True, arrived=0.0)
-        for _ in range(count)
-    ]
+    return [a_running_job(hardware=stage.variants.hardware, key="echo") for _ in range(count)]
 
 
 def test_a_device_with_nothing_to_do_asks_for_a_batch(stage: DeviceStage) -> None:
@@ -69,10 +56,8 @@ def test_a_device_that_has_two_batches_asks_for_none(stage: DeviceStage) -> None
 
 def slept(stage: DeviceStage, level: int, size: int) -> RunningJob:
     """A prepared job of `paced`, which the executor has loaded, of one row."""
-    model = load_catalogue(TREE / "models").resolve("paced")
-    loaded = stage.variants.ready(model, "paced") or stage.variants.load(model, "paced")
-    delivery, hardware = a_delivery(a_ticket(level=level)), stage.variants.hardware
-    job = RunningJob(delivery, hardware, model, "paced", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
+    job = a_running_job("paced", delivery=a_delivery(a_ticket(level=level)), hardware=stage.variants.hardware)
+    assert stage.variants.ready(job.model, "paced") or stage.variants.load(job.model, "paced")
     job.items = [Item({}, size)]
     job.patient = patient_seconds(job, stage.variants)
     job.answers = [None]
@@ -82,7 +67,6 @@ def slept(stage: DeviceStage, level: int, size: int) -> RunningJob:
 
 def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(stage: DeviceStage) -> None:
     long = int(stage.ahead / 0.0001)  # of a tenth of a millisecond each
-
     assert stage.levels() == LEVELS
     stage._inbox.put([slept(stage, 1, long)])
     assert stage.levels() == LEVELS  # somebody waits for that
@@ -100,7 +84,6 @@ def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(st
 def test_patient_work_counts_that_waits_for_its_variant_to_load(stage: DeviceStage) -> None:
     job = slept(stage, 3, int(stage.ahead / 0.0001))
     stage.variants.unload(stage.variants.load(job.model, "paced"))
-
     stage._loads.wait(job)
     assert stage.levels() == PATIENT
     assert stage._loads.give_up() == [job]

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from broker.valkey.worker_store import WorkerStore
-from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
 from tasks.queues_file import QueuesFile
@@ -21,10 +20,9 @@ from tasks.topology import Limits
 from tests.builders import a_class, a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery, NoQueue
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
+from tests.unit.workers.parts import a_running_job, an_executor
 from tests.waiting import until
-from workers.device import find_device
 from workers.drain import Drain
-from workers.executor import Executor
 from workers.stages.device import DeviceStage
 from workers.stages.held import HeldJobs
 from workers.stages.job import Answered, Ending, RunningJob
@@ -52,9 +50,7 @@ class Device:
             write_model(root / "models", name, scale_graph(2.0), **SCALE_SPECS)
         self.root = root / "models"
         self.folder = ModelsFolder(self.root, QueuesFile(TREE / "queues.yaml"))
-        hardware = a_class(runtimes=("onnx",))
-        device = find_device(hardware, "cpu:0", emulate=False)
-        self.executor = Executor(hardware, device, ArtefactStore(root / "cache"), threads=1)
+        self.executor = an_executor(root / "cache", a_class(runtimes=("onnx",)))
         self.gate = threading.Event()
         self.begun = threading.Event()
         self.jobs = DeviceQueue()
@@ -68,10 +64,7 @@ class Device:
         """A job of the model as the folder has it now."""
         model = self.folder.catalogue.resolve(name)
         delivery = a_delivery(a_ticket(name, model.id))
-        row = {"x": [1.0, 2.0]}
-        return RunningJob(
-            delivery, self.executor.hardware, model, "onnx", f"{model.id}/onnx", (row,), {}, ("y",), True, 0.0
-        )
+        return a_running_job(model, delivery=delivery, rows=({"x": [1.0, 2.0]},), outputs=("y",))
 
     def edit(self, name: str, factor: float = 2.0, **fields: Any) -> None:
         """Change a model in the folder, and tell the stage."""

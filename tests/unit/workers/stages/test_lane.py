@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.models.folder import load_catalogue
 from tasks.models.model import Profile
-from tasks.settings import TREE
-from tests.builders import a_class, a_delivery
+from tests.builders import a_class
+from tests.unit.workers.parts import a_running_job
 from workers.decide.batcher import BatchPolicy
 from workers.port import Item
 from workers.stages.admit import gather
@@ -15,16 +14,13 @@ from workers.stages.job import RunningJob
 from workers.stages.lane import Lane
 
 PROFILE = Profile(base=0.001, slope=1e-6)
-MODEL = load_catalogue(TREE / "models").resolve("monte-carlo")
 HARDWARE = a_class(max_batch=8)
 BUCKET = 1_000_000
 
 
 def job(*sizes: int, deadline: float = 100.0) -> RunningJob:
     """A job with rows of these sizes, all of one bucket."""
-    made = RunningJob(
-        a_delivery(), HARDWARE, MODEL, "python", "k", ({},), {}, (), single=False, arrived=0.0, deadline=deadline
-    )
+    made = a_running_job("monte-carlo", hardware=HARDWARE, key="k", rows=({},), single=False, deadline=deadline)
     made.items = [Item({}, size) for size in sizes]
     made.answers = [None] * len(sizes)
     gather(made)
@@ -46,7 +42,6 @@ def taken(made: Lane) -> list[int]:
 def test_a_batch_takes_as_many_rows_as_fit_into_max_run_by_their_own_sizes() -> None:
     small = lane(0.5, job(*[200_000] * 6))
     large = lane(0.5, job(*[900_000] * 6))
-
     assert (taken(small), taken(small), taken(small)) == ([200_000] * 2, [200_000] * 2, [200_000] * 2)
     assert taken(large) == [900_000]
     assert (small.rows, small.seconds) == (0, 0.0)
@@ -61,7 +56,6 @@ def test_a_device_that_is_slower_than_its_profile_gets_fewer_rows_a_batch() -> N
 def test_the_rows_that_no_batch_took_go_on_waiting_most_urgent_first() -> None:
     urgent, patient = job(600_000, 500_000, deadline=1.0), job(400_000, deadline=2.0)
     both = lane(0.7, patient, urgent)
-
     assert [taken(both), taken(both), taken(both)] == [[600_000], [500_000], [400_000]]
     assert not both
 
@@ -69,9 +63,7 @@ def test_the_rows_that_no_batch_took_go_on_waiting_most_urgent_first() -> None:
 def test_a_removed_job_no_longer_counts() -> None:
     leaving, staying = job(600_000), job(300_000)
     both = lane(0.7, leaving, staying)
-
     both.remove(leaving)
-
     assert both.seconds == pytest.approx(0.301)
     assert taken(both) == [300_000]
 
@@ -79,7 +71,6 @@ def test_a_removed_job_no_longer_counts() -> None:
 def test_the_batches_that_are_to_come_are_those_that_run() -> None:
     waiting = lane(0.5, job(200_000, 200_000, 900_000), job(150_000))
     foreseen = [seconds for _, seconds in waiting.batches()]
-
     ran = []
     while waiting:
         sizes = taken(waiting)

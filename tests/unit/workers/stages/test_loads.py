@@ -10,29 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
 from taxiway.errors import TaxiwayError
-from tests.builders import a_class, a_delivery, a_ticket
-from workers.device import find_device
-from workers.executor import Executor
+from tests.builders import a_class, a_delivery, a_ticket, recorded
+from tests.unit.workers.parts import a_running_job, an_executor
 from workers.stages.job import RunningJob
 from workers.stages.lane import LOAD_AT_MOST, Loads, Urgency
 
-MODEL = """
-name: {name}
-version: 1
-summary: What came in.
-licence: Apache-2.0
-pipeline: tensors
-inputs: [{{name: payload, datatype: INT64, shape: [-1]}}]
-outputs: [{{name: payload, datatype: INT64, shape: [-1]}}]
-reference: echo
-variants:
-  echo: {{runtime: echo, memory: 60MiB, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
-  missing: {{runtime: python, entry: nowhere, memory: 60MiB, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
-"""
+MODEL = recorded("documents/model.yaml")
 
 
 class Dock:
@@ -43,9 +29,7 @@ class Dock:
             (folder / name).mkdir()
             (folder / name / "model.yaml").write_text(MODEL.format(name=name))
         self.catalogue: Catalogue = load_catalogue(folder)
-        hardware = a_class(runtimes=("echo", "python"), memory=100 * 2**20)
-        device = find_device(hardware, "cpu:0", emulate=False)
-        self.executor = Executor(hardware, device, ArtefactStore(folder / "cache"), threads=1)
+        self.executor = an_executor(folder / "cache", a_class(runtimes=("echo", "python"), memory=100 * 2**20))
         self.failed: list[tuple[RunningJob, TaxiwayError]] = []
         self.woken = threading.Event()
         self.loads = Loads(self.executor, wake=self.woken.set, fail=self._fail)
@@ -53,19 +37,11 @@ class Dock:
 
     def job(self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0) -> RunningJob:
         """A job that waits for its variant."""
-        job = RunningJob(
-            delivery=a_delivery(a_ticket(f"{model} {deadline} {arrived}", f"{model}:1")),
-            hardware=self.executor.hardware,
-            model=self.catalogue.resolve(model),
-            variant=variant,
-            key=f"{model}:1/{variant}",
-            rows=({"payload": 1},),
-            parameters={},
-            outputs=("payload",),
-            single=True,
-            arrived=arrived,
-            deadline=deadline,
+        delivery, found = (
+            a_delivery(a_ticket(f"{model} {deadline} {arrived}", f"{model}:1")),
+            self.catalogue.resolve(model),
         )
+        job = a_running_job(found, delivery=delivery, variant=variant, arrived=arrived, deadline=deadline)
         self.loads.wait(job)
         return job
 

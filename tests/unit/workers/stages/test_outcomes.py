@@ -8,9 +8,9 @@ import pytest
 
 from tasks.heartbeat import BOUNDS, Use, held_of
 from tasks.ticket import Promise
-from taxiway.contract.job import Result, RunReport, Tokens
+from taxiway.contract.job import Result, Tokens
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
-from tests.builders import a_delivery, a_ticket
+from tests.builders import a_delivery, a_report, a_ticket
 from workers.stages.job import Delivery, Ended, Used
 from workers.stages.outcomes import WorkerOutcomes
 
@@ -20,17 +20,7 @@ def taken(**changes: Any) -> Delivery:
 
 
 def answered(delivery: Delivery, run_time: float) -> Ended:
-    report = RunReport(
-        hardware_class="cpu.batch",
-        variant="echo",
-        device="cpu:0",
-        emulated=False,
-        batch=1,
-        queue_wait=2.0,
-        run_time=run_time,
-        cost=0.0,
-        reason="the test says so",
-    )
+    report = a_report(variant="echo", queue_wait=2.0, run_time=run_time)
     return Ended(delivery, Result(model="echo:1", outputs={}, report=report))
 
 

@@ -14,13 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Profile
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from taxiway.contract.keys import PATIENT
-from workers.device import find_device
+from tests.unit.workers.parts import an_executor
 from workers.executor import NOTICED, Executor
 from workers.learned import Loaded
 from workers.port import Item, Row, Runtime
@@ -29,9 +28,7 @@ from workers.runtimes.echo import EchoRuntime
 
 
 def executor_of(folder: Path, **fields: int) -> Executor:
-    hardware = msgspec.structs.replace(bench_class("cpu"), **fields)
-    device = find_device(hardware, "cpu:0", emulate=False)
-    return Executor(hardware, device, ArtefactStore(folder), threads=1)
+    return an_executor(folder, msgspec.structs.replace(bench_class("cpu"), **fields))
 
 
 def niceness() -> int:

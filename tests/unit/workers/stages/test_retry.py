@@ -6,25 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.folder import load_catalogue
-from tasks.settings import TREE
-from tasks.topology import load_topology
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
-from workers.decide.faults import (
-    FLOOR,
-    MOST_SAVED,
-    RETRIES,
-    SHARE,
-    Budget,
-    DeviceLostError,
-    Fault,
-    fault_of,
-)
+from tests.unit.workers.parts import a_running_job
+from workers.decide import faults
 from workers.drain import Drain
 from workers.executor import as_ours
-from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, RunningJob
+from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending
 from workers.stages.retries import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
 
 
@@ -37,20 +26,7 @@ def failed(one: Delivery, error: TaxiwayError) -> Ended:
 
 
 def answered(variant: str) -> Answered:
-    hardware = load_topology(TREE / "queues.yaml").hardware["cpu.batch"]
-    job = RunningJob(
-        delivery(),
-        hardware,
-        load_catalogue(TREE / "models").resolve("echo"),
-        variant="v",
-        key=variant,
-        rows=({"payload": 1},),
-        parameters={},
-        outputs=("payload",),
-        single=True,
-        arrived=0.0,
-    )
-    return Answered(job)
+    return Answered(a_running_job(key=variant))
 
 
 OURS = DeviceFaultError("out of memory", variant="m/v")
@@ -82,25 +58,31 @@ class Desk:
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
-        (MemoryError(), Fault.MEMORY),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), Fault.MEMORY),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes"), Fault.MEMORY),
-        (RuntimeError("[ONNXRuntimeError] : Failed to allocate memory for requested buffer of size 512"), Fault.MEMORY),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), Fault.LOST),
-        (RuntimeError("CUDA error: unspecified launch failure"), Fault.LOST),
+        (MemoryError(), faults.Fault.MEMORY),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), faults.Fault.MEMORY),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes"),
+            faults.Fault.MEMORY,
+        ),
+        (
+            RuntimeError("[ONNXRuntimeError] : Failed to allocate memory for requested buffer of size 512"),
+            faults.Fault.MEMORY,
+        ),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), faults.Fault.LOST),
+        (RuntimeError("CUDA error: unspecified launch failure"), faults.Fault.LOST),
         (RuntimeError("the size of tensor a (3) must match the size of tensor b (4)"), None),
         (ValueError("a text about being out of memory"), None),
         (ZeroDivisionError("division by zero"), None),
     ],
 )
-def test_the_devices_faults_are_distinguished_from_the_requests(error: Exception, fault: Fault | None) -> None:
-    assert fault_of(error) is fault
+def test_the_devices_faults_are_distinguished_from_the_requests(error: Exception, fault: faults.Fault | None) -> None:
+    assert faults.fault_of(error) is fault
 
 
 def test_what_a_variant_raises_is_a_fault_of_ours_only_where_it_says_so() -> None:
     assert isinstance(as_ours("m/v", MemoryError()), DeviceFaultError)
     assert isinstance(as_ours("m/v", ValueError("no")), ExecutionError)
-    with pytest.raises(DeviceLostError):
+    with pytest.raises(faults.DeviceLostError):
         as_ours("m/v", RuntimeError("CUDA error: device-side assert triggered"))
 
 
@@ -125,7 +107,7 @@ def test_a_device_that_fails_at_everything_soon_retries_nothing() -> None:
     desk = Desk()
     for n in range(1000):
         desk.retries.put([failed(delivery(str(n)), OURS)])
-    assert len(desk.again) == FLOOR
+    assert len(desk.again) == faults.FLOOR
 
 
 def starve(desk: Desk, *jobs: str) -> None:
@@ -140,8 +122,8 @@ def test_a_worker_leaves_that_has_no_memory_for_jobs_nor_for_the_models_example(
     starve(desk, "c", "d")
     assert desk.drain.begun and desk.drain.left <= 0 and desk.celery.exited == OUT_OF_MEMORY
     assert [(one.job, one.retries, pause) for one, pause in desk.again] == [
-        ("c", 1, RETRIES.longest),
-        ("d", 1, RETRIES.longest),
+        ("c", 1, faults.RETRIES.longest),
+        ("d", 1, faults.RETRIES.longest),
     ]
     assert desk.tried == 1
 
@@ -171,11 +153,11 @@ def test_an_answer_of_the_variant_says_that_there_is_memory() -> None:
 @given(st.lists(st.one_of(st.none(), st.integers(0, 500))))
 def test_retries_are_at_most_a_share_of_the_answers_and_a_floor(steps: list[int | None]) -> None:
     """None is a fault of ours, a number so many answers."""
-    budget, made, answers = Budget(), 0, 0
+    budget, made, answers = faults.Budget(), 0, 0
     for step in steps:
         if step is not None:
             budget, answers = budget.earned(step), answers + step
         elif budget.allows:
             budget, made = budget.spent(), made + 1
-        assert 0 <= budget.tokens <= MOST_SAVED
-        assert made <= FLOOR + SHARE * answers + 1e-6
+        assert 0 <= budget.tokens <= faults.MOST_SAVED
+        assert made <= faults.FLOOR + faults.SHARE * answers + 1e-6

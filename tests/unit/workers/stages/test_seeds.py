@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
-from tasks.models.folder import load_catalogue
 from tasks.models.signature import bind
-from tasks.settings import TREE
-from tests.builders import a_class, a_delivery
+from tests.unit.workers.parts import MODELS, a_running_job
 from workers.learned import Loaded
 from workers.port import Item, Row
 from workers.stages.admit import prepare
-from workers.stages.job import RunningJob
 
 
 class Noted:
@@ -28,20 +25,9 @@ class Noted:
 
 
 def seeds_of(prompts: Any, **parameters: Any) -> list[tuple[Any, Any]]:
-    model, pipeline = load_catalogue(TREE / "models").resolve("generate"), Noted()
+    model, pipeline = MODELS.resolve("generate"), Noted()
     bound = bind(model, prompts, parameters)
-    job = RunningJob(
-        delivery=a_delivery(),
-        hardware=a_class(),
-        model=model,
-        variant="engine",
-        key="generate:1/engine",
-        rows=bound.rows,
-        parameters=bound.parameters,
-        outputs=bound.outputs,
-        single=bound.single,
-        arrived=0.0,
-    )
+    job = a_running_job(model, rows=bound.rows, parameters=bound.parameters)
     prepare(job, cast(Loaded, SimpleNamespace(key=job.key, pipeline=pipeline)))
     return pipeline.seeds
 

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.inference import protocol
+from api.inference.triton import stats_of
+from tasks.heartbeat import Ran
+from tasks.models.folder import load_catalogue
+from tasks.models.model import TensorSpec
+from tasks.settings import TREE
+from taxiway.contract.job import Result
+from taxiway.contract.limits import DEEPEST, ELEMENTS, LARGE, WHOLE_VALUES_DIVISOR, count_values
+from taxiway.contract.values import to_array, to_wire
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from tests.builders import a_report
+
+VECTORS = TensorSpec("vector", "FP32", (-1, 2))
+
+LABELS = TensorSpec("label", "BYTES", (-1,))
+
+STATE = TensorSpec("state", "FP32", (2, -1, 1), batch_axis=1)
+
+TOP = TensorSpec("top", "BYTES", (-1, 2))
+
+
+@pytest.mark.cases("spec, value, shape, data")
+def test_an_output_has_its_batch_axis_whether_it_came_with_it_or_not(
+    spec: TensorSpec, value: object, shape: list[int], data: list[object]
+) -> None:
+    output = protocol.output_tensor(spec, value)
+    assert (output.shape, output.data) == (shape, data)
+
+
+@given(st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2), min_size=1, max_size=5))
+def test_a_tensor_comes_out_as_it_went_in(rows: list[list[float]]) -> None:
+    array = np.asarray(rows, np.float32)
+    infer = protocol.InferRequest(
+        [protocol.InputTensor("vector", list(array.shape), "FP32", array.reshape(-1).tolist())]
+    )
+    (tensor,) = protocol.request_of("m", infer).inputs
+    output = protocol.output_tensor(VECTORS, tensor)
+    assert to_array(tensor, "vector").tolist() == array.tolist()
+    assert (output.shape, output.data) == (list(array.shape), array.reshape(-1).tolist())
+
+
+def test_terms_and_the_models_parameters_are_separated() -> None:
+    infer = protocol.read_infer(b'{"inputs": [], "parameters": {"deadline": 2, "max_tokens": 5, "tenant": null}}')
+    request = protocol.request_of("m", infer)
+    assert (request.deadline, request.tenant, request.parameters) == (2.0, "default", {"max_tokens": 5})
+
+
+@given(st.binary(max_size=80))
+def test_any_body_is_read_or_refused(body: bytes) -> None:
+    try:
+        protocol.request_of("m", protocol.read_infer(body))
+    except TaxiwayError as error:
+        assert isinstance(error, InvalidRequestError)
+
+
+@pytest.mark.parametrize("opened", [b"[", b'{"a":'])
+@pytest.mark.parametrize("levels", [DEEPEST, 500, 900, 980, 100_000])
+def test_json_of_any_depth_is_read_or_refused(opened: bytes, levels: int) -> None:
+    value = opened * levels + b"1" + (b"]" if opened == b"[" else b"}") * levels
+    tensor = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "%s", "data": [%s]}]}'
+    with pytest.raises(InvalidRequestError):
+        protocol.request_of("m", protocol.read_infer(tensor % (b"BYTES", value)))
+    for body in (tensor % (b"FP32", value), b'{"inputs": [], "parameters": {"a": %s}}' % value):
+        with contextlib.suppress(InvalidRequestError):
+            protocol.request_of("m", protocol.read_infer(body))
+
+
+def test_json_that_would_grow_beyond_measure_is_refused_before_it_is_read() -> None:
+    rows = b"[]," * ELEMENTS + b"[]"
+    body = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [%s]}, "%s"]}'
+    with pytest.raises(RequestTooLargeError, match=f"at most {ELEMENTS} values"):
+        protocol.read_infer(body % (rows, b"x" * 2**20))
+
+
+@given(st.lists(st.integers(-2, 4), max_size=3), st.lists(st.floats() | st.text(max_size=3) | st.none(), max_size=6))
+def test_any_tensor_is_read_or_refused(shape: list[int], data: list[float | str | None]) -> None:
+    for datatype in ("FP32", "INT8", "BYTES", "FP99"):
+        try:
+            to_wire(
+                protocol.request_of(
+                    "m", protocol.InferRequest([protocol.InputTensor("vector", shape, datatype, data)])
+                ).inputs
+            )
+        except TaxiwayError as error:
+            assert isinstance(error, InvalidRequestError)
+
+
+PADDING = json.dumps({"x": "x" * LARGE, "others": [0] * protocol.DECODED_VALUES})
+
+
+def body(data: object, shape: list[int], datatype: str = "FP32", large: bool = True) -> bytes:
+    """An infer request with one tensor, whose JSON is large, and has more than a few values, or not."""
+    head = json.dumps({"name": "a", "shape": shape, "datatype": datatype})[:-1]
+    text = data if isinstance(data, str) else json.dumps(data)
+    return f'{{"inputs":[{head},"data":{text}}}],"parameters":{PADDING if large else "{}"}}}'.encode()
+
+
+def read(content: bytes) -> np.ndarray:
+    (tensor,) = protocol.request_of("m", protocol.read_infer(content)).inputs
+    return to_array(tensor, "a")
+
+
+NUMBERS = st.integers(-99, 99) | st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+@given(st.data(), st.lists(st.integers(0, 4), min_size=1, max_size=3), st.booleans())
+def test_large_json_is_read_as_small_json_is(data: st.DataObject, shape: list[int], nested: bool) -> None:
+    count = int(np.prod(shape))
+    flat = np.asarray(data.draw(st.lists(NUMBERS, min_size=count, max_size=count)), np.float32)
+    value = flat.reshape(shape).tolist() if nested else flat.tolist()
+    small, large = read(body(value, shape, large=False)), read(body(value, shape))
+    assert np.array_equal(small, large) and small.dtype == large.dtype
+
+
+@pytest.mark.cases("datatype, data")
+def test_what_small_json_may_not_have_large_json_may_not_have(datatype: str, data: object) -> None:
+    for large in (False, True):
+        with pytest.raises(InvalidRequestError):
+            read(body(data, [2], datatype, large=large))
+
+
+@pytest.mark.parametrize("coding", ["base64", None])
+def test_a_long_text_is_read_at_once(coding: str | None) -> None:
+    text = "ab12" * LARGE
+    parameters = {"content_type": coding} if coding else {}
+    tensor = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [text], "parameters": parameters}
+    (read,) = protocol.read_infer(json.dumps({"inputs": [tensor]}).encode()).inputs
+    assert read.data == [text] and read.parameters == parameters
+
+
+@given(st.lists(st.text('e0E[],{}:1"\\'), max_size=40), st.integers(0, 40))
+def test_texts_hold_no_values_however_long_they_are(texts: list[str], numbers: int) -> None:
+    plain = {"texts": ["" for _ in texts], "numbers": [0] * numbers}
+    assert count_values(json.dumps(plain | {"texts": texts}).encode()) == count_values(json.dumps(plain).encode())
+
+
+def test_numbers_at_the_seams_of_pieces_stay_whole() -> None:
+    values = list(range(10**6, 10**6 + 3 * protocol.DECODED_BYTES // 8))
+    assert read(body(values, [len(values)], "INT64")).tolist() == values
+
+
+def test_truths_are_read_in_pieces_too() -> None:
+    assert read(body([True, False, True], [3], "BOOL")).tolist() == [True, False, True]
+
+
+def test_beside_tensors_of_numbers_json_holds_a_fifth_of_the_values() -> None:
+    count = ELEMENTS - 2 * protocol.DECODED_VALUES
+    numbers = body([0] * count, [count], "INT8")
+    texts = body(["a"] * (ELEMENTS // WHOLE_VALUES_DIVISOR + 1), [1], "BYTES")
+    assert read(numbers).size == count
+    with pytest.raises(RequestTooLargeError, match=f"at most {ELEMENTS // WHOLE_VALUES_DIVISOR} values"):
+        protocol.read_infer(texts)
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1.5E-320", "1e0000300", "9" * 4000])
+def test_numbers_that_take_long_to_read_count_as_many(number: str) -> None:
+    content = body(f"[{','.join([number] * 10_000)}]", [10_000], "FP64")
+    with pytest.raises(RequestTooLargeError):
+        protocol.read_infer(content)
+
+
+def test_text_that_looks_like_such_numbers_counts_as_text() -> None:
+    text = "deadbeef" * 2000 + "1e308" * 20_000 + "e000000 " * 20_000
+    assert protocol.read_infer(body(json.dumps([text]), [1], "BYTES")).inputs[0].data == [text]
+
+
+EMBED = load_catalogue(TREE / "models").resolve("embed")
+
+(VECTOR,) = EMBED.outputs
+
+REPORT = a_report()
+
+
+def test_an_output_of_classes_has_the_largest_values_with_their_places_the_largest_first() -> None:
+    spec, rows = protocol.classified(VECTOR, np.asarray([[0.25, 0.5, 0.125], [1.0, 1.0, 2.0]], np.float32), 2)
+    assert (spec.datatype, spec.shape) == ("BYTES", (-1, 2))
+    assert rows == [["0.500000:1", "0.250000:0"], ["2.000000:2", "1.000000:0"]]
+
+
+def test_integers_are_written_as_such_and_more_classes_than_there_are_are_all_of_them() -> None:
+    spec, rows = protocol.classified(TensorSpec("n", "INT64", (-1, 2)), np.asarray([[3, 7]]), 9)
+    assert (spec.shape, rows) == ((-1, 2), [["7:1", "3:0"]])
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_answer_has_the_classes_that_the_request_wants(raw: bool) -> None:
+    parameters = {"classification": 1, "binary_data": raw}
+    infer = protocol.InferRequest([], outputs=[protocol.WantedOutput(name=VECTOR.name, parameters=parameters)])
+    row = {"shape": [3], "datatype": "FP32", "data": [0.0, 3.5, 1.0]}
+    wanted = protocol.classes_wanted(EMBED, {VECTOR.name: parameters})
+    framed = protocol.answer_of(EMBED, "j", Result(model="embed:1", outputs={VECTOR.name: row}, report=REPORT),
+                       protocol.wants_binary(infer), None, wanted)  # fmt: skip
+    assert b'"shape":[1,1],"datatype":"BYTES"' in framed.body
+    assert (b"3.500000:1" in framed.text) is not raw
+    assert b"3.500000:1" in framed.body
+
+
+def test_an_output_in_shared_memory_is_refused_by_name() -> None:
+    wanted = protocol.WantedOutput(name="n", parameters={"shared_memory_region": "mine", "shared_memory_byte_size": 8})
+    with pytest.raises(InvalidRequestError, match=r"outputs\.n\.shared_memory_region: expected no shared memory"):
+        protocol.request_of("m", protocol.InferRequest([], outputs=[wanted]))
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, "1", True, None])
+def test_a_number_of_classes_is_one_or_refused_by_name(count: object) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        protocol.classes_wanted(EMBED, {VECTOR.name: {"classification": count}})
+    assert caught.value.details["field"] == f"outputs.{VECTOR.name}.classification"
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**70, "low")])
+def test_a_number_is_a_priority(number: int, name: str | None) -> None:
+    assert protocol.request_of("m", protocol.InferRequest([], parameters={"priority": number})).priority == name
+
+
+@pytest.mark.parametrize(("timeout", "deadline"), [(0, None), (1, 1e-6), (2_500_000, 2.5)])
+def test_a_timeout_is_a_deadline(timeout: int, deadline: float | None) -> None:
+    request = protocol.request_of("m", protocol.InferRequest([], parameters={"timeout": timeout}))
+    assert (request.deadline, request.parameters) == (deadline, {})
+
+
+def test_a_deadline_of_our_own_precedes_a_timeout() -> None:
+    assert (
+        protocol.request_of("m", protocol.InferRequest([], parameters={"timeout": 1, "deadline": 3.0})).deadline == 3.0
+    )
+
+
+@pytest.mark.parametrize("timeout", [-1, 1.5, "1", True])
+def test_a_timeout_is_microseconds_or_refused_by_name(timeout: object) -> None:
+    with pytest.raises(InvalidRequestError, match="timeout: expected a whole number of microseconds"):
+        protocol.request_of("m", protocol.InferRequest([], parameters={"timeout": timeout}))
+
+
+def test_statistics_are_counts_and_nanoseconds() -> None:
+    answer = stats_of(
+        EMBED, Ran(answered=4, failed=1, rows=8, batches=2.0, queue=0.5, run=0.25, total=1.0, lost=3.0, last=7.0)
+    )
+    stats = answer["inference_stats"]
+    assert (answer["inference_count"], answer["execution_count"], answer["last_inference"]) == (8, 2, 7000)
+    assert stats["success"] == {"count": 4, "ns": 1_000_000_000}
+    assert stats["fail"] == {"count": 1, "ns": 3_000_000_000}
+    assert (stats["queue"]["ns"], stats["compute_infer"]["ns"]) == (500_000_000, 250_000_000)

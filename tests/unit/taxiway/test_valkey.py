@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import ssl
+
+import hiredis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxiway.valkey import LARGE, Address, AnswerParser, Value, packed, parse
+from tests.narrowing import present
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://h", Address((("h", 6379),))),
+        ("redis://h:1/2", Address((("h", 1),), database=2)),
+        ("redis://:p%2F%23@h/3?db=4", Address((("h", 6379),), database=3, password="p/#")),
+        ("redis://u%40:p@[::1]:7", Address((("::1", 7),), username="u@", password="p")),
+        (
+            "unix://u:p@/run/valkey%20.sock?db=5",
+            Address(("/run/valkey .sock",), database=5, username="u", password="p"),
+        ),
+        (
+            "redis+sentinel://u:p@a:1,[::1],c/2?service=fleet&sentinel_username=w&sentinel_password=s",
+            Address(
+                (("a", 1), ("::1", 26379), ("c", 26379)),
+                database=2,
+                username="u",
+                password="p",
+                service="fleet",
+                sentinel_username="w",
+                sentinel_password="s",
+            ),
+        ),
+        ("rediss://h/1?ssl_cert_reqs=none", Address((("h", 6379),), database=1, tls={"ssl_cert_reqs": "none"})),
+    ],
+)
+def test_an_address_has_the_server_and_its_user(url: str, address: Address) -> None:
+    assert parse(url) == address
+
+
+@pytest.mark.parametrize("url", ["http://h", "redis+sentinel://h:26379/0", "redis://h:x", "redis://h/zero", "h:6379"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse(url)
+
+
+def test_a_connection_begins_with_its_account_and_its_database() -> None:
+    assert parse("redis://h").greeting == []
+    assert parse("redis://:p@h/2").greeting == [("AUTH", "p"), ("SELECT", 2)]
+    assert parse("redis://u:p@h").greeting == [("AUTH", "u", "p")]
+
+
+def test_a_server_named_as_primary_must_be_one() -> None:
+    address = parse("redis+sentinel://h?service=fleet")
+    assert address.greeting == [("HELLO", 2)]
+    address.check_greeting([[b"proto", 2, b"role", b"master"]])
+    with pytest.raises(ConnectionError, match="'fleet'"):
+        address.check_greeting([[b"proto", 2, b"role", b"replica"]])
+    assert address.primary_of([b"h", b"7"]) == ("h", 7)
+    with pytest.raises(ConnectionError, match="'fleet'"):
+        address.primary_of(None)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert "secret" not in repr(parse("redis://u:secret@h"))
+
+
+def test_certificates_are_verified_unless_the_address_says_otherwise() -> None:
+    verified = present(parse("rediss://h").context())
+    assert (verified.verify_mode, verified.check_hostname) == (ssl.CERT_REQUIRED, True)
+    by_any_name = present(parse("rediss://h?ssl_check_hostname=false").context())
+    assert (by_any_name.verify_mode, by_any_name.check_hostname) == (ssl.CERT_REQUIRED, False)
+    assert present(parse("rediss://h?ssl_cert_reqs=none").context()).verify_mode == ssl.CERT_NONE
+    assert parse("redis://h").context() is None
+
+
+LONG = bytes(range(256)) * (LARGE // 256) + b"x"
+
+
+@given(st.lists(st.text() | st.binary() | st.integers() | st.just(LONG), min_size=1))
+def test_a_command_is_packed_to_the_same_bytes_whether_its_values_are_large_or_not(
+    command: list[str | bytes | int],
+) -> None:
+    assert b"".join(packed(command)) == hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # declared as a tuple of one
+
+
+def test_a_large_value_is_sent_without_a_copy() -> None:
+    view = memoryview(bytearray(LONG))
+    assert any(isinstance(piece, memoryview) and piece.obj is view.obj for piece in packed(["SET", "k", view]))
+
+
+@given(st.binary(), st.data())
+def test_a_value_is_complete_once_nothing_of_it_is_missing(content: bytes, data: st.DataObject) -> None:
+    line = content + b"\r\n"
+    begin = data.draw(st.integers(0, len(line)))
+    value = Value(len(content), line[:begin])
+    while value.missing:
+        count = data.draw(st.integers(1, len(value.missing)))
+        at = len(line) - len(value.missing)
+        value.missing[:count] = line[at : at + count]
+        value.received(count)
+    assert value.content == content
+
+
+answers = st.recursive(
+    st.none() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=40) | st.sampled_from([b"v" * 1500, LONG]),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def encoded(answer: object) -> bytes:
+    """An answer as a server of RESP 2 sends it."""
+    match answer:
+        case None:
+            return b"$-1\r\n"
+        case bytes():
+            return b"$%d\r\n%b\r\n" % (len(answer), answer)
+        case int():
+            return b":%d\r\n" % answer
+        case list():
+            return b"*%d\r\n" % len(answer) + b"".join(map(encoded, answer))
+    raise AssertionError(answer)
+
+
+def plain(answer: object) -> object:
+    return bytes(answer) if isinstance(answer, memoryview) else answer
+
+
+@given(given=st.lists(answers, max_size=6), cuts=st.lists(st.integers(1, 2**17), min_size=1), small=st.booleans())
+def test_answers_are_the_same_wherever_what_is_received_was_cut(
+    given: list[object], cuts: list[int], small: bool
+) -> None:
+    sent, reader, found = memoryview(b"".join(map(encoded, given))), AnswerParser(), []
+    for number in range(len(sent) + len(cuts)):
+        if not sent:
+            break
+        piece = min(cuts[number % len(cuts)] if not small else 1 + cuts[number % len(cuts)] % 9, len(sent))
+        place = reader.buffer()
+        count = min(piece, len(place))
+        place[:count], sent = sent[:count], sent[count:]
+        found += [plain(answer) for answer in reader.received(count)]
+    assert found == given
+
+
+def test_an_array_that_was_cut_between_two_of_its_values_stays_one_answer() -> None:
+    reader = AnswerParser()
+    found: list[object] = []
+    for piece in (b"*3\r\n$1\r\na\r\n", b"$1\r\nb\r\n$1\r\nc\r\n", b"$1\r\nd\r\n"):
+        reader.buffer()[: len(piece)] = piece
+        found += reader.received(len(piece))
+    assert found == [[b"a", b"b", b"c"], b"d"]
