@@ -1,7 +1,5 @@
 """Stands for the Celery worker around the stages (`workers.stages.job.CeleryWorker`), and for its queues."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from broker.valkey.class_queue import ClassQueue

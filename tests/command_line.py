@@ -1,7 +1,5 @@
 """Programs of the tree: the command line in the test's own process, and any of them as a process of its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

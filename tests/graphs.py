@@ -1,7 +1,5 @@
 """Small ONNX graphs, and models of them, for tests."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

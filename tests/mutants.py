@@ -5,8 +5,6 @@ it fails. Tests are collected and traced once; each mutant then has a fork in wh
 place, so that it costs what its tests take.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import gc
@@ -63,12 +61,12 @@ class Mutant(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         outer = self._scope
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            self._scope = [*outer, node.name]
+            self._scope = [*outer, node.name + "." * isinstance(node, ast.ClassDef)]
         self.generic_visit(node)
-        fault = changed(node) if self._scope and not self._scope[-1][0].isupper() else None
+        fault = changed(node) if self._scope and not self._scope[-1].endswith(".") else None
         self.places += fault is not None
         if fault and self.places - 1 == self.number:
-            self.function = ".".join(self._scope[: 1 + self._scope[0][0].isupper()])
+            self.function = "".join(self._scope[: 1 + self._scope[0].endswith(".")])
             line, before, after = getattr(node, "lineno", 0), ast.unparse(node), ast.unparse(fault)
             self.text = f"{Path(self.path).relative_to(TREE)}:{line}: {before[:60]} → {after[:60]}".replace("\n", " ")
             node = ast.copy_location(fault, node)

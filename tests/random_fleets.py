@@ -1,7 +1,5 @@
 """Fleets that nobody tuned on, and what arrives at them: the search must find at least what its opponents find."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 

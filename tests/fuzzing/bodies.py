@@ -5,8 +5,6 @@ attempts, in processor time: `tests.ticking`), is answered with a 500, gets back
 machine's name and is let in.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

@@ -4,8 +4,6 @@
 where a producer's account, or who stole a worker's, could.
 """
 
-from __future__ import annotations
-
 import argparse
 import secrets
 import sys

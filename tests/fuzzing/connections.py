@@ -4,8 +4,6 @@ Each script is one connection. It must have an answer for each request that it s
 what is behind them. Meanwhile the router's memory and the time for which it keeps others waiting are bounded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import socket

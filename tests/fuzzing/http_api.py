@@ -6,8 +6,6 @@ the fleet is too busy or late (503, 504) are documented, and no failures. Before
 `connections` harms the router below HTTP.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

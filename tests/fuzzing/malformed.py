@@ -1,7 +1,5 @@
 """Malformed messages of every kind that an account with write access to the broker could send."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What must hold of every run holds under the laboratory's policies, and the tuned plan knows no more than its half."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,7 +1,5 @@
 """The lower bound on cost: worked out by hand where that is possible, and never above what a run did cost."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """`python -m lab.compare`: every policy on a trace, beside the bounds."""
 
-from __future__ import annotations
-
 from lab.baselines import EVERY_POLICY
 from lab.compare import compared
 from lab.trials.trial import TRIALS

@@ -1,7 +1,5 @@
 """The profiles that are derived from public figures."""
 
-from __future__ import annotations
-
 import pytest
 
 from lab.derive_profiles import derive

@@ -1,7 +1,5 @@
 """The drills' pictures of figures over time."""
 
-from __future__ import annotations
-
 from xml.etree import ElementTree
 
 from lab.drills.lines import Line, Panel, picture

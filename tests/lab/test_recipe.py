@@ -1,7 +1,5 @@
 """The trials' traces are like those of the recipe that published figures were made with."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

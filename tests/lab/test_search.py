@@ -1,7 +1,5 @@
 """On fleets that nobody tuned on the search finds at least what operators' searches find, in the same twin."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tests.random_fleets import leads

@@ -1,7 +1,5 @@
 """What the questions about policies say of figures: which targets hold, and which terms are worth nothing."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The trials' runs, tables and targets."""
 
-from __future__ import annotations
-
 import msgspec
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """The trials' requests and fleets: complete, repeatable, and as the recipe that their figures were made with."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import yaml

@@ -1,7 +1,5 @@
 """The lower bound with whole devices: worked out by hand where that is possible, and never above a run's score."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

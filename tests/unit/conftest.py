@@ -1,7 +1,5 @@
 """What unit tests may do: nothing outside their own process but read and write files. Their tables."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 from collections.abc import Iterator

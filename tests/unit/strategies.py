@@ -3,8 +3,6 @@
 Each strategy is made once: to make one takes Hypothesis longer than to draw from it.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +29,9 @@ LABELS = ("edge", "lab")
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 VARIANTS = ("onnx-int8", "torch-bf16")
 SERVICES = ("live", "standard")
+
+Situation = tuple[Model, Needs, Topology, FleetSnapshot]
+"""A request's model and needs, a topology, and a fleet of it."""
 
 seconds = st.floats(0.001, 20, allow_nan=False)
 sizes = st.sampled_from([Size(2**20), Size(2**30), Size(2**34)])
@@ -204,8 +205,7 @@ def needs(**fixed: Any) -> st.SearchStrategy[Needs]:
 
 
 @cache
-def situations(**fixed: Any) -> st.SearchStrategy[tuple[Model, Needs, Topology, FleetSnapshot]]:
-    """A request's model and needs, a topology, and a fleet of it."""
+def situations(**fixed: Any) -> st.SearchStrategy[Situation]:
     drawn = st.tuples(models(), needs(**fixed), topologies(), _fleets)
     return drawn.map(lambda one: (*one[:3], _of(one[3], one[0], one[2])))
 

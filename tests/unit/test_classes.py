@@ -1,7 +1,5 @@
 """Classes with behaviour have few attributes. Values that mirror a file or a message are exempt: they declare them."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The pages as data: links lead somewhere, and the tests that pages name exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache
@@ -157,7 +155,6 @@ def test_a_public_class_name_means_one_thing() -> None:
 def test_the_recording_shows_a_fleet_that_starts_answers_and_explains() -> None:
     recording = (TREE / "docs" / "recording.svg").read_bytes()
     texts = " ".join(ElementTree.fromstring(recording).itertext())
-
     assert len(recording) < 300_000
     for shown in ("taxiway up", "Bullmastiff", "cheapest that meets", "considered, cheapest first", "taxiway top"):
         assert shown in texts

@@ -1,7 +1,5 @@
 """What earlier releases wrote is understood, and so is what the next one adds to it, where that is safe."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Keys, their file, how often a tenant may ask, and how much at once."""
 
-from __future__ import annotations
-
 import stat
 from datetime import UTC, datetime
 from pathlib import Path

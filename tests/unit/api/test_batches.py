@@ -1,7 +1,5 @@
 """Which batches a router takes."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Requests that ask the same have one digest in whatever form they come, and others another one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

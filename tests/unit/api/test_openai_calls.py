@@ -1,7 +1,5 @@
 """OpenAI's calls as values: what a body asks for, what its terms are, and how errors and streams are worded."""
 
-from __future__ import annotations
-
 import asyncio
 import codecs
 import json

@@ -1,7 +1,5 @@
 """What a stored response becomes when its job has ended."""
 
-from __future__ import annotations
-
 import asyncio
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """What is said of a job past its deadline."""
 
-from __future__ import annotations
-
 import pytest
 
 from broker.valkey.deadlines import Course, exceeded

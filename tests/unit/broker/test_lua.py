@@ -1,7 +1,5 @@
 """The scripts as text: what they say that Python says, too, and that each can be sent."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The chart's files as data; tests/cluster renders and installs it."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the demo shows of its answers."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

@@ -1,7 +1,5 @@
 """A small fleet of a queues.yaml with one model, as the tests of `simulator.own_fleet` have it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

@@ -1,7 +1,5 @@
 """A simulated device runs several models as a worker's does, and its hardware changes as the fleet file says."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What must hold of every run: each request ends once, the same seed gives the same run, and theory is met."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The fleet file: the example, and what is said of wrong ones."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

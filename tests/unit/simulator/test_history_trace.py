@@ -1,7 +1,5 @@
 """The fleet's own arrivals as a trace, as a CSV file, and summed up."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

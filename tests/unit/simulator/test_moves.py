@@ -1,7 +1,5 @@
 """Waiting work in the simulator: queues, holding and the rebalancer, by the router's own functions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

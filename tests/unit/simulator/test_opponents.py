@@ -1,7 +1,5 @@
 """What an operator tunes on the first half of a trace: it is found, it is the same again, and it knows no more."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What is known of a fleet, and what arrived, as a replay takes them."""
 
-from __future__ import annotations
-
 import math
 from io import StringIO
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The planner: prices, demand, the integer programme against enumeration, and the replays that check its answer."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

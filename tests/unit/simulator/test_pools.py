@@ -1,7 +1,5 @@
 """A class on pools of nodes: the operator's decisions move its devices when nodes go, and back when they return."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

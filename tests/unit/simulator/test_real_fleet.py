@@ -1,7 +1,5 @@
 """The real fleet as the twin's: private data stays, firm work is not on spot capacity, and plans come back."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
@@ -38,11 +36,12 @@ from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Price, parse_topology
 from taxiway.contract.keys import LEVELS
-from tests.builders import a_device, a_text_model, recorded
+from tests import builders
+from tests.builders import a_device, a_text_model
 from workers.decide.endpoints import Bucket, EndpointRates
 
 MODEL = a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": Profile(0.05, 0.01)}))
-TOPOLOGY = parse_topology(recorded("documents/twin.yaml"))
+TOPOLOGY = parse_topology(builders.recorded("documents/twin.yaml"))
 NAMES = {
     "model": ("sentiment:1", "gone:1"),
     "tenant": ("",),

@@ -1,7 +1,5 @@
 """Which recorded arrivals are played: the latest, unless an earlier time was more like now."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,34 +32,30 @@ def test_the_latest_arrivals_are_played_while_rates_stay(seed: int) -> None:
     assert recalled(counts((40, DAY), seed=seed), LENGTH) is None
 
 
-@pytest.mark.parametrize("blocks", [SOON, NOW])
-def test_after_a_change_the_time_is_recalled_that_had_todays_rates(blocks: int) -> None:
-    found = recalled(counts((20, DAY), (20, NIGHT), (blocks, DAY)), LENGTH)
-    assert found is not None
-    assert found[0] + LENGTH <= 20 + 1
-    assert found[1] == SOON
+CHANGED = ((20, DAY), (20, NIGHT))
 
 
-def test_a_change_is_not_seen_twice_once_a_plan_was_made_for_the_earlier_time() -> None:
-    seen = counts((20, DAY), (20, NIGHT), (NOW, DAY))
-    assert recalled(seen, LENGTH, played=40 - LENGTH) is not None
-    assert recalled(seen, LENGTH, played=5) is None
-
-
-def test_traffic_that_turns_back_is_not_like_the_earlier_time_that_was_played() -> None:
-    back = counts((20, DAY), (20, NIGHT), (SOON, DAY), (10, NIGHT))
-    found = recalled(back, LENGTH, played=5)
-    assert found is not None
-    assert found[0] >= 20
-    assert recalled(back, LENGTH) is None
-
-
-def test_a_change_to_what_never_was_recalls_nothing() -> None:
-    assert recalled(counts((20, DAY), (20, NIGHT), (NOW, (300, 400))), LENGTH) is None
-
-
-def test_nothing_is_recalled_of_less_than_two_stretches() -> None:
-    assert recalled(counts((LENGTH, NIGHT), (NOW, DAY)), LENGTH) is None
+@pytest.mark.parametrize(
+    ("spans", "played", "begin"),
+    [
+        ((*CHANGED, (SOON, DAY)), None, (0, 21 - LENGTH)),  # the time that had today's rates
+        ((*CHANGED, (NOW, DAY)), None, (0, 21 - LENGTH)),
+        ((*CHANGED, (NOW, DAY)), 40 - LENGTH, (0, 21 - LENGTH)),
+        ((*CHANGED, (NOW, DAY)), 5, None),  # a plan was made for it
+        ((*CHANGED, (SOON, DAY), (10, NIGHT)), 5, (20, 40)),  # traffic that turned back
+        ((*CHANGED, (SOON, DAY), (10, NIGHT)), None, None),
+        ((*CHANGED, (NOW, (300, 400))), None, None),  # it never was like that
+        (((LENGTH, NIGHT), (NOW, DAY)), None, None),  # less than two stretches
+    ],
+)
+def test_after_a_change_the_time_is_recalled_that_had_todays_rates(
+    spans: tuple[tuple[int, tuple[int, ...]], ...], played: int | None, begin: tuple[int, int] | None
+) -> None:
+    found = recalled(counts(*spans), LENGTH, **({} if played is None else {"played": played}))
+    assert (found is None) == (begin is None)
+    if found and begin:
+        assert begin[0] <= found[0] <= begin[1]
+        assert found[1] == SOON
 
 
 def test_bursts_of_one_model_are_no_change() -> None:

@@ -1,7 +1,5 @@
 """The roofline against measured rows, and the arithmetic of batches."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator
 from pathlib import Path

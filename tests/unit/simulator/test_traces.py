@@ -1,7 +1,5 @@
 """Readers of traces: figures of public ones, and what they say of bad rows."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

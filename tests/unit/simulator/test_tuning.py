@@ -1,7 +1,5 @@
 """The twin and the search: plays tell what an assignment costs, and the search finds better ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -238,7 +236,6 @@ def test_a_play_counts_what_is_late_when_the_load_comes_back_to_no_device(monkey
 def test_a_busy_window_is_sampled_in_pieces_of_its_whole_span(most: int, span: float) -> None:
     work = workload()
     whole, found = Window.of(work, 120.0 - span, 120.0), Window.latest(work, 120.0, span, most)
-
     arrivals = [job.arrival for job in found.jobs]
     assert arrivals == sorted(arrivals)
     assert all(0 <= arrival <= found.span + 1e-6 for arrival in arrivals)
@@ -254,7 +251,6 @@ def test_a_sampled_window_sees_what_changed_long_ago() -> None:
     arrival = np.concatenate([busy, quiet])
     trace = replace(workload().trace.part(np.zeros(len(arrival), int)), arrival=arrival)
     found = Window.latest(prepare(trace, parse_fleet(FLEET), seed=1), 450.0, 450.0, most=214)
-
     rate = len(found.jobs) / found.span
     assert rate == pytest.approx(len(arrival) / 450, rel=0.2), "not that of the last seconds alone"
 
@@ -265,9 +261,7 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
     trace = replace(work.trace.part(rows), arrival=np.linspace(0, 120, len(rows)))
     window = Window.latest(prepare(trace, work.fleet, seed=1), 120.0, 120.0)
     conditions = usual(work.fleet, fresh(work.fleet))
-
     decision = Tuner(seed=1).tune(window, conditions, 120.0, plays=1, most=1)
-
     assert len(window.jobs) == pytest.approx(MOST_ARRIVALS, rel=0.05)
     assert decision.plays <= 12
 
@@ -362,10 +356,8 @@ def test_devices_that_start_yet_are_released_before_those_that_serve() -> None:
     pool.switch_on(0.0, after=0.0)
     engine.process_until(1.0)
     assert (pool.powered, pool.serving) == (2, 1)
-
     pool.release(1, 1.0)
     pool.tick(2.0)
-
     assert (pool.powered, pool.serving) == (1, 1)
 
 

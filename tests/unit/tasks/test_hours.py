@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -48,7 +46,6 @@ def test_a_class_is_open_or_opens_within_a_day(begin: str, end: str, zone: str, 
         assert begin == end
         return
     opens, closes = opens_in(available, now), closes_in(available, now)
-
     assert (opens == 0) != (closes == 0)
     assert 0 < opens + closes <= 25 * 3600
     if opens:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +14,6 @@ def test_a_source_of_labels_can_only_keep_data_closer(
     sources: list[str | None], more: str | None, has: set[str]
 ) -> None:
     before, after = joined(*sources), joined(*sources, more)
-
     assert set(missing(before, has)) <= set(missing(after, has))
     assert joined(more, *sources) == joined(*reversed(sources), more) == joined(after, before)
     assert missing(after, has) or not missing(more, has)

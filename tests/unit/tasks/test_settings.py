@@ -1,7 +1,5 @@
 """What a machine has, as its control group says."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

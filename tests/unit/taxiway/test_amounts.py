@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import time
 
 import msgspec
@@ -24,9 +22,7 @@ def values_in(value: object) -> int:
 
 
 @given(JSON)
-def test_json_has_no_more_values_than_its_commas_and_brackets_say(
-    value: object,
-) -> None:
+def test_json_has_no_more_values_than_its_commas_and_brackets_say(value: object) -> None:
     assert values_in(value) <= count_values(msgspec.json.encode(value))
 
 
@@ -68,9 +64,7 @@ def test_a_tensor_whose_data_does_not_fill_its_shape_names_both_figures(data: ob
 
 
 @given(st.recursive(JSON | st.binary(), lambda below: st.lists(below) | st.tuples(below)))
-def test_a_value_is_quoted_in_few_characters(
-    value: object,
-) -> None:
+def test_a_value_is_quoted_in_few_characters(value: object) -> None:
     assert len(quoted(value)) <= QUOTED
 
 

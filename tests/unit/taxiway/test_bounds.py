@@ -1,7 +1,5 @@
 """What a request's values may be is one rule, which the client and the router go by before anything is run."""
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Any

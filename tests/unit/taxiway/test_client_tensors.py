@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -24,9 +22,7 @@ SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
 @given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
-def test_an_array_on_the_wire_becomes_the_lists_that_numpy_makes_of_it(
-    array: np.ndarray,
-) -> None:
+def test_an_array_on_the_wire_becomes_the_lists_that_numpy_makes_of_it(array: np.ndarray) -> None:
     assert plain(from_wire(to_wire(array))) == array.tolist()
 
 
@@ -49,22 +45,12 @@ def test_an_array_on_the_wire_is_the_same_array_again(given: np.ndarray) -> None
     assert np.array_equal(back, given)
 
 
-def test_one_text_is_a_row_without_a_batch_axis() -> None:
-    assert encode_inputs([TEXT], "hello") == ([{**TEXT, "shape": [1], "data": ["hello"]}], True)
-
-
-def test_a_list_of_texts_is_a_batch() -> None:
-    assert encode_inputs([TEXT], ["a", "b"]) == ([{**TEXT, "shape": [2], "data": ["a", "b"]}], False)
-
-
 STATE = {"name": "state", "datatype": "FP32", "shape": [2, -1, 1], "batch_axis": 1}
 RATE: dict[str, Any] = {"name": "rate", "datatype": "INT64", "shape": [], "batch_axis": None}
 
 
 @pytest.mark.parametrize("state", [[[1.0], [2.0]], np.array([[1.0], [2.0]], np.float32)])
-def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stays_as_it_is(
-    state: np.ndarray,
-) -> None:
+def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stays_as_it_is(state: np.ndarray) -> None:
     (tensor, rate), single = encode_inputs([STATE, RATE], {"state": state, "rate": 8000})
     assert (tensor["shape"], rate["shape"], rate["data"], single) == ([2, 1, 1], [], [8000], True)
 
@@ -93,9 +79,7 @@ def test_bytes_travel_behind_the_json_each_after_its_length() -> None:
 
 
 @given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=2, max_dims=3), elements={"allow_nan": False}))
-def test_an_array_travels_behind_the_json_as_it_lies_in_memory(
-    given: np.ndarray,
-) -> None:
+def test_an_array_travels_behind_the_json_as_it_lies_in_memory(given: np.ndarray) -> None:
     spec = {"name": "x", "datatype": "FP32", "shape": [-1] * given.ndim}
     tensors, _ = encode_inputs([spec], given)
     framed = body({"parameters": {}}, tensors)
@@ -146,32 +130,38 @@ def test_an_array_keeps_its_own_datatype_for_the_router_to_judge() -> None:
     assert tensor["datatype"] == "FP64"
 
 
-def test_inputs_are_named_by_a_mapping_and_a_lone_one_need_not_be() -> None:
+@pytest.mark.parametrize(
+    ("specs", "inputs", "tensors", "single"),
+    [
+        ([TEXT], "hello", [{**TEXT, "shape": [1], "data": ["hello"]}], True),
+        ([TEXT], ["a", "b"], [{**TEXT, "shape": [2], "data": ["a", "b"]}], False),
+        ([TEXT], {"text": "a"}, [{**TEXT, "shape": [1], "data": ["a"]}], True),
+        ([TEXT], {"flight": "TX 42"}, [{**TEXT, "shape": [1], "data": [{"flight": "TX 42"}]}], True),
+        (
+            [POINT],
+            [{**POINT, "shape": [1, 2], "data": [[1.0, 2.0]]}],
+            [{**POINT, "shape": [1, 2], "data": [1.0, 2.0]}],
+            False,
+        ),
+    ],
+    ids=["a row", "a batch", "named", "a value that names no input", "a tensor"],
+)
+def test_inputs_of_every_form_are_tensors(specs: list[Any], inputs: Any, tensors: list[Any], single: bool) -> None:
+    assert encode_inputs(specs, inputs) == (tensors, single)
+
+
+def test_several_inputs_are_named_by_a_mapping() -> None:
     named, _ = encode_inputs([TEXT, STEPS], {"steps": 3, "text": "a"})
-    alone, _ = encode_inputs([TEXT], {"text": "a"})
     assert [tensor["name"] for tensor in named] == ["steps", "text"]
-    assert alone == encode_inputs([TEXT], "a")[0]
 
 
-def test_a_mapping_that_names_no_input_is_itself_the_value() -> None:
-    (tensor,), single = encode_inputs([TEXT], {"flight": "TX 42"})
-    assert tensor["data"] == [{"flight": "TX 42"}]
-    assert single
-
-
-def test_oip_tensors_pass_as_they_are() -> None:
-    given = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [[1.0, 2.0]]}
-    assert encode_inputs([POINT], [given]) == ([{**given, "data": [1.0, 2.0]}], False)
-
-
-def test_a_batch_axis_on_some_inputs_only_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="batch axis"):
-        encode_inputs([TEXT, STEPS], {"text": ["a", "b"], "steps": 3})
-
-
-def test_a_value_that_has_no_form_on_the_wire_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="set"):
-        encode_inputs([TEXT], {"a", "b"})
+@pytest.mark.parametrize(
+    ("specs", "inputs", "match"),
+    [([TEXT, STEPS], {"text": ["a", "b"], "steps": 3}, "batch axis"), ([TEXT], {"a", "b"}, "set")],
+)
+def test_inputs_that_have_no_form_are_refused(specs: list[Any], inputs: Any, match: str) -> None:
+    with pytest.raises(InvalidRequestError, match=match):
+        encode_inputs(specs, inputs)
 
 
 def test_outputs_are_bare_where_the_request_was() -> None:

@@ -1,7 +1,5 @@
 """What is left of a generation that was cut, by its record and its stream."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """Whose result is read without having been heard of, look after look."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """Server-sent events, however a stream is cut."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

@@ -1,7 +1,5 @@
 """The events that a reader gets of a streamed answer."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -39,10 +37,22 @@ def test_what_a_slow_reader_missed_is_counted() -> None:
     assert progress.end(result("one two three four five")) == [" five"]
 
 
-def test_a_new_attempt_restarts_the_text_and_the_old_one_is_ignored() -> None:
-    progress = Progress()
-    old, new = pieces("one ", "two "), pieces("uno ", "dos", attempt=2)
-    assert tell(progress, [old[0], new[0], old[1], new[1]]) == ["one ", Restarted(2), "uno ", "dos"]
+ONE, TWO = pieces("one ", "two ")
+UNO, DOS = pieces("uno ", "dos", attempt=2)
+BESIDE = Piece(1, 4, sent=0, beside=({"tool_calls": []},))
+STREAMS: dict[str, tuple[list[Piece], list[object]]] = {
+    "a new attempt, and the old one": ([ONE, UNO, TWO, DOS], ["one ", Restarted(2), "uno ", "dos"]),
+    "an attempt that restarts": ([ONE, TWO, *pieces("one")], ["one ", "two ", Restarted(1), "one"]),
+    "a new attempt that has less": ([Piece(1, 0, "one two"), Piece(2, 0, "one ")], ["one two", Restarted(2), "one "]),
+    "a new attempt whose beginning was missed": ([ONE, DOS], ["one ", Restarted(2), Lost(4), "dos"]),
+    "a piece that comes twice": ([ONE, TWO, TWO, Piece(1, 4, "two three")], ["one ", "two ", "three"]),
+    "only the text of the first row": ([ONE, Piece(1, 0, "uno ", row=1), BESIDE, TWO], ["one ", "two "]),
+}
+
+
+@pytest.mark.parametrize(("answer", "events"), STREAMS.values(), ids=STREAMS)
+def test_a_reader_gets_each_part_once_and_learns_of_what_was_lost(answer: list[Piece], events: list[object]) -> None:
+    assert tell(Progress(), answer) == events
 
 
 @given(st.text(min_size=1), st.text(), st.data())
@@ -55,32 +65,18 @@ def test_a_generation_that_was_cut_goes_on_without_a_seam(text: str, rest: str, 
     assert progress.end(result(text + rest)) == []
 
 
-def test_a_new_attempt_that_has_less_than_was_read_restarts() -> None:
-    assert tell(Progress(), [Piece(1, 0, "one two"), Piece(2, 0, "one ")]) == ["one two", Restarted(2), "one "]
-
-
-def test_an_attempt_that_restarts_says_so() -> None:
-    assert tell(Progress(), [*pieces("one ", "two "), *pieces("one")]) == ["one ", "two ", Restarted(1), "one"]
-
-
-def test_a_new_attempt_whose_beginning_was_missed_has_lost_it() -> None:
-    late = pieces("uno ", "dos", attempt=2)[1]
-    assert tell(Progress(), [*pieces("one "), late]) == ["one ", Restarted(2), Lost(4), "dos"]
-
-
-def test_a_piece_that_arrives_twice_is_yielded_once() -> None:
-    one, two = pieces("one ", "two ")
-    assert tell(Progress(), [one, two, two, Piece(1, 4, "two three")]) == ["one ", "two ", "three"]
-
-
-def test_a_result_of_another_attempt_than_the_streamed_one_restarts() -> None:
+@pytest.mark.parametrize(
+    ("told", "text", "rest"),
+    [
+        ([ONE, TWO], "uno dos tres", [Restarted(2), "uno dos tres"]),  # a result of another attempt
+        ([], [1, 2], []),
+        ([], ["all of it"], ["all of it"]),  # a result of one row that was sent as rows
+    ],
+)
+def test_a_result_ends_the_text(told: list[Piece], text: object, rest: list[object]) -> None:
     progress = Progress()
-    tell(progress, pieces("one ", "two "))
-    assert progress.end(result("uno dos tres")) == [Restarted(2), "uno dos tres"]
-
-
-def test_a_result_without_text_adds_nothing() -> None:
-    assert Progress().end(result([1, 2])) == []
+    tell(progress, told)
+    assert progress.end(result(text)) == rest
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 5))
@@ -113,17 +109,7 @@ def test_a_piece_is_read_as_it_was_written(piece: Piece) -> None:
     assert read_piece(written) == (piece if piece.beside else replace(piece, sent=0))
 
 
-def test_a_reader_of_text_gets_only_that_of_the_first_row() -> None:
-    beside = Piece(1, 4, sent=0, beside=({"tool_calls": []},))
-    answer = [Piece(1, 0, "one "), Piece(1, 0, "uno ", row=1), beside, Piece(1, 4, "two")]
-    assert tell(Progress(), answer) == ["one ", "two"]
-
-
 @pytest.mark.parametrize("text", ["", "1-0", "1-0:1:x:0", "a-0:1:2:3", "1-0:1:2:3:4"])
 def test_a_position_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|values to unpack|invalid literal"):
         read_position(text)
-
-
-def test_a_result_of_one_row_sent_as_rows_ends_the_text_as_well() -> None:
-    assert Progress().end(result(["all of it"])) == ["all of it"]

@@ -1,7 +1,5 @@
 """Parts of a worker, of which a test names only what it is about."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

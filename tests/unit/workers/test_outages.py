@@ -1,7 +1,5 @@
 """Which errors of Celery's follow-up tasks may pass, and which come again whenever the message does."""
 
-from __future__ import annotations
-
 import struct
 
 import pytest

@@ -1,7 +1,5 @@
 """A placement from a whole situation, and every candidate that it could have chosen."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec
@@ -8,13 +6,13 @@ import pytest
 from hypothesis import given
 
 from router.decide.candidates import build_table
-from router.decide.classify import Constraints, Needs, classify, level_of, needs_of
+from router.decide.classify import Constraints, classify, level_of, needs_of
 from router.decide.placement import choose
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.endpoints import Endpoint, ServedVariant
 from tasks.models.chats import OTHERS
-from tasks.models.model import Model, Profile, Variant
+from tasks.models.model import Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Service, Tenant, Topology, load_topology
@@ -22,7 +20,7 @@ from taxiway.contract.keys import LEVELS
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import InvalidRequestError
 from tests.builders import a_class, a_device, a_text_model, a_topology
-from tests.unit.strategies import situations
+from tests.unit.strategies import Situation, situations
 
 SERVICES = {
     "live": Service(deadline=0.25, priority="high"),
@@ -59,9 +57,7 @@ def test_the_rules_of_its_tenant_bind_a_request() -> None:
 
 
 @given(situation=situations())
-def test_every_class_and_variant_is_a_candidate_or_refused_with_a_reason(
-    situation: tuple[Model, Needs, Topology, FleetSnapshot],
-) -> None:
+def test_every_class_and_variant_is_a_candidate_or_refused_with_a_reason(situation: Situation) -> None:
     model, needs, topology, fleet = situation
     candidates, refusals = classify(model, needs.constraints, topology, fleet)
     pairs = [(c.hardware_class, c.variant_name) for c in candidates] + [(r.hardware_class, r.variant) for r in refusals]
@@ -70,9 +66,7 @@ def test_every_class_and_variant_is_a_candidate_or_refused_with_a_reason(
 
 
 @given(situation=situations())
-def test_a_permanent_refusal_does_not_depend_on_the_fleet(
-    situation: tuple[Model, Needs, Topology, FleetSnapshot],
-) -> None:
+def test_a_permanent_refusal_does_not_depend_on_the_fleet(situation: Situation) -> None:
     model, needs, topology, fleet = situation
     _, now = classify(model, needs.constraints, topology, fleet)
     _, without_devices = classify(model, needs.constraints, topology, FleetSnapshot())

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -17,11 +15,11 @@ from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts, LearnedCurve
 from tasks.hours import Hours
-from tasks.models.model import Model, Parameter, Profile, Variant
+from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
+from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price
 from tests.builders import a_class, a_device, a_text_model, a_topology
-from tests.unit.strategies import situations
+from tests.unit.strategies import Situation, situations
 from workers.decide.batcher import BatchPolicy, Row, form
 
 KEY = "sentiment:1/fast"
@@ -253,16 +251,14 @@ def test_a_shadow_price_rises_above_its_target_and_falls_below_it(utilisation: f
 
 
 @given(situation=situations())
-def test_a_shadow_price_stays_within_its_bounds(situation: tuple[Model, Needs, Topology, FleetSnapshot]) -> None:
+def test_a_shadow_price_stays_within_its_bounds(situation: Situation) -> None:
     _, _, topology, fleet = situation
     for name, price in shadow_prices(topology, fleet).items():
         assert 0 <= 3600 * price <= DEAREST * topology.hardware[name].dollars_per_hour * (1 + 1e-12)  # rounding
 
 
 @given(situation=situations(), more=st.integers(1, 40))
-def test_more_rows_never_take_less_time_or_money(
-    situation: tuple[Model, Needs, Topology, FleetSnapshot], more: int
-) -> None:
+def test_more_rows_never_take_less_time_or_money(situation: Situation, more: int) -> None:
     model, needs, topology, fleet = situation
     table = build_table(model, needs.constraints, topology, fleet, ProfileBook())
     ahead = np.zeros(len(table.classes))

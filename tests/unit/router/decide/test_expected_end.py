@@ -1,7 +1,5 @@
 """When a job may be done, and which devices are shown."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

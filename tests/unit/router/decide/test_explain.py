@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -23,15 +21,14 @@ from router.decide.placement import choose, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
-from tasks.models.model import Model, Profile, Variant
+from tasks.models.model import Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import DeviceKind, Service, Topology
 from taxiway.errors import TaxiwayError
 from tests.builders import a_class, a_device, a_text_model
 from tests.unit.router.decide.choosing import place
-from tests.unit.strategies import situations
+from tests.unit.strategies import Situation, situations
 
-Situation = tuple[Model, Needs, Topology, FleetSnapshot]
 BOOK = ProfileBook()
 
 

@@ -1,7 +1,5 @@
 """The history's columns: what is read from records, stored, trimmed and read back."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from typing import Any
@@ -14,71 +12,50 @@ from hypothesis import strategies as st
 
 from broker.valkey import history as stored_history
 from broker.valkey.history import AcceptedGroup, Observed
+from router.decide import history
 from router.decide.classify import Constraints, Needs, level_of
 from router.decide.explain import basis_text
-from router.decide.history import (
-    ENDED,
-    JOB,
-    NAMED,
-    OBSERVED_AGES,
-    PRIORITIES,
-    REFUSED,
-    SETTLE,
-    SLICE,
-    STATES,
-    Arrivals,
-    PlacedTerms,
-    again_at,
-    assembled,
-    fresh_slices,
-    hour_of,
-    joined,
-    latencies,
-    pack,
-    slice_of,
-    surplus_hours,
-    terms_of,
-    unpack,
-)
 from router.upkeep.recorder import arrivals_of
 from taxiway.contract.request import Priority
 
 BEGIN = 1_764_256_500  # the begin of a slice
 NAMES = st.lists(st.text(max_size=8), min_size=1, max_size=4, unique=True).map(tuple)
 SECONDS = st.one_of(st.just(math.nan), st.floats(0, 1e5, width=32))
-FIELDS = tuple(JOB.fields or ())
+FIELDS = tuple(history.JOB.fields or ())
 NOWHERE = np.zeros((0, 4))
 
 
 @st.composite
-def slices(draw: st.DrawFn, begin: int = BEGIN, most: int = 12) -> Arrivals:
-    names = {column: draw(NAMES) for column in NAMED}
-    jobs = np.zeros(draw(st.integers(0, most)), JOB)
+def slices(draw: st.DrawFn, begin: int = BEGIN, most: int = 12) -> history.Arrivals:
+    names = {column: draw(NAMES) for column in history.NAMED}
+    jobs = np.zeros(draw(st.integers(0, most)), history.JOB)
     for job in jobs:
-        job["arrival"] = begin + draw(st.integers(0, SLICE * 1_000_000 - 1)) / 1e6
-        for column in NAMED:
+        job["arrival"] = begin + draw(st.integers(0, history.SLICE * 1_000_000 - 1)) / 1e6
+        for column in history.NAMED:
             job[column] = draw(st.integers(0, len(names[column]) - 1))
         for column in ("rows", "size", "expected"):
             job[column] = draw(st.integers(0, 2**32 - 1))
         job["output"], job["priority"] = draw(st.integers(-1, 2**31 - 1)), draw(st.integers(-1, 2))
-        job["state"] = draw(st.integers(0, len(STATES) - 1))
+        job["state"] = draw(st.integers(0, len(history.STATES) - 1))
         job["deadline"], job["seconds"], job["ran"] = draw(SECONDS), draw(SECONDS), draw(SECONDS)
-    return Arrivals(names, jobs[np.argsort(jobs["arrival"], kind="stable")])
+    return history.Arrivals(names, jobs[np.argsort(jobs["arrival"], kind="stable")])
 
 
-def rows(arrivals: Arrivals) -> list[tuple[str, ...]]:
+def rows(arrivals: history.Arrivals) -> list[tuple[str, ...]]:
     """Every job, with names instead of their numbers."""
     told = [
-        tuple(arrivals.names[column][job[column]] if column in NAMED else repr(job[column].item()) for column in FIELDS)
+        tuple(
+            arrivals.names[column][job[column]] if column in history.NAMED else repr(job[column].item())
+            for column in FIELDS
+        )
         for job in arrivals.jobs
     ]
     return sorted(told)
 
 
 @given(slices())
-def test_a_slice_is_read_back_as_it_was_stored(arrivals: Arrivals) -> None:
-    read = unpack(BEGIN, pack(BEGIN, arrivals))
-
+def test_a_slice_is_read_back_as_it_was_stored(arrivals: history.Arrivals) -> None:
+    read = history.unpack(BEGIN, history.pack(BEGIN, arrivals))
     assert read is not None
     assert np.abs(read.jobs["arrival"] - arrivals.jobs["arrival"]).max(initial=0) <= 1e-6
     read.jobs["arrival"] = arrivals.jobs["arrival"]
@@ -86,9 +63,8 @@ def test_a_slice_is_read_back_as_it_was_stored(arrivals: Arrivals) -> None:
 
 
 @given(slices())
-def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: Arrivals) -> None:
-    found = latencies(BEGIN, arrivals)
-
+def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: history.Arrivals) -> None:
+    found = history.latencies(BEGIN, arrivals)
     assert sum(one.jobs for one in found) == len(arrivals)
     assert len({one.service for one in found}) == len(found)
     for one in found:
@@ -98,34 +74,36 @@ def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: Arrivals)
 
 
 def test_a_late_answer_and_an_expired_job_missed_their_deadline_and_a_refused_one_did_not() -> None:
-    states = [ENDED, ENDED, STATES.index("expired"), REFUSED, STATES.index("running")]
-    jobs = np.zeros(5, JOB)
+    states = [
+        history.ENDED,
+        history.ENDED,
+        history.STATES.index("expired"),
+        history.REFUSED,
+        history.STATES.index("running"),
+    ]
+    jobs = np.zeros(5, history.JOB)
     jobs["state"], jobs["deadline"], jobs["seconds"] = states, 2.0, (1.0, 3.0, 2.0, 0.1, math.nan)
-    names = dict.fromkeys(NAMED, ("live",))
-
-    (live,) = latencies(BEGIN, Arrivals(names, jobs))
-
+    names = dict.fromkeys(history.NAMED, ("live",))
+    (live,) = history.latencies(BEGIN, history.Arrivals(names, jobs))
     assert (live.jobs, live.late, live.median, live.slowest, live.deadline) == (5, 2, 2.0, 2.9, 2.0)
 
 
 @given(st.binary(max_size=60), slices(), st.data())
-def test_bytes_that_are_no_slice_are_none(other: bytes, arrivals: Arrivals, data: st.DataObject) -> None:
-    packed = pack(BEGIN, arrivals)
+def test_bytes_that_are_no_slice_are_none(other: bytes, arrivals: history.Arrivals, data: st.DataObject) -> None:
+    packed = history.pack(BEGIN, arrivals)
     cut = packed[: data.draw(st.integers(1, len(packed)))] if packed else b"\0"
-
     for raw in (b"\0" + other, cut if cut != packed else b"\0"):
-        assert unpack(BEGIN, raw) is None
+        assert history.unpack(BEGIN, raw) is None
     names, columns = (
         arrivals.names,
         {column: arrivals.jobs[column].tobytes() for column in FIELDS if column != "ran"},
     )
-    assert unpack(BEGIN, zlib.compress(msgspec.msgpack.encode((names, columns)))) is None
+    assert history.unpack(BEGIN, zlib.compress(msgspec.msgpack.encode((names, columns)))) is None
 
 
 @given(st.lists(slices(), max_size=4))
-def test_parts_are_joined_in_order_of_arrival_under_the_same_names(parts: list[Arrivals]) -> None:
-    every = joined(parts)
-
+def test_parts_are_joined_in_order_of_arrival_under_the_same_names(parts: list[history.Arrivals]) -> None:
+    every = history.joined(parts)
     assert rows(every) == sorted(row for part in parts for row in rows(part))
     assert (np.diff(every.jobs["arrival"]) >= 0).all()
     assert every.open == sum(part.open for part in parts)
@@ -136,30 +114,28 @@ def test_parts_are_joined_in_order_of_arrival_under_the_same_names(parts: list[A
     span=st.tuples(st.floats(0, 9.9), st.floats(0, 9.9)),
 )
 def test_what_was_not_observed_and_only_that_is_unseen(stored: dict[int, int], span: tuple[float, float]) -> None:
-    begin, end = (BEGIN + one * SLICE for one in sorted(span))
-    named = {BEGIN + n * SLICE: a_slice(BEGIN + n * SLICE, count) for n, count in stored.items()}
-
-    read = assembled({at: pack(at, part) for at, part in named.items()}, begin, end)
-
+    begin, end = (BEGIN + one * history.SLICE for one in sorted(span))
+    named = {BEGIN + n * history.SLICE: a_slice(BEGIN + n * history.SLICE, count) for n, count in stored.items()}
+    read = history.assembled({at: history.pack(at, part) for at, part in named.items()}, begin, end)
     assert len(read) == sum(begin <= at < end for part in named.values() for at in part.jobs["arrival"])
     for moment in np.linspace(begin, end, 41)[:-1]:
         if moment == end:  # a span of less than a float's resolution
             break
         seen = not any(start <= moment < stop for start, stop in read.unseen)
-        assert seen == (slice_of(moment) in named)
+        assert seen == (history.slice_of(moment) in named)
     assert all(later[0] > earlier[1] for earlier, later in zip(read.unseen, read.unseen[1:], strict=False))
 
 
-def a_slice(begin: int, count: int) -> Arrivals:
-    jobs = np.zeros(count, JOB)
-    jobs["arrival"] = begin + np.arange(count) * SLICE / 8
-    return Arrivals(dict.fromkeys(NAMED, ("x",)), jobs)
+def a_slice(begin: int, count: int) -> history.Arrivals:
+    jobs = np.zeros(count, history.JOB)
+    jobs["arrival"] = begin + np.arange(count) * history.SLICE / 8
+    return history.Arrivals(dict.fromkeys(history.NAMED, ("x",)), jobs)
 
 
 def test_a_slice_without_jobs_was_observed_and_is_stored_as_nothing() -> None:
-    assert pack(BEGIN, joined(())) == b""
-    assert assembled({BEGIN: b""}, BEGIN, BEGIN + SLICE).unseen == ()
-    assert assembled({}, BEGIN, BEGIN + SLICE).unseen == ((BEGIN, BEGIN + SLICE),)
+    assert history.pack(BEGIN, history.joined(())) == b""
+    assert history.assembled({BEGIN: b""}, BEGIN, BEGIN + history.SLICE).unseen == ()
+    assert history.assembled({}, BEGIN, BEGIN + history.SLICE).unseen == ((BEGIN, BEGIN + history.SLICE),)
 
 
 def basis(**fields: Any) -> str:
@@ -169,22 +145,20 @@ def basis(**fields: Any) -> str:
 
 @given(
     deadline=st.one_of(st.none(), st.floats(0.01, 1e5)),
-    priority=st.sampled_from(PRIORITIES),
+    priority=st.sampled_from(history.PRIORITIES),
     locality=st.one_of(st.none(), st.just("eu")),
 )
 def test_the_terms_are_those_of_the_placement(deadline: float | None, priority: Priority, locality: str | None) -> None:
     level = level_of(deadline, priority)
     place = Constraints("live", locality)
-
-    terms = terms_of(basis(deadline=deadline, level=level, size=150, output=100, constraints=place))
-
+    terms = history.terms_of(basis(deadline=deadline, level=level, size=150, output=100, constraints=place))
     assert terms[:5] == ("live", locality or "", 2, 50, 100)
-    assert level_of(deadline, PRIORITIES[terms.priority]) == level
+    assert level_of(deadline, history.PRIORITIES[terms.priority]) == level
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
 def test_a_basis_of_another_release_has_no_terms(text: str) -> None:
-    assert terms_of(text) == PlacedTerms()
+    assert history.terms_of(text) == history.PlacedTerms()
 
 
 def test_the_columns_have_what_the_records_say() -> None:
@@ -199,7 +173,7 @@ def test_the_columns_have_what_the_records_say() -> None:
 
     read = arrivals_of(Observed(2, ("cpu.batch", "gpu.realtime"), groups, outcomes.tobytes(), {0: 7}))
 
-    states = [STATES[one] for one in read.jobs["state"]]
+    states = [history.STATES[one] for one in read.jobs["state"]]
     assert states == ["succeeded", "queued", "expired", "refused"]
     assert [read.names["hardware_class"][one] for one in read.jobs["hardware_class"]] == [
         *("cpu.batch", "cpu.batch", "gpu.realtime", "")
@@ -213,8 +187,8 @@ def test_the_columns_have_what_the_records_say() -> None:
 
 
 def test_states_are_numbered_as_the_script_numbers_them() -> None:
-    assert STATES[:-1] == stored_history.STATES
-    assert ENDED < REFUSED == len(STATES) - 1
+    assert history.STATES[:-1] == stored_history.STATES
+    assert history.ENDED < history.REFUSED == len(history.STATES) - 1
 
 
 @given(
@@ -225,45 +199,42 @@ def test_states_are_numbered_as_the_script_numbers_them() -> None:
 def test_slices_are_observed_in_order_once_they_have_settled_and_none_twice(
     until: float | None, now: float, most: int
 ) -> None:
-    fresh = fresh_slices(until, now, longest=3600, most=most)
-
+    fresh = history.fresh_slices(until, now, longest=3600, most=most)
     assert fresh == sorted(set(fresh))
     assert len(fresh) <= most
-    assert all(begin % SLICE == 0 and begin + SLICE + SETTLE <= now for begin in fresh)
+    assert all(begin % history.SLICE == 0 and begin + history.SLICE + history.SETTLE <= now for begin in fresh)
     if fresh and until is not None:
-        assert fresh[0] == max(slice_of(until), slice_of(now - 3600))
-        assert fresh_slices(fresh[-1] + SLICE, now, longest=3600, most=most)[:1] != fresh[-1:]
+        assert fresh[0] == max(history.slice_of(until), history.slice_of(now - 3600))
+        assert history.fresh_slices(fresh[-1] + history.SLICE, now, longest=3600, most=most)[:1] != fresh[-1:]
 
 
 def test_a_slice_is_observed_again_ever_later_while_a_job_of_it_has_not_ended() -> None:
     some = a_slice(BEGIN, 2)
     times, now = [], BEGIN + 40.0
-    while (at := again_at(BEGIN, some, now)) is not None:
+    while (at := history.again_at(BEGIN, some, now)) is not None:
         times.append(at - BEGIN)
         now = at
-    assert tuple(times) == OBSERVED_AGES
-    some.jobs["state"] = ENDED
-    assert again_at(BEGIN, some, BEGIN + 40.0) is None
+    assert tuple(times) == history.OBSERVED_AGES
+    some.jobs["state"] = history.ENDED
+    assert history.again_at(BEGIN, some, BEGIN + 40.0) is None
 
 
 @given(st.dictionaries(st.integers(0, 400), st.integers(0, 1000), max_size=30), st.integers(0, 5000))
 def test_the_oldest_hours_are_deleted_until_the_rest_is_within_both_limits(sizes: dict[int, int], most: int) -> None:
     now = BEGIN + 400 * 3600
-    hours = {hour_of(BEGIN + n * 3600): size for n, size in sizes.items()}
-
-    deleted = surplus_hours(hours, now, keep=300 * 3600, most=most)
-
+    hours = {history.hour_of(BEGIN + n * 3600): size for n, size in sizes.items()}
+    deleted = history.surplus_hours(hours, now, keep=300 * 3600, most=most)
     left = {hour: size for hour, size in hours.items() if hour not in deleted}
     assert deleted == sorted(hours)[: len(deleted)]
     assert sum(left.values()) <= most
-    assert all(hour >= hour_of(now - 300 * 3600) for hour in left)
+    assert all(hour >= history.hour_of(now - 300 * 3600) for hour in left)
     if deleted:
         kept_one_more = sum(left.values()) + hours[deleted[-1]] > most
-        assert kept_one_more or deleted[-1] < hour_of(now - 300 * 3600)
+        assert kept_one_more or deleted[-1] < history.hour_of(now - 300 * 3600)
 
 
 def test_the_jobs_of_a_span_are_those_accepted_in_it() -> None:
     two = a_slice(BEGIN, 8)
-    read = assembled({BEGIN: pack(BEGIN, two)}, BEGIN + 5, BEGIN + 20)
+    read = history.assembled({BEGIN: history.pack(BEGIN, two)}, BEGIN + 5, BEGIN + 20)
     assert read.jobs["arrival"].min() >= BEGIN + 5
     assert read.jobs["arrival"].max() < BEGIN + 20

@@ -1,7 +1,5 @@
 """A device costs what the node costs that it is on, which may not be what queues.yaml says of its class."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import msgspec

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +19,7 @@ from tasks.topology import HardwareClass, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
 from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.router.decide.choosing import Option, choice_of, options_of, place
-from tests.unit.strategies import situations
-
-Situation = tuple[Model, Needs, Topology, FleetSnapshot]
+from tests.unit.strategies import Situation, situations
 
 
 def placed(situation: Situation) -> Placement:

@@ -1,7 +1,5 @@
 """A plan: where a cell's requests go while classes change, and that it crosses the store unchanged."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 from hypothesis import given

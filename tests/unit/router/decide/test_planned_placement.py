@@ -1,7 +1,5 @@
 """Placement by a plan: it uses the preferred class, leaves it only where that helps, and breaks no constraint."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +14,13 @@ from router.decide.placement import Placement, choose, tolerance, weigh
 from router.decide.plan import SPILL_RUN, Cell, ClassPlan, Density, Handover, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
-from tasks.models.model import Model, Parameter, Profile, Variant
+from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import DeviceKind, Service, Topology
 from taxiway.errors import OverloadedError, TaxiwayError
 from tests.builders import a_class, a_device, a_text_model
 from tests.unit.router.decide.choosing import options_of, place
-from tests.unit.strategies import plans, situations
-
-Situation = tuple[Model, Needs, Topology, FleetSnapshot]
+from tests.unit.strategies import Situation, plans, situations
 
 HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "horizon": 10.0}
 TOPOLOGY = Topology(

@@ -1,7 +1,5 @@
 """Prefixes of prompts: which job had the longest, what that is worth, and how far a request goes for it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import msgspec

@@ -1,7 +1,5 @@
 """The size of a class, which the product and the simulator share, and the targets of a fleet without a plan."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
@@ -96,35 +94,34 @@ def waiting(urgent: float = 0.0, patient: float = 0.0) -> FleetSnapshot:
     return FleetSnapshot(work={"cpu": (urgent, 0.0, 0.0, patient)})
 
 
-def test_work_gets_the_devices_that_have_it_in_time() -> None:
+IN_TIME = "work fills {} devices until it is due, at 65% utilisation"
+
+
+@pytest.mark.parametrize(
+    ("fleet", "jobs", "scaling", "count", "why"),
+    [
+        (waiting(urgent=0.5), 10, {}, math.ceil(2 / 0.65), IN_TIME.format(2)),
+        (waiting(patient=7200.0), 10, {}, math.ceil(2 / 0.65), ""),
+        (waiting(urgent=60.0), 1, {}, 2, ""),  # a job runs on one device
+        (waiting(), 0, {}, 0, ""),
+        (waiting(), 0, {"minimum": 3}, 3, IN_TIME.format(0) + "; 3 at least"),
+        (waiting(urgent=0.5), 10, {"maximum": 2}, 2, IN_TIME.format(2) + "; 2 is the maximum, 4 would be in time"),
+        (waiting(urgent=0.5), 10, {"spare": 2}, 6, ""),
+        (waiting(), 0, {"spare": 2}, 0, ""),  # none stand beside no load
+        (FleetSnapshot(rates={flow("cpu", "m:1"): 0.2}), 0, {}, 1, ""),  # asked between two looks
+        (FleetSnapshot(rates={flow("other", "m:1"): 0.2}), 0, {}, 0, ""),
+    ],
+)
+def test_work_gets_the_devices_that_have_it_in_time_within_bounds(
+    fleet: FleetSnapshot, jobs: int, scaling: dict[str, int], count: int, why: str
+) -> None:
+    replicas, reason = target_of(fleet, jobs, **scaling)
+    assert replicas == count
+    assert not why or reason == why
+
+
+def test_the_deadline_of_a_level_is_the_shortest_of_its_services() -> None:
     assert deadlines(a_topology()) == (0.25, math.inf, math.inf, math.inf)
-    assert target_of(waiting(urgent=0.5), jobs=10) == (
-        math.ceil(2 / 0.65),
-        "work fills 2 devices until it is due, at 65% utilisation",
-    )
-    assert target_of(waiting(patient=7200.0), jobs=10)[0] == math.ceil(2 / 0.65)
-    assert target_of(waiting(urgent=60.0), jobs=1)[0] == 2, "a job runs on one device"
-    assert target_of(waiting(), jobs=0)[0] == 0
-
-
-def test_bounds_hold_and_say_so() -> None:
-    assert target_of(waiting(), 0, minimum=3) == (
-        3,
-        "work fills 0 devices until it is due, at 65% utilisation; 3 at least",
-    )
-    count, why = target_of(waiting(urgent=0.5), 10, maximum=2)
-    assert (count, why.rpartition("; ")[2]) == (2, "2 is the maximum, 4 would be in time")
-
-
-def test_spare_devices_stand_beside_a_load_and_not_alone() -> None:
-    assert target_of(waiting(urgent=0.5), 10, spare=2)[0] == 6
-    assert target_of(waiting(), 0, spare=2)[0] == 0
-
-
-def test_a_class_that_is_asked_between_two_looks_is_not_scaled_to_zero() -> None:
-    asked = FleetSnapshot(rates={flow("cpu", "m:1"): 0.2})
-    assert target_of(asked, 0)[0] == 1
-    assert target_of(FleetSnapshot(rates={flow("other", "m:1"): 0.2}), 0)[0] == 0
 
 
 def test_a_bound_below_the_least_is_an_error_in_queues_yaml() -> None:

@@ -1,7 +1,5 @@
 """What tenants and classes may use, and whose held job is released next."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 from hypothesis import given

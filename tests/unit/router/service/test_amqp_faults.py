@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from router.service.amqp_bridge import amqp_errors

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import runpy
 import tomllib
 from collections.abc import Mapping
@@ -122,7 +120,6 @@ def test_the_example_labels_texts_that_match_a_pattern(inputs: Any, label: str |
     described = tomllib.loads((folder / "pyproject.toml").read_text())
     module, _, function = described["project"]["entry-points"][classifier.GROUP]["patterns"].partition(":")
     example = runpy.run_path(str(folder / f"{module}.py"))[function]
-
     assert example("sentiment", inputs, {}) == label
     assert example("sentiment", "", {"about": inputs}) == label
 
@@ -130,7 +127,6 @@ def test_the_example_labels_texts_that_match_a_pattern(inputs: Any, label: str |
 def test_a_classifier_that_is_not_installed_keeps_a_router_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints([EntryPoint("patterns", "gone:classify", classifier.GROUP)])
     monkeypatch.setattr(classifier, "entry_points", lambda group: points)
-
     assert load_classifier(None) is None
     with pytest.raises(SettingsError, match=r"entry point of the group taxiway.classifiers \(patterns\), got 'other'"):
         load_classifier("other")

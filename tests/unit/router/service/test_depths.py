@@ -1,7 +1,5 @@
 """Who may not add to what waits already."""
 
-from __future__ import annotations
-
 import pytest
 
 from router.decide.facts import work_from

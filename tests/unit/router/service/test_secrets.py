@@ -1,7 +1,5 @@
 """Passwords, keys and the signing secret stand in no log line, no error and no representation."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 import sys

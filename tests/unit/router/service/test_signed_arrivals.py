@@ -1,7 +1,5 @@
 """Where producers sign, a router believes what one of them wrote lately, and parks all else."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import time

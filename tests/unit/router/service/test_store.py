@@ -1,7 +1,5 @@
 """What a router knows of its state store before it was heard."""
 
-from __future__ import annotations
-
 import pytest
 
 from router.service.store import RouterStore

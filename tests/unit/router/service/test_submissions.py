@@ -1,7 +1,5 @@
 """What the router's HTTP API forwards, on a transport whose calls the test ends."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Sequence

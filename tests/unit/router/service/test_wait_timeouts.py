@@ -1,7 +1,5 @@
 """Waits that end when their time is over, in one event loop."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any

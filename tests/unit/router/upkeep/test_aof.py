@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from router.service.append_only_file import leaves_holes

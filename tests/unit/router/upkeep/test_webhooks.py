@@ -1,7 +1,5 @@
 """Webhooks' decisions: who is told, signatures, when it is tried again, and where events may go."""
 
-from __future__ import annotations
-
 import ipaddress
 from typing import Any, get_args
 

@@ -1,11 +1,10 @@
 """Properties of the batcher, and of which variants make room."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,30 +150,32 @@ def test_rows_that_cost_little_beside_what_all_share_run_together_though_one_alo
     assert len(batcher.form(rows, policy, lambda rows, total: 0.5 * total, 0.0)) == 1
 
 
-def test_a_batch_that_takes_max_run_waits_for_no_more_rows() -> None:
-    bounded = replace(POLICY, max_run=0.02)
-    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.0, run=0.019), 0.0, bounded, gap=0.001) > 0
-    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.0, run=0.021), 0.0, bounded, gap=0.001) == 0.0
+BOUNDED = replace(POLICY, max_run=0.02)
+WAITS: dict[str, tuple[batcher.WaitingRows, float, batcher.BatchPolicy, float, float]] = {
+    "others keep coming": (batcher.WaitingRows(3, 0.0, 0.010), 0.010, POLICY, 0.002, 0.006),
+    "none came for three gaps": (batcher.WaitingRows(3, 0.0, 0.010), 0.017, POLICY, 0.002, 0.0),
+    "a full batch": (batcher.WaitingRows(16, 0.0, 0.0), 0.0, POLICY, 0.001, 0.0),
+    "none ever came while another waited": (batcher.WaitingRows(1, 0.0, 0.0), 0.0, POLICY, batcher.ALONE, 0.0),
+    "the next is expected after max_wait": (batcher.WaitingRows(1, 0.0, 0.0), 0.0, POLICY, 0.2, 0.0),
+    "within max_run": (batcher.WaitingRows(3, 0.0, 0.0, run=0.019), 0.0, BOUNDED, 0.001, 0.003),
+    "it takes max_run": (batcher.WaitingRows(3, 0.0, 0.0, run=0.021), 0.0, BOUNDED, 0.001, 0.0),
+    "it costs the others less than it saves the next": (
+        batcher.WaitingRows(2, 0.0, 0.0, run=0.007),
+        0.0,
+        POLICY,
+        0.001,
+        0.003,
+    ),
+    "it costs the others more": (batcher.WaitingRows(12, 0.0, 0.0, run=0.007), 0.0, POLICY, 0.001, 0.0),
+    "it costs as much as it saves": (batcher.WaitingRows(4, 0.0, 0.0, run=0.008), 0.0, POLICY, 0.002, 0.0),
+}
 
 
-def test_a_full_batch_runs_at_once() -> None:
-    assert batcher.ready(batcher.WaitingRows(16, 0.0, 0.0), 0.0, POLICY, gap=0.001) == 0.0
-
-
-def test_a_row_runs_at_once_if_none_ever_came_while_another_waited() -> None:
-    assert batcher.ready(batcher.WaitingRows(1, 0.0, 0.0), 0.0, POLICY, batcher.ALONE) == 0.0
-
-
-def test_a_row_waits_while_others_keep_coming() -> None:
-    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.010), 0.010, POLICY, gap=0.002) > 0
-
-
-def test_a_batch_stops_waiting_when_none_came_for_three_gaps() -> None:
-    assert batcher.ready(batcher.WaitingRows(3, 0.0, 0.010), 0.017, POLICY, gap=0.002) == 0.0
-
-
-def test_a_row_runs_at_once_when_the_next_is_expected_after_max_wait() -> None:
-    assert batcher.ready(batcher.WaitingRows(1, 0.0, 0.0), 0.0, POLICY, gap=0.2) == 0.0
+@pytest.mark.parametrize(("crowd", "now", "policy", "gap", "wait"), WAITS.values(), ids=WAITS)
+def test_a_batch_waits_while_that_is_worth_it(
+    crowd: batcher.WaitingRows, now: float, policy: batcher.BatchPolicy, gap: float, wait: float
+) -> None:
+    assert batcher.ready(crowd, now, policy, gap) == pytest.approx(wait)
 
 
 def test_waiting_in_vain_a_few_times_ends_the_waiting() -> None:
@@ -197,9 +198,3 @@ def test_no_batch_is_held_past_the_moment_that_its_most_urgent_deadline_allows(
 ) -> None:
     urgent = replace(crowd, start_by=crowd.newest + slack)
     assert batcher.ready(urgent, crowd.newest, policy, gap) <= urgent.start_by - crowd.newest
-
-
-def test_a_row_waits_only_while_that_costs_the_others_less_than_it_saves_the_next() -> None:
-    few, many = batcher.WaitingRows(2, 0.0, 0.0, run=0.007), batcher.WaitingRows(12, 0.0, 0.0, run=0.007)
-    assert batcher.ready(few, 0.0, POLICY, gap=0.001) > 0
-    assert batcher.ready(many, 0.0, POLICY, gap=0.001) == 0.0

@@ -1,7 +1,5 @@
 """What a worker learns of its endpoint: how long it takes, and how much may be sent to it."""
 
-from __future__ import annotations
-
 import math
 import random
 
@@ -94,6 +92,36 @@ def test_an_answer_that_is_not_streamed_is_all_prompt() -> None:
     assert curve_of(learned, PRIOR, SLOTS).latency(1, 60, 60) == pytest.approx(0.11, rel=0.15)
 
 
+def test_a_law_weighs_each_answer_by_its_seconds_and_starts_from_the_profile() -> None:
+    """A prompt of 10 tokens beside 2 rows takes 0.15 s by the profile, and each token after the first 5 ms."""
+    answer = {"read": 10, "written": 3, "rows": 2, "first": 0.3, "seconds": 0.5}
+    first = after(Learned(), PRIOR, **answer).first
+    each = after(Learned(), PRIOR, **answer).each
+    weight = 0.3**-2
+    assert first.gram == pytest.approx([weight * a * b for a in (1, 10, 20) for b in (1, 10, 20)])
+    assert first.moment == pytest.approx([weight * 0.3 * a for a in (1, 10, 20)])
+    assert (first.ratio, first.count) == pytest.approx((2.0, 1))
+    assert each.gram == pytest.approx([100 * a * b for a in (1, 2) for b in (1, 2)])
+    assert (each.ratio, each.count) == pytest.approx((20.0, 1))
+    again = after(after(Learned(), PRIOR, **answer), PRIOR, **answer).first
+    assert weight < again.gram[0] < 2 * weight, "the former fades a little"
+    slow = after(after(Learned(), PRIOR, **answer), PRIOR, **(answer | {"first": 300.0, "seconds": 301.0})).first
+    assert again.ratio == pytest.approx(2.0)
+    assert 2.1 < slow.ratio < 10, "one odd answer counts in part"
+
+
+def test_enough_answers_replace_the_profile_each_law_for_itself() -> None:
+    true = Profile(1.0, 0.0, step=1.0)
+    curve = curve_of(taught(true, ENOUGH, 1), PRIOR, SLOTS)
+    assert (curve.base, curve.step) != (PRIOR.base, PRIOR.step)
+    whole = Learned()
+    for size in range(ENOUGH):
+        whole = after(whole, PRIOR, read=100 + size, written=1, rows=1, first=3.0, seconds=3.0)
+    curve = curve_of(whole, PRIOR, SLOTS)
+    assert (curve.step, curve.slope, curve.load) == (PRIOR.step, PRIOR.slope, PRIOR.load)
+    assert curve.latency(1, 100, 100) == pytest.approx(3.0, rel=0.1)
+
+
 amounts = st.floats(1, 5000)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=40)
 
@@ -122,6 +150,25 @@ def test_what_is_given_back_may_be_sent_again(amount: float, tokens: float) -> N
     assert rates.room(1.0, 0.0) == pytest.approx(tokens)
 
 
+@pytest.mark.parametrize(
+    ("requests", "tokens", "amount", "room", "wait"),
+    [
+        (None, 600, 50.0, 12, 0.0),
+        (None, 600, 1200.0, 1, 0.0),  # more than there ever is goes from a full bucket
+        (180, 600, 5.0, 120, 0.0),
+        (6, 600, 5.0, 6, 0.0),
+    ],
+)
+def test_there_is_room_for_as_many_requests_as_both_limits_have(
+    requests: float | None, tokens: float, amount: float, room: float, wait: float
+) -> None:
+    rates = rates_of(requests, tokens, 0.0)
+    assert (rates.room(amount, 0.0), rates.wait(amount, 0.0)) == pytest.approx((room, wait))
+    spent = rates.taken(2 * tokens, 0.0, requests=0.0)
+    assert (spent.room(amount, 0.0), spent.wait(tokens, 0.0)) == pytest.approx((0.0, 120.0))
+    assert rates_of(60, None, 0.0, endpoints=3).room(amount, 0.0) == 180
+
+
 def test_without_limits_nothing_waits() -> None:
     assert EndpointRates().wait(1e9, 0.0) == 0.0
     assert EndpointRates().room(1e9, 0.0) == math.inf
@@ -141,20 +188,34 @@ def test_an_answer_states_limits_and_what_is_left() -> None:
     assert (rates.tokens.capacity, rates.tokens.rate) == (6000, 100)
 
 
-def test_the_stricter_of_what_is_stated_and_learned_holds() -> None:
-    stated = rates_of(30, None, 0.0)
-    looser = learned(stated, {"x-ratelimit-limit-requests": "3000", "x-ratelimit-remaining-requests": "2999"}, 0.0)
-    stricter = learned(stated, {"x-ratelimit-limit-requests": "10"}, 0.0)
-    assert (looser.room(1, 0.0), stricter.room(1, 0.0)) == (30, 10)
+REQUESTS = "x-ratelimit-{}-requests"
 
 
-def test_nothing_is_sent_before_the_reset_that_the_endpoint_states() -> None:
-    headers = {
-        "x-ratelimit-limit-requests": "600",
-        "x-ratelimit-remaining-requests": "0",
-        "x-ratelimit-reset-requests": "30s",
-    }
-    assert learned(EndpointRates(), headers, 0.0).wait(1, 0.0) == pytest.approx(30.0)
+@pytest.mark.parametrize(
+    ("told", "used", "level", "wait"),
+    [
+        ({"limit": "3000", "remaining": "2999"}, 0, 30, 0.0),  # looser than what was learned
+        ({"limit": "10"}, 0, 10, 0.0),
+        ({"limit": "10"}, 25, 5, 0.0),  # of which some was used
+        ({"limit": "10"}, 10, 10, 0.0),
+        ({"limit": "0.5"}, 0, 30, 0.0),  # no limit at all
+        ({"remaining": "2"}, 0, 2, 0.0),
+        ({"remaining": "40"}, 5, 25, 0.0),  # not more than there is
+        ({"remaining": "0"}, 0, 0, 2.0),
+        ({"remaining": "0", "reset": "30s"}, 0, -14, 30.0),
+        ({"remaining": "0", "reset": "9h"}, 0, -29, 60.0),  # no longer than a minute
+        ({"remaining": "5", "reset": "30s"}, 0, 5, 0.0),
+        ({"remaining": "1", "reset": "30s"}, 0, 1, 0.0),
+    ],
+)
+def test_the_stricter_of_what_is_stated_and_learned_holds(
+    told: dict[str, str], used: float, level: float, wait: float
+) -> None:
+    known = rates_of(30, None, 0.0).taken(1.0, 0.0, requests=used)
+    rates = learned(known, {REQUESTS.format(name): text for name, text in told.items()}, 0.0)
+    assert rates.requests is not None
+    assert rates.requests.level == pytest.approx(level)
+    assert rates.wait(1, 0.0) == pytest.approx(wait)
 
 
 @pytest.mark.cases("text, seconds")

@@ -1,7 +1,5 @@
 """How long a device is occupied by rows without a waiter."""
 
-from __future__ import annotations
-
 import math
 import time
 
@@ -10,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.heartbeat import ANY
-from workers.decide.occupation import BATCHES_COUNT, LEAST_REMAINING, RARE, Occupation, blocking_by_model, unfinished
+from taxiway.contract.keys import LEVELS
+from workers.decide.occupation import (
+    BATCHES_COUNT,
+    LEAST_REMAINING,
+    RARE,
+    Occupation,
+    begin,
+    blocking_by_model,
+    observe,
+    residuals,
+    unfinished,
+    unseen,
+    wary,
+)
 from workers.drain import PACKING, Drain
 
 NOW = 1000.0
@@ -71,20 +82,19 @@ def test_a_batch_is_long_by_its_profile_or_by_what_it_has_taken_already() -> Non
 STINTS = st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.floats(0.001, 10)), max_size=12)
 
 
-def test_what_fits_is_kept_and_the_rest_is_not() -> None:
-    assert unfinished([({1, 2}, 1.0), ({3}, 1.0), ({4}, 1.0)], 2.5) == {4}
-
-
-def test_a_short_batch_behind_one_that_does_not_fit_is_kept() -> None:
-    assert unfinished([({1}, 1.0), ({2}, 9.0), ({3}, 1.0)], 2.0) == {2}
-
-
-def test_a_job_one_of_whose_batches_is_late_does_not_end() -> None:
-    assert unfinished([({1}, 1.0), ({1, 2}, 9.0), ({2}, 0.5)], 5.0) == {1, 2}
-
-
-def test_a_batch_whose_jobs_are_all_late_costs_no_time() -> None:
-    assert unfinished([({1}, 9.0), ({1}, 3.0), ({2}, 4.0)], 5.0) == {1}
+@pytest.mark.parametrize(
+    ("stints", "left", "late"),
+    [
+        ([({1, 2}, 1.0), ({3}, 1.0), ({4}, 1.0)], 2.5, {4}),
+        ([({1}, 1.0), ({2}, 9.0), ({3}, 1.0)], 2.0, {2}),  # a short batch behind one that does not fit is kept
+        ([({1}, 1.0), ({1, 2}, 9.0), ({2}, 0.5)], 5.0, {1, 2}),  # a job needs all of its batches
+        ([({1}, 9.0), ({1}, 3.0), ({2}, 4.0)], 5.0, {1}),  # a batch whose jobs are all late costs no time
+    ],
+)
+def test_what_fits_is_kept_and_the_rest_is_not(
+    stints: list[tuple[set[int], float]], left: float, late: set[int]
+) -> None:
+    assert unfinished(stints, left) == late
 
 
 @given(stints=STINTS, left=st.floats(-1, 40))
@@ -122,3 +132,15 @@ def test_a_second_request_to_stop_stops_at_once() -> None:
     drain.stop(60)
     assert drain.left <= 0
     assert drain.by <= time.monotonic()
+
+
+def test_what_took_longer_widens_what_a_job_may_take_and_a_tracks_safe_factor_is_of_its_worst_level() -> None:
+    track = begin(1.0)
+    for _ in range(60):
+        track = observe(track, predicted=1.0, seconds=2.0, levels=(0,))
+    assert track.surely == pytest.approx(track.pace * max(track.residuals))
+    assert track.surely >= 2.0
+    assert observe(track, predicted=1.0, seconds=0.0, levels=(0,)).pace < track.pace
+    empty = unseen(1.0)
+    assert wary(empty) == pytest.approx([residuals(empty)[0] * 4 / 3] * LEVELS)
+    assert residuals(unseen(1e9))[0] == residuals(unseen(256.0))[0] == pytest.approx(256.0)

@@ -1,7 +1,5 @@
 """What counts as a notice that the machine is to be reclaimed, and how long it then stays."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

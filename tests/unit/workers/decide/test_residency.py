@@ -1,7 +1,5 @@
 """Which variants leave a device: what stays is worth more a byte, and what is in use stays."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

@@ -1,7 +1,5 @@
 """Models without a model.yaml: their names, their form, and what a model.yaml of the same name does."""
 
-from __future__ import annotations
-
 import json
 
 import msgspec

@@ -1,7 +1,5 @@
 """The protocols of endpoints: what is asked for, and how answers are read, without a server."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

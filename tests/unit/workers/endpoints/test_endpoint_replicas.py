@@ -1,7 +1,5 @@
 """Which replica of an endpoint a worker drives, how many rows it lets through, and how an edit of it is followed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """When an endpoint's probes take it out of service, and bring it back."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator, Sequence
 from typing import cast

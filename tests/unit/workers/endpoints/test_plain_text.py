@@ -1,14 +1,12 @@
 """How an answer of plain text goes on after it was cut, on each engine, without one."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 import pytest
 
 from taxiway.contract.generation import CutGeneration
-from tests.unit.workers.endpoints.test_endpoint_protocols import CHAT, HELLO, PROMPT, event, piece
+from tests.unit.workers.endpoints.test_endpoint_protocols import CHAT, HELLO, RAW, event, piece
 from workers.endpoints import openai
 from workers.endpoints.plain_text import LLAMA_CPP, TEMPLATE, VLLM
 from workers.endpoints.protocol import AskItem, EngineRequest
@@ -22,7 +20,7 @@ def chat(engine: str, **fields: Any) -> AskItem:
 
 
 def prompt(**parameters: Any) -> AskItem:
-    return openai.prepare(PROMPT, PROMPT.variants["raw"], "m", {"prompt": "Tell"}, {"max_tokens": 10, **parameters})
+    return openai.prepare(RAW, RAW.variants["onnx"], "m", {"prompt": "Tell"}, {"max_tokens": 10, **parameters})
 
 
 def rest_of(item: AskItem, kept: CutGeneration = KEPT, template: str = "") -> tuple[EngineRequest, Any]:

@@ -1,7 +1,5 @@
 """What admitting a job raises ends that job alone, and a job that may have ended two workers is given up."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Mapping, Sequence

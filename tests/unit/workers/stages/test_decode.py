@@ -1,7 +1,5 @@
 """How a burst's requests are read: what they refer to is fetched for many of them at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a worker knows of a job from its message and its claim."""
 
-from __future__ import annotations
-
 import pytest
 
 from broker.valkey.claims import Claim, Verdict

@@ -1,7 +1,5 @@
 """What a device is found to be, and what is refused."""
 
-from __future__ import annotations
-
 import psutil
 import pytest
 

@@ -1,7 +1,5 @@
 """How many jobs a device has room for: behind the worker's own executor, with a stage that does not run."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

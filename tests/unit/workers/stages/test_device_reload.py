@@ -1,7 +1,5 @@
 """A device whose catalogue changes while it works: behind the worker's own executor and stage, on threads."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Whatever a model's code raises ends its job with an error that can be stored, and nothing else."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which rows a lane gives to the next batch, by their own sizes."""
 
-from __future__ import annotations
-
 import pytest
 
 from tasks.models.model import Profile

@@ -1,7 +1,5 @@
 """What waits for a load: two models on a device that holds one of them, behind the worker's own executor."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -1,7 +1,5 @@
 """A short job that comes alone to an idle device runs on the thread that brings it."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Patient work runs on a thread of a lower CPU priority, and everything else on the device's own."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

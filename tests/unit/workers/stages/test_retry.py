@@ -1,7 +1,5 @@
 """Our own faults are retried within a budget, a request's are not; a worker whose device stays full exits."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

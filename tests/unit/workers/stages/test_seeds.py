@@ -1,7 +1,5 @@
 """The seeds of a job's rows: texts that are generated from one prompt differ, and come again with the same seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
