@@ -5,6 +5,7 @@ const GAP = 16; // seconds between two points beyond which nothing is drawn
 const LEFT = 4,
   RIGHT = 4,
   FOOT = 18; // pixels beside and below what is drawn; FOOT holds the clock's times
+const HUES = 8;
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600]; // seconds between two times at the foot
 
 export const draw = (name, attributes = {}, ...children) => {
@@ -64,6 +65,12 @@ export const box = (left, right, top, bottom, kind) =>
 export const text = (x, y, content, attributes = {}) =>
   draw("text", { x: fixed(x), y: fixed(y), ...attributes }, content);
 
+// A small figure beside what is drawn, legible on top of it.
+export const tick = (x, y, content) => text(x, y, content, { class: "tick" });
+
+// The colour of a class, in style.css.
+export const hue = (names, name) => "hue" + (names.indexOf(name) % HUES);
+
 export const rule = (y, width, kind) =>
   draw("line", { class: kind, x1: LEFT, x2: width - RIGHT, y1: fixed(y), y2: fixed(y) });
 
@@ -99,10 +106,11 @@ const clockTimes = ([from, to], x, width, height) => {
   });
 };
 
-// A chart in `host`: `layers(x, width)` draws it between the times of `span`; `title` says it for those who do not see.
-export const chart = (host, { span, height, title, layers }) => {
+// A chart in `host`: `layers(x, width)` draws it between the times of `span`, with `left` pixels for figures beside it;
+// `title` says it for those who do not see.
+export const chart = (host, { span, height, title, layers, left = LEFT }) => {
   const width = Math.max(host.clientWidth, 200);
-  const x = linear(span[0], span[1], LEFT, width - RIGHT);
+  const x = linear(span[0], span[1], left, width - RIGHT);
   const cursor = upright(0, 0, height - FOOT, "cursor");
   cursor.style.display = "none";
   const drawn = draw(
@@ -116,8 +124,8 @@ export const chart = (host, { span, height, title, layers }) => {
   return {
     node: drawn,
     time: (clientX) => {
-      const left = drawn.getBoundingClientRect().left;
-      return Math.min(Math.max(linear(LEFT, width - RIGHT, span[0], span[1])(clientX - left), span[0]), span[1]);
+      const over = clientX - drawn.getBoundingClientRect().left;
+      return Math.min(Math.max(linear(left, width - RIGHT, span[0], span[1])(over), span[0]), span[1]);
     },
     point: (at) => {
       cursor.style.display = at == null ? "none" : "";

@@ -25,6 +25,11 @@ export const fill = (table, columns, rows, none) => {
   return table;
 };
 
+export const last = (all) => all[all.length - 1];
+
+// The sample at a time, or the first one after it.
+export const sampleAt = (samples, time) => samples.findLast((one) => one.at <= time) ?? samples[0];
+
 export const sum = (all) => all.reduce((a, b) => a + b, 0);
 
 export const short = (value, digits = 3) => {

@@ -1,7 +1,8 @@
 // The fleet as it is now: problems, figures, each class with its devices, the plan.
 
 import { by, clock, fill, make, money, percent, plural, prose, seconds, short, sum } from "./dom.js";
-import { card, classHue, dropClasses } from "./timeline.js";
+import { hue } from "./charts.js";
+import { card, dropClasses } from "./timeline.js";
 
 const SCARCE = 0.5; // share in time below which a plan has too little hardware (router/decide/plan.py)
 
@@ -22,7 +23,12 @@ const showProblems = (found) => {
     count = found.length;
   box.className = count ? "bad" : "well";
   const lines = found.map((one) =>
-    make("li", [make("b", one.subject), " ", ...prose(one.text), make("p", ["What to do: ", ...prose(one.remedy)])]),
+    make("li", [
+      make("b", one.subject + ":"),
+      " ",
+      ...prose(one.text),
+      make("p", ["What to do: ", ...prose(one.remedy)]),
+    ]),
   );
   const title = !count ? "All is well" : count === 1 ? "1 thing needs attention" : `${count} things need attention`;
   box.replaceChildren(make("h2", title), ...(count ? [make("ul", lines)] : []));
@@ -86,7 +92,7 @@ const showClass = (name, one, fleet) => {
   const notes = [one.emulated && `${one.emulated} emulated`, one.starts && "started on demand"]
     .filter(Boolean)
     .join(", ");
-  parts.title.replaceChildren(make("i", "", "dot " + classHue(Object.keys(fleet.classes), name)), name);
+  parts.title.replaceChildren(make("i", "", "dot " + hue(Object.keys(fleet.classes).sort(), name)), name);
   parts.now.replaceChildren(
     make("b", waiting.toLocaleString("en")),
     " waiting",

@@ -129,6 +129,17 @@ const refusals = (placement) => {
   ];
 };
 
+// The runs of a generation that was cut and went on.
+const parts = (placement) =>
+  (placement.report?.parts ?? []).map((one) =>
+    make("p", [
+      make("code", one.hardware_class),
+      ` ${one.device}: ${plural(one.tokens?.output ?? 0, "token")} in ${seconds(one.seconds ?? 0)}`,
+      one.seam && `, went on by ${one.seam}`,
+      one.ended && `, cut: ${one.ended}`,
+    ]),
+  );
+
 const summary = (job, placement) => {
   const ran = placement.report
     ? ` Ran ${seconds(placement.report.run_time)} in a batch of ${plural(placement.report.batch, "row")}, for $${short(placement.report.cost)}.`
@@ -152,6 +163,7 @@ export const showJob = async (id) => {
     const picture = make("div", "", "plot");
     flight.replaceChildren(
       summary(job, placement),
+      ...parts(placement),
       ...(job.error ? [make("p", job.error.message, "bad")] : []),
       picture,
       steps(job, placement),

@@ -169,7 +169,7 @@ def _density(work: Sequence[float], tightest: Sequence[float]) -> float:
 def _ruled(size: ClassSize, load: Load) -> str:
     rule = size.rule
     if isinstance(rule, Density):
-        return f"work fills {load.density:.3g} devices until it is due, at {rule.target:.0%} utilisation"
+        return f"work fills {round(load.density, 2):g} devices until it is due, at {rule.target:.0%} utilisation"
     return f"{load.jobs} unfinished jobs, one device for each {rule.jobs:g}"
 
 

@@ -143,7 +143,7 @@ def test_the_page_says_what_is_wrong_and_what_to_do_first(fleet: tuple[str, str]
             shown = "document.getElementById('problems').textContent"
             said = await page.until(f"{shown}.includes('dead letters') && {shown}")
             assert said.startswith("2 things need attention")
-            assert "embed:1/torch unavailable on" in said
+            assert "embed:1/torch: unavailable on" in said
             assert "torch is broken" in said
             assert "What to do: taxiway dead list, then replay or drop them" in said
             before = await page.value("document.getElementById('state').textContent")
