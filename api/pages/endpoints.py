@@ -19,7 +19,6 @@ from taxiway.errors import quoted
 
 PAGE = answers(str, 403, 500, media=MediaType.HTML)
 PAGE_OR_JSON = answers(FIELDS, 403, 500)
-PAGE_FILE = answers(str, 403, 404, 500, media=MediaType.TEXT)
 
 _LINKS = {"docs": "/docs", "openapi": "/schema/openapi.json", "api": "/v2", "models": "/v2/models"}
 _LINKS |= {"health": "/v2/health/ready"}
@@ -62,7 +61,7 @@ async def docs() -> Response[str]:
     return _file("docs.html")
 
 
-@get(f"{PAGE_FILES}{{name:str}}", opt=needs(), responses=PAGE_FILE, security=NONE)
+@get(f"{PAGE_FILES}{{name:str}}", opt=needs(), include_in_schema=False)
 async def page_file(name: str) -> Response[str]:
     """The pages' stylesheet, or one of their scripts."""
     if name not in _FILES:
