@@ -30,6 +30,7 @@ from taxiway.contract.job import (
     failure_of,
     read_meta,
     read_moves,
+    read_parts,
     read_result,
     record_from,
     report_of,
@@ -112,7 +113,8 @@ class Jobs:
         """Why the job is where it is: the reason, and the recomputed candidate table.
 
         `note` says why there is no table, or how it differs from the decision. `first_token` is when a streamed answer
-        began, while its stream is kept. `report` says how an answered job ran.
+        began, while its stream is kept. `parts` are the runs of a generation that were cut. `report` says how an
+        answered job ran.
 
         Raises:
             UnknownJobError: no router has placed a job with that id.
@@ -121,6 +123,7 @@ class Jobs:
         names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
         table, note = await self._table(seen)
         moves = read_moves(seen.fields.get("moves", ""))
+        parts = read_parts(seen.fields.get("parts", ""))
         return {
             **{name: getattr(seen.record, name) for name in names},
             "led_to": seen.fields.get("led"),
@@ -128,6 +131,7 @@ class Jobs:
             "first_token": await self._store.values.first_piece(job),
             "moves": msgspec.to_builtins(moves),
             "report": None if seen.meta is None else msgspec.to_builtins(report_of(seen.meta)),
+            "parts": msgspec.to_builtins(parts),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),
             "refused": [] if table is None else msgspec.to_builtins(table.refused),
         }

@@ -6,8 +6,8 @@ CPU of worker and router for each token with all slots busy, and the worker's me
 the engine, with what is left of them. With `--llama` the engine is llama.cpp with SmolLM2: the question is its tokens
 per second alone and behind the fleet, under 16 callers, and the time to the first token that the fleet adds to one
 caller; each in turn. `--mixed` has live chats arrive beside a backlog of bulk ones: how long live ones wait for the
-first token with llama.cpp alone, first in, first out, and behind a fleet. `--faults 100` has every fault of an engine
-so often, under load, and counts what became of it.
+first token with two llama.cpp alone, first in, first out, and behind a fleet whose bulk chats yield, or do not.
+`--faults 100` has every fault of an engine so often, under load, and counts what became of it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,7 +36,7 @@ from benchmarks.harness.measure import answer, cpu_seconds, percentile, say
 from benchmarks.harness.processes import Interfaces, fleet
 from taxiway import AsyncClient
 from taxiway.contract.job import Result
-from taxiway.errors import JobCancelledError
+from taxiway.errors import DeadlineExceededError, JobCancelledError
 from tests.engine import Engine, serving
 from tests.engine_faults import CLASSES, FaultyEngine, table
 from tests.llama import NAME, llama_server
@@ -59,10 +61,11 @@ default_service: standard
 
 MIXED_QUEUES = (
     "hardware:"
-    + ENGINE
+    + ENGINE.replace('"{url}"', "{url}")
     + """service:
-  live: {{deadline: 20, priority: high}}
-  bulk: {{deadline: 3600, priority: low}}
+  live: {{deadline: 6, priority: high}}
+  bulk: {{deadline: 3600, priority: low, preemptible: true}}
+  firm: {{deadline: 3600, priority: low}}
 default_service: live
 """
 )
@@ -78,8 +81,9 @@ CALLERS, LLAMA_SLOTS, ROUNDS = 16, 16, 2
 TALKS, TURNS, TALK_SLOTS, OPENING = 3, 4, 8, 300
 """Conversations of each kind, turns of each, slots of each of two engines, and words at a conversation's beginning."""
 
-MIXED_SLOTS, BULK_CALLERS, LIVE_EVERY, MIXED_SECONDS = 4, 32, 1.0, 60.0
-"""The engine's slots; bulk chats in progress at any time; seconds between two live chats; and seconds of each turn."""
+MIXED_SLOTS, BULK_CALLERS, BULK_TOKENS, LIVE_EVERY, MIXED_SECONDS = 4, 32, 128, 1.0, 60.0
+"""The slots of each of two engines; bulk chats in progress at any time, and their tokens; seconds between two live
+chats; and seconds of each turn."""
 
 Ask = Callable[[str, int], AsyncIterator[str]]
 """Asks with a prompt and the most tokens; yields the text as it comes."""
@@ -158,6 +162,14 @@ async def _first(ask: Ask, prompt: str) -> float:
         if text and not first:
             first = time.perf_counter() - began
     return first
+
+
+async def _first_in_time(ask: Ask, prompt: str) -> float:
+    """The same; a chat that is late counts with the seconds until it was given up."""
+    began = time.perf_counter()
+    with contextlib.suppress(DeadlineExceededError):
+        return await _first(ask, prompt)
+    return time.perf_counter() - began
 
 
 async def busy_slots(interfaces: Interfaces) -> None:
@@ -280,61 +292,59 @@ async def _conversations(interfaces: Interfaces) -> None:
 
 
 def _mixed(folder: Path) -> None:
-    workers = [["--class", "engine", "--device", "endpoint:0"]]
-    with llama_server(MIXED_SLOTS) as url:
-        queues = folder / "queues.yaml"
-        queues.write_text(MIXED_QUEUES.format(url=f"{url}/v1", name=NAME, slots=MIXED_SLOTS))
+    workers = [["--class", "engine", "--device", f"endpoint:{number}"] for number in (0, 1)]
+    with llama_server(MIXED_SLOTS) as one, llama_server(MIXED_SLOTS) as other:
+        urls, queues = [f"{url}/v1" for url in (one, other)], folder / "queues.yaml"
+        queues.write_text(MIXED_QUEUES.format(url=json.dumps(urls), name=NAME, slots=MIXED_SLOTS))
         with fleet(folder, queues, workers) as interfaces:
-            uvloop.run(_live_beside_bulk(f"{url}/v1", interfaces))
+            uvloop.run(_live_beside_bulk(urls, interfaces))
 
 
-async def _live_beside_bulk(url: str, interfaces: Interfaces) -> None:
-    first: dict[str, list[float]] = {"alone": [], "behind": []}
-    rates: dict[str, list[float]] = {"alone": [], "behind": []}
+async def _live_beside_bulk(urls: Sequence[str], interfaces: Interfaces) -> None:
+    first: dict[str, list[float]] = defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
+    turns = cycle(urls)
     async with _direct_session() as session, AsyncClient(interfaces.broker) as client:
 
         def alone(text: str, most: int) -> AsyncIterator[str]:
-            return _direct(session, url, NAME, text, most)
+            return _direct(session, next(turns), NAME, text, most)
 
-        sides: dict[str, tuple[Ask, Ask]] = {
-            "alone": (alone, alone),
-            "behind": (partial(_through, client, service="live"), partial(_through, client, service="bulk")),
+        live = partial(_through, client, service="live")
+        sides: dict[str, tuple[Ask, Ask | None]] = {
+            "on an idle fleet": (live, None),
+            "llama.cpp alone": (alone, alone),
+            "behind the fleet, bulk does not yield": (live, partial(_through, client, service="firm")),
+            "behind the fleet, bulk yields": (live, partial(_through, client, service="bulk")),
         }
-        for number, (side, (live, bulk)) in product(range(ROUNDS), sides.items()):
-            taken, rate = await _mixture(live, bulk, f"{side} {number}")
+        for number, (side, (urgent, bulk)) in product(range(ROUNDS), sides.items()):
+            taken, rate = await _mixture(urgent, bulk, f"{side} {number}")
             first[side] += taken
             rates[side].append(rate)
-    p99 = {side: percentile(taken, 99) for side, taken in first.items()}
-    question = f"seconds to a live chat's first token beside {BULK_CALLERS} bulk chats"
-    say(answer(f"{question}, llama.cpp alone", first["alone"], p99=p99["alone"]))
-    say(answer(f"{question}, behind the fleet", first["behind"], p99=p99["behind"], times=p99["alone"] / p99["behind"]))
-    say(answer("bulk's tokens a second, llama.cpp alone", rates["alone"]))
-    say(
-        answer(
-            "bulk's tokens a second, behind the fleet",
-            rates["behind"],
-            share=sum(rates["behind"]) / sum(rates["alone"]),
-        )
-    )
+    for side, taken in first.items():
+        question = f"seconds to a live chat's first token beside {BULK_CALLERS} bulk chats, {side}"
+        say(answer(question, taken, p99=percentile(taken, 99)))
+    for side, found in rates.items():
+        say(answer(f"live and bulk tokens a second, {side}", found))
 
 
-async def _mixture(live: Ask, bulk: Ask, turn: str) -> tuple[list[float], float]:
-    """Seconds to each live chat's first token, and the bulk chats' tokens a second, in `MIXED_SECONDS`."""
+async def _mixture(live: Ask, bulk: Ask | None, turn: str) -> tuple[list[float], float]:
+    """Seconds to each live chat's first token, and all chats' tokens a second, in `MIXED_SECONDS`."""
     loop, tokens = asyncio.get_running_loop(), 0
     ends = loop.time() + MIXED_SECONDS
 
     async def caller(number: int) -> None:
         nonlocal tokens
         while loop.time() < ends:
-            async for text in bulk(f"Write about {turn}, {number} and {loop.time()}.", 64):
+            assert bulk is not None
+            async for text in bulk(f"Write about {turn}, {number} and {loop.time()}.", BULK_TOKENS):
                 tokens += bool(text) and loop.time() < ends
 
     async with asyncio.TaskGroup() as group:
-        for number in range(BULK_CALLERS):
+        for number in range(BULK_CALLERS if bulk is not None else 0):
             group.create_task(caller(number))
         chats = list[asyncio.Task[float]]()
         while loop.time() < ends:
-            chats.append(group.create_task(_first(live, f"Say {turn} {len(chats)}")))
+            chats.append(group.create_task(_first_in_time(live, f"Say {turn} {len(chats)}")))
             await asyncio.sleep(LIVE_EVERY)
     return [chat.result() for chat in chats], tokens / MIXED_SECONDS
 
@@ -368,12 +378,14 @@ async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str
                 yield choice["delta"].get("content") or ""
 
 
-async def _through(client: AsyncClient, text: str, most: int) -> AsyncIterator[str]:
-    async for event in client.stream("chat", _chat(text, most), timeout=120):
+async def _through(client: AsyncClient, text: str, most: int, **terms: Any) -> AsyncIterator[str]:
+    told = ""
+    async for event in client.stream("chat", _chat(text, most), timeout=600, **terms):
         if isinstance(event, str):
+            told += event
             yield event
-        elif not isinstance(event, Result):
-            raise TypeError(f"expected text, got {event!r}")
+        elif not isinstance(event, Result) or event.outputs["text"] != told:
+            raise TypeError(f"expected the text that was streamed, got {event!r}")
 
 
 if __name__ == "__main__":

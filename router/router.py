@@ -35,6 +35,7 @@ from router.upkeep.releaser import Releaser
 from router.upkeep.retargeter import Retargeter
 from router.upkeep.timeline import Timeline
 from router.upkeep.webhooks import WebhookDelivery
+from router.upkeep.yielding import Yielder
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from taxiway.contract.wire import Envelope
@@ -77,8 +78,9 @@ class Router:
         self.queue_mover = ValkeyQueueMover(settings.broker)
         self._events = SentEvents(name)
         tick = rules.topology.rebalance.tick
-        self.leadership = Leadership(settings.broker, name, LEADER_LEASE * tick)
-        self.mover = Mover(self.queue_mover, self.leadership, self.fleet, self.store, rules, self._events)
+        leadership = Leadership(settings.broker, name, LEADER_LEASE * tick)
+        self.mover = Mover(self.queue_mover, leadership, self.fleet, self.store, rules, self._events)
+        self.yielder = Yielder(self.fleet, self.store, self.queue_mover, rules)
         self.scaler = Scaler(rules.topology)
         self.placed: Counter[tuple[str, ...]] = Counter()
         self.refused: Counter[tuple[str, ...]] = Counter()
@@ -86,13 +88,13 @@ class Router:
         self.wait_timeouts = WaitTimeouts()
         self.webhooks = WebhookDelivery(settings.broker, self.store, rules, name)
         self._submissions = Submissions(self.transport, self.fleet)
-        self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
+        self._releaser = Releaser(leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
         retargeter = Retargeter(settings, rules, self.fleet, self.store)
         housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules)
         timeline = Timeline(self.store, self.fleet, rules, self.mover.moves)
         self._recorder = Recorder(settings.broker, self.store, rules.topology.limits, timeline.note)
         duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder, timeline)
-        self._leader = Leader(self.leadership, duties, tick)
+        self._leader = Leader(leadership, duties, tick)
         self._deadlines = Deadlines(self.store, self.transport)
         self._bridge = open_bridge(amqp, settings, self) if amqp else None
         self._stopping = False
@@ -120,6 +122,7 @@ class Router:
                 "tidy": self._tidy(),
                 "deadlines": self._deadlines.run(),
                 "webhooks": self.webhooks.run(),
+                "yielder": self.yielder.run(),
                 **({} if self._bridge is None else {"bridge": self._bridge.run()}),
             }.items()
         ]
@@ -143,7 +146,7 @@ class Router:
         await self.webhooks.close()
         await self.results.close()
         await self._recorder.close()
-        await self.leadership.close()
+        await self._leader.close()
         await self.queue_mover.close()
         await self.transport.close()
         if self._bridge is not None:
@@ -194,6 +197,7 @@ class Router:
         return Counters(
             placed=self.placed,
             moved=self.mover.moves,
+            yields=self.yielder.yields,
             refused=self.refused,
             ended=self.store.jobs.ended,
             outcomes=self.outcomes.outcomes,
@@ -224,6 +228,7 @@ class Router:
         if admitted.placement.held:
             self._releaser.wake()
             return
+        self.yielder.expect(admitted.outgoing.job, admitted.placement)
         hardware_class = admitted.placement.candidate.hardware_class
         if admitted.prefixes and self.fleet.prefixes is not None:
             self.fleet.prefixes.note(admitted.prefixes, Earlier(admitted.outgoing.job, hardware_class))

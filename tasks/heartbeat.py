@@ -156,6 +156,25 @@ class LearnedCurve(msgspec.Struct, frozen=True):
     prompt_slope: float
 
 
+class Yieldable(msgspec.Struct, frozen=True, array_like=True):
+    """A running job that gives up its place when it is asked to."""
+
+    job: str
+    token: str
+    """Of its claim."""
+    level: int
+    due: float
+    """Seconds by the store's clock; 0 without a deadline."""
+    run: float
+    """Seconds since it began."""
+    left: float
+    """Seconds until its answer, at most."""
+    redo: float
+    """Seconds of its next run that would repeat what was done."""
+    cuts: int
+    """How often it was cut before."""
+
+
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine reports: all clients' requests that run and wait there, and the used share of its cache."""
 
@@ -236,6 +255,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Models of an endpoint that have no model.yaml, by name."""
     draining: bool = False
     """It accepts no more jobs."""
+    yieldable: tuple[Yieldable, ...] = ()
+    """The running jobs that can yield."""
     done: dict[str, Done] = {}
     """The worker's counters by class, since its start."""
     usd_per_hour: float | None = None

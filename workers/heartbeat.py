@@ -177,6 +177,7 @@ class Heartbeat:
             serves=() if self._device.fault else self._served(),
             fault=self._device.fault,
             endpoint=self._device.endpoint,
+            yieldable=self._device.yieldable,
             announced={name: one for name, one in variants.discovered.items() if name in served},
             draining=self._shared.drain.begun,
             done=self._counters.totals(),

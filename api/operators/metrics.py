@@ -73,6 +73,7 @@ class _Families(Collector):
         done = self._done
         yield _counter("placed", "Jobs that this router placed.", ("class", "model"), done.placed)
         yield _counter("moved", "Jobs that this router moved.", ("source", "target", "kind"), done.moved)
+        yield _counter("yields", "Running jobs that this router asked to yield.", ("class",), done.yields)
         yield _counter("refused", "Requests that this router refused, by error code.", ("code",), done.refused)
         yield _counter("ended", "Jobs that this router ended before a worker did.", ("outcome",), done.ended)
         yield CounterMetricFamily(

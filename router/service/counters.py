@@ -25,6 +25,8 @@ class Counters:
     """By class and model."""
     moved: Counts
     """By source, target and kind."""
+    yields: Counts = field(default_factory=dict)
+    """Requests to yield, by class."""
     refused: Counts = field(default_factory=dict)
     """By error code."""
     ended: Counts = field(default_factory=dict)

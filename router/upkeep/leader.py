@@ -62,6 +62,10 @@ class Leader:
         for duty in self._duties:
             duty.wake()
 
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._leadership.close()
+
     async def run(self) -> None:
         """Campaign and run the duties until `leave`; nothing is done while the broker is unavailable."""
         try:

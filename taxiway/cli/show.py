@@ -108,7 +108,7 @@ def show_status(status: JobStatus) -> None:
 def show_placement(placement: Mapping[str, Any]) -> None:
     """The reason, every candidate with its figures, and the classes that could not run the request."""
     console = stdout_console()
-    tables = ("considered", "refused", "moves")
+    tables = ("considered", "refused", "moves", "parts")
     console.print(
         _facts({name: brief(v) for name, v in placement.items() if name not in tables and v not in (None, False)})
     )
@@ -118,6 +118,8 @@ def show_placement(placement: Mapping[str, Any]) -> None:
         console.print(_table("refused", [_refused_row(row) for row in placement["refused"]]))
     if placement.get("moves"):
         console.print(_table("moved since", [_move_row(row) for row in placement["moves"]]))
+    if placement.get("parts"):
+        console.print(_table("runs that were cut", [_part_row(row) for row in placement["parts"]]))
     for line in _profile_warnings(placement.get("considered", ())):
         console.print(line, soft_wrap=True)
 
@@ -378,6 +380,11 @@ def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def _move_row(row: Mapping[str, Any]) -> dict[str, Any]:
     at = datetime.fromtimestamp(row["at"]).strftime("%H:%M:%S")
     return {"at": at, "from": row["source"], "to": row["target"], "why": row["reason"]}
+
+
+def _part_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    where = {"class": row["hardware_class"], "device": row["device"], "took": duration(row.get("seconds", 0.0))}
+    return {**where, "added": row.get("text", 0), "began": row.get("seam", ""), "ended": row.get("ended", "")}
 
 
 def _letter_row(letter: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from broker.valkey.worker_store import WorkerStore, insist
+from tasks.heartbeat import Yieldable, three_digits
+from tasks.models.model import Profile
+from tasks.models.profiles import ANSWER_BOUND
 from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import GenerationPart
 from taxiway.errors import BrokerUnavailableError
@@ -18,6 +21,7 @@ from workers.device import Device
 from workers.endpoints.capacity import EndpointUse, Seat
 from workers.endpoints.health import Target
 from workers.endpoints.protocol import AskItem, EndpointError, EngineRequest, Exchange
+from workers.endpoints.variants import EndpointVariants
 from workers.port import Row
 from workers.stages.job import RunningJob, TextRun
 
@@ -59,6 +63,38 @@ class Generations:
         if job.attempt > 1:
             read = partial(self._store.kept, job.delivery.job)
             job.generation.kept = await asyncio.to_thread(insist, read, self._stopping, _cannot_read)
+
+    def yieldable(self, variants: EndpointVariants, now: float) -> tuple[Yieldable, ...]:
+        """The preemptible ones that were not asked to yield. Thread-safe."""
+        running = [(job, seat) for job, (_, seat) in list(self._running.items()) if job.ticket.preemptible]
+        found = [(job, seat, variants.ready(job.model, job.variant)) for job, seat in running]
+        return tuple(
+            self._described(job, seat, variants.curve(loaded), now)
+            for job, seat, loaded in found
+            if loaded is not None and job.delivery.yields is None
+        )
+
+    def _described(self, job: RunningJob, seat: Seat, curve: Profile, now: float) -> Yieldable:
+        """A running generation; its answer counts with all the tokens that it may have."""
+        exchange, _ = self._running.get(job, (None, seat))
+        generation, item, delivery = job.generation, job.items[0], job.delivery
+        before = 0 if generation is None else generation.kept.tokens
+        written = before if exchange is None or exchange.reader is None else exchange.reader.written
+        rows, prompt = float(max(self._use.running, 1)), item.size - int(item.parameters[ANSWER_BOUND])
+        read, left = prompt + written, max(int(item.parameters[ANSWER_BOUND]) - written, 0)
+        redo = curve.latency(rows, read, read)
+        run = now - seat.since
+        can_go_on = isinstance(item, AskItem) and item.go_on is not None
+        return Yieldable(
+            job=delivery.job,
+            token=delivery.token,
+            level=job.ticket.level,
+            due=delivery.deadline_at,
+            run=three_digits(run),
+            left=three_digits(curve.latency(rows, read + left, read) - redo),
+            redo=three_digits(redo if can_go_on else redo + run),
+            cuts=0 if generation is None else len(generation.kept.parts),
+        )
 
     def begin(self, job: RunningJob, exchange: Exchange, seat: Seat) -> None:
         """The job's answer is asked for."""

@@ -20,7 +20,7 @@ from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
 
 from tasks.endpoints import Endpoint
-from tasks.heartbeat import EndpointFacts
+from tasks.heartbeat import EndpointFacts, Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, ran_size
@@ -117,6 +117,11 @@ class EndpointStage:
         return EndpointFacts(
             state=health.state, allowed=self._gate.allowed, curves=self.variants.curves(), engine=health.engine
         )
+
+    @property
+    def yieldable(self) -> tuple[Yieldable, ...]:
+        """The running generations that can yield. Thread-safe."""
+        return self._generations.yieldable(self.variants, time.monotonic())
 
     def memory(self) -> tuple[str, bytes]:
         """What was learned of the endpoint's times. Thread-safe."""

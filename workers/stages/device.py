@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+from tasks.heartbeat import Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
@@ -124,6 +125,11 @@ class DeviceStage:
     def hung(self, now: float) -> bool:
         """Whether the running batch or load counts as hung. Thread-safe."""
         return now > self.use.must_end_by or self._loads.hung(now)
+
+    @property
+    def yieldable(self) -> tuple[Yieldable, ...]:
+        """None: a batch that runs is not interrupted."""
+        return ()
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Load one variant of each model."""

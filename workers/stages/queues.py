@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.valkey.worker_store import WorkerStore
-from tasks.heartbeat import EndpointFacts
+from tasks.heartbeat import EndpointFacts, Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced
 from tasks.models.model import Model
@@ -378,6 +378,10 @@ class DeviceDriver(Protocol):
     @property
     def endpoint(self) -> EndpointFacts | None:
         """What is known of the endpoint that the device is; None for other devices."""
+
+    @property
+    def yieldable(self) -> tuple[Yieldable, ...]:
+        """The running jobs that can yield."""
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Prepare the device for these models, before `run`."""

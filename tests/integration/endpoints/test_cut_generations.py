@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import redis
 
@@ -21,10 +22,12 @@ import taxiway
 from broker.valkey import run
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from local.embedded import EmbeddedValkey
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.contract.job import Result
-from taxiway.contract.keys import job_key
+from taxiway.contract.keys import DEVICES, job_key
 from tests.llama import NAME, llama_server, llama_server_process
+from tests.narrowing import as_bytes
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import WorkerProcess, worker_process, worker_settings
 
@@ -37,11 +40,12 @@ QUEUES = """
 hardware:
   cpu.batch:
     device: endpoint
-    endpoint: {{protocol: openai, url: ["{first}/v1", "{second}/v1"], slots: 2, models: {{chat: {name}}}}}
+    endpoint: {{protocol: openai, url: {urls}, slots: 2, models: {{chat: {name}}}}}
     price: {{usd_per_hour: 0.1}}
 service:
   standard: {{deadline: 120}}
-  bulk: {{deadline: 900, priority: low, preemptible: true}}
+  live: {{deadline: 10, priority: high}}
+  bulk: {{deadline: 3600, priority: low, preemptible: true}}
 default_service: standard
 limits: {{lease: 1, grace: 1}}
 """
@@ -51,6 +55,8 @@ STORY = {
     "temperature": 0,
     "repeat_penalty": 1.1,
 }
+
+RAIN = {"messages": [{"role": "user", "content": "Explain what rain is."}], "max_tokens": 48, "temperature": 0}
 
 
 @dataclass
@@ -62,7 +68,7 @@ class Fleet:
 
     def holder(self, job: str) -> str:
         """The token of the job's claim."""
-        return (self.state.hget(job_key(job), "holder") or b"").decode().partition(" ")[0]  # type: ignore[union-attr]
+        return self._field(job, "holder").partition(" ")[0]
 
     def worker(self, job: str) -> WorkerProcess:
         """The worker that holds the job."""
@@ -70,7 +76,14 @@ class Fleet:
 
     def device(self, job: str) -> str:
         """Where the job runs."""
-        return (self.state.hget(job_key(job), "device") or b"").decode()  # type: ignore[union-attr]
+        return self._field(job, "device")
+
+    def _field(self, job: str, name: str) -> str:
+        return as_bytes(self.state.hget(job_key(job), name) or b"").decode()
+
+    def devices(self) -> list[DeviceFacts]:
+        """What the workers' heartbeats say."""
+        return [msgspec.json.decode(raw, type=DeviceFacts) for raw in self.state.hvals(DEVICES)]
 
     def ask_to_yield(self, job: str) -> bool:
         ask = YieldAsk(job, self.holder(job), "a live chat waits")
@@ -83,9 +96,13 @@ def fleet_before(llamas: Sequence[str], folder: Path) -> Iterator[Fleet]:
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
         told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(told, folder, QUEUES.format(first=llamas[0], second=llamas[1], name=NAME))
+        settings = worker_settings(
+            told, folder, QUEUES.format(urls=json.dumps([f"{url}/v1" for url in llamas]), name=NAME)
+        )
         (settings.models / "chat").symlink_to(TREE / "models" / "chat")
-        started = [stack.enter_context(worker_process(settings, "--device", f"endpoint:{n}")) for n in (0, 1)]
+        started = [
+            stack.enter_context(worker_process(settings, "--device", f"endpoint:{n}")) for n in range(len(llamas))
+        ]
         router = stack.enter_context(router_process(settings))
         eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
         state = stack.enter_context(redis.Redis.from_url(settings.broker))
@@ -110,10 +127,10 @@ def client(fleet: Fleet) -> Iterator[taxiway.Client]:
         yield client
 
 
-def told_of(client: taxiway.Client, cut: Any, cuts: list[int]) -> tuple[list[Any], Result]:
-    """All that a reader of the story was told, and its result; `cut` is called once that many events came."""
+def told_of(client: taxiway.Client, cut: Any, cuts: list[int], chat: Any = STORY) -> tuple[list[Any], Result]:
+    """All that a reader of the answer was told, and its result; `cut` is called once that many events came."""
     told: list[Any] = []
-    job = client.submit("chat", STORY, service="bulk", stream=True)
+    job = client.submit("chat", chat, service="bulk", stream=True)
     for event in job.stream(timeout=60):
         told.append(event)
         if len(told) in cuts:
@@ -123,33 +140,51 @@ def told_of(client: taxiway.Client, cut: Any, cuts: list[int]) -> tuple[list[Any
     return events, result
 
 
-def test_a_greedy_story_that_yields_at_any_point_is_the_undisturbed_one(fleet: Fleet, client: taxiway.Client) -> None:
-    whole = client.infer("chat", STORY, timeout=60)
-    for cuts in ([1], [7, 20], [30]):
-        events, result = told_of(client, fleet.ask_to_yield, cuts)
-        assert_undisturbed(events, result, whole)
-        assert result.outputs["usage"]["prompt_tokens"] == whole.outputs["usage"]["prompt_tokens"]
-        parts = result.report.parts
-        assert len(parts) == len(cuts) + 1
-        assert sum(part.text for part in parts) == len(result.outputs["text"])
-        assert result.report.tokens is not None
-        assert result.report.tokens.output == sum(part.tokens.output for part in parts) == 48
-        assert {part.seam for part in parts[1:]} == {"continued"}
-        assert {part.ended for part in parts[:-1]} == {"a live chat waits"}
-
-
-def assert_undisturbed(events: list[Any], result: Result, whole: Result) -> None:
-    """What a reader was told is the text that the engine gives undisturbed, each token once."""
+def assert_seamless(events: list[Any], result: Result) -> None:
+    """A reader was told the text of the result, each token once, and that is as long as it may be."""
     assert all(isinstance(event, str) for event in events)
-    assert "".join(events) == result.outputs["text"] == whole.outputs["text"]
+    assert "".join(events) == result.outputs["text"]
     assert result.outputs["usage"]["completion_tokens"] == 48
+
+
+@pytest.mark.parametrize("cuts", [[1], [7, 20], [30]])
+def test_a_story_that_yields_at_any_point_goes_on_after_it(
+    fleet: Fleet, client: taxiway.Client, cuts: list[int]
+) -> None:
+    events, result = told_of(client, fleet.ask_to_yield, cuts)
+    assert_seamless(events, result)
+    parts = result.report.parts
+    assert 1 < len(parts) <= len(cuts) + 1
+    assert sum(part.text for part in parts) == len(result.outputs["text"])
+    assert {part.seam for part in parts[1:]} == {"continued"}
+    assert {part.ended for part in parts[:-1]} == {"a live chat waits"}
+    report, usage = result.report, result.outputs["usage"]
+    assert report.tokens is not None
+    assert report.tokens.output == sum(part.tokens.output for part in parts)
+    assert report.cost == pytest.approx(sum(part.cost for part in parts))
+    assert usage["prompt_tokens"] == parts[0].tokens.input
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_a_greedy_text_that_its_engine_has_in_its_cache_goes_on_as_if_undisturbed(
+    tmp_path: Path, llamas: list[str]
+) -> None:
+    """Another server computes the text as a prompt, in another order: what is almost as likely may come instead."""
+    with ExitStack() as stack:
+        fleet = stack.enter_context(fleet_before(llamas[:1], tmp_path))
+        client = stack.enter_context(taxiway.Client(fleet.settings.broker))
+        whole = client.infer("chat", RAIN, timeout=60)
+        for cuts in ([1], [9, 30]):
+            events, result = told_of(client, fleet.ask_to_yield, cuts, RAIN)
+            assert_seamless(events, result)
+            assert result.outputs["text"] == whole.outputs["text"]
+            assert len(result.report.parts) > 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
 def test_a_reader_misses_nothing_of_a_worker_that_goes(fleet: Fleet, client: taxiway.Client, how: int) -> None:
-    whole = client.infer("chat", STORY, timeout=60)
     events, result = told_of(client, lambda job: os.kill(fleet.worker(job).process.pid, how), [12])
-    assert_undisturbed(events, result, whole)
+    assert_seamless(events, result)
     assert [part.seam for part in result.report.parts] == ["", "continued"]
 
 
@@ -158,7 +193,6 @@ def test_a_reader_misses_nothing_of_an_engine_that_is_lost(tmp_path: Path, llama
         lost = stack.enter_context(llama_server_process(2))
         fleet = stack.enter_context(fleet_before([lost.url, llamas[1]], tmp_path))
         client = stack.enter_context(taxiway.Client(fleet.settings.broker))
-        whole = client.infer("chat", STORY, timeout=60)
         cut = list[str]()
 
         def end(job: str) -> None:
@@ -169,7 +203,7 @@ def test_a_reader_misses_nothing_of_an_engine_that_is_lost(tmp_path: Path, llama
                 fleet.ask_to_yield(job)
 
         events, result = told_of(client, end, [12])
-        assert_undisturbed(events, result, whole)
+        assert_seamless(events, result)
 
 
 def test_a_chat_for_more_than_text_does_not_yield(fleet: Fleet, client: taxiway.Client) -> None:
@@ -184,7 +218,6 @@ def test_a_chat_for_more_than_text_does_not_yield(fleet: Fleet, client: taxiway.
 
 
 def test_an_openai_stream_goes_on_over_the_seam(fleet: Fleet, client: taxiway.Client) -> None:
-    whole = client.infer("chat", STORY, timeout=60)
     body = STORY | {"model": "chat", "stream": True, "service": "bulk", "stream_options": {"include_usage": True}}
     text, chunks, job = "", 0, ""
     with httpx.stream("POST", f"{fleet.router.http}/v1/chat/completions", json=body, trust_env=False) as answer:
@@ -197,5 +230,24 @@ def test_an_openai_stream_goes_on_over_the_seam(fleet: Fleet, client: taxiway.Cl
             text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
             if chunks == 9:
                 assert fleet.ask_to_yield(job)
-    assert text == whole.outputs["text"]
+    assert text == client.job(job).result(timeout=60).outputs["text"]
     assert chunk["usage"]["completion_tokens"] == 48
+
+
+def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(
+    fleet: Fleet, client: taxiway.Client
+) -> None:
+    long = STORY | {"max_tokens": 900, "ignore_eos": True}
+    bulk = [client.submit("chat", long, service="bulk") for _ in range(4)]
+    eventually(lambda: sum(len(one.yieldable) for one in fleet.devices()) == 4, within=20)
+    result = client.infer("chat", STORY | {"max_tokens": 4}, service="live", timeout=60)
+    assert result.outputs["tokens"] == 4
+    cut = [job for job in bulk if fleet.state.hget(job_key(job.id), "yields")]
+    assert len(cut) == 1
+    with httpx.Client(base_url=fleet.router.http, trust_env=False) as http:
+        parts = http.get(f"/v2/jobs/{cut[0].id}/placement").json()["parts"]
+        assert parts[0]["ended"].startswith("yields to ")
+        assert 'taxiway_yields_total{class="cpu.batch"} 1.0' in http.get("/metrics").text
+        assert http.get("/v2/fleet").json()["moves"][0]["kind"] == "yield"
+    for job in bulk:
+        job.cancel()

@@ -31,6 +31,7 @@ def figures(*seconds: float) -> list[float]:
 DONE = Counters(
     placed={("gpu", "generate:1"): 7},
     moved={("gpu", "cpu", "save"): 2},
+    yields={("gpu",): 3},
     refused={("overloaded",): 4},
     ended={("expired",): 6},
     outcomes={("gpu", "succeeded"): 5},

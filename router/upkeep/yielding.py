@@ -1,0 +1,136 @@
+"""Asks running jobs to yield their slots to more urgent ones that this router placed and that no free slot took."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from broker.port import Moved
+from broker.valkey.claims import YieldAnswer, YieldAsk
+from broker.valkey.mover import ValkeyQueueMover
+from router.decide.moves.preempt import Occupant, Waiter, Yielding, late_rates, penalty, preempt
+from router.decide.placement import Placement
+from router.decide.snapshot import FleetSnapshot
+from router.service.admission import Rules
+from router.service.snapshot_reader import FleetReader
+from router.service.store import RouterStore
+from taxiway.contract.keys import PATIENT
+from taxiway.errors import BrokerUnavailableError
+
+logger = logging.getLogger(__name__)
+
+LET_START = 0.05
+"""Seconds that a job has to be taken by a worker with a free slot, and between two looks at those that were not."""
+
+FORGET_AFTER = 10.0
+"""Seconds for which a request to yield is remembered: no heartbeat lists that run any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A placed job that may be late behind running ones; times are on the monotonic clock."""
+
+    job: str
+    hardware_class: str
+    placed: float
+    due: float
+    run: float
+    penalty: float
+
+    def as_waiter(self, now: float) -> Waiter:
+        return Waiter(self.job, self.due - now, self.run, self.penalty)
+
+
+class Yielder:
+    """Watches the urgent jobs that this router placed. `yields` counts requests to yield by class since the start."""
+
+    def __init__(self, fleet: FleetReader, store: RouterStore, queue_mover: ValkeyQueueMover, rules: Rules) -> None:
+        self.yields: Counter[tuple[str, ...]] = Counter()
+        self._fleet, self._store, self._queue_mover, self._rules = fleet, store, queue_mover, rules
+        self._waiting: dict[str, _Waiting] = {}
+        self._asked: dict[tuple[str, str], float] = {}  # runs that were asked, or are over: job, token, and when
+        self._seen: FleetSnapshot | None = None
+        self._occupied: frozenset[str] = frozenset()
+        self._woken = asyncio.Event()
+
+    def expect(self, job: str, placement: Placement) -> None:
+        """Watch a job that was just placed, if its class runs others that can yield to it."""
+        needs, name = placement.needs, placement.candidate.hardware_class
+        if needs.level >= PATIENT or needs.deadline is None or name not in self._classes():
+            return
+        now, rate = time.monotonic(), late_rates(self._rules.topology)[needs.level]
+        run = placement.at_most - float(placement.figures.wait[placement.index])
+        self._waiting[job] = _Waiting(job, name, now, now + needs.deadline, run, penalty(rate, placement.work))
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            await self._woken.wait()
+            await asyncio.sleep(LET_START)
+            with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
+                await self.look(time.monotonic())
+            if not self._waiting:
+                self._woken.clear()
+
+    async def look(self, now: float) -> None:
+        """Decide once, at `now` on the monotonic clock, and ask."""
+        self._waiting = {job: one for job, one in self._waiting.items() if one.due - one.run > now}
+        self._asked = {run: at for run, at in self._asked.items() if now - at < FORGET_AFTER}
+        due = [one for one in self._waiting.values() if now - one.placed >= LET_START]
+        for name in {one.hardware_class for one in due}:
+            waiters = [one.as_waiter(now) for one in due if one.hardware_class == name]
+            most = self._rules.topology.rebalance.max_moves_per_job
+            decided = preempt(waiters, [*self._occupants(name)], most=most)
+            if decided:
+                await self._ask(name, decided, now)
+
+    async def _ask(self, name: str, decided: Sequence[Yielding], now: float) -> None:
+        asks = [YieldAsk(one.occupant.job, one.occupant.token, one.reason, one.waiter.job) for one in decided]
+        answers = await self._store.jobs.ask_to_yield(asks)
+        made = []
+        for one, answer in zip(decided, answers, strict=True):
+            if answer is not YieldAnswer.NOT_WAITING:
+                self._asked[one.occupant.job, one.occupant.token] = now
+            if answer is not YieldAnswer.NOT_HELD:
+                self._waiting.pop(one.waiter.job, None)
+            if answer is YieldAnswer.ASKED:
+                made.append(one.reason)
+        if made:
+            self.yields[name,] += len(made)
+            at = self._store.clock.now()
+            moved = Moved(at=at, source=name, target=name, kind="yield", jobs=len(made), reason=made[0])
+            logger.info("asked to yield", extra={"class": name, "jobs": len(made), "reason": made[0]})
+            await self._queue_mover.note_moves([moved])
+
+    def _classes(self) -> frozenset[str]:
+        """The classes with running jobs that can yield."""
+        fleet = self._fleet.working.fleet
+        if fleet is not self._seen:
+            devices = [device for device in fleet.devices if device.yieldable]
+            self._seen, self._occupied = fleet, frozenset(name for device in devices for name in device.classes)
+        return self._occupied
+
+    def _occupants(self, name: str) -> Iterator[Occupant]:
+        """The running jobs of a class that can yield and were not asked yet."""
+        topology, now = self._rules.topology, self._store.clock.now()
+        hardware, rates = topology.hardware[name], late_rates(topology)
+        for device in self._fleet.working.fleet.of_class(name):
+            for one in device.yieldable:
+                if (one.job, one.token) not in self._asked:
+                    yield Occupant(
+                        job=one.job,
+                        token=one.token,
+                        left=one.left,
+                        redo=one.redo,
+                        due=one.due - now if one.due else math.inf,
+                        penalty=penalty(rates[one.level], one.run + one.left),
+                        price=hardware.dollars_per_hour / 3600 / hardware.max_batch,
+                        cuts=one.cuts,
+                    )
