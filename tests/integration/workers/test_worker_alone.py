@@ -11,12 +11,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from onnx import TensorProto, helper
 
+from broker.port import DeadLetter
 from local.embedded import EmbeddedValkey
 from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.snapshot import FleetSnapshot
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import DEAD, DEVICES, HEARTBEATS, job_key, result_key
@@ -275,3 +278,22 @@ def test_a_worker_whose_connections_are_cut_goes_on_without_a_word_of_celerys_se
         assert tower.result(tower.order("echo", "after")).outputs == {"payload": "after"}
         eventually(lambda: "Connected to" in log.read_text().partition("Connection to broker lost")[2])
     assert "DeprecationWarning" not in log.read_text()
+
+
+def rejected(tower: Tower) -> int:
+    """Messages that the workers say they rejected."""
+    facts = [msgspec.json.decode(raw, type=DeviceFacts) for raw in tower.state.hvals(DEVICES)]
+    return sum(one.done[CLASS].rejected for one in facts if CLASS in one.done)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_message_that_no_router_signed_is_parked_counted_and_not_run(tower: Tower) -> None:
+    message = tower.message("echo", "forged")
+    message.headers["taxiway"] = message.headers["taxiway"].replace('"echo"', '"another"')
+    tower.state.hset(job_key(message.headers["id"]), "state", JobState.QUEUED)  # the job that the message names
+    tower.queue(message)
+    letter = eventually(lambda: tower.state.lindex(DEAD, 0))
+    assert "signed by a router" in msgspec.json.decode(letter, type=DeadLetter).reason
+    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
+    assert tower.state.get(result_key(message.headers["id"])) is None
+    eventually(lambda: rejected(tower) == 1)
