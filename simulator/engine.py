@@ -199,7 +199,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     requests: int
     attainment: dict[str, float | None]
-    """Share in time by service, dropped and refused requests missed; null for an unused service."""
+    """Share in time by service, dropped and refused requests counted as missed; null for an unused service."""
     cost_usd: float
     score: float
     """The cost plus the fleet's penalties for what was missed, in US dollars."""

@@ -32,17 +32,27 @@ _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 class FleetFacts:
     """The fleet's keys, read together."""
 
-    now: float  # the store's time
+    now: float
+    """The store's time."""
     devices: Mapping[str, bytes]
+    """The last heartbeat of each worker, encoded; `heartbeats` has its time."""
     heartbeats: Mapping[str, float]
     work: Mapping[str, float]
+    """Device seconds by class and level, queued or held, and rows that arrived by flow (`work_from`)."""
     lengths: Mapping[str, bytes] = field(default_factory=dict)
+    """Answer lengths by model and tenant, as stored."""
     starts: Mapping[str, float] = field(default_factory=dict)
-    spent: Mapping[str, float] = field(default_factory=dict)  # on the day of `now`
-    used: float = 0.0  # the share of its memory that the store uses
-    refuses: bool = False  # the store cannot write to its disk and accepts no writes
-    plan: bytes = b""  # as stored, one byte longer than it may be at most; empty if there is none
-    open: Mapping[str, float] = field(default_factory=dict)  # unfinished jobs of tenants with a bounded depth
+    """When an autoscaler last declared that it starts devices of a class."""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """US dollars by tenant on the day of `now`."""
+    used: float = 0.0
+    """Share of its memory that the store uses."""
+    refuses: bool = False
+    """The store cannot write to its disk, and accepts no writes."""
+    plan: bytes = b""
+    """As stored, one byte longer than it may be at most; empty if there is none."""
+    open: Mapping[str, float] = field(default_factory=dict)
+    """Unfinished jobs of tenants with a bounded depth."""
 
 
 def named(pairs: Sequence[bytes]) -> dict[str, bytes]:
