@@ -75,7 +75,7 @@ def chart(release: Release) -> None:
 
 def images(release: Release) -> None:
     """Each image, built and saved."""
-    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode if shutil.which("docker") else 1:
+    if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
         raise ReleaseError(f"images: no Docker engine answers: start one, {_skip('images')}")
     for image in (name for name in IMAGES if name not in release.skipped):
         tag = f"taxiway/{image}:{release.version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,9 +27,12 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def release(folder: Path, *skipped: str) -> subprocess.CompletedProcess[str]:
+def release(folder: Path, *skipped: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "docker/release.py", "--builder", "urn:test", "--skip", *skipped]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,19 @@ def test_a_commit_without_a_tag_of_its_version_is_not_released(tree: Path, tag: 
     done = release(tree, "chart", "sbom", "images")
 
     assert (done.returncode, f"no tag v{VERSION}" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("step", "variables"), [("images", {"DOCKER_HOST": "unix:///nowhere"}), ("chart", {"PATH": "/usr/bin:/bin"})]
+)
+def test_what_a_machine_cannot_build_is_named_with_how_to_leave_it_out(
+    tree: Path, step: str, variables: dict[str, str]
+) -> None:
+    git(tree, "tag", f"v{VERSION}")
+
+    done = release(tree, *({"wheel", "chart", "sbom", "images"} - {step}), **variables)
+
+    assert (done.returncode, f"make release SKIP={step}" in done.stderr) == (1, True)
 
 
 def test_the_provenance_names_the_commit_the_builder_and_the_digest_of_each_file(tree: Path) -> None:
