@@ -92,14 +92,15 @@ def _outputs(command: str, stop: float) -> Iterator[tuple[bytes, float]]:
     if pid == 0:
         os.execvp("bash", ["bash", "-c", f"exec {command}"])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    begun = time.monotonic()
+    begun, written = time.monotonic(), b""
     while output := _piece(terminal):
+        written += output
         yield output, time.monotonic() - begun
         if time.monotonic() - begun > stop:
             os.write(terminal, b"\x03")
             stop = math.inf
     if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-        raise RuntimeError(f"{command}: exit code {code}")
+        raise RuntimeError(f"{command}: exit code {code}\n{written.decode()}")
 
 
 def _piece(terminal: int) -> bytes:
@@ -171,7 +172,7 @@ def record(recorder: Recorder, data: Path) -> None:
     recorder.run("taxiway up --detach --emulate gpu.realtime", at_most=2, read=2)
     recorder.clear()
     recorder.run('taxiway submit sentiment "The crew was kind and the landing smooth."', at_most=0.8, read=1.2)
-    recorder.run('taxiway submit generate "Begin a fairy tale." --stream', at_most=2, read=0.6)
+    recorder.run('taxiway submit generate "Begin a fairy tale." --stream --service interactive', at_most=2, read=0.6)
     said = recorder.run("taxiway submit classify-image --file photo.jpg --service live", at_most=0.8, read=2.5)
     recorder.clear()
     recorder.run(f"taxiway explain {re.findall(r'job ([0-9a-f-]{36})', said)[0]}", at_most=0.8, read=4.5)
