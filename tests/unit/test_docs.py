@@ -158,3 +158,10 @@ def test_the_recording_shows_a_fleet_that_starts_answers_and_explains() -> None:
     assert len(recording) < 300_000
     for shown in ("taxiway up", "Bullmastiff", "cheapest that meets", "considered, cheapest first", "taxiway top"):
         assert shown in texts
+
+
+def test_the_site_has_every_page_in_its_navigation() -> None:
+    named = set(re.findall(r": ([\w/.-]+\.md)$", (TREE / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
+    pages = {name_of(page) for page in PAGES if page.parent.name != "decisions"} | {"docs/decisions/README.md"}
+
+    assert named - {"docs/api.md"} == pages, "a page is missing in the nav of mkdocs.yml"
