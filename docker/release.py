@@ -100,24 +100,16 @@ STEPS: Mapping[str, Callable[[Release], None]] = {"wheel": wheel, "chart": chart
 def statement(release: Release, builder: str, started: datetime) -> dict[str, Any]:
     """The provenance of the files in the target: https://slsa.dev/spec/v1.0/provenance."""
     files = sorted(release.target.iterdir())
+    asked = {"tag": f"v{release.version}", "skip": sorted(release.skipped), "build": release.options}
+    definition = {"buildType": "urn:taxiway:make-release:1", "externalParameters": asked}
+    times = {"startedOn": started.isoformat(), "finishedOn": datetime.now(UTC).isoformat()}
     return {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": file.name, "digest": {"sha256": _digest(file)}} for file in files],
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
-            "buildDefinition": {
-                "buildType": "urn:taxiway:make-release:1",
-                "externalParameters": {
-                    "tag": f"v{release.version}",
-                    "skip": sorted(release.skipped),
-                    "build": release.options,
-                },
-                "resolvedDependencies": list(_materials(release)),
-            },
-            "runDetails": {
-                "builder": {"id": builder},
-                "metadata": {"startedOn": started.isoformat(), "finishedOn": datetime.now(UTC).isoformat()},
-            },
+            "buildDefinition": {**definition, "resolvedDependencies": list(_materials(release))},
+            "runDetails": {"builder": {"id": builder}, "metadata": times},
         },
     }
 
