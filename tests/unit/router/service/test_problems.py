@@ -116,7 +116,7 @@ def test_exactly_the_jobs_that_took_no_more_than_at_most_held(shares: list[float
 @given(st.lists(st.floats(0.001, 100), min_size=1))
 def test_the_median_is_in_the_bucket_of_the_median_job(shares: list[float]) -> None:
     middle = sorted(shares)[(len(shares) - 1) // 2]
-    assert median_of(figures(middle)) <= 2.5 * median_of(figures(*shares)) + 1e-9
+    assert median_of(figures(middle)) <= 3 * median_of(figures(*shares)) + 1e-9  # the bucket from 60 to 300
     assert median_of(figures(*shares)) <= 10 * middle
 
 
