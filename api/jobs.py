@@ -185,7 +185,10 @@ class Jobs:
             return JobStatus(record=record)
         work = float(seen.fields.get("work", "0"))
         if record.state == JobState.RUNNING:
-            return JobStatus(record=record, position=0, eta=time_left(work, self._store.clock.now() - record.started))
+            eta = None if record.progress is None else record.progress.left
+            if eta is None:
+                eta = time_left(work, self._store.clock.now() - record.started)
+            return JobStatus(record=record, position=0, eta=eta)
         eta = time_to_end(self._router.fleet.snapshot, record, work)
         jobs, turns = await self._store.jobs.placed_at(record.hardware_class, record.level)
         turn = int(seen.fields.get("turn", turns - 1))

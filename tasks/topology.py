@@ -308,6 +308,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Seconds within which a worker exits after a stop signal."""
     stall: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     """Seconds, and twenty times its profile, after which a batch is abandoned and its worker ends itself."""
+    checkpoint: Size = msgspec.field(default_factory=lambda: Size(64 * 2**20))
+    """Bytes of one checkpoint of a Python callable; the state store keeps two for each job that writes some."""
     attempts: Positive = 3
     """Runs without a result after which a job is dead-lettered."""
     yield_within: Annotated[float, msgspec.Meta(gt=0)] = msgspec.field(name="yield", default=5.0)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from taxiway.client.asyncio_client import AsyncClient, AsyncJob
     from taxiway.client.sync_client import Client, Job
     from taxiway.contract.job import JobRecord, JobState, JobStatus, Lost, Restarted, Result, RunReport
+    from taxiway.contract.progress import RunProgress
     from taxiway.errors import (
         BrokerFullError,
         BrokerUnavailableError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         UnplaceableError,
         UnsupportedEncodingError,
     )
+    from taxiway.run import Run
 
 __all__ = [
     "AsyncClient",
@@ -74,6 +76,8 @@ __all__ = [
     "Result",
     "ResultExpiredError",
     "ResultTimeoutError",
+    "Run",
+    "RunProgress",
     "RunReport",
     "TaxiwayError",
     "UnauthenticatedError",
@@ -92,6 +96,8 @@ _HOMES = {
     "Job": "taxiway.client.sync_client",
     "Lost": "taxiway.contract.job",
     "Restarted": "taxiway.contract.job",
+    "Run": "taxiway.run",
+    "RunProgress": "taxiway.contract.progress",
 }
 _JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
 

@@ -487,11 +487,11 @@ class ConnectionPool:
         with self._errors, self.one() as connection:
             return connection.ask(commands)
 
-    def run(self, script: Script) -> Any:
-        """The answer of a script."""
-        answers = self.ask([script.command])
-        if is_unknown_script(answers[0]):
-            answers = self.ask([("SCRIPT", "LOAD", script.text), script.command])
+    def run(self, script: Script, *before: Command) -> Any:
+        """The answer of a script, which is sent together with the commands `before` it."""
+        answers = self.ask([*before, script.command])
+        if is_unknown_script(answers[-1]):
+            answers = [*answers[:-1], *self.ask([("SCRIPT", "LOAD", script.text), script.command])]
         with self._errors:
             return checked(answers)[-1]
 

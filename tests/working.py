@@ -33,6 +33,7 @@ from taxiway.contract.keys import (
     redis_priority,
     result_key,
 )
+from taxiway.contract.progress import result_in
 from taxiway.contract.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
 from tests.forked import Process, start
@@ -249,11 +250,11 @@ class Tower:
     def await_meta(self, job: str, *, within: float = 60.0) -> bytes:
         """The stored result's bytes."""
         end = time.monotonic() + within
-        while (raw := self.state.get(result_key(job))) is None:
+        while (raw := result_in(as_bytes(self.state.get(result_key(job)) or b"") or None)) is None:
             if time.monotonic() > end:
                 raise AssertionError(f"job {job} has no result after {within:g} s")
             time.sleep(0.005)
-        return as_bytes(raw)
+        return raw
 
     def waiting(self) -> int:
         """Messages in the class's queue, all levels."""

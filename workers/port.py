@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ import numpy as np
 
 from tasks.models.files import runtime_code
 from tasks.models.model import Model, Variant
+from workers.calling.child import UNFOLLOWED, FollowedRun
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -60,17 +62,23 @@ class Runtime(Protocol):
         """Bytes that the loaded variant holds on the device, as far as the runtime can tell."""
 
 
+def _unfollowed(_: str) -> AbstractContextManager[FollowedRun]:
+    return nullcontext(UNFOLLOWED)
+
+
 @dataclass(frozen=True, slots=True)
 class RowWatch:
     """Who waits for a row of the job, and for how long: `wanted` is asked some fifty times a second while it runs.
 
-    `seconds` is the most that the row may take, and `limit` says what names that bound.
+    `seconds` is the most that the row may take, and `limit` says what names that bound. Within `run`, given the digest
+    of its callable, runs a callable that has a `Run`.
     """
 
     job: str
     wanted: Callable[[], bool]
     seconds: float
     limit: str
+    run: Callable[[str], AbstractContextManager[FollowedRun]] = _unfollowed
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from taxiway.contract.deltas import Delta, OtherMessageError, SentMessage
-from taxiway.contract.job import TEXT, Piece, Result
+from taxiway.contract.job import TEXT, Piece, Result, StreamEntry
 from taxiway.errors import DeviceFaultError
 
 
@@ -29,10 +29,12 @@ class StreamProgress:
         self.entry = "0-0"
         self._rows: dict[int, _Answer] = {}
 
-    def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[MessagePart]:
+    def take_all(self, entries: Iterable[tuple[str, StreamEntry]]) -> Iterator[MessagePart]:
         """The parts in the stream's next pieces."""
         for entry, piece in entries:
             self.entry = entry
+            if not isinstance(piece, Piece):
+                continue
             for delta in self._row(piece.row).take(piece):
                 yield MessagePart(piece.row, delta)
 

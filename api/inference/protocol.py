@@ -273,7 +273,7 @@ def answer_of(
         model_version=str(model.version),
         id=request_id or job,
         outputs=outputs,
-        parameters={"job": job, **single, **msgspec.structs.asdict(result.report)},
+        parameters={"job": job, **single, **msgspec.to_builtins(result.report)},
     )
     return Framed(_encode_json(answer), parts)
 

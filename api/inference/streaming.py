@@ -26,15 +26,16 @@ from taxiway.contract.job import (
     JobStatus,
     Lost,
     Part,
-    Piece,
     Position,
     Progress,
     Restarted,
     Result,
+    StreamEntry,
     follow,
     read_position,
 )
 from taxiway.contract.limits import ELEMENTS, WHOLE_VALUES_DIVISOR, check_json
+from taxiway.contract.progress import RunProgress
 from taxiway.errors import (
     UNREADABLE,
     BrokerUnavailableError,
@@ -160,7 +161,7 @@ class Streaming:
             yield _event("error", _encode(content))
 
     def _reader(self, job: str) -> Any:
-        async def read(after: str) -> list[tuple[str, Piece]]:
+        async def read(after: str) -> list[tuple[str, StreamEntry]]:
             try:
                 return await self._router.store.values.pieces(job, after)
             except BrokerUnavailableError:
@@ -210,6 +211,8 @@ def _encoded(event: Event, named: Mapping[str, str], position: Position) -> byte
             return _event("restarted", _encode({"attempt": attempt}), position)
         case Lost(characters):
             return _event("lost", _encode({"characters": characters}), position)
+        case RunProgress():
+            return _event("progress", _encode(event), position)
         case text:
             return _event("", _encode({**named, "text_output": text}), position)
 

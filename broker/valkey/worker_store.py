@@ -28,6 +28,7 @@ from broker.valkey.claims import (
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
 from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
+from broker.valkey.runs import EARLIER, EarlierRuns, RunUpdate, checkpoint_call, earlier_runs, report_call
 from tasks.models.folder import Watched
 from tasks.topology import Limits
 from taxiway.backoff import Backoff
@@ -55,6 +56,9 @@ KEPT_DEAD = 10_000
 
 _FACTS_KEPT = 30 * 86400
 """Seconds for which facts learned about an endpoint are kept."""
+
+_UNCLAIMED = 600
+"""Seconds for which a checkpoint's bytes stay that no record names: its worker died in between."""
 
 _BACKOFF = Backoff(0.05, 1.0)  # while the store is unavailable
 
@@ -121,9 +125,8 @@ class WorkerStore:
         fields, entries = self._connections.calls(
             ("HMGET", job_key(job), "generation", "parts"), ("XRANGE", stream_key(job), "-", "+")
         )
-        return with_streamed(
-            kept_from(*fields), [read_piece(dict(zip(flat[::2], flat[1::2], strict=True))) for _, flat in entries]
-        )
+        streamed = [read_piece(dict(zip(flat[::2], flat[1::2], strict=True))) for _, flat in entries]
+        return with_streamed(kept_from(*fields), [entry for entry in streamed if isinstance(entry, Piece)])
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> Sequence[YieldRequest | bool]:
         """Renew claims (job, token); returns for each, in order, whether it is still ours, and is to yield."""
@@ -146,14 +149,35 @@ class WorkerStore:
         call = finish_call(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
         return [bool(one) for one in self._connections.run(call)]
 
-    def append(self, pieces: Sequence[tuple[str, Piece]]) -> None:
-        """Append pieces to the streams of their jobs."""
+    def append(self, pieces: Sequence[tuple[str, Piece | RunUpdate]]) -> None:
+        """Append pieces to the streams of their jobs, and record what runs reported."""
         commands: list[Command] = []
         for job, piece in pieces:
+            if isinstance(piece, RunUpdate):
+                self._connections.run(report_call(job, piece))
+                continue
             fields = [part for pair in piece.fields().items() for part in pair]
             commands.append(("XADD", stream_key(job), "MAXLEN", "~", MOST_PIECES, "*", *fields))
             commands.append(("EXPIRE", stream_key(job), KEEP))
-        self._connections.calls(*commands)
+        if commands:
+            self._connections.calls(*commands)
+
+    def earlier_runs(self, job: str) -> EarlierRuns:
+        """What is kept of a job's earlier runs."""
+        return earlier_runs(self._connections.call("HMGET", job_key(job), *EARLIER))
+
+    def checkpoint(self, key: str) -> Buffer | None:
+        """A checkpoint's bytes; None if they have expired."""
+        content: Buffer | None = self._connections.call("GET", key)
+        return content
+
+    def keep_checkpoint(self, job: str, token: str, key: str, content: Buffer, facts: bytes, ran: float) -> bool:
+        """Make these bytes the job's last checkpoint, under a new `key`; False if the claim is no longer ours.
+
+        `ran` is the seconds of all runs of the job.
+        """
+        call = checkpoint_call(job, token, key, facts, ran)
+        return bool(self._connections.run(call, ("SET", key, content, "EX", _UNCLAIMED)))
 
     def result(self, job: str) -> ResultMeta | None:
         """The job's stored result, if it has one."""

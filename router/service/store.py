@@ -39,7 +39,7 @@ from router.service.decision import StoredRefusal
 from tasks.models.folder import LIVE, CatalogueReport, Watched
 from tasks.topology import Limits
 from taxiway.connection import AsyncConnection
-from taxiway.contract.job import JobState, Piece, accepted_meta, failure_meta, read_piece
+from taxiway.contract.job import JobState, Piece, StreamEntry, accepted_meta, failure_meta, read_piece
 from taxiway.contract.keys import (
     CATALOGUES,
     CATALOGUES_SEEN,
@@ -75,6 +75,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import Ask, JobFilter, JobPage, list_jobs
+from taxiway.contract.progress import result_in
 from taxiway.contract.values import BLOB_KEPT
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
@@ -276,8 +277,8 @@ class ValueStore:
         if dropped:
             await self._calls.call("UNLINK", *dropped)
 
-    async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
-        """The pieces of a job's stream after an entry, with their entry ids; waits a moment for one."""
+    async def pieces(self, job: str, after: str) -> list[tuple[str, StreamEntry]]:
+        """What a job's stream has after an entry, with its entry ids; waits a moment for something."""
         command = ("XREAD", "COUNT", _PIECES, "BLOCK", _PIECES_WAIT, "STREAMS", stream_key(job), after)
         async with self._reader() as reader:
             streams: Any = await reader.call(*command)
@@ -289,7 +290,7 @@ class ValueStore:
         entries: Any = await self._calls.call("XRANGE", stream_key(job), "-", "+", "COUNT", 1)
         for entry, flat in entries:
             piece = read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))
-            if not (piece.at or piece.sent):
+            if isinstance(piece, Piece) and not (piece.at or piece.sent):
                 return int(entry.partition(b"-")[0]) / 1000
         return None
 
@@ -334,12 +335,11 @@ class JobStore:
 
     async def result(self, job: str) -> bytes | None:
         """The stored result; None if there is none, or it has expired."""
-        meta: Any = await self._calls.call("GET", result_key(job))
-        return meta if meta is None else bytes(meta)
+        return result_in(await self._calls.call("GET", result_key(job)))
 
     async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
         """The stored result of each job; None if there is none, or it has expired."""
-        return list(await self._calls.call("MGET", *map(result_key, jobs)))
+        return [result_in(raw) for raw in await self._calls.call("MGET", *map(result_key, jobs))]
 
     async def without_record(self, jobs: Sequence[str]) -> set[str]:
         """Those of these jobs that have no record."""
@@ -350,7 +350,7 @@ class JobStore:
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both, read atomically."""
         fields, meta = await self._calls.transaction(("HGETALL", job_key(job)), ("GET", result_key(job)))
-        return _texts(fields), meta
+        return _texts(fields), result_in(meta)
 
     async def snapshot(self, name: str) -> bytes | None:
         """A stored fleet snapshot; None if it has expired."""

@@ -17,6 +17,7 @@ from taxiway.cli.address import ask, fleet_options, present, print_json, process
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, Event, JobState, JobStatus, Lost, Restarted, Result
 from taxiway.contract.listing import LISTED_JOBS, JobPage
+from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import Priority
 from taxiway.contract.values import to_wire
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, RequestError, ResultTimeoutError
@@ -117,12 +118,28 @@ async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result
     return event
 
 
+async def watch(job: AsyncJob, timeout: float | None) -> Result:
+    """A job's result; meanwhile a bar shows what its callable reports."""
+    from taxiway.cli.progress_bar import ProgressBar
+
+    with ProgressBar() as bar:
+        async with aclosing(job.stream(timeout)) as events:
+            async for event in events:
+                if isinstance(event, Result):
+                    return event
+                if isinstance(event, RunProgress):
+                    bar.show(event)
+    raise FleetUnavailable("the stream ended without a result; the job continues")
+
+
 def _print(event: Event) -> None:
     match event:
         case Restarted(attempt):
             click.secho(f"\nthe worker was lost; the answer restarts (attempt {attempt})", err=True, dim=True)
         case Lost(characters):
             click.secho(f"\n{characters} characters were missed; the result contains them", err=True, dim=True)
+        case RunProgress():
+            click.secho(event.text, err=True, dim=True)
         case text:
             click.echo(text, nl=False)
 
@@ -133,6 +150,8 @@ def _print_json(event: Event) -> None:
             print_json({"restarted": attempt})
         case Lost(characters):
             print_json({"lost": characters})
+        case RunProgress():
+            print_json({"progress": event})
         case text:
             print_json({"text": text})
 
@@ -215,7 +234,9 @@ async def answer_of(job: AsyncJob, timeout: float | None, *, stream: bool, as_js
     if not as_json:
         click.secho(f"job {job.id}", err=True, dim=True)
     try:
-        return await (tell(job, timeout, as_json=as_json) if stream else job.result(timeout))
+        if stream:
+            return await tell(job, timeout, as_json=as_json)
+        return await (job.result(timeout) if as_json or not sys.stderr.isatty() else watch(job, timeout))
     except (ResultTimeoutError, BrokerUnavailableError) as error:
         hint = f"`taxiway result {job.id} --wait SECONDS` waits for the job, which continues"
         raise CommandError(error.message, hint=hint, code=UNAVAILABLE) from error

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport, Tokens
+from taxiway.contract.job import FINAL, JobRecord, JobStatus, Result, RunReport, Tokens
 
 _NUMBERS_SHOWN = 8
 """Maximum numbers shown of a list."""
@@ -48,6 +48,8 @@ def report_line(report: RunReport) -> str:
         f"waited {duration(report.queue_wait)}{_load(report.load_time)}",
         f"ran {duration(report.run_time)} in a batch of {report.batch}",
         *([] if report.tokens is None else [_tokens(report.tokens)]),
+        *([f"{duration(report.redone)} redone"] if report.redone else []),
+        *([report.checkpoints] if report.checkpoints else []),
         f"${report.cost:.3g}",
         report.reason,
     ]
@@ -91,6 +93,7 @@ def show_status(status: JobStatus) -> None:
         "class": record.hardware_class,
         "variant": record.variant,
         "device": record.device,
+        "progress": "" if record.progress is None or record.state in FINAL else record.progress.text,
         "position": "" if status.position is None else str(status.position),
         "expected": "" if status.eta is None else f"in {duration(status.eta)}",
         "tenant": record.tenant,

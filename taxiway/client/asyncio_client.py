@@ -30,6 +30,7 @@ from taxiway.client import ClientTransport, DeadLetters, Receipt, WebhookEndpoin
 from taxiway.client.forking import PerProcess
 from taxiway.contract.job import FINAL, EventStream, JobState, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
+from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.tensors import array, plain
 from taxiway.contract.wire import Durability, confirmations
@@ -191,9 +192,20 @@ class AsyncJob:
 
         Yields pieces of text, then the complete result. `Restarted` between them means that generation restarted from
         the beginning; `Lost` counts characters that the reader missed because it was too slow or connected too late.
+        A callable's job yields what it reports, as `progress` does.
         Raises as `result` does.
         """
         return self._transport.stream(self._receipt, timeout)
+
+    async def progress(self, timeout: float | None = None) -> AsyncGenerator[RunProgress, None]:
+        """What the job's callable reports, as it comes, until the job ends; nothing for other jobs.
+
+        A reader that is slower than the reports misses some. Raises as `result` does.
+        """
+        async with contextlib.aclosing(self.stream(timeout)) as events:
+            async for event in events:
+                if isinstance(event, RunProgress):
+                    yield event
 
     async def status(self) -> JobStatus:
         """The job's current state. Queue position and estimated end are known only at the HTTP API."""

@@ -20,6 +20,7 @@ from taxiway.client.http_link import LONGEST_WAIT, HttpLink, HttpResponse, NotAS
 from taxiway.contract.job import Event, EventStream, JobStatus, Lost, Restarted, Result, RunReport
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage
+from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import TERMS, Request, Terms, new_id
 from taxiway.contract.server_events import ServerEvent
 from taxiway.contract.tensors import (
@@ -230,6 +231,8 @@ class HttpClientTransport:
                 raise error_of_code(content["code"], content["error"], content["details"])
             if event.kind == "restarted":
                 return Restarted(content["attempt"])
+            if event.kind == "progress":
+                return msgspec.convert(content, RunProgress)
             return Lost(content["characters"]) if event.kind == "lost" else str(content["text_output"])
 
     async def close(self) -> None:

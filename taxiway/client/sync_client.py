@@ -6,7 +6,7 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from types import TracebackType
@@ -24,8 +24,9 @@ from taxiway.client.asyncio_client import (
 )
 from taxiway.client.forking import PerProcess
 from taxiway.client.greenlets import EndedCalls, new_loop, new_queue, result_of, start_thread
-from taxiway.contract.job import Event, EventStream, JobStatus, Result
+from taxiway.contract.job import Event, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
+from taxiway.contract.progress import RunProgress
 from taxiway.contract.wire import Durability
 
 T = TypeVar("T")
@@ -136,6 +137,10 @@ class Job:
     def stream(self, timeout: float | None = None) -> Iterator[Event | Result]:
         """Stream a generated answer, then the result; see `AsyncJob.stream`."""
         return _iterate(self._loop, self._job.stream(timeout))
+
+    def progress(self, timeout: float | None = None) -> Iterator[RunProgress]:
+        """What the job's callable reports, as it comes; see `AsyncJob.progress`."""
+        return _iterate(self._loop, self._job.progress(timeout))
 
     def status(self) -> JobStatus:
         """The job's current state."""
@@ -318,10 +323,10 @@ class Client:
         self._loop.close()
 
 
-def _iterate(loop: LoopThread, events: EventStream) -> Iterator[Event | Result]:
+def _iterate(loop: LoopThread, events: AsyncGenerator[T, None]) -> Iterator[T]:
     """Iterate over events that are read on the loop."""
 
-    async def next_event() -> Event | Result | None:
+    async def next_event() -> T | None:
         return await anext(events, None)
 
     async def stop() -> None:

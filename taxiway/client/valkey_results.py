@@ -15,8 +15,9 @@ import msgspec
 
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.connection import settle
-from taxiway.contract.job import FINAL, Piece, expired, read_piece, unknown
+from taxiway.contract.job import FINAL, StreamEntry, expired, read_piece, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
+from taxiway.contract.progress import result_in
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
 from taxiway.valkey import ServerError
 
@@ -74,7 +75,7 @@ class PieceReader:
         self._patience = link.patience
         self._key = stream_key(job)
 
-    async def read(self, after: str) -> list[tuple[str, Piece]]:
+    async def read(self, after: str) -> list[tuple[str, StreamEntry]]:
         """The pieces after an entry, each with its id; empty if none came in some seconds. Waits out an outage."""
         while True:
             try:
@@ -87,7 +88,7 @@ class PieceReader:
         """Disconnect."""
         self._connection.close()
 
-    async def _ask(self, after: str) -> list[tuple[str, Piece]]:
+    async def _ask(self, after: str) -> list[tuple[str, StreamEntry]]:
         wait = int(_BLOCK * 1000)
         command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", self._key, after)
         async with asyncio.timeout(_BLOCK + self._patience):
@@ -299,9 +300,12 @@ class Replies:
             jobs = [self._to_check.pop() for _ in range(min(_MOST_RESULTS, len(self._to_check)))]
             try:
                 stored = await self._link.call("MGET", *map(result_key, jobs))
-                for meta in filter(None, stored):
+                results = [result_in(raw) for raw in stored]
+                for meta in filter(None, results):
                     self._resolve(meta)
-                watched = [job for job, meta in zip(jobs, stored, strict=True) if meta is None and job in self._watches]
+                watched = [
+                    job for job, meta in zip(jobs, results, strict=True) if meta is None and job in self._watches
+                ]
                 await asyncio.gather(*map(self._check_record, watched))
             except BrokerUnavailableError:
                 self._connection.close()  # the next subscription checks again
@@ -311,9 +315,10 @@ class Replies:
         """Fail the wait for a job whose result has expired, or that is unknown."""
         # One pipeline, in this order: a final state is written together with the result. If the state is final and the
         # result is missing, the result has expired.
-        state, meta = await asyncio.gather(
+        state, raw = await asyncio.gather(
             self._link.call("HGET", job_key(job), "state"), self._link.call("GET", result_key(job))
         )
+        meta = result_in(raw)
         future, now = self._waiting.get(job), asyncio.get_running_loop().time()
         if meta is not None:
             self._resolve(meta)

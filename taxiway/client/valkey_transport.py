@@ -40,6 +40,7 @@ from taxiway.contract.job import (
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
+from taxiway.contract.progress import result_in
 from taxiway.contract.request import Request, new_id
 from taxiway.contract.tensors import Show
 from taxiway.contract.values import Blobs, may_refer, references, resolved
@@ -266,7 +267,7 @@ class ValkeyClientTransport:
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         if fields:
             return record_from(job, fields)
-        raw = await self._link.call("GET", result_key(job))
+        raw = result_in(await self._link.call("GET", result_key(job)))
         if raw is not None:
             return JobRecord(id=job, state=_ended(read_meta(raw)))
         if not receipt.submitted and not self._replies.expects(job):

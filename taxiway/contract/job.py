@@ -1,7 +1,8 @@
 """A job: its states, its record, its result in the format of Celery's result backend, and its stream.
 
-A worker appends the pieces of a generated answer to `keys.stream_key`. Each piece has its start position, so that a
-reader detects gaps. The stream is bounded and short-lived: the job's result has the complete text.
+A worker appends the pieces of a generated answer to `keys.stream_key`, or what a callable reports. Each piece has its
+start position, so that a reader detects gaps. The stream is bounded and short-lived: the job's result has the complete
+text.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from taxiway.contract.deltas import Delta
+from taxiway.contract.progress import RunProgress, read_progress
 from taxiway.contract.values import from_wire
 from taxiway.errors import (
     DeadLetteredError,
@@ -43,7 +45,7 @@ MOST_PIECES = 1024
 KEEP = 120
 """Seconds that a stream is kept after its last piece, for readers that reconnect."""
 
-_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE, _TOKENS = b"a", b"i", b"t", b"r", b"d", b"n"
+_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE, _TOKENS, _PROGRESS = b"a", b"i", b"t", b"r", b"d", b"n", b"p"
 
 
 class JobState(StrEnum):
@@ -141,6 +143,10 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The runs of a generation that was cut and went on; times, cost and tokens are of all, the rest of the last."""
     load_time: float = 0.0
     """The seconds of `queue_wait` for which the device was loading the variant."""
+    redone: float = 0.0
+    """Seconds of a callable's earlier runs that were lost with their devices and ran again."""
+    checkpoints: str = ""
+    """What became of the checkpoints that it wrote, or could go on from."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -198,6 +204,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: float = 0.0
     finished: float = 0.0
     deadline_at: float = 0.0
+    progress: RunProgress | None = None
+    """What its callable last reported, also in an earlier run."""
 
 
 class JobFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,7 +282,9 @@ def expired(job: str) -> ResultExpiredError:
 
 def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:
     """The record from the store's hash; an empty hash is a job that no router has placed yet."""
-    return msgspec.convert({"state": JobState.ACCEPTED, **fields, "id": job}, JobRecord, strict=False)
+    progress = read_progress(fields["progress"]) if "progress" in fields else None
+    known = {"state": JobState.ACCEPTED, **fields, "id": job, "progress": progress}
+    return msgspec.convert(known, JobRecord, strict=False)
 
 
 def success_meta(job: str, result: Result) -> bytes:
@@ -443,8 +453,11 @@ class Lost:
     characters: int
 
 
-Event = str | Restarted | Lost
-"""An event for a reader: text, a restart or a gap."""
+StreamEntry = Piece | RunProgress
+"""An entry of a job's stream."""
+
+Event = str | Restarted | Lost | RunProgress
+"""An event for a reader: text, a restart, a gap, or a report."""
 
 EventStream = AsyncGenerator[Event | Result, None]
 """All events for a reader, then the result."""
@@ -477,10 +490,12 @@ class Progress:
         """The last entry of the stream that was read."""
         return self.position.entry
 
-    def take(self, entry: str, piece: Piece) -> list[Event]:
-        """The events of the stream's next piece; none if its attempt is superseded, or it is not of the first row."""
+    def take(self, entry: str, piece: StreamEntry) -> list[Event]:
+        """The events of the stream's next entry; none if its attempt is superseded, or it is not of the first row."""
         was = self.position
         self.position = replace(was, entry=entry)
+        if isinstance(piece, RunProgress):
+            return [piece]
         if piece.row or piece.attempt < was.attempt:
             return []
         events: list[Event] = []
@@ -499,7 +514,7 @@ class Progress:
         read = piece.text[: self.position.at]
         return not piece.at and len(read) == self.position.at and _checksum(read) == self.position.checksum
 
-    def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[Event]:
+    def take_all(self, entries: Iterable[tuple[str, StreamEntry]]) -> Iterator[Event]:
         """The events of the stream's next pieces, each given with its entry id."""
         for entry, piece in entries:
             yield from self.take(entry, piece)
@@ -535,7 +550,7 @@ class Following(Protocol[Part_co]):
     def entry(self) -> str:
         """The last entry that was read."""
 
-    def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[Part_co]:
+    def take_all(self, entries: Iterable[tuple[str, StreamEntry]]) -> Iterator[Part_co]:
         """The parts in the stream's next pieces, each given with its entry id."""
 
     def end(self, result: Result) -> Iterable[Part_co]:
@@ -543,7 +558,7 @@ class Following(Protocol[Part_co]):
 
 
 async def follow(
-    read: Callable[[str], Coroutine[Any, Any, list[tuple[str, Piece]]]],
+    read: Callable[[str], Coroutine[Any, Any, list[tuple[str, StreamEntry]]]],
     result: Awaitable[Result],
     progress: Following[Part],
 ) -> AsyncGenerator[Part | Result, None]:
@@ -571,8 +586,10 @@ async def follow(
         await asyncio.gather(*filter(None, (ended, reading)), return_exceptions=True)
 
 
-def read_piece(fields: Mapping[bytes, bytes]) -> Piece:
-    """The piece in a stream entry."""
+def read_piece(fields: Mapping[bytes, bytes]) -> StreamEntry:
+    """What a stream entry holds."""
+    if _PROGRESS in fields:
+        return read_progress(fields[_PROGRESS])
     sent, beside = _decode_beside(fields[_BESIDE]) if _BESIDE in fields else (0, ())
     text = fields[_TEXT].decode()
     row, tokens = int(fields.get(_ROW, 0)), int(fields.get(_TOKENS, 0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import inspect
 import io
 import os
 import resource
@@ -22,7 +23,10 @@ import numpy as np
 
 from tasks.models.files import Code
 from taxiway.errors import TaxiwayError
-from workers.calling.channel import Channel, ClosedError, FormError
+from taxiway.run import Run
+from workers.calling.arrays import FormError
+from workers.calling.channel import Channel, ClosedError
+from workers.calling.run import ServedRun, YieldedError, unpacked
 
 TEXT = 4096
 """Most bytes of an error's text."""
@@ -30,8 +34,11 @@ TEXT = 4096
 TRACEBACK = 64 * 2**10
 """Most bytes of a traceback; the end is kept, where the error is."""
 
-RAISED, REFUSED, STARVED, ANSWERED = "raised", "refused", "starved", "answered"
-"""Kinds of answers: the callable raised; it raised a taxiway error; it ran out of memory; it returned."""
+RAISED, REFUSED, STARVED, ANSWERED, YIELDED = "raised", "refused", "starved", "answered", "yielded"
+"""Kinds of answers: the callable raised; it raised a taxiway error; it ran out of memory; it returned; it yielded."""
+
+TAKES_RUN = "takes_run"
+"""In the answer to the import: whether the callable has a parameter annotated `Run`."""
 
 Call = Callable[..., Mapping[str, Any]]
 
@@ -44,7 +51,7 @@ def main(connection: int, memory: int) -> None:
         call = _imported(channel)
         own = os.getpid()
         while call is not None:
-            answer = _answer(call, channel.receive())
+            answer = _answer(call, channel, *channel.receive())
             if os.getpid() != own:
                 os._exit(os.EX_OK)  # a process that the callable forked and that returned from the call, too
             _reply(channel, answer)
@@ -58,16 +65,36 @@ def _imported(channel: Channel) -> Call | None:
     except BaseException as error:  # a module may raise anything, even SystemExit
         channel.send(_failure(error))
         return None
-    channel.send([ANSWERED, {}])
+    channel.send([ANSWERED, {TAKES_RUN: run_parameter(call) is not None}])
     return call
 
 
-def _answer(call: Call, inputs: Mapping[str, np.ndarray]) -> list[Any]:
+def run_parameter(call: Call) -> str | None:
+    """The name of the parameter that is annotated `Run`; None without one."""
+    with contextlib.suppress(TypeError, ValueError):  # a callable without a signature
+        for name, parameter in inspect.signature(call).parameters.items():
+            if parameter.annotation in (Run, "Run", "taxiway.Run"):
+                return name
+    return None
+
+
+def _answer(call: Call, channel: Channel, inputs: Mapping[str, np.ndarray], restored: Any) -> list[Any]:
+    """`restored` is the form and the bytes of a checkpoint; None without one."""
+    state = None
     try:
-        given = call(**{name: array[()] for name, array in inputs.items()})
+        arguments: dict[str, Any] = {name: array[()] for name, array in inputs.items()}
+        if (run := run_parameter(call)) is not None:
+            state = unpacked(restored[0], restored[1].data) if restored is not None else None
+            arguments[run] = ServedRun(channel, state)
+        given = call(**arguments)
         return [ANSWERED, {name: _as_array(value) for name, value in given.items()}]
+    except YieldedError:
+        return [YIELDED, {}]
     except BaseException as error:  # SystemExit and the like end the call, not the process
         return _failure(error)
+    finally:
+        if isinstance(state, Path):
+            state.unlink(missing_ok=True)
 
 
 def _as_array(value: Any) -> np.ndarray:

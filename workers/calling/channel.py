@@ -3,19 +3,25 @@
 Values are msgpack types and numpy arrays; nothing is pickled. Short messages are sent on a socket. Arrays of more than
 `SHARED_FROM` bytes and messages of more than `INLINE` are written to shared memory: a memfd, which has no name in the
 file system and is freed with the last of the two processes. Neither side can shrink it.
+
+Its first page is a board, which needs no turn: the callable's side posts its latest report there, and the worker asks
+there for a yield. To post costs no system call, and the worker reads when it looks; a report that it finds half written
+is read at the next look.
 """
 
 from __future__ import annotations
 
 import fcntl
-import math
 import mmap
 import os
 import socket
+import struct
+import zlib
 from typing import Any
 
 import msgspec
-import numpy as np
+
+from workers.calling.arrays import ArrayCodec, FormError
 
 
 class CallError(Exception):
@@ -42,28 +48,30 @@ class NotWantedError(Exception):
     """The call is no longer wanted: it was not started, or was terminated with its process."""
 
 
+class CallYieldedError(NotWantedError):
+    """The call yielded: its run goes on later from its checkpoint. Its process continues."""
+
+
 INLINE = 32 * 2**10
 """Most bytes of a message on the socket: a sixth of Linux's default packet limit."""
-
-SHARED_FROM = 4 * 2**10
-"""Most bytes of an array inside a message."""
 
 SHARED_BYTES_KEPT = 2**20
 """Bytes of shared memory that stay allocated between calls."""
 
+BOARD = 16 * 2**10
+"""Bytes of the board."""
+
+MOST_POSTED = BOARD - 64
+"""Most bytes of a post."""
+
+_POST = struct.Struct("<QII")  # its number, size and checksum
+_POST_AT, _POSTED_AT = 8, 64  # where these are, and its bytes; the byte at 0 asks for a yield
 _ALIGNED = 64  # bytes: a cache line, and more than any element
-_RAW = "biufcSMm"  # kinds of dtype (numpy's letters) that are sent as raw bytes
-_ONE_BY_ONE = "OU"  # and those sent as a list of values: text is validated, and shorter
-_ARRAY, _OBJECTS = 1, 2  # codes of msgpack's extensions
 _INLINE_PACKET, _SHARED_PACKET = b"h", b"s"  # a packet's first byte
 
 
 class ClosedError(Exception):
     """The other side has closed the channel."""
-
-
-class FormError(Exception):
-    """A value cannot be sent, or a message cannot be read; the text gives the reason."""
 
 
 class Channel:
@@ -74,8 +82,8 @@ class Channel:
         self._memory = memory
         self._map = mmap.mmap(memory, SHARED_BYTES_KEPT)
         self._end = self._highest = 0
-        self._decoder = msgspec.msgpack.Decoder(ext_hook=self._read_extension)
-        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._extension)
+        self._codec = ArrayCodec(self._put, self.view)
+        self._posts = 0
 
     def set_timeout(self, seconds: float | None) -> None:
         """How long `receive` waits before it raises `TimeoutError`; None waits indefinitely."""
@@ -88,11 +96,8 @@ class Channel:
             FormError: it cannot be encoded; nothing was sent.
             ClosedError: the other side has closed the channel.
         """
-        self._end = 0
-        try:
-            message = self._encoder.encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise FormError(f"{type(error).__name__}: {error}") from error
+        self._end = BOARD
+        message = self._codec.encode(value)
         if len(message) > INLINE:
             place = [self._put(message), len(message)]
             packet = _SHARED_PACKET + msgspec.msgpack.encode(place)
@@ -121,11 +126,42 @@ class Channel:
             raise ClosedError
         try:
             if packet[:1] == _INLINE_PACKET:
-                return self._decoder.decode(packet[1:])
+                return self._codec.decode(packet[1:])
             at, size = msgspec.msgpack.decode(packet[1:], type=tuple[int, int])
-            return self._decoder.decode(self._view(at, size))
-        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            return self._codec.decode(self.view(at, size))
+        except (msgspec.MsgspecError, ValueError) as error:
             raise FormError(f"{type(error).__name__}: {error}") from error
+
+    @property
+    def yield_asked(self) -> bool:
+        """Whether the worker asks the call to yield."""
+        return self._map[0] != 0
+
+    @yield_asked.setter
+    def yield_asked(self, asked: bool) -> None:
+        self._map[0] = asked
+
+    def post(self, content: bytes) -> None:
+        """Show the worker at most `MOST_POSTED` bytes, instead of what was posted before."""
+        self._posts += 1
+        self._map[_POSTED_AT : _POSTED_AT + len(content)] = content
+        _POST.pack_into(self._map, _POST_AT, self._posts, len(content), zlib.crc32(content))
+
+    def posted(self) -> bytes:
+        """What was posted since the last call; empty if nothing was, or it is half written."""
+        number, size, checksum = _POST.unpack_from(self._map, _POST_AT)
+        if number == self._posts or size > MOST_POSTED:
+            return b""
+        content = self._map[_POSTED_AT : _POSTED_AT + size]
+        if zlib.crc32(content) != checksum:
+            return b""
+        self._posts = number
+        return content
+
+    def lay(self, content: bytes | memoryview) -> int:
+        """Put bytes into shared memory, where they stay until this side sends more of that size; returns the offset."""
+        self._end = BOARD
+        return self._put(content)
 
     def trim(self) -> None:
         """Free the pages beyond `SHARED_BYTES_KEPT` that the last messages used."""
@@ -139,42 +175,6 @@ class Channel:
         self._socket.close()
         os.close(self._memory)
 
-    def _extension(self, value: Any) -> Any:
-        """Encode what msgspec cannot encode itself."""
-        if isinstance(value, np.generic):
-            return value.item()
-        if not isinstance(value, np.ndarray):
-            raise TypeError(f"a value of type {type(value).__name__} cannot be sent")
-        if value.dtype.kind in _ONE_BY_ONE:
-            return msgspec.msgpack.Ext(_OBJECTS, self._nested([value.shape, list(value.flat)]))
-        if value.dtype.kind not in _RAW:
-            raise TypeError(f"an array of dtype {value.dtype} cannot be sent")
-        at, content = -1, b""
-        if value.nbytes > SHARED_FROM:
-            at = self._put(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-        else:
-            content = value.tobytes()
-        return msgspec.msgpack.Ext(_ARRAY, self._nested([value.dtype.str, value.shape, at, content]))
-
-    def _nested(self, value: Any) -> bytes:
-        return msgspec.msgpack.encode(value, enc_hook=self._extension)
-
-    def _read_extension(self, code: int, data: memoryview) -> Any:
-        if code == _OBJECTS:
-            shape, elements = self._decoder.decode(data)
-            return _objects(elements).reshape(shape)
-        if code != _ARRAY:
-            raise ValueError(f"expected an array, got extension {code}")
-        name, shape, at, content = msgspec.msgpack.decode(data, type=tuple[str, list[int], int, bytes])
-        dtype = np.dtype(name)
-        if dtype.kind not in _RAW:
-            raise ValueError(f"expected an array of plain elements, got {name}")
-        size = math.prod(shape) * dtype.itemsize
-        if size == 0:
-            return np.zeros(shape, dtype)
-        source = content if at < 0 else self._view(at, size)
-        return np.frombuffer(source, dtype, math.prod(shape)).copy().reshape(shape)
-
     def _put(self, content: bytes | memoryview) -> int:
         """Write to shared memory; returns the offset."""
         at = -(-self._end // _ALIGNED) * _ALIGNED
@@ -184,7 +184,7 @@ class Channel:
         self._highest = max(self._highest, self._end)
         return at
 
-    def _view(self, at: int, size: int) -> memoryview:
+    def view(self, at: int, size: int) -> memoryview:
         """A part of shared memory. Raises `ValueError` if it is out of range."""
         if at < 0 or size < 0 or at + size > os.fstat(self._memory).st_size:
             raise ValueError(f"expected a range of shared memory, got {size} bytes at {at}")
@@ -209,11 +209,3 @@ def shared_memory() -> int:
     os.ftruncate(memory, SHARED_BYTES_KEPT)
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return memory
-
-
-def _objects(elements: list[Any]) -> np.ndarray:
-    """A flat object array of the values themselves, even if they are lists or arrays."""
-    array = np.empty(len(elements), object)
-    for index, element in enumerate(elements):
-        array[index] = element
-    return array

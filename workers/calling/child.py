@@ -18,18 +18,20 @@ import numpy as np
 
 from tasks.models.files import Code
 from taxiway.errors import TaxiwayError, error_from
-from workers.calling.callee import ANSWERED, REFUSED, STARVED
+from workers.calling.arrays import FormError
+from workers.calling.callee import ANSWERED, REFUSED, STARVED, TAKES_RUN, YIELDED
 from workers.calling.channel import (
     CallError,
+    CallYieldedError,
     Channel,
     ClosedError,
-    FormError,
     NotWantedError,
     OutOfMemoryError,
     ProcessLostError,
     shared_memory,
 )
 from workers.calling.keeper import own_keeper
+from workers.calling.run import CHECKPOINT
 
 CHECK_EVERY = 0.02
 """Seconds between two checks of whether a call is still wanted, in time and within its memory."""
@@ -47,6 +49,29 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PGRP, _RSS = 2, 21  # fields of /proc/<pid>/stat after the name, which proc(5) numbers from 3
 
 
+class FollowedRun:
+    """A run that nobody follows: it starts from nothing, and nothing is kept of it. Those of jobs override this."""
+
+    restored: tuple[str, np.ndarray] | None = None
+    """The form and bytes of the state that the run goes on from."""
+
+    @property
+    def yield_asked(self) -> bool:
+        """Whether the run is to yield."""
+        return False
+
+    def look(self, report: bytes) -> None:
+        """Take note of the latest report, in JSON; empty if there is no new one. Called at each look at the call."""
+
+    def keep(self, form: str, content: memoryview, *, portable: bool) -> bool:
+        """Keep a checkpoint, whose bytes are gone afterwards; whether that was done."""
+        return True
+
+
+UNFOLLOWED = FollowedRun()
+"""The run of a call that no job asked for."""
+
+
 class Child:
     """A process with one imported callable. One thread at a time may call it; any thread may `end` it between calls.
 
@@ -54,13 +79,14 @@ class Child:
         code: the function to call.
         memory: most bytes in memory of the process and its descendants; 0 for no limit.
 
-    `calls` counts the successful calls.
+    `calls` counts the successful calls. `takes_run` says, once it is ready, whether the callable has a `Run`.
     """
 
     def __init__(self, code: Code, *, memory: int = 0) -> None:
         self._memory = memory
         self._ending = threading.Lock()
         self.calls = 0
+        self.takes_run = False
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         shared = shared_memory()
         self._channel: Channel | None = Channel(ours, shared)
@@ -88,32 +114,38 @@ class Child:
             CallError: the import failed; the process is gone.
         """
         try:
-            self._answer(lambda: None)
+            self.takes_run = bool(self._answer(lambda: None, UNFOLLOWED)[TAKES_RUN])
         except CallError:
             self.end()
             raise
 
-    def call(self, inputs: Mapping[str, np.ndarray], check: Callable[[], None]) -> Mapping[str, np.ndarray]:
+    def call(
+        self, inputs: Mapping[str, np.ndarray], check: Callable[[], None], run: FollowedRun = UNFOLLOWED
+    ) -> Mapping[str, np.ndarray]:
         """Call the callable; returns an array for each output name.
 
         Args:
             inputs: an array for each argument; the callable gets the element of a 0-dimensional one.
             check: called about fifty times a second during the call. If it raises, the process is ended and the error
                 raised: `NotWantedError`, or a `ProcessLostError` that names the exceeded limit.
+            run: the call's run, for a callable that has a `Run`.
 
         Raises:
+            CallYieldedError: the call yielded.
             CallError: the call failed; `alive` tells whether the process continues.
             TaxiwayError: the callable raised it.
         """
         check()
         channel = self._open()
+        channel.posted()  # of an earlier call
+        channel.yield_asked = run.yield_asked
         try:
-            channel.send(inputs)
+            channel.send([inputs, run.restored])
         except FormError as error:
             raise CallError(f"its inputs cannot be sent to the callable: {error}") from error
         except ClosedError as error:
             raise self._lost() from error
-        answer = self._answer(check)
+        answer = self._answer(check, run)
         self.calls += 1
         channel.trim()
         return answer
@@ -144,25 +176,40 @@ class Child:
                 own_keeper().release(self.pid)
             return self._process.wait()
 
-    def _answer(self, check: Callable[[], None]) -> Mapping[str, np.ndarray]:
+    def _answer(self, check: Callable[[], None], run: FollowedRun) -> Mapping[str, np.ndarray]:
         channel, look_around = self._open(), time.monotonic() + LOOK_AROUND
         while True:
             try:
-                return self._read(channel.receive())
+                match channel.receive():
+                    case [str(kind), str(form), bool(portable), int(at), int(size)] if kind == CHECKPOINT:
+                        self._look(channel, run)
+                        kept = run.keep(form, channel.view(at, size), portable=portable)
+                        channel.send([kept, channel.yield_asked])
+                    case answer:
+                        return self._read(answer)
             except TimeoutError:
-                whole_group = time.monotonic() >= look_around
-                look_around += LOOK_AROUND if whole_group else 0.0
-                self._watch(check, whole_group=whole_group)
+                self._look(channel, run)
             except ClosedError as error:
                 raise self._lost() from error
-            except FormError as error:
+            except (FormError, ValueError) as error:
                 self.end()
                 raise ProcessLostError(f"its answer cannot be read: {error}") from error
+            whole_group = time.monotonic() >= look_around
+            look_around += LOOK_AROUND if whole_group else 0.0
+            self._watch(check, whole_group=whole_group)
+
+    @staticmethod
+    def _look(channel: Channel, run: FollowedRun) -> None:
+        """Take over the latest report, and pass on whether the run is to yield."""
+        run.look(channel.posted())
+        channel.yield_asked = run.yield_asked
 
     def _read(self, answer: Any) -> Mapping[str, np.ndarray]:
         match answer:
             case [str(kind), dict(outputs)] if kind == ANSWERED:
                 return outputs
+            case [str(kind), dict()] if kind == YIELDED:
+                raise CallYieldedError
             case [str(kind), str(name), str(text), dict(details)] if kind == REFUSED:
                 raise _error_from(name, text, details)
             case [str(kind), str(text), str(traceback)] if kind == STARVED:

@@ -13,6 +13,7 @@ from kombu.clocks import LamportClock
 from msgspec import UNSET, UnsetType
 
 from broker.valkey.queues import EVENTS, kombu_event
+from taxiway.contract.progress import RunProgress
 from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, JobCancelledError, TaxiwayError
 from workers.stages.job import Delivery, Ended
 
@@ -116,6 +117,11 @@ def received(delivery: Delivery) -> TaskEvent:
         eta=None,
         expires=None,
     )
+
+
+def progressed(job: str, progress: RunProgress) -> TaskEvent:
+    """The event of a job whose callable reports: Flower shows the state PROGRESS, and the report as its result."""
+    return TaskEvent("task-progress", job, time.time(), result=progress.text)
 
 
 def event_of(ended: Ended) -> TaskEvent:

@@ -11,8 +11,9 @@ from typing import Any
 from celery.app.task import Task
 from celery.worker import state
 
+from taxiway.contract.progress import RunProgress
 from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import TaskEvent, TaskEvents, received
+from workers.celery_adapter.events import TaskEvent, TaskEvents, progressed, received
 from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Revoked
 from workers.stages.queues import EndingSink
@@ -36,6 +37,7 @@ class PlainRequest:
     eta = None
     time_start: float | None = None
     worker_pid: int | None = None
+    progress: RunProgress | None = None
 
     def __init__(
         self, job: str, task: Task[Any, Any], hostname: str, kwargs: str, queue: str, revoke: Callable[[], None]
@@ -136,6 +138,9 @@ class Inspection:
         if delivery.began and shown.time_start is None:
             self.events.add(TaskEvent("task-started", delivery.job, delivery.began))
             shown.start(time.monotonic() - time.time() + delivery.began)
+        if delivery.progress is not None and delivery.progress is not shown.progress:
+            shown.progress = delivery.progress
+            self.events.add(progressed(delivery.job, delivery.progress))
 
     def _report_start(self, delivery: Delivery, shown: PlainRequest | None) -> None:
         """Report the unreported events of a job that ends."""

@@ -1,16 +1,18 @@
 """Python functions of the catalogue (`runtime: python`), called row by row in a process of their own.
 
 A callable is a function `call(**inputs) -> outputs`: one row's inputs by name as scalars or arrays (`-` in a name
-becomes `_`), and a dict of its outputs by name. Only the catalogue names it, no request does.
+becomes `_`), and a dict of its outputs by name. One with a parameter annotated `taxiway.Run` can report, and go on from
+checkpoints. Only the catalogue names it, no request does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 
 import numpy as np
 
-from tasks.models.files import CodeError, entry_code
+from tasks.models.files import Code, CodeError, entry_code
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling.channel import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
@@ -24,6 +26,7 @@ class PythonRuntime:
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
         self._child: Child | None = None
+        self._digest = ""
 
     @property
     def alive(self) -> bool:
@@ -46,6 +49,7 @@ class PythonRuntime:
                 f"{self._placed.variant}: cannot import the callable {entry!r}: {text_of(error)}"
             ) from error
         self._child = child
+        self._digest = _digest_of(code) if child.takes_run else ""
 
     def run(self, batch: Arrays) -> Arrays:
         """The rows' outputs, stacked; each row takes the time that it takes. Raises `ExecutionError`."""
@@ -71,6 +75,7 @@ class PythonRuntime:
         """
         if self._child is None:
             raise ExecutionError(f"{self._placed.variant} is not loaded")
+        child = self._child
         began = time.monotonic()
 
         def look() -> None:
@@ -83,7 +88,10 @@ class PythonRuntime:
 
         arguments = {name.replace("-", "_"): np.asarray(value) for name, value in inputs.items()}
         try:
-            return self._child.call(arguments, look)
+            if watch is None or not child.takes_run:
+                return child.call(arguments, look)
+            with watch.run(self._digest) as run:
+                return child.call(arguments, look, run)
         except CallError as error:
             raise ExecutionError(f"{self._placed.variant}: {text_of(error)}") from error
 
@@ -119,6 +127,12 @@ class WatchedRow:
     def memory(self) -> int:
         """Bytes that the runtime's process has in memory."""
         return self._runtime.memory()
+
+
+def _digest_of(code: Code) -> str:
+    """What tells versions of a callable apart: its file, and those of the package that registered it."""
+    versions = "".join(f" {name}={version}" for name, version in sorted(code.versions.items()))
+    return hashlib.sha256(code.source.read_bytes()).hexdigest() + versions
 
 
 def open_variant(placed: Placed) -> PythonRuntime:

@@ -28,13 +28,14 @@ from taxiway.errors import TaxiwayError
 from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
 from workers.stages.admit import gather, prepare
-from workers.stages.job import Answered, Ended, Ending, Revoked, RunningJob, late
+from workers.stages.job import Answered, Ended, Ending, Returned, Revoked, RunningJob, late
 from workers.stages.lane import Lane, Loads, Portions, is_short
 from workers.stages.lanes import Lanes
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
 from workers.stages.results import RanBatch, note
 from workers.stages.retries import count_runs
 from workers.stages.run import BatchUse, DeviceRunner
+from workers.stages.runs import Runs
 
 OTHERS_FIRST = 0.005
 """Seconds for which a device that has its next batch leaves the queue to devices without one."""
@@ -71,9 +72,10 @@ class DeviceStage:
         self._loads = Loads(executor, wake=inbox.wake, fail=self._fail)
         self.use = BatchUse(self._is_wanted, executor.hardware.runs_at_most)
         stall = shared.store.limits.stall
-        self._runner = DeviceRunner(executor, self.use, stall, self._is_wanted, self._serve_beside)
-        self._changes: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
+        runs = Runs(shared, executor.device.kind, self._stopping)
+        self._runner = DeviceRunner(executor, self.use, stall, self._is_wanted, self._serve_beside, runs)
+        self._changes: deque[Callable[[], None]] = deque()
         self._turns = threading.Lock()
         self._left_over = False  # `run_alone` did not end what it took over
 
@@ -333,12 +335,15 @@ class DeviceStage:
         return not ended and self._shared.drain.left > 0 and job.deadline >= time.monotonic() + self._inbox.clock
 
     def _take_up(self, jobs: Sequence[RunningJob]) -> None:
-        """Resume jobs whose rows were interrupted, if still wanted; a draining worker requeues them."""
+        """Resume jobs whose rows were interrupted, if still wanted; what yielded, or outstays a drain, is requeued."""
         now = time.monotonic() + self._inbox.clock
         wanted = [job for job in jobs if self._may_run(job, now)]
         if self._shared.drain.left > 0:
             for job in wanted:
                 self._lanes.remove(job)
+                if job.yielded:
+                    self._finish.put([Returned(job.delivery, counts=False)])
+                    continue
                 gather(job)
                 self._take_in(job)
 

@@ -20,6 +20,7 @@ from tasks.topology import HardwareClass
 from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import GenerationPart, Result, Tokens
 from taxiway.contract.limits import Buffer
+from taxiway.contract.progress import RunProgress
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.port import Item, Row
@@ -106,6 +107,8 @@ class Delivery:
     start_stored: bool = False
     """The store has recorded the start."""
     ended: bool = False
+    progress: RunProgress | None = None
+    """What its callable last reported."""
     yields: YieldRequest | None = None
     """A request to keep what is done and return the job: it ends with `Returned(…, counts=False)` once that is kept."""
     yield_by: float = math.inf
@@ -132,6 +135,29 @@ class Delivery:
     def suspect(self) -> bool:
         """Whether a worker crashed while it held the job, which may be the cause."""
         return self.claim is not None and self.claim.blamed > 0
+
+
+@dataclass(slots=True)
+class RunTimes:
+    """Seconds of a job's runs, and notes on its checkpoints."""
+
+    before: float | None = None
+    """Those before its present claim; None until read."""
+    ran: float = 0.0
+    """Those since."""
+    useful: float = 0.0
+    """The part of both that led to its answers."""
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, seconds: float, *, resumed: float | None) -> None:
+        """A row ran for so long, from a checkpoint that had `resumed` seconds of it; None if it has no answer."""
+        self.ran += seconds
+        self.useful += 0.0 if resumed is None else resumed + seconds
+
+    @property
+    def redone(self) -> float:
+        """Seconds of work that was lost and done again."""
+        return round(max(0.0, (self.before or 0.0) + self.ran - self.useful), 3)
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +232,10 @@ class RunningJob:
     """Estimated device seconds of a patient job, 0 of any other."""
     generation: TextRun | None = None
     """Its answer, where that can be cut and go on."""
+    times: RunTimes = field(default_factory=RunTimes)
+    """Of the runs of a callable that has a `Run`."""
+    yielded: bool = False
+    """It returns to its queue, to go on from its checkpoint."""
 
     @property
     def ticket(self) -> Ticket:
@@ -221,6 +251,12 @@ class RunningJob:
     def done(self) -> bool:
         """Whether every row has its answer."""
         return None not in self.answers
+
+    @property
+    def outstays(self) -> bool:
+        """Whether it runs a callable that has a `Run`, and has not yielded in time."""
+        asked = self.delivery.yields is not None and self.times.before is not None
+        return asked and time.monotonic() >= self.delivery.yield_by
 
     def lacks(self, rows: Sequence[int]) -> bool:
         """Whether any of the rows has no answer."""

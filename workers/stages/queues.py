@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from broker.valkey.runs import RunUpdate
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import EndpointFacts, Yieldable
 from tasks.models.catalogue import Catalogue
@@ -205,18 +206,22 @@ class EndingQueue:
             return self._fewer.wait_for(lambda: self._unwritten < MAX_UNWRITTEN, longest)
 
 
-class PieceQueue:
-    """Pieces of streamed answers. Any thread may put; the stream thread takes.
+StreamPart = Piece | RunUpdate
+"""What is new of a job while it runs."""
 
-    Pieces of a job's row that follow each other and arrive during a write are joined.
+
+class PieceQueue:
+    """Pieces of streamed answers, and updates of runs. Any thread may put; the stream thread takes.
+
+    Those of a job's row that follow each other and arrive during a write are joined.
     """
 
     def __init__(self) -> None:
         self.closed = False
-        self._waiting: dict[tuple[str, int], list[Piece]] = {}
+        self._waiting: dict[tuple[str, int], list[StreamPart]] = {}
         self._changed = threading.Condition()
 
-    def put(self, pieces: Sequence[tuple[str, Piece]]) -> None:
+    def put(self, pieces: Sequence[tuple[str, StreamPart]]) -> None:
         """Add jobs' next pieces."""
         with self._changed:
             self._add(pieces)
@@ -228,28 +233,35 @@ class PieceQueue:
             self.closed = True
             self._changed.notify()
 
-    def take(self) -> list[tuple[str, Piece]]:
+    def take(self) -> list[tuple[str, StreamPart]]:
         """Wait for pieces and return all of them with their jobs; empty at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.closed)
             return self._taken()
 
-    def put_back(self, pieces: Sequence[tuple[str, Piece]], *, pause: float) -> None:
+    def put_back(self, pieces: Sequence[tuple[str, StreamPart]], *, pause: float) -> None:
         """Put unwritten pieces back, before newer ones, and wait `pause` seconds or until closed."""
         with self._changed:
             since = self._taken()
             self._add([*pieces, *since])
             self._changed.wait_for(lambda: self.closed, timeout=pause)
 
-    def _taken(self) -> list[tuple[str, Piece]]:
+    def _taken(self) -> list[tuple[str, StreamPart]]:
         taken, self._waiting = self._waiting, {}
         return [(job, piece) for (job, _), pieces in taken.items() for piece in pieces]
 
-    def _add(self, pieces: Sequence[tuple[str, Piece]]) -> None:
+    def _add(self, pieces: Sequence[tuple[str, StreamPart]]) -> None:
         for job, piece in pieces:
             before = self._waiting.setdefault((job, piece.row), [])
-            joined = before[-1].joined(piece) if before else None
+            joined = _joined(before[-1], piece) if before else None
             before[-1:] = [*before[-1:], piece] if joined is None else [joined]
+
+
+def _joined(part: StreamPart, after: StreamPart) -> StreamPart | None:
+    """Both as one; None if that does not work."""
+    if isinstance(part, Piece):
+        return part.joined(after) if isinstance(after, Piece) else None
+    return part.joined(after) if isinstance(after, RunUpdate) else None
 
 
 def ahead_of(hardware: HardwareClass) -> float:

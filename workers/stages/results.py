@@ -74,6 +74,8 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
             tokens=job.tokens if not before else total(parts),
             parts=parts if before else (),
             load_time=job.load_time,
+            redone=job.times.redone,
+            checkpoints="; ".join(job.times.notes),
         ),
     )
 

@@ -15,6 +15,7 @@ from workers.learned import Loaded
 from workers.port import Interruptible, RowWatch
 from workers.stages.job import RunningJob
 from workers.stages.lane import Portions, RowRate
+from workers.stages.runs import Runs
 
 
 class BatchUse:
@@ -106,6 +107,7 @@ class DeviceRunner:
         stall: seconds beyond its time limit after which a batch counts as hung.
         wanted: whether a job's rows may continue.
         serve_beside: runs due batches that are more urgent than the job, while its row runs in its own process.
+        runs: begins the runs of callables that have a `Run`.
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class DeviceRunner:
         stall: float,
         wanted: Callable[[RunningJob], bool],
         serve_beside: Callable[[RunningJob], None],
+        runs: Runs,
     ) -> None:
         self._executor = executor
         self._use = use
         self._stall = stall
         self._wanted = wanted
         self._serve_beside = serve_beside
+        self._runs = runs
         self._fault: Exception | None = None
         self.calling = False  # a row runs in its own process: no model changes
 
@@ -145,11 +149,11 @@ class DeviceRunner:
         return answers
 
     def _watch(self, loaded: Loaded, job: RunningJob, row: int) -> RowWatch:
-        limit, goes_on = loaded.variant.limits.time, partial(self._goes_on, job)
-        if limit is not None:
-            return RowWatch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
-        longest = self._stall + time_limit(loaded, [job.items[row]])
-        return RowWatch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
+        longest, named = loaded.variant.limits.time, "limits.time in its model.yaml"
+        if longest is None:
+            longest, named = self._stall + time_limit(loaded, [job.items[row]]), "limits.stall in queues.yaml, and more"
+        run = partial(self._runs.run, job, row)
+        return RowWatch(job.delivery.job, partial(self._goes_on, job), longest, named, run)
 
     def _goes_on(self, job: RunningJob) -> bool:
         """Whether the job's running row may continue; runs more urgent batches first."""
@@ -159,4 +163,5 @@ class DeviceRunner:
                     self._serve_beside(job)
         except Exception as error:  # raised here, it would count as the row's error
             self._fault = error
-        return self._fault is None and self._wanted(job)
+        job.yielded = job.yielded or job.outstays
+        return self._fault is None and not job.yielded and self._wanted(job)

@@ -102,7 +102,8 @@ def facts(tower: Tower) -> DeviceFacts:
 
 def told(tower: Tower, job: str) -> list[Piece]:
     entries: Any = tower.state.xrange(stream_key(job))
-    return [replace(read_piece(fields), tokens=0) for _, fields in entries]
+    pieces = [read_piece(fields) for _, fields in entries]
+    return [replace(piece, tokens=0) for piece in pieces if isinstance(piece, Piece)]
 
 
 def settled(tower: Tower, engine: Engine) -> None:

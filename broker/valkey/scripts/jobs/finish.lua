@@ -25,6 +25,7 @@
 --   started, device: its start, if that was not recorded before
 --   tag: of its message, if this acknowledges it
 -- Returns for each job 1 if its result was written, else 0.
+--   It replaces the state that Celery reads of a running job (runs/report.lua).
 -- Safe to run twice: a result that is there, or a job that ended, is left as it is.
 --- @include "now"
 --- @include "final"
@@ -46,16 +47,19 @@ for n = 8, #ARGV do
   local result, job, ending = KEYS[2 * n - 8], KEYS[2 * n - 7], cmsgpack.unpack(ARGV[n])
   local token, state, meta = ending.token, ending.state, ending.meta
   local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, open, reply,
-    hooks, parts = unpack(redis.call('HMGET', job,
+    hooks, parts, celery_state, latest, before = unpack(redis.call('HMGET', job,
     'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
-    'open', 'reply', 'webhooks', 'parts'))
+    'open', 'reply', 'webhooks', 'parts', 'celery_state', 'checkpoint', 'checkpoint_before'))
   local may = not final[was] and (token == '' or token == '-' and not was or has(holder, token))
+  if may and celery_state then redis.call('DEL', result) end
   if may and redis.call('SET', result, meta, 'EX', keep_result, 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + seconds, (jobs[cell] or 0) + 1 end
     if open then redis.call('ZREM', open, job) end
     if blobs and state ~= 'dead' then
       for blob in string.gmatch(blobs, '%S+') do redis.call('UNLINK', blob) end
     end
+    if latest then redis.call('UNLINK', cjson.decode(latest).key) end
+    if before then redis.call('UNLINK', cjson.decode(before).key) end
     if queue and queue ~= '' then let_go(job, queue) end
     if answers and ending.bins then learn(answers, cjson.decode(ending.bins)) end
     if spent and not started and not ending.started and redis.call('EXISTS', spent) == 1 then

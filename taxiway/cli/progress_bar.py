@@ -1,0 +1,37 @@
+"""A bar on stderr for what a running callable reports: the share that is done, the time left and its message."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from taxiway.cli.show import duration
+from taxiway.contract.progress import RunProgress
+
+
+class ProgressBar:
+    """The bar, from the first report on; it is gone at the end."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        told = [TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)]
+        console = console or Console(stderr=True)
+        self._bar = Progress(BarColumn(), TaskProgressColumn(), *told, console=console, transient=True)
+        self._task = self._bar.add_task("", total=1.0, visible=False, left="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, progress: RunProgress) -> None:
+        """Show the latest report."""
+        left = "" if progress.left is None else f"{duration(progress.left)} left"
+        shown: dict[str, Any] = {"description": progress.message, "left": left}
+        self._bar.update(self._task, completed=progress.fraction, visible=True, **shown)

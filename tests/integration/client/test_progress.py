@@ -1,0 +1,151 @@
+"""What a running callable reports, at every interface of a real router and worker."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from rich.console import Console
+
+import taxiway
+from local.embedded import EmbeddedValkey
+from tasks.settings import Settings, settings_from
+from taxiway.cli.progress_bar import ProgressBar
+from tests.command_line import CommandLine
+from tests.integration.workers.test_runs import STEPS, WALK
+from tests.routing import RouterProcess, eventually, router_process
+from tests.working import QUEUES, add_callable, worker_process, worker_settings
+
+INPUTS = {"steps": STEPS, "seed": 7, "every": 25}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with EmbeddedValkey(folder / "valkey") as server:
+        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(base, folder, QUEUES.replace("warm: [echo, slab]", "warm: [echo, walk]"))
+        add_callable(settings.models, "walk", WALK)
+        with worker_process(settings):
+            yield settings
+
+
+@pytest.fixture(scope="module")
+def router(fleet: Settings) -> Iterator[RouterProcess]:
+    with router_process(fleet) as router:
+        eventually(lambda: httpx.get(f"{router.http}/v2/models/walk/ready").is_success)
+        yield router
+
+
+@pytest.fixture(params=["broker", "http"])
+def url(request: pytest.FixtureRequest, fleet: Settings, router: RouterProcess) -> str:
+    return fleet.broker if request.param == "broker" else router.http
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[taxiway.Client]:
+    with taxiway.Client(url) as client:
+        yield client
+
+
+@pytest.fixture
+def held(fleet: Settings, client: taxiway.Client) -> Iterator[taxiway.Job]:
+    """A walk that stands still after half of its steps, until the test ends."""
+    file = fleet.models.parent / "held"
+    file.touch()
+    job = client.submit("walk", INPUTS, deadline=600)
+    eventually(lambda: (seen := job.status().record.progress) is not None and seen.fraction > 0.5)
+    yield job
+    file.unlink(missing_ok=True)
+    job.result(timeout=60)
+
+
+def test_a_job_s_reports_are_iterated_over_until_it_ends(client: taxiway.Client) -> None:
+    job = client.submit("walk", INPUTS)
+    seen = [*job.progress(timeout=60)]
+    fractions = [one.fraction for one in seen]
+    assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] <= 1
+    assert all(one.message.endswith(" steps") and "at" in one.partial for one in seen)
+    assert any(one.left is not None for one in seen)
+    assert job.result().outputs["resumed"] == 0
+
+
+def test_reports_are_iterated_over_on_an_event_loop_and_a_job_without_any_has_none(url: str) -> None:
+    async def ask() -> tuple[list[taxiway.RunProgress], list[taxiway.RunProgress]]:
+        async with taxiway.AsyncClient(url) as client:
+            walk, echo = await client.submit("walk", INPUTS), await client.submit("echo", "hello")
+            return [one async for one in walk.progress(60)], [one async for one in echo.progress(60)]
+
+    walked, echoed = asyncio.run(ask())
+    assert walked and not echoed
+
+
+def test_a_job_that_fails_raises_its_error_after_its_reports(client: taxiway.Client) -> None:
+    job = client.submit("walk", INPUTS | {"steps": 0, "every": 0, "seed": -1})
+    with pytest.raises(taxiway.ExecutionError):
+        list(job.progress(timeout=60))
+
+
+def test_a_job_s_status_and_the_list_of_jobs_have_the_last_report(
+    held: taxiway.Job, client: taxiway.Client, router: RouterProcess
+) -> None:
+    progress = {"fraction": (STEPS // 2 + 1) / STEPS, "message": f"{STEPS // 2 + 1} steps"}
+    eventually(lambda: held.status().record.progress.message == progress["message"])  # type: ignore[union-attr]  # there is one
+    for found in (
+        httpx.get(f"{router.http}/v2/jobs/{held.id}").json(),
+        msgspec.to_builtins(held.status().record),
+        *[msgspec.to_builtins(one) for one in client.jobs().jobs if one.id == held.id],
+    ):
+        assert {name: found["progress"][name] for name in progress} == progress
+    with httpx.stream("GET", f"{router.http}/v2/jobs/{held.id}/stream", timeout=30) as response:
+        lines = response.iter_lines()
+        kind, _, data = next(lines), next(lines), next(lines)
+    assert kind == "event: progress"
+    assert 0 < json.loads(data.removeprefix("data: "))["fraction"] < 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_line_shows_how_far_a_job_is(
+    held: taxiway.Job, cli: CommandLine, monkeypatch: pytest.MonkeyPatch, url: str, as_json: bool
+) -> None:
+    monkeypatch.setenv("TAXIWAY_URL", url)
+    shown = cli.succeed("status", held.id, *(["--json"] if as_json else [])).stdout
+    if as_json:
+        assert json.loads(shown)["progress"]["fraction"] > 0.5
+    else:
+        assert "progress  50 %: " in shown
+
+
+def test_a_bar_has_the_share_the_time_left_and_the_message() -> None:
+    drawn = io.StringIO()
+    with ProgressBar(Console(file=drawn, force_terminal=True, width=100)) as bar:
+        bar.show(taxiway.RunProgress(fraction=0.42, message="[b]1,240 steps", left=75.0))
+    assert "42%" in drawn.getvalue() and "left" in drawn.getvalue() and "[b]1,240 steps" in drawn.getvalue()
+
+
+def test_what_is_submitted_on_a_terminal_is_followed_by_the_bar(fleet: Settings, router: RouterProcess) -> None:
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "taxiway", "submit", "walk", "--inputs", json.dumps(INPUTS)]
+    environment: dict[str, Any] = {**os.environ, "TAXIWAY_URL": router.http, "TERM": "xterm"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=its) as process:
+        os.close(its)
+        shown = b""
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:  # Linux's end of a terminal
+            pass
+        assert process.stdout is not None and b"resumed" in process.stdout.read()
+    os.close(ours)
+    assert b"%" in shown and b" steps" in shown

@@ -1,0 +1,215 @@
+"""Runs of Python callables: what they report goes to the store, and so do their checkpoints, from which they go on.
+
+A job's claim covers all of this: what a worker writes after it lost the claim is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from broker.valkey.runs import RunUpdate
+from broker.valkey.worker_store import Answer, insist
+from taxiway.contract.keys import blob_key
+from taxiway.contract.limits import Buffer
+from taxiway.contract.progress import RunProgress
+from taxiway.errors import BrokerUnavailableError
+from workers.calling.channel import CallYieldedError
+from workers.calling.child import FollowedRun
+from workers.decide.checkpoints import (
+    Checkpoint,
+    Resuming,
+    checksum,
+    damaged,
+    left,
+    over_limit,
+    read_checkpoints,
+    unusable,
+)
+from workers.stages.job import RunningJob, RunTimes
+from workers.stages.queues import Shared
+
+logger = logging.getLogger(__name__)
+
+UPDATE_EVERY = 0.25
+"""Seconds between two updates of a run that reports."""
+
+SIGN_EVERY = 1.0
+"""Seconds between two updates of a run that does not: no more is unknown of what a lost worker did."""
+
+MOST_NOTES = 4
+"""Most notes on a job's checkpoints."""
+
+_decode_report = msgspec.json.Decoder(tuple[float, str, Any]).decode
+
+
+class Runs:
+    """Begins the runs of jobs' rows. Only who has the device's turn.
+
+    Args:
+        kind: of the device.
+        stopping: set when the worker stops: an unavailable store is not waited for any more.
+    """
+
+    def __init__(self, shared: Shared, kind: str, stopping: threading.Event) -> None:
+        self._shared = shared
+        self._kind = kind
+        self._stopping = stopping
+
+    @contextmanager
+    def run(self, job: RunningJob, row: int, digest: str) -> Iterator[FollowedRun]:
+        """The row runs within, by a callable of this digest: from the last usable checkpoint, if there is one."""
+        wanted = Resuming(job.delivery.job, row, digest, self._kind, self._shared.store.limits.checkpoint)
+        run = RowRun(self._shared, job, wanted)
+        answered = False
+        try:
+            self._resume(run, wanted)
+            yield run
+            answered = True
+        except CallYieldedError:
+            job.yielded = True
+            raise
+        finally:
+            job.times.add(run.seconds, resumed=run.resumed if answered else None)
+
+    def _resume(self, run: RowRun, wanted: Resuming) -> None:
+        """Have the run go on from the last usable checkpoint, and say which were refused."""
+        try:
+            earlier = self._insist(lambda: self._shared.store.earlier_runs(wanted.job))
+            if run.times.before is None:
+                run.times.before = earlier.ran
+            for checkpoint in read_checkpoints(earlier.checkpoints):
+                if isinstance(checkpoint, str):
+                    run.note(f"refused a checkpoint: {checkpoint}")
+                elif checkpoint.row == wanted.row and self._resumed(run, checkpoint, wanted):
+                    return
+        except BrokerUnavailableError:  # the worker stops
+            return
+
+    def _resumed(self, run: RowRun, checkpoint: Checkpoint, wanted: Resuming) -> bool:
+        """Whether the run goes on from this checkpoint."""
+        content, why = None, unusable(checkpoint, wanted)
+        if not why:
+            content = self._insist(lambda: self._shared.store.checkpoint(checkpoint.key))
+            why = damaged(checkpoint, content)
+        if why or content is None:
+            run.note(f"refused a checkpoint: {why}")
+            return False
+        run.resume(checkpoint, content)
+        return True
+
+    def _insist(self, call: Callable[[], Answer]) -> Answer:
+        return insist(call, self._stopping, lambda why: logger.warning("cannot read checkpoints", extra={"error": why}))
+
+
+class RowRun(FollowedRun):
+    """The run of one row, from now on. Only who has the device's turn."""
+
+    def __init__(self, shared: Shared, job: RunningJob, row: Resuming) -> None:
+        self._shared, self._job, self._row = shared, job, row
+        self._began = time.monotonic()
+        self._sent = -math.inf
+        self._new: RunProgress | None = None
+        self._fraction = 0.0
+        self._first: tuple[float, float] | None = None  # when the first report came, and its fraction
+        self.resumed = 0.0  # useful seconds of the checkpoint that it goes on from
+
+    @property
+    def times(self) -> RunTimes:
+        """Those of its job."""
+        return self._job.times
+
+    @property
+    def seconds(self) -> float:
+        """For how long it runs."""
+        return time.monotonic() - self._began
+
+    @property
+    def useful(self) -> float:
+        """Seconds that led to where it is, those of earlier runs included."""
+        return self.resumed + self.seconds
+
+    @property
+    def yield_asked(self) -> bool:
+        """Whether the worker leaves, or was asked to let another job run."""
+        return self._shared.drain.begun or self._job.delivery.yields is not None
+
+    def resume(self, checkpoint: Checkpoint, content: Buffer) -> None:
+        """Go on from a checkpoint."""
+        self.restored = checkpoint.form, np.frombuffer(content, np.uint8)
+        self.resumed, self._fraction = checkpoint.useful, checkpoint.fraction
+        self.note(f"resumed from a checkpoint at {checkpoint.fraction:.0%}, {checkpoint.useful:.3g} s of work")
+
+    def look(self, report: bytes) -> None:
+        """Take note of the latest report, and send an update if one is due."""
+        now = time.monotonic()
+        if report:
+            self._new = self._read(report, now)
+        if now - self._sent >= (SIGN_EVERY if self._new is None else UPDATE_EVERY):
+            delivery = self._job.delivery
+            update = RunUpdate(delivery.token, self._ran, self._new, celery=not delivery.ticket.reply)
+            self._shared.pieces.put([(delivery.job, update)])
+            self._sent, self._new = now, None
+
+    def keep(self, form: str, content: memoryview, *, portable: bool) -> bool:
+        """Keep a checkpoint under the job's claim; whether that was done."""
+        job, row = self._job.delivery, self._row
+        if content.nbytes > row.most:
+            return self._refuse(over_limit(content.nbytes, row.most))
+        checkpoint = Checkpoint(
+            key=blob_key(uuid.uuid4().hex),
+            job=row.job,
+            row=row.row,
+            form=form,
+            size=content.nbytes,
+            checksum=checksum(content),
+            digest=row.digest,
+            kind="" if portable else row.kind,
+            useful=self.useful,
+            fraction=self._fraction,
+        )
+        facts = msgspec.json.encode(checkpoint)
+        store, key = self._shared.store, checkpoint.key
+        try:
+            kept = store.keep_checkpoint(job.job, job.token, key, content, facts, self._ran)
+        except BrokerUnavailableError as error:
+            return self._refuse(error.message)
+        job.lost = job.lost or not kept  # else the job has ended, or runs elsewhere
+        return kept
+
+    def note(self, text: str) -> None:
+        """Have the job's report say this."""
+        logger.info("checkpoint", extra={"job": self._row.job, "note": text})
+        if text not in self.times.notes and len(self.times.notes) < MOST_NOTES:
+            self.times.notes.append(text)
+
+    @property
+    def _ran(self) -> float:
+        """Seconds of all runs of the job."""
+        return (self.times.before or 0.0) + self.times.ran + self.seconds
+
+    def _refuse(self, why: str) -> bool:
+        self.note(f"refused a checkpoint: {why}")
+        return False
+
+    def _read(self, report: bytes, now: float) -> RunProgress:
+        """The job's progress; the rows before this one are done."""
+        fraction, message, partial = _decode_report(report)
+        self._fraction = (self._row.row + fraction) / len(self._job.rows)
+        if self._first is None:
+            self._first = now, self._fraction
+        since, first = self._first
+        seconds = left(self._fraction, now - since, first)
+        self._job.delivery.progress = RunProgress(
+            fraction=self._fraction, message=message, partial=partial, left=seconds
+        )
+        return self._job.delivery.progress
