@@ -19,7 +19,7 @@ import msgspec
 from tasks.endpoints import Tariff
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Terms, new_id, uuid_of
-from taxiway.contract.wire import key_id, signature, signed_by
+from taxiway.contract.wire import CLAIMABLE, HEADER, Envelope, key_id, signature, signed_by
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -90,6 +90,18 @@ def sign(ticket: Ticket, body: bytes, keys: Sequence[bytes]) -> str:
     """The ticket's wire form for `body`, signed with the first of the `keys`."""
     text = _encode(ticket)
     return signature(text, body, keys[0]) + text.decode()
+
+
+def attach(ticket: Ticket, envelope: Envelope, body: bytes, keys: Sequence[bytes]) -> None:
+    """Put a ticket into its message: signed in the header, and first in the properties what a script claims it by.
+
+    A message with an eta is not claimed as a worker takes it: Celery keeps it until then.
+    """
+    envelope.headers[HEADER] = sign(ticket, body, keys)
+    others = {name: value for name, value in envelope.properties.items() if name != CLAIMABLE}
+    waits = envelope.headers.get("eta") is not None
+    claimable = {} if waits else {CLAIMABLE: {"job": ticket.job, "deadline_at": ticket.deadline_at}}
+    envelope.properties = claimable | others
 
 
 def read_ticket(header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:

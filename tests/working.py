@@ -21,7 +21,7 @@ from celery import Celery
 from broker.valkey import run
 from broker.valkey.endings import Ending, finish_call
 from tasks.settings import TREE, Settings, cache_directory
-from tasks.ticket import Ticket, sign
+from tasks.ticket import Ticket, attach
 from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
@@ -34,7 +34,7 @@ from taxiway.contract.keys import (
     result_key,
 )
 from taxiway.contract.progress import result_in
-from taxiway.contract.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
+from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
 from tests.forked import Process, start
 from tests.graphs import onnx_variant, spinner_graph, write_model
@@ -281,7 +281,7 @@ class Tower:
             reply=terms.get("reply", ""),
             promise=terms.get("promise"),
         )
-        envelope.headers[HEADER] = sign(ticket, envelope.payload(), self._settings.secret)
+        attach(ticket, envelope, envelope.payload(), self._settings.secret)
         return envelope
 
     def _placed(self, envelope: Envelope, priority: int) -> Envelope:

@@ -85,9 +85,9 @@ class ClassQueue:
         self._connections = ConnectionPool(url, server="broker")
         self._lease = limits.lease
         self._claim_args = [worker, limits.lease, result_key(""), job_key("")]
-        self._claim_args += [min(ahead, _NO_DEADLINE), TAKEN_AT_MOST, PATIENT]
-        self._room = capacity_key(worker)
-        self._preferring = [affinity_key(worker)] if affinity else []
+        self._claim_args += [min(ahead, _NO_DEADLINE), TAKEN_AT_MOST, PATIENT, int(affinity)]
+        self._capacity = capacity_key(worker)
+        self._preferring, self._preferred = affinity_key(worker), affinity
         self._events = f"/{parse(url).database}."
         self._tags = f"{uuid.uuid4().hex[:12]}."
         self._takes = 0
@@ -111,7 +111,8 @@ class ClassQueue:
         list means: call `take`. A worker that was just woken passes `room`, and saves that call.
         """
         try:
-            lists = [(name, queue) for queue in queues for name in (*self._preferring, *priority_lists(queue)[:levels])]
+            own = [self._preferring] if self._preferred else []
+            lists = [(name, queue) for queue in queues for name in (*own, *priority_lists(queue)[:levels])]
             with fleet_errors("broker"):
                 return self._wait(lists, longest, levels, room)
         except FleetUnavailable:
@@ -155,8 +156,8 @@ class ClassQueue:
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A call that takes from the queue; without the numbers, up to the announced capacity."""
         lists = priority_lists(queue)[:levels]
-        keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *lists, *self._preferring]
-        args = [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, len(lists)]
+        keys = [*UNACKED, self._capacity, DEVICES, HEARTBEATS, self._preferring, *lists]
+        args = [self._tags, f', "{queue}", "{queue}"]', *self._claim_args]
         return Call("queues/take", keys, [*args, *most_and_number])
 
     def _fetched(self, queue: str, answer: Sequence[bytes]) -> TakenMessages:
@@ -181,15 +182,15 @@ class ClassQueue:
             self._blocked[name] = self._block(name, queue, levels, first)
             first = []
         fetches = self._woken(dict(lists), longest)
-        if not fetches and self._connections.call("GETDEL", self._room) == _USED:
+        if not fetches and self._connections.call("GETDEL", self._capacity) == _USED:
             fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
         return fetches
 
     def _announcement(self, queue: str, room: int) -> list[Command]:
         """The commands that announce the capacity for `wait`. They have no answer: one would end the wait."""
         self._takes += 2
-        capacity = f"{min(room, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferring else "")
-        return [("CLIENT", "REPLY", "SKIP"), ("SET", self._room, capacity, "PX", int(self._lease * 1000))]
+        capacity = f"{min(room, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferred else "")
+        return [("CLIENT", "REPLY", "SKIP"), ("SET", self._capacity, capacity, "PX", int(self._lease * 1000))]
 
     def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:
         """A connection that blocks until the list has a message, then takes from the queue."""

@@ -66,6 +66,7 @@ SOURCES = (TAKES, *map(str, range(LEVELS)))
 
 _CONFIRMED_WITHIN = 0.6  # seconds: together with the call itself, less than a caller waits
 _MISDIRECTED_AT_MOST = 64
+_DECODED_BYTES = 2**16  # of a message: less than a millisecond of the store's time
 
 EVENTS = "celeryev"
 """Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
@@ -261,7 +262,8 @@ class ValkeyTransport:
 
     async def misdirected(self) -> list[Arrival]:
         """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
-        found = await self._sends.run(Call("queues/misdirected", [DEFAULT_QUEUE], [_MISDIRECTED_AT_MOST, f'"{INFER}"']))
+        looked_for = [_MISDIRECTED_AT_MOST, INFER, _DECODED_BYTES]
+        found = await self._sends.run(Call("queues/misdirected", [DEFAULT_QUEUE], looked_for))
         return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
 
     async def forget(self, misdirected: Sequence[Arrival]) -> None:

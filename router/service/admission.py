@@ -32,12 +32,12 @@ from tasks.models.model import Model
 from tasks.models.profiles import ANSWER_BOUND, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
-from tasks.ticket import Ticket, sign
+from tasks.ticket import Ticket, attach
 from tasks.topology import Tenant, Topology
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import COUNT
 from taxiway.contract.request import LONGEST_DEADLINE, Request, check_terms
-from taxiway.contract.wire import HEADER, Envelope
+from taxiway.contract.wire import Envelope
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError, TaxiwayError, wrong_field
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
@@ -168,7 +168,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
     ticket = template.ticket(order.job, order.reply, order.accepted, order.moment)
     _check_eta(order.envelope, ticket)
     if not placement.held:
-        order.envelope.headers[HEADER] = sign(ticket, order.body, rules.secret)
+        attach(ticket, order.envelope, order.body, rules.secret)
         order.envelope.headers["kwargsrepr"] = template.shown
     outgoing = Outgoing(
         tag=order.tag,

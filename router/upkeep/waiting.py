@@ -22,7 +22,7 @@ from router.decide.working_snapshot import WorkingSnapshot, shown
 from router.service.admission import Rules
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
-from tasks.ticket import TicketError, read_ticket, sign
+from tasks.ticket import TicketError, attach, read_ticket
 from taxiway.contract.job import JobState, MoveRecord, read_moves
 from taxiway.contract.keys import work_cell
 from taxiway.contract.wire import HEADER, Envelope
@@ -190,5 +190,6 @@ def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: 
         reason=reason,
     )
     text = shown(old.model, target, variant, reason)
-    headers = {**envelope.headers, HEADER: sign(unsigned, body, rules.secret), "kwargsrepr": text}
-    return msgspec.structs.replace(envelope, headers=headers)
+    placed = msgspec.structs.replace(envelope, headers={**envelope.headers, "kwargsrepr": text})
+    attach(unsigned, placed, body, rules.secret)
+    return placed

@@ -134,6 +134,9 @@ BRIDGED = "taxiway_bridged"
 DESTINATION = "taxiway_to"
 """The property of a message in `AMQP_OUTBOX` that names its queue at RabbitMQ."""
 
+CLAIMABLE = "taxiway_job"
+"""The property, first in a placed message, with the `job` and `deadline_at` of its ticket, for a script to claim it."""
+
 _POSITIONAL = ("model", "inputs")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _UNTRACED: Carried = {}
@@ -142,11 +145,14 @@ NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": None
 
 
 class Envelope(msgspec.Struct, kw_only=True):
-    """A message as kombu stores it in a Valkey list; `body` is base64."""
+    """A message as kombu stores it in a Valkey list; `body` is base64.
 
-    body: str
-    headers: dict[str, Any]
+    The properties come first, where scripts read the `CLAIMABLE` one without decoding the message.
+    """
+
     properties: dict[str, Any]
+    headers: dict[str, Any]
+    body: str
     content_type: str = msgspec.field(name="content-type", default="application/json")
     content_encoding: str = msgspec.field(name="content-encoding", default="utf-8")
 

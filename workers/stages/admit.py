@@ -255,7 +255,7 @@ _TAGGED = b'"__type__"'  # marks encoded bytes in a body; all other values are p
 def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
     """A plain job's delivery; None if Celery must handle the message: a canvas, an eta, or one to be refused.
 
-    One whose job was not claimed as it was fetched, because its text is unusual, is Celery's too.
+    One that was fetched without a claim on the job of its ticket is Celery's too.
     """
     try:
         message = _decode_message(taken.raw)
@@ -273,7 +273,7 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         embed = read_embed(body)
     except (*UNREADABLE, binascii.Error, TicketError, InvalidRequestError):
         return None
-    if taken.claim is None or not embed.is_empty:
+    if taken.claim is None or taken.job != ticket.job or not embed.is_empty:
         return None
     now = time.time()
     return Delivery(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
+import tests.recorded
 from broker.valkey import run
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue, TakenMessages
@@ -189,7 +192,49 @@ def test_a_server_that_forgot_the_script_is_given_it_again(queue: ClassQueue, br
     assert [one.raw for one in queue.take(QUEUE, 5).messages] == [b"message"]
 
 
-ORDER = b'{"headers": {"taxiway": "{\\"job\\":\\"lost\\"}"}, "properties": {"priority": 0}}'
+ORDER = b'{"properties":{"taxiway_job":{"job":"lost","deadline_at":0.0},"priority":0},"headers":{"eta":null}}'
+
+
+PREVIOUS = json.loads((Path(tests.recorded.__file__).parent / "0.1.0.json").read_text())["order"].encode()
+"""What a router of the previous release put into a class queue."""
+
+
+def claimed(queue: ClassQueue, broker: redis.Redis, message: bytes) -> list[tuple[str, Verdict]]:
+    broker.lpush(QUEUE, message)
+    return [(one.job, one.claim.verdict) for one in queue.take(QUEUE, 9).messages if one.claim is not None]
+
+
+def test_a_message_of_the_previous_release_is_claimed_by_its_ticket(queue: ClassQueue, broker: redis.Redis) -> None:
+    headers = json.loads(PREVIOUS)["headers"]
+    assert "taxiway_job" not in json.loads(PREVIOUS)["properties"]
+    assert claimed(queue, broker, PREVIOUS) == [(headers["id"], Verdict.LATE)]
+    ticket = json.loads(headers["taxiway"][64:])
+    without = {**headers, "taxiway": "0" * 64 + json.dumps({**ticket, "deadline_at": 0.0})}
+    assert claimed(queue, broker, json.dumps({"headers": without}).encode()) == [(headers["id"], Verdict.RUN)]
+
+
+def test_a_message_that_kombu_wrote_again_is_claimed_by_its_property(queue: ClassQueue, broker: redis.Redis) -> None:
+    assert claimed(queue, broker, json.dumps(json.loads(ORDER)).encode()) == [("lost", Verdict.RUN)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"message",
+        b"[1]",
+        b'{"properties":{"taxiway_job":{"job":{},"deadline_at":0}}}',
+        b'{"properties":{"taxiway_job":{"job":3}}}',
+        b'{"properties":{"taxiway_job":{"job":"}"}}}',
+        b'{"properties":{},"headers":{"taxiway":"' + b"0" * 64 + b'7"}}',
+        b'{"properties":{},"headers":{"taxiway":{"reply":""}}}',
+        PREVIOUS.replace(b'"headers":{', b'"headers":{"eta":"2030-01-01T00:00:00",'),
+    ],
+)
+def test_a_message_that_names_no_job_to_claim_is_taken_without_a_claim(
+    queue: ClassQueue, broker: redis.Redis, message: bytes
+) -> None:
+    assert claimed(queue, broker, message) == []
+    assert broker.keys(job_key("*")) == []
 
 
 @pytest.fixture

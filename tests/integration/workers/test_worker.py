@@ -15,6 +15,7 @@ from tasks.settings import Settings
 from tasks.ticket import Promise
 from taxiway.contract.job import JobState, failure_meta, read_meta
 from taxiway.contract.keys import DEAD, job_key, reply_channel, result_key
+from taxiway.contract.wire import CLAIMABLE
 from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
 from tests.routing import eventually
 from tests.stored import facts_of, record_of
@@ -178,6 +179,22 @@ def test_copies_of_one_message_run_once(tower: Tower) -> None:
     tower.result(job)
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
     assert tower.state.hget(job_key(job), "attempts") == b"1"
+
+
+def test_a_message_of_the_previous_release_is_run(tower: Tower) -> None:
+    message = tower.message("echo", "as before")
+    del message.properties[CLAIMABLE]
+    tower.queue(message)
+    assert tower.result(message.headers["id"]).outputs["payload"] == "as before"
+
+
+def test_a_message_is_claimed_for_the_job_of_its_ticket_alone(tower: Tower) -> None:
+    message = tower.message("echo", "its own")
+    message.properties[CLAIMABLE] = {"job": "another", "deadline_at": 0.0}
+    tower.queue(message)
+    assert tower.result(message.headers["id"]).outputs["payload"] == "its own"
+    assert tower.state.hget(job_key("another"), "holder") == b""
+    assert tower.state.exists(result_key("another")) == 0
 
 
 def test_a_job_longer_than_its_lease_runs_once(tower: Tower, fleet: Settings) -> None:

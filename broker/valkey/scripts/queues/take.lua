@@ -7,8 +7,8 @@
 -- KEYS[3] the worker's free capacity
 -- KEYS[4] devices: hash of worker to its device's facts
 -- KEYS[5] heartbeats: sorted set of workers by the time of their last heartbeat
--- KEYS[6..] the queue's lists, first served first, and the list of the messages that prefer the worker, if it has one,
---   which is served before them
+-- KEYS[6] list of tags of the messages that prefer the worker, which are served first
+-- KEYS[7..] the queue's lists, first served first; the first one has the queue's name
 -- ARGV[1] beginning of tags
 -- ARGV[2] end of an unacked entry
 -- ARGV[3] worker
@@ -16,38 +16,41 @@
 -- ARGV[5] prefix of results' keys
 -- ARGV[6] prefix of records' keys
 -- ARGV[7] most seconds of patient work to take, as the jobs' records say
--- ARGV[8] number in tags from which on those are counted that are left to another device
+-- ARGV[8] number in tags from which on messages are counted that are left to another device
 -- ARGV[9] number of lists before the first one of patient work
--- ARGV[10] number of the queue's lists
+-- ARGV[10] 1 if messages may prefer the worker, else 0
 -- ARGV[11] most messages; absent = the free capacity in KEYS[3]
 -- ARGV[12] number of this take, which tags carry; absent = the one in KEYS[3]
 -- Returns the time, the number of the take, then for each message: itself, its job, and verdict and value of the claim.
 -- Safe to run twice: a message is taken once, and returns if nobody keeps it for a lease.
 --
--- A job is claimed where the message says in the usual form which it is and that it has no eta; whoever reads the
--- ticket sees whether that was true. A job that another device should run is not answered: it stays among the unacked,
--- where any worker finds it within half a second as if a silent worker held it.
+-- A message's first property names its job and deadline, and the job is claimed with it; a message with an eta has none.
+-- The worker checks that its signed ticket is for that job. A job that another device should run is not answered: it
+-- stays among the unacked, where any worker finds it within half a second as if a silent worker held it.
 --- @include "now"
 --- @include "final"
-local unacked, index, room, devices, heartbeats = unpack(KEYS, 1, 5)
+local unacked, index, capacity, devices, heartbeats, preferring = unpack(KEYS, 1, 6)
 --- @include "others"
 --- @include "over"
 --- @include "claimed"
-local tags, ending, worker, lease, result_prefix, job_prefix, ahead, parking, first_patient, lists, most, take = unpack(ARGV)
-local pause, asked = 0.5, most
+local tags, ending, worker, lease, result_prefix, job_prefix, ahead, others_from, urgent, preferred = unpack(ARGV, 1, 10)
+local asked, queue, pause = ARGV[11], KEYS[7], 0.5
+local most, take = asked, ARGV[12]
+if not asked then most, take = string.match(redis.call('GET', capacity) or '0 0', '(%d+) (%d+)') end
+-- A message of the previous release has its job and deadline only in its ticket, after the signature's 64 digits.
+local function from_ticket(message)
+  local headers = cjson.decode(message).headers
+  return type(headers.eta) ~= 'string' and cjson.decode(string.sub(headers.taxiway, 65))
+end
+local function claimable(message)
+  local first = string.match(message, '^{"properties": ?{"taxiway_job": ?({[^{}]*})')
+  local read, found = pcall(first and cjson.decode or from_ticket, first or message)
+  if read and type(found) == 'table' and type(found.job) == 'string' then return found.job, tonumber(found.deadline_at) end
+end
+local function elsewhere() return others(worker, queue) end
+local answer, entries, scores = {tostring(now), take}, {}, {}
+local left, n, left_to_others = tonumber(most), 0, 0
 ahead = tonumber(ahead)
-if not asked then most, take = string.match(redis.call('GET', room) or '0 0', '(%d+) (%d+)') end
-local function after(message, name, pattern, from)
-  local _, at = string.find(message, '\\"' .. name .. '\\":', from, true)
-  return at and string.match(message, '^ ?' .. pattern, at + 1)
-end
-local function order_of(message)
-  local at = string.find(message, '"taxiway":"', 1, true) or string.find(message, '"taxiway": "', 1, true)
-  if not at or string.find(message, '"eta":"', 1, true) or string.find(message, '"eta": "', 1, true) then return nil end
-  return after(message, 'job', '\\"([^\\"]+)', at), after(message, 'deadline_at', '([%d.e+]+)', at) or '0'
-end
-local function elsewhere() return others(worker, KEYS[6]) end
-local answer, entries, scores, left, n, parked = {tostring(now), take}, {}, {}, tonumber(most), 0, 0
 local function keep(message, number, at)
   local tag = tags .. take .. '.' .. number
   entries[#entries + 1], entries[#entries + 2] = tag, '[' .. message .. ending
@@ -55,13 +58,13 @@ local function keep(message, number, at)
 end
 local function receive(message, patient)
   local verdict, value = '', ''
-  local job, deadline = order_of(message)
+  local job, deadline = claimable(message)
   if job then
-    verdict, value = claimed(worker, lease, result_prefix .. job, job_prefix .. job, deadline, elsewhere)
+    verdict, value = claimed(worker, lease, result_prefix .. job, job_prefix .. job, deadline or 0, elsewhere)
   end
   if verdict == 'elsewhere' then
-    keep(message, parking + parked, now - lease + pause)
-    parked = parked + 1
+    keep(message, others_from + left_to_others, now - lease + pause)
+    left_to_others = left_to_others + 1
     return
   end
   if job and patient then ahead = ahead - (tonumber(redis.call('HGET', job_prefix .. job, 'work') or 0) or 0) end
@@ -69,10 +72,8 @@ local function receive(message, patient)
   answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
   n, left = n + 1, left - 1
 end
-local last = 5 + lists
-local led = KEYS[last + 1]
-while led and left > 0 do
-  local tag = redis.call('RPOP', led)
+while preferred == '1' and left > 0 do
+  local tag = redis.call('RPOP', preferring)
   if not tag then break end
   local entry = redis.call('HGET', unacked, tag)
   if entry then  -- else it returned to the queue
@@ -81,8 +82,8 @@ while led and left > 0 do
     receive(string.sub(entry, 2, #entry - #ending), false)
   end
 end
-for k = 6, last do
-  local patient = k - 6 >= tonumber(first_patient)
+for k = 7, #KEYS do
+  local patient = k - 7 >= tonumber(urgent)
   local got = true
   while got and left > 0 and (not patient or ahead > 0) do
     got = redis.call('RPOP', KEYS[k], patient and 1 or left)
@@ -92,9 +93,9 @@ for k = 6, last do
 end
 local lasting = math.floor(lease * 1000)
 if asked then
-  redis.call('SET', room, left .. ' ' .. take + 1 .. (led and ' ' .. KEYS[6] or ''), 'PX', lasting)
+  redis.call('SET', capacity, left .. ' ' .. take + 1 .. (preferred == '1' and ' ' .. queue or ''), 'PX', lasting)
 elseif n > 0 then
-  redis.call('SET', room, '0 0', 'PX', lasting)
+  redis.call('SET', capacity, '0 0', 'PX', lasting)
 end
 if #entries > 0 then
   redis.call('HSET', unacked, unpack(entries))
