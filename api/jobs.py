@@ -302,17 +302,17 @@ class StoredDeadLetters:
             why = decision.reason if isinstance(decision, GiveUp) else "it cancels a job"
             raise InvalidRequestError(f"the message is not a request: {why}")
         job = decision.outgoing.job
-        if not await self._store.letters.revive(job):
+        if not await self._store.dead_letters.revive(job):
             raise InvalidRequestError(
                 f"job {quoted(job)} was not dead-lettered, but ended otherwise: send it again as a new request", job=job
             )
         await self._router.forward(decision)
-        await self._store.letters.drop(raw)
+        await self._store.dead_letters.drop(raw)
         return job
 
     async def drop(self, name: str) -> None:
         """Delete a dead letter. Raises `UnknownLetterError`."""
-        await self._store.letters.drop(await self._find(name))
+        await self._store.dead_letters.drop(await self._find(name))
 
     async def _find(self, name: str) -> bytes:
         async for raw in self._letters():
@@ -324,7 +324,7 @@ class StoredDeadLetters:
         """Dead letters as stored, latest first. One may be missed while others are dropped; none is returned twice."""
         seen: set[str] = set()
         start = 0
-        while page := await self._store.letters.page(start, _PAGE):
+        while page := await self._store.dead_letters.page(start, _PAGE):
             for raw in page:
                 if (name := _name(raw)) not in seen:
                     seen.add(name)

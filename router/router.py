@@ -202,7 +202,7 @@ class Router:
             ended=self.store.jobs.ended,
             outcomes=self.outcomes.outcomes,
             latency=self.outcomes.latency,
-            parked=self.intake.parked,
+            dead_lettered=self.intake.dead_lettered,
             rejected=self.outcomes.rejected,
             used=self.outcomes.used,
             dollars=self.outcomes.dollars,

@@ -51,17 +51,22 @@ class AsyncConnection:
 
     Callers share it, and each gets its own answers; the commands of one call are sent in one write. The connection is
     closed once the server has neither answered nor read for `answer` seconds while a call waits. With `answer` None,
-    for commands that block, it is closed when a waiting call is cancelled. `patience` is for connecting, with passwords
-    and TLS. Raises `OSError` and `ServerError`; with `server`, its name in messages, `FleetUnavailable` instead.
+    for commands that block, it is closed when a waiting call is cancelled. `connect_timeout` covers passwords and TLS.
+    Raises `OSError` and `ServerError`; with `server`, its name in messages, `FleetUnavailable` instead.
     """
 
     def __init__(
-        self, url: str, *, server: str = "", answer: float | None = ANSWER_WITHIN, patience: float = ANSWER_WITHIN
+        self,
+        url: str,
+        *,
+        server: str = "",
+        answer: float | None = ANSWER_WITHIN,
+        connect_timeout: float = ANSWER_WITHIN,
     ) -> None:
         self._address = parse(url)
         self._errors = fleet_errors(server)
         self._answer = answer
-        self._patience = patience
+        self._connect_timeout = connect_timeout
         self._wire: _Wire | None = None
         self._opening: asyncio.Task[_Wire] | None = None
 
@@ -156,11 +161,11 @@ class AsyncConnection:
         failed: Exception = OSError()
         for place in places:
             try:
-                async with asyncio.timeout(self._patience / len(places)):
+                async with asyncio.timeout(self._connect_timeout / len(places)):
                     self._wire = await self._reach(place)  # set here, because the caller may have been cancelled
                     return self._wire
             except (OSError, ServerError) as error:
-                failed = error if str(error) else TimeoutError(f"no connection within {self._patience:g} s")
+                failed = error if str(error) else TimeoutError(f"no connection within {self._connect_timeout:g} s")
         raise failed
 
     async def _reach(self, place: Place) -> _Wire:
@@ -428,17 +433,17 @@ class Connection:
                 failed = error
         raise failed
 
-    def _reach(self, place: Place, patience: float) -> None:
+    def _reach(self, place: Place, connect_timeout: float) -> None:
         """Connect to the server at this place, or to the one that the sentinel there names."""
         address = self._address
         if address.service:
-            sentinel = Connection(address.sentinel(place), answer=patience)
+            sentinel = Connection(address.sentinel(place), answer=connect_timeout)
             try:
                 (answered,) = checked(sentinel.ask([address.question]))
             finally:
                 sentinel.close()
             place = address.primary_of(answered)
-        self._socket = _reach(address, place, patience)
+        self._socket = _reach(address, place, connect_timeout)
         if address.greeting:
             self._socket.sendall(b"".join(pieces(address.greeting)))
             address.check_greeting(self.read(len(address.greeting)))
@@ -501,18 +506,18 @@ class ConnectionPool:
             self._free.pop().close()
 
 
-def _reach(address: Address, place: Place, patience: float) -> socket.socket:
+def _reach(address: Address, place: Place, connect_timeout: float) -> socket.socket:
     """A connected socket, before any greeting."""
     if isinstance(place, str):
         sock = socket.socket(socket.AF_UNIX)
-        _set_timeout(sock, patience)
+        _set_timeout(sock, connect_timeout)
         try:
             sock.connect(place)
         except BaseException:
             sock.close()
             raise
         return sock
-    sock = socket.create_connection(place, patience)
+    sock = socket.create_connection(place, connect_timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     context = address.context()

@@ -173,12 +173,12 @@ class Executor(LearnedTimes):
         """
         loaded = self.ready(model, variant)
         if loaded is None:
-            self.make_room(model, variant)
+            self.make_space(model, variant)
             loaded = self.open(model, variant)
             self.keep(loaded)
         return loaded
 
-    def make_room(self, model: Model, variant: str, *, keeping: Collection[str] = ()) -> None:
+    def make_space(self, model: Model, variant: str, *, keeping: Collection[str] = ()) -> None:
         """Unload the least valuable variants until there is memory; never one in use or in `keeping`.
 
         Raises:
@@ -199,7 +199,7 @@ class Executor(LearnedTimes):
             logger.info("unloaded", extra={"variant": other, "to_load": key})
 
     def open(self, model: Model, variant: str) -> Loaded:
-        """Load and warm up a variant for which there is room; the caller then registers it with `keep`. Thread-safe.
+        """Load and warm up a variant that fits the memory; the caller then registers it with `keep`. Thread-safe.
 
         Raises:
             ExecutionError: it cannot be loaded here; gives the reason, which is also kept in `unavailable`.

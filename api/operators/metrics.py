@@ -77,7 +77,7 @@ class _Families(Collector):
         yield _counter("refused", "Requests that this router refused, by error code.", ("code",), done.refused)
         yield _counter("ended", "Jobs that this router ended before a worker did.", ("outcome",), done.ended)
         yield CounterMetricFamily(
-            "taxiway_parked", "Arrivals that this router could not read, and dead-lettered.", done.parked
+            "taxiway_parked", "Arrivals that this router could not read, and dead-lettered.", done.dead_lettered
         )
         yield _counter("webhook_attempts", "Webhook deliveries that this router tried.", ("outcome",), done.webhooks)
         yield _counter(

@@ -82,7 +82,7 @@ class ClassQueue:
         self, url: str, worker: str, limits: Limits, *, ahead: float = math.inf, affinity: bool = False
     ) -> None:
         self._url = url
-        self._connections = ConnectionPool(url, server="broker")
+        self._connections = ConnectionPool(url, server="state store")
         self._lease = limits.lease
         self._claim_args = [worker, limits.lease, result_key(""), job_key("")]
         self._claim_args += [min(ahead, _NO_DEADLINE), TAKEN_AT_MOST, PATIENT, int(affinity)]
@@ -104,17 +104,19 @@ class ClassQueue:
         call = self._take_call(queue, levels, min(most, TAKEN_AT_MOST), self._takes)
         return self._fetched(queue, self._connections.run(call))
 
-    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS, room: int = 0) -> list[TakenMessages]:
+    def wait(
+        self, queues: Sequence[str], longest: float, levels: int = LEVELS, capacity: int = 0
+    ) -> list[TakenMessages]:
         """Block for up to `longest` seconds until a message is in one of the queues' `levels`; returns what was taken.
 
-        It takes at most `room` messages from one queue; without it, as many as the last `take` was short of. An empty
-        list means: call `take`. A worker that was just woken passes `room`, and saves that call.
+        It takes at most `capacity` messages from one queue; without it, as many as the last `take` was short of. An
+        empty list means: call `take`. A worker that was just woken passes `capacity`, and saves that call.
         """
         try:
             own = [self._preferring] if self._preferred else []
             lists = [(name, queue) for queue in queues for name in (*own, *priority_lists(queue)[:levels])]
-            with fleet_errors("broker"):
-                return self._wait(lists, longest, levels, room)
+            with fleet_errors("state store"):
+                return self._wait(lists, longest, levels, capacity)
         except FleetUnavailable:
             for name in [*self._blocked]:
                 self._leave(name)
@@ -171,13 +173,15 @@ class ClassQueue:
         ]
         return TakenMessages(queue, float(now), messages)
 
-    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int, room: int) -> list[TakenMessages]:
+    def _wait(
+        self, lists: Sequence[tuple[str, str]], longest: float, levels: int, capacity: int
+    ) -> list[TakenMessages]:
         for name in self._blocked.keys() - {name for name, _ in lists}:  # of a class that the worker no longer serves
             self._leave(name)
         left = [(name, queue) for name, queue in lists if name not in self._blocked]
-        if room and not left:
+        if capacity and not left:
             return []  # no connection to announce it on
-        first = self._announcement(lists[0][1], room) if room else []
+        first = self._announcement(lists[0][1], capacity) if capacity else []
         for name, queue in left:
             self._blocked[name] = self._block(name, queue, levels, first)
             first = []
@@ -186,11 +190,11 @@ class ClassQueue:
             fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
         return fetches
 
-    def _announcement(self, queue: str, room: int) -> list[Command]:
+    def _announcement(self, queue: str, capacity: int) -> list[Command]:
         """The commands that announce the capacity for `wait`. They have no answer: one would end the wait."""
         self._takes += 2
-        capacity = f"{min(room, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferred else "")
-        return [("CLIENT", "REPLY", "SKIP"), ("SET", self._capacity, capacity, "PX", int(self._lease * 1000))]
+        announced = f"{min(capacity, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferred else "")
+        return [("CLIENT", "REPLY", "SKIP"), ("SET", self._capacity, announced, "PX", int(self._lease * 1000))]
 
     def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:
         """A connection that blocks until the list has a message, then takes from the queue."""

@@ -45,7 +45,7 @@ class ValkeyQueueMover:
     """Class queues, for moving what waits in them. Methods raise `BrokerUnavailableError` while it does not answer."""
 
     def __init__(self, url: str) -> None:
-        self._connection = AsyncConnection(url, server="broker")
+        self._connection = AsyncConnection(url, server="state store")
 
     async def head(self, queue: str) -> QueueHead:
         """What waits in the queue."""

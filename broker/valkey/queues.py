@@ -170,8 +170,8 @@ class ValkeyTransport:
     """
 
     def __init__(self, url: str, *, name: str, keep_record: int, confirmed_by: int = 0) -> None:
-        self._signs, self._takes, self._sends = (AsyncConnection(url, server="broker") for _ in range(3))
-        self._waiters = [AsyncConnection(url, server="broker", answer=None) for _ in range(LEVELS)]
+        self._signs, self._takes, self._sends = (AsyncConnection(url, server="state store") for _ in range(3))
+        self._waiters = [AsyncConnection(url, server="state store", answer=None) for _ in range(LEVELS)]
         self._database = parse(url).database
         self._keep = keep_record
         self._confirmed_by = confirmed_by  # replicas

@@ -65,7 +65,7 @@ _BACKOFF = Backoff(0.05, 1.0)  # while the store is unavailable
 Answer = TypeVar("Answer")
 
 
-class Withdrawal(NamedTuple):
+class JobNotice(NamedTuple):
     """A held job that was cancelled or expired; with a request, the claim of that `token` is to yield instead."""
 
     job: str
@@ -74,7 +74,7 @@ class Withdrawal(NamedTuple):
 
 
 class WorkerStore:
-    """One worker's access to the state store. Thread-safe, except `withdrawn`.
+    """One worker's access to the state store. Thread-safe, except `notices`.
 
     Args:
         worker: the worker's name; claims carry it.
@@ -210,7 +210,7 @@ class WorkerStore:
         """Hold the worker's name for this process; 0 seconds leave it."""
         return lease_answer(self._connections.run(lease_call([name_key(self.worker)], process, seconds)))
 
-    def withdrawn(self, longest: float) -> list[Withdrawal]:
+    def notices(self, longest: float) -> list[JobNotice]:
         """Jobs held here that ended or are to yield, as announced within `longest` seconds. For one thread."""
         with fleet_errors("state store"):
             if not self._cancellations.connected:
@@ -218,10 +218,10 @@ class WorkerStore:
             message = self._cancellations.next_message(longest)
         if message is None or message[0] != b"message":
             return []
-        return [_withdrawal(message[2])]
+        return [_notice(message[2])]
 
     def wake_listener(self) -> None:
-        """End a waiting call of `withdrawn`. Thread-safe."""
+        """End a waiting call of `notices`. Thread-safe."""
         self._connections.calls(("PUBLISH", cancelled_channel(self.worker), ""))
 
     def history(self, job: str) -> tuple[Holder, ...]:
@@ -235,12 +235,12 @@ class WorkerStore:
         self._connections.calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
 
 
-def _withdrawal(message: bytes) -> Withdrawal:
+def _notice(message: bytes) -> JobNotice:
     """As finish.lua announces an end, by the job's key, and yield.lua a request."""
     if message.startswith(job_key("").encode()) or not message:
-        return Withdrawal(message.decode().removeprefix(job_key("")))
+        return JobNotice(message.decode().removeprefix(job_key("")))
     job, token, seconds, reason = msgspec.msgpack.decode(message, type=tuple[str, str, str, str])
-    return Withdrawal(job.removeprefix(job_key("")), token, YieldRequest(float(seconds), reason))
+    return JobNotice(job.removeprefix(job_key("")), token, YieldRequest(float(seconds), reason))
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, warn: Callable[[str], None]) -> Answer:

@@ -88,7 +88,7 @@ class Template:
             model=placement.table.model.id,
             variants=variants,
             prices={name: hardware[name].dollars_per_hour for name in variants},
-            tariffs={name: told for name in variants if (told := hardware[name].price.tariff) is not None},
+            tariffs={name: tariff for name in variants if (tariff := hardware[name].price.tariff) is not None},
             runs=placement.runs,
             accepted=0.0,
             deadline_at=0.0,

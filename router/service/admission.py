@@ -261,8 +261,8 @@ def _template(order: Order, rules: Rules, working: WorkingSnapshot, prompt: Prom
     request, until = order.request, _until(order)
     model, shares = _accepting(order, rules), working.tenants.shares
     measurements = _measure(order, model, rules, working, prompt.prefix)
-    standing = shares.work_limit(request.tenant), shares.bypasses_holding(request.tenant)
-    key = (*_terms_of(request), *measurements, *standing)
+    entitled = shares.work_limit(request.tenant), shares.bypasses_holding(request.tenant)
+    key = (*_terms_of(request), *measurements, *entitled)
     seed = seed_of(order.job)
     known = working.placed(key, seed) if until is None else None
     if known is not None:

@@ -109,8 +109,8 @@ class AmqpBridge:
     def __init__(self, url: str, broker: str, name: str, store: RouterStore, confirmed_by: int) -> None:
         self._url = url
         self._store, self._name = store, name
-        self._arrivals, self._keeps, self._outbox = (AsyncConnection(broker, server="broker") for _ in range(3))
-        self._bell = AsyncConnection(broker, server="broker", answer=None)
+        self._arrivals, self._keeps, self._outbox = (AsyncConnection(broker, server="state store") for _ in range(3))
+        self._bell = AsyncConnection(broker, server="state store", answer=None)
         self._keeping = confirming(confirmed_by, _KEPT_WITHIN) or (("WAITAOF", 1, 0, int(_KEPT_WITHIN * 1000)),)
         self._confirmed_by = confirmed_by
         self._sender = Leadership(broker, name, _LEASE, (AMQP_SENDER, AMQP_SENDERS))
@@ -240,7 +240,7 @@ class AmqpBridge:
 
     async def _give_up(self, raw: bytes, reason: str) -> None:
         logger.warning("message dead-lettered", extra={"reason": reason})
-        await self._store.letters.add([DeadLetter(bounded(reason), time.time(), raw, self._name)])
+        await self._store.dead_letters.add([DeadLetter(bounded(reason), time.time(), raw, self._name)])
 
     async def _open(self) -> _Session:
         connection = await aio_pika.connect(self._url, timeout=ANSWER_WITHIN)
@@ -345,7 +345,7 @@ Answer = TypeVar("Answer")
 
 async def _insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
     """The value of a call to Valkey, made again until it answers."""
-    outage = Outage(logger, "server unavailable", server="broker")
+    outage = Outage(logger, "server unavailable", server="state store")
     while True:
         try:
             value = await call()

@@ -56,7 +56,7 @@ class Intake:
         self._stopping = False
         self._idle = False
         self._running: asyncio.Task[None] | None = None
-        self.parked = 0
+        self.dead_lettered = 0
 
     def start(self) -> asyncio.Task[None]:
         """Begin; the task ends by itself, after its turn, once the intake retires."""
@@ -70,7 +70,7 @@ class Intake:
             self._running.cancel()
 
     async def _run(self) -> None:
-        outage = Outage(logger, "server unavailable", server="broker")
+        outage = Outage(logger, "server unavailable", server="state store")
         while not self._stopping:
             try:
                 taken = await self._transport.take()
@@ -160,10 +160,10 @@ class Intake:
             await self._end(ended)
         if cancelled := [one.job for one in decisions if isinstance(one, Cancel)]:
             await self._store.jobs.cancel(cancelled)
-        if letters := [DeadLetter(one.reason, time.time(), a.raw) for a, one in answered if isinstance(one, GiveUp)]:
-            await self._store.letters.add(letters)
-            self.parked += len(letters)
-            for letter in letters:
+        if dead := [DeadLetter(one.reason, time.time(), a.raw) for a, one in answered if isinstance(one, GiveUp)]:
+            await self._store.dead_letters.add(dead)
+            self.dead_lettered += len(dead)
+            for letter in dead:
                 logger.warning("message dead-lettered", extra={"reason": letter.reason})
 
     async def _end(self, ended: Sequence[tuple[Arrival, End]]) -> None:

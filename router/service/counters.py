@@ -36,7 +36,7 @@ class Counters:
     """By class and final state."""
     latency: Mapping[tuple[str, ...], Sequence[float]] = field(default_factory=dict)
     """By class and stage: the figures of `tasks.heartbeat`."""
-    parked: int = 0
+    dead_lettered: int = 0
     """Dead-lettered arrivals, counted by the router."""
     rejected: Counts = field(default_factory=dict)
     """Messages by class."""

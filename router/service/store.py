@@ -496,9 +496,9 @@ class DeadLetterStore:
     def __init__(self, calls: AsyncConnection) -> None:
         self._calls = calls
 
-    async def add(self, letters: Sequence[DeadLetter]) -> None:
+    async def add(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Store messages that cannot be answered as dead letters; the oldest beyond a limit are dropped."""
-        push = ("LPUSH", DEAD, *(msgspec.json.encode(letter) for letter in letters))
+        push = ("LPUSH", DEAD, *(msgspec.json.encode(letter) for letter in dead_letters))
         await self._calls.transaction(push, ("LTRIM", DEAD, 0, _DEAD_AT_MOST - 1))
 
     async def page(self, start: int, most: int) -> list[bytes]:
@@ -524,7 +524,7 @@ class RouterStore:
         self.values = ValueStore(url, self._calls)
         self.jobs = JobStore(self._calls, self._periodic, limits, self.values.ask)
         self.holding = HoldingStore(self._calls, self._periodic)
-        self.letters = DeadLetterStore(self._calls)
+        self.dead_letters = DeadLetterStore(self._calls)
 
     async def close(self) -> None:
         """Disconnect."""

@@ -46,7 +46,7 @@ class Receipt:
 
 
 class ClientTransport(Protocol):
-    """A transport to a fleet. A call raises `BrokerUnavailableError` after `patience` seconds without an answer."""
+    """A transport to a fleet. A call without an answer raises `BrokerUnavailableError` after `connect_timeout` s."""
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request durably."""
@@ -94,9 +94,9 @@ class ClientTransport(Protocol):
 
 
 def open_transport(
-    url: str, *, patience: float, show: Show, key: str | None = None, confirmed_by: int = 0
+    url: str, *, connect_timeout: float, show: Show, key: str | None = None, confirmed_by: int = 0
 ) -> ClientTransport:
-    """The transport at `url`. It connects on first use, and retries for `patience` seconds when there is no answer.
+    """The transport at `url`. It connects on first use, and retries for `connect_timeout` seconds without an answer.
 
     `show` converts a result's tensors for the caller. `key` is the API key at the HTTP API, the signing key at a
     broker. A submit to a broker waits until so many replicas have confirmed it.
@@ -109,7 +109,7 @@ def open_transport(
         expected, got = "://, ".join(_TRANSPORTS), f"{scheme}://…" if scheme else "no scheme"  # never a password
         raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
     opened: ClientTransport = importlib.import_module(_TRANSPORTS[scheme]).open_url(
-        url, patience, show, key, confirmed_by
+        url, connect_timeout, show, key, confirmed_by
     )
     return opened
 

@@ -263,7 +263,9 @@ class AsyncClient:
     ) -> None:
         show = array if arrays else plain
         confirmed_by = confirmations(durability, replicas)
-        opening = partial(open_transport, url, patience=connect_timeout, show=show, key=key, confirmed_by=confirmed_by)
+        opening = partial(
+            open_transport, url, connect_timeout=connect_timeout, show=show, key=key, confirmed_by=confirmed_by
+        )
         self._transports = PerProcess(opening)
         self._transports.get()  # an invalid address raises here
         self._closed = False

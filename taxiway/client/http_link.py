@@ -124,11 +124,11 @@ class HttpLink:
     reach another server behind the same address, so a connection may be silent for at most `silence` seconds.
     """
 
-    def __init__(self, url: str, patience: float, key: str | None = None, *, silence: float = SILENCE) -> None:
+    def __init__(self, url: str, connect_timeout: float, key: str | None = None, *, silence: float = SILENCE) -> None:
         parts = urlsplit(url)
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # never with a password
         self.last_active = 0.0
-        self.patience = patience
+        self.connect_timeout = connect_timeout
         self._last_unavailable = 0.0
         self._silence = silence
         address = _address(parts)
@@ -154,15 +154,15 @@ class HttpLink:
     ) -> HttpResponse:
         """The server's answer, however long it takes.
 
-        A request to a server that stops or fails is retried for `patience` seconds: another server may take over. Two
-        cases are not retried: `once` (a repetition would take effect twice), and `sink`, which may already have
-        received part of the body.
+        A request to a server that stops or fails is retried for `connect_timeout` seconds: another server may take
+        over. Two cases are not retried: `once` (a repetition would take effect twice), and `sink`, which may already
+        have received part of the body.
 
         Raises:
             DisconnectedError: the connection broke, and the request may not be retried, or retries failed for
-                `patience`.
-            BrokerUnavailableError: the server cannot be reached, or was silent for `patience` s; the detail `sent` is
-                set if the request had been sent and may have taken effect.
+                `connect_timeout`.
+            BrokerUnavailableError: the server cannot be reached, or was silent for `connect_timeout` s; the detail
+                `sent` is set if the request had been sent and may have taken effect.
             FleetUnavailable: the response is not HTTP, or longer than `MOST_BODY`.
         """
         request = _Request(method, path, body, headers or {}, sink, once)
@@ -172,7 +172,7 @@ class HttpLink:
                 return await self._send_connected(request)
             except DisconnectedError:
                 now = asyncio.get_running_loop().time()
-                until = now + self.patience if until is None else until
+                until = now + self.connect_timeout if until is None else until
                 if once or sink is not None or now >= until:
                     raise
             except BrokerUnavailableError as error:
@@ -189,7 +189,7 @@ class HttpLink:
 
         Raises:
             TimeoutError: `until` passed.
-            BrokerUnavailableError: no answer, or broken streams, for `patience` seconds.
+            BrokerUnavailableError: no answer, or broken streams, for `connect_timeout` seconds.
             NotAStreamError: the response is not a stream.
         """
         clock = asyncio.get_running_loop().time
@@ -213,8 +213,8 @@ class HttpLink:
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
-            last_good = clock() if clock() - began > self.patience else last_good
-            if not _should_reopen(reading, again=clock() - last_good < self.patience):
+            last_good = clock() if clock() - began > self.connect_timeout else last_good
+            if not _should_reopen(reading, again=clock() - last_good < self.connect_timeout):
                 return
             await asyncio.sleep(_RECONNECT_PAUSE)
 
@@ -229,15 +229,15 @@ class HttpLink:
             await self._session.close()
 
     async def _send_connected(self, request: _Request) -> HttpResponse:
-        """Send the request once, after connecting with retries for `patience` seconds; returns the response."""
+        """Send the request once, after connecting with retries for `connect_timeout` seconds; returns the response."""
         if self.last_active < self._last_unavailable:
             await self._await_recovery()
         clock = asyncio.get_running_loop().time
-        until = clock() + self.patience
+        until = clock() + self.connect_timeout
         while True:
             began = clock()
             longest = LONGEST_CALL if request.sink is None else math.inf
-            call = _Call(self, asyncio.timeout(None), began, began, began + max(longest, self.patience))
+            call = _Call(self, asyncio.timeout(None), began, began, began + max(longest, self.connect_timeout))
             try:
                 return await self._try_once(call, request, max(_RECONNECT_PAUSE, until - began))
             except aiohttp.ClientConnectorCertificateError as error:
@@ -317,7 +317,7 @@ class HttpLink:
     async def _watch(self) -> None:
         """Probe a silent server while calls wait for it; if it does not answer, fail those calls."""
         clock = asyncio.get_running_loop().time
-        step = min(self.patience, self._silence) / 3
+        step = min(self.connect_timeout, self._silence) / 3
         while self._calls:
             await asyncio.sleep(step)
             now = clock()
@@ -327,16 +327,18 @@ class HttpLink:
                 gone = not alive and self.last_active < now  # otherwise it is busy answering other calls
             for call in self._calls:
                 end = now if gone else min(call.last_active + self._silence, call.latest)
-                call.end_at(max(end, call.began + self.patience + _RECONNECT_PAUSE))  # until then it may be connecting
+                call.end_at(
+                    max(end, call.began + self.connect_timeout + _RECONNECT_PAUSE)
+                )  # until then it may be connecting
 
     async def _await_recovery(self) -> None:
-        """Wait up to `patience` seconds for an unavailable server; one probe serves all waiting calls.
+        """Wait up to `connect_timeout` seconds for an unavailable server; one probe serves all waiting calls.
 
         If each call sent and abandoned its own request again and again, an overloaded server would process only
         abandoned requests and never recover.
         """
         clock = asyncio.get_running_loop().time
-        until = clock() + self.patience
+        until = clock() + self.connect_timeout
         while self.last_active < self._last_unavailable:
             if clock() + _RECONNECT_PAUSE >= until:
                 raise self._unavailable()
@@ -345,7 +347,7 @@ class HttpLink:
 
     def _probe(self) -> asyncio.Task[bool]:
         if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._is_alive(self.patience))
+            self._probing = asyncio.create_task(self._is_alive(self.connect_timeout))
         return self._probing
 
     async def _is_alive(self, timeout: float) -> bool:

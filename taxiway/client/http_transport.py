@@ -90,7 +90,7 @@ class _InferRequest:
     single: bool
 
 
-def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> HttpClientTransport:
+def open_url(url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> HttpClientTransport:
     """The transport at `url`, authenticated with `key`.
 
     Raises:
@@ -99,14 +99,14 @@ def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_b
     if confirmed_by:
         message = "durability: expected none for a router, whose limits.durability decides, got 'replicated'"
         raise InvalidRequestError(message, field="durability")
-    return HttpClientTransport(url, patience, show, key)
+    return HttpClientTransport(url, connect_timeout, show, key)
 
 
 class HttpClientTransport:
     """Requests to a router. A model's metadata is fetched once; it gives plain inputs their names and datatypes."""
 
-    def __init__(self, url: str, patience: float, show: Show, key: str | None = None) -> None:
-        self._link = HttpLink(url, patience, key)
+    def __init__(self, url: str, connect_timeout: float, show: Show, key: str | None = None) -> None:
+        self._link = HttpLink(url, connect_timeout, key)
         self._show = show
         self._accepts = {"accept": OCTETS} if show is array else {}
         self._known: dict[str, _Metadata] = {}

@@ -22,7 +22,7 @@ _MOST_MESSAGES = 512
 _BACKOFF = Backoff(0.02, 0.5)  # before reconnecting
 
 _CONFIRMED_WITHIN = 0.8
-"""Fraction of a call's `patience` within which a replica must confirm."""
+"""Fraction of a call's `connect_timeout` within which a replica must confirm."""
 
 _NO_BLOBS: Mapping[str, Buffer] = {}
 
@@ -35,16 +35,16 @@ _Waiting = tuple[Any, Settle]
 class ValkeyLink:
     """Commands to one server. Commands issued while a pipeline is in flight are sent together in the next one."""
 
-    def __init__(self, url: str, patience: float, confirmed_by: int = 0) -> None:
+    def __init__(self, url: str, connect_timeout: float, confirmed_by: int = 0) -> None:
         try:
-            self._connection = AsyncConnection(url, answer=None, patience=patience)
+            self._connection = AsyncConnection(url, answer=None, connect_timeout=connect_timeout)
         except ValueError:  # its text may quote part of a password
             wanted = "redis://NAME:PASSWORD@HOST:PORT/DATABASE, with / and # in a password as %2F and %23"
             raise InvalidRequestError(f"url: expected {wanted}", field="url") from None
         self._url = url
-        self.patience = patience
+        self.connect_timeout = connect_timeout
         self._confirmed_by = confirmed_by  # replicas
-        self._confirming = confirming(confirmed_by, patience * _CONFIRMED_WITHIN)
+        self._confirming = confirming(confirmed_by, connect_timeout * _CONFIRMED_WITHIN)
         self._arrivals: list[_Waiting] = []
         self._commands: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -72,7 +72,7 @@ class ValkeyLink:
 
     def connection(self) -> AsyncConnection:
         """A new connection for the caller's own use."""
-        return AsyncConnection(self._url, answer=None, patience=self.patience)
+        return AsyncConnection(self._url, answer=None, connect_timeout=self.connect_timeout)
 
     async def close(self) -> None:
         """Disconnect after all pending commands have been answered or refused."""
@@ -119,7 +119,7 @@ class ValkeyLink:
         written = answers[: len(answers) - len(self._confirming)]
         refused = next((answer for answer in written if isinstance(answer, Exception)), None)
         if refused is not None:
-            return refusal("broker", refused)
+            return refusal("state store", refused)
         try:
             check_confirmed(answers[len(written) :], self._confirmed_by)
         except FleetUnavailable as error:
@@ -139,7 +139,7 @@ class ValkeyLink:
 
     async def _with_retries(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
         clock = asyncio.get_running_loop().time
-        until, failures = clock() + self.patience, 0
+        until, failures = clock() + self.connect_timeout, 0
         while True:
             try:
                 async with asyncio.timeout_at(until):
@@ -148,10 +148,10 @@ class ValkeyLink:
                 failures += 1
                 pause = _BACKOFF.pause(failures)
                 if clock() + pause >= until:
-                    raise ConnectionError(str(error) or f"no answer within {self.patience:g} s") from error
+                    raise ConnectionError(str(error) or f"no answer within {self.connect_timeout:g} s") from error
             await asyncio.sleep(pause)
 
 
 def _as_outcome(answer: Any) -> Any:
     """The answer; a server's error becomes taxiway's."""
-    return refusal("broker", answer) if isinstance(answer, Exception) else answer
+    return refusal("state store", answer) if isinstance(answer, Exception) else answer

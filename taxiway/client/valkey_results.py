@@ -28,10 +28,10 @@ MOST_PER_PASS = 2048
 """Most results read in one pass: 0.8 ms of CPU time at the reader, 0.2 ms at the store."""
 
 _PINGS = 3
-"""Pings sent to a silent server within the link's `patience`."""
+"""Pings sent to a silent server within the link's `connect_timeout`."""
 
 _CHECKS = 12
-"""Checks per `patience`: a caller learns that it has run out at most this fraction late."""
+"""Checks per `connect_timeout`: a caller learns that it has run out at most this fraction late."""
 
 _MOST_RESULTS = 256
 """Results per MGET."""
@@ -72,7 +72,7 @@ class PieceReader:
 
     def __init__(self, link: ValkeyLink, job: str) -> None:
         self._connection = link.connection()
-        self._patience = link.patience
+        self._connect_timeout = link.connect_timeout
         self._key = stream_key(job)
 
     async def read(self, after: str) -> list[tuple[str, StreamEntry]]:
@@ -91,7 +91,7 @@ class PieceReader:
     async def _ask(self, after: str) -> list[tuple[str, StreamEntry]]:
         wait = int(_BLOCK * 1000)
         command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", self._key, after)
-        async with asyncio.timeout(_BLOCK + self._patience):
+        async with asyncio.timeout(_BLOCK + self._connect_timeout):
             streams = await self._connection.call(*command)
         entries = streams[0][1] if streams else []
         return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
@@ -188,14 +188,14 @@ class Replies:
 
         Raises:
             ResultTimeoutError: `timeout` seconds passed.
-            BrokerUnavailableError: the server was silent for the link's `patience` (without `timeout`), or is
+            BrokerUnavailableError: the server was silent for the link's `connect_timeout` (without `timeout`), or is
                 unavailable when `timeout` ends.
         """
         clock = asyncio.get_running_loop().time
         started = clock() if started is None else started
         while not future.done():
             silent_since = max(started, self._last_received)
-            until = silent_since + self._link.patience if timeout is None else started + timeout
+            until = silent_since + self._link.connect_timeout if timeout is None else started + timeout
             if clock() >= until:
                 raise self._timeout_error(timeout)
             await asyncio.wait((future,), timeout=until - clock())
@@ -284,7 +284,7 @@ class Replies:
             self._check(rounds.take(self._waiting))
 
     async def _poll_once(self, future: asyncio.Future[bytes], job: str) -> None:
-        """Read a job's stored result once, however short the caller's timeout, for up to the link's `patience`."""
+        """Read a job's stored result once, however short the caller's timeout, within the link's `connect_timeout`."""
         self._check([job])
         while not future.done() and self._checking is not None and not self._checking.done():
             await asyncio.wait((self._checking, future), return_when=asyncio.FIRST_COMPLETED)
@@ -332,17 +332,17 @@ class Replies:
     async def _ping(self) -> None:
         """Ping a silent server while calls wait, and drop the connection if it does not answer."""
         clock = asyncio.get_running_loop().time
-        step = self._link.patience / _PINGS
+        step = self._link.connect_timeout / _PINGS
         while True:
-            await asyncio.sleep(self._link.patience / _CHECKS)
+            await asyncio.sleep(self._link.connect_timeout / _CHECKS)
             now = clock()
             for future, started in list(self._sole_waits.items()):
-                if now >= max(started, self._last_received) + self._link.patience:
+                if now >= max(started, self._last_received) + self._link.connect_timeout:
                     settle(future, self._timeout_error(None))
             if not self._connection.connected or not len(self._waiting):
                 continue
             if not self._pinged and now - self._last_received >= step:
                 self._pinged = now
                 self._connection.send(("PING",))
-            elif self._pinged and now - self._pinged >= self._link.patience - step:
+            elif self._pinged and now - self._pinged >= self._link.connect_timeout - step:
                 self._connection.close()

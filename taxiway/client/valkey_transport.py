@@ -63,7 +63,7 @@ _RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
 
 
-def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_by: int) -> ValkeyClientTransport:
+def open_url(url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> ValkeyClientTransport:
     """The transport at `url`; `key` signs the messages written there.
 
     Raises:
@@ -73,7 +73,7 @@ def open_url(url: str, patience: float, show: Show, key: str | None, confirmed_b
         signing = None if key is None else read_key(key)
     except ValueError as error:
         raise InvalidRequestError(f"key: at a broker, the producers' signing key: {error}", field="key") from None
-    return ValkeyClientTransport(ValkeyLink(url, patience, confirmed_by), show, signing)
+    return ValkeyClientTransport(ValkeyLink(url, connect_timeout, confirmed_by), show, signing)
 
 
 class ValkeyClientTransport:

@@ -362,12 +362,12 @@ def confirmations(durability: Durability, replicas: int) -> int:
     return (replicas + 1) // 2 if durability == "replicated" else 0
 
 
-def confirming(replicas: int, patience: float) -> tuple[tuple[str | int, ...], ...]:
-    """The commands that confirm earlier writes on the same connection by so many replicas within `patience` seconds.
+def confirming(replicas: int, within: float) -> tuple[tuple[str | int, ...], ...]:
+    """The commands that confirm earlier writes on the same connection by so many replicas within `within` seconds.
 
     They wait for the replicas' memory (WAIT), not their disks (WAITAOF): replicas report the latter once a second.
     """
-    return (("WAIT", replicas, int(patience * 1000)),) if replicas else ()
+    return (("WAIT", replicas, int(within * 1000)),) if replicas else ()
 
 
 def check_confirmed(answers: Sequence[Any], replicas: int) -> None:
@@ -378,7 +378,7 @@ def check_confirmed(answers: Sequence[Any], replicas: int) -> None:
     """
     for confirmed in answers:
         if isinstance(confirmed, Exception):
-            raise refusal("broker", confirmed)
+            raise refusal("state store", confirmed)
         if confirmed < replicas:
             message = f"the broker accepted the request, but {confirmed} of {replicas} replicas confirmed it in time"
             raise BrokerUnavailableError(f"{message}; it may still run", retry_after=1.0)

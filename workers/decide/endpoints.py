@@ -199,12 +199,12 @@ class EndpointRates:
         begun = (each and replace(each, level=each.left(now), at=0.0) for each in (self.requests, self.tokens))
         return EndpointRates(*begun)
 
-    def room(self, tokens: float, now: float) -> float:
+    def free(self, tokens: float, now: float) -> float:
         """How many requests of that many tokens may be sent now; infinite if nothing is limited."""
-        room = [
+        free = [
             bucket.left(now) / min(max(amount, 1e-9), bucket.capacity) for bucket, amount in self._both(1.0, tokens)
         ]
-        return max(min(room, default=math.inf), 0.0)
+        return max(min(free, default=math.inf), 0.0)
 
     def taken(self, tokens: float, now: float, *, requests: float = 1.0) -> EndpointRates:
         """The rates after requests with that many tokens were sent; negative amounts are given back."""

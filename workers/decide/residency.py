@@ -1,4 +1,4 @@
-"""Which loaded variants are unloaded to make room. Pure: sizes, uses and the time are arguments.
+"""Which loaded variants are unloaded to free memory. Pure: sizes, uses and the time are arguments.
 
 The least valuable variants are unloaded. A variant's value is its load time, times its use rate, per byte it holds.
 

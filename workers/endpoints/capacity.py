@@ -156,7 +156,7 @@ LONGEST_TURN = 0.5
 
 
 class RateGate:
-    """What may be sent. For one event loop; any thread may read `room`, `wait` and `allowed`."""
+    """What may be sent. For one event loop; any thread may read `free`, `wait` and `allowed`."""
 
     def __init__(self, rate: Rate) -> None:
         self._size = 1.0
@@ -173,9 +173,9 @@ class RateGate:
             self.state(rate)
 
     @property
-    def room(self) -> float:
+    def free(self) -> float:
         """How many rows of the usual size may be sent now; infinite without limits."""
-        return math.floor(room) if math.isfinite(room := self._rates.room(self._size, time.monotonic())) else room
+        return math.floor(free) if math.isfinite(free := self._rates.free(self._size, time.monotonic())) else free
 
     @property
     def wait(self) -> float:

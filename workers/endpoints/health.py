@@ -159,7 +159,7 @@ class EndpointHealth:
             self.listed = listed
             self._announced(self)
         except EndpointError as error:
-            if self._link.heard <= began:  # else it answers others, and is only slow to answer this
+            if self._link.received <= began:  # else it answers others, and is only slow to answer this
                 self._miss(error)
         else:
             self._missed = False

@@ -71,8 +71,8 @@ class EndpointLink:
         key: its API key; empty for none.
         stall: seconds without a byte after which an answer counts as stalled.
 
-    `url` is where the protocol's paths begin, and `root` the server's. `heard` is when it last sent part of an answer,
-    on the monotonic clock.
+    `url` is where the protocol's paths begin, and `root` the server's. `received` is when it last sent part of an
+    answer, on the monotonic clock.
 
     Raises:
         EndpointConfigError: a certificate cannot be read.
@@ -88,7 +88,7 @@ class EndpointLink:
         self._tls = _context(endpoint.tls) if url.startswith("https:") else None
         parts = urlsplit(url)
         self.root = f"{parts.scheme}://{parts.netloc}"
-        self.heard = 0.0
+        self.received = 0.0
 
     async def open(self) -> None:
         """Be ready to connect."""
@@ -125,10 +125,10 @@ class EndpointLink:
     async def _answer(self, response: aiohttp.ClientResponse, exchange: Exchange, tell: Tell) -> Row:
         reader = exchange.reader = exchange.ask.read(response.headers)
         async for chunk in response.content.iter_any():
-            self.heard = time.monotonic()
+            self.received = time.monotonic()
             parts = reader.feed(chunk)
             if reader.pieces and not exchange.first:
-                exchange.first = self.heard
+                exchange.first = self.received
             if parts:
                 tell(parts)
             if reader.done:

@@ -153,11 +153,11 @@ class EndpointStage:
         self._stopping.set()
         self._inbox.wake()
 
-    def wait_for_room(self, longest: float) -> int:
+    def wait_for_capacity(self, longest: float) -> int:
         """Wait until slots are free, at most `longest` seconds; returns for how many jobs. Thread-safe."""
         longest = min(longest, self._gate.wait or longest)
-        self._inbox.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
-        return max(math.ceil(self._room() / self._inbox.rows_a_job), 0)
+        self._inbox.wait_for(lambda: self._capacity() > 0 or self._stopping.is_set(), longest)
+        return max(math.ceil(self._capacity() / self._inbox.rows_a_job), 0)
 
     def levels(self) -> int:
         """All of a queue's levels: no job waits here."""
@@ -248,13 +248,13 @@ class EndpointStage:
                 self._shared.store.keep(cut(jobs, "its worker stopped"))
             self._shared.held.requeue([job.delivery for job in jobs])
 
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         health, running = self._places.target.health, self.use.running
         slots = 0 if self._places.gone else health.slots
         if is_full(health.engine):
             slots = min(slots, max(running, 1))
         waiting = self._rows - running + self._inbox.rows
-        return int(min(slots - running, self._gate.room)) - waiting
+        return int(min(slots - running, self._gate.free)) - waiting
 
     def _resize(self, endpoint: Endpoint) -> None:
         """Go by what queues.yaml says of an endpoint now."""
@@ -408,7 +408,7 @@ class EndpointStage:
 
     async def _asked(self, target: Target, exchange: Exchange, job: RunningJob, row: int) -> Row:
         try:
-            answer = await target.link.ask(exchange, self._teller(job, row, exchange) if job.stream else _unheard)
+            answer = await target.link.ask(exchange, self._publisher(job, row, exchange) if job.stream else _ignore)
         except EndpointError as error:
             target.health.failed(error, job.delivery.job)
             raise
@@ -425,7 +425,7 @@ class EndpointStage:
         if delivery.task is not None and not delivery.retries:
             delivery.task.start()
 
-    def _teller(self, job: RunningJob, row: int, exchange: Exchange) -> Tell:
+    def _publisher(self, job: RunningJob, row: int, exchange: Exchange) -> Tell:
         """What passes on the generated answer to a row of a job that streams, after what was kept of it."""
         kept = _kept_of(job)
         at, sent = len(kept.text), 0
@@ -481,5 +481,5 @@ def _kept_of(job: RunningJob) -> CutGeneration:
     return NOTHING if job.generation is None else job.generation.kept
 
 
-def _unheard(parts: Sequence[str | Delta]) -> None:
+def _ignore(parts: Sequence[str | Delta]) -> None:
     """Pass on nothing."""

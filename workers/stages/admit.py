@@ -285,12 +285,12 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         taken.tag,
         headers,
         hardware_class=hardware_class,
-        parent=None if headers.traceparent is None else _trail(headers),
+        parent=None if headers.traceparent is None else _parent_span(headers),
         claim=taken.claim,
     )
 
 
-def _trail(headers: Headers) -> ParentSpan | None:
+def _parent_span(headers: Headers) -> ParentSpan | None:
     return parent_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
 
 

@@ -100,16 +100,16 @@ class DeviceStage:
         self._stopping.set()
         self._inbox.wake()
 
-    def wait_for_room(self, longest: float) -> int:
+    def wait_for_capacity(self, longest: float) -> int:
         """Wait until the next batches need jobs, at most `longest` seconds; returns how many. Thread-safe.
 
         The number is the free rows divided by the recent rows per job. Jobs held here cannot move to another class, and
         more urgent jobs in the queue cannot overtake them.
         """
-        self._inbox.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
-        self._inbox.wait_for(lambda: self._room(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
-        room = self._room(1)
-        return math.ceil((room if room > 0 else self._room()) / self._inbox.rows_a_job)
+        self._inbox.wait_for(lambda: self._capacity() > 0 or self._stopping.is_set(), longest)
+        self._inbox.wait_for(lambda: self._capacity(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
+        capacity = self._capacity(1)
+        return math.ceil((capacity if capacity > 0 else self._capacity()) / self._inbox.rows_a_job)
 
     def levels(self) -> int:
         """How many of a queue's priority levels, first ones first, may be fetched. Thread-safe.
@@ -198,13 +198,13 @@ class DeviceStage:
             self._shared.held.requeue([job.delivery for job in sorted(late, key=lambda job: job.arrived)])
         return bool(self._lanes)
 
-    def _room(self, batches: int = AHEAD) -> int:
+    def _capacity(self, batches: int = AHEAD) -> int:
         """Rows until `batches` batches, or `AHEAD_FOR` seconds of work, wait here."""
         lanes = list(self._lanes)
         batch = max([self.variants.hardware.max_batch, *(lane.policy.max_batch for lane in lanes)])
         rows = max(batches * batch, int(self.use.rate.rows * AHEAD_FOR))
         waiting = sum(lane.rows for lane in lanes)
-        beside = max(0, self._loads.rows - rows)  # as many again may wait for loads without taking room from others
+        beside = max(0, self._loads.rows - rows)  # as many again may wait for loads without taking capacity from others
         return rows - waiting - self._inbox.rows - beside
 
     def _collect(self) -> None:
@@ -268,7 +268,7 @@ class DeviceStage:
         self._lanes.add(job, loaded)
 
     def _serve(self, lane: Lane, *, wake: bool = False) -> None:
-        """Run a lane's batch; `wake` unless the thread that waits for room is this one."""
+        """Run a lane's batch; `wake` unless the thread that waits for capacity is this one."""
         batch = self._begin(lane.take(time.monotonic() + self._inbox.clock))
         if wake:
             self._inbox.wake()

@@ -48,7 +48,7 @@ class FetchStage:
 
     Args:
         admit: admits claimed deliveries.
-        device: states how many jobs it has room for, and runs a job that came alone.
+        device: states how many jobs it has capacity for, and runs a job that came alone.
         finish: writes the result of such a job.
     """
 
@@ -70,7 +70,7 @@ class FetchStage:
         self._shared = shared
         self._own = context.options.hardware_class
         self._secret = context.settings.secret
-        self._woken = False  # fewer messages came than there was room for, as one queue was waited for
+        self._woken = False  # fewer messages came than there was capacity for, as one queue was waited for
         self._ran_alone = False
         self._resumed = threading.Event()
         self._stopping = threading.Event()
@@ -103,26 +103,26 @@ class FetchStage:
         self._resumed.wait()
         queues = self._queues() if self._resumed.is_set() else []
         short = self._shared.endings.wait_until_short(LONGEST_WAIT)
-        room = self._device.wait_for_room(LONGEST_WAIT) if short else 0
+        capacity = self._device.wait_for_capacity(LONGEST_WAIT) if short else 0
         receiving = self._shared.celery.receiving
-        room -= receiving
-        if not queues or room <= 0:
+        capacity -= receiving
+        if not queues or capacity <= 0:
             self._stopping.wait(0.0 if queues and not receiving else 0.01)
             return
         levels = self._device.levels()
         blocks_again, self._woken = self._woken and len(queues) == 1, False
         if not blocks_again:
             for queue in queues:
-                if room > 0:
-                    room -= self._receive(self._queue.take(queue, room, levels))
-        if room > 0:
-            self._wait(queues, levels, room, says_room=blocks_again)
+                if capacity > 0:
+                    capacity -= self._receive(self._queue.take(queue, capacity, levels))
+        if capacity > 0:
+            self._wait(queues, levels, capacity, announces=blocks_again)
 
-    def _wait(self, queues: Sequence[str], levels: int, room: int, *, says_room: bool) -> None:
+    def _wait(self, queues: Sequence[str], levels: int, capacity: int, *, announces: bool) -> None:
         """Wait for messages, and pass them on."""
         longest = LONGEST_WAIT if levels == LEVELS else self._device.ahead / _LOOKS
-        fetches = self._queue.wait(queues, longest, levels, room if says_room else 0)
-        self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < room, False
+        fetches = self._queue.wait(queues, longest, levels, capacity if announces else 0)
+        self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < capacity, False
         for fetched in fetches:
             if self._resumed.is_set() and fetched.queue in self._queues():
                 self._receive(fetched, alone=len(fetches) == 1)

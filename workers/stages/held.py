@@ -11,7 +11,7 @@ from contextlib import suppress
 from broker.port import DeadLetter
 from broker.valkey.claims import YieldRequest
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.worker_store import Withdrawal, WorkerStore
+from broker.valkey.worker_store import JobNotice, WorkerStore
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, bounded
 from workers.stages.job import CeleryWorker, Delivery
@@ -140,8 +140,8 @@ class Cancellations:
         """Listen until stopped."""
         while not self._stopping.is_set():
             try:
-                for withdrawal in self._store.withdrawn(_LISTEN):
-                    self._mark(withdrawal)
+                for notice in self._store.notices(_LISTEN):
+                    self._mark(notice)
             except BrokerUnavailableError:  # logged by the heartbeat
                 self._stopping.wait(_RETRY_PAUSE)
 
@@ -151,13 +151,13 @@ class Cancellations:
         with suppress(BrokerUnavailableError):  # `run` ends after its timeout
             self._store.wake_listener()
 
-    def _mark(self, withdrawal: Withdrawal) -> None:
+    def _mark(self, notice: JobNotice) -> None:
         for delivery in self._held.all():
-            if delivery.job == withdrawal.job and withdrawal.token in ("", delivery.token):
-                if withdrawal.request is None:
+            if delivery.job == notice.job and notice.token in ("", delivery.token):
+                if notice.request is None:
                     delivery.lost = True
                 else:
-                    delivery.asked_to_yield(withdrawal.request)
+                    delivery.asked_to_yield(notice.request)
                 self._marked()
 
 

@@ -369,7 +369,7 @@ class Loads:
         for key in sorted(first, key=lambda key: (first[key], key)):
             job = self._waiting[key][0]
             try:
-                self._executor.make_room(job.model, job.variant, keeping=in_lanes(first[key]))
+                self._executor.make_space(job.model, job.variant, keeping=in_lanes(first[key]))
             except InUseError:
                 continue
             except ExecutionError as error:
@@ -380,14 +380,14 @@ class Loads:
         self._begin_wanted(in_lanes(_LAST))
 
     def _begin_wanted(self, keeping: Collection[str]) -> None:
-        """Start a wanted load that no job waits for; without room it is loaded when a job needs it."""
+        """Start a wanted load that no job waits for; without memory it is loaded when a job needs it."""
         while self._wanted and self._load is None:
             model, names = self._wanted.pop(0)
             keys = [variant_key(model.id, name) for name in names]
             if not names or self._waiting.keys() & set(keys) or any(self._executor.ready(model, one) for one in names):
                 continue
             try:
-                self._executor.make_room(model, names[0], keeping=keeping)
+                self._executor.make_space(model, names[0], keeping=keeping)
             except InUseError:
                 continue
             except ExecutionError:  # logged by the executor

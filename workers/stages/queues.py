@@ -413,8 +413,8 @@ class DeviceDriver(Protocol):
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles, and keep these models warm."""
 
-    def wait_for_room(self, longest: float) -> int:
-        """Wait until there is room for jobs, at most `longest` seconds; returns for how many."""
+    def wait_for_capacity(self, longest: float) -> int:
+        """Wait until there is capacity for jobs, at most `longest` seconds; returns for how many."""
 
     def levels(self) -> int:
         """How many of a queue's priority levels, first ones first, may be fetched."""

@@ -58,8 +58,8 @@ def waits(store: Store) -> int:
     return sum(store.client.llen(priority_list(QUEUE, level)) for level in range(4))
 
 
-def taken(queue: ClassQueue, room: int = 9) -> list[str]:
-    return [one.job for one in queue.take(QUEUE, room).messages]
+def taken(queue: ClassQueue, capacity: int = 9) -> list[str]:
+    return [one.job for one in queue.take(QUEUE, capacity).messages]
 
 
 def test_a_message_goes_to_the_worker_that_had_its_prefix_and_wakes_it_alone(
@@ -91,7 +91,7 @@ def test_what_was_led_here_is_taken_before_what_waits_for_the_class(
 
 
 def full(store: Store, workers: dict[str, ClassQueue]) -> None:
-    """It said that it has no room, the other has."""
+    """It said that it has no capacity, the other has."""
     workers["a"].take(QUEUE, 0)
     workers["b"].take(QUEUE, 4)
 

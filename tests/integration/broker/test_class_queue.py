@@ -43,12 +43,12 @@ class Waiter(threading.Thread):
     """Waits for what the last take was short of."""
 
     def __init__(
-        self, queue: ClassQueue, broker: redis.Redis, *queues: str, longest: float = LONG, room: int = 0
+        self, queue: ClassQueue, broker: redis.Redis, *queues: str, longest: float = LONG, capacity: int = 0
     ) -> None:
         super().__init__(daemon=True)
         self.fetches: list[TakenMessages] = []
         blocked = broker.info("clients")["blocked_clients"] + 1
-        self._wait = lambda: queue.wait(queues or [QUEUE], longest, room=room)
+        self._wait = lambda: queue.wait(queues or [QUEUE], longest, capacity=capacity)
         self.start()
         assert until(lambda: broker.info("clients")["blocked_clients"] >= blocked)
 
@@ -89,7 +89,7 @@ def test_a_worker_that_was_woken_blocks_again_with_its_room_in_one_packet(
     broker.lpush(QUEUE, b"first")
     assert first.messages() == [b"first"]
     before = calls(broker)
-    again = Waiter(queue, broker, room=2)
+    again = Waiter(queue, broker, capacity=2)
     broker.lpush(priority_list(QUEUE, 1), b"second", b"third", b"fourth")
     assert again.messages() == [b"second", b"third"]
     after = calls(broker)
@@ -107,9 +107,9 @@ def test_what_came_before_a_worker_blocked_again_is_taken_at_once_or_by_the_next
     broker.lpush(QUEUE, b"first")
     assert waiter.messages() == [b"first"]
     broker.lpush(QUEUE, b"second")
-    assert [one.raw for fetched in queue.wait([QUEUE], LONG, room=9) for one in fetched.messages] == [b"second"]
+    assert [one.raw for fetched in queue.wait([QUEUE], LONG, capacity=9) for one in fetched.messages] == [b"second"]
     broker.lpush(priority_list(QUEUE, 2), b"of a list that is still waited for")
-    assert queue.wait([QUEUE], LONG, room=9) == []
+    assert queue.wait([QUEUE], LONG, capacity=9) == []
     assert [one.raw for one in queue.take(QUEUE, 9).messages] == [b"of a list that is still waited for"]
 
 
@@ -118,7 +118,7 @@ def test_a_worker_that_waits_for_every_list_cannot_announce_its_capacity_and_tak
 ) -> None:
     queue.take(QUEUE, 9)
     assert Waiter(queue, broker, longest=0.05).messages() == []
-    assert queue.wait([QUEUE], LONG, room=9) == []
+    assert queue.wait([QUEUE], LONG, capacity=9) == []
     broker.lpush(QUEUE, b"movable")
     assert (waiting(broker), broker.hlen(UNACKED[0])) == (1, 0)
 
@@ -147,7 +147,7 @@ def test_a_worker_that_is_full_takes_nothing_though_its_connections_wait(
     queue.take(QUEUE, 1)
     assert Waiter(queue, broker, longest=0.05).messages() == []
     broker.lpush(priority_list(QUEUE, 3), b"only")
-    assert [one.raw for one in queue.take(QUEUE, 1).messages] == [b"only"]  # no room is left
+    assert [one.raw for one in queue.take(QUEUE, 1).messages] == [b"only"]  # no capacity is left
     broker.lpush(QUEUE, b"movable")
     assert queue.wait([QUEUE], LONG) == []
     assert waiting(broker) == 1

@@ -208,7 +208,7 @@ def test_all_calls_to_a_silent_server_fail_together(settings: Settings, cable: C
     """Also those who come while another connects: no wait is added to another."""
 
     async def scenario() -> float:
-        connection = AsyncConnection(through(settings.broker, cable), answer=1, patience=1)
+        connection = AsyncConnection(through(settings.broker, cable), answer=1, connect_timeout=1)
         await connection.call("PING")
         cable.forget()
         began = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from broker.valkey.claims import YieldAnswer, YieldAsk, YieldRequest, release_call, start_call, yield_call
-from broker.valkey.worker_store import Withdrawal, WorkerStore
+from broker.valkey.worker_store import JobNotice, WorkerStore
 from tasks.settings import Settings
 from tasks.topology import Limits
 from tests.scripting import Store, placed
@@ -27,7 +27,7 @@ def store(settings: Settings) -> Iterator[Store]:
 def worker(settings: Settings, store: Store) -> WorkerStore:
     """A worker that holds and runs the job `j`, and listens."""
     worker = WorkerStore(settings.broker, "w", Limits())
-    assert worker.withdrawn(0.05) == []
+    assert worker.notices(0.05) == []
     store.forward(placed("j"))
     store.claim("w", "j")
     store.run(start_call("cpu:0", [("j", "w#1", 1.0)]))
@@ -38,14 +38,14 @@ def ask(store: Store, *asks: YieldAsk) -> list[int]:
     return [YieldAnswer(one) for one in store.run(yield_call(5.0, asks))]
 
 
-def listened(worker: WorkerStore) -> Withdrawal:
+def listened(worker: WorkerStore) -> JobNotice:
     """What the worker hears next; its subscription is confirmed first."""
-    return next(one for _ in range(20) for one in worker.withdrawn(0.5))
+    return next(one for _ in range(20) for one in worker.notices(0.5))
 
 
 def test_the_holder_of_a_job_is_asked_once(store: Store, worker: WorkerStore) -> None:
     assert ask(store, ASK, ASK) == [YieldAnswer.ASKED, YieldAnswer.NOT_HELD]
-    assert listened(worker) == Withdrawal("j", "w#1", REQUEST)
+    assert listened(worker) == JobNotice("j", "w#1", REQUEST)
 
 
 def test_a_holder_that_did_not_hear_is_told_when_it_renews_its_claim(store: Store, worker: WorkerStore) -> None:

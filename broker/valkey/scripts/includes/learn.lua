@@ -1,6 +1,6 @@
 -- learn(cell, bins): adds lengths of answers, by bin, to the weights of a model and tenant (tasks.models.profiles).
 -- What was counted before fades by 1 % with every answer; a cell is some 300 bytes, and at most 512 are kept: then one
--- at random makes room. Uses: lengths.
+-- at random is dropped. Uses: lengths.
 local function learn(cell, bins)
   local known = redis.call('HGET', lengths, cell)
   if not known and redis.call('HLEN', lengths) >= 512 then

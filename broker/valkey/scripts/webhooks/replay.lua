@@ -10,13 +10,13 @@
 -- Safe to run twice: what was returned is no dead letter.
 --- @include "now"
 local due, outbox, dead = unpack(KEYS)
-local wanted, all, room = {}, #ARGV == 2, ARGV[2] - redis.call('LLEN', outbox)
+local wanted, all, free = {}, #ARGV == 2, ARGV[2] - redis.call('LLEN', outbox)
 for n = 3, #ARGV do wanted[ARGV[n]] = true end
-local letters, back = redis.call('LRANGE', dead, 0, -1), 0
-for n = #letters, 1, -1 do
-  local event = cmsgpack.unpack(letters[n])[1]
-  if back < room and (all or wanted[event[1]]) then
-    if all then redis.call('RPOP', dead) else redis.call('LREM', dead, -1, letters[n]) end
+local dead_letters, back = redis.call('LRANGE', dead, 0, -1), 0
+for n = #dead_letters, 1, -1 do
+  local event = cmsgpack.unpack(dead_letters[n])[1]
+  if back < free and (all or wanted[event[1]]) then
+    if all then redis.call('RPOP', dead) else redis.call('LREM', dead, -1, dead_letters[n]) end
     event[9] = now  -- the time from which on it is tried
     redis.call('RPUSH', outbox, cmsgpack.pack(event))
     back = back + 1

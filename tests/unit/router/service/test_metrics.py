@@ -36,7 +36,7 @@ DONE = Counters(
     ended={("expired",): 6},
     outcomes={("gpu", "succeeded"): 5},
     latency={("gpu", stage): figures(0.03, 9000.0) for stage in (*STAGES, "bound", "first", "token")},
-    parked=9,
+    dead_lettered=9,
     rejected={("gpu",): 8},
     used={("gpu", "talk:1"): Use(rows=3, aborted=1, input=10, cached=4, output=5)},
     dollars={("gpu", "talk:1", "lab"): 0.5},

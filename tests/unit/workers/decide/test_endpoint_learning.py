@@ -147,7 +147,7 @@ def test_requests_that_wait_as_computed_never_exceed_a_limit_in_any_minute(
 @given(amount=amounts, tokens=st.floats(1, 1e5))
 def test_what_is_given_back_may_be_sent_again(amount: float, tokens: float) -> None:
     rates = rates_of(None, tokens, 0.0).taken(amount, 0.0).taken(-amount, 0.0, requests=0.0)
-    assert rates.room(1.0, 0.0) == pytest.approx(tokens)
+    assert rates.free(1.0, 0.0) == pytest.approx(tokens)
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_there_is_room_for_as_many_requests_as_both_limits_have(
     requests: float | None, tokens: float, amount: float, room: float, wait: float
 ) -> None:
     rates = rates_of(requests, tokens, 0.0)
-    assert (rates.room(amount, 0.0), rates.wait(amount, 0.0)) == pytest.approx((room, wait))
+    assert (rates.free(amount, 0.0), rates.wait(amount, 0.0)) == pytest.approx((room, wait))
     spent = rates.taken(2 * tokens, 0.0, requests=0.0)
-    assert (spent.room(amount, 0.0), spent.wait(tokens, 0.0)) == pytest.approx((0.0, 120.0))
-    assert rates_of(60, None, 0.0, endpoints=3).room(amount, 0.0) == 180
+    assert (spent.free(amount, 0.0), spent.wait(tokens, 0.0)) == pytest.approx((0.0, 120.0))
+    assert rates_of(60, None, 0.0, endpoints=3).free(amount, 0.0) == 180
 
 
 def test_without_limits_nothing_waits() -> None:
     assert EndpointRates().wait(1e9, 0.0) == 0.0
-    assert EndpointRates().room(1e9, 0.0) == math.inf
+    assert EndpointRates().free(1e9, 0.0) == math.inf
 
 
 def test_an_answer_states_limits_and_what_is_left() -> None:
@@ -182,7 +182,7 @@ def test_an_answer_states_limits_and_what_is_left() -> None:
         "x-ratelimit-remaining-tokens": "5999",
     }
     rates = learned(EndpointRates(), headers, 10.0)
-    assert rates.room(1.0, 10.0) == 2
+    assert rates.free(1.0, 10.0) == 2
     assert rates.taken(1.0, 10.0, requests=2.0).wait(1.0, 10.0) == pytest.approx(1.0)
     assert rates.tokens is not None
     assert (rates.tokens.capacity, rates.tokens.rate) == (6000, 100)
@@ -239,7 +239,7 @@ def test_whatever_an_endpoint_states_the_wait_is_finite(told: list[dict[str, str
     for now, one in enumerate(told):
         rates = learned(rates, one, float(now)).taken(tokens, float(now))
     assert 0 <= rates.wait(tokens, 10.0) < 1e9
-    assert rates.room(tokens, 10.0) >= 0
+    assert rates.free(tokens, 10.0) >= 0
 
 
 @given(

@@ -27,7 +27,7 @@ class Link:
     """A connection whose probes have these outcomes: whether each is answered, or how it failed."""
 
     root, url = "http://engine", "http://engine/v1"
-    heard = 0.0
+    received = 0.0
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self._outcomes: Iterator[Outcome] = iter(outcomes)

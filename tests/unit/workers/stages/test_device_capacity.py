@@ -37,19 +37,19 @@ def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:
 
 
 def test_a_device_with_nothing_to_do_asks_for_a_batch(stage: DeviceStage) -> None:
-    assert stage.wait_for_room(10.0) == BATCH
+    assert stage.wait_for_capacity(10.0) == BATCH
 
 
 def test_a_device_that_has_a_batch_leaves_the_next_to_others_for_a_moment(stage: DeviceStage) -> None:
     stage._inbox.put(jobs(stage, BATCH))
     asked = time.monotonic()
-    assert stage.wait_for_room(10.0) == BATCH
+    assert stage.wait_for_capacity(10.0) == BATCH
     assert time.monotonic() - asked >= OTHERS_FIRST
 
 
 def test_a_device_that_has_two_batches_asks_for_none(stage: DeviceStage) -> None:
     stage._inbox.put(jobs(stage, 2 * BATCH))
-    assert stage.wait_for_room(0.01) == 0
+    assert stage.wait_for_capacity(0.01) == 0
 
 
 def slept(stage: DeviceStage, level: int, size: int) -> RunningJob:
