@@ -177,14 +177,14 @@ class Router:
         """Forward a placed request; False if its id already has a job.
 
         Raises:
-            BrokerUnavailableError: the broker did not accept it. Unexpected errors are raised unchanged.
+            BrokerUnavailableError: the state store did not accept it. Unexpected errors are raised unchanged.
             OverloadedError: its tenant has as many unfinished jobs as it may, by the store's count.
         """
         outgoing = admitted.outgoing
         try:
             outcome = await self.wait_timeouts.wait(self._submissions.forward(outgoing), ACCEPT)
         except TimeoutError as error:
-            message = f"the broker did not accept the request within {ACCEPT:g} s"
+            message = f"the state store did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error
         if outcome is ForwardOutcome.OVER:
             over = over_depth(outgoing.fields)

@@ -15,7 +15,7 @@
     │   ├── UnsupportedEncodingError   its body's content encoding is not supported
     │   └── UnplaceableError           no device class of this fleet can run it
     ├── FleetUnavailable           the fleet is at fault: a retry may succeed
-    │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
+    │   ├── BrokerUnavailableError     the state store or a router does not answer
     │   │   └── BrokerFullError            it is out of memory or disk
     │   ├── NoDeviceError              no suitable device is live
     │   ├── ModelUnavailableError      the model's description or files are invalid: an operator must repair them
@@ -231,13 +231,13 @@ class FleetUnavailable(TaxiwayError):
 
 
 class BrokerUnavailableError(FleetUnavailable):
-    """The broker, the state store or a router did not answer in time."""
+    """The state store, which Celery calls the broker, or a router did not answer in time."""
 
     code = "broker_unavailable"
 
 
 class BrokerFullError(BrokerUnavailableError):
-    """The broker or the state store is out of `details["resource"]`, memory or disk; no accepted job is lost."""
+    """The state store is out of `details["resource"]`, memory or disk; no accepted job is lost."""
 
     code = "broker_full"
 

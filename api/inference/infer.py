@@ -189,7 +189,7 @@ class Inference:
         """Accept a request, whose body had `size` bytes, and return at once.
 
         Raises:
-            TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
+            TaxiwayError: the request is invalid, cannot be placed, or the state store does not accept it.
         """
         request, classes = await self._converted(reference, infer, size)
         for name in classes:
@@ -203,7 +203,7 @@ class Inference:
         `notify` is whether webhook endpoints are notified of its end.
 
         Raises:
-            TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
+            TaxiwayError: the request is invalid, cannot be placed, or the state store does not accept it.
         """
         prepared = await self._prepared(request, size, reply="", notify=notify)
         admitted = await self._placed(prepared)

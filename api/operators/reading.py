@@ -14,7 +14,7 @@ async def read_fleet(router: Router) -> FleetView:
     """The fleet now, with what needs attention.
 
     Raises:
-        BrokerUnavailableError: the broker or the state store does not answer.
+        BrokerUnavailableError: the state store does not answer.
     """
     topology, catalogue = router.rules.topology, router.rules.catalogue
     view = await view_fleet(topology, router.fleet, router.queue_mover, router.scaler.targets(), router.store)

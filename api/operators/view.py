@@ -191,7 +191,7 @@ async def view_fleet(
     """The fleet now, with its queues and held jobs.
 
     Raises:
-        BrokerUnavailableError: the broker does not answer.
+        BrokerUnavailableError: the state store does not answer.
     """
     now, fleet = store.clock.now(), reader.working.fleet
     silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)

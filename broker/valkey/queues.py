@@ -166,7 +166,7 @@ class ValkeyTransport:
 
     A message that was taken is answered by `forward` or `settle` exactly once; if its router dies before that, it
     returns to the arrivals. Its tag is the list that it was taken into: all messages of a list are answered together.
-    Every method raises `BrokerUnavailableError` while the broker does not answer.
+    Every method raises `BrokerUnavailableError` while the state store does not answer.
     """
 
     def __init__(self, url: str, *, name: str, keep_record: int, confirmed_by: int = 0) -> None:

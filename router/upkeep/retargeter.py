@@ -65,4 +65,4 @@ class Retargeter(Duty):
                         connection=connection,
                     )
         except lost as error:
-            raise BrokerUnavailableError(f"the broker did not accept a worker command: {error}") from error
+            raise BrokerUnavailableError(f"the state store did not accept a worker command: {error}") from error

@@ -52,7 +52,7 @@ _HINTS: dict[type[TaxiwayError], str] = {
     UnknownLetterError: "`taxiway dead list` lists them",
     UnknownModelError: "`taxiway models` lists what the fleet can run",
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
-    BrokerFullError: "free memory or disk space of the broker, as the error says",
+    BrokerFullError: "free memory or disk space of the state store, as the error says",
     BrokerUnavailableError: "`taxiway doctor` shows what runs here; `taxiway up` starts a fleet, --url names another",
     ModelUnavailableError: "`taxiway models load` serves a model that was unloaded; `taxiway check` shows the errors",
     NoDeviceError: "`taxiway status` lists the live devices; start a worker for the class",
@@ -61,8 +61,8 @@ _HINTS: dict[type[TaxiwayError], str] = {
 }
 
 _FULL = {
-    "memory": "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
-    "disk": "free space on the disk of the broker and the state store; what they accepted is kept",
+    "memory": "give the state store more maxmemory, or lower keep_result and keep_record in queues.yaml",
+    "disk": "free space on the disk of the state store; what they accepted is kept",
 }
 """What to do about a `BrokerFullError`, by its `details["resource"]`."""
 

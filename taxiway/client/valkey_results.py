@@ -237,7 +237,7 @@ class Replies:
 
     def _timeout_error(self, timeout: float | None) -> BrokerUnavailableError | ResultTimeoutError:
         if timeout is None or self._unavailable:
-            return BrokerUnavailableError("the broker does not answer; the job continues")
+            return BrokerUnavailableError("the state store does not answer; the job continues")
         return ResultTimeoutError(f"no result within {timeout:g} s; the job continues", timeout=timeout)
 
     async def _listen(self) -> None:

@@ -1,4 +1,4 @@
-"""Names of all keys in the broker and in the state store. No other module spells one out."""
+"""Names of all keys in the state store, which is the broker, too. No other module spells one out."""
 
 from __future__ import annotations
 

@@ -380,7 +380,7 @@ def check_confirmed(answers: Sequence[Any], replicas: int) -> None:
         if isinstance(confirmed, Exception):
             raise refusal("state store", confirmed)
         if confirmed < replicas:
-            message = f"the broker accepted the request, but {confirmed} of {replicas} replicas confirmed it in time"
+            message = f"the state store accepted the request, but {confirmed} of {replicas} replicas confirmed it"
             raise BrokerUnavailableError(f"{message}; it may still run", retry_after=1.0)
 
 

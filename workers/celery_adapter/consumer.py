@@ -56,7 +56,7 @@ class LoneConsumer(Consumer):
                 "`ACL LOG` at the broker names it; `python -m broker.accounts --acl FILE` writes what queues.yaml needs"
             )
             logger.critical(
-                "the account at the broker lacks a right; worker exits", extra={"error": str(exc), "hint": hint}
+                "the account at the state store lacks a right; worker exits", extra={"error": str(exc), "hint": hint}
             )
             raise WorkerShutdown(EXIT_REFUSED) from exc
         super().on_connection_error_after_connected(exc)

@@ -156,7 +156,7 @@ def test_a_worker_whose_account_lacks_its_class_exits_and_says_what_was_refused(
         own = replace(fleet, broker=server.url("worker"))
         done = program("workers", "--class", CLASS, settings=own)
     assert done.returncode == EXIT_REFUSED
-    assert "the account at the broker lacks a right" in done.stderr
+    assert "the account at the state store lacks a right" in done.stderr
     assert f"LLEN {CLASS}" in done.stderr
 
 
