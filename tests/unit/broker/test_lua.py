@@ -34,6 +34,12 @@ def test_a_script_describes_just_the_keys_and_arguments_that_it_uses_on_a_line_e
     assert bool(re.search(computed, code)) == bool(repeated)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_takes_one_argument_for_each_job_and_searches_no_message(name: str) -> None:
+    code = re.sub(r"^--.*\n", "", script(name).text, flags=re.MULTILINE)
+    assert not re.search(r"ARGV\[[^]]*\*|unpack\(ARGV, [^0-9]|string\.find", code)
+
+
 def _described(table: str, text: str) -> tuple[list[int], list[int]]:
     """The numbers of the keys or arguments in a script's header, and the one that begins the repeated ones."""
     slots = re.findall(rf"^-- {table}\[(\d+)(\.\.)?\] \S", text, re.MULTILINE)
