@@ -286,7 +286,7 @@ _BYTES = 16  # of a digest
 _encode = msgspec.json.Encoder(order="deterministic", enc_hook=repr).encode
 
 
-class KeyUse(msgspec.Struct, frozen=True, array_like=True):
+class KeyUse(msgspec.Struct, frozen=True):
     """A use of an idempotency key, for `forwarding.forward_call`.
 
     `submission` is the task id under which the submitter is notified whether the job matches its request, empty if it
