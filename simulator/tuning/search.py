@@ -264,15 +264,13 @@ class Search:
 
     def _late(self, played: Played) -> Mapping[Cell, float]:
         """What each cell's late requests cost, in US dollars an hour."""
-        trace, penalties = self.twin.window.workload.trace, self._fleet.penalties
-        late = {}
-        for model, service in self._cells:
-            of_service = trace.service == service
-            timely = played.timely[of_service & (trace.model == model)]
+        late, penalties = {}, self._fleet.penalties
+        for cell in self._cells:
+            timely = played.timely[self.twin.rows[cell]]
             missed = int((~timely).sum())
-            late[model, service] = penalties[service] * missed / int(of_service.sum())
-            if service == LIVE:
-                late[model, service] += starving(missed, len(timely), penalties)
+            late[cell] = penalties[cell[1]] * self.costs.share[cell] * missed / len(timely)
+            if cell[1] == LIVE:
+                late[cell] += starving(missed, len(timely), penalties)
         return late
 
     def _models(self, now: Assignment) -> Iterator[Change]:

@@ -190,8 +190,8 @@ means of three seeds."""
 class Played(NamedTuple):
     """What an assignment costs: `score` is US dollars an hour with penalties; `timely` is by request, shape (n,).
 
-    `partial` are cost and penalties in US dollars by each of `CHECKS`, and `powered` the devices of each class that are
-    on at the window's end. A play that ended early has an infinite score.
+    `partial` are cost and penalties in US dollars by each of `CHECKS` but the end, and `powered` the devices of each
+    class that are on at the window's end. A play that ended early has an infinite score.
     """
 
     score: float
@@ -203,8 +203,8 @@ class Played(NamedTuple):
 class Twin:
     """Plays assignments of one window under one set of conditions.
 
-    `work` is the device seconds of each cell's requests by class; `expected` the same by the jobs' figures, on which
-    classes scale. `plays` is what was played, in plays of all classes.
+    `rows` are each cell's requests. `work` is their device seconds by class; `expected` the same by the jobs' figures,
+    on which classes scale. `plays` is what was played, in plays of all classes.
     """
 
     def __init__(self, window: Window, now: TwinConditions) -> None:
@@ -217,9 +217,10 @@ class Twin:
         }
         self.fleet = replace(fleet, classes=lasting, events=())
         self.plays = 0.0
-        self.work, self.expected = _work_by_cell(window)
+        self.rows = _rows_by_cell(window)
+        self.work, self.expected = _work_by_cell(window, self.rows)
         self._workload = replace(window.workload, fleet=self.fleet)
-        self._shares = _Shares.of(window.workload)
+        self._counts = np.bincount(window.workload.trace.service, minlength=len(SERVICES))
         self._bursts = Bursts(window)
         self._played: dict[object, ClassPlay] = {}
 
@@ -248,7 +249,8 @@ class Twin:
         span, partial = self.window.span, list[float]()
         for number in range(len(CHECKS) - 1):
             figures = [played.at(number) for played in classes]
-            partial.append(_cost(figures) + starts * span / LIFE + self._missed(figures))
+            missed = self._penalty(np.sum([each.late for each in figures], axis=0)) * span / 3600
+            partial.append(_cost(figures) + starts * span / LIFE + missed)
             if best is not None and _is_hopeless(partial[-1], best.partial[number], best.partial[-1], hopeless):
                 return Played(math.inf, np.zeros(0, bool), partial)
         cost = _cost([played.at(len(CHECKS) - 1) for played in classes])
@@ -256,16 +258,13 @@ class Twin:
         for played in classes:
             timely[played.rows] = played.timely
         per_hour = 3600 / span * cost + 3600 / LIFE * starts
-        score = per_hour + self._shares.penalty(timely, self.fleet.penalties)
+        late = np.bincount(self._workload.trace.service[~timely], minlength=len(SERVICES))
+        score = per_hour + self._penalty(late) + self._starved(timely)
         return Played(score, timely, partial, tuple(played.powered for played in classes))
 
     def in_time(self, played: Played) -> Mapping[Cell, float]:
         """The share of each cell's requests that were in time."""
-        trace = self.window.workload.trace
-        return {
-            (model, service): float(played.timely[(trace.model == model) & (trace.service == service)].mean())
-            for model, service in self.work
-        }
+        return {cell: float(played.timely[rows].mean()) for cell, rows in self.rows.items()}
 
     def _cells(self, assignment: Assignment, place: int) -> tuple[Cell, ...]:
         """The cells of a class that have requests."""
@@ -278,7 +277,7 @@ class Twin:
         if known is None:
             devices = self._needed(place, cells, rule)
             state, pause = self.conditions[place], self._pause(place, cells, devices)
-            rows = self._bursts.rows(cells)
+            rows = self._rows(cells)
             arrivals = [self.window.jobs[row] for row in rows]
             begin = partial(ClassReplay, self._workload, ClassTerms(place, state, devices, rule, pause), arrivals)
             known = self._played[place, cells, rule] = ClassPlay(self._workload, self.window.span, rows, begin)
@@ -298,18 +297,27 @@ class Twin:
         """
         device = list(self.fleet.classes.values())[place]
         idle = devices * device.usd_per_second
-        return min(device.start + RETURNS * self._bursts.late(cells, place) / idle, STALE) if idle else STALE
+        return (
+            min(device.start + RETURNS * self._bursts.late(self._rows(cells), place) / idle, STALE) if idle else STALE
+        )
 
     def _starts(self, assignment: Assignment) -> float:
         """US dollars for devices that do not serve yet, until they do."""
         on = zip(self.devices(assignment), self.conditions, self.fleet.classes.values(), strict=True)
         return sum(state.starting(count, device.start) * device.usd_per_second for count, state, device in on)
 
-    def _missed(self, figures: Sequence[ClassFigures]) -> float:
-        """US dollars of penalties for what has been missed."""
-        counts = np.sum([each.late for each in figures], axis=0)
-        shares = counts / np.maximum(self._shares.counts, 1)
-        return float(shares @ np.array(self.fleet.penalties)) * self.window.span / 3600
+    def _rows(self, cells: Sequence[Cell]) -> Column:
+        """The requests of these cells, in order of arrival."""
+        return np.sort(np.concatenate([np.zeros(0, int), *(self.rows[cell] for cell in cells)]))
+
+    def _penalty(self, late: Column) -> float:
+        """US dollars an hour for so many late requests of each service."""
+        return float(late / np.maximum(self._counts, 1) @ np.array(self.fleet.penalties))
+
+    def _starved(self, timely: Column) -> float:
+        """US dollars an hour for models whose live attainment is under the floor."""
+        live = [timely[rows] for (_, service), rows in self.rows.items() if service == LIVE]
+        return sum(starving(int((~mine).sum()), len(mine), self.fleet.penalties) for mine in live)
 
 
 def _cost(figures: Sequence[ClassFigures]) -> float:
@@ -326,7 +334,7 @@ class Bursts:
     """What a class that has no devices when its load comes back is late with.
 
     `dollars` is what it costs that a request is late, `spare` the seconds that it may wait, by class; shapes (n,) and
-    (n, classes). `rows` are each cell's requests, `starts` the classes' seconds of a start.
+    (n, classes). `starts` are the classes' seconds of a start.
     """
 
     def __init__(self, window: Window) -> None:
@@ -336,44 +344,15 @@ class Bursts:
         self._dollars = (np.array(fleet.penalties) / np.maximum(counts, 1))[trace.service] * window.span / 3600
         self._spare = trace.deadline[:, None] - np.array([job.alone for job in window.jobs])
         self._starts = [device.start for device in fleet.classes.values()]
-        cells = {(job.model, job.service) for job in window.jobs}
-        self._rows = {cell: np.flatnonzero((trace.model == cell[0]) & (trace.service == cell[1])) for cell in cells}
 
-    def rows(self, cells: Sequence[Cell]) -> Column:
-        """The requests of these cells, in order of arrival."""
-        return np.sort(np.concatenate([np.zeros(0, int), *(self._rows[cell] for cell in cells if cell in self._rows)]))
-
-    def late(self, cells: Sequence[Cell], place: int) -> float:
-        """US dollars for what is late, on average of the recorded bursts, if these cells find no device in a class."""
-        rows = self.rows(cells)
+    def late(self, rows: Column, place: int) -> float:
+        """US dollars for what is late, on average of the recorded bursts, if these requests find no device."""
         if not len(rows):
             return 0.0
         arrival, start = self._arrival[rows], self._starts[place]
         first = np.concatenate([[True], np.diff(arrival) > start])
         since = arrival - arrival[first][np.cumsum(first) - 1]
         return float(self._dollars[rows][self._spare[rows, place] < start - since].sum() / first.sum())
-
-
-class _Shares:
-    """Which requests count for which penalty."""
-
-    def __init__(self, services: Sequence[Column], live: Sequence[Column]) -> None:
-        self._services = services
-        self._live = live
-        self.counts = np.array([len(rows) for rows in services])
-
-    @classmethod
-    def of(cls, workload: Workload) -> _Shares:
-        trace = workload.trace
-        services = [np.flatnonzero(trace.service == number) for number in range(len(SERVICES))]
-        live = [np.flatnonzero((trace.service == LIVE) & (trace.model == model)) for model in range(len(trace.models))]
-        return cls(services, [rows for rows in live if len(rows)])
-
-    def penalty(self, timely: Column, penalties: Sequence[float]) -> float:
-        """US dollars an hour for what was missed, and for models whose live attainment is under the floor."""
-        missed = [float(1 - timely[rows].mean()) if len(rows) else 0.0 for rows in self._services]
-        starved = sum(starving(int((~timely[rows]).sum()), len(rows), penalties) for rows in self._live)
-        return sum(p * share for p, share in zip(penalties, missed, strict=True)) + starved
 
 
 def starving(late: int, ended: int, penalties: Sequence[float]) -> float:
@@ -385,25 +364,28 @@ Work = Mapping[Cell, Sequence[float]]
 """Device seconds of each cell's requests, by class; infinite where they cannot run."""
 
 
-def _work_by_cell(window: Window) -> tuple[Work, Work]:
+def _rows_by_cell(window: Window) -> Mapping[Cell, Column]:
+    """Each cell's requests, in order of arrival."""
+    trace = window.workload.trace
+    cells = dict.fromkeys((job.model, job.service) for job in window.jobs)
+    return {cell: np.flatnonzero((trace.model == cell[0]) & (trace.service == cell[1])) for cell in cells}
+
+
+def _work_by_cell(window: Window, rows_by_cell: Mapping[Cell, Column]) -> tuple[Work, Work]:
     """The work of requests with the outputs that they had, in full batches; and by the jobs' figures.
 
     Jobs expect a high quantile of outputs, and batches that a lull has: with floors by these, language models kept
     twice the devices that they needed.
     """
     trace, fleet = window.workload.trace, window.workload.fleet
-    done, expected = dict[Cell, Sequence[float]](), dict[Cell, list[float]]()
-    for job in window.jobs:
-        cell = expected.setdefault((job.model, job.service), [0.0] * len(job.work))
-        for place, seconds in enumerate(job.work):
-            cell[place] += seconds
-    for model, service in expected:
-        rows = np.flatnonzero((trace.model == model) & (trace.service == service))
+    done, expected = dict[Cell, Sequence[float]](), dict[Cell, Sequence[float]]()
+    for cell, rows in rows_by_cell.items():
+        expected[cell] = np.sum([window.jobs[row].work for row in rows], axis=0).tolist()
         size, output = trace.size[rows].astype(np.float64), trace.output[rows].astype(np.float64)
-        timings = zip(fleet.classes.values(), fleet.timings[trace.models[model]], strict=True)
-        done[model, service] = [
+        timings = zip(fleet.classes.values(), fleet.timings[trace.models[cell[0]]], strict=True)
+        done[cell] = [
             float(timing.answer(size, output, full := min(SHARED_ROWS, device.max_batch)).sum()) / full
-            if timing is not None and expected[model, service][place] < math.inf
+            if timing is not None and expected[cell][place] < math.inf
             else math.inf
             for place, (device, timing) in enumerate(timings)
         ]
