@@ -6,7 +6,7 @@ const LEFT = 4,
   RIGHT = 4,
   FOOT = 18; // pixels beside and below what is drawn; FOOT holds the clock's times
 const HUES = 8;
-const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600]; // seconds between two times at the foot
+const STEPS = [60, 120, 300, 600]; // seconds between two times at the foot
 
 export const draw = (name, attributes = {}, ...children) => {
   const node = document.createElementNS(SVG, name);

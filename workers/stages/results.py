@@ -54,6 +54,7 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
         TaxiwayError: an output cannot be encoded.
     """
     hardware_class = job.delivery.hardware_class
+    waited = max(0.0, job.delivery.started - job.ticket.accepted)
     before, parts = ((), ()) if job.generation is None else (job.generation.kept.parts, job.generation.parts)
     return Result(
         model=job.model.id,
@@ -65,7 +66,7 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
             device=device.label,
             emulated=is_emulated(device.kind, job.hardware),
             batch=job.batch,
-            queue_wait=max(0.0, job.delivery.started - job.ticket.accepted),
+            queue_wait=waited,
             run_time=job.run_time + sum(part.seconds for part in before),
             cost=device.prices.get(hardware_class, job.ticket.prices[hardware_class]) / 3600 * job.device_time
             + job.billed
@@ -73,7 +74,7 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
             reason=job.ticket.reason,
             tokens=job.tokens if not before else total(parts),
             parts=parts if before else (),
-            load_time=job.load_time,
+            load_time=min(job.load_time, waited),  # by two clocks
             redone=job.times.redone,
             checkpoints="; ".join(job.times.notes),
         ),

@@ -139,6 +139,7 @@ def test_others_are_answered_while_a_variant_loads_and_its_jobs_run_once_then(sl
             answers = [tower.result(job, within=60) for job in heavy]
         eventually(lambda: "heavy:1/python" in warm(tower, worker))
     assert {answer.report.device for answer in answers} == {"cpu:0"}
+    assert all(0 < answer.report.load_time <= answer.report.queue_wait for answer in answers)
     assert {tower.state.hget(job_key(job), "attempts") for job in heavy} == {b"1"}
 
 
