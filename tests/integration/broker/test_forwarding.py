@@ -299,6 +299,29 @@ def test_a_session_under_which_a_router_still_waited_is_looked_after(settings: S
     assert b"router.1" in asyncio.run(sessions())
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_a_router_could_not_answer_or_took_before_its_session_ended_is_taken_again(
+    settings: Settings, store: Store, ended: bool
+) -> None:
+    async def taken() -> list[int]:
+        transport = await opened(settings)
+        store.client.lpush(ARRIVALS, b"{}")
+        await transport.wait(10)
+        first = await transport.take()
+        if ended:
+            die(store, "router.1")
+            await transport.tidy()  # finds that the session ended
+            assert not (await transport.take()).arrivals  # and begins another
+        else:
+            transport.abandon()
+        again = await transport.take()
+        await transport.close()
+        return [len(first.arrivals), len(again.arrivals)]
+
+    assert asyncio.run(taken()) == [1, 1]
+    assert store.client.llen(ARRIVALS) == 1
+
+
 async def patiently_taken(transport: ValkeyTransport) -> InFlight:
     """What a router takes that tries again after each failure, as `router.service.arrivals` does."""
     for _ in range(20):
