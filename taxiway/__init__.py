@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taxiway.client.arrays import ArrayProgress, AsyncJobArray
     from taxiway.client.asyncio_client import AsyncClient, AsyncJob
-    from taxiway.client.sync_client import Client, Job
+    from taxiway.client.sync_client import Client, Job, JobArray
     from taxiway.contract.job import JobRecord, JobState, JobStatus, Lost, Restarted, Result, RunReport
     from taxiway.contract.progress import RunProgress
     from taxiway.errors import (
@@ -46,8 +47,10 @@ if TYPE_CHECKING:
     from taxiway.run import Run
 
 __all__ = [
+    "ArrayProgress",
     "AsyncClient",
     "AsyncJob",
+    "AsyncJobArray",
     "BrokerFullError",
     "BrokerUnavailableError",
     "Client",
@@ -60,6 +63,7 @@ __all__ = [
     "IdempotencyConflictError",
     "InvalidRequestError",
     "Job",
+    "JobArray",
     "JobCancelledError",
     "JobError",
     "JobRecord",
@@ -90,10 +94,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ArrayProgress": "taxiway.client.arrays",
+    "AsyncJobArray": "taxiway.client.arrays",
     "AsyncClient": "taxiway.client.asyncio_client",
     "AsyncJob": "taxiway.client.asyncio_client",
     "Client": "taxiway.client.sync_client",
     "Job": "taxiway.client.sync_client",
+    "JobArray": "taxiway.client.sync_client",
     "Lost": "taxiway.contract.job",
     "Restarted": "taxiway.contract.job",
     "Run": "taxiway.run",

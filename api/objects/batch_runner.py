@@ -19,7 +19,6 @@ from api.inference.infer import Inference
 from api.objects.batch_turns import LineWindow, OpenBatch, next_batches
 from api.objects.batches import (
     ENDED,
-    KINDS,
     MOST_ERRORS,
     MOST_LINES,
     PART,
@@ -37,14 +36,14 @@ from api.objects.batches import (
     read_line,
     too_late,
 )
-from api.openai.answers import AnswerHead, AnyCall, written
+from api.objects.line_calls import LineCall, failure, read_line_call
+from api.openai.answers import AnswerHead
 from api.openai.calls import awaited
-from api.openai.requests import read_call, service_of, tier_for_later, tier_of, unsupported
-from api.openai_errors import JOB, code_of, content, param_of
+from api.openai.requests import service_of, tier_for_later, tier_of
+from api.openai_errors import JOB, code_of, param_of
 from api.storage.objects import Contents, FileRecord, Objects, file_path, one_piece
 from router.router import Router
 from tasks.large_bodies import beside
-from tasks.models.model import Model
 from taxiway.backoff import Backoff
 from taxiway.contract.job import Result, is_answer
 from taxiway.contract.request import Request, parse_request
@@ -57,7 +56,6 @@ from taxiway.errors import (
     TaxiwayError,
     UnknownObjectError,
     quoted,
-    wrong_field,
 )
 
 logger = logging.getLogger(__name__)
@@ -349,19 +347,13 @@ class _Work:
             return LineError(code_of(error), error.message, number, param_of(error, self.batch.endpoint))
         return None
 
-    def _request(self, line: Line, key: str, left: float) -> tuple[AnyCall, Model, Request]:
-        """A line's call and its model, and the request, due in `left` seconds."""
+    def _request(self, line: Line, key: str, left: float) -> tuple[LineCall, Request]:
+        """A line's call, and its request, due in `left` seconds."""
         rules = self._router.rules
-        kind, fields = KINDS[self.batch.endpoint]
-        parsed = read_call(bytes(line.body), kind, rules.topology.limits)
-        if getattr(parsed.call, "stream", None):
-            raise unsupported("stream", "nothing, as lines of a batch are not streamed", True)
-        for name, value in parsed.terms.items():
-            raise wrong_field(name, "no service term in a line, as all lines have their batch's", value)
-        model = rules.catalogue.resolve(parsed.call.model)
+        call = read_line_call(self.batch.endpoint, bytes(line.body), rules)
         usual = {"service": service_of(tier_for_later(None, rules.topology), rules.topology)}
         own = {"tenant": self.batch.tenant, "deadline": left, "idempotency_key": key}
-        return parsed.call, model, parse_request({**fields(parsed, model), **usual, **self.batch.terms, **own})
+        return call, parse_request({**call.fields, **usual, **self.batch.terms, **own})
 
     async def _run_lines(self) -> None:
         """Run the lines that are in no part yet, in their order, a window at a time."""
@@ -482,7 +474,7 @@ class _Work:
 
     def _failed(self, line: Line, error: TaxiwayError) -> EndedLine:
         """The end of a line that has an error for its answer."""
-        body = content(error, self.batch.endpoint)
+        body = failure(error, self.batch.endpoint)
         job = str(error.details.get(JOB, ""))
         return EndedLine(answered(line.custom_id, job, error.status, body), completed=False)
 
@@ -491,12 +483,12 @@ class _Work:
         while True:
             size = len(bytes(line.body))
             try:
-                call, model, request = await beside(size, self._request, line, key, left)
+                call, request = await beside(size, self._request, line, key, left)
                 job, result = await self._run(request, size)
                 if isinstance(result, FleetUnavailable):
                     return self._failed(line, result)
                 head = AnswerHead(job, tier_of(str(request.service), self._router.rules.topology), self._now())
-                body = await beside(size, written, call, model, head, result)
+                body = await beside(size, call.answer, head, result)
                 return EndedLine(answered(line.custom_id, job, 200, body), completed=True)
             except FleetUnavailable as error:
                 left = self.batch.expires_at - self._router.store.clock.now()

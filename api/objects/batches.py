@@ -11,24 +11,16 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from api.openai.requests import (
-    ChatCall,
-    CompletionCall,
-    EmbeddingsCall,
-    Metadata,
-    chat_fields,
-    completion_fields,
-    embedding_fields,
-)
+from api.openai.requests import Metadata
 from api.storage.objects import ExpiresAfter
 from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, unreadable, wrong_field
 
-MOST_LINES = 50_000
+MOST_LINES = 100_000
 """Lines of a batch."""
 
 MOST_ERRORS = 100
@@ -43,13 +35,6 @@ PART_BYTES = 4 * 2**20
 Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 """States that a batch never leaves."""
-
-KINDS: Mapping[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
-    "/v1/chat/completions": (ChatCall, chat_fields),
-    "/v1/completions": (CompletionCall, completion_fields),
-    "/v1/embeddings": (EmbeddingsCall, embedding_fields),
-}
-"""The calls that lines may make: how their bodies are read, and become requests."""
 
 _WINDOW = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -71,7 +56,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     tenant: str
     endpoint: str
-    """The call that each line makes, such as `/v1/embeddings`."""
+    """The call that each line makes: `/v1/embeddings`, `/v2/models/sentiment/infer` …"""
     input_file_id: str
     completion_window: str
     # Unix seconds
@@ -204,7 +189,7 @@ def key_of(batch: str, custom_id: str, attempt: int) -> str:
 
 
 def answered(custom_id: str, job: str, status: int, body: bytes) -> bytes:
-    """The line that is written for an answer, or an error in OpenAI's form."""
+    """The line that is written for an answer, or an error."""
     response = {"status_code": status, "request_id": job, "body": msgspec.Raw(body)}
     written = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": response, "error": None}
     return _encode(written) + b"\n"

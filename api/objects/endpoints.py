@@ -18,7 +18,6 @@ from api.described import KEYED, BodyOperation, answers
 from api.gate import AnyRequest, caller_of, json_answer, needs, take_terms
 from api.objects.batches import (
     ENDED,
-    KINDS,
     REFUSED_TERMS,
     Batch,
     BatchCall,
@@ -26,6 +25,7 @@ from api.objects.batches import (
     decode_batch,
     window_of,
 )
+from api.objects.line_calls import check_endpoint
 from api.openai_errors import ErrorContent
 from api.services import services_of
 from api.storage.objects import (
@@ -316,8 +316,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     except UNREADABLE as error:
         raise unreadable(error) from error
     seconds = window_of(call.completion_window)
-    if call.endpoint not in KINDS:
-        raise wrong_field("endpoint", f"one of {sorted(KINDS)}", call.endpoint)
+    check_endpoint(call.endpoint, services_of(request).router.rules)
     stored, record = services_of(request).stored, await _file(request, call.input_file_id)
     terms = _terms(request, fields)
     webhook = terms.pop("webhook", None)

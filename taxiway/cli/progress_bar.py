@@ -1,19 +1,29 @@
-"""A bar on stderr for what a running callable reports: the share that is done, the time left and its message."""
+"""Bars on stderr: for what a running callable reports, and for the members of an array."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from taxiway.cli.show import duration
+from taxiway.client.arrays import ArrayProgress, Watch
 from taxiway.contract.progress import RunProgress
 
 
 class ProgressBar:
-    """The bar, from the first report on; it is gone at the end."""
+    """What a callable reports: the share that is done, the time left and its message. It is gone at the end."""
 
     def __init__(self, console: Console | None = None) -> None:
         told = [TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)]
@@ -35,3 +45,17 @@ class ProgressBar:
         left = "" if progress.left is None else f"{duration(progress.left)} left"
         shown: dict[str, Any] = {"description": progress.message, "left": left}
         self._bar.update(self._task, completed=progress.fraction, visible=True, **shown)
+
+
+@contextmanager
+def array_bar() -> Iterator[Watch]:
+    """A bar on stderr with an array's members that have ended, and the time left; nothing where nobody looks."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("", total=None)
+
+        def watch(progress: ArrayProgress) -> None:
+            failed = f", {progress.failed} failed" if progress.failed else ""
+            bars.update(bar, completed=progress.done, total=progress.members or None, description=f"members{failed}")
+
+        yield watch

@@ -1,4 +1,4 @@
-"""Output for people. Only this module and `top` import rich, and they are imported only for such output."""
+"""Output for people. Only this module, `top` and `progress_bar` import rich; they are imported only for such output."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from urllib.parse import quote
 import msgspec
 
 from taxiway.client import ClientTransport, DeadLetters, Receipt, WebhookEndpoints, open_transport
+from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array
 from taxiway.client.forking import PerProcess
 from taxiway.contract.job import FINAL, EventStream, JobState, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
@@ -351,6 +352,16 @@ class AsyncClient:
         async with contextlib.aclosing(in_completion_order(infer_one, inputs, window, progress)) as answers:
             async for answer in answers:
                 yield answer
+
+    async def array(
+        self, model: str, inputs: Iterable[Any], *, within: str = WITHIN, **options: Unpack[Options]
+    ) -> AsyncJobArray:
+        """Submit a request for each of `inputs` as one array, which the fleet keeps. Needs the address of a router.
+
+        Members are answered `within` a time such as `30m`, `24h` or `7d`, in turn with other work; `options` apply to
+        all of them, but `deadline`, `idempotency_key` and `stream`. Raises as `submit`.
+        """
+        return await submit_array(self._transport, lambda one: _request(model, one, options), inputs, within)
 
     def inference_of(self, model: str, timeout: float | None, options: Options) -> Infer:
         """A function that infers one input; all inputs share the model, timeout and options.

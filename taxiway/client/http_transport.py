@@ -33,6 +33,7 @@ from taxiway.contract.tensors import (
     body,
     decode_outputs,
     encode_inputs,
+    inline,
     placed,
     single_row,
     split,
@@ -216,6 +217,22 @@ class HttpClientTransport:
         """The fleet's classes and devices now."""
         return _read_json(await self._answer("GET", "/v2/fleet"))
 
+    async def infer_line(self, request: Request) -> tuple[str, bytes]:
+        """The path of an infer request, and its body as one line of JSON."""
+        path, fields, tensors, _ = await self._parts(request)
+        return path, inline(fields, tensors)
+
+    def line_result(self, status: int, body: bytes) -> Result:
+        """The result in an infer answer; raises the error in it."""
+        return self._result(HttpResponse(status, {}, body), None)
+
+    async def exchange(self, verb: str, path: str, body: Sequence[Buffer] = (), media: str = "") -> bytes:
+        """The body of the answer to a request with a `body` of that media type."""
+        response = await self._answer(verb, path, body, {"content-type": media} if media else None)
+        if not response.ok:
+            _read_json(response)
+        return bytes(response.body)
+
     async def administer(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The router's answer."""
         sent = () if body is None else (msgspec.json.encode(body),)
@@ -277,6 +294,11 @@ class HttpClientTransport:
         return response
 
     async def _infer_request(self, request: Request) -> _InferRequest:
+        path, fields, tensors, single = await self._parts(request)
+        return _InferRequest(path, body(fields, tensors), single)
+
+    async def _parts(self, request: Request) -> tuple[str, dict[str, Any], list[dict[str, Any]], bool]:
+        """An infer request: its path, fields and tensors, and whether its inputs have no batch axis."""
         path = f"/v2/models/{quote(request.model, safe=':@')}"
         if request.model not in self._known:
             with _understood():
@@ -294,7 +316,7 @@ class HttpClientTransport:
             wanted = [spec for spec in known["outputs"] if not request.outputs or spec["name"] in request.outputs]
             unknown = [{"name": name} for name in request.outputs if name not in {spec["name"] for spec in wanted}]
             fields["outputs"] = [self._output(spec) for spec in wanted] + unknown  # the router reports these
-        return _InferRequest(path, body(fields, single_row(known["inputs"], tensors) if single else tensors), single)
+        return path, fields, single_row(known["inputs"], tensors) if single else tensors, single
 
     def _output(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """The request's entry for an output: tensors of numbers are requested as raw data if they become arrays."""

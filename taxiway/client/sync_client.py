@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from taxiway.client.arrays import WITHIN, ArrayProgress, AsyncJobArray, Watch, unwatched
 from taxiway.client.asyncio_client import (
     CONNECT_TIMEOUT,
     REQUESTS_AT_ONCE,
@@ -28,6 +29,7 @@ from taxiway.contract.job import Event, JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.wire import Durability
+from taxiway.errors import TaxiwayError
 
 T = TypeVar("T")
 
@@ -159,6 +161,42 @@ class Job:
         return self._loop.run(self._job.cancel())
 
 
+class JobArray:
+    """An array in the fleet. It has the methods of `AsyncJobArray`; they block."""
+
+    def __init__(self, loops: PerProcess[LoopThread], array: AsyncJobArray) -> None:
+        self._loops = loops
+        self._array = array
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
+    @property
+    def id(self) -> str:
+        """The array's id."""
+        return self._array.id
+
+    def progress(self) -> ArrayProgress:
+        """How far it is."""
+        return self._loops.get().run(self._array.progress())
+
+    def wait(self, timeout: float | None = None, watch: Watch = unwatched) -> ArrayProgress:
+        """Wait until it has ended; see `AsyncJobArray.wait`."""
+        return self._loops.get().run(self._array.wait(timeout, watch))
+
+    def results(self, timeout: float | None = None, watch: Watch = unwatched) -> list[Result | TaxiwayError]:
+        """Each member's result or error, in the order of the inputs; see `AsyncJobArray.results`."""
+        return self._loops.get().run(self._array.results(timeout, watch))
+
+    def cancel(self) -> None:
+        """Cancel the members that have not ended."""
+        self._loops.get().run(self._array.cancel())
+
+    def retry(self) -> JobArray:
+        """A new array of the members that were not answered."""
+        return JobArray(self._loops, self._loops.get().run(self._array.retry()))
+
+
 class Client:
     """A thread-safe client. It has the methods and arguments of `AsyncClient`; the methods block.
 
@@ -195,6 +233,11 @@ class Client:
     def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> Job:
         """Submit a request. It is durable when this returns."""
         return Job(self._loops, self._loop.run(self._client.submit(model, inputs, **options)))
+
+    def array(self, model: str, inputs: Iterable[Any], *, within: str = WITHIN, **options: Unpack[Options]) -> JobArray:
+        """Submit a request for each of `inputs` as one array, which the fleet keeps; see `AsyncClient.array`."""
+        made = self._client.array(model, inputs, within=within, **options)
+        return JobArray(self._loops, self._loop.run(made))
 
     def infer(self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]) -> Result:
         """Submit and wait for the answer, at most `timeout` seconds."""

@@ -237,6 +237,15 @@ def body(fields: Named, tensors: Sequence[Named]) -> Framed:
     return Framed(_encode_json({"inputs": inputs, **fields}), parts)
 
 
+def inline(fields: Named, tensors: Sequence[Named]) -> bytes:
+    """The body of an infer request as JSON alone: all elements are in it."""
+    inputs = [
+        {**tensor, "data": to_wire(tensor["data"]) if tensor["datatype"] == "BYTES" else _flat(tensor)}
+        for tensor in tensors
+    ]
+    return _encode_json({"inputs": inputs, **fields})
+
+
 def placed(tensors: Sequence[Named], rest: memoryview) -> list[Named]:
     """Output tensors with their `data` taken from the bytes after the JSON.
 

@@ -496,7 +496,7 @@ def test_a_batch_has_so_many_lines_and_empty_ones_count() -> None:
     assert asyncio.run(lines(full)) == [*range(1, MOST_LINES + 1)]
     assert asyncio.run(lines(full[:-1])) == [*range(1, MOST_LINES + 1)]
     for over in (full + b"\n", full + b"x", b"\n" * MOST_LINES + b"x", b"\n" * 2**20):
-        with pytest.raises(errors.RequestTooLargeError, match="expected 1 to 50000 lines"):
+        with pytest.raises(errors.RequestTooLargeError, match="expected 1 to 100000 lines"):
             asyncio.run(lines(over))
 
 

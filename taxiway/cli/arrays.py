@@ -1,0 +1,75 @@
+"""`taxiway array`: one request for each line of a file, as one submission that the fleet keeps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from taxiway.cli import JOB_FAILED
+from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.jobs import json_or_text
+from taxiway.client.arrays import WITHIN
+from taxiway.client.asyncio_client import AsyncClient
+from taxiway.contract.job import Result
+from taxiway.contract.values import to_wire
+from taxiway.errors import TaxiwayError
+
+_EXAMPLES = """\b
+Examples:
+  taxiway array sentiment reviews.txt > answers.jsonl
+  seq 1000 | taxiway array monte-carlo - --within 1h --no-wait
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("model")
+@click.argument("lines", metavar="FILE|-", type=click.File("rb"))
+@click.option("--within", default=WITHIN, metavar="TIME", show_default=True, help="Time for all of it: 30m, 24h, 7d.")
+@click.option("--tenant", help="The tenant that the requests belong to.")
+@click.option("--locality", help="A label that every device on the requests' path must carry.")
+@click.option("--budget", type=float, metavar="USD", help="Maximum cost of each answer.")
+@click.option("--wait/--no-wait", default=True, help="Wait for the answers (default), or print the array's id.")
+@fleet_options
+def array(
+    model: str,
+    *,
+    lines: BinaryIO,
+    within: str,
+    wait: bool,
+    url: str | None,
+    data: Path | None,
+    as_json: bool,
+    **terms: Any,
+) -> None:
+    """Send each line of FILE to MODEL as one array, and print a line of JSON for each answer, in their order.
+
+    A line is the input as JSON if it reads so, else as text. The array goes on if this command ends; a router keeps it.
+    """
+    inputs = [json_or_text(line) for line in lines.read().splitlines() if line.strip()]
+
+    async def send(client: AsyncClient) -> tuple[str, Sequence[Result | TaxiwayError]]:
+        made = await client.array(model, inputs, within=within, **terms)
+        if not wait:
+            return made.id, []
+        from taxiway.cli.progress_bar import array_bar
+
+        with array_bar() as watch:
+            return made.id, await made.results(watch=watch)
+
+    name, outcomes = ask(url, data, send)
+    if not wait:
+        print_json({"id": name}) if as_json else click.echo(name)
+    for outcome in outcomes:
+        print_json(_shown(outcome))
+    if any(isinstance(outcome, TaxiwayError) for outcome in outcomes):
+        sys.exit(JOB_FAILED)
+
+
+def _shown(outcome: Result | TaxiwayError) -> dict[str, Any]:
+    if isinstance(outcome, TaxiwayError):
+        return {"error": outcome.message, "code": outcome.code}
+    return {"outputs": to_wire(outcome.outputs), "report": outcome.report}

@@ -1,0 +1,281 @@
+"""Job arrays: many inputs for one model as one submission, which the fleet works through without its client.
+
+An array is a batch (docs/batch.md) whose lines are infer requests. A router runs a window of them at a time, at a low
+level, in turn with other tenants; another one takes over if it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from taxiway.contract.job import Result
+from taxiway.contract.limits import Buffer
+from taxiway.contract.request import TERMS, Request, Terms
+from taxiway.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    JobCancelledError,
+    ResultTimeoutError,
+    TaxiwayError,
+    wrong_field,
+)
+
+WITHIN = "24h"
+"""The time within which an array's members are answered, unless it is given."""
+
+_POLL = 0.25
+"""Seconds between two looks at an array; each further pause is half as long again, up to `_LONGEST_POLL`."""
+
+_LONGEST_POLL = 5.0
+
+_NO_TERMS = Terms()
+
+_UNFIT = {
+    "deadline": "none for an array: `within` bounds all of it",
+    "idempotency_key": "none for an array: it would make all members one job",
+    "stream": "none for an array: its members are not streamed",
+}
+
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+
+
+class ArrayProgress(msgspec.Struct, frozen=True):
+    """How far an array is. `errors` says why it could not begin."""
+
+    state: str  # as a batch's: validating, in_progress, finalizing, completed, failed, expired, cancelling, cancelled
+    members: int  # 0 until they were counted
+    completed: int
+    failed: int
+    errors: Sequence[str] = ()
+
+    @property
+    def done(self) -> int:
+        """Members that have ended."""
+        return self.completed + self.failed
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.state in _ENDED
+
+
+Watch = Callable[[ArrayProgress], object]
+
+
+def unwatched(_: ArrayProgress) -> None:
+    """Watch nothing."""
+
+
+@runtime_checkable
+class ArrayTransport(Protocol):
+    """What an array needs of a router."""
+
+    async def infer_line(self, request: Request) -> tuple[str, bytes]:
+        """The path of an infer request, and its body as one line of JSON."""
+
+    def line_result(self, status: int, body: bytes) -> Result:
+        """The result in an infer answer; raises the error in it."""
+
+    async def exchange(self, verb: str, path: str, body: Sequence[Buffer] = (), media: str = "") -> bytes:
+        """The body of the answer to a request with a `body` of that media type."""
+
+
+class _Counts(msgspec.Struct, frozen=True):
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class _Named(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _LineFault(msgspec.Struct, frozen=True):
+    message: str = ""
+
+
+class _Faults(msgspec.Struct, frozen=True):
+    data: list[_LineFault] = []
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    id: str
+    status: str
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    request_counts: _Counts = _Counts()
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: _Faults | None = None
+
+
+class _Response(msgspec.Struct, frozen=True):
+    status_code: int
+    body: msgspec.Raw
+
+
+class _Ended(msgspec.Struct, frozen=True):
+    custom_id: str
+    response: _Response | None = None
+    error: _LineFault | None = None
+
+
+class _Line(msgspec.Struct, frozen=True):
+    custom_id: str
+    body: msgspec.Raw
+
+
+_decode_id = msgspec.json.Decoder(_Named).decode
+_decode_batch = msgspec.json.Decoder(_Batch).decode
+_decode_ended = msgspec.json.Decoder(_Ended).decode
+_decode_line = msgspec.json.Decoder(_Line).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class AsyncJobArray:
+    """An array in the fleet. `await array` is `await array.results()`."""
+
+    def __init__(self, transport: ArrayTransport, id: str, terms: dict[str, Any]) -> None:
+        self.id = id
+        self._transport = transport
+        self._terms = terms
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
+    def __await__(self) -> Any:
+        return self.results().__await__()
+
+    async def progress(self) -> ArrayProgress:
+        """How far it is."""
+        batch = await self._batch()
+        errors = tuple(one.message for one in batch.errors.data) if batch.errors else ()
+        counts = batch.request_counts
+        return ArrayProgress(batch.status, counts.total, counts.completed, counts.failed, errors)
+
+    async def wait(self, timeout: float | None = None, watch: Watch = unwatched) -> ArrayProgress:
+        """Wait until it has ended. `watch` is called with its progress at each look.
+
+        Raises:
+            ResultTimeoutError: `timeout` seconds passed; the array goes on.
+        """
+        clock, pause = asyncio.get_running_loop().time, _POLL
+        until = None if timeout is None else clock() + timeout
+        while True:
+            progress = await self.progress()
+            watch(progress)
+            if progress.ended:
+                return progress
+            if until is not None and clock() >= until:
+                raise ResultTimeoutError(f"the array has not ended within {timeout:g} s; it goes on", timeout=timeout)
+            await asyncio.sleep(pause if until is None else min(pause, until - clock()))
+            pause = min(1.5 * pause, _LONGEST_POLL)
+
+    async def results(self, timeout: float | None = None, watch: Watch = unwatched) -> list[Result | TaxiwayError]:
+        """Wait until it has ended: each member's result, or the error that it ended with, in the order of the inputs.
+
+        Raises:
+            InvalidRequestError: it could not begin; the text has the first reason.
+            ResultTimeoutError: as `wait`.
+        """
+        progress = await self.wait(timeout, watch)
+        if not progress.members:
+            raise InvalidRequestError(f"array: {next(iter(progress.errors), 'it has no members')}", field="inputs")
+        error = JobCancelledError if progress.state == "cancelled" else DeadlineExceededError
+        missing = error(f"the array was {progress.state} before this member was answered")
+        found: list[Result | TaxiwayError] = [missing] * progress.members
+        for line in await self._lines():
+            found[int(line.custom_id)] = self._outcome(line)
+        return found
+
+    async def cancel(self) -> None:
+        """Cancel the members that have not ended. Does nothing if it has."""
+        if not (await self.progress()).ended:
+            await self._transport.exchange("POST", f"/v1/batches/{self.id}/cancel")
+
+    async def retry(self) -> AsyncJobArray:
+        """A new array of the members that were not answered; its results are in the order of the inputs, too.
+
+        Raises:
+            InvalidRequestError: all were answered, or it has not ended.
+        """
+        batch = await self._batch()
+        if batch.status not in _ENDED:
+            raise InvalidRequestError("array: expected one that has ended, to retry what failed", field="array")
+        lines = await self._lines()
+        answered = {line.custom_id for line in lines if line.response is not None and line.response.status_code == 200}
+        content = await self._transport.exchange("GET", f"/v1/files/{batch.input_file_id}/content")
+        again = [line for line in content.splitlines() if _decode_line(line).custom_id not in answered]
+        if not again:
+            raise InvalidRequestError("array: expected one with members that failed", field="array")
+        renumbered = [_line(number, batch.endpoint, _decode_line(line).body) for number, line in enumerate(again)]
+        return await _create(self._transport, batch.endpoint, renumbered, self._terms, batch.completion_window)
+
+    async def _batch(self) -> _Batch:
+        return _decode_batch(await self._transport.exchange("GET", f"/v1/batches/{self.id}"))
+
+    async def _lines(self) -> list[_Ended]:
+        """What became of the members that have ended."""
+        batch = await self._batch()
+        files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
+        contents = [await self._transport.exchange("GET", f"/v1/files/{file}/content") for file in files]
+        return [_decode_ended(line) for content in contents for line in content.splitlines()]
+
+    def _outcome(self, line: _Ended) -> Result | TaxiwayError:
+        if line.response is None:
+            return DeadlineExceededError(line.error.message if line.error else "it was not answered in time")
+        try:
+            return self._transport.line_result(line.response.status_code, bytes(line.response.body))
+        except TaxiwayError as error:
+            return error
+
+
+async def submit_array(
+    transport: object, requests: Callable[[Any], Request], inputs: Iterable[Any], within: str
+) -> AsyncJobArray:
+    """Submit the requests for all inputs as one array.
+
+    Raises:
+        InvalidRequestError: there are none; or the address is a broker's.
+        TaxiwayError: as `AsyncClient.submit` raises it.
+    """
+    if not isinstance(transport, ArrayTransport):
+        message = "array: expected an http:// or https:// address of a router, which keeps the array"
+        raise InvalidRequestError(message, field="url")
+    lines, endpoint, terms = [], "", dict[str, Any]()
+    for number, value in enumerate(inputs):
+        request = requests(value)
+        terms = {name: given for name in TERMS if (given := getattr(request, name)) != getattr(_NO_TERMS, name)}
+        for name in terms.keys() & _UNFIT.keys():
+            raise wrong_field(name, _UNFIT[name], terms[name])
+        plain = {name: getattr(_NO_TERMS, name) for name in terms}
+        path, body = await transport.infer_line(msgspec.structs.replace(request, **plain))
+        endpoint = f"{path}/infer"
+        lines.append(_line(number, endpoint, body))
+    if not lines:
+        raise InvalidRequestError("inputs: expected at least one", field="inputs")
+    return await _create(transport, endpoint, lines, terms, within)
+
+
+def _line(number: int, endpoint: str, body: Buffer) -> bytes:
+    line = {"custom_id": str(number), "method": "POST", "url": endpoint, "body": msgspec.Raw(body)}
+    return _encode(line) + b"\n"
+
+
+async def _create(
+    transport: ArrayTransport, endpoint: str, lines: Sequence[bytes], terms: dict[str, Any], within: str
+) -> AsyncJobArray:
+    boundary = uuid.uuid4().hex
+    field = f'--{boundary}\r\nContent-Disposition: form-data; name="{{}}"\r\n\r\n'
+    head = field.format("purpose") + "batch\r\n" + field.format('file"; filename="array.jsonl')
+    body = [head.encode(), b"".join(lines), f"\r\n--{boundary}--\r\n".encode()]
+    file = await transport.exchange("POST", "/v1/files", body, f"multipart/form-data; boundary={boundary}")
+    wanted = {"input_file_id": _decode_id(file).id, "endpoint": endpoint, "completion_window": within, **terms}
+    made = await transport.exchange("POST", "/v1/batches", [_encode(wanted)], "application/json")
+    return AsyncJobArray(transport, _decode_id(made).id, terms)
