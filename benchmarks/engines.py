@@ -63,7 +63,7 @@ MIXED_QUEUES = (
     "hardware:"
     + ENGINE.replace('"{url}"', "{url}")
     + """service:
-  live: {{deadline: 6, priority: high}}
+  live: {{deadline: 40, priority: high}}
   bulk: {{deadline: 3600, priority: low, preemptible: true}}
   firm: {{deadline: 3600, priority: low}}
 default_service: live
@@ -81,7 +81,7 @@ CALLERS, LLAMA_SLOTS, ROUNDS = 16, 16, 2
 TALKS, TURNS, TALK_SLOTS, OPENING = 3, 4, 8, 300
 """Conversations of each kind, turns of each, slots of each of two engines, and words at a conversation's beginning."""
 
-MIXED_SLOTS, BULK_CALLERS, BULK_TOKENS, LIVE_EVERY, MIXED_SECONDS = 4, 32, 128, 1.0, 60.0
+MIXED_SLOTS, BULK_CALLERS, BULK_TOKENS, LIVE_EVERY, MIXED_SECONDS = 4, 16, 96, 2.0, 40.0
 """The slots of each of two engines; bulk chats in progress at any time, and their tokens; seconds between two live
 chats; and seconds of each turn."""
 

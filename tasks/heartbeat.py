@@ -162,6 +162,8 @@ class Yieldable(msgspec.Struct, frozen=True, array_like=True):
     job: str
     token: str
     """Of its claim."""
+    tag: str
+    """Of its message; empty if Celery holds that."""
     level: int
     due: float
     """Seconds by the store's clock; 0 without a deadline."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from broker.port import Holder
-from broker.valkey import Call, packed
+from broker.valkey import Call, as_text, flat, packed
 from taxiway.contract.generation import NOTHING, CutGeneration, decode_kept
 from taxiway.contract.job import JobState, read_parts
-from taxiway.contract.keys import cancelled_channel, job_key, result_key
+from taxiway.contract.keys import UNACKED, WORK, cancelled_channel, job_key, result_key
 from taxiway.errors import bounded
 
 
@@ -126,13 +126,26 @@ class YieldRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Relocation:
+    """Where a job that yields goes: its message, held under a tag, returns to the queue, and its record is changed."""
+
+    tag: str
+    queue: str
+    message: bytes
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class YieldAsk:
-    """Asks the holder of a job, by its claim's `token`, to yield it; `waiting` is the job that is to have its place."""
+    """Asks the holder of a job, by its claim's token, to yield it."""
 
     job: str
     token: str
     reason: str
     waiting: str = ""
+    """The job that is to have its place; empty if none does."""
+    to: Relocation | None = None
+    """Where it goes; None for its own queue."""
 
 
 class YieldAnswer(IntEnum):
@@ -146,8 +159,15 @@ class YieldAnswer(IntEnum):
 def yield_call(seconds: float, asks: Sequence[YieldAsk]) -> Call:
     """Asks holders to yield their jobs within so many seconds; answers a `YieldAnswer` for each."""
     keys = [job_key(job) for ask in asks for job in (ask.job, ask.waiting or ask.job)]
-    arguments = [packed({"token": ask.token, "reason": bounded(ask.reason)}) for ask in asks]
-    return Call("jobs/yield", keys, [seconds, cancelled_channel(""), *arguments])
+    arguments = [packed({"token": ask.token, "reason": bounded(ask.reason), **_moved(ask.to)}) for ask in asks]
+    return Call("jobs/yield", [UNACKED[0], WORK, *keys], [seconds, cancelled_channel(""), *arguments])
+
+
+def _moved(to: Relocation | None) -> dict[str, Any]:
+    if to is None:
+        return {}
+    entry = b'[%b, "%b", "%b"]' % (to.message, to.queue.encode(), to.queue.encode())
+    return {"tag": to.tag, "moved": as_text(entry), "record": flat(to.fields)}
 
 
 def renewed(answer: int | bytes) -> YieldRequest | bool:

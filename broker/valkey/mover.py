@@ -14,12 +14,15 @@ from broker.port import PEEK_BYTES, Inspected, Moved, MoveStep, Peeked, QueueHea
 from broker.valkey import Call, as_text, flat, packed
 from broker.valkey.forwarding import addressed
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, priority_lists
+from taxiway.contract.keys import LEAD, MOVES, UNACKED, WORK, job_key, priority_list, priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import InvalidRequestError
 
 MOVES_KEPT = 50
 """Number of recent moves that are kept for operators."""
+
+HELD_BYTES = 64 * 2**10
+"""Bytes of a message that is read while its job runs; one with a larger message does not move then."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Moved).decode
@@ -62,6 +65,18 @@ class ValkeyQueueMover:
         depth, *inspected = await self._connection.run(peek_call(queue, most))
         seen = (_peeked(queue, level, raw) for level, raws in enumerate(inspected) for raw in raws)
         return Inspected(depth, [peeked for peeked in seen if peeked is not None])
+
+    async def held(self, queue: str, tags: Sequence[tuple[str, int]]) -> list[Peeked | None]:
+        """The messages that workers hold under these tags, each with its level; None where it is gone or too large."""
+        sizes = await self._connection.calls(*(("HSTRLEN", UNACKED[0], tag) for tag, _ in tags))
+        asked = [
+            ("HGET", UNACKED[0], tag if size <= HELD_BYTES else "") for (tag, _), size in zip(tags, sizes, strict=True)
+        ]
+        entries = await self._connection.calls(*asked)
+        messages = [None if entry is None else entry[1:].rsplit(b', "', 2)[0] for entry in entries]
+        return [
+            None if raw is None else _peeked(queue, level, raw) for raw, (_, level) in zip(messages, tags, strict=True)
+        ]
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
         """The named fields of each job's record, in order; fields that a record lacks are omitted."""

@@ -6,12 +6,14 @@ Work that cannot move, because it may run only in its class, has devices retarge
 from __future__ import annotations
 
 import logging
+import random
 from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
 from broker.port import Moved, MoveStep, Peeked
+from broker.valkey.claims import YieldAnswer, YieldAsk
 from broker.valkey.leases import Leadership
 from broker.valkey.mover import ValkeyQueueMover
 from router.decide.moves.rebalance import Flows, Move, rebalance
@@ -28,13 +30,20 @@ from router.upkeep.waiting import (
     groups_of,
     moves_of_abandoned,
     read_waiting,
+    relocation_of,
+    running_groups,
     steps_of,
 )
+from tasks.heartbeat import Yieldable
+from taxiway.contract.job import JobState
 
 logger = logging.getLogger(__name__)
 
 READ_TOGETHER = 250
 """Messages read before the event loop runs other tasks."""
+
+RUNNING_EXAMINED = 32
+"""Running jobs of a class that one tick examines, at random."""
 
 MOVED_AT_ONCE = 100
 """Messages moved together: the most that a dying router leaves half moved, and the size of one call to the server."""
@@ -71,15 +80,53 @@ class Mover(Duty):
         names = backlogged(working, rules.tick)
         depths, waiting = await self._inspect(names, window_per_level(rules.window, names, working.backlog))
         groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
+        running = await self._running(working)
+        groups += running_groups(running.values(), working, rules.max_moves_per_job)
+        for _, job in running.values():
+            depths[job.queue] = depths.get(job.queue, 0) + 1
         work = {name: working.backlog.levels(name) for name in working.backlog.classes}
         decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
-        await self._make(decided, waiting)
+        await self._make([move for move in decided if move.jobs[0] not in running], waiting)
+        for move in decided:
+            if move.jobs[0] in running:
+                await self._relocate(move, *running[move.jobs[0]])
         await self._empty_abandoned(working)
 
     async def _empty_abandoned(self, working: WorkingSnapshot) -> None:
         """Move what waits for classes that are no longer in queues.yaml."""
         _, waiting = await self._inspect(abandoned(working), MOVED_AT_ONCE)
         await self._make(moves_of_abandoned(waiting.values(), working), waiting)
+
+    async def _running(self, working: WorkingSnapshot) -> dict[str, tuple[Yieldable, WaitingJob]]:
+        """Some of the running jobs that can yield, by id, if there is another class to run them."""
+        classes = [name for name in working.backlog.classes if working.fleet.of_class(name)]
+        found: dict[str, tuple[Yieldable, WaitingJob]] = {}
+        for name in classes if len(classes) > 1 and self._rules.topology.rebalance.max_moves_per_job else ():
+            told = [one for device in working.fleet.of_class(name) for one in device.yieldable if one.tag]
+            some = random.sample(told, min(len(told), RUNNING_EXAMINED))
+            if not some:
+                continue
+            peeked = await self._queue_mover.held(name, [(one.tag, one.level) for one in some])
+            fields = await self._queue_mover.records([one.job for one in some], FIELDS)
+            now, catalogue = self._store.clock.now(), self._rules.catalogue
+            for one, message, record in zip(some, peeked, fields, strict=True):
+                job = message and read_waiting(message, record, catalogue, now, JobState.RUNNING)
+                if job:
+                    found[one.job] = one, job
+        return found
+
+    async def _relocate(self, move: Move, told: Yieldable, job: WaitingJob) -> None:
+        """Ask a running job to yield and go on in another class, while this router leads."""
+        now = self._store.clock.now()
+        for step in steps_of(move, {told.job: job}, now, self._rules):
+            ask = YieldAsk(told.job, told.token, move.reason, to=relocation_of(step, told.tag))
+            if (
+                await self._leadership.campaign()
+                and (await self._store.jobs.ask_to_yield([ask]))[0] is YieldAnswer.ASKED
+            ):
+                self._events.add(told.job, step.queue, step.envelope)
+                await self._note([_moved(move, 1, now)])
+        self._flows.note([move])
 
     async def _inspect(self, names: Sequence[str], most: int) -> tuple[dict[str, int], dict[str, WaitingJob]]:
         """The queue depth of each of these classes, and by id the movable jobs among those that its queue serves last.

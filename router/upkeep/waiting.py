@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from broker.port import MoveStep, Peeked
+from broker.valkey.claims import Relocation
+from broker.valkey.forwarding import addressed
 from router.decide.classify import Needs
 from router.decide.cost import horizon
 from router.decide.explain import read_basis
@@ -20,12 +22,13 @@ from router.decide.moves.waiting import group_by_kind, magnitude
 from router.decide.placement import Placement, choose, seed_of
 from router.decide.working_snapshot import WorkingSnapshot, shown
 from router.service.admission import Rules
+from tasks.heartbeat import Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.ticket import TicketError, attach, read_ticket
 from taxiway.contract.job import JobState, MoveRecord, read_moves
 from taxiway.contract.keys import work_cell
-from taxiway.contract.wire import HEADER, Envelope
+from taxiway.contract.wire import HEADER, Envelope, encode_envelope
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, TaxiwayError, UnknownModelError
 
 FIELDS = ("state", "model", "hardware_class", "variant", "level", "deadline_at", "work", "basis", "moves")
@@ -64,10 +67,12 @@ class WaitingJob:
         return (self.queue, needs.level, self.model.id, self.variant, needs.constraints, *sizes)
 
 
-def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue, now: float) -> WaitingJob | None:
-    """The job of a message; None if it must not be moved: another release placed it, or it is not waiting."""
+def read_waiting(
+    peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue, now: float, state: JobState = JobState.QUEUED
+) -> WaitingJob | None:
+    """The job of a message; None if it must not be moved: another release placed it, or it is not in this state."""
     basis = read_basis(fields.get("basis", ""))
-    if basis is None or fields.get("state") != JobState.QUEUED or fields.get("hardware_class") != peeked.queue:
+    if basis is None or fields.get("state") != state or fields.get("hardware_class") != peeked.queue:
         return None
     try:
         model = catalogue.resolve(fields.get("model", ""))
@@ -101,6 +106,26 @@ def groups_of(jobs: Sequence[WaitingJob], working: WorkingSnapshot, max_moves_pe
     """Groups of the jobs, given in the order of `peek`: within each queue and level, last served first."""
     groups = (_group(members, working, max_moves_per_job) for members in group_by_kind(jobs, working.backlog))
     return [group for group in groups if group is not None]
+
+
+def running_groups(
+    running: Iterable[tuple[Yieldable, WaitingJob]], working: WorkingSnapshot, max_moves_per_job: int
+) -> list[Group]:
+    """A group of each running job that can yield; what is written of it counts as part of its prompt."""
+    groups = []
+    for told, job in running:
+        left = told.left / max(told.run + told.left, 1e-9)
+        needs = replace(job.needs, output=round(job.needs.output * left), longest=round(job.needs.longest * left))
+        group = _group([(replace(job, needs=needs), 0.0)], working, max_moves_per_job - told.cuts)
+        if group is not None:
+            groups.append(replace(group, repeats=told.redo))
+    return groups
+
+
+def relocation_of(step: MoveStep, tag: str) -> Relocation:
+    """The step of a running job, whose message its worker holds under the tag."""
+    message = encode_envelope(addressed(step.envelope, step.queue, step.peeked.level))
+    return Relocation(tag, step.queue, message, step.fields)
 
 
 def steps_of(move: Move, waiting: Mapping[str, WaitingJob], now: float, rules: Rules) -> list[MoveStep]:

@@ -131,6 +131,6 @@ class Yielder:
                         redo=one.redo,
                         due=one.due - now if one.due else math.inf,
                         penalty=penalty(rates[one.level], one.run + one.left),
-                        price=hardware.dollars_per_hour / 3600 / hardware.max_batch,
+                        price=hardware.dollars_per_hour / 3600,
                         cuts=one.cuts,
                     )

@@ -47,9 +47,6 @@ class Generations:
         self._keep_at = 0.0
         self._keeping: asyncio.Task[None] | None = None
 
-    def __contains__(self, job: RunningJob) -> bool:
-        return job in self._running
-
     async def recall(self, job: RunningJob) -> None:
         """Find what earlier runs of the job left, if its answer can be cut and go on.
 
@@ -66,7 +63,8 @@ class Generations:
 
     def yieldable(self, variants: EndpointVariants, now: float) -> tuple[Yieldable, ...]:
         """The preemptible ones that were not asked to yield. Thread-safe."""
-        running = [(job, seat) for job, (_, seat) in list(self._running.items()) if job.ticket.preemptible]
+        able = [job for job in list(self._running) if job.ticket.preemptible and self.can_yield(job)]
+        running = [(job, pair[1]) for job in able if (pair := self._running.get(job)) is not None]
         found = [(job, seat, variants.ready(job.model, job.variant)) for job, seat in running]
         return tuple(
             self._described(job, seat, variants.curve(loaded), now)
@@ -88,6 +86,7 @@ class Generations:
         return Yieldable(
             job=delivery.job,
             token=delivery.token,
+            tag=delivery.tag,
             level=job.ticket.level,
             due=delivery.deadline_at,
             run=three_digits(run),
@@ -95,6 +94,12 @@ class Generations:
             redo=three_digits(redo if can_go_on else redo + run),
             cuts=0 if generation is None else len(generation.kept.parts),
         )
+
+    def can_yield(self, job: RunningJob) -> bool:
+        """Whether the job's answer has no more than text so far, and can be cut."""
+        exchange, _ = self._running.get(job, (None, None))
+        reader = None if exchange is None else exchange.reader
+        return job.generation is not None and not (reader is not None and reader.more)
 
     def begin(self, job: RunningJob, exchange: Exchange, seat: Seat) -> None:
         """The job's answer is asked for."""

@@ -305,10 +305,10 @@ class EndpointStage:
                 await self._generations.recall(job)
             ending = await self._outcome(job, loaded)
         except asyncio.CancelledError:
-            if not self._yields(job) or job.delivery.lost or self._stopping.is_set():
+            delivery = job.delivery
+            if delivery.yields is None or delivery.lost or delivery.ended or self._stopping.is_set():
                 raise
-            request = job.delivery.yields
-            ending = _returned(job, "" if request is None else request.reason, counts=False)
+            ending = _returned(job, delivery.yields.reason, counts=False)
         if isinstance(ending, Returned):
             job.generation = None  # it cannot yield any more
             await self._generations.kept()
@@ -316,7 +316,7 @@ class EndpointStage:
 
     def _yields(self, job: RunningJob) -> bool:
         """Whether the job was asked to yield, and can."""
-        return job.delivery.yields is not None and job.generation is not None and not job.delivery.ended
+        return job.delivery.yields is not None and self._generations.can_yield(job) and not job.delivery.ended
 
     async def _outcome(self, job: RunningJob, loaded: Loaded) -> Ending:
         left = None if math.isinf(job.deadline) else job.deadline - self._now()

@@ -18,9 +18,7 @@ from taxiway.errors import TaxiwayError
 from workers.device import Device
 from workers.port import Row
 from workers.stages.admit import named_row
-from workers.stages.job import (
-    RunningJob,
-)
+from workers.stages.job import RunningJob, TextRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,8 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
     """
     hardware_class = job.delivery.hardware_class
     waited = max(0.0, job.delivery.started - job.ticket.accepted)
-    before, parts = ((), ()) if job.generation is None else (job.generation.kept.parts, job.generation.parts)
+    generation = job.generation or TextRun()
+    before = generation.kept.parts
     return Result(
         model=job.model.id,
         outputs={spec.name: to_wire(_output(job, spec), spec.name, blobs) for spec in _wanted(job)},
@@ -72,8 +71,8 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
             + job.billed
             + sum(part.cost for part in before),
             reason=job.ticket.reason,
-            tokens=job.tokens if not before else total(parts),
-            parts=parts if before else (),
+            tokens=job.tokens if not before else total(generation.parts),
+            parts=generation.parts if before or generation.kept.text else (),
             load_time=min(job.load_time, waited),  # by two clocks
             redone=job.times.redone,
             checkpoints="; ".join(job.times.notes),

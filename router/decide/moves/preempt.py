@@ -55,7 +55,7 @@ class Occupant:
     penalty: float
     """US dollars that it costs when it is late."""
     price: float
-    """US dollars of a second in its slot."""
+    """US dollars of a second of its device, whose other rows wait while a prompt is read."""
     cuts: int
     """How often it was cut."""
 

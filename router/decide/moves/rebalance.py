@@ -1,8 +1,8 @@
-"""Which waiting jobs move to another hardware class, and why: rescue, save, balance.
+"""Which jobs move to another hardware class, and why: rescue, save, balance.
 
 A placement is an estimate made at submission; each tick recomputes the same figures for what still waits. Only the jobs
 that a queue serves last are considered: those ahead of them are taken soon, and the cost does not grow with queue
-depth.
+depth. Running jobs that can yield move by the same rules, at the price of what they repeat.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import Needs
 from router.decide.cost import blocks_for, dearest, estimate_figures, limits_of, wait_of
+from router.decide.moves.preempt import SWITCH
 from router.decide.placement import reserved_and_busy
 from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
@@ -46,10 +47,12 @@ class Group:
     here: int
     ahead: float
     jobs: tuple[str, ...]
+    repeats: float | None = None
+    """Of a running job: seconds that its next run would repeat. The output in its `needs` is what is left of it."""
 
     @property
     def source(self) -> str:
-        """The class whose queue they wait in."""
+        """The class whose queue they wait in, or that runs them."""
         return self.table.candidates[self.here].hardware_class
 
     @property
@@ -134,6 +137,9 @@ class GroupBlock:
         self._limits = None if table.allowed is None else limits_of(table.allowed, workload, idle.work)
         self._work, self._cost = idle.work, idle.cost
         self._idle = idle.finish - wait_of(table, nothing, self._limits)
+        for row, group in enumerate(groups):
+            if group.repeats is not None:
+                _go_on((self._idle[row], self._work[row], self._cost[row]), group.here, group.repeats)
         self._dearest = dearest(table, workload, idle.cost)
         self._planned = _planned_targets(table, self._here[:, 0], blocks_for(table, workload))
         self._residual = table.residual[self.level]
@@ -166,6 +172,16 @@ class GroupBlock:
             finish=finish,
             at_most=(finish + self.table.beyond) * residual,
         )
+
+
+def _go_on(figures: tuple[np.ndarray, np.ndarray, np.ndarray], here: int, repeats: float) -> None:
+    """Correct a running job's figures, shape (candidates,): at home it repeats nothing, elsewhere it yields first."""
+    idle, work, cost = figures
+    share = max(1.0 - repeats / max(float(idle[here]), 1e-9), 0.0)
+    idle[here] = share * idle[here] - SWITCH
+    idle += SWITCH
+    work[here] *= share
+    cost[here] *= share
 
 
 def _planned_targets(table: CandidateTable, here: np.ndarray, alone: Rows) -> tuple[Rows, Rows] | None:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
 
-from broker.valkey.claims import YieldAnswer, YieldAsk, YieldRequest, release_call, start_call, yield_call
+from broker.valkey import Call
+from broker.valkey.claims import (
+    Relocation,
+    YieldAnswer,
+    YieldAsk,
+    YieldRequest,
+    release_call,
+    start_call,
+    yield_call,
+)
 from broker.valkey.worker_store import JobNotice, WorkerStore
 from tasks.settings import Settings
 from tasks.topology import Limits
-from tests.scripting import Store, placed
+from taxiway.contract.keys import UNACKED, WORK, priority_list, work_cell
+from tests.narrowing import as_bytes
+from tests.scripting import CELL, Store, placed
 
 ASK = YieldAsk("j", "w#1", "live chats wait")
 REQUEST = YieldRequest(5.0, "live chats wait")
@@ -79,6 +91,24 @@ def test_a_job_that_yielded_waits_again_without_an_attempt_and_is_asked_anew_in_
     [claim] = store.claim("v", "j")
     assert (claim.token, claim.attempts) == ("v#2", 0)
     assert ask(store, ASK, YieldAsk("j", "v#2", "")) == [YieldAnswer.NOT_HELD, YieldAnswer.ASKED]
+
+
+def test_a_job_that_moves_returns_to_the_other_queue_and_its_work_counts_there(
+    store: Store, worker: WorkerStore
+) -> None:
+    taken = b'[{"body": "old", "properties": {"priority": 9}}, "cpu.batch", "cpu.batch"]'
+    store.client.hset(UNACKED[0], "t.2.0", taken)
+    moved = b'{"body": "new", "properties": {"priority": 9}}'
+    cell = work_cell("gpu", 3)
+    to = Relocation("t.2.0", "gpu", moved, {"hardware_class": "gpu", "cell": cell, "work": "0.5"})
+    gone = replace(to, tag="t.4.0")
+    assert ask(store, replace(ASK, to=gone), replace(ASK, to=to)) == [YieldAnswer.NOT_HELD, YieldAnswer.ASKED]
+    worker.release([("j", "w#1")])
+    store.run(Call("queues/put_back", UNACKED, ["t.2.0"]))
+    assert store.client.lrange(priority_list("gpu", 3), 0, -1) == [moved]
+    assert store.record("j")["hardware_class"] == "gpu"
+    assert store.client.hget(WORK, cell) == b"0.5"
+    assert float(as_bytes(store.client.hget(WORK, CELL))) == 0
 
 
 def test_a_request_ends_with_the_claim_of_a_worker_that_was_lost(store: Store, worker: WorkerStore) -> None:

@@ -24,7 +24,7 @@ from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from local.embedded import EmbeddedValkey
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings, settings_from
-from taxiway.contract.job import Result
+from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import DEVICES, job_key
 from tests.llama import NAME, llama_server, llama_server_process
 from tests.narrowing import as_bytes
@@ -88,6 +88,15 @@ class Fleet:
     def ask_to_yield(self, job: str) -> bool:
         ask = YieldAsk(job, self.holder(job), "a live chat waits")
         return bool(run(self.state, yield_call(5.0, [ask])) == [YieldAnswer.ASKED])
+
+
+def settings_with(queues: str, folder: Path, stack: ExitStack) -> Settings:
+    """Settings of a fleet with these queues, whose model is a chat."""
+    server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
+    told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+    settings = worker_settings(told, folder, queues)
+    (settings.models / "chat").symlink_to(TREE / "models" / "chat")
+    return settings
 
 
 @contextmanager
@@ -185,7 +194,7 @@ def test_a_greedy_text_that_its_engine_has_in_its_cache_goes_on_as_if_undisturbe
 def test_a_reader_misses_nothing_of_a_worker_that_goes(fleet: Fleet, client: taxiway.Client, how: int) -> None:
     events, result = told_of(client, lambda job: os.kill(fleet.worker(job).process.pid, how), [12])
     assert_seamless(events, result)
-    assert [part.seam for part in result.report.parts] == ["", "continued"]
+    assert result.report.parts[-1].seam == "continued"  # what a killed worker used is known if it was kept before
 
 
 def test_a_reader_misses_nothing_of_an_engine_that_is_lost(tmp_path: Path, llamas: list[str]) -> None:
@@ -251,3 +260,39 @@ def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(
         assert http.get("/v2/fleet").json()["moves"][0]["kind"] == "yield"
     for job in bulk:
         job.cancel()
+
+
+TWO_CLASSES = """
+hardware:
+  gpu.dear:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{first}/v1", slots: 2, models: {{chat: {name}}}}}
+    price: {{usd_per_hour: 1.0}}
+  cpu.cheap:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{second}/v1", slots: 2, models: {{chat: {name}}}}}
+    price: {{usd_per_hour: 0.1}}
+service:
+  bulk: {{deadline: 3600, priority: low, preemptible: true}}
+default_service: bulk
+limits: {{lease: 1, grace: 1}}
+"""
+
+
+def test_a_running_generation_goes_on_where_it_is_cheaper(tmp_path: Path, llamas: list[str]) -> None:
+    queues = TWO_CLASSES.format(first=llamas[0], second=llamas[1], name=NAME)
+    with ExitStack() as stack:
+        settings = settings_with(queues, tmp_path, stack)
+        stack.enter_context(worker_process(settings, "--class", "gpu.dear", "--device", "endpoint:0"))
+        router = stack.enter_context(router_process(settings))
+        eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
+        client = stack.enter_context(taxiway.Client(settings.broker))
+        job = client.submit("chat", STORY | {"max_tokens": 400, "ignore_eos": True})
+        eventually(lambda: job.status().state is JobState.RUNNING, within=20)
+        stack.enter_context(worker_process(settings, "--class", "cpu.cheap", "--device", "endpoint:0"))
+        result = job.result(timeout=120)
+        assert [part.hardware_class for part in result.report.parts] == ["gpu.dear", "cpu.cheap"]
+        assert result.report.parts[0].ended.startswith("save: ")
+        assert result.outputs["usage"]["completion_tokens"] == 400
+        placement = httpx.get(f"{router.http}/v2/jobs/{job.id}/placement", trust_env=False).json()
+        assert (placement["hardware_class"], placement["moves"][0]["kind"]) == ("cpu.cheap", "save")

@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from broker.valkey import run
+from broker.valkey.claims import YieldAsk, yield_call
 from tasks.endpoints import Tariff
 from tasks.heartbeat import DeviceFacts, Use
 from tasks.models.chats import most_tokens
@@ -24,6 +26,7 @@ from taxiway.errors import DeadlineExceededError, DeviceFaultError, InvalidReque
 from tests.builders import add_engine_models
 from tests.command_line import program
 from tests.engine import Engine, serving
+from tests.narrowing import as_bytes
 from tests.routing import eventually
 from tests.waiting import BUSY
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
@@ -214,6 +217,19 @@ def test_a_stream_that_stalls_or_breaks_restarts_from_its_beginning(tower: Tower
     pieces = eventually(lambda: (seen := told(tower, job)) and seen[-1].text.endswith("three ") and seen)
     assert pieces[0] == Piece(1, 0, "one ")
     assert pieces[-1].attempt > 1
+
+
+@pytest.mark.parametrize(("prompt", "asked"), [("think=hm wait=0.1 one two three", 1), ("wait=0.1 one two three", 2)])
+@pytest.mark.usefixtures("worker")
+def test_an_answer_with_more_than_text_does_not_yield_and_one_of_an_unknown_engine_begins_again(
+    tower: Tower, engine: Engine, prompt: str, asked: int
+) -> None:
+    job = order(tower, prompt, stream=True)
+    eventually(lambda: told(tower, job))
+    holder = as_bytes(tower.state.hget(job_key(job), "holder")).decode().partition(" ")[0]
+    run(tower.state, yield_call(5.0, [YieldAsk(job, holder, "others wait")]))
+    assert tower.result(job).outputs["text"] == "one two three "
+    assert engine.came[prompt] == asked
 
 
 @pytest.mark.usefixtures("worker")

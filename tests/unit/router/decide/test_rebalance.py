@@ -39,9 +39,11 @@ def scenes(draw: st.DrawFn) -> tuple[list[Group], dict[str, list[float]], dict[s
         table = build_table(model, draw(constraints()), topology, fleet, ProfileBook())
         live = np.flatnonzero(table.live).tolist()
         if live:
-            jobs = tuple(f"{number}-{job}" for job in range(draw(st.integers(1, 30))))
+            repeats = draw(st.none() | st.floats(0, 5))
+            jobs = tuple(f"{number}-{job}" for job in range(draw(st.integers(1, 30)) if repeats is None else 1))
             wants = draw(needs(constraints=Constraints(), rows=1))
-            groups.append(Group(table, wants, draw(st.sampled_from(live)), draw(st.floats(0, 50)), jobs))
+            ahead = draw(st.floats(0, 50)) if repeats is None else 0.0
+            groups.append(Group(table, wants, draw(st.sampled_from(live)), ahead, jobs, repeats))
     assume(groups)
     work = {name: draw(st.lists(st.floats(0, 50), min_size=LEVELS, max_size=LEVELS)) for name in topology.hardware}
     return groups, work, dict.fromkeys(topology.hardware, 100)
@@ -274,6 +276,18 @@ def waiting(
     seconds = 0.01 * jobs
     group = Group(table, Needs(deadline, 1, 1, 1.0), here, seconds, tuple(str(job) for job in range(jobs)))
     return [group], {hardware_class: [0.0, seconds, 0.0, 0.0]}, {hardware_class: jobs}
+
+
+@pytest.mark.parametrize(
+    ("source", "repeats", "kinds"), [("cpu.b", 0.001, [Kind.SAVE]), ("cpu.b", 0.009, []), ("cpu.a", 0.001, [])]
+)
+def test_a_running_job_goes_on_where_it_is_cheaper_unless_it_would_repeat_too_much(
+    source: str, repeats: float, kinds: list[Kind]
+) -> None:
+    (group,), _, _ = waiting(two_classes(dear=3.0), source, 1, deadline=60)
+    running = replace(group, ahead=0.0, repeats=repeats)
+    moves = rebalance([running], {source: [0.0, 0.01, 0.0, 0.0]}, {source: 1}, RULES)
+    assert [move.kind for move in moves] == kinds
 
 
 ALL_AT_ONCE = Rebalance(max_share_per_tick=1.0)
