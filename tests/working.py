@@ -271,7 +271,7 @@ class Tower:
             task=INFER,
             model=f"{model}:1",
             variants=terms.get("variants") or {CLASS: variant},
-            prices={CLASS: 0.05},
+            prices=dict.fromkeys(terms.get("variants") or [CLASS], 0.05),
             tariffs=terms.get("tariffs") or {},
             runs=terms.get("runs", 0),
             accepted=time.time(),

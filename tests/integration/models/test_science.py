@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,11 +17,15 @@ import taxiway
 from tasks.models.files import Code
 from tasks.settings import TREE, Settings
 from taxiway import Run
+from taxiway.contract.keys import priority_list
+from taxiway.contract.wire import decode_envelope, encode_envelope
+from tests.narrowing import as_bytes
 from tests.routing import eventually, router_process
 from tests.stored import record_of
-from tests.working import QUEUES, Tower, worker_process, worker_settings
+from tests.working import CLASS, QUEUES, Tower, worker_process, worker_settings
 
 SCIENCE = TREE / "examples" / "science"
+TPU = "tpu.bulk"
 INPUTS = {"size": 32, "temperature": 2.1, "sweeps": 4000, "seed": 3}
 
 
@@ -96,6 +102,42 @@ def test_a_killed_worker_s_simulation_goes_on_elsewhere_and_ends_with_the_same_b
             result = tower.result(job)
     assert result.outputs == example("ising")(**INPUTS, run=Run())
     assert result.report.checkpoints.startswith("resumed from a checkpoint")
+
+
+def test_a_fit_finds_the_frequency_and_an_interrupted_one_ends_with_the_same_bytes() -> None:
+    inputs = {"steps": 3000, "noise": 0.1, "seed": 1}
+    answer = example("ringdown")(**inputs, run=Run())
+    assert answer["frequency"] == pytest.approx(5.0, abs=0.01)
+    assert resumed(example("ringdown"), **inputs) == answer
+
+
+def test_a_fit_that_began_on_a_cpu_ends_on_a_tpu(settings: Settings, tmp_path: Path) -> None:
+    queues = QUEUES.replace("warm: [echo, slab]", "warm: [ringdown]").replace("gpu.realtime", TPU)
+    queues = queues.replace("device: cuda", "device: tpu").replace("runtimes: [echo]", "runtimes: [python]")
+    fleet = worker_settings(settings, tmp_path, queues)
+    (fleet.models / "ringdown").symlink_to(SCIENCE / "ringdown")
+    inputs = {"steps": 200_000, "noise": 0.1, "seed": 1}
+    with Tower(fleet) as tower:
+        job = tower.order("ringdown", inputs, variants={CLASS: "python", TPU: "python"})
+        with worker_process(fleet) as first:
+            eventually(lambda: (seen := record_of(tower.state, job).progress) is not None and seen.fraction > 0.02)
+            first.process.send_signal(signal.SIGTERM)
+            assert first.process.wait(60) == 0
+        move(tower)
+        with worker_process(fleet, "--class", TPU, "--emulate"):
+            result = tower.result(job)
+    assert (result.report.hardware_class, result.report.emulated) == (TPU, True)
+    assert result.report.checkpoints.startswith("resumed from a checkpoint")
+    assert result.outputs["frequency"] == pytest.approx(5.0, abs=0.01)
+
+
+def move(tower: Tower) -> None:
+    """Move what waits to the other class, as the rebalancer does."""
+    raw = as_bytes(tower.state.rpop(priority_list(CLASS, 1)))
+    place = {"delivery_info": {"exchange": TPU, "routing_key": TPU}}
+    envelope = decode_envelope(raw)
+    moved = msgspec.structs.replace(envelope, properties=envelope.properties | place)
+    tower.state.lpush(priority_list(TPU, 1), encode_envelope(moved))
 
 
 def test_a_sweep_draws_a_point_for_each_temperature(fleet: Settings, sweep: Any) -> None:
