@@ -44,9 +44,10 @@ from api.openai_errors import JOB, code_of, param_of
 from api.storage.objects import Contents, FileRecord, Objects, file_path, one_piece
 from router.router import Router
 from tasks.large_bodies import beside
+from tasks.ticket import job_id
 from taxiway.backoff import Backoff
 from taxiway.contract.job import Result, is_answer
-from taxiway.contract.request import Request, parse_request
+from taxiway.contract.request import Request, Terms, parse_request
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadlineExceededError,
@@ -257,6 +258,9 @@ class _Work:
         if self.batch.status == "validating":
             await self._validate()
         errors: list[LineError] = []
+        if self.batch.status == "cancelling" and self.batch.in_progress_at:  # while no router worked on it
+            with contextlib.suppress(FileNotFoundError):
+                await self._cancel_begun()
         if self.batch.status == "in_progress":
             try:
                 await self._run_lines()
@@ -381,6 +385,22 @@ class _Work:
         await self._flush(part)
         if self._jobs:
             await self._router.store.jobs.cancel(sorted(self._jobs))
+
+    async def _cancel_begun(self) -> None:
+        """Cancel the jobs of lines that began before the batch lost its turn or its router, and are in no part."""
+        place, jobs = 0, list[str]()
+        secret = self._router.rules.secret[0]
+        async for _, text in self._lines():
+            place += 1
+            if place > self.batch.done:
+                key = key_of(self.batch.id, read_line(text, self.batch.endpoint).custom_id, 0)
+                jobs.append(job_id(Terms(tenant=self.batch.tenant, idempotency_key=key), secret))
+            if len(jobs) >= PART + LINES_IN_FLEET:  # no more begin before a part is written
+                break
+        unknown = await self._router.store.jobs.without_record(jobs) if jobs else set()
+        begun = [job for job in jobs if job not in unknown]
+        if begun:
+            await self._router.store.jobs.cancel(begun)
 
     async def _begin_lines(self, waiting: _Window, part: list[EndedLine]) -> None:
         """Begin each line once the window has room for it, until the batch is cancelled."""

@@ -133,6 +133,9 @@ def test_a_tenant_whose_batches_do_not_end_does_not_stop_those_of_another(fleet:
             lab.batches.cancel(one.id)
         shop.batches.cancel(late.id)
         eventually(lambda: {one.status for one in lab.batches.list(limit=12).data} == {"cancelled"}, within=30)
+    authorized = {"authorization": f"Bearer {SECRETS['lab']}"}
+    jobs = httpx.get(f"{fleet.router.http}/v2/jobs", headers=authorized, trust_env=False).json()["jobs"]
+    assert not [one for one in jobs if one["state"] in ("queued", "held", "running")]  # also not of one that gave way
 
 
 def test_responses_of_another_tenant_do_not_exist(fleet: OpenAIFleet) -> None:
