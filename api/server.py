@@ -28,7 +28,7 @@ import uvicorn
 
 from api.errors import unforeseen
 from api.gate import Application, Receive, Send
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 
 HEAD = 2**16
 """Limit on a request's head, and on what follows the last chunk of a body, in bytes."""

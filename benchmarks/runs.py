@@ -20,7 +20,7 @@ from benchmarks.harness.measure import answer, say
 from broker.valkey.worker_store import WorkerStore
 from local.embedded import EmbeddedValkey
 from tasks.models.files import Code
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway import Run
 from taxiway.contract.keys import blob_key
 from workers.calling.child import Child, FollowedRun

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from tasks.endpoints import ModelFile
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
+from tasks.queues.endpoints import ModelFile
 from tasks.settings import cache_directory, models_folder, queues_file
 from tasks.topology import Topology
 from taxiway.errors import TaxiwayError

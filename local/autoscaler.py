@@ -13,7 +13,7 @@ import msgspec
 from local.plan import StartPlan, StartPlanError, WorkerPlan, devices_of
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.topology import Topology
 from tasks.web import NO_ANSWER, ask
 

@@ -22,9 +22,9 @@ from local.artefacts import LlamaMissingError, served_file
 from local.children import start_child, stop_child
 from local.embedded import free_port
 from local.supervisor import RESTARTS
-from tasks.endpoints import Endpoint, Health
 from tasks.machine import look
 from tasks.models.artefacts import ArtefactError
+from tasks.queues.endpoints import Endpoint, Health
 from tasks.settings import TREE, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import load_topology

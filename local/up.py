@@ -23,7 +23,7 @@ from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import LocalFleet, ProcessState, RunningWorker, failing, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, StartPlan, WorkerPlan
 from local.supervisor import SupervisedProcess, Supervisor
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
 from tasks.web import answers

@@ -22,7 +22,7 @@ from router.service.admission import Rules
 from router.service.classifier import load_classifier
 from tasks.document import DocumentError
 from tasks.models.folder import ModelsFolder
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from tasks.topology import Topology

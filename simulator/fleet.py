@@ -15,7 +15,7 @@ import msgspec
 from controller.decide.pools import PoolRules
 from simulator.timing import Above, Roofline, Shape, Stepping, Timing, WholeBatches
 from tasks.document import Contradictions, DocumentError, Size, Verbatim, parse_document, read_document
-from tasks.endpoints import Rate
+from tasks.queues.endpoints import Rate
 from tasks.topology import ClassName, Price, Rebalance, price_contradictions
 from taxiway.contract.request import Priority
 

@@ -1,5 +1,6 @@
 """What the fleet agrees on.
 
-Inside: queues.yaml (`topology`), the models (`models`), the Celery app, settings, tickets, heartbeats, logs and traces.
+Inside: queues.yaml (`topology`, its parts in `queues`), the models (`models`), the Celery app, settings, tickets,
+heartbeats, logs and traces.
 Forbidden here: deciding where a request goes (`router`) and running one (`workers`).
 """

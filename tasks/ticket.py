@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from tasks.endpoints import Tariff
+from tasks.queues.endpoints import Tariff
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Terms, new_id, uuid_of
 from taxiway.contract.wire import CLAIMABLE, HEADER, Envelope, key_id, signature, signed_by

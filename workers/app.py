@@ -17,10 +17,10 @@ from celery.exceptions import SecurityWarning
 from kombu import compression, disable_insecure_serializers
 
 from tasks.celery_app import make_app
-from tasks.hours import serves_in
 from tasks.machine import packages
 from tasks.models.folder import ModelsFolder
-from tasks.queues_file import QueuesFile
+from tasks.queues.hours import serves_in
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from taxiway.contract.keys import INFER

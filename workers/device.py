@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import psutil
 import pynvml
 
-from tasks.endpoints import Endpoint
-from tasks.hours import closes_in
 from tasks.machine import look
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
+from tasks.queues.endpoints import Endpoint
+from tasks.queues.hours import closes_in
 from tasks.settings import Settings, SettingsError
 from tasks.topology import DeviceKind, HardwareClass, Topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError

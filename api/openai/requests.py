@@ -18,7 +18,8 @@ from api.terms import BODY_TERMS, terms_in
 from router.service.admission import check_size
 from tasks.models.chats import read_chat
 from tasks.models.model import Model, TensorSpec
-from tasks.topology import Limits, Topology
+from tasks.queues.limits import Limits
+from tasks.topology import Topology
 from taxiway.contract.limits import COUNT, WHOLE_VALUES_DIVISOR, check_json
 from taxiway.contract.request import MAX_NAME
 from taxiway.errors import UNREADABLE, InvalidRequestError, unreadable, wrong_field

@@ -21,7 +21,7 @@ import msgspec
 
 from broker.valkey import Call
 from broker.valkey.objects import COUNTED, Grown, Kind, ObjectName, drop_call, put_call
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import (
     BATCHES_OPEN,

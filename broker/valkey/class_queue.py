@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from broker.valkey import Call
 from broker.valkey.claims import Claim, claim_from
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.connection import BLOCKING_ANSWER, Connection, ConnectionPool
 from taxiway.contract.keys import (
     DEVICES,

@@ -30,7 +30,7 @@ from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
 from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
 from broker.valkey.runs import EARLIER, EarlierRuns, RunUpdate, checkpoint_call, earlier_runs, report_call
 from tasks.models.folder import Watched
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.backoff import Backoff
 from taxiway.connection import Connection, ConnectionPool
 from taxiway.contract.generation import CutGeneration, with_streamed

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from local.doctor import Finding, problem
-from tasks.endpoints import Endpoint
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import load_catalogue
+from tasks.queues.endpoints import Endpoint
 from tasks.settings import models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
 from taxiway.errors import TaxiwayError

@@ -12,9 +12,9 @@ from router.decide.classify import Candidate, Constraints, Refusal, classify, wi
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import ANY, Allowed, DeviceFacts, dollars_per_hour, variant_key
-from tasks.hours import opens_in
 from tasks.models.model import Model, Profile
 from tasks.models.profiles import KnownProfile, ProfileBook, generates
+from tasks.queues.hours import opens_in
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS, flow
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from router.decide.snapshot import FleetSnapshot
-from tasks.endpoints import Endpoint
 from tasks.heartbeat import DeviceFacts, lacking, variant_key
-from tasks.locality import joined, missing
 from tasks.models.discovered import discovered_by
 from tasks.models.model import Model, Variant
+from tasks.queues.endpoints import Endpoint
+from tasks.queues.locality import joined, missing
 from tasks.topology import HardwareClass, Service, Tenant, Topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import UnplaceableError, wrong_field

@@ -25,13 +25,13 @@ from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import Template, WorkingSnapshot
 from router.service.celery_message import moment_of
 from router.service.classifier import Classifier, classified
-from tasks.locality import joined
 from tasks.models.catalogue import Catalogue
 from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, beginning, most_tokens
 from tasks.models.model import Model
 from tasks.models.profiles import ANSWER_BOUND, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
+from tasks.queues.locality import joined
 from tasks.ticket import Ticket, attach
 from tasks.topology import Tenant, Topology
 from taxiway.contract.keys import blob_key

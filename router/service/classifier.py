@@ -6,8 +6,8 @@ A package registers it under the entry point group `taxiway.classifiers`:
     patterns = "ward_classifier:classify"
 
 `classify(model, inputs, parameters)` gets a model's name, and a request's inputs and parameters as the producer sent
-them. It returns a locality (`tasks.locality`), or None. The router calls it for each request: it must be quick, and
-must not keep what it reads.
+them. It returns a locality (`tasks.queues.locality`), or None. The router calls it for each request: it must be quick,
+and must not keep what it reads.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from router.service.append_only_file import AppendOnlyFile
 from router.service.celery_message import After
 from router.service.decision import StoredRefusal
 from tasks.models.folder import LIVE, CatalogueReport, Watched
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState, Piece, StreamEntry, accepted_meta, failure_meta, read_piece
 from taxiway.contract.keys import (

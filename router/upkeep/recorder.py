@@ -32,7 +32,7 @@ from router.decide.history import (
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from tasks.large_bodies import beside
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
 

@@ -63,7 +63,7 @@ from simulator.tuning.tuner import (
 )
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, TopologyError, load_topology

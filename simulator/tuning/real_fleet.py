@@ -28,11 +28,11 @@ from simulator.tuning.replay import ClassState, DeviceState
 from simulator.tuning.twin import TwinConditions
 from simulator.workload import Workload, figures_of, prepare
 from tasks.document import Size
-from tasks.endpoints import Rate
 from tasks.heartbeat import DeviceFacts, dollars_per_hour, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
+from tasks.queues.endpoints import Rate
 from tasks.topology import HardwareClass, Price, Topology
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS

@@ -38,7 +38,7 @@ from tasks.models.model import (
     sources_of,
 )
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import Contradictions, DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
-from tasks.endpoints import PROTOCOLS
 from tasks.models.chats import ORDINARY
 from tasks.models.units import EXPECTED, UnitError, read_unit
+from tasks.queues.endpoints import PROTOCOLS
 from taxiway.contract.request import TERMS
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]

@@ -12,8 +12,8 @@ import redis
 
 from broker.valkey.worker_store import WorkerStore
 from local.embedded import EmbeddedValkey
+from tasks.queues.limits import Limits
 from tasks.settings import TREE, Settings, settings_from
-from tasks.topology import Limits
 from taxiway import Client
 from taxiway.contract.job import Piece
 from taxiway.contract.keys import ARRIVALS, DEAD, DEVICES, job_key, priority_lists, result_key, stream_key

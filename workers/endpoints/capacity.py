@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from tasks.endpoints import Rate
 from tasks.heartbeat import Allowed
+from tasks.queues.endpoints import Rate
 from taxiway.contract.keys import LEVELS
 from workers.decide.endpoints import Bucket, EndpointRates, learned, rates_of
 from workers.endpoints.health import EndpointHealth

@@ -18,9 +18,9 @@ from typing import Annotated, Literal
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from tasks.endpoints import Endpoint
 from tasks.heartbeat import EngineLoad
 from tasks.models.discovered import Announced
+from tasks.queues.endpoints import Endpoint
 from taxiway.errors import UNREADABLE
 from workers.decide.faults import Breaker, State
 from workers.endpoints.http import EndpointLink

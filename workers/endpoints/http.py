@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
-from tasks.endpoints import Endpoint, Tls
+from tasks.queues.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
 from workers.endpoints.protocol import (
     MAX_REFUSAL,

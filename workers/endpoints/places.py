@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from tasks.endpoints import Endpoint, connection
+from tasks.queues.endpoints import Endpoint, connection
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.endpoints.health import EndpointHealth, Target
 from workers.endpoints.http import EndpointConfigError, EndpointLink

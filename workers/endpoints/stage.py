@@ -19,11 +19,11 @@ import traceback
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
 
-from tasks.endpoints import Endpoint
 from tasks.heartbeat import EndpointFacts, Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, ran_size
+from tasks.queues.endpoints import Endpoint
 from taxiway.contract.deltas import Delta
 from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import Piece, Tokens

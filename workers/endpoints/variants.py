@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from tasks.endpoints import Endpoint
 from tasks.heartbeat import LearnedCurve, three_digits, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered, named
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import KnownProfile, ProfileBook, generates
+from tasks.queues.endpoints import Endpoint
 from taxiway.errors import ExecutionError
 from workers.decide.endpoints import ENOUGH, Learned, after, curve_of
 from workers.decide.occupation import Track, is_readable, observe

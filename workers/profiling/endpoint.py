@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.document import Size
-from tasks.endpoints import Endpoint
 from tasks.models.model import Model
 from tasks.models.profiles import ANSWER_BOUND, Measurement, Residuals, generates, ran_size
+from tasks.queues.endpoints import Endpoint
 from taxiway.errors import TaxiwayError
 from workers.decide.endpoints import Learned, after, curve_of
 from workers.device import Device

@@ -21,7 +21,7 @@ import uvloop
 
 from api.gate import Application, Receive, Send, answer, is_loopback
 from api.server import HEAD, HttpServer, open_tls
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from tests.certificates import self_signed
 
 GET = b"GET /a HTTP/1.1\r\nhost: test\r\n\r\n"

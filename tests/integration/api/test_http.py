@@ -24,7 +24,7 @@ from router.decide.explain import Basis, read_basis
 from router.router import Router
 from router.service.admission import Place, Rules
 from tasks.models.folder import ModelsFolder, load_catalogue
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings
 from tasks.topology import load_topology
 from taxiway.contract.job import read_meta, read_result

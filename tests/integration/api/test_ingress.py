@@ -17,8 +17,8 @@ import pytest
 from api.gate import Receive, Send, answer
 from api.inference.streaming import STREAM_HEADERS
 from api.server import HttpServer
+from tasks.queues.limits import Limits
 from tasks.settings import TREE
-from tasks.topology import Limits
 from tests.integration.api.test_connection import GET, connected, read, served
 from tests.waiting import until
 

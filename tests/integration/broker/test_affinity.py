@@ -12,8 +12,8 @@ from broker.port import Affinity, Outgoing
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.forwarding import HANDOVER
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.keys import UNACKED, affinity_key, capacity_key, job_key, priority_list
 from tests.integration.broker.test_class_queue import ORDER, QUEUE, Waiter
 from tests.scripting import Store, placed

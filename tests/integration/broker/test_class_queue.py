@@ -15,8 +15,8 @@ from broker.valkey import run
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue, TakenMessages
 from broker.valkey.presence import heartbeat_call
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.keys import UNACKED, job_key, priority_list
 from tests.waiting import until
 

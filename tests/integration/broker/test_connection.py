@@ -17,8 +17,8 @@ import redis
 import uvloop
 
 from router.service.store import RouterStore
+from tasks.queues.limits import Limits
 from tasks.settings import TREE, Settings
-from tasks.topology import Limits
 from taxiway.connection import AsyncConnection, Connection, ConnectionPool
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError

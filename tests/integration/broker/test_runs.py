@@ -13,8 +13,8 @@ from broker.valkey.claims import Verdict, start_call
 from broker.valkey.endings import Ending
 from broker.valkey.runs import MOST_REPORTS, RunUpdate
 from broker.valkey.worker_store import WorkerStore
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.job import JobState, read_meta, read_piece
 from taxiway.contract.keys import blob_key, job_key, result_key, stream_key
 from taxiway.contract.progress import RunProgress, result_in

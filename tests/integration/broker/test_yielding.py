@@ -19,8 +19,8 @@ from broker.valkey.claims import (
     yield_call,
 )
 from broker.valkey.worker_store import JobNotice, WorkerStore
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.keys import UNACKED, WORK, priority_list, work_cell
 from tests.narrowing import as_bytes
 from tests.scripting import CELL, Store, placed

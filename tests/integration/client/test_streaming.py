@@ -12,8 +12,8 @@ import redis
 
 import taxiway
 from broker.valkey.worker_store import WorkerStore
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.job import Lost, Piece, Restarted, Result
 from taxiway.contract.request import Request
 from taxiway.errors import ExecutionError, InvalidRequestError

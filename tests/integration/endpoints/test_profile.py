@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tasks.endpoints import Endpoint
 from tasks.models.model import parse_model
 from tasks.models.profiles import Processor, load_profile
+from tasks.queues.endpoints import Endpoint
 from tests.builders import ENGINE_MODELS
 from tests.engine import Engine, serving
 from workers.device import endpoint_device

@@ -16,9 +16,9 @@ import pytest
 
 from broker.valkey import run
 from broker.valkey.claims import YieldAsk, yield_call
-from tasks.endpoints import Tariff
 from tasks.heartbeat import DeviceFacts, Use
 from tasks.models.chats import most_tokens
+from tasks.queues.endpoints import Tariff
 from tasks.settings import Settings
 from taxiway.contract.job import Piece, Tokens, read_piece
 from taxiway.contract.keys import DEVICES, job_key, learned_key, result_key, stream_key

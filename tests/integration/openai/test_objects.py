@@ -13,8 +13,8 @@ import redis
 
 from api.storage.objects import FileRecord, Objects, Owned
 from tasks.document import Size
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.keys import OBJECTS_EXPIRING, stored_key
 from taxiway.errors import OverloadedError, RequestTooLargeError, UnknownObjectError
 from tests.waiting import Blocking

@@ -13,8 +13,8 @@ from broker.port import DeadLetter, Holder
 from broker.valkey.claims import Verdict, release_call, start_call
 from broker.valkey.endings import Ending
 from broker.valkey.worker_store import WorkerStore
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.job import JobState, failure_meta, read_meta, read_result
 from taxiway.contract.keys import DEAD, result_key
 from taxiway.contract.request import Request

@@ -21,9 +21,9 @@ from broker.valkey.queues import ValkeyTransport
 from broker.valkey.worker_store import WorkerStore
 from router.service.store import RouterStore
 from router.upkeep.deadlines import Deadlines
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
 from tasks.ticket import Ticket
-from tasks.topology import Limits
 from taxiway import Client
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import DEADLINES, INFER, job_key

@@ -28,8 +28,8 @@ from simulator.history import LAG, History
 from simulator.history import main as history_command
 from simulator.traces import read_trace
 from tasks.models.profiles import bin_of, tokens_of
+from tasks.queues.limits import Limits
 from tasks.settings import TREE, Settings
-from tasks.topology import Limits
 from taxiway.cli import MISSING
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import HISTORY, LEAD, history_key, job_key

@@ -12,8 +12,8 @@ import redis
 
 from router.service.results import Results
 from router.service.store import RouterStore
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.client.valkey_results import Replies
 from taxiway.contract.keys import job_key, reply_channel, result_key

@@ -13,8 +13,8 @@ import redis
 from broker.valkey.claims import read_history
 from broker.valkey.class_queue import ClassQueue
 from tasks.heartbeat import DeviceFacts
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.keys import DEVICES, UNACKED, job_key, priority_list, result_key
 from taxiway.contract.wire import Envelope
 from tests.narrowing import as_bytes

@@ -7,8 +7,8 @@ from typing import Any
 import redis
 
 from broker.valkey.worker_store import WorkerStore
+from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.topology import Limits
 from taxiway.contract.job import MOST_PIECES, Lost, Piece, Progress, read_piece
 from taxiway.contract.keys import stream_key
 

@@ -16,8 +16,9 @@ from api.access import Bodies
 from api.objects.batch_runner import BatchRunner, Desk
 from api.objects.batch_turns import TURN_SECONDS, LineWindow, OpenBatch, next_batches
 from tasks.document import Size
+from tasks.queues.limits import Limits
 from tasks.settings import TREE
-from tasks.topology import Limits, parse_topology
+from tasks.topology import parse_topology
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, TaxiwayError, UnknownObjectError
 
 

@@ -23,7 +23,8 @@ from api.openai.responses.response import ResponseCall, begun
 from api.openai_errors import content, param_of
 from api.terms import add_terms
 from tasks.models.model import parse_model
-from tasks.topology import Limits, Service, Topology, TopologyError, parse_topology
+from tasks.queues.limits import Limits
+from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway import errors
 from taxiway.contract.deltas import TEXTS, OtherMessageError, SentMessage
 from taxiway.contract.job import Piece, Result

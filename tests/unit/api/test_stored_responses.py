@@ -13,7 +13,7 @@ from api.openai.requests import read_call
 from api.openai.responses.response import ResponseCall, StoredResponse, begun
 from api.openai.responses.stored import Responses
 from tasks.models.model import parse_model
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.contract.job import Result, failure_meta, success_meta
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import BrokerUnavailableError

@@ -10,7 +10,7 @@ from local.autoscaler import Autoscaler, Replanner, WorkerBounds, most_workers, 
 from local.plan import WorkerPlan, plan_fleet
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.topology import parse_topology
 from tests.builders import recorded
 

@@ -8,8 +8,8 @@ from local.artefacts import for_runtimes, runtimes_of
 from local.plan import StartPlanError, WorkerPlan, absent, plan_fleet
 from local.supervisor import ended_with, exit_of, exit_reason
 from local.torch_choice import brings_cuda
-from tasks.endpoints import Endpoint
 from tasks.machine import Machine
+from tasks.queues.endpoints import Endpoint
 from tasks.settings import TREE
 from tasks.topology import HardwareClass, Price, Topology, load_topology
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.hours import Hours, closes_in, flaw, opens_in, serves_in
+from tasks.queues.hours import Hours, closes_in, flaw, opens_in, serves_in
 
 BERLIN = "Europe/Berlin"
 NIGHT = Hours(hours="22:00-07:00", zone=BERLIN)

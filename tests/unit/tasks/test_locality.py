@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.locality import joined, missing
+from tasks.queues.locality import joined, missing
 from tasks.topology import TopologyError, parse_topology
 
 LABELS = st.sampled_from(["cloud", "edge", "eu", "ward"])

@@ -10,7 +10,7 @@ import yaml
 from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import CatalogueReport, ModelsFolder, Reporter, Watched, changes
 from tasks.models.profiles import ProfileBook
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.topology import Topology
 from taxiway.errors import ModelUnavailableError
 from tests.builders import recorded

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from docs.schema import schemas
-from tasks.endpoints import Tariff
+from tasks.queues.endpoints import Tariff
 from tasks.settings import TREE
 from tasks.topology import Topology, TopologyError, load_topology, parse_topology
 from tests.unit.strategies import json_values

@@ -10,10 +10,10 @@ from router.decide.classify import Constraints, classify, level_of, needs_of
 from router.decide.placement import choose
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.endpoints import Endpoint, ServedVariant
 from tasks.models.chats import OTHERS
 from tasks.models.model import Profile, Variant
 from tasks.models.profiles import ProfileBook
+from tasks.queues.endpoints import Endpoint, ServedVariant
 from tasks.settings import TREE
 from tasks.topology import Service, Tenant, Topology, load_topology
 from taxiway.contract.keys import LEVELS

@@ -14,9 +14,9 @@ from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures,
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts, LearnedCurve
-from tasks.hours import Hours
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
+from tasks.queues.hours import Hours
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price
 from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.strategies import Situation, situations

@@ -14,9 +14,9 @@ from router.decide.moves.rebalance import Group, GroupBlock
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import Template
 from tasks.document import Size
-from tasks.endpoints import Tariff
 from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
+from tasks.queues.endpoints import Tariff
 from tasks.topology import Price, Topology
 from taxiway.contract.job import Tokens
 from taxiway.errors import InvalidRequestError, OverloadedError, TaxiwayError

@@ -3,7 +3,7 @@
 import pytest
 
 from router.service.store import RouterStore
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.errors import BrokerUnavailableError
 
 

@@ -13,8 +13,9 @@ from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.service.submissions import Submissions
 from tasks.models.profiles import ProfileBook
+from tasks.queues.limits import Limits
 from tasks.settings import TREE
-from tasks.topology import Limits, load_topology
+from tasks.topology import load_topology
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 from tests.narrowing import present

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.endpoints import Endpoint, Start
-from tasks.queues_file import followed
+from tasks.queues.endpoints import Endpoint, Start
+from tasks.queues.queues_file import followed
 from tasks.topology import Topology, parse_topology
 from tests.builders import recorded
 from workers.device import DeviceMissingError, endpoint_device

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.endpoints import Endpoint, Health
 from tasks.heartbeat import EngineLoad
+from tasks.queues.endpoints import Endpoint, Health
 from tests.builders import recorded
 from workers.endpoints import openai
 from workers.endpoints.health import EndpointHealth, is_full, read_metrics, read_slots

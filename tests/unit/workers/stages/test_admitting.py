@@ -13,9 +13,9 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.models.profiles import KnownProfile, ProfileBook
-from tasks.queues_file import QueuesFile
+from tasks.queues.limits import Limits
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE, Settings
-from tasks.topology import Limits
 from taxiway.contract.keys import PATIENT
 from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs

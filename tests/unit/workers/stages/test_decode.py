@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.models.folder import ModelsFolder
-from tasks.queues_file import QueuesFile
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE
 from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs, Reference

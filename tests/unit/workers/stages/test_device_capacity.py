@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker.valkey.worker_store import WorkerStore
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.contract.keys import LEVELS, PATIENT
 from tests.builders import a_class, a_delivery, a_ticket
 from tests.celery_double import NoCelery, NoQueue

@@ -12,9 +12,9 @@ import yaml
 from broker.valkey.worker_store import WorkerStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
-from tasks.queues_file import QueuesFile
+from tasks.queues.limits import Limits
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE
-from tasks.topology import Limits
 from tests.builders import a_class, a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery, NoQueue
 from tests.graphs import SCALE_SPECS, scale_graph, write_model

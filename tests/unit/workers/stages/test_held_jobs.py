@@ -7,7 +7,7 @@ from celery import Celery
 
 from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
-from tasks.topology import Limits
+from tasks.queues.limits import Limits
 from taxiway.contract.keys import INFER
 from tests.builders import a_delivery
 from tests.celery_double import Endings, NoCelery, NoQueue
