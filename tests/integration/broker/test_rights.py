@@ -105,6 +105,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "history_key": "hget hgetall",
         "DEVICES": "hgetall zrange",
         "HEARTBEATS": "hgetall zrange",
+        "WORK": "hgetall zrange",
         "STARTS": "hgetall zrange",
         "PLAN": TUNES,
         "TUNER": TUNES,
