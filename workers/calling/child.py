@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tasks.models.files import Code
@@ -191,7 +192,7 @@ class Child:
                 self._look(channel, run)
             except ClosedError as error:
                 raise self._lost() from error
-            except (FormError, ValueError) as error:
+            except (FormError, ValueError, msgspec.MsgspecError) as error:
                 self.end()
                 raise ProcessLostError(f"its answer cannot be read: {error}") from error
             whole_group = time.monotonic() >= look_around

@@ -34,7 +34,7 @@ from workers.calling.channel import (
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.child import CHECK_EVERY, KILL_AFTER, Child
+from workers.calling.child import CHECK_EVERY, KILL_AFTER, Child, FollowedRun
 
 DEEDS = Code("tests.callables.deeds:call")
 LIMIT = 256 * 2**20
@@ -285,7 +285,7 @@ import os, signal, threading, time
 import numpy as np
 os.environ["TAXIWAY_NOTED"] = {str(tmp_path / "notes")!r}
 from tasks.models.files import Code
-from workers.calling.child import Child
+from workers.calling.child import Child, FollowedRun
 idle, busy = (Child(Code("tests.callables.deeds:call")) for _ in range(2))
 for one in (idle, busy):
     one.await_ready()
@@ -313,3 +313,17 @@ def test_a_look_is_taken_often(child: Child, notes: Path) -> None:
     looks: list[float] = []
     ask(child, "sleep", 1, lambda: looks.append(time.monotonic()))
     assert len(looks) > 0.2 / CHECK_EVERY
+
+
+class UnreadableRun(FollowedRun):
+    """One whose reports cannot be read."""
+
+    def look(self, report: bytes) -> None:
+        """Read what is no report."""
+        msgspec.json.decode(b"{")
+
+
+def test_a_call_whose_report_cannot_be_read_is_lost_with_its_process_which_is_still_in_it(child: Child) -> None:
+    with pytest.raises(ProcessLostError, match="cannot be read"):
+        child.call({"deed": element("sleep"), "number": np.asarray(60)}, lambda: None, UnreadableRun())
+    assert not child.alive
