@@ -192,17 +192,20 @@ class Child:
                 self._look(channel, run)
             except ClosedError as error:
                 raise self._lost() from error
-            except (FormError, ValueError, msgspec.MsgspecError) as error:
+            except (FormError, ValueError) as error:
                 self.end()
                 raise ProcessLostError(f"its answer cannot be read: {error}") from error
             whole_group = time.monotonic() >= look_around
             look_around += LOOK_AROUND if whole_group else 0.0
             self._watch(check, whole_group=whole_group)
 
-    @staticmethod
-    def _look(channel: Channel, run: FollowedRun) -> None:
+    def _look(self, channel: Channel, run: FollowedRun) -> None:
         """Take over the latest report, and pass on whether the run is to yield."""
-        run.look(channel.posted())
+        try:
+            run.look(channel.posted())
+        except msgspec.MsgspecError as error:
+            self.end()
+            raise ProcessLostError(f"its report cannot be read: {error}") from error
         channel.yield_asked = run.yield_asked
 
     def _read(self, answer: Any) -> Mapping[str, np.ndarray]:

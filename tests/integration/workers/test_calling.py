@@ -285,7 +285,7 @@ import os, signal, threading, time
 import numpy as np
 os.environ["TAXIWAY_NOTED"] = {str(tmp_path / "notes")!r}
 from tasks.models.files import Code
-from workers.calling.child import Child, FollowedRun
+from workers.calling.child import Child
 idle, busy = (Child(Code("tests.callables.deeds:call")) for _ in range(2))
 for one in (idle, busy):
     one.await_ready()

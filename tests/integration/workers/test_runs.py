@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,10 @@ def test_a_killed_worker_s_run_goes_on_from_its_last_checkpoint_and_ends_as_if_n
 def test_what_a_run_reports_is_on_its_job_s_record_and_in_celery_s_result_until_it_ends(
     fleet: Settings, tower: Tower, producer: Celery
 ) -> None:
+    job = str(uuid.uuid4())
+    tower.state.hset(job_key(job), "state", "queued")  # as a router's record has it
     with worker_process(fleet):
-        job = order(tower)
+        order(tower, job=job)
         reached(tower, job, 0.5)
         seen: Any = producer.AsyncResult(job)
         assert seen.state == "PROGRESS"
