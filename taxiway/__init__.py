@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from taxiway.client.arrays import ArrayProgress, AsyncJobArray
     from taxiway.client.asyncio_client import AsyncClient, AsyncJob
     from taxiway.client.sync_client import Client, Job, JobArray
-    from taxiway.contract.job import JobRecord, JobState, JobStatus, Lost, Restarted, Result, RunReport
+    from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
     from taxiway.contract.progress import RunProgress
+    from taxiway.contract.stream import Lost, Restarted
     from taxiway.errors import (
         BrokerFullError,
         BrokerUnavailableError,
@@ -101,8 +102,8 @@ _HOMES = {
     "Client": "taxiway.client.sync_client",
     "Job": "taxiway.client.sync_client",
     "JobArray": "taxiway.client.sync_client",
-    "Lost": "taxiway.contract.job",
-    "Restarted": "taxiway.contract.job",
+    "Lost": "taxiway.contract.stream",
+    "Restarted": "taxiway.contract.stream",
     "Run": "taxiway.run",
     "RunProgress": "taxiway.contract.progress",
 }

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from taxiway.contract.deltas import Delta, OtherMessageError, SentMessage
-from taxiway.contract.job import TEXT, Piece, Result, StreamEntry
+from taxiway.contract.job import Result
+from taxiway.contract.stream import TEXT, Piece, StreamEntry
 from taxiway.errors import DeviceFaultError
 
 

@@ -19,23 +19,22 @@ from api.inference.protocol import InferAnswer, InferRequest, InputTensor
 from api.jobs import Jobs
 from router.router import Router
 from tasks.models.profiles import generates
-from taxiway.contract.job import (
+from taxiway.contract.job import JobStatus, Result
+from taxiway.contract.limits import ELEMENTS, WHOLE_VALUES_DIVISOR, check_json
+from taxiway.contract.progress import RunProgress
+from taxiway.contract.stream import (
     TEXT,
     Event,
     Following,
-    JobStatus,
     Lost,
     Part,
     Position,
     Progress,
     Restarted,
-    Result,
     StreamEntry,
     follow,
     read_position,
 )
-from taxiway.contract.limits import ELEMENTS, WHOLE_VALUES_DIVISOR, check_json
-from taxiway.contract.progress import RunProgress
 from taxiway.errors import (
     UNREADABLE,
     BrokerUnavailableError,

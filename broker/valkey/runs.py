@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from broker.valkey import Call
-from taxiway.contract.job import KEEP
 from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.progress import RunProgress, celery_state
+from taxiway.contract.stream import KEEP
 
 MOST_REPORTS = 16
 """Approximate number of reports that a stream keeps: a reader wants the latest."""

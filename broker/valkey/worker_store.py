@@ -34,7 +34,7 @@ from tasks.queues.limits import Limits
 from taxiway.backoff import Backoff
 from taxiway.connection import Connection, ConnectionPool
 from taxiway.contract.generation import CutGeneration, with_streamed
-from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta, read_piece
+from taxiway.contract.job import ResultMeta, read_meta
 from taxiway.contract.keys import (
     DEAD,
     blob_key,
@@ -45,6 +45,7 @@ from taxiway.contract.keys import (
     stream_key,
 )
 from taxiway.contract.limits import Buffer
+from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_piece
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, fleet_errors

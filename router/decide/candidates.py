@@ -140,9 +140,7 @@ def build_table(
     """
     known = FleetSnapshot(stale=True) if fleet.stale else fleet
     classes = tuple(sorted(topology.hardware))
-    candidates, refusals = classify(model, constraints, topology, known)
-    if place is not None:
-        candidates, refusals = with_place(place, candidates, refusals, model, topology)
+    candidates, refusals = with_place(place, *classify(model, constraints, topology, known), model, topology)
     starting = {} if fleet.stale else starting_in(topology, fleet)
     seen = [_Seen.of(candidate, model, book, starting=starting) for candidate in candidates]
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}

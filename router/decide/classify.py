@@ -229,11 +229,11 @@ def _absence(name: str, fleet: FleetSnapshot) -> str:
 
 
 def with_place(
-    pair: tuple[str, str], candidates: list[Candidate], refusals: list[Refusal], model: Model, topology: Topology
+    pair: tuple[str, str] | None, candidates: list[Candidate], refusals: list[Refusal], model: Model, topology: Topology
 ) -> tuple[list[Candidate], list[Refusal]]:
     """The same with the class and variant of a job that waits there, without devices if all refuse it at present."""
     here = [one for one in refusals if (one.hardware_class, one.variant) == pair and not one.ever]
-    if not here:
+    if pair is None or not here:
         return candidates, refusals
     name, variant = pair
     place = Candidate(name, topology.hardware[name], variant, model.variants[variant], (), here[0].reason)

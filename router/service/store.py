@@ -39,7 +39,7 @@ from router.service.decision import StoredRefusal
 from tasks.models.folder import LIVE, CatalogueReport, Watched
 from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
-from taxiway.contract.job import JobState, Piece, StreamEntry, accepted_meta, failure_meta, read_piece
+from taxiway.contract.job import JobState, accepted_meta, failure_meta
 from taxiway.contract.keys import (
     CATALOGUES,
     CATALOGUES_SEEN,
@@ -76,6 +76,7 @@ from taxiway.contract.keys import (
 from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import Ask, JobFilter, JobPage, list_jobs
 from taxiway.contract.progress import result_in
+from taxiway.contract.stream import Piece, StreamEntry, read_piece
 from taxiway.contract.values import BLOB_KEPT
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, JobCancelledError

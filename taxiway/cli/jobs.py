@@ -15,10 +15,11 @@ import msgspec
 from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, report
 from taxiway.cli.address import ask, fleet_options, present, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
-from taxiway.contract.job import FINAL, Event, JobState, JobStatus, Lost, Restarted, Result
+from taxiway.contract.job import FINAL, JobState, JobStatus, Result
 from taxiway.contract.listing import LISTED_JOBS, JobPage
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import Priority
+from taxiway.contract.stream import Event, Lost, Restarted
 from taxiway.contract.values import to_wire
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, RequestError, ResultTimeoutError
 
@@ -124,12 +125,11 @@ async def watch(job: AsyncJob, timeout: float | None) -> Result:
 
     with ProgressBar() as bar:
         async with aclosing(job.stream(timeout)) as events:
-            async for event in events:
-                if isinstance(event, Result):
-                    return event
-                if isinstance(event, RunProgress):
-                    bar.show(event)
-    raise FleetUnavailable("the stream ended without a result; the job continues")
+            event = await anext(events)
+            while not isinstance(event, Result):
+                bar.show(event)
+                event = await anext(events)
+            return event
 
 
 def _print(event: Event) -> None:

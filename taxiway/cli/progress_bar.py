@@ -20,6 +20,7 @@ from rich.progress import (
 from taxiway.cli.show import duration
 from taxiway.client.arrays import ArrayProgress, Watch
 from taxiway.contract.progress import RunProgress
+from taxiway.contract.stream import Event
 
 
 class ProgressBar:
@@ -40,8 +41,10 @@ class ProgressBar:
     ) -> None:
         self._bar.stop()
 
-    def show(self, progress: RunProgress) -> None:
-        """Show the latest report."""
+    def show(self, progress: Event) -> None:
+        """Show the event if it is a report."""
+        if not isinstance(progress, RunProgress):
+            return
         left = "" if progress.left is None else f"{duration(progress.left)} left"
         shown: dict[str, Any] = {"description": progress.message, "left": left}
         self._bar.update(self._task, completed=progress.fraction, visible=True, **shown)

@@ -25,9 +25,10 @@ from taxiway.client.asyncio_client import (
 )
 from taxiway.client.forking import PerProcess
 from taxiway.client.greenlets import EndedCalls, new_loop, new_queue, result_of, start_thread
-from taxiway.contract.job import Event, JobStatus, Result
+from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
 from taxiway.contract.progress import RunProgress
+from taxiway.contract.stream import Event
 from taxiway.contract.wire import Durability
 from taxiway.errors import TaxiwayError
 

@@ -15,9 +15,10 @@ import msgspec
 
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.connection import settle
-from taxiway.contract.job import FINAL, StreamEntry, expired, read_piece, unknown
+from taxiway.contract.job import FINAL, expired, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.progress import result_in
+from taxiway.contract.stream import StreamEntry, read_piece
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
 from taxiway.valkey import ServerError
 

@@ -20,15 +20,12 @@ from taxiway.client.valkey_results import PieceReader, Replies
 from taxiway.connection import settle
 from taxiway.contract.job import (
     FINAL,
-    EventStream,
     JobRecord,
     JobState,
     JobStatus,
-    Progress,
     Result,
     ResultMeta,
     failure_of,
-    follow,
     read_accepted,
     read_answer,
     read_meta,
@@ -42,6 +39,7 @@ from taxiway.contract.limits import Buffer
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.progress import result_in
 from taxiway.contract.request import Request, new_id
+from taxiway.contract.stream import EventStream, Progress, follow
 from taxiway.contract.tensors import Show
 from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import Carried, cancel_message, infer_message, read_key, submitting

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from taxiway.contract.job import GenerationPart, Piece, Tokens
+from taxiway.contract.job import GenerationPart, Tokens
+from taxiway.contract.stream import Piece
 
 
 class CutGeneration(msgspec.Struct, frozen=True, omit_defaults=True):

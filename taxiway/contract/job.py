@@ -1,24 +1,15 @@
-"""A job: its states, its record, its result in the format of Celery's result backend, and its stream.
-
-A worker appends the pieces of a generated answer to `keys.stream_key`, or what a callable reports. Each piece has its
-start position, so that a reader detects gaps. The stream is bounded and short-lived: the job's result has the complete
-text.
-"""
+"""A job: its states, its record, and its result in the format of Celery's result backend."""
 
 from __future__ import annotations
 
-import asyncio
-import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from taxiway.contract.deltas import Delta
 from taxiway.contract.progress import RunProgress, read_progress
 from taxiway.contract.values import from_wire
 from taxiway.errors import (
@@ -35,17 +26,6 @@ from taxiway.errors import (
 )
 
 _TAG = b'"__type__"'
-
-TEXT = "text"
-"""The output that is streamed."""
-
-MOST_PIECES = 1024
-"""Approximate number of pieces that a stream keeps; a slower reader loses the oldest."""
-
-KEEP = 120
-"""Seconds that a stream is kept after its last piece, for readers that reconnect."""
-
-_ATTEMPT, _AT, _TEXT, _ROW, _BESIDE, _TOKENS, _PROGRESS = b"a", b"i", b"t", b"r", b"d", b"n", b"p"
 
 
 class JobState(StrEnum):
@@ -399,217 +379,3 @@ def _read_success(meta: ResultMeta) -> Result:
 def _meta(job: str, state: JobState, result: Any) -> bytes:
     now = datetime.now(UTC).isoformat()
     return msgspec.json.encode(ResultMeta(task_id=job, status=CELERY_STATUS[state], result=result, date_done=now))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Part of the answer to a `row` of a request, under the number of the job's claim, its `attempt`.
-
-    `at` is the index of its text's first character. `beside` are deltas of a message besides its text, which came with
-    the text or after it; `sent` of them came in earlier pieces. `tokens` is the answer's length up to the piece's
-    end, 0 if unknown.
-    """
-
-    attempt: int
-    at: int
-    text: str = ""
-    row: int = 0
-    sent: int = 0
-    beside: Sequence[Delta] = ()
-    tokens: int = 0
-
-    def fields(self) -> dict[Any, Any]:
-        """The stream entry's fields, for redis-py."""
-        fields = {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode(errors="replace")}
-        if self.row:
-            fields[_ROW] = self.row
-        if self.tokens:
-            fields[_TOKENS] = self.tokens
-        return {**fields, _BESIDE: msgspec.json.encode((self.sent, self.beside))} if self.beside else fields
-
-    def joined(self, after: Piece) -> Piece | None:
-        """This piece and the one `after` it as one; None if that does not continue it."""
-        ends = (self.row, self.attempt, self.at + len(self.text), self.sent + len(self.beside))
-        if ends != (after.row, after.attempt, after.at, after.sent if after.beside else ends[-1]):
-            return None
-        if self.beside and after.text:
-            return None
-        sent = self.sent if self.beside else after.sent
-        beside = (*self.beside, *after.beside)
-        return replace(self, text=self.text + after.text, sent=sent, beside=beside, tokens=after.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """Generation restarted, as it was cut and could not go on: earlier text is superseded."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Characters missing here, because the reader was too slow or connected too late. The result contains them."""
-
-    characters: int
-
-
-StreamEntry = Piece | RunProgress
-"""An entry of a job's stream."""
-
-Event = str | Restarted | Lost | RunProgress
-"""An event for a reader: text, a restart, a gap, or a report."""
-
-EventStream = AsyncGenerator[Event | Result, None]
-"""All events for a reader, then the result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A reader's position: the last entry it read, and the attempt, length and checksum of the text so far.
-
-    The checksum (CRC-32) is -1 if part of the text was lost. Serialised as `entry:attempt:at:checksum`.
-    """
-
-    entry: str = "0-0"
-    attempt: int = 0
-    at: int = 0
-    checksum: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.entry}:{self.attempt}:{self.at}:{self.checksum}"
-
-
-class Progress:
-    """A reader's progress through an answer, from `position` on."""
-
-    def __init__(self, position: Position = Position()) -> None:
-        self.position = position
-
-    @property
-    def entry(self) -> str:
-        """The last entry of the stream that was read."""
-        return self.position.entry
-
-    def take(self, entry: str, piece: StreamEntry) -> list[Event]:
-        """The events of the stream's next entry; none if its attempt is superseded, or it is not of the first row."""
-        was = self.position
-        self.position = replace(was, entry=entry)
-        if isinstance(piece, RunProgress):
-            return [piece]
-        if piece.row or piece.attempt < was.attempt:
-            return []
-        events: list[Event] = []
-        if self._goes_on(piece):
-            self.position = replace(self.position, attempt=piece.attempt)
-        elif piece.attempt > was.attempt or piece.at == 0:
-            events += [Restarted(piece.attempt)] if was.at else []
-            self.position = Position(entry, piece.attempt)
-        if piece.at > self.position.at:
-            events.append(Lost(piece.at - self.position.at))
-            self.position = replace(self.position, at=piece.at, checksum=-1)
-        return events + self._tell(piece.text[self.position.at - piece.at :])
-
-    def _goes_on(self, piece: Piece) -> bool:
-        """Whether the piece repeats what was read: a generation that was cut goes on after it."""
-        read = piece.text[: self.position.at]
-        return not piece.at and len(read) == self.position.at and _checksum(read) == self.position.checksum
-
-    def take_all(self, entries: Iterable[tuple[str, StreamEntry]]) -> Iterator[Event]:
-        """The events of the stream's next pieces, each given with its entry id."""
-        for entry, piece in entries:
-            yield from self.take(entry, piece)
-
-    def end(self, result: Result) -> list[Event]:
-        """The events for the text that the result adds."""
-        output, position = result.outputs.get(TEXT), self.position
-        text = output[0] if isinstance(output, list) and len(output) == 1 else output  # one row, sent as rows
-        if not isinstance(text, str):
-            return []
-        if position.checksum in (-1, _checksum(text[: position.at])):
-            return self._tell(text[position.at :])
-        self.position = Position(position.entry, position.attempt + 1)
-        return [Restarted(position.attempt + 1), *self._tell(text)]
-
-    def _tell(self, text: str) -> list[Event]:
-        if not text:
-            return []
-        position = self.position
-        checksum = -1 if position.checksum == -1 else _checksum(text, position.checksum)
-        self.position = replace(position, at=position.at + len(text), checksum=checksum)
-        return [text]
-
-
-Part_co = TypeVar("Part_co", covariant=True)
-Part = TypeVar("Part")
-
-
-class Following(Protocol[Part_co]):
-    """A reader's progress through a job's stream, in parts of its own kind."""
-
-    @property
-    def entry(self) -> str:
-        """The last entry that was read."""
-
-    def take_all(self, entries: Iterable[tuple[str, StreamEntry]]) -> Iterator[Part_co]:
-        """The parts in the stream's next pieces, each given with its entry id."""
-
-    def end(self, result: Result) -> Iterable[Part_co]:
-        """The parts that the result adds."""
-
-
-async def follow(
-    read: Callable[[str], Coroutine[Any, Any, list[tuple[str, StreamEntry]]]],
-    result: Awaitable[Result],
-    progress: Following[Part],
-) -> AsyncGenerator[Part | Result, None]:
-    """Yield an answer's events as they come, then its result.
-
-    Args:
-        read: returns the pieces after an entry, each with its entry id; may wait for them.
-        result: returns the job's result, or raises its error, which this raises too.
-        progress: where to start.
-    """
-    ended, reading = asyncio.ensure_future(result), None
-    try:
-        while not ended.done():
-            reading = asyncio.create_task(read(progress.entry))
-            await asyncio.wait((ended, reading), return_when=asyncio.FIRST_COMPLETED)
-            for event in progress.take_all(reading.result() if reading.done() else ()):
-                yield event
-        for event in progress.end(ended.result()):
-            yield event
-        yield ended.result()
-    finally:
-        for task in (ended, reading):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*filter(None, (ended, reading)), return_exceptions=True)
-
-
-def read_piece(fields: Mapping[bytes, bytes]) -> StreamEntry:
-    """What a stream entry holds."""
-    if _PROGRESS in fields:
-        return read_progress(fields[_PROGRESS])
-    sent, beside = _decode_beside(fields[_BESIDE]) if _BESIDE in fields else (0, ())
-    text = fields[_TEXT].decode()
-    row, tokens = int(fields.get(_ROW, 0)), int(fields.get(_TOKENS, 0))
-    return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), text, row, sent, beside, tokens)
-
-
-_decode_beside = msgspec.json.Decoder(tuple[int, tuple[dict[str, Any], ...]]).decode
-
-
-def read_position(text: str) -> Position:
-    """Parse a position's `str`.
-
-    Raises:
-        ValueError: malformed.
-    """
-    entry, attempt, at, checksum = text.split(":")
-    if not all(part.isdecimal() for part in entry.split("-", 1)):
-        raise ValueError(f"expected the id of a stream's entry, got {entry!r}")
-    return Position(entry, int(attempt), int(at), int(checksum))
-
-
-def _checksum(text: str, before: int = 0) -> int:
-    return zlib.crc32(text.encode(errors="replace"), before)

@@ -70,7 +70,7 @@ def test_a_model_of_ones_own_is_served_by_a_fleet_that_runs(settings: Settings, 
 
 def test_the_python_model_of_the_page_does_what_it_says(tmp_path: Path) -> None:
     scope: dict[str, Any] = {}
-    exec(block("python", "def call"), scope)
+    exec(block("python", "def call(text"), scope)
     described = parse_model(block("yaml", "name: word-count"), "model.yaml")
     (example,) = described.examples
     answer = scope["call"](**example)

@@ -15,8 +15,8 @@ from local.embedded import EmbeddedValkey
 from tasks.queues.limits import Limits
 from tasks.settings import TREE, Settings, settings_from
 from taxiway import Client
-from taxiway.contract.job import Piece
 from taxiway.contract.keys import ARRIVALS, DEAD, DEVICES, job_key, priority_lists, result_key, stream_key
+from taxiway.contract.stream import Piece
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import CLASS, worker_process, worker_settings
 

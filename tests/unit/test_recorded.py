@@ -19,7 +19,8 @@ from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket, TicketError, read_ticket, sign
 from tasks.topology import load_topology
-from taxiway.contract.job import JobState, Piece, read_answer, read_meta, read_piece, read_result, record_from
+from taxiway.contract.job import JobState, read_answer, read_meta, read_result, record_from
+from taxiway.contract.stream import Piece, read_piece
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
 from taxiway.errors import UnknownModelError
 from tests.narrowing import present

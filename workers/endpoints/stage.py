@@ -26,8 +26,9 @@ from tasks.models.profiles import ProfileBook, ran_size
 from tasks.queues.endpoints import Endpoint
 from taxiway.contract.deltas import Delta
 from taxiway.contract.generation import NOTHING, CutGeneration
-from taxiway.contract.job import Piece, Tokens
+from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS, learned_key
+from taxiway.contract.stream import Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
 from workers.endpoints.capacity import EndpointUse, RateGate, Slots, pieces_of

@@ -26,8 +26,8 @@ from tasks.models.model import Model
 from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.models.sizes import size_of_row
 from tasks.topology import HardwareClass
-from taxiway.contract.job import Piece
 from taxiway.contract.keys import PATIENT
+from taxiway.contract.stream import Piece
 from taxiway.errors import TaxiwayError
 from workers.device import Device
 from workers.drain import Drain

@@ -15,9 +15,10 @@ from broker.valkey.runs import MOST_REPORTS, RunUpdate
 from broker.valkey.worker_store import WorkerStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from taxiway.contract.job import JobState, read_meta, read_piece
+from taxiway.contract.job import JobState, read_meta
 from taxiway.contract.keys import blob_key, job_key, result_key, stream_key
 from taxiway.contract.progress import RunProgress, result_in
+from taxiway.contract.stream import read_piece
 from tests.narrowing import as_bytes
 from tests.scripting import KEEP, Store, placed
 

@@ -14,8 +14,9 @@ import taxiway
 from broker.valkey.worker_store import WorkerStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from taxiway.contract.job import Lost, Piece, Restarted, Result
+from taxiway.contract.job import Result
 from taxiway.contract.request import Request
+from taxiway.contract.stream import Lost, Piece, Restarted
 from taxiway.errors import ExecutionError, InvalidRequestError
 from tests.cable import cable_to
 from tests.integration.responder import REPORT, Responder

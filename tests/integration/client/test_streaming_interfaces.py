@@ -14,8 +14,9 @@ import redis
 
 import taxiway
 from tasks.settings import Settings
-from taxiway.contract.job import Lost, Piece, Restarted, Result
+from taxiway.contract.job import Result
 from taxiway.contract.keys import stream_key
+from taxiway.contract.stream import Lost, Piece, Restarted
 from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
 from tests.builders import ENGINE_MODELS, add_engine_models
 from tests.cable import Balancer, cable_to

@@ -20,8 +20,9 @@ from tasks.heartbeat import DeviceFacts, Use
 from tasks.models.chats import most_tokens
 from tasks.queues.endpoints import Tariff
 from tasks.settings import Settings
-from taxiway.contract.job import Piece, Tokens, read_piece
+from taxiway.contract.job import Tokens
 from taxiway.contract.keys import DEVICES, job_key, learned_key, result_key, stream_key
+from taxiway.contract.stream import Piece, read_piece
 from taxiway.errors import DeadlineExceededError, DeviceFaultError, InvalidRequestError, JobCancelledError, TaxiwayError
 from tests.builders import add_engine_models
 from tests.command_line import program

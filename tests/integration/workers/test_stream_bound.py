@@ -9,8 +9,8 @@ import redis
 from broker.valkey.worker_store import WorkerStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from taxiway.contract.job import MOST_PIECES, Lost, Piece, Progress, read_piece
 from taxiway.contract.keys import stream_key
+from taxiway.contract.stream import MOST_PIECES, Lost, Piece, Progress, read_piece
 
 
 def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(settings: Settings) -> None:

@@ -27,8 +27,9 @@ from tasks.queues.limits import Limits
 from tasks.topology import Service, Topology, TopologyError, parse_topology
 from taxiway import errors
 from taxiway.contract.deltas import TEXTS, OtherMessageError, SentMessage
-from taxiway.contract.job import Piece, Result
+from taxiway.contract.job import Result
 from taxiway.contract.request import parse_terms
+from taxiway.contract.stream import Piece
 from tests.builders import ENGINE_MODELS, a_report
 from tests.unit.tasks.test_topology import TEXT
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taxiway.contract.generation import CutGeneration, total, with_streamed
-from taxiway.contract.job import GenerationPart, Piece, Tokens
+from taxiway.contract.job import GenerationPart, Tokens
+from taxiway.contract.stream import Piece
 
 WORDS = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=8)
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.job import Lost, Piece, Progress, Restarted, Result, read_piece, read_position
+from taxiway.contract.job import Result
+from taxiway.contract.stream import Lost, Piece, Progress, Restarted, read_piece, read_position
 from tests.builders import a_result
 
 

@@ -1,6 +1,6 @@
 import threading
 
-from taxiway.contract.job import Piece
+from taxiway.contract.stream import Piece
 from tests.builders import a_delivery
 from workers.stages.job import Delivery, Dropped
 from workers.stages.queues import MAX_UNWRITTEN, AdmitQueue, EndingQueue, PieceQueue
