@@ -17,7 +17,7 @@ import taxiway
 from tasks.models.files import Code
 from tasks.settings import TREE, Settings
 from taxiway import Run
-from taxiway.contract.keys import priority_list
+from taxiway.contract.keys import job_key, priority_list
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from tests.narrowing import as_bytes
 from tests.routing import eventually, router_process
@@ -96,7 +96,7 @@ def test_a_killed_worker_s_simulation_goes_on_elsewhere_and_ends_with_the_same_b
     with Tower(fleet) as tower:
         job = tower.order("ising", INPUTS, variant="python")
         with worker_process(fleet) as first:
-            eventually(lambda: (seen := record_of(tower.state, job).progress) is not None and seen.fraction > 0.3)
+            eventually(lambda: bool(tower.state.hexists(job_key(job), "checkpoint")))
             first.process.kill()
         with worker_process(fleet, "--device", "cpu:1"):
             result = tower.result(job)
