@@ -35,7 +35,12 @@ What `import taxiway` gives a producer, from its docstrings.
 The [interfaces page](producers.md) explains service terms and results, the [errors page](errors.md) what to do about
 each error.
 """
-TOPICS = {"taxiway.client": "Clients and jobs", "taxiway.contract": "States and results", "taxiway.errors": "Errors"}
+TOPICS = {
+    "taxiway.client": "Clients and jobs",
+    "taxiway.contract": "States and results",
+    "taxiway.run": "Runs of a callable",
+    "taxiway.errors": "Errors",
+}
 
 
 def api() -> str:

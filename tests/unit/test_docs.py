@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+import taxiway
 from docs.reference import PAGE, reference
+from docs.site import api
 from tasks.settings import TREE
 
 PAGES = [
@@ -165,3 +167,8 @@ def test_the_site_has_every_page_in_its_navigation() -> None:
     pages = {name_of(page) for page in PAGES if page.parent.name != "decisions"} | {"docs/decisions/README.md"}
 
     assert named - {"docs/api.md"} == pages, "a page is missing in the nav of mkdocs.yml"
+
+
+def test_the_site_has_a_topic_for_all_that_taxiway_exports() -> None:
+    page = api()
+    assert [name for name in taxiway.__all__ if f".{name}\n" not in page] == []
