@@ -43,7 +43,7 @@ def lasting(tower: Tower) -> str:
     """A job of some two seconds, by what a short one took."""
     turns = 100_000
     took = tower.result(tower.order("spinner", {"turns": [turns]}, variant="onnx"), within=120).report.run_time
-    return spin(tower, {"turns": [round(turns * 2 * LEASE / took)]})
+    return spin(tower, {"turns": [round(turns * 4 * LEASE / took)]})
 
 
 def commands(state: redis.Redis) -> dict[str, int]:
