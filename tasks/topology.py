@@ -243,6 +243,9 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Its jobs that have not ended, over all routers; further ones are refused. Example: 1000"""
 
 
+_NO_RULES = Tenant()
+
+
 class Locality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where requests may go that say nothing of it. Labels of a request, its tenant and its model add up."""
 
@@ -276,6 +279,12 @@ class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     retarget: Seconds | None = 2.0
     """Seconds of idleness after which a device serves a class that has work and no device, and of no more work there
     until it returns; null: never."""
+
+
+LATE_USD_PER_HOUR = (48.0, 24.0, 12.0)
+"""US dollars an hour that it costs when all of a service's requests are late: the most urgent service first.
+
+The last figure counts for all others. Source: lab/trials."""
 
 
 class Planning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -337,6 +346,10 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The tuner."""
     webhooks: Webhooks = Webhooks()
     """How events are delivered."""
+
+    def rules_of(self, tenant: str) -> Tenant:
+        """The rules for a tenant; a tenant that is not listed has none."""
+        return self.tenants.get(tenant, _NO_RULES)
 
 
 def parse_topology(text: str, file: str = "queues.yaml") -> Topology:

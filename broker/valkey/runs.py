@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from broker.valkey import Call
+from broker.valkey import Call, packed
 from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.progress import RunProgress, celery_state
 from taxiway.contract.stream import KEEP
@@ -61,10 +61,10 @@ def report_call(job: str, update: RunUpdate) -> Call:
         "state": "" if told is None or not update.celery else celery_state(job, told).decode(),
     }
     keys = [job_key(job), stream_key(job), result_key(job)]
-    return Call("runs/report", keys, [KEEP, MOST_REPORTS, msgspec.msgpack.encode(run)])
+    return Call("runs/report", keys, [KEEP, MOST_REPORTS, packed(run)])
 
 
 def checkpoint_call(job: str, token: str, key: str, facts: bytes, ran: float) -> Call:
     """Makes the bytes under `key` the job's last checkpoint; answers 1 if the claim is still ours."""
     run = {"token": token, "ran": ran, "checkpoint": facts.decode()}
-    return Call("runs/checkpoint", [job_key(job), key], [msgspec.msgpack.encode(run)])
+    return Call("runs/checkpoint", [job_key(job), key], [packed(run)])

@@ -12,7 +12,7 @@ from tasks.models.discovered import discovered_by
 from tasks.models.model import Model, Variant
 from tasks.queues.endpoints import Endpoint
 from tasks.queues.locality import joined, missing
-from tasks.topology import HardwareClass, Service, Tenant, Topology
+from tasks.topology import HardwareClass, Service, Topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import UnplaceableError, wrong_field
 
@@ -22,7 +22,6 @@ BACKGROUND = 600.0
 LATENCY_CRITICAL = 1.0
 """Deadlines up to this, in seconds, are latency-critical: a person is waiting."""
 
-_NO_RULES = Tenant()
 _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
 
 
@@ -150,7 +149,7 @@ def needs_of(
             requires one.
     """
     name, service = _service_of(terms, topology)
-    tenant = topology.tenants.get(terms.tenant, _NO_RULES)
+    tenant = topology.rules_of(terms.tenant)
     locality = joined(terms.locality, tenant.locality, locality) or topology.locality.default
     if locality is None and topology.locality.required:
         raise wrong_field("locality", "a label, as this fleet refuses work that may go anywhere", None)
@@ -182,7 +181,7 @@ def check_classes(terms: Terms, topology: Topology) -> None:
         UnplaceableError: no class has the labels of the terms and of their tenant.
     """
     _service_of(terms, topology)
-    locality = joined(terms.locality, topology.tenants.get(terms.tenant, _NO_RULES).locality)
+    locality = joined(terms.locality, topology.rules_of(terms.tenant).locality)
     if all(missing(locality, one.labels) for one in topology.hardware.values()):
         raise UnplaceableError(f"the data must stay on {locality!r}, which no hardware class is")
 

@@ -33,7 +33,7 @@ from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.queues.locality import joined
 from tasks.ticket import Ticket, attach
-from tasks.topology import Tenant, Topology
+from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import COUNT
 from taxiway.contract.request import LONGEST_DEADLINE, Request, check_terms
@@ -41,8 +41,6 @@ from taxiway.contract.wire import Envelope
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError, TaxiwayError, wrong_field
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
-
-_NO_RULES = Tenant()
 
 _REMOVED_MODELS = 256
 """Most removed models that a router knows for the results of their jobs."""
@@ -363,7 +361,7 @@ def _locality(order: Order, model: Model, rules: Rules) -> str | None:
     if rules.classify is None:
         return model.locality
     request = order.request
-    tenant = rules.topology.tenants.get(request.tenant, _NO_RULES)
+    tenant = rules.topology.rules_of(request.tenant)
     if order.blobs and not joined(request.locality, model.locality, tenant.locality):
         expected = "a label with values that are stored beside their message, which the classifier cannot read"
         raise wrong_field("locality", expected, None)
@@ -373,8 +371,7 @@ def _locality(order: Order, model: Model, rules: Rules) -> str | None:
 def _most_read(order: Order, model: Model, topology: Topology, rows: int) -> int:
     """The most tokens that a row's prompt may have; 0 where no budget has to bear them."""
     request = order.request
-    rules = topology.tenants.get(request.tenant)
-    if request.budget is None and (rules is None or rules.usd_per_day is None):
+    if request.budget is None and topology.rules_of(request.tenant).usd_per_day is None:
         return 0
     chat = given_inputs(model, request.inputs).get(model.inputs[0].name) if model.pipeline == "chat" else None
     most = most_tokens(chat)

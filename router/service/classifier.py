@@ -13,14 +13,12 @@ and must not keep what it reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
+from tasks.models.files import registered
 from tasks.settings import SettingsError
 from taxiway.contract.request import Request, is_name
 from taxiway.errors import InvalidRequestError
-
-GROUP = "taxiway.classifiers"
 
 Classifier = Callable[[str, Any, Mapping[str, Any]], str | None]
 
@@ -33,10 +31,10 @@ def load_classifier(name: str | None) -> Classifier | None:
     """
     if name is None:
         return None
-    found = {point.name: point for point in entry_points(group=GROUP)}
+    found = registered("classifiers")
     if name not in found:
         known = ", ".join(sorted(found)) or "none is installed"
-        raise SettingsError("locality.classifier", f"an entry point of the group {GROUP} ({known})", name)
+        raise SettingsError("locality.classifier", f"an entry point of the group taxiway.classifiers ({known})", name)
     try:
         classify: Classifier = found[name].load()
     except Exception as error:

@@ -33,7 +33,7 @@ from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates
 from tasks.queues.endpoints import Rate
-from tasks.topology import HardwareClass, Price, Topology
+from tasks.topology import LATE_USD_PER_HOUR, HardwareClass, Price, Topology
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
 from taxiway.errors import TaxiwayError
@@ -41,9 +41,6 @@ from workers.decide.endpoints import MINUTE, Bucket, EndpointRates
 
 UNBOUNDED = 16
 """Devices that the twin may start of a class without `scaling.maximum`."""
-
-LATE = (48.0, 24.0, 12.0)
-"""US dollars an hour that it costs when all of a service's requests are late, by urgency. Source: lab/trials."""
 
 ANSWER_SHARE = 0.5
 """The answer's share of the sizes that generating models are profiled with (`workers.profiling.measure`)."""
@@ -362,7 +359,7 @@ def penalties(topology: Topology) -> tuple[float, ...]:
 def _penalty(topology: Topology, rank: int) -> float:
     said = topology.plan.late_usd_per_hour
     named = [said[name] for name in topology.service if urgency(topology, name) == rank and name in said]
-    return max(named, default=LATE[rank])
+    return max(named, default=LATE_USD_PER_HOUR[rank])
 
 
 def _timings(model: Model, locality: str, size: float, known: KnownFleet) -> tuple[Timing | None, ...]:

@@ -427,7 +427,7 @@ def runtime_code(runtime: str) -> Code:
     return _find("runtimes", runtime, "open_variant", "")
 
 
-def registered(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
+def registered(kind: Kind | Literal["classifiers"]) -> dict[str, importlib.metadata.EntryPoint]:
     """The entry points of installed packages, by name."""
     return {point.name: point for point in importlib.metadata.entry_points(group=f"taxiway.{kind}")}
 

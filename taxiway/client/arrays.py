@@ -190,7 +190,7 @@ class AsyncJobArray:
         error = JobCancelledError if progress.state == "cancelled" else DeadlineExceededError
         missing = error(f"the array was {progress.state} before this member was answered")
         found: list[Result | TaxiwayError] = [missing] * progress.members
-        for line in await self._lines():
+        for line in await self._lines(await self._batch()):
             found[int(line.custom_id)] = self._outcome(line)
         return found
 
@@ -208,7 +208,7 @@ class AsyncJobArray:
         batch = await self._batch()
         if batch.status not in _ENDED:
             raise InvalidRequestError("array: expected one that has ended, to retry what failed", field="array")
-        lines = await self._lines()
+        lines = await self._lines(batch)
         answered = {line.custom_id for line in lines if line.response is not None and line.response.status_code == 200}
         content = await self._transport.exchange("GET", f"/v1/files/{batch.input_file_id}/content")
         again = [line for line in content.splitlines() if _decode_line(line).custom_id not in answered]
@@ -220,9 +220,8 @@ class AsyncJobArray:
     async def _batch(self) -> _Batch:
         return _decode_batch(await self._transport.exchange("GET", f"/v1/batches/{self.id}"))
 
-    async def _lines(self) -> list[_Ended]:
+    async def _lines(self, batch: _Batch) -> list[_Ended]:
         """What became of the members that have ended."""
-        batch = await self._batch()
         files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
         contents = [await self._transport.exchange("GET", f"/v1/files/{file}/content") for file in files]
         return [_decode_ended(line) for content in contents for line in content.splitlines()]

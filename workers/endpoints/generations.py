@@ -63,21 +63,20 @@ class Generations:
 
     def yieldable(self, variants: EndpointVariants, now: float) -> tuple[Yieldable, ...]:
         """The preemptible ones that were not asked to yield. Thread-safe."""
-        able = [job for job in list(self._running) if job.ticket.preemptible and self.can_yield(job)]
-        running = [(job, pair[1]) for job in able if (pair := self._running.get(job)) is not None]
-        found = [(job, seat, variants.ready(job.model, job.variant)) for job, seat in running]
         return tuple(
-            self._described(job, seat, variants.curve(loaded), now)
-            for job, seat, loaded in found
-            if loaded is not None and job.delivery.yields is None
+            self._described(job, exchange, seat, variants.curve(loaded), now)
+            for job, (exchange, seat) in list(self._running.items())
+            if job.ticket.preemptible
+            and job.delivery.yields is None
+            and self.can_yield(job)
+            and (loaded := variants.ready(job.model, job.variant)) is not None
         )
 
-    def _described(self, job: RunningJob, seat: Seat, curve: Profile, now: float) -> Yieldable:
+    def _described(self, job: RunningJob, exchange: Exchange, seat: Seat, curve: Profile, now: float) -> Yieldable:
         """A running generation; its answer counts with all the tokens that it may have."""
-        exchange, _ = self._running.get(job, (None, seat))
         generation, item, delivery = job.generation, job.items[0], job.delivery
         before = 0 if generation is None else generation.kept.tokens
-        written = before if exchange is None or exchange.reader is None else exchange.reader.written
+        written = before if exchange.reader is None else exchange.reader.written
         rows, prompt = float(max(self._use.running, 1)), item.size - int(item.parameters[ANSWER_BOUND])
         read, left = prompt + written, max(int(item.parameters[ANSWER_BOUND]) - written, 0)
         redo = curve.latency(rows, read, read)

@@ -16,15 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.decide.classify import level_of
-from tasks.topology import Topology
+from tasks.topology import LATE_USD_PER_HOUR, Topology
 from taxiway.contract.keys import LEVELS
 
 SWITCH = 0.25
 """Seconds from a request to yield until another job runs in the slot: llama.cpp frees one 0.09 s after its connection
 is closed (SmolLM2, one thread), and a message and a fetch come before and after."""
-
-_LATE = (48.0, 24.0, 12.0)
-"""US dollars an hour that it costs when all jobs of a level are late, the last for all levels after it. Source: lab."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def preempt(waiters: Sequence[Waiter], occupants: Sequence[Occupant], *, most: i
 def late_rates(topology: Topology) -> tuple[float, ...]:
     """US dollars an hour that it costs when all jobs of a level are late; queues.yaml may say it of services."""
     said = topology.plan.late_usd_per_hour
-    rates = [_LATE[min(level, len(_LATE) - 1)] for level in range(LEVELS)]
+    rates = [LATE_USD_PER_HOUR[min(level, len(LATE_USD_PER_HOUR) - 1)] for level in range(LEVELS)]
     named: dict[int, float] = {}
     for name, service in topology.service.items():
         level = level_of(service.deadline, service.priority)

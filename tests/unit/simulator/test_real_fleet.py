@@ -13,7 +13,6 @@ from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import able_classes
 from simulator.tuning.real_fleet import (
-    LATE,
     NODES,
     UNBOUNDED,
     KnownFleet,
@@ -34,7 +33,7 @@ from tasks.heartbeat import Allowed, EndpointFacts
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import Price, parse_topology
+from tasks.topology import LATE_USD_PER_HOUR, Price, parse_topology
 from taxiway.contract.keys import LEVELS
 from tests import builders
 from tests.builders import a_device, a_text_model
@@ -236,7 +235,7 @@ def test_what_endpoints_ask_for_tokens_counts_as_spent() -> None:
 
 
 def test_penalties_are_those_of_queues_yaml_or_by_urgency() -> None:
-    assert found().workload.fleet.penalties == (5.0, LATE[1], LATE[2])
+    assert found().workload.fleet.penalties == (5.0, LATE_USD_PER_HOUR[1], LATE_USD_PER_HOUR[2])
 
 
 def test_a_plan_for_the_twin_names_the_real_requests_and_is_read_back() -> None:

@@ -1,7 +1,7 @@
 import runpy
 import tomllib
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, EntryPoints
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ TOPOLOGY = msgspec.structs.replace(
     tenants={"clinic": Tenant(locality="ward")},
 )
 FLEET = FleetSnapshot(devices=tuple(a_device(name, runtimes=("echo",)) for name in TOPOLOGY.hardware))
+GROUP = "taxiway.classifiers"
 CATALOGUE = load_catalogue(TREE / "models")
 
 
@@ -118,15 +119,15 @@ def test_values_beside_their_message_need_a_label() -> None:
 def test_the_example_labels_texts_that_match_a_pattern(inputs: Any, label: str | None) -> None:
     folder = TREE / "examples" / "classifier"
     described = tomllib.loads((folder / "pyproject.toml").read_text())
-    module, _, function = described["project"]["entry-points"][classifier.GROUP]["patterns"].partition(":")
+    module, _, function = described["project"]["entry-points"][GROUP]["patterns"].partition(":")
     example = runpy.run_path(str(folder / f"{module}.py"))[function]
     assert example("sentiment", inputs, {}) == label
     assert example("sentiment", "", {"about": inputs}) == label
 
 
 def test_a_classifier_that_is_not_installed_keeps_a_router_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = EntryPoints([EntryPoint("patterns", "gone:classify", classifier.GROUP)])
-    monkeypatch.setattr(classifier, "entry_points", lambda group: points)
+    points = {"patterns": EntryPoint("patterns", "gone:classify", GROUP)}
+    monkeypatch.setattr(classifier, "registered", lambda kind: points)
     assert load_classifier(None) is None
     with pytest.raises(SettingsError, match=r"entry point of the group taxiway.classifiers \(patterns\), got 'other'"):
         load_classifier("other")
