@@ -113,7 +113,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 
 @click.group(name="taxiway keys")
 def main() -> None:
-    """Make, list and revoke keys of the HTTP API."""
+    """Create, list and revoke API keys of the HTTP API. docs/security.md describes their scopes."""
 
 
 @main.command()

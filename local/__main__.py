@@ -52,6 +52,7 @@ from tasks.settings import SettingsError, cache_directory, models_folder, queues
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, load_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
+from taxiway.cli.address import print_json
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
@@ -96,7 +97,7 @@ def main() -> None:
 @main.command()
 @_data
 @_json
-@click.option("--detach", is_flag=True, help="Return once everything is ready; `down` stops it.")
+@click.option("--detach", is_flag=True, help="Return once everything is ready; `taxiway down` stops it.")
 @click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked as emulated.")
 @click.option("--workers", "counts", type=_Count(), multiple=True, help="Worker processes of a class.")
 @click.option("--autoscale", is_flag=True, help="Run as many workers as there is work for, within the cores.")
@@ -117,7 +118,7 @@ def up(
     port: int,
     fetching: bool,
 ) -> None:
-    """Start the broker, a router, workers and Flower, and keep them running."""
+    """Start the broker, a router, workers and Flower on this machine, and keep them running."""
     if flower_port and not flower:
         raise click.UsageError("expected --flower-port or --no-flower, not both")
     options = UpOptions(data=data_directory(data, os.environ), port=port, flower=flower, flower_port=flower_port)
@@ -161,8 +162,10 @@ def down(data: Path | None, *, as_json: bool) -> None:
     folder = data_directory(data, os.environ)
     with Console(stderr=True).status("workers finish their jobs; Ctrl-C, or `taxiway down` again, stops them now"):
         stopped = stop_fleet(folder)
-    text = "stopped" if stopped else "no fleet runs from this directory"
-    click.echo(_text({"stopped": stopped, "data": str(folder)}) if as_json else f"{folder}: {text}")
+    if as_json:
+        print_json({"stopped": stopped, "data": str(folder)})
+    else:
+        click.echo(f"{folder}: {'stopped' if stopped else 'no fleet runs from this directory'}")
 
 
 @main.command()
@@ -170,7 +173,11 @@ def down(data: Path | None, *, as_json: bool) -> None:
 @_data
 @_json
 def restart(named: str | None, data: Path | None, *, as_json: bool) -> None:
-    """Restart the fleet's processes one after another, or only one of them, or the workers of a class."""
+    """Restart the processes of the fleet on this machine one after another: the router, then workers, then Flower.
+
+    Each is ready again before the next is asked to end, and a worker finishes its jobs or returns them. With an
+    argument, only that PROCESS of `taxiway status`, or the workers of that CLASS. The embedded broker is left alone.
+    """
     _check()
     done: list[dict[str, Any]] = []
     with Console(stderr=True).status("each finishes its jobs and is ready again before the next"):
@@ -178,7 +185,7 @@ def restart(named: str | None, data: Path | None, *, as_json: bool) -> None:
             done.append({"process": name, "seconds": round(seconds, 2)})
             click.echo(f"{name}: ready again after {seconds:.1f} s", err=as_json)
     if as_json:
-        click.echo(_text({"restarted": done}))
+        print_json({"restarted": done})
 
 
 @main.command()
@@ -188,7 +195,7 @@ def doctor(data: Path | None, *, as_json: bool) -> None:
     """Report what this machine has, what is missing, how to install it, and the state of the local fleet."""
     findings = examine(look(), os.environ, read_fleet(data_directory(data, os.environ)))
     if as_json:
-        click.echo(_text({"findings": findings}))
+        print_json({"findings": findings})
     else:
         show_findings(findings, stdout_console())
 
@@ -224,7 +231,7 @@ def demo_command(*, as_json: bool, rows: bool) -> None:
         skipped = left_out_models(fleet, topology)
         answers = asyncio.run(answer_all(fleet.broker, asks(catalogue, cache, skipped), console))
     if as_json:
-        click.echo(_text({"answers": list(map(plain, answers)), "supervisor": fleet.pid}))
+        print_json({"answers": list(map(plain, answers)), "supervisor": fleet.pid})
     else:
         if rows:
             show_rows(answers)
@@ -302,16 +309,12 @@ def _detached(arguments: Sequence[str], data: Path) -> LocalFleet:
 def _announce(as_json: bool) -> Callable[[LocalFleet], None]:
     def announce(fleet: LocalFleet) -> None:
         if as_json:
-            click.echo(_text(fleet))
+            print_json(fleet)
         else:
             show_fleet(fleet, stdout_console())
         sys.stdout.flush()
 
     return announce
-
-
-def _text(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 SCREEN = 100

@@ -161,7 +161,10 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@main.command(epilog="Trials, other policies and lower bounds are in the laboratory: lab/README.md.")
+@main.command(
+    epilog="docs/simulator.md describes the model. "
+    "Trials, other policies and lower bounds are in the laboratory: lab/README.md."
+)
 @click.option(
     "--trace", "source", required=True, help="A CSV file, a UTC day, or a text such as poisson:rate=50,duration=600."
 )
@@ -229,7 +232,7 @@ def _as_twin(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, Fleet]:
     return workload.trace, workload.fleet
 
 
-@main.command()
+@main.command(epilog="docs/simulator.md describes the figures.")
 @click.argument("new_file", metavar="NEW/queues.yaml", type=click.Path(path_type=Path))
 @click.option(
     "--old",
@@ -306,7 +309,7 @@ def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) 
     return found
 
 
-@main.command()
+@main.command(epilog="docs/planner.md describes the method.")
 @click.option("--trace", "source", help="A CSV file, a UTC day, or a text such as poisson:rate=50,duration=600.")
 @click.option(
     "--rate",

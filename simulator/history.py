@@ -170,7 +170,10 @@ def _share(arrivals: Arrivals, jobs: Jobs) -> EndedShare:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.pass_context
 def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime | None, *, as_json: bool) -> None:
-    """Sum up what arrived at the fleet, and what became of it, by model and service."""
+    """Sum up what arrived at the fleet, and what became of it, by model and service.
+
+    docs/operations.md describes what is recorded.
+    """
     if ctx.invoked_subcommand is not None:
         return
     arrivals = arrivals_of_day(url, data, day)

@@ -54,6 +54,8 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 def main(models: Path | None, queues: Path | None, *, running: bool, show: bool, as_json: bool) -> None:
     """Check queues.yaml, the models, and their files that are on this machine.
 
+    Exits with 1 if anything is wrong. `taxiway up` runs the same checks first, without --run.
+
     What is not there is not checked, and named. With --run it is fetched, and each variant that this machine's CPU can
     run answers an example, in the worker's own pipeline and runtime: model.yaml's first, else one made from its inputs.
     """

@@ -6,6 +6,8 @@ import asyncio
 import importlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +17,6 @@ import msgspec
 from taxiway.cli import UNAVAILABLE, CommandError
 from taxiway.client.asyncio_client import AsyncClient
 
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 NO_FLEET = "start a fleet with `taxiway up --detach`, or name one with --url or TAXIWAY_URL"
@@ -38,15 +39,49 @@ class _FleetFile(msgspec.Struct):
         return self.pid > 0 and _PROCESSES.is_dir() and not (_PROCESSES / str(self.pid)).exists()
 
 
-def fleet_options(command: F) -> F:
-    """Adds `--url`, `--data` and `--json` to a command."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
-    command = click.option(
+@dataclass(frozen=True, slots=True)
+class AskedFleet:
+    """The fleet that a command asks, and the form in which it prints answers."""
+
+    url: str | None
+    data: Path | None
+    as_json: bool
+
+    def ask(self, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
+        """The answer. Raises `TaxiwayError`, or `CommandError` if there is no fleet."""
+
+        async def run() -> T:
+            address = find_fleet(self.url, self.data, os.environ)
+            async with AsyncClient(address, key=key_for(address, os.environ)) as client:
+                return await question(client)
+
+        return asyncio.run(run())
+
+    def present(self, value: Any, show: str) -> None:
+        """Print a value as JSON, or for people, by that function of `taxiway.cli.show`, imported only for them."""
+        if self.as_json:
+            print_json(value)
+        else:
+            getattr(importlib.import_module("taxiway.cli.show"), show)(value)
+
+    def echo(self, value: Any, text: object) -> None:
+        """Print a value as JSON, or the text for people."""
+        print_json(value) if self.as_json else click.echo(text)
+
+
+def fleet_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--url`, `--data` and `--json` to a command, which gets them as its `fleet`."""
+
+    @click.option("--url", help="The fleet's address, http:// or redis:// [TAXIWAY_URL, else the local fleet].")
+    @click.option(
         "--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [TAXIWAY_DATA, else .taxiway]."
-    )(command)
-    return click.option("--url", help="The fleet's address, http:// or redis:// [TAXIWAY_URL, else the local fleet].")(
-        command
     )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+    @wraps(command)
+    def with_fleet(*, url: str | None, data: Path | None, as_json: bool, **options: Any) -> None:
+        command(fleet=AskedFleet(url, data, as_json), **options)
+
+    return with_fleet
 
 
 def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str]) -> str:
@@ -106,25 +141,6 @@ def key_for(address: str, environment: Mapping[str, str]) -> str | None:
     return environment.get(variable, "").partition(",")[0] or None
 
 
-def ask(url: str | None, data: Path | None, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
-    """Ask the fleet that the options name. Raises `TaxiwayError`, or `CommandError` if there is no fleet."""
-
-    async def run() -> T:
-        address = find_fleet(url, data, os.environ)
-        async with AsyncClient(address, key=key_for(address, os.environ)) as client:
-            return await question(client)
-
-    return asyncio.run(run())
-
-
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
     click.echo(msgspec.json.encode(value).decode())
-
-
-def present(value: Any, show: str, *, as_json: bool) -> None:
-    """Print a value as JSON, or for people, by that function of `taxiway.cli.show`, which is imported only for them."""
-    if as_json:
-        print_json(value)
-    else:
-        getattr(importlib.import_module("taxiway.cli.show"), show)(value)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
 from taxiway.cli import JOB_FAILED
-from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.address import AskedFleet, fleet_options, print_json
 from taxiway.cli.jobs import json_or_text
 from taxiway.client.arrays import WITHIN
 from taxiway.client.asyncio_client import AsyncClient
@@ -40,9 +39,7 @@ def array(
     lines: BinaryIO,
     within: str,
     wait: bool,
-    url: str | None,
-    data: Path | None,
-    as_json: bool,
+    fleet: AskedFleet,
     **terms: Any,
 ) -> None:
     """Send each line of FILE to MODEL as one array, and print a line of JSON for each answer, in their order.
@@ -60,9 +57,9 @@ def array(
         with array_bar() as watch:
             return made.id, await made.results(watch=watch)
 
-    name, outcomes = ask(url, data, send)
+    name, outcomes = fleet.ask(send)
     if not wait:
-        print_json({"id": name}) if as_json else click.echo(name)
+        fleet.echo({"id": name}, name)
     for outcome in outcomes:
         print_json(_shown(outcome))
     if any(isinstance(outcome, TaxiwayError) for outcome in outcomes):

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, report
-from taxiway.cli.address import ask, fleet_options, present, print_json, processes_here
+from taxiway.cli.address import AskedFleet, fleet_options, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, JobState, JobStatus, Result
 from taxiway.contract.listing import LISTED_JOBS, JobPage
@@ -184,9 +184,7 @@ def submit(
     wait: bool,
     stream: bool,
     timeout: float | None,
-    url: str | None,
-    data: Path | None,
-    as_json: bool,
+    fleet: AskedFleet,
     **terms: Any,
 ) -> None:
     """Send a request to MODEL and print its answer.
@@ -198,15 +196,15 @@ def submit(
 
     async def send(client: AsyncClient) -> tuple[str, Result | None]:
         job = await client.submit(model, inputs, parameters=parameters or None, stream=stream or None, **terms)
-        return job.id, await answer_of(job, timeout, stream=stream, as_json=as_json) if wait else None
+        return job.id, await answer_of(job, timeout, stream=stream, as_json=fleet.as_json) if wait else None
 
-    job, result = ask(url, data, send)
+    job, result = fleet.ask(send)
     if result is None:
-        print_json({"id": job}) if as_json else click.echo(job)
-    elif stream and not as_json:
+        fleet.echo({"id": job}, job)
+    elif stream and not fleet.as_json:
         click.secho(_how(result), err=True, dim=True)
     else:
-        print_result(job, result, as_json=as_json)
+        print_result(job, result, as_json=fleet.as_json)
 
 
 def print_result(job: str, result: Result, *, as_json: bool) -> None:
@@ -269,20 +267,20 @@ Examples:
 @click.argument("job", metavar="ID")
 @click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait up to this long for the job to end.")
 @fleet_options
-def result(job: str, *, wait: float, url: str | None, data: Path | None, as_json: bool) -> None:
+def result(job: str, *, wait: float, fleet: AskedFleet) -> None:
     """Print the answer of job ID."""
-    print_result(job, ask(url, data, lambda client: client.job(job).result(wait)), as_json=as_json)
+    print_result(job, fleet.ask(lambda client: client.job(job).result(wait)), as_json=fleet.as_json)
 
 
 @click.command()
 @click.argument("job", metavar="[ID]", required=False)
 @fleet_options
-def status(job: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
+def status(job: str | None, *, fleet: AskedFleet) -> None:
     """Show the state of job ID. Without an ID, show the fleet: classes, devices, warm variants and queue depths."""
     if job is None:
-        present(_fleet_with_processes(url, data), "show_fleet", as_json=as_json)
+        fleet.present(_overview(fleet), "show_fleet")
     else:
-        _show_status(ask(url, data, lambda client: client.job(job).status()), as_json=as_json)
+        _show_status(fleet.ask(lambda client: client.job(job).status()), as_json=fleet.as_json)
 
 
 @click.command(epilog=_JOBS_EXAMPLES)
@@ -303,9 +301,7 @@ def jobs(
     tenant: str,
     limit: int,
     cursor: str,
-    url: str | None,
-    data: Path | None,
-    as_json: bool,
+    fleet: AskedFleet,
 ) -> None:
     """List the fleet's jobs, most recently accepted first.
 
@@ -322,8 +318,8 @@ def jobs(
             found += page.jobs
         return JobPage(jobs=tuple(found), next=page.next)
 
-    page = ask(url, data, listed)
-    if as_json:
+    page = fleet.ask(listed)
+    if fleet.as_json:
         print_json(msgspec.to_builtins(page))
         return
     from taxiway.cli.show import show_jobs
@@ -342,9 +338,7 @@ def explain(
     job: str | None,
     *,
     what_if: str | None,
-    url: str | None,
-    data: Path | None,
-    as_json: bool,
+    fleet: AskedFleet,
     **terms: Any,
 ) -> None:
     """Show why job ID was placed where it is: the reason, and the figures of every candidate and why it was not chosen.
@@ -357,22 +351,22 @@ def explain(
         question = _what_if(what_if, **terms)
     else:
         raise click.UsageError("expected the ID of a job, or --what-if MODEL")
-    present(ask(url, data, question), "show_placement", as_json=as_json)
+    fleet.present(fleet.ask(question), "show_placement")
 
 
 @click.command()
 @click.argument("job", metavar="ID")
 @fleet_options
-def cancel(job: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
+def cancel(job: str, *, fleet: AskedFleet) -> None:
     """Cancel job ID before it is answered. Exits with 2 if it had already ended."""
 
     async def cancelled(client: AsyncClient) -> JobStatus:
         await client.job(job).cancel()
         return await client.job(job).status()
 
-    status = ask(url, data, cancelled)
+    status = fleet.ask(cancelled)
     state = status.state
-    _show_status(status, as_json=as_json, cancelled=state == JobState.CANCELLED)
+    _show_status(status, as_json=fleet.as_json, cancelled=state == JobState.CANCELLED)
     if state not in FINAL:
         raise CommandError(
             f"job {job} is not cancelled yet", hint=f"`taxiway status {job}` shows its state", code=UNAVAILABLE
@@ -400,22 +394,22 @@ def _what_if(
     return lambda client: client.what_if(model, inputs, parameters=parameters or None, **terms)
 
 
-def _fleet_with_processes(url: str | None, data: Path | None) -> dict[str, Any]:
+def _overview(fleet: AskedFleet) -> dict[str, Any]:
     """The fleet's overview; a local fleet's has its `processes`, which are shown even if no router answers.
 
     Raises:
         FleetUnavailable: no router answers.
     """
-    processes = processes_here(url, data, os.environ)
+    processes = processes_here(fleet.url, fleet.data, os.environ)
     try:
-        fleet = ask(url, data, _fleet)
+        overview = fleet.ask(_fleet)
     except FleetUnavailable:
         if processes:
             from taxiway.cli.show import show_processes
 
             show_processes(processes)
         raise
-    return {**fleet, "processes": processes} if processes else fleet
+    return {**overview, "processes": processes} if processes else overview
 
 
 async def _fleet(client: AsyncClient) -> dict[str, Any]:
@@ -452,29 +446,29 @@ def dead() -> None:
 @dead.command("list")
 @click.option("--most", type=click.IntRange(1, 1000), default=_LISTED_JOBS, show_default=True, help="Letters to list.")
 @fleet_options
-def list_(*, most: int, url: str | None, data: Path | None, as_json: bool) -> None:
+def list_(*, most: int, fleet: AskedFleet) -> None:
     """List dead letters, most recent first."""
-    present(ask(url, data, lambda client: client.dead.list(most)), "show_letters", as_json=as_json)
+    fleet.present(fleet.ask(lambda client: client.dead.list(most)), "show_letters")
 
 
 @dead.command()
 @click.argument("letter")
 @fleet_options
-def show(letter: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
+def show(letter: str, *, fleet: AskedFleet) -> None:
     """Show a LETTER: its reason, the workers that its job crashed, and the message."""
-    present(ask(url, data, lambda client: client.dead.show(letter)), "show_letter", as_json=as_json)
+    fleet.present(fleet.ask(lambda client: client.dead.show(letter)), "show_letter")
 
 
 @dead.command()
 @click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
 @fleet_options
-def replay(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
+def replay(letters: tuple[str, ...], *, fleet: AskedFleet) -> None:
     """Run the job of each LETTER again under the same id, and delete the letter.
 
     A letter that cannot be replayed does not keep the others from it.
     """
-    jobs, refused = ask(url, data, lambda client: _each(letters, client.dead.replay))
-    if as_json:
+    jobs, refused = fleet.ask(lambda client: _each(letters, client.dead.replay))
+    if fleet.as_json:
         print_json(jobs)
     else:
         for job in jobs.values():
@@ -485,10 +479,10 @@ def replay(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_j
 @dead.command()
 @click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
 @fleet_options
-def drop(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
+def drop(letters: tuple[str, ...], *, fleet: AskedFleet) -> None:
     """Delete each LETTER. Its job stays dead."""
-    dropped, refused = ask(url, data, lambda client: _each(letters, client.dead.drop))
-    if as_json:
+    dropped, refused = fleet.ask(lambda client: _each(letters, client.dead.drop))
+    if fleet.as_json:
         print_json({"dropped": [*dropped]})
     _raise_last(refused)
 
@@ -514,14 +508,14 @@ def _raise_last(refused: Sequence[RequestError]) -> None:
 
 @click.command()
 @fleet_options
-def reload(*, url: str | None, data: Path | None, as_json: bool) -> None:
+def reload(*, fleet: AskedFleet) -> None:
     """Make every router and worker reread its models folder, and show what each serves.
 
     Most changes are detected within a second without this command. Exits with 1 if a process did not answer, or a model
     is disabled or served in an older version of its files, or queues.yaml is invalid.
     """
-    processes = ask(url, data, lambda client: client.reload())
-    present(processes, "show_reload", as_json=as_json)
+    processes = fleet.ask(lambda client: client.reload())
+    fleet.present(processes, "show_reload")
     wrong = ("disabled", "outdated", "queues_wrong")
     if any(not one["answered"] or any(one.get(name) for name in wrong) for one in processes):
         raise SystemExit(JOB_FAILED)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from taxiway.cli import JOB_FAILED
-from taxiway.cli.address import ask, fleet_options, present, print_json
+from taxiway.cli.address import AskedFleet, fleet_options, print_json
 from taxiway.errors import UnknownModelError
 
 _NAME = click.argument("name")
@@ -34,26 +32,26 @@ def models() -> None:
 @models.command("list")
 @click.argument("name", required=False)
 @fleet_options
-def list_(name: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
+def list_(name: str | None, *, fleet: AskedFleet) -> None:
     """List what the fleet can run, or only model NAME."""
-    found = ask(url, data, lambda client: client.models())
+    found = fleet.ask(lambda client: client.models())
     if name is not None:
         found = [model for model in found if model["name"] == name]
         if not found:
             raise UnknownModelError(f"unknown model {name!r}", model=name)
-    present(found, "show_models", as_json=as_json)
+    fleet.present(found, "show_models")
 
 
 @models.command()
 @_NAME
 @fleet_options
-def load(name: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
+def load(name: str, *, fleet: AskedFleet) -> None:
     """Accept requests for model NAME, and load it on each class that can run it.
 
     NAME may have a version (NAME:2) or an alias (NAME@stable). Exits with 4 if no device has loaded it in time.
     """
-    loaded = ask(url, data, lambda client: client.load_model(name))
-    if as_json:
+    loaded = fleet.ask(lambda client: client.load_model(name))
+    if fleet.as_json:
         print_json(loaded)
         return
     for hardware_class, what in loaded["classes"].items():
@@ -63,13 +61,13 @@ def load(name: str, *, url: str | None, data: Path | None, as_json: bool) -> Non
 @models.command()
 @_NAME
 @fleet_options
-def unload(name: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
+def unload(name: str, *, fleet: AskedFleet) -> None:
     """Accept no more requests for model NAME, or for its version NAME:2. Accepted jobs still run.
 
     It stays out of service until it is loaded. Exits with 1 if a process did not answer: that may still accept some.
     """
-    done = ask(url, data, lambda client: client.unload_model(name))
-    if as_json:
+    done = fleet.ask(lambda client: client.unload_model(name))
+    if fleet.as_json:
         print_json(done)
     else:
         click.echo(", ".join(f"{done['name']}:{version}" for version in done["versions"]))

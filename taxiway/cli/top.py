@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -14,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.address import AskedFleet, fleet_options, print_json
 from taxiway.cli.show import headline, plan_title, planned_rows, span, stdout_console, tuner_line
 from taxiway.errors import FleetUnavailable
 
@@ -28,29 +27,29 @@ _MODELS_SHOWN = 8
 @click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between updates.")
 @click.option("--once", is_flag=True, help="Look once and leave.")
 @fleet_options
-def top(*, every: float, once: bool, url: str | None, data: Path | None, as_json: bool) -> None:
+def top(*, every: float, once: bool, fleet: AskedFleet) -> None:
     """Show classes, queues, devices, moves and spending, live. Ctrl-C exits."""
 
     def look() -> Mapping[str, Any]:
-        return ask(url, data, lambda client: client.fleet())
+        return fleet.ask(lambda client: client.fleet())
 
-    if as_json:
+    if fleet.as_json:
         print_json(look())
         return
-    console, fleet = stdout_console(), look()
+    console, now = stdout_console(), look()
     if once:
-        whole = page(fleet, rows=len(fleet["devices"]))
+        whole = page(now, rows=len(now["devices"]))
         for part in whole.renderables:
             if isinstance(part, Table):
                 part.expand = part.expand and console.is_terminal
         console.print(whole)
         return
-    first = page(fleet, rows=_room(console, fleet))
+    first = page(now, rows=_room(console, now))
     with Live(first, console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             time.sleep(every)
-            before, fleet, trouble = fleet, *_look_again(look, fleet)
-            live.update(page(fleet, before, rows=_room(console, fleet), trouble=trouble), refresh=True)
+            before, now, trouble = now, *_look_again(look, now)
+            live.update(page(now, before, rows=_room(console, now), trouble=trouble), refresh=True)
 
 
 def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, rows: int, trouble: str = "") -> Group:

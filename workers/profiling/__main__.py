@@ -142,7 +142,8 @@ def main(
 ) -> None:
     """Measure how models run on this machine: load time, memory, and latency over batch and size.
 
-    Each variant is measured in a separate process. Run nothing else on the machine meanwhile.
+    Writes MODEL/profiles/DEVICE.yaml, which placement reads. Each variant is measured in a separate process. Run
+    nothing else on the machine meanwhile.
     """
     root = models_folder(os.environ).absolute()
     folder = output or root

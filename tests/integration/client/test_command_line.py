@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tasks.settings import TREE
-from taxiway.cli import CommandError
+from taxiway.cli import COMMANDS, CommandError
 from taxiway.cli.address import find_fleet
 from taxiway.cli.jobs import answer_of
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT, AsyncClient
@@ -123,6 +123,15 @@ def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed
     assert (done.returncode, done.stdout) == (3, "")
     assert "only taxiway's client is installed here" in done.stderr
     assert "make setup" in done.stderr
+
+
+@pytest.mark.parametrize("verb", [verb for verb, (module, _) in COMMANDS.items() if module == "taxiway.cli.fleet"])
+def test_the_fleets_verbs_print_the_help_of_their_own_command_line(verb: str) -> None:
+    done = program("taxiway", verb, "-h")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: taxiway {verb} ")
+    assert "-h, --help" in done.stdout
 
 
 def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(tmp_path: Path) -> None:
