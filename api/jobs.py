@@ -113,8 +113,8 @@ class Jobs:
         """Why the job is where it is: the reason, and the recomputed candidate table.
 
         `note` says why there is no table, or how it differs from the decision. `first_token` is when a streamed answer
-        began, while its stream is kept. `parts` are the runs of a generation that were cut. `report` says how an
-        answered job ran.
+        began, while its stream is kept. `parts` are the runs of a generation that were cut, and `yielded` says why the
+        job yielded last. `report` says how an answered job ran.
 
         Raises:
             UnknownJobError: no router has placed a job with that id.
@@ -132,6 +132,7 @@ class Jobs:
             "moves": msgspec.to_builtins(moves),
             "report": None if seen.meta is None else msgspec.to_builtins(report_of(seen.meta)),
             "parts": msgspec.to_builtins(parts),
+            "yielded": seen.fields.get("yielded"),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),
             "refused": [] if table is None else msgspec.to_builtins(table.refused),
         }

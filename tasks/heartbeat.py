@@ -168,13 +168,15 @@ class Yieldable(msgspec.Struct, frozen=True, array_like=True):
     due: float
     """Seconds by the store's clock; 0 without a deadline."""
     run: float
-    """Seconds since it began."""
+    """Seconds since it began; of a callable, those of all its runs that led to where it is."""
     left: float
     """Seconds until its answer, at most."""
     redo: float
     """Seconds of its next run that would repeat what was done."""
     cuts: int
     """How often it was cut before."""
+    kind: str = ""
+    """That of the device that its checkpoint needs; empty for any."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

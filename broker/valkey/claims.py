@@ -144,6 +144,8 @@ class YieldAsk:
     reason: str
     waiting: str = ""
     """The job that is to have its place; empty if none does."""
+    held: str = ""
+    """The token of a claim under which it waits at a worker; empty if it waits in its queue."""
     to: Relocation | None = None
     """Where it goes; None for its own queue."""
 
@@ -159,8 +161,12 @@ class YieldAnswer(IntEnum):
 def yield_call(seconds: float, asks: Sequence[YieldAsk]) -> Call:
     """Asks holders to yield their jobs within so many seconds; answers a `YieldAnswer` for each."""
     keys = [job_key(job) for ask in asks for job in (ask.job, ask.waiting or ask.job)]
-    arguments = [packed({"token": ask.token, "reason": bounded(ask.reason), **_moved(ask.to)}) for ask in asks]
+    arguments = [packed(_wanted(ask)) for ask in asks]
     return Call("jobs/yield", [UNACKED[0], WORK, *keys], [seconds, cancelled_channel(""), *arguments])
+
+
+def _wanted(ask: YieldAsk) -> dict[str, Any]:
+    return {"token": ask.token, "reason": bounded(ask.reason), "held": ask.held, **_moved(ask.to)}
 
 
 def _moved(to: Relocation | None) -> dict[str, Any]:

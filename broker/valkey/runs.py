@@ -35,20 +35,26 @@ class RunUpdate:
 
 @dataclass(frozen=True, slots=True)
 class EarlierRuns:
-    """What is kept of a job's earlier runs: their seconds, and the facts of their last checkpoints, latest first."""
+    """What is kept of a job's earlier runs."""
 
     ran: float = 0.0
+    """Their seconds."""
+    yields: int = 0
+    """How many of them yielded."""
+    yielded: str = ""
+    """Why one did last; empty if none did."""
     checkpoints: tuple[bytes, ...] = ()
+    """The facts of their last ones, latest first."""
 
 
-EARLIER = ("ran", "checkpoint", "checkpoint_before")
+EARLIER = ("ran", "yields", "yielded", "checkpoint", "checkpoint_before")
 """The fields of a job's record that `earlier_runs` reads."""
 
 
 def earlier_runs(values: list[bytes | None]) -> EarlierRuns:
     """The earlier runs, from the values of `EARLIER`."""
-    ran, *checkpoints = values
-    return EarlierRuns(float(ran or 0), tuple(filter(None, checkpoints)))
+    ran, yields, yielded, *checkpoints = values
+    return EarlierRuns(float(ran or 0), int(yields or 0), (yielded or b"").decode(), tuple(filter(None, checkpoints)))
 
 
 def report_call(job: str, update: RunUpdate) -> Call:

@@ -111,15 +111,23 @@ def groups_of(jobs: Sequence[WaitingJob], working: WorkingSnapshot, max_moves_pe
 def running_groups(
     running: Iterable[tuple[Yieldable, WaitingJob]], working: WorkingSnapshot, max_moves_per_job: int
 ) -> list[Group]:
-    """A group of each running job that can yield; what is written of it counts as part of its prompt."""
+    """A group of each running job that can yield."""
     groups = []
     for told, job in running:
-        left = told.left / max(told.run + told.left, 1e-9)
-        needs = replace(job.needs, output=round(job.needs.output * left), longest=round(job.needs.longest * left))
-        group = _group([(replace(job, needs=needs), 0.0)], working, max_moves_per_job - told.cuts)
+        rest = replace(job, needs=_needs_of_rest(told, job.needs))
+        group = _group([(rest, 0.0)], working, max_moves_per_job - told.cuts)
         if group is not None:
-            groups.append(replace(group, repeats=told.redo))
+            groups.append(replace(group, repeats=told.redo, kind=told.kind))
     return groups
+
+
+def _needs_of_rest(told: Yieldable, needs: Needs) -> Needs:
+    """The needs of a running job's next run; what is written of a generation counts as part of its prompt."""
+    whole = max(told.run + told.left, 1e-9)
+    if needs.longest:
+        share = told.left / whole
+        return replace(needs, output=round(needs.output * share), longest=round(needs.longest * share))
+    return replace(needs, size=needs.size * min((told.left + told.redo) / whole, 1.0))
 
 
 def relocation_of(step: MoveStep, tag: str) -> Relocation:

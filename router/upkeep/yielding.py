@@ -8,8 +8,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from broker.port import Moved
 from broker.valkey.claims import YieldAnswer, YieldAsk
@@ -20,6 +20,7 @@ from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
+from taxiway.contract.job import JobState
 from taxiway.contract.keys import PATIENT
 from taxiway.errors import BrokerUnavailableError
 
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LET_START = 0.05
 """Seconds that a job has to be taken by a worker with a free slot, and between two looks at those that were not."""
+
+CALLABLE = "python"
+"""The runtime whose rows wait for a running callable; all others run beside it."""
 
 FORGET_AFTER = 10.0
 """Seconds for which a request to yield is remembered: no heartbeat lists that run any more."""
@@ -42,6 +46,15 @@ class _Waiting:
     due: float
     run: float
     penalty: float
+    for_callable: bool
+    """It waits for a running callable to end, also at the worker that holds both; else for an endpoint's slot."""
+    held: str = ""
+    """The token of the claim under which a worker holds it."""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The class where it waits, and the worker that holds it, if one does."""
+        return self.hardware_class, self.held.rpartition("#")[0]
 
     def as_waiter(self, now: float) -> Waiter:
         return Waiter(self.job, self.due - now, self.run, self.penalty)
@@ -61,12 +74,16 @@ class Yielder:
 
     def expect(self, job: str, placement: Placement) -> None:
         """Watch a job that was just placed, if its class runs others that can yield to it."""
-        needs, name = placement.needs, placement.candidate.hardware_class
+        needs, candidate = placement.needs, placement.candidate
+        name, for_callable = candidate.hardware_class, not candidate.variant.on_endpoint
         if needs.level >= PATIENT or needs.deadline is None or name not in self._classes():
+            return
+        if for_callable and candidate.variant.runtime != CALLABLE:
             return
         now, rate = time.monotonic(), late_rates(self._rules.topology)[needs.level]
         run = placement.at_most - float(placement.figures.wait[placement.index])
-        self._waiting[job] = _Waiting(job, name, now, now + needs.deadline, run, penalty(rate, placement.work))
+        value = penalty(rate, placement.work)
+        self._waiting[job] = _Waiting(job, name, now, now + needs.deadline, run, value, for_callable)
         self._woken.set()
 
     async def run(self) -> None:
@@ -84,15 +101,32 @@ class Yielder:
         self._waiting = {job: one for job, one in self._waiting.items() if one.due - one.run > now}
         self._asked = {run: at for run, at in self._asked.items() if now - at < FORGET_AFTER}
         due = [one for one in self._waiting.values() if now - one.placed >= LET_START]
-        for name in {one.hardware_class for one in due}:
-            waiters = [one.as_waiter(now) for one in due if one.hardware_class == name]
+        due = await self._not_begun(due) if due else due
+        for place in {one.place: None for one in due}:
+            held = {one.job: one.held for one in due if one.place == place}
+            waiters = [one.as_waiter(now) for one in due if one.place == place]
             most = self._rules.topology.rebalance.max_moves_per_job
-            decided = preempt(waiters, [*self._occupants(name)], most=most)
+            decided = preempt(waiters, [*self._occupants(*place)], most=most)
             if decided:
-                await self._ask(name, decided, now)
+                await self._ask(place[0], decided, held, now)
 
-    async def _ask(self, name: str, decided: Sequence[Yielding], now: float) -> None:
-        asks = [YieldAsk(one.occupant.job, one.occupant.token, one.reason, one.waiter.job) for one in decided]
+    async def _not_begun(self, due: Sequence[_Waiting]) -> list[_Waiting]:
+        """Those of these jobs that wait, and who holds them now; the others are not watched any more."""
+        records = await self._queue_mover.records([one.job for one in due], ("state", "holder"))
+        found = []
+        for one, record in zip(due, records, strict=True):
+            held = record.get("holder", "").partition(" ")[0]
+            if record.get("state") != JobState.QUEUED or (held and not one.for_callable):
+                self._waiting.pop(one.job, None)
+            else:
+                found.append(replace(one, held=held))
+        return found
+
+    async def _ask(self, name: str, decided: Sequence[Yielding], held: Mapping[str, str], now: float) -> None:
+        asks = [
+            YieldAsk(one.occupant.job, one.occupant.token, one.reason, one.waiter.job, held[one.waiter.job])
+            for one in decided
+        ]
         answers = await self._store.jobs.ask_to_yield(asks)
         made = []
         for one, answer in zip(decided, answers, strict=True):
@@ -117,13 +151,13 @@ class Yielder:
             self._seen, self._occupied = fleet, frozenset(name for device in devices for name in device.classes)
         return self._occupied
 
-    def _occupants(self, name: str) -> Iterator[Occupant]:
-        """The running jobs of a class that can yield and were not asked yet."""
+    def _occupants(self, name: str, worker: str) -> Iterator[Occupant]:
+        """The running jobs of a class, or of one worker, that can yield and were not asked yet."""
         topology, now = self._rules.topology, self._store.clock.now()
         hardware, rates = topology.hardware[name], late_rates(topology)
         for device in self._fleet.working.fleet.of_class(name):
             for one in device.yieldable:
-                if (one.job, one.token) not in self._asked:
+                if worker in ("", device.worker) and (one.job, one.token) not in self._asked:
                     yield Occupant(
                         job=one.job,
                         token=one.token,

@@ -73,8 +73,8 @@ class DeviceStage:
         self.use = BatchUse(self._is_wanted, executor.hardware.runs_at_most)
         stall = shared.store.limits.stall
         self._stopping = threading.Event()
-        runs = Runs(shared, executor.device.kind, self._stopping)
-        self._runner = DeviceRunner(executor, self.use, stall, self._is_wanted, self._serve_beside, runs)
+        self._runs = Runs(shared, executor.device.kind, self._stopping)
+        self._runner = DeviceRunner(executor, self.use, stall, self._is_wanted, self._serve_beside, self._runs)
         self._changes: deque[Callable[[], None]] = deque()
         self._turns = threading.Lock()
         self._left_over = False  # `run_alone` did not end what it took over
@@ -130,8 +130,8 @@ class DeviceStage:
 
     @property
     def yieldable(self) -> tuple[Yieldable, ...]:
-        """None: a batch that runs is not interrupted."""
-        return ()
+        """The running callable, if it can: no other batch is interrupted."""
+        return self._runs.yieldable
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Load one variant of each model."""

@@ -147,6 +147,8 @@ class RunTimes:
     """Those since."""
     useful: float = 0.0
     """The part of both that led to its answers."""
+    yields: int = 0
+    """How many earlier ones yielded."""
     notes: list[str] = field(default_factory=list)
 
     def add(self, seconds: float, *, resumed: float | None) -> None:

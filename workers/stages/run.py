@@ -152,7 +152,7 @@ class DeviceRunner:
         longest, named = loaded.variant.limits.time, "limits.time in its model.yaml"
         if longest is None:
             longest, named = self._stall + time_limit(loaded, [job.items[row]]), "limits.stall in queues.yaml, and more"
-        run = partial(self._runs.run, job, row)
+        run = partial(self._runs.run, job, row, self._executor.predicted(loaded, [job.items[row]]))
         return RowWatch(job.delivery.job, partial(self._goes_on, job), longest, named, run)
 
     def _goes_on(self, job: RunningJob) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from broker.valkey.runs import RunUpdate
 from broker.valkey.worker_store import Answer, insist
+from tasks.heartbeat import Yieldable, three_digits
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import Buffer
 from taxiway.contract.progress import RunProgress
@@ -64,21 +65,33 @@ class Runs:
         self._shared = shared
         self._kind = kind
         self._stopping = stopping
+        self._running: RowRun | None = None
+
+    @property
+    def yieldable(self) -> tuple[Yieldable, ...]:
+        """The run, if it would yield. Thread-safe."""
+        run = self._running
+        return () if run is None or (described := run.yieldable) is None else (described,)
 
     @contextmanager
-    def run(self, job: RunningJob, row: int, digest: str) -> Iterator[FollowedRun]:
-        """The row runs within, by a callable of this digest: from the last usable checkpoint, if there is one."""
+    def run(self, job: RunningJob, row: int, expected: float, digest: str) -> Iterator[FollowedRun]:
+        """The row runs within, by a callable of this digest: from the last usable checkpoint, if there is one.
+
+        It is expected to take so many seconds in all.
+        """
         wanted = Resuming(job.delivery.job, row, digest, self._kind, self._shared.store.limits.checkpoint)
-        run = RowRun(self._shared, job, wanted)
+        run = RowRun(self._shared, job, wanted, expected)
         answered = False
         try:
             self._resume(run, wanted)
+            self._running = run
             yield run
             answered = True
         except CallYieldedError:
             job.yielded = True
             raise
         finally:
+            self._running = None
             job.times.add(run.seconds, resumed=run.resumed if answered else None)
 
     def _resume(self, run: RowRun, wanted: Resuming) -> None:
@@ -86,7 +99,9 @@ class Runs:
         try:
             earlier = self._insist(lambda: self._shared.store.earlier_runs(wanted.job))
             if run.times.before is None:
-                run.times.before = earlier.ran
+                run.times.before, run.times.yields = earlier.ran, earlier.yields
+                if earlier.yielded:
+                    run.note(earlier.yielded)
             for checkpoint in read_checkpoints(earlier.checkpoints):
                 if isinstance(checkpoint, str):
                     run.note(f"refused a checkpoint: {checkpoint}")
@@ -114,9 +129,12 @@ class Runs:
 class RowRun(FollowedRun):
     """The run of one row, from now on. Only who has the device's turn."""
 
-    def __init__(self, shared: Shared, job: RunningJob, row: Resuming) -> None:
-        self._shared, self._job, self._row = shared, job, row
+    def __init__(self, shared: Shared, job: RunningJob, row: Resuming, expected: float) -> None:
+        self._shared, self._job, self._row, self._expected = shared, job, row, expected
         self._began = time.monotonic()
+        self._saved: Checkpoint | None = None
+        self._transfer = 0.0  # seconds to write the last checkpoint
+        self._ends = math.inf  # on the monotonic clock, by its reports
         self._sent = -math.inf
         self._new: RunProgress | None = None
         self._fraction = 0.0
@@ -143,8 +161,31 @@ class RowRun(FollowedRun):
         """Whether the worker leaves, or was asked to let another job run."""
         return self._shared.drain.begun or self._job.delivery.yields is not None
 
+    @property
+    def yieldable(self) -> Yieldable | None:
+        """What it would cost to yield now; None if it cannot, or is not to. Thread-safe."""
+        delivery, saved = self._job.delivery, self._saved
+        if saved is None or not delivery.ticket.preemptible or delivery.lost or delivery.yields is not None:
+            return None
+        useful, left = self.useful, self._ends - time.monotonic()
+        if not 0.0 < left < math.inf:  # it reports too seldom to tell
+            left = max(self._expected - useful, useful)
+        return Yieldable(
+            job=delivery.job,
+            token=delivery.token,
+            tag=delivery.tag,
+            level=delivery.ticket.level,
+            due=delivery.deadline_at,
+            run=three_digits(useful),
+            left=three_digits(left),
+            redo=three_digits(self.times.ran + max(useful - saved.useful, 0.0) + 2 * self._transfer),  # also read again
+            cuts=self.times.yields,
+            kind=saved.kind,
+        )
+
     def resume(self, checkpoint: Checkpoint, content: Buffer) -> None:
         """Go on from a checkpoint."""
+        self._saved = checkpoint
         self.restored = checkpoint.form, np.frombuffer(content, np.uint8)
         self.resumed, self._fraction = checkpoint.useful, checkpoint.fraction
         self.note(f"resumed from a checkpoint at {checkpoint.fraction:.0%}, {checkpoint.useful:.3g} s of work")
@@ -178,12 +219,14 @@ class RowRun(FollowedRun):
             fraction=self._fraction,
         )
         facts = msgspec.json.encode(checkpoint)
-        store, key = self._shared.store, checkpoint.key
+        store, key, began = self._shared.store, checkpoint.key, time.monotonic()
         try:
             kept = store.keep_checkpoint(job.job, job.token, key, content, facts, self._ran)
         except BrokerUnavailableError as error:
             return self._refuse(error.message)
         job.lost = job.lost or not kept  # else the job has ended, or runs elsewhere
+        if kept:
+            self._saved, self._transfer = checkpoint, time.monotonic() - began
         return kept
 
     def note(self, text: str) -> None:
@@ -209,6 +252,7 @@ class RowRun(FollowedRun):
             self._first = now, self._fraction
         since, first = self._first
         seconds = left(self._fraction, now - since, first)
+        self._ends = math.inf if seconds is None else now + seconds
         self._job.delivery.progress = RunProgress(
             fraction=self._fraction, message=message, partial=partial, left=seconds
         )

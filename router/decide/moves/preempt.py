@@ -1,9 +1,10 @@
 """Which running jobs yield to more urgent ones that would be late, and why.
 
-All slots of an endpoint may be in use by generations that take long and are not urgent. A job that waits is worth the
-US dollars that it costs when it is late, if it would be late behind them and in time with a slot now. A yield costs the
-time to read prompt and text again, and the part of the yielding job's own lateness that it makes likely: the share of
-the time left to it that it then needs. So a job is worth more the closer its deadline, and whoever costs least yields.
+All slots of an endpoint may be in use by generations that take long and are not urgent, or a device by such a callable.
+A job that waits is worth the US dollars that it costs when it is late, if it would be late behind them and in time with
+a slot now. A yield costs the time to repeat what is not saved, and the part of the yielding job's own lateness that it
+makes likely: the share of its slack that the delay takes. So a job is worth more the closer its deadline, and whoever
+costs least yields.
 
 A job that was cut `most` times yields no more, so that bulk work is never starved by yields. One job yields for one
 that waits: a slot that becomes free by itself before a job must start is left to it.
@@ -58,8 +59,8 @@ class Occupant:
 
     def loss(self, waiter: Waiter) -> float:
         """US dollars that a yield to this job is expected to cost."""
-        again = self.left + self.redo + SWITCH + waiter.run
-        risk = min(again / self.due, 1.0) if self.due > 0 else 1.0
+        slack, delay = self.due - self.left, self.redo + SWITCH + waiter.run
+        risk = min(delay / slack, 1.0) if slack > 0 else 1.0
         return self.redo * self.price + risk * self.penalty
 
 

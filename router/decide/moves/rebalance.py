@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 
 from router.decide.candidates import CandidateTable, Column
-from router.decide.classify import Needs
+from router.decide.classify import Candidate, Needs
 from router.decide.cost import blocks_for, dearest, estimate_figures, limits_of, wait_of
 from router.decide.moves.preempt import SWITCH
 from router.decide.placement import reserved_and_busy
@@ -48,7 +48,9 @@ class Group:
     ahead: float
     jobs: tuple[str, ...]
     repeats: float | None = None
-    """Of a running job: seconds that its next run would repeat. The output in its `needs` is what is left of it."""
+    """Of a running job: seconds that its next run would repeat. Its `needs` are those of that run."""
+    kind: str = ""
+    """That of the devices that can go on from its checkpoint; empty for any."""
 
     @property
     def source(self) -> str:
@@ -202,7 +204,13 @@ def _allowed_targets(group: Group, closed: frozenset[Route]) -> np.ndarray:
     source, candidates = group.source, group.table.candidates
     names = [candidate.hardware_class for candidate in candidates if candidate.devices]
     fit = {name for name in names if name != source and (source, name) not in closed}
-    return np.array([candidate.hardware_class in fit and bool(candidate.devices) for candidate in candidates])
+    return np.array([candidate.hardware_class in fit and _goes_on(group, candidate) for candidate in candidates])
+
+
+def _goes_on(group: Group, candidate: Candidate) -> bool:
+    """Whether the candidate has devices, all of the kind that the group's checkpoint needs."""
+    kinds = {device.kind for device in candidate.devices}
+    return bool(kinds) and (not group.kind or kinds == {group.kind})
 
 
 class Kind(StrEnum):

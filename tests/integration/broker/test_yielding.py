@@ -81,6 +81,16 @@ def test_no_job_yields_to_one_that_a_worker_took_meanwhile(store: Store, worker:
     assert ask(store, for_live) == [YieldAnswer.ASKED]
 
 
+def test_a_job_yields_to_one_that_waits_at_its_worker_until_that_begins(store: Store, worker: WorkerStore) -> None:
+    store.forward(placed("live"))
+    store.claim("w", "live")
+    for_live = YieldAsk("j", "w#1", "", waiting="live", held="w#1")
+    assert ask(store, replace(for_live, held="v#1")) == [YieldAnswer.NOT_WAITING]
+    assert ask(store, for_live) == [YieldAnswer.ASKED]
+    store.run(start_call("cpu:0", [("live", "w#1", 1.0)]))
+    assert ask(store, for_live) == [YieldAnswer.NOT_WAITING]
+
+
 def test_a_job_that_yielded_waits_again_without_an_attempt_and_is_asked_anew_in_its_next_run(
     store: Store, worker: WorkerStore
 ) -> None:
@@ -88,6 +98,7 @@ def test_a_job_that_yielded_waits_again_without_an_attempt_and_is_asked_anew_in_
     worker.release([("j", "w#1")])
     record = store.record("j")
     assert (record["state"], record["attempts"], record["yields"], "yield" in record) == ("queued", "0", "1", False)
+    assert record["yielded"] == ASK.reason
     [claim] = store.claim("v", "j")
     assert (claim.token, claim.attempts) == ("v#2", 0)
     assert ask(store, ASK, YieldAsk("j", "v#2", "")) == [YieldAnswer.NOT_HELD, YieldAnswer.ASKED]

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Releases claims on jobs that return to their queue. A message that was never accepted as a job gets no state.
--- A job that was asked to yield (yield.lua) has yielded once more.
+-- A job that was asked to yield (yield.lua) has yielded once more; its record says why it did last.
 --
 -- KEYS[1..] each job's record
 -- ARGV[1] 1 if runs that began count as attempts, else 0
@@ -17,6 +17,11 @@ for n, job in ipairs(KEYS) do
     end
     redis.call('HSET', job, 'holder', '')
     redis.call('HDEL', job, 'alone')
-    if redis.call('HDEL', job, 'yield') == 1 then redis.call('HINCRBY', job, 'yields', 1) end
+    local asked = redis.call('HGET', job, 'yield')
+    if asked then
+      redis.call('HDEL', job, 'yield')
+      redis.call('HINCRBY', job, 'yields', 1)
+      redis.call('HSET', job, 'yielded', string.match(asked, ' (.*)'))
+    end
   end
 end

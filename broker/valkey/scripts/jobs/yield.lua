@@ -5,8 +5,8 @@
 -- KEYS[3..] for each job: its record, and the record of the job that waits for its place (its own if none does)
 -- ARGV[1] seconds within which a job is to yield
 -- ARGV[2] prefix of the channels that notify workers of cancellations
--- ARGV[3..] a map for each job: the `token` of its claim, and the `reason`. One that is to move has the `tag` of its
---   message, which becomes `moved`, its new bytes as an unacknowledged one: it returns to the queue that these name. Its
+-- ARGV[3..] a map for each job: the `token` of its claim, the `reason`, and the token under which a worker has `held`
+--   the waiting job ('' = none). One that is to move has the `tag` of its message, which becomes `moved`, its new bytes as an unacknowledged one: it returns to the queue that these name. Its
 --   record gets the new fields in `record`, each followed by its value
 -- Returns for each job 1 if its holder was asked, 0 if it is not held under that token, ended, or was asked before, and
 --   -1 if the job that was to have its place does not wait any more.
@@ -17,13 +17,13 @@
 --- @include "cells"
 local unacked, work, seconds, prefix, asked = KEYS[1], KEYS[2], ARGV[1], ARGV[2], {}
 --- @include "record_move"
-local function waits(job)
+local function waits(job, held)
   local state, holder = unpack(redis.call('HMGET', job, 'state', 'holder'))
-  return state == 'queued' and (holder or '') == ''
+  return state == 'queued' and string.match(holder or '', '%S*') == held
 end
 for n = 1, #KEYS / 2 - 1 do
   local job, waiting, ask = KEYS[2 * n + 1], KEYS[2 * n + 2], cmsgpack.unpack(ARGV[n + 2])
-  if waiting ~= job and not waits(waiting) then
+  if waiting ~= job and not waits(waiting, ask.held) then
     asked[n] = -1
   elseif ours(job, ask.token)
     and not (ask.tag and redis.call('HEXISTS', unacked, ask.tag) == 0)

@@ -290,6 +290,13 @@ def test_a_running_job_goes_on_where_it_is_cheaper_unless_it_would_repeat_too_mu
     assert [move.kind for move in moves] == kinds
 
 
+@pytest.mark.parametrize(("kind", "moved"), [("", 1), ("cpu", 1), ("cuda", 0)])
+def test_a_running_job_moves_only_to_devices_that_can_go_on_from_its_checkpoint(kind: str, moved: int) -> None:
+    (group,), work, _ = waiting(two_classes(dear=3.0), "cpu.b", 1, deadline=60)
+    running = replace(group, ahead=0.0, repeats=0.001, kind=kind)
+    assert len(rebalance([running], work, {"cpu.b": 1}, RULES)) == moved
+
+
 ALL_AT_ONCE = Rebalance(max_share_per_tick=1.0)
 
 

@@ -1,0 +1,103 @@
+"""Running callables that yield their device to urgent jobs, and move to other classes: real routers and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import taxiway
+from tasks.models.files import Code
+from tasks.settings import TREE, Settings
+from taxiway import Run
+from taxiway.contract.job import JobState
+from tests.integration.workers.test_runs import WALK
+from tests.routing import RouterProcess, eventually, router_process
+from tests.working import add_callable, worker_process, worker_settings
+
+SCIENCE = TREE / "examples" / "science"
+QUEUES = """
+hardware:
+  cpu.batch:
+    {device: cpu, runtimes: [python], max_batch: 4, max_wait: 0.01, price: {usd_per_hour: 0.05}, warm: [ising, walk]}
+  cpu.dear:
+    {device: cpu, runtimes: [python], max_batch: 4, max_wait: 0.01, price: {usd_per_hour: 0.5}, warm: [ising]}
+service:
+  live: {deadline: 4, priority: high}
+  bulk: {deadline: 3600, priority: low, preemptible: true}
+default_service: bulk
+limits: {lease: 1}
+"""
+INPUTS = {"size": 16, "temperature": 2.1, "sweeps": 40_000, "seed": 3}
+STEPS = {"steps": 100, "seed": 1, "every": 0}
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    fleet = worker_settings(settings, tmp_path, QUEUES)
+    (fleet.models / "ising").symlink_to(SCIENCE / "ising")
+    add_callable(fleet.models, "walk", WALK)
+    return fleet
+
+
+@pytest.fixture
+def router(fleet: Settings) -> Iterator[RouterProcess]:
+    with router_process(fleet) as router:
+        yield router
+
+
+@pytest.fixture
+def client(router: RouterProcess) -> Iterator[taxiway.Client]:
+    with taxiway.Client(router.http) as client:
+        yield client
+
+
+@cache
+def undisturbed() -> Any:
+    return Code(f"{SCIENCE / 'ising' / 'ising'}.py:call").load()(**INPUTS, run=Run())
+
+
+def can_yield(client: taxiway.Client) -> bool:
+    return any(one.get("yieldable") for one in client.fleet()["devices"])
+
+
+def ready(router: RouterProcess, model: str) -> None:
+    eventually(lambda: httpx.get(f"{router.http}/v2/models/{model}/ready", trust_env=False).is_success)
+
+
+def test_a_long_run_yields_to_an_urgent_callable_and_ends_with_the_same_bytes(
+    fleet: Settings, router: RouterProcess, client: taxiway.Client
+) -> None:
+    with worker_process(fleet):
+        ready(router, "walk")
+        job = client.submit("ising", INPUTS)
+        eventually(lambda: can_yield(client), within=20)
+        live = client.infer("walk", STEPS, service="live", timeout=60)
+        assert live.report.queue_wait < 3
+        waiting = httpx.get(f"{router.http}/v2/jobs/{job.id}/placement", trust_env=False).json()
+        result = job.result(timeout=120)
+    assert waiting["yielded"].startswith("yields to ")
+    assert result.outputs == undisturbed()
+    assert result.report.checkpoints.startswith(f"{waiting['yielded']}; resumed from a checkpoint")
+    metrics = httpx.get(f"{router.http}/metrics", trust_env=False).text
+    assert 'taxiway_yields_total{class="cpu.batch"} 1.0' in metrics
+    assert client.fleet()["moves"][0]["kind"] == "yield"
+
+
+def test_a_long_run_goes_on_where_it_is_cheaper_and_ends_with_the_same_bytes(
+    fleet: Settings, router: RouterProcess, client: taxiway.Client
+) -> None:
+    with worker_process(fleet, "--class", "cpu.dear"):
+        ready(router, "ising")
+        job = client.submit("ising", INPUTS)
+        eventually(lambda: job.status().state is JobState.RUNNING, within=20)
+        with worker_process(fleet, "--device", "cpu:1"):
+            result = job.result(timeout=120)
+    assert result.report.hardware_class == "cpu.batch"
+    assert result.report.checkpoints.startswith("save: ")
+    assert "resumed from a checkpoint" in result.report.checkpoints
+    assert result.outputs == undisturbed()
