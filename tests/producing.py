@@ -1,17 +1,32 @@
 """What producers send that have no client of ours: plain Celery, and HTTP."""
 
-from __future__ import annotations
-
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Exchange, Queue, pools
 
-from taxiway.contract.keys import ARRIVALS
+from tasks.settings import Settings
+from taxiway.contract.keys import ARRIVALS, INFER
 
 _KEPT = {"x-queue-type": "quorum", "x-delivery-limit": -1}
 QUORUM = Queue(ARRIVALS, Exchange(ARRIVALS), ARRIVALS, queue_arguments=_KEPT)
 """RabbitMQ's arrivals as docs/celery.md recommends that producers declare them."""
+
+
+@contextmanager
+def producing(fleet: Settings, broker: str = "") -> Iterator[Celery]:
+    """Plain Celery before a fleet, whose broker is the fleet's own or another; infer goes to the arrivals."""
+    pools.reset()  # else it shares connections that earlier apps left, which the server may have closed
+    app = Celery("lab", broker=broker or fleet.broker, backend=fleet.broker, set_as_current=False)
+    app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
+    yield app
+    gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
+    stop_listening(app)
+    app.close()
+    gc.collect()
 
 
 def stop_listening(app: Celery) -> None:

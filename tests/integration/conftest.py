@@ -1,8 +1,5 @@
 """A small fleet's worker on a real Valkey, the smallest router before it, and a producer with nothing but Celery."""
 
-from __future__ import annotations
-
-import gc
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +8,11 @@ import httpx
 import pytest
 import redis
 from celery import Celery
-from kombu import pools
 
+import taxiway
 from tasks.settings import Settings
-from taxiway.contract.keys import ARRIVALS, INFER, priority_lists
-from tests.producing import stop_listening
+from taxiway.contract.keys import priority_lists
+from tests.producing import producing
 from tests.routing import EchoFleet, echo_fleet, eventually
 from tests.scripting import Store
 from tests.working import Site, Tower, WorkerProcess, empty_fleet, open_site, worker_process, worker_settings
@@ -60,6 +57,19 @@ def paused(echo: EchoFleet, state: redis.Redis) -> Iterator[None]:
 def http(echo: EchoFleet) -> httpx.Client:
     """The HTTP API of `echo`."""
     return echo.http
+
+
+@pytest.fixture(scope="module")
+def interfaces(echo: EchoFleet) -> dict[str, str]:
+    """The addresses at which our clients ask the fleet of a module: `echo`, where the module has none of its own."""
+    return echo.interfaces
+
+
+@pytest.fixture(params=["broker", "http"])
+def client(request: pytest.FixtureRequest, interfaces: dict[str, str]) -> Iterator[taxiway.Client]:
+    """A client of each interface."""
+    with taxiway.Client(interfaces[request.param]) as client:
+        yield client
 
 
 @pytest.fixture
@@ -114,11 +124,5 @@ def site(lasting_site: Site) -> Iterator[Site]:
 
 @pytest.fixture
 def producer(fleet: Settings) -> Iterator[Celery]:
-    pools.reset()  # else it shares connections that earlier apps left, which the server may have closed
-    app = Celery("lab", broker=fleet.broker, backend=fleet.broker, set_as_current=False)
-    app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
-    yield app
-    gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
-    stop_listening(app)
-    app.close()
-    gc.collect()
+    with producing(fleet) as app:
+        yield app

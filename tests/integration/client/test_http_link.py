@@ -1,21 +1,21 @@
 """The client's HTTP connections, against a test server with scripted answers."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
 
 from taxiway.client.http_link import SILENCE, DisconnectedError, HttpLink, HttpResponse
-from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError
+from taxiway.client.sync_client import Client
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
 from tests.waiting import BUSY, Blocking
 
 T = TypeVar("T")
@@ -55,12 +55,14 @@ class Server:
 
 
 @contextmanager
-def linked(server: Server, *, patience: float = 10.0, path: str = "", silence: float = SILENCE) -> Iterator[Any]:
+def linked(
+    server: Server, *, patience: float = 10.0, account: str = "", path: str = "", silence: float = SILENCE
+) -> Iterator[Any]:
     """A link to the server, which serves while the link is asked."""
     with asyncio.Runner() as runner:
         listening = runner.run(asyncio.start_server(server.serve, "127.0.0.1", 0))
         port = listening.sockets[0].getsockname()[1]
-        link = Blocking(runner, HttpLink(f"http://127.0.0.1:{port}{path}", patience, silence=silence))
+        link = Blocking(runner, HttpLink(f"http://{account}127.0.0.1:{port}{path}", patience, silence=silence))
         try:
             yield link
         finally:
@@ -126,7 +128,7 @@ def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one() -> None:
     server = Server(None, OK)
     with linked(server) as link:
         with pytest.raises(TimeoutError):
-            link.runner.run(asyncio.wait_for(link.called.ask("GET", "/slow"), 1))
+            link.runner.run(asyncio.wait_for(link.called.ask("GET", "/slow"), 0.2))
         assert link.ask("GET", "/a").body == b"ok"
     assert server.connections == 2
 
@@ -230,7 +232,7 @@ def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_cal
             if self.requests[-1] not in asked or len(asked) > 1:
                 writer.write(OK)
 
-    with linked(Forgetful(), patience=2.0, silence=0.3) as link:
+    with linked(Forgetful(), patience=1.0, silence=0.3) as link:
         assert link.ask("GET", "/a").body == b"ok"
 
 
@@ -245,7 +247,7 @@ def test_a_body_that_a_server_stops_taking_is_sent_again_to_another() -> None:
                 await reader.readexactly(20_000_000)
                 writer.write(OK)
 
-    with linked(Forgetful(), patience=2.0, silence=0.3) as link:
+    with linked(Forgetful(), patience=1.0, silence=0.3) as link:
         assert link.ask("POST", "/a", [b"x" * 20_000_000]).body == b"ok"
 
 
@@ -274,7 +276,7 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch
         for name, value in {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": "near.example"}.items():
             monkeypatch.setenv(name, value)
         for router in ("http://far.example/under", link.url, "https://far.example", "http://near.example"):
-            other = Blocking(link.runner, HttpLink(router, 2.0))
+            other = Blocking(link.runner, HttpLink(router, 0.6))
             try:
                 answers.append(other.ask("GET", "/a").body)
             except BrokerUnavailableError as error:
@@ -304,7 +306,7 @@ class Mute(asyncio.Protocol):
 
     answering = False
 
-    def __init__(self, made: list[Mute]) -> None:
+    def __init__(self, made: "list[Mute]") -> None:
         self._made = made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -353,43 +355,15 @@ def test_one_probe_of_a_silent_server_serves_all_waiting_calls() -> None:
     assert connections < 2 * 40  # the first forty have one each; then there are those that ask whether it lives
 
 
-def test_the_addresss_own_path_and_password_go_along() -> None:
+def test_the_addresss_own_path_name_and_password_go_along() -> None:
     server = Server(OK)
-    with linked(server, path="/under/") as link:
+    with linked(server, account="me:p%40ss@", path="/under/") as link:
         link.ask("GET", "/a", headers={"accept": "x/y"})
-    assert server.requests[0].startswith(b"GET /under/a HTTP/1.1\r\n")
-    assert b"accept: x/y\r\n" in server.requests[0]
-
-
-@contextmanager
-def socket_that_reads(heard: list[bytes], reply: bytes = OK) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                heard.append(connection.recv(65536))
-                connection.sendall(reply)
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        yield listener.getsockname()[1]
-        thread.join()
-
-
-def test_a_name_and_password_in_the_address_become_basic_authentication() -> None:
-    heard: list[bytes] = []
-
-    async def use(port: int) -> None:
-        link = HttpLink(f"http://me:p%40ss@127.0.0.1:{port}", 10.0)
-        await link.ask("GET", "/a")
-        await link.close()
-
-    with socket_that_reads(heard) as port:
-        asyncio.run(use(port))
-
-    assert b"authorization: Basic bWU6cEBzcw==\r\n" in heard[0]
-    assert f"host: 127.0.0.1:{port}\r\n".encode() in heard[0].lower()
+    request = server.requests[0]
+    assert request.startswith(b"GET /under/a HTTP/1.1\r\n")
+    assert b"accept: x/y\r\n" in request
+    assert b"authorization: Basic bWU6cEBzcw==\r\n" in request
+    assert b"host: 127.0.0.1:" in request.lower()
 
 
 def test_an_address_without_a_host_is_refused() -> None:
@@ -399,10 +373,64 @@ def test_an_address_without_a_host_is_refused() -> None:
 
 def test_a_client_that_is_not_closed_ends_in_silence_with_its_process() -> None:
     code = "import sys, taxiway; print(taxiway.Client(sys.argv[1]).models())"
-    answer = b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"models":[]}'
-
-    with socket_that_reads([], answer) as port:
-        command = [sys.executable, "-W", "error", "-c", code, f"http://127.0.0.1:{port}"]
+    with answering(b"200 OK", b'{"models":[]}') as url:
+        command = [sys.executable, "-W", "error", "-c", code, url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_an_answer_of_another_server_is_reported_as_such() -> None:
+    refused = pytest.raises(FleetUnavailable, match="502")
+    with answering(b"502 Bad Gateway", b"<html") as url, Client(url) as client, refused:
+        client.models()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (b"200 OK", b"[" * 1_000_000),
+        (b"200 OK", b"null"),
+        (b"200 OK", b"{}"),
+        (b"200 OK", b'{"model_name":5,"id":[1],"inputs":{"a":1},"outputs":7,"parameters":[]}'),
+        (b"200 OK", b'{"inputs":[],"outputs":[]}'),
+        (b"200 OK", b'{"id":"\\ud800","inputs":[{"name":"a","datatype":"BYTES","shape":[1]}],"outputs":[]}'),
+        (b"200 OK", b'{"id":"../../admin","inputs":[{"name":"a","datatype":"BYTES","shape":[1]}],"outputs":[]}'),
+        (b"429 Busy", b'{"code":"rate_limited","error":[],"details":{"retry_after":"soon"}}'),
+        (b"400 Bad Request", b'{"code":["x"],"error":7,"details":5}'),
+    ],
+    ids=["deep", "null", "empty", "types", "no inputs", "surrogate", "path", "retry", "error"],
+)
+def test_an_answer_that_no_router_sends_raises_an_error_of_the_client_alone(status: bytes, body: bytes) -> None:
+    def calls(client: Client) -> list[Callable[[], object]]:
+        job = client.job("00000000-0000-4000-8000-000000000000")
+        infer = partial(client.infer, "m", "x", timeout=5)
+        return [partial(client.submit, "m", "x"), infer, job.status, partial(job.result, 5), client.models, client.jobs]
+
+    with answering(status, body) as url, Client(url) as client:
+        for call in calls(client):
+            with pytest.raises(TaxiwayError):
+                call()
+
+
+@contextmanager
+def answering(status: bytes, body: bytes) -> Iterator[str]:
+    """The address of a server that answers every request alike."""
+    answer = b"HTTP/1.1 %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (status, len(body), body)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    serving.join()

@@ -1,8 +1,5 @@
 """One request gives one answer, and one cause one error text, at the broker, over HTTP and by plain Celery."""
 
-from __future__ import annotations
-
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,9 +15,10 @@ import taxiway
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.errors import RequestError
-from tests.producing import stop_listening
-from tests.routing import eventually, router_process
-from tests.working import worker_process, worker_settings
+from tests.producing import producing
+from tests.routing import eventually
+from tests.serving import served_fleet
+from tests.working import worker_settings
 
 Ask = Callable[..., dict[str, Any]]
 
@@ -68,16 +66,11 @@ def _send(celery: Celery, model: str, inputs: Any, terms: dict[str, Any]) -> dic
 def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with ExitStack() as stack:
         settings = worker_settings(lasting, tmp_path_factory.mktemp("interfaces"))
-        router = stack.enter_context(router_process(settings))
-        stack.enter_context(worker_process(settings, "--device", "cpu:0"))
-        broker, http = (stack.enter_context(taxiway.Client(url)) for url in (settings.broker, router.http))
-        eventually(lambda: http.fleet()["devices"])
-        celery = Celery("lab", broker=settings.broker, backend=settings.broker, set_as_current=False)
+        served = stack.enter_context(served_fleet(settings))
+        broker, http = (stack.enter_context(taxiway.Client(url)) for url in served.interfaces.values())
+        celery = stack.enter_context(producing(settings))
+        celery.conf.task_routes = None  # who produces with it names the queue
         yield Fleet(stack.enter_context(redis.Redis.from_url(settings.broker)), broker, http, celery)
-        gc.collect()
-        stop_listening(celery)
-        celery.close()
-        gc.collect()
 
 
 ROWS = ["one", ["one"], ["one", "two"], b"\xff\x00", [b"\x00", b"\xff"], 5, [1, "two", None]]
@@ -91,13 +84,8 @@ def test_an_input_gives_one_form_of_output_at_every_interface(fleet: Fleet, inpu
     assert answers["http"] == (inputs if isinstance(inputs, dict) and "payload" in inputs else {"payload": inputs})
 
 
-def test_a_map_keeps_the_order_of_its_inputs_at_both_interfaces(fleet: Fleet) -> None:
-    for client in (fleet.broker, fleet.http):
-        assert [r.outputs["payload"] for r in client.map("echo", range(40), window=8)] == list(range(40))
-
-
 @pytest.mark.parametrize("samples", [1000, [1000], [1000, 2000]])
-def test_so_do_numbers(fleet: Fleet, samples: Any) -> None:
+def test_numbers_have_one_form_too(fleet: Fleet, samples: Any) -> None:
     inputs = {"samples": samples, "seed": 7 if isinstance(samples, int) else [7] * len(samples)}
     broker, http = (
         client.infer("slab", inputs, timeout=30, deadline=30).outputs for client in (fleet.broker, fleet.http)
@@ -162,17 +150,6 @@ def test_a_request_that_is_too_large_is_refused_with_both_figures_at_every_inter
 
 def test_the_broker_lists_the_same_models_as_http(fleet: Fleet) -> None:
     assert fleet.broker.models() == fleet.http.models()
-
-
-def test_an_id_of_no_job_has_one_error_text(fleet: Fleet) -> None:
-    texts = set()
-    for client in (fleet.broker, fleet.http):
-        job = client.job("00000000-0000-4000-8000-000000000000")
-        for call in (job.status, job.cancel, job.placement, job.result):
-            with pytest.raises(taxiway.errors.UnknownJobError) as caught:
-                call()
-            texts.add(caught.value.message)
-    assert len(texts) == 1
 
 
 def test_plain_celery_without_a_queue_is_refused_with_the_right_queue_and_other_messages_stay(fleet: Fleet) -> None:

@@ -1,13 +1,10 @@
 """What a running callable reports, at every interface of a real router and worker."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
 import os
 import pty
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,50 +16,35 @@ import pytest
 from rich.console import Console
 
 import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import Settings, settings_from
+from tasks.settings import Settings
 from taxiway.cli.progress_bar import ProgressBar
 from tests.command_line import CommandLine
 from tests.integration.workers.test_runs import STEPS, WALK
-from tests.routing import RouterProcess, eventually, router_process
-from tests.working import QUEUES, add_callable, worker_process, worker_settings
+from tests.routing import eventually
+from tests.serving import ServedFleet, served_fleet
+from tests.working import QUEUES, add_callable, worker_settings
 
 INPUTS = {"steps": STEPS, "seed": 7, "every": 25}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    folder = tmp_path_factory.mktemp("fleet")
-    with EmbeddedValkey(folder / "valkey") as server:
-        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(base, folder, QUEUES.replace("warm: [echo, slab]", "warm: [echo, walk]"))
-        add_callable(settings.models, "walk", WALK)
-        with worker_process(settings):
-            yield settings
+def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
+    queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo, walk]")
+    settings = worker_settings(lasting, tmp_path_factory.mktemp("fleet"), queues)
+    add_callable(settings.models, "walk", WALK)
+    with served_fleet(settings, "walk") as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="module")
-def router(fleet: Settings) -> Iterator[RouterProcess]:
-    with router_process(fleet) as router:
-        eventually(lambda: httpx.get(f"{router.http}/v2/models/walk/ready").is_success)
-        yield router
-
-
-@pytest.fixture(params=["broker", "http"])
-def url(request: pytest.FixtureRequest, fleet: Settings, router: RouterProcess) -> str:
-    return fleet.broker if request.param == "broker" else router.http
+def interfaces(fleet: ServedFleet) -> dict[str, str]:
+    return fleet.interfaces
 
 
 @pytest.fixture
-def client(url: str) -> Iterator[taxiway.Client]:
-    with taxiway.Client(url) as client:
-        yield client
-
-
-@pytest.fixture
-def held(fleet: Settings, client: taxiway.Client) -> Iterator[taxiway.Job]:
+def held(fleet: ServedFleet, client: taxiway.Client) -> Iterator[taxiway.Job]:
     """A walk that stands still after half of its steps, until the test ends."""
-    file = fleet.models.parent / "held"
+    file = fleet.settings.models.parent / "held"
     file.touch()
     job = client.submit("walk", INPUTS, deadline=600)
     eventually(lambda: (seen := job.status().record.progress) is not None and seen.fraction > 0.5)
@@ -81,9 +63,12 @@ def test_a_job_s_reports_are_iterated_over_until_it_ends(client: taxiway.Client)
     assert job.result().outputs["resumed"] == 0
 
 
-def test_reports_are_iterated_over_on_an_event_loop_and_a_job_without_any_has_none(url: str) -> None:
+@pytest.mark.parametrize("interface", ["broker", "http"])
+def test_reports_are_iterated_over_on_an_event_loop_and_a_job_without_any_has_none(
+    fleet: ServedFleet, interface: str
+) -> None:
     async def ask() -> tuple[list[taxiway.RunProgress], list[taxiway.RunProgress]]:
-        async with taxiway.AsyncClient(url) as client:
+        async with taxiway.AsyncClient(fleet.interfaces[interface]) as client:
             walk, echo = await client.submit("walk", INPUTS), await client.submit("echo", "hello")
             return [one async for one in walk.progress(60)], [one async for one in echo.progress(60)]
 
@@ -98,33 +83,28 @@ def test_a_job_that_fails_raises_its_error_after_its_reports(client: taxiway.Cli
 
 
 def test_a_job_s_status_and_the_list_of_jobs_have_the_last_report(
-    held: taxiway.Job, client: taxiway.Client, router: RouterProcess
+    held: taxiway.Job, client: taxiway.Client, fleet: ServedFleet
 ) -> None:
     progress = {"fraction": (STEPS // 2 + 1) / STEPS, "message": f"{STEPS // 2 + 1} steps"}
     eventually(lambda: held.status().record.progress.message == progress["message"])  # type: ignore[union-attr]  # there is one
     for found in (
-        httpx.get(f"{router.http}/v2/jobs/{held.id}").json(),
+        httpx.get(f"{fleet.router.http}/v2/jobs/{held.id}").json(),
         msgspec.to_builtins(held.status().record),
         *[msgspec.to_builtins(one) for one in client.jobs().jobs if one.id == held.id],
     ):
         assert {name: found["progress"][name] for name in progress} == progress
-    with httpx.stream("GET", f"{router.http}/v2/jobs/{held.id}/stream", timeout=30) as response:
+    with httpx.stream("GET", f"{fleet.router.http}/v2/jobs/{held.id}/stream", timeout=30) as response:
         lines = response.iter_lines()
         kind, _, data = next(lines), next(lines), next(lines)
     assert kind == "event: progress"
     assert 0 < json.loads(data.removeprefix("data: "))["fraction"] < 1
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_command_line_shows_how_far_a_job_is(
-    held: taxiway.Job, cli: CommandLine, monkeypatch: pytest.MonkeyPatch, url: str, as_json: bool
-) -> None:
-    monkeypatch.setenv("TAXIWAY_URL", url)
-    shown = cli.succeed("status", held.id, *(["--json"] if as_json else [])).stdout
-    if as_json:
-        assert json.loads(shown)["progress"]["fraction"] > 0.5
-    else:
+def test_the_command_line_shows_how_far_a_job_is(held: taxiway.Job, cli: CommandLine, fleet: ServedFleet) -> None:
+    for url in fleet.interfaces.values():
+        shown, told = (cli.succeed("status", held.id, "--url", url, *option).stdout for option in ((), ("--json",)))
         assert "progress  50 %: " in shown
+        assert json.loads(told)["progress"]["fraction"] > 0.5
 
 
 def test_a_bar_has_the_share_the_time_left_and_the_message() -> None:
@@ -134,10 +114,10 @@ def test_a_bar_has_the_share_the_time_left_and_the_message() -> None:
     assert "42%" in drawn.getvalue() and "left" in drawn.getvalue() and "[b]1,240 steps" in drawn.getvalue()
 
 
-def test_what_is_submitted_on_a_terminal_is_followed_by_the_bar(fleet: Settings, router: RouterProcess) -> None:
+def test_what_is_submitted_on_a_terminal_is_followed_by_the_bar(fleet: ServedFleet) -> None:
     ours, its = pty.openpty()
     command = [sys.executable, "-m", "taxiway", "submit", "walk", "--inputs", json.dumps(INPUTS)]
-    environment: dict[str, Any] = {**os.environ, "TAXIWAY_URL": router.http, "TERM": "xterm"}
+    environment: dict[str, Any] = {**os.environ, "TAXIWAY_URL": fleet.router.http, "TERM": "xterm"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=its) as process:
         os.close(its)
         shown = b""

@@ -1,153 +1,253 @@
-"""Streamed answers at the broker's interface, on a real Valkey server."""
-
-from __future__ import annotations
+"""Streamed answers through both interfaces of a real router and worker of an engine that says as much as it may."""
 
 import asyncio
-import threading
+import signal
 from collections.abc import Iterator
 from typing import Any, cast
 
+import httpx
+import msgspec
 import pytest
 import redis
 
 import taxiway
-from broker.valkey.worker_store import WorkerStore
-from tasks.queues.limits import Limits
 from tasks.settings import Settings
 from taxiway.contract.job import Result
-from taxiway.contract.request import Request
+from taxiway.contract.keys import stream_key
 from taxiway.contract.stream import Lost, Piece, Restarted
-from taxiway.errors import ExecutionError, InvalidRequestError
-from tests.cable import cable_to
-from tests.integration.responder import REPORT, Responder
-from tests.waiting import until
+from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
+from tests.builders import ENGINE_MODELS, add_engine_models
+from tests.cable import Balancer, cable_to
+from tests.command_line import CommandLine
+from tests.engine import Engine, serving
+from tests.forked import Process
+from tests.openai_fleet import QUEUES
+from tests.routing import RouterProcess, eventually, router_process
+from tests.serving import ServedFleet, served_fleet
+from tests.working import worker_settings
 
-TEXT = "one two three"
-WHOLE = Result(model="tell:1", outputs={"text": TEXT}, report=REPORT)
+LONG = {"max_tokens": 1600}
+
+TINY = ENGINE_MODELS["tale"].replace("name: tale", "name: tiny").replace("maximum: 512", "maximum: 1800")
 
 
-class Teller:
-    """Answers every request with `TEXT`; a test tells the pieces, and when the answer is done."""
+@pytest.fixture(scope="module")
+def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
+    with serving(Engine(script="wait=0.002 fill")) as engine:
+        queues = QUEUES.format(url=engine.url).replace("talk: served, tale: served", "tiny: served")
+        settings = worker_settings(lasting, tmp_path_factory.mktemp("fleet"), queues)
+        add_engine_models(settings.models, "vector")
+        (settings.models / "tiny").mkdir()
+        (settings.models / "tiny" / "model.yaml").write_text(TINY)
+        with served_fleet(settings, "tiny") as fleet:
+            yield fleet
 
-    def __init__(self, settings: Settings) -> None:
-        self.done = threading.Event()
-        self._store = WorkerStore(settings.broker, "worker", Limits())
-        self._responder = Responder(settings.broker, self._answer)
 
-    def __enter__(self) -> Teller:
-        self._responder.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self._responder.__exit__(None, None, None)
-
-    def tell(self, job: str, text: str, *, at: int, attempt: int = 1) -> None:
-        self._store.append([(job, Piece(attempt, at, text))])
-
-    def _answer(self, request: Request) -> Result:
-        assert request.stream
-        self.done.wait(60)
-        if request.inputs == "fail":
-            raise ExecutionError("the device is gone")
-        return WHOLE
+@pytest.fixture(scope="module")
+def interfaces(fleet: ServedFleet) -> dict[str, str]:
+    return fleet.interfaces
 
 
 @pytest.fixture
-def teller(settings: Settings) -> Iterator[Teller]:
-    with Teller(settings) as teller:
-        yield teller
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[taxiway.Client]:
-    with taxiway.Client(settings.broker) as client:
+def http(fleet: ServedFleet) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet.router.http, timeout=30, trust_env=False) as client:
         yield client
 
 
-def submit(client: taxiway.Client, inputs: str = "tell me") -> taxiway.Job:
-    return client.submit("tell", inputs, stream=True)
+def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The server-sent events of a response: their fields, with the data decoded."""
+    fields: dict[str, Any] = {"event": ""}
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if line:
+            fields[name] = msgspec.json.decode(value) if name == "data" else value
+        else:
+            yield fields
+            fields = {"event": ""}
 
 
-def test_text_comes_before_the_answer_is_done_and_the_result_last(client: taxiway.Client, teller: Teller) -> None:
-    job = submit(client)
-    events = job.stream(timeout=60)
-    for at, text in ((0, "one "), (4, "two ")):
-        teller.tell(job.id, text, at=at)
-        assert next(events) == text
-    teller.done.set()
-    assert list(events) == ["three", WHOLE]
+def ready(router: RouterProcess) -> bool:
+    """Whether it takes requests: one that leaves says so for a moment, and then takes no connection."""
+    try:
+        return httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
-def test_a_late_reader_gets_the_answer_from_its_beginning(client: taxiway.Client, teller: Teller) -> None:
-    job = submit(client)
-    teller.tell(job.id, "one ", at=0)
-    teller.done.set()
-    job.result(timeout=60)
-    assert "".join(map(str, list(client.job(job.id).stream(timeout=60))[:-1])) == TEXT
+def text_of(answer: list[Any]) -> str:
+    return "".join(event["data"]["text_output"] for event in answer if not event["event"])
 
 
-def test_a_reader_gets_a_new_attempt_and_what_was_lost_as_events(client: taxiway.Client, teller: Teller) -> None:
-    job = submit(client)
-    teller.tell(job.id, "uno ", at=0)
-    teller.tell(job.id, "one ", at=0, attempt=2)
-    teller.tell(job.id, "three", at=8, attempt=2)
-    events = job.stream(timeout=60)
-    assert [next(events) for _ in range(5)] == ["uno ", Restarted(2), "one ", Lost(4), "three"]
-    teller.done.set()
-    assert list(events) == [WHOLE]
+def test_text_comes_in_pieces_and_the_result_and_a_late_reader_have_all_of_it(client: taxiway.Client) -> None:
+    job = client.submit("tiny", "tell me", stream=True, parameters={"max_tokens": 200})
+    *streamed, result = job.stream(timeout=60)
+    assert isinstance(result, Result)
+    assert len(streamed) > 5
+    assert "".join(map(str, streamed)) == result.outputs["text"]
+    *again, last = client.job(job.id).stream(timeout=60)
+    assert ("".join(map(str, again)), last) == (result.outputs["text"], result)
+    assert client.infer("tiny", "tell me", parameters={"max_tokens": 200}).outputs == result.outputs
 
 
-def test_an_error_of_the_job_is_raised_after_its_events(client: taxiway.Client, teller: Teller) -> None:
-    job = submit(client, "fail")
-    teller.tell(job.id, "one ", at=0)
-    events = job.stream(timeout=60)
-    assert next(events) == "one "
-    teller.done.set()
-    with pytest.raises(ExecutionError, match="the device is gone"):
-        next(events)
+def test_the_first_text_comes_long_before_the_result(client: taxiway.Client) -> None:
+    job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
+    streamed = job.stream(timeout=60)
+    assert isinstance(next(streamed), str)
+    assert not job.done()
+    job.cancel()
+    with pytest.raises(JobCancelledError):
+        list(streamed)
 
 
-def test_nothing_is_lost_when_the_connection_breaks_on_the_way(settings: Settings, teller: Teller) -> None:
-    with cable_to(settings.broker) as (cable, url), taxiway.Client(url, connect_timeout=60) as client:
-        job = submit(client)
-        events = job.stream(timeout=60)
-        teller.tell(job.id, "one ", at=0)
-        assert next(events) == "one "
-        cable.pull()
-        teller.tell(job.id, "two ", at=4)
-        cable.plug()
-        assert next(events) == "two "
-        teller.done.set()
-        assert list(events) == ["three", WHOLE]
+def test_a_reader_at_a_router_that_stops_gets_the_rest_from_another(fleet: ServedFleet) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "inputs": "tell me", "parameters": LONG}
+
+    async def read(url: str, stopping: Process) -> list[str]:
+        async with taxiway.AsyncClient(url) as client:
+            waiting = asyncio.create_task(client.infer(**asked))
+            polling = asyncio.create_task((await client.submit(**asked)).result())
+            answer = client.stream(**asked)
+            texts = [str(await anext(answer))]
+            stopping.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(eventually, lambda: not ready(first))
+            stopping.send_signal(signal.SIGTERM)  # for the second time: now
+            assert await asyncio.to_thread(stopping.wait, 60) == 0
+            *rest, result = [event async for event in answer]
+            assert isinstance(result, Result)
+            texts += map(str, rest)
+            results = [result, await waiting, await polling]
+            return ["".join(texts), *(str(one.outputs["text"]) for one in results)]
+
+    with router_process(fleet.settings) as first:
+        eventually(lambda: ready(first))
+        balancer = Balancer(*[first.http] * 10, fleet.router.http)
+        answer = asyncio.run(read(balancer.url, first.process))
+        balancer.close()
+    assert len(set(answer)) == 1
 
 
-def test_a_reader_who_stops_leaves_no_connection_behind(
-    client: taxiway.Client, teller: Teller, settings: Settings
-) -> None:
-    def connections() -> int:
-        with redis.Redis.from_url(settings.broker) as store:
-            return sum(command == "xread" for command in (c["cmd"] for c in store.client_list()))
+def test_an_asyncio_client_reads_many_answers_at_once(fleet: ServedFleet) -> None:
+    async def read(url: str) -> list[str]:
+        async with taxiway.AsyncClient(url) as client:
+            return await asyncio.gather(*(one(client, f"prompt {n}") for n in range(6)))
 
-    job = submit(client)
-    teller.tell(job.id, "one ", at=0)
-    events: Any = job.stream(timeout=60)  # a generator
-    assert next(events) == "one "
-    events.close()
-    assert until(lambda: connections() == 0)
-    teller.done.set()
-    assert job.result(timeout=60) == WHOLE
+    async def one(client: taxiway.AsyncClient, prompt: str) -> str:
+        streamed = [event async for event in client.stream("tiny", prompt, parameters={"max_tokens": 60})]
+        result = streamed.pop()
+        assert isinstance(result, Result)
+        assert "".join(map(str, streamed)) == result.outputs["text"]
+        return str(result.outputs["text"])
+
+    assert asyncio.run(read(fleet.settings.broker)) == asyncio.run(read(fleet.router.http))
 
 
-def test_an_asyncio_reader_gets_the_same(settings: Settings, teller: Teller) -> None:
-    async def read() -> list[object]:
-        async with taxiway.AsyncClient(settings.broker) as client:
-            return [event async for event in client.stream("tell", "me", timeout=60)]
-
-    teller.done.set()
-    assert asyncio.run(read()) == [TEXT, WHOLE]
-
-
-def test_a_stream_is_asked_for_by_yes_or_no(client: taxiway.Client) -> None:
+def test_what_cannot_be_streamed_is_refused_at_both_interfaces(client: taxiway.Client) -> None:
+    with pytest.raises(InvalidRequestError, match="a model that generates text"):
+        list(client.stream("vector", "hello", timeout=20))
+    with pytest.raises(InvalidRequestError, match="a request of one row"):
+        list(client.stream("tiny", ["one", "two"], timeout=20))
     with pytest.raises(InvalidRequestError, match="stream: expected true or false, got 'yes'"):
-        client.submit("tell", "me", stream=cast(bool, "yes"))
+        client.submit("tiny", "me", stream=cast(bool, "yes"))
+
+
+def test_a_reader_times_out_and_the_job_goes_on(client: taxiway.Client) -> None:
+    job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
+    with pytest.raises(ResultTimeoutError):
+        list(job.stream(timeout=0.3))
+    assert not job.done()
+    job.cancel()
+
+
+def test_the_protocol_s_generate_stream_gives_text_outputs_and_then_the_infer_answer(http: httpx.Client) -> None:
+    asked = {"text_input": "tell me", "parameters": {"max_tokens": 50}}
+    with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        streamed = list(events(response))
+    assert streamed[0]["data"].keys() == {"id", "model_name", "model_version", "text_output"}
+    assert [event["event"] for event in streamed[-2:]] == ["", "result"]
+    outputs = {output["name"]: output["data"][0] for output in streamed[-1]["data"]["outputs"]}
+    assert outputs["text"] == text_of(streamed)
+    whole = http.post("/v2/models/tiny/generate", json={**asked, "id": "mine"}).json()
+    assert (whole["id"], whole["text_output"], whole["finish_reason"]) == ("mine", outputs["text"], "length")
+
+
+def test_a_reader_that_reconnects_gets_what_it_has_not_read(http: httpx.Client) -> None:
+    asked = {"text_input": "tell me more", "parameters": {"max_tokens": 300}}
+    read = []
+    with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
+        where = response.headers["location"]
+        for event in events(response):
+            read.append(event)
+            if len(read) == 3:
+                break
+    with http.stream("GET", where, headers={"last-event-id": read[-1]["id"]}) as response:
+        rest = list(events(response))
+    assert text_of(rest)
+    assert text_of(read) + text_of(rest) == rest[-1]["data"]["outputs"][0]["data"][0]
+    with http.stream("GET", where) as response:  # a late reader gets all of it
+        assert text_of(list(events(response))) == text_of(read) + text_of(rest)
+
+
+@pytest.mark.parametrize("interface", ["broker", "http"])
+def test_the_python_client_comes_back_by_itself(fleet: ServedFleet, interface: str) -> None:
+    with cable_to(fleet.interfaces[interface]) as (cable, url), taxiway.Client(url, connect_timeout=60) as client:
+        streamed = client.stream("tiny", "tell me", timeout=60, parameters={"max_tokens": 400})
+        read = [next(streamed)]
+        cable.pull()
+        cable.plug()
+        *rest, result = streamed
+    assert isinstance(result, Result)
+    assert "".join(map(str, read + rest)) == result.outputs["text"]
+
+
+def test_a_restart_and_a_loss_are_events_of_their_own(client: taxiway.Client, state: redis.Redis) -> None:
+    job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
+    eventually(lambda: state.exists(stream_key(job.id)))
+    streamed = job.stream(timeout=60)
+    assert isinstance(next(streamed), str)
+    for piece in (Piece(7, 0, "again "), Piece(7, 9, "on")):
+        state.xadd(stream_key(job.id), piece.fields())
+    rest = [event for event in iter(lambda: next(streamed), "on") if not isinstance(event, str) or event == "again "]
+    assert rest == [Restarted(7), "again ", Lost(3)]
+    job.cancel()
+
+
+def test_a_reader_who_stops_leaves_no_connection_behind(fleet: ServedFleet, state: redis.Redis) -> None:
+    with taxiway.Client(fleet.settings.broker) as client:
+        job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
+        streamed: Any = job.stream(timeout=60)  # a generator
+        assert isinstance(next(streamed), str)
+        streamed.close()
+        eventually(lambda: all(one["cmd"] != "xread" for one in state.client_list()))
+        job.cancel()
+
+
+def test_a_stream_of_no_job_and_an_id_of_no_event_are_refused(http: httpx.Client, client: taxiway.Client) -> None:
+    missing = http.get("/v2/jobs/nothing/stream")
+    assert (missing.status_code, missing.json()["code"]) == (404, UnknownJobError.code)
+    job = client.submit("tiny", "tell me", parameters={"max_tokens": 1})
+    job.result(timeout=30)
+    wrong = http.get(f"/v2/jobs/{job.id}/stream", headers={"last-event-id": "yesterday"})
+    assert (wrong.status_code, wrong.json()["details"]["field"]) == (400, "last-event-id")
+    for body in (b"{", b'{"text": "x"}', b'{"text_input": 5}'):
+        refused = http.post("/v2/models/tiny/generate_stream", content=body)
+        assert (refused.status_code, refused.json()["code"]) == (400, InvalidRequestError.code)
+
+
+def test_a_model_that_generates_no_text_has_nothing_to_generate(http: httpx.Client) -> None:
+    for call in ("generate", "generate_stream"):
+        refused = http.post(f"/v2/models/echo/{call}", json={"text_input": "x"})
+        assert (refused.status_code, refused.json()["details"]["field"]) == (400, "model")
+
+
+def test_the_command_line_prints_text_as_it_comes_and_json_lines_on_request(
+    fleet: ServedFleet, cli: CommandLine
+) -> None:
+    def printed(*options: str) -> str:
+        asked = ("submit", "tiny", "--text", "tell me", "-p", "max_tokens=80", "--stream", "--url", fleet.router.http)
+        return cli.succeed(*asked, *options).stdout
+
+    *lines, last = (msgspec.json.decode(line) for line in printed("--json").splitlines())
+    assert len(lines) > 5
+    assert "".join(line["text"] for line in lines) == last["outputs"]["text"]
+    assert printed() == last["outputs"]["text"] + "\n"

@@ -1,8 +1,5 @@
 """Producers with RabbitMQ as their Celery broker, before a fleet on Valkey whose router bridges the two."""
 
-from __future__ import annotations
-
-import gc
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,7 +18,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, CANCEL, DEAD, INFER, job_key
 from tests.cable import cable_to
 from tests.command_line import program
-from tests.producing import QUORUM, stop_listening
+from tests.producing import QUORUM, producing
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import record_of
 from tests.working import Tower, worker_process
@@ -31,13 +28,9 @@ pytestmark = pytest.mark.rabbitmq
 
 @pytest.fixture
 def producer(settings: Settings, rabbit: str) -> Iterator[Celery]:
-    app = Celery("lab", broker=rabbit, backend=settings.broker, set_as_current=False)
-    app.conf.task_queues = [QUORUM]
-    yield app
-    gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
-    stop_listening(app)
-    app.close()
-    gc.collect()
+    with producing(settings, rabbit) as app:
+        app.conf.task_queues = [QUORUM]
+        yield app
 
 
 def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:

@@ -1,6 +1,4 @@
-"""What is no message of the fleet's is parked and counted, and nothing else happens (a million of it: `make fuzz`)."""
-
-from __future__ import annotations
+"""What no process of the fleet can take is parked and counted, or ends its own job (a million: `make fuzz`)."""
 
 import subprocess
 from typing import Any
@@ -12,7 +10,7 @@ from celery import Celery
 from broker.port import DeadLetter
 from tasks.settings import Settings
 from taxiway.contract.keys import DEAD, INFER, job_key, result_key
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import ExecutionError, InvalidRequestError
 from tests.fuzzing.broker import attack
 from tests.routing import eventually, router_process
 from tests.working import CLASS, Tower, WorkerProcess
@@ -44,6 +42,27 @@ def test_a_compressed_body_is_not_unpacked_before_its_ticket_is_checked(worker: 
     with pytest.raises(InvalidRequestError, match=r"a worker refused the message: .*compressed"):
         tower.result(message.headers["id"])
     assert worker.process.poll() is None
+
+
+def nested(levels: int) -> Any:
+    value: Any = "a"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_an_answer_that_cannot_be_encoded_ends_its_job_alone_and_the_worker_lives(
+    worker: WorkerProcess, tower: Tower
+) -> None:
+    poison = [tower.order("echo", {"payload": [nested(levels)]}) for levels in (70, 520, 900)]
+    beside = tower.order("echo", "beside")
+    for job in poison:
+        with pytest.raises(ExecutionError, match=r"no form on the wire|cannot"):
+            tower.result(job)
+    assert tower.result(beside).outputs == {"payload": "beside"}
+    assert tower.result(tower.order("echo", "next")).outputs == {"payload": "next"}
+    assert worker.process.poll() is None
+    assert all(tower.state.exists(result_key(job)) for job in poison)
 
 
 ODD: tuple[dict[str, Any], ...] = (
