@@ -73,7 +73,7 @@ BATCH_LEASE = 10.0
 
 _CHECK_EVERY = 0.5  # seconds between two checks for batches
 _RENEW_EVERY = 2.0  # seconds between two renewals
-_FLUSH = 10.0  # seconds after which a part is written even if it is short
+_FLUSH = 1.0  # seconds after which a part is written even if it is short; later ones wait longer
 _LINES_A_TURN = 32  # lines that are read, or begin, in one turn of the event loop: some milliseconds for live calls
 _ANSWER_BYTES = WINDOW_BYTES // LINES_IN_FLEET  # bytes that an answer is expected to have, until a batch has some
 _BATCHES_AT_ONCE = 8  # batches that one router works on
@@ -426,7 +426,7 @@ class _Work:
         placement, and are forwarded in one call. A part is written once they have begun, so devices do not wait for it.
         """
         parts = len(self.batch.outputs) + len(self.batch.faults)
-        late = asyncio.get_running_loop().time() - self._flushed >= max(_FLUSH, parts / 10)  # so that there are few
+        late = asyncio.get_running_loop().time() - self._flushed >= max(_FLUSH, parts / 10)  # so few for hours
         if len(part) >= PART or (part and (late or self._unwritten >= PART_BYTES)):
             await self._flush(part)
         await asyncio.wait((waiting[0],), timeout=_CHECK_EVERY) if waiting else await asyncio.sleep(_CHECK_EVERY)

@@ -93,6 +93,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     output_expires_after: ExpiresAfter | None = None
 
     @property
+    def parts(self) -> list[str]:
+        """The files of its output so far, in the order of its lines; none once it has ended."""
+        return sorted([*self.outputs, *self.faults])
+
+    @property
     def cancelled(self) -> bool:
         """Whether it was asked to be cancelled."""
         return self.cancelling_at > 0

@@ -188,6 +188,7 @@ _DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
 _FILE_CONTENT = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
 _BATCH_CREATE = answers(BatchAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
 _BATCH_DELETED = answers(Deleted, *KEYED, 400, 404, 503, problem=ErrorContent)
+_BATCH_PART = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
 _BATCH = answers(BatchAnswer, *KEYED, 404, 503, problem=ErrorContent)
 _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 
@@ -284,18 +285,25 @@ async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
 async def file_content(request: AnyRequest, file: str) -> Stream:
     """A file's content."""
     record = await _file(request, file)
-    pieces = services_of(request).stored.contents.read(file_path(file))
+    gone = UnknownObjectError(f"the content of {quoted(file)} is gone", file=file)
+    return await _content(request, file_path(file), gone, {"content-length": str(record.bytes)})
+
+
+async def _content(
+    request: AnyRequest, path: str, gone: UnknownObjectError, headers: Mapping[str, str] | None = None
+) -> Stream:
+    """The content under a path; raises `gone` if nothing is there."""
+    pieces = services_of(request).stored.contents.read(path)
     try:
         first = await anext(pieces, b"")
     except FileNotFoundError as error:
-        raise UnknownObjectError(f"the content of {quoted(file)} is gone", file=file) from error
+        raise gone from error
 
     async def all_pieces() -> AsyncIterator[bytes]:
         yield first
         async for piece in pieces:
             yield piece
 
-    headers = {"content-length": str(record.bytes)}
     return Stream(all_pieces(), media_type="application/octet-stream", headers=headers)
 
 
@@ -353,11 +361,24 @@ async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "")
 @get("/v1/batches/{batch:str}", opt=needs("read"), responses=_BATCH)
 async def batch(request: AnyRequest, batch: str) -> Response[bytes]:
     """A batch's state, and how many of its lines are answered."""
-    return json_answer(
-        batch_answer(
-            decode_batch(await services_of(request).stored.objects.get("batch", batch, _caller(request).tenant))
-        )
-    )
+    return json_answer(batch_answer(await _batch(request, batch)))
+
+
+@get("/v1/batches/{batch:str}/parts/{number:int}", opt=needs("read"), responses=_BATCH_PART)
+async def batch_part(request: AnyRequest, batch: str, number: int) -> Stream:
+    """Lines that have ended, while the batch goes on: part `number` from 0, in the order of the input.
+
+    All are in the batch's files once it has ended; then it has no parts.
+    """
+    gone = UnknownObjectError(f"{quoted(batch)} has no part {number} now", batch=batch)
+    parts = (await _batch(request, batch)).parts
+    if not 0 <= number < len(parts):
+        raise gone
+    return await _content(request, parts[number], gone)
+
+
+async def _batch(request: AnyRequest, batch: str) -> Batch:
+    return decode_batch(await services_of(request).stored.objects.get("batch", batch, _caller(request).tenant))
 
 
 @post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
@@ -380,15 +401,17 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
 @delete("/v1/batches/{batch:str}", status_code=200, opt=needs("submit"), responses=_BATCH_DELETED)
 async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
     """Delete a batch that has ended; its files stay."""
-    objects = services_of(request).stored.objects
-    found = decode_batch(await objects.get("batch", batch, _caller(request).tenant))
+    objects, found = services_of(request).stored.objects, await _batch(request, batch)
     if found.status not in ENDED:
         raise wrong_field("batch_id", "a batch that has ended: cancel it first", found.status)
     await objects.delete("batch", batch, found.tenant)
     return json_answer(Deleted(id=batch, object="batch"))
 
 
-ENDPOINTS = (upload, files, file, file_delete, file_content, batch_create, batches, batch, batch_cancel, batch_delete)
+ENDPOINTS = (
+    *(upload, files, file, file_delete, file_content),
+    *(batch_create, batches, batch, batch_part, batch_cancel, batch_delete),
+)
 
 _EXPIRY = ("anchor", "seconds")
 _FORM = 2**16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import click
@@ -42,27 +41,28 @@ def array(
     fleet: AskedFleet,
     **terms: Any,
 ) -> None:
-    """Send each line of FILE to MODEL as one array, and print a line of JSON for each answer, in their order.
+    """Send each line of FILE to MODEL as one array, and print a line of JSON for each answer, in order, as they come.
 
     A line is the input as JSON if it reads so, else as text. The array goes on if this command ends; a router keeps it.
     """
     inputs = [json_or_text(line) for line in lines.read().splitlines() if line.strip()]
 
-    async def send(client: AsyncClient) -> tuple[str, Sequence[Result | TaxiwayError]]:
-        made = await client.array(model, inputs, within=within, **terms)
+    async def send(client: AsyncClient) -> tuple[str, int]:
+        made, failed = await client.array(model, inputs, within=within, **terms), 0
         if not wait:
-            return made.id, []
+            return made.id, 0
         from taxiway.cli.progress_bar import array_bar
 
         with array_bar() as watch:
-            return made.id, await made.results(watch=watch)
+            async for outcome in made.outcomes(watch=watch):
+                failed += isinstance(outcome, TaxiwayError)
+                print_json(_shown(outcome))
+        return made.id, failed
 
-    name, outcomes = fleet.ask(send)
+    name, failed = fleet.ask(send)
     if not wait:
         fleet.echo({"id": name}, name)
-    for outcome in outcomes:
-        print_json(_shown(outcome))
-    if any(isinstance(outcome, TaxiwayError) for outcome in outcomes):
+    if failed:
         sys.exit(JOB_FAILED)
 
 

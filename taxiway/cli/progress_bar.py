@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -54,7 +55,8 @@ class ProgressBar:
 def array_bar() -> Iterator[Watch]:
     """A bar on stderr with an array's members that have ended, and the time left; nothing where nobody looks."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    above = sys.stdout.isatty()  # answers are printed above the bar
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bars:
         bar = bars.add_task("", total=None)
 
         def watch(progress: ArrayProgress) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -22,16 +22,15 @@ from taxiway.errors import (
     JobCancelledError,
     ResultTimeoutError,
     TaxiwayError,
+    UnknownObjectError,
     wrong_field,
 )
 
 WITHIN = "24h"
 """The time within which an array's members are answered, unless it is given."""
 
-_POLL = 0.25
-"""Seconds between two looks at an array; each further pause is half as long again, up to `_LONGEST_POLL`."""
-
-_LONGEST_POLL = 5.0
+_POLL, _LONGEST_POLL = 0.25, 5.0
+"""Seconds between two looks at an array: a tenth of the time since the first look, within these bounds."""
 
 _NO_TERMS = Terms()
 
@@ -89,6 +88,10 @@ class _Counts(msgspec.Struct, frozen=True):
     total: int = 0
     completed: int = 0
     failed: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.completed + self.failed
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -152,12 +155,12 @@ class AsyncJobArray:
     def __await__(self) -> Any:
         return self.results().__await__()
 
+    def __aiter__(self) -> AsyncGenerator[Result | TaxiwayError, None]:
+        return self.outcomes()
+
     async def progress(self) -> ArrayProgress:
         """How far it is."""
-        batch = await self._batch()
-        errors = tuple(one.message for one in batch.errors.data) if batch.errors else ()
-        counts = batch.request_counts
-        return ArrayProgress(batch.status, counts.total, counts.completed, counts.failed, errors)
+        return _progress_of(await self._batch())
 
     async def wait(self, timeout: float | None = None, watch: Watch = unwatched) -> ArrayProgress:
         """Wait until it has ended. `watch` is called with its progress at each look.
@@ -165,34 +168,46 @@ class AsyncJobArray:
         Raises:
             ResultTimeoutError: `timeout` seconds passed; the array goes on.
         """
-        clock, pause = asyncio.get_running_loop().time, _POLL
-        until = None if timeout is None else clock() + timeout
-        while True:
-            progress = await self.progress()
-            watch(progress)
-            if progress.ended:
-                return progress
-            if until is not None and clock() >= until:
-                raise ResultTimeoutError(f"the array has not ended within {timeout:g} s; it goes on", timeout=timeout)
-            await asyncio.sleep(pause if until is None else min(pause, until - clock()))
-            pause = min(1.5 * pause, _LONGEST_POLL)
+        async for batch in self._looks(timeout, watch):
+            progress = _progress_of(batch)
+        return progress
 
-    async def results(self, timeout: float | None = None, watch: Watch = unwatched) -> list[Result | TaxiwayError]:
-        """Wait until it has ended: each member's result, or the error that it ended with, in the order of the inputs.
+    async def outcomes(
+        self, timeout: float | None = None, watch: Watch = unwatched
+    ) -> AsyncGenerator[Result | TaxiwayError, None]:
+        """Each member's result, or the error that it ended with, in the order of the inputs, as they end.
+
+        They come some seconds late: a second in the first minute, and ten after some minutes.
 
         Raises:
             InvalidRequestError: it could not begin; the text has the first reason.
             ResultTimeoutError: as `wait`.
         """
-        progress = await self.wait(timeout, watch)
+        ended: dict[int, _Ended] = {}
+        told = parts = read = 0
+        async for batch in self._looks(timeout, watch):
+            if batch.status in _ENDED:
+                _add(ended, await self._lines(batch), told)
+            while batch.status not in _ENDED and read < batch.request_counts.ended:
+                lines = await self._part(parts)
+                if not lines:  # it has ended since
+                    break
+                parts, read = parts + 1, read + len(lines)
+                _add(ended, lines, told)
+            while told in ended:
+                yield self._outcome(ended.pop(told))
+                told += 1
+        progress = _progress_of(batch)
         if not progress.members:
             raise InvalidRequestError(f"array: {next(iter(progress.errors), 'it has no members')}", field="inputs")
         error = JobCancelledError if progress.state == "cancelled" else DeadlineExceededError
         missing = error(f"the array was {progress.state} before this member was answered")
-        found: list[Result | TaxiwayError] = [missing] * progress.members
-        for line in await self._lines(await self._batch()):
-            found[int(line.custom_id)] = self._outcome(line)
-        return found
+        for number in range(told, progress.members):
+            yield self._outcome(ended[number]) if number in ended else missing
+
+    async def results(self, timeout: float | None = None, watch: Watch = unwatched) -> list[Result | TaxiwayError]:
+        """All `outcomes`, once it has ended."""
+        return [outcome async for outcome in self.outcomes(timeout, watch)]
 
     async def cancel(self) -> None:
         """Cancel the members that have not ended. Does nothing if it has."""
@@ -220,6 +235,30 @@ class AsyncJobArray:
     async def _batch(self) -> _Batch:
         return _decode_batch(await self._transport.exchange("GET", f"/v1/batches/{self.id}"))
 
+    async def _looks(self, timeout: float | None, watch: Watch) -> AsyncIterator[_Batch]:
+        """The batch now and then, until it has ended."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            batch = await self._batch()
+            watch(_progress_of(batch))
+            yield batch
+            if batch.status in _ENDED:
+                return
+            spent = clock() - began
+            if timeout is not None and spent >= timeout:
+                raise ResultTimeoutError(f"the array has not ended within {timeout:g} s; it goes on", timeout=timeout)
+            pause = min(max(spent / 10, _POLL), _LONGEST_POLL)
+            await asyncio.sleep(pause if timeout is None else min(pause, timeout - spent))
+
+    async def _part(self, number: int) -> list[_Ended]:
+        """The lines of a part; none if it is gone."""
+        try:
+            content = await self._transport.exchange("GET", f"/v1/batches/{self.id}/parts/{number}")
+        except UnknownObjectError:
+            return []
+        return [_decode_ended(line) for line in content.splitlines()]
+
     async def _lines(self, batch: _Batch) -> list[_Ended]:
         """What became of the members that have ended."""
         files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
@@ -233,6 +272,17 @@ class AsyncJobArray:
             return self._transport.line_result(line.response.status_code, bytes(line.response.body))
         except TaxiwayError as error:
             return error
+
+
+def _progress_of(batch: _Batch) -> ArrayProgress:
+    errors = tuple(one.message for one in batch.errors.data) if batch.errors else ()
+    counts = batch.request_counts
+    return ArrayProgress(batch.status, counts.total, counts.completed, counts.failed, errors)
+
+
+def _add(ended: dict[int, _Ended], lines: Iterable[_Ended], told: int) -> None:
+    """Add lines by their members' numbers, from `told` on."""
+    ended.update((number, line) for line in lines if (number := int(line.custom_id)) >= told)
 
 
 async def submit_array(

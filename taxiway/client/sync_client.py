@@ -185,8 +185,15 @@ class JobArray:
         """Wait until it has ended; see `AsyncJobArray.wait`."""
         return self._loops.get().run(self._array.wait(timeout, watch))
 
+    def __iter__(self) -> Iterator[Result | TaxiwayError]:
+        return self.outcomes()
+
+    def outcomes(self, timeout: float | None = None, watch: Watch = unwatched) -> Iterator[Result | TaxiwayError]:
+        """Each member's result or error, in the order of the inputs, as they end; see `AsyncJobArray.outcomes`."""
+        return _iterate(self._loops.get(), self._array.outcomes(timeout, watch))
+
     def results(self, timeout: float | None = None, watch: Watch = unwatched) -> list[Result | TaxiwayError]:
-        """Each member's result or error, in the order of the inputs; see `AsyncJobArray.results`."""
+        """All `outcomes`, once it has ended."""
         return self._loops.get().run(self._array.results(timeout, watch))
 
     def cancel(self) -> None:

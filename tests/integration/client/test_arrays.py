@@ -25,14 +25,14 @@ from taxiway import (
 from taxiway.client.arrays import ArrayProgress
 from tests.command_line import CommandLine
 from tests.routing import eventually, router_process
-from tests.working import LASTING, let_go, worker_process, worker_settings
+from tests.working import LASTING, QUEUES, let_go, worker_process, worker_settings
 
 MEMBERS = 300  # more than a router runs at the same time
 
 
 @pytest.fixture(scope="module")
 def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    fleet = worker_settings(lasting, tmp_path_factory.mktemp("arrays"))
+    fleet = worker_settings(lasting, tmp_path_factory.mktemp("arrays"), QUEUES.replace("max_batch: 16", "max_batch: 1"))
     with worker_process(fleet):
         yield fleet
 
@@ -68,6 +68,18 @@ def test_members_are_answered_in_the_order_of_the_inputs_and_failures_are_values
     again = array.retry()
     assert estimates(again.results(timeout=120)) == [ExecutionError] * 3
     assert again.progress().members == 3
+
+
+def test_answers_come_while_other_members_run(client: Client, fleet: Settings) -> None:
+    array = client.array("slab", [one(2), one(0), one(LASTING["samples"][0]), one(4)])
+    outcomes = iter(array)
+    assert estimates([next(outcomes), next(outcomes)]) == [0.5, ExecutionError]
+    assert array.progress().state == "in_progress"
+    let_go(fleet)
+    rest = [*outcomes]
+    (fleet.models.parent / "over").unlink()
+    assert estimates(rest)[1:] == [0.25]
+    assert estimates(array.results()) == [0.5, ExecutionError, *estimates(rest)]
 
 
 def test_inputs_may_be_arrays_rows_and_bytes(url: str) -> None:
