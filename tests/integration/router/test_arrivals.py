@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,18 +22,14 @@ import redis
 
 import taxiway
 from broker.port import Arrival, DeadLetter, ForwardOutcome, Outgoing
-from broker.valkey.queues import TAKES, ValkeyTransport
+from broker.valkey.queues import ValkeyTransport
 from local.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings
+from tasks.settings import Settings
 from taxiway.contract.job import JobState, Result, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
     DEAD,
     INFER,
-    TURNS,
-    WORK,
-    arrived_cell,
-    in_flight_key,
     job_key,
     priority_list,
     priority_lists,
@@ -49,8 +42,9 @@ from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, infer_message
 from taxiway.errors import OverloadedError, TaxiwayError
 from tests.narrowing import as_bytes, present
-from tests.routing import EchoDevice, EchoFleet, echo_fleet, eventually, router_process
-from tests.stored import fields_of, is_listened_to, record_of
+from tests.routing import EchoDevice, EchoFleet, eventually, router_process
+from tests.stored import record_of
+from tests.waiting import Blocking
 
 
 @pytest.fixture
@@ -116,19 +110,6 @@ def test_arrivals_of_every_priority_are_taken(state: redis.Redis) -> None:
         assert result(state, job)
 
 
-def test_the_work_placed_is_counted_until_it_is_done(settings: Settings, store: redis.Redis) -> None:
-    with echo_fleet(settings):
-        jobs = [send(store, model="paced", inputs="x", deadline=60) for _ in range(20)]
-        for job in jobs:
-            result(store, job)
-
-    placed = {cell: float(figure) for cell, figure in fields_of(store, WORK).items()}
-    assert placed.pop(arrived_cell("cpu.batch", "paced:1")) == 20
-    placed = {cell: figure for cell, figure in placed.items() if not cell.endswith(TURNS)}  # never fewer
-    assert placed
-    assert all(abs(seconds) < 1e-9 for seconds in placed.values())
-
-
 @pytest.mark.usefixtures("echo")
 def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(state: redis.Redis) -> None:
     pubsub = state.pubsub()
@@ -145,20 +126,6 @@ def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(state: red
     pubsub.close()
 
 
-@pytest.mark.usefixtures("paused")
-def test_a_copy_that_is_refused_leaves_the_accepted_job_alone(state: redis.Redis) -> None:
-    job = send(state, deadline=30)
-    eventually(lambda: state.exists(job_key(job)))
-
-    send(state, model="ecko", job=job)
-    other = send(state, model="ecko")
-
-    with pytest.raises(TaxiwayError):
-        result(state, other)
-    assert record_of(state, job).state is JobState.QUEUED
-    assert not state.exists(result_key(job))
-
-
 def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest(
     settings: Settings, store: redis.Redis, device: EchoDevice
 ) -> None:
@@ -169,17 +136,6 @@ def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest
         (letter,) = eventually(lambda: store.lrange(DEAD, 0, -1))
     assert "signed by a producer" in msgspec.json.decode(letter, type=DeadLetter).reason
     assert not store.exists(job_key(unsigned), result_key(unsigned))
-
-
-@pytest.mark.usefixtures("echo")
-def test_what_is_no_message_is_parked_and_the_router_goes_on(state: redis.Redis) -> None:
-    for raw in (b"\x00\xff", b"{}", b'{"body":"%%%","headers":{},"properties":{}}'):
-        state.lpush(ARRIVALS, raw)
-    job = send(state)
-
-    assert result(state, job)
-    letters = eventually(lambda: state.llen(DEAD) == 3 and state.lrange(DEAD, 0, -1))
-    assert all(json.loads(letter)["reason"] for letter in letters)
 
 
 @pytest.mark.usefixtures("paused")
@@ -205,67 +161,6 @@ def test_a_second_arrival_of_a_job_is_dropped(state: redis.Redis) -> None:
     assert waiting(state) == 2
 
 
-@pytest.mark.usefixtures("echo")
-def test_a_second_arrival_of_a_finished_job_is_answered_to_its_own_client(state: redis.Redis) -> None:
-    job = send(state, reply="c1")
-    result(state, job)
-    pubsub = state.pubsub()
-    pubsub.subscribe(reply_channel("c2"))
-
-    send(state, job=job, reply="c2")
-
-    announced = eventually(lambda: pubsub.get_message(ignore_subscribe_messages=True, timeout=0.1))
-    assert json.loads(announced["data"])["task_id"] == job
-    pubsub.close()
-
-
-def test_two_routers_share_the_arrivals(state: redis.Redis, echo: EchoFleet) -> None:
-    with router_process(echo.settings):
-        jobs = [send(state, deadline=60) for _ in range(500)]
-        for job in jobs:
-            assert result(state, job).outputs == {"payload": "hello"}
-
-    assert all(echo.device.done.count(job) == 1 for job in jobs)
-
-
-def test_what_a_killed_router_had_taken_is_placed_by_another(
-    settings: Settings, store: redis.Redis, idle_device: EchoDevice
-) -> None:
-    jobs = [send(store, deadline=600) for _ in range(20)]
-    victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment(settings))
-    eventually(lambda: store.llen(in_flight_key("victim.1", TAKES)) == 20)
-
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert not any(store.exists(name) for name in priority_lists(ARRIVALS))
-
-    with router_process(settings):
-        for job in jobs:
-            eventually(partial(is_queued, store, job))
-    assert waiting(store) == 20
-    assert not store.exists(in_flight_key("victim.1", TAKES))
-
-
-TAKE_AND_HANG = textwrap.dedent(
-    """
-    import asyncio, os, time
-    from broker.valkey.queues import ValkeyTransport
-
-    async def main():
-        url = os.environ["TAXIWAY_BROKER"]
-        transport = ValkeyTransport(url, name="victim", keep_record=60)
-        await transport.take()
-        time.sleep(60)
-
-    asyncio.run(main())
-    """
-)
-
-
-def environment(settings: Settings) -> dict[str, Any]:
-    return {**os.environ, **settings.environment()}
-
-
 def test_a_router_killed_under_load_loses_nothing(settings: Settings, store: redis.Redis, device: EchoDevice) -> None:
     jobs = []
     for _ in range(3):
@@ -280,124 +175,90 @@ def test_a_router_killed_under_load_loses_nothing(settings: Settings, store: red
     assert len(device.done) == len(set(device.done)) == len(jobs)
 
 
-def test_a_revived_router_does_not_forward_what_was_put_back(
-    settings: Settings, store: redis.Redis, idle_device: EchoDevice
+@contextmanager
+def transports(settings: Settings, *names: str) -> Iterator[list[Any]]:
+    """What routers of these names take arrivals with, each call of which is waited for."""
+    with asyncio.Runner() as runner:
+        opened = [Blocking(runner, ValkeyTransport(settings.broker, name=name, keep_record=60)) for name in names]
+        yield opened
+        for one in opened:
+            one.close()
+
+
+def arrives(router: Any, store: redis.Redis, *messages: bytes) -> Sequence[Arrival]:
+    """What a router takes that is woken by these messages."""
+    arriving = threading.Timer(0.05, store.lpush, (ARRIVALS, *messages))
+    arriving.start()
+    router.wait(10.0)
+    arriving.join()
+    return router.take().arrivals
+
+
+def message(job: str) -> bytes:
+    return infer_message(job, Request(model="echo", inputs="hello"), reply="", origin="test")
+
+
+def outgoing(arrival: Arrival) -> Outgoing:
+    fields = {"state": "queued", "cell": "c|1", "work": "1"}
+    return Outgoing(arrival.tag, "cpu.batch", 1, present(arrival.envelope), id_of(arrival), fields)
+
+
+def test_what_an_idle_router_waited_for_is_put_back_when_it_dies_and_is_not_forwarded_by_it(
+    settings: Settings, store: redis.Redis
 ) -> None:
-    async def scenario() -> tuple[list[ForwardOutcome], int]:
-        url = settings.broker
-        revived = ValkeyTransport(url, name="revived", keep_record=60)
-        other = ValkeyTransport(url, name="other", keep_record=60)
-        job = send(store)
-        taken = await revived.take()
-        store.delete(session_key("revived.1"))  # its session ended while it was stopped
+    with transports(settings, "idle", "other") as (idle, other):
+        idle.take()
+        [woken] = arrives(idle, store, message("j"))
+        store.delete(session_key("idle.1"))  # its session ended while it was stopped
+        assert other.tidy() == 1
+        assert idle.forward([outgoing(woken)]) == [ForwardOutcome.COPY]
 
-        assert await other.tidy() == 1
-        answer = await revived.forward([outgoing(taken.arrivals[0], job)])
+        def taken() -> Sequence[Arrival]:
+            other.tidy()  # what the idle one still waited for reached it late
+            return other.take().arrivals
 
-        again = await other.take()
-        await other.close()
-        await revived.close()
-        return answer, len(again.arrivals)
-
-    assert asyncio.run(scenario()) == ([ForwardOutcome.COPY], 1)
+        assert [id_of(one) for one in eventually(taken)] == ["j"]
     assert waiting(store) == 0
 
 
-def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Settings, store: redis.Redis) -> None:
-    async def scenario() -> tuple[int, list[ForwardOutcome], list[Any]]:
-        url = settings.broker
-        idle = ValkeyTransport(url, name="idle", keep_record=60)
-        other = ValkeyTransport(url, name="other", keep_record=60)
-        await idle.take()
-        waiting = asyncio.create_task(idle.wait(1.0))
-        job = await asyncio.to_thread(send, store, level=2)
-        await waiting
-        [woken] = (await idle.take()).arrivals
-        store.delete(session_key("idle.1"))
-
-        put_back = await other.tidy()
-        answers = await idle.forward([outgoing(woken, job)])
-        async with asyncio.timeout(60):
-            while not (again := (await other.take()).arrivals):
-                await other.wait(0.1)
-                await other.tidy()  # what the idle one still waited for reached it late
-        await other.close()
-        await idle.close()
-        return put_back, answers, [id_of(a) == job for a in again]
-
-    assert asyncio.run(scenario()) == (1, [ForwardOutcome.COPY], [True])
-
-
 def test_what_arrives_while_a_router_forwards_is_taken_next(settings: Settings, store: redis.Redis) -> None:
-    async def scenario() -> bool:
-        router = ValkeyTransport(settings.broker, name="r", keep_record=60)
-        first = await asyncio.to_thread(send, store)
-        [arrival] = (await router.take()).arrivals
-        later = [await asyncio.to_thread(send, store) for _ in range(3)]
-        assert await router.forward([outgoing(arrival, first)]) == [ForwardOutcome.NEW]
-        taken = await router.take()
-        await router.settle([a.tag for a in taken.arrivals])
-        await router.close()
-        return [id_of(a) for a in taken.arrivals] == later
-
-    assert asyncio.run(scenario())
+    with transports(settings, "r") as (router,):
+        store.lpush(ARRIVALS, message("first"))
+        [arrival] = router.take().arrivals
+        store.lpush(ARRIVALS, *map(message, "abc"))
+        assert router.forward([outgoing(arrival)]) == [ForwardOutcome.NEW]
+        taken = router.take().arrivals
+        router.settle([one.tag for one in taken])
+    assert [id_of(one) for one in taken] == ["a", "b", "c"]
     assert not store.exists(*priority_lists(ARRIVALS))
 
 
 def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered(
     settings: Settings, store: redis.Redis
 ) -> None:
-    async def scenario() -> tuple[Any, bool]:
-        router = ValkeyTransport(settings.broker, name="r", keep_record=60)
-        early = [await asyncio.to_thread(send, store) for _ in range(2)]
-        taken = list((await router.take()).arrivals)
-        waiting = asyncio.create_task(router.wait(5.0))
-        woken = await asyncio.to_thread(send, store)
-        await waiting
-        taken += (await router.take()).arrivals
-        late = await asyncio.to_thread(send, store)
-        assert await router.forward([outgoing(taken[2], woken)]) == [ForwardOutcome.NEW]
-        left = store.llen(ARRIVALS)
-        await router.settle([taken[0].tag])
-        taken += (await router.take()).arrivals
-        await router.settle([taken[3].tag])
-        await router.close()
-        return left, [id_of(arrival) for arrival in taken] == [*early, woken, late]
-
-    assert asyncio.run(scenario()) == (1, True)
+    with transports(settings, "r") as (router,):
+        store.lpush(ARRIVALS, *map(message, "ab"))
+        taken = list(router.take().arrivals)
+        taken += arrives(router, store, message("woken"))
+        store.lpush(ARRIVALS, message("late"))
+        assert router.forward([outgoing(taken[2])]) == [ForwardOutcome.NEW]
+        assert store.llen(ARRIVALS) == 1
+        router.settle([taken[0].tag])
+        taken += router.take().arrivals
+        router.settle([taken[3].tag])
+    assert [id_of(one) for one in taken] == ["a", "b", "woken", "late"]
     assert not store.exists(*priority_lists(ARRIVALS))
 
 
 def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings: Settings, store: redis.Redis) -> None:
-    request = Request(model="echo", inputs="hello")
-
-    async def woken(router: ValkeyTransport) -> Sequence[Arrival]:
-        waiting = asyncio.create_task(router.wait(5.0))
-        store.lpush(ARRIVALS, *(infer_message(job, request, reply="", origin="test") for job in "abcd"))
-        await waiting
-        return (await router.take()).arrivals
-
-    async def all_of(router: ValkeyTransport) -> None:
-        taken = list(await woken(router))
+    with transports(settings, "r") as (router,):
+        router.take()
+        taken = list(arrives(router, store, *map(message, "abcd")))
         while len(taken) < 4:
-            await router.forward([outgoing(arrival, id_of(arrival)) for arrival in taken])
-            taken += (await router.take()).arrivals
-        await router.settle(sorted({arrival.tag for arrival in taken}))
-
-    async def scenario() -> int:
-        router = ValkeyTransport(settings.broker, name="r", keep_record=60)
-        await router.take()
-        await all_of(router)
-        second = await woken(router)
-        await router.close()
-        return len(second)
-
-    assert asyncio.run(scenario()) == 4
-
-
-def outgoing(arrival: Arrival, job: str) -> Outgoing:
-    fields = {"state": "queued", "cell": "c|1", "work": "1"}
-    return Outgoing(arrival.tag, "cpu.batch", 1, present(arrival.envelope), job, fields)
+            router.forward([outgoing(arrival) for arrival in taken])
+            taken += router.take().arrivals
+        router.settle(sorted({arrival.tag for arrival in taken}))
+        assert len(arrives(router, store, *map(message, "efgh"))) == 4
 
 
 def test_a_router_that_stops_finishes_what_it_took(
@@ -476,27 +337,7 @@ PLAIN_WORKER = textwrap.dedent(
 )
 
 
-@pytest.mark.usefixtures("paused")
-def test_celery_events_report_placed_jobs(state: redis.Redis, echo: EchoFleet) -> None:
-    app = celery.Celery(broker=echo.settings.broker)
-    heard: list[dict[str, Any]] = []
-    with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"task-sent": heard.append})
-        capture = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
-        capture.start()
-        eventually(lambda: is_listened_to(state))
-        job = send(state, deadline=60)
-        eventually(lambda: heard)
-        receiver.should_stop = True
-        capture.join()
-    app.close()
-
-    assert [(event["uuid"], event["queue"]) for event in heard] == [(job, "cpu.batch")]
-
-
-def ruled_settings(
-    settings: Settings, folder: Path, tenants: dict[str, Any] | dict[str, dict[str, list[str]]]
-) -> Settings:
+def ruled_settings(settings: Settings, folder: Path, tenants: dict[str, dict[str, Any]]) -> Settings:
     """The settings with these tenants in queues.yaml."""
     queues = folder / "queues.yaml"
     queues.write_text(settings.queues.read_text() + f"\ntenants: {json.dumps(tenants)}\n")

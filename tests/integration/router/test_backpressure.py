@@ -1,7 +1,5 @@
 """A class that cannot drain in time: who waits, who passes, and what refused submitters get."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,9 @@ import taxiway
 from tasks.settings import Settings
 from taxiway.errors import DeadlineExceededError, OverloadedError
 from tests.narrowing import present
-from tests.routing import eventually, router_process
-from tests.working import worker_process, worker_settings
+from tests.routing import eventually
+from tests.serving import served_fleet
+from tests.working import worker_settings
 
 QUEUES = """
 hardware:
@@ -30,9 +29,8 @@ FLOOD = 400  # jobs, which take ten seconds
 
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
-    worker = worker_settings(settings, tmp_path, QUEUES)
-    with worker_process(worker), router_process(worker):
-        yield worker
+    with served_fleet(worker_settings(settings, tmp_path, QUEUES), "paced") as fleet:
+        yield fleet.settings
 
 
 async def passing(broker: str, service: str) -> bool:

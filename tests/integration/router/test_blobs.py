@@ -1,7 +1,5 @@
 """Large tensors through a real router and worker: beside their messages, whichever interface they come by."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import struct
@@ -19,12 +17,13 @@ from celery.result import AsyncResult
 
 import taxiway
 from tasks.settings import Settings
-from taxiway.contract.keys import blob_key
+from taxiway.contract.keys import INFER, blob_key
 from taxiway.contract.tensors import HEADER
 from taxiway.contract.values import INLINE
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, ResultExpiredError
-from tests.routing import RouterProcess, eventually, router_process
-from tests.working import QUEUES, worker_process, worker_settings
+from tests.producing import producing
+from tests.serving import ServedFleet, served_fleet
+from tests.working import QUEUES, worker_settings
 
 MIRROR = """
 name: mirror
@@ -60,28 +59,31 @@ def settings(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Set
 
 
 @pytest.fixture(scope="module")
-def fleet(settings: Settings) -> Iterator[RouterProcess]:
-    with router_process(settings) as router, worker_process(settings):
-        with taxiway.Client(router.http) as client:
-            eventually(lambda: client.fleet()["devices"])
-        yield router
+def fleet(settings: Settings) -> Iterator[ServedFleet]:
+    with served_fleet(settings, "mirror") as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def http(fleet: ServedFleet) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet.router.http, timeout=30, trust_env=False) as http:
+        yield http
 
 
 @pytest.fixture(params=["broker", "http"])
-def interface(request: pytest.FixtureRequest, settings: Settings, fleet: RouterProcess) -> str:
-    return settings.broker if request.param == "broker" else fleet.http
+def interface(request: pytest.FixtureRequest, fleet: ServedFleet) -> str:
+    return fleet.interfaces[request.param]
 
 
 @pytest.fixture
-def celery(settings: Settings, fleet: RouterProcess) -> Iterator[Celery]:
-    app = Celery(broker=settings.broker, backend=settings.broker, set_as_current=False)
-    yield app
-    app.close()
+def celery(fleet: ServedFleet) -> Iterator[Celery]:
+    with producing(fleet.settings) as app:
+        yield app
 
 
 def ask_by_hand(celery: Celery, reference: dict[str, Any]) -> AsyncResult[Any]:
     asked = {"model": "echo", "inputs": reference}
-    return celery.send_task("taxiway.infer", kwargs=asked, queue="taxiway.arrivals", ignore_result=True)
+    return celery.send_task(INFER, kwargs=asked, ignore_result=True)
 
 
 @pytest.mark.parametrize("given", [LARGE, SMALL, LARGE[:1], LARGE[:, ::2]], ids=["large", "small", "row", "strided"])
@@ -120,21 +122,19 @@ def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_f
     assert store.get(left) == LARGE.tobytes()
 
 
-def test_plain_celery_gets_a_link_to_the_http_api(celery: Celery, fleet: RouterProcess) -> None:
+def test_plain_celery_gets_a_link_to_the_http_api(celery: Celery, http: httpx.Client) -> None:
     inputs = {"shape": [1, 100_000], "datatype": "FP32", "data": LARGE[0].tobytes()}
-    asked = celery.send_task(
-        "taxiway.infer", kwargs={"model": "mirror", "inputs": inputs}, queue="taxiway.arrivals", serializer="json"
-    )
+    asked = celery.send_task(INFER, kwargs={"model": "mirror", "inputs": inputs}, serializer="json")
     answer = asked.get(timeout=20)["outputs"]["x"]
 
-    linked = httpx.get(fleet.http + answer["href"], trust_env=False)
+    linked = http.get(answer["href"])
     assert (answer["shape"], answer["bytes"]) == ([1, 100_000], LARGE[0].nbytes)
     assert linked.headers["content-type"] == "application/octet-stream"
     assert linked.content == LARGE[0].tobytes()
 
 
-def test_a_link_whose_time_is_over_says_so(fleet: RouterProcess) -> None:
-    answer = httpx.get(f"{fleet.http}/v2/blobs/{uuid.uuid4().hex}", trust_env=False)
+def test_a_link_whose_time_is_over_says_so(http: httpx.Client) -> None:
+    answer = http.get(f"/v2/blobs/{uuid.uuid4().hex}")
 
     assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
 
@@ -174,34 +174,35 @@ def test_what_travels_beside_a_message_counts_as_its_payload(interface: str) -> 
 
 
 def raw_infer(
-    fleet: RouterProcess, fields: Any, parts: bytes = b"", *, length: str | None = None, model: str = "mirror"
+    http: httpx.Client, fields: Any, parts: bytes = b"", *, length: str | None = None, model: str = "mirror"
 ) -> httpx.Response:
     text = msgspec.json.encode(fields)
     headers = {HEADER: str(len(text)) if length is None else length, "content-type": "application/octet-stream"}
-    return httpx.post(f"{fleet.http}/v2/models/{model}/infer", content=text + parts, headers=headers, trust_env=False)
+    return http.post(f"/v2/models/{model}/infer", content=text + parts, headers=headers)
 
 
 def tensor(**fields: Any) -> dict[str, Any]:
     return {"name": "x", "shape": [2, 3], "datatype": "FP32", "parameters": {"binary_data_size": 24}} | fields
 
 
-def test_an_infer_request_may_carry_its_tensors_raw_and_ask_for_raw_ones(fleet: RouterProcess) -> None:
+def test_an_infer_request_may_carry_its_tensors_raw_and_ask_for_raw_ones(http: httpx.Client) -> None:
     note = {"name": "note", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 12}}
     asked = {"inputs": [tensor(), note], "parameters": {"binary_data_output": True}}
     notes = struct.pack("<I", 2) + b"ab" + struct.pack("<I", 2) + b"\xff\xfe"
-    answer = raw_infer(fleet, asked, SMALL.tobytes() + notes, model="noted")
+    answer = raw_infer(http, asked, SMALL.tobytes() + notes, model="noted")
 
     length = int(answer.headers[HEADER])
     x, echoed = msgspec.json.decode(answer.content[:length])["outputs"]
     assert (x["shape"], x["parameters"]) == ([2, 3], {"binary_data_size": 24})
     assert (echoed["shape"], echoed["parameters"]) == ([2], {"binary_data_size": 12})
     assert answer.content[length:] == SMALL.tobytes() + notes
+    assert "binary_tensor_data" in http.get("/v2").json()["extensions"]
 
 
-def test_each_output_may_be_asked_for_raw_or_not(fleet: RouterProcess) -> None:
+def test_each_output_may_be_asked_for_raw_or_not(http: httpx.Client) -> None:
     outputs = [{"name": "x", "parameters": {"binary_data": False}}]
     asked = {"inputs": [tensor()], "outputs": outputs, "parameters": {"binary_data_output": True}}
-    answer = raw_infer(fleet, asked, SMALL.tobytes())
+    answer = raw_infer(http, asked, SMALL.tobytes())
 
     assert HEADER not in answer.headers
     assert answer.json()["outputs"][0]["data"] == SMALL.reshape(-1).tolist()
@@ -225,13 +226,9 @@ def test_each_output_may_be_asked_for_raw_or_not(fleet: RouterProcess) -> None:
     ],
 )
 def test_raw_tensors_that_are_not_what_they_say_are_refused_by_name(
-    fleet: RouterProcess, inputs: list[Any], parts: bytes, length: str | None, field: str
+    http: httpx.Client, inputs: list[Any], parts: bytes, length: str | None, field: str
 ) -> None:
-    answer = raw_infer(fleet, {"inputs": inputs}, parts, length=length, model="noted")
+    answer = raw_infer(http, {"inputs": inputs}, parts, length=length, model="noted")
 
     reply = answer.json()
     assert (answer.status_code, reply["code"], reply["details"]["field"]) == (400, "invalid_request", field)
-
-
-def test_the_server_says_that_it_takes_raw_tensors(fleet: RouterProcess) -> None:
-    assert "binary_tensor_data" in httpx.get(f"{fleet.http}/v2", trust_env=False).json()["extensions"]

@@ -1,7 +1,5 @@
 """Messages that were given up: who parks them, with what history, and what an operator does with them."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Iterator

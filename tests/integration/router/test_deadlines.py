@@ -1,7 +1,5 @@
 """Jobs end at their deadline, by the store's clock, wherever they are; their waiters and workers are notified."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A tenant's `max_depth` holds over all routers, whichever of its jobs' processes die."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from collections import Counter
@@ -23,7 +21,7 @@ from tests.scripting import Store
 
 CLASS = "cpu.batch"
 MOST = 5
-AT_ONCE = 100
+AT_ONCE = 40
 BOUNDED = f"""
 hardware:
   {CLASS}: {{device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0, price: {{usd_per_hour: 0.05}}, horizon: 1000}}
@@ -46,12 +44,6 @@ def routers(fleet: Settings) -> Iterator[list[RouterProcess]]:
     """Two routers, and a device that answers nothing."""
     with EchoDevice(fleet, answering=False), router_process(fleet) as one, router_process(fleet) as other:
         yield [one, other]
-
-
-@pytest.fixture
-def state(fleet: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(fleet.broker) as client:
-        yield client
 
 
 def burst(routers: Sequence[RouterProcess], deadline: float = 600) -> list[httpx.Response]:
@@ -82,10 +74,10 @@ def filled_again(routers: Sequence[RouterProcess]) -> list[str]:
 
 
 def test_two_routers_accept_as_many_simultaneous_jobs_as_a_tenant_may_have_and_again_once_those_ended(
-    routers: list[RouterProcess], state: redis.Redis
+    routers: list[RouterProcess], store: redis.Redis
 ) -> None:
     first = accepted(burst(routers))
-    assert len(first) == state.zcard(open_key("lab")) == MOST
+    assert len(first) == store.zcard(open_key("lab")) == MOST
     assert accepted(burst(routers)) == []
     with httpx.Client(base_url=routers[0].http, trust_env=False) as http:
         large = http.post("/v2/models/echo/infer", json=infer_body("a" * 2000, tenant="lab"))
@@ -96,24 +88,24 @@ def test_two_routers_accept_as_many_simultaneous_jobs_as_a_tenant_may_have_and_a
 
 
 def test_jobs_whose_router_and_worker_died_count_until_they_end_and_no_longer(
-    routers: list[RouterProcess], state: redis.Redis
+    routers: list[RouterProcess], store: redis.Redis
 ) -> None:
     jobs = accepted(burst(routers, deadline=3))
     assert len(jobs) == MOST
-    Store(state).claim("dead", *(job.rpartition("/")[2] for job in jobs))
+    Store(store).claim("dead", *(job.rpartition("/")[2] for job in jobs))
     killed, left = routers
     killed.process.kill()
-    eventually(lambda: not state.exists(open_key("lab")))
+    eventually(lambda: not store.exists(open_key("lab")))
     assert len(filled_again([left])) == MOST
 
 
 @pytest.mark.usefixtures("routers")
-def test_arrivals_over_the_depth_of_their_tenant_are_refused_and_no_others(fleet: Settings, state: redis.Redis) -> None:
+def test_arrivals_over_the_depth_of_their_tenant_are_refused_and_no_others(fleet: Settings, store: redis.Redis) -> None:
     with celery.Celery(broker=fleet.broker, backend=fleet.broker, set_as_current=False) as app:
         given = {"model": "echo", "inputs": "hello", "tenant": "lab"}
         jobs = [app.send_task(INFER, kwargs=given, queue=ARRIVALS).id for _ in range(AT_ONCE)]
-    eventually(lambda: all(state.exists(job_key(job)) for job in jobs))
-    refused = [job for job in jobs if as_bytes(state.hget(job_key(job), "state")) == b"failed"]
-    assert len(jobs) - len(refused) == state.zcard(open_key("lab")) == MOST
-    results = [read_meta(as_bytes(state.get(result_key(job)))).result for job in refused]
+    eventually(lambda: all(store.exists(job_key(job)) for job in jobs))
+    refused = [job for job in jobs if as_bytes(store.hget(job_key(job), "state")) == b"failed"]
+    assert len(jobs) - len(refused) == store.zcard(open_key("lab")) == MOST
+    results = [read_meta(as_bytes(store.get(result_key(job)))).result for job in refused]
     assert {result["exc_type"] for result in results} == {"OverloadedError"}

@@ -1,7 +1,5 @@
 """The history on a real Valkey: recorded by the leader from the jobs' records, and read back with outcomes."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -1,7 +1,5 @@
 """The election of the router that leads, on a real Valkey server."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import AsyncExitStack
 

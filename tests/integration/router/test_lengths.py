@@ -1,7 +1,5 @@
 """A worker's generated answers teach the routers how long the next ones will be."""
 
-from __future__ import annotations
-
 import uuid
 from pathlib import Path
 
@@ -19,9 +17,10 @@ from taxiway.contract.wire import infer_message
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
 from tests.openai_fleet import QUEUES
-from tests.routing import eventually, router_process
+from tests.routing import eventually
+from tests.serving import served_fleet
 from tests.stored import fields_of
-from tests.working import worker_process, worker_settings
+from tests.working import worker_settings
 
 
 def ask(state: redis.Redis, prompts: str | list[str], tenant: str) -> tuple[list[int], float]:
@@ -40,7 +39,7 @@ def test_the_answers_to_a_tenant_size_only_its_own_next_request(settings: Settin
     with serving(Engine()) as engine, redis.Redis.from_url(settings.broker) as state:
         fleet = worker_settings(settings, tmp_path, QUEUES.format(url=engine.url))
         add_engine_models(fleet.models, "talk", "tale", "vector")
-        with worker_process(fleet), router_process(fleet):
+        with served_fleet(fleet, "tale"):
             _learn(state, cell, prompt)
 
 

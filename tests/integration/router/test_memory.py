@@ -1,7 +1,5 @@
 """A store that is full or bounded refuses clearly and loses nothing; what ended leaves nothing behind."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

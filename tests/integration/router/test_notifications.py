@@ -1,7 +1,5 @@
 """A waiter learns of a job's end although the announcement was lost: in a router and in the client, on Valkey."""
 
-from __future__ import annotations
-
 import asyncio
 import uuid
 from collections.abc import AsyncIterator

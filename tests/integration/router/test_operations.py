@@ -1,7 +1,5 @@
 """What operators see of a fleet: overview, `taxiway top`, scaling and metrics."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Iterator

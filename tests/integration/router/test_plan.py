@@ -1,7 +1,5 @@
 """A plan in the state store: routers follow it within a second, ignore what is stale or broken, and explain which."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Iterator

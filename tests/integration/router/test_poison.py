@@ -1,7 +1,5 @@
 """Jobs that end the worker that runs them, before workers that a supervisor keeps up."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """An idle device serves a starving class and returns, ordered by a router or by an operator."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path

@@ -1,11 +1,8 @@
 """The timeline on a real Valkey: what the leader samples of the fleet, and what an operator reads of it."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -41,12 +38,6 @@ class Leader:
         await self.fleet.read()
         for _ in range(round(EVERY / self.timeline.pause)):
             await self.timeline.tick()
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.broker) as client:
-        yield client
 
 
 def sampled(settings: Settings, *, samples: int = 1) -> list[FleetSample]:
