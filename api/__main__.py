@@ -24,9 +24,9 @@ from api.app import make_app
 from api.gate import is_loopback
 from api.keys_file import KeyFile
 from api.objects.stored import StoredObjects
+from api.routing.router import HttpRouter
 from api.server import HttpServer, open_tls
-from router.process import Prepared, Signals, options, prepare, run, setting, write_ready
-from router.router import Router
+from router.process import Signals, options, prepare, run, setting, write_ready
 from tasks.settings import SettingsError, cache_directory
 
 logger = logging.getLogger("router")
@@ -52,13 +52,13 @@ CANNOT_LISTEN = 3
 """Exit status of a router whose address is in use, or does not belong to this machine."""
 
 
-async def serve(prepared: Prepared, listening: Listening) -> int:
+async def serve(make: Callable[[], HttpRouter], listening: Listening) -> int:
     """Run one router until SIGTERM or SIGINT, or until a loop fails; returns the exit status."""
-    router, limits = prepared.router(), prepared.rules.topology.limits
+    router = make()
     try:
-        store = StoredObjects(router, prepared.settings, listening.files)
+        store = StoredObjects(router, listening.files)
         app = make_app(router, listening.keys, store)
-        server = HttpServer(app, listening.host, listening.port, limits, listening.tls)
+        server = HttpServer(app, listening.host, listening.port, router.rules.topology.limits, listening.tls)
     except OSError as error:
         address = f"{listening.host}:{listening.port}"
         logger.critical("cannot listen", extra={"address": address, "error": error.strerror})
@@ -74,7 +74,7 @@ async def serve(prepared: Prepared, listening: Listening) -> int:
     return status
 
 
-async def leave(router: Router, server: HttpServer, parting: float, at_once: asyncio.Event) -> None:
+async def leave(router: HttpRouter, server: HttpServer, parting: float, at_once: asyncio.Event) -> None:
     """Stop without losing requests: taken arrivals are finished or returned, and load balancers have time to react."""
     server.part()
     await router.retire()
@@ -126,7 +126,7 @@ def main(environment: Mapping[str, str]) -> int:
     arguments = http_options(environment).parse_args()
 
     def make() -> Callable[[], Awaitable[int]]:
-        return partial(serve, prepare(arguments, environment), read_listening(arguments))
+        return partial(serve, prepare(arguments, environment, HttpRouter), read_listening(arguments))
 
     return run(arguments, make, KeysError)
 

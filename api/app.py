@@ -27,8 +27,8 @@ from api.operators import fleet
 from api.operators import job_endpoints as jobs
 from api.pages import endpoints as pages
 from api.paths import Divided, Named
+from api.routing.router import HttpRouter
 from api.services import SERVICES, Services
-from router.router import Router
 from taxiway.errors import TaxiwayError
 
 ENDPOINTS = [
@@ -45,7 +45,7 @@ ENDPOINTS = [
 ]
 
 
-def make_app(router: Router, keys: KeyFile | None, store: StoredObjects) -> Divided:
+def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects) -> Divided:
     """The HTTP API of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
     limits = router.rules.topology.limits
     limit = int(limits.payload)

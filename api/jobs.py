@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
+from api.routing.router import HttpRouter
 from broker.port import Arrival, DeadLetter, Holder
 from router.decide.explain import Explanation, explain_record, read_basis, unpack_snapshot
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
-from router.router import Router
 from router.service.admission import Place
 from router.service.decision import GiveUp, end_of
 from taxiway.contract.job import (
@@ -67,7 +67,7 @@ class _Snapshot:
 class Jobs:
     """The jobs in a router's store, or only those of one tenant: other tenants' jobs are unknown then."""
 
-    def __init__(self, router: Router, tenant: str | None = None) -> None:
+    def __init__(self, router: HttpRouter, tenant: str | None = None) -> None:
         self._router = router
         self._tenant = tenant
         self._store = router.store
@@ -261,7 +261,7 @@ class Opened(DeadLetterSummary, frozen=True, kw_only=True):
 class StoredDeadLetters:
     """The dead letters in a router's store."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: HttpRouter) -> None:
         self._router = router
         self._store = router.store
 

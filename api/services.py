@@ -9,7 +9,7 @@ from litestar import Response
 
 from api.gate import AnyRequest, caller_of
 from api.jobs import Jobs, StoredDeadLetters
-from router.router import Router
+from api.routing.router import HttpRouter
 
 if TYPE_CHECKING:
     from api.inference.infer import Inference
@@ -25,7 +25,7 @@ SERVICES = "services"
 class Services:
     """What the endpoints need."""
 
-    router: Router
+    router: HttpRouter
     inference: Inference
     letters: StoredDeadLetters
     stored: StoredObjects

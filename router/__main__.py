@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from router.process import Prepared, Signals, options, prepare, run, write_ready
+from router.process import Signals, options, prepare, run, write_ready
+from router.router import Router
 
 
-async def serve(prepared: Prepared) -> int:
+async def serve(make: Callable[[], Router]) -> int:
     """Run one router until SIGTERM or SIGINT, or until a loop fails; returns the exit status."""
-    router, signals = prepared.router(), Signals()
+    router, signals = make(), Signals()
     await router.start()
     write_ready()
     status = await signals.wait(router)
@@ -28,7 +29,7 @@ async def serve(prepared: Prepared) -> int:
 def main(environment: Mapping[str, str]) -> int:
     """The command; returns 2 if a setting or queues.yaml is invalid."""
     arguments = options(environment, "python -m router").parse_args()
-    return run(arguments, lambda: partial(serve, prepare(arguments, environment)))
+    return run(arguments, lambda: partial(serve, prepare(arguments, environment, Router)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 import uvloop
@@ -23,7 +24,7 @@ from router.service.classifier import load_classifier
 from tasks.document import DocumentError
 from tasks.models.folder import ModelsFolder
 from tasks.queues.queues_file import QueuesFile
-from tasks.settings import Settings, SettingsError, settings_from
+from tasks.settings import SettingsError, settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from tasks.topology import Topology
 
@@ -36,19 +37,7 @@ A request allocates some 300 objects, which are freed with it. With Python's def
 its time scanning the requests in progress (256 concurrent, by HTTP)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a router is made of, read from the environment and files."""
-
-    settings: Settings
-    rules: Rules
-    folder: ModelsFolder
-    amqp: str = ""
-
-    def router(self) -> Router:
-        """A router, not started, under a name that no other has or had."""
-        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        return Router(self.settings, self.rules, name, self.folder, self.amqp)
+AnyRouter = TypeVar("AnyRouter", bound=Router)
 
 
 class Signals:
@@ -98,8 +87,10 @@ def options(environment: Mapping[str, str], program: str) -> argparse.ArgumentPa
     return parser
 
 
-def prepare(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Prepared:
-    """What the options and the environment say. An invalid model is only disabled.
+def prepare(
+    arguments: argparse.Namespace, environment: Mapping[str, str], kind: type[AnyRouter]
+) -> Callable[[], AnyRouter]:
+    """Makes a router as the options and the environment say, not started. An invalid model is only disabled.
 
     Raises:
         SettingsError, DocumentError: a setting or queues.yaml is invalid.
@@ -114,7 +105,8 @@ def prepare(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Pr
     rules = Rules(
         topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts, classify=classify
     )
-    return Prepared(settings, rules, folder, amqp_address(arguments.amqp))
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # that no other has or had
+    return partial(kind, settings, rules, name, folder, amqp_address(arguments.amqp))
 
 
 def amqp_address(text: str) -> str:

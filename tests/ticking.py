@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import api.__main__ as shipped
-from router.process import Prepared
+from api.routing.router import HttpRouter
 from tasks.settings import Settings
 from tests.routing import RouterProcess, router_process
 
@@ -90,11 +90,11 @@ def main() -> int:
     """The router's own command."""
     serve = shipped.serve
 
-    async def ticking(prepared: Prepared, listening: shipped.Listening) -> int:
+    async def ticking(make: Callable[[], HttpRouter], listening: shipped.Listening) -> int:
         with Path(os.environ[_FILE]).open("a", buffering=1) as file:
             ticker = asyncio.create_task(_tick(file))
             try:
-                return await serve(prepared, listening)
+                return await serve(make, listening)
             finally:
                 ticker.cancel()
 

@@ -38,9 +38,9 @@ from api.inference.protocol import (
 )
 from api.jobs import Jobs
 from api.paths import name_in
+from api.routing.router import HttpRouter
 from broker.valkey.endings import Ending
 from router.decide.placement import Placement
-from router.router import Router
 from router.service.admission import Order, Place, check_size, digest_at, preview
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
@@ -159,7 +159,7 @@ class _Prepared(NamedTuple):
 class Inference:
     """Implements the infer endpoint."""
 
-    def __init__(self, router: Router, jobs: Jobs) -> None:
+    def __init__(self, router: HttpRouter, jobs: Jobs) -> None:
         self._router = router
         self._jobs = jobs
         self._limits = router.rules.topology.limits

@@ -17,7 +17,7 @@ import msgspec
 from api.inference.infer import Accepted, Inference
 from api.inference.protocol import InferAnswer, InferRequest, InputTensor
 from api.jobs import Jobs
-from router.router import Router
+from api.routing.router import HttpRouter
 from tasks.models.profiles import generates
 from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.limits import ELEMENTS, WHOLE_VALUES_DIVISOR, check_json
@@ -81,7 +81,7 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
 class Streaming:
     """Implements the streaming endpoints."""
 
-    def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
+    def __init__(self, router: HttpRouter, jobs: Jobs, inference: Inference) -> None:
         self._router = router
         self._jobs = jobs
         self._inference = inference

@@ -13,8 +13,8 @@ from litestar import Response, get, post
 
 from api.gate import AnyRequest, json_answer, needs
 from api.inference import described
+from api.routing.router import HttpRouter
 from api.services import services_of
-from router.router import Router
 from router.service.model_list import unready
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Catalogue, reference_of
@@ -177,7 +177,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "data_type": _TYPES.get(spec.datatype, f"TYPE_{spec.datatype}"), "dims": dims or [1]}
 
 
-def _indexed(router: Router, name: str, model: Model) -> IndexedModel:
+def _indexed(router: HttpRouter, name: str, model: Model) -> IndexedModel:
     """A model under one of its names: why it could not run, or why it is not what its file says."""
     reason = unready(model, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)
     outdated = router.rules.catalogue.outdated
@@ -192,12 +192,12 @@ def _disabled(catalogue: Catalogue, reference: str, why: str) -> IndexedModel:
     return IndexedModel(name, reference[len(name) + 1 :], "UNAVAILABLE", why)
 
 
-def _models(router: Router) -> list[Model]:
+def _models(router: HttpRouter) -> list[Model]:
     catalogue = router.rules.catalogue
     return [m for name in sorted({m.name for m in catalogue.models.values()}) for m in catalogue.versions(name)]
 
 
-def _stats(router: Router, models: list[Model]) -> Response[bytes]:
+def _stats(router: HttpRouter, models: list[Model]) -> Response[bytes]:
     ran = router.outcomes.models
     return json_answer({"model_stats": [stats_of(model, ran.get(model.id, Ran())) for model in models]})
 
@@ -206,5 +206,5 @@ def _resolved(request: AnyRequest, model: str, version: str | None) -> Model:
     return _router(request).rules.catalogue.resolve(reference_of(model, version))
 
 
-def _router(request: AnyRequest) -> Router:
+def _router(request: AnyRequest) -> HttpRouter:
     return services_of(request).router

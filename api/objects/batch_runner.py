@@ -41,8 +41,8 @@ from api.openai.answers import AnswerHead
 from api.openai.calls import awaited
 from api.openai.requests import service_of, tier_for_later, tier_of
 from api.openai_errors import JOB, code_of, param_of
+from api.routing.router import HttpRouter
 from api.storage.objects import Contents, FileRecord, Objects, file_path, one_piece
-from router.router import Router
 from tasks.large_bodies import beside
 from tasks.ticket import job_id
 from taxiway.backoff import Backoff
@@ -91,7 +91,7 @@ class _LostError(Exception):
 class Desk:
     """What the work on a batch needs of its router. The bytes of running lines count as request bodies, too."""
 
-    router: Router
+    router: HttpRouter
     inference: Inference
     objects: Objects
     contents: Contents

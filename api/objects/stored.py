@@ -14,10 +14,9 @@ from api.jobs import Jobs
 from api.objects.batch_runner import WINDOW_BYTES, BatchRunner, Desk
 from api.objects.batch_turns import LineWindow
 from api.openai.responses.stored import Responses
+from api.routing.router import HttpRouter
 from api.storage.objects import FileRecord, Objects, decode_file, decode_owned, file_path, open_contents
 from broker.valkey.objects import Kind
-from router.router import Router
-from tasks.settings import Settings
 from taxiway.errors import FleetUnavailable, UnknownObjectError
 
 logger = logging.getLogger(__name__)
@@ -33,9 +32,9 @@ class StoredObjects:
     `place` is a folder, or an object store's address.
     """
 
-    def __init__(self, router: Router, settings: Settings, place: str) -> None:
+    def __init__(self, router: HttpRouter, place: str) -> None:
         self.router = router
-        self.objects = Objects(settings.broker, router.rules.topology.limits)
+        self.objects = Objects(router.settings.broker, router.rules.topology.limits)
         self.contents = open_contents(place)
         inference = Inference(router, Jobs(router))
         self.bodies = Bodies(router.rules.topology)

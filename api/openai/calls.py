@@ -17,7 +17,7 @@ from api.inference.streaming import STREAM_HEADERS, Streaming, kept_alive
 from api.jobs import Jobs
 from api.openai.chunks import Writer
 from api.openai_errors import JOB
-from router.router import Router
+from api.routing.router import HttpRouter
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError
@@ -105,7 +105,7 @@ class WholeAnswer:
 class Calls:
     """Runs calls at one router for a caller who may see `jobs`."""
 
-    def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
+    def __init__(self, router: HttpRouter, jobs: Jobs, inference: Inference) -> None:
         self._router = router
         self._inference = inference
         self._streaming = Streaming(router, jobs, inference)
@@ -247,7 +247,7 @@ def _stops() -> FleetUnavailable:
     return BrokerUnavailableError("the router is stopping: send the request again", retry_after=1.0)
 
 
-async def awaited(router: Router, running: Running) -> bytes | None:
+async def awaited(router: HttpRouter, running: Running) -> bytes | None:
     """The stored result of a job, however long it takes; None if the router stops before."""
     while (meta := await running.wait(math.inf)) is None:
         if router.results.hurried.is_set():

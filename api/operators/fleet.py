@@ -18,8 +18,8 @@ from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet
 from api.operators.view import FleetTimeline
+from api.routing.router import HttpRouter
 from api.services import JsonResponse, services_of
-from router.router import Router
 from router.upkeep.timeline import read_timeline
 from taxiway.errors import BrokerUnavailableError, quoted
 
@@ -103,7 +103,7 @@ async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonRespon
     return _target(router, hardware_class)
 
 
-def _scalable(request: AnyRequest, hardware_class: str) -> Router:
+def _scalable(request: AnyRequest, hardware_class: str) -> HttpRouter:
     """The router, after a check that the class exists."""
     router = services_of(request).router
     if hardware_class not in router.rules.topology.hardware:
@@ -112,7 +112,7 @@ def _scalable(request: AnyRequest, hardware_class: str) -> Router:
     return router
 
 
-def _target(router: Router, hardware_class: str) -> JsonResponse:
+def _target(router: HttpRouter, hardware_class: str) -> JsonResponse:
     target = router.scaler.targets().get(hardware_class)
     if target is None or router.fleet.working.fleet.stale:
         raise BrokerUnavailableError("the fleet snapshot is stale: the number of devices is unknown", retry_after=1.0)
@@ -127,7 +127,7 @@ def _target(router: Router, hardware_class: str) -> JsonResponse:
 async def metrics(request: AnyRequest) -> Response[bytes]:
     """The fleet's metrics in Prometheus's text format."""
     router = services_of(request).router
-    content = exposition(await read_fleet(router), router.done())
+    content = exposition(await read_fleet(router), router.counted(), router.outcomes.latency)
     return Response(content, media_type=CONTENT_TYPE)
 
 

@@ -11,11 +11,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from api.operators.view import ClassView, FleetView
-from router.service.counters import Counters, Counts
-from tasks.heartbeat import BOUNDS, DeviceFacts, Use
+from api.routing.counters import Counts
+from tasks.heartbeat import BOUNDS, DeviceFacts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The exposition format that `exposition` returns."""
+
+Latency = Mapping[tuple[str, ...], Sequence[float]]
+"""The figures of `tasks.heartbeat` by class and stage."""
 
 _PER_FLEET: Mapping[str, tuple[str, Callable[[FleetView], float]]] = {
     "stale": ("1 while the fleet's state cannot be read.", lambda view: view.stale),
@@ -41,6 +44,20 @@ _PER_LEVEL: Mapping[str, tuple[str, Callable[[ClassView], tuple[float, ...]]]] =
     "work_seconds": ("Device seconds queued and running, by priority level.", lambda one: one.work),
     "held_seconds": ("Device seconds in holding, by priority level.", lambda one: one.held),
 }
+_COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "placed": ("Jobs that this router placed.", ("class", "model")),
+    "moved": ("Jobs that this router moved.", ("source", "target", "kind")),
+    "yields": ("Running jobs that this router asked to yield.", ("class",)),
+    "refused": ("Requests that this router refused, by error code.", ("code",)),
+    "ended": ("Jobs that this router ended before a worker did.", ("outcome",)),
+    "parked": ("Arrivals that this router could not read, and dead-lettered.", ()),
+    "webhook_attempts": ("Webhook deliveries that this router tried.", ("outcome",)),
+    "rejected": ("Messages without a router's ticket, which workers dead-lettered.", ("class",)),
+    "results": ("Jobs that workers ended.", ("class", "outcome")),
+    "usd": ("US dollars that jobs cost.", ("class", "model", "tenant")),
+    "tokens": ("Tokens that endpoints counted or workers made.", ("class", "model", "kind")),
+    "aborts": ("Requests to endpoints that were closed early.", ("class", "model")),
+}
 _LATENCIES: Mapping[str, tuple[str, str]] = {
     "queue": ("queue_wait_seconds", "Seconds from a job's acceptance to its start."),
     "run": ("run_seconds", "Seconds of the batches that a job ran in."),
@@ -51,58 +68,30 @@ _LATENCIES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def exposition(view: FleetView, done: Counters) -> bytes:
-    """All metrics in Prometheus's text format."""
+def exposition(view: FleetView, counted: Mapping[str, Counts], latency: Latency) -> bytes:
+    """All metrics in Prometheus's text format: the view's, counters by name, and latencies by class and stage."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(view, done))
+    registry.register(_Families(view, counted, latency))
     return generate_latest(registry)
 
 
 class _Families(Collector):
-    """One fleet view as metric families."""
+    """The metric families."""
 
-    def __init__(self, view: FleetView, done: Counters) -> None:
+    def __init__(self, view: FleetView, counted: Mapping[str, Counts], latency: Latency) -> None:
         self._view = view
-        self._done = done
+        self._counted = counted
+        self._latency = latency
 
     def collect(self) -> Iterable[Metric]:
         """Every family with its samples."""
         for name, (text, figure) in _PER_FLEET.items():
             yield GaugeMetricFamily(f"taxiway_{name}", text, float(figure(self._view)))
         yield from _gauges(self._view.classes)
-        done = self._done
-        yield _counter("placed", "Jobs that this router placed.", ("class", "model"), done.placed)
-        yield _counter("moved", "Jobs that this router moved.", ("source", "target", "kind"), done.moved)
-        yield _counter("yields", "Running jobs that this router asked to yield.", ("class",), done.yields)
-        yield _counter("refused", "Requests that this router refused, by error code.", ("code",), done.refused)
-        yield _counter("ended", "Jobs that this router ended before a worker did.", ("outcome",), done.ended)
-        yield CounterMetricFamily(
-            "taxiway_parked", "Arrivals that this router could not read, and dead-lettered.", done.dead_lettered
-        )
-        yield _counter("webhook_attempts", "Webhook deliveries that this router tried.", ("outcome",), done.webhooks)
-        yield _counter(
-            "rejected", "Messages without a router's ticket, which workers dead-lettered.", ("class",), done.rejected
-        )
-        yield _counter("results", "Jobs that workers ended.", ("class", "outcome"), done.outcomes)
-        yield _counter("usd", "US dollars that jobs cost.", ("class", "model", "tenant"), done.dollars)
-        yield _counter(
-            "tokens", "Tokens that endpoints counted or workers made.", ("class", "model", "kind"), _tokens(done.used)
-        )
-        aborted: Counts = {own: float(use.aborted) for own, use in done.used.items()}
-        yield _counter("aborts", "Requests to endpoints that were closed early.", ("class", "model"), aborted)
+        for name, (text, labels) in _COUNTERS.items():
+            yield _counter(name, text, labels, self._counted[name])
         yield _endpoints(self._view.devices)
-        yield from _histograms(done.latency)
-
-
-def _tokens(used: Mapping[tuple[str, str], Use]) -> Counts:
-    """Tokens by class, model and kind: `input` is what was not cached."""
-    kinds: Mapping[str, Callable[[Use], int]] = {
-        "input": lambda use: use.input - use.cached,
-        "cached": lambda use: use.cached,
-        "output": lambda use: use.output,
-        "excess": lambda use: use.excess,
-    }
-    return {(*own, kind): float(of(use)) for own, use in used.items() for kind, of in kinds.items()}
+        yield from _histograms(self._latency)
 
 
 def _endpoints(devices: Iterable[DeviceFacts]) -> Metric:
@@ -137,7 +126,7 @@ def _counter(name: str, text: str, labels: tuple[str, ...], counts: Counts) -> M
     return family
 
 
-def _histograms(latency: Mapping[tuple[str, ...], Sequence[float]]) -> Iterator[Metric]:
+def _histograms(latency: Latency) -> Iterator[Metric]:
     bounds = [*map(str, BOUNDS), "+Inf"]
     for stage, (name, text) in _LATENCIES.items():
         family = HistogramMetricFamily(f"taxiway_{name}", text, labels=["class"])

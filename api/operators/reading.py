@@ -6,11 +6,11 @@ import msgspec
 
 from api.operators.problems import problems
 from api.operators.view import FleetView, view_fleet, view_plan
-from router.router import Router
+from api.routing.router import HttpRouter
 from tasks.models.folder import APART
 
 
-async def read_fleet(router: Router) -> FleetView:
+async def read_fleet(router: HttpRouter) -> FleetView:
     """The fleet now, with what needs attention.
 
     Raises:

@@ -21,8 +21,8 @@ from api.openai.responses.response import (
     succeeded,
     waiting,
 )
+from api.routing.router import HttpRouter
 from api.storage.objects import Objects
-from router.router import Router
 from taxiway.contract.job import JobStatus, is_answer
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError, UnknownObjectError
 
@@ -41,7 +41,7 @@ class Responses:
     was stopped or killed.
     """
 
-    def __init__(self, router: Router, inference: Inference, objects: Objects) -> None:
+    def __init__(self, router: HttpRouter, inference: Inference, objects: Objects) -> None:
         self._router = router
         self._inference = inference
         self._jobs = Jobs(router)

@@ -19,9 +19,9 @@ import redis
 from api.inference.infer import Inference
 from api.inference.protocol import read_infer
 from api.jobs import Jobs
+from api.routing.router import HttpRouter
 from local.embedded import EmbeddedValkey
 from router.decide.explain import Basis, read_basis
-from router.router import Router
 from router.service.admission import Place, Rules
 from tasks.models.folder import ModelsFolder, load_catalogue
 from tasks.queues.queues_file import QueuesFile
@@ -497,7 +497,7 @@ def test_the_openapi_document_has_what_every_endpoint_refuses_and_which_need_no_
         assert refused <= one["responses"].keys(), f"{verb} {path}"
 
 
-class Astray(Router):
+class Astray(HttpRouter):
     """Fails unexpectedly once it has forwarded a request."""
 
     async def forward(self, admitted: Place) -> NoReturn:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.service.results import WaitTimeouts
+from api.routing.results import WaitTimeouts
 
 SOON = 20.0
 

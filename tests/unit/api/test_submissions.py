@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 
+from api.routing.submissions import Submissions
 from broker.port import ForwardOutcome, Outgoing
 from broker.valkey.queues import ValkeyTransport
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
-from router.service.submissions import Submissions
 from tasks.models.profiles import ProfileBook
 from tasks.queues.limits import Limits
 from tasks.settings import TREE

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from api.operators.problems import problems
 from api.operators.view import Calibration, FleetView, PlannedCell, PlanView, calibration
+from api.routing.counters import LATELY, RecentOutcomes
 from local.doctor.examine import ClassReport, HeldBounds, calibrations
-from router.service.counters import LATELY, RecentOutcomes
 from tasks.heartbeat import DeviceFacts, Done, count, empty, held_of, median_of
 from tests.builders import a_device
-from tests.unit.router.service.test_metrics import a_class
+from tests.unit.api.test_metrics import a_class
 
 WELL = FleetView(
     stale=False, now=0.0, held=3, dead=0, classes={"gpu": a_class(lacks=0)}, devices=(a_device("gpu"),), moves=()

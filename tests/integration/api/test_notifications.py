@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, closing
 import pytest
 import redis
 
-from router.service.results import Results
+from api.routing.results import Results
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from api.routing.repository import LoadProgress, progress
 from router.decide.snapshot import FleetSnapshot
-from router.service.repository import LoadProgress, progress
 from tasks.document import Size
 from tasks.models.model import Profile, Variant
 from tests.builders import a_class, a_device, a_text_model, a_topology

@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,15 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.operators.metrics import exposition
+from api.operators.metrics import Latency, exposition
 from api.operators.view import ClassView, FleetView
-from router.service.counters import Counters, OutcomeCounters
+from api.routing.counters import Counts, OutcomeCounters
 from tasks.heartbeat import BOUNDS, STAGES, DeviceFacts, Done, EndpointFacts, Ran, Use, count, empty
 from tasks.topology import Price
 from tests.builders import a_device
 from tests.unit.router.decide.test_rebalance import two_classes
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 DASHBOARD = json.loads((ROOT / "docker" / "grafana" / "taxiway.json").read_text())
 
@@ -28,20 +28,23 @@ def figures(*seconds: float) -> list[float]:
     return counted
 
 
-DONE = Counters(
-    placed={("gpu", "generate:1"): 7},
-    moved={("gpu", "cpu", "save"): 2},
-    yields={("gpu",): 3},
-    refused={("overloaded",): 4},
-    ended={("expired",): 6},
-    outcomes={("gpu", "succeeded"): 5},
-    latency={("gpu", stage): figures(0.03, 9000.0) for stage in (*STAGES, "bound", "first", "token")},
-    dead_lettered=9,
-    rejected={("gpu",): 8},
-    used={("gpu", "talk:1"): Use(rows=3, aborted=1, input=10, cached=4, output=5)},
-    dollars={("gpu", "talk:1", "lab"): 0.5},
-    webhooks={("delivered",): 3},
-)
+WORKERS = OutcomeCounters()
+WORKERS.outcomes["gpu", "succeeded"] = 5
+WORKERS.rejected["gpu",] = 8
+WORKERS.used["gpu", "talk:1"] = Use(rows=3, aborted=1, input=10, cached=4, output=5)
+WORKERS.dollars["gpu", "talk:1", "lab"] = 0.5
+
+COUNTED: Mapping[str, Counts] = {
+    "placed": {("gpu", "generate:1"): 7},
+    "moved": {("gpu", "cpu", "save"): 2},
+    "yields": {("gpu",): 3},
+    "refused": {("overloaded",): 4},
+    "ended": {("expired",): 6},
+    "parked": {(): 9},
+    "webhook_attempts": {("delivered",): 3},
+    **WORKERS.counted(),
+}
+LATENCY: Latency = {("gpu", stage): figures(0.03, 9000.0) for stage in (*STAGES, "bound", "first", "token")}
 
 ENDPOINT = a_device("gpu", kind="endpoint", endpoint=EndpointFacts(state="half-open"))
 
@@ -69,8 +72,8 @@ def a_class(**changes: object) -> ClassView:
     return ClassView(**(facts | changes))  # type: ignore[arg-type]
 
 
-def samples(view: FleetView, done: Counters) -> dict[tuple[str, ...], float]:
-    families = text_string_to_metric_families(exposition(view, done).decode())
+def samples(view: FleetView) -> dict[tuple[str, ...], float]:
+    families = text_string_to_metric_families(exposition(view, COUNTED, LATENCY).decode())
     return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
 
 
@@ -82,7 +85,7 @@ def view(**classes: ClassView) -> FleetView:
 
 
 def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
-    found = samples(view(gpu=a_class()), DONE)
+    found = samples(view(gpu=a_class()))
     assert found["taxiway_devices", "gpu"] == 2
     assert found["taxiway_waiting", "gpu", "3"] == 4
     assert found["taxiway_held_seconds", "gpu", "3"] == 9
@@ -102,7 +105,7 @@ def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
 
 
 def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> None:
-    found = samples(view(gpu=a_class()), DONE)
+    found = samples(view(gpu=a_class()))
     assert found["taxiway_run_seconds_bucket", "gpu", "0.025"] == 0
     assert found["taxiway_run_seconds_bucket", "gpu", "0.05"] == 1
     assert found["taxiway_run_seconds_bucket", "gpu", "+Inf"] == 2
@@ -112,7 +115,7 @@ def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> 
 
 
 def test_what_is_not_known_has_no_sample() -> None:
-    found = samples(view(gpu=a_class(replicas=None)), Counters({}, {}))
+    found = samples(view(gpu=a_class(replicas=None)))
     assert ("taxiway_wanted_replicas", "gpu") not in found
 
 
@@ -126,7 +129,7 @@ def test_the_dashboard_names_metrics_that_are_exposed_and_leaves_none_out() -> N
 
 
 def test_every_label_in_the_dashboards_queries_is_one_of_its_metrics() -> None:
-    families = text_string_to_metric_families(exposition(view(gpu=a_class()), DONE).decode())
+    families = text_string_to_metric_families(exposition(view(gpu=a_class()), COUNTED, LATENCY).decode())
     labels = {name for family in families for sample in family.samples for name in sample.labels}
     grouped = {
         name.strip()
@@ -139,7 +142,7 @@ def test_every_label_in_the_dashboards_queries_is_one_of_its_metrics() -> None:
 
 def exposed() -> set[str]:
     """The metrics that have samples, each histogram as one."""
-    families = text_string_to_metric_families(exposition(view(gpu=a_class()), DONE).decode())
+    families = text_string_to_metric_families(exposition(view(gpu=a_class()), COUNTED, LATENCY).decode())
     return {f"{one.name}_total" if one.type == "counter" else one.name for one in families if one.samples}
 
 

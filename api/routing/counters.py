@@ -1,13 +1,9 @@
-"""What a router counts since it started.
-
-Workers count outcomes and latencies since their start; `OutcomeCounters` sums their increments.
-"""
+"""What workers count, as sums since a router started, and what ended lately."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 
 from tasks.heartbeat import DeviceFacts, Done, Ran, Use, empty
 from taxiway.contract.job import JobState
@@ -16,53 +12,25 @@ Counts = Mapping[tuple[str, ...], float]
 """Counts by the values of a metric's labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Counters since one router started."""
-
-    # Counted by the router
-    placed: Counts
-    """By class and model."""
-    moved: Counts
-    """By source, target and kind."""
-    yields: Counts = field(default_factory=dict)
-    """Requests to yield, by class."""
-    refused: Counts = field(default_factory=dict)
-    """By error code."""
-    ended: Counts = field(default_factory=dict)
-    """By final state."""
-    # Counted by the workers
-    outcomes: Counts = field(default_factory=dict)
-    """By class and final state."""
-    latency: Mapping[tuple[str, ...], Sequence[float]] = field(default_factory=dict)
-    """By class and stage: the figures of `tasks.heartbeat`."""
-    dead_lettered: int = 0
-    """Dead-lettered arrivals, counted by the router."""
-    rejected: Counts = field(default_factory=dict)
-    """Messages by class."""
-    used: Mapping[tuple[str, str], Use] = field(default_factory=dict)
-    """By class and model."""
-    dollars: Counts = field(default_factory=dict)
-    """By class, model and tenant."""
-    webhooks: Counts = field(default_factory=dict)
-    """Attempts by outcome, counted by the router."""
+_TOKENS: Mapping[str, Callable[[Use], int]] = {
+    "input": lambda use: use.input - use.cached,
+    "cached": lambda use: use.cached,
+    "output": lambda use: use.output,
+    "excess": lambda use: use.excess,
+}
+"""Tokens by kind: `input` is what was not cached."""
 
 
 class OutcomeCounters:
-    """Sums since this router's first update. They never decrease when workers come and go.
-
-    `outcomes` counts jobs by class and final state. `latency` has the figures of `tasks.heartbeat` by class and stage.
-    `rejected` counts messages by class. `models` has each model's sums over all classes, `used` those of endpoints by
-    class and model, and `dollars` US dollars by class, model and tenant.
-    """
+    """Sums of what workers count, since this router's first update. They never decrease when workers come and go."""
 
     def __init__(self) -> None:
-        self.outcomes: Counter[tuple[str, ...]] = Counter()
-        self.latency: dict[tuple[str, ...], list[float]] = {}
-        self.rejected: Counter[tuple[str, ...]] = Counter()
-        self.models: dict[str, Ran] = {}
-        self.used: dict[tuple[str, str], Use] = {}
-        self.dollars: dict[tuple[str, ...], float] = {}
+        self.outcomes: Counter[tuple[str, ...]] = Counter()  # jobs by class and final state
+        self.latency: dict[tuple[str, ...], list[float]] = {}  # figures of `tasks.heartbeat` by class and stage
+        self.rejected: Counter[tuple[str, ...]] = Counter()  # messages by class
+        self.models: dict[str, Ran] = {}  # over all classes
+        self.used: dict[tuple[str, str], Use] = {}  # of endpoints, by class and model
+        self.dollars: dict[tuple[str, ...], float] = {}  # US dollars by class, model and tenant
         self._seen: dict[tuple[str, str], Done] = {}
         self._started = False
 
@@ -75,6 +43,16 @@ class OutcomeCounters:
                 if self._started:
                     self._add(hardware_class, done, before)
         self._started = True
+
+    def counted(self) -> Mapping[str, Counts]:
+        """The sums by metric."""
+        return {
+            "results": self.outcomes,
+            "rejected": self.rejected,
+            "usd": self.dollars,
+            "tokens": {(*own, kind): of(use) for own, use in self.used.items() for kind, of in _TOKENS.items()},
+            "aborts": {own: use.aborted for own, use in self.used.items()},
+        }
 
     def _add(self, hardware_class: str, done: Done, before: Done) -> None:
         if _sum(done) < _sum(before):  # a new process under the same name

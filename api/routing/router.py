@@ -1,0 +1,116 @@
+"""A router, and what the HTTP API in its process asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from api.routing.counters import Counts, OutcomeCounters, RecentOutcomes
+from api.routing.repository import Repository
+from api.routing.results import Results, WaitTimeouts
+from api.routing.submissions import Submissions
+from broker.port import ForwardOutcome
+from router.decide.fairness import check_store, over_depth
+from router.decide.scaling import Scaler
+from router.router import Router
+from router.service.admission import Order, Place, Rules, admit
+from tasks.models.folder import ModelsFolder
+from tasks.settings import Settings
+from taxiway.errors import BrokerUnavailableError, NoDeviceError, TaxiwayError
+
+ACCEPT = 1.75
+"""Seconds, plus up to `CHECK_EVERY`, that a caller waits for the broker: it gets an answer within two."""
+
+_OBSERVE = 1.0  # seconds between two looks at what the fleet counted, and at how many devices it should have
+
+
+class HttpRouter(Router):
+    """A router with what callers submit there and wait for, and what operators read and ask of the fleet."""
+
+    def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder, amqp: str = "") -> None:
+        super().__init__(settings, rules, name, folder, amqp)
+        self.results = Results(settings.broker, self.store, name)
+        self.wait_timeouts = WaitTimeouts()
+        self.repository = Repository(rules, self.fleet, self.folder, self.store)
+        self.scaler = Scaler(rules.topology)
+        self.outcomes, self.lately = OutcomeCounters(), RecentOutcomes()
+        self._submissions = Submissions(self.transport, self.fleet)
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What runs until the router stops, by name."""
+        return {**super().loops(), "results": self.results.run(), "observe": self._observe()}
+
+    async def stop(self) -> None:
+        """Retire, then disconnect."""
+        await super().stop()
+        await self.results.close()
+
+    async def place(self, order: Order) -> Place:
+        """Place a request. The fleet is read again before the request fails for lack of a device.
+
+        Raises:
+            TaxiwayError: as `admit` raises it.
+        """
+        try:
+            admitted = await self._admit(order)
+        except TaxiwayError as error:
+            self.refuse(order.envelope, order.job, error.code)
+            raise
+        self.count(admitted)
+        return admitted
+
+    async def forward(self, admitted: Place) -> bool:
+        """Forward a placed request; False if its id already has a job.
+
+        Raises:
+            BrokerUnavailableError: the state store did not accept it. Unexpected errors are raised unchanged.
+            OverloadedError: its tenant has as many unfinished jobs as it may, by the store's count.
+        """
+        outgoing = admitted.outgoing
+        try:
+            outcome = await self.wait_timeouts.wait(self._submissions.forward(outgoing), ACCEPT)
+        except TimeoutError as error:
+            message = f"the state store did not accept the request within {ACCEPT:g} s"
+            raise BrokerUnavailableError(message, retry_after=1.0) from error
+        if outcome is ForwardOutcome.OVER:
+            over = over_depth(outgoing.fields)
+            self.refuse(outgoing.envelope, outgoing.job, over.code)
+            raise over
+        return outcome is ForwardOutcome.NEW
+
+    def counted(self) -> Mapping[str, Counts]:
+        """What this router and the workers counted since it started, by metric."""
+        return {
+            "placed": self.placed,
+            "moved": self.mover.moves,
+            "yields": self.yielder.yields,
+            "refused": self.refused,
+            "ended": self.store.jobs.ended,
+            "parked": {(): self.intake.dead_lettered},
+            "webhook_attempts": self.webhooks.outcomes,
+            **self.outcomes.counted(),
+        }
+
+    async def _admit(self, order: Order) -> Place:
+        try:
+            return self._admit_now(order)
+        except NoDeviceError:
+            await self.fleet.read()
+            return self._admit_now(order)
+
+    def _admit_now(self, order: Order) -> Place:
+        working = self.fleet.working
+        check_store(working.depths, self.rules.topology)
+        return admit(order, self.rules, working)
+
+    async def _observe(self) -> None:
+        while True:
+            working, now = self.fleet.working, time.monotonic()
+            if not working.fleet.stale:
+                self.scaler.topology = self.rules.topology
+                self.scaler.observe(working.fleet, now, working.depths.classes)
+                self.outcomes.update(working.fleet.devices)
+                self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), now)
+            await asyncio.sleep(_OBSERVE)
