@@ -128,7 +128,7 @@ class Jobs:
             **{name: getattr(seen.record, name) for name in names},
             "led_to": seen.fields.get("led"),
             "note": note,
-            "first_token": await self._store.values.first_piece(job),
+            "first_token": await self._router.values.first_piece(job),
             "moves": msgspec.to_builtins(moves),
             "report": None if seen.meta is None else msgspec.to_builtins(report_of(seen.meta)),
             "parts": msgspec.to_builtins(parts),
@@ -143,7 +143,7 @@ class Jobs:
         basis = read_basis(seen.fields.get("basis", ""))
         if basis is None:
             return None, _NEVER_PLACED if not record.hardware_class else _OTHER_RELEASE
-        packed = await self._store.jobs.snapshot(basis.snapshot)
+        packed = await self._router.jobs.snapshot(basis.snapshot)
         if packed is None:
             return None, _GONE.format(kept=rules.topology.limits.keep_explanation)
         fleet = unpack_snapshot(packed)
@@ -164,7 +164,7 @@ class Jobs:
         return seen
 
     async def _read(self, job: str) -> _Snapshot:
-        fields, meta = await self._store.jobs.record_and_result(job)
+        fields, meta = await self._router.jobs.record_and_result(job)
         hidden = self._tenant is not None and fields.get("tenant") != self._tenant
         if hidden or (not fields and meta is None):
             raise unknown(job)
@@ -179,9 +179,7 @@ class Jobs:
         if seen.meta is not None:
             return JobStatus(record=record, error=failure_of(read_meta(seen.meta)))
         if record.state == JobState.HELD:
-            return JobStatus(
-                record=record, position=await self._store.holding.before(record.id, seen.fields["holding"])
-            )
+            return JobStatus(record=record, position=await self._router.jobs.before(record.id, seen.fields["holding"]))
         if seen.final or not record.hardware_class:
             return JobStatus(record=record)
         work = float(seen.fields.get("work", "0"))
@@ -191,7 +189,7 @@ class Jobs:
                 eta = time_left(work, self._store.clock.now() - record.started)
             return JobStatus(record=record, position=0, eta=eta)
         eta = time_to_end(self._router.fleet.snapshot, record, work)
-        jobs, turns = await self._store.jobs.placed_at(record.hardware_class, record.level)
+        jobs, turns = await self._router.jobs.placed_at(record.hardware_class, record.level)
         turn = int(seen.fields.get("turn", turns - 1))
         return JobStatus(record=record, position=jobs_before(jobs, turns - 1 - turn), eta=eta)
 
@@ -303,17 +301,17 @@ class StoredDeadLetters:
             why = decision.reason if isinstance(decision, GiveUp) else "it cancels a job"
             raise InvalidRequestError(f"the message is not a request: {why}")
         job = decision.outgoing.job
-        if not await self._store.dead_letters.revive(job):
+        if not await self._router.operators.revive(job):
             raise InvalidRequestError(
                 f"job {quoted(job)} was not dead-lettered, but ended otherwise: send it again as a new request", job=job
             )
         await self._router.forward(decision)
-        await self._store.dead_letters.drop(raw)
+        await self._router.operators.drop_dead_letter(raw)
         return job
 
     async def drop(self, name: str) -> None:
         """Delete a dead letter. Raises `UnknownLetterError`."""
-        await self._store.dead_letters.drop(await self._find(name))
+        await self._router.operators.drop_dead_letter(await self._find(name))
 
     async def _find(self, name: str) -> bytes:
         async for raw in self._letters():
@@ -325,7 +323,7 @@ class StoredDeadLetters:
         """Dead letters as stored, latest first. One may be missed while others are dropped; none is returned twice."""
         seen: set[str] = set()
         start = 0
-        while page := await self._store.dead_letters.page(start, _PAGE):
+        while page := await self._router.operators.dead_letters(start, _PAGE):
             for raw in page:
                 if (name := _name(raw)) not in seen:
                     seen.add(name)

@@ -309,7 +309,7 @@ class Inference:
             raise
         carried_on(admitted.outgoing.envelope.headers)
         if prepared.blobs:
-            await self._router.store.values.keep(prepared.blobs)
+            await self._router.values.keep(prepared.blobs)
         return admitted
 
     async def _forward(self, prepared: _Prepared, admitted: Place | None) -> bool:
@@ -325,7 +325,7 @@ class Inference:
             fresh = await self._router.forward(admitted)
         except OverloadedError:  # nothing was recorded
             if prepared.blobs:
-                await self._router.store.values.drop(prepared.order.job, prepared.blobs)
+                await self._router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
             raise
         except Exception as error:  # an unexpected error leaves just as unclear whether it was published
             # with a key it will be sent again, and may already have been accepted
@@ -333,7 +333,7 @@ class Inference:
                 await self._withdraw(prepared, error)
             raise
         if prepared.blobs and not fresh:
-            await self._router.store.values.drop(prepared.order.job, prepared.blobs)
+            await self._router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
         if not fresh and admitted.outgoing.use is not None:
             await self._check_first(prepared.order, admitted.outgoing.use.digest)
         return fresh
@@ -347,7 +347,7 @@ class Inference:
 
     async def _check_first(self, order: Order, digest: str) -> None:
         """Refuse a request whose idempotency key was first used for another one."""
-        first = await self._router.store.jobs.first_digest(order.job)
+        first = await self._router.jobs.first_digest(order.job)
         if first and first != digest:
             raise conflict(order.request, first, digest)
 
@@ -357,9 +357,9 @@ class Inference:
         reported = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
         with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
-                if await store.jobs.record(job):
+                if await self._router.jobs.record(job):
                     await store.jobs.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
-                await store.values.drop(job, prepared.blobs)
+                await store.jobs.drop_blobs(job, prepared.blobs)
 
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in place.
@@ -375,7 +375,7 @@ class Inference:
         found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
         if not found:
             return result, len(meta)
-        contents = await self._router.store.values.blobs(found)
+        contents = await self._router.values.blobs(found)
         size = sum(len(content) for content in contents.values() if content is not None)
         resolve = partial(resolved, result.outputs, contents)
         return msgspec.structs.replace(result, outputs=await beside(size, resolve)), len(meta) + size
@@ -385,7 +385,7 @@ class Inference:
         try:
             return await self._router.wait_timeouts.wait(future, wait)
         except TimeoutError:
-            return await self._router.store.jobs.result(job)
+            return await self._router.jobs.result(job)
 
     async def _earlier(self, job: str, wait: float) -> bytes | None:
         """The result of a job that an earlier request with the same idempotency key created."""

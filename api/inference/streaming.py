@@ -162,7 +162,7 @@ class Streaming:
     def _reader(self, job: str) -> Any:
         async def read(after: str) -> list[tuple[str, StreamEntry]]:
             try:
-                return await self._router.store.values.pieces(job, after)
+                return await self._router.values.pieces(job, after)
             except BrokerUnavailableError:
                 await asyncio.sleep(_RETRY_PAUSE)
                 return []

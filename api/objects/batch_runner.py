@@ -397,7 +397,7 @@ class _Work:
                 jobs.append(job_id(Terms(tenant=self.batch.tenant, idempotency_key=key), secret))
             if len(jobs) >= PART + LINES_IN_FLEET:  # no more begin before a part is written
                 break
-        unknown = await self._router.store.jobs.without_record(jobs) if jobs else set()
+        unknown = await self._router.jobs.without_record(jobs) if jobs else set()
         begun = [job for job in jobs if job not in unknown]
         if begun:
             await self._router.store.jobs.cancel(begun)

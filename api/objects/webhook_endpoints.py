@@ -17,11 +17,11 @@ from api.access import Caller
 from api.described import KEYED, BodyOperation, answers
 from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.openai_errors import ErrorContent
+from api.routing.webhooks import WebhookRegistry, hint_of
 from api.services import services_of
 from api.storage.objects import Page, owner_of, page_of
 from broker.valkey.webhooks import DeadEvent
-from router.decide.webhooks import WebhookEndpoint, hint_of, message_of
-from router.upkeep.webhooks import WebhookDelivery
+from router.decide.webhooks import WebhookEndpoint, message_of
 from tasks.topology import TenantName
 from taxiway.contract.limits import check_json
 from taxiway.contract.request import EventType
@@ -353,5 +353,5 @@ def _seen_by(request: AnyRequest) -> str | None:
     return None if "admin" in caller.scopes else caller.tenant
 
 
-def _webhooks(request: AnyRequest) -> WebhookDelivery:
-    return services_of(request).router.webhooks
+def _webhooks(request: AnyRequest) -> WebhookRegistry:
+    return services_of(request).router.registry

@@ -16,11 +16,9 @@ from api.gate import AnyRequest, json_answer, needs
 from api.inference.streaming import STREAM_HEADERS
 from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
-from api.operators.reading import read_fleet
-from api.operators.view import FleetTimeline
+from api.operators.reading import read_fleet, read_timeline
 from api.routing.router import HttpRouter
 from api.services import JsonResponse, services_of
-from router.upkeep.timeline import read_timeline
 from taxiway.errors import BrokerUnavailableError, quoted
 
 _encode = msgspec.json.Encoder().encode
@@ -62,8 +60,8 @@ async def fleet(request: AnyRequest) -> Response[bytes]:
 @get("/v2/fleet/timeline", responses=described.FLEET_TIMELINE)
 async def fleet_timeline(request: AnyRequest) -> Response[bytes]:
     """The last 15 minutes, oldest first: a sample of each class every 5 seconds, moves, and latencies by service."""
-    store = services_of(request).router.store
-    return json_answer(FleetTimeline(now=store.clock.stored_now(), samples=tuple(await read_timeline(store))))
+    router = services_of(request).router
+    return json_answer(await read_timeline(router.operators, router.store.clock.stored_now()))
 
 
 @get("/v2/fleet/stream", responses=described.FLEET_STREAM)
@@ -99,7 +97,7 @@ async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonRespon
     """
     router = _scalable(request, hardware_class)
     if not router.fleet.working.fleet.stale:
-        await router.store.fleet.note_start(hardware_class)
+        await router.operators.note_start(hardware_class)
     return _target(router, hardware_class)
 
 
@@ -134,7 +132,7 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
 @post("/v2/reload", status_code=200, responses=described.FLEET_CHANGE)
 async def reload(request: AnyRequest) -> JsonResponse:
     """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
-    return Response(await services_of(request).router.folder.reload())
+    return Response(await services_of(request).router.repository.reload())
 
 
 ENDPOINTS = (

@@ -13,7 +13,7 @@ from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_term
 from api.operators import described
 from api.services import JsonResponse, jobs_of, services_of
 from taxiway.contract.job import JobStatus
-from taxiway.contract.listing import USUAL, JobFilter, states_of
+from taxiway.contract.listing import USUAL, JobFilter, list_jobs, states_of
 from taxiway.contract.request import TERMS
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
@@ -46,7 +46,7 @@ async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Respon
 @get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
 async def blob(request: AnyRequest, ref: str) -> Response[bytes]:
     """The raw bytes of a large value that a stored result refers to; 410 once the result has expired."""
-    content = (await services_of(request).router.store.values.blobs([ref]))[ref]
+    content = (await services_of(request).router.values.blobs([ref]))[ref]
     if content is None:
         raise gone(ref)
     return Response(bytes(content), media_type=OCTETS)
@@ -93,7 +93,7 @@ async def jobs(
         model=router.rules.catalogue.resolve(model).id if "@" in model else model,
         tenant=filters.get("tenant", ""),
     )
-    return json_answer(await router.store.jobs.list_jobs(wanted, limit=limit, cursor=cursor))
+    return json_answer(await list_jobs(router.values.ask, wanted, limit=limit, cursor=cursor))
 
 
 @get("/v2/dead", responses=described.DEAD)

@@ -6,21 +6,17 @@ One value, `FleetView`, is behind `GET /v2/fleet`, `taxiway top` and the metrics
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
 
 from broker.port import Moved, QueueHead
-from broker.valkey.mover import ValkeyQueueMover
 from router.decide.plan import STALE, Cell, Followed, LatestTuning, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
-from router.service.snapshot_reader import FleetReader
-from router.service.store import RouterStore
 from router.upkeep.timeline import FleetSample, spending_of, utilisation_of
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, held_of, is_emulated, median_of
 from tasks.models.folder import CatalogueReport
-from tasks.topology import HardwareClass, Price, Topology
+from tasks.topology import HardwareClass, Price
 from taxiway.contract.keys import LEVELS
 
 
@@ -181,42 +177,6 @@ SILENT = 2.5 * HEARTBEAT
 """Seconds without a heartbeat after which a device is not shown; decisions still use it until `GONE_AFTER`."""
 
 
-async def view_fleet(
-    topology: Topology,
-    reader: FleetReader,
-    queue_mover: ValkeyQueueMover,
-    targets: Mapping[str, ScalingTarget],
-    store: RouterStore,
-) -> FleetView:
-    """The fleet now, with its queues and held jobs.
-
-    Raises:
-        BrokerUnavailableError: the state store does not answer.
-    """
-    now, fleet = store.clock.now(), reader.working.fleet
-    silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)
-    fleet = replace(fleet, devices=tuple(device for device in fleet.devices if device.worker not in silent))
-    held, dead = await store.holding.held_and_dead()
-    heads = {name: await queue_mover.head(name) for name in sorted(topology.hardware)}
-    since = await _accepted(queue_mover, [job for head in heads.values() for job in head.first])
-    classes = {
-        name: _class_view(name, topology.hardware[name], fleet, head, targets.get(name), _oldest(head, since, now))
-        for name, head in heads.items()
-    }
-    moves = tuple(await queue_mover.moves())
-    return FleetView(
-        stale=fleet.stale,
-        now=now,
-        held=held,
-        dead=dead,
-        classes=classes,
-        devices=fleet.devices,
-        moves=moves,
-        refuses=reader.working.depths.refuses,
-        silent=silent,
-    )
-
-
 def view_plan(
     followed: Followed,
     fleet: FleetSnapshot,
@@ -270,18 +230,7 @@ def silent_for(devices: Sequence[DeviceFacts], heartbeats: Mapping[str, float], 
     return {worker: round(age, 3) for worker, age in ages.items() if age > SILENT}
 
 
-async def _accepted(queue_mover: ValkeyQueueMover, jobs: Sequence[str]) -> Mapping[str, float]:
-    """The acceptance time of each of these jobs that has a record."""
-    records = await queue_mover.records(jobs, ("accepted",)) if jobs else []
-    return {job: float(its["accepted"]) for job, its in zip(jobs, records, strict=True) if "accepted" in its}
-
-
-def _oldest(head: QueueHead, accepted: Mapping[str, float], now: float) -> float:
-    """Seconds since the oldest of the jobs served next was accepted; 0 if none is known to wait."""
-    return max([0.0, *(now - accepted[job] for job in head.first if job in accepted)])
-
-
-def _class_view(
+def view_class(
     name: str,
     hardware: HardwareClass,
     fleet: FleetSnapshot,
@@ -289,6 +238,7 @@ def _class_view(
     target: ScalingTarget | None,
     oldest: float,
 ) -> ClassView:
+    """One class of the fleet; `oldest` is the age of its oldest waiting job, in seconds."""
     devices = fleet.of_class(name)
     none = (0.0,) * LEVELS
     prices = dollars_per_hour(fleet.own(name), name, hardware)

@@ -1,4 +1,4 @@
-"""Loads and unloads models on an operator's request, while the fleet runs.
+"""Loads and unloads models on an operator's request, and reloads the models folders, while the fleet runs.
 
 An unloaded model stays in the catalogue, so that accepted jobs still run, move and can be read. The state store has the
 last request for each version (`CONTROLS`); every router and worker learns of it within a second.
@@ -7,6 +7,7 @@ last request for each version (`CONTROLS`); every router and worker learns of it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -15,21 +16,27 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from api.routing.stores import OperatorStore
 from router.decide.classify import Constraints, classify
 from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader, FolderWatch
-from router.service.store import RouterStore
+from tasks.models.folder import CatalogueReport, changes
 from tasks.models.model import Model
 from tasks.topology import Topology
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, quoted
 
 logger = logging.getLogger(__name__)
 
+ANSWER_WITHIN = 10.0
+"""Seconds that a reload request waits for the running processes; one that loads a large file may take longer."""
+
 LOAD_WITHIN = 50.0
 """Seconds that a caller waits for a load, which continues after that: Triton's clients time out after 60."""
 
-_POLL = 0.1  # seconds between two checks of the devices
+_POLL = 0.1  # seconds between two checks of the devices, or of other processes' reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +85,11 @@ def _has(warm: Collection[str], model: Model) -> bool:
 class Repository:
     """The fleet's models as an operator controls them, at any router."""
 
-    def __init__(self, rules: Rules, fleet: FleetReader, folder: FolderWatch, store: RouterStore) -> None:
+    def __init__(self, rules: Rules, fleet: FleetReader, folder: FolderWatch, operators: OperatorStore) -> None:
         self._rules = rules
         self._fleet = fleet
         self._folder = folder
-        self._store = store
+        self._operators = operators
 
     async def load(self, reference: str) -> dict[str, Any]:
         """Accept requests for a model, and load it on the classes that can run it; returns what came of it on each.
@@ -136,15 +143,42 @@ class Repository:
         logger.info("model unloaded by an operator", extra={"model": reference, "versions": versions})
         return {"name": model.name, "versions": [one.partition(":")[2] for one in versions], "unanswered": silent}
 
+    async def reload(self) -> dict[str, Any]:
+        """Have every process reload now; returns what each of them serves then, and what changed there.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        before = await self._operators.catalogues()
+        wanted = await self._operators.control_models({})
+        after = await self._all_looked(wanted)
+        processes = [_shown(name, before.get(name), report, wanted) for name, report in sorted(after.items())]
+        return {"processes": processes}
+
     async def _control(self, marks: Mapping[str, str | None]) -> list[str]:
         """Record a request, and wait until all processes know of it; returns those that did not answer."""
-        number = await self._store.fleet.control_models(marks)
-        reports = await self._folder.all_looked(number)
+        number = await self._operators.control_models(marks)
+        reports = await self._all_looked(number)
         return sorted(name for name, report in reports.items() if report.reload < number)
+
+    async def _all_looked(self, wanted: int) -> dict[str, CatalogueReport]:
+        """The reports of all processes once each has done the reload of that number, or after `ANSWER_WITHIN`.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        self._folder.hurry()
+        reports: dict[str, CatalogueReport] = {}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_WITHIN):
+                while not reports or any(report.reload < wanted for report in reports.values()):
+                    await asyncio.sleep(_POLL if reports else 0)
+                    reports = await self._operators.catalogues()
+        return reports
 
     async def _loaded(self, model: Model) -> dict[str, LoadProgress]:
         """The result of a load by class, once no device may still load it, or the caller's time is over."""
-        since = self._store.clock.now()
+        since = self._operators.clock.now()
         ends = time.monotonic() + min(LOAD_WITHIN, self._rules.topology.limits.wait)
         while True:
             reporting = {worker for worker, at in self._fleet.heartbeats.items() if at >= since}
@@ -152,3 +186,18 @@ class Repository:
             if time.monotonic() >= ends or not any(one.pending and not one.loaded for one in found.values()):
                 return found
             await asyncio.sleep(_POLL)
+
+
+def _shown(name: str, before: CatalogueReport | None, after: CatalogueReport, wanted: int) -> dict[str, Any]:
+    differ = changes(after.models if before is None else before.models, after.models)
+    return {
+        "process": name,
+        "kind": after.kind,
+        "answered": after.reload >= wanted,
+        "models": sorted(after.models),
+        **differ,
+        "disabled": msgspec.to_builtins(after.disabled),
+        "outdated": msgspec.to_builtins(after.outdated),
+        "queues_changed": after.queues_changed,
+        "queues_wrong": after.queues_wrong,
+    }

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from api.routing.stores import JobReader
 from broker.outage import Outage
-from router.service.store import RouterStore
 from taxiway.client.valkey_results import POLL_PAUSE, Rounds
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import reply_channel, result_key
@@ -98,10 +98,10 @@ class Results:
     that has neither a result nor a record, twice in a row, was lost by the store: its waits fail.
     """
 
-    def __init__(self, url: str, store: RouterStore, name: str, *, pause: float = POLL_PAUSE) -> None:
+    def __init__(self, url: str, jobs: JobReader, name: str, *, pause: float = POLL_PAUSE) -> None:
         self._connection = AsyncConnection(url)
         self._outage = Outage(logger, "result subscription lost; reading results from the store")
-        self._store = store
+        self._jobs = jobs
         self._own = reply_channel(name)
         self._pause = pause
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
@@ -131,14 +131,14 @@ class Results:
             BrokerUnavailableError: the state store does not answer, or has lost the job.
         """
         with closing(self.expect(job)) as expected:
-            meta = await self._store.jobs.result(job)
+            meta = await self._jobs.result(job)
             if meta is not None or longest <= 0:
                 return meta
             self._follow(job)
             try:
                 return await asyncio.wait_for(expected.future, longest)
             except TimeoutError:
-                return await self._store.jobs.result(job)
+                return await self._jobs.result(job)
             finally:
                 self._leave(job)
 
@@ -203,7 +203,7 @@ class Results:
                 await self._find(some)
 
     async def _find(self, jobs: Sequence[str]) -> None:
-        for job, meta in zip(jobs, await self._store.jobs.results(jobs), strict=True):
+        for job, meta in zip(jobs, await self._jobs.results(jobs), strict=True):
             if meta is not None:
                 self._resolve(job, meta)
 
@@ -213,7 +213,7 @@ class Results:
         absent = set[str]()
         with suppress(BrokerUnavailableError):
             for some in _slices([job for job in jobs if self._is_open(job)]):
-                absent |= await self._store.jobs.without_record(some)
+                absent |= await self._jobs.without_record(some)
         for job in absent & self._absent:
             self._fail(job)
         self._absent = absent | (self._absent.difference(jobs) & self._waiting.keys())

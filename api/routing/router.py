@@ -10,7 +10,9 @@ from typing import Any
 from api.routing.counters import Counts, OutcomeCounters, RecentOutcomes
 from api.routing.repository import Repository
 from api.routing.results import Results, WaitTimeouts
+from api.routing.stores import JobReader, OperatorStore, ValueStore
 from api.routing.submissions import Submissions
+from api.routing.webhooks import WebhookRegistry
 from broker.port import ForwardOutcome
 from router.decide.fairness import check_store, over_depth
 from router.decide.scaling import Scaler
@@ -31,9 +33,13 @@ class HttpRouter(Router):
 
     def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder, amqp: str = "") -> None:
         super().__init__(settings, rules, name, folder, amqp)
-        self.results = Results(settings.broker, self.store, name)
+        self.values = ValueStore(settings.broker, self.store.calls)
+        self.jobs = JobReader(self.store.calls)
+        self.operators = OperatorStore(self.store.calls, self.store.clock)
+        self.results = Results(settings.broker, self.jobs, name)
         self.wait_timeouts = WaitTimeouts()
-        self.repository = Repository(rules, self.fleet, self.folder, self.store)
+        self.repository = Repository(rules, self.fleet, self.folder, self.operators)
+        self.registry = WebhookRegistry(self.webhooks, rules, self.store.clock)
         self.scaler = Scaler(rules.topology)
         self.outcomes, self.lately = OutcomeCounters(), RecentOutcomes()
         self._submissions = Submissions(self.transport, self.fleet)
@@ -46,6 +52,7 @@ class HttpRouter(Router):
         """Retire, then disconnect."""
         await super().stop()
         await self.results.close()
+        self.values.close()
 
     async def place(self, order: Order) -> Place:
         """Place a request. The fleet is read again before the request fails for lack of a device.

@@ -14,7 +14,6 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,16 +22,10 @@ from tasks.webhooks import Notified, WebhookEvent
 from taxiway.backoff import Backoff
 from taxiway.contract.job import failure_of, read_meta
 from taxiway.contract.request import EventType
-from taxiway.errors import InvalidRequestError, wrong_field
+from taxiway.errors import wrong_field
 
 SECRET = "whsec_"
 """Prefix of a secret; base64 follows."""
-
-SECRET_BYTES = 32
-"""Random bytes of a secret: the specification asks for 24 to 64."""
-
-MOST_URL = 2048
-"""Most characters of an endpoint's address."""
 
 Kind = Literal["job", "batch", "response"]
 """What ends."""
@@ -125,16 +118,6 @@ class Endpoints:
 
 def _endings(kind: Kind) -> list[tuple[str, EventType]]:
     return [(ending, type) for (one, ending), type in _TYPES.items() if one == kind]
-
-
-def secret_from(random: bytes) -> str:
-    """The secret that is made of random bytes."""
-    return SECRET + base64.b64encode(random).decode()
-
-
-def hint_of(endpoint: WebhookEndpoint) -> str:
-    """What may be shown of an endpoint's secret."""
-    return f"{SECRET}…{endpoint.secrets[0].text[-4:]}" if endpoint.secrets else ""
 
 
 def event_id(*parts: str) -> str:
@@ -250,26 +233,3 @@ def _meant(address: _Address) -> list[_Address]:
         embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     inner: list[_Address] = [one for one in embedded if one is not None]
     return [*inner] if address in _NAT64 else [address, *inner]
-
-
-def check_url(url: str, rules: Webhooks) -> None:
-    """Check the address of an endpoint, as far as that is possible without resolving its name.
-
-    Raises:
-        InvalidRequestError: it is malformed, not https:// where that is required, or names a forbidden address.
-    """
-    expected = "https:// or http://" if rules.http else "https://"
-    wrong = wrong_field("url", f"an address that begins with {expected}", url)
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise wrong from error
-    schemes = ("https", "http") if rules.http else ("https",)
-    if parts.scheme not in schemes or not host or len(url) > MOST_URL or not url.isascii() or not url.isprintable():
-        raise wrong
-    if parts.username is not None or parts.fragment:
-        raise InvalidRequestError("url: expected one without a user and a fragment", field="url")
-    with contextlib.suppress(ValueError):  # a name: its addresses are checked when it is connected to
-        if why := forbidden(host, rules.networks):
-            raise InvalidRequestError(f"url: {why}", field="url")

@@ -240,7 +240,7 @@ class AmqpBridge:
 
     async def _give_up(self, raw: bytes, reason: str) -> None:
         logger.warning("message dead-lettered", extra={"reason": reason})
-        await self._store.dead_letters.add([DeadLetter(bounded(reason), time.time(), raw, self._name)])
+        await self._store.jobs.dead_letter([DeadLetter(bounded(reason), time.time(), raw, self._name)])
 
     async def _open(self) -> _Session:
         connection = await aio_pika.connect(self._url, timeout=ANSWER_WITHIN)

@@ -151,7 +151,7 @@ class Intake:
     async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
         refs = await beside(len(envelope.body), _referred, envelope, self._rules.topology.limits.elements)
         if refs:
-            await self._store.values.drop(job, refs)
+            await self._store.jobs.drop_blobs(job, refs)
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or dead-letter arrivals that are not forwarded."""
@@ -161,7 +161,7 @@ class Intake:
         if cancelled := [one.job for one in decisions if isinstance(one, Cancel)]:
             await self._store.jobs.cancel(cancelled)
         if dead := [DeadLetter(one.reason, time.time(), a.raw) for a, one in answered if isinstance(one, GiveUp)]:
-            await self._store.dead_letters.add(dead)
+            await self._store.jobs.dead_letter(dead)
             self.dead_lettered += len(dead)
             for letter in dead:
                 logger.warning("message dead-lettered", extra={"reason": letter.reason})

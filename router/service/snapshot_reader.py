@@ -1,7 +1,6 @@
 """Keeps what a router knows fresh: the fleet snapshot, and the models folder.
 
-It reads the store periodically and counts what this router placed since. `FolderWatch` follows the folder, and asks all
-processes to reload theirs.
+It reads the store periodically and counts what this router placed since. `FolderWatch` follows the folder.
 """
 
 from __future__ import annotations
@@ -14,9 +13,6 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
-from typing import Any
-
-import msgspec
 
 from broker.outage import Outage
 from broker.port import StoredSnapshot
@@ -33,7 +29,7 @@ from router.service.admission import Rules
 from router.service.store import RouterStore
 from tasks.heartbeat import DeviceFacts
 from tasks.models.discovered import Found, discovered_by
-from tasks.models.folder import CHECK_EVERY, CatalogueReport, ModelsFolder, Reporter, changes
+from tasks.models.folder import CHECK_EVERY, ModelsFolder, Reporter
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 from taxiway.errors import BrokerUnavailableError
@@ -196,12 +192,6 @@ class FleetReader:
         self._used = False
 
 
-ANSWER_WITHIN = 10.0
-"""Seconds that a reload request waits for the running processes; one that loads a large file may take longer."""
-
-_POLL = 0.1  # seconds between two reads of the other processes' reports
-
-
 class FolderWatch:
     """Checks the folder once a second, and at once on request."""
 
@@ -238,32 +228,9 @@ class FolderWatch:
             self._rules.renew(topology, self.folder.catalogue, self.folder.book)
             self._fleet.renew(topology, self.folder.book)
 
-    async def reload(self) -> dict[str, Any]:
-        """Have every process reload now; returns what each of them serves then, and what changed there.
-
-        Raises:
-            BrokerUnavailableError: the state store does not answer.
-        """
-        before = await self._store.fleet.catalogues()
-        wanted = await self._store.fleet.ask_reload()
-        after = await self.all_looked(wanted)
-        processes = [_shown(name, before.get(name), report, wanted) for name, report in sorted(after.items())]
-        return {"processes": processes}
-
-    async def all_looked(self, wanted: int) -> dict[str, CatalogueReport]:
-        """The reports of all processes once each has done the reload of that number, or after `ANSWER_WITHIN`.
-
-        Raises:
-            BrokerUnavailableError: the state store does not answer.
-        """
+    def hurry(self) -> None:
+        """Check at once: a reload was requested."""
         self._now.set()
-        reports: dict[str, CatalogueReport] = {}
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_WITHIN):
-                while not reports or any(report.reload < wanted for report in reports.values()):
-                    await asyncio.sleep(_POLL if reports else 0)
-                    reports = await self._store.fleet.catalogues()
-        return reports
 
     async def _report(self) -> None:
         """Report the served models to the store. In an outage, which another loop logs, the folder is still read."""
@@ -272,18 +239,3 @@ class FolderWatch:
         with contextlib.suppress(BrokerUnavailableError):
             self._reporter.apply(await self._store.fleet.watch(self._reporter.arguments()))
             self._rules.unloaded = self.folder.unloaded
-
-
-def _shown(name: str, before: CatalogueReport | None, after: CatalogueReport, wanted: int) -> dict[str, Any]:
-    differ = changes(after.models if before is None else before.models, after.models)
-    return {
-        "process": name,
-        "kind": after.kind,
-        "answered": after.reload >= wanted,
-        "models": sorted(after.models),
-        **differ,
-        "disabled": msgspec.to_builtins(after.disabled),
-        "outdated": msgspec.to_builtins(after.outdated),
-        "queues_changed": after.queues_changed,
-        "queues_wrong": after.queues_wrong,
-    }

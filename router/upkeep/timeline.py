@@ -136,21 +136,3 @@ def _classes(
 
 def _moves(moved: Mapping[tuple[str, ...], int]) -> tuple[MovedSample, ...]:
     return tuple(MovedSample(source, target, kind, jobs) for (source, target, kind), jobs in sorted(moved.items()))
-
-
-_decode = msgspec.json.Decoder(FleetSample).decode
-
-
-async def read_timeline(store: RouterStore) -> list[FleetSample]:
-    """The samples of the last 15 minutes, oldest first; without those that another release wrote.
-
-    Raises:
-        BrokerUnavailableError: the state store does not answer.
-    """
-    samples, since = [], store.clock.stored_now() - SAMPLES * EVERY
-    for raw in reversed(await store.fleet.samples()):
-        try:
-            samples.append(_decode(raw))
-        except msgspec.MsgspecError:
-            continue
-    return [sample for sample in samples if sample.at >= since]

@@ -11,53 +11,43 @@ import asyncio
 import contextlib
 import errno
 import logging
-import secrets
 import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from random import random
-from typing import Any
 
 import aiohttp
 import msgspec
 
 from broker.valkey.webhooks import (
-    DeadEvent,
     Taken,
     announce_call,
     change_call,
-    decode_dead,
     decode_event,
-    replay_call,
     settle_answer,
     settle_call,
     take_answer,
     take_call,
-    view_commands,
 )
+from router.decide.facts import named
 from router.decide.webhooks import (
-    SECRET_BYTES,
     Attempt,
     Endpoints,
     Kind,
-    Secret,
     WebhookEndpoint,
     WebhookMessage,
-    check_url,
     event_id,
     forbidden,
     headers_of,
     judge,
     message_of,
-    secret_from,
 )
 from router.service.admission import Rules
 from router.service.store import RouterStore
 from tasks.webhooks import WebhookEvent
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import WEBHOOKS, webhook_dead_key
-from taxiway.contract.request import EventType
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, UnknownObjectError, cut, quoted
+from taxiway.contract.keys import WEBHOOKS
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, cut
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +66,6 @@ ENDPOINTS_AT_ONCE = 64
 MOST_ANSWER = 65_536
 """Bytes of an endpoint's answer that are read, and ignored, so that the connection can be used again."""
 
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(WebhookEndpoint).decode
 
 
@@ -85,26 +74,26 @@ class WebhookDelivery:
 
     def __init__(self, url: str, store: RouterStore, rules: Rules, name: str) -> None:
         self.outcomes: Counter[tuple[str, ...]] = Counter()
-        self._connection = AsyncConnection(url, server="state store")
+        self.connection = AsyncConnection(url, server="state store")
         self._store = store
         self._rules = rules
         self._limits = rules.topology.webhooks
         self._name = name
-        self._raw: dict[str, bytes] = {}
-        self._known: dict[str, WebhookEndpoint] = {}
+        self.raw: dict[str, bytes] = {}  # the endpoints as stored, by id
+        self.known: dict[str, WebhookEndpoint] = {}
         self._deliveries: dict[str, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
         self._leaving = False
 
     async def read(self) -> None:
         """Read the endpoints; they are notified of jobs that are admitted from now on."""
-        flat = await self._connection.call("HGETALL", WEBHOOKS)
-        raw = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-        if raw == self._raw:
+        flat = await self.connection.call("HGETALL", WEBHOOKS)
+        raw = named(flat)
+        if raw == self.raw:
             return
-        self._raw, self._known = raw, {name: one for name, value in raw.items() if (one := _read(name, value))}
+        self.raw, self.known = raw, {name: one for name, value in raw.items() if (one := _read(name, value))}
         by_tenant = defaultdict[str, list[WebhookEndpoint]](list)
-        for one in sorted(self._known.values(), key=lambda one: (one.created_at, one.id)):
+        for one in sorted(self.known.values(), key=lambda one: (one.created_at, one.id)):
             by_tenant[one.tenant].append(one)
         own = {tenant: tuple(endpoints) for tenant, endpoints in by_tenant.items()}
         self._rules.webhooks = Endpoints(self._limits, own)
@@ -117,7 +106,7 @@ class WebhookDelivery:
                 if clock() - read_at >= READ_EVERY:
                     await self.read()
                     read_at = clock()
-                if self._known and not self._leaving:
+                if self.known and not self._leaving:
                     await self._take()
             await asyncio.sleep(POLL)
 
@@ -134,7 +123,7 @@ class WebhookDelivery:
         await asyncio.gather(*self._deliveries.values(), return_exceptions=True)
         if self._session is not None:
             await self._session.close()
-        self._connection.close()
+        self.connection.close()
 
     async def announce(self, kind: Kind, ending: str, name: str, tenant: str, named: str | None = None) -> None:
         """Notify the tenant's endpoints that a batch or response ended; `named` is the one that its request named.
@@ -149,7 +138,7 @@ class WebhookDelivery:
         except InvalidRequestError:  # it was removed since
             notified = self._rules.webhooks.notified(kind, tenant, None)
         if notified is not None and notified.endpoints.get(ending):
-            await self._connection.run(announce_call(notified, event_id(kind, name, ending), kind, ending, name))
+            await self.connection.run(announce_call(notified, event_id(kind, name, ending), kind, ending, name))
 
     async def _take(self) -> None:
         self._store.clock.stored_now()  # raises until the store's time is known: signatures have it
@@ -157,7 +146,7 @@ class WebhookDelivery:
         free = ENDPOINTS_AT_ONCE - len(self._deliveries)
         if free <= 0:
             return
-        _, taken = take_answer(await self._connection.run(take_call(self._name, self._lease, free)))
+        _, taken = take_answer(await self.connection.run(take_call(self._name, self._lease, free)))
         for one in taken:
             if one.endpoint not in self._deliveries:  # else its lease passed: that delivery is fenced, and ends
                 self._deliveries[one.endpoint] = asyncio.create_task(self._deliver(one))
@@ -171,9 +160,9 @@ class WebhookDelivery:
         before = taken.attempts
         try:
             event: WebhookEvent | None = decode_event(taken.event)
-            if taken.endpoint not in self._known:
+            if taken.endpoint not in self.known:
                 await self._forget(taken.endpoint)
-            while event is not None and not self._leaving and (endpoint := self._known.get(taken.endpoint)):
+            while event is not None and not self._leaving and (endpoint := self.known.get(taken.endpoint)):
                 event, before = await self._attempt(endpoint, taken.token, event, before), 0
         except BrokerUnavailableError as error:  # the lease passes
             logger.warning("webhook outcome not recorded", extra={"endpoint": taken.endpoint, "error": error.message})
@@ -184,7 +173,7 @@ class WebhookDelivery:
         self, endpoint: WebhookEndpoint, token: str, event: WebhookEvent, before: int
     ) -> WebhookEvent | None:
         """Send an event once, and record the outcome; returns the next event to send."""
-        attempt = await self._post(endpoint, message_of(event))
+        attempt = await self.post(endpoint, message_of(event))
         now = self._store.clock.now()
         verdict = judge(attempt, before=before, begun=event.begun, now=now, draw=random(), rules=self._limits)
         self.outcomes[verdict.outcome,] += 1
@@ -199,9 +188,10 @@ class WebhookDelivery:
             fault=verdict.fault,
             most_dead=self._limits.dead,
         )
-        return settle_answer(await self._connection.run(call))
+        return settle_answer(await self.connection.run(call))
 
-    async def _post(self, endpoint: WebhookEndpoint, message: WebhookMessage) -> Attempt:
+    async def post(self, endpoint: WebhookEndpoint, message: WebhookMessage) -> Attempt:
+        """Send a message once."""
         now = self._store.clock.now()
         headers = headers_of(message, endpoint.signing(now), now)
         try:
@@ -231,124 +221,12 @@ class WebhookDelivery:
     async def _forget(self, name: str) -> None:
         """Remove the events of an endpoint that was removed before a job that named it ended."""
         await self.read()
-        if name not in self._known:
-            await self._change(name, b"", b"")
+        if name not in self.known:
+            await self.change(name, b"", b"")
 
-    async def add(
-        self, *, tenant: str, name: str, url: str, event_types: Sequence[EventType], only_named: bool = False
-    ) -> WebhookEndpoint:
-        """Register an endpoint, with a new secret.
-
-        Raises:
-            InvalidRequestError: its address is not allowed, or the tenant has as many as it may.
-        """
-        check_url(url, self._limits)
-        await self.read()
-        most = self._limits.endpoints
-        if len(self._rules.webhooks.by_tenant.get(tenant, ())) >= most:
-            message = f"tenant {quoted(tenant)} has {most} webhook endpoints (limit webhooks.endpoints)"
-            raise InvalidRequestError(message, field="tenant")
-        now = self._store.clock.stored_now()
-        endpoint = WebhookEndpoint(
-            id=f"we_{secrets.token_hex(12)}",
-            tenant=tenant,
-            name=name,
-            url=url,
-            event_types=tuple(event_types),
-            only_named=only_named,
-            secrets=(Secret(_new_secret()),),
-            created_at=int(now),
-            updated_at=int(now),
-        )
-        await self._change(endpoint.id, b"", _encode(endpoint))
-        return endpoint
-
-    async def replace(self, name: str, tenant: str | None, /, **fields: Any) -> WebhookEndpoint:
-        """Change fields of an endpoint. Raises as `get` and `add` do."""
-        if "url" in fields:
-            check_url(fields["url"], self._limits)
-        now = int(self._store.clock.stored_now())
-        return await self._changed(name, tenant, lambda one: msgspec.structs.replace(one, updated_at=now, **fields))
-
-    async def rotate(self, name: str, tenant: str | None, *, overlap: bool = True) -> WebhookEndpoint:
-        """Give an endpoint a new secret; the one before signs too for `webhooks.overlap` seconds, with `overlap`."""
-        seconds = self._limits.overlap if overlap else 0.0
-        now, secret = self._store.clock.stored_now(), _new_secret()
-        return await self._changed(name, tenant, lambda one: one.rotated(secret, now, seconds))
-
-    async def remove(self, name: str, tenant: str | None) -> str:
-        """Remove an endpoint with its events; returns its id. Raises as `get` does."""
-        id = (await self.get(name, tenant)).id
-        while id in self._known and not await self._change(id, self._raw[id], b""):
-            pass
-        return id
-
-    async def get(self, name: str, tenant: str | None) -> WebhookEndpoint:
-        """An endpoint that a caller of `tenant` may see, by its id, or by a name that no other has; None may see all.
-
-        Raises:
-            UnknownObjectError: no such endpoint.
-            InvalidRequestError: several have the name.
-        """
-        seen = await self.all(tenant)
-        found = [one for one in seen if one.id == name] or [one for one in seen if one.name == name]
-        if not found:
-            raise UnknownObjectError(f"no webhook endpoint {quoted(name)} is known", webhook_endpoint=name)
-        if len(found) > 1:
-            ids = ", ".join(f"{one.id} of tenant {one.tenant}" for one in found)
-            raise InvalidRequestError(f"endpoint: expected an id, as {ids} have this name, got {quoted(name)}")
-        return found[0]
-
-    async def all(self, tenant: str | None) -> list[WebhookEndpoint]:
-        """The endpoints of a tenant, or of all, the latest first."""
-        await self.read()
-        found = [one for one in self._known.values() if tenant in (None, one.tenant)]
-        return sorted(found, key=lambda one: (-one.created_at, one.id))
-
-    async def view(self, endpoints: Sequence[WebhookEndpoint]) -> list[tuple[int, int, str]]:
-        """How many events wait for each endpoint, how many dead letters it has, and why the first event waits."""
-        answers = await self._connection.calls(*(part for one in endpoints for part in view_commands(one.id)))
-        trios = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
-        return [(int(waiting), int(dead), (fault or b"").decode()) for waiting, dead, (fault, _) in trios]
-
-    async def figures(self) -> tuple[int, int]:
-        """How many events wait in the fleet, and how many are dead letters."""
-        found = await self.view([*self._known.values()])
-        return sum(waiting for waiting, _, _ in found), sum(dead for _, dead, _ in found)
-
-    async def dead(self, name: str, most: int) -> list[DeadEvent]:
-        """An endpoint's dead letters, the latest first."""
-        return [*map(decode_dead, await self._connection.call("LRANGE", webhook_dead_key(name), 0, most - 1))]
-
-    async def replay(self, name: str, events: Sequence[str]) -> int:
-        """Send dead letters again, all if no `events` are named; returns how many."""
-        return int(await self._connection.run(replay_call(name, self._limits.waiting, events)))
-
-    async def test(self, endpoint: WebhookEndpoint, type: EventType) -> int:
-        """Send a sample event at once, beside the outbox; returns the status of the answer.
-
-        Raises:
-            InvalidRequestError: there was no answer.
-        """
-        kind, _, ending = type.partition(".")
-        now = self._store.clock.stored_now()
-        name = f"{'resp' if kind == 'response' else kind}_test"
-        attempt = await self._post(endpoint, message_of(WebhookEvent(secrets.token_hex(16), kind, ending, now, name)))
-        if not attempt.status:
-            raise InvalidRequestError(f"url: {attempt.fault}", field="url")
-        return attempt.status
-
-    async def _changed(
-        self, name: str, tenant: str | None, change: Callable[[WebhookEndpoint], WebhookEndpoint]
-    ) -> WebhookEndpoint:
-        while True:
-            before = await self.get(name, tenant)
-            after = change(before)
-            if await self._change(before.id, self._raw[before.id], _encode(after)):
-                return after
-
-    async def _change(self, name: str, before: bytes, after: bytes) -> bool:
-        done = bool(await self._connection.run(change_call(name, before, after)))
+    async def change(self, name: str, before: bytes, after: bytes) -> bool:
+        """Replace an endpoint as stored, empty for none, by another value; False if it is not `before` any more."""
+        done = bool(await self.connection.run(change_call(name, before, after)))
         await self.read()
         return done
 
@@ -380,7 +258,3 @@ def guarded(networks: Sequence[str]) -> Callable[[aiohttp.AddrInfoType], socket.
 def _answered(answer: aiohttp.ClientResponse) -> Attempt:
     pause = answer.headers.get("retry-after", "")
     return Attempt(answer.status, retry_after=float(pause) if pause.isdecimal() and len(pause) < 9 else 0.0)
-
-
-def _new_secret() -> str:
-    return secret_from(secrets.token_bytes(SECRET_BYTES))

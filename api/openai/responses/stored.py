@@ -134,7 +134,7 @@ class Responses:
         names = [name for name in names if name not in self._waits]
         for start in range(0, len(names), _RESPONSES_A_CALL):
             page = names[start : start + _RESPONSES_A_CALL]
-            metas = await self._router.store.jobs.results([name.removeprefix(PREFIX) for name in page])
+            metas = await self._router.jobs.results([name.removeprefix(PREFIX) for name in page])
             for name, meta in zip(page, metas, strict=True):
                 if meta is not None:
                     await self._settle(name, meta)

@@ -514,7 +514,7 @@ async def ended_astray(router: Astray) -> str:
             await inference.submit("echo", read_infer(msgspec.json.encode(body("hello"))))
         except KeyError as error:
             (job,) = error.args
-            if (await router.store.jobs.record(job))["state"] == "failed":
+            if (await router.jobs.record(job))["state"] == "failed":
                 return job
         except FleetUnavailable:
             await asyncio.sleep(0.05)

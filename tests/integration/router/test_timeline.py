@@ -9,11 +9,13 @@ import pytest
 import redis
 
 import taxiway
+from api.operators.reading import read_timeline
+from api.routing.stores import OperatorStore
 from router.decide.history import ServiceLatency, slice_of
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
-from router.upkeep.timeline import EVERY, SAMPLES, FleetSample, MovedSample, Timeline, read_timeline
+from router.upkeep.timeline import EVERY, SAMPLES, FleetSample, MovedSample, Timeline
 from tasks.models.catalogue import Catalogue
 from tasks.settings import Settings
 from tasks.topology import load_topology
@@ -52,9 +54,10 @@ def sampled(settings: Settings, *, samples: int = 1) -> list[FleetSample]:
             for at in (begin, begin - 86400):  # that of yesterday is not shown
                 leader.timeline.note([ServiceLatency(begin=at, service="live", **LATE)])  # type: ignore[arg-type]
             await leader.sample()
-        read = await read_timeline(leader.store)
+        store = leader.store
+        read = await read_timeline(OperatorStore(store.calls, store.clock), store.clock.stored_now())
         await leader.store.close()
-        return read
+        return [*read.samples]
 
     return asyncio.run(run())
 

@@ -39,8 +39,8 @@ class Store:
     def _router(self) -> SimpleNamespace:
         rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()))
         webhooks = SimpleNamespace(announce=self._announced)
-        store = SimpleNamespace(clock=SimpleNamespace(now=lambda: 2.0), values=self)
-        return SimpleNamespace(rules=rules, store=store, webhooks=webhooks)
+        store = SimpleNamespace(clock=SimpleNamespace(now=lambda: 2.0))
+        return SimpleNamespace(rules=rules, store=store, webhooks=webhooks, values=self)
 
     async def _announced(self, *_: Any) -> None:
         pass

@@ -1,0 +1,236 @@
+"""What the HTTP API reads and writes in the state store: jobs and their values for callers, the fleet for operators.
+
+Every call raises `BrokerUnavailableError` while the store does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import cycle
+from typing import Any
+
+import msgspec
+
+from broker.valkey.endings import revive_call
+from router.decide.facts import figures, named
+from router.decide.plan import LatestTuning
+from router.service.store import StoreClock
+from tasks.models.folder import LIVE, CatalogueReport
+from taxiway.connection import AsyncConnection
+from taxiway.contract.keys import (
+    CATALOGUES,
+    CATALOGUES_SEEN,
+    CONTROLS,
+    DEAD,
+    FAILING,
+    HELD,
+    RELOADS,
+    STARTS,
+    TIMELINE,
+    TUNER,
+    TUNING,
+    WORK,
+    blob_key,
+    holding_key,
+    job_key,
+    jobs_cell,
+    result_key,
+    snapshot_key,
+    stream_key,
+    turns_cell,
+    work_cell,
+)
+from taxiway.contract.limits import Buffer
+from taxiway.contract.progress import result_in
+from taxiway.contract.stream import Piece, StreamEntry, read_piece
+from taxiway.contract.values import BLOB_KEPT
+
+_SERVER = "state store"
+_PIECES = 256  # read at once
+_PIECES_WAIT = 500  # milliseconds: less than the server's answer timeout
+_READERS = 4096  # streams followed at once, each on its own connection; further ones wait
+_CARRIERS = 4  # connections for blobs, used in rotation
+
+
+class ValueStore:
+    """Values too large for messages, and generated answers as they grow, on connections of their own."""
+
+    def __init__(self, url: str, calls: AsyncConnection) -> None:
+        self._url = url
+        self._calls = calls
+        self._lines = [AsyncConnection(url, server=_SERVER) for _ in range(_CARRIERS)]
+        self._carriers = cycle(self._lines)
+        self._readers: list[AsyncConnection] = []  # idle
+        self._reading = asyncio.Semaphore(_READERS)
+
+    async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
+        """The bytes of each blob; None if it has expired."""
+        contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
+        return dict(zip(refs, contents, strict=True))
+
+    async def keep(self, kept: Mapping[str, Buffer]) -> None:
+        """Store the blobs of a request that is about to be forwarded."""
+        sets = (("SET", blob_key(ref), content, "EX", BLOB_KEPT) for ref, content in kept.items())
+        await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
+
+    async def pieces(self, job: str, after: str) -> list[tuple[str, StreamEntry]]:
+        """What a job's stream has after an entry, with its entry ids; waits a moment for something."""
+        command = ("XREAD", "COUNT", _PIECES, "BLOCK", _PIECES_WAIT, "STREAMS", stream_key(job), after)
+        async with self._reader() as reader:
+            streams: Any = await reader.call(*command)
+        entries = streams[0][1] if streams else []
+        return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
+
+    async def first_piece(self, job: str) -> float | None:
+        """When the first piece of a job's answer was streamed; None if none was, or it is no longer there."""
+        entries: Any = await self._calls.call("XRANGE", stream_key(job), "-", "+", "COUNT", 1)
+        for entry, flat in entries:
+            piece = read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))
+            if isinstance(piece, Piece) and not (piece.at or piece.sent):
+                return int(entry.partition(b"-")[0]) / 1000
+        return None
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for a command that blocks."""
+        async with self._reading:
+            reader = self._readers.pop() if self._readers else AsyncConnection(self._url, server=_SERVER)
+            try:
+                yield reader
+            except BaseException:
+                reader.close()
+                raise
+            self._readers.append(reader)
+
+    async def ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        """The answers to commands with long answers, beside the calls that others wait for."""
+        return await next(self._carriers).calls(*commands)
+
+    def close(self) -> None:
+        """Disconnect."""
+        for connection in (*self._lines, *self._readers):
+            connection.close()
+
+
+class JobReader:
+    """Jobs' records and results."""
+
+    def __init__(self, calls: AsyncConnection) -> None:
+        self._calls = calls
+
+    async def record(self, job: str) -> dict[str, str]:
+        """The fields of a job's record; empty if there is none."""
+        return _texts(await self._calls.call("HGETALL", job_key(job)))
+
+    async def result(self, job: str) -> bytes | None:
+        """The stored result; None if there is none, or it has expired."""
+        return result_in(await self._calls.call("GET", result_key(job)))
+
+    async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
+        """The stored result of each job; None if there is none, or it has expired."""
+        return [result_in(raw) for raw in await self._calls.call("MGET", *map(result_key, jobs))]
+
+    async def without_record(self, jobs: Sequence[str]) -> set[str]:
+        """Those of these jobs that have no record."""
+        if await self._calls.call("EXISTS", *map(job_key, jobs)) == len(jobs):
+            return set()
+        return {job for job in jobs if not await self._calls.call("EXISTS", job_key(job))}
+
+    async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
+        """Both, read atomically."""
+        fields, meta = await self._calls.transaction(("HGETALL", job_key(job)), ("GET", result_key(job)))
+        return _texts(fields), result_in(meta)
+
+    async def snapshot(self, name: str) -> bytes | None:
+        """A stored fleet snapshot; None if it has expired."""
+        packed: Any = await self._calls.call("GET", snapshot_key(name))
+        return packed if packed is None else bytes(packed)
+
+    async def first_digest(self, job: str) -> str:
+        """The digest of the request that first used a job's idempotency key; empty if unknown."""
+        digest: Any = await self._calls.call("HGET", job_key(job), "digest")
+        return (digest or b"").decode()
+
+    async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
+        """A class's unfinished jobs by level, up to this one, and the count of jobs ever placed at this level."""
+        cells = [work_cell(hardware_class, one) for one in range(level + 1)]
+        figures: Any = await self._calls.call("HMGET", WORK, *map(jobs_cell, cells), turns_cell(cells[-1]))
+        *jobs, turns = (float(figure or 0) for figure in figures)
+        return jobs, int(turns)
+
+    async def before(self, job: str, queue: str) -> int | None:
+        """The number of jobs released before this one from its holding queue; None if it is not held."""
+        rank: Any = await self._calls.call("ZRANK", holding_key(queue), job_key(job))
+        return rank if rank is None else int(rank)
+
+
+class OperatorStore:
+    """What processes and the tuner report, what operators ask of all processes, and dead letters."""
+
+    def __init__(self, calls: AsyncConnection, clock: StoreClock) -> None:
+        self._calls = calls
+        self.clock = clock
+
+    async def tuner(self) -> tuple[str, LatestTuning | None]:
+        """The token of the tuner at work, empty if there is none, and what the last tuning found."""
+        token, latest = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
+        return (token or b"").decode(), None if latest is None else msgspec.json.decode(latest, type=LatestTuning)
+
+    async def samples(self) -> list[bytes]:
+        """The samples in the timeline, latest first."""
+        return list(await self._calls.call("LRANGE", TIMELINE, 0, -1))
+
+    async def note_start(self, hardware_class: str) -> None:
+        """Record that devices of the class are started on demand."""
+        await self._calls.call("HSET", STARTS, hardware_class, repr(self.clock.now()))
+
+    async def control_models(self, marks: Mapping[str, str | None]) -> int:
+        """Record what an operator asks of models, as `CONTROLS` has it, None for nothing; have all processes reload.
+
+        Returns the number of that request.
+        """
+        kept = [part for name, mark in marks.items() if mark is not None for part in (name, mark)]
+        dropped = [name for name, mark in marks.items() if mark is None]
+        commands = [("HSET", CONTROLS, *kept)] if kept else []
+        commands += [("HDEL", CONTROLS, *dropped)] if dropped else []
+        return int((await self._calls.transaction(*commands, ("INCR", RELOADS)))[-1])
+
+    async def catalogues(self) -> dict[str, CatalogueReport]:
+        """What each running process serves, by its name."""
+        now, seen, raw = await self._calls.transaction(
+            ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
+        )
+        reports = named(raw)
+        live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
+        return {name: msgspec.json.decode(reports[name], type=CatalogueReport) for name in live}
+
+    async def failing(self) -> dict[str, str]:
+        """The processes that supervisors say have failed, each with how."""
+        (raw,) = await self._calls.transaction(("HGETALL", FAILING))
+        found: dict[str, str] = {}
+        for processes in named(raw).values():
+            found |= msgspec.json.decode(processes, type=dict[str, str])
+        return dict(sorted(found.items()))
+
+    async def held_and_dead(self) -> tuple[int, int]:
+        """The number of held jobs and of dead letters."""
+        held, dead = await self._calls.calls(("HLEN", HELD), ("LLEN", DEAD))
+        return int(held), int(dead)
+
+    async def dead_letters(self, start: int, most: int) -> list[bytes]:
+        """Dead letters as stored, latest first, from index `start`."""
+        return list(await self._calls.call("LRANGE", DEAD, start, start + most - 1))
+
+    async def drop_dead_letter(self, raw: bytes) -> None:
+        """Delete a dead letter."""
+        await self._calls.call("LREM", DEAD, 1, raw)
+
+    async def revive(self, job: str) -> bool:
+        """Clear a job's dead-lettered end; False if it did not end that way."""
+        return bool(await self._calls.run(revive_call(job)))
+
+
+def _texts(pairs: Sequence[bytes]) -> dict[str, str]:
+    return {name: value.decode() for name, value in named(pairs).items()}
