@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 
+from api.routing.explanation import Explanation, explain_record, unpack_snapshot
 from api.routing.router import HttpRouter
 from broker.port import Arrival, DeadLetter, Holder
-from router.decide.explain import Explanation, explain_record, read_basis, unpack_snapshot
+from router.decide.basis import read_basis
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Place

@@ -38,10 +38,11 @@ from api.inference.protocol import (
 )
 from api.jobs import Jobs
 from api.paths import name_in
+from api.routing.explanation import preview
 from api.routing.router import HttpRouter
 from broker.valkey.endings import Ending
 from router.decide.placement import Placement
-from router.service.admission import Order, Place, check_size, digest_at, preview
+from router.service.admission import Order, Place, check_size, digest_at
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict

@@ -6,9 +6,10 @@ from litestar import Response, get, post
 
 from api.gate import AnyRequest, needs, take_terms
 from api.inference import described
+from api.inference.metadata import model_metadata, unready
 from api.inference.protocol import InferRequest, read_infer
 from api.services import JsonResponse, most_elements, services_of
-from router.service.model_list import model_list, model_metadata, unready
+from router.service.model_list import model_list
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 from taxiway.contract.tensors import HEADER

@@ -13,9 +13,9 @@ from litestar import Response, get, post
 
 from api.gate import AnyRequest, json_answer, needs
 from api.inference import described
+from api.inference.metadata import unready
 from api.routing.router import HttpRouter
 from api.services import services_of
-from router.service.model_list import unready
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Catalogue, reference_of
 from tasks.models.model import Model, TensorSpec

@@ -9,11 +9,12 @@ from dataclasses import replace
 import msgspec
 
 from api.operators.problems import problems
-from api.operators.view import FleetTimeline, FleetView, silent_for, view_class, view_plan
+from api.operators.view import ClassView, FleetTimeline, FleetView, silent_for, view_class, view_plan
 from api.routing.router import HttpRouter
 from api.routing.stores import OperatorStore
 from broker.port import QueueHead
 from broker.valkey.mover import ValkeyQueueMover
+from router.decide.snapshot import FleetSnapshot
 from router.upkeep.timeline import EVERY, SAMPLES, FleetSample
 from tasks.models.folder import APART
 
@@ -26,14 +27,12 @@ async def read_fleet(router: HttpRouter) -> FleetView:
     Raises:
         BrokerUnavailableError: the state store does not answer.
     """
-    topology, catalogue, mover = router.rules.topology, router.rules.catalogue, router.queue_mover
-    now, fleet, targets = router.store.clock.now(), router.fleet.working.fleet, router.scaler.targets()
+    topology, catalogue = router.rules.topology, router.rules.catalogue
+    now, fleet = router.store.clock.now(), router.fleet.working.fleet
     silent = {} if fleet.stale else silent_for(fleet.devices, router.fleet.heartbeats, now)
     fleet = replace(fleet, devices=tuple(device for device in fleet.devices if device.worker not in silent))
     held, dead = await router.operators.held_and_dead()
-    heads = {name: await mover.head(name) for name in sorted(topology.hardware)}
-    since = await _accepted(mover, [job for head in heads.values() for job in head.first])
-    moves = tuple(await mover.moves())
+    classes, moves = await _classes(router, fleet, now), tuple(await router.queue_mover.moves())
     reports = dict(sorted((await router.operators.catalogues()).items()))
     tuner, latest = await router.operators.tuner()
     waiting, given_up = await router.registry.figures()
@@ -42,10 +41,7 @@ async def read_fleet(router: HttpRouter) -> FleetView:
         now=now,
         held=held,
         dead=dead,
-        classes={
-            name: view_class(name, topology.hardware[name], fleet, head, targets.get(name), _oldest(head, since, now))
-            for name, head in heads.items()
-        },
+        classes=classes,
         devices=fleet.devices,
         moves=moves,
         refuses=router.fleet.working.depths.refuses,
@@ -67,6 +63,17 @@ async def read_fleet(router: HttpRouter) -> FleetView:
         failing=await router.operators.failing(),
     )
     return msgspec.structs.replace(view, problems=problems(view))
+
+
+async def _classes(router: HttpRouter, fleet: FleetSnapshot, now: float) -> dict[str, ClassView]:
+    """The classes by name, with what waits for each."""
+    mover, hardware, targets = router.queue_mover, router.rules.topology.hardware, router.scaler.targets()
+    heads = {name: await mover.head(name) for name in sorted(hardware)}
+    since = await _accepted(mover, [job for head in heads.values() for job in head.first])
+    return {
+        name: view_class(name, hardware[name], fleet, head, targets.get(name), _oldest(head, since, now))
+        for name, head in heads.items()
+    }
 
 
 async def read_timeline(operators: OperatorStore, now: float) -> FleetTimeline:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from api.routing.stores import JobReader
+from api.routing.stores import StoredJobs
 from broker.outage import Outage
 from taxiway.client.valkey_results import POLL_PAUSE, Rounds
 from taxiway.connection import AsyncConnection
@@ -98,7 +98,7 @@ class Results:
     that has neither a result nor a record, twice in a row, was lost by the store: its waits fail.
     """
 
-    def __init__(self, url: str, jobs: JobReader, name: str, *, pause: float = POLL_PAUSE) -> None:
+    def __init__(self, url: str, jobs: StoredJobs, name: str, *, pause: float = POLL_PAUSE) -> None:
         self._connection = AsyncConnection(url)
         self._outage = Outage(logger, "result subscription lost; reading results from the store")
         self._jobs = jobs

@@ -10,7 +10,7 @@ from typing import Any
 from api.routing.counters import Counts, OutcomeCounters, RecentOutcomes
 from api.routing.repository import Repository
 from api.routing.results import Results, WaitTimeouts
-from api.routing.stores import JobReader, OperatorStore, ValueStore
+from api.routing.stores import OperatorStore, StoredJobs, ValueStore
 from api.routing.submissions import Submissions
 from api.routing.webhooks import WebhookRegistry
 from broker.port import ForwardOutcome
@@ -34,7 +34,7 @@ class HttpRouter(Router):
     def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder, amqp: str = "") -> None:
         super().__init__(settings, rules, name, folder, amqp)
         self.values = ValueStore(settings.broker, self.store.calls)
-        self.jobs = JobReader(self.store.calls)
+        self.jobs = StoredJobs(self.store.calls)
         self.operators = OperatorStore(self.store.calls, self.store.clock)
         self.results = Results(settings.broker, self.jobs, name)
         self.wait_timeouts = WaitTimeouts()

@@ -114,7 +114,7 @@ class ValueStore:
             connection.close()
 
 
-class JobReader:
+class StoredJobs:
     """Jobs' records and results."""
 
     def __init__(self, calls: AsyncConnection) -> None:

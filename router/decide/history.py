@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from router.decide.basis import read_basis
 from router.decide.classify import level_of
-from router.decide.explain import read_basis
 from taxiway.contract.request import Priority
 
 SLICE = 30

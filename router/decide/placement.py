@@ -125,7 +125,8 @@ class Placement:
         table, budget = self.table, self.needs.budget
         if budget is None or table.metered is None:
             return 0
-        most = dearest(table, self.needs, self.figures.cost)[_open(self) & table.metered.any(axis=0)].max(initial=0.0)
+        paid = open_to(table, self.needs, self.figures) & table.metered.any(axis=0)
+        most = dearest(table, self.needs, self.figures.cost)[paid].max(initial=0.0)
         return max(int(min(budget / most, _ANY)), 1) if most else 0
 
     @property
@@ -139,7 +140,7 @@ class Placement:
         """The variant for each hardware class that the job may run on: the cheapest one in that class."""
         table = self.table
         best: dict[str, str] = {}
-        for i in _by_cost(self.figures, _open(self)):
+        for i in _by_cost(self.figures, open_to(table, self.needs, self.figures)):
             best.setdefault(table.candidates[i].hardware_class, table.candidates[i].variant_name)
         best[self.candidate.hardware_class] = self.candidate.variant_name
         return dict(sorted(best.items()))
@@ -148,7 +149,7 @@ class Placement:
 def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
     """Choose a hardware class and a variant, or hold the request until a queue is back within its horizon.
 
-    A queue's horizon (`capacity.horizon`) counts the work served before the request. Latency-critical requests are
+    A queue's horizon (`cost.horizon`) counts the work served before the request. Latency-critical requests are
     bound at once if they are in time, and refused if not; they are held only for a tenant over its fair share.
 
     Args:
@@ -321,18 +322,21 @@ def seed_of(job: str) -> int:
 
 
 def _eligible(table: CandidateTable, needs: Needs, figures: EstimateColumns) -> np.ndarray:
-    """Which candidates have a live device and are within the budget."""
-    present = table.live
-    if not any_true(present):
+    """The candidates that are open to the request, of which there is one. Raises as `weigh` does."""
+    if any_true(eligible := open_to(table, needs, figures)):
+        return eligible
+    if not any_true(table.live):
         absent = [Refusal(c.hardware_class, c.variant_name, c.absent, ever=False) for c in table.candidates]
         raise _no_device(table, [*absent, *table.refusals])
+    raise _unaffordable(table, needs, float(dearest(table, needs, figures.cost)[table.live].min()))
+
+
+def open_to(table: CandidateTable, needs: Needs, figures: EstimateColumns) -> np.ndarray:
+    """Which candidates have a live device and are within the budget, if any."""
     if needs.budget is None and needs.allowance is None:
-        return present
-    most = dearest(table, needs, figures.cost)
-    eligible: np.ndarray = present & (most <= needs.affordable)
-    if not any_true(eligible):
-        raise _unaffordable(table, needs, float(most[present].min()))
-    return eligible
+        return table.live
+    affordable: np.ndarray = table.live & (dearest(table, needs, figures.cost) <= needs.affordable)
+    return affordable
 
 
 def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidRequestError | OverloadedError:
@@ -452,12 +456,6 @@ def _cheaper_rejected(
     at_most, wait = figures.at_most[cheapest], figures.wait[cheapest]
     why = f"may take {at_most:.3g} s" if at_most > deadline else f"past its horizon ({wait:.3g} s of work)"
     return f"; {_name(table, cheapest)} is cheaper and {why}"
-
-
-def _open(placement: Placement) -> np.ndarray:
-    most = dearest(placement.table, placement.needs, placement.figures.cost)
-    affordable: np.ndarray = placement.table.live & (most <= placement.needs.affordable)
-    return affordable
 
 
 def _by_cost(figures: EstimateColumns, among: np.ndarray) -> list[int]:

@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from msgspec.structs import replace
 
+from router.decide.basis import basis_text
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
-from router.decide.explain import basis_text
 from router.decide.fairness import Depths, HeldKind, Tenants
 from router.decide.placement import Placement, pick, tolerance, weigh
 from router.decide.prefixes import Prefixes

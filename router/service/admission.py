@@ -17,7 +17,6 @@ import msgspec
 from broker.port import Affinity, Outgoing
 from broker.valkey.deadlines import Course, exceeded
 from router.decide.classify import Needs, Prefix, needs_of
-from router.decide.explain import Explanation, explain
 from router.decide.fairness import Tenants, check_class, check_tenant
 from router.decide.placement import Placement, seed_of
 from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, slots_worth
@@ -271,20 +270,15 @@ def _template(order: Order, rules: Rules, working: WorkingSnapshot, prompt: Prom
     return working.place(model, needs, request.tenant, seed, key=kept, released=order.released > 0)
 
 
-def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Explanation]:
-    """The model, and what `admit` would decide now with all figures; nothing is placed.
+def understood(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Needs]:
+    """The request's model, and its needs as `admit` would understand them now.
 
     Raises:
         TaxiwayError: as `needs_of` raises it, or because the model is unknown.
     """
-    request = order.request
     model = _accepting(order, rules)
     measurements = _measure(order, model, rules, working, _prompt(order, rules, working).prefix)
-    needs = _needs(order, measurements, rules.topology, working.tenants, _until(order))
-    table = working.table(model, needs.constraints)
-    return model, explain(
-        table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
-    )
+    return model, _needs(order, measurements, rules.topology, working.tenants, _until(order))
 
 
 UNLOADED = "an operator unloaded it"

@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from broker.outage import Outage
 from broker.port import StoredSnapshot
+from router.decide.basis import pack_snapshot
 from router.decide.cost import shadow_prices
-from router.decide.explain import pack_snapshot
 from router.decide.facts import BEAT, NEVER, Arrived, arrived_since, snapshot_from, work_from
 from router.decide.fairness import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.placement import Placement

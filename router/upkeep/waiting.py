@@ -14,9 +14,9 @@ import msgspec
 from broker.port import MoveStep, Peeked
 from broker.valkey.claims import Relocation
 from broker.valkey.forwarding import addressed
+from router.decide.basis import read_basis
 from router.decide.classify import Needs
 from router.decide.cost import horizon
-from router.decide.explain import read_basis
 from router.decide.moves.rebalance import Group, Kind, Move
 from router.decide.moves.waiting import group_by_kind, magnitude
 from router.decide.placement import Placement, choose, seed_of

@@ -9,7 +9,7 @@ import pytest
 
 import tests.recorded
 from broker.port import Arrival, DeadLetter
-from router.decide.explain import read_basis
+from router.decide.basis import read_basis
 from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot

@@ -21,7 +21,7 @@ from api.inference.protocol import read_infer
 from api.jobs import Jobs
 from api.routing.router import HttpRouter
 from local.embedded import EmbeddedValkey
-from router.decide.explain import Basis, read_basis
+from router.decide.basis import Basis, read_basis
 from router.service.admission import Place, Rules
 from tasks.models.folder import ModelsFolder, load_catalogue
 from tasks.queues.queues_file import QueuesFile

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from api.routing.results import Results
-from api.routing.stores import JobReader
+from api.routing.stores import StoredJobs
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
@@ -33,7 +33,7 @@ def name() -> str:
 @asynccontextmanager
 async def router_results(url: str, name: str) -> AsyncIterator[Results]:
     store = RouterStore(url, Limits())
-    results = Results(url, JobReader(store.calls), name, pause=PAUSE)
+    results = Results(url, StoredJobs(store.calls), name, pause=PAUSE)
     listening = asyncio.create_task(results.run())
     try:
         yield results

@@ -17,8 +17,8 @@ from click.testing import Result
 
 import taxiway
 from broker.valkey.endings import Ending
+from router.decide.basis import basis_text
 from router.decide.classify import Needs
-from router.decide.explain import basis_text
 from router.decide.history import OBSERVED_AGES, SLICE, STATES, Arrivals, ServiceLatency, hour_of, slice_of
 from router.upkeep.recorder import Recorder
 from simulator.__main__ import main as simulator

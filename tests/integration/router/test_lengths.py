@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import redis
 
-from router.decide.explain import read_basis
+from router.decide.basis import read_basis
 from tasks.models.profiles import read_lengths
 from tasks.settings import Settings
 from taxiway.contract.job import read_meta, read_result

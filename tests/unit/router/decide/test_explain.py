@@ -6,17 +6,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from api.routing.explanation import Explanation, explain, explain_record, unpack_snapshot
+from router.decide.basis import basis_text, pack_snapshot, read_basis
 from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
-from router.decide.explain import (
-    Explanation,
-    basis_text,
-    explain,
-    explain_record,
-    pack_snapshot,
-    read_basis,
-    unpack_snapshot,
-)
 from router.decide.placement import choose, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size

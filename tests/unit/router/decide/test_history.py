@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from broker.valkey import history as stored_history
 from broker.valkey.history import AcceptedGroup, Observed
 from router.decide import history
+from router.decide.basis import basis_text
 from router.decide.classify import Constraints, Needs, level_of
-from router.decide.explain import basis_text
 from router.upkeep.recorder import arrivals_of
 from taxiway.contract.request import Priority
 

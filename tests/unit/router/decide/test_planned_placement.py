@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from hypothesis import given
 
+from api.routing.explanation import Explanation, explain, unpack_snapshot
+from router.decide.basis import pack_snapshot
 from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
-from router.decide.explain import Explanation, explain, pack_snapshot, unpack_snapshot
 from router.decide.placement import Placement, choose, tolerance, weigh
 from router.decide.plan import SPILL_RUN, Cell, ClassPlan, Density, Handover, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot

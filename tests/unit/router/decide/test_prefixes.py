@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.routing.explanation import explain
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs, Prefix
 from router.decide.cost import estimate_figures
-from router.decide.explain import explain
 from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prefixes, prefixes_of, slots_worth
 from router.decide.snapshot import FleetSnapshot
 from tasks.models.chats import beginning

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.routing.explanation import explain_record
 from broker.port import Arrival
 from broker.valkey.forwarding import forward_call
-from router.decide.explain import explain_record, read_basis
+from router.decide.basis import read_basis
 from router.decide.fairness import Tenants, day_of
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot

@@ -1,25 +1,27 @@
-"""Why a request is placed where it is: the recorded basis of a placement, and the table recomputed from it.
-
-No I/O: snapshots are stored under the name that records refer to, and `api.jobs` reads them.
-"""
+"""Why a request is placed where it is: the candidate table, from a placement's basis or from the fleet now. Pure."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from router.decide.basis import Basis
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Needs
 from router.decide.cost import EstimateColumns, dearest, estimate_figures, horizon
-from router.decide.placement import choose, prefer, reserved_and_busy, route_by_plan
+from router.decide.placement import choose, open_to, prefer, reserved_and_busy, route_by_plan, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
+from router.decide.working_snapshot import WorkingSnapshot
+from router.service.admission import Order, Rules, understood
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 from taxiway.errors import TaxiwayError
+
+_decode_fleet = msgspec.json.Decoder(FleetSnapshot).decode
 
 
 class Considered(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,40 +72,16 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     refused: tuple[RefusedCandidate, ...]
 
 
-class Basis(msgspec.Struct, frozen=True, array_like=True):
-    """What one placement was decided from, besides its model and job id.
+def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Explanation]:
+    """The model, and what `admit` would decide now with all figures; nothing is placed.
 
-    `snapshot` names the stored `FleetSnapshot`. `work` maps each class to the device seconds ahead at the time of the
-    decision, one figure per level, including placements made since the snapshot; classes without any are left out.
+    Raises:
+        TaxiwayError: as `needs_of` raises it, or because the model is unknown.
     """
-
-    snapshot: str
-    needs: Needs
-    work: dict[str, tuple[float, ...]]
-
-
-_encode = msgspec.json.Encoder().encode
-_decode_basis = msgspec.json.Decoder(Basis).decode
-_decode_fleet = msgspec.json.Decoder(FleetSnapshot).decode
-
-
-def basis_text(needs: Needs, snapshot: str, classes: Sequence[str], ahead: np.ndarray) -> str:
-    """A placement's basis for its job's record. `ahead` is the work it was decided from, without the job's own."""
-    work = {classes[row]: tuple(ahead[row].tolist()) for row in np.flatnonzero(ahead.any(axis=1)).tolist()}
-    return _encode(Basis(snapshot, needs, work)).decode()
-
-
-def read_basis(text: str) -> Basis | None:
-    """The basis in a job's record; None if it is absent or written by an incompatible release."""
-    try:
-        return _decode_basis(text) if text else None
-    except msgspec.MsgspecError:
-        return None
-
-
-def pack_snapshot(fleet: FleetSnapshot) -> bytes:
-    """A snapshot as stored: JSON, deflated because devices are much alike."""
-    return zlib.compress(_encode(fleet), 1)
+    model, needs = understood(order, rules, working)
+    table = working.table(model, needs.constraints)
+    ahead = working.ahead(released=working.bypasses_holding(order.request.tenant))
+    return model, explain(table, needs, ahead, seed=seed_of(order.job))
 
 
 def unpack_snapshot(raw: bytes) -> FleetSnapshot | None:
@@ -124,28 +102,19 @@ def explain_record(
 
 def explain(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Explanation:
     """What `choose` decides from these arguments, with every candidate's figures."""
+    chosen: int | None = None
+    outcome: dict[str, Any]
     try:
         placement = choose(table, needs, work, seed=seed)
+        chosen = None if placement.held else placement.index
+        outcome = {"reason": placement.reason, "held": placement.held}
     except TaxiwayError as error:
-        rows = _Rows(table, needs, work, None)
-        return Explanation(
-            level=needs.level,
-            reason=error.message,
-            error=error.code,
-            considered=rows.considered(),
-            refused=rows.refused(),
-        )
-    held = placement.held
-    rows = _Rows(table, needs, work, None if held else placement.index)
-    return Explanation(
-        hardware_class=None if held else placement.candidate.hardware_class,
-        variant=None if held else placement.candidate.variant_name,
-        level=placement.level,
-        reason=placement.reason,
-        held=held,
-        considered=rows.considered(),
-        refused=rows.refused(),
-    )
+        outcome = {"reason": error.message, "error": error.code}
+    if chosen is not None:
+        candidate = table.candidates[chosen]
+        outcome |= {"hardware_class": candidate.hardware_class, "variant": candidate.variant_name}
+    rows = _Rows(table, needs, work, chosen)
+    return Explanation(level=needs.level, considered=rows.considered(), refused=rows.refused(), **outcome)
 
 
 class _Rows:
@@ -158,7 +127,7 @@ class _Rows:
         self._figures: EstimateColumns = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
         self._reserved_and_busy = reserved_and_busy(table, work)
         self._dearest = dearest(table, needs, self._figures.cost)
-        eligible = table.live & (self._dearest <= needs.affordable)
+        eligible = open_to(table, needs, self._figures)
         unreserved = prefer(~self._reserved_and_busy, eligible)
         route = route_by_plan(table, needs, self._figures, work, eligible=eligible, unreserved=unreserved)
         self._planned = route.among
