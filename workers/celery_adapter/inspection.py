@@ -37,7 +37,6 @@ class PlainRequest:
     eta = None
     time_start: float | None = None
     worker_pid: int | None = None
-    progress: RunProgress | None = None
 
     def __init__(
         self, job: str, task: Task[Any, Any], hostname: str, kwargs: str, queue: str, revoke: Callable[[], None]
@@ -97,6 +96,7 @@ class Inspection:
         self._hostname = hostname
         self._thread = thread
         self._shown: dict[Delivery, PlainRequest] = {}
+        self._progress: dict[Delivery, RunProgress] = {}  # as last reported
         self._lock = threading.Lock()
 
     def show(self, held: HeldJobs, endings: EndingSink) -> list[Delivery]:
@@ -110,6 +110,7 @@ class Inspection:
             for delivery in staying:
                 if delivery.task is None:
                     self._show(delivery, endings)
+            self._show_progress({one: one.progress for one in staying if one.progress is not None})
             return [delivery for delivery in staying if delivery.began and not delivery.start_stored]
 
     def report(self, delivery: Delivery, event: TaskEvent | None) -> None:
@@ -138,9 +139,13 @@ class Inspection:
         if delivery.began and shown.time_start is None:
             self.events.add(TaskEvent("task-started", delivery.job, delivery.began))
             shown.start(time.monotonic() - time.time() + delivery.began)
-        if delivery.progress is not None and delivery.progress is not shown.progress:
-            shown.progress = delivery.progress
-            self.events.add(progressed(delivery.job, delivery.progress))
+
+    def _show_progress(self, progress: dict[Delivery, RunProgress]) -> None:
+        """Report what is new of how far jobs are, those that Celery runs itself included."""
+        for delivery, told in progress.items():
+            if self._progress.get(delivery) is not told:
+                self.events.add(progressed(delivery.job, told))
+        self._progress = progress
 
     def _report_start(self, delivery: Delivery, shown: PlainRequest | None) -> None:
         """Report the unreported events of a job that ends."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, signature
 
 from tasks.settings import Settings
+from taxiway.contract.keys import job_key
 from tests.integration.workers.test_runs import WALK
 from tests.routing import eventually
 from tests.working import QUEUES, Tower, add_callable, worker_process, worker_settings
@@ -22,7 +24,10 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     return fleet
 
 
-def test_a_report_is_an_event_whose_result_flower_shows(fleet: Settings, producer: Celery) -> None:
+@pytest.mark.parametrize("followed", [False, True])  # what a link follows is run by Celery itself
+def test_a_report_is_an_event_whose_result_flower_shows_and_a_state_of_celery(
+    fleet: Settings, producer: Celery, followed: bool
+) -> None:
     held = fleet.models.parent / "held"
     held.touch()
     heard: list[dict[str, Any]] = []
@@ -32,13 +37,18 @@ def test_a_report_is_an_event_whose_result_flower_shows(fleet: Settings, produce
         listening.daemon = True
         listening.start()
         eventually(lambda: heard)  # a heartbeat
-        job = tower.order("walk", {"steps": 100, "seed": 1, "every": 25}, variant="python")
+        job = str(uuid.uuid4())
+        tower.state.hset(job_key(job), "state", "queued")  # as a router's record has it
+        canvas = {"callbacks": [signature("lab.next", queue="lab.link", app=producer)]} if followed else {}
+        tower.order("walk", {"steps": 100, "seed": 1, "every": 25}, variant="python", job=job, canvas=canvas)
 
         def shown() -> list[str]:
             events = [event for event in list(heard) if event.get("uuid") == job]
             return [event["result"] for event in events if event["type"] == "task-progress"]
 
         eventually(lambda: "51 %: 51 steps" in shown())
+        seen: Any = producer.AsyncResult(job)
+        assert (seen.state, seen.info["message"]) == ("PROGRESS", "51 steps")
         receiver.should_stop = True
         held.unlink()
         tower.result(job)

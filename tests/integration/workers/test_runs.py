@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from celery import Celery
 
 from broker.valkey import run
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
@@ -103,22 +101,6 @@ def test_a_killed_worker_s_run_goes_on_from_its_last_checkpoint_and_ends_as_if_n
     assert result.report.checkpoints.startswith("resumed from a checkpoint at 50%")
     assert 0 < result.report.redone < 30
     assert not tower.state.exists(*(one.key for one in kept))
-
-
-def test_what_a_run_reports_is_on_its_job_s_record_and_in_celery_s_result_until_it_ends(
-    fleet: Settings, tower: Tower, producer: Celery
-) -> None:
-    job = str(uuid.uuid4())
-    tower.state.hset(job_key(job), "state", "queued")  # as a router's record has it
-    with worker_process(fleet):
-        order(tower, job=job)
-        reached(tower, job, 0.5)
-        seen: Any = producer.AsyncResult(job)
-        assert seen.state == "PROGRESS"
-        assert seen.info["message"] == f"{STEPS // 2 + 1} steps"
-        assert set(seen.info["partial"]) == {"at"}
-        go(fleet)
-        assert tower.result(job).outputs["end"] == undisturbed()
 
 
 @pytest.mark.parametrize("every", [0, -1])
