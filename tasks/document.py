@@ -79,7 +79,12 @@ class _Loader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads as the same."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def parse_size(value: object) -> Size:
@@ -138,14 +143,15 @@ def written_out(value: msgspec.Struct) -> str:
             return {name: without_none(inner) for name, inner in one.items() if inner is not None}
         return [without_none(inner) for inner in one] if isinstance(one, list) else one
 
-    return yaml.safe_dump(without_none(msgspec.to_builtins(value, enc_hook=_size_text)), sort_keys=False)
+    plain = without_none(msgspec.to_builtins(value, enc_hook=_written_size))
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
-def _size_text(size: object) -> str:
+def _written_size(size: object) -> int | str:
     """A `Size` by its largest unit."""
     assert isinstance(size, Size)
     exponent = next((n for n in (3, 2, 1) if size and size % 1024**n == 0), 0)
-    return f"{size // 1024**exponent}{('', 'KiB', 'MiB', 'GiB')[exponent]}"
+    return f"{size // 1024**exponent}{('', 'KiB', 'MiB', 'GiB')[exponent]}" if exponent else int(size)
 
 
 def json_schema(*kinds: type[Any]) -> dict[str, Any]:

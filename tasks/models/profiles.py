@@ -11,7 +11,6 @@ decision knows the actual length of an answer.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -21,14 +20,17 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, Size, parse_document, read_document
+from tasks.document import DocumentError, Size, parse_document, read_document, written_out
 from tasks.models.model import Model, Profile
 from tasks.topology import DeviceKind
 
 STALE_AFTER = 90
 """Days after which a measurement is trusted like an estimate: drivers and kernels change meanwhile."""
 
-_READ_AS_OTHERS = ("yes", "no", "on", "off", "true", "false", "null")  # what plain YAML 1.1 keys would become
+_HEAD = """\
+# Seconds a batch: max(floor, base + step * size + slope * rows * size). docs/profiles.md explains it.
+# A point is rows, their mean size, and the median of its seconds.
+"""
 
 UNSURE = 2.0
 """Observed over predicted run time that is assumed until one is learned."""
@@ -239,57 +241,8 @@ def load_book(
 
 def render_profile(profile: DeviceProfile) -> str:
     """The file's text, for people and `parse_profile`."""
-    device = {"kind": profile.device.kind, "name": profile.device.name, "threads": profile.device.threads}
-    lines = [
-        "# Seconds a batch: max(floor, base + step * size + slope * rows * size). docs/profiles.md explains it.",
-        f"model: {profile.model}",
-        f"device: {_flow(device)}",
-        f"source: {profile.source}",
-    ]
-    for title, texts in (("rows", profile.rows), ("assumed", profile.assumed)):
-        lines += [f"{title}:", *(f"  - {_quoted(text)}" for text in texts)] if texts else []
-    lines.append("variants:")
-    for name, variant in sorted(profile.variants.items()):
-        lines += [f"  {_quoted(name)}:", *(f"    {line}" for line in _variant_lines(variant))]
-    return "\n".join(lines) + "\n"
-
-
-def _variant_lines(variant: Measurement) -> list[str]:
-    fitted = ("base", "step", "slope", "floor", "prompt_step", "prompt_slope")
-    lines = [f"date: {_quoted(variant.date)}"]
-    lines += [f"packages: {_flow(variant.packages)}"] if variant.packages else []
-    lines += [f"{name}: {_number(getattr(variant, name))}" for name in ("load", "memory", "peak", "disturbed")]
-    given = [name for name in fitted if getattr(variant, name) is not None]
-    lines += [f"{name}: {_number(getattr(variant, name))}" for name in given]
-    lines.append(f"residual: {_flow(msgspec.structs.asdict(variant.residual))}")
-    if variant.points:
-        lines += ["points: # rows, mean size, median seconds"]
-        lines += [f"  - [{p.rows}, {_number(p.size)}, {_number(p.seconds)}]" for p in variant.points]
-    return lines
-
-
-def _flow(values: Mapping[str, object]) -> str:
-    return "{" + ", ".join(f"{_plain(key)}: {_scalar(value)}" for key, value in values.items()) + "}"
-
-
-def _scalar(value: object) -> str:
-    return _number(value) if isinstance(value, (int, float)) else _quoted(str(value))
-
-
-def _plain(key: str) -> str:
-    """A key, unquoted if YAML reads it as text."""
-    return key if re.fullmatch(r"[a-z][a-z0-9]+", key) and key not in _READ_AS_OTHERS else _quoted(key)
-
-
-def _quoted(text: str) -> str:
-    """YAML's double-quoted form: JSON's, except that characters beyond 16 bits are not surrogate pairs."""
-    escaped = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped)
-
-
-def _number(value: float) -> str:
-    """The shortest text that parses to the same number."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
+    ordered = msgspec.structs.replace(profile, variants=dict(sorted(profile.variants.items())))
+    return _HEAD + written_out(ordered)
 
 
 def profile_path(root: Path, model: str, device: Processor) -> Path:
