@@ -37,8 +37,9 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import WaitingJob, groups_of
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
-from tasks.models.model import Model, Profile, TensorSpec, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
+from tasks.models.tensor_spec import TensorSpec
 from tasks.topology import HardwareClass, Price, Rebalance, Service, Topology
 from taxiway.contract.keys import LEVELS, arrived_cell, work_cell
 from taxiway.contract.wire import Envelope

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.heartbeat import DeviceFacts
-from tasks.models.model import Model, TensorSpec, Variant
+from tasks.models.model import Model, Variant
+from tasks.models.tensor_spec import TensorSpec
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.contract.job import Result, RunReport

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from tasks.models.model import Model, TensorSpec
+from tasks.models.model import Model
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.job import Result
 from taxiway.contract.limits import (
     COUNT,

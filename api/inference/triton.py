@@ -18,7 +18,8 @@ from api.routing.router import HttpRouter
 from api.services import services_of
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Catalogue, reference_of
-from tasks.models.model import Model, TensorSpec
+from tasks.models.model import Model
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import UNREADABLE, InvalidRequestError, cut, unreadable
 
 _TYPES = {"BYTES": "TYPE_STRING"}

@@ -23,7 +23,7 @@ from api.openai.requests import (
     unsupported,
 )
 from router.service.admission import Rules
-from tasks.models.model import TensorSpec
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.job import Result
 from taxiway.contract.request import TERMS
 from taxiway.errors import TaxiwayError, wrong_field

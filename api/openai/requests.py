@@ -17,7 +17,8 @@ from api.openai_errors import UNSUPPORTED
 from api.terms import BODY_TERMS, terms_in
 from router.service.admission import check_size
 from tasks.models.chats import read_chat
-from tasks.models.model import Model, TensorSpec
+from tasks.models.model import Model
+from tasks.models.tensor_spec import TensorSpec
 from tasks.queues.limits import Limits
 from tasks.topology import Topology
 from taxiway.contract.limits import COUNT, WHOLE_VALUES_DIVISOR, check_json

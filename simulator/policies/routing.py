@@ -32,8 +32,9 @@ from simulator.tuning.real_fleet import pace_of
 from simulator.workload import Figures, SimulatedJob, Workload
 from tasks.document import Size
 from tasks.heartbeat import ANY, HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
-from tasks.models.model import Model, Profile, TensorSpec, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import UNSURE, KnownProfile, ProfileBook
+from tasks.models.tensor_spec import TensorSpec
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import LEVELS, arrived_cell, held_cell, work_cell
 from workers.decide.endpoints import EndpointRates

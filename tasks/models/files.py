@@ -28,8 +28,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from tasks.models.tensor_spec import TensorSpec
 from tasks.settings import TREE
 
 _MODEL_GRAPH = 7
@@ -84,40 +85,12 @@ class GraphSignature:
     outputs: tuple[GraphTensor, ...]
 
 
-class Declared(Protocol):
-    """An input or output as declared in model.yaml (`model.TensorSpec`)."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def called(self) -> str:
-        """Its name in the graph."""
-
-    @property
-    def source(self) -> str:
-        """That name, if it differs from what callers call it; else empty."""
-
-    @property
-    def datatype(self) -> str:
-        """Its Open Inference Protocol datatype."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """-1 for the batch axis and other variable axes."""
-
-    @property
-    def batch_axis(self) -> int | None:
-        """The batch axis; None if all rows share the tensor."""
-
-
 Difference = tuple[str, str, object]
 """A path inside model.yaml, what was expected there, and what it says."""
 
 
 def differences(
-    signature: GraphSignature, inputs: Sequence[Declared], outputs: Sequence[Declared], *, rows: int = 0
+    signature: GraphSignature, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, rows: int = 0
 ) -> Iterator[Difference]:
     """Where the declared tensors differ from the graph's. `rows` is the largest batch, if limited.
 
@@ -130,7 +103,7 @@ def differences(
         yield "inputs", f"an input {missing!r}", declared
 
 
-def _unlike(place: str, found: Sequence[GraphTensor], specs: Sequence[Declared], rows: int) -> Iterator[Difference]:
+def _unlike(place: str, found: Sequence[GraphTensor], specs: Sequence[TensorSpec], rows: int) -> Iterator[Difference]:
     named = {one.name: one for one in found}
     for index, spec in enumerate(specs):
         tensor = named.get(spec.called)
@@ -150,7 +123,7 @@ def _converts(place: str, graph: str, declared: str) -> bool:
     return graph.startswith("FP") == declared.startswith("FP") and "BYTES" not in (graph, declared)
 
 
-def _fits(place: str, shape: Sequence[int], spec: Declared, rows: int) -> bool:
+def _fits(place: str, shape: Sequence[int], spec: TensorSpec, rows: int) -> bool:
     if len(shape) != len(spec.shape):
         return False
     pairs = enumerate(zip(shape, spec.shape, strict=True))
@@ -168,7 +141,7 @@ def _axis_fits(place: str, length: int, declared: int, *, batch: bool, rows: int
     return length in (-1, declared) or (declared == -1 and place == "outputs")
 
 
-def _shape_words(shape: Sequence[int], spec: Declared, rows: int) -> str:
+def _shape_words(shape: Sequence[int], spec: TensorSpec, rows: int) -> str:
     axis = spec.batch_axis
     if axis is not None and len(shape) == len(spec.shape) and shape[axis] != -1 and rows != 1:
         return f"a batch axis of any length, and not {shape[axis]} (or `max_batch: 1` where that is 1),"

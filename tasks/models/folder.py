@@ -28,16 +28,9 @@ from tasks.document import Contradictions, Verbatim, read_document
 from tasks.models.catalogue import Catalogue, dangling, folder_of
 from tasks.models.discovered import Found, with_discovered
 from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
-from tasks.models.model import (
-    Alias,
-    LocalFile,
-    Model,
-    ModelError,
-    TensorSpec,
-    parse_file,
-    sources_of,
-)
+from tasks.models.model import Alias, LocalFile, Model, ModelError, parse_file, sources_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
+from tasks.models.tensor_spec import TensorSpec
 from tasks.queues.queues_file import QueuesFile
 
 logger = logging.getLogger(__name__)

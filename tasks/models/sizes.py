@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 
 from tasks.models.chats import characters
-from tasks.models.model import Model, TensorSpec
+from tasks.models.model import Model
+from tasks.models.tensor_spec import TensorSpec
 from tasks.models.units import Unit, read_unit
 from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError

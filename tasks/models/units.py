@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.models.files import Declared
+from tasks.models.tensor_spec import TensorSpec
 
 Kind = Literal["rows", "tokens", "pixels", "bytes", "value", "elements", "axis"]
 
@@ -39,7 +39,7 @@ class UnitError(ValueError):
     """The text names no unit of a model with these inputs."""
 
 
-def read_unit(text: str, inputs: Iterable[Declared], pipeline: str) -> Unit:
+def read_unit(text: str, inputs: Iterable[TensorSpec], pipeline: str) -> Unit:
     """The unit that `text` names.
 
     Raises:
@@ -57,7 +57,7 @@ def read_unit(text: str, inputs: Iterable[Declared], pipeline: str) -> Unit:
     return _of_input(spec, int(found["axis"]) if found["axis"] else None)
 
 
-def _of_input(spec: Declared, axis: int | None) -> Unit:
+def _of_input(spec: TensorSpec, axis: int | None) -> Unit:
     batch = spec.batch_axis
     if axis is not None:
         if axis == batch or axis >= len(spec.shape):

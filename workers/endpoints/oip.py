@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 
 from tasks.models.discovered import MOST_MODELS, Announced, fits, tensor
-from tasks.models.model import Datatype, Model, TensorSpec, Variant
+from tasks.models.model import Model, Variant
+from tasks.models.tensor_spec import Datatype, TensorSpec
 from taxiway.contract.tensors import HEADER, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError, wrong_field

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tasks.models.model import Model, TensorSpec, Variant
+from tasks.models.model import Model, Variant
 from tasks.models.sizes import size_of_row
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.decide.faults import text_of
 from workers.pipelines.tensors import read_tensor

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.model import Model, TensorSpec, Variant
+from tasks.models.model import Model, Variant
 from tasks.models.sizes import size_of_row
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import ExecutionError, InvalidRequestError
 from workers.port import Arrays, Item, Placed, Row, Runtime
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tasks.heartbeat import is_emulated
-from tasks.models.model import TensorSpec
 from tasks.models.profiles import generates, length_of
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.generation import total
 from taxiway.contract.job import Result, RunReport
 from taxiway.contract.values import ResultBlobs, to_wire

@@ -10,7 +10,7 @@ from api.inference import protocol
 from api.inference.triton import stats_of
 from tasks.heartbeat import Ran
 from tasks.models.folder import load_catalogue
-from tasks.models.model import TensorSpec
+from tasks.models.tensor_spec import TensorSpec
 from tasks.settings import TREE
 from taxiway.contract.job import Result
 from taxiway.contract.limits import DEEPEST, ELEMENTS, LARGE, WHOLE_VALUES_DIVISOR, count_values

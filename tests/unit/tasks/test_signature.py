@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 
 from tasks.document import Size
-from tasks.models.model import Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.signature import bind, bind_parameters
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError
 from tests.unit.strategies import json_values
 

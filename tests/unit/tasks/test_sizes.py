@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.folder import load_catalogue
-from tasks.models.model import Model, ModelError, TensorSpec, parse_model
+from tasks.models.model import Model, ModelError, parse_model
 from tasks.models.signature import bind
 from tasks.models.sizes import measured, pixels_of, quantised, read_base64, read_bytes, rows_of, size_of_row
+from tasks.models.tensor_spec import TensorSpec
 from tasks.models.units import UnitError, read_unit
 from tasks.settings import TREE
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import MOST_MODELS, Announced, discovered, discovered_by, fits, named, with_discovered
-from tasks.models.model import Model, TensorSpec, parse_model
+from tasks.models.model import Model, parse_model
+from tasks.models.tensor_spec import TensorSpec
 from tests.unit.tasks.test_catalogue import model as described
 from workers.endpoints import oip, openai
 from workers.endpoints.protocol import Discovery, EndpointError

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.folder import load_catalogue
-from tasks.models.model import Model, TensorSpec
+from tasks.models.model import Model
+from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
 from tests.graphs import EXPORTED, EXPORTED_SPECS, exported_graph, write_model
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
