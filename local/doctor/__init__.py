@@ -14,6 +14,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
+def finding(subject: str, value: str, *, found: bool = True, remedy: str = "") -> Finding:
+    """What there is of a subject, or the remedy if it is missing or wrong."""
+    return Finding(subject=subject, found=found, value=value, remedy="" if found else remedy)
+
+
 def problem(subject: str, text: str, remedy: str) -> Finding:
     """Something that is missing or wrong."""
-    return Finding(subject=subject, found=False, value=text, remedy=remedy)
+    return finding(subject, text, found=False, remedy=remedy)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from local.doctor import Finding, problem
+from local.doctor import Finding, finding, problem
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import load_catalogue
@@ -74,7 +74,7 @@ async def _check_answers(subject: str, endpoint: Endpoint, link: EndpointLink, c
     answer = "answers" if names is None else f"answers, and lists {', '.join(names[:5]) or 'no model'}"
     served = {name: called for name, called in endpoint.calls.items() if names is None or called in names}
     return [
-        Finding(subject=subject, found=True, value=answer),
+        finding(subject, answer),
         *_missing(subject, endpoint, served),
         *await _token(subject, endpoint, link, catalogue, served),
     ]
@@ -114,7 +114,7 @@ async def _token(
     except TimeoutError:
         return [problem(subject, f"none within {TOKEN_WITHIN:g} s", "see the server's log")]
     seconds = asyncio.get_running_loop().time() - began
-    return [Finding(subject=subject, found=True, value=f"{called} answers in {seconds:.2g} s")]
+    return [finding(subject, f"{called} answers in {seconds:.2g} s")]
 
 
 def remedy(reason: str, endpoint: Endpoint) -> str:

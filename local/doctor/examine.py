@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from local.doctor import Finding, problem
+from local.doctor import Finding, finding, problem
 from local.doctor.endpoints import check_endpoints
 from local.embedded import EmbeddedValkeyError, find_binary
 from local.fleet import LocalFleet, failing
@@ -60,9 +61,9 @@ def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
     verdicts = check_configuration(queues_file(environment), models_folder(environment), cache_directory(environment))
     wrong = [verdict for verdict in verdicts if verdict.level != "ok"]
     for verdict in wrong:
-        yield Finding(subject=verdict.subject, found=False, value=verdict.text, remedy=verdict.hint or "taxiway check")
+        yield problem(verdict.subject, verdict.text, verdict.hint or "taxiway check")
     if not wrong:
-        yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are valid")
+        yield finding("queues.yaml and models", f"{len(verdicts) - 1} models are valid")
 
 
 def reported(fleet: LocalFleet, environment: Mapping[str, str]) -> list[Finding]:
@@ -104,8 +105,8 @@ def calibrations(classes: Mapping[str, ClassReport]) -> Iterator[Finding]:
             continue
         value = f"{bounds.held:.1%} of {bounds.jobs} jobs kept within, the median took {bounds.taken:.2f} of it"
         sound = bounds.held >= HELD and bounds.taken >= TAKEN
-        remedy = "" if sound else f"expected {HELD:.0%} and {TAKEN:.2f}: measure the class again (taxiway profile)"
-        yield Finding(subject=f"at most of {name}", found=sound, value=value, remedy=remedy)
+        remedy = f"expected {HELD:.0%} and {TAKEN:.2f}: measure the class again (taxiway profile)"
+        yield finding(f"at most of {name}", value, found=sound, remedy=remedy)
 
 
 class _Reported(msgspec.Struct):
@@ -115,52 +116,32 @@ class _Reported(msgspec.Struct):
     classes: dict[str, ClassReport] = {}
 
 
-def _apart(subject: str, ahead: float) -> Finding:
-    value = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the state store's, which deadlines follow"
-    return problem(subject, value, "synchronise both machines (NTP)")
-
-
 def processes(fleet: LocalFleet) -> Finding:
     """How many processes of a running fleet are ready."""
     running = sum(process.ready for process in fleet.processes)
     value = f"{running} of {len(fleet.processes)} processes are ready; their logs are in {fleet.data}/logs"
-    return Finding(subject="fleet here", found=running == len(fleet.processes), value=value)
+    return finding("fleet here", value, found=running == len(fleet.processes))
 
 
 def _hardware(machine: Machine) -> Iterator[Finding]:
-    yield Finding(subject="cores", found=True, value=f"{machine.cores} physical")
-    yield Finding(
-        subject="memory", found=True, value=f"{_gib(machine.memory)}, {_gib(machine.memory_free)} of it available"
-    )
-    yield Finding(
-        subject="instruction sets",
-        found=bool(machine.instruction_sets),
-        value=", ".join(machine.instruction_sets) or "none of those that make models faster",
-    )
-    yield Finding(
-        subject="CUDA",
-        found=bool(machine.cuda),
-        value=", ".join(machine.cuda) or "no NVIDIA device with a driver",
-        remedy="" if machine.cuda else "serve gpu.realtime on the CPU: --emulate gpu.realtime",
-    )
-    yield Finding(
-        subject="TPU",
-        found=machine.tpu_chips > 0,
-        value=f"{machine.tpu_chips} chips" if machine.tpu_chips else "no chip on the PCI bus",
-        remedy="" if machine.tpu_chips else "serve tpu.bulk on the CPU: --emulate tpu.bulk",
-    )
+    sets, cuda, chips = machine.instruction_sets, machine.cuda, machine.tpu_chips
+    yield finding("cores", f"{machine.cores} physical")
+    yield finding("memory", f"{_gib(machine.memory)}, {_gib(machine.memory_free)} of it available")
+    faster = ", ".join(sets) or "none of those that make models faster"
+    yield finding("instruction sets", faster, found=bool(sets))
+    devices = ", ".join(cuda) or "no NVIDIA device with a driver"
+    remedy = "serve gpu.realtime on the CPU: --emulate gpu.realtime"
+    yield finding("CUDA", devices, found=bool(cuda), remedy=remedy)
+    on_bus = f"{chips} chips" if chips else "no chip on the PCI bus"
+    yield finding("TPU", on_bus, found=chips > 0, remedy="serve tpu.bulk on the CPU: --emulate tpu.bulk")
 
 
 def _runtimes(machine: Machine) -> Iterator[Finding]:
     for name, distribution in RUNTIMES.items():
         version = machine.runtimes.get(name)
+        value = f"{distribution} {version}" if version else f"{distribution} is not installed"
         remedy = "make torch" if name == "torch" else "make setup"
-        yield Finding(
-            subject=f"runtime {name}",
-            found=version is not None,
-            value=f"{distribution} {version}" if version else f"{distribution} is not installed",
-            remedy="" if version else remedy,
-        )
+        yield finding(f"runtime {name}", value, found=version is not None, remedy=remedy)
 
 
 def check_servers(environment: Mapping[str, str]) -> None:
@@ -179,16 +160,16 @@ def check_servers(environment: Mapping[str, str]) -> None:
 def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
     """The embedded broker, and the user's own servers."""
     try:
-        yield Finding(subject="embedded Valkey", found=True, value=str(find_binary()))
+        yield finding("embedded Valkey", str(find_binary()))
     except EmbeddedValkeyError as error:
-        yield Finding(subject="embedded Valkey", found=False, value=str(error), remedy="make setup")
+        yield problem("embedded Valkey", str(error), "make setup")
     for variable in SERVERS:
-        if environment.get(variable):
-            yield _server(variable, environment[variable])
-            yield from _guard(variable, environment[variable])
-            yield from _disk(variable, environment[variable], None)
-            yield from _clock(variable, environment[variable])
-            yield from _replicas(variable, environment[variable], environment)
+        if url := environment.get(variable):
+            yield _server(variable, url)
+            if urlsplit(url).scheme not in _PORTS:
+                yield from _guard(variable, url)
+                for check in (partial(_disk, folder=None), _clock, partial(_replicas, environment=environment)):
+                    yield from _asked(check, variable, url)
 
 
 def _server(variable: str, url: str) -> Finding:
@@ -200,82 +181,76 @@ def _server(variable: str, url: str) -> Finding:
     except (OSError, ServerError, ValueError) as error:
         known = isinstance(error, ServerError) and refuses_account(error)
         remedy = f"correct the account in {variable}" if known else f"start the server, or unset {variable}"
-        return Finding(subject=variable, found=False, value=f"{shown}: {error}", remedy=remedy)
-    return Finding(subject=variable, found=True, value=f"{shown} answers")
+        return problem(variable, f"{shown}: {error}", remedy)
+    return finding(variable, f"{shown} answers")
 
 
 def _guard(variable: str, url: str) -> Iterator[Finding]:
     """A finding if a Valkey or Redis server accepts clients without a password."""
     parts = urlsplit(url)
-    if parts.scheme in _PORTS:
-        return
     anonymous = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
         _ping(anonymous)
     except (OSError, ServerError, ValueError):
         return
     remedy = "give it a password (requirepass), or accounts: python -m broker.accounts --acl FILE"
-    yield Finding(subject=f"{variable} guard", found=False, value="accepts clients without a password", remedy=remedy)
+    yield problem(f"{variable} guard", "accepts clients without a password", remedy)
 
 
 def _store_here(fleet: LocalFleet, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The same of the store of a local fleet that has none of the `SERVERS` that are named here."""
+    """What is on the disk of a local fleet's store, if that is none of the `SERVERS` that are named here."""
     if fleet.broker not in map(environment.get, SERVERS):
         embedded = any(process.name == "broker" for process in fleet.processes)
-        yield from _disk("state store", fleet.broker, Path(fleet.data) if embedded else None)
+        disk = partial(_disk, folder=Path(fleet.data) if embedded else None)
+        yield from _asked(disk, "state store", fleet.broker)
 
 
-def _disk(subject: str, url: str, folder: Path | None) -> Iterator[Finding]:
-    """What a Valkey or Redis server keeps on its disk, and the free space if `folder` is there.
-
-    None if the account may not ask, or the server keeps nothing.
-    """
-    if urlsplit(url).scheme in _PORTS:
-        return
+def _asked(check: Callable[[ConnectionPool, str], Iterator[Finding]], subject: str, url: str) -> Iterator[Finding]:
+    """The findings of a check of a Valkey or Redis server; none if it does not answer, or the account may not ask."""
     with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_ANSWER_WITHIN)) as connections:
-        lines = connections.call("INFO", "persistence").decode().splitlines()
-        free = None if folder is None else shutil.disk_usage(folder).free
-        yield from _kept(f"{subject} disk", lines, free, "on that server's disk" if folder is None else f"at {folder}")
+        yield from check(connections, subject)
 
 
-def _kept(subject: str, persistence: Sequence[str], free: int | None, where: str) -> Iterator[Finding]:
-    wrong = [text for status, text in _UNWRITTEN.items() if status in persistence]
-    size = next((int(line.partition(":")[2]) for line in persistence if line.startswith("aof_current_size:")), 0)
-    room = "" if free is None else f", {_size(free)} free"
-    found = not wrong and (free is None or free >= 2 * size)
+def _disk(connections: ConnectionPool, subject: str, folder: Path | None) -> Iterator[Finding]:
+    """What the server keeps on its disk, if anything, and the free space if it keeps it in `folder`."""
+    lines = connections.call("INFO", "persistence").decode().splitlines()
+    free = None if folder is None else shutil.disk_usage(folder).free
+    wrong = [text for status, text in _UNWRITTEN.items() if status in lines]
+    size = _figure(lines, "aof_current_size")
     if wrong or size:
+        room = "" if free is None else f", {_size(free)} free"
         value = "; ".join([*wrong, f"append-only file of {_size(size)}{room}"])
-        remedy = "" if found else f"free space {where}: a rewrite of the file needs its size again"
-        yield Finding(subject=subject, found=found, value=value, remedy=remedy)
+        found = not wrong and (free is None or free >= 2 * size)
+        where = "on that server's disk" if folder is None else f"at {folder}"
+        remedy = f"free space {where}: a rewrite of the file needs its size again"
+        yield finding(f"{subject} disk", value, found=found, remedy=remedy)
 
 
-def _clock(variable: str, url: str) -> Iterator[Finding]:
-    """A finding if this machine's clock differs from that of a Valkey or Redis server."""
-    if urlsplit(url).scheme in _PORTS:
-        return
-    with suppress(OSError, ServerError, ValueError), closing(ConnectionPool(url, answer=_ANSWER_WITHIN)) as connections:
-        seconds, microseconds = map(int, connections.call("TIME"))
-        ahead = time.time() - seconds - microseconds / 1e6
-        if abs(ahead) >= APART:
-            yield _apart(f"{variable} clock of this machine", ahead)
+def _clock(connections: ConnectionPool, subject: str) -> Iterator[Finding]:
+    """A finding if this machine's clock differs from the server's."""
+    seconds, microseconds = map(int, connections.call("TIME"))
+    ahead = time.time() - seconds - microseconds / 1e6
+    if abs(ahead) >= APART:
+        value = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the state store's, which deadlines follow"
+        yield problem(f"{subject} clock of this machine", value, "synchronise both machines (NTP)")
 
 
-def _replicas(variable: str, url: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """What a server says of its replicas, where `limits.durability` counts on them."""
-    with (
-        suppress(TopologyError, OSError, ServerError, ValueError),
-        closing(ConnectionPool(url, answer=_ANSWER_WITHIN)) as asked,
-    ):
+def _replicas(connections: ConnectionPool, subject: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What the server says of its replicas, where `limits.durability` counts on them."""
+    with suppress(TopologyError):
         limits = load_topology(queues_file(environment)).limits
-        if urlsplit(url).scheme in _PORTS or not limits.confirmed_by:
-            return
-        lines = asked.call("INFO", "replication").decode().splitlines()
-        connected = next((int(line.partition(":")[2]) for line in lines if line.startswith("connected_slaves:")), 0)
-        least = int(asked.call("CONFIG", "GET", "min-replicas-to-write")[1])
-        value = f"{connected} of {limits.replicas} replicas connected, min-replicas-to-write {least}"
-        found = connected >= limits.replicas and least >= limits.confirmed_by
-        remedy = f"connect the replicas, and set min-replicas-to-write {limits.confirmed_by} at each server"
-        yield Finding(subject=f"{variable} replicas", found=found, value=value, remedy="" if found else remedy)
+        if limits.confirmed_by:
+            connected = _figure(connections.call("INFO", "replication").decode().splitlines(), "connected_slaves")
+            least = int(connections.call("CONFIG", "GET", "min-replicas-to-write")[1])
+            value = f"{connected} of {limits.replicas} replicas connected, min-replicas-to-write {least}"
+            found = connected >= limits.replicas and least >= limits.confirmed_by
+            remedy = f"connect the replicas, and set min-replicas-to-write {limits.confirmed_by} at each server"
+            yield finding(f"{subject} replicas", value, found=found, remedy=remedy)
+
+
+def _figure(lines: Sequence[str], name: str) -> int:
+    """A figure in an answer to INFO; 0 if it is not there."""
+    return next((int(line.partition(":")[2]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _ping(url: str) -> None:
@@ -290,22 +265,12 @@ def _ping(url: str) -> None:
 
 
 def _storage(cache: Path) -> Iterator[Finding]:
-    files = [path for path in cache.rglob("*") if path.is_file()]
-    held = sum(path.stat().st_size for path in files)
-    yield Finding(
-        subject="model cache",
-        found=held > 0,
-        value=f"{cache}: {_gib(held)}",
-        remedy="" if held else "python -m local fetch",
-    )
+    held = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    yield finding("model cache", f"{cache}: {_gib(held)}", found=held > 0, remedy="python -m local fetch")
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    yield Finding(
-        subject="free disk",
-        found=free >= _DISK,
-        value=f"{_gib(free)} at {there}",
-        remedy="" if free >= _DISK else f"make room: about {_gib(_DISK)} is needed, or set TAXIWAY_CACHE",
-    )
+    remedy = f"make room: about {_gib(_DISK)} is needed, or set TAXIWAY_CACHE"
+    yield finding("free disk", f"{_gib(free)} at {there}", found=free >= _DISK, remedy=remedy)
 
 
 def _size(size: int) -> str:
