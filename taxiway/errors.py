@@ -120,6 +120,15 @@ class TaxiwayError(Exception):
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
 
+    def __init_subclass__(cls, *, code: str = "", status: int = 0, exit_code: int = 0) -> None:
+        """A class gives those of the three in which it differs from its base."""
+        if code:
+            cls.code = code
+        if status:
+            cls.status = status
+        if exit_code:
+            cls.exit_code = exit_code
+
     def __init__(self, message: str, /, **details: Any) -> None:
         self.message = bounded(message)
         super().__init__(self.message)
@@ -131,186 +140,112 @@ class TaxiwayError(Exception):
         return self.details.get("retry_after")
 
 
-class RequestError(TaxiwayError):
+class RequestError(TaxiwayError, code="request_error", status=400, exit_code=2):
     """The request cannot succeed unchanged."""
 
-    code = "request_error"
-    status = 400
-    exit_code = 2
 
-
-class InvalidRequestError(RequestError):
+class InvalidRequestError(RequestError, code="invalid_request"):
     """A field of the request is invalid; `details["field"]` names it."""
 
-    code = "invalid_request"
 
-
-class UnauthenticatedError(RequestError):
+class UnauthenticatedError(RequestError, code="unauthenticated", status=401):
     """The request has no API key, or one that is unknown or expired."""
 
-    code = "unauthenticated"
-    status = 401
 
-
-class ForbiddenError(RequestError):
+class ForbiddenError(RequestError, code="forbidden", status=403):
     """Its key lacks the required scope (`details["scope"]`), or belongs to another tenant than the request names."""
 
-    code = "forbidden"
-    status = 403
 
-
-class UnknownModelError(RequestError):
+class UnknownModelError(RequestError, code="unknown_model", status=404):
     """No model, version or alias of that name; `details["near"]` lists similar names."""
 
-    code = "unknown_model"
-    status = 404
 
-
-class UnknownJobError(RequestError):
+class UnknownJobError(RequestError, code="unknown_job", status=404):
     """No job of that id is known to the fleet."""
 
-    code = "unknown_job"
-    status = 404
 
-
-class UnknownLetterError(RequestError):
+class UnknownLetterError(RequestError, code="unknown_letter", status=404):
     """No dead letter of that id is kept."""
 
-    code = "unknown_letter"
-    status = 404
 
-
-class UnknownObjectError(RequestError):
+class UnknownObjectError(RequestError, code="unknown_object", status=404):
     """No file, batch, response or webhook endpoint of that id is known to the fleet, or it is another tenant's."""
 
-    code = "unknown_object"
-    status = 404
 
-
-class ResultExpiredError(RequestError):
+class ResultExpiredError(RequestError, code="result_expired", status=410):
     """The job ended and its result has expired."""
 
-    code = "result_expired"
-    status = 410
 
-
-class RequestTooLargeError(RequestError):
+class RequestTooLargeError(RequestError, code="too_large", status=413):
     """The request is over a limit; `details["limit"]` names it."""
 
-    code = "too_large"
-    status = 413
 
-
-class IdempotencyConflictError(RequestError):
+class IdempotencyConflictError(RequestError, code="idempotency_conflict", status=409):
     """Its idempotency key was first used for another request: `details["first"]` and `["got"]` are their digests."""
 
-    code = "idempotency_conflict"
-    status = 409
 
-
-class UnsupportedEncodingError(RequestError):
+class UnsupportedEncodingError(RequestError, code="unsupported_encoding", status=415):
     """Its body has an unsupported content encoding; `details["accepted"]` lists the supported ones."""
 
-    code = "unsupported_encoding"
-    status = 415
 
-
-class UnplaceableError(RequestError):
+class UnplaceableError(RequestError, code="unplaceable", status=422):
     """No device class of this fleet can run it; `details["refusals"]` has the reason for each candidate."""
 
-    code = "unplaceable"
-    status = 422
 
-
-class FleetUnavailable(TaxiwayError):
+class FleetUnavailable(TaxiwayError, code="unavailable", status=503, exit_code=4):
     """The fleet cannot accept or answer the request now."""
 
-    code = "unavailable"
-    status = 503
-    exit_code = 4
 
-
-class BrokerUnavailableError(FleetUnavailable):
+class BrokerUnavailableError(FleetUnavailable, code="broker_unavailable"):
     """The state store, which Celery calls the broker, or a router did not answer in time."""
 
-    code = "broker_unavailable"
 
-
-class BrokerFullError(BrokerUnavailableError):
+class BrokerFullError(BrokerUnavailableError, code="broker_full"):
     """The state store is out of `details["resource"]`, memory or disk; no accepted job is lost."""
 
-    code = "broker_full"
 
-
-class NoDeviceError(FleetUnavailable):
+class NoDeviceError(FleetUnavailable, code="no_device"):
     """Suitable devices are configured, but none is live."""
 
-    code = "no_device"
 
-
-class ModelUnavailableError(FleetUnavailable):
+class ModelUnavailableError(FleetUnavailable, code="model_unavailable"):
     """The model is in the fleet's catalogue but disabled; `details["reason"]` says why."""
 
-    code = "model_unavailable"
 
-
-class DeviceFaultError(FleetUnavailable):
+class DeviceFaultError(FleetUnavailable, code="device_fault"):
     """The device failed, not the job, for all retries too: it was out of memory, or an endpoint gave no answer."""
 
-    code = "device_fault"
 
-
-class OverloadedError(FleetUnavailable):
+class OverloadedError(FleetUnavailable, code="overloaded", status=429):
     """The queues cannot drain in time, or its tenant has spent its daily budget: `details["tenant"]`."""
 
-    code = "overloaded"
-    status = 429
 
-
-class RateLimitedError(FleetUnavailable):
+class RateLimitedError(FleetUnavailable, code="rate_limited", status=429):
     """The tenant (`details["tenant"]`) exceeded its request or byte rate; the body was not read."""
 
-    code = "rate_limited"
-    status = 429
 
-
-class ResultTimeoutError(FleetUnavailable, TimeoutError):
+class ResultTimeoutError(FleetUnavailable, TimeoutError, code="result_timeout", status=504):
     """The caller's timeout passed; the job continues and its id stays valid."""
 
-    code = "result_timeout"
-    status = 504
 
-
-class JobError(TaxiwayError):
+class JobError(TaxiwayError, code="job_error"):
     """An accepted job ended without an answer."""
 
-    code = "job_error"
 
-
-class DeadlineExceededError(JobError):
+class DeadlineExceededError(JobError, code="deadline_exceeded", status=504):
     """The job's deadline passed before it had an answer."""
 
-    code = "deadline_exceeded"
-    status = 504
 
-
-class JobCancelledError(JobError):
+class JobCancelledError(JobError, code="cancelled", status=409):
     """The job was cancelled."""
 
-    code = "cancelled"
-    status = 409
 
-
-class ExecutionError(JobError):
+class ExecutionError(JobError, code="execution_failed"):
     """The model failed while running the job."""
 
-    code = "execution_failed"
 
-
-class DeadLetteredError(JobError):
+class DeadLetteredError(JobError, code="dead_lettered"):
     """The job was given up after repeated deliveries."""
-
-    code = "dead_lettered"
 
 
 def wrong_field(field: str, expected: str, value: object, **details: Any) -> InvalidRequestError:

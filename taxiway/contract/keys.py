@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 ARRIVALS = "taxiway.arrivals"
 """The queue that producers write to."""
 
@@ -146,69 +148,49 @@ def redis_priority(level: int) -> int:
     return level * _STEP
 
 
-def result_key(job: str) -> str:
-    """The key of a result in Celery's backend, and the channel that announces it."""
-    return f"celery-task-meta-{job}"
+def _prefix(text: str) -> Callable[[str], str]:
+    """Makes the keys of a kind: each is this text and a name."""
+    return text.__add__
 
 
-def submission_id(submission: str) -> str:
-    """The pseudo job id under which a submitter is notified whether the job matches its request."""
-    return f"submission.{submission}"
+result_key = _prefix("celery-task-meta-")
+"""The key of a result in Celery's backend, and the channel that announces it."""
 
+submission_id = _prefix("submission.")
+"""The pseudo job id under which a submitter is notified whether the job matches its request."""
 
-def job_key(job: str) -> str:
-    """Hash of a job's record."""
-    return f"taxiway:job:{job}"
+job_key = _prefix("taxiway:job:")
+"""Hash of a job's record."""
 
+blob_key = _prefix("taxiway:blob:")
+"""The bytes of a value that a message references."""
 
-def blob_key(ref: str) -> str:
-    """The bytes of a value that a message references."""
-    return f"taxiway:blob:{ref}"
+stream_key = _prefix("taxiway:stream:")
+"""Stream of the pieces of a job's answer, if it is streamed."""
 
+capacity_key = _prefix("taxiway:room:")
+"""The remaining capacity of a worker that waits for messages."""
 
-def stream_key(job: str) -> str:
-    """Stream of the pieces of a job's answer, if it is streamed."""
-    return f"taxiway:stream:{job}"
+affinity_key = _prefix("taxiway:led:")
+"""List of the tags of messages that prefer a worker, whose cache has their prefix (`broker.port.Affinity`)."""
 
+name_key = _prefix("taxiway:name:")
+"""The process that has a worker's name."""
 
-def capacity_key(worker: str) -> str:
-    """The remaining capacity of a worker that waits for messages."""
-    return f"taxiway:room:{worker}"
+kept_key = _prefix("taxiway:kept:")
+"""The key that a router writes to check that earlier writes are durable."""
 
+cancelled_channel = _prefix("taxiway:cancelled:")
+"""The channel that notifies a worker of jobs it holds that were cancelled or expired."""
 
-def affinity_key(worker: str) -> str:
-    """List of the tags of messages that prefer a worker, whose cache has their prefix (`broker.port.Affinity`)."""
-    return f"taxiway:led:{worker}"
+reply_channel = _prefix("taxiway:reply:")
+"""The channel that announces all results of a client."""
 
+session_key = _prefix("taxiway:session:")
+"""Present for as long as a router's session lasts."""
 
-def name_key(worker: str) -> str:
-    """The process that has a worker's name."""
-    return f"taxiway:name:{worker}"
-
-
-def kept_key(router: str) -> str:
-    """The key that a router writes to check that earlier writes are durable."""
-    return f"taxiway:kept:{router}"
-
-
-def cancelled_channel(worker: str) -> str:
-    """The channel that notifies a worker of jobs it holds that were cancelled or expired."""
-    return f"taxiway:cancelled:{worker}"
-
-
-def reply_channel(client: str) -> str:
-    """The channel that announces all results of a client."""
-    return f"taxiway:reply:{client}"
-
-
-def session_key(session: str) -> str:
-    """Present for as long as a router's session lasts."""
-    return f"taxiway:session:{session}"
-
-
-def snapshot_key(snapshot: str) -> str:
-    """A fleet snapshot that placements were based on."""
-    return f"taxiway:snapshot:{snapshot}"
+snapshot_key = _prefix("taxiway:snapshot:")
+"""A fleet snapshot that placements were based on."""
 
 
 def in_flight_key(session: str, source: str) -> str:
@@ -231,9 +213,8 @@ def turns_cell(cell: str) -> str:
     return f"{cell}|{TURNS}"
 
 
-def open_key(tenant: str) -> str:
-    """Sorted set of the `job_key`s of a tenant with a `max_depth` that have not ended, by when their records expire."""
-    return f"taxiway:open:{tenant}"
+open_key = _prefix("taxiway:open:")
+"""Sorted set of the `job_key`s of a tenant with a `max_depth` that have not ended, by when their records expire."""
 
 
 def held_cell(hardware_class: str, level: int) -> str:
@@ -241,9 +222,8 @@ def held_cell(hardware_class: str, level: int) -> str:
     return f"{WAITING}|{work_cell(hardware_class, level)}"
 
 
-def holding_key(queue: str) -> str:
-    """Sorted set of the `job_key`s in a holding queue, by deadline; jobs without one come last, in arrival order."""
-    return f"{HOLDING}:{queue}"
+holding_key = _prefix(f"{HOLDING}:")
+"""Sorted set of the `job_key`s in a holding queue, by deadline; jobs without one come last, in arrival order."""
 
 
 def arrived_cell(hardware_class: str, model: str) -> str:
@@ -261,19 +241,14 @@ def lengths_cell(model: str, tenant: str) -> str:
     return f"{model}|{tenant}"
 
 
-def spent_key(day: str) -> str:
-    """Hash of tenant to the US dollars that its jobs placed on `day` cost; the day is a date by the store's clock."""
-    return f"taxiway:spent:{day}"
+spent_key = _prefix("taxiway:spent:")
+"""Hash of tenant to the US dollars that its jobs placed on `day` cost; the day is a date by the store's clock."""
 
+learned_key = _prefix("taxiway:learned:")
+"""What workers learned of the times of the endpoint at this address (`workers.endpoints.variants`)."""
 
-def learned_key(address: str) -> str:
-    """What workers learned of the times of the endpoint at this address (`workers.endpoints.variants`)."""
-    return f"taxiway:learned:{address}"
-
-
-def history_key(hour: str) -> str:
-    """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.decide.history`); `hour` is its UTC hour."""
-    return f"taxiway:history:{hour}"
+history_key = _prefix("taxiway:history:")
+"""Hash of a slice's begin, in Unix seconds, to its arrivals (`router.decide.history`); `hour` is its UTC hour."""
 
 
 BATCHES_OPEN = "taxiway:batches-open"
@@ -299,14 +274,11 @@ def objects_key(kind: str, tenant: str) -> str:
     return f"taxiway:{_PLURALS[kind]}:{tenant}"
 
 
-def stored_key(tenant: str) -> str:
-    """Hash of the bytes that a tenant's files, batches and responses take (`broker.valkey.objects.Count`)."""
-    return f"taxiway:stored:{tenant}"
+stored_key = _prefix("taxiway:stored:")
+"""Hash of the bytes that a tenant's files, batches and responses take (`broker.valkey.objects.Count`)."""
 
-
-def tenant_batches_key(tenant: str) -> str:
-    """Set of a tenant's batches that have not ended."""
-    return f"taxiway:tenant-batches:{tenant}"
+tenant_batches_key = _prefix("taxiway:tenant-batches:")
+"""Set of a tenant's batches that have not ended."""
 
 
 WEBHOOKS = "taxiway:webhooks"
@@ -315,22 +287,14 @@ WEBHOOKS = "taxiway:webhooks"
 WEBHOOKS_DUE = "taxiway:webhooks-due"
 """Sorted set of the endpoints whose outbox has events, by the time of the next attempt, on the store's clock."""
 
+webhook_mark_key = _prefix("taxiway:webhook-mark:")
+"""Present for a day after an event of a batch or response was added to outboxes."""
 
-def webhook_mark_key(event: str) -> str:
-    """Present for a day after an event of a batch or response was added to outboxes."""
-    return f"taxiway:webhook-mark:{event}"
+webhook_outbox_key = _prefix("taxiway:webhook-outbox:")
+"""List of the events that wait for an endpoint, first come first."""
 
+webhook_dead_key = _prefix("taxiway:webhook-dead:")
+"""List of the events that an endpoint did not take in time, latest first."""
 
-def webhook_outbox_key(endpoint: str) -> str:
-    """List of the events that wait for an endpoint, first come first."""
-    return f"taxiway:webhook-outbox:{endpoint}"
-
-
-def webhook_dead_key(endpoint: str) -> str:
-    """List of the events that an endpoint did not take in time, latest first."""
-    return f"taxiway:webhook-dead:{endpoint}"
-
-
-def webhook_state_key(endpoint: str) -> str:
-    """Hash of an endpoint's delivery in progress: its fencing token, and the attempts and last fault of the event."""
-    return f"taxiway:webhook-state:{endpoint}"
+webhook_state_key = _prefix("taxiway:webhook-state:")
+"""Hash of an endpoint's delivery in progress: its fencing token, and the attempts and last fault of the event."""
