@@ -13,24 +13,9 @@ import numpy as np
 from tasks.models.model import Model, Variant
 from tasks.models.sizes import size_of_row
 from tasks.models.tensor_spec import TensorSpec
+from taxiway.contract.values import DATATYPES, numbers
 from taxiway.errors import ExecutionError, InvalidRequestError
 from workers.port import Arrays, Item, Placed, Row, Runtime
-
-DTYPES: dict[str, type[np.generic]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
-}
-
-_ACCEPTED = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
-"""The kinds of value that a dtype accepts, by kind (numpy's letters)."""
 
 
 class TensorPipeline:
@@ -109,10 +94,15 @@ def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:
     Raises:
         InvalidRequestError: the value has another kind or shape, or the dtype cannot represent it.
     """
-    array = _element(value) if spec.datatype == "BYTES" and len(spec.shape) == 1 else _numbers(spec, value)
+    field = f"inputs.{spec.name}"
+    if spec.datatype != "BYTES":
+        array = numbers(value, spec.datatype, field)
+    else:
+        array = _element(value) if len(spec.shape) == 1 else np.asarray(value, object)
     wanted = spec.row_shape
     if not _fits(wanted, array.shape):
-        raise _wrong(spec, f"shape {list(wanted)} a row", f"shape {list(array.shape)}")
+        message = f"{field}: expected shape {list(wanted)} a row, got shape {list(array.shape)}"
+        raise InvalidRequestError(message, field=field)
     return array
 
 
@@ -129,7 +119,7 @@ def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.nda
     free = spec.datatype == "BYTES" and len(spec.shape) == 1  # an element may be any value
     if not _fits(shape, array.shape[:1] if free else array.shape):
         raise ExecutionError(f"output {spec.name!r}: expected shape {list(shape)}, got {list(array.shape)}")
-    wanted = np.dtype(DTYPES[spec.datatype])
+    wanted = np.dtype(DATATYPES.get(spec.datatype, object))
     array = np.moveaxis(array, axis, 0)
     if free or array.dtype == wanted:
         return array
@@ -147,34 +137,11 @@ def _fits(wanted: Sequence[int], shape: Sequence[int]) -> bool:
     return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
 
 
-def _numbers(spec: TensorSpec, value: object) -> np.ndarray:
-    """Convert numbers. Floats may lose precision and integers may become floats; values must not change otherwise."""
-    wanted = np.dtype(DTYPES[spec.datatype])
-    try:
-        array = np.asarray(value, wanted if spec.datatype == "BYTES" else None)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _wrong(spec, spec.datatype, f"a {type(value).__name__} that is no regular array") from error
-    if array.size and array.dtype.kind not in _ACCEPTED[wanted.kind]:
-        raise _wrong(spec, spec.datatype, f"{array.dtype} values")
-    if array.dtype == wanted:
-        return array
-    with np.errstate(over="ignore"):
-        narrow = array.astype(wanted)
-    kept = np.isfinite(narrow) == np.isfinite(array) if wanted.kind == "f" else narrow == array
-    if not np.all(kept):
-        raise _wrong(spec, spec.datatype, f"values from {array.min()} to {array.max()}")
-    return narrow
-
-
 def _element(value: object) -> np.ndarray:
     """A 0-dimensional object array of the value itself, even if it is a list or an array."""
     array = np.empty((), object)
     array[()] = value
     return array
-
-
-def _wrong(spec: TensorSpec, expected: str, got: str) -> InvalidRequestError:
-    return InvalidRequestError(f"inputs.{spec.name}: expected {expected}, got {got}", field=f"inputs.{spec.name}")
 
 
 def _plain(array: np.ndarray, place: int) -> Any:

@@ -128,12 +128,12 @@ def test_integers_are_kept_whole_or_refused(values: list[int]) -> None:
     if all(-128 <= value <= 127 for value in values):
         assert read_tensor(spec, values).tolist() == values
     else:
-        with pytest.raises(InvalidRequestError, match="expected INT8"):
+        with pytest.raises(InvalidRequestError, match="expected INT8 numbers"):
             read_tensor(spec, values)
 
 
 def test_a_float_that_its_dtype_cannot_hold_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="expected FP16, got values from"):
+    with pytest.raises(InvalidRequestError, match="expected FP16 numbers, got values from"):
         read_tensor(TensorSpec("x", "FP16", (-1, 2)), [1.0, 70000.0])
 
 
