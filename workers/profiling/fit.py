@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from tasks.models.model import Model
+from tasks.models.model import Model, Profile
 from tasks.models.profiles import Residuals
 
 SIZES = 4
@@ -83,22 +83,7 @@ class Timed:
         return float(np.median(self.runs))
 
 
-@dataclass(frozen=True, slots=True)
-class FittedCurve:
-    """A fitted curve in seconds. `error` is its mean relative error over the points' medians."""
-
-    base: float
-    slope: float
-    step: float
-    floor: float
-    error: float
-
-    def latency(self, rows: float, size: float) -> float:
-        """Seconds of one batch."""
-        return max(self.floor, self.base + (self.step + self.slope * rows) * size)
-
-
-def fit(points: Sequence[Timed]) -> FittedCurve:
+def fit(points: Sequence[Timed]) -> Profile:
     """The curve of non-negative terms with the least relative errors; outliers have less weight.
 
     Args:
@@ -112,12 +97,12 @@ def fit(points: Sequence[Timed]) -> FittedCurve:
     sizes = np.array([p.size for p in ordered], float)
     seconds = np.array([p.seconds for p in ordered], float)
     design = np.column_stack([np.ones(len(ordered)), rows * sizes, sizes])
-    simple = _best_split(design, seconds, (_BASE, _SLOPE))
-    full = _best_split(design, seconds, (_BASE, _SLOPE, _STEP))
-    return full if full.error <= _WORTH * simple.error - 1e-6 and len(ordered) > 3 else simple
+    error, simple = _best_split(design, seconds, (_BASE, _SLOPE))
+    error_with_step, full = _best_split(design, seconds, (_BASE, _SLOPE, _STEP))
+    return full if error_with_step <= _WORTH * error - 1e-6 and len(ordered) > 3 else simple
 
 
-def residuals(points: Sequence[Timed], curve: FittedCurve) -> Residuals:
+def residuals(points: Sequence[Timed], curve: Profile) -> Residuals:
     """Quantiles of observed over predicted seconds of all runs, with equal weight for each point."""
     ratios, weights = [], []
     for point in points:
@@ -140,13 +125,12 @@ def _place(share: np.ndarray, quantile: float) -> int:
     return min(int(np.searchsorted(share, quantile - 1e-9)), len(share) - 1)
 
 
-def _best_split(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> FittedCurve:
-    curves = list(_splits(design, seconds, columns))
-    return min(curves, key=lambda curve: curve.error)
+def _best_split(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> tuple[float, Profile]:
+    return min(_splits(design, seconds, columns), key=lambda split: split[0])
 
 
-def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Iterator[FittedCurve]:
-    """A curve for each number of fastest points on the floor."""
+def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Iterator[tuple[float, Profile]]:
+    """A curve for each number of fastest points on the floor, after its mean relative error over the medians."""
     for below in range(len(seconds)):
         floor = _robust(np.ones((below, 1)), seconds[:below])[0] if below else 0.0
         terms = np.zeros(3)
@@ -155,7 +139,7 @@ def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -
         if (predicted > 0).all():
             error = float(np.mean(np.abs(seconds / predicted - 1)))
             base, slope, step = (rounded(float(term)) for term in terms)
-            yield FittedCurve(base, slope, step, rounded(float(floor)), error)
+            yield error, Profile(base=base, slope=slope, step=step, floor=rounded(float(floor)))
 
 
 def _robust(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
