@@ -163,13 +163,12 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield finding("embedded Valkey", str(find_binary()))
     except EmbeddedValkeyError as error:
         yield problem("embedded Valkey", str(error), "make setup")
-    for variable in SERVERS:
-        if url := environment.get(variable):
-            yield _server(variable, url)
-            if urlsplit(url).scheme not in _PORTS:
-                yield from _guard(variable, url)
-                for check in (partial(_disk, folder=None), _clock, partial(_replicas, environment=environment)):
-                    yield from _asked(check, variable, url)
+    for variable, url in ((name, environment[name]) for name in SERVERS if environment.get(name)):
+        yield _server(variable, url)
+        if urlsplit(url).scheme not in _PORTS:
+            yield from _guard(variable, url)
+            for check in (partial(_disk, folder=None), _clock, partial(_replicas, environment=environment)):
+                yield from _asked(check, variable, url)
 
 
 def _server(variable: str, url: str) -> Finding:

@@ -60,7 +60,10 @@ def test_what_another_release_wrote_is_refused_and_what_is_before_it_is_read() -
     assert read == CHECKPOINT
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1e6))
+FRACTIONS = st.just(0.0) | st.floats(1e-9, 1)
+
+
+@given(FRACTIONS, FRACTIONS, st.floats(0, 1e6))
 def test_the_time_left_is_of_what_is_left_at_the_rate_so_far(fraction: float, first: float, since: float) -> None:
     seconds = left(fraction, since, first)
     assert (seconds is None) == (fraction <= first)
