@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import click
@@ -24,7 +25,6 @@ from local.autoscaler import WorkerBounds, most_workers
 from local.demo import (
     DEMO_COUNTS,
     DemoAnswer,
-    DemoSummary,
     answer_all,
     artefacts_of_examples,
     asks,
@@ -32,7 +32,6 @@ from local.demo import (
     demo_fleet,
     left_out_models,
     plain,
-    summaries,
 )
 from local.doctor import Finding
 from local.doctor.examine import ServerAwayError, check_servers, examine
@@ -54,7 +53,8 @@ from tasks.topology import Topology, load_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.address import print_json
 from taxiway.cli.fleet import run
-from taxiway.cli.show import stdout_console
+from taxiway.cli.show import brief, duration, stdout_console
+from taxiway.contract.job import RunReport
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
@@ -233,9 +233,7 @@ def demo_command(*, as_json: bool, rows: bool) -> None:
     if as_json:
         print_json({"answers": list(map(plain, answers)), "supervisor": fleet.pid})
     else:
-        if rows:
-            show_rows(answers)
-        show_answers(answers, machine, console_of(SCREEN))
+        show_answers(answers, machine, _screen(), every=rows)
     for name, why in skipped.items():
         console.print(f"{name} took no part: {why}", highlight=False)
     if any(answer.result is None for answer in answers):
@@ -317,13 +315,9 @@ def _announce(as_json: bool) -> Callable[[LocalFleet], None]:
     return announce
 
 
-SCREEN = 100
-"""Columns that the demo's answers fit, also in a file."""
-
-_WIDE = 220
+_SCREEN = 100  # columns that the demo's answers fit, also in a file
 _INPUT_WIDTH = 60  # characters of an example's input
 _ANSWER_WIDTH = 40  # and of its answer
-_FIGURES = ("wait ms", "run ms", "total ms", "USD")
 
 
 def show_fleet(fleet: LocalFleet, console: Console) -> None:
@@ -356,11 +350,11 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
     console.print(table)
 
 
-def show_answers(answers: Sequence[DemoAnswer], machine: Machine, console: Console) -> None:
+def show_answers(answers: Sequence[DemoAnswer], machine: Machine, console: Console, *, every: bool = False) -> None:
     """A summary of the demo: a line per class and model, some answers with their reasons, and what is emulated."""
     results = [answer for answer in answers if answer.result is not None]
-    console.print(_summary(summaries(answers)))
-    for answer in contrasts(results):
+    console.print(_summary(answers))
+    for answer in results if every else contrasts(results):
         console.print()
         for text, style in zip(_example(answer), ("bold", "", "dim"), strict=True):
             console.print(Padding(Text(text, style, overflow="fold"), (0, 0, 0, 0 if style == "bold" else 2)))
@@ -373,36 +367,30 @@ def show_answers(answers: Sequence[DemoAnswer], machine: Machine, console: Conso
         console.print("torch is not installed, so none of its variants took part: `make torch` adds it.")
 
 
-def console_of(width: int) -> Console:
-    """A console on stdout; `width` columns wide if that is not a terminal."""
+def _screen() -> Console:
+    """A console on stdout, also as wide as a screen if that is not a terminal."""
     terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=width)
+    return terminal if terminal.is_terminal else Console(width=_SCREEN)
 
 
-def show_rows(answers: Sequence[DemoAnswer]) -> None:
-    """Every input of the demo with its answer, where it ran and why, its times and its cost."""
-    console = console_of(_WIDE)
-    table = Table("input", "answer", "class", "variant", "device", *_FIGURES, "reason", padding=(0, 1))
-    for column, width in zip(table.columns, (30, 34), strict=False):
-        column.max_width = width
-        column.no_wrap = True
-    for column in table.columns[5:-1]:
-        column.justify = "right"
-    for answer in answers:
-        table.add_row(*map(escape, _row(answer)))
-    console.print(table)
-
-
-def _summary(rows: Sequence[DemoSummary]) -> Table:
+def _summary(answers: Sequence[DemoAnswer]) -> Table:
+    """A line for each class, model and variant that answered: medians of seconds, and the mean cost."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("class", "model", "variant"):
         table.add_column(name, no_wrap=True)
     for name in ("answers", "waited", "ran", "in all", "USD per 1,000"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        name = f"{row.hardware_class} (emulated)" if row.emulated else row.hardware_class
-        times = (_span(seconds) for seconds in (row.waited, row.ran, row.elapsed))
-        table.add_row(name, row.model, row.variant, str(row.answers), *times, f"{row.cost * 1000:.2g}")
+    groups: dict[tuple[str, ...], list[tuple[RunReport, float]]] = {}
+    for answer in answers:
+        if answer.result is not None:
+            report = answer.result.report
+            name = f"{report.hardware_class} (emulated)" if report.emulated else report.hardware_class
+            groups.setdefault((name, answer.ask.model, report.variant), []).append((report, answer.elapsed))
+    for names, group in sorted(groups.items()):
+        waited, ran = (median(getattr(one, part) for one, _ in group) for part in ("queue_wait", "run_time"))
+        times = map(duration, (waited, ran, median(elapsed for _, elapsed in group)))
+        cost = mean(one.cost for one, _ in group)
+        table.add_row(*names, str(len(group)), *times, f"{cost * 1000:.2g}")
     return table
 
 
@@ -413,10 +401,10 @@ def _example(answer: DemoAnswer) -> tuple[str, str, str]:
     asked = [str(terms.pop("service"))]
     asked += [f"{name} {f'{value:g} s' if name == 'deadline' else value}" for name, value in terms.items()]
     where = f"{report.hardware_class}/{report.variant}" + (" (emulated)" if report.emulated else "")
-    shown = shorten(_shown(answer.result.outputs), _ANSWER_WIDTH)
+    shown = _shorten(_shown(answer.result.outputs), _ANSWER_WIDTH)
     return (
-        f"{answer.ask.model} ({', '.join(asked)}): {shorten(answer.ask.shown, _INPUT_WIDTH)}",
-        f"→ {shown}   {where}, {_span(answer.elapsed)}",
+        f"{answer.ask.model} ({', '.join(asked)}): {_shorten(answer.ask.shown, _INPUT_WIDTH)}",
+        f"→ {shown}   {where}, {duration(answer.elapsed)}",
         f"because: {report.reason}",
     )
 
@@ -431,39 +419,15 @@ def _emulation(emulated: Mapping[str, int]) -> str:
     )
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
-
-
-def _row(answer: DemoAnswer) -> list[str]:
-    service = str(answer.ask.terms["service"])
-    asked = f"{answer.ask.model} ({service}): {answer.ask.shown}"
-    elapsed = f"{answer.elapsed * 1000:.0f}"
-    if answer.result is None:
-        return [asked, "–", "–", "–", "–", "–", "–", elapsed, "–", answer.error]
-    report = answer.result.report
-    device = f"{report.device} (emulated)" if report.emulated else report.device
-    times = [f"{report.queue_wait * 1000:.0f}", f"{report.run_time * 1000:.0f}", elapsed, f"{report.cost:.2e}"]
-    shown = _shown(answer.result.outputs)
-    return [asked, shown, report.hardware_class, report.variant, device, *times, report.reason]
-
-
-def shorten(text: str, most: int) -> str:
+def _shorten(text: str, most: int) -> str:
     """The text in one line of at most `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _shown(outputs: Mapping[str, Any]) -> str:
-    """An answer in one line: a label with its score, a text, the first numbers of a vector."""
-    if "label" in outputs:
-        return f"{outputs['label']} {float(outputs['score']):.2f}"
-    first = next(iter(outputs.values()))
-    if hasattr(first, "tolist"):
-        first = first.tolist()
-    if isinstance(first, list):
-        return f"[{', '.join(f'{number:.3f}' for number in first[:3])}, …] {len(first)} numbers"
-    return str(first).replace("\n", " ")
+    """An answer in one line: a label with its score, else its first output."""
+    return brief(outputs if "label" in outputs else next(iter(outputs.values()))).replace("\n", " ")
 
 
 def _show_totals(answers: Sequence[DemoAnswer], console: Console) -> None:

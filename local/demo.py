@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 import msgspec
@@ -31,7 +30,7 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.topology import Topology
-from taxiway import AsyncClient, Result, RunReport
+from taxiway import AsyncClient, Result
 from taxiway.errors import OverloadedError, TaxiwayError
 
 ANSWERED_WITHIN = 120.0
@@ -60,48 +59,6 @@ class DemoAnswer(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float
     result: Result | None = None
     error: str = ""
-
-
-class DemoSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """The answers of one model by one variant on one class."""
-
-    hardware_class: str
-    emulated: bool
-    model: str
-    variant: str
-    answers: int
-    # Medians of seconds
-    waited: float
-    ran: float
-    elapsed: float
-    cost: float
-    """Mean, in US dollars."""
-
-
-def summaries(answers: Sequence[DemoAnswer]) -> list[DemoSummary]:
-    """A summary for each class, model and variant that answered, in that order."""
-    groups: dict[tuple[str, str, str], list[tuple[DemoAnswer, RunReport]]] = {}
-    for answer in answers:
-        if answer.result is not None:
-            report = answer.result.report
-            key = report.hardware_class, answer.ask.model, report.variant
-            groups.setdefault(key, []).append((answer, report))
-    return [_summary(key, group) for key, group in sorted(groups.items())]
-
-
-def _summary(key: tuple[str, str, str], group: Sequence[tuple[DemoAnswer, RunReport]]) -> DemoSummary:
-    hardware_class, model, variant = key
-    return DemoSummary(
-        hardware_class=hardware_class,
-        emulated=group[0][1].emulated,
-        model=model,
-        variant=variant,
-        answers=len(group),
-        waited=median(report.queue_wait for _, report in group),
-        ran=median(report.run_time for _, report in group),
-        elapsed=median(answer.elapsed for answer, _ in group),
-        cost=mean(report.cost for _, report in group),
-    )
 
 
 def contrasts(answers: Sequence[DemoAnswer], most: int = EXAMPLES) -> list[DemoAnswer]:

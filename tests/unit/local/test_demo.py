@@ -2,11 +2,10 @@
 
 import io
 
-import pytest
 from rich.console import Console
 
 from local.__main__ import show_answers
-from local.demo import DemoAnswer, DemoInput, contrasts, summaries
+from local.demo import DemoAnswer, DemoInput, contrasts
 from tasks.machine import Machine
 from taxiway import Result
 from tests.builders import a_report
@@ -38,35 +37,36 @@ ANSWERS = [
 ]
 
 
+def shown(*, every: bool = False) -> list[str]:
+    written = io.StringIO()
+    show_answers(ANSWERS, LAPTOP, Console(file=written, width=100), every=every)
+    return written.getvalue().splitlines()
+
+
 def test_a_summary_is_one_line_a_class_and_model_with_medians() -> None:
-    rows = summaries(ANSWERS)
-    assert [(row.hardware_class, row.model, row.answers) for row in rows] == [
-        ("cpu.batch", "generate", 1),
-        ("cpu.batch", "sentiment", 3),
-        ("gpu.realtime", "generate", 1),
-        ("tpu.bulk", "embed", 1),
+    assert [line.split() for line in shown()[1:5]] == [
+        ["cpu.batch", "generate", "onnx-int8", "1", "100", "ms", "2.00", "s", "2.50", "s", "0.001"],
+        ["cpu.batch", "sentiment", "onnx-int8", "3", "200", "ms", "2.00", "s", "2.50", "s", "0.001"],
+        ["gpu.realtime", "(emulated)", "generate", "onnx-int8", "1", "100", "ms", "2.00", "s", "2.50", "s", "0.001"],
+        ["tpu.bulk", "(emulated)", "embed", "onnx-int8", "1", "100", "ms", "2.00", "s", "2.50", "s", "0.001"],
     ]
-    assert rows[1].waited == 0.2
-    assert rows[1].cost == pytest.approx(1e-6)
 
 
 def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes() -> None:
-    def shown(most: int) -> list[tuple[str, str]]:
+    def models(most: int) -> list[tuple[str, str]]:
         return [(one.ask.model, present(one.result).report.hardware_class) for one in contrasts(ANSWERS, most)]
 
-    assert shown(5) == [
+    assert models(5) == [
         ("generate", "cpu.batch"),
         ("generate", "gpu.realtime"),
         ("embed", "tpu.bulk"),
         ("sentiment", "cpu.batch"),
     ]
-    assert shown(2) == shown(5)[:2]
+    assert models(2) == models(5)[:2]
 
 
 def test_the_demo_fits_100_columns_and_explains_what_is_emulated() -> None:
-    written = io.StringIO()
-    show_answers(ANSWERS, LAPTOP, Console(file=written, width=100))
-    lines = written.getvalue().splitlines()
+    lines = shown()
     said = " ".join(" ".join(lines).split())
     assert max(map(len, lines)) <= 100
     assert "gpu.realtime (emulated)" in said
@@ -75,3 +75,7 @@ def test_the_demo_fits_100_columns_and_explains_what_is_emulated() -> None:
     assert "…" not in lines[0]
     assert said.count(REASON) == 4
     assert "failed: embed" in said
+
+
+def test_every_answer_is_shown_if_that_is_asked_for() -> None:
+    assert " ".join(" ".join(shown(every=True)).split()).count(REASON) == 6
