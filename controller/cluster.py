@@ -39,7 +39,7 @@ UNANSWERED = (aiohttp.ClientError, TimeoutError)
 """What aiohttp raises for a request that failed."""
 
 
-class ConflictError(Exception):
+class ConflictError(aiohttp.ClientError):
     """Another process changed the object first."""
 
 
@@ -207,12 +207,7 @@ class Cluster:
         """
         place = about["metadata"]
         body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": place["resourceVersion"]}}
-        try:
-            await self._ask("PATCH", f"{self._own(CLASSES)}/{place['name']}", body)
-        except aiohttp.ClientResponseError as error:
-            if error.status == HTTPStatus.CONFLICT:
-                raise ConflictError(place["name"]) from error
-            raise
+        await self._ask("PATCH", f"{self._own(CLASSES)}/{place['name']}", body)
 
     async def add_event(self, about: Object, reason: str, message: str) -> None:
         """Add an event to an object."""
@@ -239,17 +234,12 @@ class Cluster:
             ConflictError: it has changed since it was `before`.
         """
         spec = {"holderIdentity": holder, "leaseDurationSeconds": seconds, "renewTime": _now("microseconds")}
-        try:
-            if before is None:
-                await self._ask("POST", self._leases, {"metadata": {"name": name}, "spec": spec})
-            else:
-                version = before["metadata"]["resourceVersion"]
-                body = {"metadata": {"name": name, "resourceVersion": version}, "spec": spec}
-                await self._ask("PUT", f"{self._leases}/{name}", body)
-        except aiohttp.ClientResponseError as error:
-            if error.status == HTTPStatus.CONFLICT:
-                raise ConflictError(name) from error
-            raise
+        if before is None:
+            await self._ask("POST", self._leases, {"metadata": {"name": name}, "spec": spec})
+        else:
+            version = before["metadata"]["resourceVersion"]
+            body = {"metadata": {"name": name, "resourceVersion": version}, "spec": spec}
+            await self._ask("PUT", f"{self._leases}/{name}", body)
 
     @property
     def _core(self) -> str:
@@ -295,6 +285,8 @@ class Cluster:
         content = None if body is None else json.dumps(body)
         where = self._server + path
         async with self._http.request(method, where, data=content, headers=headers, params=params) as answer:
+            if answer.status == HTTPStatus.CONFLICT:
+                raise ConflictError(path)
             answer.raise_for_status()
             found: Object = json.loads(await answer.read())
             return found

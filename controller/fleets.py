@@ -91,7 +91,7 @@ class Fleets:
             pods = await self._cluster.pods(spec.selector)
             harm = harm_of(before.baseline, figures_of(devices, changed_pods(rollout, sets, pods)), limits)
         seen = {name: part_of(one, sets[name]) for name, one in parts.items()}
-        step = advance(rollout, spec.stages, seen, harm, round(time.time(), 1), limits)
+        step = advance(rollout, spec.rollout.stages, seen, harm, round(time.time(), 1), limits)
         begins = rollout.phase == "idle" and step.rollout.phase != "idle"
         baseline = figures_of(devices or ()) if begins else before.baseline
         return step, FleetStatus(rollout=step.rollout, baseline=baseline)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from controller.decide.pools import Allotment, PoolRules, PoolState, Standing
+from controller.decide.pools import Allotment, Phase, PoolRules, PoolState, Standing
 from controller.decide.rollout import DeployedPart, JobFigures, Rollout, RolloutLimits, Stage, judge
 
 Object = Mapping[str, Any]
@@ -61,7 +61,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     missing: bool = False
     asked: int = 0
     ready: int = 0
-    phase: str = "trusted"
+    phase: Phase = "trusted"
     since: float = 0.0
     failures: int = 0
 
@@ -78,12 +78,8 @@ class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def standings(spec: ClassSpec, status: ClassStatus) -> list[Standing]:
     """The last state of each pool."""
-    known = {one.name: one for one in status.pools}
-    return [msgspec.convert(_standing(known.get(pool.name)), Standing) for pool in spec.pools]
-
-
-def _standing(pool: PoolStatus | None) -> Mapping[str, Any]:
-    return {} if pool is None else {"phase": pool.phase, "since": pool.since, "failures": pool.failures}
+    known = {one.name: Standing(one.phase, one.since, one.failures) for one in status.pools}
+    return [known.get(pool.name, Standing()) for pool in spec.pools]
 
 
 def pool_state(pool: PoolSpec, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> PoolState:
@@ -157,17 +153,10 @@ def status_of(
 _REVISION = "deployment.kubernetes.io/revision"
 
 
-class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Deployments that change together, and the share of their pods that changes first."""
-
-    parts: tuple[str, ...]
-    share: float = 1.0
-
-
 class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The stages of a change, the canary first, and the limits of its pods."""
 
-    stages: tuple[StageSpec, ...] = ()
+    stages: tuple[Stage, ...] = ()
     watch: float = _LIMITS.watch
     timeout: float = _LIMITS.timeout
     jobs: int = _LIMITS.jobs
@@ -192,11 +181,6 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] = ()
     queues: str = ""
     rollout: RolloutSpec = RolloutSpec()
-
-    @property
-    def stages(self) -> list[Stage]:
-        """The stages of a change."""
-        return [Stage(one.parts, one.share) for one in self.rollout.stages]
 
     @property
     def parts(self) -> frozenset[str]:
@@ -363,8 +347,10 @@ def stage_of(spec: FleetSpec, rollout: Rollout) -> str:
         return f"back to the earlier pods: {rollout.why}"
     if rollout.phase == "pending":
         return "Deployments have changed"
-    parts = ", ".join(spec.stages[rollout.stage].parts) if rollout.stage < len(spec.stages) else "nothing"
-    return f"stage {rollout.stage + 1} of {len(spec.stages)}: {parts}"
+    parts = (
+        ", ".join(spec.rollout.stages[rollout.stage].parts) if rollout.stage < len(spec.rollout.stages) else "nothing"
+    )
+    return f"stage {rollout.stage + 1} of {len(spec.rollout.stages)}: {parts}"
 
 
 def since(conditions_now: Sequence[Condition], before: Sequence[Condition], now: str) -> tuple[Condition, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 from urllib.parse import quote
 
 from local.children import start_child, stop_child
@@ -137,15 +137,7 @@ class EmbeddedValkey:
     def _lock(self) -> int:
         """A descriptor that holds the exclusive lock on the data; the server inherits it."""
         descriptor = os.open(self.data / "valkey.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-        def taken() -> bool:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
-        if within(self._patience, taken):
+        if within(self._patience, lambda: locked(descriptor, fcntl.LOCK_EX)):
             return descriptor
         os.close(descriptor)
         raise EmbeddedValkeyError(f"{self.data}: another Valkey server serves this directory")
@@ -231,6 +223,15 @@ def _answers(connections: ConnectionPool) -> bool:
         return bool(connections.call("PING"))
     except (ServerError, OSError):
         return False
+
+
+def locked(file: int | IO[str], how: int) -> bool:
+    """Whether the lock on a file is this process's now; `how` is of `fcntl.flock`."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def within(patience: float, condition: Callable[[], bool], *, every: float = 0.01) -> bool:

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
-from local.embedded import within
+from local.embedded import locked, within
 from local.supervisor import Exit
 
 SECOND_STOP = 20.0
@@ -116,7 +115,7 @@ def supervising(data: Path) -> Iterator[None]:
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data / LOCK).open("a+") as lock:
-        if not within(_LOCK_WAIT, lambda: _locked(lock, fcntl.LOCK_EX), every=0.05):
+        if not within(_LOCK_WAIT, lambda: locked(lock, fcntl.LOCK_EX), every=0.05):
             raise AlreadyRunningError(data, supervisor_pid(data))
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -133,7 +132,7 @@ def supervisor_pid(data: Path) -> int | None:
     if not path.exists():
         return None
     with path.open() as lock:
-        return None if _locked(lock, fcntl.LOCK_SH) else int(lock.read() or 0) or None
+        return None if locked(lock, fcntl.LOCK_SH) else int(lock.read() or 0) or None
 
 
 def write_fleet(data: Path, fleet: LocalFleet) -> None:
@@ -195,11 +194,3 @@ def _stopped(supervisor: int, patience: float) -> bool:
 def _ended(process: int, patience: float) -> bool:
     """Whether the process of a pidfd ends within `patience` seconds."""
     return bool(select.select([process], [], [], patience)[0])
-
-
-def _locked(lock: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(lock, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
