@@ -11,7 +11,8 @@ from router.decide.classify import Constraints, classify
 from router.decide.snapshot import FleetSnapshot
 from router.service.admission import UNLOADED
 from tasks.models.catalogue import Catalogue
-from tasks.models.model import Model, TensorSpec
+from tasks.models.model import Model
+from tasks.models.tensor_spec import TensorSpec
 from tasks.topology import Topology
 from taxiway.contract.values import BATCH_AXIS
 
