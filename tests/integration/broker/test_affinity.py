@@ -1,19 +1,15 @@
 """Messages that prefer one worker of a class: only where that delays nothing, and none is lost."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import msgspec
 import pytest
-import redis
 
 from broker.port import Affinity, Outgoing
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.forwarding import HANDOVER
 from tasks.queues.limits import Limits
-from tasks.settings import Settings
 from taxiway.contract.keys import UNACKED, affinity_key, capacity_key, job_key, priority_list
 from tests.integration.broker.test_class_queue import ORDER, QUEUE, Waiter
 from tests.scripting import Store, placed
@@ -25,22 +21,14 @@ BEFORE = "before"
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.broker) as client:
-        client.hset(job_key(BEFORE), mapping={"state": "succeeded", "holder": "a@host#3 1700000000.25"})
-        yield Store(client)
+def store(store: Store) -> Store:
+    store.client.hset(job_key(BEFORE), mapping={"state": "succeeded", "holder": "a@host#3 1700000000.25"})
+    return store
 
 
 @pytest.fixture
-def workers(settings: Settings) -> Iterator[dict[str, ClassQueue]]:
-    queues = {
-        name: ClassQueue(settings.broker, f"{name}@host", LIMITS, affinity=name != "plain")
-        for name in ("a", "b", "plain")
-    }
-    yield queues
-    for queue in queues.values():
-        queue.wake()
-        queue._bell.close()
+def workers(class_queue: Callable[..., ClassQueue]) -> dict[str, ClassQueue]:
+    return {name: class_queue(f"{name}@host", LIMITS, affinity=name != "plain") for name in ("a", "b", "plain")}
 
 
 def leading(job: str, *, most: int = 9, after: str = BEFORE) -> Outgoing:

@@ -1,10 +1,8 @@
 """A worker's hold on its queue: what wakes an idle worker comes with it, and nothing else is taken behind its back."""
 
-from __future__ import annotations
-
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,8 @@ from broker.valkey import run
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue, TakenMessages
 from broker.valkey.presence import heartbeat_call
-from tasks.queues.limits import Limits
-from tasks.settings import Settings
 from taxiway.contract.keys import UNACKED, job_key, priority_list
+from tests.scripting import Store
 from tests.waiting import until
 
 QUEUE = "cpu.batch"
@@ -26,17 +23,13 @@ LONG = 30.0
 
 
 @pytest.fixture
-def broker(settings: Settings) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(settings.broker) as client:
-        yield client
+def broker(store: Store) -> redis.Redis:
+    return store.client
 
 
 @pytest.fixture
-def queue(settings: Settings) -> Iterator[ClassQueue]:
-    queue = ClassQueue(settings.broker, "a@host", Limits())
-    yield queue
-    queue.wake()
-    queue._bell.close()
+def queue(class_queue: Callable[..., ClassQueue]) -> ClassQueue:
+    return class_queue("a@host")
 
 
 class Waiter(threading.Thread):
@@ -237,14 +230,6 @@ def test_a_message_that_names_no_job_to_claim_is_taken_without_a_claim(
     assert broker.keys(job_key("*")) == []
 
 
-@pytest.fixture
-def another(settings: Settings) -> Iterator[ClassQueue]:
-    queue = ClassQueue(settings.broker, "b@host", Limits())
-    yield queue
-    queue.wake()
-    queue._bell.close()
-
-
 def lose(broker: redis.Redis, worker: str, *, ago: float) -> None:
     """Let a job wait whose worker ended while it held it, and whose lease was over `ago` seconds ago."""
     seconds, micros = broker.time()
@@ -258,8 +243,9 @@ def beat(broker: redis.Redis, worker: str, facts: bytes) -> None:
 
 
 def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_class(
-    queue: ClassQueue, another: ClassQueue, broker: redis.Redis
+    queue: ClassQueue, class_queue: Callable[..., ClassQueue], broker: redis.Redis
 ) -> None:
+    another = class_queue("b@host")
     beat(broker, "b@host", b'{"hardware_class": "gpu.realtime", "serves": ["gpu.realtime", "cpu.batch"]}')
     lose(broker, "a@host", ago=0.1)
     broker.lpush(QUEUE, b"other")
@@ -293,11 +279,8 @@ def test_a_job_is_not_kept_waiting_for_a_device_that_does_not_take_it(
 
 
 @pytest.fixture
-def bounded(settings: Settings) -> Iterator[ClassQueue]:
-    queue = ClassQueue(settings.broker, "c@host", Limits(), ahead=1.0)
-    yield queue
-    queue.wake()
-    queue._bell.close()
+def bounded(class_queue: Callable[..., ClassQueue]) -> ClassQueue:
+    return class_queue("c@host", ahead=1.0)
 
 
 def queued(broker: redis.Redis, level: int, *jobs: str, work: float) -> None:

@@ -1,7 +1,5 @@
 """Our connections to a real Valkey server."""
 
-from __future__ import annotations
-
 import asyncio
 import subprocess
 import sys
@@ -16,9 +14,11 @@ import pytest
 import redis
 import uvloop
 
+from broker.valkey.queues import ValkeyTransport
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
 from tasks.settings import TREE, Settings
+from taxiway import Client, TaxiwayError
 from taxiway.connection import AsyncConnection, Connection, ConnectionPool
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError
@@ -315,3 +315,29 @@ def test_a_connection_whose_caller_gave_up_while_it_opened_is_closed_with_the_ot
         return connection.connected
 
     assert not uvloop.run(scenario())
+
+
+PASSWORD = "hush-hush"
+
+
+def test_a_broker_that_is_away_is_named_without_its_password() -> None:
+    async def take() -> None:
+        transport = ValkeyTransport(f"redis://:{PASSWORD}@127.0.0.1:9/0", name="test", keep_record=1)
+        try:
+            await transport.take()
+        finally:
+            await transport.close()
+
+    with pytest.raises(BrokerUnavailableError) as caught:
+        asyncio.run(take())
+
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])
+def test_a_client_shows_its_address_without_the_password(scheme: str) -> None:
+    address = f"{scheme}://me:{PASSWORD}@127.0.0.1:9"
+    with pytest.raises(TaxiwayError) as caught, Client(address, connect_timeout=0.1) as client:
+        client.submit("echo", "a")
+
+    assert PASSWORD not in str(caught.value)

@@ -1,15 +1,11 @@
 """What carries arrivals to class queues, on a real Valkey server."""
 
-from __future__ import annotations
-
 import asyncio
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 
 import msgspec
 import pytest
-import redis
 
 from broker.port import ForwardOutcome, InFlight, StoredSnapshot
 from broker.valkey.endings import Ending
@@ -35,13 +31,10 @@ from tests.scripting import RECORD, Store, carrying, placed, recorded
 from tests.stored import scores
 
 
-@pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    with redis.Redis.from_url(settings.broker) as client:
-        store = Store(client)
-        for session in ("r", "other", "sleeper"):
-            store.live(session, born=True)
-        yield store
+@pytest.fixture(autouse=True)
+def sessions(store: Store) -> None:
+    for session in ("r", "other", "sleeper"):
+        store.live(session, born=True)
 
 
 def die(store: Store, session: str) -> None:

@@ -1,7 +1,5 @@
 """What each account may do with each kind of key: asked of a real server for every command that it knows."""
 
-from __future__ import annotations
-
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -13,7 +11,7 @@ import redis
 
 from broker.accounts import ACCOUNTS
 from taxiway.contract import keys
-from tests.guarded import Guarded, guarded_valkey
+from tests.guarded import Guarded
 
 OWN, OTHER = "cpu.batch", "a queue of somebody else"
 BINDING, PERMANENT = "_kombu.binding.", "_kombu.binding_permanent."
@@ -177,12 +175,6 @@ class Command:
             call += ["1"] * (at + 1 - len(call))
             call[at] = name
         return call
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    with guarded_valkey(tmp_path_factory.mktemp("guarded"), [OWN, "gpu.realtime"]) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The outboxes of webhook endpoints on a real Valkey server: bounds, order, and one router an endpoint."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 
