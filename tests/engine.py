@@ -61,6 +61,10 @@ class Engine:
         """The bodies of the chats that it was asked for."""
         return [body for path, _, body in self.asked if path == "/v1/chat/completions"]
 
+    def forget(self) -> None:
+        """Be as at first, at the same address."""
+        vars(self).update(vars(Engine(port=self.port, scheme=self.scheme)))
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError), _aborted_if_cancelled(writer):
             while True:

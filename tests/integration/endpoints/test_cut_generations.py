@@ -1,10 +1,7 @@
 """Generations that are cut and go on, at llama.cpp's real servers: two replicas with a worker each, and a router."""
 
-from __future__ import annotations
-
 import json
 import os
-import secrets
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,34 +18,28 @@ import redis
 import taxiway
 from broker.valkey import run
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
-from local.embedded import EmbeddedValkey
 from tasks.heartbeat import DeviceFacts
-from tasks.settings import TREE, Settings, settings_from
+from tasks.settings import TREE, Settings
 from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import DEVICES, job_key
 from tests.llama import NAME, llama_server, llama_server_process
 from tests.narrowing import as_bytes
+from tests.queues import engine_class, queues_of
 from tests.routing import RouterProcess, eventually, router_process
-from tests.working import WorkerProcess, worker_process, worker_settings
+from tests.serving import is_ready
+from tests.working import CLASS, WorkerProcess, worker_process, worker_settings
 
 pytestmark = [
     pytest.mark.models,
     pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: no llama.cpp to test with"),
 ]
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint: {{protocol: openai, url: {urls}, slots: 2, models: {{chat: {name}}}}}
-    price: {{usd_per_hour: 0.1}}
-service:
-  standard: {{deadline: 120}}
-  live: {{deadline: 10, priority: high}}
-  bulk: {{deadline: 3600, priority: low, preemptible: true}}
-default_service: standard
-limits: {{lease: 1, grace: 1}}
-"""
+SERVICES: dict[str, Any] = {
+    "standard": {"deadline": 120},
+    "live": {"deadline": 10, "priority": "high"},
+    "bulk": {"deadline": 3600, "priority": "low", "preemptible": True},
+}
+LIMITS = {"lease": 1, "grace": 1}
 STORY = {
     "messages": [{"role": "user", "content": "Tell a story of a fox, with an é and a — in it."}],
     "max_tokens": 48,
@@ -90,30 +81,28 @@ class Fleet:
         return bool(run(self.state, yield_call(5.0, [ask])) == [YieldAnswer.ASKED])
 
 
-def settings_with(queues: str, folder: Path, stack: ExitStack) -> Settings:
-    """Settings of a fleet with these queues, whose model is a chat."""
-    server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
-    told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-    settings = worker_settings(told, folder, queues)
-    (settings.models / "chat").symlink_to(TREE / "models" / "chat")
-    return settings
+def settings_with(settings: Settings, folder: Path, **classes: Any) -> Settings:
+    """Settings of a fleet with these classes, whose model is a chat."""
+    told = worker_settings(settings, folder, queues_of(classes, SERVICES, LIMITS))
+    (told.models / "chat").symlink_to(TREE / "models" / "chat")
+    return told
+
+
+def llama_class(*urls: str, price: float = 0.1) -> dict[str, Any]:
+    """A class of replicas of llama.cpp's server."""
+    return engine_class([f"{url}/v1" for url in urls], slots=2, price=price, models={"chat": NAME})
 
 
 @contextmanager
-def fleet_before(llamas: Sequence[str], folder: Path) -> Iterator[Fleet]:
+def fleet_before(llamas: Sequence[str], base: Settings, folder: Path) -> Iterator[Fleet]:
     """A fleet whose replicas are these servers."""
+    settings = settings_with(base, folder, **{CLASS: llama_class(*llamas)})
     with ExitStack() as stack:
-        server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
-        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(
-            told, folder, QUEUES.format(urls=json.dumps([f"{url}/v1" for url in llamas]), name=NAME)
-        )
-        (settings.models / "chat").symlink_to(TREE / "models" / "chat")
         started = [
             stack.enter_context(worker_process(settings, "--device", f"endpoint:{n}")) for n in range(len(llamas))
         ]
         router = stack.enter_context(router_process(settings))
-        eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
+        eventually(lambda: is_ready(router, "chat"))
         state = stack.enter_context(redis.Redis.from_url(settings.broker))
         yield Fleet(settings, router, {worker.name: worker for worker in started}, state)
 
@@ -124,9 +113,17 @@ def llamas() -> Iterator[list[str]]:
         yield [first, second]
 
 
+@pytest.fixture(scope="module")
+def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory, llamas: list[str]) -> Iterator[Fleet]:
+    """For tests that leave it as it is."""
+    with fleet_before(llamas, lasting, tmp_path_factory.mktemp("fleet")) as fleet:
+        yield fleet
+
+
 @pytest.fixture
-def fleet(tmp_path: Path, llamas: list[str]) -> Iterator[Fleet]:
-    with fleet_before(llamas, tmp_path) as fleet:
+def own(settings: Settings, tmp_path: Path, llamas: list[str]) -> Iterator[Fleet]:
+    """A fleet of a test's own."""
+    with fleet_before(llamas, settings, tmp_path) as fleet:
         yield fleet
 
 
@@ -176,11 +173,11 @@ def test_a_story_that_yields_at_any_point_goes_on_after_it(
 
 
 def test_a_greedy_text_that_its_engine_has_in_its_cache_goes_on_as_if_undisturbed(
-    tmp_path: Path, llamas: list[str]
+    settings: Settings, tmp_path: Path, llamas: list[str]
 ) -> None:
     """Another server computes the text as a prompt, in another order: what is almost as likely may come instead."""
     with ExitStack() as stack:
-        fleet = stack.enter_context(fleet_before(llamas[:1], tmp_path))
+        fleet = stack.enter_context(fleet_before(llamas[:1], settings, tmp_path))
         client = stack.enter_context(taxiway.Client(fleet.settings.broker))
         whole = client.infer("chat", RAIN, timeout=60)
         for cuts in ([1], [9, 30]):
@@ -191,16 +188,19 @@ def test_a_greedy_text_that_its_engine_has_in_its_cache_goes_on_as_if_undisturbe
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
-def test_a_reader_misses_nothing_of_a_worker_that_goes(fleet: Fleet, client: taxiway.Client, how: int) -> None:
-    events, result = told_of(client, lambda job: os.kill(fleet.worker(job).process.pid, how), [12])
+def test_a_reader_misses_nothing_of_a_worker_that_goes(own: Fleet, how: int) -> None:
+    with taxiway.Client(own.settings.broker) as client:
+        events, result = told_of(client, lambda job: os.kill(own.worker(job).process.pid, how), [12])
     assert_seamless(events, result)
     assert result.report.parts[-1].seam == "continued"  # what a killed worker used is known if it was kept before
 
 
-def test_a_reader_misses_nothing_of_an_engine_that_is_lost(tmp_path: Path, llamas: list[str]) -> None:
+def test_a_reader_misses_nothing_of_an_engine_that_is_lost(
+    settings: Settings, tmp_path: Path, llamas: list[str]
+) -> None:
     with ExitStack() as stack:
         lost = stack.enter_context(llama_server_process(2))
-        fleet = stack.enter_context(fleet_before([lost.url, llamas[1]], tmp_path))
+        fleet = stack.enter_context(fleet_before([lost.url, llamas[1]], settings, tmp_path))
         client = stack.enter_context(taxiway.Client(fleet.settings.broker))
         cut = list[str]()
 
@@ -244,50 +244,36 @@ def test_an_openai_stream_goes_on_over_the_seam(fleet: Fleet, client: taxiway.Cl
 
 
 def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(
-    fleet: Fleet, client: taxiway.Client
+    own: Fleet,
 ) -> None:
-    long = STORY | {"max_tokens": 900, "ignore_eos": True}
-    bulk = [client.submit("chat", long, service="bulk") for _ in range(4)]
-    eventually(lambda: sum(len(one.yieldable) for one in fleet.devices()) == 4, within=20)
-    result = client.infer("chat", STORY | {"max_tokens": 4}, service="live", timeout=60)
-    assert result.outputs["tokens"] == 4
-    cut = [job for job in bulk if fleet.state.hget(job_key(job.id), "yields")]
-    assert len(cut) == 1
-    with httpx.Client(base_url=fleet.router.http, trust_env=False) as http:
-        parts = http.get(f"/v2/jobs/{cut[0].id}/placement").json()["parts"]
-        assert parts[0]["ended"].startswith("yields to ")
-        assert 'taxiway_yields_total{class="cpu.batch"} 1.0' in http.get("/metrics").text
-        assert http.get("/v2/fleet").json()["moves"][0]["kind"] == "yield"
-    for job in bulk:
-        job.cancel()
+    with taxiway.Client(own.settings.broker) as client:
+        long = STORY | {"max_tokens": 900, "ignore_eos": True}
+        bulk = [client.submit("chat", long, service="bulk") for _ in range(4)]
+        eventually(lambda: sum(len(one.yieldable) for one in own.devices()) == 4, within=20)
+        result = client.infer("chat", STORY | {"max_tokens": 4}, service="live", timeout=60)
+        assert result.outputs["tokens"] == 4
+        cut = [job for job in bulk if own.state.hget(job_key(job.id), "yields")]
+        assert len(cut) == 1
+        with httpx.Client(base_url=own.router.http, trust_env=False) as http:
+            parts = http.get(f"/v2/jobs/{cut[0].id}/placement").json()["parts"]
+            assert parts[0]["ended"].startswith("yields to ")
+            assert 'taxiway_yields_total{class="cpu.batch"} 1.0' in http.get("/metrics").text
+            assert http.get("/v2/fleet").json()["moves"][0]["kind"] == "yield"
+        for job in bulk:
+            job.cancel()
 
 
-TWO_CLASSES = """
-hardware:
-  gpu.dear:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{first}/v1", slots: 2, models: {{chat: {name}}}}}
-    price: {{usd_per_hour: 1.0}}
-  cpu.cheap:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{second}/v1", slots: 2, models: {{chat: {name}}}}}
-    price: {{usd_per_hour: 0.1}}
-service:
-  bulk: {{deadline: 3600, priority: low, preemptible: true}}
-default_service: bulk
-limits: {{lease: 1, grace: 1}}
-"""
-
-
-def test_a_running_generation_goes_on_where_it_is_cheaper(tmp_path: Path, llamas: list[str]) -> None:
-    queues = TWO_CLASSES.format(first=llamas[0], second=llamas[1], name=NAME)
+def test_a_running_generation_goes_on_where_it_is_cheaper(
+    settings: Settings, tmp_path: Path, llamas: list[str]
+) -> None:
+    classes = {"gpu.dear": llama_class(llamas[0], price=1.0), "cpu.cheap": llama_class(llamas[1])}
+    settings = settings_with(settings, tmp_path, **classes)
     with ExitStack() as stack:
-        settings = settings_with(queues, tmp_path, stack)
         stack.enter_context(worker_process(settings, "--class", "gpu.dear", "--device", "endpoint:0"))
         router = stack.enter_context(router_process(settings))
-        eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
+        eventually(lambda: is_ready(router, "chat"))
         client = stack.enter_context(taxiway.Client(settings.broker))
-        job = client.submit("chat", STORY | {"max_tokens": 400, "ignore_eos": True})
+        job = client.submit("chat", STORY | {"max_tokens": 400, "ignore_eos": True}, service="bulk")
         eventually(lambda: job.status().state is JobState.RUNNING, within=20)
         stack.enter_context(worker_process(settings, "--class", "cpu.cheap", "--device", "endpoint:0"))
         result = job.result(timeout=120)

@@ -1,7 +1,5 @@
 """An engine that is started with its endpoint's worker, and ends with it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -11,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,49 +19,25 @@ from tasks.settings import TREE, Settings
 from tests.builders import add_engine_models
 from tests.command_line import program
 from tests.llama import gguf
+from tests.queues import engine_class, queues_of
 from tests.routing import eventually
-from tests.working import Tower, worker_settings
-
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: http://127.0.0.1:{port}/v1
-      slots: 4
-      models: {{talk: served}}
-      health: {{every: 0.2}}
-      start: {{command: ["{python}", -m, tests.engine, "{{port}}"]}}
-    price: {{usd_per_hour: 1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-"""
-
-
-LLAMA = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: http://127.0.0.1:0/v1
-      slots: 2
-      models: {{talk: tiny}}
-      start: {{llama: {file}}}
-    price: {{usd_per_hour: 1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-"""
+from tests.working import CLASS, Tower, worker_settings
 
 
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
-    told = worker_settings(settings, tmp_path, QUEUES.format(port=free_port(), python=sys.executable))
+    command = {"command": [sys.executable, "-m", "tests.engine", "{port}"]}
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    engine = engine_class(url, models={"talk": "served"}, health={"every": 0.2}, start=command)
+    told = worker_settings(settings, tmp_path, queues_of({CLASS: engine}))
     add_engine_models(told.models, "talk")
     return told
+
+
+def llama(file: Any) -> str:
+    """The queues.yaml of a class that needs a GGUF file alone."""
+    url = "http://127.0.0.1:0/v1"
+    return queues_of({CLASS: engine_class(url, slots=2, models={"talk": "tiny"}, start={"llama": file})})
 
 
 OPTIONS = ("--class", "cpu.batch", "--device", "endpoint:0")
@@ -108,9 +83,9 @@ def test_an_engine_serves_with_its_worker_is_restarted_and_ends_with_it(
 
 @pytest.mark.models
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: no llama.cpp to test with")
-@pytest.mark.parametrize("file", ["tiny.gguf", "{model: chat, artefact: weights}"])
-def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: Path, file: str) -> None:
-    told = worker_settings(settings, tmp_path, LLAMA.format(file=file))
+@pytest.mark.parametrize("file", ["tiny.gguf", {"model": "chat", "artefact": "weights"}], ids=["file", "artefact"])
+def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: Path, file: Any) -> None:
+    told = worker_settings(settings, tmp_path, llama(file))
     add_engine_models(told.models, "talk")
     (told.models / "chat").symlink_to(TREE / "models" / "chat")
     (told.queues.parent / "tiny.gguf").symlink_to(gguf())
@@ -123,7 +98,7 @@ def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: P
 
 
 def test_a_gguf_file_that_does_not_exist_is_named(settings: Settings, tmp_path: Path) -> None:
-    told = worker_settings(settings, tmp_path, LLAMA.format(file="nowhere.gguf"))
+    told = worker_settings(settings, tmp_path, llama("nowhere.gguf"))
     done = program("local.engine", *OPTIONS, settings=told)
     assert done.returncode == 2
     assert f"expected a GGUF file, got {told.queues.parent / 'nowhere.gguf'}" in done.stderr

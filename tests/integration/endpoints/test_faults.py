@@ -1,18 +1,16 @@
 """Each fault of an engine a few times under load, before a router: `python -m benchmarks.engines --faults` has more."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tasks.settings import TREE, Settings
 from tests.engine_faults import CLASSES, OF_PROMPTS, OF_SERVERS, FaultyEngine, Tally, table
 from tests.routing import RouterProcess, eventually, router_process
+from tests.serving import is_ready
 from tests.working import worker_process, worker_settings
 
 pytestmark = pytest.mark.slow
@@ -36,7 +34,7 @@ def router(settings: Settings, tmp_path: Path, faulty: FaultyEngine) -> Iterator
             worker_process(told, "--class", CLASSES[1]),
             router_process(told) as router,
         ):
-            eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
+            eventually(lambda: is_ready(router, "chat"))
             yield router
 
 

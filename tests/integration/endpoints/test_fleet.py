@@ -1,7 +1,5 @@
 """A router before endpoints: models that they announce, and what becomes of work when one dies."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,24 +16,11 @@ from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from taxiway.contract.keys import DEVICES
 from tests.engine import Engine, serving
+from tests.queues import engine_class, queues_of
 from tests.routing import RouterProcess, eventually, router_process
 from tests.waiting import BUSY
-from tests.working import SLAB, worker_process, worker_settings
+from tests.working import CLASS, SLAB, worker_process, worker_settings
 
-DISCOVERING = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}", slots: 4, discover: true, health: {{every: 0.2}}}}
-    price: {{usd_per_hour: 1}}
-  tensors:
-    device: endpoint
-    endpoint: {{protocol: oip, url: "{root}", slots: 4, discover: true, health: {{every: 0.2}}}}
-    price: {{usd_per_hour: 1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-"""
 HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 9}
 
 
@@ -47,7 +32,9 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def discovering(settings: Settings, tmp_path: Path, engine: Engine) -> Iterator[RouterProcess]:
-    queues = DISCOVERING.format(url=engine.url, root=engine.url.removesuffix("/v1"))
+    finds: Any = {"discover": True, "health": {"every": 0.2}}
+    tensors = engine_class(engine.url.removesuffix("/v1"), protocol="oip", **finds)
+    queues = queues_of({"engine": engine_class(engine.url, **finds), "tensors": tensors})
     told = worker_settings(settings, tmp_path, queues)
     with worker_process(told, "--class", "engine"), router_process(told) as router:
         yield router
@@ -79,23 +66,7 @@ def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
             eventually(lambda: not client.infer("talk-7b", HELLO, timeout=60))
 
 
-CHEAP = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint: {{protocol: oip, url: "{url}", slots: 1, models: {{slab: slab}}, health: {{every: 0.2}}}}
-    price: {{usd_per_hour: 0.01}}
-  cpu.batch:
-    device: cpu
-    runtimes: [python]
-    max_batch: 4
-    max_wait: 0
-    price: {{usd_per_hour: 10}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-limits: {{lease: 1}}
-"""
+DEAR = {"device": "cpu", "runtimes": ["python"], "max_batch": 4, "max_wait": 0, "price": {"usd_per_hour": 10}}
 REMOTE = (
     SLAB[: SLAB.index("  missing")] + "  remote: {runtime: oip, profiles: {endpoint: {base: 0.01, slope: 0.0001}}}\n"
 )
@@ -110,7 +81,9 @@ def test_what_waits_and_what_ran_on_an_endpoint_that_dies_runs_elsewhere(setting
     engine = Engine(script="stall")
     with ExitStack() as server:
         server.enter_context(serving(engine))
-        told = worker_settings(settings, tmp_path, CHEAP.format(url=engine.url.removesuffix("/v1")))
+        own: Any = {"protocol": "oip", "models": {"slab": "slab"}, "health": {"every": 0.2}}
+        cheap = engine_class(engine.url.removesuffix("/v1"), slots=1, price=0.01, **own)
+        told = worker_settings(settings, tmp_path, queues_of({"engine": cheap, CLASS: DEAR}, limits={"lease": 1}))
         (told.models / "slab" / "model.yaml").write_text(REMOTE)
         with (
             worker_process(told),

@@ -1,7 +1,5 @@
 """A worker before LitServe's real server, which speaks OpenAI's chats and lists no models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec
@@ -10,26 +8,18 @@ from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from taxiway.contract.keys import DEVICES
 from tests.builders import add_engine_models
+from tests.queues import engine_class, queues_of
 from tests.real_engines import litserve
 from tests.routing import eventually
-from tests.working import Tower, worker_process, worker_settings
+from tests.working import CLASS, Tower, worker_process, worker_settings
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}/v1", slots: 2, models: {{talk: any}}, health: {{path: /health}}}}
-    price: {{usd_per_hour: 1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-"""
 CHAT = {"messages": [{"role": "user", "content": "Hello dear world"}]}
 
 
 def test_a_chat_of_a_server_that_lists_no_models_is_answered_and_streamed(settings: Settings, tmp_path: Path) -> None:
     with litserve(tmp_path) as url:
-        told = worker_settings(settings, tmp_path, QUEUES.format(url=url))
+        engine = engine_class(f"{url}/v1", slots=2, models={"talk": "any"}, health={"path": "/health"})
+        told = worker_settings(settings, tmp_path, queues_of({CLASS: engine}))
         add_engine_models(told.models, "talk")
         with worker_process(told, "--device", "endpoint:0"), Tower(told) as tower:
             eventually(lambda: [one for one in devices(tower) if one.classes and not one.fault])

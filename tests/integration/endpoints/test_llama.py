@@ -1,8 +1,5 @@
 """A whole fleet before llama.cpp's real server: Valkey, a router, an endpoint's worker, and the model SmolLM2."""
 
-from __future__ import annotations
-
-import secrets
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -11,13 +8,14 @@ import httpx
 import pytest
 
 import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings, settings_from
+from tasks.settings import TREE, Settings
 from taxiway.contract.job import Result
 from taxiway.errors import InvalidRequestError, JobCancelledError, RequestTooLargeError
 from tests.llama import NAME, llama_server
-from tests.routing import RouterProcess, eventually, router_process
-from tests.working import worker_process, worker_settings
+from tests.queues import engine_class, queues_of
+from tests.routing import eventually
+from tests.serving import ServedFleet, served_fleet
+from tests.working import CLASS, worker_settings
 
 pytestmark = [
     pytest.mark.models,
@@ -25,16 +23,6 @@ pytestmark = [
 ]
 
 SLOTS = 4
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}/v1", slots: 4, models: {{chat: {name}}}}}
-    price: {{usd_per_hour: 0.1}}
-service:
-  standard: {{deadline: 120}}
-default_service: standard
-"""
 HELLO = {
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
     "max_tokens": 24,
@@ -54,27 +42,17 @@ def llama() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, llama: str) -> Iterator[Settings]:
-    folder = tmp_path_factory.mktemp("fleet")
-    with EmbeddedValkey(folder / "valkey") as server:
-        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(told, folder, QUEUES.format(url=llama, name=NAME))
-        (settings.models / "chat").symlink_to(TREE / "models" / "chat")
-        with worker_process(settings):
-            yield settings
+def fleet(tmp_path_factory: pytest.TempPathFactory, llama: str, lasting: Settings) -> Iterator[ServedFleet]:
+    queues = queues_of({CLASS: engine_class(f"{llama}/v1", models={"chat": NAME})}, {"standard": {"deadline": 120}})
+    settings = worker_settings(lasting, tmp_path_factory.mktemp("fleet"), queues)
+    (settings.models / "chat").symlink_to(TREE / "models" / "chat")
+    with served_fleet(settings, "chat") as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="module")
-def router(fleet: Settings) -> Iterator[RouterProcess]:
-    with router_process(fleet) as router:
-        eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
-        yield router
-
-
-@pytest.fixture(params=["broker", "http"])
-def client(request: pytest.FixtureRequest, fleet: Settings, router: RouterProcess) -> Iterator[taxiway.Client]:
-    with taxiway.Client(fleet.broker if request.param == "broker" else router.http) as client:
-        yield client
+def interfaces(fleet: ServedFleet) -> dict[str, str]:
+    return fleet.interfaces
 
 
 def busy(llama: str) -> int:
@@ -122,11 +100,11 @@ def test_more_chats_than_slots_are_all_answered(client: taxiway.Client) -> None:
     assert max(result.report.batch for result in results) > 1
 
 
-def test_celery_and_oip_callers_send_the_request_as_json(router: RouterProcess) -> None:
+def test_celery_and_oip_callers_send_the_request_as_json(fleet: ServedFleet) -> None:
     text = '{"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 3}'
     tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [text]}
     answer = httpx.post(
-        f"{router.http}/v2/models/chat/infer", json={"inputs": [tensor]}, timeout=60, trust_env=False
+        f"{fleet.router.http}/v2/models/chat/infer", json={"inputs": [tensor]}, timeout=60, trust_env=False
     ).json()
     outputs = {output["name"]: output["data"][0] for output in answer["outputs"]}
     assert outputs["tokens"] == 3

@@ -1,28 +1,16 @@
 """A whole fleet before MLServer's real server: a model of a model.yaml, and one that it announces."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest
 
 import taxiway
-from tasks.settings import Settings
 from taxiway.errors import InvalidRequestError
+from tests.queues import engine_class, queues_of
 from tests.real_engines import mlserver
-from tests.routing import RouterProcess, eventually, router_process
-from tests.working import empty_fleet, worker_process, worker_settings
+from tests.serving import served_fleet
+from tests.working import CLASS, empty_fleet, worker_settings
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint: {{protocol: oip, url: "{url}", slots: 4, discover: {discover}, models: {models}}}
-    price: {{usd_per_hour: 0.1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-"""
 SCALED = """
 name: scaled
 version: 1
@@ -44,26 +32,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["described", "discovered"])
+@pytest.fixture(
+    scope="module", params=[{"models": {"scaled": "double"}}, {"discover": True}], ids=["described", "found"]
+)
 def client(
     request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory, server: str
 ) -> Iterator[tuple[taxiway.Client, str]]:
     """A client of a fleet with the server, and what the fleet calls its model."""
-    folder, found = tmp_path_factory.mktemp("fleet"), request.param == "discovered"
-    queues = QUEUES.format(url=server, discover=str(found).lower(), models="{}" if found else "{scaled: double}")
-    settings: Settings = worker_settings(empty_fleet(valkey_url), folder, queues)
-    if not found:
-        (settings.models / "scaled").mkdir()
-        (settings.models / "scaled" / "model.yaml").write_text(SCALED)
-    with worker_process(settings), router_process(settings) as router:
-        eventually(lambda: served(router, "double" if found else "scaled"))
-        with taxiway.Client(router.http) as client:
-            yield client, "double" if found else "scaled"
-
-
-def served(router: RouterProcess, model: str) -> bool:
-    with taxiway.Client(router.http) as client:
-        return any(one["name"] == model for one in client.models())
+    queues = queues_of({CLASS: engine_class(server, protocol="oip", **request.param)})
+    settings = worker_settings(empty_fleet(valkey_url, lasting=True), tmp_path_factory.mktemp("fleet"), queues)
+    model = next(iter(request.param.get("models", ["double"])))
+    (settings.models / "scaled").mkdir()
+    (settings.models / "scaled" / "model.yaml").write_text(SCALED)
+    with served_fleet(settings, model) as fleet, taxiway.Client(fleet.router.http) as client:
+        yield client, model
 
 
 def test_tensors_and_text_come_back_row_by_row(client: tuple[taxiway.Client, str]) -> None:

@@ -1,7 +1,5 @@
 """An endpoint is measured through the protocol that its worker speaks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

@@ -1,7 +1,5 @@
 """Two engines of one class: chats go where their prefix was read, as long as no slot idles for it, and none is lost."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,21 +13,11 @@ import taxiway
 from tasks.settings import Settings
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
+from tests.queues import engine_class, queues_of
 from tests.routing import RouterProcess, eventually, router_process
 from tests.waiting import BUSY
 from tests.working import WorkerProcess, worker_process, worker_settings
 
-QUEUES = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint: {{protocol: openai, url: [{urls}], slots: 2, models: {{talk: served}}, health: {{every: 0.2}}}}
-    price: {{usd_per_hour: 1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-limits: {{lease: 5}}
-"""
 CONVERSATIONS, TURNS = 4, 5
 
 
@@ -64,8 +52,9 @@ class Fleet:
 def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
     with ExitStack() as stack:
         engines = [stack.enter_context(serving(Engine())) for _ in range(2)]
-        urls = ", ".join(f'"{engine.url}"' for engine in engines)
-        told = worker_settings(settings, tmp_path, QUEUES.format(urls=urls))
+        urls = [engine.url for engine in engines]
+        engine = engine_class(urls, slots=2, models={"talk": "served"}, health={"every": 0.2})
+        told = worker_settings(settings, tmp_path, queues_of({"engine": engine}, limits={"lease": 5}))
         add_engine_models(told.models, "talk")
         options = [("--class", "engine", "--device", f"endpoint:{number}") for number in range(2)]
         workers = [stack.enter_context(worker_process(told, *one)) for one in options]

@@ -1,7 +1,5 @@
 """A whole fleet before vLLM's real server: a model that it announces, and requests that carry their level."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,23 +7,15 @@ import httpx
 import pytest
 
 import taxiway
+from tasks.settings import Settings
 from taxiway.contract.job import Result
 from taxiway.errors import RequestTooLargeError
+from tests.queues import engine_class, queues_of
 from tests.real_engines import VLLM_NAME, vllm
-from tests.routing import eventually, router_process
-from tests.working import empty_fleet, worker_process, worker_settings
+from tests.serving import served_fleet
+from tests.working import CLASS, worker_settings
 
 SLOTS = 2
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}/v1", slots: 2, discover: true, priority: true}}
-    price: {{usd_per_hour: 0.1}}
-service:
-  standard: {{deadline: 120}}
-default_service: standard
-"""
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0}
 
 
@@ -36,10 +26,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def client(engine: str, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[taxiway.Client]:
-    settings = worker_settings(empty_fleet(valkey_url), tmp_path_factory.mktemp("fleet"), QUEUES.format(url=engine))
-    with worker_process(settings), router_process(settings) as router, taxiway.Client(router.http) as client:
-        eventually(lambda: any(one["name"] == "tiny-llama" for one in client.models()))
+def client(engine: str, lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[taxiway.Client]:
+    served = engine_class(f"{engine}/v1", slots=SLOTS, discover=True, priority=True)
+    settings = worker_settings(lasting, tmp_path_factory.mktemp("fleet"), queues_of({CLASS: served}))
+    with served_fleet(settings, "tiny-llama") as fleet, taxiway.Client(fleet.router.http) as client:
         yield client
 
 

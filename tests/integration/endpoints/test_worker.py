@@ -1,12 +1,10 @@
 """A real worker process that drives an endpoint: a scripted engine on a real socket, and a real Valkey."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +26,10 @@ from tests.builders import add_engine_models
 from tests.command_line import program
 from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
+from tests.queues import engine_class, queues_of
 from tests.routing import eventually
 from tests.waiting import BUSY
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
-
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: {url}
-      slots: 4
-      models: {{talk: {{server: served, variant: engine}}, vector: served, rank: served}}
-      key_env: ENGINE_KEY
-      headers: {{X-Team: lab}}
-      priority: true
-      health: {{every: 0.2}}
-    price: {{usd_per_hour: 1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-limits: {{lease: 1, stall: 4, grace: 6}}
-"""
 
 VARIANT = {"variant": "engine"}
 
@@ -81,14 +60,48 @@ def server(engine: Engine) -> Iterator[Server]:
     started.stop()
 
 
+def engine_fleet(base: Settings, folder: Path, engine: Engine) -> Settings:
+    """Settings of a fleet with that engine, whose worker needs ENGINE_KEY."""
+    models = {"talk": {"server": "served", "variant": "engine"}, "vector": "served", "rank": "served"}
+    own: Any = {"key_env": "ENGINE_KEY", "headers": {"X-Team": "lab"}, "priority": True, "health": {"every": 0.2}}
+    limits = {"lease": 1, "stall": 4, "grace": 6}
+    queues = queues_of({CLASS: engine_class(engine.url, models=models, **own)}, limits=limits)
+    told = worker_settings(base, folder, queues)
+    add_engine_models(told.models, "talk", "vector", "rank")
+    return told
+
+
 @pytest.fixture
 def fleet(
     settings: Settings, tmp_path: Path, engine: Engine, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     monkeypatch.setenv("ENGINE_KEY", "sk-1")
-    told = worker_settings(settings, tmp_path, QUEUES.format(url=engine.url))
-    add_engine_models(told.models, "talk", "vector", "rank")
-    return told
+    return engine_fleet(settings, tmp_path, engine)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A worker that lives through several tests, its engine, and what stands before it."""
+
+    tower: Tower
+    engine: Engine
+
+
+@pytest.fixture(scope="module")
+def lasting_site(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with serving(Engine()) as engine, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENGINE_KEY", "sk-1")
+        fleet = engine_fleet(lasting, tmp_path_factory.mktemp("site"), engine)
+        with Tower(fleet) as tower, worker_process(fleet):
+            yield Site(tower, engine)
+
+
+@pytest.fixture
+def site(lasting_site: Site) -> Iterator[Site]:
+    """It without work, before and after a test; its engine has not been asked anything."""
+    lasting_site.engine.forget()
+    yield lasting_site
+    settled(lasting_site.tower, lasting_site.engine)
 
 
 def chat(text: str, **fields: Any) -> dict[str, Any]:
@@ -115,8 +128,8 @@ def settled(tower: Tower, engine: Engine) -> None:
     eventually(lambda: engine.running == 0 and tower.unacknowledged() == 0)
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_chat_is_answered_with_message_usage_and_share(tower: Tower, engine: Engine) -> None:
+def test_a_chat_is_answered_with_message_usage_and_share(site: Site) -> None:
+    tower, engine = site.tower, site.engine
     result = tower.result(order(tower, "Hello dear world", parameters={"max_tokens": 9}))
     assert result.outputs["message"] == {"role": "assistant", "content": "Hello dear world "}
     assert result.outputs["usage"] == {
@@ -141,8 +154,8 @@ def test_a_chat_is_answered_with_message_usage_and_share(tower: Tower, engine: E
     assert tower.result(tower.order("rank", pairs, **VARIANT)).outputs["score"] == [2, 3]
 
 
-@pytest.mark.usefixtures("worker")
-def test_rows_run_side_by_side_and_never_more_than_there_are_slots(tower: Tower, engine: Engine) -> None:
+def test_rows_run_side_by_side_and_never_more_than_there_are_slots(site: Site) -> None:
+    tower, engine = site.tower, site.engine
     jobs = [order(tower, f"wait=0.2 {n} done") for n in range(10)]
     texts = [tower.result(job).outputs["text"] for job in jobs]
     assert texts == [f"{n} done " for n in range(10)]
@@ -152,8 +165,8 @@ def test_rows_run_side_by_side_and_never_more_than_there_are_slots(tower: Tower,
     assert tower.result(jobs[4]).report.batch > 1
 
 
-@pytest.mark.usefixtures("worker")
-def test_an_answer_is_streamed_as_it_grows(tower: Tower) -> None:
+def test_an_answer_is_streamed_as_it_grows(site: Site) -> None:
+    tower = site.tower
     job = order(tower, "wait=0.3 one two three", stream=True)
     first = eventually(lambda: told(tower, job))
     assert first == [Piece(1, 0, "one ")]
@@ -161,8 +174,8 @@ def test_an_answer_is_streamed_as_it_grows(tower: Tower) -> None:
     eventually(lambda: "".join(piece.text for piece in told(tower, job)) == text)
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_cancelled_job_closes_its_connection_at_once(tower: Tower, engine: Engine) -> None:
+def test_a_cancelled_job_closes_its_connection_at_once(site: Site) -> None:
+    tower, engine = site.tower, site.engine
     job, other = order(tower, "one stall"), order(tower, "wait=0.5 one two")
     eventually(lambda: engine.running == 2)
     cancelled = time.monotonic()
@@ -172,24 +185,20 @@ def test_a_cancelled_job_closes_its_connection_at_once(tower: Tower, engine: Eng
     assert tower.result(other).outputs["text"] == "one two "
     with pytest.raises(JobCancelledError):
         tower.result(job)
-    settled(tower, engine)
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_job_that_expires_while_it_runs_closes_its_connection(tower: Tower, engine: Engine) -> None:
+def test_a_job_that_expires_while_it_runs_closes_its_connection(site: Site) -> None:
+    tower, engine = site.tower, site.engine
     due = time.time() + 1
     job = order(tower, "one stall", deadline_at=due)
     with pytest.raises(DeadlineExceededError):
         tower.result(job)
     eventually(lambda: engine.aborts)
     assert engine.aborts["one stall"] - time.monotonic() + time.time() - due < 1 + BUSY
-    settled(tower, engine)
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_request_of_its_own_fault_ends_with_the_engines_words_and_is_not_repeated(
-    tower: Tower, engine: Engine
-) -> None:
+def test_a_request_of_its_own_fault_ends_with_the_engines_words_and_is_not_repeated(site: Site) -> None:
+    tower, engine = site.tower, site.engine
     with pytest.raises(InvalidRequestError, match="status=400 no such tool"):
         tower.result(order(tower, "status=400 no such tool"))
     with pytest.raises(InvalidRequestError, match=r"inputs.request.messages: expected a list of objects with a role"):
@@ -197,19 +206,18 @@ def test_a_request_of_its_own_fault_ends_with_the_engines_words_and_is_not_repea
     assert len(engine.chats) == 1
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_failed_run_is_repeated_and_the_last_failure_is_reported(tower: Tower, engine: Engine) -> None:
+def test_a_failed_run_is_repeated_and_the_last_failure_is_reported(site: Site) -> None:
+    tower, engine = site.tower, site.engine
     for fault in ("status=500", "one break", "one cut", "one garble"):
         with pytest.raises(DeviceFaultError, match="talk:1/engine: the "):
             tower.result(order(tower, fault))
         assert [one["messages"][0]["content"] for one in engine.chats].count(fault) == 3
         assert tower.result(order(tower, "well again")).outputs["text"] == "well again "
-    settled(tower, engine)
 
 
 @pytest.mark.parametrize("fault", ["one stall", "one break"])
-@pytest.mark.usefixtures("worker")
-def test_a_stream_that_stalls_or_breaks_restarts_from_its_beginning(tower: Tower, engine: Engine, fault: str) -> None:
+def test_a_stream_that_stalls_or_breaks_restarts_from_its_beginning(site: Site, fault: str) -> None:
+    tower, engine = site.tower, site.engine
     engine.script = fault
     job = order(tower, "two three", stream=True)
     eventually(lambda: told(tower, job))
@@ -221,10 +229,10 @@ def test_a_stream_that_stalls_or_breaks_restarts_from_its_beginning(tower: Tower
 
 
 @pytest.mark.parametrize(("prompt", "asked"), [("think=hm wait=0.1 one two three", 1), ("wait=0.1 one two three", 2)])
-@pytest.mark.usefixtures("worker")
 def test_an_answer_with_more_than_text_does_not_yield_and_one_of_an_unknown_engine_begins_again(
-    tower: Tower, engine: Engine, prompt: str, asked: int
+    site: Site, prompt: str, asked: int
 ) -> None:
+    tower, engine = site.tower, site.engine
     job = order(tower, prompt, stream=True)
     eventually(lambda: told(tower, job))
     holder = as_bytes(tower.state.hget(job_key(job), "holder")).decode().partition(" ")[0]
@@ -300,8 +308,8 @@ def test_an_edited_endpoint_is_used_without_a_restart_and_what_runs_ends_where_i
     eventually(lambda: engine.running == 4)
     other = Engine(models=["renamed"])
     with serving(other):
-        moved = written.replace(engine.url, other.url).replace("slots: 4", "slots: 2").replace("served", "renamed")
-        fleet.queues.write_text(moved.replace("X-Team: lab", "X-Team: field"))
+        moved = written.replace(engine.url, other.url).replace('"slots": 4', '"slots": 2').replace("served", "renamed")
+        fleet.queues.write_text(moved.replace('"X-Team": "lab"', '"X-Team": "field"'))
         jobs = [order(tower, f"wait=0.1 {n} here") for n in range(6)]
         assert [tower.result(job).outputs["text"] for job in jobs] == [f"{n} here " for n in range(6)]
         assert [tower.result(job).outputs["text"] for job in running] == [
@@ -318,7 +326,9 @@ def test_a_replica_that_leaves_queues_yaml_takes_no_work_until_it_is_back(
     tower: Tower, engine: Engine, fleet: Settings
 ) -> None:
     alone = fleet.queues.read_text()
-    paired = alone.replace(engine.url, f'["http://127.0.0.1:1/v1", {engine.url}]').replace("slots: 4", "slots: 2")
+    paired = alone.replace(f'"{engine.url}"', f'["http://127.0.0.1:1/v1", "{engine.url}"]').replace(
+        '"slots": 4', '"slots": 2'
+    )
     fleet.queues.write_text(paired)
     with worker_process(fleet, "--device", "endpoint:1"):
         assert tower.result(order(tower, "second")).outputs["text"] == "second "
@@ -327,7 +337,7 @@ def test_a_replica_that_leaves_queues_yaml_takes_no_work_until_it_is_back(
         eventually(lambda: facts(tower).fault == gone)
         job = order(tower, "later")
         fleet.queues.write_text("hardware: wrong")
-        fleet.queues.write_text(paired.replace("slots: 2", "slots: 2\n      addresses: 1"))
+        fleet.queues.write_text(paired.replace('"slots": 2', '"slots": 2, "addresses": 1'))
         assert tower.result(job).outputs["text"] == "later "
 
 
@@ -413,8 +423,8 @@ def rss(worker: WorkerProcess) -> int:
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_job_is_not_repeated_more_often_than_its_budget_bears(tower: Tower, engine: Engine) -> None:
+def test_a_job_is_not_repeated_more_often_than_its_budget_bears(site: Site) -> None:
+    tower, engine = site.tower, site.engine
     jobs = [order(tower, f"one break {runs}", tariffs=TARIFF, runs=runs) for runs in (1, 2)]
     for job in jobs:
         with pytest.raises(DeviceFaultError):
