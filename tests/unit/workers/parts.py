@@ -3,15 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from broker.valkey.worker_store import WorkerStore
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
+from tasks.queues.limits import Limits
 from tasks.settings import TREE
 from tasks.topology import HardwareClass
 from tests.builders import a_class, a_delivery
+from tests.celery_double import NoCelery, NoQueue
 from workers.device import find_device
+from workers.drain import Drain
 from workers.executor import Executor
-from workers.stages.job import RunningJob
+from workers.stages.held import HeldJobs
+from workers.stages.job import Delivery, RunningJob
+from workers.stages.queues import AdmitQueue, EndingQueue, PieceQueue, Shared
 
 MODELS = load_catalogue(TREE / "models")
 
@@ -39,3 +45,31 @@ def a_running_job(model: str | Model = "echo", **fields: Any) -> RunningJob:
         "arrived": 0.0,
     }
     return RunningJob(**(usual | fields))
+
+
+def no_store(kind: type[WorkerStore] = WorkerStore) -> WorkerStore:
+    """A store without a server."""
+    return kind("redis://127.0.0.1:1", "w", Limits())
+
+
+def holding(*deliveries: Delivery, store: WorkerStore | None = None) -> HeldJobs:
+    """A worker's held jobs, of which no queue and no Celery knows."""
+    held = HeldJobs(store or no_store(), NoQueue(), NoCelery())
+    held.hold(deliveries)
+    return held
+
+
+def shared(
+    admissions: AdmitQueue | None = None, *, store: WorkerStore | None = None, celery: NoCelery | None = None
+) -> Shared:
+    """What the stages of a worker share, with a server and Celery only where a test gives them."""
+    store = store or no_store()
+    return Shared(
+        admissions or AdmitQueue(),
+        EndingQueue(),
+        PieceQueue(),
+        store,
+        holding(store=store),
+        celery or NoCelery(),
+        Drain(),
+    )

@@ -27,6 +27,11 @@ curves = st.builds(
     slope=st.floats(1e-5, 1e-2),
     step=st.just(0.0),
     floor=st.just(0.0),
+) | st.sampled_from(
+    [
+        Profile(base=0.0, slope=1e-4, step=0.0, floor=0.02),  # below it no batch runs
+        Profile(base=0.01, slope=1e-3, step=4e-3, floor=0.0),  # what each unit of size costs a batch
+    ]
 )
 GRID = [(rows, size) for rows in (1, 2, 4, 8, 16) for size in (16, 64, 256)]
 
@@ -34,21 +39,10 @@ GRID = [(rows, size) for rows in (1, 2, 4, 8, 16) for size in (16, 64, 256)]
 @given(curves)
 def test_a_fit_finds_the_curve_that_made_its_points(true: Profile) -> None:
     found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
+    assert math.isclose(found.floor, true.floor, rel_tol=0.01) or not true.floor
+    assert math.isclose(found.step, true.step, rel_tol=0.02) or not true.step
     for rows, size in GRID:
         assert math.isclose(found.latency(rows, size), true.latency(rows, size), rel_tol=0.01)
-
-
-def test_a_fit_finds_the_floor_below_which_no_batch_runs() -> None:
-    true = Profile(base=0.0, slope=1e-4, step=0.0, floor=0.02)
-    found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
-    assert math.isclose(found.floor, 0.02, rel_tol=0.01)
-
-
-def test_a_fit_takes_what_each_unit_of_size_costs_a_batch_where_that_explains_much() -> None:
-    true = Profile(base=0.01, slope=1e-3, step=4e-3, floor=0.0)
-    found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
-    assert math.isclose(found.step, 4e-3, rel_tol=0.02)
-    assert math.isclose(found.slope, 1e-3, rel_tol=0.02)
 
 
 def test_one_outlier_does_not_bend_a_fit() -> None:

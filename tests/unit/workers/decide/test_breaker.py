@@ -32,25 +32,28 @@ def stepped(breaker: Breaker, event: str, now: float) -> Breaker:
 
 
 def test_nothing_passes_until_the_first_probe() -> None:
-    assert Breaker().slots(8) == 0
-    assert Breaker().probed().slots(8) == 8
+    assert [Breaker().slots(8), Breaker().probed().slots(8)] == [0, 8]
 
 
-def test_failures_in_a_row_open_it_and_an_answer_between_starts_the_count_again() -> None:
-    assert after(*["failed"] * (FAILURES - 1)).slots(8) == 8
-    assert after(*["failed"] * FAILURES).slots(8) == 0
-    assert after(*["failed"] * (FAILURES - 1), "answered", "failed").slots(8) == 8
+FAILED = ["failed"] * (FAILURES - 1)
+PASSING: list[tuple[list[str], int]] = [
+    (FAILED, 8),
+    ([*FAILED, "failed"], 0),
+    ([*FAILED, "answered", "failed"], 8),
+    (["unreached", "probed"], 1),
+    (["unreached", "probed", "answered"], 8),
+    (["unreached", "probed", "failed"], 0),
+]
+
+
+@pytest.mark.parametrize(("events", "slots"), PASSING)
+def test_failures_in_a_row_open_it_and_an_answer_after_a_probe_closes_it(events: list[str], slots: int) -> None:
+    assert after(*events).slots(8) == slots
 
 
 def test_an_endpoint_that_cannot_be_reached_opens_it_at_once_and_says_why() -> None:
     breaker = after("unreached")
     assert (breaker.state, breaker.reason, breaker.probe_at) == (State.OPEN, "nobody there", PROBES.first)
-
-
-def test_after_a_probe_one_request_passes_and_its_answer_closes_it() -> None:
-    assert after("unreached", "probed").slots(8) == 1
-    assert after("unreached", "probed", "answered") == Breaker().probed()
-    assert after("unreached", "probed", "failed").slots(8) == 0
 
 
 def test_late_answers_and_failures_of_what_was_in_flight_change_nothing() -> None:

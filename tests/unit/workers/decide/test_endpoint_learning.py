@@ -59,11 +59,6 @@ def test_no_figure_of_a_learned_curve_is_negative(true: Profile, seed: int, coun
     assert min(curve.base, curve.step, curve.slope, *curve.of_prompt) >= 0
 
 
-def test_a_few_answers_do_not_replace_the_profile() -> None:
-    curve = curve_of(taught(Profile(1.0, 0.0, step=1.0), ENOUGH - 1, 1), PRIOR, SLOTS)
-    assert (curve.base, curve.step, curve.slope, curve.of_prompt) == (0.1, 0.004, 0.0005, (0.004, 0.0005))
-
-
 def test_an_engine_that_is_slower_than_its_profile_is_so_where_nothing_was_seen() -> None:
     true = Profile(base=1.0, slope=0.005, step=0.04)
     curve = curve_of(taught(true, 60, 3, noise=0.0, longest=64), PRIOR, SLOTS)
@@ -111,9 +106,9 @@ def test_a_law_weighs_each_answer_by_its_seconds_and_starts_from_the_profile() -
 
 
 def test_enough_answers_replace_the_profile_each_law_for_itself() -> None:
-    true = Profile(1.0, 0.0, step=1.0)
-    curve = curve_of(taught(true, ENOUGH, 1), PRIOR, SLOTS)
-    assert (curve.base, curve.step) != (PRIOR.base, PRIOR.step)
+    few, enough = (curve_of(taught(Profile(1.0, 0.0, step=1.0), n, 1), PRIOR, SLOTS) for n in (ENOUGH - 1, ENOUGH))
+    assert (few.base, few.step, few.slope, few.of_prompt) == (0.1, 0.004, 0.0005, (0.004, 0.0005))
+    assert (enough.base, enough.step) != (PRIOR.base, PRIOR.step)
     whole = Learned()
     for size in range(ENOUGH):
         whole = after(whole, PRIOR, read=100 + size, written=1, rows=1, first=3.0, seconds=3.0)
@@ -150,15 +145,7 @@ def test_what_is_given_back_may_be_sent_again(amount: float, tokens: float) -> N
     assert rates.free(1.0, 0.0) == pytest.approx(tokens)
 
 
-@pytest.mark.parametrize(
-    ("requests", "tokens", "amount", "room", "wait"),
-    [
-        (None, 600, 50.0, 12, 0.0),
-        (None, 600, 1200.0, 1, 0.0),  # more than there ever is goes from a full bucket
-        (180, 600, 5.0, 120, 0.0),
-        (6, 600, 5.0, 6, 0.0),
-    ],
-)
+@pytest.mark.cases("requests, tokens, amount, room, wait")
 def test_there_is_room_for_as_many_requests_as_both_limits_have(
     requests: float | None, tokens: float, amount: float, room: float, wait: float
 ) -> None:
@@ -167,11 +154,7 @@ def test_there_is_room_for_as_many_requests_as_both_limits_have(
     spent = rates.taken(2 * tokens, 0.0, requests=0.0)
     assert (spent.free(amount, 0.0), spent.wait(tokens, 0.0)) == pytest.approx((0.0, 120.0))
     assert rates_of(60, None, 0.0, endpoints=3).free(amount, 0.0) == 180
-
-
-def test_without_limits_nothing_waits() -> None:
-    assert EndpointRates().wait(1e9, 0.0) == 0.0
-    assert EndpointRates().free(1e9, 0.0) == math.inf
+    assert (EndpointRates().wait(1e9, 0.0), EndpointRates().free(1e9, 0.0)) == (0.0, math.inf)
 
 
 def test_an_answer_states_limits_and_what_is_left() -> None:
@@ -191,23 +174,7 @@ def test_an_answer_states_limits_and_what_is_left() -> None:
 REQUESTS = "x-ratelimit-{}-requests"
 
 
-@pytest.mark.parametrize(
-    ("told", "used", "level", "wait"),
-    [
-        ({"limit": "3000", "remaining": "2999"}, 0, 30, 0.0),  # looser than what was learned
-        ({"limit": "10"}, 0, 10, 0.0),
-        ({"limit": "10"}, 25, 5, 0.0),  # of which some was used
-        ({"limit": "10"}, 10, 10, 0.0),
-        ({"limit": "0.5"}, 0, 30, 0.0),  # no limit at all
-        ({"remaining": "2"}, 0, 2, 0.0),
-        ({"remaining": "40"}, 5, 25, 0.0),  # not more than there is
-        ({"remaining": "0"}, 0, 0, 2.0),
-        ({"remaining": "0", "reset": "30s"}, 0, -14, 30.0),
-        ({"remaining": "0", "reset": "9h"}, 0, -29, 60.0),  # no longer than a minute
-        ({"remaining": "5", "reset": "30s"}, 0, 5, 0.0),
-        ({"remaining": "1", "reset": "30s"}, 0, 1, 0.0),
-    ],
-)
+@pytest.mark.cases("told, used, level, wait")
 def test_the_stricter_of_what_is_stated_and_learned_holds(
     told: dict[str, str], used: float, level: float, wait: float
 ) -> None:

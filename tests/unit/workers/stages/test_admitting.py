@@ -13,7 +13,6 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.models.profiles import KnownProfile, ProfileBook
-from tasks.queues.limits import Limits
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import PATIENT
@@ -22,18 +21,15 @@ from taxiway.contract.values import Blobs
 from taxiway.contract.wire import request_body
 from taxiway.errors import BrokerUnavailableError, DeadLetteredError, ExecutionError, TaxiwayError
 from tests.builders import a_class, a_delivery, a_ticket, a_topology
-from tests.celery_double import NoCelery, NoQueue
-from tests.unit.workers.parts import MODELS, a_running_job, an_executor
+from tests.unit.workers.parts import MODELS, a_running_job, an_executor, no_store, shared
 from workers.device import WorkerContext, WorkerOptions
-from workers.drain import Drain
 from workers.executor import Executor
 from workers.learned import Loaded
 from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import MOST_ENDED, AdmitStage, prepare
-from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Ended
-from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared
+from workers.stages.queues import DeviceQueue
 
 CLASS = "cpu.batch"
 
@@ -60,14 +56,12 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         hardware = a_class()
         executor = an_executor(folder, hardware, Unsure)
-        store, celery = Away("redis://127.0.0.1:1", "w", Limits()), NoCelery()
-        self.endings, self.jobs = EndingQueue(), DeviceQueue()
-        held = HeldJobs(store, NoQueue(), celery)
-        shared = Shared(AdmitQueue(), self.endings, PieceQueue(), store, held, celery, Drain())
+        self.jobs, parts = DeviceQueue(), shared(store=no_store(Away))
+        self.endings = parts.endings
         settings = Settings("", (), TREE / "queues.yaml", TREE / "models", folder)
         models = ModelsFolder(settings.models, QueuesFile(settings.queues))
         context = WorkerContext(WorkerOptions(CLASS), settings, a_topology(**{CLASS: hardware}), models)
-        self.stage = AdmitStage(self.jobs, executor, shared, context, threading.Event())
+        self.stage = AdmitStage(self.jobs, executor, parts, context, threading.Event())
 
     def admit(self, *deliveries: Delivery) -> tuple[list[str], dict[str, TaxiwayError | None]]:
         """The jobs that go to the device, and the errors of those that ended."""

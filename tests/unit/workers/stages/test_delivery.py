@@ -8,14 +8,10 @@ from tests.builders import a_delivery, a_ticket
 
 @pytest.mark.parametrize(
     ("message", "record", "due"),
-    [(60.0, 30.0, 30.0), (30.0, 60.0, 30.0), (30.0, 0.0, 30.0), (0.0, 30.0, 30.0), (0, 0, 0)],
+    [(60.0, 30.0, 30.0), (30.0, 60.0, 30.0), (30.0, 0.0, 30.0), (0.0, 30.0, 30.0), (0, 0, 0), (30.0, None, 30.0)],
 )
 def test_a_job_is_due_at_the_earlier_deadline_of_its_message_and_its_record(
-    message: float, record: float, due: float
+    message: float, record: float | None, due: float
 ) -> None:
-    claim = Claim(Verdict.RUN, "worker#1", deadline_at=record)
+    claim = None if record is None else Claim(Verdict.RUN, "worker#1", deadline_at=record)
     assert a_delivery(a_ticket(deadline_at=message), claim=claim).deadline_at == due
-
-
-def test_a_message_without_a_claim_is_due_at_its_own_deadline() -> None:
-    assert a_delivery(a_ticket(deadline_at=30.0)).deadline_at == 30.0

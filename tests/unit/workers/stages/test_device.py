@@ -17,23 +17,21 @@ def test_the_cpu_is_found_with_its_memory_and_instruction_sets() -> None:
     assert device.memory == psutil.virtual_memory().total
     assert device.instruction_sets == look().instruction_sets
     assert 0 < memory_free(device) < device.memory
+    assert {"echo", "python"} <= set(device.runtimes), "they need no package"
+    assert utilisation(device) is None
 
 
-def test_a_device_without_a_label_is_the_first_of_its_kind() -> None:
-    assert find_device(HARDWARE["cpu.batch"], "", emulate=False).label == "cpu:0"
-
-
-def test_runtimes_that_need_no_package_are_always_there() -> None:
-    assert {"echo", "python"} <= set(find_device(HARDWARE["cpu.batch"], "", emulate=False).runtimes)
-
-
-def test_an_emulated_class_runs_on_the_cpu_and_says_so() -> None:
-    device = find_device(HARDWARE["tpu.bulk"], "tpu:0", emulate=True)
-    assert (device.kind, device.label, device.address, device.emulated) == ("cpu", "tpu:0", "cpu", True)
-
-
-def test_a_class_of_cpus_is_never_marked_as_emulated() -> None:
-    assert not find_device(HARDWARE["cpu.batch"], "cpu:0", emulate=True).emulated
+@pytest.mark.parametrize(
+    ("name", "label", "found"),
+    [
+        ("cpu.batch", "", ("cpu:0", False)),
+        ("cpu.batch", "cpu:1", ("cpu:1", False)),
+        ("tpu.bulk", "tpu:0", ("tpu:0", True)),
+    ],
+)
+def test_an_emulated_class_runs_on_the_cpu_and_says_so(name: str, label: str, found: tuple[str, bool]) -> None:
+    device = find_device(HARDWARE[name], label, emulate=True)
+    assert (device.kind, device.address, (device.label, device.emulated)) == ("cpu", "cpu", found)
 
 
 @pytest.mark.parametrize("label", ["cuda:0", "cpu:x", "cpu:0:1", "gpu"])
@@ -47,10 +45,6 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     hardware: HardwareClass = HARDWARE[name]
     with pytest.raises(DeviceMissingError, match=r"this machine has|on this machine"):
         find_device(hardware, f"{hardware.device}:31", emulate=False)
-
-
-def test_the_cpu_does_not_measure_its_own_utilisation() -> None:
-    assert utilisation(find_device(HARDWARE["cpu.batch"], "", emulate=False)) is None
 
 
 @pytest.mark.gpu

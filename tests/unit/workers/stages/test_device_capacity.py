@@ -5,19 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from broker.valkey.worker_store import WorkerStore
-from tasks.queues.limits import Limits
 from taxiway.contract.keys import LEVELS, PATIENT
 from tests.builders import a_class, a_delivery, a_ticket
-from tests.celery_double import NoCelery, NoQueue
-from tests.unit.workers.parts import a_running_job, an_executor
-from workers.drain import Drain
+from tests.unit.workers.parts import a_running_job, an_executor, shared
 from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
-from workers.stages.held import HeldJobs
 from workers.stages.job import RunningJob
-from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, Shared, patient_seconds
+from workers.stages.queues import DeviceQueue, patient_seconds
 
 BATCH = 4
 
@@ -25,10 +20,8 @@ BATCH = 4
 @pytest.fixture
 def stage(tmp_path: Path) -> DeviceStage:
     executor = an_executor(tmp_path, a_class(max_batch=BATCH, max_run=0.1))
-    store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoCelery()
-    held, endings = HeldJobs(store, NoQueue(), celery), EndingQueue()
-    shared = Shared(AdmitQueue(), endings, PieceQueue(), store, held, celery, Drain())
-    return DeviceStage(DeviceQueue(), endings, executor, shared)
+    parts = shared()
+    return DeviceStage(DeviceQueue(), parts.endings, executor, parts)
 
 
 def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:
@@ -36,19 +29,15 @@ def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:
     return [a_running_job(hardware=stage.variants.hardware, key="echo") for _ in range(count)]
 
 
-def test_a_device_with_nothing_to_do_asks_for_a_batch(stage: DeviceStage) -> None:
+def test_a_device_asks_for_a_batch_unless_it_has_two_and_leaves_the_second_to_others_for_a_moment(
+    stage: DeviceStage,
+) -> None:
     assert stage.wait_for_capacity(10.0) == BATCH
-
-
-def test_a_device_that_has_a_batch_leaves_the_next_to_others_for_a_moment(stage: DeviceStage) -> None:
     stage._inbox.put(jobs(stage, BATCH))
     asked = time.monotonic()
     assert stage.wait_for_capacity(10.0) == BATCH
     assert time.monotonic() - asked >= OTHERS_FIRST
-
-
-def test_a_device_that_has_two_batches_asks_for_none(stage: DeviceStage) -> None:
-    stage._inbox.put(jobs(stage, 2 * BATCH))
+    stage._inbox.put(jobs(stage, BATCH))
     assert stage.wait_for_capacity(0.01) == 0
 
 

@@ -9,22 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.valkey.worker_store import WorkerStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
-from tasks.queues.limits import Limits
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE
 from tests.builders import a_class, a_delivery, a_ticket
-from tests.celery_double import Admissions, Endings, NoCelery, NoQueue
+from tests.celery_double import Admissions, Endings, NoCelery
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-from tests.unit.workers.parts import a_running_job, an_executor
+from tests.unit.workers.parts import a_running_job, an_executor, shared
 from tests.waiting import until
-from workers.drain import Drain
 from workers.stages.device import DeviceStage
-from workers.stages.held import HeldJobs
 from workers.stages.job import Answered, Ending, RunningJob
-from workers.stages.queues import DeviceQueue, EndingQueue, PieceQueue, Shared
+from workers.stages.queues import DeviceQueue
 
 
 class Gate(NoCelery):
@@ -53,10 +49,8 @@ class Device:
         self.begun = threading.Event()
         self.jobs = DeviceQueue()
         self.endings, self.admissions = Endings(), Admissions()
-        store, celery = WorkerStore("redis://127.0.0.1:1", "w", Limits()), Gate(self.begun, self.gate)
-        held = HeldJobs(store, NoQueue(), celery)
-        shared = Shared(self.admissions, EndingQueue(), PieceQueue(), store, held, celery, Drain())
-        self.stage = DeviceStage(self.jobs, self.endings, self.executor, shared)
+        parts = shared(self.admissions, celery=Gate(self.begun, self.gate))
+        self.stage = DeviceStage(self.jobs, self.endings, self.executor, parts)
 
     def job(self, name: str) -> RunningJob:
         """A job of the model as the folder has it now."""

@@ -10,22 +10,16 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.queues.limits import Limits
 from taxiway.contract.keys import INFER
 from tests.builders import a_delivery
-from tests.celery_double import Endings, NoCelery, NoQueue
+from tests.celery_double import Endings
+from tests.unit.workers.parts import holding
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import TaskEvents
 from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
-from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Headers
 
 
 def nothing() -> None:
     """Stands for the task."""
-
-
-def held(*deliveries: Delivery) -> HeldJobs:
-    jobs = HeldJobs(WorkerStore("redis://127.0.0.1:1", "w", Limits()), NoQueue(), NoCelery())
-    jobs.hold(deliveries)
-    return jobs
 
 
 def inspection() -> Inspection:
@@ -38,18 +32,11 @@ def delivery_that_came(received: float) -> Delivery:
     return a_delivery(received=received, headers=Headers("j", INFER, ""))
 
 
-def test_what_came_just_now_is_held_and_needs_no_renewal_yet() -> None:
+def test_what_is_held_needs_no_renewal_yet_and_ends_once() -> None:
     delivery = delivery_that_came(0.0)
-    jobs = held(delivery)
-    assert jobs.all() == [delivery]
-    assert jobs.all(60.0) == []
-
-
-def test_a_delivery_ends_once() -> None:
-    delivery = delivery_that_came(0.0)
-    jobs = held(delivery)
-    assert jobs.remove(delivery) and not jobs.remove(delivery)
-    assert len(jobs) == 0
+    jobs = holding(delivery)
+    assert (jobs.all(), jobs.all(60.0)) == ([delivery], [])
+    assert [jobs.remove(delivery), jobs.remove(delivery), len(jobs)] == [True, False, 0]
 
 
 class SlowStore(WorkerStore):
@@ -79,8 +66,7 @@ class SlowStore(WorkerStore):
 def test_a_claim_that_is_given_up_is_not_renewed_after_that() -> None:
     store, delivery = SlowStore(), a_delivery()
     delivery.claim, delivery.retries = Claim(Verdict.RUN, "t"), 1
-    jobs = HeldJobs(store, NoQueue(), NoCelery())
-    jobs.hold([delivery])
+    jobs = holding(delivery, store=store)
     renewal = threading.Thread(target=jobs.renew, args=(0.0,))
     renewal.start()
     assert store.renewing.wait(10)
@@ -96,7 +82,7 @@ def test_a_job_is_shown_when_it_runs_or_waits_for_long_and_only_then() -> None:
     fresh, waits, runs = delivery_that_came(now + 3600), delivery_that_came(now - SHOW_WAITING), delivery_that_came(now)
     fresh.began, runs.began = now + 3600, now - SHOW_EVERY
     shown = inspection()
-    assert shown.show(held(fresh, waits, runs), Endings()) == [runs]
+    assert shown.show(holding(fresh, waits, runs), Endings()) == [runs]
     starts = {delivery: request.time_start for delivery, request in shown._shown.items()}
     assert starts.keys() == {waits, runs}
     assert starts[waits] is None and starts[runs] is not None

@@ -26,17 +26,28 @@ def failed(delivery: Delivery, error: TaxiwayError) -> Ended:
     return Ended(delivery, error=error)
 
 
-def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> None:
-    counters = WorkerOutcomes("cpu:0")
-    counters.count([answered(taken(began=time.time() - 0.5, started=102.0), run_time=0.25)])
+@pytest.mark.parametrize(
+    ("ran", "error", "outcome", "seconds"),
+    [
+        (0.5, None, "succeeded", {"queue": 2.0, "run": 0.25, "total": 2.5}),
+        (0.0, DeadlineExceededError("late"), "expired", {}),
+        (3.0, ExecutionError("it broke"), "failed", {"queue": 2.0, "run": 3.0, "total": 5.0}),
+    ],
+)
+def test_a_job_counts_with_its_outcome_and_the_time_that_it_had(
+    ran: float, error: TaxiwayError | None, outcome: str, seconds: dict[str, float]
+) -> None:
+    counters, delivery = (
+        WorkerOutcomes("cpu:0"),
+        taken(**({"began": time.time() - ran, "started": 102.0} if ran else {})),
+    )
+    counters.count([failed(delivery, error) if error else answered(delivery, run_time=0.25)])
     done = counters.totals()["cpu.batch"]
-    assert done.outcomes == {"succeeded": 1}
-    assert {stage: figures[-1] for stage, figures in done.latency.items()} == {
-        "queue": 2.0,
-        "run": 0.25,
-        "total": pytest.approx(2.5, abs=0.2),
-    }
-    assert done.latency["queue"][BOUNDS.index(2.5)] == 1
+    assert done.outcomes == {outcome: 1}
+    assert {stage: figures[-1] for stage, figures in done.latency.items() if sum(figures)} == pytest.approx(
+        seconds, abs=0.2
+    )
+    assert not ran or done.latency["queue"][BOUNDS.index(2.5)] == 1
 
 
 def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
@@ -50,22 +61,6 @@ def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
     assert ran.total == pytest.approx(5.0, abs=0.4)
     assert ran.lost == pytest.approx(3.5, abs=0.2)
     assert ran.last == pytest.approx(time.time(), abs=2)
-
-
-def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
-    counters = WorkerOutcomes("cpu:0")
-    counters.count([failed(taken(), DeadlineExceededError("late"))])
-    done = counters.totals()["cpu.batch"]
-    assert done.outcomes == {"expired": 1}
-    assert not any(map(sum, done.latency.values()))
-
-
-def test_a_job_that_failed_has_run_for_as_long_as_it_was_there() -> None:
-    counters = WorkerOutcomes("cpu:0")
-    counters.count([failed(taken(began=time.time() - 3, started=102.0), ExecutionError("it broke"))])
-    done = counters.totals()["cpu.batch"]
-    assert done.outcomes == {"failed": 1}
-    assert done.latency["run"][-1] == pytest.approx(3.0, abs=0.2)
 
 
 def test_what_rows_used_of_an_endpoint_counts_by_model_and_dollars_by_known_tenant() -> None:

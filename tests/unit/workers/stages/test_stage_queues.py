@@ -2,7 +2,7 @@ import threading
 
 from taxiway.contract.stream import Piece
 from tests.builders import a_delivery
-from workers.stages.job import Delivery, Dropped
+from workers.stages.job import Dropped
 from workers.stages.queues import MAX_UNWRITTEN, AdmitQueue, EndingQueue, PieceQueue
 
 
@@ -10,24 +10,16 @@ def endings(number: int) -> list[Dropped]:
     return [Dropped(a_delivery())] * number
 
 
-def test_what_was_put_is_taken_together_and_in_order() -> None:
-    queue, [first], [second, third] = EndingQueue(), endings(1), endings(2)
-    queue.put([first])
-    queue.put([second, third])
-    assert queue.take() == ([first, second, third], False)
-
-
-def test_a_wake_returns_what_is_there_if_anything() -> None:
-    queue = EndingQueue()
+def test_what_was_put_is_taken_together_and_in_order_also_with_the_end() -> None:
+    queue, some = EndingQueue(), [endings(1), endings(2), endings(1)]
+    queue.put(some[0])
+    queue.put(some[1])
+    assert queue.take() == ([*some[0], *some[1]], False)
     queue.wake()
     assert queue.take() == ([], False)
-
-
-def test_what_was_put_before_the_end_is_taken_with_it() -> None:
-    queue, [one] = EndingQueue(), endings(1)
-    queue.put([one])
+    queue.put(some[2])
     queue.close()
-    assert queue.take() == ([one], True)
+    assert queue.take() == (some[2], True)
 
 
 def test_an_ending_queue_stays_long_until_enough_is_written_not_only_taken() -> None:
@@ -49,12 +41,8 @@ def test_a_write_wakes_the_waiter_for_a_short_queue() -> None:
     assert heard == [True]
 
 
-def deliveries(number: int) -> list[Delivery]:
-    return [one.delivery for one in endings(1) for _ in range(number)]
-
-
 def test_deliveries_are_taken_when_they_are_due_and_the_rest_is_left_in_order() -> None:
-    queue, [now], [late], [latest] = AdmitQueue(), deliveries(1), deliveries(1), deliveries(1)
+    queue, now, late, latest = AdmitQueue(), a_delivery(), a_delivery(), a_delivery()
     queue.put(latest, pause=3600.0)
     queue.put(late, pause=60.0)
     queue.put(now)
@@ -90,16 +78,9 @@ def test_what_is_beside_a_text_stays_in_its_place() -> None:
     ]
 
 
-def test_pieces_that_were_not_written_come_before_those_that_came_since() -> None:
+def test_pieces_that_were_not_written_come_before_those_that_came_since_and_before_the_end() -> None:
     queue = PieceQueue()
     queue.put([("j", Piece(1, 4, "two"))])
     queue.put_back([("j", Piece(1, 0, "one "))], pause=0.0)
-    assert queue.take() == [("j", Piece(1, 0, "one two"))]
-
-
-def test_a_closed_piece_queue_gives_what_is_left_and_then_nothing() -> None:
-    queue = PieceQueue()
-    queue.put([("j", Piece(1, 0, "one"))])
     queue.close()
-    assert queue.take() == [("j", Piece(1, 0, "one"))]
-    assert queue.take() == []
+    assert [queue.take(), queue.take()] == [[("j", Piece(1, 0, "one two"))], []]
