@@ -8,21 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.bodies import COMPRESSED_FROM, Gzipped, inflate, takes_gzip
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
 
 
 @given(st.binary(max_size=300))
-def test_what_was_compressed_comes_out_as_it_was(content: bytes) -> None:
+def test_what_was_compressed_comes_out_as_it_was_and_any_other_bytes_are_refused(content: bytes) -> None:
     assert inflate(gzip.compress(content), len(content), 100) == content
-
-
-@given(st.binary(max_size=80))
-def test_any_bytes_are_inflated_or_refused(content: bytes) -> None:
     for sent in (content, b"\x1f\x8b\x08\x00" + content, gzip.compress(content)[:-1], gzip.compress(content) + b"x"):
-        try:
+        with pytest.raises(InvalidRequestError):
             inflate(sent, 2**16, 100)
-        except TaxiwayError as error:
-            assert isinstance(error, InvalidRequestError)
 
 
 @pytest.mark.parametrize(

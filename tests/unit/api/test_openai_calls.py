@@ -53,6 +53,7 @@ DELTAS = st.fixed_dictionaries(
         "logprobs": st.lists(st.integers(), max_size=2),
     },
 )
+TALKS = {"model": "talk", "messages": [{"role": "user", "content": "x"}]}
 FIELDS = ("model", "messages", "prompt", "input", "n", "stream", "stop", "logprobs", "stream_options", "dimensions")
 
 
@@ -63,32 +64,27 @@ def topology(**tiers: Any) -> Topology:
     return msgspec.structs.replace(whole, hardware=hardware, service=services, default_service="plain")
 
 
-@given(content=st.binary(max_size=40) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
-@pytest.mark.parametrize("kind", [requests.ChatCall, requests.CompletionCall, requests.EmbeddingsCall, ResponseCall])
-def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
-    try:
-        requests.read_call(content, kind, Limits())
-    except errors.TaxiwayError as error:
-        assert error.status in (400, 413)
+BODIES = st.dictionaries(st.sampled_from(FIELDS), ANY_JSON) | ANY_JSON
 
 
-@given(body=st.dictionaries(st.sampled_from(FIELDS), ANY_JSON))
+@given(content=st.binary(max_size=40) | BODIES.map(lambda value: json.dumps(value).encode()))
 @pytest.mark.parametrize("kind", [requests.ChatCall, requests.CompletionCall, requests.EmbeddingsCall, ResponseCall])
-def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[str, Any]) -> None:
+def test_a_body_is_a_call_or_is_refused_by_the_name_of_its_field(kind: Any, content: bytes) -> None:
     try:
-        asked = requests.read_call(json.dumps(body).encode(), kind, Limits())
+        asked = requests.read_call(content, kind, Limits())
     except errors.InvalidRequestError as error:
-        assert error.details["field"]
+        assert error.details.get("field") or not content.startswith(b"{")
+    except errors.RequestTooLargeError as error:
+        assert error.status == 413
     else:
-        assert asked.call.model == body["model"]
+        assert asked.call.model == json.loads(content)["model"]
 
 
-def test_a_chat_goes_to_its_model_without_what_the_server_reads() -> None:
-    body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "stream": True, "n": 2, "top_k": 1}
-    asked = requests.read_call(
-        json.dumps({**body, "service_tier": "auto", "user": None}).encode(), requests.ChatCall, Limits()
-    )
-    chat = {"messages": body["messages"], "top_k": 1}
+def test_a_chat_goes_to_its_model_without_what_the_server_reads_and_who_asks() -> None:
+    read = {"service_tier": "auto", "stream": True, "n": 2, "user": None}
+    who = {"safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"m": "m"}}
+    asked = requests.read_call(json.dumps({**TALKS, **read, **who, "top_k": 1}).encode(), requests.ChatCall, Limits())
+    chat = {"messages": TALKS["messages"], "top_k": 1}
     assert requests.chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
 
 
@@ -99,9 +95,6 @@ def test_more_choices_than_a_model_takes_rows_are_refused_by_their_name() -> Non
     with pytest.raises(errors.InvalidRequestError, match="n: expected at most 2 choices of talk:1") as caught:
         requests.chat_fields(asked, few)
     assert param_of(caught.value, "/v1/chat/completions") == "n"
-
-
-TALKS = {"model": "talk", "messages": [{"role": "user", "content": "x"}]}
 
 
 @pytest.mark.parametrize(
@@ -132,12 +125,6 @@ def test_choices_that_would_together_exceed_a_payload_are_refused_before_they_ar
         errors.RequestTooLargeError, match=f"payload: expected at most 16777216 bytes, got {64 * len(body)}"
     ):
         requests.read_call(body, requests.ChatCall, Limits())
-
-
-def test_who_asks_is_no_part_of_a_choice() -> None:
-    who = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"m": "m"}}
-    asked = requests.read_call(json.dumps({**TALKS, **who, "n": 2}).encode(), requests.ChatCall, Limits())
-    assert requests.chat_fields(asked, TALK)["inputs"] == {"request": [{"messages": TALKS["messages"]}] * 2}
 
 
 def test_a_tier_selects_the_service_that_has_it_and_auto_the_default_one() -> None:
@@ -179,22 +166,26 @@ def test_an_error_names_the_parameter_as_its_caller_knows_it(path: str, field: s
     assert said["message"] == f"{param or field}: expected this"
 
 
-def test_the_error_of_one_of_several_texts_names_the_text_as_its_caller_knows_it() -> None:
-    error = errors.InvalidRequestError("inputs.text[1]: expected this", field="inputs.text", row=1)
-    said = json.loads(content(error, "/v1/embeddings"))["error"]
-    assert (said["param"], said["message"]) == ("input", "input[1]: expected this")
+FIELD = "inputs.request"
+WORDED: list[tuple[errors.TaxiwayError, str, dict[str, Any]]] = [
+    (
+        errors.InvalidRequestError("inputs.text[1]: expected this", field="inputs.text", row=1),
+        *("/v1/embeddings", {"param": "input", "message": "input[1]: expected this"}),
+    ),
+    (
+        errors.InvalidRequestError(f"{FIELD}: expected …", field=FIELD, unsupported=True, asked=["tools"]),
+        *("/v1/chat/completions", {"param": "tools", "code": "unsupported_parameter"}),
+    ),
+    (
+        errors.OverloadedError("spent", tenant="lab"),
+        *("/v1/embeddings", {"type": "insufficient_quota", "code": "insufficient_quota"}),
+    ),
+]
 
 
-def test_what_no_variant_honours_is_the_parameter() -> None:
-    field = "inputs.request"
-    error = errors.InvalidRequestError(f"{field}: expected …", field=field, unsupported=True, asked=["tools"])
-    said = json.loads(content(error, "/v1/chat/completions"))["error"]
-    assert (said["param"], said["code"]) == ("tools", "unsupported_parameter")
-
-
-def test_a_spent_budget_is_openais_quota() -> None:
-    said = json.loads(content(errors.OverloadedError("spent", tenant="lab"), "/v1/embeddings"))["error"]
-    assert (said["type"], said["code"]) == ("insufficient_quota", "insufficient_quota")
+@pytest.mark.parametrize(("error", "path", "worded"), WORDED, ids=["row", "unsupported", "quota"])
+def test_an_error_is_worded_as_openai_words_it(error: errors.TaxiwayError, path: str, worded: dict[str, Any]) -> None:
+    assert worded.items() <= json.loads(content(error, path))["error"].items()
 
 
 def result(**outputs: Any) -> Result:
@@ -290,7 +281,7 @@ def test_the_rest_of_a_message_makes_it_whole(deltas: list[dict[str, Any]], told
     assert begun.rest(message) == {}
 
 
-def test_the_prompts_tokens_of_several_choices_count_once() -> None:
+def test_the_prompts_tokens_of_several_choices_count_once_and_their_parts_are_never_more_than_these() -> None:
     one = {"prompt_tokens": 3, "completion_tokens": 2}
     assert msgspec.to_builtins(usage_of(result(usage=[one, one]))) == {
         "prompt_tokens": 3,
@@ -298,11 +289,8 @@ def test_the_prompts_tokens_of_several_choices_count_once() -> None:
         "total_tokens": 7,
     }
     assert usage_of(result(usage=None)) is usage_of(result(text="x")) is None
-
-
-def test_parts_of_tokens_are_added_up_and_never_more_than_these() -> None:
-    one = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2, "odd": -1, "text": "x", "flag": True}}
-    usage = usage_of(result(usage=[one, {**one, "prompt_tokens_details": {"cached_tokens": 10**30}}, {}]), 1)
+    parts = one | {"prompt_tokens_details": {"cached_tokens": 2, "odd": -1, "text": "x", "flag": True}}
+    usage = usage_of(result(usage=[parts, {**one, "prompt_tokens_details": {"cached_tokens": 10**30}}, {}]), 1)
     assert usage is not None
     assert (usage.prompt_tokens_details, usage.completion_tokens_details) == ({"cached_tokens": 6}, {})
 
@@ -469,41 +457,37 @@ def test_choices_begin_in_their_order_whichever_is_sent_first(rows: list[int]) -
     assert [one["index"] for one in choices if "content" in one["delta"]] == [*rows, *rows]
 
 
-@given(size=st.integers(1, 40), mark=st.sampled_from([b"", codecs.BOM_UTF8]))
-def test_lines_of_a_batch_keep_their_numbers_however_the_file_is_cut(size: int, mark: bytes) -> None:
-    file = mark + b'{"a"}\n\n \n{"b"}\r\n{"c"}'
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for at in range(0, len(file), size):
-            yield file[at : at + size]
-
-    async def read() -> list[tuple[int, bytes]]:
-        return [line async for line in lines_of(pieces(), 100)]
-
-    assert asyncio.run(read()) == [(1, b'{"a"}'), (4, b'{"b"}\r'), (5, b'{"c"}')]
-
-
-async def lines(*pieces: bytes) -> list[int]:
-    """The numbers of the lines of a file that is read in these pieces."""
+def lines(*pieces: bytes) -> list[tuple[int, bytes]]:
+    """The lines of a file that is read in these pieces, with their numbers."""
 
     async def read() -> AsyncIterator[bytes]:
         for piece in pieces:
             yield piece
 
-    return [number async for number, _ in lines_of(read(), 100)]
+    async def listed() -> list[tuple[int, bytes]]:
+        return [line async for line in lines_of(read(), 100)]
+
+    return asyncio.run(listed())
+
+
+@given(size=st.integers(1, 40), mark=st.sampled_from([b"", codecs.BOM_UTF8]))
+def test_lines_of_a_batch_keep_their_numbers_however_the_file_is_cut(size: int, mark: bytes) -> None:
+    file = mark + b'{"a"}\n\n \n{"b"}\r\n{"c"}'
+    found = lines(*(file[at : at + size] for at in range(0, len(file), size)))
+    assert found == [(1, b'{"a"}'), (4, b'{"b"}\r'), (5, b'{"c"}')]
 
 
 def test_a_batch_has_so_many_lines_and_empty_ones_count() -> None:
     full = b"x\n" * MOST_LINES
-    assert asyncio.run(lines(full)) == [*range(1, MOST_LINES + 1)]
-    assert asyncio.run(lines(full[:-1])) == [*range(1, MOST_LINES + 1)]
+    for file in (full, full[:-1]):
+        assert [number for number, _ in lines(file)] == [*range(1, MOST_LINES + 1)]
     for over in (full + b"\n", full + b"x", b"\n" * MOST_LINES + b"x", b"\n" * 2**20):
         with pytest.raises(errors.RequestTooLargeError, match="expected 1 to 100000 lines"):
-            asyncio.run(lines(over))
+            lines(over)
 
 
 def test_no_more_of_a_long_line_is_kept_than_it_may_have() -> None:
-    assert asyncio.run(lines(b"x" * 60, b"x" * 40, b"\nx")) == [1, 2]
+    assert [number for number, _ in lines(b"x" * 60, b"x" * 40, b"\nx")] == [1, 2]
     for long in ((b"x" * 60, b"x" * 41), (b"x" * 101 + b"\n",), (b" " * 60, b" " * 41)):
         with pytest.raises(errors.RequestTooLargeError, match="at most 100 bytes a line"):
-            asyncio.run(lines(*long))
+            lines(*long)

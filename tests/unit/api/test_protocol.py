@@ -1,5 +1,6 @@
 import contextlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,12 +46,6 @@ def test_a_tensor_comes_out_as_it_went_in(rows: list[list[float]]) -> None:
     output = protocol.output_tensor(VECTORS, tensor)
     assert to_array(tensor, "vector").tolist() == array.tolist()
     assert (output.shape, output.data) == (list(array.shape), array.reshape(-1).tolist())
-
-
-def test_terms_and_the_models_parameters_are_separated() -> None:
-    infer = protocol.read_infer(b'{"inputs": [], "parameters": {"deadline": 2, "max_tokens": 5, "tenant": null}}')
-    request = protocol.request_of("m", infer)
-    assert (request.deadline, request.tenant, request.parameters) == (2.0, "default", {"max_tokens": 5})
 
 
 @given(st.binary(max_size=80))
@@ -142,13 +137,10 @@ def test_texts_hold_no_values_however_long_they_are(texts: list[str], numbers: i
     assert count_values(json.dumps(plain | {"texts": texts}).encode()) == count_values(json.dumps(plain).encode())
 
 
-def test_numbers_at_the_seams_of_pieces_stay_whole() -> None:
+def test_numbers_at_the_seams_of_pieces_stay_whole_and_so_do_truths() -> None:
+    assert read(body([True, False, True], [3], "BOOL")).tolist() == [True, False, True]
     values = list(range(10**6, 10**6 + 3 * protocol.DECODED_BYTES // 8))
     assert read(body(values, [len(values)], "INT64")).tolist() == values
-
-
-def test_truths_are_read_in_pieces_too() -> None:
-    assert read(body([True, False, True], [3], "BOOL")).tolist() == [True, False, True]
 
 
 def test_beside_tensors_of_numbers_json_holds_a_fifth_of_the_values() -> None:
@@ -165,11 +157,8 @@ def test_numbers_that_take_long_to_read_count_as_many(number: str) -> None:
     content = body(f"[{','.join([number] * 10_000)}]", [10_000], "FP64")
     with pytest.raises(RequestTooLargeError):
         protocol.read_infer(content)
-
-
-def test_text_that_looks_like_such_numbers_counts_as_text() -> None:
-    text = "deadbeef" * 2000 + "1e308" * 20_000 + "e000000 " * 20_000
-    assert protocol.read_infer(body(json.dumps([text]), [1], "BYTES")).inputs[0].data == [text]
+    text = "deadbeef" * 2000 + number * 20_000 + "e000000 " * 20_000
+    assert protocol.read_infer(body(json.dumps([text]), [1], "BYTES")).inputs[0].data == [text], "but text is text"
 
 
 EMBED = load_catalogue(TREE / "models").resolve("embed")
@@ -183,11 +172,8 @@ def test_an_output_of_classes_has_the_largest_values_with_their_places_the_large
     spec, rows = protocol.classified(VECTOR, np.asarray([[0.25, 0.5, 0.125], [1.0, 1.0, 2.0]], np.float32), 2)
     assert (spec.datatype, spec.shape) == ("BYTES", (-1, 2))
     assert rows == [["0.500000:1", "0.250000:0"], ["2.000000:2", "1.000000:0"]]
-
-
-def test_integers_are_written_as_such_and_more_classes_than_there_are_are_all_of_them() -> None:
     spec, rows = protocol.classified(TensorSpec("n", "INT64", (-1, 2)), np.asarray([[3, 7]]), 9)
-    assert (spec.shape, rows) == ((-1, 2), [["7:1", "3:0"]])
+    assert (spec.shape, rows) == ((-1, 2), [["7:1", "3:0"]]), "whole, and all that there are"
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -216,21 +202,13 @@ def test_a_number_of_classes_is_one_or_refused_by_name(count: object) -> None:
     assert caught.value.details["field"] == f"outputs.{VECTOR.name}.classification"
 
 
-@pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**70, "low")])
-def test_a_number_is_a_priority(number: int, name: str | None) -> None:
-    assert protocol.request_of("m", protocol.InferRequest([], parameters={"priority": number})).priority == name
-
-
-@pytest.mark.parametrize(("timeout", "deadline"), [(0, None), (1, 1e-6), (2_500_000, 2.5)])
-def test_a_timeout_is_a_deadline(timeout: int, deadline: float | None) -> None:
-    request = protocol.request_of("m", protocol.InferRequest([], parameters={"timeout": timeout}))
-    assert (request.deadline, request.parameters) == (deadline, {})
-
-
-def test_a_deadline_of_our_own_precedes_a_timeout() -> None:
-    assert (
-        protocol.request_of("m", protocol.InferRequest([], parameters={"timeout": 1, "deadline": 3.0})).deadline == 3.0
-    )
+@pytest.mark.cases("parameters, priority, deadline, left")
+def test_parameters_are_terms_and_the_rest_is_the_models(
+    parameters: dict[str, Any], priority: str | None, deadline: float | None, left: dict[str, Any]
+) -> None:
+    request = protocol.request_of("m", protocol.InferRequest([], parameters=parameters))
+    assert (request.priority, request.deadline, request.parameters) == (priority, deadline, left)
+    assert request.tenant == "default"
 
 
 @pytest.mark.parametrize("timeout", [-1, 1.5, "1", True])
