@@ -102,6 +102,8 @@ def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
     assert found["taxiway_usd_total", "gpu", "talk:1", "lab"] == 0.5
     assert found["taxiway_aborts_total", "gpu", "talk:1"] == 1
     assert found["taxiway_endpoints", "gpu", "half-open"] == 1
+    unknown = samples(view(gpu=a_class(replicas=None)))
+    assert ("taxiway_wanted_replicas", "gpu") not in unknown
 
 
 def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> None:
@@ -112,11 +114,6 @@ def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> 
     assert found["taxiway_run_seconds_count", "gpu"] == 2
     assert found["taxiway_run_seconds_sum", "gpu"] == pytest.approx(9000.03)
     assert ("taxiway_latency_seconds_sum", "gpu") in found
-
-
-def test_what_is_not_known_has_no_sample() -> None:
-    found = samples(view(gpu=a_class(replicas=None)))
-    assert ("taxiway_wanted_replicas", "gpu") not in found
 
 
 def test_the_metrics_page_lists_each_metric_and_no_other() -> None:
@@ -162,32 +159,23 @@ def documented() -> Iterator[str]:
 
 
 def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:
-    figures = empty()
-    for seconds in latencies:
-        count(figures, seconds)
-    return a_device("cpu", worker=name, done={"cpu": Done({"succeeded": succeeded}, {"run": tuple(figures)})})
+    done = Done({"succeeded": succeeded}, {"run": tuple(figures(*latencies))})
+    return a_device("cpu", worker=name, done={"cpu": done})
 
 
-def test_what_workers_did_before_the_first_look_is_not_counted() -> None:
+@pytest.mark.parametrize(
+    ("looks", "succeeded"),
+    [
+        ([{"a": 10}, {"a": 13}], 3),  # not what was before the first look
+        ([{"a": 10}, {"a": 10, "b": 4}], 4),  # all of a worker that came later
+        ([{"a": 0, "b": 0}, {"a": 5, "b": 5}, {"a": 2}], 12),  # workers leave and restart
+    ],
+)
+def test_sums_are_of_all_that_workers_did_since_the_first_look(looks: list[dict[str, int]], succeeded: int) -> None:
     outcomes = OutcomeCounters()
-    outcomes.update([a_worker("a", 10)])
-    outcomes.update([a_worker("a", 13)])
-    assert outcomes.outcomes["cpu", "succeeded"] == 3
-
-
-def test_all_that_a_worker_did_which_came_later_is_counted() -> None:
-    outcomes = OutcomeCounters()
-    outcomes.update([a_worker("a", 10)])
-    outcomes.update([a_worker("a", 10), a_worker("b", 4)])
-    assert outcomes.outcomes["cpu", "succeeded"] == 4
-
-
-def test_sums_never_fall_when_workers_leave_or_restart() -> None:
-    outcomes = OutcomeCounters()
-    outcomes.update([a_worker("a", 0), a_worker("b", 0)])
-    outcomes.update([a_worker("a", 5), a_worker("b", 5)])
-    outcomes.update([a_worker("a", 2)])
-    assert outcomes.outcomes["cpu", "succeeded"] == 12
+    for look in looks:
+        outcomes.update([a_worker(name, count) for name, count in look.items()])
+    assert outcomes.outcomes["cpu", "succeeded"] == succeeded
 
 
 def test_rejected_messages_are_counted_also_by_a_worker_that_ends_no_job() -> None:

@@ -10,9 +10,9 @@ from api.operators.problems import problems
 from api.operators.view import Calibration, FleetView, PlannedCell, PlanView, calibration
 from api.routing.counters import LATELY, RecentOutcomes
 from local.doctor.examine import ClassReport, HeldBounds, calibrations
-from tasks.heartbeat import DeviceFacts, Done, count, empty, held_of, median_of
+from tasks.heartbeat import DeviceFacts, Done, held_of, median_of
 from tests.builders import a_device
-from tests.unit.api.test_metrics import a_class
+from tests.unit.api.test_metrics import a_class, figures
 
 WELL = FleetView(
     stale=False, now=0.0, held=3, dead=0, classes={"gpu": a_class(lacks=0)}, devices=(a_device("gpu"),), moves=()
@@ -94,13 +94,6 @@ def test_only_the_last_minutes_jobs_count_as_missed_lately() -> None:
     assert (lately.ended, lately.missed) == (4, 2)
     lately.observe([{("cpu", "succeeded"): 13, ("cpu", "expired"): 6}, {("expired",): 1}], LATELY + 1.0)
     assert (lately.ended, lately.missed) == (1, 0)
-
-
-def figures(*shares: float) -> list[float]:
-    counted = empty()
-    for one in shares:
-        count(counted, one)
-    return counted
 
 
 def a_worker(*shares: float) -> DeviceFacts:

@@ -21,30 +21,27 @@ def device(name: str, **fields: Any) -> Any:
     return a_device(name.partition("@")[0], worker=name, runtimes=("echo",), **fields)
 
 
+ONE, TWO, LOADED = device("fast@1"), device("fast@2"), device("fast@1", **WARM)
+WAITS = "not loaded yet: it is still loading, or other models use the memory that it needs"
+NO_ROOM = "big: needs 1099511627776 bytes of memory, fast@1 has 17179869184; echo: unavailable on fast@1: no"
+
+
 @pytest.mark.parametrize(
-    ("devices", "expected", "text"),
+    ("devices", "loaded", "pending", "text"),
     [
-        ([], LoadProgress(0, 0, "no live device"), "no live device"),
-        (
-            [device("fast@1")],
-            LoadProgress(0, 1),
-            "not loaded yet: it is still loading, or other models use the memory that it needs",
-        ),
-        ([device("fast@1", **WARM)], LoadProgress(1, 0, ""), "loaded on 1 of 1 devices"),
-        ([device("fast@1", **WARM), device("fast@2")], LoadProgress(1, 1), "loaded on 1 of 2 devices"),
-        ([device("fast@1", **WARM), device("fast@2", draining=True)], LoadProgress(1, 0), "loaded on 1 of 1 devices"),
-        (
-            [device("fast@1", **FAILED)],
-            LoadProgress(0, 0),
-            "big: needs 1099511627776 bytes of memory, fast@1 has 17179869184; echo: unavailable on fast@1: no",
-        ),
-        ([device("fast@1", **FAILED), device("fast@2")], LoadProgress(0, 1), "not loaded yet"),
+        ([], 0, 0, "no live device"),
+        ([ONE], 0, 1, WAITS),
+        ([LOADED], 1, 0, "loaded on 1 of 1 devices"),
+        ([LOADED, TWO], 1, 1, "loaded on 1 of 2 devices"),
+        ([LOADED, device("fast@2", draining=True)], 1, 0, "loaded on 1 of 1 devices"),
+        ([device("fast@1", **FAILED)], 0, 0, NO_ROOM),
+        ([device("fast@1", **FAILED), TWO], 0, 1, "not loaded yet"),
     ],
 )
-def test_a_load_is_reported_by_class(devices: list[Any], expected: LoadProgress, text: str) -> None:
+def test_a_load_is_reported_by_class(devices: list[Any], loaded: int, pending: int, text: str) -> None:
     found = progress(MODEL, TOPOLOGY, FleetSnapshot(devices=tuple(devices)))
     assert found.keys() == {"fast", "slow"}
-    assert (found["fast"].loaded, found["fast"].pending) == (expected.loaded, expected.pending)
+    assert (found["fast"].loaded, found["fast"].pending) == (loaded, pending)
     assert found["fast"].text.startswith(text)
 
 

@@ -14,8 +14,7 @@ from tasks.models.chats import OTHERS
 from tasks.models.model import Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.queues.endpoints import Endpoint, ServedVariant
-from tasks.settings import TREE
-from tasks.topology import Service, Tenant, Topology, load_topology
+from tasks.topology import Service, Topology
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import InvalidRequestError
@@ -46,14 +45,6 @@ def test_what_the_terms_leave_open_comes_from_the_service(terms: dict[str, Any],
 def test_an_unknown_service_is_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidRequestError, match=r"service: expected one of \['bulk', 'live', 'standard'\], got 'x'"):
         needs_of(Terms(service="x"), TOPOLOGY, rows=1, size=1)
-
-
-def test_the_rules_of_its_tenant_bind_a_request() -> None:
-    topology = Topology(
-        hardware={}, service=SERVICES, default_service="standard", tenants={"lab": Tenant(classes=("cpu.batch",))}
-    )
-    assert needs_of(Terms(tenant="lab"), topology, rows=1, size=1).constraints.classes == ("cpu.batch",)
-    assert needs_of(Terms(tenant="other"), topology, rows=1, size=1).constraints.classes is None
 
 
 @given(situation=situations())
@@ -183,9 +174,3 @@ def test_the_place_of_waiting_work_is_a_candidate_also_while_its_device_refuses_
     assert list(table.live) == [True, False]
     never = build_table(CHAT, Constraints(), TALKING, fleet, ProfileBook(), ("cpu", "engine"))
     assert [one.hardware_class for one in never.candidates] == ["cpu"]
-
-
-def test_the_shipped_topology_serves_each_service_it_names() -> None:
-    topology = load_topology(TREE / "queues.yaml")
-    for service in topology.service:
-        assert needs_of(Terms(service=service), topology, rows=1, size=1).level in range(4)

@@ -207,16 +207,10 @@ def test_placement_expects_the_batches_that_workers_form(
     )  # what is just at the bound may be on either side of it
 
 
-def test_company_makes_a_batch_longer_and_a_row_cheaper() -> None:
+def test_company_makes_a_batch_longer_and_a_row_cheaper_and_at_other_classes_only_cheaper() -> None:
     alone, together = estimated(WARM), estimated(WARM, rates={FLOW: 8.0})
-    assert together.run > alone.run
-    assert together.work < alone.work
-    assert together.cost < alone.cost
-
-
-def test_traffic_at_other_classes_makes_a_row_cheaper_but_its_batch_no_longer() -> None:
-    alone, elsewhere = estimated(WARM), estimated(WARM, rates={"cpu|other:1": 8.0, FLOW: 0.0})
-    assert elsewhere == alone
+    assert (together.run > alone.run, together.work < alone.work, together.cost < alone.cost) == (True, True, True)
+    assert estimated(WARM, rates={"cpu|other:1": 8.0, FLOW: 0.0}) == alone
     topology = a_topology(cpu=CLASS, far=CLASS)
     fleet = FleetSnapshot((WARM,), rates={"far|sentiment:1": 8.0})
     figures = estimate_figures(

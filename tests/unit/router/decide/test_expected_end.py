@@ -25,24 +25,24 @@ def device(number: int, batch_age: float) -> DeviceFacts:
 @given(work=st.floats(0, 1e6), ran=st.floats(0, 1e6))
 def test_what_runs_is_never_expected_to_be_done_already(work: float, ran: float) -> None:
     assert time_left(work, ran) > 0
-
-
-def test_a_run_that_takes_longer_than_expected_is_expected_to_take_a_tenth_more() -> None:
     assert time_left(5.0, 2.0) == 3.0
-    assert time_left(5.0, 60.0) == pytest.approx(6.0)
+    assert time_left(5.0, 60.0) == pytest.approx(6.0), "longer than expected: a tenth more"
 
 
-def test_a_job_that_waits_counts_the_work_before_it_and_its_own_once() -> None:
-    assert time_to_end(fleet(0.0, 0.0, work=(4.0, 6.0, 100.0)), QUEUED, 2.0) == 5.0
-
-
-def test_a_job_that_waits_behind_a_run_without_end_waits_longer_the_longer_that_runs() -> None:
-    assert time_to_end(fleet(20.0, 40.0), QUEUED, 0.5) == pytest.approx(2.5)
-    assert time_to_end(fleet(0.0, 40.0), QUEUED, 0.5) == pytest.approx(0.5)
-
-
-def test_nothing_is_expected_where_no_device_serves_the_class() -> None:
-    assert time_to_end(fleet(), QUEUED, 2.0) is None
+@pytest.mark.parametrize(
+    ("now", "own", "seconds"),
+    [
+        (fleet(0.0, 0.0, work=(4.0, 6.0, 100.0)), 2.0, 5.0),  # the work before it, and its own once
+        (fleet(20.0, 40.0), 0.5, 2.5),  # behind runs without end: longer, the longer they run
+        (fleet(0.0, 40.0), 0.5, 0.5),
+        (fleet(), 2.0, None),  # no device serves the class
+    ],
+)
+def test_a_job_that_waits_ends_when_what_is_before_it_has_run(
+    now: FleetSnapshot, own: float, seconds: float | None
+) -> None:
+    found = time_to_end(now, QUEUED, own)
+    assert found == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_a_device_without_a_heartbeat_for_long_is_silent() -> None:

@@ -74,13 +74,8 @@ def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: history.A
 
 
 def test_a_late_answer_and_an_expired_job_missed_their_deadline_and_a_refused_one_did_not() -> None:
-    states = [
-        history.ENDED,
-        history.ENDED,
-        history.STATES.index("expired"),
-        history.REFUSED,
-        history.STATES.index("running"),
-    ]
+    expired, running = map(history.STATES.index, ("expired", "running"))
+    states = [history.ENDED, history.ENDED, expired, history.REFUSED, running]
     jobs = np.zeros(5, history.JOB)
     jobs["state"], jobs["deadline"], jobs["seconds"] = states, 2.0, (1.0, 3.0, 2.0, 0.1, math.nan)
     names = dict.fromkeys(history.NAMED, ("live",))
@@ -94,11 +89,8 @@ def test_bytes_that_are_no_slice_are_none(other: bytes, arrivals: history.Arriva
     cut = packed[: data.draw(st.integers(1, len(packed)))] if packed else b"\0"
     for raw in (b"\0" + other, cut if cut != packed else b"\0"):
         assert history.unpack(BEGIN, raw) is None
-    names, columns = (
-        arrivals.names,
-        {column: arrivals.jobs[column].tobytes() for column in FIELDS if column != "ran"},
-    )
-    assert history.unpack(BEGIN, zlib.compress(msgspec.msgpack.encode((names, columns)))) is None
+    columns = {column: arrivals.jobs[column].tobytes() for column in FIELDS if column != "ran"}
+    assert history.unpack(BEGIN, zlib.compress(msgspec.msgpack.encode((arrivals.names, columns)))) is None
 
 
 @given(st.lists(slices(), max_size=4))
@@ -130,12 +122,6 @@ def a_slice(begin: int, count: int) -> history.Arrivals:
     jobs = np.zeros(count, history.JOB)
     jobs["arrival"] = begin + np.arange(count) * history.SLICE / 8
     return history.Arrivals(dict.fromkeys(history.NAMED, ("x",)), jobs)
-
-
-def test_a_slice_without_jobs_was_observed_and_is_stored_as_nothing() -> None:
-    assert history.pack(BEGIN, history.joined(())) == b""
-    assert history.assembled({BEGIN: b""}, BEGIN, BEGIN + history.SLICE).unseen == ()
-    assert history.assembled({}, BEGIN, BEGIN + history.SLICE).unseen == ((BEGIN, BEGIN + history.SLICE),)
 
 
 def basis(**fields: Any) -> str:
@@ -231,10 +217,3 @@ def test_the_oldest_hours_are_deleted_until_the_rest_is_within_both_limits(sizes
     if deleted:
         kept_one_more = sum(left.values()) + hours[deleted[-1]] > most
         assert kept_one_more or deleted[-1] < history.hour_of(now - 300 * 3600)
-
-
-def test_the_jobs_of_a_span_are_those_accepted_in_it() -> None:
-    two = a_slice(BEGIN, 8)
-    read = history.assembled({BEGIN: history.pack(BEGIN, two)}, BEGIN + 5, BEGIN + 20)
-    assert read.jobs["arrival"].min() >= BEGIN + 5
-    assert read.jobs["arrival"].max() < BEGIN + 20

@@ -60,13 +60,6 @@ def test_a_request_costs_its_expected_tokens_where_tokens_are_paid_for() -> None
     assert table_of(hourly=Price(1.0)).metered is None
 
 
-def test_a_placement_goes_to_the_provider_only_while_that_is_cheaper() -> None:
-    short = replace(NEEDS, size=10, output=1, longest=1)
-    topology, fleet = topology_of(hourly=Price(300.0), provider=PRICE), fleet_of("hourly", "provider")
-    chosen = [place(MODEL, needs, topology, fleet).candidate.hardware_class for needs in (short, NEEDS)]
-    assert chosen == ["provider", "hourly"]
-
-
 @pytest.mark.parametrize("budget", [DEAREST * 0.99, DEAREST * 1.01])
 def test_a_budget_bears_the_longest_answer_that_the_request_allows(budget: float) -> None:
     topology, fleet = topology_of(provider=PRICE), fleet_of("provider")

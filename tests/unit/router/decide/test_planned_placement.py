@@ -89,13 +89,6 @@ def test_each_service_and_locality_has_a_cell_of_its_own() -> None:
     assert placed(a_fleet(plan), standard).reason.startswith("no plan: plan 7 does not cover these requests; ")
 
 
-def test_a_cell_that_moves_is_served_by_its_former_class_until_the_new_one_serves() -> None:
-    moving = a_cell("dear", "cheap", handover=Handover(former="cheap", devices=1, latest=100.0))
-    starting = a_fleet(a_plan(moving), devices=DEVICES[:1], startable=("dear",))
-    assert placed(starting).candidate.hardware_class == "cheap"
-    assert placed(a_fleet(a_plan(moving))).candidate.hardware_class == "dear"
-
-
 def test_urgent_work_does_not_wait_for_the_first_device_of_its_preferred_class() -> None:
     starting = a_fleet(a_plan(a_cell("dear")), devices=DEVICES[:1], startable=("dear",))
     placement = placed(starting)
@@ -110,8 +103,10 @@ def test_a_request_leaves_the_plan_only_if_it_is_surely_late_there_and_surely_in
     assert left.candidate.hardware_class == "cheap"
     assert left.reason.startswith("left the plan: dear would take 3.01 s; ")
     both = BUSY | {"cheap": (0.2, 0.0, 0.0, 0.0)}
-    with pytest.raises(OverloadedError):
-        placed(a_fleet(plan, work=both))
+    unused = a_plan(a_cell("dear"), used=("dear",))
+    for never in (a_fleet(plan, work=both), a_fleet(unused, work=BUSY)):
+        with pytest.raises(OverloadedError):
+            placed(never)
 
 
 def test_where_the_plan_expects_many_late_what_would_be_late_is_refused_at_once() -> None:
@@ -123,11 +118,6 @@ def test_where_the_plan_expects_many_late_what_would_be_late_is_refused_at_once(
     assert refusal.value.retry_after == pytest.approx(0.26, abs=0.01)
     assert "expected in 0.51 s at the earliest (dear/onnx)" in explained(a_fleet(scarce, work=late)).reason
     assert placed(a_fleet(scarce)).reason.startswith("planned, 40% in time: cheapest that meets 0.25 s")
-
-
-def test_a_request_never_leaves_for_a_class_that_the_plan_does_not_use() -> None:
-    with pytest.raises(OverloadedError):
-        placed(a_fleet(a_plan(a_cell("dear"), used=("dear",)), work=BUSY))
 
 
 def test_a_request_does_not_hold_up_what_is_planned_elsewhere() -> None:
@@ -158,18 +148,13 @@ def test_a_generation_holds_up_what_is_planned_elsewhere_by_its_share_of_a_full_
 
 
 def test_an_explanation_names_the_preferred_class() -> None:
-    rows = {row.hardware_class: row.why_not for row in explained(a_fleet(a_plan(a_cell("dear")))).considered}
-    assert rows == {
-        "cheap": "not planned: the plan prefers dear",
-        "dear": None,
-        "other": "not planned: the plan prefers dear",
-    }
-    left = explained(a_fleet(a_plan(a_cell("dear"), a_cell("cheap", service="standard")), work=BUSY))
-    assert {row.hardware_class: row.why_not for row in left.considered} == {
-        "cheap": None,
-        "dear": "not planned: would be late: expected in 3.01 s",
-        "other": "not planned: the plan prefers dear",
-    }
+    def why_not(fleet: FleetSnapshot) -> list[str | None]:
+        return [row.why_not for row in sorted(explained(fleet).considered, key=lambda row: row.hardware_class)]
+
+    prefers, late = "not planned: the plan prefers dear", "not planned: would be late: expected in 3.01 s"
+    assert why_not(a_fleet(a_plan(a_cell("dear")))) == [prefers, None, prefers]
+    left = a_fleet(a_plan(a_cell("dear"), a_cell("cheap", service="standard")), work=BUSY)
+    assert why_not(left) == [None, late, prefers]
 
 
 def test_a_choice_outside_the_plan_is_not_reused_as_work_grows() -> None:

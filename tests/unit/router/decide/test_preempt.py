@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -45,23 +46,14 @@ def test_a_job_yields_once_and_to_one_job_that_is_worth_more(waiters: list[Waite
 
 
 @given(WAITERS, OCCUPANTS)
-def test_nothing_yields_in_vain(waiters: list[Waiter], occupants: list[Occupant]) -> None:
+def test_nothing_yields_in_vain_nor_too_often_nor_is_late_by_it_for_one_that_is_worth_no_more(
+    waiters: list[Waiter], occupants: list[Occupant]
+) -> None:
+    assert preempt(waiters, occupants, most=0) == []
     for one in preempt(waiters, occupants, most=MOST):
         assert one.waiter.left - one.waiter.run >= SWITCH
         assert one.occupant.left > SWITCH
-
-
-@given(WAITERS, OCCUPANTS)
-def test_bulk_is_cut_only_so_often_whatever_waits(waiters: list[Waiter], occupants: list[Occupant]) -> None:
-    assert all(one.occupant.cuts < MOST for one in preempt(waiters, occupants, most=MOST))
-    assert preempt(waiters, occupants, most=0) == []
-
-
-@given(WAITERS, OCCUPANTS)
-def test_a_job_that_would_be_late_by_it_never_yields_to_one_that_is_worth_no_more(
-    waiters: list[Waiter], occupants: list[Occupant]
-) -> None:
-    for one in preempt(waiters, occupants, most=MOST):
+        assert one.occupant.cuts < MOST
         again = one.occupant.left + one.occupant.redo + SWITCH + one.waiter.run
         assert again < one.occupant.due or one.occupant.penalty < one.waiter.penalty
 
@@ -126,8 +118,6 @@ def test_what_lateness_costs_goes_by_level_unless_the_plan_says_it_of_a_service(
     hardware = {"c": HardwareClass(device="cpu", runtimes=("echo",), price=Price(usd_per_hour=1.0))}
     topology = Topology(hardware=hardware, service=services, default_service="live")
     assert late_rates(topology) == (48.0, 24.0, 12.0, 12.0)
-    told = Topology(
-        hardware=hardware, service=services, default_service="live", plan=Planning(late_usd_per_hour={"live": 90.0})
-    )
-    assert late_rates(told)[0] == 90.0
+    planning = Planning(late_usd_per_hour={"live": 90.0})
+    assert late_rates(msgspec.structs.replace(topology, plan=planning))[0] == 90.0
     assert penalty(36.0, 100.0) == 1.0

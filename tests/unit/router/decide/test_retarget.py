@@ -54,37 +54,42 @@ def test_an_idle_device_is_lent_to_a_class_without_a_device() -> None:
     assert lent.reason == "0.1 device seconds wait for cpu.night (0 devices serve it)"
 
 
-def test_a_class_gets_as_many_as_serve_its_backlog_within_its_horizon() -> None:
-    devices = tuple(device(name) for name in "abcde")
-    lent = after(FleetSnapshot((*devices, device("n", "cpu.night")), work=waiting(night=25.0)))
-    assert [one.worker for one in lent] == ["a", "b"]
+def starved(*live: DeviceFacts, **more: Any) -> FleetSnapshot:
+    return FleetSnapshot(live, work=waiting(**({"night": 9.0} | more)))
 
 
-def test_a_class_within_its_horizon_gets_none() -> None:
-    assert not after(FleetSnapshot((device("a"), device("n", "cpu.night")), work=waiting(night=9.0)))
+ECHO = device("a", runtimes=("echo",))
+OWN, OWN_ECHO = device("n", "cpu.night"), device("n", "cpu.night", runtimes=("echo",))
+LENT = {
+    "as many as serve its backlog within its horizon": (starved(*map(device, "abcde"), OWN, night=25.0), "ab"),
+    "none within its horizon": (starved(device("a"), OWN), ""),
+    "for what is held as well": (FleetSnapshot((device("a"),), held=waiting(night=1.0)), "a"),
+    "not one in use": (starved(device("a", utilisation=0.5)), ""),
+    "not one that runs": (starved(device("a", running=1)), ""),
+    "not one that holds": (starved(device("a", held=1)), ""),
+    "not the last of a class with work": (starved(device("a"), day=0.1), ""),
+    "what the rest of its class can spare": (starved(device("a"), device("b"), night=99.0, day=0.1), "a"),
+    "not what its operator took": (starved(device("a", serves=("cpu.night",)), night=0.0, day=9.0), ""),
+    "not what serves nothing": (starved(device("a", serves=()), day=9.0), ""),
+    "one that runs all that the class has": (starved(ECHO), ""),
+    "one that runs what its devices do": (starved(ECHO, OWN_ECHO, night=99.0), "a"),
+    "one with the instructions of its devices": (
+        *(starved(ECHO, msgspec.structs.replace(OWN_ECHO, instruction_sets=("amx_int8",)), night=99.0), ""),
+    ),
+}
 
 
-def test_what_is_held_for_a_class_starves_it_as_well() -> None:
-    assert after(FleetSnapshot((device("a"),), held=waiting(night=1.0)))
-
-
-@pytest.mark.parametrize("busy", [{"utilisation": 0.5}, {"running": 1}, {"held": 1}])
-def test_a_device_that_works_is_not_lent(busy: dict[str, Any]) -> None:
-    assert not after(FleetSnapshot((device("a", **busy),), work=waiting(night=1.0)))
-
-
-def test_a_class_with_work_lends_only_what_the_rest_of_its_devices_can_spare() -> None:
-    assert not after(FleetSnapshot((device("a"),), work=waiting(night=9.0, day=0.1)))
-    assert len(after(FleetSnapshot((device("a"), device("b")), work=waiting(night=99.0, day=0.1)))) == 1
+@pytest.mark.parametrize(("fleet", "workers"), LENT.values(), ids=LENT)
+def test_a_class_whose_work_waits_too_long_is_lent(fleet: FleetSnapshot, workers: str) -> None:
+    assert "".join(one.worker for one in after(fleet)) == workers
+    unlent = msgspec.structs.replace(TOPOLOGY, rebalance=msgspec.structs.replace(TOPOLOGY.rebalance, retarget=None))
+    assert not after(fleet, unlent)
 
 
 def test_a_lent_device_returns_at_once_when_its_own_class_has_work() -> None:
-    lent = device("a", serves=("cpu.day", "cpu.night"))
-    fleet, conditions = FleetSnapshot((lent,), work=waiting(night=9.0, day=0.1)), RetargetConditions()
-    conditions.observe(fleet, TOPOLOGY, 0.0)
-    assert retarget(fleet, TOPOLOGY, conditions, 0.0) == [
-        Retarget("a", "cpu.night", Action.RETURN, "cpu.day has work of its own")
-    ]
+    fleet = starved(device("a", serves=("cpu.day", "cpu.night")), day=0.1)
+    expected = Retarget("a", "cpu.night", Action.RETURN, "cpu.day has work of its own")
+    assert retarget(fleet, TOPOLOGY, RetargetConditions(), 0.0) == [expected]
 
 
 def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:
@@ -97,11 +102,6 @@ def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:
     assert [one.action for one in retarget(fleet, TOPOLOGY, conditions, 4.0)] == [Action.RETURN]
 
 
-def test_a_device_that_its_operator_took_from_its_own_class_is_left_where_it_is() -> None:
-    assert not after(FleetSnapshot((device("a", serves=("cpu.night",)),), work=waiting(day=9.0)))
-    assert not after(FleetSnapshot((device("a", serves=()),), work=waiting(day=9.0, night=9.0)))
-
-
 def test_a_retargeted_worker_is_not_commanded_again_until_its_heartbeat_can_show_it() -> None:
     fleet, conditions = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), RetargetConditions()
     conditions.note(after(fleet, conditions=conditions), PATIENCE)
@@ -109,23 +109,6 @@ def test_a_retargeted_worker_is_not_commanded_again_until_its_heartbeat_can_show
     assert not retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED / 2)
     conditions.observe(fleet, TOPOLOGY, PATIENCE + SETTLED)
     assert retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED)
-
-
-def test_a_fleet_with_retargeting_off_retargets_nothing() -> None:
-    rules = msgspec.structs.replace(TOPOLOGY.rebalance, retarget=None)
-    unlent = msgspec.structs.replace(TOPOLOGY, rebalance=rules)
-    fleet = FleetSnapshot((device("a"),), work=waiting(night=9.0))
-    conditions = RetargetConditions()
-    conditions.observe(fleet, unlent, 0.0)
-    assert not retarget(fleet, unlent, conditions, 1e6)
-
-
-def test_a_helper_runs_all_that_the_class_has_or_what_its_own_devices_do() -> None:
-    echo = device("a", runtimes=("echo",))
-    assert not after(FleetSnapshot((echo,), work=waiting(night=9.0)))
-    assert after(FleetSnapshot((echo, device("n", "cpu.night", runtimes=("echo",))), work=waiting(night=99.0)))
-    better = device("n", "cpu.night", runtimes=("echo",), instruction_sets=("amx_int8",))
-    assert not after(FleetSnapshot((echo, better), work=waiting(night=99.0)))
 
 
 @pytest.mark.cases("own, other, facts, reason")

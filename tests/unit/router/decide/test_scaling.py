@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from router.decide.plan import Cell, ClassPlan, ClassSize, Density, Depth, Handover, Plan, ScalingRule
 from router.decide.scaling import Scaler, deadlines
 from router.decide.snapshot import FleetSnapshot
-from tasks.topology import Scaling, Service, Topology, TopologyError, parse_topology
+from tasks.topology import Scaling, Service, Topology
 from taxiway.contract.keys import flow
 from tests.builders import a_class, a_device
 from tests.unit.strategies import plans, topologies
@@ -122,18 +122,6 @@ def test_work_gets_the_devices_that_have_it_in_time_within_bounds(
 
 def test_the_deadline_of_a_level_is_the_shortest_of_its_services() -> None:
     assert deadlines(a_topology()) == (0.25, math.inf, math.inf, math.inf)
-
-
-def test_a_bound_below_the_least_is_an_error_in_queues_yaml() -> None:
-    text = """
-hardware:
-  cpu: {device: cpu, runtimes: [echo], max_batch: 1, max_wait: 0, price: {usd_per_hour: 1},
-        scaling: {minimum: 2, maximum: 1}}
-service: {standard: {deadline: 5}}
-default_service: standard
-"""
-    with pytest.raises(TopologyError, match=r"hardware.cpu.scaling.maximum: expected at least minimum \(2\), got 1"):
-        parse_topology(text)
 
 
 def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:

@@ -56,12 +56,17 @@ def arrival(raw: bytes) -> Arrival:
 
 
 def decision(
-    fleet: FleetSnapshot = FLEET, *, headers: dict[str, Any] | None = None, job: str = "j1", **fields: Any
+    fleet: FleetSnapshot = FLEET,
+    *,
+    rules: Rules = RULES,
+    headers: dict[str, Any] | None = None,
+    job: str = "j1",
+    **fields: Any,
 ) -> Decision:
     request = Request(**{"model": "echo", "inputs": "hello", **fields})
     envelope = wire.task_envelope(INFER, job, wire.request_body(request), header={"reply": "c1"}, origin="test")
     envelope.headers.update(headers or {})
-    return decide(Arrival("7.1", b"raw", envelope), RULES, seen(fleet), NOW)
+    return decide(Arrival("7.1", b"raw", envelope), rules, WorkingSnapshot(rules.topology, rules.book, fleet), NOW)
 
 
 def placed(decided: Decision) -> Place:
@@ -173,14 +178,8 @@ def test_the_record_has_where_the_job_is_and_why() -> None:
 
 
 def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
-    rules = Rules(
-        msgspec.structs.replace(
-            RULES.topology,
-            service={n: msgspec.structs.replace(s, deadline=None) for n, s in RULES.topology.service.items()},
-        ),
-        RULES.catalogue,
-        RULES.secret,
-    )
+    services = {n: msgspec.structs.replace(s, deadline=None) for n, s in RULES.topology.service.items()}
+    rules = replace(RULES, topology=msgspec.structs.replace(RULES.topology, service=services))
     request = Request(model="echo", inputs="x")
     body = wire.request_body(request)
     order = Order("j1", request, wire.task_envelope(INFER, "j1", body, header={}, origin="t"), body, accepted=NOW)
@@ -222,9 +221,8 @@ def test_a_message_under_a_key_becomes_the_job_that_the_key_and_the_secret_give(
 
 def test_a_body_over_the_limit_is_refused() -> None:
     limits = msgspec.structs.replace(RULES.topology.limits, payload=100)
-    rules = Rules(msgspec.structs.replace(RULES.topology, limits=limits), RULES.catalogue, RULES.secret)
-    raw = wire.infer_message("j1", Request(model="echo", inputs="x" * 200), reply="", origin="t")
-    error = error_of(decide(arrival(raw), rules, seen(FLEET), NOW))
+    rules = replace(RULES, topology=msgspec.structs.replace(RULES.topology, limits=limits))
+    error = error_of(decision(rules=rules, inputs="x" * 200))
     assert isinstance(error, errors.RequestTooLargeError)
     assert error.details["limit"] == "payload"
 
@@ -303,28 +301,17 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
 
 def simulated(samples: object, **terms: Any) -> Decision:
     """What becomes of a simulation of so many samples."""
-    return decision(SIMULATING, model="monte-carlo", inputs={"samples": samples, "seed": 1}, **terms)
+    seeds = [1] * len(samples) if isinstance(samples, list) else 1
+    return decision(SIMULATING, model="monte-carlo", inputs={"samples": samples, "seed": seeds}, **terms)
 
 
 def test_work_counts_by_the_size_of_the_rows() -> None:
-    inputs = {"samples": [10_000_000, 2_000_000], "seed": [1, 2]}
-    decisions = (
-        simulated(10_000_000, deadline=600),
-        simulated(1_000, deadline=600),
-        simulated([10_000_000] * 3, deadline=600),
-        decision(SIMULATING, model="monte-carlo", inputs=inputs, deadline=600),
-    )
+    samples = ([10_000_000], [1_000], [10_000_000] * 3, [10_000_000, 2_000_000])
+    decisions = [simulated(each, deadline=600) for each in samples]
     one, small, three, unlike = (float(placed(made).outgoing.fields["work"]) for made in decisions)
     assert one > 100 * small
     assert three == pytest.approx(3 * one, rel=0.01)
     assert unlike == pytest.approx(1.2 * one, rel=0.15)
-
-
-def test_what_cannot_end_in_time_is_not_promised_as_if_it_were_small() -> None:
-    short, long = (placed(simulated(samples, deadline=0.5)).placement for samples in (10_000, 10_000_000))
-    assert short.reason.startswith("cheapest that meets 0.5 s (expected in ")
-    assert short.at_most <= 0.5 < long.at_most
-    assert not long.reason.startswith("cheapest")
 
 
 @pytest.mark.parametrize("samples", [10_000_001, 10**300])
@@ -363,7 +350,7 @@ def ruled(tenants: Tenants | None = None, **rules: Any) -> tuple[Decision, Worki
     topology = msgspec.structs.replace(RULES.topology, tenants={"lab": Tenant(**rules)})
     raw = wire.infer_message("j1", Request(model="echo", inputs="hello", tenant="lab"), reply="c1", origin="test")
     working = WorkingSnapshot(topology, RULES.book, FLEET, tenants=tenants)
-    return decide(arrival(raw), Rules(topology, RULES.catalogue, RULES.secret), working, NOW), working
+    return decide(arrival(raw), replace(RULES, topology=topology), working, NOW), working
 
 
 def test_a_tenants_request_goes_only_to_its_classes() -> None:
@@ -383,13 +370,6 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
     again, _ = ruled(working.tenants, usd_per_day=1.0)
     assert present(placed(again).placement.needs.allowance).left == 0.5 - placement.cost
     assert not {"spent", "cost"} & set(placed(decision()).outgoing.fields)
-
-
-def test_a_tenant_that_spent_its_day_learns_when_the_next_one_begins() -> None:
-    decided, _ = ruled(Tenants({}, day_of(NOW), {"lab": 1.0}), usd_per_day=1.0)
-    error = error_of(decided)
-    assert isinstance(error, errors.OverloadedError)
-    assert NOW + present(error.retry_after) == pytest.approx(1_700_006_400)
 
 
 def test_only_what_generates_is_recorded_to_be_learned_from() -> None:

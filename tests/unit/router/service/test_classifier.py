@@ -7,24 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.port import Arrival
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import WorkingSnapshot
 from router.service import classifier
 from router.service.admission import Place, Rules
 from router.service.classifier import load_classifier
-from router.service.decision import Decision, decide, end_of
+from router.service.decision import Decision
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, SettingsError
 from tasks.topology import Locality, Tenant
-from taxiway.contract.job import read_meta, read_result
-from taxiway.contract.keys import INFER
-from taxiway.contract.request import Request
-from taxiway.contract.wire import request_body, task_envelope
-from taxiway.errors import TaxiwayError
 from tests.builders import a_class, a_device, a_topology
-from tests.narrowing import present
+from tests.unit.router.service.test_admission import decision, error_of
 
 TOPOLOGY = msgspec.structs.replace(
     a_topology(**{"home.cpu": a_class(runtimes=("echo",), labels=("ward",)), "cloud.cpu": a_class(runtimes=("echo",))}),
@@ -40,23 +33,14 @@ def rules(*, locality: Locality | None = None, classify: classifier.Classifier |
     return Rules(topology, CATALOGUE, (b"0123456789abcdef",), classify=classify)
 
 
-def decided(rules: Rules, **fields: Any) -> Decision:
-    request = Request(**{"model": "echo", "inputs": "hello", **fields})
-    envelope = task_envelope(INFER, "j1", request_body(request), header={"reply": "c1"}, origin="test")
-    working = WorkingSnapshot(rules.topology, rules.book, FLEET)
-    return decide(Arrival("7.1", b"raw", envelope), rules, working, 1_700_000_000.0)
-
-
-def where(decision: Decision) -> list[str]:
+def where(found: Decision) -> list[str]:
     """The classes on which the job may run."""
-    assert isinstance(decision, Place), decision
-    return list(decision.ticket.variants)
+    assert isinstance(found, Place), found
+    return list(found.ticket.variants)
 
 
-def refusal(decision: Decision) -> str:
-    with pytest.raises(TaxiwayError) as caught:
-        read_result(read_meta(present(end_of(decision)).ending.meta))
-    return str(caught.value)
+def refusal(found: Decision) -> str:
+    return str(error_of(found))
 
 
 def private(model: str, inputs: Any, parameters: Mapping[str, Any]) -> str | None:
@@ -68,43 +52,45 @@ def faulty(model: str, inputs: Any, parameters: Mapping[str, Any]) -> str | None
 
 
 def test_labels_of_request_tenant_content_and_fleet_keep_work_at_home() -> None:
-    assert where(decided(rules())) == ["cloud.cpu", "home.cpu"]
-    assert where(decided(rules(), locality="ward")) == ["home.cpu"]
-    assert where(decided(rules(), tenant="clinic")) == ["home.cpu"]
-    assert where(decided(rules(locality=Locality(default="ward")))) == ["home.cpu"]
-    assert where(decided(rules(classify=private), inputs="a patient")) == ["home.cpu"]
-    assert where(decided(rules(classify=private))) == ["cloud.cpu", "home.cpu"]
+    assert where(decision(FLEET, rules=rules())) == ["cloud.cpu", "home.cpu"]
+    assert where(decision(FLEET, rules=rules(), locality="ward")) == ["home.cpu"]
+    assert where(decision(FLEET, rules=rules(), tenant="clinic")) == ["home.cpu"]
+    assert where(decision(FLEET, rules=rules(locality=Locality(default="ward")))) == ["home.cpu"]
+    assert where(decision(FLEET, rules=rules(classify=private), inputs="a patient")) == ["home.cpu"]
+    assert where(decision(FLEET, rules=rules(classify=private))) == ["cloud.cpu", "home.cpu"]
 
 
 def test_a_model_keeps_its_requests_at_home() -> None:
     models = {name: msgspec.structs.replace(one, locality="ward") for name, one in CATALOGUE.models.items()}
     kept = rules()
     kept.catalogue = Catalogue(models)
-    assert where(decided(kept)) == ["home.cpu"]
+    assert where(decision(FLEET, rules=kept)) == ["home.cpu"]
 
 
 def test_a_request_cannot_undo_the_label_of_its_tenant() -> None:
-    text = refusal(decided(rules(), tenant="clinic", locality="cloud"))
+    text = refusal(decision(FLEET, rules=rules(), tenant="clinic", locality="cloud"))
     assert "cloud.cpu/echo: the data must stay on 'cloud+ward', which the class is not" in text
 
 
 def test_a_fleet_can_refuse_work_that_may_go_anywhere() -> None:
     strict = rules(locality=Locality(required=True), classify=private)
-    assert "locality: expected a label, as this fleet refuses work that may go anywhere" in refusal(decided(strict))
-    assert where(decided(strict, inputs="a patient")) == ["home.cpu"]
+    assert "locality: expected a label, as this fleet refuses work that may go anywhere" in refusal(
+        decision(FLEET, rules=strict)
+    )
+    assert where(decision(FLEET, rules=strict, inputs="a patient")) == ["home.cpu"]
 
 
 def test_work_that_a_classifier_cannot_read_is_refused_and_nothing_of_it_is_told() -> None:
-    text = refusal(decided(rules(classify=faulty), inputs="SECRET"))
+    text = refusal(decision(FLEET, rules=rules(classify=faulty), inputs="SECRET"))
     assert "the classifier failed with ValueError" in text and "SECRET" not in text
-    assert "the classifier returned int" in refusal(decided(rules(classify=lambda *_: 3)))  # type: ignore[arg-type]
+    assert "the classifier returned int" in refusal(decision(FLEET, rules=rules(classify=lambda *_: 3)))  # type: ignore[arg-type]
 
 
 def test_values_beside_their_message_need_a_label() -> None:
     beside = {"ref": "b" * 32, "bytes": 9, "datatype": "BYTES", "digest": "0" * 64}
-    text = refusal(decided(rules(classify=private), inputs=beside))
+    text = refusal(decision(FLEET, rules=rules(classify=private), inputs=beside))
     assert "locality: expected a label with values that are stored beside their message" in text
-    assert where(decided(rules(classify=private), inputs=beside, tenant="clinic")) == ["home.cpu"]
+    assert where(decision(FLEET, rules=rules(classify=private), inputs=beside, tenant="clinic")) == ["home.cpu"]
 
 
 @pytest.mark.parametrize(

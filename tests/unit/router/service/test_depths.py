@@ -25,13 +25,9 @@ def topology() -> Topology:
     return parse_topology(TOPOLOGY)
 
 
-def test_jobs_are_counted_by_class_bound_and_held() -> None:
+def test_jobs_are_counted_by_class_bound_and_held_and_not_taken_for_work() -> None:
     assert depths_from(CELLS, {}, 0.5).classes == {"cpu.batch": 9}
-
-
-def test_counts_of_jobs_are_not_taken_for_work() -> None:
-    bound, held = work_from(CELLS)
-    assert (bound, held) == ({"cpu.batch": (0.0, 2.5, 0.0, 0.0)}, {})
+    assert work_from(CELLS) == ({"cpu.batch": (0.0, 2.5, 0.0, 0.0)}, {})
 
 
 def test_a_class_takes_as_many_jobs_as_it_may(topology: Topology) -> None:
@@ -55,16 +51,18 @@ def test_a_tenant_has_as_many_jobs_as_it_may_and_no_larger_ones(topology: Topolo
         check_tenant(depths, topology, tenant="lab", size=1)
 
 
-def test_nothing_is_taken_while_the_store_is_nearly_full(topology: Topology) -> None:
+@pytest.mark.parametrize(
+    ("depths", "message", "resource"),
+    [
+        (Depths(used=0.91), "91%", "memory"),
+        (depths_from(CELLS, {"lab": 2.0}, 0.0, refuses=True), "cannot write to its disk", "disk"),
+    ],
+)
+def test_nothing_is_taken_while_the_store_is_nearly_full_or_takes_no_writes(
+    topology: Topology, depths: Depths, message: str, resource: str
+) -> None:
     check_store(Depths(used=0.89), topology)
-    with pytest.raises(BrokerFullError, match="91%") as raised:
-        check_store(Depths(used=0.91), topology)
+    with pytest.raises(BrokerFullError, match=message) as raised:
+        check_store(depths, topology)
     assert raised.value.retry_after
-    assert raised.value.details["resource"] == "memory"
-
-
-def test_nothing_is_taken_while_the_store_takes_no_writes(topology: Topology) -> None:
-    with pytest.raises(BrokerFullError, match="cannot write to its disk") as raised:
-        check_store(depths_from(CELLS, {"lab": 2.0}, 0.0, refuses=True), topology)
-    assert raised.value.retry_after
-    assert raised.value.details["resource"] == "disk"
+    assert raised.value.details["resource"] == resource
