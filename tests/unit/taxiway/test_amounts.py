@@ -1,3 +1,4 @@
+import math
 import time
 
 import msgspec
@@ -28,6 +29,7 @@ def test_json_has_no_more_values_than_its_commas_and_brackets_say(value: object)
 
 def test_json_of_too_many_values_is_refused_and_a_long_text_is_not() -> None:
     check_json(b'["' + b"a" * 2**24 + b'"]', 10)
+    check_json(msgspec.json.encode({"inputs": ',[{\\" 1e308 ' * ELEMENTS}))
     with pytest.raises(RequestTooLargeError, match=r"limits\.elements") as caught:
         check_json(b"1," * LARGE, 10)
     assert caught.value.details["limit"] == "elements"
@@ -47,14 +49,8 @@ def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape: object) -> None:
 
 @given(st.lists(st.integers(0, 40), max_size=5))
 def test_a_shape_has_the_product_of_its_lengths(shape: list[int]) -> None:
-    product = 1
-    for length in shape:
-        product *= length
-    assert elements_of(shape, "x") == product
-
-
-def test_lengths_of_no_elements_may_be_long() -> None:
-    assert elements_of([0, 2**62, 2**62], "x") == 0
+    assert elements_of(shape, "x") == math.prod(shape)
+    assert elements_of([0, 2**62, 2**62], "x") == 0, "lengths of no elements may be long"
 
 
 @pytest.mark.parametrize("data", [b"\x00" * 8, [1.0, 2.0]])
@@ -82,7 +78,3 @@ def test_a_large_value_is_quoted_without_a_look_at_all_of_it(value: object) -> N
 def test_a_message_of_too_many_headers_is_no_message() -> None:
     with pytest.raises(InvalidRequestError, match=f"at most {ELEMENTS} values"):
         decode_envelope(b'{"body":"","headers":{"a":[%s]},"properties":{}}' % b",".join([b"1"] * (ELEMENTS + 1)))
-
-
-def test_what_stands_in_a_text_is_not_counted_as_values() -> None:
-    check_json(msgspec.json.encode({"inputs": ',[{\\" 1e308 ' * ELEMENTS}))

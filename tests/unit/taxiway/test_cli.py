@@ -211,13 +211,10 @@ def test_nothing_is_wrapped_where_no_terminal_is(
 
 
 def test_a_fleet_with_a_plan_shows_its_first_classes_and_what_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = (("live", "cpu.batch", None), ("bulk", "tpu.bulk", "cpu.batch"), ("standard", "tpu.bulk", ""))
     cells = [
         {"model": "echo:1", "service": service, "locality": None, "prefers": prefers, "until_then": until}
-        for service, prefers, until in (
-            ("live", "cpu.batch", None),
-            ("bulk", "tpu.bulk", "cpu.batch"),
-            ("standard", "tpu.bulk", ""),
-        )
+        for service, prefers, until in rows
     ]
     stale = {"number": 7, "age": 700.0, "not_followed": "plan 7 is stale (older than 600 s)", "cells": cells}
     plan = {**stale, "followers": 0, "routers": 2, "tuner": "", "tuned": None}

@@ -51,34 +51,23 @@ def test_each_code_names_one_error() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_comes_back_by_its_name_and_by_its_code(kind: type[TaxiwayError]) -> None:
+def test_an_error_comes_back_by_its_name_by_its_code_and_from_a_pickle(kind: type[TaxiwayError]) -> None:
     details = {"field": "deadline", "message": "kept", "self": 1}
     for error in (error_from(kind.__name__, "no", details), error_of_code(kind.code, "no", details)):
         assert type(error) is kind
         assert (error.message, str(error), error.details) == ("no", "no", details)
-
-
-def test_a_kind_without_a_code_of_its_own_does_not_stand_for_its_parent() -> None:
-    class Narrower(BrokerUnavailableError):
-        pass
-
-    assert type(error_of_code(Narrower.code, "no")) is BrokerUnavailableError
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_error_survives_pickling(kind: type[TaxiwayError]) -> None:
     error = pickle.loads(pickle.dumps(kind("no", retry_after=2.0)))
     assert (type(error), error.message, error.retry_after) == (kind, "no", 2.0)
 
 
-def test_a_foreign_error_is_an_execution_error_that_names_it() -> None:
+def test_a_foreign_error_is_an_execution_error_and_an_unknown_code_the_base_class() -> None:
+    class Narrower(BrokerUnavailableError):
+        """Does not stand for its parent, whose code it has."""
+
     error = error_from("ZeroDivisionError", "division by zero")
-    assert type(error) is ExecutionError
-    assert error.message == "ZeroDivisionError: division by zero"
-
-
-def test_an_unknown_code_gives_the_base_class() -> None:
+    assert (type(error), error.message) == (ExecutionError, "ZeroDivisionError: division by zero")
     assert type(error_of_code("teapot", "no")) is TaxiwayError
+    assert type(error_of_code(Narrower.code, "no")) is BrokerUnavailableError
 
 
 def test_a_wait_that_ran_out_is_a_timeout_to_python_too() -> None:

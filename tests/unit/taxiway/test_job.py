@@ -6,7 +6,6 @@ from celery import Celery
 from celery.backends.base import Backend
 from hypothesis import given
 
-from taxiway import errors
 from taxiway.contract import job
 from taxiway.contract.values import to_wire
 from taxiway.errors import ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
@@ -26,20 +25,18 @@ def backend() -> Backend:
     return Celery("plain", broker="memory://", backend="cache+memory://", set_as_current=False).backend
 
 
-@pytest.mark.parametrize(
-    ("error", "state", "celery"),
-    [
-        (errors.ExecutionError("no"), job.JobState.FAILED, "FAILURE"),
-        (errors.InvalidRequestError("no"), job.JobState.FAILED, "FAILURE"),
-        (errors.DeadlineExceededError("no"), job.JobState.EXPIRED, "FAILURE"),
-        (errors.DeadLetteredError("no"), job.JobState.DEAD, "FAILURE"),
-        (errors.JobCancelledError("no"), job.JobState.CANCELLED, "REVOKED"),
-    ],
-)
-def test_an_error_ends_a_job_in_its_state(error: TaxiwayError, state: job.JobState, celery: str) -> None:
-    assert job.state_of(error) is state
+@pytest.mark.cases("kind, state, celery")
+def test_an_error_ends_a_job_in_its_state_and_comes_back_as_itself(
+    kind: type[TaxiwayError], state: str, celery: str
+) -> None:
+    error = kind("text: expected text", field="text", message="kept")
+    assert job.state_of(error) == state
     assert state in job.FINAL
-    assert job.read_meta(job.failure_meta("job-1", error)).status == celery
+    meta = job.read_meta(job.failure_meta("job-1", error))
+    assert meta.status == celery
+    with pytest.raises(kind, match="text: expected text") as caught:
+        job.read_result(meta)
+    assert caught.value.details == {"field": "text", "message": "kept"}
 
 
 def test_every_state_has_its_word_in_celery() -> None:
@@ -57,31 +54,24 @@ def test_celery_reads_a_result_as_success(backend: Backend) -> None:
     assert meta["task_id"] == "job-1"
 
 
-@pytest.mark.parametrize("kind", [errors.InvalidRequestError, errors.DeadlineExceededError, errors.JobCancelledError])
-def test_an_error_comes_back_as_itself_with_its_details(kind: type[TaxiwayError]) -> None:
-    meta = job.read_meta(job.failure_meta("job-1", kind("text: expected text", field="text", message="kept")))
-    with pytest.raises(kind, match="text: expected text") as caught:
-        job.read_result(meta)
-    assert caught.value.details == {"field": "text", "message": "kept"}
-
-
 def test_celery_raises_the_error_itself_where_taxiway_is_installed(backend: Backend) -> None:
     meta = backend.meta_from_decoded(backend.decode(job.failure_meta("job-1", InvalidRequestError("no such field"))))
     assert isinstance(meta["result"], InvalidRequestError)
     assert str(meta["result"]) == "no such field"
 
 
-def test_a_foreign_error_is_an_execution_error() -> None:
-    meta = job.read_meta(
-        b'{"task_id": "j", "status": "FAILURE", "result": {"exc_type": "KeyError", "exc_message": ["a"]}}'
-    )
-    with pytest.raises(ExecutionError, match="KeyError: a"):
-        job.read_result(meta)
-
-
-def test_celerys_own_revocation_is_a_cancelled_job() -> None:
-    with pytest.raises(JobCancelledError, match="revoked"):
-        job.read_result(job.read_meta(b'{"task_id": "j", "status": "REVOKED", "result": {"exc_message": ["revoked"]}}'))
+@pytest.mark.parametrize(
+    ("status", "result", "kind", "text"),
+    [
+        ("FAILURE", {"exc_type": "KeyError", "exc_message": ["a"]}, ExecutionError, "KeyError: a"),
+        ("REVOKED", {"exc_message": ["revoked"]}, JobCancelledError, "revoked"),
+    ],
+)
+def test_celerys_own_errors_are_an_error_of_the_execution_and_a_cancelled_job(
+    status: str, result: dict[str, Any], kind: type[TaxiwayError], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        job.read_result(job.read_meta(msgspec.json.encode({"task_id": "j", "status": status, "result": result})))
 
 
 @given(result=json_values)
@@ -94,12 +84,9 @@ def test_any_stored_result_is_an_answer_or_an_error_of_ours(result: Any) -> None
             assert error.message
 
 
-def test_a_record_is_read_from_the_stores_text() -> None:
+def test_a_record_is_read_from_the_stores_text_and_without_one_a_job_is_accepted() -> None:
+    assert job.record_from("job-1", {}) == job.JobRecord(id="job-1", state=job.JobState.ACCEPTED)
     fields = {"state": "running", "level": "2", "attempts": "1", "accepted": "1732.5", "cell": "cpu|2", "work": "0.1"}
     assert job.record_from("job-1", fields) == job.JobRecord(
         id="job-1", state=job.JobState.RUNNING, level=2, attempts=1, accepted=1732.5
     )
-
-
-def test_a_job_without_a_record_is_accepted_and_not_placed() -> None:
-    assert job.record_from("job-1", {}) == job.JobRecord(id="job-1", state=job.JobState.ACCEPTED)

@@ -6,16 +6,11 @@ from hypothesis import strategies as st
 from taxiway.client.valkey_results import MOST_PER_PASS, Rounds
 
 
-def test_nothing_is_read_before_it_has_waited_for_a_look() -> None:
+def test_nothing_is_read_before_it_has_waited_for_a_look_or_if_it_was_announced_meanwhile() -> None:
     rounds = Rounds()
     assert rounds.take({"a", "b"}) == []
     assert sorted(rounds.take({"a", "b", "c"})) == ["a", "b"]
     assert sorted(rounds.take({"b", "c"})) == ["b", "c"]
-
-
-def test_results_that_were_announced_meanwhile_are_not_read() -> None:
-    rounds = Rounds()
-    rounds.take({"a", "b"})
     assert rounds.take({"b"}) == ["b"]
 
 

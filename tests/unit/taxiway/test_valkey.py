@@ -1,4 +1,5 @@
 import ssl
+from typing import Any
 
 import hiredis
 import pytest
@@ -9,30 +10,31 @@ from taxiway.valkey import LARGE, Address, AnswerParser, Value, packed, parse
 from tests.narrowing import present
 
 
+def served(*hosts: tuple[str, int] | str, **fields: Any) -> Address:
+    return Address(hosts or (("h", 6379),), **fields)
+
+
+SENTINELS = served(
+    *(("a", 1), ("::1", 26379), ("c", 26379)),
+    database=2,
+    username="u",
+    password="p",
+    service="fleet",
+    sentinel_username="w",
+    sentinel_password="s",
+)
+
+
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("redis://h", Address((("h", 6379),))),
-        ("redis://h:1/2", Address((("h", 1),), database=2)),
-        ("redis://:p%2F%23@h/3?db=4", Address((("h", 6379),), database=3, password="p/#")),
-        ("redis://u%40:p@[::1]:7", Address((("::1", 7),), username="u@", password="p")),
-        (
-            "unix://u:p@/run/valkey%20.sock?db=5",
-            Address(("/run/valkey .sock",), database=5, username="u", password="p"),
-        ),
-        (
-            "redis+sentinel://u:p@a:1,[::1],c/2?service=fleet&sentinel_username=w&sentinel_password=s",
-            Address(
-                (("a", 1), ("::1", 26379), ("c", 26379)),
-                database=2,
-                username="u",
-                password="p",
-                service="fleet",
-                sentinel_username="w",
-                sentinel_password="s",
-            ),
-        ),
-        ("rediss://h/1?ssl_cert_reqs=none", Address((("h", 6379),), database=1, tls={"ssl_cert_reqs": "none"})),
+        ("redis://h", served()),
+        ("redis://h:1/2", served(("h", 1), database=2)),
+        ("redis://:p%2F%23@h/3?db=4", served(database=3, password="p/#")),
+        ("redis://u%40:p@[::1]:7", served(("::1", 7), username="u@", password="p")),
+        ("unix://u:p@/run/v%20.sock?db=5", served("/run/v .sock", database=5, username="u", password="p")),
+        ("redis+sentinel://u:p@a:1,[::1],c/2?service=fleet&sentinel_username=w&sentinel_password=s", SENTINELS),
+        ("rediss://h/1?ssl_cert_reqs=none", served(database=1, tls={"ssl_cert_reqs": "none"})),
     ],
 )
 def test_an_address_has_the_server_and_its_user(url: str, address: Address) -> None:
