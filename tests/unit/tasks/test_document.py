@@ -59,12 +59,7 @@ def test_the_error_holds_its_parts() -> None:
     with pytest.raises(DocumentError) as caught:
         parse("points: [x]")
     error = caught.value
-    assert (error.file, error.path, error.expected, error.value) == (
-        "drawing.yaml",
-        "points.0",
-        "`int`",
-        "x",
-    )
+    assert (error.file, error.path, error.expected, error.value) == ("drawing.yaml", "points.0", "`int`", "x")
 
 
 def test_floats_are_written_as_in_json() -> None:

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from tasks.document import Size
 from tasks.models.folder import load_catalogue
-from tasks.models.model import Profile, Variant
+from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import (
     STALE_AFTER,
     UNSURE,
     DeviceProfile,
+    KnownProfile,
     Measurement,
     Point,
     Processor,
@@ -89,34 +90,31 @@ def test_what_is_wrong_in_a_profile_is_named_by_its_path(old: str, new: str, mes
     assert f"cpu.yaml: {message}" in str(wrong.value)
 
 
-def test_a_measurement_of_the_very_device_is_trusted_at_its_own_residual() -> None:
-    known = book(FILE).lookup(MODEL, "fast", "cpu", "EPYC")
-    assert known.profile == Profile(base=0.002, slope=0.0001, floor=0.003, load=0.2)
-    assert (known.residual, known.memory, known.warning) == (1.2, 300, None)
+OWN = Profile(base=0.002, slope=0.0001, floor=0.003, load=0.2)
+LOOKUPS: dict[str, tuple[list[DeviceProfile], Model, str, str, KnownProfile]] = {
+    "of the very device": ([FILE], MODEL, "cpu", "EPYC", KnownProfile(OWN, 1.2, 300)),
+    "of another device": (
+        *([FILE], MODEL, "cpu", "Xeon"),
+        KnownProfile(OWN, UNSURE, 300, "no profile of 'Xeon': that of 'EPYC'"),
+    ),
+    "of none": (
+        *([], MODEL, "cpu", "EPYC"),
+        KnownProfile(DEFAULT, UNSURE, 7, "no profile of 'EPYC': model.yaml's default for cpu"),
+    ),
+    "of an older version": (
+        *([FILE], msgspec.structs.replace(MODEL, version=2), "cpu", "EPYC"),
+        KnownProfile(DEFAULT, UNSURE, 7, "no profile of 'EPYC': model.yaml's default for cpu"),
+    ),
+}
 
 
-def test_another_device_of_the_kind_lends_its_profile_with_a_warning() -> None:
-    known = book(FILE).lookup(MODEL, "fast", "cpu", "Xeon")
-    assert known.profile.slope == 0.0001
-    assert known.residual == UNSURE
-    assert known.warning == "no profile of 'Xeon': that of 'EPYC'"
-
-
-def test_a_model_without_profiles_has_its_default_with_a_warning() -> None:
-    known = book().lookup(MODEL, "fast", "cpu", "EPYC")
-    assert (known.profile, known.residual, known.memory) == (DEFAULT, UNSURE, 7)
-    assert known.warning == "no profile of 'EPYC': model.yaml's default for cpu"
-
-
-def test_a_kind_that_nothing_describes_has_the_models_first_default() -> None:
-    known = book(FILE).lookup(MODEL, "fast", "tpu", "")
-    assert known.profile == DEFAULT
-    assert "any tpu device" in str(known.warning)
-
-
-def test_an_older_version_of_the_model_lends_nothing() -> None:
-    newer = msgspec.structs.replace(MODEL, version=2)
-    assert book(FILE).lookup(newer, "fast", "cpu", "EPYC").profile == DEFAULT
+@pytest.mark.parametrize(("files", "model", "kind", "device", "expected"), LOOKUPS.values(), ids=LOOKUPS)
+def test_a_variant_has_the_profile_of_its_device_else_another_with_a_warning(
+    files: list[DeviceProfile], model: Model, kind: Any, device: str, expected: KnownProfile
+) -> None:
+    assert book(*files).lookup(model, "fast", kind, device) == expected
+    nothing = book(*files).lookup(model, "fast", "tpu", "")
+    assert (nothing.profile, "any tpu device" in str(nothing.warning)) == (DEFAULT, True)
 
 
 def test_a_profile_is_stale_after_its_days() -> None:
@@ -196,18 +194,15 @@ def test_a_device_has_a_plain_file_name() -> None:
 
 def test_measuring_one_variant_again_keeps_the_others(tmp_path: Path) -> None:
     exact = msgspec.structs.replace(MEASURED, base=1.0)
-    first = [
-        MeasuredOutcome(model="sentiment:1", variant=n, measurement=m)
-        for n, m in (("fast", MEASURED), ("exact", exact))
-    ]
     again = msgspec.structs.replace(MEASURED, base=2.0)
-    write(first, FILE.device, tmp_path)
-    (path,) = write([MeasuredOutcome(model="sentiment:1", variant="fast", measurement=again)], FILE.device, tmp_path)
-    assert parse_profile(path.read_text()).variants == {"fast": again, "exact": exact}
-    (path,) = write([MeasuredOutcome(model="sentiment:2", variant="fast", measurement=again)], FILE.device, tmp_path)
-    assert parse_profile(path.read_text()).variants == {"fast": again}
 
+    def written(model: str, **measured: Measurement) -> dict[str, Measurement]:
+        found = [MeasuredOutcome(model=model, variant=name, measurement=one) for name, one in measured.items()]
+        (path,) = write(found, FILE.device, tmp_path)
+        return dict(parse_profile(path.read_text()).variants)
 
-def test_a_failed_variant_writes_no_file(tmp_path: Path) -> None:
     assert write([MeasuredOutcome(model="sentiment:1", variant="fast", error="no")], FILE.device, tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [], "a failed variant writes no file"
+    written("sentiment:1", fast=MEASURED, exact=exact)
+    assert written("sentiment:1", fast=again) == {"fast": again, "exact": exact}
+    assert written("sentiment:2", fast=again) == {"fast": again}

@@ -175,15 +175,9 @@ json_values = st.recursive(
     ),
     max_leaves=12,
 )  # fmt: skip
+IMAGE = sized("pixels", PICTURE, PIXELS, pipeline="image")
 units = st.sampled_from(
-    [
-        MONTE_CARLO,
-        SENTIMENT,
-        sized("ids", IDS),
-        sized("ids[1]", IDS),
-        sized("bytes", IDS, PICTURE),
-        sized("pixels", PICTURE, PIXELS, pipeline="image"),
-    ]
+    [MONTE_CARLO, SENTIMENT, sized("ids", IDS), sized("ids[1]", IDS), sized("bytes", IDS, PICTURE), IMAGE]
 )
 
 

@@ -13,15 +13,14 @@ from taxiway.contract.wire import TRACEPARENT, TRACESTATE, submitting
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def test_a_message_without_a_trace_has_no_parent() -> None:
-    assert parent_of({"id": "1"}) is None
-
-
 @pytest.mark.parametrize(
     "parent", [PARENT[:-1] + "0", "00-" + "0" * 32 + PARENT[35:], "nothing", "", 7, None, [PARENT]]
 )
 def test_what_is_not_sampled_or_no_trace_at_all_has_no_parent(parent: Any) -> None:
-    assert parent_of({TRACEPARENT: parent}) is None
+    start_tracing("router", {"OTEL_TRACES_EXPORTER": "none"})
+    assert parent_of({TRACEPARENT: parent}) is parent_of({}) is None
+    with submitting("echo") as carried:
+        assert carried == {}, "the producer is in no trace"
 
 
 @given(st.fixed_dictionaries({TRACEPARENT: st.just(PARENT), TRACESTATE: st.text() | st.integers() | st.none()}))
@@ -38,11 +37,6 @@ def test_a_message_goes_on_with_the_time_and_with_what_others_put_into_its_trace
     assert parent.since == 5e-6
     mark(headers, begin("place", parent, 10.0, {}), 12.0)
     assert headers == {TRACEPARENT: PARENT, TRACESTATE: "taxiway=12000002,shop=a,lab=b"}  # no SDK: its own span
-
-
-def test_a_process_without_a_named_exporter_traces_nothing() -> None:
-    start_tracing("router", {"OTEL_TRACES_EXPORTER": "none"})
-    assert parent_of({}) is None
 
 
 def test_an_exporter_that_is_not_installed_is_a_wrong_setting() -> None:
@@ -66,11 +60,6 @@ def test_otlp_is_the_exporter_of_its_protocol(monkeypatch: pytest.MonkeyPatch, p
     installed(monkeypatch, named, "no_such_package:Exporter")
     with pytest.raises(SettingsError, match="otlp: No module named"):
         start_tracing("router", {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol})
-
-
-def test_a_producer_that_is_in_no_trace_carries_none() -> None:
-    with submitting("echo") as carried:
-        assert carried == {}
 
 
 def test_a_producers_own_trace_is_carried_whatever_sdk_it_has() -> None:
