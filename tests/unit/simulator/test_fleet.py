@@ -1,15 +1,13 @@
 """The fleet file: the example, and what is said of wrong ones."""
 
-import csv
 from pathlib import Path
 
 import pytest
 
 from simulator.fleet import FleetError, load_fleet, parse_fleet
+from tests.unit.simulator.public_data import rows_of
 
 EXAMPLE = Path(__file__).parents[3] / "simulator" / "fleets" / "azure-mixed.yaml"
-DATA = Path(__file__).parents[4] / "shared" / "data"
-
 DEVICES = {"gpu.l4": "NVIDIA L4", "gpu.a100": "NVIDIA A100-SXM4-40GB", "tpu.v5e": "Google TPU v5e"}
 INSTANCES = {
     "cpu.amx": "c3-standard-44",
@@ -17,14 +15,6 @@ INSTANCES = {
     "gpu.a100": "a2-highgpu-1g",
     "tpu.v5e": "tpu-v5litepod-1",
 }
-
-
-def rows_of(name: str) -> list[dict[str, str]]:
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"the public data is not here: {path.name}")
-    with path.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def test_the_example_has_the_published_prices() -> None:

@@ -191,9 +191,6 @@ def test_the_table_has_signs_and_a_dash_for_what_is_absent() -> None:
     assert "cost $2.00 $1.00 -$1.00" in lines
     assert "cost of cpu $2.00 – -$2.00" in lines
     assert "cost of gpu – $1.00 +$1.00" in lines
-
-
-def test_cents_of_a_short_history_are_told_apart() -> None:
     assert "cost $0.0123 $0.0122 -$0.0001" in shown(compared((part(1.0, 0.0123), part(1.0, 0.0122))))
 
 

@@ -108,11 +108,8 @@ def test_a_class_has_the_devices_that_it_may_have() -> None:
     startable = {name: device.count for name, device in found().workload.fleet.classes.items()}
     assert startable == {"cloud": UNBOUNDED, "edge": 3, "spot": UNBOUNDED}
     fixed = found(a_known(startable=())).workload.fleet.classes
-    assert {name: (device.minimum, device.count) for name, device in fixed.items()} == {
-        "cloud": (2, 2),
-        "edge": (1, 1),
-        "spot": (1, 1),
-    }
+    bounds = {name: (device.minimum, device.count) for name, device in fixed.items()}
+    assert bounds == {"cloud": (2, 2), "edge": (1, 1), "spot": (1, 1)}
 
 
 def test_a_class_costs_the_twin_what_its_devices_were_told_that_their_nodes_cost() -> None:
@@ -129,6 +126,8 @@ def test_what_devices_learned_of_their_pace_is_in_the_timings() -> None:
         assert before is not None
         assert after is not None
         assert after.answer(one, one, 1) == 3 * before.answer(one, one, 1)
+    known = a_known(pace={"sentiment:1/onnx": 3.0})
+    assert paces(known.snapshot, known.topology.hardware) == (3.0, 3.0, 3.0), "the mean of a class's devices"
 
 
 def test_a_generation_reads_its_prompt_in_one_step_and_steps_for_each_token_of_its_answer() -> None:
@@ -146,15 +145,6 @@ def test_a_generation_reads_its_prompt_in_one_step_and_steps_for_each_token_of_i
     assert long - short == pytest.approx(900 * profile.slope)
 
 
-def learned(known: KnownFleet) -> tuple[float, ...]:
-    return paces(known.snapshot, known.topology.hardware)
-
-
-def test_the_pace_of_a_class_is_the_mean_of_what_its_devices_learned() -> None:
-    assert learned(a_known()) == (1.0, 1.0, 1.0)
-    assert learned(a_known(pace={"sentiment:1/onnx": 3.0})) == (3.0, 3.0, 3.0)
-
-
 def test_answers_count_as_timely_by_their_deadline_and_refusals_do_not() -> None:
     some = arrivals((0, 0, 0, 0.5), (0, 0, 0, 0.5), (0, 2, 0, math.nan), (0, 1, 0, 0.5), (0, 3, 0, 0.5), (0, 0, 0, 0.5))
     some.jobs["seconds"] = 0.4, 0.6, 900.0, 0.1, 0.1, math.nan
@@ -169,10 +159,8 @@ def test_a_refused_request_counts_as_demand_with_the_terms_of_the_one_of_its_mod
 
     asked = as_demanded(some).jobs
 
-    assert (
-        asked[2][["service", "locality", "rows", "deadline"]]
-        == some.jobs[1][["service", "locality", "rows", "deadline"]]
-    )
+    terms = ["service", "locality", "rows", "deadline"]
+    assert asked[2][terms] == some.jobs[1][terms]
     assert asked["arrival"].tolist() == some.jobs["arrival"].tolist()
     assert STATES[asked["state"][3]] == "refused", "no request of its model was accepted"
     one = found(what=some)

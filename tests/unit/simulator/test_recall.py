@@ -83,12 +83,12 @@ def arrivals(begin: float, end: float, every: Callable[[float], float], state: i
     return Arrivals(NAMES, jobs)
 
 
+def every(at: float) -> float:
+    return 3.0 if 20 * BLOCK <= at < 40 * BLOCK else 1.0
+
+
 def test_a_tuner_recalls_from_the_counts_of_what_it_read() -> None:
     day, night = 20 * BLOCK, 40 * BLOCK
-
-    def every(at: float) -> float:
-        return 3.0 if day <= at < night else 1.0
-
     until, span = night + SOON * BLOCK + 7, LENGTH * BLOCK
     traffic = Traffic()
     assert not traffic
@@ -104,10 +104,6 @@ def test_a_tuner_recalls_from_the_counts_of_what_it_read() -> None:
 
 def test_times_that_were_not_observed_or_are_too_old_are_not_recalled() -> None:
     day, night = 20 * BLOCK, 40 * BLOCK
-
-    def every(at: float) -> float:
-        return 3.0 if day <= at < night else 1.0
-
     until, span = night + SOON * BLOCK, LENGTH * BLOCK
     whole = arrivals(0, until, every)
     gap = Traffic()

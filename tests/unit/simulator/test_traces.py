@@ -6,17 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.traces import KINDS, PRIOR, UNSET, Trace, TraceError, predict, read_trace, synthetic_trace
+from simulator.traces import KINDS, PRIOR, UNSET, TraceError, predict, read_trace, synthetic_trace
+from tests.unit.simulator.public_data import table
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
 HEADER = "arrival,model,size,deadline,priority,tenant"
-
-
-def azure(name: str) -> Trace:
-    path = DATA / f"azure_llm_{name}.csv"
-    if not path.exists():
-        pytest.skip(f"the public data is not here: {path.name}")
-    return read_trace(path, model="chat")
 
 
 def written(folder: Path, text: str) -> Path:
@@ -27,15 +20,9 @@ def written(folder: Path, text: str) -> Path:
 
 @pytest.mark.cases("name, count, span, rate, dispersion, prompts, outputs")
 def test_the_azure_reader_gives_the_published_figures(
-    name: str,
-    count: int,
-    span: float,
-    rate: float,
-    dispersion: float,
-    prompts: tuple[int, ...],
-    outputs: tuple[int, ...],
+    name: str, count: int, span: float, rate: float, dispersion: float, prompts: list[int], outputs: list[int]
 ) -> None:
-    trace = azure(name)
+    trace = read_trace(table(f"azure_llm_{name}.csv"), model="chat")
     minutes = np.bincount((trace.arrival // 60).astype(int))[: int(trace.arrival[-1] // 60)]
     assert len(trace) == count
     assert trace.arrival[-1] == pytest.approx(span, abs=0.05)
@@ -65,19 +52,16 @@ def test_a_bad_row_is_named_by_its_line_and_what_was_expected(tmp_path: Path, ro
     assert str(path) in str(caught.value)
 
 
-def test_a_bad_time_in_an_azure_trace_is_named_by_its_line(tmp_path: Path) -> None:
-    path = written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n")
-    with pytest.raises(TraceError, match="line 2: expected a TIMESTAMP"):
-        read_trace(path, model="chat")
-
-
 @pytest.mark.parametrize("text", ["", "a,b,c\n1,2,3\n", f"{HEADER},colour\n", f"{HEADER},size\n", f"{HEADER}\n"])
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(TraceError):
         read_trace(written(tmp_path, text), model="chat")
 
 
-def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_and_a_bad_time_in_an_azure_trace_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n")
+    with pytest.raises(TraceError, match="line 2: expected a TIMESTAMP"):
+        read_trace(path, model="chat")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("missing", "binary"):
         with pytest.raises(TraceError, match="readable CSV"):
