@@ -1,7 +1,5 @@
 """What a database holds of jobs and devices."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec
@@ -26,6 +24,11 @@ def record_of(client: redis.Redis, job: str) -> JobRecord:
 def facts_of(client: redis.Redis, worker: str) -> DeviceFacts:
     """What a worker last reported of its device."""
     return msgspec.json.decode(as_bytes(client.hget(DEVICES, worker)), type=DeviceFacts)
+
+
+def all_facts(client: redis.Redis) -> list[DeviceFacts]:
+    """What each worker last reported of its device."""
+    return [msgspec.json.decode(as_bytes(raw), type=DeviceFacts) for raw in client.hvals(DEVICES)]
 
 
 def is_listened_to(client: redis.Redis) -> bool:

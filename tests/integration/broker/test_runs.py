@@ -25,7 +25,7 @@ from tasks.settings import Settings
 from taxiway.contract.job import JobState, read_meta
 from taxiway.contract.keys import UNACKED, WORK, blob_key, job_key, priority_list, result_key, stream_key, work_cell
 from taxiway.contract.progress import RunProgress, result_in
-from taxiway.contract.stream import read_piece
+from taxiway.contract.stream import MOST_PIECES, Lost, Piece, Progress, read_piece
 from tests.narrowing import as_bytes
 from tests.scripting import CELL, KEEP, Store, placed
 
@@ -224,3 +224,15 @@ def test_a_request_ends_with_the_claim_of_a_worker_that_was_lost(store: Store, w
     worker.let_lapse([("j", "w#1")])
     store.claim("v", "j")
     assert "yield" not in store.record("j")
+
+
+def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(settings: Settings, store: Store) -> None:
+    worker, progress = WorkerStore(settings.broker, "worker", Limits()), Progress()
+    for n in range(2 * MOST_PIECES):
+        worker.append([("job", Piece(1, 2 * n, "ab"))])
+    entries: Any = store.client.xrange(stream_key("job"))
+    pieces = [piece for _, fields in entries if isinstance(piece := read_piece(fields), Piece)]
+    assert MOST_PIECES <= len(pieces) < MOST_PIECES + 200
+    lost, *rest = [event for n, piece in enumerate(pieces) for event in progress.take(f"{n}-0", piece)]
+    assert lost == Lost(pieces[0].at)
+    assert rest == ["ab"] * len(pieces)

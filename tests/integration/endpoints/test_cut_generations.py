@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 import redis
 
@@ -21,12 +20,13 @@ from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import JobState, Result
-from taxiway.contract.keys import DEVICES, job_key
+from taxiway.contract.keys import job_key
 from tests.llama import NAME, llama_server, llama_server_process
 from tests.narrowing import as_bytes
 from tests.queues import engine_class, queues_of
 from tests.routing import RouterProcess, eventually, router_process
 from tests.serving import is_ready
+from tests.stored import all_facts
 from tests.working import CLASS, WorkerProcess, worker_process, worker_settings
 
 pytestmark = [
@@ -74,7 +74,7 @@ class Fleet:
 
     def devices(self) -> list[DeviceFacts]:
         """What the workers' heartbeats say."""
-        return [msgspec.json.decode(raw, type=DeviceFacts) for raw in self.state.hvals(DEVICES)]
+        return all_facts(self.state)
 
     def ask_to_yield(self, job: str) -> bool:
         ask = YieldAsk(job, self.holder(job), "a live chat waits")

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 import redis
 
 import taxiway
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
-from taxiway.contract.keys import DEVICES
 from tests.engine import Engine, serving
 from tests.queues import engine_class, queues_of
 from tests.routing import RouterProcess, eventually, router_process
+from tests.stored import all_facts
 from tests.waiting import BUSY
 from tests.working import CLASS, SLAB, worker_process, worker_settings
 
@@ -74,7 +73,7 @@ REMOTE = (
 
 def device_facts(settings: Settings) -> list[DeviceFacts]:
     with redis.Redis.from_url(settings.broker) as store:
-        return [msgspec.json.decode(raw, type=DeviceFacts) for raw in store.hvals(DEVICES)]
+        return all_facts(store)
 
 
 def test_what_waits_and_what_ran_on_an_endpoint_that_dies_runs_elsewhere(settings: Settings, tmp_path: Path) -> None:

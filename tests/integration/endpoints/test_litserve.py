@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import msgspec
-
-from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
-from taxiway.contract.keys import DEVICES
 from tests.builders import add_engine_models
 from tests.queues import engine_class, queues_of
 from tests.real_engines import litserve
 from tests.routing import eventually
+from tests.stored import all_facts
 from tests.working import CLASS, Tower, worker_process, worker_settings
 
 CHAT = {"messages": [{"role": "user", "content": "Hello dear world"}]}
@@ -22,12 +19,8 @@ def test_a_chat_of_a_server_that_lists_no_models_is_answered_and_streamed(settin
         told = worker_settings(settings, tmp_path, queues_of({CLASS: engine}))
         add_engine_models(told.models, "talk")
         with worker_process(told, "--device", "endpoint:0"), Tower(told) as tower:
-            eventually(lambda: [one for one in devices(tower) if one.classes and not one.fault])
+            eventually(lambda: [one for one in all_facts(tower.state) if one.classes and not one.fault])
             jobs = [tower.order("talk", CHAT, variant="engine", stream=streams) for streams in (False, True)]
             outputs = [tower.result(job).outputs for job in jobs]
     assert [one["text"].split() for one in outputs] == [["Hello", "dear", "world"]] * 2
     assert outputs[0]["finish-reason"] == "stop"
-
-
-def devices(tower: Tower) -> list[DeviceFacts]:
-    return [msgspec.json.decode(raw, type=DeviceFacts) for raw in tower.state.hvals(DEVICES)]

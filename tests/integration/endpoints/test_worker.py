@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ from tasks.models.chats import most_tokens
 from tasks.queues.endpoints import Tariff
 from tasks.settings import Settings
 from taxiway.contract.job import Tokens
-from taxiway.contract.keys import DEVICES, job_key, learned_key, result_key, stream_key
+from taxiway.contract.keys import job_key, learned_key, result_key, stream_key
 from taxiway.contract.stream import Piece, read_piece
 from taxiway.errors import DeadlineExceededError, DeviceFaultError, InvalidRequestError, JobCancelledError, TaxiwayError
 from tests.builders import add_engine_models
@@ -28,6 +27,7 @@ from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
 from tests.queues import engine_class, queues_of
 from tests.routing import eventually
+from tests.stored import all_facts
 from tests.waiting import BUSY
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
 
@@ -113,8 +113,8 @@ def order(tower: Tower, text: str, **terms: Any) -> str:
 
 
 def facts(tower: Tower) -> DeviceFacts:
-    (raw,) = tower.state.hvals(DEVICES)
-    return msgspec.json.decode(raw, type=DeviceFacts)
+    (found,) = all_facts(tower.state)
+    return found
 
 
 def told(tower: Tower, job: str) -> list[Piece]:

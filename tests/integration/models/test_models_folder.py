@@ -1,7 +1,5 @@
 """The models folder of a running fleet: what is wrong in it, and what changes in it, at every interface."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
-from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway import Client
-from taxiway.contract.keys import DEVICES
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
 from tests.command_line import CommandLine
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.routing import EchoDevice, RouterProcess, router_process
+from tests.stored import all_facts
 from tests.waiting import until
 from tests.working import QUEUES, Tower, worker_process, worker_settings
 
@@ -88,7 +84,7 @@ def reload(router: RouterProcess, *options: str) -> tuple[int, Any]:
 
 def unavailable(tower: Tower) -> set[str]:
     """The variants that the worker's heartbeat says it cannot run."""
-    (facts,) = (msgspec.json.decode(raw, type=DeviceFacts) for raw in tower.state.hvals(DEVICES))
+    (facts,) = all_facts(tower.state)
     return set(facts.unavailable)
 
 

@@ -1,8 +1,6 @@
 """A model like silero-vad on a real worker: its state has the batch on the second axis, its sample rate has none."""
 
-from __future__ import annotations
-
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,16 +10,17 @@ from taxiway import Client
 from taxiway.contract.values import to_array, to_wire
 from taxiway.errors import InvalidRequestError
 from tests.graphs import VAD_SPECS, vad_graph, write_model
-from tests.routing import router_process
+from tests.serving import ServedFleet, served_fleet
 from tests.working import QUEUES, Tower, worker_settings
 
 
-@pytest.fixture
-def fleet(settings: Settings, tmp_path: Path) -> Settings:
+@pytest.fixture(scope="module")
+def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
     queues = QUEUES.replace("[python, echo]", "[onnx]").replace("warm: [echo, slab]", "warm: [vad]")
-    base = worker_settings(settings, tmp_path, queues)
+    base = worker_settings(lasting, tmp_path_factory.mktemp("vad"), queues)
     write_model(base.models, "vad", vad_graph(), **VAD_SPECS)
-    return base
+    with served_fleet(base, "vad") as fleet:
+        yield fleet
 
 
 def row(number: float, rate: int = 16000) -> dict[str, object]:
@@ -31,9 +30,8 @@ def row(number: float, rate: int = 16000) -> dict[str, object]:
     return {"input": np.full(4, number, np.float32), "state": state, "sr": rate}
 
 
-@pytest.mark.usefixtures("worker")
-def test_two_requests_run_in_one_batch_and_each_gets_its_own_row(fleet: Settings) -> None:
-    with Tower(fleet) as tower:
+def test_two_requests_run_in_one_batch_and_each_gets_its_own_row(fleet: ServedFleet) -> None:
+    with Tower(fleet.settings) as tower:
         rows = [row(1.0), row(2.0), row(3.0, rate=8000)]
         tower.queue(*(orders := [tower.message("vad", to_wire(one), variant="onnx") for one in rows]))
         answers = [tower.result(order.headers["id"]) for order in orders]
@@ -45,16 +43,15 @@ def test_two_requests_run_in_one_batch_and_each_gets_its_own_row(fleet: Settings
     assert [state[0, 0] for state in states] == [2.0, 3.0, 4.0]
 
 
-@pytest.mark.usefixtures("worker")
 def test_over_http_tensors_have_the_models_own_shape_and_one_row_comes_back_without_the_batch_axis(
-    fleet: Settings,
+    fleet: ServedFleet,
 ) -> None:
     batch = {
         "input": np.full((3, 4), [[1.0], [2.0], [3.0]], np.float32),
         "state": np.zeros((2, 3, 128), np.float32),
         "sr": 16000,
     }
-    with router_process(fleet) as router, Client(router.http) as client:
+    with Client(fleet.router.http) as client:
         one = client.infer("vad", row(5.0), deadline=30).outputs
         three = client.infer("vad", batch, deadline=30).outputs
         with pytest.raises(InvalidRequestError, match=r"inputs.sr: expected shape \[\] \(without a batch axis\)"):

@@ -1,7 +1,5 @@
 """Python callables in a real worker: a misbehaving one ends only its own job, and a call without a waiter is ended."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Iterable, Iterator

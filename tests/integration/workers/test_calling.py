@@ -1,7 +1,5 @@
 """A callable in a process of its own: what comes back, what ends it, and that nothing is left behind."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

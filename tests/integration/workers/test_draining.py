@@ -1,18 +1,14 @@
 """Workers that leave: by a signal or a file, killed, or with a batch that hangs. No job is lost with them."""
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 import redis
 
 from broker.valkey.claims import read_history
 from broker.valkey.class_queue import ClassQueue
-from tasks.heartbeat import DeviceFacts
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
 from taxiway.contract.keys import DEVICES, UNACKED, job_key, priority_list, result_key
@@ -20,7 +16,7 @@ from taxiway.contract.wire import Envelope
 from tests.narrowing import as_bytes
 from tests.routing import eventually
 from tests.scripting import is_held
-from tests.stored import fields_of
+from tests.stored import facts_of, fields_of
 from tests.waiting import BUSY
 from tests.working import (
     CLASS,
@@ -57,10 +53,6 @@ def job_of(message: Envelope) -> str:
     return str(message.headers["id"])
 
 
-def facts(tower: Tower, worker: str) -> DeviceFacts:
-    return msgspec.json.decode(tower.state.hget(DEVICES, worker) or b"", type=DeviceFacts)
-
-
 def is_with(tower: Tower, job: str, worker: str) -> bool:
     """Whether the worker has the job, or anybody has answered it."""
     holder = as_bytes(tower.state.hget(job_key(job), "holder") or b"")
@@ -74,7 +66,7 @@ def test_a_worker_with_a_notice_runs_what_ends_in_time_and_gives_the_rest_back(f
     with worker_process(fleet) as first:
         eventually(lambda: is_running(tower, job_of(running)))
         first.process.send_signal(SIGNAL)
-        eventually(lambda: facts(tower, first.name).draining)
+        eventually(lambda: facts_of(tower.state, first.name).draining)
         let_go(fleet)
         eventually(lambda: not is_held(tower.state, job_of(ages)))  # once the batch has ended
         assert first.process.wait(60) == 0
@@ -91,7 +83,7 @@ def test_a_batch_that_outstays_the_grace_is_given_back_and_runs_elsewhere(fleet:
         job = tower.order("slab", ENDLESS)
         eventually(lambda: is_running(tower, job))
         first.process.send_signal(signal.SIGTERM)
-        eventually(lambda: facts(tower, first.name).draining)
+        eventually(lambda: facts_of(tower.state, first.name).draining)
         assert first.process.poll() is None
         first.process.send_signal(signal.SIGTERM)  # for the second time: now
         assert first.process.wait(60) == 0

@@ -1,7 +1,5 @@
 """Models and workers on a real CUDA device. Everything here skips where there is none."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 The model spinner is short by its profile, and each job here takes far longer.
 """
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A worker's name is one live process's, and a killed worker's successor gets it."""
 
-from __future__ import annotations
-
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Workers of one class on nodes of different prices: each bills its own, and placement goes by what they cost."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path

@@ -1,15 +1,21 @@
-"""A cloud's metadata address, as AWS has it: it tells nothing without a token, and nothing stands there at first."""
+"""What tells a worker to leave: a cloud's metadata address, as AWS has it, and the hours of its class."""
 
-from __future__ import annotations
-
+import json
+import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from tasks.settings import Settings
 from tasks.topology import Notice
+from tests.forked import start
+from tests.working import CLASS, QUEUES, worker_settings
 from workers.drain import NoticeWatch
 
 
@@ -86,3 +92,30 @@ def test_the_watch_reports_a_notice_until_it_is_stopped(metadata: Metadata) -> N
 
 def test_an_address_that_does_not_answer_is_no_notice() -> None:
     assert watch_of(9, print).look() is None  # the discard port, without a listener
+
+
+@pytest.mark.parametrize(("begin", "end", "opens"), [(2, 3, 2), (-1, 1, 23)])
+def test_a_worker_waits_until_its_class_serves_for_longer_than_a_drain_takes(
+    settings: Settings, tmp_path: Path, begin: int, end: int, opens: int
+) -> None:
+    now = datetime.now(UTC)
+    hours = f'"{now + timedelta(hours=begin):%H:%M}-{now + timedelta(hours=end):%H:%M}"'
+    queues = QUEUES.replace("    warm: ", f"    available: {{hours: {hours}}}\n    warm: ")
+    fleet = worker_settings(settings, tmp_path, queues.replace("lease: 1", "lease: 1, grace: 7200"))
+    process = start("workers", "workers", ["--class", CLASS], {**os.environ, **fleet.environment()}, None)
+    assert process.stdout is not None
+    try:
+        waits = json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+    left = datetime.fromisoformat(waits.pop("opens")) - now
+    assert (waits["ready"], waits["device"]) == ("worker", "cpu:0")
+    assert abs(left - timedelta(hours=opens)) <= timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(("left", "notice"), [(math.inf, None), (61.0, None), (60.0, 60.0), (0.0, 0.0)])
+def test_the_last_seconds_of_its_hours_are_a_notice_to_a_worker(left: float, notice: float | None) -> None:
+    assert NoticeWatch(Notice(), print, closes=lambda: left, grace=60.0).look() == notice

@@ -1,7 +1,5 @@
 """`taxiway profile` as people run it, and executors that find their profile out: real runtimes and processes."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from contextlib import chdir

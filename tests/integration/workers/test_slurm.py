@@ -1,7 +1,5 @@
 """A worker as a pilot job under Slurm, which ends it by its walltime."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """A real worker process on a real Valkey, behind the smallest router that can sign."""
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 

@@ -1,8 +1,5 @@
 """Workers that a test starts in its own way, stops, or leaves without something."""
 
-from __future__ import annotations
-
-import hashlib
 import os
 import signal
 import subprocess
@@ -19,15 +16,15 @@ from broker.port import DeadLetter
 from local.embedded import EmbeddedValkey
 from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import DEAD, DEVICES, HEARTBEATS, job_key, result_key
 from taxiway.errors import DeviceFaultError, TaxiwayError
 from tests.command_line import program
+from tests.graphs import onnx_variant, write_model
 from tests.routing import eventually
 from tests.scripting import is_held
-from tests.stored import facts_of, fields_of, record_of, scores
+from tests.stored import all_facts, facts_of, fields_of, record_of, scores
 from tests.working import (
     CLASS,
     LASTING,
@@ -44,6 +41,7 @@ from tests.working import (
 )
 from workers.decide.faults import RETRIES
 from workers.stages.retries import OUT_OF_MEMORY
+from workers.worker import BROKEN
 
 
 def state_of_job(tower: Tower, job: str) -> JobState:
@@ -166,29 +164,9 @@ def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) 
     assert tower.state.llen(DEAD) == 1
 
 
-HUNGRY = """
-name: hungry
-version: 1
-summary: The sum of so many zeros, all of which it holds at once.
-licence: Apache-2.0
-pipeline: tensors
-inputs: [{{name: n, datatype: INT64, shape: [-1]}}]
-outputs: [{{name: sum, datatype: FP32, shape: [-1]}}]
-reference: onnx
-artefacts: {{graph: {{kind: file, path: hungry.onnx, sha256: {sha256}, licence: Apache-2.0}}}}
-variants:
-  onnx:
-    runtime: onnx
-    artefacts: {{graph: graph}}
-    memory: 0
-    max_batch: 1
-    profiles: {{cpu: {{base: 0.001, slope: 0.0001}}}}
-"""
-
-
 @pytest.fixture
 def hungry(fleet: Settings) -> Settings:
-    """The fleet with a model that asks for as much memory as its input says."""
+    """The fleet with the model hungry: the sum of so many zeros, all of which it holds at once."""
     fleet.queues.write_text(QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
     zeros = helper.make_node("ConstantOfShape", ["n"], ["zeros"])
     added = helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=1)
@@ -196,10 +174,12 @@ def hungry(fleet: Settings) -> Settings:
     total = helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1])
     graph = helper.make_graph([zeros, added], "hungry", [n], [total])
     raw = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
-    folder = fleet.models / "hungry"
-    folder.mkdir()
-    (folder / "hungry.onnx").write_bytes(raw)
-    (folder / "model.yaml").write_text(HUNGRY.format(sha256=hashlib.sha256(raw).hexdigest()))
+    specs = {
+        "inputs": [{"name": "n", "datatype": "INT64", "shape": [-1]}],
+        "outputs": [{"name": "sum", "datatype": "FP32", "shape": [-1]}],
+    }
+    variants = {"onnx": {**onnx_variant(0.001), "memory": 0, "max_batch": 1}}
+    write_model(fleet.models, "hungry", raw, **specs, variants=variants)
     return fleet
 
 
@@ -283,8 +263,7 @@ def test_a_worker_whose_connections_are_cut_goes_on_without_a_word_of_celerys_se
 
 def rejected(tower: Tower) -> int:
     """Messages that the workers say they rejected."""
-    facts = [msgspec.json.decode(raw, type=DeviceFacts) for raw in tower.state.hvals(DEVICES)]
-    return sum(one.done[CLASS].rejected for one in facts if CLASS in one.done)
+    return sum(one.done[CLASS].rejected for one in all_facts(tower.state) if CLASS in one.done)
 
 
 @pytest.mark.usefixtures("worker")
@@ -298,3 +277,23 @@ def test_a_message_that_no_router_signed_is_parked_counted_and_not_run(tower: To
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
     assert tower.state.get(result_key(message.headers["id"])) is None
     eventually(lambda: rejected(tower) == 1)
+
+
+FAILING = """
+import time
+from workers.worker import start_thread
+
+def body():
+    raise ValueError("the loop broke")
+
+start_thread("finish", body)
+time.sleep(20)
+"""
+
+
+def test_a_process_ends_when_one_of_its_loops_fails_and_says_why() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], cwd=TREE, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == BROKEN
+    assert "the loop broke" in done.stderr
