@@ -1,6 +1,6 @@
 """What does it cost to call a Python callable in a process of its own? `python -m benchmarks.calling`.
 
-Compares calls of the model `monte-carlo` with one sample, and round trips of arrays, with the same in this process.
+Compares calls with a number, and round trips of arrays, with the same in this process.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.harness.measure import answer, say
-from tasks.models.files import Code, entry_code
-from tasks.settings import TREE
+from tasks.models.files import Code
 from workers.calling.child import Child
 
 REPEATS = 9
@@ -23,15 +22,13 @@ SIZES = (2**20, 2**24)
 
 def main() -> None:
     """Print a line for the small call, and one for each size."""
-    monte_carlo = entry_code("python", "monte_carlo", str(TREE / "models" / "monte-carlo"))
-    simulate = monte_carlo.load()
-    small = {"samples": np.asarray(1), "seed": np.asarray(1)}
-    with_process, alone = _in_turns(monte_carlo, small, lambda: simulate(1, 1), CALLS)
+    echo, small = Code("benchmarks.calling:give_back"), {"value": np.asarray(1)}
+    with_process, alone = _in_turns(echo, small, lambda: give_back(1), CALLS)
     added = [one - other for one, other in zip(with_process, alone, strict=True)]
     say(answer("milliseconds that its own process adds to a small call", added, least=round(min(added), 3)))
     for size in SIZES:
         array = {"value": np.zeros(size, np.uint8)}
-        with_process, _ = _in_turns(Code("benchmarks.calling:give_back"), array, lambda: None, CALLS // 50)
+        with_process, _ = _in_turns(echo, array, lambda: None, CALLS // 50)
         say(
             answer(
                 "milliseconds of a call with an array there and back",

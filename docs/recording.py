@@ -152,7 +152,7 @@ def svg(frames: list[tuple[tuple[str, ...], float]]) -> str:
 def loaded(url: str) -> Iterator[None]:
     """Submits the quick inputs of the demo again and again, so that the fleet has work to show."""
     catalogue, stop = load_catalogue(models_folder(os.environ)), threading.Event()
-    inputs = asks(catalogue, cache_directory(os.environ), skipped=("chat", "generate", "monte-carlo"))
+    inputs = asks(catalogue, cache_directory(os.environ), skipped=("chat", "generate", "ising"))
 
     def submit() -> None:
         while not stop.is_set():

@@ -163,7 +163,7 @@ _IN_THE_LAB = {"service": "bulk", "locality": "lab"}
 SERVICES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "generate": (_LIVE, _EASY, _EASY),
     "chat": (_EASY,),
-    "monte-carlo": (_BULK,),
+    "ising": (_BULK,),
     "classify-image": (_LIVE, _IN_THE_CLOUD, _EASY, _BULK),
     "embed": (_EASY, _BULK, _IN_THE_LAB),
     "sentiment": (_LIVE, _EASY),

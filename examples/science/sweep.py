@@ -1,7 +1,7 @@
-"""Magnetisation against temperature: `python sweep.py ADDRESS` submits a job for each, and draws the answers.
+"""Magnetisation against temperature: `python sweep.py ADDRESS` submits an array, and draws the answers.
 
-Each temperature is a job of its own that runs where there is room, and goes on from its last checkpoint if its worker
-or its machine is lost. The curve is Onsager's.
+Each temperature is a member that runs where there is room, and goes on from its last checkpoint if its worker or its
+machine is lost. The curve is Onsager's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 import taxiway
 
 TEMPERATURES = [1.5 + 0.1 * step for step in range(21)]
-DEADLINE = 86400.0  # seconds
 CRITICAL = 2 / math.log(1 + math.sqrt(2))
 
 
@@ -22,15 +21,18 @@ def sweep(
     client: taxiway.Client, temperatures: Iterable[float], *, size: int = 64, sweeps: int = 10_000
 ) -> dict[float, float]:
     """The magnetisation at each temperature."""
-    jobs = {
-        temperature: client.submit(
-            "ising",
-            {"size": size, "temperature": temperature, "sweeps": sweeps, "seed": seed},
-            deadline=DEADLINE,
-        )
+    inputs = {
+        temperature: {"size": size, "temperature": temperature, "sweeps": sweeps, "seed": seed}
         for seed, temperature in enumerate(temperatures)
     }
-    return {temperature: float(job.result().outputs["magnetisation"]) for temperature, job in jobs.items()}
+    return dict(zip(inputs, map(magnetisation_of, client.array("ising", inputs.values())), strict=True))
+
+
+def magnetisation_of(outcome: taxiway.Result | taxiway.TaxiwayError) -> float:
+    """The magnetisation in a member's result."""
+    if isinstance(outcome, taxiway.TaxiwayError):
+        raise outcome
+    return float(outcome.outputs["magnetisation"])
 
 
 def exact(temperature: float) -> float:

@@ -19,7 +19,7 @@ from taxiway.errors import TaxiwayError
 _EXAMPLES = """\b
 Examples:
   taxiway array sentiment reviews.txt > answers.jsonl
-  seq 1000 | taxiway array monte-carlo - --within 1h --no-wait
+  taxiway array ising sweep.jsonl --within 1h --no-wait
 """
 
 

@@ -1,4 +1,4 @@
-"""Takes its time: 63 ns a sample, what the model `monte-carlo` took on a calm machine, and no processor."""
+"""Takes its time: 63 ns a sample, as a small simulation would, and no processor."""
 
 from __future__ import annotations
 

@@ -10,19 +10,19 @@ import taxiway
 TIMEOUT = 120.0
 """Seconds for one answer."""
 
-SAMPLES = 1_000_000
+SWEEPS = 500
 """Of a job: some tens of milliseconds of a core, so that many wait when a worker is drained."""
 
 
 def main(url: str, count: int) -> None:
     """Submit `count` jobs; say so when all are accepted, and when all are answered."""
     with taxiway.Client(url, key=os.environ["TAXIWAY_KEY"]) as client:
-        inputs = [{"samples": [SAMPLES], "seed": [seed]} for seed in range(count)]
-        jobs = [client.submit("monte-carlo", one, deadline=TIMEOUT) for one in inputs]
+        inputs = [{"size": 16, "temperature": 2.0, "sweeps": SWEEPS, "seed": seed} for seed in range(count)]
+        jobs = [client.submit("ising", one, deadline=TIMEOUT) for one in inputs]
         sys.stdout.write(f"{count} jobs accepted\n")
         sys.stdout.flush()
         answers = [job.result(timeout=TIMEOUT) for job in jobs]
-    assert all(0 < answer.outputs["estimate"][0] < 1 for answer in answers)
+    assert all(0 < answer.outputs["magnetisation"] < 1 for answer in answers)
     sys.stdout.write(f"{len(answers)} jobs answered\n")
 
 

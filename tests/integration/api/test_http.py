@@ -285,15 +285,18 @@ def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_wa
     assert answer["considered"][0]["why_not"].startswith("over budget")
 
 
-def simulation(samples: int) -> dict[str, Any]:
-    """The body of a request to monte-carlo."""
-    named = {"samples": samples, "seed": 1}
-    inputs = [{"name": name, "shape": [1], "datatype": "INT64", "data": [value]} for name, value in named.items()]
+def simulation(sweeps: int) -> dict[str, Any]:
+    """The body of a request to ising."""
+    named = {"size": 16, "temperature": 2.0, "sweeps": sweeps, "seed": 1}
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "FP64" if name == "temperature" else "INT64", "data": [value]}
+        for name, value in named.items()
+    ]
     return {"inputs": inputs, "parameters": {"deadline": 30}}
 
 
 def test_what_if_distinguishes_a_long_simulation_from_a_short_one(http: httpx.Client) -> None:
-    asked = [http.post("/v2/models/monte-carlo/placement", json=simulation(samples)) for samples in (10**3, 10**7)]
+    asked = [http.post("/v2/models/ising/placement", json=simulation(sweeps)) for sweeps in (10**2, 10**5)]
 
     short, long = (answer.json()["considered"][0] for answer in asked)
     assert long["run"] > 100 * short["run"]
@@ -304,7 +307,7 @@ def test_what_if_distinguishes_a_long_simulation_from_a_short_one(http: httpx.Cl
 def test_a_row_over_its_models_limit_is_refused_at_the_interface_with_both_figures(
     http: httpx.Client, what: str
 ) -> None:
-    answer = http.post(f"/v2/models/monte-carlo/{what}", json=simulation(20_000_000))
+    answer = http.post(f"/v2/models/ising/{what}", json=simulation(20_000_000))
 
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert "expected at most 10000000, got 20000000" in answer.json()["error"]

@@ -47,7 +47,8 @@ class CutRun(Run):
 
 
 def example(name: str) -> Callable[..., dict[str, Any]]:
-    call: Callable[..., dict[str, Any]] = Code(f"{SCIENCE / name / name}.py:call").load()
+    folder = TREE / "models" if name == "ising" else SCIENCE
+    call: Callable[..., dict[str, Any]] = Code(f"{folder / name / name}.py:call").load()
     return call
 
 
@@ -62,7 +63,7 @@ def resumed(call: Callable[..., dict[str, Any]], **inputs: Any) -> dict[str, Any
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("warm: [echo, slab]", "warm: [echo, ising]"))
-    (fleet.models / "ising").symlink_to(SCIENCE / "ising")
+    (fleet.models / "ising").symlink_to(TREE / "models" / "ising")
     return fleet
 
 
@@ -140,8 +141,9 @@ def move(tower: Tower) -> None:
     tower.state.lpush(priority_list(TPU, 1), encode_envelope(moved))
 
 
-def test_a_sweep_draws_a_point_for_each_temperature(fleet: Settings, sweep: Any) -> None:
-    with router_process(fleet) as router, worker_process(fleet), taxiway.Client(router.http) as client:
+def test_a_sweep_draws_a_point_for_each_temperature(fleet: Settings, tmp_path: Path, sweep: Any) -> None:
+    files = ["--files", str(tmp_path / "files")]
+    with router_process(fleet, options=files) as router, worker_process(fleet), taxiway.Client(router.http) as client:
         eventually(lambda: client.fleet()["devices"])
         points = sweep.sweep(client, [1.6, 3.5], size=16, sweeps=400)
     assert points[1.6] > 0.9 > 0.3 > points[3.5]

@@ -19,7 +19,7 @@ from tests.integration.workers.test_runs import WALK
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import add_callable, worker_process, worker_settings
 
-SCIENCE = TREE / "examples" / "science"
+ISING = TREE / "models" / "ising"
 QUEUES = """
 hardware:
   cpu.batch:
@@ -39,7 +39,7 @@ STEPS = {"steps": 100, "seed": 1, "every": 0}
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     fleet = worker_settings(settings, tmp_path, QUEUES)
-    (fleet.models / "ising").symlink_to(SCIENCE / "ising")
+    (fleet.models / "ising").symlink_to(ISING)
     add_callable(fleet.models, "walk", WALK)
     return fleet
 
@@ -58,7 +58,7 @@ def client(router: RouterProcess) -> Iterator[taxiway.Client]:
 
 @cache
 def undisturbed() -> Any:
-    return Code(f"{SCIENCE / 'ising' / 'ising'}.py:call").load()(**INPUTS, run=Run())
+    return Code(f"{ISING / 'ising'}.py:call").load()(**INPUTS, run=Run())
 
 
 def can_yield(client: taxiway.Client) -> bool:

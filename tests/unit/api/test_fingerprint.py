@@ -37,7 +37,10 @@ def forms(model: str, inputs: Any) -> list[Request]:
 PIXELS = np.arange(224 * 224 * 3, dtype=np.float32).reshape(1, 224, 224, 3)
 
 
-@pytest.mark.cases("model, inputs", [("monte-carlo", {"samples": np.array([1000, 2000]), "seed": np.array([7, 8])})])
+TWO_RUNS = {name: np.array([1, 2]) for name in ("sweeps", "size", "seed")} | {"temperature": np.array([2.0, 2.5])}
+
+
+@pytest.mark.cases("model, inputs", [("ising", TWO_RUNS)])
 def test_a_request_has_one_digest_at_every_interface(model: str, inputs: Any) -> None:
     found = CATALOGUE.resolve(model)
     assert len({digest_of(found, request) for request in forms(model, inputs)}) == 1
@@ -55,9 +58,9 @@ def test_what_matters_to_the_answer_changes_the_digest_and_how_soon_it_comes_doe
 
 
 def test_malformed_inputs_have_a_digest_as_well() -> None:
-    model = CATALOGUE.resolve("monte-carlo")
-    odd = [{"samples": "x"}, {"other": 1}, [[1], [2, 3]], {"samples": {"shape": 1, "datatype": 2, "data": 3}}, 2**70]
-    assert len({digest_of(model, Request(model="monte-carlo", inputs=inputs)) for inputs in odd}) == len(odd)
+    model = CATALOGUE.resolve("ising")
+    odd = [{"sweeps": "x"}, {"other": 1}, [[1], [2, 3]], {"sweeps": {"shape": 1, "datatype": 2, "data": 3}}, 2**70]
+    assert len({digest_of(model, Request(model="ising", inputs=inputs)) for inputs in odd}) == len(odd)
 
 
 def test_a_refusal_shows_both_digests() -> None:

@@ -19,7 +19,7 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayErr
 from workers.pipelines.tensors import TensorPipeline
 
 MODELS = load_catalogue(TREE / "models")
-MONTE_CARLO = MODELS.resolve("monte-carlo")
+ISING = MODELS.resolve("ising")
 SENTIMENT = MODELS.resolve("sentiment")
 IDS = TensorSpec("ids", "INT64", (-1, -1))
 PICTURE = TensorSpec("picture", "BYTES", (-1,), optional=True)
@@ -29,7 +29,7 @@ PIXELS = TensorSpec("raw", "FP32", (-1, -1, -1, 3), optional=True)
 def sized(unit: str, *inputs: TensorSpec, most: int = 1_000_000, pipeline: Any = "tensors") -> Model:
     """A model whose rows are sized by `unit`."""
     fields = {"inputs": inputs, "size_unit": unit, "buckets": (most,), "expected_size": 7, "pipeline": pipeline}
-    return msgspec.structs.replace(MONTE_CARLO, **fields)
+    return msgspec.structs.replace(ISING, **fields)
 
 
 def png(width: int, height: int) -> bytes:
@@ -50,31 +50,31 @@ def tensor(name: str, shape: list[Any], data: Any = None, datatype: str = "INT64
     return {"name": name, "shape": shape, "datatype": datatype, "data": data}
 
 
-SAMPLES = struct.pack("<2q", 1_000, 3_000)
+SWEEPS = struct.pack("<2q", 1_000, 3_000)
 
 
-@pytest.mark.cases("inputs", [[tensor("seed", [2], [1, 2]), tensor("samples", [2], memoryview(SAMPLES))]])
+@pytest.mark.cases("inputs", [[tensor("seed", [2], [1, 2]), tensor("sweeps", [2], memoryview(SWEEPS))]])
 def test_the_mean_of_a_named_input_is_read_from_every_form_that_inputs_have(inputs: Any) -> None:
-    assert measured(MONTE_CARLO, inputs) == 2_000
+    assert measured(ISING, inputs) == 2_000
 
 
-@pytest.mark.parametrize("samples", [None, "many", 1e6, float("nan"), True, {"a": 1}, [], [1, "x"], [[1]]])
-def test_a_named_input_that_is_no_integer_counts_as_expected(samples: Any) -> None:
-    assert measured(MONTE_CARLO, {"samples": samples, "seed": 1}) == MONTE_CARLO.expected_size
+@pytest.mark.parametrize("sweeps", [None, "many", 1e6, float("nan"), True, {"a": 1}, [], [1, "x"], [[1]]])
+def test_a_named_input_that_is_no_integer_counts_as_expected(sweeps: Any) -> None:
+    assert measured(ISING, {"sweeps": sweeps, "seed": 1}) == ISING.expected_size
 
 
-@pytest.mark.parametrize("samples", [10_000_001, 2**80, 10**400, 10**5000], ids=lambda n: f"{n.bit_length()} bits")
-def test_a_row_over_the_last_bucket_is_refused_with_both_figures_however_large_it_is(samples: int) -> None:
+@pytest.mark.parametrize("sweeps", [10_000_001, 2**80, 10**400, 10**5000], ids=lambda n: f"{n.bit_length()} bits")
+def test_a_row_over_the_last_bucket_is_refused_with_both_figures_however_large_it_is(sweeps: int) -> None:
     with pytest.raises(RequestTooLargeError, match="at most 10000000, got") as caught:
-        measured(MONTE_CARLO, {"samples": samples, "seed": 1})
+        measured(ISING, {"sweeps": sweeps, "seed": 1})
     assert caught.value.details["limit"] == 10_000_000
     assert len(caught.value.message) < 100
 
 
-@pytest.mark.parametrize("samples", [0, -1, -(10**400)])
-def test_a_named_input_below_one_is_refused(samples: int) -> None:
+@pytest.mark.parametrize("sweeps", [0, -1, -(10**400)])
+def test_a_named_input_below_one_is_refused(sweeps: int) -> None:
     with pytest.raises(InvalidRequestError, match="at least 1, got"):
-        measured(MONTE_CARLO, {"samples": samples, "seed": 1})
+        measured(ISING, {"sweeps": sweeps, "seed": 1})
 
 
 @pytest.mark.parametrize("pipeline", ["chat", "generation"])
@@ -87,16 +87,16 @@ def test_a_prompt_far_over_the_context_is_refused_and_one_that_may_fit_is_left_t
 
 
 def test_of_several_rows_the_wrong_one_is_named() -> None:
-    with pytest.raises(RequestTooLargeError, match=r"^inputs.samples\[1\]: expected at most 10000000, got 20000000$"):
-        measured(MONTE_CARLO, {"samples": [5, 20_000_000], "seed": [1, 2]})
+    with pytest.raises(RequestTooLargeError, match=r"^inputs.sweeps\[1\]: expected at most 10000000, got 20000000$"):
+        measured(ISING, {"sweeps": [5, 20_000_000], "seed": [1, 2]})
 
 
 def test_routers_and_workers_refuse_a_row_with_the_same_text() -> None:
-    row = bind(MONTE_CARLO, {"samples": 20_000_000, "seed": 1}, {}).rows[0]
+    row = bind(ISING, {"sweeps": 20_000_000, "seed": 1, "size": 16, "temperature": 2.0}, {}).rows[0]
     with pytest.raises(RequestTooLargeError) as here:
-        measured(MONTE_CARLO, {"samples": 20_000_000, "seed": 1})
+        measured(ISING, {"sweeps": 20_000_000, "seed": 1})
     with pytest.raises(RequestTooLargeError) as there:
-        TensorPipeline(MONTE_CARLO).prepare(row, {})
+        TensorPipeline(ISING).prepare(row, {})
     assert (here.value.message, here.value.details) == (there.value.message, there.value.details)
 
 
@@ -170,14 +170,14 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
     lambda below: (
         st.lists(below, max_size=4)
-        | st.dictionaries(st.sampled_from(["shape", "datatype", "data", "name", "ref", "bytes", "__value__", "samples",
+        | st.dictionaries(st.sampled_from(["shape", "datatype", "data", "name", "ref", "bytes", "__value__", "sweeps",
                                            "ids", "raw", "picture"]), below, max_size=5)
     ),
     max_leaves=12,
 )  # fmt: skip
 IMAGE = sized("pixels", PICTURE, PIXELS, pipeline="image")
 units = st.sampled_from(
-    [MONTE_CARLO, SENTIMENT, sized("ids", IDS), sized("ids[1]", IDS), sized("bytes", IDS, PICTURE), IMAGE]
+    [ISING, SENTIMENT, sized("ids", IDS), sized("ids[1]", IDS), sized("bytes", IDS, PICTURE), IMAGE]
 )
 
 
@@ -204,14 +204,14 @@ def test_a_router_and_a_worker_measure_the_same(rows: int, width: int) -> None:
 
 @given(size=st.integers(1, 10_000_000))
 def test_a_quantised_size_is_at_most_an_eighth_larger_and_one_of_few(size: int) -> None:
-    found = quantised(MONTE_CARLO, size)
+    found = quantised(ISING, size)
     assert size <= found <= size * 1.125
-    assert len({quantised(MONTE_CARLO, n) for n in range(size, size + 100)}) <= 2 or size < 1_000
+    assert len({quantised(ISING, n) for n in range(size, size + 100)}) <= 2 or size < 1_000
 
 
 @pytest.mark.cases("unit, path")
 def test_a_size_unit_that_the_model_does_not_have_is_named(unit: str, path: str) -> None:
-    text = (TREE / "models/monte-carlo/model.yaml").read_text().replace("size_unit: samples", f"size_unit: '{unit}'")
+    text = (TREE / "models/ising/model.yaml").read_text().replace("size_unit: sweeps", f"size_unit: '{unit}'")
     with pytest.raises(ModelError) as caught:
         parse_model(text, "model.yaml")
     assert caught.value.path == path

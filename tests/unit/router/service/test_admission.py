@@ -133,8 +133,8 @@ def test_requests_of_about_the_same_size_are_placed_alike() -> None:
     one, longer, longest = (alike(working, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts))
     assert one.outgoing.fields is longer.outgoing.fields
     assert one.outgoing.fields is not longest.outgoing.fields
-    simulating, asked = seen(SIMULATING), {"model": "monte-carlo", "deadline": 600}
-    inputs = [{"samples": samples, "seed": 1} for samples in (1_000_000, 1_000_100, 9_000_000)]
+    simulating, asked = seen(SIMULATING), {"model": "ising", "deadline": 600}
+    inputs = [simulation(sweeps) for sweeps in (100_000, 100_010, 900_000)]
     needs = [alike(simulating, [f"j{n}"], inputs=each, **asked)[0].placement.needs for n, each in enumerate(inputs)]
     assert needs[0] == needs[1] != needs[2]
 
@@ -299,24 +299,29 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
     assert size("x" * 10_000) == model.buckets[-1]
 
 
-def simulated(samples: object, **terms: Any) -> Decision:
-    """What becomes of a simulation of so many samples."""
-    seeds = [1] * len(samples) if isinstance(samples, list) else 1
-    return decision(SIMULATING, model="monte-carlo", inputs={"samples": samples, "seed": seeds}, **terms)
+def simulation(sweeps: object) -> dict[str, object]:
+    others = {"seed": 1, "size": 16, "temperature": 2.0}
+    rows = len(sweeps) if isinstance(sweeps, list) else 0
+    return {"sweeps": sweeps} | {name: [value] * rows if rows else value for name, value in others.items()}
+
+
+def simulated(sweeps: object, **terms: Any) -> Decision:
+    """What becomes of a simulation of so many sweeps."""
+    return decision(SIMULATING, model="ising", inputs=simulation(sweeps), **terms)
 
 
 def test_work_counts_by_the_size_of_the_rows() -> None:
-    samples = ([10_000_000], [1_000], [10_000_000] * 3, [10_000_000, 2_000_000])
-    decisions = [simulated(each, deadline=600) for each in samples]
+    sweeps = ([100_000], [100], [100_000] * 3, [100_000, 20_000])
+    decisions = [simulated(each, deadline=600) for each in sweeps]
     one, small, three, unlike = (float(placed(made).outgoing.fields["work"]) for made in decisions)
     assert one > 100 * small
     assert three == pytest.approx(3 * one, rel=0.01)
     assert unlike == pytest.approx(1.2 * one, rel=0.15)
 
 
-@pytest.mark.parametrize("samples", [10_000_001, 10**300])
-def test_a_row_over_its_models_limit_is_refused_from_the_arrivals_too(samples: int) -> None:
-    error = error_of(simulated(samples))
+@pytest.mark.parametrize("sweeps", [10_000_001, 10**300])
+def test_a_row_over_its_models_limit_is_refused_from_the_arrivals_too(sweeps: int) -> None:
+    error = error_of(simulated(sweeps))
     assert isinstance(error, (errors.RequestTooLargeError, errors.InvalidRequestError))
     assert len(error.message) < 200
 

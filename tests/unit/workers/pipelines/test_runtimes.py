@@ -81,20 +81,23 @@ def test_a_paced_batch_takes_five_milliseconds_and_a_tenth_a_row() -> None:
     assert time.perf_counter() - began >= 0.04
 
 
-def test_the_samples_of_monte_carlo_are_its_size_and_bounded() -> None:
-    pipeline, _ = opened(MODELS.resolve("monte-carlo"))
-    assert pipeline.prepare({"samples": 5000, "seed": 1}, {}).size == 5000
-    with pytest.raises(InvalidRequestError, match=r"inputs\.samples: expected at least 1, got 0"):
-        pipeline.prepare({"samples": 0, "seed": 1}, {})
-    with pytest.raises(RequestTooLargeError, match=r"inputs\.samples: expected at most 10000000, got 10000001"):
-        pipeline.prepare({"samples": 10_000_001, "seed": 1}, {})
+LATTICE = {"size": 16, "temperature": 2.0}
+
+
+def test_the_sweeps_of_ising_are_its_size_and_bounded() -> None:
+    pipeline, _ = opened(MODELS.resolve("ising"))
+    assert pipeline.prepare(LATTICE | {"sweeps": 5000, "seed": 1}, {}).size == 5000
+    with pytest.raises(InvalidRequestError, match=r"inputs\.sweeps: expected at least 1, got 0"):
+        pipeline.prepare(LATTICE | {"sweeps": 0, "seed": 1}, {})
+    with pytest.raises(RequestTooLargeError, match=r"inputs\.sweeps: expected at most 10000000, got 10000001"):
+        pipeline.prepare(LATTICE | {"sweeps": 10_000_001, "seed": 1}, {})
 
 
 @pytest.mark.cases("row, field, message")
 def test_a_wrong_tensor_is_refused_by_its_name(row: Row, field: str, message: str) -> None:
-    pipeline, _ = opened(MODELS.resolve("monte-carlo"))
+    pipeline, _ = opened(MODELS.resolve("ising"))
     with pytest.raises(InvalidRequestError, match=message) as refused:
-        pipeline.prepare(row, {})
+        pipeline.prepare({**LATTICE, **row}, {})
     assert refused.value.details["field"] == field
 
 
@@ -175,7 +178,7 @@ def test_a_device_without_a_provider_is_refused_and_never_replaced_by_the_cpu() 
     ("runtime", "entry", "message"),
     [
         ("python", "os", "no callable 'os'"),
-        ("python", "monte_carlo.os", "expected a name of letters"),
+        ("python", "ising.os", "expected a name of letters"),
         ("echo", "os", "got 'os'"),
         ("echo", "paced=soon", "expected entry paced or paced=SECONDS"),
         ("jax", "os", "os_jax"),

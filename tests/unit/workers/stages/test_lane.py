@@ -18,7 +18,7 @@ BUCKET = 1_000_000
 
 def job(*sizes: int, deadline: float = 100.0) -> RunningJob:
     """A job with rows of these sizes, all of one bucket."""
-    made = a_running_job("monte-carlo", hardware=HARDWARE, key="k", rows=({},), single=False, deadline=deadline)
+    made = a_running_job("ising", hardware=HARDWARE, key="k", rows=({},), single=False, deadline=deadline)
     made.items = [Item({}, size) for size in sizes]
     made.answers = [None] * len(sizes)
     gather(made)
