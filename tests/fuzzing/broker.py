@@ -4,8 +4,6 @@
 where a producer's account, or who stole a worker's, could.
 """
 
-import argparse
-import secrets
 import sys
 import tempfile
 import time
@@ -14,12 +12,12 @@ from pathlib import Path
 import redis
 
 import taxiway
-from local.embedded import EmbeddedValkey
-from tasks.settings import Settings, settings_from
+from tasks.settings import Settings
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import ARRIVALS, DEAD, job_key, priority_lists
 from tests.forked import Process
 from tests.fuzzing.malformed import Malformed
+from tests.fuzzing.session import a_store, options
 from tests.routing import RouterProcess, router_process
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
 
@@ -33,12 +31,8 @@ KEPT = 10_000
 
 def main() -> int:
     """Run; 1 where a process ended, a message was lost in its queue, or the good job was not answered."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.broker", description=__doc__)
-    parser.add_argument("--messages", type=int, default=1_000_000, help="how many")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, EmbeddedValkey(Path(name) / "valkey") as server:
-        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+    given = options("broker", __doc__, messages=1_000_000)
+    with tempfile.TemporaryDirectory() as name, a_store(Path(name)) as base:
         settings = worker_settings(base, Path(name))
         with (
             (Path(name) / "log").open("wb") as log,

@@ -6,12 +6,10 @@ is billed more than it reserved or is answered with a 500, and where an honest c
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gzip
 import json
 import random
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -26,12 +24,11 @@ from typing import Any
 
 import httpx
 
-from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
 from tests.fuzzing.growth import Growth
 from tests.fuzzing.malformed import NUMBERS
+from tests.fuzzing.session import a_store, options, say
 from tests.routing import eventually, router_process
 from tests.working import worker_process, worker_settings
 
@@ -141,8 +138,7 @@ def _faults(http: httpx.Client) -> list[str]:
 def _fleet(folder: Path, seed: int) -> Iterator[tuple[httpx.Client, Growth, list[str]]]:
     """A router's HTTP client, what the worker grows by, and a list of what went wrong with the worker."""
     engine, honest, faults = HostileEngine(chance=random.Random(seed)), Engine(), list[str]()
-    with EmbeddedValkey(folder / "valkey") as server, serving(engine), serving(honest):
-        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+    with a_store(folder) as base, serving(engine), serving(honest):
         queues = QUEUES.replace("URL", engine.url).replace("HONEST", honest.url).replace("SLOTS", str(SLOTS))
         settings = worker_settings(base, folder, queues)
         add_engine_models(settings.models, "talk")
@@ -162,11 +158,7 @@ def _fleet(folder: Path, seed: int) -> Iterator[tuple[httpx.Client, Growth, list
 
 def main() -> int:
     """Run; 1 where the engine did harm."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.engines", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=60, help="how long")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
-    given = parser.parse_args()
-    counts = Counter[str]()
+    given, counts = options("engines", __doc__, seconds=60), Counter[str]()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(SLOTS) as pool:
         with _fleet(Path(name), given.seed) as (http, growth, faults):
             end = time.monotonic() + given.seconds
@@ -178,9 +170,7 @@ def main() -> int:
                     faults += wrong
         if growth.most > MEMORY:
             faults.append(f"the worker grew by {growth.most / 2**20:.0f} MiB")
-    figures = f"answers: {dict(sorted(counts.items()))}; the worker grew by {growth.most / 2**20:.0f} MiB"
-    sys.stdout.write(f"seed {given.seed}; {figures}; {'; '.join(faults[:10]) or 'no harm'}\n")
-    return int(bool(faults))
+    return say(given.seed, counts, faults, f"the worker grew by {growth.most / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the fleet is too busy or late (503, 504) are documented, and no failures. Before
 `connections` harms the router below HTTP.
 """
 
-import argparse
 import json
 import os
 import secrets
@@ -17,6 +16,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -25,11 +25,11 @@ import taxiway
 from api.access import SCOPES, Key, digest_of
 from api.keys_file import write_keys
 from benchmarks.suite.installing import environment
-from local.embedded import EmbeddedValkey
-from tasks.settings import cache_directory, settings_from
+from tasks.settings import cache_directory
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
 from tests.fuzzing.connections import Target, harm
+from tests.fuzzing.session import a_store, options
 from tests.routing import RouterProcess, router_process
 from tests.working import worker_process
 
@@ -58,10 +58,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 def main() -> int:
     """Run; 1 where schemathesis found something, the router logged an error, or it ended."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.http_api", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=300, help="how long")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
-    given = parser.parse_args()
+    given = options("http_api", __doc__, seconds=300)
     python = environment(cache_directory(os.environ) / "fuzzing", [SCHEMATHESIS])
     secret = f"taxiway_{secrets.token_urlsafe(32)}"
     with tempfile.TemporaryDirectory() as name:
@@ -92,15 +89,12 @@ def _fleet(folder: Path, secret: str, log: Path) -> Iterator[RouterProcess]:
     shutil.copytree(Path(__file__).parents[2] / "models" / "echo", folder / "models" / "echo")
     add_engine_models(folder / "models", "talk", "tale", "vector")
     write_keys(folder / "keys", [Key(id="fuzz", digest=digest_of(secret), tenant="fuzz", scopes=SCOPES)])
-    with EmbeddedValkey(folder / "valkey") as server, log.open("wb") as logged, serving(engine):
-        (folder / "queues.yaml").write_text(QUEUES.replace("URL", engine.url))
-        named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)}
-        named |= {"TAXIWAY_MODELS": str(folder / "models")}
-        settings = settings_from(named | {"TAXIWAY_QUEUES": str(folder / "queues.yaml")})
+    with a_store(folder) as base, log.open("wb") as logged, serving(engine):
+        settings = replace(base, models=folder / "models", queues=folder / "queues.yaml")
+        settings.queues.write_text(QUEUES.replace("URL", engine.url))
+        flags = ["--keys", str(folder / "keys"), "--files", str(folder / "files"), "--log", "WARNING"]
         with (
-            router_process(
-                settings, logged, ["--keys", str(folder / "keys"), "--files", str(folder / "files"), "--log", "WARNING"]
-            ) as router,
+            router_process(settings, logged, flags) as router,
             worker_process(settings, "--device", "cpu:0", log=subprocess.DEVNULL),
             worker_process(settings, "--class", "engine.chat", log=subprocess.DEVNULL),
         ):

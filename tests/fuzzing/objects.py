@@ -7,10 +7,8 @@ router or a worker grows by more than `MEMORY`, or a worker ends; and where a ba
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import secrets
 import sys
 import tempfile
 import time
@@ -21,15 +19,13 @@ from typing import Any
 
 import httpx
 
-from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
-from tests.fuzzing.bodies import ECHOED
 from tests.fuzzing.growth import Growth
 from tests.fuzzing.malformed import NUMBERS
+from tests.fuzzing.session import a_store, asked, options, say
 from tests.routing import eventually
-from tests.ticking import LONGEST, Stalls, ticking_router
+from tests.ticking import Stalls, ticking_router
 from tests.working import worker_process, worker_settings
 
 MEMORY = 256 * 2**20
@@ -88,12 +84,8 @@ class Objects:
 
     def _call(self) -> dict[str, Any]:
         path = self._chance.choice(sorted(_CALLS))
-        return {
-            "method": "POST",
-            "url": path,
-            "content": self._body(path),
-            "headers": {"content-type": "application/json"},
-        }
+        headers = {"content-type": "application/json"}
+        return {"method": "POST", "url": path, "content": self._body(path), "headers": headers}
 
     def _line(self, number: int) -> bytes:
         if self._chance.random() < 0.3:
@@ -114,12 +106,9 @@ class Objects:
     def _batch(self) -> dict[str, Any]:
         length = self._chance.choice((0, 1, 16, 17, 1000))
         metadata = {str(n): "m" * self._chance.choice((0, 512, 513, 100_000)) for n in range(min(length, 40))}
-        asked = {"input_file_id": self._chance.choice(self.files), "endpoint": "/v1/chat/completions"}
-        return {
-            "method": "POST",
-            "url": "/v1/batches",
-            "json": {**asked, "completion_window": "24h", "metadata": metadata},
-        }
+        batch = {"input_file_id": self._chance.choice(self.files), "endpoint": "/v1/chat/completions"}
+        asked = {**batch, "completion_window": "24h", "metadata": metadata}
+        return {"method": "POST", "url": "/v1/batches", "json": asked}
 
     def _lists(self) -> dict[str, Any]:
         limit = self._chance.choice(("-1", "0", "1", "100", "10000", "9" * 400, "x"))
@@ -140,20 +129,12 @@ class Objects:
 
 def ask(http: httpx.Client, stalls: Stalls, supply: Objects) -> tuple[str, list[str]]:
     """Send a request; what it was answered, and what is wrong with that."""
-    request, answers = supply.request(), list[httpx.Response]()
-    stall = stalls.least(lambda: answers.append(http.request(**request)))
-    last = answers[-1]
+    request = supply.request()
+    answers, faults = asked(stalls, lambda: http.request(**request))
     for answer in answers:
         supply.learn(request, answer)
     about = f"{request['method']} {request['url'].rpartition('/v1/')[2].partition('/')[0]}"
-    faults = [f"{about}: the loop stood still for {stall:.3f} s"] if stall >= LONGEST else []
-    faults += [f"{about}: answered 500"] if last.status_code == httpx.codes.INTERNAL_SERVER_ERROR else []
-    faults += (
-        [f"{about}: {len(last.text)} characters of an error"]
-        if last.is_client_error and len(last.text) > ECHOED
-        else []
-    )
-    return f"{about} {last.status_code}", faults
+    return f"{about} {answers[-1].status_code}", [f"{about}: {fault}" for fault in faults]
 
 
 def unfinished(http: httpx.Client, batches: list[str]) -> list[str]:
@@ -168,8 +149,7 @@ def unfinished(http: httpx.Client, batches: list[str]) -> list[str]:
 def run(folder: Path, seconds: float, seed: int) -> tuple[Counter[str], list[str]]:
     """Ask for some seconds; what was answered, and what went wrong."""
     supply, counts, faults, engine = Objects(seed), Counter[str](), list[str](), Engine()
-    with EmbeddedValkey(folder / "valkey") as server, serving(engine), ExitStack() as stack:
-        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+    with a_store(folder) as base, serving(engine), ExitStack() as stack:
         settings = worker_settings(base, folder, QUEUES.replace("URL", engine.url))
         add_engine_models(settings.models, "talk", "tale", "vector")
         log = stack.enter_context((folder / "log").open("wb"))
@@ -187,24 +167,16 @@ def run(folder: Path, seconds: float, seed: int) -> tuple[Counter[str], list[str
             faults += [f"request {counts.total()}: {fault}" for fault in wrong]
         faults += unfinished(http, supply.batches)
         faults += [f"{name} grew by {one.most / 2**20:.0f} MiB" for name, one in growths.items() if one.most > MEMORY]
-        faults += [
-            f"{name} ended" for name, one in (("router", router.process), ("worker", worker)) if one.poll() is not None
-        ]
+        processes = {"router": router.process, "worker": worker}
+        faults += [f"the {name} ended" for name, one in processes.items() if one.poll() is not None]
     return counts, faults
 
 
 def main() -> int:
     """Run; 1 where a request did harm."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.objects", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=60, help="how long")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
-    given = parser.parse_args()
+    given = options("objects", __doc__, seconds=60)
     with tempfile.TemporaryDirectory() as name:
-        counts, faults = run(Path(name), given.seconds, given.seed)
-    sys.stdout.write(
-        f"seed {given.seed}; answers: {dict(sorted(counts.items()))}; {'; '.join(faults[:10]) or 'no harm'}\n"
-    )
-    return int(bool(faults))
+        return say(given.seed, *run(Path(name), given.seconds, given.seed))
 
 
 if __name__ == "__main__":
