@@ -7,7 +7,7 @@ turn, and between two steps one batch of another model may run as a whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
@@ -78,12 +78,30 @@ class DeviceRun:
     def admit(self, job: SimulatedJob, timing: Stepping, now: float, load: float) -> None:
         """Add a job to its model's batch: the model is loaded, `load` seconds, and the prompt is read at once."""
         self._advance(now)
-        self._stalled = max(self._stalled, now) + load + timing.prefill(job.size)
-        heappush(self._active, (self._cycles + job.output, job.index, job))
+        self._stalled = max(self._stalled, now) + load + timing.prefill(job.size + job.written)
+        heappush(self._active, (self._cycles + job.output - job.written, job.index, job))
         generation = self.generations.setdefault(job.model, Generation(timing))
         generation.rows += 1
-        generation.cached += job.size
+        generation.cached += job.size + job.written
         self.reserved += (job.size + job.output) * timing.cache
+
+    def written(self, now: float) -> list[tuple[SimulatedJob, float]]:
+        """The generating jobs, with the tokens that each has."""
+        self._advance(now)
+        return [(job, job.output - max(end - self._cycles, 0.0)) for end, _, job in self._active]
+
+    def cut(self, job: SimulatedJob, now: float) -> float:
+        """End a generation early; returns the tokens that it has."""
+        written = dict(self.written(now))[job]
+        self._active = [one for one in self._active if one[2] is not job]
+        heapify(self._active)
+        self._leave(job, written)
+        return written
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step of all generations."""
+        return self._seconds(0.0)
 
     def begin(self, jobs: Sequence[SimulatedJob], seconds: float, now: float) -> None:
         """Run a whole batch that takes this many seconds, loading included."""
@@ -110,7 +128,7 @@ class DeviceRun:
             self.next_whole = now + (self._seconds(0.0) if self._active else 0.0)
         while self._active and self._stalled <= now + _SAME_TIME and self._active[0][0] <= self._cycles + _SAME_STEP:
             job = heappop(self._active)[2]
-            self._leave(job)
+            self._leave(job, job.output)
             done.append(job)
         return done
 
@@ -126,10 +144,10 @@ class DeviceRun:
         """All jobs on the device, in order of arrival."""
         return sorted([*(job for _, _, job in self._active), *self.whole], key=lambda job: job.index)
 
-    def _leave(self, job: SimulatedJob) -> None:
+    def _leave(self, job: SimulatedJob, tokens: float) -> None:
         generation = self.generations[job.model]
         generation.rows -= 1
-        generation.cached -= job.size + job.output
+        generation.cached -= job.size + tokens
         self.reserved -= (job.size + job.output) * generation.timing.cache
         if not generation.rows:
             del self.generations[job.model]

@@ -80,7 +80,7 @@ class Simulation(EventQueue):
         self.policy = policy
         self.outcome = OutcomeColumns(len(workload))
         self.pools = [
-            Pool(index, name, fleet, models, self, order=policy.order, seed=seed)
+            Pool(index, name, fleet, models, self, order=policy.order, yields=policy.yields, seed=seed)
             for index, name in enumerate(fleet.classes)
         ]
         self._inside = 0

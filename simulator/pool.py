@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import ClassSize, ScalingRule, density
 from simulator.class_queue import Order, SimulatedQueue
 from simulator.device import SimulatedDevice
@@ -15,8 +16,9 @@ from simulator.fleet import USABLE, Fleet
 from simulator.nodes import Nodes
 from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
+from simulator.yielding import YieldTerms
 from taxiway.contract.job import Tokens
-from taxiway.contract.keys import LEVELS
+from taxiway.contract.keys import LEVELS, PATIENT
 from workers.decide.batcher import ALONE, BatchPolicy, Row, WaitingRows, form, observe_gap, ready, widen_gap
 from workers.decide.endpoints import EndpointRates, rates_of
 from workers.decide.occupation import BATCHES
@@ -49,15 +51,22 @@ class Pool:
     """
 
     def __init__(
-        self, index: int, name: str, fleet: Fleet, models: Sequence[str], world: World, *, order: Order, seed: int
+        self,
+        index: int,
+        name: str,
+        fleet: Fleet,
+        models: Sequence[str],
+        world: World,
+        *,
+        order: Order,
+        yields: bool,
+        seed: int,
     ) -> None:
         device = fleet.classes[name]
         self.index = index
         self.name = name
         self.device_class = device
-        self.count = device.count
         self.slots = device.max_batch
-        self.start = device.start
         self.usd_per_second = device.usd_per_second
         self.tariff = device.price.tariff
         self.metered = self._allowed_at = 0.0
@@ -85,6 +94,18 @@ class Pool:
         self._density = self._peak = 0.0
         self._draining = 0
         self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
+        self._yielding = YieldTerms.of(fleet, index, self.usd_per_second, yields=yields)
+        self._asked: set[int] = set()  # running jobs that were asked to yield
+
+    @property
+    def count(self) -> int:
+        """Most devices."""
+        return self.device_class.count
+
+    @property
+    def start(self) -> float:
+        """Seconds from switching a device on until it serves."""
+        return self.device_class.start
 
     @property
     def free(self) -> int:
@@ -162,6 +183,8 @@ class Pool:
         self._load(job, now)
         while (first := self.queue.first(job.model)) is not None and self._take(first, now):
             pass  # other models have waited for a device since before
+        if self._yielding.most and job.level < PATIENT and self.queue.count(job.model):
+            self._world.at(now + LET_START, self._look, None, job.model)
 
     def withdraw(self, job: SimulatedJob) -> None:
         """Remove a waiting job that moves to another class."""
@@ -248,6 +271,9 @@ class Pool:
         """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""
         if self.jobs:
             self._size.use(now)
+        if self._yielding.most and self.waiting:
+            for job in self.queue.heads():
+                self._look(None, job.model, now)
         self._grow(now)
         peak, self._peak = self._peak, self._density
         staying = self._size.kept(self.powered - self._draining, peak, self.jobs, now, self._most)
@@ -316,6 +342,9 @@ class Pool:
         self.serving -= device.available
         self._draining -= device.draining
         self.powered -= 1
+        for job, written in device.run.written(now) if device.run is not None else ():
+            if self._yielding.preemptible[job.service]:
+                job.written = written
         for job in device.switch_off(now):
             self._leave(job)
             self._push(job)
@@ -341,7 +370,47 @@ class Pool:
         self._enter(job, now)
         device.admit(job, timing, now)
         self._expect(device)
+        if job.due < math.inf:
+            self._world.at(job.due, self._expire, device, job.index)
         return True
+
+    def _expire(self, device: SimulatedDevice | None, index: int, now: float) -> None:
+        """A running generation's deadline has passed: its worker ends it."""
+        if (job := self._stopped(device, index, now)) is not None:
+            self._drop(job, now)
+            self.feed(now)
+
+    def _yield(self, device: SimulatedDevice | None, index: int, now: float) -> None:
+        """A running generation that was asked to yields its slot, and goes on from the queue."""
+        self._asked.discard(index)
+        if (job := self._stopped(device, index, now)) is not None:
+            job.cuts += 1
+            self._push(job)
+            self.feed(now)
+            self._look(None, job.model, now)
+
+    def _stopped(self, device: SimulatedDevice | None, index: int, now: float) -> SimulatedJob | None:
+        """A running generation that has been stopped; None if it does not run there any more."""
+        if device is None or device.run is None:
+            return None
+        job = next((job for job, _ in device.run.written(now) if job.index == index), None)
+        if job is not None:
+            job.written = device.run.cut(job, now)
+            self._leave(job)
+            self._settle(device, now)
+        return job
+
+    def _look(self, device: SimulatedDevice | None, model: int, now: float) -> None:
+        """Ask running generations of a model to yield to urgent ones that wait."""
+        timing = self._timings[model]
+        urgent = [job for job in self.queue.front(model, self.slots) if job.level < PATIENT]
+        if not urgent or not isinstance(timing, Stepping):
+            return
+        able = [device for device in self.devices if device.run is not None and device.run.rows(model)]
+        for one in self._yielding.decide(urgent, able, timing, self._asked, now):
+            index = int(one.occupant.job)
+            self._asked.add(index)
+            self._world.at(now + SWITCH, self._yield, self.devices[int(one.occupant.token)], index)
 
     def _emptiest(self, model: int, able: Callable[[SimulatedDevice], bool]) -> SimulatedDevice | None:
         """The able device with the fewest jobs, and of several one that holds the model. Only better ones are asked."""
@@ -403,6 +472,12 @@ class Pool:
             self._leave(job)
             self._density -= job.density
             self._world.end(job, self, now, answered=True)
+        self._settle(device, now)
+        self.feed(now)
+
+    def _settle(self, device: SimulatedDevice, now: float) -> None:
+        """Some of a device's jobs have left it."""
+        assert device.run is not None
         if len(device.run):
             self._expect(device)
             if not device.run.whole and device.run.next_whole > now:
@@ -410,7 +485,6 @@ class Pool:
         else:
             device.rest(now)
             self._let_go(device, now)
-        self.feed(now)
 
     def _stepped(self, device: SimulatedDevice | None, version: int, now: float) -> None:
         """A device's generating models have taken a step since its last whole batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ Figures = NDArray[np.float64]
 Row = tuple[float, ...]
 """One figure per class."""
 
-Terms = tuple[int, float, int, int, int, float, int, int, str]
-"""A request's index, arrival, model, size, output, deadline, service, level and tenant."""
-
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -40,40 +37,45 @@ class Workload:
         return len(self.trace)
 
 
+@dataclass(slots=True, eq=False)
 class SimulatedJob:
-    """A request in the simulation, with the figures that a policy may use.
+    """A request in the simulation, with the figures that a policy may use."""
 
-    `alone`, `work` and `crowding` have one figure per class: seconds until the answer on an idle device, device seconds
-    that it costs in a batch, and seconds that each further request in its batch adds; infinite if it cannot run. They
-    use the predicted output. `due` is when the answer is due, `queued` when
-    the job joined its queue, and `density` how many devices it occupies in its class until then.
-    """
+    index: int
+    arrival: float
+    model: int
+    size: int
+    output: int
+    deadline: float
+    service: int
+    level: int
+    tenant: str
+    predicted: int
+    """Tokens of its answer, as policies know them."""
+    # By class, from the predicted output; infinite if it cannot run
+    alone: Row
+    """Seconds until the answer on an idle device."""
+    work: Row
+    """Device seconds that it costs in a batch."""
+    crowding: Row
+    """Seconds that each further request in its batch adds."""
+    # What changes while it is played
+    due: float = field(init=False)
+    queued: float = field(init=False)
+    """When it joined its queue."""
+    density: float = 0.0
+    """How many devices it occupies in its class until it is due."""
+    written: float = 0.0
+    """Tokens that earlier runs have left."""
+    cuts: int = 0
+    """How often it yielded."""
 
-    __slots__ = (
-        "alone",
-        "arrival",
-        "crowding",
-        "deadline",
-        "density",
-        "due",
-        "index",
-        "level",
-        "model",
-        "output",
-        "queued",
-        "service",
-        "size",
-        "tenant",
-        "work",
-    )
+    def __post_init__(self) -> None:
+        self.due, self.queued = self.arrival + self.deadline, self.arrival
 
-    def __init__(self, terms: Terms, figures: tuple[Row, Row, Row]) -> None:
-        self.index, self.arrival, self.model, self.size, self.output, self.deadline = terms[:6]
-        self.service, self.level, self.tenant = terms[6:]
-        self.alone, self.work, self.crowding = figures
-        self.due: float = self.arrival + self.deadline
-        self.queued: float = self.arrival
-        self.density = 0.0
+    def tokens_left(self, written: float) -> float:
+        """Tokens that are yet to come after so many, as predicted."""
+        return max(self.predicted - written, 1.0)
 
 
 def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
@@ -176,8 +178,8 @@ def jobs(workload: Workload) -> Iterator[SimulatedJob]:
         part = slice(start, start + _CHUNK)
         piece = trace.part(part)
         figures = figures_of(piece, workload.fleet, piece.predicted)
-        known = zip(*([tuple(row) for row in figure.tolist()] for figure in figures), strict=True)
-        terms = zip(
+        yield from map(
+            SimulatedJob,
             range(start, start + len(piece)),
             piece.arrival.tolist(),
             piece.model.tolist(),
@@ -187,6 +189,6 @@ def jobs(workload: Workload) -> Iterator[SimulatedJob]:
             piece.service.tolist(),
             workload.level[part].tolist(),
             [trace.tenants[number] for number in piece.tenant.tolist()],
-            strict=True,
+            piece.predicted.tolist(),
+            *(list(map(tuple, figure.tolist())) for figure in figures),
         )
-        yield from map(SimulatedJob, terms, known)

@@ -111,7 +111,7 @@ class Watched:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.order = policy.order
-        self.beat = policy.beat
+        self.beat, self.yields = policy.beat, policy.yields
         self._chosen: dict[int, dict[int, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:

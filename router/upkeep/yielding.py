@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from broker.port import Moved
 from broker.valkey.claims import YieldAnswer, YieldAsk
 from broker.valkey.mover import ValkeyQueueMover
-from router.decide.moves.preempt import Occupant, Waiter, Yielding, late_rates, penalty, preempt
+from router.decide.moves.preempt import LET_START, Occupant, Waiter, Yielding, late_rates, penalty, preempt
 from router.decide.placement import Placement
 from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Rules
@@ -25,9 +25,6 @@ from taxiway.contract.keys import PATIENT
 from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)
-
-LET_START = 0.05
-"""Seconds that a job has to be taken by a worker with a free slot, and between two looks at those that were not."""
 
 CALLABLE = "python"
 """The runtime whose rows wait for a running callable; all others run beside it."""

@@ -48,6 +48,10 @@ class Policy(Protocol):
         """How the class queues are served."""
 
     @property
+    def yields(self) -> bool:
+        """Whether running generations yield to more urgent ones."""
+
+    @property
     def beat(self) -> float:
         """Seconds between two calls of `look`; infinite for a policy that decides once."""
 
@@ -65,6 +69,7 @@ class ByLevel:
     """Defaults of a policy: the product's queue, one decision per job, and nothing learned."""
 
     order: Order = "level"
+    yields = False
     beat = math.inf
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:

@@ -75,6 +75,7 @@ class Taxiway(ByLevel):
     """
 
     beat = RELEASE_TICK
+    yields = True
 
     def __init__(self, workload: Workload, surroundings: Surroundings | None = None, *, seed: int = 0) -> None:
         fleet = workload.fleet

@@ -85,7 +85,8 @@ class ClassReplay(EventQueue):
     def __init__(self, workload: Workload, terms: ClassTerms, arrivals: Sequence[SimulatedJob]) -> None:
         super().__init__()
         fleet, models = workload.fleet, workload.trace.models
-        self.pool = Pool(terms.place, list(fleet.classes)[terms.place], fleet, models, self, order="level", seed=0)
+        name = list(fleet.classes)[terms.place]
+        self.pool = Pool(terms.place, name, fleet, models, self, order="level", yields=True, seed=0)
         self.pool.available = min(terms.state.available, self.pool.count)
         loaded = [device.loaded for device in terms.state.devices]
         for number in range(min(terms.devices, self.pool.available)):
@@ -112,6 +113,7 @@ class ClassReplay(EventQueue):
             self.arrived += 1
             self.process_until(job.arrival)
             self._inside += 1
+            job.written, job.cuts = 0.0, 0  # other plays had it too
             self.pool.enqueue(job, job.arrival)
         self.process_until(until)
 

@@ -25,6 +25,10 @@ SWITCH = 0.25
 is closed (SmolLM2, one thread), and a message and a fetch come before and after."""
 
 
+LET_START = 0.05
+"""Seconds that a job has to be taken by a worker with a free slot, and between two looks at those that were not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Waiter:
     """A job that waits for a slot of its class."""

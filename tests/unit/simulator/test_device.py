@@ -23,7 +23,7 @@ IMAGE = WholeBatches(load=0.0, memory=1, base=1.0, slope=0.0, floor=0.0)
 
 
 def job(index: int, model: int, output: int = 0) -> SimulatedJob:
-    return SimulatedJob((index, 0.0, model, 1, output, 60.0, 0, 0, ""), ((1.0,), (1.0,), (0.0,)))
+    return SimulatedJob(index, 0.0, model, 1, output, 60.0, 0, 0, "", output, (1.0,), (1.0,), (0.0,))
 
 
 def test_a_whole_batch_runs_between_two_steps_and_delays_the_running_one() -> None:
