@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -29,87 +29,57 @@ DEAREST = 4.0
 """Upper bound of a shadow price, as a multiple of the class's own price."""
 
 
+Figure = TypeVar("Figure")
+
+
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """One candidate's figures for a request."""
+class Estimate(Generic[Figure]):
+    """The figures of a request: one candidate's, or columns over all."""
 
     # Seconds, which add up to `finish`
-    transfer: float
-    wait: float
-    load: float
-    run: float
-    work: float
+    transfer: Figure
+    wait: Figure
+    load: Figure
+    run: Figure
+    work: Figure
     """Device seconds that are used."""
-    cost: float
+    cost: Figure
     """US dollars."""
-    finish: float
+    finish: Figure
     """Seconds until the answer is expected."""
-    at_most: float
+    at_most: Figure
     """Seconds until the answer is there in all but a few cases."""
-    saved: float
+    saved: Figure
     """Seconds that `run` is less because a device has read a prefix of the prompt before."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EstimateColumns:
-    """`Estimate`, as columns."""
-
-    transfer: Column
-    wait: Column
-    load: Column
-    run: Column
-    work: Column
-    cost: Column
-    finish: Column
-    at_most: Column
-    saved: Column
-
-    def at(self, index: int) -> Estimate:
+    def at(self: Estimate[Column], index: int) -> Estimate[float]:
         """The figures of one candidate."""
         return Estimate(*(float(getattr(self, name)[index]) for name in Estimate.__slots__))
 
 
-class EstimatedWorkload(Protocol):
-    """The workload to estimate: the `Needs` of one request, or of several as columns of shape (requests, 1)."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of each request."""
-
-    @property
-    def expected_batch(self) -> int:
-        """The expected batch: jobs released together with it."""
-
-    @property
-    def size(self) -> float | Column:
-        """Size of one row in the model's unit."""
-
-    @property
-    def output(self) -> float | Column:
-        """The part of the size that is expected to be generated."""
-
-    @property
-    def longest(self) -> float | Column:
-        """The most that may be generated of a row."""
-
-    @property
-    def most_read(self) -> int | Column:
-        """The most tokens that a row's prompt may have, where a budget has to bear them."""
-
-    @property
-    def payload(self) -> float | Column:
-        """Bytes sent to the device."""
-
-    @property
-    def level(self) -> int | np.ndarray:
-        """Priority level; an array of shape (requests,) for several requests."""
-
-    @property
-    def prefix(self) -> Prefix | None:
-        """What of its prompt some device has read before."""
+EstimateColumns = Estimate[Column]
 
 
-def estimate_figures(table: CandidateTable, needs: EstimatedWorkload, ahead: Column) -> EstimateColumns:
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupNeeds:
+    """The `Needs` of several requests: columns of shape (requests, 1), and `level` of shape (requests,)."""
+
+    rows: int
+    size: Column
+    output: Column
+    longest: Column
+    payload: Column
+    most_read: Column
+    level: np.ndarray
+    expected_batch: int = 0
+    prefix: None = None
+
+
+Workload = Needs | GroupNeeds
+"""What is estimated: one request, or several."""
+
+
+def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> EstimateColumns:
     """The candidates' figures for a request with `ahead` device seconds before it in each class.
 
     For several requests, the figures and `ahead` have one more leading axis.
@@ -138,7 +108,7 @@ def estimate_figures(table: CandidateTable, needs: EstimatedWorkload, ahead: Col
     if table.metered is not None:
         cost = cost + metered_cost(table.metered, needs)
     at_most = (finish + table.beyond) * table.residual[needs.level]
-    return EstimateColumns(transfer, wait, table.load, run, work, cost, finish, at_most, saved)
+    return Estimate(transfer, wait, table.load, run, work, cost, finish, at_most, saved)
 
 
 def of_prompt(table: CandidateTable) -> tuple[Column, Column]:
@@ -148,7 +118,7 @@ def of_prompt(table: CandidateTable) -> tuple[Column, Column]:
     return table.step + table.prompt[0], table.slope + table.prompt[1]
 
 
-def _saved(table: CandidateTable, needs: EstimatedWorkload, prefix: Prefix, wait: Column) -> Column:
+def _saved(table: CandidateTable, needs: Workload, prefix: Prefix, wait: Column) -> Column:
     """Seconds that reading the prefix would take, of candidates on its class that would start at once."""
     here = np.array([one.hardware_class == prefix.hardware_class for one in table.candidates])
     step, slope = of_prompt(table)
@@ -156,20 +126,20 @@ def _saved(table: CandidateTable, needs: EstimatedWorkload, prefix: Prefix, wait
     return saved
 
 
-def read_before(needs: EstimatedWorkload, prefix: Prefix) -> float | Column:
+def read_before(needs: Workload, prefix: Prefix) -> float | Column:
     """Tokens of the prompt that a device has read before; the last one is always read again."""
     tokens: float | Column = np.clip(needs.size - needs.output - 1, 0, prefix.tokens)
     return tokens
 
 
-def metered_cost(metered: np.ndarray, needs: EstimatedWorkload) -> Column:
+def metered_cost(metered: np.ndarray, needs: Workload) -> Column:
     """US dollars for the rows and their expected tokens (`CandidateTable.metered`)."""
     each, of_input, of_output = metered
     cost: Column = needs.rows * (each + of_input * (needs.size - needs.output) + of_output * needs.output)
     return cost
 
 
-def dearest(table: CandidateTable, needs: EstimatedWorkload, cost: Column) -> Column:
+def dearest(table: CandidateTable, needs: Workload, cost: Column) -> Column:
     """The most that a request of this expected cost may cost: on the class's dearest device, with the longest answers.
 
     Budgets hold for the longest answers and prompts where tokens are paid for; a longer answer elsewhere is device
@@ -190,7 +160,7 @@ Limits = tuple[np.ndarray, np.ndarray]
 is left than it needs. Two of each, for requests and tokens, before the axes of `EstimateColumns`."""
 
 
-def limits_of(allowed: np.ndarray, needs: EstimatedWorkload, work: Column) -> Limits:
+def limits_of(allowed: np.ndarray, needs: Workload, work: Column) -> Limits:
     """The rate limits as a request sees them that takes `work` device seconds; what is ahead is taken for alike."""
     a_second, left = allowed[:, 0], allowed[:, 1]
     size = np.maximum(needs.size, 1.0)
@@ -213,7 +183,7 @@ def wait_of(table: CandidateTable, ahead: Column, limits: Limits | None = None) 
     return wait
 
 
-def alone_and_each(table: CandidateTable, needs: EstimatedWorkload) -> tuple[Column, Column]:
+def alone_and_each(table: CandidateTable, needs: Workload) -> tuple[Column, Column]:
     """Seconds of a batch of no rows of the workload's size, and what each row adds."""
     alone: Column = table.base + table.step * needs.size
     each: Column = table.slope * needs.size
@@ -223,14 +193,14 @@ def alone_and_each(table: CandidateTable, needs: EstimatedWorkload) -> tuple[Col
     return alone + table.prompt[0] * read, each + table.prompt[1] * read
 
 
-def work_in_full_batches(table: CandidateTable, needs: EstimatedWorkload, full: Column) -> Column:
+def work_in_full_batches(table: CandidateTable, needs: Workload, full: Column) -> Column:
     """Device seconds of the workload's rows, each with its share of a batch of `full` rows like it."""
     alone, each = alone_and_each(table, needs)
     work: Column = np.maximum(table.floor, alone + each * full) / full * needs.rows
     return work
 
 
-def blocks_for(table: CandidateTable, needs: EstimatedWorkload) -> Column:
+def blocks_for(table: CandidateTable, needs: Workload) -> Column:
     """Seconds for which the workload's rows keep each candidate's device from other work.
 
     Batches that run as a whole keep it until they end. Those that rows join and leave take turns with other work, of
@@ -241,14 +211,14 @@ def blocks_for(table: CandidateTable, needs: EstimatedWorkload) -> Column:
     return work_in_full_batches(table, needs, table.billed)
 
 
-def run_alone(table: CandidateTable, needs: EstimatedWorkload) -> Column:
+def run_alone(table: CandidateTable, needs: Workload) -> Column:
     """Seconds that each candidate takes for the workload's rows alone."""
     alone, each = alone_and_each(table, needs)
     seconds: Column = np.maximum(table.floor, alone + each * np.minimum(float(needs.rows), table.limit))
     return seconds
 
 
-def full_batch(table: CandidateTable, needs: EstimatedWorkload) -> Column:
+def full_batch(table: CandidateTable, needs: Workload) -> Column:
     """Seconds that each candidate's largest batch of rows of the workload's size takes."""
     alone, each = alone_and_each(table, needs)
     seconds: Column = np.maximum(table.floor, alone + each * batch_limit(table, alone, each))
@@ -269,7 +239,7 @@ def batch_limit(table: CandidateTable, alone: Column, each: Column) -> Column:
     return limit
 
 
-def _run_and_work(table: CandidateTable, needs: EstimatedWorkload) -> tuple[np.ndarray, np.ndarray]:
+def _run_and_work(table: CandidateTable, needs: Workload) -> tuple[np.ndarray, np.ndarray]:
     """Seconds until the rows have run, and their share of device seconds; one for each row of `table.rates`.
 
     Rows share a batch with those that arrive while the previous batch runs, `b = rate·L(b)` rows, or with the expected

@@ -14,9 +14,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from router.decide.candidates import CandidateTable, Column
+from router.decide.candidates import CandidateTable
 from router.decide.classify import Candidate, Needs
-from router.decide.cost import blocks_for, dearest, estimate_figures, limits_of, wait_of
+from router.decide.cost import GroupNeeds, blocks_for, dearest, estimate_figures, limits_of, wait_of
 from router.decide.moves.preempt import SWITCH
 from router.decide.placement import reserved_and_busy
 from tasks.topology import Rebalance
@@ -61,21 +61,6 @@ class Group:
     def left(self) -> float:
         """Seconds until they are due; infinite without a deadline."""
         return math.inf if self.needs.deadline is None else self.needs.deadline
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupNeeds:
-    """The needs of several groups for `estimate_figures`: columns of shape (groups, 1), `level` of shape (groups,)."""
-
-    rows: int
-    size: Column
-    output: Column
-    longest: Column
-    payload: Column
-    most_read: Column
-    level: np.ndarray
-    expected_batch: int = 0
-    prefix: None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -19,7 +19,7 @@ class Option:
     """A candidate with its figures in the choice."""
 
     candidate: Candidate
-    estimate: Estimate
+    estimate: Estimate[float]
 
 
 def place(model: Model, needs: Needs, topology: Topology, fleet: FleetSnapshot, *, seed: int = 0) -> Placement:

@@ -38,7 +38,7 @@ def table_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: An
     return build_table(MODEL, Constraints(), a_topology(cpu=hardware), FleetSnapshot(devices, **fleet), ProfileBook())
 
 
-def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **fleet: Any) -> Estimate:
+def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **fleet: Any) -> Estimate[float]:
     return estimate_figures(table_of(*devices, **fleet), needs, np.array([ahead])).at(0)
 
 
@@ -82,7 +82,7 @@ GENERATING = msgspec.structs.replace(
 def test_a_generated_row_costs_its_share_of_a_full_batch_whatever_batch_it_has_now(max_batch: int, rows: int) -> None:
     topology = a_topology(cpu=msgspec.structs.replace(CLASS, max_batch=max_batch))
 
-    def figures(**rates: float) -> Estimate:
+    def figures(**rates: float) -> Estimate[float]:
         fleet = FleetSnapshot((WARM,), rates=rates)
         return estimate_figures(
             build_table(GENERATING, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(1)
