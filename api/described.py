@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import msgspec
-from litestar import MediaType, Router
+from litestar import MediaType, Router, delete, post
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, Operation, SecurityScheme
@@ -45,29 +46,41 @@ TERMS: Mapping[str, str] = {header: its.meaning for header, its in HEADERS.items
 """What the headers mean that give service terms."""
 
 
-class BodyOperation(Operation):
-    """Describes a request's body, which the endpoint decodes itself, directly from its bytes."""
+def of_model(path: str) -> list[str]:
+    """The paths of an endpoint below a model, and below a version of it."""
+    return [f"/v2/models/{{model:str}}{path}", f"/v2/models/{{model:str}}/versions/{{version:str}}{path}"]
 
-    body: ClassVar[type[Any]]
-    headers: ClassVar[Mapping[str, str]] = TERMS
+
+posts, deletes = partial(post, status_code=200), partial(delete, status_code=200)
+"""Decorators of endpoints."""
+
+
+def takes(body: type[Any], headers: Mapping[str, str] = TERMS, *, events: bool = False) -> type[Operation]:
+    """Describes an endpoint that decodes its body itself, directly from the bytes; `events` as `Evented`."""
+
+    class Described(Evented if events else Operation):  # type: ignore[misc]  # mypy knows no base that depends
+        def to_schema(self) -> dict[str, Any]:
+            described = super().to_schema()
+            read = [
+                {"name": name, "in": "header", "required": False, "description": what, "schema": {"type": "string"}}
+                for name, what in headers.items()
+            ]
+            content = {MediaType.JSON.value: {"schema": _schema_of(body)}}
+            parameters = [*described.get("parameters", []), *read]
+            return {**described, "parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+    return Described
+
+
+class Evented(Operation):
+    """Describes an endpoint that answers by server-sent events if it is asked to."""
 
     def to_schema(self) -> dict[str, Any]:
-        """The operation with its body and headers."""
+        """The operation, with both forms of its answer."""
         described = super().to_schema()
-        headers = [
-            {"name": name, "in": "header", "required": False, "description": what, "schema": {"type": "string"}}
-            for name, what in self.headers.items()
-        ]
-        content = {MediaType.JSON.value: {"schema": _schema_of(self.body)}}
-        parameters = [*described.get("parameters", []), *headers]
-        return {**described, "parameters": parameters, "requestBody": {"required": True, "content": content}}
-
-
-def or_events(described: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an operation that answers by server-sent events if it is asked to."""
-    answered = described["responses"]
-    content = {**answered["200"]["content"], EVENTS: {"schema": {"type": "string"}}}
-    return {**described, "responses": {**answered, "200": {**answered["200"], "content": content}}}
+        answered = described["responses"]
+        content = {**answered["200"]["content"], EVENTS: {"schema": {"type": "string"}}}
+        return {**described, "responses": {**answered, "200": {**answered["200"], "content": content}}}
 
 
 def document(version: str) -> OpenAPIConfig:

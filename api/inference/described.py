@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import msgspec
 
-from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, BodyOperation, ServerSentEvent, answers
+from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, ServerSentEvent, answers, takes
 from api.inference.protocol import InferAnswer, InferRequest
 from api.inference.streaming import GenerateRequest
 from taxiway.contract.job import JobState
@@ -32,22 +29,16 @@ class Generated(msgspec.Struct, frozen=True):
     finish_reason: str | None
 
 
-class InferOperation(BodyOperation):
-    """Describes an infer request."""
-
-    body = InferRequest
-    headers: ClassVar[Mapping[str, str]] = {
+INFER_BODY = takes(
+    InferRequest,
+    {
         HEADER: "Number of JSON bytes in the body; the raw tensors that it describes follow.",
         "Prefer": "With `respond-async` the job's location is returned at once; with `wait=s`, after s seconds.",
         **TERMS,
-    }
-
-
-class GenerateOperation(BodyOperation):
-    """Describes the body of a request to generate text."""
-
-    body = GenerateRequest
-
+    },
+)
+GENERATE_BODY = takes(GenerateRequest)
+"""What endpoints take."""
 
 PLACED = answers(JobLocation, status=202)
 INFO = answers(FIELDS, *KEYED)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from litestar import Response, get, post
+from litestar import Response, get
 from litestar.response import Stream
 
-from api.described import EVENTS
+from api.described import EVENTS, of_model, posts
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.inference import described
 from api.inference.infer import Accepted
@@ -17,10 +17,9 @@ from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 
 
-@post(
-    ["/v2/models/{model:str}/generate", "/v2/models/{model:str}/versions/{version:str}/generate"],
-    status_code=200,
-    operation_class=described.GenerateOperation,
+@posts(
+    of_model("/generate"),
+    operation_class=described.GENERATE_BODY,
     opt=needs("submit"),
     responses=described.GENERATE,
 )
@@ -32,10 +31,9 @@ async def generate(request: AnyRequest, model: str, version: str | None = None) 
     return json_answer(answer)
 
 
-@post(
-    ["/v2/models/{model:str}/generate_stream", "/v2/models/{model:str}/versions/{version:str}/generate_stream"],
-    status_code=200,
-    operation_class=described.GenerateOperation,
+@posts(
+    of_model("/generate_stream"),
+    operation_class=described.GENERATE_BODY,
     opt=needs("submit"),
     responses=described.GENERATE_STREAM,
 )

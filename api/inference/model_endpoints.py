@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from litestar import Response, get, post
+from litestar import Response, get
 
+from api.described import of_model, posts
 from api.gate import AnyRequest, needs, take_terms
 from api.inference import described
 from api.inference.metadata import model_metadata, unready
@@ -24,22 +25,14 @@ async def models(request: AnyRequest) -> JsonResponse:
     return Response({"models": model_list(rules.catalogue, router.fleet.working.fleet, rules.unloaded)})
 
 
-@get(
-    ["/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}"],
-    opt=needs(),
-    responses=described.MODEL,
-)
+@get(of_model(""), opt=needs(), responses=described.MODEL)
 async def metadata(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """A model's inputs, outputs and parameters."""
     catalogue = services_of(request).router.rules.catalogue
     return Response(model_metadata(catalogue, catalogue.resolve(reference_of(model, version))))
 
 
-@get(
-    ["/v2/models/{model:str}/ready", "/v2/models/{model:str}/versions/{version:str}/ready"],
-    opt=needs(),
-    responses=described.MODEL_READY,
-)
+@get(of_model("/ready"), opt=needs(), responses=described.MODEL_READY)
 async def model_ready(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """Whether a live device has or can load the model; 503 with the reason if none can, or the model is disabled."""
     router = services_of(request).router
@@ -52,10 +45,9 @@ async def model_ready(request: AnyRequest, model: str, version: str | None = Non
     return Response(content | ({"reason": reason} if reason else {}), status_code=503 if reason else 200)
 
 
-@post(
-    ["/v2/models/{model:str}/infer", "/v2/models/{model:str}/versions/{version:str}/infer"],
-    status_code=200,
-    operation_class=described.InferOperation,
+@posts(
+    of_model("/infer"),
+    operation_class=described.INFER_BODY,
     opt=needs("submit"),
     responses=described.INFER,
 )
@@ -64,10 +56,9 @@ async def infer(model: str, version: str | None = None) -> Response[bytes]:
     raise NotImplementedError  # only described here: `api.inference.infer.Front` serves it
 
 
-@post(
-    ["/v2/models/{model:str}/placement", "/v2/models/{model:str}/versions/{version:str}/placement"],
-    status_code=200,
-    operation_class=described.InferOperation,
+@posts(
+    of_model("/placement"),
+    operation_class=described.INFER_BODY,
     opt=needs("submit"),
     responses=described.PLACEMENT,
 )

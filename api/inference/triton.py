@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
-from litestar import Response, get, post
+from litestar import Response, get
 
+from api.described import of_model, posts
 from api.gate import AnyRequest, json_answer, needs
 from api.inference import described
 from api.inference.metadata import unready
@@ -50,7 +51,7 @@ class ControlRequest(msgspec.Struct, frozen=True):
 Body = TypeVar("Body")
 
 
-@post("/v2/repository/index", status_code=200, opt=needs(), responses=described.INDEX)
+@posts("/v2/repository/index", opt=needs(), responses=described.INDEX)
 async def repository_index(request: AnyRequest) -> Response[bytes]:
     """Every version of every model, and whether a live device has it or could load it."""
     read = await _read(request, IndexRequest)
@@ -62,7 +63,7 @@ async def repository_index(request: AnyRequest) -> Response[bytes]:
     return json_answer([one for one in found if one.state == "READY" or not read.ready])
 
 
-@post("/v2/repository/models/{model:str}/load", status_code=200, responses=described.REPOSITORY)
+@posts("/v2/repository/models/{model:str}/load", responses=described.REPOSITORY)
 async def repository_load(request: AnyRequest, model: str) -> Response[bytes]:
     """Read the models folder, accept requests for a model, and load it on each class that can run it.
 
@@ -72,18 +73,14 @@ async def repository_load(request: AnyRequest, model: str) -> Response[bytes]:
     return json_answer(await _router(request).repository.load(model))
 
 
-@post("/v2/repository/models/{model:str}/unload", status_code=200, responses=described.REPOSITORY)
+@posts("/v2/repository/models/{model:str}/unload", responses=described.REPOSITORY)
 async def repository_unload(request: AnyRequest, model: str) -> Response[bytes]:
     """Accept no more requests for a model; workers unload it once the accepted ones have run."""
     await _check_control(request)
     return json_answer(await _router(request).repository.unload(model))
 
 
-@get(
-    ["/v2/models/{model:str}/config", "/v2/models/{model:str}/versions/{version:str}/config"],
-    opt=needs(),
-    responses=described.MODEL,
-)
+@get(of_model("/config"), opt=needs(), responses=described.MODEL)
 async def model_config(request: AnyRequest, model: str, version: str | None = None) -> Response[bytes]:
     """A model's configuration in Triton's form: name, platform, most rows per request, inputs and outputs."""
     return json_answer(config_of(_resolved(request, model, version)))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, get
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from api.access import Caller
-from api.described import KEYED, BodyOperation, answers
+from api.described import KEYED, answers, deletes, posts, takes
 from api.gate import AnyRequest, caller_of, json_answer, needs, take_terms
 from api.objects.batches import (
     ENDED,
@@ -160,13 +160,7 @@ def batch_answer(batch: Batch) -> BatchAnswer:
 _ENDS = ("completed", "failed", "expired", "cancelled")
 
 
-class BatchOperation(BodyOperation):
-    """Describes a request for a batch."""
-
-    body: ClassVar[type[Any]] = BatchCall
-    headers: ClassVar[Mapping[str, str]] = {
-        name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED_TERMS
-    }
+_BATCH_HEADERS = {name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED_TERMS}
 
 
 class FileOperation(Operation):
@@ -193,9 +187,8 @@ _BATCH = answers(BatchAnswer, *KEYED, 404, 503, problem=ErrorContent)
 _BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
 
 
-@post(
+@posts(
     "/v1/files",
-    status_code=200,
     opt=needs("submit"),
     responses=_FILE_UPLOAD,
     operation_class=FileOperation,
@@ -272,7 +265,7 @@ async def file(request: AnyRequest, file: str) -> Response[bytes]:
     return json_answer(file_answer(await _file(request, file)))
 
 
-@delete("/v1/files/{file:str}", status_code=200, opt=needs("submit"), responses=_DELETED)
+@deletes("/v1/files/{file:str}", opt=needs("submit"), responses=_DELETED)
 async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     """Delete a file."""
     stored, record = services_of(request).stored, await _file(request, file)
@@ -307,12 +300,11 @@ async def _content(
     return Stream(all_pieces(), media_type="application/octet-stream", headers=headers)
 
 
-@post(
+@posts(
     "/v1/batches",
-    status_code=200,
     opt=needs("submit"),
+    operation_class=takes(BatchCall, _BATCH_HEADERS),
     responses=_BATCH_CREATE,
-    operation_class=BatchOperation,
 )
 async def batch_create(request: AnyRequest) -> Response[bytes]:
     """Run the calls in a file."""
@@ -381,7 +373,7 @@ async def _batch(request: AnyRequest, batch: str) -> Batch:
     return decode_batch(await services_of(request).stored.objects.get("batch", batch, _caller(request).tenant))
 
 
-@post("/v1/batches/{batch:str}/cancel", status_code=200, opt=needs("submit"), responses=_BATCH)
+@posts("/v1/batches/{batch:str}/cancel", opt=needs("submit"), responses=_BATCH)
 async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
     stored = services_of(request).stored
@@ -398,7 +390,7 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     return json_answer(batch_answer(decode_batch(raw)))
 
 
-@delete("/v1/batches/{batch:str}", status_code=200, opt=needs("submit"), responses=_BATCH_DELETED)
+@deletes("/v1/batches/{batch:str}", opt=needs("submit"), responses=_BATCH_DELETED)
 async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
     """Delete a batch that has ended; its files stay."""
     objects, found = services_of(request).stored.objects, await _batch(request, batch)

@@ -7,14 +7,15 @@ the call that made it, and in no other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, get
+from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 
 from api.access import Caller
-from api.described import KEYED, BodyOperation, answers
+from api.described import KEYED, answers, deletes, posts, takes
 from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.openai_errors import ErrorContent
 from api.routing.webhooks import WebhookRegistry, hint_of
@@ -138,40 +139,8 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int
 
 
-class _Operation(BodyOperation):
-    """Describes a body."""
-
-    headers: ClassVar[dict[str, str]] = {}
-
-
-class CreateOperation(_Operation):
-    """Describes a new endpoint."""
-
-    body = EndpointCall
-
-
-class ChangeOperation(_Operation):
-    """Describes a change."""
-
-    body = EndpointChange
-
-
-class RotateOperation(_Operation):
-    """Describes a rotation."""
-
-    body = RotateCall
-
-
-class TestOperation(_Operation):
-    """Describes a sample event."""
-
-    body = TestCall
-
-
-class ReplayOperation(_Operation):
-    """Describes a replay of dead letters."""
-
-    body = ReplayCall
+def _takes(body: type[Any]) -> type[Operation]:
+    return takes(body, {})
 
 
 def _answers(kind: Any, *statuses: int) -> Any:
@@ -189,11 +158,10 @@ async def event_types() -> Response[bytes]:
     return json_answer(EventTypes())
 
 
-@post(
+@posts(
     "/v1/webhook_endpoints",
-    status_code=200,
     responses=_answers(EndpointAnswer, *_CALLED),
-    operation_class=CreateOperation,
+    operation_class=_takes(EndpointCall),
 )
 async def endpoint_create(request: AnyRequest) -> Response[bytes]:
     """Register an endpoint of a tenant. Its secret is shown this once."""
@@ -225,7 +193,7 @@ async def endpoint(request: AnyRequest, endpoint: str) -> Response[bytes]:
     return await _shown(request, await _webhooks(request).get(endpoint, _seen_by(request)))
 
 
-@post(_PATH, status_code=200, responses=_answers(EndpointAnswer, *_CALLED), operation_class=ChangeOperation)
+@posts(_PATH, responses=_answers(EndpointAnswer, *_CALLED), operation_class=_takes(EndpointChange))
 async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Change an endpoint's name, address or events. What waits goes to the new address."""
     call = await _read(request, EndpointChange)
@@ -235,17 +203,16 @@ async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]
     return await _shown(request, await _webhooks(request).replace(endpoint, _seen_by(request), **fields))
 
 
-@delete(_PATH, status_code=200, responses=_answers(DeletedEndpoint, 404))
+@deletes(_PATH, responses=_answers(DeletedEndpoint, 404))
 async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Remove an endpoint, with the events that wait for it."""
     return json_answer(DeletedEndpoint(id=await _webhooks(request).remove(endpoint, _seen_by(request))))
 
 
-@post(
+@posts(
     f"{_PATH}/rotate_secret",
-    status_code=200,
     responses=_answers(EndpointAnswer, *_CALLED),
-    operation_class=RotateOperation,
+    operation_class=_takes(RotateCall),
 )
 async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Make a new secret, which is shown this once."""
@@ -256,7 +223,7 @@ async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]
     )
 
 
-@post(f"{_PATH}/test", status_code=200, responses=_answers(TestAnswer, *_CALLED), operation_class=TestOperation)
+@posts(f"{_PATH}/test", responses=_answers(TestAnswer, *_CALLED), operation_class=_takes(TestCall))
 async def endpoint_test(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send a sample event at once, and say what the endpoint answered."""
     call, webhooks = await _read(request, TestCall), _webhooks(request)
@@ -273,11 +240,10 @@ async def endpoint_dead(request: AnyRequest, endpoint: str, limit: _Limit = 100)
     return json_answer(page_of([_dead_answer(one) for one in found], limit))
 
 
-@post(
+@posts(
     f"{_PATH}/dead_letters/replay",
-    status_code=200,
     responses=_answers(Replayed, *_CALLED),
-    operation_class=ReplayOperation,
+    operation_class=_takes(ReplayCall),
 )
 async def endpoint_replay(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send dead letters again, after the events that wait."""

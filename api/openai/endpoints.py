@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
-from litestar import Response, get, post
+from litestar import Response, get
 from litestar.types import ASGIApp
 
-from api.described import ASKED, KEYED, RUN, TERMS, BodyOperation, answers, or_events
+from api.described import ASKED, KEYED, RUN, answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.openai.answers import AnswerHead, AnyCall, ChatCompletion, Completion, EmbeddingList, written
 from api.openai.calls import Begun, Calls, WholeAnswer, headers_of_result
@@ -92,30 +92,6 @@ def is_used(model: Model) -> bool:
     return model.pipeline in _USED or embedding_of(model) is not None
 
 
-class ChatOperation(BodyOperation):
-    """Describes a chat."""
-
-    body: ClassVar[type[Any]] = ChatCall
-    headers: ClassVar[Mapping[str, str]] = TERMS
-
-    def to_schema(self) -> dict[str, Any]:
-        """The operation, with both forms of its answer."""
-        return or_events(super().to_schema())
-
-
-class CompletionOperation(ChatOperation):
-    """Describes a completion."""
-
-    body = CompletionCall
-
-
-class EmbeddingsOperation(BodyOperation):
-    """Describes a request for embeddings."""
-
-    body = EmbeddingsCall
-    headers = TERMS
-
-
 _MODELS = answers(ModelList, *KEYED, problem=ErrorContent)
 _MODEL = answers(ListedModel, *KEYED, 404, 503, problem=ErrorContent)
 _CHAT = answers(ChatCompletion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
@@ -154,37 +130,21 @@ async def model(request: AnyRequest, model: str) -> Response[bytes]:
     return json_answer(listed_model(model, found))
 
 
-@post(
-    "/v1/chat/completions",
-    status_code=200,
-    operation_class=ChatOperation,
-    opt=needs("submit"),
-    responses=_CHAT,
-)
+@posts("/v1/chat/completions", opt=needs("submit"), operation_class=takes(ChatCall, events=True), responses=_CHAT)
 async def chat_completions(request: AnyRequest) -> ASGIApp:
     """Answer a chat: at once, or with `stream` as server-sent events."""
     return await _answer(request, ChatCall, chat_fields, ChatWriter)
 
 
-@post(
-    "/v1/completions",
-    status_code=200,
-    operation_class=CompletionOperation,
-    opt=needs("submit"),
-    responses=_COMPLETION,
+@posts(
+    "/v1/completions", opt=needs("submit"), operation_class=takes(CompletionCall, events=True), responses=_COMPLETION
 )
 async def completions(request: AnyRequest) -> ASGIApp:
     """Continue one or more prompts: at once, or with `stream` as server-sent events."""
     return await _answer(request, CompletionCall, completion_fields, CompletionWriter)
 
 
-@post(
-    "/v1/embeddings",
-    status_code=200,
-    operation_class=EmbeddingsOperation,
-    opt=needs("submit"),
-    responses=_EMBEDDINGS,
-)
+@posts("/v1/embeddings", opt=needs("submit"), operation_class=takes(EmbeddingsCall), responses=_EMBEDDINGS)
 async def embed(request: AnyRequest) -> ASGIApp:
     """The embeddings of one or more texts, which are one job."""
     parsed, read = await _read(request, EmbeddingsCall, embedding_fields)

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import msgspec
-from litestar import Response, get, post
+from litestar import Response, get
 from litestar.exceptions import NotFoundException
 from litestar.response import Stream
 
-from api.described import EVENTS, NONE, VERSION
+from api.described import EVENTS, NONE, VERSION, posts
 from api.gate import AnyRequest, json_answer, needs
 from api.inference.streaming import STREAM_HEADERS
 from api.operators import described
@@ -89,7 +89,7 @@ async def scaling(request: AnyRequest, hardware_class: str) -> JsonResponse:
     return _target(_scalable(request, hardware_class), hardware_class)
 
 
-@post("/v1/scaling/{hardware_class:str}/starts", status_code=200, responses=described.SCALING)
+@posts("/v1/scaling/{hardware_class:str}/starts", responses=described.SCALING)
 async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonResponse:
     """Declare that you start devices of a class on demand; answers as `GET` without `/starts` does.
 
@@ -129,7 +129,7 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
     return Response(content, media_type=CONTENT_TYPE)
 
 
-@post("/v2/reload", status_code=200, responses=described.FLEET_CHANGE)
+@posts("/v2/reload", responses=described.FLEET_CHANGE)
 async def reload(request: AnyRequest) -> JsonResponse:
     """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
     return Response(await services_of(request).router.repository.reload())

@@ -6,9 +6,10 @@ import math
 from typing import Annotated
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, get
 from litestar.params import Parameter, QueryParameter
 
+from api.described import deletes, posts
 from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
 from api.operators import described
 from api.services import JsonResponse, jobs_of, services_of
@@ -58,7 +59,7 @@ async def job_placement(request: AnyRequest, job: str) -> JsonResponse:
     return Response(await jobs_of(request).placement(job))
 
 
-@delete("/v2/jobs/{job:str}", status_code=200, opt=needs("submit"), responses=described.JOB)
+@deletes("/v2/jobs/{job:str}", opt=needs("submit"), responses=described.JOB)
 async def job_cancel(request: AnyRequest, job: str) -> Response[bytes]:
     """Cancel a job; one that has ended is left unchanged."""
     return _status(await jobs_of(request).cancel(job), 200)
@@ -110,14 +111,14 @@ async def dead_show(request: AnyRequest, letter: str) -> Response[bytes]:
     return json_answer(await services_of(request).letters.show(letter))
 
 
-@post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
+@posts("/v2/dead/{letter:str}/replay", responses=described.DEAD)
 async def dead_replay(request: AnyRequest, letter: str) -> Response[bytes]:
     """Run a dead letter's job again, under its own terms."""
     take_terms(request.scope, {}, dict.fromkeys(TERMS, "none, as the job keeps its own"))
     return json_answer({"id": letter, "job": await services_of(request).letters.replay(letter)})
 
 
-@delete("/v2/dead/{letter:str}", status_code=200, responses=described.DEAD)
+@deletes("/v2/dead/{letter:str}", responses=described.DEAD)
 async def dead_drop(request: AnyRequest, letter: str) -> Response[bytes]:
     """Delete a dead letter."""
     await services_of(request).letters.drop(letter)

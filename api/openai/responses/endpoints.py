@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import Response as HttpResponse
-from litestar import delete, get, post
-from litestar.openapi.spec import Operation
+from litestar import get
 from litestar.params import Parameter
 from litestar.types import ASGIApp
 
-from api.described import ASKED, KEYED, RUN, answers, or_events
+from api.described import ASKED, KEYED, RUN, Evented, answers, deletes, posts, takes
 from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.openai.calls import EVENT_HEADERS, Begun, WholeAnswer, headers_of_placement, headers_of_result
-from api.openai.endpoints import ChatOperation, Read, calls_of, read_body, read_request, run, stream
+from api.openai.endpoints import Read, calls_of, read_body, read_request, run, stream
 from api.openai.requests import ParsedCall, tier_for_later
 from api.openai.responses.chat import input_items, response_fields
 from api.openai.responses.events import ResponseWriter, replay
@@ -52,31 +51,16 @@ _StartingAfter = Annotated[
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="As they were given, or the other way round.")]
 
 
-class ResponseOperation(ChatOperation):
-    """Describes a request for a response."""
-
-    body = ResponseCall
-
-
-class RetrieveOperation(Operation):
-    """Describes a stored response."""
-
-    def to_schema(self) -> dict[str, Any]:
-        """The operation, with both forms of its answer."""
-        return or_events(super().to_schema())
-
-
 _RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 _RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
 _RESPONSE_DELETED = answers(DeletedResponse, *KEYED, 404, 503, problem=ErrorContent)
 _RESPONSE_INPUT = answers(Page, *KEYED, 400, 404, 503, problem=ErrorContent)
 
 
-@post(
+@posts(
     "/v1/responses",
-    status_code=200,
-    operation_class=ResponseOperation,
     opt=needs("submit"),
+    operation_class=takes(ResponseCall, events=True),
     responses=_RESPONSE_CREATE,
 )
 async def response_create(request: AnyRequest) -> ASGIApp:
@@ -90,7 +74,7 @@ async def response_create(request: AnyRequest) -> ASGIApp:
     return await making.whole()
 
 
-@get("/v1/responses/{response:str}", opt=needs("read"), operation_class=RetrieveOperation, responses=_RESPONSE)
+@get("/v1/responses/{response:str}", opt=needs("read"), operation_class=Evented, responses=_RESPONSE)
 async def response_retrieve(
     request: AnyRequest, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
 ) -> ASGIApp:
@@ -109,12 +93,7 @@ async def response_retrieve(
     return await calls_of(request).follow(found.job, begun, request.receive, path=request.scope["path"])
 
 
-@post(
-    "/v1/responses/{response:str}/cancel",
-    status_code=200,
-    opt=needs("submit"),
-    responses=_RESPONSE,
-)
+@posts("/v1/responses/{response:str}/cancel", opt=needs("submit"), responses=_RESPONSE)
 async def response_cancel(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Cancel a response in the background; one that has ended is left unchanged."""
     found = await _responses(request).get(response, _tenant(request))
@@ -123,7 +102,7 @@ async def response_cancel(request: AnyRequest, response: str) -> HttpResponse[by
     return json_answer((await _responses(request).cancel(response, _tenant(request))).response)
 
 
-@delete("/v1/responses/{response:str}", status_code=200, opt=needs("submit"), responses=_RESPONSE_DELETED)
+@deletes("/v1/responses/{response:str}", opt=needs("submit"), responses=_RESPONSE_DELETED)
 async def response_delete(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Delete a stored response, and cancel it if it has not ended."""
     await _responses(request).delete(response, _tenant(request))
